@@ -1,0 +1,128 @@
+"""Every key that Turnout keeps in Redis, in one place.
+
+All keys of a namespace share one hash tag, so that they live in one slot of a Redis Cluster and one Lua call
+may touch several. Two kinds stand outside of it, because Celery names them: the lane queues and the results.
+
+    {ns}:job:ID        hash    the job's record, see `ledger/__init__.py`
+    {ns}:story:ID      list    its events as JSON: queued, routed, failed over, settled (for `explain`, `events`)
+    {ns}:stream:ID     stream  its answer's pieces, when it streams
+    {ns}:pending       zset    queued jobs, by the time (ms) at which their message was last published
+    {ns}:leases        zset    jobs that a worker holds, by the time (ms) at which its lease ends
+    {ns}:delayed       zset    parked jobs, by the time (ms) at which they are due
+    {ns}:deadlines     zset    live jobs that have a deadline, by that time (ms)
+    {ns}:failed        zset    dead letters: failed jobs, by the time (ms) of settlement
+    {ns}:counts        hash    jobs accepted and settled, by outcome
+    {ns}:done:BATCH    list    settled job ids of a batch, to be written out by its feeder
+    {ns}:batch:BATCH   hash    a batch's own record
+    {ns}:batches       zset    batch ids, by creation (ms)
+    {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, as they are settled
+    {ns}:fleet         hash    health and metrics of every endpoint, `ENDPOINT|field`
+    {ns}:window:E      hash    an endpoint's use of its rate limits, by second
+    {ns}:calls:E       zset    an endpoint's calls in flight: lease ids, by start (ms)
+    {ns}:lease:ID      hash    what one call reserved
+    {ns}:expiry        zset    call leases, by the time (ms) at which they end
+    {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
+    {ns}:workers       zset    live workers, by last heartbeat (ms)
+    {ns}:mutex:WORK    string  who does a round of fleet-wide housekeeping now
+
+    interactive, standard, batch     list    Celery's lane queues
+    celery-task-meta-ID              string  Celery's result record, and the pub/sub channel of the same name
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from turnout.request import Lane
+
+
+@dataclass(frozen=True, slots=True)
+class Keys:
+    """The keys of one namespace."""
+
+    namespace: str = "turnout"
+
+    def _(self, *parts: str) -> str:
+        return ":".join((f"{{{self.namespace}}}", *parts))
+
+    def job(self, job_id: str) -> str:
+        return self._("job", job_id)
+
+    def story(self, job_id: str) -> str:
+        return self._("story", job_id)
+
+    def stream(self, job_id: str) -> str:
+        return self._("stream", job_id)
+
+    @property
+    def pending(self) -> str:
+        return self._("pending")
+
+    @property
+    def leases(self) -> str:
+        return self._("leases")
+
+    @property
+    def delayed(self) -> str:
+        return self._("delayed")
+
+    @property
+    def deadlines(self) -> str:
+        return self._("deadlines")
+
+    @property
+    def failed(self) -> str:
+        return self._("failed")
+
+    @property
+    def counts(self) -> str:
+        return self._("counts")
+
+    def done(self, batch: str) -> str:
+        return self._("done", batch)
+
+    def batch(self, batch: str) -> str:
+        return self._("batch", batch)
+
+    @property
+    def batches(self) -> str:
+        return self._("batches")
+
+    def inbox(self, client: str) -> str:
+        return self._("inbox", client)
+
+    @property
+    def fleet(self) -> str:
+        return self._("fleet")
+
+    def window(self, endpoint: str) -> str:
+        return self._("window", endpoint)
+
+    def calls(self, endpoint: str) -> str:
+        return self._("calls", endpoint)
+
+    def lease(self, lease: str) -> str:
+        return self._("lease", lease)
+
+    @property
+    def expiry(self) -> str:
+        return self._("expiry")
+
+    @property
+    def money(self) -> str:
+        return self._("money")
+
+    @property
+    def workers(self) -> str:
+        return self._("workers")
+
+    def mutex(self, work: str) -> str:
+        return self._("mutex", work)
+
+    @staticmethod
+    def queue(lane: Lane | str) -> str:
+        return str(lane)
+
+    @staticmethod
+    def result(job_id: str) -> str:
+        return f"celery-task-meta-{job_id}"

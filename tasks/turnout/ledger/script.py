@@ -1,0 +1,139 @@
+"""Redis operations as values: one Lua file each, built apart from whoever sends them.
+
+A `Call` says what to run; `run` sends calls over a blocking connection and `Coalescer` over an asyncio one.
+So every operation is written once for both, and any number of them shares one round trip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from importlib.resources import files
+from typing import Any, Generic, TypeVar
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError
+
+T = TypeVar("T")
+
+CLOCK = """local function now_ms()
+  local time = redis.call('TIME')
+  return time[1] * 1000 + math.floor(time[2] / 1000)
+end
+"""
+"""Put before every script: Redis's clock, the only one. Tests replace it to move time by hand."""
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A Lua file, and the SHA-1 by which Redis knows it."""
+
+    name: str
+    source: str
+    sha: str
+
+    @staticmethod
+    @cache
+    def load(package: str, name: str, clock: str = CLOCK) -> Script:
+        """Read `lua/NAME.lua` of `package`; the first line may be a `#!lua` shebang, which stays first."""
+        text = files(package).joinpath("lua", f"{name}.lua").read_text("utf-8")
+        shebang, rest = text.split("\n", 1) if text.startswith("#!") else ("", text)
+        source = f"{shebang}\n{clock}{rest}" if shebang else clock + rest
+        return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+
+
+@dataclass(frozen=True, slots=True)
+class Call(Generic[T]):
+    """One script with its keys and arguments, and how to read the answer."""
+
+    script: Script
+    keys: tuple[str, ...]
+    args: tuple[str | bytes | int | float, ...]
+    decode: Callable[[Any], T]
+
+    @property
+    def command(self) -> tuple[Any, ...]:
+        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
+
+
+def run(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
+    """Send all calls in one round trip, in order; raises the first error after all were sent."""
+    replies = _execute(client, calls)
+    if missing := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+        # A restarted Redis has forgotten them. What was refused for that has not run, so it is safe again.
+        for script in {calls[i].script for i in missing}:
+            client.script_load(script.source)
+        for i, reply in zip(missing, _execute(client, [calls[i] for i in missing]), strict=True):
+            replies[i] = reply
+    return [_decode(call, reply) for call, reply in zip(calls, replies, strict=True)]
+
+
+def _execute(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
+    with client.pipeline(transaction=False) as pipe:
+        for call in calls:
+            pipe.execute_command(*call.command)  # type: ignore[no-untyped-call]
+        return list(pipe.execute(raise_on_error=False))
+
+
+def _decode(call: Call[T], reply: Any) -> T:
+    if isinstance(reply, Exception):
+        raise reply
+    return call.decode(reply)
+
+
+class Coalescer:
+    """Sends calls of concurrent coroutines together: what arrives while one batch is under way is the next.
+
+    A caller that is cancelled leaves its command running to its end, and nobody else ever reads its reply.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, max_batch: int = 256) -> None:
+        self._client = client
+        self._max_batch = max_batch
+        self._queue: list[tuple[Call[Any], asyncio.Future[Any]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+
+    async def __call__(self, call: Call[T]) -> T:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append((call, future))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        return _decode(call, await future)
+
+    async def all(self, *calls: Call[Any]) -> list[Any]:
+        """Several calls that travel together; they run in this order."""
+        return await asyncio.gather(*(self(call) for call in calls))
+
+    async def _flush(self) -> None:
+        try:
+            await asyncio.sleep(0)  # let every coroutine that is ready now add its call
+            while self._queue:
+                batch, self._queue = self._queue[: self._max_batch], self._queue[self._max_batch :]
+                try:
+                    replies = await self._send([call for call, _ in batch])
+                except Exception as error:
+                    replies = [error] * len(batch)
+                for (_, future), reply in zip(batch, replies, strict=True):
+                    if not future.done():
+                        future.set_result(reply)
+        finally:
+            self._flusher = None
+
+    async def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        replies = await self._execute(calls)
+        if missing := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+            for script in {calls[i].script for i in missing}:
+                await self._client.script_load(script.source)
+            for i, reply in zip(missing, await self._execute([calls[i] for i in missing]), strict=True):
+                replies[i] = reply
+        return replies
+
+    async def _execute(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        async with self._client.pipeline(transaction=False) as pipe:
+            for call in calls:
+                pipe.execute_command(*call.command)
+            return list(await pipe.execute(raise_on_error=False))

@@ -1,0 +1,370 @@
+"""The contract between producers and workers: what is asked, under which constraints, and what comes back.
+
+Everything here is a frozen pydantic model: validated once at the edge, shared freely afterwards. Unknown
+fields are refused, so that a misspelt constraint is an error and never a constraint silently ignored.
+Money is integer micro-dollars (`_microusd`) wherever it is added up, and dollars (`_usd`) only where a person
+writes or reads it. Times are seconds (`_s`); absolute times carry a time zone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from datetime import UTC, datetime
+from enum import StrEnum
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+
+CONTRACT_VERSION = 1
+"""Major version of messages and records. A worker leaves a job of an unknown major untouched."""
+
+MICROUSD_PER_USD = 1_000_000
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f]+$")]
+
+
+class Value(BaseModel):
+    """A frozen value that refuses unknown fields, NaN and infinities."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
+    )
+
+
+class RoutingStrategy(StrEnum):
+    """How the router orders the endpoints that satisfy a job's constraints."""
+
+    BALANCED = "balanced"
+    """Cheapest that will be in time: price, lateness and urgency in one utility. The default."""
+    COST_OPTIMIZED = "cost"
+    LATENCY_OPTIMIZED = "latency"
+    PRIORITY = "priority"
+    """The operator's priority (1 before 2), unless the preferred one would be late."""
+    ROUND_ROBIN = "round_robin"
+    """In turn, weighted by the endpoint's weight."""
+    FAILOVER = "failover"
+    """Strictly in order: the next one only when those before it are out."""
+
+
+class Lane(StrEnum):
+    """Queues by urgency, served in this order; each has a reserved share, so that none starves."""
+
+    INTERACTIVE = "interactive"
+    STANDARD = "standard"
+    BATCH = "batch"
+
+
+class Capability(StrEnum):
+    """What a model must be able to do; checked against the model catalogue."""
+
+    TOOLS = "tools"
+    JSON_SCHEMA = "json_schema"
+    VISION = "vision"
+    REASONING = "reasoning"
+    STREAMING = "streaming"
+    EMBEDDINGS = "embeddings"
+
+
+class Quality(StrEnum):
+    """Coarse quality tiers of models, lowest first."""
+
+    BASIC = "basic"
+    GOOD = "good"
+    BEST = "best"
+
+    @property
+    def rank(self) -> int:
+        return list(Quality).index(self)
+
+
+# --- the request -----------------------------------------------------------------------------------------
+
+
+class TextPart(Value):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImageUrl(Value):
+    url: str
+    """A `data:` URI. Remote addresses are refused: a job can't make a worker or a provider fetch a URL."""
+    detail: Literal["auto", "low", "high"] | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _inline_only(cls, url: str) -> str:
+        if not url.startswith("data:image/"):
+            raise ValueError("must be a data:image/… URI; remote images are not fetched")
+        return url
+
+
+class ImagePart(Value):
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
+
+
+class FunctionCall(Value):
+    name: Name
+    arguments: str = "{}"
+    """The arguments as a JSON text, exactly as the model wrote them (it may be invalid JSON)."""
+
+
+class ToolCall(Value):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Value):
+    """One message, in the shape of OpenAI's chat format, the one that most users already have."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[Annotated[TextPart | ImagePart, Field(discriminator="type")], ...] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+    @property
+    def text(self) -> str:
+        if self.content is None or isinstance(self.content, str):
+            return self.content or ""
+        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+
+
+class FunctionDefinition(Value):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    strict: bool | None = None
+
+
+class Tool(Value):
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+class ResponseFormat(Value):
+    """What the answer must be: free text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str = "answer"
+    json_schema: dict[str, JsonValue] | None = None
+    strict: bool = True
+    max_repairs: int = Field(default=1, ge=0, le=5)
+    """How often an answer that fails its schema is asked for again before the job fails as malformed."""
+
+    @model_validator(mode="after")
+    def _schema_given(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema must be given with type 'json_schema', and only then")
+        return self
+
+
+class RoutingConstraints(Value):
+    """What an endpoint must satisfy, and how to choose among those that do. Every field is optional."""
+
+    only: tuple[Name, ...] = ()
+    """Providers to use and no others."""
+    ignore: tuple[Name, ...] = ()
+    """Providers never to use."""
+    order: tuple[Name, ...] = ()
+    """Providers to try first, in this order."""
+    max_cost_usd: float | None = Field(default=None, ge=0)
+    """Ceiling on this job's cost over all of its attempts. An endpoint of unknown price is then excluded."""
+    max_input_usd_per_mtok: float | None = Field(default=None, ge=0)
+    max_output_usd_per_mtok: float | None = Field(default=None, ge=0)
+    max_latency_s: float | None = Field(default=None, gt=0)
+    """Expected duration of the call."""
+    deadline: datetime | None = None
+    """The job expires when it has not been settled by then."""
+    deadline_s: float | None = Field(default=None, gt=0)
+    """The same, relative to when the job is accepted."""
+    regions: tuple[Name, ...] = ()
+    """Regions in which the data may be processed; an endpoint of unknown region is excluded."""
+    no_training: bool = False
+    zero_retention: bool = False
+    capabilities: frozenset[Capability] = frozenset()
+    """Beyond those that the request itself shows (tools, images, a JSON schema)."""
+    min_context_tokens: int | None = Field(default=None, gt=0)
+    min_quality: Quality | None = None
+    strategy: RoutingStrategy | None = None
+    """None: the router's default."""
+    lane: Lane = Lane.STANDARD
+    tenant: Name | None = None
+    """Whose ceilings the job counts against, and within which jobs are served fairly."""
+    allow_fallback: bool = True
+    """False: only the first choice is called; when it fails, the job fails."""
+
+    @field_validator("deadline")
+    @classmethod
+    def _zoned(cls, deadline: datetime | None) -> datetime | None:
+        if deadline is not None and deadline.tzinfo is None:
+            raise ValueError("must carry a time zone, for example 2030-01-31T12:00:00Z")
+        return deadline
+
+    @property
+    def max_cost_microusd(self) -> int | None:
+        return None if self.max_cost_usd is None else round(self.max_cost_usd * MICROUSD_PER_USD)
+
+    def deadline_at(self, accepted_at: float) -> float | None:
+        """The earlier of both deadlines as a Unix time, for a job accepted at `accepted_at`."""
+        ends = []
+        if self.deadline is not None:
+            ends.append(self.deadline.astimezone(UTC).timestamp())
+        if self.deadline_s is not None:
+            ends.append(accepted_at + self.deadline_s)
+        return min(ends, default=None)
+
+
+class InferenceRequest(Value):
+    """One inference to be done. Exactly one of `prompt`, `messages` and `input` (embeddings) is given."""
+
+    prompt: str | None = None
+    messages: tuple[Message, ...] | None = None
+    input: str | tuple[str, ...] | None = None
+    """Texts to embed."""
+    model: Name | tuple[Name, ...] | None = None
+    """A model, or several acceptable ones, by our name or any alias; None or "auto": any model will do."""
+    max_output_tokens: int | None = Field(default=None, gt=0)
+    temperature: float | None = Field(default=None, ge=0, le=2)
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: Literal["auto", "none", "required"] | Name | None = None
+    """A mode, or the name of the one function to call."""
+    response_format: ResponseFormat = ResponseFormat()
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    dimensions: int | None = Field(default=None, gt=0)
+    """Size of an embedding."""
+    timeout_s: float | None = Field(default=None, gt=0)
+    """Longest duration of one call; None: derived from what the endpoint usually takes."""
+    on_unsupported: Literal["drop", "fail"] = "drop"
+    """A parameter that the chosen endpoint does not take is dropped with a warning, or fails the call there."""
+    extras: dict[Name, dict[str, JsonValue]] = Field(default_factory=dict)
+    """Further body fields by provider, so that a failover never leaks one vendor's options to another."""
+    metadata: dict[str, str] = Field(default_factory=dict)
+    """The caller's own labels; never sent to a provider."""
+    constraints: RoutingConstraints = RoutingConstraints()
+
+    @model_validator(mode="after")
+    def _one_content(self) -> Self:
+        given = [name for name in ("prompt", "messages", "input") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ValueError(f"give exactly one of prompt, messages, input; got {', '.join(given) or 'none'}")
+        if not getattr(self, given[0]) and given[0] != "prompt":
+            raise ValueError(f"{given[0]} is empty")
+        return self
+
+    @property
+    def chat(self) -> tuple[Message, ...]:
+        """The conversation, whichever way it was given; empty for embeddings."""
+        if self.prompt is not None:
+            return (Message(role="user", content=self.prompt),)
+        return self.messages or ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """The texts to embed; empty for a chat."""
+        return (self.input,) if isinstance(self.input, str) else self.input or ()
+
+    @property
+    def is_embedding(self) -> bool:
+        return self.input is not None
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The acceptable models; empty: any."""
+        if self.model is None or self.model == "auto":
+            return ()
+        return (self.model,) if isinstance(self.model, str) else self.model
+
+    @property
+    def required_capabilities(self) -> frozenset[Capability]:
+        """What the request itself shows, and what its constraints add."""
+        shown = set(self.constraints.capabilities)
+        if self.tools:
+            shown.add(Capability.TOOLS)
+        if self.response_format.type == "json_schema":
+            shown.add(Capability.JSON_SCHEMA)
+        if self.is_embedding:
+            shown.add(Capability.EMBEDDINGS)
+        if any(
+            isinstance(p, ImagePart) for m in self.chat if isinstance(m.content, tuple) for p in m.content
+        ):
+            shown.add(Capability.VISION)
+        return frozenset(shown)
+
+    def canonical_json(self) -> str:
+        """The request as sorted, compact JSON without defaults: equal requests give equal text."""
+        dumped = self.model_dump(mode="json", exclude_defaults=True)
+        if capabilities := dumped.get("constraints", {}).get("capabilities"):
+            capabilities.sort()  # a set: its order is no content
+        return json.dumps(dumped, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+    def fingerprint(self) -> str:
+        """Identity of content: the same id with another fingerprint is a conflict."""
+        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:32]
+
+
+# --- the response ----------------------------------------------------------------------------------------
+
+
+class FinishReason(StrEnum):
+    STOP = "stop"
+    LENGTH = "length"
+    TOOL_CALLS = "tool_calls"
+    CONTENT_FILTER = "content_filter"
+    ERROR = "error"
+    OTHER = "other"
+
+
+class Usage(Value):
+    """Tokens of one call. `input_tokens` includes the cached ones, `output_tokens` the reasoning ones."""
+
+    input_tokens: int = Field(default=0, ge=0)
+    cache_read_tokens: int = Field(default=0, ge=0)
+    cache_write_tokens: int = Field(default=0, ge=0)
+    output_tokens: int = Field(default=0, ge=0)
+    reasoning_tokens: int = Field(default=0, ge=0)
+    source: Literal["reported", "estimated"] = "reported"
+    """`estimated`: the provider reported none, so these are our upper estimates."""
+
+    @property
+    def total_tokens(self) -> int:
+        return self.input_tokens + self.output_tokens
+
+
+class InferenceResponse(Value):
+    """What one successful call gave."""
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    refusal: str | None = None
+    embeddings: tuple[tuple[float, ...], ...] = ()
+    finish: FinishReason = FinishReason.STOP
+    finish_raw: str | None = None
+    usage: Usage = Usage()
+    cost_microusd: int | None = Field(default=None, ge=0)
+    """None: the endpoint's price is unknown, which is never counted as nothing."""
+    provider: str
+    model_requested: str
+    """Our name of the model that the router chose."""
+    model_served: str
+    """What the provider says it ran."""
+    request_id: str | None = None
+    """The provider's own id of the call, for its support."""
+    latency_s: float = Field(default=0.0, ge=0)
+    time_to_first_token_s: float | None = Field(default=None, ge=0)
+    warnings: tuple[str, ...] = ()
+    simulated: bool = False
+    """True: a simulated provider made this answer up; no model was run."""
+
+    @property
+    def cost_usd(self) -> float | None:
+        return None if self.cost_microusd is None else self.cost_microusd / MICROUSD_PER_USD
+
+
+JsonObject = dict[str, Any]

@@ -1,0 +1,60 @@
+"""What went wrong with a call, as the router sees it: named by consequence, not by vendor or status."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class FailureKind(StrEnum):
+    """Every way in which a call can fail. `failover.py` has the one table of what each leads to."""
+
+    RATE_LIMITED = "rate_limited"  # 429: wait as told; never counts against health
+    QUOTA_EXHAUSTED = "quota_exhausted"  # a per-day quota: out for an hour or more
+    OVERLOADED = "overloaded"  # 503, 529: the provider says so itself
+    UNAVAILABLE = "unavailable"  # refused, DNS, TLS, connect timeout: never reached, never billed
+    TIMED_OUT = "timed_out"  # 408, 504, first-byte, idle or total deadline: perhaps billed
+    INTERRUPTED = "interrupted"  # reset or truncated after the request was sent: perhaps billed
+    SERVER_ERROR = "server_error"  # 500, 502 and other 5xx: perhaps billed
+    MALFORMED = "malformed"  # a 200 that is no answer: assumed billed
+    UNAUTHORIZED = "unauthorized"  # the key is not accepted
+    BILLING = "billing"  # no credit, spend limit
+    FORBIDDEN = "forbidden"  # the key may not do this
+    MODEL_NOT_FOUND = "model_not_found"
+    CONTEXT_LENGTH = "context_length"  # the prompt is too long for this model
+    CONTENT_FILTERED = "content_filtered"
+    UNSUPPORTED = "unsupported"  # a parameter that this endpoint does not take
+    CONFLICT = "conflict"  # 409, 425
+    INVALID_REQUEST = "invalid_request"  # the caller's fault, everywhere
+    LOCAL = "local"  # our own limit (connection pool), not theirs
+    CANCELLED = "cancelled"  # we stopped the call: shutdown, lost lease, cancelled job
+
+
+class Billed(StrEnum):
+    """Whether a failed call may have cost money. MAYBE turns its reservation into unsure money."""
+
+    NO = "no"
+    MAYBE = "maybe"
+    YES = "yes"
+
+
+class Scope(StrEnum):
+    """How much a failure takes out: one model at that provider (the endpoint), or its whole account."""
+
+    ENDPOINT = "endpoint"
+    ACCOUNT = "account"
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One failed call. `message` is the provider's own text, without keys and prompts."""
+
+    kind: FailureKind
+    message: str
+    billed: Billed = Billed.NO
+    scope: Scope = Scope.ENDPOINT
+    retry_after_s: float | None = None
+    """When the provider said how long to wait."""
+    status: int | None = None
+    """HTTP status, if one was received."""
+    request_id: str | None = None

@@ -1,0 +1,188 @@
+"""The fleet as the router sees it: what endpoints there are, and what is known of them right now.
+
+An *endpoint* is a provider × a model × an account (one API key). `Endpoint` is configuration and changes only
+on reload; `Health`, `ProviderMetrics` and `Load` are observations that all workers share. A `Snapshot` binds
+them at one instant, frozen, so that a decision is a pure function of it. Times are seconds on the store's
+clock, never a worker's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from turnout.request import Capability, Quality
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """US dollars per million tokens, which is also micro-dollars per token."""
+
+    input: float
+    output: float
+    cache_read: float | None = None
+    """None: cached input costs as much as any."""
+    source: str = "operator"
+    """Where the price comes from: `operator`, or the name and version of the price list."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a provider allows; None: no such limit is known. Token limits count as the provider counts."""
+
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    """Input and output together."""
+    input_tokens_per_minute: int | None = None
+    output_tokens_per_minute: int | None = None
+    requests_per_day: int | None = None
+    tokens_per_day: int | None = None
+    concurrency: int | None = None
+    """Calls in flight at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """A provider × model × account to which a job can be sent."""
+
+    provider: str
+    model: str
+    """Our name of the model."""
+    served_model: str
+    """The provider's name of it, sent on the wire."""
+    account: str = ""
+    """Distinguishes several keys of one provider; empty for the first."""
+    priority: int = 100
+    """Lower is preferred, by the priority and failover strategies."""
+    weight: float = 1.0
+    """Share of traffic, by round robin."""
+    price: Price | None = None
+    """None: unknown, which is neither nothing nor a guess."""
+    limits: Limits = Limits()
+    capabilities: frozenset[Capability] = frozenset()
+    context_tokens: int | None = None
+    max_output_tokens: int | None = None
+    quality: Quality | None = None
+    regions: frozenset[str] = frozenset()
+    no_training: bool = False
+    zero_retention: bool = False
+    aliases: frozenset[str] = frozenset()
+    """Other names by which a job may ask for this model."""
+    expected_ttft_s: float = 0.5
+    """Prior for the time to first token, until observations replace it."""
+    expected_s_per_token: float = 0.01
+    """Prior for the time of each output token."""
+    simulated: bool = False
+
+    @property
+    def id(self) -> str:
+        """`provider/model`, with `#account` where a provider has several keys."""
+        suffix = f"#{self.account}" if self.account else ""
+        return f"{self.provider}/{self.model}{suffix}"
+
+    @property
+    def account_id(self) -> str:
+        """What an account-wide failure (bad key, no credit) takes out."""
+        return f"{self.provider}#{self.account}" if self.account else self.provider
+
+    def serves(self, model: str) -> bool:
+        return model == self.model or model == self.served_model or model in self.aliases
+
+
+class Circuit(StrEnum):
+    """Whether an endpoint may be called, and why not."""
+
+    CLOSED = "closed"  # healthy
+    OPEN = "open"  # ejected by us, until a time
+    HALF_OPEN = "half_open"  # that time has come: exactly one probe for the whole fleet
+    RAMPING = "ramping"  # recovered a moment ago: traffic grows back
+    DISABLED = "disabled"  # bad key, no credit, no such model: until an operator or a health check
+    ISOLATED = "isolated"  # taken out by an operator
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    """The circuit of one endpoint. Transitions are decided in `health.py`."""
+
+    open_until: float = 0.0
+    """End of the current or last ejection; 0: never ejected since it was last well."""
+    trips: int = 0
+    """Ejections in a row, for doubling; reset after a healthy minute."""
+    recovered_at: float = 0.0
+    """When the last ejection ended by a successful probe; 0: never. The ramp counts from here."""
+    blocked_until: float = 0.0
+    """A cooldown that the provider asked for (429, quota); no verdict on its health."""
+    disabled: str | None = None
+    """Why it is disabled, or None."""
+    isolated: bool = False
+    reason: str = ""
+    """Of the last ejection or cooldown, for people."""
+    consecutive_failures: int = 0
+    """Across the whole fleet; any success sets it to 0."""
+    probing: bool = False
+    """A probe is in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderMetrics:
+    """What calls to an endpoint have shown lately. EWMAs; their time constants are in `health.py`."""
+
+    ttft_s: float | None = None
+    """Time to first token; None: never observed, the endpoint's prior stands."""
+    s_per_token: float | None = None
+    sigma: float = 0.5
+    """Standard deviation of the log of (observed / predicted) latency."""
+    latency_at: float = 0.0
+    """When latency was last observed."""
+    latency_samples: int = 0
+    error_rate: float = 0.0
+    error_weight: float = 0.0
+    """Effective number of outcomes behind `error_rate`."""
+    calls: int = 0
+    failures: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    spent_microusd: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How busy an endpoint is, over the whole fleet."""
+
+    in_flight: int = 0
+    overdue: int = 0
+    """Calls in flight for longer than their own hang threshold."""
+    oldest_started_at: float = 0.0
+    free: float = 1.0
+    """Share of the scarcest limit that is left in the current window, 0 to 1."""
+    ready_at: float = 0.0
+    """When the scarcest limit will have room for one more; 0: now."""
+    waiting: int = 0
+    """Jobs that would rather wait for this endpoint than take another."""
+    shadow_price: float = 0.0
+    """Dual price μ of its scarce capacity, see `strategies.py`."""
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointView:
+    """One endpoint with everything known of it."""
+
+    endpoint: Endpoint
+    health: Health = Health()
+    metrics: ProviderMetrics = ProviderMetrics()
+    load: Load = Load()
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """The fleet at one instant."""
+
+    at: float
+    """On the store's clock."""
+    views: tuple[EndpointView, ...] = ()
+    by_id: Mapping[str, EndpointView] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, at: float, views: tuple[EndpointView, ...]) -> Snapshot:
+        return cls(at, views, {view.endpoint.id: view for view in views})

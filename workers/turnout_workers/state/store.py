@@ -1,0 +1,201 @@
+"""The port to what workers share: leases on capacity and money, and the health of every endpoint.
+
+Two stores implement it and pass one conformance suite: `memory.py`, the executable specification, and
+`redis.py`. Policy stays out of here: the store counts and compares, `routing/` decides. A *lease* is the
+permission for one call to one endpoint. It holds a place among the calls in flight, tokens of the rate
+limits and reserved money; it is reported on once, or it expires, and then its money counts as unsure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from turnout_workers.routing.failure import FailureKind
+from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
+
+
+@dataclass(frozen=True, slots=True)
+class Ceiling:
+    """Limit on what an account may cost: spent + reserved + unsure never passes it at admission."""
+
+    account: str
+    """`job:ID`, `batch:ID`, `tenant:NAME@2030-01-31`, `provider:NAME@2030-01` … : a name per period."""
+    limit_microusd: int | None
+    """None: no ceiling, but the account is kept."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bid:
+    """One candidate of the ranked list, with what this job would take from it."""
+
+    endpoint_id: str
+    limits: Limits
+    input_tokens: int
+    """Upper estimate, charged now and corrected by the report."""
+    output_tokens: int
+    cost_microusd: int
+    """Upper estimate; 0 only where the price is known to be 0."""
+    overdue_s: float
+    """A call older than this counts as hanging."""
+    probe_allowed: bool = True
+    """False: this job may not be the probe of an endpoint that is half open."""
+    ceilings: tuple[Ceiling, ...] = ()
+    """Those of this provider, besides the job's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """Ties the admission to a claimed job: refused unless `token` is the job's current one."""
+
+    job_key: str
+    token: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """A wish to make one call, to the first of `bids` that has room."""
+
+    lease_id: str
+    """Unique to this attempt, `JOB:TOKEN:CALL`."""
+    bids: tuple[Bid, ...]
+    ttl_s: float
+    """The lease expires unless renewed within this time."""
+    ceilings: tuple[Ceiling, ...] = ()
+    fence: Fence | None = None
+    headroom: float = 1.0
+    """Share of each rate limit that this lane may fill, for reserves of the more urgent lanes."""
+
+
+@dataclass(frozen=True, slots=True)
+class Granted:
+    lease_id: str
+    endpoint_id: str
+    at: float
+    probe: bool = False
+    """This call is the one probe of a half-open endpoint: its outcome closes or reopens the circuit."""
+
+
+@dataclass(frozen=True, slots=True)
+class NoRoom:
+    retry_at: float | None
+    """When the first candidate will have room; None: only an operator or a higher ceiling can help."""
+    at: float
+    reasons: Mapping[str, str]
+    """By endpoint id: what was full."""
+    ceiling: str | None = None
+    """The account whose ceiling stands in the way of every candidate, if that is why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fenced:
+    """The job is no longer this worker's: make no call."""
+
+
+Admission = Granted | NoRoom | Fenced
+
+
+@dataclass(frozen=True, slots=True)
+class ObservedLimit:
+    """What a provider's own headers said: a limit, what remains of it and when it refills."""
+
+    kind: str
+    """A field of `Limits`."""
+    limit: int | None = None
+    remaining: int | None = None
+    reset_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """How a leased call went."""
+
+    lease_id: str
+    endpoint_id: str
+    ok: bool
+    counts: bool = True
+    """Whether it says anything on the endpoint's health (a 429 or the job's own fault doesn't)."""
+    kind: FailureKind | None = None
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+    """What is known to have been billed."""
+    unsure_microusd: int = 0
+    """What may have been billed."""
+    latency_s: float | None = None
+    ttft_s: float | None = None
+    predicted_s: float | None = None
+    limits: tuple[ObservedLimit, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """The endpoint's outcome counts after a report, for `routing/health.py` to decide on."""
+
+    at: float
+    consecutive_failures: int
+    error_rate: float
+    error_weight: float
+    trips: int
+    probe: bool
+    """The reported call was the probe."""
+    late: bool = False
+    """The lease had expired: its money was moved from unsure, its place in flight was already free."""
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Money of one account, in micro-dollars."""
+
+    spent: int = 0
+    reserved: int = 0
+    unsure: int = 0
+    duplicate: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointState:
+    health: Health
+    metrics: ProviderMetrics
+    load: Load
+
+
+class FleetStore(Protocol):
+    """What workers share. Every method is atomic; none is cancelled half-way."""
+
+    async def admit(self, ask: Ask) -> Admission:
+        """Lease the first bid that has room, or say when one will have."""
+
+    async def report(self, report: Report) -> Counters:
+        """End a lease: free its place, correct tokens and money to what was used, count the outcome."""
+
+    async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
+        """Prolong the leases that have not expired."""
+
+    async def expire(self, limit: int = 1000) -> int:
+        """End the leases that were not renewed: their reservations become unsure. Returns how many."""
+
+    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
+        """Eject: open until max(old, now + open_s); a trip while open lengthens, but doesn't count twice."""
+
+    async def recover(self, endpoint_id: str) -> Health:
+        """Close the circuit after a successful probe; the ramp starts now."""
+
+    async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
+        """A cooldown that the provider asked for: blocked until max(old, now + for_s)."""
+
+    async def disable(self, endpoint_ids: Sequence[str], reason: str) -> None: ...
+
+    async def isolate(self, endpoint_ids: Sequence[str], reason: str) -> None: ...
+
+    async def restore(self, endpoint_ids: Sequence[str]) -> None:
+        """Undo disable, isolate, trip and block."""
+
+    async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
+        """Book a call whose result came after the job was settled: spent already, now also duplicate."""
+
+    async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]: ...
+
+    async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
+        """The store's time, and all that is known, by endpoint id."""
