@@ -98,7 +98,7 @@ class TaskPool(BasePool):
     def register_with_event_loop(self, hub: Any) -> None:
         hub.add_reader(self._wakeup_read, self._finish_done)
 
-    def on_apply(  # type: ignore[override]  (Celery passes these by name)
+    def on_apply(  # type: ignore[override]
         self,
         target: Callable[..., Any],
         args: Any = None,
@@ -184,7 +184,8 @@ class TaskPool(BasePool):
         self.limit = max(1, self.limit - n)
 
     def _get_info(self) -> dict[str, Any]:
-        return {**super()._get_info(), "running": len(self._jobs)}
+        info: dict[str, Any] = super()._get_info()  # type: ignore[misc]
+        return {**info, "running": len(self._jobs)}
 
 
 def _raiser(error: BaseException) -> Callable[[], Any]:

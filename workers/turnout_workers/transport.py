@@ -24,7 +24,7 @@ from turnout.request import Lane
 free_slots: Callable[[], int] = lambda: 0  # noqa: E731
 """Set by the pool: how many more jobs this process has room for. There is one pool a process."""
 
-FETCH_SHARE = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
+FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
 """Least part of each fetch that is a lane's own while it has jobs; what one leaves, the next more urgent takes."""
 
 
