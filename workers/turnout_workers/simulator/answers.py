@@ -10,7 +10,15 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any
 
-_WORDS = ["signal", "track", "switch", "siding", "junction", "freight", "timetable", "platform", "driver", "guard", "bridge", "tunnel", "gauge", "sleeper", "ballast", "crossing", "whistle", "engine", "carriage", "yard", "depot", "branch", "loop", "gradient", "curve", "coupling", "brake", "boiler", "the", "a", "each", "one", "every", "this", "with", "from", "over", "under", "along", "before", "after", "while", "and", "then", "so", "where", "when", "because", "turns", "waits", "passes", "stops", "runs", "clears", "carries", "joins", "leaves", "returns", "slows", "starts", "holds", "keeps", "follows", "is"]
+from turnout_workers.simulator.schemas import example
+
+_WORDS = """
+signal track switch siding junction freight timetable platform driver guard bridge tunnel gauge
+sleeper ballast crossing whistle engine carriage yard depot branch loop gradient curve coupling
+brake boiler the a each one every this with from over under along before after while and then so
+where when because turns waits passes stops runs clears carries joins leaves returns slows starts
+holds keeps follows is
+""".split()  # noqa: SIM905  (a list of eighty words is no better to read)
 _TAPE = random.Random(0).choices(_WORDS, k=16_384)
 
 
@@ -67,7 +75,7 @@ def answer(call: Call, provider: str, seed: int, median_tokens: int) -> Answer:
         return Answer(key, (), tokens_in, 0, "stop", vectors=vectors)
     if call.tools:
         name, parameters = call.tools[number % len(call.tools)]
-        arguments = example(parameters, number)
+        arguments = example({"type": "object", **parameters}, number)
         return Answer(key, (), tokens_in, 8 + len(json.dumps(arguments)) // 4, "tool", (name, arguments))
     if call.schema is not None:
         text = json.dumps(example(call.schema, number), ensure_ascii=False)
@@ -96,67 +104,3 @@ def _vector(text: str, dimensions: int) -> tuple[float, ...]:
     raw = [rng.gauss(0, 1) for _ in range(dimensions)]
     norm = math.sqrt(sum(x * x for x in raw)) or 1.0
     return tuple(x / norm for x in raw)
-
-
-def example(schema: Mapping[str, Any], number: int, root: Mapping[str, Any] | None = None) -> Any:
-    """A value that satisfies a JSON schema (as vendors support them: no patterns, no conditionals)."""
-    root = schema if root is None else root
-    if ref := schema.get("$ref"):
-        target: Any = root
-        for step in str(ref).removeprefix("#").strip("/").split("/"):
-            target = target.get(step, {}) if isinstance(target, Mapping) and step else target
-        return None if number > 1 << 70 else example(target, number << 1 | 1, root)
-    if "const" in schema:
-        return schema["const"]
-    if options := schema.get("enum"):
-        return options[number % len(options)]
-    for union in ("anyOf", "oneOf"):
-        if branches := schema.get(union):
-            return example(branches[number % len(branches)], number, root)
-    if parts := schema.get("allOf"):
-        merged: dict[str, Any] = {k: v for k, v in schema.items() if k != "allOf"}
-        for part in parts:
-            merged = {
-                **merged,
-                **part,
-                "properties": {**merged.get("properties", {}), **part.get("properties", {})},
-            }
-        return example(merged, number, root)
-    kind = schema.get("type", "object" if "properties" in schema else "string")
-    kind = (kind[0] if isinstance(kind, list) else kind).lower()  # Gemini writes types in capitals
-    if kind == "object":
-        properties = schema.get("properties", {})
-        return {name: example(sub, number + i, root) for i, (name, sub) in enumerate(properties.items())}
-    if kind == "array":
-        low = schema.get("minItems", min(2, schema.get("maxItems", 2)))
-        return [example(schema.get("items", {"type": "string"}), number + i, root) for i in range(low)]
-    if kind in ("integer", "number"):
-        return _number(schema, number, kind == "integer")
-    if kind == "boolean":
-        return bool(number & 1)
-    return None if kind == "null" else _string(schema, number)
-
-
-def _number(schema: Mapping[str, Any], number: int, whole: bool) -> int | float:
-    step = schema.get("multipleOf", 1 if whole else 0.01)
-    low = schema.get("minimum", schema.get("exclusiveMinimum", -step) + step)
-    high = schema.get("maximum", schema.get("exclusiveMaximum", low + 100 * step + step) - step)
-    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
-    value = (first + number % max(1, last - first + 1)) * step
-    return round(value) if whole else round(value, 6)
-
-
-def _string(schema: Mapping[str, Any], number: int) -> str:
-    formats = {
-        "date": "2030-01-31",
-        "date-time": "2030-01-31T12:00:00Z",
-        "time": "12:00:00Z",
-        "email": "someone@example.org",
-        "uri": "https://example.org/",
-        "uuid": f"00000000-0000-4000-8000-{number % 16**12:012x}",
-        "ipv4": "192.0.2.1",
-    }
-    if (form := schema.get("format")) in formats:
-        return formats[form]
-    text = f"simulated {_TAPE[number % 8192]} {_TAPE[number % 8191]}"
-    return text.ljust(schema.get("minLength", 0), ".")[: schema.get("maxLength", len(text) + 10_000)]

@@ -18,7 +18,7 @@ import click
 from pydantic import ValidationError
 
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.simulator.scenario import Fault, Scenario, default_scenario, fault, load
+from turnout_workers.simulator.scenario import Fault, Scenario, fault, load
 from turnout_workers.simulator.server import Simulator
 
 _PR_SET_PDEATHSIG = 1
@@ -45,7 +45,7 @@ _PR_SET_PDEATHSIG = 1
 def simulate(
     host: str,
     port: int,
-    file: Path | None,
+    file: Path,
     seed: int | None,
     instant: bool,
     no_faults: bool,
@@ -56,7 +56,7 @@ def simulate(
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
     if die_with_parent:
         _follow_parent()
-    scenario = default_scenario() if file is None else _load(file)
+    scenario = _load(file)
     changed = {}
     for name, provider in scenario.providers.items():
         if no_faults:

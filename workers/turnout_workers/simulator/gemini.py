@@ -16,6 +16,8 @@ _ERRORS = {
     "server_error": (500, "INTERNAL"),
     "overloaded": (503, "UNAVAILABLE"),
 }
+_PARAMETERS = ("parametersJsonSchema", "parameters_json_schema", "parameters")
+"""The second is what the official Python client sends; Google's JSON takes either case."""
 _TYPE = "type.googleapis.com/google.rpc."
 
 
@@ -37,7 +39,7 @@ class Gemini:
         rule = (body.get("toolConfig") or {}).get("functionCallingConfig") or {}
         mode, allowed = rule.get("mode", "AUTO"), rule.get("allowedFunctionNames")
         tools = tuple(
-            (f["name"], f.get("parametersJsonSchema") or f.get("parameters") or {})
+            (f["name"], next((f[name] for name in _PARAMETERS if f.get(name)), {}))
             for tool in body.get("tools") or ()
             for f in tool.get("functionDeclarations") or ()
             if not allowed or f["name"] in allowed

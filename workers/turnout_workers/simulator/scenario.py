@@ -1,4 +1,4 @@
-"""What the simulated fleet consists of, and what goes wrong with it when: frozen values, a file, a default."""
+"""What the simulated fleet consists of, and what goes wrong with it when: frozen values, from a file."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ class SimulatedProvider:
     s_per_token: float = 0.0
     jitter: float = 0.0
     """Standard deviation of the log of the latency."""
-    limits: Limits = Limits()
+    limits: Limits = field(default_factory=Limits)
     """For each key by itself."""
     keys: tuple[str, ...] = ()
     """The accepted API keys; empty: any key, or none."""
@@ -88,9 +88,11 @@ class Scenario:
 
 
 _SCENARIO = TypeAdapter(Scenario)
+_FAULT = TypeAdapter(Fault)
+DEFAULT = Path(__file__).with_name("default.toml")
 
 
-def load(path: Path) -> Scenario:
+def load(path: Path = DEFAULT) -> Scenario:
     """Read a scenario file (TOML). Raises OSError, tomllib.TOMLDecodeError or pydantic.ValidationError."""
     return parse(tomllib.loads(path.read_text("utf-8")))
 
@@ -101,125 +103,4 @@ def parse(data: Mapping[str, Any]) -> Scenario:
 
 def fault(data: Mapping[str, Any]) -> Fault:
     """A fault from JSON. Raises pydantic.ValidationError."""
-    return TypeAdapter(Fault).validate_python(data)
-
-
-def dump(scenario: Scenario) -> dict[str, Any]:
-    """The scenario as JSON values, as `parse` takes them."""
-    dumped: dict[str, Any] = _SCENARIO.dump_python(scenario, mode="json", exclude_none=True)
-    return dumped
-
-
-def default_scenario() -> Scenario:
-    """Five providers that differ in price, speed, limits and wire format; the cheapest goes down for a while.
-
-    Prices are in the range of what such models cost at real providers; speeds and limits are made up.
-    """
-    return Scenario(
-        seed=1,
-        providers={
-            "sim-thrifty": SimulatedProvider(
-                ttft_s=0.5,
-                s_per_token=0.008,
-                jitter=0.25,
-                limits=Limits(requests_per_minute=1200, concurrency=16),
-                priority=3,
-                regions=frozenset({"us"}),
-                faults=(Fault("down", after_requests=30, for_s=6.0),),
-                models={
-                    "llama-3.3-70b": SimulatedModel(
-                        Price(0.10, 0.32), "meta-llama/Llama-3.3-70B-Instruct", 131_072
-                    ),
-                    "gpt-oss-20b": SimulatedModel(
-                        Price(0.03, 0.14), "openai/gpt-oss-20b", quality=Quality.BASIC
-                    ),
-                },
-            ),
-            "sim-swift": SimulatedProvider(
-                ttft_s=0.12,
-                s_per_token=0.002,
-                jitter=0.2,
-                limits=Limits(requests_per_minute=300, tokens_per_minute=300_000, concurrency=8),
-                priority=2,
-                regions=frozenset({"us"}),
-                no_training=True,
-                models={
-                    "llama-3.3-70b": SimulatedModel(Price(0.59, 0.79), "llama-3.3-70b-versatile"),
-                    "gpt-oss-120b": SimulatedModel(Price(0.15, 0.60), "openai/gpt-oss-120b"),
-                },
-            ),
-            "sim-steady": SimulatedProvider(
-                ttft_s=0.4,
-                s_per_token=0.007,
-                jitter=0.15,
-                limits=Limits(requests_per_minute=3000, tokens_per_minute=2_000_000),
-                priority=1,
-                regions=frozenset({"us", "eu"}),
-                no_training=True,
-                models={
-                    "gpt-4.1-mini": SimulatedModel(
-                        Price(0.40, 1.60, 0.10),
-                        "gpt-4.1-mini-2025-04-14",
-                        1_047_576,
-                        capabilities=_CHAT | {Capability.VISION},
-                        aliases=frozenset({"gpt-mini"}),
-                    ),
-                    "text-embedding-3-small": SimulatedModel(
-                        Price(0.02, 0.0), context_tokens=8_191, capabilities=_EMBEDDING
-                    ),
-                },
-            ),
-            "sim-scholar": SimulatedProvider(
-                kind="anthropic",
-                ttft_s=0.8,
-                s_per_token=0.012,
-                jitter=0.2,
-                limits=Limits(
-                    requests_per_minute=600,
-                    input_tokens_per_minute=400_000,
-                    output_tokens_per_minute=80_000,
-                ),
-                priority=4,
-                regions=frozenset({"us", "eu"}),
-                no_training=True,
-                zero_retention=True,
-                models={
-                    "claude-sonnet-4.5": SimulatedModel(
-                        Price(3.0, 15.0, 0.30),
-                        "claude-sonnet-4-5",
-                        200_000,
-                        capabilities=_CHAT | {Capability.VISION},
-                        quality=Quality.BEST,
-                        aliases=frozenset({"claude-sonnet"}),
-                    ),
-                    "claude-haiku-4.5": SimulatedModel(
-                        Price(1.0, 5.0, 0.10),
-                        "claude-haiku-4-5",
-                        200_000,
-                        aliases=frozenset({"claude-haiku"}),
-                    ),
-                },
-            ),
-            "sim-horizon": SimulatedProvider(
-                kind="gemini",
-                ttft_s=0.45,
-                s_per_token=0.005,
-                jitter=0.3,
-                limits=Limits(requests_per_minute=1000, tokens_per_minute=1_000_000),
-                priority=5,
-                regions=frozenset({"eu"}),
-                no_training=True,
-                models={
-                    "gemini-2.5-flash": SimulatedModel(
-                        Price(0.30, 2.50, 0.03),
-                        context_tokens=1_048_576,
-                        capabilities=_CHAT | {Capability.VISION},
-                        aliases=frozenset({"gemini-flash"}),
-                    ),
-                    "gemini-embedding-001": SimulatedModel(
-                        Price(0.15, 0.0), context_tokens=2_048, capabilities=_EMBEDDING
-                    ),
-                },
-            ),
-        },
-    )
+    return _FAULT.validate_python(data)
