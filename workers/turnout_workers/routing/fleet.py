@@ -8,9 +8,10 @@ clock, never a worker's own.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any, Protocol
 
 from turnout.request import Capability, Quality
 
@@ -164,6 +165,17 @@ class Load:
     """Dual price μ of its scarce capacity, see `strategies.py`."""
 
 
+class Observed(Protocol):
+    """What a store knows of one endpoint."""
+
+    @property
+    def health(self) -> Health: ...
+    @property
+    def metrics(self) -> ProviderMetrics: ...
+    @property
+    def load(self) -> Load: ...
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointView:
     """One endpoint with everything known of it."""
@@ -174,15 +186,48 @@ class EndpointView:
     load: Load = Load()
 
 
+class Fleet:
+    """The configured endpoints, indexed by name. One object serves until the configuration changes.
+
+    `memo` remembers which endpoints satisfy which requirements (see `eligibility.match`), so that a decision
+    looks only at endpoints that could take the job.
+    """
+
+    def __init__(self, endpoints: Iterable[Endpoint]) -> None:
+        self.endpoints = tuple(endpoints)
+        self.ids = tuple(endpoint.id for endpoint in self.endpoints)
+        if len(set(self.ids)) < len(self.ids):
+            twice = sorted({id for id in self.ids if self.ids.count(id) > 1})
+            raise ValueError(
+                f"endpoint {twice[0]} is there twice: give each key of a provider its own account"
+            )
+        self.memo: dict[Any, Any] = {}
+
+    def snapshot(self, at: float, observed: Mapping[str, Observed]) -> Snapshot:
+        """The fleet at `at` on the store's clock. An endpoint of which nothing is known yet is healthy."""
+        views = tuple(
+            EndpointView(endpoint, known.health, known.metrics, known.load)
+            if (known := observed.get(id))
+            else EndpointView(endpoint)
+            for id, endpoint in zip(self.ids, self.endpoints, strict=True)
+        )
+        return Snapshot.of(at, views, self)
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """The fleet at one instant."""
 
     at: float
     """On the store's clock."""
-    views: tuple[EndpointView, ...] = ()
-    by_id: Mapping[str, EndpointView] = field(default_factory=dict)
+    views: tuple[EndpointView, ...]
+    by_id: Mapping[str, EndpointView]
+    fleet: Fleet
+    """Its endpoints are those of `views`, in the same order."""
+    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    """What was worked out once for all decisions from this snapshot."""
 
     @classmethod
-    def of(cls, at: float, views: tuple[EndpointView, ...]) -> Snapshot:
-        return cls(at, views, {view.endpoint.id: view for view in views})
+    def of(cls, at: float, views: tuple[EndpointView, ...], fleet: Fleet | None = None) -> Snapshot:
+        fleet = fleet or Fleet(view.endpoint for view in views)
+        return cls(at, views, dict(zip(fleet.ids, views, strict=True)), fleet)

@@ -1,0 +1,198 @@
+"""Which endpoints could ever take a job, and why each of the others can't.
+
+Two questions are kept apart. *Never*: this endpoint, as configured, doesn't satisfy the job; answered here,
+from configuration and the job alone. *Not now*: it would, but it is ejected, cooling down or full; answered
+by `decision.py`, from a snapshot. A job that no endpoint could ever satisfy is refused; any other one waits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from enum import StrEnum
+
+from turnout_workers.routing.fleet import Endpoint, Fleet
+from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, Requirements
+
+MEMO_SIZE = 1024
+"""Different requirements whose matches a fleet remembers."""
+
+
+class Reason(StrEnum):
+    """Why an endpoint is no candidate. The first group means never, the second not now."""
+
+    MODEL = "model"
+    NOT_IN_ONLY = "only"
+    IGNORED = "ignore"
+    REGION = "region"
+    TRAINING = "no_training"
+    RETENTION = "zero_retention"
+    CAPABILITY = "capability"
+    QUALITY = "quality"
+    CONTEXT = "context"
+    OUTPUT = "output"
+    PRICE_UNKNOWN = "price_unknown"
+    PRICE = "price"
+    COST = "cost"
+    UNSUITED = "unsuited"
+
+    TRIED = "tried"
+    COOLDOWN = "cooldown"
+    FULL = "full"
+    OPEN = "open"
+    PROBING = "probing"
+    RAMPING = "ramping"
+    SLOW = "slow"
+    DISABLED = "disabled"
+    ISOLATED = "isolated"
+
+
+@dataclass(frozen=True, slots=True)
+class Exclusion:
+    """Why one endpoint is no candidate; `until`: when a passing reason ends, if that is known."""
+
+    endpoint_id: str
+    reason: Reason
+    text: str
+    until: float | None = None
+
+
+class NoEligibleEndpoint(Exception):
+    """No registered endpoint could ever satisfy this job. `reasons` tells why, by endpoint id."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        listed = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in reasons.items())
+        super().__init__(f"no endpoint can satisfy this job: {listed or 'none is registered'}")
+        self.reasons = dict(reasons)
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The endpoints of a fleet that satisfy some requirements: positions, and the others' reasons."""
+
+    positions: tuple[int, ...]
+    exclusions: tuple[Exclusion, ...]
+    context_tokens: float
+    """The smallest context of those that match: a job below it needs no check of its own."""
+    output_tokens: float
+    """The smallest limit on the answer, likewise."""
+
+
+def match(fleet: Fleet, wanted: Requirements) -> Match:
+    """The endpoints that satisfy `wanted`; remembered by the fleet."""
+    found: Match | None = fleet.memo.get(wanted)
+    if found is None:
+        if len(fleet.memo) >= MEMO_SIZE:
+            fleet.memo.clear()
+        found = fleet.memo[wanted] = _match(fleet, wanted)
+    return found
+
+
+def _match(fleet: Fleet, wanted: Requirements) -> Match:
+    positions, exclusions = [], []
+    for position, endpoint in enumerate(fleet.endpoints):
+        unmet = _unmet(wanted, endpoint)
+        if unmet is None:
+            positions.append(position)
+        else:
+            exclusions.append(Exclusion(endpoint.id, *unmet))
+    found = [fleet.endpoints[position] for position in positions]
+    return Match(
+        tuple(positions),
+        tuple(exclusions),
+        min((endpoint.context_tokens or math.inf for endpoint in found), default=math.inf),
+        min((endpoint.max_output_tokens or math.inf for endpoint in found), default=math.inf),
+    )
+
+
+def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | None:
+    """The first requirement that the endpoint, as configured, doesn't meet."""
+    if wanted.models and not any(endpoint.serves(model) for model in wanted.models):
+        return Reason.MODEL, f"serves {endpoint.model}, not {' or '.join(wanted.models)}"
+    if wanted.only and endpoint.provider not in wanted.only:
+        return Reason.NOT_IN_ONLY, f"only {', '.join(wanted.only)} may be used"
+    if endpoint.provider in wanted.ignore:
+        return Reason.IGNORED, f"{endpoint.provider} is to be ignored"
+    if wanted.regions and not endpoint.regions:
+        return Reason.REGION, "its region is not known"
+    if wanted.regions and not endpoint.regions <= frozenset(wanted.regions):
+        elsewhere = sorted(endpoint.regions - frozenset(wanted.regions))
+        return (
+            Reason.REGION,
+            f"may process in {', '.join(elsewhere)}, not only in {', '.join(wanted.regions)}",
+        )
+    if wanted.no_training and not endpoint.no_training:
+        return Reason.TRAINING, "may train on the data"
+    if wanted.zero_retention and not endpoint.zero_retention:
+        return Reason.RETENTION, "may retain the data"
+    if missing := wanted.capabilities - endpoint.capabilities:
+        return Reason.CAPABILITY, f"lacks {', '.join(sorted(missing))}"
+    if wanted.min_quality and (endpoint.quality is None or endpoint.quality.rank < wanted.min_quality.rank):
+        return Reason.QUALITY, f"quality {endpoint.quality or 'unknown'} is below {wanted.min_quality}"
+    if wanted.min_context_tokens and (endpoint.context_tokens or 0) < wanted.min_context_tokens:
+        known = endpoint.context_tokens or "unknown"
+        return Reason.CONTEXT, f"context {known}, at least {wanted.min_context_tokens} wanted"
+    if endpoint.id in wanted.excluded:
+        return Reason.UNSUITED, "has shown that it can't do this job"
+    return _overpriced(wanted, endpoint)
+
+
+def _overpriced(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | None:
+    ceilings = (wanted.max_input_usd_per_mtok, wanted.max_output_usd_per_mtok)
+    if endpoint.price is None:
+        if wanted.priced or ceilings != (None, None):
+            return Reason.PRICE_UNKNOWN, "its price is not known, and the job has a ceiling"
+        return None
+    prices = (endpoint.price.input, endpoint.price.output)
+    for name, price, ceiling in zip(("input", "output"), prices, ceilings, strict=True):
+        if ceiling is not None and price > ceiling:
+            return Reason.PRICE, f"{name} costs ${price:g} per million tokens, ceiling ${ceiling:g}"
+    return None
+
+
+def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
+    """Why a job of this size can't be done there, though the endpoint meets its requirements."""
+    answer = job.output_tokens or 0
+    if endpoint.max_output_tokens is not None and answer > endpoint.max_output_tokens:
+        return Reason.OUTPUT, f"answers with at most {endpoint.max_output_tokens} tokens, {answer} wanted"
+    needed = job.expected_input_tokens + answer
+    if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
+        return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
+    if job.max_cost_microusd is not None:
+        cost = upper_cost_microusd(job, endpoint)
+        left = job.max_cost_microusd - job.spent_microusd
+        if cost is not None and cost > left:
+            return (
+                Reason.COST,
+                f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} left under the ceiling",
+            )
+    return None
+
+
+def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:
+    """The longest answer that the call can give."""
+    if job.output_tokens is not None:
+        return job.output_tokens
+    return endpoint.max_output_tokens or LARGEST_OUTPUT_TOKENS
+
+
+def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
+    """The most that one call can cost; None: the price is unknown."""
+    if endpoint.price is None:
+        return None
+    answer = upper_output_tokens(job, endpoint)
+    return math.ceil(job.input_tokens * endpoint.price.input + answer * endpoint.price.output)
+
+
+def refusal(job: JobProfile, endpoints: Iterable[Endpoint] | Fleet) -> dict[str, str] | None:
+    """Why no endpoint could ever satisfy the job, by endpoint id; None: at least one could."""
+    fleet = endpoints if isinstance(endpoints, Fleet) else Fleet(endpoints)
+    found = match(fleet, job.requirements)
+    reasons = {exclusion.endpoint_id: exclusion.text for exclusion in found.exclusions}
+    for position in found.positions:
+        unfit = too_large(job, fleet.endpoints[position])
+        if unfit is None:
+            return None
+        reasons[fleet.ids[position]] = unfit[1]
+    return {id: reasons[id] for id in fleet.ids}

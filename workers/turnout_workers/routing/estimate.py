@@ -1,0 +1,79 @@
+"""What is expected of each endpoint, worked out once a snapshot, so that a decision is arithmetic only."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from turnout_workers.routing.fleet import EndpointView, Snapshot
+from turnout_workers.routing.health import WELL_S
+from turnout_workers.routing.latency import SIGMA_MIN, predict
+
+PRIOR_OUTCOMES = 2.0
+"""Imagined successes that temper the error rate of an endpoint which was called only a few times."""
+ERROR_RATE_MAX = 0.95
+CERTAIN_SIGMAS = 4.0
+"""A deadline this many standard deviations away is not missed: the chance needs no computing."""
+
+
+class Estimate(NamedTuple):
+    """One endpoint's part of the arithmetic of `strategies.utilities`."""
+
+    position: int
+    ready_at: float
+    """When a limit or a cooldown lets the next call through; 0: now."""
+    ttft_s: float
+    s_per_token: float
+    sigma: float
+    tail: float
+    """Factor from the median latency to the one that is surely not exceeded."""
+    error_rate: float
+    tries: float
+    """Expected number of calls until one succeeds."""
+    shadow_price: float
+    input_price: float
+    """Infinite if unknown, so that it ranks behind every known price."""
+    output_price: float
+    cached_price: float
+    special: bool
+    """Its circuit is not simply closed: look before you call."""
+    view: EndpointView
+
+
+def estimates(snapshot: Snapshot) -> list[Estimate]:
+    """Of all endpoints, in the order of the fleet; computed at the first call, then remembered."""
+    found: list[Estimate] | None = snapshot.memo.get("estimates")
+    if found is None:
+        found = [_estimate(position, view, snapshot.at) for position, view in enumerate(snapshot.views)]
+        snapshot.memo["estimates"] = found
+    return found
+
+
+def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
+    endpoint, health, metrics, load = view.endpoint, view.health, view.metrics, view.load
+    ttft, pace = predict(endpoint, metrics, at)
+    sigma = max(SIGMA_MIN, metrics.sigma)
+    weight = metrics.error_weight
+    error_rate = min(ERROR_RATE_MAX, metrics.error_rate * weight / (weight + PRIOR_OUTCOMES))
+    price = endpoint.price
+    return Estimate(
+        position,
+        max(health.blocked_until, load.ready_at),
+        ttft,
+        pace,
+        sigma,
+        math.exp(CERTAIN_SIGMAS * sigma),
+        error_rate,
+        1 / (1 - error_rate),
+        load.shadow_price,
+        price.input if price else math.inf,
+        price.output if price else 0.0,
+        (price.input if price.cache_read is None else price.cache_read) if price else math.inf,
+        bool(
+            health.isolated
+            or health.disabled is not None
+            or health.open_until > 0
+            or at - health.recovered_at < WELL_S
+        ),
+        view,
+    )

@@ -1,0 +1,228 @@
+"""What to do after a call: finish, retry there, fail over, defer or give up. The one table of failures.
+
+Retry: the same endpoint again. Fail over: another one, which spends no retry. Defer: nothing is to be done
+now; the job is parked and no attempt is spent. While an endpoint remains that this job hasn't tried, none is
+tried twice, save for a short wait that the provider asked for and one repeat after a 5xx.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+
+from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
+
+MAX_ATTEMPTS = 8
+"""Attempts that a job may spend before it fails. Waiting, cooldowns and refused connections spend none."""
+SHORT_WAIT_S = 2.0
+"""A Retry-After up to this is waited for in place."""
+COOLDOWN_S = 5.0
+"""Cooldown after a 429 that names no time."""
+QUOTA_COOLDOWN_S = 3600.0
+"""Least cooldown of a quota that refills once a day."""
+RECHECK_S = 30.0
+"""Deferral where only an operator can help."""
+BACKOFF_S = 0.25
+BACKOFF_MAX_S = 8.0
+
+
+class Action(StrEnum):
+    FINISH = "finish"
+    RETRY = "retry"
+    FAIL_OVER = "fail_over"
+    DEFER = "defer"
+    GIVE_UP = "give_up"
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """What one kind of failure means, wherever and whenever it happens."""
+
+    retries: int = 0
+    """How often the same endpoint is tried again first."""
+    waits: bool = False
+    """A Retry-After of at most `SHORT_WAIT_S` is waited for, and the same endpoint tried again."""
+    cooldown_s: float | None = None
+    """Least cooldown; None: only as told by Retry-After."""
+    counts: bool = False
+    """Counts against the endpoint's health."""
+    spends: bool = False
+    """Spends one of the job's attempts, so that a job which breaks every endpoint ends."""
+    disables: bool = False
+    """Takes the endpoint or its account out until an operator or a health check brings it back."""
+    unsuited: bool = False
+    """This endpoint can't do this job, now or later; when none is left the job fails."""
+    fatal: bool = False
+    """No endpoint can: the job fails at once."""
+
+
+RULES: dict[FailureKind, Rule] = {
+    FailureKind.RATE_LIMITED: Rule(waits=True, cooldown_s=COOLDOWN_S),
+    FailureKind.QUOTA_EXHAUSTED: Rule(cooldown_s=QUOTA_COOLDOWN_S),
+    # One 503 or refused connection is no reason to shun an endpoint for seconds: the breaker, which sees all
+    # workers' calls, decides. A Retry-After is believed at once.
+    FailureKind.OVERLOADED: Rule(counts=True),
+    FailureKind.UNAVAILABLE: Rule(counts=True),
+    FailureKind.TIMED_OUT: Rule(counts=True, spends=True),
+    FailureKind.INTERRUPTED: Rule(counts=True, spends=True),
+    FailureKind.SERVER_ERROR: Rule(counts=True, spends=True, retries=1),
+    FailureKind.MALFORMED: Rule(counts=True, spends=True),
+    FailureKind.UNAUTHORIZED: Rule(disables=True),
+    FailureKind.BILLING: Rule(disables=True),
+    FailureKind.FORBIDDEN: Rule(disables=True),
+    FailureKind.MODEL_NOT_FOUND: Rule(disables=True),
+    FailureKind.CONTEXT_LENGTH: Rule(unsuited=True),
+    FailureKind.CONTENT_FILTERED: Rule(unsuited=True),
+    FailureKind.UNSUPPORTED: Rule(unsuited=True),
+    FailureKind.CONFLICT: Rule(retries=1, spends=True),
+    FailureKind.INVALID_REQUEST: Rule(fatal=True),
+    FailureKind.LOCAL: Rule(retries=2),
+    FailureKind.CANCELLED: Rule(),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What the worker does with the job (`action` after `delay_s`), and with the endpoint (the rest)."""
+
+    action: Action
+    delay_s: float = 0.0
+    block_s: float = 0.0
+    """Cooldown of the endpoint, or of its account; 0: none."""
+    scope: Scope = Scope.ENDPOINT
+    """Of the cooldown, or of being disabled."""
+    disable: bool = False
+    counts_for_health: bool = False
+    spends_attempt: bool = False
+    exclude: bool = False
+    """Never offer this endpoint to this job again."""
+
+
+def judge(
+    failure: Failure | None,
+    rng: random.Random,
+    *,
+    attempt: int = 1,
+    retries_here: int = 0,
+    retry_budget_left: bool = True,
+    has_untried: bool = True,
+    allow_fallback: bool = True,
+    max_attempts: int = MAX_ATTEMPTS,
+) -> Verdict:
+    """The verdict on one call. `failure`: None for a success.
+
+    attempt: number of this call among those of this job that spent an attempt, from 1.
+    retries_here: how often this endpoint was called again in place already.
+    retry_budget_left: whether the worker's `Allowance` for retries has something left.
+    has_untried: whether an eligible endpoint is left that this job has not tried in this round.
+    """
+    if failure is None:
+        return Verdict(Action.FINISH, counts_for_health=True)
+    rule = RULES[failure.kind]
+    told_s = failure.retry_after_s
+    block_s = max(told_s or 0.0, 0.0)
+    if rule.cooldown_s is not None and (told_s is None or failure.kind is FailureKind.QUOTA_EXHAUSTED):
+        block_s = max(block_s, rule.cooldown_s)
+    block_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
+    action, delay_s = _next(
+        failure,
+        rule,
+        rng,
+        block_s,
+        attempt,
+        retries_here,
+        retry_budget_left,
+        has_untried,
+        allow_fallback,
+        max_attempts,
+    )
+    return Verdict(
+        action,
+        delay_s,
+        block_s if not (rule.fatal or rule.unsuited or rule.disables) else 0.0,
+        failure.scope,
+        rule.disables,
+        rule.counts,
+        rule.spends,
+        rule.unsuited,
+    )
+
+
+def _next(
+    failure: Failure,
+    rule: Rule,
+    rng: random.Random,
+    block_s: float,
+    attempt: int,
+    retries_here: int,
+    retry_budget_left: bool,
+    has_untried: bool,
+    allow_fallback: bool,
+    max_attempts: int,
+) -> tuple[Action, float]:
+    """What the job does next, and after how many seconds."""
+    if rule.fatal or (rule.spends and attempt >= max_attempts):
+        return Action.GIVE_UP, 0.0
+    if failure.kind is FailureKind.CANCELLED:
+        return Action.DEFER, 0.0
+    if (
+        rule.waits
+        and failure.retry_after_s is not None
+        and failure.retry_after_s <= SHORT_WAIT_S
+        and retries_here == 0
+    ):
+        return Action.RETRY, block_s
+    if retries_here < rule.retries and retry_budget_left:
+        return Action.RETRY, max(block_s, backoff_s(retries_here + 1, rng))
+    if failure.kind is FailureKind.LOCAL:
+        return Action.DEFER, backoff_s(retries_here + 1, rng)
+    if not allow_fallback:
+        # A cooldown is no failure: the one endpoint that may be used is waited for.
+        return (Action.DEFER, block_s) if rule.cooldown_s is not None else (Action.GIVE_UP, 0.0)
+    if has_untried:
+        return Action.FAIL_OVER, backoff_s(attempt - 1, rng)
+    if rule.unsuited:
+        return Action.GIVE_UP, 0.0
+    if rule.disables:
+        return Action.DEFER, RECHECK_S
+    return Action.DEFER, max(block_s, backoff_s(attempt, rng))
+
+
+def backoff_s(failures: int, rng: random.Random) -> float:
+    """Wait after so many failures: none after 0, then 0.25 · 2ⁿ up to 8 s, between half and all of it."""
+    if failures <= 0:
+        return 0.0
+    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures, 30)) * (0.5 + 0.5 * rng.random())
+
+
+class Allowance:
+    """A share of extra calls: each call deposits `ratio`, each extra one withdraws 1.
+
+    It bounds retries (and hedges) where it matters: when much fails at once, they stop adding to the load.
+    """
+
+    def __init__(self, ratio: float, reserve: float = 0.0) -> None:
+        """ratio: extra calls per call. reserve: extra calls that are free at first, and the most saved up."""
+        self._ratio = ratio
+        self._most = max(1.0, reserve)
+        self._balance = reserve
+
+    def deposit(self) -> None:
+        self._balance = min(self._most, self._balance + self._ratio)
+
+    @property
+    def left(self) -> bool:
+        return self._balance >= 1
+
+    def withdraw(self) -> bool:
+        """Take one extra call, if there is one."""
+        if not self.left:
+            return False
+        self._balance -= 1
+        return True
+
+
+def was_billed(failure: Failure | None) -> bool:
+    """Whether a failure surely cost money, which makes the breaker stricter."""
+    return failure is not None and failure.billed is Billed.YES

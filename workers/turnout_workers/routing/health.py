@@ -1,0 +1,172 @@
+"""The circuit of an endpoint: closed → open → half open → ramping → closed. Pure policy over shared counts.
+
+Stores only count. After each report the worker asks `after_report` what follows and tells the store; the
+store applies it atomically, with `until = max(old, new)`, so that two workers that decide the same thing at
+once do it once. A 429 never comes here: it is a cooldown, no verdict on health. An endpoint is judged on its
+own numbers whatever the size of the fleet; a lone one is ejected as well, and its jobs wait.
+"""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from turnout_workers.routing.failure import FailureKind
+from turnout_workers.routing.fleet import Circuit, Health, Load, ProviderMetrics
+
+CONSECUTIVE_FAILURES = 4
+"""Failures in a row, over the whole fleet, that open a circuit."""
+CONSECUTIVE_WHEN_BILLED = 2
+"""The same where a failure costs money."""
+ERROR_RATE = 0.6
+ERROR_WEIGHT = 6.0
+"""Error rate above which a circuit opens, and the number of recent outcomes that it takes to believe it."""
+ERROR_MEMORY_S = 20.0
+"""Time constant with which stores forget outcomes."""
+EJECTION_S = 2.0
+EJECTION_MAX_S = 15.0
+"""The first ejection, doubled by each further one in a row up to the most: longer only delays the return."""
+JITTER = 0.15
+WELL_S = 60.0
+"""Time without ejection after which the next one counts as the first again."""
+RAMP_S = 8.0
+RAMP_FROM = 0.15
+"""After a recovery the endpoint's share of its traffic grows from this to all of it within `RAMP_S`."""
+HANGING_CALLS = 2
+HANGING_SILENCE_S = 1.5
+LONE_HANG_S = 20.0
+"""Age at which a single overdue call, with no other in flight to compare, counts as a hang."""
+
+
+class Counts(Protocol):
+    """The store's counters after a report (`state.store.Counters`)."""
+
+    @property
+    def consecutive_failures(self) -> int: ...
+    @property
+    def error_rate(self) -> float: ...
+    @property
+    def error_weight(self) -> float: ...
+    @property
+    def probe(self) -> bool: ...
+
+
+class Step(StrEnum):
+    NONE = "none"
+    TRIP = "trip"
+    RECOVER = "recover"
+
+
+@dataclass(frozen=True, slots=True)
+class HealthAction:
+    """What the store is to be told; `open_s` and `reason` belong to a trip."""
+
+    step: Step
+    open_s: float = 0.0
+    reason: str = ""
+
+
+NOTHING = HealthAction(Step.NONE)
+RECOVER = HealthAction(Step.RECOVER)
+
+SILENT = frozenset({FailureKind.CANCELLED, FailureKind.LOCAL})
+"""Calls that we ended ourselves say nothing, not even that a probe succeeded."""
+
+
+def circuit(health: Health, now: float) -> Circuit:
+    """The state of the circuit at `now`. A cooldown (`blocked_until`) is none of its business."""
+    if health.isolated:
+        return Circuit.ISOLATED
+    if health.disabled is not None:
+        return Circuit.DISABLED
+    if health.open_until > now:
+        return Circuit.OPEN
+    if health.open_until > 0 and health.recovered_at < health.open_until:
+        return Circuit.HALF_OPEN
+    if health.recovered_at > 0 and now - health.recovered_at < RAMP_S:
+        return Circuit.RAMPING
+    return Circuit.CLOSED
+
+
+def ramp(health: Health, now: float) -> float:
+    """Share of its traffic that the endpoint may have: 0 unless closed or ramping, else `RAMP_FROM` … 1."""
+    state = circuit(health, now)
+    if state is Circuit.CLOSED:
+        return 1.0
+    if state is not Circuit.RAMPING:
+        return 0.0
+    return RAMP_FROM + (1 - RAMP_FROM) * max(0.0, now - health.recovered_at) / RAMP_S
+
+
+def ejections_in_a_row(health: Health, now: float) -> int:
+    """How many came before, forgotten after a healthy minute."""
+    return 0 if health.recovered_at > 0 and now - health.recovered_at >= WELL_S else health.trips
+
+
+def ejection_s(before: int, rng: random.Random, base_s: float = EJECTION_S) -> float:
+    """How long to eject after `before` ejections in a row: doubling, capped, ± 15 %."""
+    cap = max(base_s, EJECTION_MAX_S)
+    return min(cap, base_s * 2.0 ** min(before, 30)) * (1 + JITTER * (2 * rng.random() - 1))
+
+
+def after_report(
+    health: Health,
+    counts: Counts,
+    failure: FailureKind | None,
+    now: float,
+    rng: random.Random,
+    *,
+    counts_for_health: bool = True,
+    billed: bool = False,
+    base_s: float = EJECTION_S,
+) -> HealthAction:
+    """What follows from one call's outcome; `failure` is None for a success.
+
+    The outcome of a call made before an ejection says nothing new and does nothing. A probe that was answered
+    at all, if only by a 429 or by blaming the job, has shown that the endpoint is alive.
+    """
+    if failure in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
+        return NOTHING
+    bad = failure is not None and counts_for_health
+    if counts.probe:
+        return _trip(health, now, rng, base_s, f"probe failed: {failure}") if bad else RECOVER
+    if not bad or health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
+        return NOTHING
+    enough = CONSECUTIVE_WHEN_BILLED if billed else CONSECUTIVE_FAILURES
+    if counts.consecutive_failures >= enough:
+        return _trip(health, now, rng, base_s, f"{counts.consecutive_failures} failures in a row: {failure}")
+    if counts.error_rate > ERROR_RATE and counts.error_weight > ERROR_WEIGHT:
+        return _trip(health, now, rng, base_s, f"{counts.error_rate:.0%} of recent calls failed: {failure}")
+    return NOTHING
+
+
+def after_watch(
+    health: Health,
+    load: Load,
+    metrics: ProviderMetrics,
+    now: float,
+    rng: random.Random,
+    *,
+    base_s: float = EJECTION_S,
+) -> HealthAction:
+    """Whether calls in flight hang: asked every half second, long before their timeouts.
+
+    Two calls older than their own thresholds, if they are half of those in flight or if nothing succeeded
+    for 1.5 s; or a lone one that is very old.
+    """
+    if circuit(health, now) not in (Circuit.CLOSED, Circuit.RAMPING) or load.overdue == 0:
+        return NOTHING
+    silent_s = now - max(metrics.latency_at, load.oldest_started_at)
+    several = load.overdue >= HANGING_CALLS and (
+        2 * load.overdue >= load.in_flight or silent_s >= HANGING_SILENCE_S
+    )
+    alone = load.overdue == load.in_flight and silent_s >= LONE_HANG_S
+    if not (several or alone):
+        return NOTHING
+    return _trip(health, now, rng, base_s, f"{load.overdue} of {load.in_flight} calls hang")
+
+
+def _trip(health: Health, now: float, rng: random.Random, base_s: float, reason: str) -> HealthAction:
+    return HealthAction(Step.TRIP, ejection_s(ejections_in_a_row(health, now), rng, base_s), reason)

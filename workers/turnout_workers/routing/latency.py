@@ -1,0 +1,77 @@
+"""What a call will take: time to first token, plus time per output token, with a lognormal spread.
+
+Estimates are per endpoint and model, so that long answers don't make a fast endpoint look slow. They decay
+towards the endpoint's prior when nothing is observed: that is how an endpoint which was slow gets another
+chance. Stores update them with `step`; the router reads them through `predict`.
+"""
+
+from __future__ import annotations
+
+import math
+
+from turnout_workers.routing.fleet import Endpoint, ProviderMetrics
+
+MEMORY_S = 10.0
+"""Time constant of the estimates."""
+STEP_SLOWER = 0.15
+STEP_FASTER = 0.08
+"""The least weight of a new sample: a slow one counts for more, so that trouble shows early."""
+STEP_RELIEF = 0.5
+"""Weight of the second sample in a row below half the estimate: the endpoint has got fast again."""
+QUIET_S = 5.0
+"""Silence after which an estimate starts to drift towards its prior …"""
+DRIFT_S = 15.0
+"""… with this time constant."""
+SIGMA_MIN = 0.25
+Z95, Z99 = 1.645, 2.326
+
+
+def step(estimate: float | None, sample: float, elapsed_s: float, relieved: bool = False) -> float:
+    """The estimate after one more sample, `elapsed_s` after the last one.
+
+    `relieved`: this sample and the one before it were both below half the estimate.
+    """
+    if estimate is None:
+        return sample
+    least = STEP_RELIEF if relieved else STEP_SLOWER if sample > estimate else STEP_FASTER
+    weight = max(least, 1 - math.exp(-max(0.0, elapsed_s) / MEMORY_S))
+    return estimate + weight * (sample - estimate)
+
+
+def predict(endpoint: Endpoint, metrics: ProviderMetrics, now: float) -> tuple[float, float]:
+    """Time to first token, and seconds per output token, at time `now`."""
+    ttft, pace = endpoint.expected_ttft_s, endpoint.expected_s_per_token
+    if metrics.latency_samples == 0:
+        return ttft, pace
+    idle = now - metrics.latency_at - QUIET_S
+    known = math.exp(-idle / DRIFT_S) if idle > 0 else 1.0
+    if metrics.ttft_s is not None:
+        ttft += known * (metrics.ttft_s - ttft)
+    if metrics.s_per_token is not None:
+        pace += known * (metrics.s_per_token - pace)
+    return ttft, pace
+
+
+def quantile(median_s: float, sigma: float, z: float) -> float:
+    """The lognormal quantile at `z` standard deviations."""
+    return median_s * math.exp(z * sigma)
+
+
+def chance_of_exceeding(limit_s: float, median_s: float, sigma: float) -> float:
+    """P(latency > limit) of a lognormal latency."""
+    if limit_s <= 0:
+        return 1.0
+    return 0.5 * math.erfc(math.log(limit_s / median_s) / (sigma * math.sqrt(2)))
+
+
+def overdue_after(median_s: float, sigma: float) -> float:
+    """Age from which a call in flight counts as hanging: 1.4 times its 99th percentile, at least 1.5 s."""
+    return max(1.5, 1.4 * quantile(median_s, sigma, Z99))
+
+
+def call_timeout(median_s: float, sigma: float, longest_s: float) -> float:
+    """Total deadline of a call: four times its 99th percentile, between 8 and 60 s.
+
+    `longest_s`, what the longest possible answer usually takes, raises the upper end to its double.
+    """
+    return min(max(8.0, 4 * quantile(median_s, sigma, Z99)), max(60.0, 2 * longest_s))

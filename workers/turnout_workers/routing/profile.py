@@ -1,0 +1,141 @@
+"""What the router knows of a job: its requirements, its size, its urgency and its past. Never its prompt."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from turnout.request import Capability, InferenceRequest, Lane, Quality, RoutingConstraints, RoutingStrategy
+
+USUAL_OUTPUT_TOKENS = 256
+"""Expected answer of a job that doesn't limit it; of one that does, half its limit if that is less."""
+LARGEST_OUTPUT_TOKENS = 4096
+"""Upper estimate of an answer that neither the job nor the endpoint limits."""
+IMAGE_TOKENS = 1600
+"""Upper estimate of the input tokens of one image, whose bytes say nothing of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requirements:
+    """What an endpoint must be, whatever the job's size: equal requirements match the same endpoints."""
+
+    models: tuple[str, ...] = ()
+    only: tuple[str, ...] = ()
+    ignore: tuple[str, ...] = ()
+    regions: tuple[str, ...] = ()
+    no_training: bool = False
+    zero_retention: bool = False
+    capabilities: frozenset[Capability] = frozenset()
+    min_context_tokens: int | None = None
+    min_quality: Quality | None = None
+    max_input_usd_per_mtok: float | None = None
+    max_output_usd_per_mtok: float | None = None
+    priced: bool = False
+    """The price must be known, for there is a ceiling on what the job may cost."""
+    excluded: frozenset[str] = frozenset()
+    """Endpoints that have shown that they can't do this very job."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobProfile:
+    """One job as `rank` sees it. Tokens are estimates, times Unix seconds on the store's clock."""
+
+    requirements: Requirements = Requirements()
+    input_tokens: int = 1
+    """Upper estimate: what rate limits and ceilings are charged."""
+    expected_input_tokens: int = 1
+    cached_input_tokens: int = 0
+    """Those of the expected ones that the provider is likely to have cached."""
+    output_tokens: int | None = None
+    """The job's own limit; None: whatever the endpoint allows."""
+    expected_output_tokens: int = USUAL_OUTPUT_TOKENS
+    accepted_at: float = 0.0
+    deadline: float | None = None
+    max_latency_s: float | None = None
+    timeout_s: float | None = None
+    max_cost_microusd: int | None = None
+    spent_microusd: int = 0
+    """Spent, or perhaps spent, by earlier attempts."""
+    lane: Lane = Lane.STANDARD
+    strategy: RoutingStrategy | None = None
+    order: tuple[str, ...] = ()
+    allow_fallback: bool = True
+    failures: Mapping[str, int] = field(default_factory=dict)
+    """How often this job failed, by endpoint id."""
+
+    @classmethod
+    def of(
+        cls,
+        request: InferenceRequest,
+        *,
+        accepted_at: float = 0.0,
+        deadline: float | None = None,
+        spent_microusd: int = 0,
+        failures: Mapping[str, int] | None = None,
+        excluded: frozenset[str] = frozenset(),
+    ) -> JobProfile:
+        """Of a request; `deadline`, if given, is the one that was fixed when the job was accepted."""
+        wish = request.constraints
+        upper, expected = estimate_input_tokens(request)
+        limit = 0 if request.is_embedding else request.max_output_tokens
+        usual = USUAL_OUTPUT_TOKENS if limit is None else min(USUAL_OUTPUT_TOKENS, math.ceil(limit / 2))
+        return cls(
+            requirements=_requirements(request, wish, excluded),
+            input_tokens=upper,
+            expected_input_tokens=expected,
+            output_tokens=limit,
+            expected_output_tokens=usual,
+            accepted_at=accepted_at,
+            deadline=wish.deadline_at(accepted_at) if deadline is None else deadline,
+            max_latency_s=wish.max_latency_s,
+            timeout_s=request.timeout_s,
+            max_cost_microusd=wish.max_cost_microusd,
+            spent_microusd=spent_microusd,
+            lane=wish.lane,
+            strategy=wish.strategy,
+            order=wish.order,
+            allow_fallback=wish.allow_fallback,
+            failures=failures or {},
+        )
+
+
+def _requirements(
+    request: InferenceRequest, wish: RoutingConstraints, excluded: frozenset[str]
+) -> Requirements:
+    return Requirements(
+        models=request.models,
+        only=wish.only,
+        ignore=wish.ignore,
+        regions=wish.regions,
+        no_training=wish.no_training,
+        zero_retention=wish.zero_retention,
+        capabilities=request.required_capabilities,
+        min_context_tokens=wish.min_context_tokens,
+        min_quality=wish.min_quality,
+        max_input_usd_per_mtok=wish.max_input_usd_per_mtok,
+        max_output_usd_per_mtok=wish.max_output_usd_per_mtok,
+        priced=wish.max_cost_usd is not None,
+        excluded=excluded,
+    )
+
+
+def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
+    """Upper and expected number of input tokens, from the bytes of the text.
+
+    Ordinary text takes no more than a token for two bytes, and English about one for four:
+    `ceil(bytes / 2)` and `ceil(bytes / 4)`, each with 8 a message and the tools' JSON.
+    """
+    size = sum(len(text.encode()) for text in request.texts)
+    images = messages = 0
+    for message in request.chat:
+        messages += 1
+        size += len(message.text.encode())
+        size += sum(len(call.function.arguments) for call in message.tool_calls)
+        if isinstance(message.content, tuple):
+            images += sum(part.type == "image_url" for part in message.content)
+    size += sum(len(tool.model_dump_json()) for tool in request.tools)
+    if request.response_format.json_schema is not None:
+        size += len(request.response_format.model_dump_json())
+    fixed = 8 * messages + IMAGE_TOKENS * images
+    return max(1, math.ceil(size / 2) + fixed), max(1, math.ceil(size / 4) + fixed)

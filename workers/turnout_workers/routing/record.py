@@ -1,0 +1,159 @@
+"""Decisions as compact JSON, and the same decisions made again offline under another strategy."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from turnout.request import Lane, RoutingStrategy
+from turnout_workers.routing.decision import Decision
+from turnout_workers.routing.estimate import CERTAIN_SIGMAS, Estimate
+from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits, Load
+from turnout_workers.routing.profile import JobProfile
+from turnout_workers.routing.strategies import STRATEGIES, Option, Scored, ordered
+
+RECORD_VERSION = 1
+
+
+def to_record(decision: Decision) -> dict[str, Any]:
+    """All that explains and repeats a decision; no prompt, no key. Micro-dollars and seconds."""
+    job = decision.job
+    return {
+        "v": RECORD_VERSION,
+        "at": decision.at,
+        "age_s": round(decision.snapshot_age_s, 3),
+        "strategy": decision.strategy.value,
+        "seed": decision.seed,
+        "action": decision.action.value,
+        "chosen": decision.ranked[0].option.estimate.view.endpoint.id if decision.ranked else None,
+        "wait_s": round(decision.wait_s, 3),
+        "waits_for": decision.waits_for,
+        "job": {
+            "lane": job.lane.value,
+            "deadline": job.deadline,
+            "in": job.expected_input_tokens,
+            "out": job.expected_output_tokens,
+            "order": list(job.order),
+            "failures": dict(job.failures),
+        },
+        "candidates": [_candidate(scored) for scored in (*decision.ranked, *decision.busy)],
+        "excluded": {e.endpoint_id: [e.reason.value, e.text] for e in decision.exclusions},
+    }
+
+
+def _candidate(scored: Scored) -> dict[str, Any]:
+    option = scored.option
+    estimate = option.estimate
+    endpoint, load = estimate.view.endpoint, estimate.view.load
+    return {
+        "id": endpoint.id,
+        "provider": endpoint.provider,
+        "position": scored.position,
+        "score": _rounded(scored.utility),
+        "cost": _rounded(option.cost),
+        "latency_s": round(option.latency_s, 4),
+        "sigma": round(estimate.sigma, 4),
+        "p_late": round(scored.p_late, 4),
+        "error_rate": round(estimate.error_rate, 4),
+        "shadow_price": round(estimate.shadow_price, 4),
+        "wait_s": round(option.wait_s, 3),
+        "probe": option.probe,
+        "priority": endpoint.priority,
+        "weight": endpoint.weight,
+        "in_flight": load.in_flight,
+        "concurrency": endpoint.limits.concurrency,
+    }
+
+
+def _rounded(value: float) -> float | None:
+    return None if value == math.inf else round(value, 4)
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What the recorded jobs would have cost and taken, as predicted when they were decided."""
+
+    decisions: int
+    changed: int
+    """How many would have gone elsewhere."""
+    cost_microusd: int
+    unpriced: int
+    """How many would have gone to an endpoint of unknown price, and are not in the cost."""
+    time_s: float
+    """Sum of predicted waiting and latency."""
+    late: float
+    """Expected number of missed deadlines."""
+
+
+def replay(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Replay:
+    """Decide the recorded jobs again; None: each under its own strategy, which repeats every choice.
+
+    Only the choice is repeated: what a different one would have done to the fleet's load is not modelled.
+    """
+    decisions = changed = unpriced = 0
+    cost = time_s = late = 0.0
+    for turn, record in enumerate(records):
+        options = [_option(candidate) for candidate in record["candidates"]]
+        if not options:
+            continue
+        name = strategy or RoutingStrategy(record["strategy"])
+        same = name == record["strategy"]
+        best = _choice(record, options, name, None if same else turn)
+        decisions += 1
+        changed += best.option.estimate.view.endpoint.model != (record["waits_for"] or record["chosen"])
+        if best.option.cost == math.inf:
+            unpriced += 1
+        else:
+            cost += best.option.cost
+        time_s += best.option.wait_s + best.option.latency_s
+        late += best.p_late
+    return Replay(decisions, changed, math.ceil(cost), unpriced, time_s, late)
+
+
+def _choice(
+    record: Mapping[str, Any], options: list[Option], name: RoutingStrategy, turn: int | None
+) -> Scored:
+    job = JobProfile(
+        lane=Lane(record["job"]["lane"]),
+        deadline=record["job"]["deadline"],
+        order=tuple(record["job"]["order"]),
+        failures=record["job"]["failures"],
+    )
+    strategy = STRATEGIES[name]
+    scored = ordered(job, options, strategy, record["at"], record["seed"], turn)
+    ready = [s for s in scored if s.option.wait_s <= 0]
+    return ready[0] if ready and not strategy.patient else scored[0]
+
+
+def _option(candidate: Mapping[str, Any]) -> Option:
+    # The endpoint's id stands for its model: a record holds no more of the configuration than ranking reads.
+    endpoint = Endpoint(
+        candidate["provider"],
+        candidate["id"],
+        candidate["id"],
+        priority=candidate["priority"],
+        weight=candidate["weight"],
+        limits=Limits(concurrency=candidate["concurrency"]),
+    )
+    view = EndpointView(endpoint, load=Load(in_flight=candidate["in_flight"]))
+    sigma, error_rate = candidate["sigma"], candidate["error_rate"]
+    cost = math.inf if candidate["cost"] is None else candidate["cost"]
+    estimate = Estimate(
+        candidate["position"],
+        0.0,
+        candidate["latency_s"],
+        0.0,
+        sigma,
+        math.exp(CERTAIN_SIGMAS * sigma),
+        error_rate,
+        1 / (1 - error_rate),
+        candidate["shadow_price"],
+        0.0,
+        0.0,
+        0.0,
+        False,
+        view,
+    )
+    return Option(candidate["wait_s"], candidate["latency_s"], cost, candidate["probe"], estimate)
