@@ -10,17 +10,22 @@ Where no file is given, `discovered` makes the same tables from the keys that th
 from __future__ import annotations
 
 import difflib
+import hashlib
+import json
 import re
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, model_validator
 
+from turnout.errors import TurnoutError
 from turnout.request import Capability, Lane, Name, Quality, RoutingStrategy, Value
 
 
-class ConfigError(ValueError):
+class ConfigError(TurnoutError):
     """A configuration that can't be used. Its text is for the operator, one problem a line."""
 
 
@@ -40,12 +45,18 @@ def _named_models(value: object) -> object:
     return value
 
 
+def _every_lane(value: object) -> object:
+    """A lane that the file leaves out keeps its own default."""
+    return {**_RESERVED, **value} if isinstance(value, dict) else value
+
+
 def _http(url: str) -> str:
     if not re.match(r"https?://[^\s/]+", url):
         raise ValueError("must be an http:// or https:// address")
     return url.rstrip("/")
 
 
+ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Url = Annotated[str, AfterValidator(_http)]
 Usd = Annotated[float, Field(ge=0)]
@@ -99,7 +110,7 @@ class ProviderTable(LimitFields):
     """None: the preset's."""
     api_key_env: Strings = ()
     api_key_file: Strings = ()
-    api_key: Strings = ()
+    api_key: Strings = Field(default=(), repr=False)
     """Several keys, of whichever origin, are several accounts, each with the limits given here."""
     models: Annotated[dict[Name, ModelTable], BeforeValidator(_named_models)] = Field(default_factory=dict)
     priority: int = 100
@@ -132,6 +143,10 @@ class LaneTable(Value):
     """Of each rate limit: what this lane leaves to the more urgent ones."""
 
 
+_RESERVED = {"interactive": {}, "standard": {"reserved_share": 0.10}, "batch": {"reserved_share": 0.35}}
+"""Enough to keep interactive jobs fast under three times the load that the limits allow (simulated)."""
+
+
 class CeilingTable(Value):
     per_day_usd: Usd | None = None
     per_month_usd: Usd | None = None
@@ -162,11 +177,6 @@ class MonitoringTable(Value):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
 
-def _lanes() -> dict[Lane, LaneTable]:
-    shares = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
-    return {lane: LaneTable(reserved_share=share) for lane, share in shares.items()}
-
-
 class File(Value):
     """The whole of turnout.toml."""
 
@@ -174,11 +184,13 @@ class File(Value):
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "turnout"
     router: RouterTable = RouterTable()
     worker: WorkerTable = WorkerTable()
-    lanes: dict[Lane, LaneTable] = Field(default_factory=_lanes)
+    lanes: Annotated[dict[Lane, LaneTable], BeforeValidator(_every_lane)] = Field(
+        default_factory=dict, validate_default=True
+    )
     ceilings: CeilingsTable = CeilingsTable()
     retention: RetentionTable = RetentionTable()
     monitoring: MonitoringTable = MonitoringTable()
-    providers: dict[Name, ProviderTable] = Field(default_factory=dict)
+    providers: dict[ProviderName, ProviderTable] = Field(default_factory=dict)
 
 
 FROM_ENVIRONMENT = {
@@ -191,6 +203,80 @@ FROM_ENVIRONMENT = {
     "TURNOUT_LOG_LEVEL": ("monitoring", "log_level"),
 }
 """Environment variables that override the file, and the fields that they set."""
+
+
+# --- what the rest of Turnout gets ------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """A checked configuration. Nothing in it shows a key when printed."""
+
+    file: File
+    """All but the providers: router, worker, lanes, ceilings, retention, monitoring."""
+    keys: Mapping[str, tuple[str, ...]] = field(repr=False)
+    version: str
+    """Hash of the content, keys included: a reload that changes nothing has the same one."""
+    source: str
+    """Where it came from, for people."""
+
+    @property
+    def simulated(self) -> bool:
+        """Whether answers are made up, at least some of them."""
+        return any(table.simulated for table in self.file.providers.values())
+
+
+def find(environ: Mapping[str, str], folder: Path) -> Path | None:
+    """The file to load: `TURNOUT_CONFIG`, else `turnout.toml` in `folder`, if there is one."""
+    if told := environ.get("TURNOUT_CONFIG"):
+        return Path(told)
+    path = folder / "turnout.toml"
+    return path if path.exists() else None
+
+
+def load(path: Path, environ: Mapping[str, str]) -> Settings:
+    """Read and check a file. Raises ConfigError. Keys come from `environ` and the files that it names."""
+    try:
+        text = path.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
+    return settings(text, str(path), environ)
+
+
+def settings(text: str, where: str, environ: Mapping[str, str]) -> Settings:
+    """The same for a text."""
+    file = read(text, where, environ)
+    problems: list[str] = []
+    keys: dict[str, tuple[str, ...]] = {}
+    for name, table in file.providers.items():
+        try:
+            keys[name] = _keys(table, environ)
+        except ConfigError as error:
+            at = _lines(text).get(("providers", name))
+            problems.append(f"{where}{f':{at}' if at else ''}: providers.{name}: {error}")
+    if problems:
+        raise ConfigError("\n".join(problems))
+    content = json.dumps([text, keys, {name: environ.get(name) for name in FROM_ENVIRONMENT}])
+    version = hashlib.sha256(content.encode()).hexdigest()[:12]
+    return Settings(file, keys, version, where)
+
+
+def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The API keys, each an account of its own; none where a provider (a local one) needs none."""
+    found = list(table.api_key)
+    for variable in table.api_key_env:
+        if not (value := environ.get(variable, "").strip()):
+            raise ConfigError(f"environment variable {variable} is not set; set it, or remove this provider")
+        found.append(value)
+    for file in table.api_key_file:
+        try:
+            found.append(Path(file).expanduser().read_text("utf-8").strip())
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or "not UTF-8"
+            raise ConfigError(f"api_key_file {file} can't be read: {reason}") from None
+    if any(not key or not key.isascii() or not key.isprintable() for key in found):
+        raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
+    return tuple(dict.fromkeys(found))
 
 
 # --- reading it ------------------------------------------------------------------------------------------

@@ -333,9 +333,7 @@ class _Choice:
 
     def _exclude_tried(self) -> None:
         for option in self._tried:
-            self._exclude(
-                option.estimate.view.endpoint.id, Reason.TRIED, "this job failed there a moment ago"
-            )
+            self._exclude(option.estimate.view.endpoint.id, Reason.TRIED, "this job failed there a moment ago")
 
     def _exclude(self, endpoint_id: str, reason: Reason, text: str, until: float | None = None) -> None:
         self.passing.append(Exclusion(endpoint_id, reason, text, until))

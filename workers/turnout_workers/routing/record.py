@@ -112,9 +112,7 @@ def replay(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | Non
     return Replay(decisions, changed, math.ceil(cost), unpriced, time_s, late)
 
 
-def _choice(
-    record: Mapping[str, Any], options: list[Option], name: RoutingStrategy, turn: int | None
-) -> Scored:
+def _choice(record: Mapping[str, Any], options: list[Option], name: RoutingStrategy, turn: int | None) -> Scored:
     job = JobProfile(
         lane=Lane(record["job"]["lane"]),
         deadline=record["job"]["deadline"],

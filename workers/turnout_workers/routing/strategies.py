@@ -96,9 +96,7 @@ def utilities(job: JobProfile, options: Sequence[Option], strategy: Strategy, no
         median = latency * (1 + error_rate)
         p_late = 0.0
         if median * tail > left:
-            p_late = (
-                1.0 if left <= 0 else 0.5 * math.erfc(math.log(left / median) / (sigma * 1.4142135623730951))
-            )
+            p_late = 1.0 if left <= 0 else 0.5 * math.erfc(math.log(left / median) / (sigma * 1.4142135623730951))
         money = (cost * unit + weight * shadow_price) * tries if cost != math.inf else weight and unknown
         utility = money + LATENESS * p_late + ERROR * error_rate + second * (wait + latency * tries)
         if failures:
@@ -128,8 +126,7 @@ def _by_priority(job: JobProfile, scored: list[Scored], _: float) -> list[Scored
 def _in_order(job: JobProfile, scored: list[Scored], _: float) -> list[Scored]:
     """Strictly by priority, then in the order of registration."""
     return [
-        s._replace(group=float(s.option.estimate.view.endpoint.priority), utility=float(s.position))
-        for s in scored
+        s._replace(group=float(s.option.estimate.view.endpoint.priority), utility=float(s.position)) for s in scored
     ]
 
 
@@ -149,9 +146,7 @@ def _in_turn(job: JobProfile, scored: list[Scored], u: float) -> list[Scored]:
 STRATEGIES: dict[RoutingStrategy, Strategy] = {
     RoutingStrategy.BALANCED: Strategy(patient=True),
     RoutingStrategy.COST_OPTIMIZED: Strategy(urgency=Lane.BATCH, patient=True),
-    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(
-        price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest
-    ),
+    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest),
     RoutingStrategy.PRIORITY: Strategy(arrange=_by_priority),
     RoutingStrategy.ROUND_ROBIN: Strategy(near=0.0, arrange=_in_turn),
     RoutingStrategy.FAILOVER: Strategy(near=0.0, arrange=_in_order),

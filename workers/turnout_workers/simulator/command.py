@@ -27,9 +27,7 @@ _PR_SET_PDEATHSIG = 1
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8787, show_default=True, help="Port; 0: any free one, printed.")
-@click.option(
-    "--scenario", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="TOML."
-)
+@click.option("--scenario", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="TOML.")
 @click.option("--seed", type=int, help="Seed of answers, jitter and faults.")
 @click.option("--instant", is_flag=True, help="No latency and no limits.")
 @click.option("--no-faults", is_flag=True, help="Drop the scenario's own faults.")
@@ -66,9 +64,7 @@ def simulate(
         changed[name] = provider
     for name, added in map(_fault, faults):
         if name not in changed:
-            raise click.BadParameter(
-                f"no provider {name!r}; there are {', '.join(changed)}", param_hint="--fault"
-            )
+            raise click.BadParameter(f"no provider {name!r}; there are {', '.join(changed)}", param_hint="--fault")
         changed[name] = replace(changed[name], faults=(*changed[name].faults, added))
     scenario = replace(scenario, providers=changed, seed=scenario.seed if seed is None else seed)
     runner = asyncio.run if sys.platform == "win32" else import_module("uvloop").run
@@ -84,9 +80,7 @@ async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> Non
     try:
         await simulator.__aenter__()
     except OSError as error:
-        raise click.ClickException(
-            f"{error.strerror or error}. Choose another port with --port, or 0."
-        ) from None
+        raise click.ClickException(f"{error.strerror or error}. Choose another port with --port, or 0.") from None
     try:
         urls = {name: simulator.base_url(name) for name in simulator.scenario.providers}
         if as_json:
@@ -119,9 +113,7 @@ def _fault(text: str) -> tuple[str, Fault]:
     try:
         return name, fault(json.loads(value))
     except ValueError as error:  # pydantic's ValidationError is one
-        raise click.BadParameter(
-            f"{text!r} is not NAME=JSON of a fault: {error}", param_hint="--fault"
-        ) from None
+        raise click.BadParameter(f"{text!r} is not NAME=JSON of a fault: {error}", param_hint="--fault") from None
 
 
 def _follow_parent() -> None:

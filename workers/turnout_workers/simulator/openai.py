@@ -40,9 +40,7 @@ class OpenAI:
         if path != "chat/completions":
             raise Problem("not_found", f"Unknown request URL: POST /v1/{path}")
         choice = body.get("tool_choice") or "auto"
-        tools = tuple(
-            (t["function"]["name"], t["function"].get("parameters", {})) for t in body.get("tools") or ()
-        )
+        tools = tuple((t["function"]["name"], t["function"].get("parameters", {})) for t in body.get("tools") or ())
         if isinstance(choice, dict):
             tools = tuple(tool for tool in tools if tool[0] == choice["function"]["name"])
         elif choice == "none" or (choice == "auto" and last_role(body, "messages") == "tool"):
@@ -111,13 +109,7 @@ class OpenAI:
     def headers(self, gauges: Mapping[str, Gauge], now: float, request_id: str) -> dict[str, str]:
         told = {"x-request-id": f"req_{request_id}"}
         for kind, gauge in gauges.items():
-            name = (
-                "requests"
-                if kind == "requests_per_minute"
-                else "tokens"
-                if kind == "tokens_per_minute"
-                else ""
-            )
+            name = "requests" if kind == "requests_per_minute" else "tokens" if kind == "tokens_per_minute" else ""
             if name:
                 told[f"x-ratelimit-limit-{name}"] = str(gauge.limit)
                 told[f"x-ratelimit-remaining-{name}"] = str(gauge.remaining)

@@ -112,9 +112,7 @@ class Books:
         for kind, bucket in buckets.items():
             bucket.refill(now)
             if (wait_s := bucket.wait_s(wanted.get(kind, 1))) > 0:
-                text = (
-                    f"Rate limit reached for {kind}: limit {bucket.limit}. Please try again in {wait_s:.3f}s."
-                )
+                text = f"Rate limit reached for {kind}: limit {bucket.limit}. Please try again in {wait_s:.3f}s."
                 raise Problem("rate_limited", text, retry_after_s=wait_s)
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)

@@ -52,9 +52,7 @@ class Simulator:
         now, seed = time.monotonic(), self.scenario.seed
         self._books = {n: Books(n, p, now, seed) for n, p in self.scenario.providers.items()}
         # Cancellation frees a place in flight when the caller hangs up; what was generated stays billed.
-        server = web.Server(
-            self._handle, request_factory=_request, handler_cancellation=True, access_log=None
-        )
+        server = web.Server(self._handle, request_factory=_request, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.2)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port)
@@ -168,14 +166,10 @@ class _Exchange:
         job.providers.append(books.name)
         model = books.models.get(call.model)
         if model is None:
-            raise Problem(
-                "not_found", f"The model {call.model!r} does not exist or you do not have access to it."
-            )
+            raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
         wanted = call.input_tokens
         if wanted > model.context_tokens:
-            raise Problem(
-                "context_length", f"{wanted} tokens > {model.context_tokens} maximum context length"
-            )
+            raise Problem("context_length", f"{wanted} tokens > {model.context_tokens} maximum context length")
         self._refuse_if_told()
         scenario = self.simulator.scenario
         given = answer(call, books.name, scenario.seed, scenario.output_tokens)
@@ -252,9 +246,7 @@ class _Exchange:
         gauges = self.books.gauges(self.key, self.now)
         return self.wire.headers(gauges, time.time(), self.id) | SIMULATED
 
-    def _reply(
-        self, status: int, body: Mapping[str, Any], more: Mapping[str, str] = SIMULATED
-    ) -> web.Response:
+    def _reply(self, status: int, body: Mapping[str, Any], more: Mapping[str, str] = SIMULATED) -> web.Response:
         self.books.statuses[str(status)] += 1
         return web.Response(
             status=status,
@@ -271,9 +263,7 @@ class _Exchange:
         return response or web.Response()
 
 
-def _request(
-    message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]
-) -> web.BaseRequest:
+def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]) -> web.BaseRequest:
     loop = asyncio.get_running_loop()
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_MAX_BODY)
 
