@@ -74,9 +74,14 @@ class Match:
     positions: tuple[int, ...]
     exclusions: tuple[Exclusion, ...]
     context_tokens: float
-    """The smallest context of those that match: a job below it needs no check of its own."""
+    """The smallest context of those that match. A job below this and the next four needs no further check."""
     output_tokens: float
-    """The smallest limit on the answer, likewise."""
+    """The smallest limit on the answer."""
+    answer_tokens: float
+    """The longest answer, where the job sets no limit."""
+    input_price: float
+    output_price: float
+    """The highest prices, infinite if one is unknown."""
 
 
 def match(fleet: Fleet, wanted: Requirements) -> Match:
@@ -98,11 +103,15 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
         else:
             exclusions.append(Exclusion(endpoint.id, *unmet))
     found = [fleet.endpoints[position] for position in positions]
+    prices = [endpoint.price for endpoint in found]
     return Match(
         tuple(positions),
         tuple(exclusions),
         min((endpoint.context_tokens or math.inf for endpoint in found), default=math.inf),
         min((endpoint.max_output_tokens or math.inf for endpoint in found), default=math.inf),
+        max((endpoint.max_output_tokens or LARGEST_OUTPUT_TOKENS for endpoint in found), default=0.0),
+        max((price.input if price else math.inf for price in prices), default=0.0),
+        max((price.output if price else math.inf for price in prices), default=0.0),
     )
 
 
