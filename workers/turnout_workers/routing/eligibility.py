@@ -22,6 +22,10 @@ MEMO_SIZE = 1024
 class Reason(StrEnum):
     """Why an endpoint is no candidate. The first group means never, the second not now."""
 
+    @property
+    def passing(self) -> bool:
+        return self in _PASSING
+
     MODEL = "model"
     NOT_IN_ONLY = "only"
     IGNORED = "ignore"
@@ -46,6 +50,9 @@ class Reason(StrEnum):
     SLOW = "slow"
     DISABLED = "disabled"
     ISOLATED = "isolated"
+
+
+_PASSING = frozenset(list(Reason)[list(Reason).index(Reason.TRIED) :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,14 +175,9 @@ def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
     needed = job.expected_input_tokens + answer
     if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
         return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
-    if job.max_cost_microusd is not None:
-        cost = upper_cost_microusd(job, endpoint)
-        left = job.max_cost_microusd - job.spent_microusd
-        if cost is not None and cost > left:
-            return (
-                Reason.COST,
-                f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} left under the ceiling",
-            )
+    cost, left = upper_cost_microusd(job, endpoint), job.cost_left_microusd
+    if cost is not None and cost > left:
+        return Reason.COST, f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} of its ceiling left"
     return None
 
 

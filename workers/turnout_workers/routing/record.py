@@ -9,7 +9,7 @@ from typing import Any
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing.decision import Decision
-from turnout_workers.routing.estimate import CERTAIN_SIGMAS, Estimate
+from turnout_workers.routing.estimate import Estimate, Odds
 from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits, Load
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
@@ -54,10 +54,10 @@ def _candidate(ranked: Ranking, index: int) -> dict[str, Any]:
         "score": _rounded(ranked.scores[index]),
         "cost": _rounded(option.cost),
         "latency_s": round(option.latency_s, 4),
-        "sigma": round(estimate.sigma, 4),
+        "sigma": round(estimate.odds.sigma, 4),
         "p_late": round(ranked.late[index], 4),
-        "error_rate": round(estimate.error_rate, 4),
-        "shadow_price": round(estimate.shadow_price, 4),
+        "error_rate": round(estimate.odds.error_rate, 4),
+        "shadow_price": round(estimate.odds.shadow_price, 4),
         "wait_s": round(option.wait_s, 3),
         "probe": option.probe,
         "priority": endpoint.priority,
@@ -139,22 +139,7 @@ def _option(candidate: Mapping[str, Any]) -> Option:
         limits=Limits(concurrency=candidate["concurrency"]),
     )
     view = EndpointView(endpoint, load=Load(in_flight=candidate["in_flight"]))
-    sigma, error_rate = candidate["sigma"], candidate["error_rate"]
     cost = math.inf if candidate["cost"] is None else candidate["cost"]
-    estimate = Estimate(
-        candidate["position"],
-        0.0,
-        candidate["latency_s"],
-        0.0,
-        sigma,
-        math.exp(CERTAIN_SIGMAS * sigma),
-        error_rate,
-        1 / (1 - error_rate),
-        candidate["shadow_price"],
-        0.0,
-        0.0,
-        0.0,
-        False,
-        view,
-    )
+    odds = Odds.of(candidate["sigma"], candidate["error_rate"], candidate["shadow_price"])
+    estimate = Estimate(candidate["latency_s"], 0.0, 0.0, 0.0, 0.0, False, odds, view, candidate["position"])
     return Option(candidate["wait_s"], candidate["latency_s"], cost, candidate["probe"], estimate)
