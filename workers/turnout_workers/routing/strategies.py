@@ -140,7 +140,9 @@ def _in_turn(
 STRATEGIES: dict[RoutingStrategy, Strategy] = {
     RoutingStrategy.BALANCED: Strategy(patient=True),
     RoutingStrategy.COST_OPTIMIZED: Strategy(urgency=Lane.BATCH, patient=True),
-    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest),
+    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(
+        price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest
+    ),
     RoutingStrategy.PRIORITY: Strategy(arrange=_by_priority),
     RoutingStrategy.ROUND_ROBIN: Strategy(near=0.0, arrange=_in_turn),
     RoutingStrategy.FAILOVER: Strategy(near=0.0, arrange=_in_order),
