@@ -175,6 +175,8 @@ class MonitoringTable(Value):
     """None: no metrics endpoint; 0: any free port."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    task_events: bool = True
+    """Tell Flower of every task."""
 
 
 class File(Value):
@@ -221,6 +223,10 @@ class Settings:
     """Where it came from, for people."""
 
     @property
+    def redis_url(self) -> str:
+        return self.file.redis_url or "redis://127.0.0.1:6379/0"
+
+    @property
     def simulated(self) -> bool:
         """Whether answers are made up, at least some of them."""
         return any(table.simulated for table in self.file.providers.values())
@@ -232,6 +238,13 @@ def find(environ: Mapping[str, str], folder: Path) -> Path | None:
         return Path(told)
     path = folder / "turnout.toml"
     return path if path.exists() else None
+
+
+def configured(environ: Mapping[str, str]) -> Settings:
+    """The configuration of this process. Raises ConfigError if there is none: a worker guesses nothing."""
+    if (path := find(environ, Path.cwd())) is None:
+        raise ConfigError("no configuration: set TURNOUT_CONFIG to a turnout.toml, or put one into this folder")
+    return load(path, environ)
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
