@@ -86,6 +86,7 @@ class Decision:
     passing: Sequence[Exclusion]
     """Why others can't be called now, or aren't fit for a job of this size."""
     wait_s: float = 0.0
+    tried: frozenset[str] = frozenset()
     last_resort: bool = False
     """Nothing better is left: any job may probe."""
 
@@ -113,6 +114,11 @@ class Decision:
     def top(self, count: int) -> tuple[Candidate, ...]:
         """The first `count` candidates."""
         return tuple(self._candidate(index) for index in self.ready[:count])
+
+    def has_untried(self, endpoint_id: str) -> bool:
+        """Whether, besides this one, an endpoint could take the job now or soon that it hasn't tried."""
+        ids = (option.estimate.view.endpoint.id for option in self.ranking.options)
+        return any(id != endpoint_id and id not in self.tried for id in ids)
 
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
@@ -223,6 +229,7 @@ def rank(
         found,
         choice.exclusions,
         wait_s,
+        tried,
         choice.last_resort,
     )
 
