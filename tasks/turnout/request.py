@@ -291,9 +291,7 @@ class InferenceRequest(Value):
             shown.add(Capability.JSON_SCHEMA)
         if self.is_embedding:
             shown.add(Capability.EMBEDDINGS)
-        if any(
-            isinstance(p, ImagePart) for m in self.chat if isinstance(m.content, tuple) for p in m.content
-        ):
+        if any(isinstance(p, ImagePart) for m in self.chat if isinstance(m.content, tuple) for p in m.content):
             shown.add(Capability.VISION)
         return frozenset(shown)
 

@@ -1,0 +1,83 @@
+"""What can be raised at a caller of Turnout. Each says what went wrong, and what to do about it.
+
+TurnoutError
+├── IntakeRefused     the job was never accepted
+│   ├── Refused         no registered endpoint could ever serve it; `reasons` by endpoint
+│   └── Conflict        its id belongs to a job of other content
+└── JobError          an accepted job that ended without an answer; carries its `result`
+    ├── Failed          given up after its attempts
+    ├── Expired         its deadline or its batch's cost ceiling came first
+    └── Cancelled       somebody cancelled it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from turnout.result import Attempt, JobResult
+
+
+class TurnoutError(Exception):
+    """Base of all errors that Turnout raises on purpose."""
+
+
+class IntakeRefused(TurnoutError):
+    """The job was not accepted: nothing was stored, nothing will run. `retryable`: later it may be."""
+
+    def __init__(self, message: str, retryable: bool = False) -> None:
+        super().__init__(message, retryable)
+        self.message = message
+        self.retryable = retryable
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class Refused(IntakeRefused):
+    """No registered endpoint could ever serve the request. `reasons` says why, by endpoint."""
+
+    def __init__(self, reasons: Mapping[str, str]) -> None:
+        Exception.__init__(self, dict(reasons))
+        self.reasons = dict(reasons)
+        self.retryable = False
+        why = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in self.reasons.items())
+        self.message = f"no endpoint can serve this request ({why or 'none is registered'})"
+
+
+class Conflict(IntakeRefused):
+    """A job of this id exists with other content, so this is not a repetition of it."""
+
+    def __init__(self, job_id: str) -> None:
+        Exception.__init__(self, job_id)
+        self.job_id = job_id
+        self.retryable = False
+        self.message = f"job {job_id} exists with other content; submit this request under another id"
+
+
+class JobError(TurnoutError):
+    """A job that ended without an answer."""
+
+    def __init__(self, result: JobResult) -> None:
+        super().__init__(result)
+        self.result = result
+
+    def __str__(self) -> str:
+        return f"job {self.result.id} {self.result.summary()}"
+
+
+class Failed(JobError):
+    """The job was given up. `attempts` tells every call that was made for it, and how each went."""
+
+    @property
+    def attempts(self) -> tuple[Attempt, ...]:
+        return self.result.attempts
+
+
+class Expired(JobError):
+    """The job was not settled before its deadline, or before its cost ceiling was reached."""
+
+
+class Cancelled(JobError):
+    """The job was cancelled before it had an answer."""

@@ -1,0 +1,132 @@
+"""How a job ended: what the ledger stores as its result, and every attempt that led there."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from pydantic import Field
+
+from turnout.errors import Cancelled, Expired, Failed, JobError
+from turnout.request import MICROUSD_PER_USD, InferenceResponse, Value
+
+
+class JobStatus(StrEnum):
+    """The four ways in which a job settles."""
+
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    EXPIRED = "expired"
+    CANCELLED = "cancelled"
+
+
+class Problem(Value):
+    """Why a job, or a line of a batch, has no answer. Never holds a prompt or a key."""
+
+    code: str
+    """For machines: a `FailureKind`, or `invalid_json`, `batch_expired`, `poison` …"""
+    message: str
+    """For people: what was wrong, where, and what to do."""
+    retryable: bool = False
+    """The same job may succeed when it is run again later."""
+
+
+class Attempt(Value):
+    """One call to one endpoint."""
+
+    endpoint: str
+    """`provider/model`, with `#account` where a provider has several keys."""
+    provider: str
+    model: str
+    """Our name of the model."""
+    started_at: float
+    """Unix time."""
+    duration_s: float = Field(default=0.0, ge=0)
+    failure: str | None = None
+    """A `FailureKind`; None: it succeeded."""
+    message: str | None = None
+    """The provider's own words on the failure."""
+    cost_microusd: int = Field(default=0, ge=0)
+    """What the call is known to have cost."""
+    unsure_microusd: int = Field(default=0, ge=0)
+    """What it may have cost: it was interrupted, and nobody knows whether it was billed."""
+
+    @property
+    def succeeded(self) -> bool:
+        return self.failure is None
+
+
+class JobResult(Value):
+    """A settled job. Exactly the succeeded ones have a `response`, and exactly the others an `error`."""
+
+    id: str
+    status: JobStatus
+    response: InferenceResponse | None = None
+    error: Problem | None = None
+    attempts: tuple[Attempt, ...] = ()
+    failovers: int = Field(default=0, ge=0)
+    """How often the job moved to another endpoint because one failed."""
+    deferrals: int = Field(default=0, ge=0)
+    """How often it was parked because nothing had room; such waits are no attempts."""
+    accepted_at: float | None = None
+    """Unix time, like the two below."""
+    started_at: float | None = None
+    """When its first attempt began."""
+    settled_at: float | None = None
+    cost_microusd: int = Field(default=0, ge=0)
+    """Over all attempts. A call of unknown price adds nothing here: see `response.cost_microusd`."""
+    unsure_microusd: int = Field(default=0, ge=0)
+
+    @property
+    def cost_usd(self) -> float:
+        return self.cost_microusd / MICROUSD_PER_USD
+
+    @property
+    def succeeded(self) -> bool:
+        return self.status is JobStatus.SUCCEEDED
+
+    def answer(self) -> InferenceResponse:
+        """The response; raises Failed, Expired or Cancelled where there is none."""
+        if self.response is None or not self.succeeded:
+            raise _ERRORS.get(self.status, Failed)(self)
+        return self.response
+
+    def summary(self) -> str:
+        """One line for people: `groq · llama-3.3-70b · 412 tokens · $0.0002 · 0.8 s · 2 attempts`."""
+        parts: list[str] = []
+        if (response := self.response) is not None:
+            unpriced = response.cost_microusd is None and not self.cost_microusd
+            parts = [
+                response.provider,
+                response.model_requested,
+                f"{response.usage.total_tokens} tokens",
+                "price unknown" if unpriced else dollars(self.cost_microusd),
+                f"{response.latency_s:.1f} s",
+            ]
+        else:
+            parts = [self.status.value]
+            if self.error is not None:
+                parts.append(f"{self.error.code}: {self.error.message}")
+            if self.cost_microusd:
+                parts.append(dollars(self.cost_microusd))
+        if self.unsure_microusd:
+            parts.append(f"{dollars(self.unsure_microusd)} unsure")
+        if len(self.attempts) != (1 if self.succeeded else 0):
+            parts.append(f"{len(self.attempts)} attempt{'' if len(self.attempts) == 1 else 's'}")
+        if response is not None and response.simulated:
+            parts.append("simulated")
+        return " · ".join(parts)
+
+
+_ERRORS: dict[JobStatus, type[JobError]] = {
+    JobStatus.EXPIRED: Expired,
+    JobStatus.CANCELLED: Cancelled,
+}
+
+
+def dollars(microusd: int) -> str:
+    """Money for people: two decimals from a cent up, else as many as show it: `$1.23`, `$0.0002`, `$0`."""
+    if microusd == 0:
+        return "$0"
+    if abs(microusd) >= 10_000:
+        return f"${microusd / MICROUSD_PER_USD:,.2f}"
+    return f"${microusd / MICROUSD_PER_USD:.6f}".rstrip("0")

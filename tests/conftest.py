@@ -1,0 +1,33 @@
+"""Fixtures that every kind of test shares."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import redis
+
+from tests import redis_server as servers
+
+
+@pytest.fixture(scope="session")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[servers.Server]:
+    """One server for the whole run. A test that kills or fills a server starts one of its own."""
+    server = servers.start(tmp_path_factory.mktemp("redis"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def redis_url(redis_server: servers.Server) -> str:
+    """The address of an empty Redis."""
+    with redis.Redis.from_url(redis_server.url) as client:
+        client.flushall()
+    return redis_server.url
+
+
+@pytest.fixture
+def flushed(redis_url: str) -> Iterator[redis.Redis]:
+    """A client of an empty Redis; replies are bytes."""
+    with redis.Redis.from_url(redis_url) as client:
+        yield client

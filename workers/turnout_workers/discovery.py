@@ -1,0 +1,127 @@
+"""Configuration where none was written: from the environment's keys, a local server, or the simulated fleet.
+
+Each gives the tables of a `turnout.toml`, as data; `toml` writes them down. Worker processes are always
+started with such a file, so that there is one way only in which a configuration reaches them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import aiohttp
+
+from turnout_workers.simulator import Scenario
+
+Tables = dict[str, Any]
+
+_KINDS = {"anthropic": "anthropic", "gemini": "gemini"}
+_VARIABLES = {
+    "openai": ("OPENAI_API_KEY",),
+    "anthropic": ("ANTHROPIC_API_KEY",),
+    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+    "groq": ("GROQ_API_KEY",),
+    "together": ("TOGETHER_API_KEY",),
+    "fireworks": ("FIREWORKS_API_KEY",),
+    "deepseek": ("DEEPSEEK_API_KEY",),
+    "mistral": ("MISTRAL_API_KEY",),
+    "openrouter": ("OPENROUTER_API_KEY",),
+    "cerebras": ("CEREBRAS_API_KEY",),
+    "xai": ("XAI_API_KEY",),
+}
+_LOCAL = {"ollama": "http://127.0.0.1:11434/v1", "vllm": "http://127.0.0.1:8000/v1"}
+_MAX_ANSWER = 1 << 20
+_dumps = partial(json.dumps, ensure_ascii=False)
+
+
+def from_environment(environ: Mapping[str, str]) -> Tables:
+    """A provider for every key that the environment has, as `…_API_KEY` or `…_API_KEY_FILE`.
+
+    A base URL set for a vendor's own client (`OPENAI_BASE_URL`, …) is honoured: its key belongs there.
+    """
+    providers: Tables = {}
+    for name, variables in _VARIABLES.items():
+        variable = next((v for v in variables if environ.get(v) or environ.get(f"{v}_FILE")), None)
+        if variable is None:
+            continue
+        table: Tables = {"kind": _KINDS.get(name, "openai"), "dialect": name}
+        if environ.get(variable):
+            table["api_key_env"] = variable
+        else:
+            table["api_key_file"] = environ[f"{variable}_FILE"]
+        if base_url := environ.get(f"{name.upper()}_BASE_URL"):
+            table["base_url"] = base_url
+        providers[name] = table
+    return {"providers": providers} if providers else {}
+
+
+async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: float = 0.5) -> Tables:
+    """A provider for every inference server on this machine that lists models at its usual port."""
+
+    async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
+        try:
+            async with session.get(f"{base_url}/models") as response:
+                listed = json.loads(await response.content.read(_MAX_ANSWER))
+                models = [str(model["id"]) for model in listed["data"]]
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
+            return None  # no server there, or another one than we mean
+        free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
+        table = {"kind": "openai", "dialect": name, "base_url": base_url, "models": dict.fromkeys(models, free)}
+        return (name, table) if models else None
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
+        answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
+    found = dict(answer for answer in answers if answer)
+    return {"providers": found} if found else {}
+
+
+def simulated(base_urls: Mapping[str, str], scenario: Scenario) -> Tables:
+    """The simulated fleet's providers at the addresses that `turnout simulate` printed."""
+    providers: Tables = {}
+    for name, base_url in base_urls.items():
+        provider = scenario.providers[name]
+        providers[name] = {
+            "kind": provider.kind,
+            "base_url": base_url,
+            "api_key": list(provider.keys) or ["simulated"],
+            "simulated": True,
+            "priority": provider.priority,
+            "weight": provider.weight,
+            "regions": sorted(provider.regions),
+            "no_training": provider.no_training,
+            "zero_retention": provider.zero_retention,
+            **asdict(provider.limits),
+            "models": {
+                ours: {
+                    "name": model.served or ours,
+                    "input_usd_per_mtok": model.price.input,
+                    "output_usd_per_mtok": model.price.output,
+                    "cache_read_usd_per_mtok": model.price.cache_read,
+                    "context_tokens": model.context_tokens,
+                    "max_output_tokens": model.max_output_tokens,
+                    "capabilities": sorted(model.capabilities),
+                    "quality": model.quality.value,
+                    "aliases": sorted(model.aliases),
+                    "expected_ttft_s": provider.ttft_s or None,
+                    "expected_s_per_token": provider.s_per_token,
+                }
+                for ours, model in provider.models.items()
+            },
+        }
+    # Shorter than for real providers, so that a short demonstration shows a recovery, too.
+    return {"router": {"failover_cooldown": 5.0, "health_check_interval": 2.0}, "providers": providers}
+
+
+def toml(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
+    """Write tables of strings, numbers, booleans, lists of these, and tables; None is left out."""
+    plain = {k: v for k, v in tables.items() if v is not None and not isinstance(v, Mapping)}
+    # JSON's strings, numbers, booleans and arrays are TOML's, too.
+    lines = [f"{_dumps(key)} = {_dumps(value)}" for key, value in plain.items()]
+    if path:
+        lines.insert(0, f"[{'.'.join(map(_dumps, path))}]")
+    nested = [toml(value, (*path, key)) for key, value in tables.items() if isinstance(value, Mapping)]
+    return "\n".join([*lines, "", *nested])

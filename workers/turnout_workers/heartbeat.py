@@ -1,0 +1,110 @@
+"""What this worker holds: claimed jobs and leased calls, kept alive together, and let go in time.
+
+A lease must never outlive the certainty that it is ours. Both kinds are renewed every third of their lifetime,
+in one round trip for all. A job that the ledger says is no longer ours is aborted at once. When Redis can't be
+reached, everything is aborted before the leases can run out, so that no other worker takes over a job that
+is still being called for here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from redis.exceptions import RedisError
+
+from turnout.ledger import Ledger
+from turnout.ledger.script import Coalescer
+from turnout_workers.state.store import FleetStore
+
+logger = logging.getLogger(__name__)
+
+MARGIN_S = 3.0
+"""A lease counts as lost this long before it ends, for the clocks' and the network's sake."""
+
+
+class Cancellable(Protocol):
+    def cancel(self) -> object: ...
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """One claimed job of this worker, and the call that is being made for it, if any."""
+
+    job_id: str
+    token: int
+    task: Cancellable
+    valid_until: float
+    """On the loop's clock: until then nobody else can have the job."""
+    lease_id: str | None = None
+    lost: bool = False
+
+    def lose(self) -> None:
+        self.lost = True
+        self.task.cancel()
+
+
+class Heartbeat:
+    """Renews what is held, from one background task."""
+
+    def __init__(
+        self, ledger: Ledger, call: Coalescer, store: FleetStore, ttl_s: float, clock: Callable[[], float]
+    ) -> None:
+        self.ttl_s = ttl_s
+        self._ledger = ledger
+        self._call = call
+        self._store = store
+        self._clock = clock
+        self._held: set[Hold] = set()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @contextlib.contextmanager
+    def holding(self, job_id: str, token: int, claimed_at: float) -> Iterator[Hold]:
+        """Keep the job claimed while the block runs in the current task. `claimed_at`: before the claim was sent."""
+        task = asyncio.current_task()
+        assert task is not None
+        hold = Hold(job_id, token, task, claimed_at + self.ttl_s - MARGIN_S)
+        self._held.add(hold)
+        try:
+            yield hold
+        finally:
+            self._held.discard(hold)
+
+    async def run(self) -> None:
+        """Renew for ever; each round is bounded, so that a silent Redis can't hold back the watch on time."""
+        while True:
+            await asyncio.sleep(self.ttl_s / 3)
+            if not self._held:
+                continue
+            held, sent_at = list(self._held), self._clock()
+            try:
+                renewed = await asyncio.wait_for(asyncio.shield(self._renew(held)), self.ttl_s / 3)
+            except (RedisError, OSError, TimeoutError) as error:
+                logger.warning("can't renew %d leases: %s", len(held), error)
+                self.lose_expired()
+                continue
+            for hold, still_ours in zip(held, renewed, strict=True):
+                if still_ours:
+                    hold.valid_until = sent_at + self.ttl_s - MARGIN_S
+                elif hold in self._held:
+                    logger.warning("lost the lease of job %s; its call is aborted", hold.job_id)
+                    hold.lose()
+
+    async def _renew(self, held: Sequence[Hold]) -> list[bool]:
+        leases = [hold.lease_id for hold in held if hold.lease_id is not None]
+        renewal = self._call(self._ledger.renew([(hold.job_id, hold.token) for hold in held], self.ttl_s))
+        renewed, _ = await asyncio.gather(renewal, self._store.renew(leases, self.ttl_s))
+        return renewed
+
+    def lose_expired(self) -> None:
+        """Abort what can't be renewed before the next round would come."""
+        for hold in list(self._held):
+            if hold.valid_until - self._clock() <= self.ttl_s / 3:
+                logger.warning("job %s: its lease can't be renewed; its call is aborted", hold.job_id)
+                hold.lose()

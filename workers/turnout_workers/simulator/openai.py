@@ -1,0 +1,142 @@
+"""OpenAI's wire format: chat completions, embeddings, models."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from turnout_workers.simulator.answers import Answer, Call, pieces
+from turnout_workers.simulator.wire import STATUS, Gauge, Problem, content_text, event, last_role
+
+_CREATED = 1_893_456_000
+_FINISH = {"stop": "stop", "length": "length", "tool": "tool_calls"}
+_ERRORS = {
+    "unauthorized": ("invalid_request_error", "invalid_api_key"),
+    "not_found": ("invalid_request_error", "model_not_found"),
+    "context_length": ("invalid_request_error", "context_length_exceeded"),
+    "rate_limited": ("requests", "rate_limit_exceeded"),
+    "server_error": ("server_error", None),
+    "overloaded": ("service_unavailable", None),
+}
+
+
+class OpenAI:
+    def key(self, headers: Mapping[str, str]) -> str:
+        return headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("api-key", "")
+
+    def parse(self, path: str, body: Mapping[str, Any]) -> Call:
+        if path == "embeddings":
+            given = body["input"]
+            return Call(
+                body["model"],
+                (given,) if isinstance(given, str) else tuple(str(text) for text in given),
+                embed=True,
+                dimensions=body.get("dimensions") or 256,
+                base64=body.get("encoding_format") == "base64",
+            )
+        if path != "chat/completions":
+            raise Problem("not_found", f"Unknown request URL: POST /v1/{path}")
+        choice = body.get("tool_choice") or "auto"
+        tools = tuple((t["function"]["name"], t["function"].get("parameters", {})) for t in body.get("tools") or ())
+        if isinstance(choice, dict):
+            tools = tuple(tool for tool in tools if tool[0] == choice["function"]["name"])
+        elif choice == "none" or (choice == "auto" and last_role(body, "messages") == "tool"):
+            tools = ()
+        response_format = body.get("response_format") or {}
+        schema = response_format.get("json_schema", {}).get("schema")
+        if response_format.get("type") == "json_object":
+            schema = {"type": "object", "properties": {"answer": {"type": "string"}}}
+        return Call(
+            body["model"],
+            tuple(content_text(m.get("content")) for m in body["messages"]),
+            stream=bool(body.get("stream")),
+            stream_usage=bool((body.get("stream_options") or {}).get("include_usage")),
+            max_output_tokens=body.get("max_completion_tokens") or body.get("max_tokens"),
+            tools=tools,
+            schema=schema,
+        )
+
+    def body(self, call: Call, answer: Answer) -> dict[str, Any]:
+        if call.embed:
+            return {
+                "object": "list",
+                "model": call.model,
+                "data": [
+                    {"object": "embedding", "index": i, "embedding": _packed(v) if call.base64 else v}
+                    for i, v in enumerate(answer.vectors)
+                ],
+                "usage": {"prompt_tokens": answer.input_tokens, "total_tokens": answer.input_tokens},
+            }
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text or None, "refusal": None}
+        if answer.tool:
+            message["tool_calls"] = [_tool_call(answer)]
+        return {
+            **_frame(call, answer, "chat.completion"),
+            "choices": [
+                {"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH[answer.finish]}
+            ],
+            "usage": _usage(answer),
+        }
+
+    def stream(self, call: Call, answer: Answer) -> Iterator[tuple[int, bytes]]:
+        frame = _frame(call, answer, "chat.completion.chunk")
+
+        def chunk(delta: Mapping[str, Any], finish: str | None = None) -> bytes:
+            return event({**frame, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
+
+        yield 0, chunk({"role": "assistant", "content": ""})
+        if answer.tool:
+            yield answer.output_tokens, chunk({"tool_calls": [{"index": 0, **_tool_call(answer)}]})
+        for tokens, text in pieces(answer.words):
+            yield tokens, chunk({"content": text})
+        yield 0, chunk({}, _FINISH[answer.finish])
+        if call.stream_usage:
+            yield 0, event({**frame, "choices": [], "usage": _usage(answer)})
+        yield 0, b"data: [DONE]\n\n"
+
+    def models(self, names: Mapping[str, int]) -> dict[str, Any]:
+        data = [{"id": n, "object": "model", "created": _CREATED, "owned_by": "simulated"} for n in names]
+        return {"object": "list", "data": data}
+
+    def error(self, problem: Problem, request_id: str) -> tuple[int, dict[str, Any]]:
+        kind, code = _ERRORS.get(problem.kind, ("invalid_request_error", None))
+        error = {"message": problem.message, "type": kind, "param": None, "code": code}
+        return problem.status or STATUS[problem.kind], {"error": error}
+
+    def headers(self, gauges: Mapping[str, Gauge], now: float, request_id: str) -> dict[str, str]:
+        told = {"x-request-id": f"req_{request_id}"}
+        for kind, gauge in gauges.items():
+            name = "requests" if kind == "requests_per_minute" else "tokens" if kind == "tokens_per_minute" else ""
+            if name:
+                told[f"x-ratelimit-limit-{name}"] = str(gauge.limit)
+                told[f"x-ratelimit-remaining-{name}"] = str(gauge.remaining)
+                told[f"x-ratelimit-reset-{name}"] = f"{gauge.reset_s:.3f}s"
+        return told
+
+
+def _frame(call: Call, answer: Answer, kind: str) -> dict[str, Any]:
+    return {"id": f"chatcmpl-{answer.id}", "object": kind, "created": _CREATED, "model": call.model}
+
+
+def _tool_call(answer: Answer) -> dict[str, Any]:
+    assert answer.tool
+    name, arguments = answer.tool
+    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+    return {"id": f"call_{answer.id}", "type": "function", "function": function}
+
+
+def _usage(answer: Answer) -> dict[str, Any]:
+    return {
+        "prompt_tokens": answer.input_tokens,
+        "completion_tokens": answer.output_tokens,
+        "total_tokens": answer.input_tokens + answer.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": 0},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
+
+
+def _packed(vector: tuple[float, ...]) -> str:
+    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -1,0 +1,156 @@
+"""The simulated providers' own books: what was called, answered and billed, and which faults are on."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields
+from random import Random
+from typing import Any
+
+from turnout_workers.routing.fleet import Limits, Price
+from turnout_workers.simulator.scenario import Fault, SimulatedProvider
+from turnout_workers.simulator.wire import Gauge, Problem
+
+
+@dataclass(slots=True)
+class _Timed:
+    """A fault on its way: when it was announced, and since when it is on."""
+
+    fault: Fault
+    from_s: float
+    from_requests: int
+    on_s: float | None = None
+    on_requests: int = 0
+
+    def active(self, now: float, requests: int) -> bool:
+        fault = self.fault
+        if self.on_s is None:
+            if now - self.from_s < fault.after_s or requests - self.from_requests < fault.after_requests:
+                return False
+            self.on_s, self.on_requests = now, requests
+        over = fault.for_s is not None and now - self.on_s >= fault.for_s
+        return not over and (fault.for_requests is None or requests - self.on_requests < fault.for_requests)
+
+
+@dataclass(slots=True)
+class _Bucket:
+    """A token bucket that starts full, as providers refill theirs: continuously."""
+
+    limit: int
+    period_s: float
+    level: float
+    at: float
+
+    def refill(self, now: float) -> float:
+        self.level = min(self.limit, self.level + (now - self.at) * self.limit / self.period_s)
+        self.at = now
+        return self.level
+
+    def wait_s(self, amount: float) -> float:
+        return max(0.0, (min(amount, self.limit) - self.level) * self.period_s / self.limit)
+
+
+@dataclass(slots=True)
+class Job:
+    calls: int = 0
+    answered: int = 0
+    billed: int = 0
+    billed_microusd: int = 0
+    providers: list[str] = field(default_factory=list)
+    """Of each call, in order."""
+
+
+class Books:
+    """State of one simulated provider."""
+
+    def __init__(self, name: str, provider: SimulatedProvider, now: float, seed: int) -> None:
+        self.name, self.provider = name, provider
+        self.started, self.requests, self.in_flight, self.peak, self.answered = now, 0, 0, 0, 0
+        self.billed, self.billed_microusd = 0, 0
+        self.statuses: Counter[str] = Counter()
+        self.models = {model.served or ours: model for ours, model in provider.models.items()}
+        self.rng = Random(f"{seed}/{name}")
+        self._faults = [_Timed(fault, now, 0) for fault in provider.faults]
+        self._buckets: dict[str, dict[str, _Bucket]] = {}
+        self._flying: Counter[str] = Counter()
+
+    def announce(self, fault: Fault, now: float) -> None:
+        self._faults.append(_Timed(fault, now, self.requests))
+
+    def clear(self) -> None:
+        self._faults.clear()
+
+    def faults(self, now: float) -> Iterator[Fault]:
+        """Those that are on now."""
+        return (timed.fault for timed in self._faults if timed.active(now, self.requests))
+
+    def struck(self, now: float) -> dict[str, Fault]:
+        """Count a request; the faults that hit it, by kind."""
+        self.requests += 1
+        return {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
+
+    def gauges(self, key: str, now: float) -> dict[str, Gauge]:
+        return {
+            kind: Gauge(bucket.limit, int(bucket.refill(now)), bucket.wait_s(bucket.limit))
+            for kind, bucket in self._of(key, now).items()
+        }
+
+    def admit(self, key: str, input_tokens: int, output_tokens: int, now: float) -> None:
+        """Charge a key's limits. Raises Problem when one of them is reached; then nothing is charged."""
+        limit = self.provider.limits.concurrency
+        if limit is not None and self._flying[key] >= limit:
+            raise Problem("rate_limited", f"Too many concurrent requests: limit {limit}.", retry_after_s=1.0)
+        wanted = {
+            "input_tokens_per_minute": input_tokens,
+            "output_tokens_per_minute": output_tokens,
+            "tokens_per_minute": input_tokens + output_tokens,
+            "tokens_per_day": input_tokens + output_tokens,
+        }
+        buckets = self._of(key, now)
+        for kind, bucket in buckets.items():
+            bucket.refill(now)
+            if (wait_s := bucket.wait_s(wanted.get(kind, 1))) > 0:
+                text = f"Rate limit reached for {kind}: limit {bucket.limit}. Please try again in {wait_s:.3f}s."
+                raise Problem("rate_limited", text, retry_after_s=wait_s)
+        for kind, bucket in buckets.items():
+            bucket.level -= wanted.get(kind, 1)
+
+    def begin(self, key: str) -> None:
+        self.in_flight += 1
+        self._flying[key] += 1
+        self.peak = max(self.peak, self.in_flight)
+
+    def end(self, key: str) -> None:
+        self.in_flight -= 1
+        self._flying[key] -= 1
+
+    def bill(self, job: Job, price: Price, input_tokens: int, output_tokens: int) -> None:
+        """Book what this call costs: real providers bill what they generate, whoever still listens."""
+        cost = math.ceil(round(price.input * input_tokens + price.output * output_tokens, 6))
+        self.billed, self.billed_microusd = self.billed + 1, self.billed_microusd + cost
+        job.billed, job.billed_microusd = job.billed + 1, job.billed_microusd + cost
+
+    def stats(self, now: float) -> dict[str, Any]:
+        return {
+            "requests": self.requests,
+            "answered": self.answered,
+            "statuses": dict(self.statuses),
+            "billed": self.billed,
+            "billed_microusd": self.billed_microusd,
+            "in_flight": self.in_flight,
+            "peak_in_flight": self.peak,
+            "faults": [fault.kind for fault in self.faults(now)],
+        }
+
+    def _of(self, key: str, now: float) -> dict[str, _Bucket]:
+        if (buckets := self._buckets.get(key)) is None:
+            limits = self.provider.limits
+            named = ((f.name, getattr(limits, f.name)) for f in fields(Limits) if f.name != "concurrency")
+            buckets = self._buckets[key] = {
+                kind: _Bucket(limit, 86_400.0 if kind.endswith("day") else 60.0, float(limit), now)
+                for kind, limit in named
+                if limit is not None
+            }
+        return buckets

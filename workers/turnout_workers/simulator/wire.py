@@ -1,0 +1,79 @@
+"""What the three wire formats have in common: a problem, a gauge of a limit, and the port to implement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from turnout_workers.simulator.answers import Answer, Call
+
+STATUS = {
+    "invalid": 400,
+    "unauthorized": 401,
+    "not_found": 404,
+    "context_length": 400,
+    "too_large": 413,
+    "rate_limited": 429,
+    "server_error": 500,
+    "overloaded": 503,
+}
+
+
+class Problem(Exception):
+    """A refusal, by kind (a key of STATUS); each wire format has its own envelope for it."""
+
+    def __init__(
+        self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(message)
+        self.kind, self.message = kind, message
+        self.status = status
+        self.retry_after_s = retry_after_s
+
+
+@dataclass(frozen=True, slots=True)
+class Gauge:
+    """A limit as a provider's headers tell it."""
+
+    limit: int
+    remaining: int
+    reset_s: float
+
+
+class Wire(Protocol):
+    """One wire format. Paths come without the provider's base path and version."""
+
+    def key(self, headers: Mapping[str, str]) -> str: ...
+
+    def parse(self, path: str, body: Mapping[str, Any]) -> Call:
+        """Raises Problem, KeyError, TypeError, ValueError or AttributeError on a body it can't read."""
+
+    def body(self, call: Call, answer: Answer) -> dict[str, Any]: ...
+
+    def stream(self, call: Call, answer: Answer) -> Iterator[tuple[int, bytes]]:
+        """Events, each with the number of tokens that it takes the model to get there."""
+
+    def models(self, names: Mapping[str, int]) -> dict[str, Any]:
+        """The answer to `GET models`, from names and context lengths."""
+
+    def error(self, problem: Problem, request_id: str) -> tuple[int, dict[str, Any]]: ...
+
+    def headers(self, gauges: Mapping[str, Gauge], now: float, request_id: str) -> dict[str, str]: ...
+
+
+def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
+    head = f"event: {name}\n" if name else ""
+    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+
+
+def content_text(content: Any) -> str:
+    """The text of a message's content: a string, or parts of which some hold `text`."""
+    if isinstance(content, str):
+        return content
+    return "".join(str(p.get("text") or p.get("content") or "") for p in content or () if isinstance(p, dict))
+
+
+def last_role(body: Mapping[str, Any], field: str) -> str:
+    return str(body[field][-1].get("role")) if body[field] else ""

@@ -1,0 +1,70 @@
+"""Celery's Redis transport, made to fetch many messages at once and to keep no record of them.
+
+Stock kombu pops one message, then writes it to an `unacked` hash, then deletes it there: three round trips a
+job, and a message is lost all the same when the worker dies between the first and the second. Here a message
+is only a hint that a queued job exists. The ledger has the job, and republishes what was lost, so that nothing
+is written on fetch, and as many messages are taken at once as the pool has free slots. A share of the slots is
+kept from the less urgent lanes, and a share of each fetch for them, so that no lane waits for ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from kombu.transport import redis as kombu_redis
+from kombu.transport import virtual
+from kombu.utils.encoding import bytes_to_str
+from kombu.utils.json import loads
+from redis.exceptions import NoScriptError
+
+from turnout.ledger.script import Script
+from turnout.request import Lane
+
+free_slots: Callable[[], int] = lambda: 0  # noqa: E731
+"""Set by the pool: how many more jobs this process has room for. There is one pool a process."""
+
+FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
+"""Least part of each fetch that is a lane's own while it has jobs; what one leaves, the next more urgent takes."""
+
+
+class QoS(virtual.QoS):  # type: ignore[misc]
+    """Counts in memory alone; the pool's free slots are the limit."""
+
+    def can_consume(self) -> bool:
+        return free_slots() > 0
+
+
+class Channel(kombu_redis.Channel):  # type: ignore[misc]
+    QoS = QoS
+    _fetch_script: Script | None = None
+
+    def _brpop_read(self, **options: Any) -> Any:
+        """The reply to BRPOP is the first message of a fetch; the rest of the free slots is filled at once."""
+        try:
+            return super()._brpop_read(**options)
+        finally:
+            if (room := free_slots()) > 0 and self.active_queues:
+                self._fetch(room)
+
+    def _fetch(self, room: int) -> None:
+        script = self._fetch_script = self._fetch_script or Script.load("turnout_workers", "fetch")
+        queues = sorted(self.active_queues, key=_urgency)
+        shares = [str(FETCH_SHARE.get(queue, 0.1)) for queue in queues]
+        command = ("EVALSHA", script.sha, len(queues), *queues, room, *shares)
+        with self.conn_or_acquire() as client:
+            try:
+                fetched = client.execute_command(*command)
+            except NoScriptError:
+                client.script_load(script.source)
+                fetched = client.execute_command(*command)
+        for index, raw in fetched:
+            self.connection._deliver(loads(bytes_to_str(raw)), queues[index - 1])
+
+
+def _urgency(queue: str) -> int:
+    return list(Lane).index(Lane(queue)) if queue in set(Lane) else len(Lane)
+
+
+class Transport(kombu_redis.Transport):
+    Channel = Channel
