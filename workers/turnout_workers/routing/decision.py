@@ -76,6 +76,7 @@ class Decision:
     at: float
     snapshot_age_s: float
     seed: int
+    turn: int | None
     job: JobProfile
     ranking: Ranking
     ready: Sequence[int]
@@ -222,6 +223,7 @@ def rank(
         now,
         now - snapshot.at,
         seed,
+        turn,
         job,
         ranked,
         ready,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -244,11 +244,12 @@ class IntelligentRouter:
             wait_s = min(wait_s, profile.deadline - now)
         await self._sleep(max(0.0, wait_s))
 
-    async def _admit(self, job: _Job, decision: Decision) -> tuple[Candidate, Granted] | None:
+    async def _admit(
+        self, job: _Job, decision: Decision, only: str | None = None
+    ) -> tuple[Candidate, Granted] | None:
         """A lease on the first candidate with room; None, after a pause, if there is none."""
-        candidates = decision.top(BIDS)
-        if not decision.job.allow_fallback:
-            candidates = candidates[:1]
+        candidates = decision.top(BIDS if decision.job.allow_fallback else 1)
+        candidates = tuple(c for c in candidates if only in (None, c.endpoint.id))
         longest_s = max(candidate.timeout_s for candidate in candidates)
         bids = tuple(
             Bid(
@@ -306,7 +307,7 @@ class IntelligentRouter:
                 return None
             self._retries.withdraw()
             retries += 1
-            again = await self._admit(job, replace(decision, ready=decision.ready_at_only(id)))
+            again = await self._admit(job, decision, only=id)
             if again is None:
                 return None
             candidate, granted = again
