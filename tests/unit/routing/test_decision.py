@@ -214,7 +214,7 @@ def test_only_an_urgent_job_with_a_runner_up_in_time_may_be_hedged() -> None:
     parts = (FAST, MIDDLE)
     assert decide(job(lane=Lane.INTERACTIVE, strategy="latency"), *parts).hedge_after_s == 0.8
     assert decide(job(lane=Lane.INTERACTIVE), CHEAP, MIDDLE).hedge_after_s == pytest.approx(
-        1.5 * 2.718 ** (1.645 * 0.3), rel=0.01
+        3.5 * 2.718 ** (1.645 * 0.3), rel=0.01
     )
     assert decide(job(), *parts).hedge_after_s is None
     assert decide(job(lane=Lane.INTERACTIVE), FAST).hedge_after_s is None
