@@ -130,6 +130,7 @@ def test_failover_goes_strictly_in_order() -> None:
         (Health(blocked_until=NOW + 4), Load(), "cooldown", 4),
         (Health(blocked_until=NOW + 3600), Load(), "cooldown", 3600),
         (Health(), Load(ready_at=NOW + 2), "full", 2),
+        (Health(), Load(in_flight=5), "full", 1.5 / 5),
         (Health(disabled="bad key"), Load(), "disabled", 5),
         (Health(isolated=True), Load(), "isolated", 5),
     ],
@@ -137,11 +138,12 @@ def test_failover_goes_strictly_in_order() -> None:
 def test_with_nothing_available_a_job_waits_and_knows_until_when(
     health: Health, load: Load, reason: str, until_s: float
 ) -> None:
-    decision = decide(job(), view(endpoint(), health, load=load))
+    limited = endpoint(limits=Limits(concurrency=5))
+    decision = decide(job(), view(limited, health, load=load))
     assert decision.action is Action.WAIT
     assert reasons(decision) == {"groq": reason}
     assert decision.retry_at == pytest.approx(NOW + until_s)
-    assert chosen(decide(job(), view(endpoint(), health, load=load), endpoint("spare"))) == ["spare"]
+    assert chosen(decide(job(), view(limited, health, load=load), endpoint("spare"))) == ["spare"]
 
 
 def test_a_job_with_time_waits_for_the_cheap_one_and_an_urgent_one_does_not() -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
@@ -28,7 +29,7 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S, HealthAction, Step, after_report, after_watch
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.state.memory import MemoryStore
+from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.store import Ask, Bid, FleetStore, Granted, NoRoom, Report
 
 WATCH_S = 0.5
@@ -111,16 +112,18 @@ class IntelligentRouter:
         failover_cooldown: float = EJECTION_S,
         store: FleetStore | None = None,
         rng: random.Random | None = None,
+        clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
     ) -> None:
         """health_check_interval: seconds between asking each provider's free health endpoint.
 
         failover_cooldown: seconds of the first ejection of a failing endpoint, doubled by each further one.
+        store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
         """
         self._default_strategy = default_strategy
         self._interval_s = health_check_interval
         self._base_s = failover_cooldown
-        self._store = store or MemoryStore()
+        self._store = store or MemoryFleetStore(clock)
         self._rng = rng or random.Random()
         self._sleep = sleep
         self._providers: dict[str, Provider] = {}
@@ -439,9 +442,7 @@ class IntelligentRouter:
         await self._store.expire()
         snapshot = await self.snapshot()
         for view in snapshot.views:
-            action = after_watch(
-                view.health, view.load, view.metrics, snapshot.at, self._rng, base_s=self._base_s
-            )
+            action = after_watch(view.health, view.load, view.metrics, snapshot.at, self._rng, base_s=self._base_s)
             await self._apply(view.endpoint.id, action)
 
     async def _every(self, interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
@@ -464,5 +465,3 @@ class IntelligentRouter:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for connector in self._providers.values():
             await connector.aclose()
-
-

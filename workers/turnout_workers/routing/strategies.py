@@ -113,9 +113,7 @@ def _by_priority(
 ) -> tuple[list[float], list[float]]:
     """The operator's order; those that would probably be late come last."""
     doomed = [1e9 if p_late > 0.5 else 0.0 for p_late in late]
-    groups = [
-        option.estimate.view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)
-    ]
+    groups = [option.estimate.view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)]
     return groups, scores
 
 
@@ -140,9 +138,7 @@ def _in_turn(
 STRATEGIES: dict[RoutingStrategy, Strategy] = {
     RoutingStrategy.BALANCED: Strategy(patient=True),
     RoutingStrategy.COST_OPTIMIZED: Strategy(urgency=Lane.BATCH, patient=True),
-    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(
-        price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest
-    ),
+    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest),
     RoutingStrategy.PRIORITY: Strategy(arrange=_by_priority),
     RoutingStrategy.ROUND_ROBIN: Strategy(near=0.0, arrange=_in_turn),
     RoutingStrategy.FAILOVER: Strategy(near=0.0, arrange=_in_order),
