@@ -10,7 +10,7 @@ goodput  jobs answered by their deadlines      failed   jobs that ended without 
 spend    cost of the answered jobs over the sum of each one's cheapest eligible endpoint, limits and faults
          ignored: no router can reach 1                p50, p99  interactive latency, waiting included
 wasted   failed calls to p0 during the fault   429      calls refused by a rate limit, whole run
-notice   fault's start to ejection             return   fault's end until p0 has 70 % of its traffic again
+notice   first failed call to ejection             return   fault's end until p0 has 70 % of its traffic again
 """
 
 from __future__ import annotations
@@ -114,8 +114,8 @@ class Simulated:
             self.accepted.popleft()
         if len(self.accepted) >= limit:
             await asyncio.sleep(0.05)
-            wait_s = max(1.0, self.accepted[-limit] + 60 - now())
-            raise CallFailed(Failure(FailureKind.RATE_LIMITED, "too fast", retry_after_s=math.ceil(min(wait_s, 5))))
+            wait_s = self.accepted[-limit] + 60 - now()
+            raise CallFailed(Failure(FailureKind.RATE_LIMITED, "too fast", retry_after_s=math.ceil(wait_s)))
         self.accepted.append(now())
         spread = self.rng.lognormvariate(0, 0.2) * (10 if fault == "brownout" else 1)
         tokens = int(request.metadata["tokens"])
@@ -304,15 +304,15 @@ async def race(name: str, fault: str, seed: int) -> Result:
             response = None
         finished.append((request, now() - at, response))
 
-    noticed: list[float] = []
+    ejected: list[float] = []
 
     async def observe() -> None:
-        while not noticed:
+        while not ejected:
             await asyncio.sleep(0.1)
             _, states = await store.state()
             health = states["p0/m"].health if "p0/m" in states else None
             if now() >= FAULT_FROM and health and circuit(health, EPOCH + now()) is Circuit.OPEN:
-                noticed.append(now() - FAULT_FROM)
+                ejected.append(now())
 
     tasks = [asyncio.create_task(observe())]
     for one in routers:
@@ -329,7 +329,7 @@ async def race(name: str, fault: str, seed: int) -> Result:
             await one.__aexit__(None, None, None)
     for task in tasks:
         task.cancel()
-    return summary(finished, providers, noticed)
+    return summary(finished, providers, ejected)
 
 
 def router(name: str, providers: list[Simulated], store: MemoryFleetStore, rng: random.Random) -> Any:
@@ -341,7 +341,7 @@ def router(name: str, providers: list[Simulated], store: MemoryFleetStore, rng: 
     return one
 
 
-def summary(finished: list[Any], providers: list[Simulated], noticed: list[float]) -> Result:
+def summary(finished: list[Any], providers: list[Simulated], ejected: list[float]) -> Result:
     answered = [(request, took, response) for request, took, response in finished if response is not None]
     in_time = sum(took <= request.constraints.deadline_s for request, took, _ in answered)
     least = spent = 0
@@ -352,6 +352,7 @@ def summary(finished: list[Any], providers: list[Simulated], noticed: list[float
         spent += response.cost_microusd
     urgent = sorted(took for request, took, _ in answered if request.constraints.lane is Lane.INTERACTIVE)
     cheap = providers[0].calls
+    first = min((at for at, how in cheap if at >= FAULT_FROM and how not in ("ok", "rate_limited")), default=None)
     wasted = sum(FAULT_FROM <= at < FAULT_TO and how not in ("ok", "rate_limited") for at, how in cheap)
     before = sum(FAULT_FROM - 30 <= at < FAULT_FROM for at, _ in cheap) / 30
     back = next(
@@ -371,7 +372,7 @@ def summary(finished: list[Any], providers: list[Simulated], noticed: list[float
         urgent[int(0.99 * len(urgent))],
         wasted,
         sum(how == "rate_limited" for p in providers for _, how in p.calls),
-        noticed[0] if noticed else None,
+        ejected[0] - first if ejected and first else None,
         back,
     )
 

@@ -228,7 +228,7 @@ def test_a_candidate_carries_what_admission_and_the_call_need() -> None:
     assert (best.input_tokens, best.output_tokens, best.upper_cost_microusd) == (13, 100, 113)
     assert best.expected_cost_microusd == 61
     assert best.latency_s == pytest.approx(1.5)
-    assert best.overdue_s == pytest.approx(1.4 * 1.5 * 2.718 ** (2.326 * 0.3), rel=0.01)
+    assert best.overdue_s == pytest.approx(1.2 * 1.5 * 2.718 ** (2 * 0.3), rel=0.01)
     assert best.timeout_s == pytest.approx(4 * 1.5 * 2.718 ** (2.326 * 0.3), rel=0.01)
     own = JobProfile.of(request().model_copy(update={"timeout_s": 3.0}))
     assert decide(own, MIDDLE).candidates[0].timeout_s == 3.0

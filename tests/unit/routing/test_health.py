@@ -70,6 +70,8 @@ def test_the_circuit_at_a_time(health: Health, state: Circuit, share: float) -> 
         ({"consecutive_failures": 3}, Step.NONE),
         ({"consecutive_failures": 4}, Step.TRIP),
         ({"consecutive_failures": 2, "billed": True}, Step.TRIP),
+        ({"consecutive_failures": 3, "kind": FailureKind.UNAVAILABLE}, Step.TRIP),
+        ({"consecutive_failures": 2, "kind": FailureKind.UNAVAILABLE}, Step.NONE),
         ({"consecutive_failures": 1, "billed": True}, Step.NONE),
         ({"consecutive_failures": 4, "counts_for_health": False}, Step.NONE),
         ({"error_rate": 0.61, "error_weight": 6.1}, Step.TRIP),

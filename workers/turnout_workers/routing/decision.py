@@ -164,6 +164,14 @@ class Decision:
         answer = upper_output_tokens(job, endpoint)
         longest = estimate.ttft_s + answer * estimate.s_per_token
         timeout = timing.call_timeout(option.latency_s, estimate.odds.sigma, longest)
+        if option.probe:
+            timeout = timing.probe_timeout(option.latency_s, estimate.odds.sigma)
+        overdue_s = timing.overdue_after(option.latency_s, estimate.odds.sigma)
+        if job.deadline is not None and len(self.ready) > 1:
+            # A call that hangs is cut while there is time for another endpoint to answer.
+            other = self.ranking.options[self.ready[index == self.ready[0]]]
+            spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
+            timeout = min(timeout, max(overdue_s, job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,
             self.ranking.scores[index],
@@ -175,7 +183,7 @@ class Decision:
             estimate.odds.sigma,
             self.ranking.late[index],
             estimate.odds.error_rate,
-            timing.overdue_after(option.latency_s, estimate.odds.sigma),
+            overdue_s,
             job.timeout_s or timeout,
             option.probe,
             self.last_resort or may_probe(job),

@@ -78,6 +78,8 @@ def utilities(
     unknown = math.inf if min(costs) < math.inf and strategy.price else 0.0
     price, per_cost = strategy.price, strategy.price / least
     per_second = URGENCY[strategy.urgency or job.lane]
+    known = [cost for cost in costs if cost < math.inf]
+    lateness = max(LATENESS, 10 * max(known, default=0.0) * per_cost)
     slack = math.inf if job.deadline is None else job.deadline - now
     failures, inf = job.failures, math.inf
     scores, late = [], []
@@ -87,7 +89,7 @@ def utilities(
         median = latency * (1 + error_rate)
         p_late = chance_of_exceeding(left, median, sigma) if median * tail > left else 0.0
         money = (cost * per_cost + price * shadow_price) * tries if cost < inf else unknown
-        utility = money + LATENESS * p_late + ERROR * error_rate + per_second * (wait + latency * tries)
+        utility = money + lateness * p_late + ERROR * error_rate + per_second * (wait + latency * tries)
         if failures:
             utility += REPEAT * failures.get(estimate.view.endpoint.id, 0)
         scores.append(utility)
