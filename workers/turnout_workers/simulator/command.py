@@ -17,17 +17,22 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from turnout_workers.process import PR_SET_PDEATHSIG
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.simulator.scenario import Fault, Scenario, fault, load
+from turnout_workers.simulator.scenario import DEFAULT, Fault, Scenario, fault, load
 from turnout_workers.simulator.server import Simulator
-
-_PR_SET_PDEATHSIG = 1
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8787, show_default=True, help="Port; 0: any free one, printed.")
-@click.option("--scenario", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="TOML.")
+@click.option(
+    "--scenario",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    default=DEFAULT,
+    help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
+)
 @click.option("--seed", type=int, help="Seed of answers, jitter and faults.")
 @click.option("--instant", is_flag=True, help="No latency and no limits.")
 @click.option("--no-faults", is_flag=True, help="Drop the scenario's own faults.")
@@ -119,4 +124,4 @@ def _fault(text: str) -> tuple[str, Fault]:
 def _follow_parent() -> None:
     """End with the parent, even by SIGKILL: at once on Linux, within half a second elsewhere."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

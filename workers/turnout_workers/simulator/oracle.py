@@ -68,7 +68,7 @@ class Books:
     def __init__(self, name: str, provider: SimulatedProvider, now: float, seed: int) -> None:
         self.name, self.provider = name, provider
         self.started, self.requests, self.in_flight, self.peak, self.answered = now, 0, 0, 0, 0
-        self.billed, self.billed_microusd = 0, 0
+        self.checks, self.billed, self.billed_microusd = 0, 0, 0
         self.statuses: Counter[str] = Counter()
         self.models = {model.served or ours: model for ours, model in provider.models.items()}
         self.rng = Random(f"{seed}/{name}")
@@ -86,9 +86,9 @@ class Books:
         """Those that are on now."""
         return (timed.fault for timed in self._faults if timed.active(now, self.requests))
 
-    def struck(self, now: float) -> dict[str, Fault]:
-        """Count a request; the faults that hit it, by kind."""
-        self.requests += 1
+    def struck(self, now: float, check: bool) -> dict[str, Fault]:
+        """Count a request (or a health check); the faults that hit it, by kind."""
+        self.requests, self.checks = self.requests + (not check), self.checks + check
         return {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
 
     def gauges(self, key: str, now: float) -> dict[str, Gauge]:
@@ -135,6 +135,7 @@ class Books:
     def stats(self, now: float) -> dict[str, Any]:
         return {
             "requests": self.requests,
+            "checks": self.checks,
             "answered": self.answered,
             "statuses": dict(self.statuses),
             "billed": self.billed,

@@ -132,7 +132,7 @@ class _Exchange:
         self.wire = WIRES[books.provider.kind]
         self.key = self.wire.key(request.headers)
         self.now = time.monotonic()
-        self.struck = books.struck(self.now)
+        self.struck = books.struck(self.now, check=request.method == "GET")
 
     async def serve(self, path: str) -> web.StreamResponse:
         try:
