@@ -1,0 +1,115 @@
+"""The composition root: Celery's app, its one task, and the worker process that stands behind it.
+
+    celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout worker`, which sets the pool)
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from celery import Celery
+from celery.exceptions import Ignore, Retry
+from kombu import Queue
+from kombu.serialization import loads
+
+from turnout.errors import JobError
+from turnout.request import Lane
+from turnout.result import JobResult
+from turnout_workers.attempt import Done, Moved, Skipped
+from turnout_workers.config import configured
+from turnout_workers.pool import AsyncTask, TaskPool
+from turnout_workers.runtime import Worker
+
+settings = configured(os.environ)
+
+app = Celery("turnout", broker=settings.redis_url, backend=settings.redis_url)
+app.conf.update(
+    # The ledger is the acknowledgement: a message is only a hint. (With late acks, Celery 5.7.0 exits when
+    # Redis restarts.)
+    task_acks_late=False,
+    broker_transport="turnout_workers.transport:Transport",
+    broker_connection_retry_on_startup=True,
+    broker_connection_max_retries=None,
+    broker_transport_options={
+        "queue_order_strategy": "priority",
+        "socket_keepalive": True,
+        "health_check_interval": 15,
+        "max_connections": 50,
+    },
+    task_queues=[Queue(lane.value) for lane in Lane],
+    task_default_queue=Lane.STANDARD.value,
+    task_create_missing_queues=False,
+    # Settling a job writes Celery's result record, in the same step; Celery itself stores nothing.
+    task_ignore_result=True,
+    task_store_errors_even_if_ignored=False,
+    result_expires=int(settings.file.retention.results_s),
+    task_serializer="json",
+    accept_content=["json"],
+    worker_prefetch_multiplier=1,
+    worker_disable_rate_limits=True,
+    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_send_task_events=settings.file.monitoring.task_events,
+    worker_hijack_root_logger=False,
+    worker_log_format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+)
+
+
+class Answer:
+    """A result as Celery's events and callbacks see it: its repr tells the story and never the answer."""
+
+    def __init__(self, result: JobResult) -> None:
+        self._result = result
+
+    def __repr__(self) -> str:
+        return self._result.summary()
+
+    def __json__(self) -> dict[str, Any]:
+        """What `link` callbacks and chains get."""
+        return self._result.model_dump(mode="json", exclude_defaults=True)
+
+
+class Infer(AsyncTask):
+    """`turnout.infer`: takes a job's id. Sent by a plain Celery app, it may carry the request itself."""
+
+    name = "turnout.infer"
+    throws = (JobError,)
+    ignore_result = True
+
+    async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
+        job_id: str = request["id"]
+        args, kwargs, embed = loads(*body, accept={"application/json"}) if body[1] else body[0]
+        if (asked := _request_of(args, kwargs, job_id)) is not None:
+            await worker.accept(job_id, asked, embed, request)
+        match await worker.attempts(job_id):
+            case Done(result) if result.succeeded:
+                return lambda: Answer(result)
+            case Done(result):
+                return lambda: result.answer()  # raises what it ended with
+            case Moved(note):
+                return lambda: _retried(note)
+            case Skipped(note):
+                return lambda: _ignored(note)
+
+
+def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
+    """The request that a plain Celery app has put into the message, or None for a message of the ledger's."""
+    if "request" in kwargs:
+        return kwargs["request"]
+    return args[0] if args and args[0] != job_id else None
+
+
+def _retried(note: str) -> NoReturn:
+    raise Retry(message=note)
+
+
+def _ignored(note: str) -> NoReturn:
+    raise Ignore(note)
+
+
+infer = app.register_task(Infer())
+worker = Worker(settings)
+TaskPool.grace_s = settings.file.worker.drain_s
+TaskPool.on_loop_start = worker.start
+TaskPool.on_loop_stop = worker.stop

@@ -1,0 +1,486 @@
+"""One attempt at a job: claim → rank → admit → call → settle, or move on. No Celery, no HTTP, no Lua here.
+
+Each step is somebody else's: the ledger knows the job, `routing/` decides, the store grants, a connector calls.
+What is here is their order, and what becomes of the job when any of them says no.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import random
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from redis.exceptions import RedisError
+
+from turnout.ledger import Claimed, Ledger
+from turnout.ledger.script import Call, Coalescer
+from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
+from turnout.result import Attempt, JobResult, JobStatus, Problem
+from turnout_workers.heartbeat import Heartbeat, Hold
+from turnout_workers.progress import Progress
+from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.routing import decision as routing
+from turnout_workers.routing import failover
+from turnout_workers.routing.eligibility import Reason
+from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
+from turnout_workers.routing.health import Step, after_report
+from turnout_workers.routing.profile import JobProfile
+from turnout_workers.spool import Spool
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import Ask, Bid, Ceiling, Counters, Fence, FleetStore, Granted, NoRoom, Report
+
+logger = logging.getLogger(__name__)
+
+PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
+"""How long a job waits in place, all waits together, before it is parked and its slot serves another."""
+HEADROOM = {Lane.INTERACTIVE: 0.98, Lane.STANDARD: 0.88, Lane.BATCH: 0.65}
+"""Share of a rate limit that each lane may fill: the rest is kept for the more urgent ones."""
+MAX_BIDS = 6
+"""Candidates offered to one admission; those behind them are offered by the next one."""
+RECHECK_S = 5.0
+"""Deferral where nobody knows when there will be room."""
+HOPELESS = frozenset({Reason.CONTEXT, Reason.OUTPUT, Reason.COST, Reason.DISABLED, Reason.ISOLATED, Reason.TRIED})
+"""Exclusions that make an endpoint no alternative to the one that failed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The job is settled."""
+
+    result: JobResult
+
+
+@dataclass(frozen=True, slots=True)
+class Moved:
+    """The job went on elsewhere: back to its lane, or parked."""
+
+    note: str
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """Nothing to do here: done already, somebody else's, or no longer ours."""
+
+    note: str
+
+
+End = Done | Moved | Skipped
+
+
+class Ceilings(Protocol):
+    """The accounts that a job's cost counts against, and their ceilings."""
+
+    def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]: ...
+
+    def of_provider(self, provider: str) -> tuple[Ceiling, ...]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the operator has set."""
+
+    default_strategy: RoutingStrategy = RoutingStrategy.BALANCED
+    ejection_s: float = 2.0
+    max_attempts: int = failover.MAX_ATTEMPTS
+    result_ttl_s: float = 86_400.0
+
+
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """One claimed job."""
+
+    id: str
+    claim: Claimed
+    request: InferenceRequest
+    started_at: float
+
+
+class Attempts:
+    """Makes attempts at jobs, any number at a time."""
+
+    def __init__(
+        self,
+        *,
+        owner: str,
+        ledger: Ledger,
+        call: Coalescer,
+        store: FleetStore,
+        fleet: SnapshotPoller,
+        connectors: Mapping[str, CloudProviderBase],
+        heartbeat: Heartbeat,
+        ceilings: Ceilings,
+        spool: Spool,
+        policy: Policy,
+        rng: random.Random,
+    ) -> None:
+        self._owner = owner
+        self._ledger = ledger
+        self._call = call
+        self._store = store
+        self._fleet = fleet
+        self.connectors = connectors
+        """By endpoint id; replaced as a whole when the configuration is reloaded."""
+        self._heartbeat = heartbeat
+        self._ceilings = ceilings
+        self._spool = spool
+        self._policy = policy
+        self._rng = rng
+        self._retries = failover.Allowance(ratio=0.1, reserve=10)
+
+    async def __call__(self, job_id: str) -> End:
+        """Claim the job and take it as far as it goes now."""
+        loop = asyncio.get_running_loop()
+        claimed_at = loop.time()
+        claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
+        if not isinstance(claim, Claimed):
+            return Skipped(f"not to be claimed: {claim.state}")
+        with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
+            try:
+                request = InferenceRequest.model_validate_json(claim.payload)
+                return await self._work(_Job(job_id, claim, request, self._fleet.now()), hold)
+            except asyncio.CancelledError:
+                if hold.lost:
+                    return Skipped("the lease was lost")
+                # A graceful stop: the job goes back to its lane's front for another worker.
+                await self._call(self._ledger.release(job_id, claim.token))
+                return Moved("handed back")
+
+    async def _work(self, job: _Job, hold: Hold) -> End:
+        progress = Progress.from_json(job.claim.progress)
+        patience_s = PATIENCE_S[job.request.constraints.lane]
+        pinned: str | None = None
+        retries_here = 0
+        while True:
+            now = self._fleet.now()
+            if job.claim.deadline is not None and now >= job.claim.deadline:
+                return await self._give_up(job, progress, JobStatus.EXPIRED, "deadline", "the deadline has passed")
+            decision = self._decide(job, progress, now)
+            if decision.action is routing.Action.REFUSE:
+                reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
+                message = f"no endpoint can serve this job ({reasons or 'none is configured'})"
+                return await self._give_up(job, progress, JobStatus.FAILED, "refused", message)
+            wait_s = decision.wait_s
+            if decision.action is routing.Action.GO:
+                candidates = [c for c in decision.candidates if pinned in (None, c.endpoint.id)][:MAX_BIDS]
+                admission = await self._admit(job, progress, candidates or decision.candidates[:MAX_BIDS])
+                if isinstance(admission, Granted):
+                    chosen = next(c for c in decision.candidates if c.endpoint.id == admission.endpoint_id)
+                    outcome = await self._attempt(job, progress, decision, chosen, admission, hold, retries_here)
+                    if not isinstance(outcome, _Again):
+                        return outcome
+                    progress, pinned, retries_here = outcome.progress, outcome.endpoint_id, retries_here + 1
+                    await asyncio.sleep(outcome.delay_s)
+                    continue
+                if not isinstance(admission, NoRoom):
+                    return Skipped("the lease was lost")
+                if admission.ceiling is not None and admission.retry_at is None:
+                    return await self._at_ceiling(job, progress, admission.ceiling)
+                wait_s = RECHECK_S if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
+                pinned = None
+            if wait_s > patience_s:
+                return await self._defer(job, progress, wait_s, decision)
+            patience_s -= wait_s
+            await asyncio.sleep(wait_s)
+
+    def _decide(self, job: _Job, progress: Progress, now: float) -> routing.Decision:
+        profile = JobProfile.of(
+            job.request,
+            accepted_at=job.claim.accepted_at,
+            deadline=job.claim.deadline,
+            spent_microusd=progress.cost_microusd + progress.unsure_microusd,
+            failures=progress.failures,
+            excluded=progress.unsuited,
+        )
+        strategy = self._policy.default_strategy
+        return routing.rank(
+            profile, self._fleet.snapshot, now, self._rng, default_strategy=strategy, tried=progress.tried
+        )
+
+    async def _admit(
+        self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate]
+    ) -> Granted | NoRoom | object:
+        bids = tuple(
+            Bid(
+                c.endpoint.id,
+                c.endpoint.limits,
+                c.input_tokens,
+                c.output_tokens,
+                c.upper_cost_microusd or 0,
+                c.overdue_s,
+                c.probe_allowed,
+                self._ceilings.of_provider(c.endpoint.provider),
+            )
+            for c in candidates
+        )
+        return await self._store.admit(
+            Ask(
+                lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts)}",
+                bids=bids,
+                ttl_s=self._heartbeat.ttl_s,
+                ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
+                fence=Fence(self._ledger.keys.job(job.id), job.claim.token),
+                headroom=HEADROOM[job.request.constraints.lane],
+            )
+        )
+
+    async def _attempt(
+        self,
+        job: _Job,
+        progress: Progress,
+        decision: routing.Decision,
+        chosen: routing.Candidate,
+        grant: Granted,
+        hold: Hold,
+        retries_here: int,
+    ) -> End | _Again:
+        """Make the call that was granted, and act on how it went."""
+        endpoint = chosen.endpoint
+        hold.lease_id = grant.lease_id
+        self._retries.deposit()
+        started_at, clock = self._fleet.now(), time.monotonic()
+        failure: Failure | None = None
+        outcome: CallOutcome | None = None
+        observed = ()
+        try:
+            outcome = await self._send(job, chosen, hold)
+        except ProviderError as error:
+            failure, observed = error.failure, error.limits
+        except asyncio.CancelledError:
+            # Whatever stopped us, the provider may have worked, so its reservation stays as unsure money.
+            unsure = chosen.upper_cost_microusd or 0
+            await self._report_unheard(grant, unsure)
+            raise
+        finally:
+            hold.lease_id = None
+        duration_s = time.monotonic() - clock
+        response = outcome.response if outcome else None
+        cost, unsure = _bill(chosen, response, failure)
+        attempt = Attempt(
+            endpoint=endpoint.id,
+            provider=endpoint.provider,
+            model=endpoint.model,
+            started_at=started_at,
+            duration_s=duration_s,
+            failure=failure.kind.value if failure else None,
+            message=failure.message if failure else None,
+            cost_microusd=cost,
+            unsure_microusd=unsure,
+        )
+        verdict = failover.judge(
+            failure,
+            self._rng,
+            attempt=progress.spent_attempts + 1,
+            retries_here=retries_here,
+            retry_budget_left=self._retries.left,
+            has_untried=_has_untried(decision, progress, endpoint.id),
+            allow_fallback=job.request.constraints.allow_fallback,
+            max_attempts=self._policy.max_attempts,
+        )
+        usage = response.usage if response else None
+        report = Report(
+            lease_id=grant.lease_id,
+            endpoint_id=endpoint.id,
+            ok=failure is None,
+            counts=verdict.counts_for_health,
+            kind=failure.kind if failure else None,
+            input_tokens=usage.input_tokens if usage else (chosen.input_tokens if unsure else 0),
+            output_tokens=usage.output_tokens if usage else 0,
+            cost_microusd=cost,
+            unsure_microusd=unsure,
+            latency_s=response.latency_s if response else None,
+            ttft_s=response.time_to_first_token_s if response else None,
+            predicted_s=chosen.latency_s,
+            limits=outcome.limits if outcome else observed,
+        )
+        reporting = asyncio.ensure_future(self._report(report, chosen, verdict, failure))
+        if response is not None:
+            progress = _with(progress, attempt)
+            result = self._result(job, progress, JobStatus.SUCCEEDED, response=response)
+            ended: End | _Again = await self._settle(job, result, decision)
+        else:
+            progress = progress.after(attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
+            ended = await self._move_on(job, progress, decision, verdict, attempt)
+        await reporting
+        return ended
+
+    async def _send(self, job: _Job, chosen: routing.Candidate, hold: Hold) -> CallOutcome:
+        endpoint = chosen.endpoint
+        if asyncio.get_running_loop().time() >= hold.valid_until:
+            hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
+            await asyncio.sleep(0)
+        timeouts = Timeouts(first_byte_s=chosen.timeout_s, idle_s=min(30.0, chosen.timeout_s), total_s=chosen.timeout_s)
+        connector = self.connectors.get(endpoint.id)
+        if connector is None:
+            raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
+        return await connector.call(endpoint, job.request, timeouts)
+
+    async def _move_on(
+        self, job: _Job, progress: Progress, decision: routing.Decision, verdict: failover.Verdict, failed: Attempt
+    ) -> End | _Again:
+        match verdict.action:
+            case failover.Action.RETRY:
+                self._retries.withdraw()
+                return _Again(progress, failed.endpoint, verdict.delay_s)
+            case failover.Action.FAIL_OVER if verdict.delay_s <= 0:
+                progress = progress.failed_over()
+                event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
+                await self._call(
+                    self._ledger.fail_over(job.id, job.claim.token, progress.to_json(), event, decision.to_record())
+                )
+                return Moved(f"{failed.endpoint} failed ({failed.failure}), over to another")
+            case failover.Action.FAIL_OVER:
+                return await self._defer(job, progress.failed_over(), verdict.delay_s, decision)
+            case failover.Action.DEFER:
+                return await self._defer(job, progress, verdict.delay_s, decision, new_round=True)
+            case _:
+                code, message = failed.failure or "failed", failed.message or "the call failed"
+                return await self._give_up(job, progress, JobStatus.FAILED, code, message)
+
+    async def _defer(
+        self, job: _Job, progress: Progress, wait_s: float, decision: routing.Decision, new_round: bool = False
+    ) -> Moved:
+        progress = progress.deferred(new_round)
+        event = {"event": "deferred", "for_s": round(wait_s, 3)}
+        await self._call(
+            self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, decision.to_record())
+        )
+        return Moved(f"deferred for {wait_s:.1f} s: nothing has room")
+
+    async def _at_ceiling(self, job: _Job, progress: Progress, account: str) -> Done | Skipped:
+        message = f"the cost ceiling of {account} is reached"
+        status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
+        return await self._give_up(job, progress, status, "cost_ceiling", message)
+
+    async def _give_up(
+        self, job: _Job, progress: Progress, status: JobStatus, code: str, message: str
+    ) -> Done | Skipped:
+        problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
+        return await self._settle(job, self._result(job, progress, status, problem=problem), None)
+
+    async def _settle(self, job: _Job, result: JobResult, decision: routing.Decision | None) -> Done | Skipped:
+        """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
+        record = decision.to_record() if decision else None
+        settlement = self._ledger.settle(job.id, job.claim.token, result, record, self._policy.result_ttl_s)
+        try:
+            taken = await self._call(settlement)
+        except (RedisError, OSError) as error:
+            logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
+            self._spool.keep({"job": job.id, "token": job.claim.token, "result": result.model_dump(mode="json")})
+            return Skipped("its result waits on disk")
+        if not taken.accepted:
+            if taken.duplicate and result.cost_microusd:
+                await self._store.mark_duplicate(_accounts(self._ceilings, job), result.attempts[-1].cost_microusd)
+            return Skipped(f"settled by another: {taken}")
+        return Done(result)
+
+    def _result(
+        self,
+        job: _Job,
+        progress: Progress,
+        status: JobStatus,
+        *,
+        response: InferenceResponse | None = None,
+        problem: Problem | None = None,
+    ) -> JobResult:
+        return JobResult(
+            id=job.id,
+            status=status,
+            response=response,
+            error=problem,
+            attempts=progress.attempts,
+            failovers=progress.failovers,
+            deferrals=progress.deferrals,
+            accepted_at=job.claim.accepted_at,
+            started_at=progress.attempts[0].started_at if progress.attempts else None,
+            settled_at=self._fleet.now(),
+            cost_microusd=progress.cost_microusd,
+            unsure_microusd=progress.unsure_microusd,
+        )
+
+    async def _report(
+        self, report: Report, chosen: routing.Candidate, verdict: failover.Verdict, failure: Failure | None
+    ) -> None:
+        """Tell the fleet how the call went, and what follows for the endpoint."""
+        endpoint = chosen.endpoint
+        try:
+            counters = await self._store.report(report)
+            await self._follow(endpoint.id, endpoint.account_id, counters, verdict, failure)
+        except (RedisError, OSError) as error:
+            # The lease expires by itself, and its money counts as unsure.
+            logger.warning("the call to %s can't be reported now: %s", endpoint.id, error)
+
+    async def _follow(
+        self,
+        endpoint_id: str,
+        account_id: str,
+        counters: Counters,
+        verdict: failover.Verdict,
+        failure: Failure | None,
+    ) -> None:
+        affected = [endpoint_id]
+        if verdict.scope is Scope.ACCOUNT:
+            views = self._fleet.snapshot.views
+            affected = [view.endpoint.id for view in views if view.endpoint.account_id == account_id]
+        reason = f"{failure.kind}: {failure.message}" if failure else ""
+        if verdict.disable:
+            await self._store.disable(affected, reason)
+        if verdict.block_s > 0:
+            await self._store.block(affected, verdict.block_s, reason)
+        view = self._fleet.snapshot.by_id.get(endpoint_id)
+        if view is None or (failure is None and not counters.probe):
+            return
+        step = after_report(
+            view.health,
+            counters,
+            failure.kind if failure else None,
+            counters.at,
+            self._rng,
+            counts_for_health=verdict.counts_for_health,
+            billed=failover.was_billed(failure),
+            base_s=self._policy.ejection_s,
+        )
+        if step.step is Step.TRIP:
+            await self._store.trip(endpoint_id, step.open_s, step.reason)
+            logger.warning("%s ejected for %.1f s: %s", endpoint_id, step.open_s, step.reason)
+        elif step.step is Step.RECOVER:
+            await self._store.recover(endpoint_id)
+            logger.info("%s recovered", endpoint_id)
+
+    async def _report_unheard(self, grant: Granted, unsure_microusd: int) -> None:
+        report = Report(
+            grant.lease_id,
+            grant.endpoint_id,
+            ok=False,
+            counts=False,
+            kind=FailureKind.CANCELLED,
+            unsure_microusd=unsure_microusd,
+        )
+        with contextlib.suppress(RedisError, OSError):
+            await self._store.report(report)
+
+
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """Call the same endpoint again after a moment."""
+
+    progress: Progress
+    endpoint_id: str
+    delay_s: float
+
+
+def _bill(
+    chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None
+) -> tuple[int, int]:
+    """What a call has cost for sure, and what it may have cost."""
+    upper = chosen.upper_cost_microusd or 0
+    if response is not None:
+        return (response.cost_microusd or 0), 0
+    if failure is None or failure.billed is Billed.NO:
+        return 0, 0
+    return 0, upper  # even a call that was surely billed has an amount that nobody told us

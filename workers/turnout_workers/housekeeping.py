@@ -1,0 +1,103 @@
+"""What somebody must do for the whole fleet: wake parked jobs, take back those of the dead, find what was lost.
+
+Every worker runs this, and a mutex in Redis lets one at a time do a round. Each round is bounded; what is left
+comes with the next. All of it may run twice or be cut off anywhere without harm, for each step is one atomic
+operation on one job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import redis.asyncio
+from redis.exceptions import RedisError
+
+from turnout.ledger import Ledger
+from turnout.ledger.script import Call, Coalescer
+from turnout_workers.state.store import FleetStore
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 0.25
+"""Between rounds: how late a parked job may wake."""
+BATCH = 1000
+"""Most jobs of each kind in one round."""
+LOST_AFTER_S = 5.0
+"""A queued job whose lane is empty and whose message is older than this has lost its message."""
+MAX_CRASHES = 3
+"""A job that was being worked on at so many deaths of workers is poison."""
+INTAKE_LIMIT = 0.8
+"""Share of Redis's memory above which no new job is accepted. Settling needs the rest."""
+INTAKE_CHECK_S = 2.0
+
+
+class Housekeeping:
+    """Rounds of fleet-wide work, by whichever worker holds the mutex."""
+
+    def __init__(
+        self, client: redis.asyncio.Redis, ledger: Ledger, call: Coalescer, store: FleetStore, owner: str
+    ) -> None:
+        self._client = client
+        self._ledger = ledger
+        self._call = call
+        self._store = store
+        self._owner = owner
+        self._intake_checked_at = 0.0
+
+    async def run(self) -> None:
+        """Round after round, whatever happens to Redis meanwhile."""
+        while True:
+            await asyncio.sleep(EVERY_S)
+            try:
+                if await self._my_turn():
+                    await self.round()
+            except (RedisError, OSError) as error:
+                logger.warning("housekeeping waits for Redis: %s", error)
+                await asyncio.sleep(1)
+
+    async def round(self) -> None:
+        """One bounded round."""
+        ledger = self._ledger
+        await self._each(ledger.due(BATCH), ledger.wake)
+        swept = await self._each(ledger.expired(BATCH), lambda job_id: ledger.sweep(job_id, MAX_CRASHES))
+        if swept:
+            logger.warning("took back %d jobs whose workers have gone", swept)
+        await self._each(ledger.overdue(BATCH), ledger.expire)
+        lost = await self._each(ledger.lost(BATCH, LOST_AFTER_S), ledger.republish)
+        if lost:
+            logger.warning("published %d messages again that were lost", lost)
+        await self._store.expire(BATCH)
+        await self._guard_intake()
+
+    async def _each(self, listing: Call[list[str]], step: Callable[[str], Call[Any]]) -> int:
+        job_ids = await self._call(listing)
+        if job_ids:
+            await self._call.all(*(step(job_id) for job_id in job_ids))
+        return len(job_ids)
+
+    async def _my_turn(self) -> bool:
+        """Whether this worker does the round. The mutex outlives the round only if the worker dies in it."""
+        key, ttl_ms = self._ledger.keys.mutex("housekeeping"), int(EVERY_S * 1000 * 8)
+        if await self._client.set(key, self._owner, nx=True, px=ttl_ms):
+            return True
+        if await self._client.get(key) == self._owner:
+            await self._client.pexpire(key, ttl_ms)
+            return True
+        return False
+
+    async def _guard_intake(self) -> None:
+        """Close the intake while memory is short, so that what was accepted can be settled."""
+        now = asyncio.get_running_loop().time()
+        if now - self._intake_checked_at < INTAKE_CHECK_S:
+            return
+        self._intake_checked_at = now
+        memory = await self._client.info("memory")
+        limit = int(memory.get("maxmemory", 0))
+        if limit and int(memory["used_memory"]) >= INTAKE_LIMIT * limit:
+            await self._client.set(self._ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
+            logger.error("Redis uses %d of %d bytes: no new jobs are accepted", memory["used_memory"], limit)
+        else:
+            await self._client.delete(self._ledger.keys.intake)
