@@ -23,6 +23,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, mo
 
 from turnout.errors import TurnoutError
 from turnout.request import Capability, Lane, Name, Quality, RoutingStrategy, Value
+from turnout_workers import discovery
 
 
 class ConfigError(TurnoutError):
@@ -54,6 +55,12 @@ def _http(url: str) -> str:
     if not re.match(r"https?://[^\s/]+", url):
         raise ValueError("must be an http:// or https:// address")
     return url.rstrip("/")
+
+
+def _redis(url: str) -> str:
+    if not re.match(r"(rediss?|unix|sentinel)://.", url):
+        raise ValueError("must be a redis://, rediss://, sentinel:// or unix:// address")
+    return url
 
 
 ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
@@ -120,7 +127,7 @@ class ProviderTable(LimitFields):
     zero_retention: bool = False
     version: str | None = None
     """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta, Azure's."""
-    headers: dict[str, str] = Field(default_factory=dict)
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
     simulated: bool = False
     """Its answers are made up; every result says so."""
 
@@ -175,12 +182,14 @@ class MonitoringTable(Value):
     """None: no metrics endpoint; 0: any free port."""
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    task_events: bool = True
+    """Celery's events, which Flower shows; they cost a part of the throughput."""
 
 
 class File(Value):
     """The whole of turnout.toml."""
 
-    redis_url: str | None = None
+    redis_url: Annotated[str, AfterValidator(_redis)] = "redis://127.0.0.1:6379/0"
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "turnout"
     router: RouterTable = RouterTable()
     worker: WorkerTable = WorkerTable()
@@ -221,6 +230,10 @@ class Settings:
     """Where it came from, for people."""
 
     @property
+    def redis_url(self) -> str:
+        return self.file.redis_url
+
+    @property
     def simulated(self) -> bool:
         """Whether answers are made up, at least some of them."""
         return any(table.simulated for table in self.file.providers.values())
@@ -232,6 +245,18 @@ def find(environ: Mapping[str, str], folder: Path) -> Path | None:
         return Path(told)
     path = folder / "turnout.toml"
     return path if path.exists() else None
+
+
+def configured(environ: Mapping[str, str], folder: Path | None = None) -> Settings:
+    """The configuration of this process: the file that `find` finds, else the environment's keys."""
+    if (path := find(environ, folder or Path.cwd())) is not None:
+        return load(path, environ)
+    if tables := discovery.from_environment(environ):
+        return settings(discovery.toml(tables), "the environment", environ)
+    raise ConfigError(
+        "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
+        "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
+    )
 
 
 def load(path: Path, environ: Mapping[str, str]) -> Settings:
@@ -274,7 +299,7 @@ def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
             raise ConfigError(f"api_key_file {file} can't be read: {reason}") from None
-    if any(not key or not key.isascii() or not key.isprintable() for key in found):
+    if not all(re.fullmatch(r"[!-~]+", key) for key in found):
         raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
     return tuple(dict.fromkeys(found))
 
@@ -287,10 +312,10 @@ def read(text: str, where: str = "turnout.toml", environ: Mapping[str, str] = {}
     try:
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        at = re.search(r"\(at line (\d+), column \d+\)", str(error))
-        line = f":{at.group(1)}" if at else ""
-        reason = re.sub(r"\s*\(at .*\)$", "", str(error))
-        raise ConfigError(f"{where}{line}: this is not TOML: {reason}") from None
+        reason, _, at = str(error).partition(" (at ")  # "line 3, column 5)" or "end of document)"
+        number = re.search(r"line (\d+)", at)
+        line = number[1] if number else text.count("\n") + 1
+        raise ConfigError(f"{where}:{line}: this is not TOML: {reason}") from None
     overridden: dict[tuple[str, ...], str] = {}
     for variable, path in FROM_ENVIRONMENT.items():
         if value := environ.get(variable):
