@@ -63,6 +63,15 @@ async def test_the_books_tell_how_often_each_job_was_called_and_billed(http: aio
     assert told["providers"]["p"]["statuses"] == {"200": 3}
 
 
+async def test_a_call_that_was_never_answered_is_a_call(http: aiohttp.ClientSession) -> None:
+    async with Simulator(fleet(faults=(Fault("down", for_requests=1),))) as simulator:
+        with pytest.raises(CLOSED):
+            await ask(http, simulator.url, "a")
+        await ask(http, simulator.url, "a")
+        job = simulator.stats(jobs=True)["jobs"]["a"]
+    assert (job["calls"], job["answered"], job["billed"]) == (2, 1, 1)
+
+
 async def test_the_same_question_gets_the_same_answer(http: aiohttp.ClientSession) -> None:
     answers = []
     for _ in range(2):
@@ -108,6 +117,28 @@ async def test_a_hanging_provider_says_nothing_and_its_place_is_free_when_the_ca
         assert (await ask(http, simulator.url))[0] == 200
 
 
+async def test_a_provider_with_a_port_of_its_own_refuses_connections_while_it_is_down() -> None:
+    async with Simulator(fleet(), own_ports=True) as simulator:
+        url = f"{simulator.base_url('p')}/models"
+
+        async def until(wanted: object) -> None:
+            seen: object = None
+            while seen != wanted:
+                try:
+                    async with aiohttp.ClientSession() as http, http.get(url) as response:
+                        seen = response.status
+                except aiohttp.ClientConnectorError:
+                    seen = "refused"
+                except aiohttp.ClientError:
+                    seen = "dropped"  # the port takes a moment to close
+
+        async with asyncio.timeout(10):
+            await until(200)
+            simulator.fail("p", Fault("down", for_s=0.3))
+            await until("refused")
+            await until(200)
+
+
 async def test_a_slow_provider_takes_so_many_times_longer(http: aiohttp.ClientSession) -> None:
     async with Simulator(fleet(ttft_s=0.01, faults=(Fault("slow", factor=20),))) as simulator:
         started = time.monotonic()
@@ -119,7 +150,7 @@ async def test_a_fault_begins_and_ends_by_requests(http: aiohttp.ClientSession) 
     fault = Fault("error", status=503, after_requests=3, for_requests=2)
     async with Simulator(fleet(faults=(fault,))) as simulator:
         seen = [(await ask(http, simulator.url))[0] for _ in range(6)]
-    assert seen == [200, 200, 503, 503, 200, 200]
+    assert seen == [200, 200, 200, 503, 503, 200]
 
 
 async def test_a_fault_begins_and_ends_by_time(http: aiohttp.ClientSession) -> None:

@@ -43,6 +43,7 @@ from turnout_workers.simulator.server import Simulator
     metavar="NAME=JSON",
     help="""Add a fault, e.g. sim-swift='{"kind": "hang", "after_s": 5, "for_s": 10}'. Repeatable.""",
 )
+@click.option("--own-ports", is_flag=True, help="Each provider at a port of its own, closed while it is down.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
 @click.option("--die-with-parent", is_flag=True, help="Stop when the parent process ends.")
 def simulate(
@@ -53,6 +54,7 @@ def simulate(
     instant: bool,
     no_faults: bool,
     faults: tuple[str, ...],
+    own_ports: bool,
     as_json: bool,
     die_with_parent: bool,
 ) -> None:
@@ -74,7 +76,9 @@ def simulate(
     scenario = replace(scenario, providers=changed, seed=scenario.seed if seed is None else seed)
     runner = asyncio.run if sys.platform == "win32" else import_module("uvloop").run
     with suppress(KeyboardInterrupt):
-        runner(_serve(Simulator(scenario, host, port), as_json, os.getppid() if die_with_parent else None))
+        runner(
+            _serve(Simulator(scenario, host, port, own_ports), as_json, os.getppid() if die_with_parent else None)
+        )
 
 
 async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> None:
