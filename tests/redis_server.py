@@ -50,15 +50,16 @@ class Server:
             self.stop()
         self._launch()
 
+    def _options(self) -> list[str]:
+        place = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
+        durable = ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction"]
+        return [*place, *durable, *self.options]
+
     def _launch(self) -> None:
         log = self.directory / "redis.log"
         with log.open("ab") as out:
             self.proc = subprocess.Popen(
-                [str(BINARY), "--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
-                + ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", *self.options],
-                stdout=out,
-                stderr=out,
-                preexec_fn=_die_with_parent,
+                [BINARY, *self._options()], stdout=out, stderr=out, preexec_fn=_die_with_parent
             )
         client = redis.Redis(port=self.port)
         until = time.monotonic() + 10

@@ -1,6 +1,6 @@
 """The composition root: Celery's app, its one task, and the worker process that stands behind it.
 
-    celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout worker`, which sets the pool)
+celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout worker`, which sets the pool)
 """
 
 from __future__ import annotations

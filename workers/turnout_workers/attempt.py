@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from redis.exceptions import RedisError
@@ -89,6 +89,7 @@ class Policy:
     ejection_s: float = 2.0
     max_attempts: int = failover.MAX_ATTEMPTS
     result_ttl_s: float = 86_400.0
+    failed_ttl_s: float = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +149,7 @@ class Attempts:
                 if hold.lost:
                     return Skipped("the lease was lost")
                 # A graceful stop: the job goes back to its lane's front for another worker.
-                await self._call(self._ledger.release(job_id, claim.token))
+                await self._call(self._ledger.release(job_id, claim.token, claim.lane))
                 return Moved("handed back")
 
     async def _work(self, job: _Job, hold: Hold) -> End:
@@ -314,7 +315,9 @@ class Attempts:
         if asyncio.get_running_loop().time() >= hold.valid_until:
             hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
             await asyncio.sleep(0)
-        timeouts = Timeouts(first_byte_s=chosen.timeout_s, idle_s=min(30.0, chosen.timeout_s), total_s=chosen.timeout_s)
+        timeouts = Timeouts(
+            first_byte_s=chosen.timeout_s, idle_s=min(30.0, chosen.timeout_s), total_s=chosen.timeout_s
+        )
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
@@ -329,10 +332,14 @@ class Attempts:
                 return _Again(progress, failed.endpoint, verdict.delay_s)
             case failover.Action.FAIL_OVER if verdict.delay_s <= 0:
                 progress = progress.failed_over()
-                event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
-                await self._call(
-                    self._ledger.fail_over(job.id, job.claim.token, progress.to_json(), event, decision.to_record())
-                )
+                event = {
+                    "event": "failed_over",
+                    "from": failed.endpoint,
+                    "failure": failed.failure,
+                    "decision": decision.to_record(),
+                }
+                claim = job.claim
+                await self._call(self._ledger.fail_over(job.id, claim.token, claim.lane, progress.to_json(), event))
                 return Moved(f"{failed.endpoint} failed ({failed.failure}), over to another")
             case failover.Action.FAIL_OVER:
                 return await self._defer(job, progress.failed_over(), verdict.delay_s, decision)
@@ -346,10 +353,8 @@ class Attempts:
         self, job: _Job, progress: Progress, wait_s: float, decision: routing.Decision, new_round: bool = False
     ) -> Moved:
         progress = progress.deferred(new_round)
-        event = {"event": "deferred", "for_s": round(wait_s, 3)}
-        await self._call(
-            self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, decision.to_record())
-        )
+        event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
+        await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
         return Moved(f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def _at_ceiling(self, job: _Job, progress: Progress, account: str) -> Done | Skipped:
@@ -366,16 +371,29 @@ class Attempts:
     async def _settle(self, job: _Job, result: JobResult, decision: routing.Decision | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         record = decision.to_record() if decision else None
-        settlement = self._ledger.settle(job.id, job.claim.token, result, record, self._policy.result_ttl_s)
+        policy, claim = self._policy, job.claim
+        settlement = self._ledger.settle(
+            job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
+        )
         try:
             taken = await self._call(settlement)
         except (RedisError, OSError) as error:
             logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
-            self._spool.keep({"job": job.id, "token": job.claim.token, "result": result.model_dump(mode="json")})
+            self._spool.keep(
+                {
+                    "job": job.id,
+                    "token": claim.token,
+                    "batch": claim.batch,
+                    "result": result.model_dump(mode="json"),
+                }
+            )
             return Skipped("its result waits on disk")
         if not taken.accepted:
             if taken.duplicate and result.cost_microusd:
-                await self._store.mark_duplicate(_accounts(self._ceilings, job), result.attempts[-1].cost_microusd)
+                await self._store.mark_duplicate(
+                    [c.account for c in self._ceilings.of_job(job.id, job.request, job.claim.batch)],
+                    result.attempts[-1].cost_microusd,
+                )
             return Skipped(f"settled by another: {taken}")
         return Done(result)
 
@@ -484,3 +502,14 @@ def _bill(
     if failure is None or failure.billed is Billed.NO:
         return 0, 0
     return 0, upper  # even a call that was surely billed has an amount that nobody told us
+
+
+def _with(progress: Progress, attempt: Attempt) -> Progress:
+    return replace(progress, attempts=(*progress.attempts, attempt))
+
+
+def _has_untried(decision: routing.Decision, progress: Progress, failed_id: str) -> bool:
+    """Whether another endpoint is left that may serve this job, now or soon, and that has not failed it yet."""
+    able = {scored.option.estimate.view.endpoint.id for scored in (*decision.ranked, *decision.busy)}
+    able |= {exclusion.endpoint_id for exclusion in decision.passing if exclusion.reason not in HOPELESS}
+    return bool(able - progress.tried - {failed_id})

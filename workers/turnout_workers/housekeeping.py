@@ -9,13 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from turnout.ledger import Ledger
+from turnout.ledger import Facts, Ledger
 from turnout.ledger.script import Call, Coalescer
 from turnout_workers.state.store import FleetStore
 
@@ -38,13 +36,20 @@ class Housekeeping:
     """Rounds of fleet-wide work, by whichever worker holds the mutex."""
 
     def __init__(
-        self, client: redis.asyncio.Redis, ledger: Ledger, call: Coalescer, store: FleetStore, owner: str
+        self,
+        client: redis.asyncio.Redis,
+        ledger: Ledger,
+        call: Coalescer,
+        store: FleetStore,
+        owner: str,
+        result_ttl_s: float,
     ) -> None:
         self._client = client
         self._ledger = ledger
         self._call = call
         self._store = store
-        self._owner = owner
+        self._owner = owner.encode()
+        self._result_ttl_s = result_ttl_s
         self._intake_checked_at = 0.0
 
     async def run(self) -> None:
@@ -60,23 +65,28 @@ class Housekeeping:
 
     async def round(self) -> None:
         """One bounded round."""
-        ledger = self._ledger
-        await self._each(ledger.due(BATCH), ledger.wake)
-        swept = await self._each(ledger.expired(BATCH), lambda job_id: ledger.sweep(job_id, MAX_CRASHES))
-        if swept:
-            logger.warning("took back %d jobs whose workers have gone", swept)
-        await self._each(ledger.overdue(BATCH), ledger.expire)
-        lost = await self._each(ledger.lost(BATCH, LOST_AFTER_S), ledger.republish)
-        if lost:
-            logger.warning("published %d messages again that were lost", lost)
+        ledger, call, ttl_s = self._ledger, self._call, self._result_ttl_s
+        for job_id, job in await self._list(ledger.due(BATCH)):
+            await call(ledger.wake(job_id, job.lane))
+        for job_id, job in await self._list(ledger.lapsed(BATCH)):
+            fate = await call(ledger.sweep(job_id, job.lane, MAX_CRASHES))
+            if fate == "poison":
+                await call(ledger.settle_poison(job_id, MAX_CRASHES, ttl_s, job.batch))
+            if fate != "none":
+                logger.warning("took back job %s, whose worker has gone: %s", job_id, fate)
+        for job_id, job in await self._list(ledger.overdue(BATCH)):
+            await call(ledger.expire(job_id, ttl_s, job.batch))
+        for job_id, job in await self._list(ledger.stale(BATCH, LOST_AFTER_S)):
+            if await call(ledger.republish(job_id, job.lane, LOST_AFTER_S)):
+                logger.warning("published the message of job %s again, which was lost", job_id)
         await self._store.expire(BATCH)
         await self._guard_intake()
 
-    async def _each(self, listing: Call[list[str]], step: Callable[[str], Call[Any]]) -> int:
+    async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:
+        """The jobs of an index, with what is known of them."""
         job_ids = await self._call(listing)
-        if job_ids:
-            await self._call.all(*(step(job_id) for job_id in job_ids))
-        return len(job_ids)
+        facts = await self._call.all(*(self._ledger.facts(job_id) for job_id in job_ids))
+        return [(job_id, job) for job_id, job in zip(job_ids, facts, strict=True) if job is not None]
 
     async def _my_turn(self) -> bool:
         """Whether this worker does the round. The mutex outlives the round only if the worker dies in it."""

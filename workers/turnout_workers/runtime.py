@@ -81,10 +81,13 @@ class Worker:
                 default_strategy=file.router.default_strategy,
                 ejection_s=file.router.failover_cooldown,
                 result_ttl_s=file.retention.results_s,
+                failed_ttl_s=file.retention.failed_s,
             ),
             rng=rng,
         )
-        housekeeping = Housekeeping(self._client, self._ledger, self._call, self._store, self.name)
+        housekeeping = Housekeeping(
+            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s
+        )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
         for work in (heartbeat.run(), self._poller.run(), housekeeping.run(), checks.run(), self._replay_spool()):
@@ -120,7 +123,9 @@ class Worker:
                 result = JobResult.model_validate(kept["result"])
                 ttl_s = self._settings.file.retention.results_s
                 try:
-                    await self._call(self._ledger.settle(kept["job"], kept["token"], result, None, ttl_s))
+                    await self._call(
+                        self._ledger.settle(kept["job"], kept["token"], result, None, ttl_s, kept["batch"])
+                    )
                 except (RedisError, OSError):
                     break  # still away
                 path.unlink(missing_ok=True)

@@ -4,7 +4,7 @@ All keys of a namespace share one hash tag, so that they live in one slot of a R
 may touch several. Two kinds stand outside of it, because Celery names them: the lane queues and the results.
 
     {ns}:job:ID        hash    the job's record, see `ledger/__init__.py`
-    {ns}:story:ID      list    its events as JSON: queued, routed, failed over, settled (for `explain`, `events`)
+    {ns}:story:ID      list    its events as JSON, with the decisions: for `explain` and `job.events()`
     {ns}:stream:ID     stream  its answer's pieces, when it streams
     {ns}:pending       zset    queued jobs, by the time (ms) at which their message was last published
     {ns}:leases        zset    jobs that a worker holds, by the time (ms) at which its lease ends
@@ -22,6 +22,7 @@ may touch several. Two kinds stand outside of it, because Celery names them: the
     {ns}:lease:ID      hash    what one call reserved
     {ns}:expiry        zset    call leases, by the time (ms) at which they end
     {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
+    {ns}:intake        string  there while no new job is accepted, for want of memory
     {ns}:workers       zset    live workers, by last heartbeat (ms)
     {ns}:mutex:WORK    string  who does a round of fleet-wide housekeeping now
 
@@ -111,6 +112,10 @@ class Keys:
     @property
     def money(self) -> str:
         return self._("money")
+
+    @property
+    def intake(self) -> str:
+        return self._("intake")
 
     @property
     def workers(self) -> str:

@@ -8,8 +8,10 @@ limits and reserved money; it is reported on once, or it expires, and then its m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
 
 from turnout_workers.routing.failure import FailureKind
@@ -154,11 +156,38 @@ class Account:
     duplicate: int = 0
 
 
+LATENCY_BUCKETS = 24
+"""Latencies are counted in buckets that double: below 10 ms, below 14 ms … (`latency_bucket`)."""
+
+
+def latency_bucket(latency_s: float) -> int:
+    """Bucket of a latency: number `i` ends at 0.01·2^(i/2) s, about 40 s for the last but one."""
+    return min(LATENCY_BUCKETS - 1, max(0, math.floor(2 * math.log2(max(latency_s, 1e-3) / 0.01)) + 1))
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointState:
     health: Health
     metrics: ProviderMetrics
     load: Load
+    latencies: tuple[int, ...] = ()
+    """Successful calls by `latency_bucket`."""
+
+    def latency_quantile(self, share: float) -> float | None:
+        """Upper bound of the latency (s) of this share of successful calls; None: there was none."""
+        rank = share * sum(self.latencies)
+        for bucket, seen in enumerate(accumulate(self.latencies)):
+            if seen > 0 and seen >= rank:
+                return 0.01 * 2 ** (bucket / 2)
+        return None
+
+
+ASK_AGAIN_S = 0.25
+"""Wait for what has no known end: a call in flight, a probe, money that another call has reserved."""
+VERDICT_S = 2.0
+"""After a probe's report the endpoint stays closed to others this long for `trip` or `recover` to follow."""
+WAITING_S = 3.0
+"""How long a worker's waiting counts hold."""
 
 
 class FleetStore(Protocol):
@@ -196,6 +225,15 @@ class FleetStore(Protocol):
         """Book a call whose result came after the job was settled: spent already, now also duplicate."""
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]: ...
+
+    async def forget(self, accounts: Sequence[str]) -> None:
+        """Drop accounts that nobody will charge any more, such as those of settled jobs."""
+
+    async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
+        """How many of this worker's jobs wait for each endpoint; forgotten unless repeated within 3 s."""
+
+    async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
+        """The dual prices, computed by whoever does this round of housekeeping."""
 
     async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
         """The store's time, and all that is known, by endpoint id."""

@@ -1,0 +1,494 @@
+"""The fleet store in one process's memory: the executable specification of `redis.py` and its Lua.
+
+It serves the router used as a library, simulations and tests. Time is whole milliseconds of the clock that is
+passed in. Every method runs without yielding to the event loop, so it is atomic as it stands.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from turnout_workers.routing import latency
+from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.health import ERROR_MEMORY_S, circuit, ejections_in_a_row, ramp
+from turnout_workers.state.store import (
+    ASK_AGAIN_S,
+    LATENCY_BUCKETS,
+    VERDICT_S,
+    WAITING_S,
+    Account,
+    Admission,
+    Ask,
+    Bid,
+    Ceiling,
+    Counters,
+    EndpointState,
+    Fenced,
+    Granted,
+    NoRoom,
+    ObservedLimit,
+    Report,
+    latency_bucket,
+)
+from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, SQUEEZE, SQUEEZE_LEAST, Use, Window, squeezed
+
+SIGMA_STEP = 0.05
+"""Weight of a new residual in the mean square of which `sigma` is the root …"""
+RESIDUAL_MOST = 2.0
+"""… after it was cut to this, so that one freak doesn't double it."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Obstacle:
+    """What keeps a bid from being admitted, and until when (s); None: time alone won't help."""
+
+    until: float | None
+    reason: str
+
+
+@dataclass
+class _Lease:
+    endpoint_id: str
+    at: float
+    use: Use
+    second: int
+    quarter: int
+    charged: Use
+    """All that was ever charged to the endpoint, including this: ties what headers say to a moment."""
+    cost: int
+    accounts: tuple[str, ...]
+    overdue_at: float
+    probe: bool
+    expired: bool = False
+
+
+@dataclass
+class _Cap:
+    """`remaining` of a provider's header, as the total of charges that must not be passed until a time."""
+
+    total: int
+    until: float
+    told: int
+    """Total of charges when the call was admitted that brought the header: later news replaces earlier."""
+
+
+@dataclass
+class _Record:
+    """All that is known of one endpoint."""
+
+    health: Health = field(default_factory=Health)
+    metrics: ProviderMetrics = field(default_factory=ProviderMetrics)
+    minute: Window = field(default_factory=lambda: Window(*MINUTE))
+    day: Window = field(default_factory=lambda: Window(*DAY))
+    charged: Use = NOTHING
+    observed: dict[str, int] = field(default_factory=dict)
+    caps: dict[str, _Cap] = field(default_factory=dict)
+    share: float = 1.0
+    calls: dict[str, _Lease] = field(default_factory=dict)
+    probe: str = ""
+    probe_until: float = 0.0
+    bad: float = 0.0
+    outcomes_at: float = 0.0
+    ttft_low: bool = False
+    pace_low: bool = False
+    residual: float = ProviderMetrics().sigma ** 2
+    latencies: list[int] = field(default_factory=lambda: [0] * LATENCY_BUCKETS)
+    free: float = 1.0
+    free_at: float = 0.0
+    slots: int | None = None
+    ready_at: float = 0.0
+    shadow_price: float = 0.0
+
+
+class MemoryFleetStore:
+    """`clock` gives seconds; `jobs` the ledger's records by key, for fenced admissions."""
+
+    def __init__(self, clock: Callable[[], float], jobs: MutableMapping[str, dict[str, Any]] | None = None) -> None:
+        self._clock = clock
+        self._jobs = {} if jobs is None else jobs
+        self._records: dict[str, _Record] = {}
+        self._leases: dict[str, _Lease] = {}
+        self._expiry: dict[str, float] = {}
+        self._money: dict[str, Account] = {}
+        self._waiting: dict[str, tuple[float, Mapping[str, int]]] = {}
+
+    def _now(self) -> float:
+        return math.floor(self._clock() * 1000 + 1e-6) / 1000
+
+    def _record(self, endpoint_id: str) -> _Record:
+        return self._records.setdefault(endpoint_id, _Record())
+
+    # --- admission ---------------------------------------------------------------------------------------
+
+    async def admit(self, ask: Ask) -> Admission:
+        now = self._now()
+        job: dict[str, Any] = self._jobs.get(ask.fence.job_key, {}) if ask.fence else {}
+        if ask.fence and (job.get("token") != ask.fence.token or job.get("state") not in ("leased", "calling")):
+            return Fenced()
+        if held := self._leases.get(ask.lease_id):  # a repeated admission, its first answer was lost
+            if held.expired:
+                return Fenced()
+            return Granted(ask.lease_id, held.endpoint_id, held.at, held.probe)
+        obstacles: dict[str, _Obstacle] = {}
+        for bid in ask.bids:
+            obstacle = self._obstacle(bid, ask, now)
+            if obstacle is None:
+                if ask.fence:
+                    job.update(state="calling", calls=job.get("calls", 0) + 1)
+                return self._grant(bid, ask, now)
+            obstacles[bid.endpoint_id] = obstacle
+        times = [obstacle.until for obstacle in obstacles.values() if obstacle.until is not None]
+        reasons = {endpoint_id: obstacle.reason for endpoint_id, obstacle in obstacles.items()}
+        ceilings = [reason.removeprefix("ceiling ") for reason in reasons.values() if reason.startswith("ceiling ")]
+        blocking = ceilings[0] if ceilings and len(ceilings) == len(reasons) else None
+        return NoRoom(min(times, default=None), now, reasons, blocking)
+
+    def _obstacle(self, bid: Bid, ask: Ask, now: float) -> _Obstacle | None:
+        """The one that stands longest in the way of this bid."""
+        record = self._record(bid.endpoint_id)
+        found = self._circuit_obstacles(record, bid, now)
+        found += self._capacity_obstacles(record, bid, ask.headroom, now)
+        found += self._money_obstacles((*ask.ceilings, *bid.ceilings), bid.cost_microusd)
+        waits = [replace(o, until=now + ASK_AGAIN_S) if o.until == 0 else o for o in found]
+        return max(waits, key=lambda o: math.inf if o.until is None else o.until, default=None)
+
+    def _circuit_obstacles(self, record: _Record, bid: Bid, now: float) -> list[_Obstacle]:
+        health, found = record.health, []
+        match circuit(health, now):
+            case Circuit.ISOLATED:
+                found.append(_Obstacle(None, "isolated"))
+            case Circuit.DISABLED:
+                found.append(_Obstacle(None, "disabled"))
+            case Circuit.OPEN:
+                found.append(_Obstacle(health.open_until, "open"))
+            case Circuit.HALF_OPEN if record.probe_until > now:
+                found.append(_Obstacle(0, "probing"))
+            case Circuit.HALF_OPEN if not bid.probe_allowed:
+                found.append(_Obstacle(0, "probe not allowed"))
+            case _:
+                pass
+        if health.blocked_until > now:
+            found.append(_Obstacle(health.blocked_until, "cooldown"))
+        return found
+
+    def _capacity_obstacles(self, record: _Record, bid: Bid, headroom: float, now: float) -> list[_Obstacle]:
+        found = []
+        now_ms = round(now * 1000)
+        record.minute.roll(now_ms)
+        record.day.roll(now_ms)
+        limits, slots = bid.limits, bid.limits.concurrency
+        second = record.minute.newest
+        if (share := ramp(record.health, now)) < 1 and circuit(record.health, now) is Circuit.RAMPING:
+            slots, per_second = self._ramped(limits, share, now - record.health.recovered_at)
+            this_second = record.minute.buckets.get(second, NOTHING).requests
+            if per_second is not None and this_second >= per_second:
+                found.append(_Obstacle((second + 1) * MINUTE[0] / 1000, "ramping"))
+        if slots is not None and len(record.calls) >= slots:
+            found.append(_Obstacle(0, "concurrency"))
+
+        record.slots = limits.concurrency
+        free, ready_at = 1.0, 0.0
+        share = squeezed(record.share, record.health.blocked_until, now)
+        need = Use(1, bid.input_tokens, bid.output_tokens)
+        for name, kind in KINDS.items():
+            known = [limit for limit in (getattr(limits, name), record.observed.get(name)) if limit is not None]
+            amount = kind.of(need)
+            if not amount:
+                continue
+            cap = record.caps.get(name)
+            if cap and cap.until > now and kind.of(record.charged) + amount > cap.total:
+                found.append(_Obstacle(cap.until, name))
+                ready_at = max(ready_at, cap.until)
+            if not known:
+                continue
+            full = min(known)
+            limit = full * share
+            window = record.minute if kind.window == "minute" else record.day
+            used = kind.of(window.used)
+            free = min(free, max(0.0, 1 - used / max(limit, 1)))
+            at = window.room_at(kind, _fits(amount, full, limit * headroom))
+            if at != 0:
+                found.append(_Obstacle(at and at / 1000, name))
+                if (at := window.room_at(kind, _fits(amount, full, limit))) is not None:
+                    ready_at = max(ready_at, at / 1000)
+        record.free, record.free_at = free, now
+        if found:
+            record.ready_at = max(ready_at, 0.0)
+        return found
+
+    @staticmethod
+    def _ramped(limits: Limits, share: float, elapsed_s: float) -> tuple[int | None, int | None]:
+        """Calls in flight and calls a second during a ramp. Without any known limit the calls in flight
+        double each second from one, so that a whole fleet's backlog doesn't hit a server that just woke."""
+        slots, per_second = limits.concurrency, None
+        if limits.requests_per_minute is not None:
+            per_second = max(1, math.floor(share * limits.requests_per_minute / 60))
+        if slots is not None:
+            slots = max(1, math.floor(share * slots))
+        elif per_second is None:
+            slots = 2 ** math.floor(elapsed_s)
+        return slots, per_second
+
+    def _money_obstacles(self, ceilings: tuple[Ceiling, ...], cost: int) -> list[_Obstacle]:
+        found = []
+        for ceiling in ceilings:
+            account = self._money.get(ceiling.account, Account())
+            certain = account.spent + account.unsure + cost
+            if ceiling.limit_microusd is None or certain + account.reserved <= ceiling.limit_microusd:
+                continue
+            # What only reservations stand against may have room again once those calls are paid.
+            found.append(_Obstacle(None if certain > ceiling.limit_microusd else 0, f"ceiling {ceiling.account}"))
+        return found
+
+    def _grant(self, bid: Bid, ask: Ask, now: float) -> Granted:
+        record = self._records[bid.endpoint_id]
+        use = Use(1, bid.input_tokens, bid.output_tokens)
+        record.charged = record.charged.plus(use)
+        probe = circuit(record.health, now) is Circuit.HALF_OPEN
+        accounts = tuple(ceiling.account for ceiling in (*ask.ceilings, *bid.ceilings))
+        lease = _Lease(
+            bid.endpoint_id, now, use, record.minute.newest, record.day.newest, record.charged,
+            bid.cost_microusd, accounts, now + _ms(bid.overdue_s), probe,
+        )  # fmt: skip
+        record.minute.add(lease.second, use)
+        record.day.add(lease.quarter, use)
+        record.calls[ask.lease_id] = self._leases[ask.lease_id] = lease
+        self._expiry[ask.lease_id] = now + _ms(ask.ttl_s)
+        if probe:
+            record.probe, record.probe_until = ask.lease_id, now + _ms(ask.ttl_s)
+        self._book(accounts, reserved=bid.cost_microusd)
+        return Granted(ask.lease_id, bid.endpoint_id, now, probe)
+
+    def _book(self, accounts: Sequence[str], **amounts: int) -> None:
+        for name in accounts:
+            account = self._money.get(name, Account())
+            sums = {column: getattr(account, column) + amount for column, amount in amounts.items()}
+            self._money[name] = replace(account, **sums)
+
+    # --- the end of a call -------------------------------------------------------------------------------
+
+    async def report(self, report: Report) -> Counters:
+        now = self._now()
+        record = self._record(report.endpoint_id)
+        lease = self._leases.pop(report.lease_id, None)
+        if lease is None:  # reported before, or forgotten
+            return self._counters(record, now)
+        probe = record.probe == report.lease_id
+        if probe:
+            record.probe_until = now + VERDICT_S
+        self._expiry.pop(report.lease_id, None)
+        record.calls.pop(report.lease_id, None)
+        held = "unsure" if lease.expired else "reserved"
+        self._book(lease.accounts, **{held: -lease.cost})
+        self._book(lease.accounts, spent=report.cost_microusd, unsure=report.unsure_microusd)
+        self._correct(record, lease, report, now)
+        for observed in report.limits:
+            self._learn(record, lease, observed, now)
+        if report.counts and (probe or lease.at >= record.health.open_until):
+            self._count_outcome(record, report.ok, now)
+        if report.ok and report.latency_s is not None:
+            self._count_latency(record, report, report.latency_s, now)
+        metrics = record.metrics
+        record.metrics = replace(
+            metrics,
+            calls=metrics.calls + 1,
+            failures=metrics.failures + (not report.ok),
+            input_tokens=metrics.input_tokens + report.input_tokens,
+            output_tokens=metrics.output_tokens + report.output_tokens,
+            spent_microusd=metrics.spent_microusd + report.cost_microusd,
+        )
+        return replace(self._counters(record, now), probe=probe, late=lease.expired)
+
+    @staticmethod
+    def _correct(record: _Record, lease: _Lease, report: Report, now: float) -> None:
+        """Set the charge right, in the buckets in which it was made. A request stays a request."""
+        error = Use(1, report.input_tokens, report.output_tokens).minus(lease.use)
+        for window, bucket in ((record.minute, lease.second), (record.day, lease.quarter)):
+            window.roll(round(now * 1000))
+            window.add(bucket, error)
+        record.charged = record.charged.plus(error)
+
+    @staticmethod
+    def _learn(record: _Record, lease: _Lease, observed: ObservedLimit, now: float) -> None:
+        """Take over what headers say. `remaining` counted this call, and perhaps not those after it: so it
+        caps the total of charges, and only until the reset."""
+        if observed.limit is not None:
+            record.observed[observed.kind] = observed.limit
+        if observed.remaining is None or observed.reset_s is None or observed.kind not in KINDS:
+            return
+        told = KINDS[observed.kind].of(lease.charged)
+        old = record.caps.get(observed.kind)
+        if old is None or old.until <= now or told >= old.told:
+            cap = _Cap(told + observed.remaining, now + _ms(observed.reset_s), told)
+            record.caps[observed.kind] = cap
+
+    def _count_outcome(self, record: _Record, ok: bool, now: float) -> None:
+        """Decayed sums: the order in which outcomes of one moment arrive makes no difference."""
+        weight, bad = self._outcomes(record, now)
+        weight, bad, record.outcomes_at = weight + 1, bad + (not ok), now
+        record.bad = bad
+        record.metrics = replace(record.metrics, error_weight=weight, error_rate=bad / weight)
+        row = 0 if ok else record.health.consecutive_failures + 1
+        record.health = replace(record.health, consecutive_failures=row)
+
+    @staticmethod
+    def _outcomes(record: _Record, now: float) -> tuple[float, float]:
+        decay = math.exp(-(now - record.outcomes_at) / ERROR_MEMORY_S)
+        return record.metrics.error_weight * decay, record.bad * decay
+
+    @staticmethod
+    def _count_latency(record: _Record, report: Report, latency_s: float, now: float) -> None:
+        metrics = record.metrics
+        elapsed = now - metrics.latency_at
+        ttft, pace = metrics.ttft_s, metrics.s_per_token
+        first = report.ttft_s if report.output_tokens else latency_s
+        if first is not None:
+            low = ttft is not None and first < ttft / 2
+            ttft, record.ttft_low = latency.step(ttft, first, elapsed, low and record.ttft_low), low
+        if report.output_tokens:
+            sample = max(0.0, latency_s - (ttft or 0.0 if first is None else first)) / report.output_tokens
+            low = pace is not None and sample < pace / 2
+            pace, record.pace_low = latency.step(pace, sample, elapsed, low and record.pace_low), low
+        if report.predicted_s:
+            error = math.log(max(latency_s, 1e-3) / report.predicted_s)
+            error = max(-RESIDUAL_MOST, min(RESIDUAL_MOST, error))
+            record.residual += SIGMA_STEP * (error * error - record.residual)
+        record.latencies[latency_bucket(latency_s)] += 1
+        sigma = max(latency.SIGMA_MIN, math.sqrt(record.residual))
+        record.metrics = replace(
+            metrics, ttft_s=ttft, s_per_token=pace, sigma=sigma, latency_at=now,
+            latency_samples=metrics.latency_samples + 1,
+        )  # fmt: skip
+
+    def _counters(self, record: _Record, now: float) -> Counters:
+        weight, _ = self._outcomes(record, now)
+        health, rate = record.health, record.metrics.error_rate
+        return Counters(now, health.consecutive_failures, rate, weight, health.trips, probe=False)
+
+    async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
+        now = self._now()
+        for lease_id in lease_ids:
+            if self._expiry.get(lease_id, 0) > now:
+                self._expiry[lease_id] = now + _ms(ttl_s)
+                record = self._records[self._leases[lease_id].endpoint_id]
+                if record.probe == lease_id:
+                    record.probe_until = now + _ms(ttl_s)
+
+    async def expire(self, limit: int = 1000) -> int:
+        now = self._now()
+        due = sorted((at, lease_id) for lease_id, at in self._expiry.items() if at <= now)[:limit]
+        for _, lease_id in due:
+            del self._expiry[lease_id]
+            lease = self._leases[lease_id]
+            lease.expired = True
+            self._records[lease.endpoint_id].calls.pop(lease_id)
+            self._book(lease.accounts, reserved=-lease.cost, unsure=lease.cost)
+        return len(due)
+
+    # --- health ------------------------------------------------------------------------------------------
+
+    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
+        now = self._now()
+        record = self._record(endpoint_id)
+        health = record.health
+        if health.open_until <= now:
+            health = replace(health, trips=ejections_in_a_row(health, now) + 1)
+        until = max(health.open_until, now + _ms(open_s))
+        record.health = replace(health, open_until=until, reason=reason)
+        record.probe, record.probe_until = "", 0.0
+        return record.health
+
+    async def recover(self, endpoint_id: str) -> Health:
+        now = self._now()
+        record = self._record(endpoint_id)
+        if circuit(record.health, now) is Circuit.HALF_OPEN:
+            record.health = replace(record.health, recovered_at=now, consecutive_failures=0)
+            record.probe, record.probe_until = "", 0.0
+            record.bad, record.metrics = 0.0, replace(record.metrics, error_rate=0.0, error_weight=0.0)
+        return replace(record.health, probing=record.probe_until > now)
+
+    async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
+        now = self._now()
+        for record in map(self._record, endpoint_ids):
+            health = record.health
+            if health.blocked_until <= now:  # once a cooldown, however many calls ran into it
+                record.share = max(SQUEEZE_LEAST, squeezed(record.share, health.blocked_until, now) * SQUEEZE)
+            until = max(health.blocked_until, now + _ms(for_s))
+            record.health = replace(health, blocked_until=until, reason=reason)
+
+    async def disable(self, endpoint_ids: Sequence[str], reason: str) -> None:
+        for record in map(self._record, endpoint_ids):
+            record.health = replace(record.health, disabled=reason)
+
+    async def isolate(self, endpoint_ids: Sequence[str], reason: str) -> None:
+        for record in map(self._record, endpoint_ids):
+            record.health = replace(record.health, isolated=True, reason=reason)
+
+    async def restore(self, endpoint_ids: Sequence[str]) -> None:
+        for record in map(self._record, endpoint_ids):
+            record.health, record.share = Health(), 1.0
+            record.probe, record.probe_until = "", 0.0
+            record.bad, record.metrics = 0.0, replace(record.metrics, error_rate=0.0, error_weight=0.0)
+
+    # --- money, load and state -----------------------------------------------------------------------------
+
+    async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
+        self._book(accounts, duplicate=cost_microusd)
+
+    async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
+        return {name: self._money.get(name, Account()) for name in names}
+
+    async def forget(self, accounts: Sequence[str]) -> None:
+        for name in accounts:
+            self._money.pop(name, None)
+
+    async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
+        self._waiting[worker] = (self._now(), dict(waiting))
+
+    async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
+        for endpoint_id, price in prices.items():
+            self._record(endpoint_id).shadow_price = price
+
+    async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
+        now = self._now()
+        waiting = [counts for at, counts in self._waiting.values() if at + WAITING_S > now]
+        return now, {
+            endpoint_id: EndpointState(
+                replace(record.health, probing=record.probe_until > now),
+                replace(record.metrics, error_weight=self._outcomes(record, now)[0]),
+                self._load(record, now, sum(counts.get(endpoint_id, 0) for counts in waiting)),
+                tuple(record.latencies),
+            )
+            for endpoint_id, record in self._records.items()
+        }
+
+    @staticmethod
+    def _load(record: _Record, now: float, waiting: int) -> Load:
+        """`free` was true at the last admission; since then the window has been emptying."""
+        calls = record.calls.values()
+        free = min(1.0, record.free + (now - record.free_at) / 60)
+        if record.slots:
+            free = min(free, max(0.0, 1 - len(calls) / record.slots))
+        return Load(
+            in_flight=len(calls),
+            overdue=sum(lease.overdue_at <= now for lease in calls),
+            oldest_started_at=min((lease.at for lease in calls), default=0.0),
+            free=free,
+            ready_at=record.ready_at if record.ready_at > now else 0.0,
+            waiting=waiting,
+            shadow_price=record.shadow_price,
+        )
+
+
+def _ms(seconds: float) -> float:
+    """Rounded to whole milliseconds, as the clock is."""
+    return round(seconds * 1000) / 1000
+
+
+def _fits(amount: int, full: int, limit: float) -> Callable[[int], bool]:
+    """Room for `amount` more: within `limit`, or alone in the window when even that is more than a reduced
+    limit gives, so that reserves and squeezes delay a large job and never shut it out."""
+    return lambda used: used + amount <= limit or (used == 0 and amount <= full)

@@ -1,0 +1,106 @@
+"""Sliding windows: how much of a rate limit is used, and when there will be room.
+
+Time is cut into buckets, and a window counts one bucket more than its span. So whatever the offset, no
+stretch of time as long as the span ever holds more than the limit, at the cost of one bucket's length in
+which capacity lies idle: 60 of 61 s in a minute. A charge can be corrected later, in the bucket where it was
+made, when the tokens that a call really took are known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+MINUTE = (1_000, 60)
+"""Bucket length in ms, and buckets in the span."""
+DAY = (900_000, 96)
+
+SQUEEZE = 0.7
+"""Each cooldown cuts the limits to this share of what they were …"""
+SQUEEZE_LEAST = 0.05
+SQUEEZE_HOLD_S = 5.0
+"""… and from this long after its end on …"""
+SQUEEZE_REGROWTH = 0.04
+"""… they grow back by this much of the full limit per second."""
+
+
+class Use(NamedTuple):
+    """What calls take from rate limits."""
+
+    requests: int = 0
+    input: int = 0
+    output: int = 0
+
+    def plus(self, other: Use) -> Use:
+        return Use(self.requests + other.requests, self.input + other.input, self.output + other.output)
+
+    def minus(self, other: Use) -> Use:
+        return Use(self.requests - other.requests, self.input - other.input, self.output - other.output)
+
+
+NOTHING = Use()
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """A field of `Limits`: the window over which it counts, and what it counts."""
+
+    window: str
+    counters: tuple[str, ...]
+
+    def of(self, use: Use) -> int:
+        return sum(getattr(use, counter) for counter in self.counters)
+
+
+KINDS = {
+    "requests_per_minute": Kind("minute", ("requests",)),
+    "tokens_per_minute": Kind("minute", ("input", "output")),
+    "input_tokens_per_minute": Kind("minute", ("input",)),
+    "output_tokens_per_minute": Kind("minute", ("output",)),
+    "requests_per_day": Kind("day", ("requests",)),
+    "tokens_per_day": Kind("day", ("input", "output")),
+}
+
+
+@dataclass
+class Window:
+    """The buckets of one window, and their sum."""
+
+    width_ms: int
+    span: int
+    buckets: dict[int, Use] = field(default_factory=dict)
+    used: Use = NOTHING
+    newest: int = 0
+
+    def roll(self, now_ms: int) -> None:
+        """Drop the buckets that have left; a clock that went back a little stays in the newest one."""
+        self.newest = max(self.newest, now_ms // self.width_ms)
+        for bucket in [b for b in self.buckets if b < self.newest - self.span]:
+            self.used = self.used.minus(self.buckets.pop(bucket))
+
+    def add(self, bucket: int, use: Use) -> None:
+        """Charge or correct; a bucket that has left the window is no longer of interest."""
+        if bucket >= self.newest - self.span:
+            self.buckets[bucket] = self.buckets.get(bucket, NOTHING).plus(use)
+            self.used = self.used.plus(use)
+
+    def leaves(self, bucket: int) -> int:
+        """When (ms) a bucket leaves the window."""
+        return (bucket + self.span + 1) * self.width_ms
+
+    def room_at(self, kind: Kind, fits: Callable[[int], bool]) -> int | None:
+        """When (ms) `fits(used)` will hold if nothing is charged until then; None: not even when empty."""
+        used = kind.of(self.used)
+        if fits(used):
+            return 0
+        for bucket in sorted(self.buckets):
+            used -= kind.of(self.buckets[bucket])
+            if fits(used):
+                return self.leaves(bucket)
+        return None
+
+
+def squeezed(share: float, blocked_until: float, now: float) -> float:
+    """Share of the configured limits that is in force, having been `share` when the cooldown ended."""
+    return min(1.0, share + SQUEEZE_REGROWTH * max(0.0, now - blocked_until - SQUEEZE_HOLD_S))
