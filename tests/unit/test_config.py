@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +67,9 @@ def test_all_errors_are_told_at_once() -> None:
 
 
 def test_an_error_from_the_environment_names_its_variable() -> None:
-    assert told("", {"TURNOUT_CONCURRENCY": "many"}).startswith("environment variable TURNOUT_CONCURRENCY: ")
+    environ = {"TURNOUT_CONCURRENCY": "many"}
+    assert told("", environ).startswith("environment variable TURNOUT_CONCURRENCY: ")
+    assert told("worker = 3", environ).startswith("t.toml:1: worker: ")
 
 
 def test_the_environment_overrides_the_file() -> None:
@@ -175,7 +178,7 @@ def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     simulated: Settings = settings(discovery.toml(discovery.simulated(urls, scenario)), "t.toml", {})
     assert simulated.simulated
     swift = simulated.file.providers["sim-swift"]
-    assert (swift.base_url, swift.requests_per_minute) == ("http://127.0.0.1:1/sim-swift", 300)
+    assert (swift.base_url, swift.requests_per_minute) == ("http://127.0.0.1:1/sim-swift", 240)
     model = swift.models["llama-3.3-70b"]
     assert (model.name, model.input_usd_per_mtok, model.output_usd_per_mtok) == (
         "llama-3.3-70b-versatile",
@@ -198,8 +201,6 @@ def test_tables_written_as_toml_read_back_the_same() -> None:
         {},
     ]
     tables = {f"key {i}": value for i, value in enumerate(values)} | {"none": None}
-    import tomllib
-
     read = tomllib.loads(discovery.toml(tables))
     assert read == {name: value for name, value in tables.items() if value is not None}
     assert list(itertools.chain(read)) == list(tables)[:-1]
