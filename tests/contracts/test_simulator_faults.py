@@ -228,7 +228,8 @@ def test_the_command_prints_its_addresses_and_takes_faults() -> None:
 @pytest.mark.parametrize(
     ("arguments", "reason"),
     [
-        (["--fault", "nobody={}"], "kind"),
+        (["--fault", "nobody={}"], "nobody={}: kind: "),
+        (["--fault", "sim-swift"], "write it as NAME=JSON"),
         (["--fault", 'nobody={"kind": "down"}'], "no provider 'nobody'"),
         (["--scenario", "/nowhere"], "does not exist"),
     ],

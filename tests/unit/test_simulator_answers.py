@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,7 +11,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from turnout_workers.simulator.answers import Call, answer
+from turnout_workers.simulator.scenario import load
 from turnout_workers.simulator.schemas import example
+from turnout_workers.toml_lines import ConfigError
 
 TREE = {
     "$ref": "#/$defs/node",
@@ -91,3 +94,12 @@ def test_an_answer_keeps_to_its_limit_and_says_when_it_was_cut(prompt: str, limi
     assert given_.output_tokens == len(given_.words) <= limit
     if given_.finish == "length":
         assert given_.output_tokens == limit
+
+
+def test_a_wrong_scenario_is_refused_with_file_line_and_field(tmp_path: Path) -> None:
+    path = tmp_path / "s.toml"
+    path.write_text("seed = 1\n[providers.a]\nttft = 3\nmodels.m = { price = { input = 1, output = -1 } }\n")
+    with pytest.raises(
+        ConfigError, match=r"s.toml:3: providers.a.ttft: there is no such field; did you mean ttft_s\?"
+    ):
+        load(path)

@@ -9,27 +9,17 @@ Where there is no file, `discovery.py` makes the same tables from the keys that 
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from pydantic import ValidationError
-
-from turnout.errors import TurnoutError
 from turnout.request import Value
-from turnout_workers import discovery, tables
+from turnout_workers import discovery, tables, toml_lines
 from turnout_workers.tables import File, ProviderTable
-
-
-class ConfigError(TurnoutError):
-    """A configuration that can't be used. Its text is for the operator, one problem a line."""
-
+from turnout_workers.toml_lines import ConfigError as ConfigError
 
 FROM_ENVIRONMENT = {
     "REDIS_URL": ("redis_url",),
@@ -41,9 +31,8 @@ FROM_ENVIRONMENT = {
     "TURNOUT_LOG_LEVEL": ("monitoring", "log_level"),
 }
 """Environment variables that override the file, and the fields that they set."""
-
-
-# --- what the rest of Turnout gets ------------------------------------------------------------------------
+_TABLES = (table for table in vars(tables).values() if isinstance(table, type) and issubclass(table, Value))
+_FIELDS = sorted({name for table in _TABLES for name in table.model_fields})
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,15 +88,16 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
 
 def settings(text: str, where: str, environ: Mapping[str, str]) -> Settings:
     """The same for a text."""
-    file = read(text, where, environ)
+    # pydantic's lax mode, as environment variables are text.
+    file = toml_lines.read(text, where, File.model_validate, _FIELDS, environ, FROM_ENVIRONMENT)
     problems: list[str] = []
     keys: dict[str, tuple[str, ...]] = {}
     for name, table in file.providers.items():
         try:
             keys[name] = _keys(table, environ)
         except ConfigError as error:
-            at = _lines(text).get(("providers", name))
-            problems.append(f"{where}{f':{at}' if at else ''}: providers.{name}: {error}")
+            at = toml_lines.at(where, ("providers", name), toml_lines.scan(text))
+            problems.append(f"{at}: providers.{name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
     content = json.dumps([text, keys, {name: environ.get(name) for name in FROM_ENVIRONMENT}])
@@ -131,70 +121,3 @@ def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
     if not all(re.fullmatch(r"[!-~]+", key) for key in found):
         raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
     return tuple(dict.fromkeys(found))
-
-
-# --- reading it ------------------------------------------------------------------------------------------
-
-
-def read(text: str, where: str = "turnout.toml", environ: Mapping[str, str] = {}) -> File:
-    """Check a configuration's text, with the environment's overrides. Raises ConfigError."""
-    try:
-        data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        reason, _, at = str(error).partition(" (at ")  # "line 3, column 5)" or "end of document)"
-        number = re.search(r"line (\d+)", at)
-        line = number[1] if number else text.count("\n") + 1
-        raise ConfigError(f"{where}:{line}: this is not TOML: {reason}") from None
-    overridden: dict[tuple[str, ...], str] = {}
-    for variable, path in FROM_ENVIRONMENT.items():
-        if value := environ.get(variable):
-            table = data.setdefault(path[0], {}) if len(path) > 1 else data
-            if isinstance(table, dict):  # if not, that is an error of the file's, told below
-                table[path[-1]] = value
-                overridden[path] = variable
-    try:
-        # Lax, as environment variables are text; TOML's own types are checked all the same.
-        return File.model_validate(data)
-    except ValidationError as error:
-        lines = _lines(text)
-        raise ConfigError("\n".join(_explain(e, where, lines, overridden) for e in error.errors())) from None
-
-
-def _explain(
-    error: Mapping[str, Any],
-    where: str,
-    lines: Mapping[tuple[str, ...], int],
-    overridden: Mapping[tuple[str, ...], str],
-) -> str:
-    path = tuple(str(step) for step in error["loc"] if step != "[key]")
-    if variable := overridden.get(path):
-        return f"environment variable {variable}: {error['msg']}"
-    known = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    at = where if known is None else f"{where}:{known}"
-    said = str(error["msg"]).removeprefix("Value error, ")
-    if error["type"] == "extra_forbidden":
-        said = "there is no such field"
-        if near := difflib.get_close_matches(path[-1], _FIELDS, n=1):
-            said += f"; did you mean {near[0]}?"
-    return f"{at}: {'.'.join(path)}: {said}"
-
-
-_TABLES = (table for table in vars(tables).values() if isinstance(table, type) and issubclass(table, Value))
-_FIELDS = sorted({name for table in _TABLES for name in table.model_fields})
-_PART = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""
-_DOTTED = rf"{_PART}(?:\s*\.\s*{_PART})*"
-_LINE = re.compile(rf"\s*(?:\[\[?\s*(?P<table>{_DOTTED})\s*\]\]?\s*(?:#.*)?$|(?P<key>{_DOTTED})\s*=)")
-
-
-def _lines(text: str) -> dict[tuple[str, ...], int]:
-    """The line of every table and key (tomllib tells none). A scan, good enough to point at a line."""
-    found: dict[tuple[str, ...], int] = {}
-    table: tuple[str, ...] = ()
-    for number, line in enumerate(text.splitlines(), 1):
-        if (match := _LINE.match(line)) is None:
-            continue
-        path = tuple(part.strip("\"'") for part in re.findall(_PART, match["table"] or match["key"]))
-        if match["table"]:
-            table = path
-        found.setdefault(path if match["table"] else table + path, number)
-    return found

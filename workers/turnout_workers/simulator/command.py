@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import tomllib
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -17,9 +16,10 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from turnout.errors import TurnoutError
 from turnout_workers.process import PR_SET_PDEATHSIG
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.simulator.scenario import DEFAULT, Fault, Scenario, fault, load
+from turnout_workers.simulator.scenario import DEFAULT, Fault, fault, load
 from turnout_workers.simulator.server import Simulator
 
 
@@ -61,7 +61,10 @@ def simulate(
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
     if die_with_parent:
         _follow_parent()
-    scenario = _load(file)
+    try:
+        scenario = load(file)
+    except TurnoutError as error:
+        raise click.ClickException(str(error)) from None
     changed = {}
     for name, provider in scenario.providers.items():
         if no_faults:
@@ -107,22 +110,15 @@ async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> Non
         await simulator.__aexit__()
 
 
-def _load(file: Path) -> Scenario:
-    try:
-        return load(file)
-    except tomllib.TOMLDecodeError as error:
-        raise click.ClickException(f"{file}: not TOML: {error}") from None
-    except ValidationError as error:
-        lines = [f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise click.ClickException("\n".join(lines)) from None
-
-
 def _fault(text: str) -> tuple[str, Fault]:
     name, _, value = text.partition("=")
     try:
         return name, fault(json.loads(value))
-    except ValueError as error:  # pydantic's ValidationError is one
-        raise click.BadParameter(f"{text!r} is not NAME=JSON of a fault: {error}", param_hint="--fault") from None
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    except ValueError:
+        said = "write it as NAME=JSON"
+    raise click.BadParameter(f"{text}: {said}", param_hint="--fault")
 
 
 def _follow_parent() -> None:
