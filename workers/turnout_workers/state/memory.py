@@ -269,9 +269,10 @@ class MemoryFleetStore:
     async def report(self, report: Report) -> Counters:
         now = self._now()
         record = self._record(report.endpoint_id)
-        lease = self._leases.pop(report.lease_id, None)
-        if lease is None:  # reported before, or forgotten
+        lease = self._leases.get(report.lease_id)
+        if lease is None or lease.endpoint_id != report.endpoint_id:  # reported before, or forgotten
             return self._counters(record, now)
+        del self._leases[report.lease_id]
         probe = record.probe == report.lease_id
         if probe:
             record.probe_until = now + VERDICT_S
@@ -375,8 +376,10 @@ class MemoryFleetStore:
 
     async def expire(self, limit: int = 1000) -> int:
         now = self._now()
-        due = sorted((at, lease_id) for lease_id, at in self._expiry.items() if at <= now)[:limit]
-        for _, lease_id in due:
+        due = sorted(
+            (at, self._leases[lease_id].endpoint_id, lease_id) for lease_id, at in self._expiry.items() if at <= now
+        )[:limit]
+        for _, _, lease_id in due:
             del self._expiry[lease_id]
             lease = self._leases[lease_id]
             lease.expired = True

@@ -56,9 +56,9 @@ local function counters(probe, late)
     get('trips', 0), probe, late}
 end
 
--- Make room for what a call can't take back: the places it held.
-local held = redis.call('HMGET', LEASE, 'at', 'use', 'second', 'quarter', 'charged', 'cost', 'accounts', 'expired')
-if not held[1] then return counters(0, 0) end -- reported before, or forgotten
+local held = redis.call('HMGET', LEASE, 'at', 'use', 'second', 'quarter', 'charged', 'cost', 'accounts', 'expired',
+  'endpoint')
+if held[9] ~= report.endpoint then return counters(0, 0) end -- reported before, or forgotten
 local at, use, charged, cost, late = tonumber(held[1]), numbers(held[2]), numbers(held[5]), held[6], held[8]
 local member = report.endpoint .. ' ' .. report.id
 redis.call('DEL', LEASE)
