@@ -8,7 +8,7 @@ failed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
@@ -28,12 +28,27 @@ PROBE_TOKENS = 512
 BELIEVED_S = 60.0
 """Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
 
+RESERVED = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
+"""Share of every rate limit that a lane leaves to the more urgent ones …"""
+RESERVED_FOR_S = 60.0
+"""… if there was one of their jobs within this time: a batch alone may use all there is."""
+USABLE = 0.98
+"""Share of a rate limit that is used at all, for the provider's clock is not ours."""
+
 HeldBack = list[tuple[Option, Reason, str]]
 
 
 def may_probe(job: JobProfile) -> bool:
     """Whether a job may try an endpoint that was down: a short one that no person waits for."""
     return job.lane is not Lane.INTERACTIVE and job.expected_output_tokens <= PROBE_TOKENS
+
+
+def headroom(lane: Lane, last_seen: Mapping[Lane, float], now: float) -> float:
+    """Share of each rate limit that a job of this lane may fill; `last_seen`: when each lane had a job."""
+    lanes = list(Lane)
+    urgent = lanes[: lanes.index(lane)]
+    contended = any(now - last_seen.get(other, -math.inf) < RESERVED_FOR_S for other in urgent)
+    return USABLE - RESERVED[lane] if contended else USABLE
 
 
 class Options:
