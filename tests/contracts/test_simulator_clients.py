@@ -64,9 +64,7 @@ def gemini_client(simulator: Simulator, key: str = "right") -> Any:
 
 
 async def test_openai_chat_has_text_usage_and_limits(simulator: Simulator) -> None:
-    raw = await openai_client(simulator).chat.completions.with_raw_response.create(
-        model="m-1", messages=PROMPT
-    )
+    raw = await openai_client(simulator).chat.completions.with_raw_response.create(model="m-1", messages=PROMPT)
     chat = raw.parse()
     assert chat.choices[0].finish_reason == "stop"
     assert "[simulated by openai]" in chat.choices[0].message.content

@@ -22,6 +22,8 @@ PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
 """The longest that a job is left alone at a time while it waits for a better endpoint than those free."""
 WAITABLE_S = 30.0
 """A cooldown or full limit longer than this is not waited for while another endpoint is free."""
+COOLDOWN_SPREAD_S = 3.0
+"""Time over which waiting jobs return after a cooldown."""
 PROBE_AGAIN_S = 1.0
 PROBE_TOKENS = 512
 """A probe is a short job: a long one would delay the recovery by as long as it takes."""
@@ -112,6 +114,9 @@ class Options:
             self._exclude(option, Reason.SLOW, text, believed_until)
             return None
         ready_at = max(health.blocked_until, view.load.ready_at)
+        chance = (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1
+        if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
+            ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
         if all_slots_taken(view):  # one of so many calls will end about then
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
@@ -124,7 +129,7 @@ class Options:
             return self._to_probe(option)
         if state is Circuit.RAMPING:
             share = ramp(health, now)
-            if (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1 >= share:
+            if chance >= share:
                 text = f"recovering, at {share:.0%} of its traffic"
                 self._hold_back(self._recovering, option, Reason.RAMPING, text)
                 return None

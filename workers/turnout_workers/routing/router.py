@@ -270,16 +270,14 @@ class IntelligentRouter:
             for candidate in candidates
         )
         share = headroom(decision.job.lane, self._last_seen, decision.at)
-        admission = await self._store.admit(
-            Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S, headroom=share)
-        )
+        admission = await self._store.admit(Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S, headroom=share))
         if isinstance(admission, Granted):
             chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
             return chosen, admission
         retry_s = ROOM_RECHECK_S
         if isinstance(admission, NoRoom) and admission.retry_at is not None:
             retry_s = max(retry_s, min(admission.retry_at - admission.at, 1.0))
-        await self._pause(decision.job, retry_s, decision.at)
+        await self._pause(decision.job, retry_s * self._rng.uniform(1.0, 1.5), decision.at)
         return None
 
     async def _attempt(
