@@ -131,7 +131,7 @@ def test_failover_goes_strictly_in_order() -> None:
         (Health(blocked_until=NOW + 4), Load(), "cooldown", 4),
         (Health(blocked_until=NOW + 3600), Load(), "cooldown", 3600),
         (Health(), Load(ready_at=NOW + 2), "full", 2),
-        (Health(), Load(in_flight=5), "full", 1.5 / 5),
+        (Health(), Load(in_flight=5), "full", 1.0 / 5),
         (Health(disabled="bad key"), Load(), "disabled", 5),
         (Health(isolated=True), Load(), "isolated", 5),
     ],

@@ -34,8 +34,6 @@ RESERVED = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
 """Share of every rate limit that a lane leaves to the more urgent ones …"""
 RESERVED_FOR_S = 60.0
 """… if there was one of their jobs within this time: a batch alone may use all there is."""
-USABLE = 0.98
-"""Share of a rate limit that is used at all, for the provider's clock is not ours."""
 
 HeldBack = list[tuple[Option, Reason, str]]
 
@@ -50,7 +48,7 @@ def headroom(lane: Lane, last_seen: Mapping[Lane, float], now: float) -> float:
     lanes = list(Lane)
     urgent = lanes[: lanes.index(lane)]
     contended = any(now - last_seen.get(other, -math.inf) < RESERVED_FOR_S for other in urgent)
-    return USABLE - RESERVED[lane] if contended else USABLE
+    return 1 - RESERVED[lane] if contended else 1.0
 
 
 class Options:
