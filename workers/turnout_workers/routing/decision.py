@@ -29,6 +29,8 @@ from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, rank
 RECHECK_S = 5.0
 """When nothing is known of when an endpoint comes back, look again after this."""
 HEDGE_MIN_S = 0.8
+WAIT_LEAST_S = 0.01
+"""Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
 NOTHING = Ranking((), [], [], [])
 EMPTY: list[int] = []
@@ -224,7 +226,7 @@ def rank(
     if not ready:
         action, wait_s = _outlook([options[index].wait_s for index in busy], choice.exclusions, now)
     elif busy and strategy.patient and ranked.order[0] == busy[0]:
-        action, wait_s = Action.WAIT, min(options[busy[0]].wait_s, PAUSE_S[job.lane])
+        action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(options[busy[0]].wait_s, PAUSE_S[job.lane]))
     return Decision(
         action,
         name,
@@ -250,4 +252,4 @@ def _outlook(waits: list[float], exclusions: Sequence[Exclusion], now: float) ->
     if not waits and not passing:
         return Action.REFUSE, 0.0
     waits += [e.until - now for e in passing if e.until is not None and e.until > now]
-    return Action.WAIT, min(waits, default=RECHECK_S)
+    return Action.WAIT, max(WAIT_LEAST_S, min(waits, default=RECHECK_S))

@@ -28,7 +28,7 @@ ERROR_WEIGHT = 6.0
 ERROR_MEMORY_S = 20.0
 """Time constant with which stores forget outcomes."""
 EJECTION_S = 2.0
-EJECTION_MAX_S = 15.0
+EJECTION_MAX_S = 10.0
 """The first ejection, doubled by each further one in a row up to the most: longer only delays the return."""
 JITTER = 0.15
 WELL_S = 60.0

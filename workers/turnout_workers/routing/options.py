@@ -8,7 +8,7 @@ failed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
@@ -22,11 +22,18 @@ PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
 """The longest that a job is left alone at a time while it waits for a better endpoint than those free."""
 WAITABLE_S = 30.0
 """A cooldown or full limit longer than this is not waited for while another endpoint is free."""
+COOLDOWN_SPREAD_S = 3.0
+"""Time over which waiting jobs return after a cooldown."""
 PROBE_AGAIN_S = 1.0
 PROBE_TOKENS = 512
 """A probe is a short job: a long one would delay the recovery by as long as it takes."""
 BELIEVED_S = 60.0
 """Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
+
+RESERVED = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
+"""Share of every rate limit that a lane leaves to the more urgent ones …"""
+RESERVED_FOR_S = 60.0
+"""… if there was one of their jobs within this time: a batch alone may use all there is."""
 
 HeldBack = list[tuple[Option, Reason, str]]
 
@@ -34,6 +41,14 @@ HeldBack = list[tuple[Option, Reason, str]]
 def may_probe(job: JobProfile) -> bool:
     """Whether a job may try an endpoint that was down: a short one that no person waits for."""
     return job.lane is not Lane.INTERACTIVE and job.expected_output_tokens <= PROBE_TOKENS
+
+
+def headroom(lane: Lane, last_seen: Mapping[Lane, float], now: float) -> float:
+    """Share of each rate limit that a job of this lane may fill; `last_seen`: when each lane had a job."""
+    lanes = list(Lane)
+    urgent = lanes[: lanes.index(lane)]
+    contended = any(now - last_seen.get(other, -math.inf) < RESERVED_FOR_S for other in urgent)
+    return 1 - RESERVED[lane] if contended else 1.0
 
 
 class Options:
@@ -97,6 +112,9 @@ class Options:
             self._exclude(option, Reason.SLOW, text, believed_until)
             return None
         ready_at = max(health.blocked_until, view.load.ready_at)
+        chance = (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1
+        if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
+            ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
         if all_slots_taken(view):  # one of so many calls will end about then
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
@@ -109,7 +127,7 @@ class Options:
             return self._to_probe(option)
         if state is Circuit.RAMPING:
             share = ramp(health, now)
-            if (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1 >= share:
+            if chance >= share:
                 text = f"recovering, at {share:.0%} of its traffic"
                 self._hold_back(self._recovering, option, Reason.RAMPING, text)
                 return None

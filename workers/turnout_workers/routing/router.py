@@ -21,13 +21,14 @@ from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from turnout.request import InferenceRequest, InferenceResponse, RoutingStrategy
+from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Action as Next
 from turnout_workers.routing.failover import Allowance, Verdict, judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S, HealthAction, Step, after_report, after_watch
+from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.store import Ask, Bid, FleetStore, Granted, NoRoom, Report
@@ -130,6 +131,7 @@ class IntelligentRouter:
         self._owner: dict[str, Provider] = {}
         self._fleet = Fleet(())
         self._turn = 0
+        self._last_seen: dict[Lane, float] = {}
         self._retries = Allowance(0.2, reserve=10)
         self._disabled_since: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
@@ -219,6 +221,7 @@ class IntelligentRouter:
 
     async def _accepted(self, request: InferenceRequest, strategy: RoutingStrategy | None) -> _Job:
         at, _ = await self._store.state()
+        self._last_seen[request.constraints.lane] = at
         return _Job(request, at, strategy)
 
     async def _decide(self, job: _Job) -> Decision:
@@ -266,14 +269,15 @@ class IntelligentRouter:
             )
             for candidate in candidates
         )
-        admission = await self._store.admit(Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S))
+        share = headroom(decision.job.lane, self._last_seen, decision.at)
+        admission = await self._store.admit(Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S, headroom=share))
         if isinstance(admission, Granted):
             chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
             return chosen, admission
         retry_s = ROOM_RECHECK_S
         if isinstance(admission, NoRoom) and admission.retry_at is not None:
             retry_s = max(retry_s, min(admission.retry_at - admission.at, 1.0))
-        await self._pause(decision.job, retry_s, decision.at)
+        await self._pause(decision.job, retry_s * self._rng.uniform(1.0, 1.5), decision.at)
         return None
 
     async def _attempt(
