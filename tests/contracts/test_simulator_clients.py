@@ -13,6 +13,7 @@ from google import genai
 from google.genai import errors as genai_errors
 from google.genai import types as genai_types
 
+from turnout.request import Capability
 from turnout_workers.routing.fleet import Limits, Price
 from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider, Simulator
 
@@ -34,7 +35,7 @@ ERRORS = [  # fault, and the exception of each client
 async def simulator() -> AsyncIterator[Simulator]:
     models = {
         "m": SimulatedModel(Price(1.0, 2.0), served="m-1", context_tokens=1000),
-        "e": SimulatedModel(Price(0.5, 0.0)),
+        "e": SimulatedModel(Price(0.5, 0.0), capabilities=frozenset({Capability.EMBEDDINGS})),
     }
     limits = Limits(requests_per_minute=100, tokens_per_minute=100_000, input_tokens_per_minute=90_000)
     scenario = Scenario(

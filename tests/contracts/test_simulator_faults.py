@@ -186,6 +186,29 @@ async def test_faults_come_and_go_by_the_control_endpoint(http: aiohttp.ClientSe
             assert response.status == 404
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 9999,
+        b'{"model": [], "messages": []}',
+        b'{"model": "m", "messages": [3]}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": "many"}',
+    ],
+)
+async def test_a_request_that_makes_no_sense_is_the_callers_fault(http: aiohttp.ClientSession, body: bytes) -> None:
+    async with (
+        Simulator(fleet()) as simulator,
+        http.post(f"{simulator.base_url('p')}/chat/completions", data=body) as response,
+    ):
+        assert response.status == 400
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
 async def test_limits_are_kept_for_each_key(http: aiohttp.ClientSession) -> None:
     async with Simulator(fleet(limits=Limits(requests_per_minute=2), keys=("one", "two"))) as simulator:
         seen = []

@@ -11,7 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
-from turnout_workers.simulator.answers import Call, answer, digest
+from turnout.request import Capability
+from turnout_workers.simulator.answers import Answer, Call, answer, digest
 from turnout_workers.simulator.anthropic import Anthropic
 from turnout_workers.simulator.gemini import Gemini
 from turnout_workers.simulator.openai import OpenAI
@@ -23,7 +24,7 @@ WIRES: Mapping[str, Wire] = {"openai": OpenAI(), "anthropic": Anthropic(), "gemi
 SIMULATED = {"x-turnout-simulated": "1"}
 JOB_HEADER = "x-turnout-job"
 _GARBAGE = b"<html><body><h1>It works!</h1></body></html>"
-_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
 
 class Exchange:
@@ -59,11 +60,11 @@ class Exchange:
 
     async def _call(self, path: str) -> web.StreamResponse:
         books, provider = self.books, self.books.provider
-        call = await self._read(path)
+        call, given = await self._read(path)
         job = self.job or self.jobs.called(digest("\0".join(call.texts)), books.name)
-        if (model := books.models.get(call.model)) is None:
+        model = books.models.get(call.model)
+        if model is None or call.embed != (Capability.EMBEDDINGS in model.capabilities):
             raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
-        given = answer(call, books.name, self.scenario.seed, self.scenario.output_tokens)
         if given.input_tokens > model.context_tokens:
             text = f"{given.input_tokens} tokens > {model.context_tokens} maximum context length"
             raise Problem("context_length", text)
@@ -87,9 +88,10 @@ class Exchange:
             books.answered += 1
         return response
 
-    async def _read(self, path: str) -> Call:
+    async def _read(self, path: str) -> tuple[Call, Answer]:
         try:
-            return self.wire.parse(path, json.loads(await self.request.read()))
+            call = self.wire.parse(path, json.loads(await self.request.read()))
+            return call, answer(call, self.books.name, self.scenario.seed, self.scenario.output_tokens)
         except web.HTTPRequestEntityTooLarge:
             raise Problem("too_large", "Request exceeds the maximum size") from None
         except _UNREADABLE as error:

@@ -15,7 +15,6 @@ from turnout_workers.routing.fleet import Limits, Price
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEMA})
-_EMBEDDING = frozenset({Capability.EMBEDDINGS})
 
 WireFormat = Literal["openai", "anthropic", "gemini"]
 FaultKind = Literal["down", "slow", "rate_limit", "hang", "garbage", "error", "truncate", "bill"]

@@ -76,7 +76,3 @@ def content_text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(p.get("text") or p.get("content") or "") for p in content or () if isinstance(p, dict))
-
-
-def last_role(body: Mapping[str, Any], field: str) -> str:
-    return str(body[field][-1].get("role")) if body[field] else ""
