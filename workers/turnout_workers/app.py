@@ -81,7 +81,7 @@ class Infer(AsyncTask):
         job_id: str = request["id"]
         args, kwargs, embed = loads(*body, accept={"application/json"}) if body[1] else body[0]
         if (asked := _request_of(args, kwargs, job_id)) is not None:
-            await worker.accept(job_id, asked, embed, request)
+            await worker.accept(job_id, asked, embed)
         match await worker.attempts(job_id):
             case Done(result) if result.succeeded:
                 return lambda: Answer(result)

@@ -18,7 +18,7 @@ from typing import Protocol
 from redis.exceptions import RedisError
 
 from turnout.ledger import Claimed, Ledger
-from turnout.ledger.script import Call, Coalescer
+from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.heartbeat import Heartbeat, Hold
@@ -315,9 +315,7 @@ class Attempts:
         if asyncio.get_running_loop().time() >= hold.valid_until:
             hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
             await asyncio.sleep(0)
-        timeouts = Timeouts(
-            first_byte_s=chosen.timeout_s, idle_s=min(30.0, chosen.timeout_s), total_s=chosen.timeout_s
-        )
+        timeouts = Timeouts(first_byte_s=chosen.timeout_s, idle_s=min(30.0, chosen.timeout_s), total_s=chosen.timeout_s)
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
@@ -492,9 +490,7 @@ class _Again:
     delay_s: float
 
 
-def _bill(
-    chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None
-) -> tuple[int, int]:
+def _bill(chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None) -> tuple[int, int]:
     """What a call has cost for sure, and what it may have cost."""
     upper = chosen.upper_cost_microusd or 0
     if response is not None:

@@ -24,13 +24,14 @@ from turnout.result import JobResult
 from turnout_workers.attempt import Attempts, Policy
 from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
+from turnout_workers.endpoints import accounts
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
 from turnout_workers.providers import build
 from turnout_workers.providers.http import Http
 from turnout_workers.spool import Spool
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 
 logger = logging.getLogger(__name__)
@@ -58,9 +59,9 @@ class Worker:
         )
         self._call = Coalescer(self._client)
         self._ledger = Ledger(Keys(file.namespace))
-        self._store = RedisFleetStore(self._call, self._ledger.keys)
+        self._store = MemoryFleetStore(__import__("time").time)
         self._http = Http()
-        self._connectors = [build(config, self._http) for config in settings.providers]
+        self._connectors = [build(account, self._http) for account in accounts(settings)]
         by_endpoint = {endpoint.id: connector for connector in self._connectors for endpoint in connector.endpoints}
         self._poller = SnapshotPoller(self._store, tuple(e for c in self._connectors for e in c.endpoints))
         await self._poller.refresh()

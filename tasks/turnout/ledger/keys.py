@@ -21,6 +21,8 @@ may touch several. Two kinds stand outside of it, because Celery names them: the
     {ns}:calls:E       zset    an endpoint's calls in flight: lease ids, by start (ms)
     {ns}:lease:ID      hash    what one call reserved
     {ns}:expiry        zset    call leases, by the time (ms) at which they end
+    {ns}:overdue       zset    call leases, by the time (ms) from which the call counts as hanging
+    {ns}:waiting       hash    by worker: how many of its jobs wait for which endpoint
     {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
     {ns}:intake        string  there while no new job is accepted, for want of memory
     {ns}:workers       zset    live workers, by last heartbeat (ms)
@@ -108,6 +110,14 @@ class Keys:
     @property
     def expiry(self) -> str:
         return self._("expiry")
+
+    @property
+    def overdue(self) -> str:
+        return self._("overdue")
+
+    @property
+    def waiting(self) -> str:
+        return self._("waiting")
 
     @property
     def money(self) -> str:

@@ -305,9 +305,7 @@ class Ledger:
         named = [keys.job(job_id), keys.pending, keys.leases, keys.queue(lane), keys.story(job_id)]
         return self._call("sweep", named, [job_id, max_crashes], bytes.decode)
 
-    def settle_poison(
-        self, job_id: str, max_crashes: int, result_ttl_s: float, batch: str | None
-    ) -> Call[Settlement]:
+    def settle_poison(self, job_id: str, max_crashes: int, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
         message = f"its worker died {max_crashes} times while it was being worked on"
         result = JobResult(id=job_id, status=JobStatus.FAILED, error=Problem(code="poison", message=message))
         return self._end("poison", job_id, 0, result, None, result_ttl_s, batch, max_crashes=max_crashes)
@@ -328,9 +326,7 @@ class Ledger:
 
     def republish(self, job_id: str, lane: Lane, older_than_s: float) -> Call[bool]:
         keys = self.keys
-        return self._call(
-            "republish", [keys.job(job_id), keys.pending, keys.queue(lane)], [job_id, _ms(older_than_s)]
-        )
+        return self._call("republish", [keys.job(job_id), keys.pending, keys.queue(lane)], [job_id, _ms(older_than_s)])
 
     # --- reads -----------------------------------------------------------------------------------------
 
@@ -441,9 +437,7 @@ def _claim(reply: list[Any]) -> Claimed | NotClaimed:
         return NotClaimed(reply[0].decode())
     _, token, waited_ms, fields = reply
     texts = [None if value is None else value.decode() for value in fields]
-    payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = (
-        texts
-    )
+    payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
     return Claimed(
         token=token,
         payload=payload or "",

@@ -76,6 +76,7 @@ class Decision:
     at: float
     snapshot_age_s: float
     seed: int
+    turn: int | None
     job: JobProfile
     ranking: Ranking
     ready: Sequence[int]
@@ -86,6 +87,7 @@ class Decision:
     passing: Sequence[Exclusion]
     """Why others can't be called now, or aren't fit for a job of this size."""
     wait_s: float = 0.0
+    tried: frozenset[str] = frozenset()
     last_resort: bool = False
     """Nothing better is left: any job may probe."""
 
@@ -113,6 +115,11 @@ class Decision:
     def top(self, count: int) -> tuple[Candidate, ...]:
         """The first `count` candidates."""
         return tuple(self._candidate(index) for index in self.ready[:count])
+
+    def has_untried(self, endpoint_id: str) -> bool:
+        """Whether, besides this one, an endpoint could take the job now or soon that it hasn't tried."""
+        ids = (option.estimate.view.endpoint.id for option in self.ranking.options)
+        return any(id != endpoint_id and id not in self.tried for id in ids)
 
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
@@ -157,6 +164,14 @@ class Decision:
         answer = upper_output_tokens(job, endpoint)
         longest = estimate.ttft_s + answer * estimate.s_per_token
         timeout = timing.call_timeout(option.latency_s, estimate.odds.sigma, longest)
+        if option.probe:
+            timeout = timing.probe_timeout(option.latency_s, estimate.odds.sigma)
+        overdue_s = timing.overdue_after(option.latency_s, estimate.odds.sigma)
+        if job.deadline is not None and len(self.ready) > 1:
+            # A call that hangs is cut while there is time for another endpoint to answer.
+            other = self.ranking.options[self.ready[index == self.ready[0]]]
+            spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
+            timeout = min(timeout, max(overdue_s, job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,
             self.ranking.scores[index],
@@ -168,7 +183,7 @@ class Decision:
             estimate.odds.sigma,
             self.ranking.late[index],
             estimate.odds.error_rate,
-            timing.overdue_after(option.latency_s, estimate.odds.sigma),
+            overdue_s,
             job.timeout_s or timeout,
             option.probe,
             self.last_resort or may_probe(job),
@@ -216,6 +231,7 @@ def rank(
         now,
         now - snapshot.at,
         seed,
+        turn,
         job,
         ranked,
         ready,
@@ -223,6 +239,7 @@ def rank(
         found,
         choice.exclusions,
         wait_s,
+        tried,
         choice.last_resort,
     )
 

@@ -70,8 +70,16 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
         price.input if price else math.inf,
         price.output if price else 0.0,
         (price.input if price.cache_read is None else price.cache_read) if price else 0.0,
-        troubled or max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at,
+        troubled
+        or max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at
+        or all_slots_taken(view),
         Odds.of(max(SIGMA_MIN, metrics.sigma), error_rate, load.shadow_price),
         view,
         position,
     )
+
+
+def all_slots_taken(view: EndpointView) -> bool:
+    """Whether as many calls are in flight as the endpoint allows."""
+    slots = view.endpoint.limits.concurrency
+    return slots is not None and view.load.in_flight >= slots

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
-from turnout_workers.routing.estimate import Estimate
+from turnout_workers.routing.estimate import Estimate, all_slots_taken
 from turnout_workers.routing.fleet import Circuit, Health
 from turnout_workers.routing.health import circuit, ramp
 from turnout_workers.routing.profile import JobProfile
@@ -97,6 +97,8 @@ class Options:
             self._exclude(option, Reason.SLOW, text, believed_until)
             return None
         ready_at = max(health.blocked_until, view.load.ready_at)
+        if all_slots_taken(view):  # one of so many calls will end about then
+            ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
             option = option._replace(wait_s=ready_at - now)
             if option.wait_s > WAITABLE_S:

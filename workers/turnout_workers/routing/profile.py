@@ -105,9 +105,7 @@ class JobProfile:
         )
 
 
-def _requirements(
-    request: InferenceRequest, wish: RoutingConstraints, excluded: frozenset[str]
-) -> Requirements:
+def _requirements(request: InferenceRequest, wish: RoutingConstraints, excluded: frozenset[str]) -> Requirements:
     return Requirements(
         models=request.models,
         only=wish.only,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from turnout.request import Lane, RoutingStrategy
@@ -26,6 +27,7 @@ def to_record(decision: Decision) -> dict[str, Any]:
         "age_s": round(decision.snapshot_age_s, 3),
         "strategy": decision.strategy.value,
         "seed": decision.seed,
+        "turn": decision.turn,
         "action": decision.action.value,
         "chosen": decision.best.endpoint.id if decision.best else None,
         "wait_s": round(decision.wait_s, 3),
@@ -95,12 +97,12 @@ def replay(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | Non
     decisions = changed = unpriced = 0
     cost = time_s = late = 0.0
     for turn, record in enumerate(records):
-        options = [_option(candidate) for candidate in record["candidates"]]
+        options = [_option(c) for c in sorted(record["candidates"], key=itemgetter("position"))]
         if not options:
             continue
         name = strategy or RoutingStrategy(record["strategy"])
         same = name == record["strategy"]
-        best, p_late = _choice(record, options, name, None if same else turn)
+        best, p_late = _choice(record, options, name, record["turn"] if same else turn)
         decisions += 1
         changed += best.estimate.view.endpoint.model != (record["waits_for"] or record["chosen"])
         if best.cost == math.inf:

@@ -78,6 +78,8 @@ def utilities(
     unknown = math.inf if min(costs) < math.inf and strategy.price else 0.0
     price, per_cost = strategy.price, strategy.price / least
     per_second = URGENCY[strategy.urgency or job.lane]
+    known = [cost for cost in costs if cost < math.inf]
+    lateness = max(LATENESS, 10 * max(known, default=0.0) * per_cost)
     slack = math.inf if job.deadline is None else job.deadline - now
     failures, inf = job.failures, math.inf
     scores, late = [], []
@@ -87,7 +89,7 @@ def utilities(
         median = latency * (1 + error_rate)
         p_late = chance_of_exceeding(left, median, sigma) if median * tail > left else 0.0
         money = (cost * per_cost + price * shadow_price) * tries if cost < inf else unknown
-        utility = money + LATENESS * p_late + ERROR * error_rate + per_second * (wait + latency * tries)
+        utility = money + lateness * p_late + ERROR * error_rate + per_second * (wait + latency * tries)
         if failures:
             utility += REPEAT * failures.get(estimate.view.endpoint.id, 0)
         scores.append(utility)
@@ -113,9 +115,7 @@ def _by_priority(
 ) -> tuple[list[float], list[float]]:
     """The operator's order; those that would probably be late come last."""
     doomed = [1e9 if p_late > 0.5 else 0.0 for p_late in late]
-    groups = [
-        option.estimate.view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)
-    ]
+    groups = [option.estimate.view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)]
     return groups, scores
 
 
@@ -140,9 +140,7 @@ def _in_turn(
 STRATEGIES: dict[RoutingStrategy, Strategy] = {
     RoutingStrategy.BALANCED: Strategy(patient=True),
     RoutingStrategy.COST_OPTIMIZED: Strategy(urgency=Lane.BATCH, patient=True),
-    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(
-        price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest
-    ),
+    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest),
     RoutingStrategy.PRIORITY: Strategy(arrange=_by_priority),
     RoutingStrategy.ROUND_ROBIN: Strategy(near=0.0, arrange=_in_turn),
     RoutingStrategy.FAILOVER: Strategy(near=0.0, arrange=_in_order),
