@@ -93,9 +93,7 @@ async def test_openai_stream_adds_up_to_the_same_answer(simulator: Simulator) ->
 
 
 async def test_openai_cuts_at_max_tokens(simulator: Simulator) -> None:
-    chat = await openai_client(simulator).chat.completions.create(
-        model="m-1", messages=PROMPT, max_completion_tokens=5
-    )
+    chat = await openai_client(simulator).chat.completions.create(model="m-1", messages=PROMPT, max_completion_tokens=5)
     assert chat.choices[0].finish_reason == "length"
     assert chat.usage.completion_tokens == 5
 
@@ -123,9 +121,7 @@ async def test_openai_calls_a_tool_once_and_then_answers(simulator: Simulator, s
 
 async def test_openai_answers_by_schema(simulator: Simulator) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "trip", "schema": PARAMETERS}}
-    chat = await openai_client(simulator).chat.completions.create(
-        model="m-1", messages=PROMPT, response_format=wanted
-    )
+    chat = await openai_client(simulator).chat.completions.create(model="m-1", messages=PROMPT, response_format=wanted)
     assert set(json.loads(chat.choices[0].message.content)) == {"city", "days"}
 
 

@@ -30,9 +30,7 @@ _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, Recu
 class Exchange:
     """One request to one provider."""
 
-    def __init__(
-        self, scenario: Scenario, books: Books, jobs: Jobs, request: web.BaseRequest, request_id: str
-    ) -> None:
+    def __init__(self, scenario: Scenario, books: Books, jobs: Jobs, request: web.BaseRequest, request_id: str) -> None:
         self.scenario, self.books, self.jobs, self.request, self.id = scenario, books, jobs, request, request_id
         marker = request.headers.get(JOB_HEADER)
         self.job = jobs.called(marker, books.name) if marker else None

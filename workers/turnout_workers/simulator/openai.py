@@ -77,9 +77,7 @@ class OpenAI:
             message["tool_calls"] = [_tool_call(answer)]
         return {
             **_frame(call, answer, "chat.completion"),
-            "choices": [
-                {"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH[answer.finish]}
-            ],
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH[answer.finish]}],
             "usage": _usage(answer),
         }
 

@@ -109,9 +109,7 @@ class Books:
 
     def struck(self, now: float, check: bool) -> dict[str, Fault]:
         """Count a request (or a health check); the faults that hit it, by kind."""
-        struck: dict[str, Fault] = {
-            f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share
-        }
+        struck: dict[str, Fault] = {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
         self.requests, self.checks = self.requests + (not check), self.checks + check
         return struck
 

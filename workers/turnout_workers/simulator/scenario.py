@@ -88,9 +88,7 @@ class Scenario:
 
 _SCENARIO = TypeAdapter(Scenario)
 _FAULT = TypeAdapter(Fault)
-_FIELDS = [
-    f.name for kind in (Scenario, SimulatedProvider, SimulatedModel, Fault, Limits, Price) for f in fields(kind)
-]
+_FIELDS = [f.name for kind in (Scenario, SimulatedProvider, SimulatedModel, Fault, Limits, Price) for f in fields(kind)]
 DEFAULT = Path(__file__).with_name("default.toml")
 
 

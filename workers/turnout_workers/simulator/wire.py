@@ -24,9 +24,7 @@ STATUS = {
 class Problem(Exception):
     """A refusal, by kind (a key of STATUS); each wire format has its own envelope for it."""
 
-    def __init__(
-        self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.message = kind, message
         self.status = status
