@@ -14,9 +14,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
 from turnout_workers.routing.fleet import Limits, Price
 from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider, Simulator
+from turnout_workers.simulator.command import simulate
 
 COMMAND = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json"]
 CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
@@ -258,9 +260,9 @@ def test_the_command_prints_its_addresses_and_takes_faults() -> None:
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: list[str], reason: str) -> None:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=20)
-    assert done.returncode == 2
-    assert reason in done.stderr
+    done = CliRunner().invoke(simulate, arguments)
+    assert done.exit_code == 2
+    assert reason in done.output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
