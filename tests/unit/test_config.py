@@ -187,10 +187,12 @@ async def _serving(answer: Any) -> tuple[web.ServerRunner, str]:
 async def test_local_servers_are_found_by_what_they_answer() -> None:
     runners = []
     urls = {}
-    for name, answer in {"ollama": {"data": [{"id": "llama3.2:3b"}]}, "vllm": {"other": 1}}.items():
+    many = [{"id": "llama3.2:3b"}, *({"id": f"model-{i}", "note": "x" * 100} for i in range(5000))]
+    answers: dict[str, Any] = {"ollama": {"data": many}, "vllm": {"other": 1}, "huge": {"data": many * 3}, "list": [1]}
+    for name, answer in answers.items():
         runner, urls[name] = await _serving(answer)
         runners.append(runner)
-    found = await discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"})
+    found = await discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=5)
     assert list(found["providers"]) == ["ollama"]
     file = settings(discovery.toml(found), "t.toml", {}).file
     assert file.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0

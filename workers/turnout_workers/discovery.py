@@ -50,9 +50,13 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
 
     async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
         try:
-            async with session.get(f"{base_url}/models") as response:
-                listed = json.loads(await response.content.read(_MAX_ANSWER))
-                models = [str(model["id"]) for model in listed["data"]]
+            async with session.get(f"{base_url}/models", allow_redirects=False) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > _MAX_ANSWER:
+                        return None
+            models = [str(model["id"]) for model in json.loads(body)["data"]]
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
             return None  # no server there, or another one than we mean
         free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
