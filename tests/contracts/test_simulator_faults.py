@@ -211,14 +211,17 @@ async def test_a_request_that_makes_no_sense_is_the_callers_fault(http: aiohttp.
         assert (await response.json())["error"]["type"] == "invalid_request_error"
 
 
-async def test_limits_are_kept_for_each_key(http: aiohttp.ClientSession) -> None:
-    async with Simulator(fleet(limits=Limits(requests_per_minute=2), keys=("one", "two"))) as simulator:
+async def test_limits_are_kept_for_each_key_and_model(http: aiohttp.ClientSession) -> None:
+    models = {name: SimulatedModel(Price(1.0, 2.0)) for name in ("m", "other")}
+    limits = Limits(requests_per_minute=2)
+    scenario = Scenario({"p": SimulatedProvider(models, limits=limits, keys=("one", "two"))})
+    async with Simulator(scenario) as simulator:
         seen = []
-        for key in ("one", "one", "one", "two", "three"):
+        for key, model in (("one", "m"), ("one", "m"), ("one", "m"), ("one", "other"), ("two", "m"), ("three", "m")):
             http.headers["authorization"] = f"Bearer {key}"
-            status, _, headers = await ask(http, simulator.url)
+            status, _, headers = await ask(http, simulator.url, model=model)
             seen.append((status, headers.get("retry-after")))
-    assert seen == [(200, None), (200, None), (429, "30"), (200, None), (401, None)]
+    assert seen == [(200, None), (200, None), (429, "30"), (200, None), (200, None), (401, None)]
 
 
 async def test_calls_beyond_the_concurrency_limit_are_refused(http: aiohttp.ClientSession) -> None:

@@ -102,8 +102,8 @@ def simulated(base_urls: Mapping[str, str], scenario: Scenario) -> Tables:
                 for ours, model in provider.models.items()
             },
         }
-    # Shorter than for real providers, so that a short demonstration shows a recovery, too.
-    return {"router": {"failover_cooldown": 5.0, "health_check_interval": 2.0}, "providers": providers}
+    # Asked more often than real providers, so that a short demonstration shows a recovery, too.
+    return {"router": {"health_check_interval": 2.0}, "providers": providers}
 
 
 def toml(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:

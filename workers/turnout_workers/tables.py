@@ -116,7 +116,7 @@ class ProviderTable(LimitFields):
     api_key_env: Strings = ()
     api_key_file: Strings = ()
     api_key: Strings = Field(default=(), repr=False)
-    """Several keys, of whichever origin, are several accounts, each with the limits given here."""
+    """Several keys, of whichever origin, are several accounts; the limits given here hold for each model of each."""
     models: Annotated[dict[Name, ModelTable], BeforeValidator(_named_models)] = Field(default_factory=dict)
     priority: int = 100
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -133,7 +133,8 @@ class ProviderTable(LimitFields):
 class RouterTable(Value):
     default_strategy: RoutingStrategy = RoutingStrategy.BALANCED
     health_check_interval: Seconds = 30.0
-    failover_cooldown: Seconds = 60.0
+    failover_cooldown: Seconds = 2.0
+    """The first ejection of a failing endpoint; doubled by each further one in a row, up to 15 s."""
 
 
 class WorkerTable(Value):

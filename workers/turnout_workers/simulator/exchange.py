@@ -36,6 +36,8 @@ class Exchange:
         self.job = jobs.called(marker, books.name) if marker else None
         self.wire = WIRES[books.provider.kind]
         self.key = self.wire.key(request.headers)
+        self.meter: str | None = None
+        """Whose limits count: a key's, for one model. None until the model is known."""
         self.now = time.monotonic()
         self.struck = books.struck(self.now, check=request.method == "GET")
 
@@ -63,11 +65,12 @@ class Exchange:
         model = books.models.get(call.model)
         if model is None or call.embed != (Capability.EMBEDDINGS in model.capabilities):
             raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
+        self.meter = f"{self.key} {call.model}"
         if given.input_tokens > model.context_tokens:
             text = f"{given.input_tokens} tokens > {model.context_tokens} maximum context length"
             raise Problem("context_length", text)
         self._refuse_if_told()
-        with books.admitted(self.key, given, self.now):
+        with books.admitted(self.meter, given, self.now):
             books.bill(job, model.price, given)
             pace = self.struck["slow"].factor if "slow" in self.struck else 1.0
             if provider.jitter:
@@ -134,7 +137,7 @@ class Exchange:
         return response
 
     def _headers(self) -> dict[str, str]:
-        gauges = self.books.gauges(self.key, self.now)
+        gauges = {} if self.meter is None else self.books.gauges(self.meter, self.now)
         return self.wire.headers(gauges, time.time(), self.id) | SIMULATED
 
     def _reply(self, status: int, body: Mapping[str, Any], retry_after_s: float | None = None) -> web.Response:

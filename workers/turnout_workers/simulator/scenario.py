@@ -66,7 +66,7 @@ class SimulatedProvider:
     jitter: float = 0.0
     """Standard deviation of the log of the latency."""
     limits: Limits = field(default_factory=Limits)
-    """For each key by itself."""
+    """For each key and model by itself, as most vendors count."""
     keys: tuple[str, ...] = ()
     """The accepted API keys; empty: any key, or none."""
     priority: int = 100
