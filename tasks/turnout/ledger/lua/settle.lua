@@ -22,7 +22,7 @@ if authority == 'token' then
   local current = held and job[2] == token
   if not current then
     -- A success was paid for, so it counts whoever brings it; but only of an attempt that was once made.
-    if status ~= 'succeeded' or tonumber(token) > tonumber(job[2]) then return {'fenced', state} end
+    if status ~= 'succeeded' or tonumber(token) < 1 or tonumber(token) > tonumber(job[2]) then return {'fenced', state} end
     outcome = 'salvaged'
   end
 elseif authority == 'expire' then
