@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from functools import partial
 from typing import Any
 
 import aiohttp
@@ -35,7 +35,6 @@ _VARIABLES = {
 }
 _LOCAL = {"ollama": "http://127.0.0.1:11434/v1", "vllm": "http://127.0.0.1:8000/v1"}
 _MAX_ANSWER = 1 << 20
-_dumps = partial(json.dumps, ensure_ascii=False)
 
 
 def from_environment(environ: Mapping[str, str]) -> Tables:
@@ -118,10 +117,13 @@ def simulated(base_urls: Mapping[str, str], scenario: Scenario) -> Tables:
 
 def toml(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
     """Write tables of strings, numbers, booleans, lists of these, and tables; None is left out."""
-    plain = {k: v for k, v in tables.items() if v is not None and not isinstance(v, Mapping)}
+    inner = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in tables.items() if key not in inner and value is not None}
+    lines = [f"\n[{'.'.join(map(_key, path))}]"] if path and (plain or not inner) else []
     # JSON's strings, numbers, booleans and arrays are TOML's, too.
-    lines = [f"{_dumps(key)} = {_dumps(value)}" for key, value in plain.items()]
-    if path:
-        lines.insert(0, f"[{'.'.join(map(_dumps, path))}]")
-    nested = [toml(value, (*path, key)) for key, value in tables.items() if isinstance(value, Mapping)]
-    return "\n".join([*lines, "", *nested])
+    lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in plain.items()]
+    return "\n".join([*lines, *(toml(value, (*path, key)) for key, value in inner.items())])
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

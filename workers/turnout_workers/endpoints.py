@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from turnout_workers.config import LimitFields, ModelTable, ProviderTable, Settings
+from turnout_workers.config import Settings
 from turnout_workers.providers import catalogue
 from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
 from turnout_workers.providers.prices import list_price
 from turnout_workers.providers.settings import ProviderConfig, Secret
 from turnout_workers.routing.fleet import Endpoint, Limits, Price
+from turnout_workers.tables import LimitFields, ModelTable, ProviderTable
 
 
 def accounts(settings: Settings) -> tuple[ProviderConfig, ...]:

@@ -90,7 +90,9 @@ def view(bed: Bed, state: Stored) -> Job:
 
 
 def steps(job: Job) -> list[Step]:
-    """Each step of anybody's, and each worker's with every token until now, and one that never was."""
+    """Each step of anybody's, and each worker's with every token until now, and two that never were."""
+    if job.state == "none":
+        return [step for step in ANYBODY if step.name != "enqueue_other"] + [Step(name, 1) for name in BY_TOKEN]
     return ANYBODY + [Step(name, token) for name in BY_TOKEN for token in range(job.token + 2)]
 
 

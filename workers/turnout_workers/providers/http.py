@@ -12,7 +12,7 @@ import json
 import time
 import zlib
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,10 +152,8 @@ def _session() -> aiohttp.ClientSession:
 
 
 async def _close(response: httpx.Response) -> None:
-    try:
+    with suppress(Exception):  # what it was to say has been said, or the failure is on its way
         await response.aclose()
-    except Exception:  # noqa: S110  (what it was to say has been said, or the failure is on its way)
-        pass
 
 
 async def _decoded(response: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:

@@ -24,6 +24,8 @@ _ERRORS = {
 
 
 class OpenAI:
+    tells_retry_after = True
+
     def key(self, headers: Mapping[str, str]) -> str:
         return headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("api-key", "")
 

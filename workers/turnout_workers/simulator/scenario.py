@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
 from turnout.request import Capability, Quality
+from turnout_workers import toml_lines
 from turnout_workers.routing.fleet import Limits, Price
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -89,16 +89,15 @@ class Scenario:
 
 _SCENARIO = TypeAdapter(Scenario)
 _FAULT = TypeAdapter(Fault)
+_FIELDS = [
+    f.name for kind in (Scenario, SimulatedProvider, SimulatedModel, Fault, Limits, Price) for f in fields(kind)
+]
 DEFAULT = Path(__file__).with_name("default.toml")
 
 
 def load(path: Path = DEFAULT) -> Scenario:
-    """Read a scenario file (TOML). Raises OSError, tomllib.TOMLDecodeError or pydantic.ValidationError."""
-    return parse(tomllib.loads(path.read_text("utf-8")))
-
-
-def parse(data: Mapping[str, Any]) -> Scenario:
-    return _SCENARIO.validate_python(data)
+    """Read a scenario file (TOML). Raises OSError or ConfigError."""
+    return toml_lines.read(path.read_text("utf-8"), str(path), _SCENARIO.validate_python, _FIELDS)
 
 
 def fault(data: Mapping[str, Any]) -> Fault:

@@ -45,6 +45,9 @@ class Gauge:
 class Wire(Protocol):
     """One wire format. Paths come without the provider's base path and version."""
 
+    tells_retry_after: bool
+    """Whether the header `retry-after` is sent."""
+
     def key(self, headers: Mapping[str, str]) -> str: ...
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
