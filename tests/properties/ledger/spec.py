@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-TTL, WAIT, LEAD = 2, 1, 3
+TTL, WAIT, LEAD = 2, 1, 2
 """Lease, deferral and deadline in ms: so small that every edge is reached, to the millisecond."""
 MAX_CRASHES = 2
 HELD, WAITING = ("leased", "calling"), ("queued", "delayed")

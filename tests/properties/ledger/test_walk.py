@@ -34,6 +34,8 @@ return {dump, redis.call('LLEN', KEYS[1]), redis.call('PTTL', KEYS[2]), redis.ca
 """
 ANYBODY = [Step(name) for name in RULES if name not in BY_TOKEN]
 
+TIMERS = {"{t}:leases", "{t}:delayed", "{t}:deadlines"}
+
 Entry = tuple[str, str, tuple[str, ...]]
 
 
@@ -60,17 +62,18 @@ class Stored:
         }
 
     def a_moment_later(self) -> Stored:
-        """The same one millisecond on: every time is one less. How long past something is makes no difference."""
-        return Stored(frozenset((key, kind, tuple(_earlier(kind, content))) for key, kind, content in self.entries))
+        """The same one millisecond on: what is to come is one nearer. How long past it is makes no difference."""
+        return Stored(frozenset((key, kind, tuple(_nearer(key, content))) for key, kind, content in self.entries))
 
 
-def _earlier(kind: str, content: tuple[str, ...]) -> Iterator[str]:
+def _nearer(key: str, content: tuple[str, ...]) -> Iterator[str]:
     for first, second in zip(content[::2], content[1::2], strict=True):
-        if kind == "zset":
+        if key in TIMERS:
             yield from (str(max(START - 1, int(first) - 1)), second)
+        elif first == "deadline_ms" and second != "0":
+            yield from (first, str(max(START - 1, int(second) - 1)))
         else:
-            timed = first.endswith("_ms") and second != "0"
-            yield from (first, str(max(START - 1, int(second) - 1)) if timed else second)
+            yield from (first, second)
 
 
 def stored(dump: list[list[bytes | list[bytes]]]) -> Stored:
@@ -93,7 +96,8 @@ def steps(job: Job) -> list[Step]:
     """Each step of anybody's, and each worker's with every token until now, and two that never were."""
     if job.state == "none":
         return [step for step in ANYBODY if step.name != "enqueue_other"] + [Step(name, 1) for name in BY_TOKEN]
-    return ANYBODY + [Step(name, token) for name in BY_TOKEN for token in range(job.token + 2)]
+    by_token = [name for name in BY_TOKEN if name != "begin" or not job.calls]  # one call is like many
+    return ANYBODY + [Step(name, token) for name in by_token for token in range(job.token + 2)]
 
 
 def walk(bed: Bed, claims: int) -> tuple[int, int]:
