@@ -68,9 +68,15 @@ class Bed:
         self.client = redis.Redis.from_url(url, decode_responses=False)
         self.keys = Keys("t")
         self.ledger = MutatedLedger(mutant, self.keys, HAND_CLOCK) if mutant else Ledger(self.keys, HAND_CLOCK)
+        self.restart()
+
+    def restart(self) -> None:
+        """Empty, and at the start of time."""
         self.now = START
-        self.client.flushall()
-        self.client.set(CLOCK_KEY, START)
+        with self.client.pipeline() as pipe:
+            pipe.flushall()
+            pipe.set(CLOCK_KEY, START)
+            pipe.execute()
 
     def __call__(self, call: Any) -> Any:
         return run(self.client, [call])[0]
@@ -101,6 +107,21 @@ class Bed:
     def messages(self, lane: Lane = LANE) -> list[bytes]:
         """The lane's messages, the next one first."""
         return self.client.lrange(self.keys.queue(lane), 0, -1)[::-1]
+
+    def everything(self, job_ids: Sequence[str]) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, float]], int]:
+        """The records, the indices, and the number of messages."""
+        keys = self.keys
+        names = (*keys.all_pending, keys.leases, keys.delayed, keys.deadlines, keys.failed)
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(keys.job(job_id))
+            for name in names:
+                pipe.zrange(name, 0, -1, withscores=True)
+            pipe.llen(keys.queue(LANE))
+            *replies, messages = pipe.execute()
+        records = [{name.decode(): text.decode() for name, text in one.items()} for one in replies[: len(job_ids)]]
+        indices = [{name.decode(): score for name, score in one} for one in replies[len(job_ids) :]]
+        return dict(zip(job_ids, records, strict=True)), dict(zip(names, indices, strict=True)), messages
 
     # --- steps of the specification --------------------------------------------------------------------
 
