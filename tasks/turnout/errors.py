@@ -13,7 +13,7 @@ TurnoutError
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnout.result import Attempt, JobResult
@@ -59,8 +59,13 @@ class Conflict(IntakeRefused):
 class JobError(TurnoutError):
     """A job that ended without an answer."""
 
-    def __init__(self, result: JobResult) -> None:
+    def __init__(self, result: JobResult | Mapping[str, Any]) -> None:
+        """`result` may be its JSON, which is what Celery's `AsyncResult.get()` has at hand when it raises this."""
         super().__init__(result)
+        if isinstance(result, Mapping):
+            from turnout.result import JobResult  # it knows these errors, so it can't be imported above
+
+            result = JobResult.model_validate(result)
         self.result = result
 
     def __str__(self) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from enum import StrEnum
 
 from pydantic import Field
@@ -115,6 +117,24 @@ class JobResult(Value):
         if response is not None and response.simulated:
             parts.append("simulated")
         return " · ".join(parts)
+
+
+def celery_record(result: JobResult, text: str) -> str:
+    """What Celery would store for this job, so that any `AsyncResult(job_id)` reads it. `text`: `result` as JSON.
+
+    `.get()` gives the result as a dict, or raises the error of `turnout.errors` that it ended with.
+    """
+    if result.succeeded:
+        state, value = "SUCCESS", text
+    else:
+        state = "REVOKED" if result.status is JobStatus.CANCELLED else "FAILURE"
+        error = _ERRORS.get(result.status, Failed).__name__
+        value = f'{{"exc_type":"{error}","exc_module":"turnout.errors","exc_message":[{text}]}}'
+    done_at = datetime.fromtimestamp(result.settled_at, UTC) if result.settled_at else datetime.now(UTC)
+    return (
+        f'{{"task_id":{json.dumps(result.id)},"status":"{state}","result":{value},'
+        f'"traceback":null,"children":[],"date_done":"{done_at.isoformat()}"}}'
+    )
 
 
 _ERRORS: dict[JobStatus, type[JobError]] = {

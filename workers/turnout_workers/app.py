@@ -1,6 +1,6 @@
 """The composition root: Celery's app, its one task, and the worker process that stands behind it.
 
-    celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout worker`, which sets the pool)
+celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout worker`, which sets the pool)
 """
 
 from __future__ import annotations
@@ -79,9 +79,9 @@ class Infer(AsyncTask):
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
         job_id: str = request["id"]
-        args, kwargs, embed = loads(*body, accept={"application/json"}) if body[1] else body[0]
+        args, kwargs, embed = loads(body[0], body[1], body[2], accept={"application/json"}) if body[1] else body[0]
         if (asked := _request_of(args, kwargs, job_id)) is not None:
-            await worker.accept(job_id, asked, embed, request)
+            await worker.accept(job_id, asked, embed)
         match await worker.attempts(job_id):
             case Done(result) if result.succeeded:
                 return lambda: Answer(result)

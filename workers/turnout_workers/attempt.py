@@ -12,13 +12,13 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from redis.exceptions import RedisError
 
 from turnout.ledger import Claimed, Ledger
-from turnout.ledger.script import Call, Coalescer
+from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.heartbeat import Heartbeat, Hold
@@ -27,13 +27,24 @@ from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeo
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
-from turnout_workers.routing.eligibility import Reason
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.health import Step, after_report
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Ask, Bid, Ceiling, Counters, Fence, FleetStore, Granted, NoRoom, Report
+from turnout_workers.state.store import (
+    Admission,
+    Ask,
+    Bid,
+    Ceiling,
+    Counters,
+    Fence,
+    FleetStore,
+    Granted,
+    NoRoom,
+    ObservedLimit,
+    Report,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +56,6 @@ MAX_BIDS = 6
 """Candidates offered to one admission; those behind them are offered by the next one."""
 RECHECK_S = 5.0
 """Deferral where nobody knows when there will be room."""
-HOPELESS = frozenset({Reason.CONTEXT, Reason.OUTPUT, Reason.COST, Reason.DISABLED, Reason.ISOLATED, Reason.TRIED})
-"""Exclusions that make an endpoint no alternative to the one that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +98,7 @@ class Policy:
     ejection_s: float = 2.0
     max_attempts: int = failover.MAX_ATTEMPTS
     result_ttl_s: float = 86_400.0
+    failed_ttl_s: float = 7 * 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +158,7 @@ class Attempts:
                 if hold.lost:
                     return Skipped("the lease was lost")
                 # A graceful stop: the job goes back to its lane's front for another worker.
-                await self._call(self._ledger.release(job_id, claim.token))
+                await self._call(self._ledger.release(job_id, claim.token, claim.lane))
                 return Moved("handed back")
 
     async def _work(self, job: _Job, hold: Hold) -> End:
@@ -167,10 +177,11 @@ class Attempts:
                 return await self._give_up(job, progress, JobStatus.FAILED, "refused", message)
             wait_s = decision.wait_s
             if decision.action is routing.Action.GO:
-                candidates = [c for c in decision.candidates if pinned in (None, c.endpoint.id)][:MAX_BIDS]
-                admission = await self._admit(job, progress, candidates or decision.candidates[:MAX_BIDS])
+                candidates = decision.top(MAX_BIDS)
+                same = [candidate for candidate in candidates if candidate.endpoint.id == pinned]
+                admission = await self._admit(job, progress, same or candidates)
                 if isinstance(admission, Granted):
-                    chosen = next(c for c in decision.candidates if c.endpoint.id == admission.endpoint_id)
+                    chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
                     outcome = await self._attempt(job, progress, decision, chosen, admission, hold, retries_here)
                     if not isinstance(outcome, _Again):
                         return outcome
@@ -202,9 +213,7 @@ class Attempts:
             profile, self._fleet.snapshot, now, self._rng, default_strategy=strategy, tried=progress.tried
         )
 
-    async def _admit(
-        self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate]
-    ) -> Granted | NoRoom | object:
+    async def _admit(self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate]) -> Admission:
         bids = tuple(
             Bid(
                 c.endpoint.id,
@@ -214,7 +223,7 @@ class Attempts:
                 c.upper_cost_microusd or 0,
                 c.overdue_s,
                 c.probe_allowed,
-                self._ceilings.of_provider(c.endpoint.provider),
+                ceilings=self._ceilings.of_provider(c.endpoint.provider),
             )
             for c in candidates
         )
@@ -246,7 +255,7 @@ class Attempts:
         started_at, clock = self._fleet.now(), time.monotonic()
         failure: Failure | None = None
         outcome: CallOutcome | None = None
-        observed = ()
+        observed: tuple[ObservedLimit, ...] = ()
         try:
             outcome = await self._send(job, chosen, hold)
         except ProviderError as error:
@@ -278,7 +287,7 @@ class Attempts:
             attempt=progress.spent_attempts + 1,
             retries_here=retries_here,
             retry_budget_left=self._retries.left,
-            has_untried=_has_untried(decision, progress, endpoint.id),
+            has_untried=decision.has_untried(endpoint.id),
             allow_fallback=job.request.constraints.allow_fallback,
             max_attempts=self._policy.max_attempts,
         )
@@ -329,10 +338,14 @@ class Attempts:
                 return _Again(progress, failed.endpoint, verdict.delay_s)
             case failover.Action.FAIL_OVER if verdict.delay_s <= 0:
                 progress = progress.failed_over()
-                event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
-                await self._call(
-                    self._ledger.fail_over(job.id, job.claim.token, progress.to_json(), event, decision.to_record())
-                )
+                event = {
+                    "event": "failed_over",
+                    "from": failed.endpoint,
+                    "failure": failed.failure,
+                    "decision": decision.to_record(),
+                }
+                claim = job.claim
+                await self._call(self._ledger.fail_over(job.id, claim.token, claim.lane, progress.to_json(), event))
                 return Moved(f"{failed.endpoint} failed ({failed.failure}), over to another")
             case failover.Action.FAIL_OVER:
                 return await self._defer(job, progress.failed_over(), verdict.delay_s, decision)
@@ -346,10 +359,8 @@ class Attempts:
         self, job: _Job, progress: Progress, wait_s: float, decision: routing.Decision, new_round: bool = False
     ) -> Moved:
         progress = progress.deferred(new_round)
-        event = {"event": "deferred", "for_s": round(wait_s, 3)}
-        await self._call(
-            self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, decision.to_record())
-        )
+        event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
+        await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
         return Moved(f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def _at_ceiling(self, job: _Job, progress: Progress, account: str) -> Done | Skipped:
@@ -366,16 +377,29 @@ class Attempts:
     async def _settle(self, job: _Job, result: JobResult, decision: routing.Decision | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         record = decision.to_record() if decision else None
-        settlement = self._ledger.settle(job.id, job.claim.token, result, record, self._policy.result_ttl_s)
+        policy, claim = self._policy, job.claim
+        settlement = self._ledger.settle(
+            job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
+        )
         try:
             taken = await self._call(settlement)
         except (RedisError, OSError) as error:
             logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
-            self._spool.keep({"job": job.id, "token": job.claim.token, "result": result.model_dump(mode="json")})
+            self._spool.keep(
+                {
+                    "job": job.id,
+                    "token": claim.token,
+                    "batch": claim.batch,
+                    "result": result.model_dump(mode="json"),
+                }
+            )
             return Skipped("its result waits on disk")
         if not taken.accepted:
             if taken.duplicate and result.cost_microusd:
-                await self._store.mark_duplicate(_accounts(self._ceilings, job), result.attempts[-1].cost_microusd)
+                await self._store.mark_duplicate(
+                    [c.account for c in self._ceilings.of_job(job.id, job.request, job.claim.batch)],
+                    result.attempts[-1].cost_microusd,
+                )
             return Skipped(f"settled by another: {taken}")
         return Done(result)
 
@@ -474,9 +498,7 @@ class _Again:
     delay_s: float
 
 
-def _bill(
-    chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None
-) -> tuple[int, int]:
+def _bill(chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None) -> tuple[int, int]:
     """What a call has cost for sure, and what it may have cost."""
     upper = chosen.upper_cost_microusd or 0
     if response is not None:
@@ -484,3 +506,7 @@ def _bill(
     if failure is None or failure.billed is Billed.NO:
         return 0, 0
     return 0, upper  # even a call that was surely billed has an amount that nobody told us
+
+
+def _with(progress: Progress, attempt: Attempt) -> Progress:
+    return replace(progress, attempts=(*progress.attempts, attempt))

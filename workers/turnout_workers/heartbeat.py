@@ -66,7 +66,7 @@ class Heartbeat:
 
     @contextlib.contextmanager
     def holding(self, job_id: str, token: int, claimed_at: float) -> Iterator[Hold]:
-        """Keep the job claimed while the block runs in the current task. `claimed_at`: before the claim was sent."""
+        """Keep the job claimed while the block runs in this task. `claimed_at`: before the claim was sent."""
         task = asyncio.current_task()
         assert task is not None
         hold = Hold(job_id, token, task, claimed_at + self.ttl_s - MARGIN_S)

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
-from typing import Any
 
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from turnout.ledger import Ledger
+from turnout.ledger import Facts, Ledger
 from turnout.ledger.script import Call, Coalescer
+from turnout.request import Lane
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ EVERY_S = 0.25
 BATCH = 1000
 """Most jobs of each kind in one round."""
 LOST_AFTER_S = 5.0
-"""A queued job whose lane is empty and whose message is older than this has lost its message."""
+"""A queued job that has had no message for so long has lost it."""
 MAX_CRASHES = 3
 """A job that was being worked on at so many deaths of workers is poison."""
 INTAKE_LIMIT = 0.8
@@ -38,13 +37,20 @@ class Housekeeping:
     """Rounds of fleet-wide work, by whichever worker holds the mutex."""
 
     def __init__(
-        self, client: redis.asyncio.Redis, ledger: Ledger, call: Coalescer, store: FleetStore, owner: str
+        self,
+        client: redis.asyncio.Redis,
+        ledger: Ledger,
+        call: Coalescer,
+        store: FleetStore,
+        owner: str,
+        result_ttl_s: float,
     ) -> None:
         self._client = client
         self._ledger = ledger
         self._call = call
         self._store = store
-        self._owner = owner
+        self._owner = owner.encode()
+        self._result_ttl_s = result_ttl_s
         self._intake_checked_at = 0.0
 
     async def run(self) -> None:
@@ -60,23 +66,30 @@ class Housekeeping:
 
     async def round(self) -> None:
         """One bounded round."""
-        ledger = self._ledger
-        await self._each(ledger.due(BATCH), ledger.wake)
-        swept = await self._each(ledger.expired(BATCH), lambda job_id: ledger.sweep(job_id, MAX_CRASHES))
-        if swept:
-            logger.warning("took back %d jobs whose workers have gone", swept)
-        await self._each(ledger.overdue(BATCH), ledger.expire)
-        lost = await self._each(ledger.lost(BATCH, LOST_AFTER_S), ledger.republish)
-        if lost:
-            logger.warning("published %d messages again that were lost", lost)
+        ledger, call, ttl_s = self._ledger, self._call, self._result_ttl_s
+        await call.all(*(ledger.wake(job_id, job.lane) for job_id, job in await self._list(ledger.due(BATCH))))
+        lapsed = await self._list(ledger.lapsed(BATCH))
+        fates = await call.all(*(ledger.sweep(job_id, job.lane, MAX_CRASHES) for job_id, job in lapsed))
+        for (job_id, job), fate in zip(lapsed, fates, strict=True):
+            if fate == "poison":
+                await call(ledger.settle_poison(job_id, MAX_CRASHES, ttl_s, job.batch))
+            if fate != "none":
+                logger.warning("took back job %s, whose worker has gone: %s", job_id, fate)
+        overdue = await self._list(ledger.overdue(BATCH))
+        await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
+        for lane in Lane:
+            missing = await call(ledger.lost(lane, BATCH))
+            again = await call.all(*(ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
+            if any(again):
+                logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
         await self._store.expire(BATCH)
         await self._guard_intake()
 
-    async def _each(self, listing: Call[list[str]], step: Callable[[str], Call[Any]]) -> int:
+    async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:
+        """The jobs of an index, with what is known of them."""
         job_ids = await self._call(listing)
-        if job_ids:
-            await self._call.all(*(step(job_id) for job_id in job_ids))
-        return len(job_ids)
+        facts = await self._call.all(*(self._ledger.facts(job_id) for job_id in job_ids))
+        return [(job_id, job) for job_id, job in zip(job_ids, facts, strict=True) if job is not None]
 
     async def _my_turn(self) -> bool:
         """Whether this worker does the round. The mutex outlives the round only if the worker dies in it."""

@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import random
 import socket
+from collections.abc import Coroutine, Mapping
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import redis.asyncio
+from redis.exceptions import RedisError
 
 from turnout.ledger import Ledger, NewJob
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest
+from turnout.result import JobResult
 from turnout_workers.attempt import Attempts, Policy
+from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
+from turnout_workers.endpoints import accounts
+from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
-from turnout_workers.providers import Fleet, open_fleet
+from turnout_workers.providers import build
+from turnout_workers.providers.http import Http
+from turnout_workers.routing.fleet import Fleet
 from turnout_workers.spool import Spool
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -28,4 +38,103 @@ from turnout_workers.state.snapshot import SnapshotPoller
 logger = logging.getLogger(__name__)
 
 LEASE_TTL_S = 30.0
-"""How long a job stays claimed without a heartbeat: a crash is noticed within this and a round's length."""
+"""How long a job stays claimed without a heartbeat: a crash is noticed within this and a housekeeping round."""
+CONNECTIONS = 8
+"""To Redis. Calls of all jobs are coalesced, so that a few carry thousands."""
+
+
+class Worker:
+    """What runs on a worker's loop. `start` and `stop` are called there by the pool."""
+
+    attempts: Attempts
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        settings, file = self._settings, self._settings.file
+        self._client = redis.asyncio.Redis.from_url(
+            settings.redis_url, max_connections=CONNECTIONS, socket_timeout=20, socket_connect_timeout=5
+        )
+        self._call = Coalescer(self._client)
+        self._ledger = Ledger(Keys(file.namespace))
+        self._store = RedisFleetStore(self._call, self._ledger.keys)
+        self._http = Http()
+        self._connectors = [build(account, self._http) for account in accounts(settings)]
+        by_endpoint = {endpoint.id: connector for connector in self._connectors for endpoint in connector.endpoints}
+        self._poller = SnapshotPoller(self._store, Fleet(e for c in self._connectors for e in c.endpoints))
+        await self._poller.start()
+        self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
+        heartbeat = Heartbeat(self._ledger, self._call, self._store, LEASE_TTL_S, loop.time)
+        rng = random.Random()
+        self.attempts = Attempts(
+            owner=self.name,
+            ledger=self._ledger,
+            call=self._call,
+            store=self._store,
+            fleet=self._poller,
+            connectors=by_endpoint,
+            heartbeat=heartbeat,
+            ceilings=ConfiguredCeilings(file.ceilings, self._poller.now),
+            spool=self._spool,
+            policy=Policy(
+                default_strategy=file.router.default_strategy,
+                ejection_s=file.router.failover_cooldown,
+                result_ttl_s=file.retention.results_s,
+                failed_ttl_s=file.retention.failed_s,
+            ),
+            rng=rng,
+        )
+        housekeeping = Housekeeping(
+            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s
+        )
+        interval_s = file.router.health_check_interval
+        checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
+        for work in (heartbeat.run(), housekeeping.run(), checks.run(), self._replay_spool()):
+            self._keep_running(work)
+        logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
+
+    async def stop(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._poller.stop()
+        for connector in self._connectors:
+            await connector.aclose()
+        await self._http.aclose()
+        await self._client.aclose()
+
+    def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
+        """Background work that should never end: if it does, that is a fault worth a line in the log."""
+        task = asyncio.create_task(work)
+        task.add_done_callback(_log_end)
+        self._tasks.append(task)
+
+    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> None:
+        """Take a request that came inside a Celery message into the ledger. The message is at hand already."""
+        request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
+        callbacks = {name: value for name, value in embed.items() if value}
+        job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
+        await self._call(self._ledger.enqueue(job))
+
+    async def _replay_spool(self) -> None:
+        """Settle what a partition kept from being settled."""
+        while True:
+            for path, kept in self._spool:
+                result = JobResult.model_validate(kept["result"])
+                ttl_s = self._settings.file.retention.results_s
+                try:
+                    await self._call(
+                        self._ledger.settle(kept["job"], kept["token"], result, None, ttl_s, kept["batch"])
+                    )
+                except (RedisError, OSError):
+                    break  # still away
+                path.unlink(missing_ok=True)
+            await asyncio.sleep(1)
+
+
+def _log_end(task: asyncio.Task[None]) -> None:
+    if not task.cancelled():
+        logger.critical("background work of the worker ended", exc_info=task.exception())

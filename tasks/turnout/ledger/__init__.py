@@ -1,0 +1,35 @@
+"""The job ledger: the truth about every job, in Redis. See `ledger.py` for its states."""
+
+from turnout.ledger.keys import Keys
+from turnout.ledger.ledger import (
+    LIVE,
+    Claimed,
+    Ending,
+    Enqueued,
+    Facts,
+    Intake,
+    Ledger,
+    NewJob,
+    NotClaimed,
+    Settlement,
+)
+from turnout.ledger.script import Call, Coalescer, Read, Script, run
+
+__all__ = [
+    "LIVE",
+    "Call",
+    "Claimed",
+    "Coalescer",
+    "Ending",
+    "Enqueued",
+    "Facts",
+    "Intake",
+    "Keys",
+    "Ledger",
+    "NewJob",
+    "NotClaimed",
+    "Read",
+    "Script",
+    "Settlement",
+    "run",
+]

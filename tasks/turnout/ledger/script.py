@@ -60,26 +60,41 @@ class Call(Generic[T]):
         return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
 
 
-def run(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
+@dataclass(frozen=True, slots=True)
+class Read(Generic[T]):
+    """One plain command, and how to read the answer."""
+
+    command: tuple[Any, ...]
+    decode: Callable[[Any], T]
+
+
+Sendable = Call[T] | Read[T]
+
+
+def run(client: redis.Redis, calls: Sequence[Sendable[Any]]) -> list[Any]:
     """Send all calls in one round trip, in order; raises the first error after all were sent."""
     replies = _execute(client, calls)
     if missing := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
         # A restarted Redis has forgotten them. What was refused for that has not run, so it is safe again.
-        for script in {calls[i].script for i in missing}:
+        for script in _scripts(calls, missing):
             client.script_load(script.source)
         for i, reply in zip(missing, _execute(client, [calls[i] for i in missing]), strict=True):
             replies[i] = reply
     return [_decode(call, reply) for call, reply in zip(calls, replies, strict=True)]
 
 
-def _execute(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
+def _execute(client: redis.Redis, calls: Sequence[Sendable[Any]]) -> list[Any]:
     with client.pipeline(transaction=False) as pipe:
         for call in calls:
             pipe.execute_command(*call.command)  # type: ignore[no-untyped-call]
         return list(pipe.execute(raise_on_error=False))
 
 
-def _decode(call: Call[T], reply: Any) -> T:
+def _scripts(calls: Sequence[Sendable[Any]], positions: Sequence[int]) -> set[Script]:
+    return {call.script for call in (calls[i] for i in positions) if isinstance(call, Call)}
+
+
+def _decode(call: Sendable[T], reply: Any) -> T:
     if isinstance(reply, Exception):
         raise reply
     return call.decode(reply)
@@ -94,17 +109,17 @@ class Coalescer:
     def __init__(self, client: redis.asyncio.Redis, max_batch: int = 256) -> None:
         self._client = client
         self._max_batch = max_batch
-        self._queue: list[tuple[Call[Any], asyncio.Future[Any]]] = []
+        self._queue: list[tuple[Sendable[Any], asyncio.Future[Any]]] = []
         self._flusher: asyncio.Task[None] | None = None
 
-    async def __call__(self, call: Call[T]) -> T:
+    async def __call__(self, call: Sendable[T]) -> T:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append((call, future))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
         return _decode(call, await future)
 
-    async def all(self, *calls: Call[Any]) -> list[Any]:
+    async def all(self, *calls: Sendable[Any]) -> list[Any]:
         """Several calls that travel together; they run in this order."""
         return await asyncio.gather(*(self(call) for call in calls))
 
@@ -123,16 +138,16 @@ class Coalescer:
         finally:
             self._flusher = None
 
-    async def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def _send(self, calls: Sequence[Sendable[Any]]) -> list[Any]:
         replies = await self._execute(calls)
         if missing := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
-            for script in {calls[i].script for i in missing}:
+            for script in _scripts(calls, missing):
                 await self._client.script_load(script.source)
             for i, reply in zip(missing, await self._execute([calls[i] for i in missing]), strict=True):
                 replies[i] = reply
         return replies
 
-    async def _execute(self, calls: Sequence[Call[Any]]) -> list[Any]:
+    async def _execute(self, calls: Sequence[Sendable[Any]]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipe:
             for call in calls:
                 pipe.execute_command(*call.command)

@@ -1,5 +1,7 @@
 """Routing: which endpoint a job goes to, and what follows from how its call went. Pure, but for `router`."""
 
+from typing import TYPE_CHECKING, Any
+
 from turnout.request import RoutingConstraints, RoutingStrategy
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.eligibility import NoEligibleEndpoint, refusal
@@ -8,12 +10,16 @@ from turnout_workers.routing.fleet import Endpoint, Fleet, ProviderMetrics, Snap
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.record import replay
 
+if TYPE_CHECKING:
+    from turnout_workers.routing.router import IntelligentRouter
+
 __all__ = [
     "Action",
     "Candidate",
     "Decision",
     "Endpoint",
     "Fleet",
+    "IntelligentRouter",
     "JobProfile",
     "NoEligibleEndpoint",
     "ProviderMetrics",
@@ -26,3 +32,12 @@ __all__ = [
     "refusal",
     "replay",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # The router stands on the stores, which stand on the pure modules here: imported only when asked for.
+    if name != "IntelligentRouter":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from turnout_workers.routing.router import IntelligentRouter
+
+    return IntelligentRouter

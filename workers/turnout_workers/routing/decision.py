@@ -16,30 +16,24 @@ from turnout_workers.routing.eligibility import (
     Exclusion,
     Match,
     NoEligibleEndpoint,
-    Reason,
     match,
-    too_large,
     upper_cost_microusd,
     upper_output_tokens,
 )
-from turnout_workers.routing.estimate import Estimate, estimates
-from turnout_workers.routing.fleet import Circuit, Endpoint, Snapshot
-from turnout_workers.routing.health import circuit, ramp
+from turnout_workers.routing.estimate import estimates
+from turnout_workers.routing.fleet import Endpoint, Snapshot
+from turnout_workers.routing.options import PAUSE_S, Options, busy_reason, may_probe
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.strategies import GOLDEN, STRATEGIES, Option, Scored, ordered
+from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
 
-PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
-"""The longest that a job is left alone at a time while it waits for a better endpoint than those free."""
-WAITABLE_S = 30.0
-"""A cooldown or full limit longer than this is not waited for while another endpoint is free."""
 RECHECK_S = 5.0
 """When nothing is known of when an endpoint comes back, look again after this."""
-PROBE_AGAIN_S = 1.0
-PROBE_TOKENS = 512
-"""A probe is a short job: a long one would delay the recovery by as long as it takes."""
-BELIEVED_S = 60.0
-"""Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
 HEDGE_MIN_S = 0.8
+WAIT_LEAST_S = 0.01
+"""Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
+
+NOTHING = Ranking((), [], [], [])
+EMPTY: list[int] = []
 
 
 class Action(StrEnum):
@@ -84,19 +78,27 @@ class Decision:
     at: float
     snapshot_age_s: float
     seed: int
+    turn: int | None
     job: JobProfile
-    ranked: Sequence[Scored]
-    """Those that may be called now, best first."""
-    busy: Sequence[Scored]
-    """Those that will have room soon, best first."""
+    ranking: Ranking
+    ready: Sequence[int]
+    """Indices of the ranking's options that may be called now, best first."""
+    busy: Sequence[int]
+    """Of those that will have room soon, best first."""
     match: Match
     passing: Sequence[Exclusion]
     """Why others can't be called now, or aren't fit for a job of this size."""
     wait_s: float = 0.0
-    waits_for: str | None = None
-    """The endpoint id for which the job waits."""
+    tried: frozenset[str] = frozenset()
     last_resort: bool = False
     """Nothing better is left: any job may probe."""
+
+    @property
+    def waits_for(self) -> str | None:
+        """The endpoint id for which the job waits."""
+        if self.action is not Action.WAIT or not self.busy:
+            return None
+        return self.ranking.options[self.busy[0]].estimate.view.endpoint.id
 
     @property
     def retry_at(self) -> float:
@@ -106,16 +108,29 @@ class Decision:
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """Those that may be called now, best first."""
-        return tuple(self._candidate(scored) for scored in self.ranked)
+        return tuple(self._candidate(index) for index in self.ready)
 
     @property
     def best(self) -> Candidate | None:
-        return self._candidate(self.ranked[0]) if self.ranked else None
+        return self._candidate(self.ready[0]) if self.ready else None
+
+    def top(self, count: int) -> tuple[Candidate, ...]:
+        """The first `count` candidates."""
+        return tuple(self._candidate(index) for index in self.ready[:count])
+
+    def has_untried(self, endpoint_id: str) -> bool:
+        """Whether, besides this one, an endpoint could take the job now or soon that it hasn't tried."""
+        ids = (option.estimate.view.endpoint.id for option in self.ranking.options)
+        return any(id != endpoint_id and id not in self.tried for id in ids)
 
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
         """Every endpoint that is no candidate, and why."""
-        return (*self.match.exclusions, *self.passing, *(self._full(scored) for scored in self.busy))
+        return (
+            *self.match.exclusions,
+            *self.passing,
+            *(self._full(self.ranking.options[index]) for index in self.busy),
+        )
 
     @property
     def hedge_after_s(self) -> float | None:
@@ -123,12 +138,12 @@ class Decision:
 
         None: not for this job; only interactive ones with a runner-up that would still be in time.
         """
-        if self.job.lane is not Lane.INTERACTIVE or self.action is not Action.GO or len(self.ranked) < 2:
+        if self.job.lane is not Lane.INTERACTIVE or self.action is not Action.GO or len(self.ready) < 2:
             return None
-        first, second = self.ranked[0].option, self.ranked[1]
-        after_s = max(HEDGE_MIN_S, timing.quantile(first.latency_s, first.estimate.sigma, timing.Z95))
-        if second.option.probe or (
-            self.job.deadline is not None and self.at + after_s + second.option.latency_s > self.job.deadline
+        first, second = (self.ranking.options[index] for index in self.ready[:2])
+        after_s = max(HEDGE_MIN_S, timing.quantile(first.latency_s, first.estimate.odds.sigma, timing.Z95))
+        if second.probe or (
+            self.job.deadline is not None and self.at + after_s + second.latency_s > self.job.deadline
         ):
             return None
         return after_s
@@ -144,41 +159,41 @@ class Decision:
         if self.action is Action.REFUSE:
             raise NoEligibleEndpoint({e.endpoint_id: e.text for e in self.exclusions})
 
-    def _candidate(self, scored: Scored) -> Candidate:
-        option, job = scored.option, self.job
+    def _candidate(self, index: int) -> Candidate:
+        option, job = self.ranking.options[index], self.job
         estimate = option.estimate
         endpoint = estimate.view.endpoint
         answer = upper_output_tokens(job, endpoint)
         longest = estimate.ttft_s + answer * estimate.s_per_token
-        timeout = timing.call_timeout(option.latency_s, estimate.sigma, longest)
+        timeout = timing.call_timeout(option.latency_s, estimate.odds.sigma, longest)
+        if option.probe:
+            timeout = timing.probe_timeout(option.latency_s, estimate.odds.sigma)
+        overdue_s = timing.overdue_after(option.latency_s, estimate.odds.sigma)
+        if job.deadline is not None and len(self.ready) > 1:
+            # A call that hangs is cut while there is time for another endpoint to answer.
+            other = self.ranking.options[self.ready[index == self.ready[0]]]
+            spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
+            timeout = min(timeout, max(overdue_s, job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,
-            scored.utility,
+            self.ranking.scores[index],
             None if option.cost == math.inf else math.ceil(option.cost),
             upper_cost_microusd(job, endpoint),
             job.input_tokens,
             answer,
             option.latency_s,
-            estimate.sigma,
-            scored.p_late,
-            estimate.error_rate,
-            timing.overdue_after(option.latency_s, estimate.sigma),
+            estimate.odds.sigma,
+            self.ranking.late[index],
+            estimate.odds.error_rate,
+            overdue_s,
             job.timeout_s or timeout,
             option.probe,
             self.last_resort or may_probe(job),
         )
 
-    def _full(self, scored: Scored) -> Exclusion:
-        view = scored.option.estimate.view
-        until = self.at + scored.option.wait_s
-        if view.health.blocked_until > self.at:
-            return Exclusion(view.endpoint.id, Reason.COOLDOWN, f"cools down: {view.health.reason}", until)
-        return Exclusion(view.endpoint.id, Reason.FULL, f"no room for {scored.option.wait_s:.1f} s", until)
-
-
-def may_probe(job: JobProfile) -> bool:
-    """Whether a job may try an endpoint that was down: a short one that no person waits for."""
-    return job.lane is not Lane.INTERACTIVE and job.expected_output_tokens <= PROBE_TOKENS
+    def _full(self, option: Option) -> Exclusion:
+        reason, text = busy_reason(option, self.at)
+        return Exclusion(option.estimate.view.endpoint.id, reason, text, self.at + option.wait_s)
 
 
 def rank(
@@ -200,160 +215,41 @@ def rank(
     strategy = STRATEGIES[name]
     seed = rng.getrandbits(32)
     found = match(snapshot.fleet, job.requirements)
-    choice = _Choice(job, now, seed, tried)
-    choice.consider(found, estimates(snapshot))
-    options, last_resort = choice.options()
-    scored = ordered(job, options, strategy, now, seed, turn) if options else []
-    ready, busy = scored, []
-    if choice.any_busy:
-        ready = [s for s in scored if s.option.wait_s <= 0]
-        busy = [s for s in scored if s.option.wait_s > 0]
-    action, wait_s, waits_for = Action.GO, 0.0, None
-    if ready and busy and strategy.patient and scored[0] is busy[0]:
-        action, wait_s = Action.WAIT, min(busy[0].option.wait_s, PAUSE_S[job.lane])
-        waits_for = busy[0].option.estimate.view.endpoint.id
-    elif not ready:
-        action, wait_s = choice.outlook(busy)
-        waits_for = busy[0].option.estimate.view.endpoint.id if busy else None
+    choice = Options(job, found, estimates(snapshot), now, seed, tried)
+    options = choice.usable
+    ranked = ranking(job, options, strategy, now, seed, turn) if options else NOTHING
+    ready, busy = ranked.order, EMPTY
+    if any(option[0] for option in options):
+        ready = [index for index in ranked.order if options[index].wait_s <= 0]
+        busy = [index for index in ranked.order if options[index].wait_s > 0]
+    action, wait_s = Action.GO, 0.0
+    if not ready:
+        action, wait_s = _outlook([options[index].wait_s for index in busy], choice.exclusions, now)
+    elif busy and strategy.patient and ranked.order[0] == busy[0]:
+        action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(options[busy[0]].wait_s, PAUSE_S[job.lane]))
     return Decision(
         action,
         name,
         now,
         now - snapshot.at,
         seed,
+        turn,
         job,
+        ranked,
         ready,
         busy,
         found,
-        choice.passing,
+        choice.exclusions,
         wait_s,
-        waits_for,
-        last_resort,
+        tried,
+        choice.last_resort,
     )
 
 
-class _Choice:
-    """The options of one job, sorted into those to use, and those to use only when there is no other."""
-
-    def __init__(self, job: JobProfile, now: float, seed: int, tried: frozenset[str]) -> None:
-        self.job, self.now, self.seed, self.tried = job, now, seed, tried
-        self.passing: list[Exclusion] = []
-        self.any_busy = False
-        self._first: list[Option] = []
-        self._reluctant: list[tuple[Option, Reason, str]] = []
-        self._tried: list[Option] = []
-
-    def consider(self, found: Match, all_estimates: list[Estimate]) -> None:
-        """Sort every endpoint that matches into one of the lists, or exclude it."""
-        job, now, tried, first = self.job, self.now, self.tried, self._first
-        fresh_in = job.expected_input_tokens - job.cached_input_tokens
-        cached_in, out = job.cached_input_tokens, job.expected_output_tokens
-        tight = (
-            job.max_cost_microusd is not None
-            or job.expected_input_tokens + (job.output_tokens or 0) > found.context_tokens
-            or (job.output_tokens or 0) > found.output_tokens
-        )
-        longest = job.max_latency_s or math.inf
-        for position in found.positions:
-            estimate = all_estimates[position]
-            _, ready_at, ttft, pace, _, _, _, _, _, p_in, p_out, p_cached, special, view = estimate
-            if tight and (unfit := too_large(job, view.endpoint)):
-                self.passing.append(Exclusion(view.endpoint.id, *unfit))
-                continue
-            wait = 0.0
-            if ready_at > now:
-                wait = ready_at - now
-                if wait > WAITABLE_S:
-                    self._exclude(view.endpoint.id, *self._closed_until(estimate), ready_at)
-                    continue
-                self.any_busy = True
-            duration = ttft + out * pace
-            if duration > longest and now - view.metrics.latency_at < BELIEVED_S:
-                believed_until = view.metrics.latency_at + BELIEVED_S
-                text = f"takes about {duration:.1f} s, at most {longest:g} s wanted"
-                self._exclude(view.endpoint.id, Reason.SLOW, text, believed_until)
-                continue
-            cost = fresh_in * p_in + out * p_out
-            if cached_in:
-                cost += cached_in * p_cached
-            option = Option(wait, duration, cost, False, estimate)
-            if special and not self._special(option):
-                continue
-            if tried and view.endpoint.id in tried:
-                self._tried.append(option)
-            else:
-                first.append(option)
-
-    def _special(self, option: Option) -> bool:
-        """Whether an endpoint whose circuit isn't simply closed is an option like any other."""
-        view, now = option.estimate.view, self.now
-        endpoint, health = view.endpoint, view.health
-        state = circuit(health, now)
-        if state is Circuit.CLOSED:
-            return True
-        if state is Circuit.RAMPING:
-            chance = (self.seed / 2**32 + option.estimate.position * GOLDEN) % 1
-            share = ramp(health, now)
-            if chance >= share:
-                self._reluctant.append((option, Reason.RAMPING, f"recovering, at {share:.0%} of its traffic"))
-            return chance < share
-        if state is Circuit.HALF_OPEN and not health.probing:
-            # Its error rate is of the past: what it is like now is what the probe is to find out.
-            probe = option._replace(probe=True, estimate=option.estimate._replace(error_rate=0.0, tries=1.0))
-            if may_probe(self.job) and endpoint.id not in self.tried:
-                self._first.append(probe)
-            else:
-                self._reluctant.append((probe, Reason.PROBING, "to be probed by a short job"))
-        elif state is Circuit.HALF_OPEN:
-            self._exclude(endpoint.id, Reason.PROBING, "a probe is on its way", now + PROBE_AGAIN_S)
-        elif state is Circuit.OPEN:
-            self._exclude(endpoint.id, Reason.OPEN, f"ejected: {health.reason}", health.open_until)
-        elif state is Circuit.DISABLED:
-            self._exclude(endpoint.id, Reason.DISABLED, f"disabled: {health.disabled}")
-        else:
-            self._exclude(endpoint.id, Reason.ISOLATED, "isolated by an operator")
-        return False
-
-    def options(self) -> tuple[list[Option], bool]:
-        """What to rank, and whether it is the last resort; excludes the rest."""
-        first = self._first
-        pause = PAUSE_S[self.job.lane]
-        if (self._reluctant or self._tried) and not any(option.wait_s <= pause for option in first):
-            first = first + [option for option, _, _ in self._reluctant]
-            resort = bool(self._reluctant)
-            if not any(option.wait_s <= pause for option in first):
-                first = first + self._tried
-                return first, resort
-            self._exclude_tried()
-            return first, resort
-        for option, reason, text in self._reluctant:
-            self._exclude(option.estimate.view.endpoint.id, reason, text)
-        self._exclude_tried()
-        return first, False
-
-    def _exclude_tried(self) -> None:
-        for option in self._tried:
-            self._exclude(
-                option.estimate.view.endpoint.id, Reason.TRIED, "this job failed there a moment ago"
-            )
-
-    def _exclude(self, endpoint_id: str, reason: Reason, text: str, until: float | None = None) -> None:
-        self.passing.append(Exclusion(endpoint_id, reason, text, until))
-
-    def _closed_until(self, estimate: Estimate) -> tuple[Reason, str]:
-        health = estimate.view.health
-        if health.blocked_until > self.now:
-            return Reason.COOLDOWN, f"cools down: {health.reason}"
-        return Reason.FULL, "no room within its limits"
-
-    def outlook(self, busy: Sequence[Scored]) -> tuple[Action, float]:
-        """What to do when nothing may be called now: wait, and for how long, or refuse the job."""
-        passing = [e for e in self.passing if e.reason not in _NEVER]
-        if not busy and not passing:
-            return Action.REFUSE, 0.0
-        times = [s.option.wait_s for s in busy]
-        times += [e.until - self.now for e in passing if e.until is not None and e.until > self.now]
-        return Action.WAIT, max(0.0, min(times, default=RECHECK_S))
-
-
-_NEVER = frozenset({Reason.CONTEXT, Reason.OUTPUT, Reason.COST})
+def _outlook(waits: list[float], exclusions: Sequence[Exclusion], now: float) -> tuple[Action, float]:
+    """What to do when nothing may be called now: wait, and for how long, or refuse the job."""
+    passing = [exclusion for exclusion in exclusions if exclusion.reason.passing]
+    if not waits and not passing:
+        return Action.REFUSE, 0.0
+    waits += [e.until - now for e in passing if e.until is not None and e.until > now]
+    return Action.WAIT, max(WAIT_LEAST_S, min(waits, default=RECHECK_S))

@@ -22,6 +22,10 @@ MEMO_SIZE = 1024
 class Reason(StrEnum):
     """Why an endpoint is no candidate. The first group means never, the second not now."""
 
+    @property
+    def passing(self) -> bool:
+        return self in _PASSING
+
     MODEL = "model"
     NOT_IN_ONLY = "only"
     IGNORED = "ignore"
@@ -46,6 +50,9 @@ class Reason(StrEnum):
     SLOW = "slow"
     DISABLED = "disabled"
     ISOLATED = "isolated"
+
+
+_PASSING = frozenset(list(Reason)[list(Reason).index(Reason.TRIED) :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,9 +81,14 @@ class Match:
     positions: tuple[int, ...]
     exclusions: tuple[Exclusion, ...]
     context_tokens: float
-    """The smallest context of those that match: a job below it needs no check of its own."""
+    """The smallest context of those that match. A job below this and the next four needs no further check."""
     output_tokens: float
-    """The smallest limit on the answer, likewise."""
+    """The smallest limit on the answer."""
+    answer_tokens: float
+    """The longest answer, where the job sets no limit."""
+    input_price: float
+    output_price: float
+    """The highest prices, infinite if one is unknown."""
 
 
 def match(fleet: Fleet, wanted: Requirements) -> Match:
@@ -98,11 +110,15 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
         else:
             exclusions.append(Exclusion(endpoint.id, *unmet))
     found = [fleet.endpoints[position] for position in positions]
+    prices = [endpoint.price for endpoint in found]
     return Match(
         tuple(positions),
         tuple(exclusions),
         min((endpoint.context_tokens or math.inf for endpoint in found), default=math.inf),
         min((endpoint.max_output_tokens or math.inf for endpoint in found), default=math.inf),
+        max((endpoint.max_output_tokens or LARGEST_OUTPUT_TOKENS for endpoint in found), default=0.0),
+        max((price.input if price else math.inf for price in prices), default=0.0),
+        max((price.output if price else math.inf for price in prices), default=0.0),
     )
 
 
@@ -159,14 +175,9 @@ def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
     needed = job.expected_input_tokens + answer
     if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
         return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
-    if job.max_cost_microusd is not None:
-        cost = upper_cost_microusd(job, endpoint)
-        left = job.max_cost_microusd - job.spent_microusd
-        if cost is not None and cost > left:
-            return (
-                Reason.COST,
-                f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} left under the ceiling",
-            )
+    cost, left = upper_cost_microusd(job, endpoint), job.cost_left_microusd
+    if cost is not None and cost > left:
+        return Reason.COST, f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} of its ceiling left"
     return None
 
 

@@ -6,7 +6,7 @@ import math
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import EndpointView, Snapshot
-from turnout_workers.routing.health import WELL_S
+from turnout_workers.routing.health import RAMP_S
 from turnout_workers.routing.latency import SIGMA_MIN, predict
 
 PRIOR_OUTCOMES = 2.0
@@ -16,14 +16,9 @@ CERTAIN_SIGMAS = 4.0
 """A deadline this many standard deviations away is not missed: the chance needs no computing."""
 
 
-class Estimate(NamedTuple):
-    """One endpoint's part of the arithmetic of `strategies.utilities`."""
+class Odds(NamedTuple):
+    """What makes an endpoint's call uncertain, and its capacity scarce."""
 
-    position: int
-    ready_at: float
-    """When a limit or a cooldown lets the next call through; 0: now."""
-    ttft_s: float
-    s_per_token: float
     sigma: float
     tail: float
     """Factor from the median latency to the one that is surely not exceeded."""
@@ -31,13 +26,26 @@ class Estimate(NamedTuple):
     tries: float
     """Expected number of calls until one succeeds."""
     shadow_price: float
+
+    @classmethod
+    def of(cls, sigma: float, error_rate: float, shadow_price: float) -> Odds:
+        return cls(sigma, math.exp(CERTAIN_SIGMAS * sigma), error_rate, 1 / (1 - error_rate), shadow_price)
+
+
+class Estimate(NamedTuple):
+    """One endpoint's part of the arithmetic."""
+
+    ttft_s: float
+    s_per_token: float
     input_price: float
-    """Infinite if unknown, so that it ranks behind every known price."""
+    """Infinite if unknown, so that it ranks behind every known price; the two others are then 0."""
     output_price: float
     cached_price: float
     special: bool
-    """Its circuit is not simply closed: look before you call."""
+    """Its circuit is not simply closed, or it is busy: look before you call."""
+    odds: Odds
     view: EndpointView
+    position: int
 
 
 def estimates(snapshot: Snapshot) -> list[Estimate]:
@@ -52,28 +60,26 @@ def estimates(snapshot: Snapshot) -> list[Estimate]:
 def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
     endpoint, health, metrics, load = view.endpoint, view.health, view.metrics, view.load
     ttft, pace = predict(endpoint, metrics, at)
-    sigma = max(SIGMA_MIN, metrics.sigma)
     weight = metrics.error_weight
     error_rate = min(ERROR_RATE_MAX, metrics.error_rate * weight / (weight + PRIOR_OUTCOMES))
     price = endpoint.price
+    troubled = health.isolated or health.disabled is not None or health.open_until > 0
     return Estimate(
-        position,
-        max(health.blocked_until, load.ready_at),
         ttft,
         pace,
-        sigma,
-        math.exp(CERTAIN_SIGMAS * sigma),
-        error_rate,
-        1 / (1 - error_rate),
-        load.shadow_price,
         price.input if price else math.inf,
         price.output if price else 0.0,
-        (price.input if price.cache_read is None else price.cache_read) if price else math.inf,
-        bool(
-            health.isolated
-            or health.disabled is not None
-            or health.open_until > 0
-            or at - health.recovered_at < WELL_S
-        ),
+        (price.input if price.cache_read is None else price.cache_read) if price else 0.0,
+        troubled
+        or max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at
+        or all_slots_taken(view),
+        Odds.of(max(SIGMA_MIN, metrics.sigma), error_rate, load.shadow_price),
         view,
+        position,
     )
+
+
+def all_slots_taken(view: EndpointView) -> bool:
+    """Whether as many calls are in flight as the endpoint allows."""
+    slots = view.endpoint.limits.concurrency
+    return slots is not None and view.load.in_flight >= slots

@@ -198,9 +198,7 @@ class Fleet:
         self.ids = tuple(endpoint.id for endpoint in self.endpoints)
         if len(set(self.ids)) < len(self.ids):
             twice = sorted({id for id in self.ids if self.ids.count(id) > 1})
-            raise ValueError(
-                f"endpoint {twice[0]} is there twice: give each key of a provider its own account"
-            )
+            raise ValueError(f"endpoint {twice[0]} is there twice: give each key of a provider its own account")
         self.memo: dict[Any, Any] = {}
 
     def snapshot(self, at: float, observed: Mapping[str, Observed]) -> Snapshot:

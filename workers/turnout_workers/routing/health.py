@@ -18,6 +18,8 @@ from turnout_workers.routing.fleet import Circuit, Health, Load, ProviderMetrics
 
 CONSECUTIVE_FAILURES = 4
 """Failures in a row, over the whole fleet, that open a circuit."""
+CONSECUTIVE_UNREACHED = 3
+"""The same where nobody answers at all."""
 CONSECUTIVE_WHEN_BILLED = 2
 """The same where a failure costs money."""
 ERROR_RATE = 0.6
@@ -26,7 +28,7 @@ ERROR_WEIGHT = 6.0
 ERROR_MEMORY_S = 20.0
 """Time constant with which stores forget outcomes."""
 EJECTION_S = 2.0
-EJECTION_MAX_S = 15.0
+EJECTION_MAX_S = 10.0
 """The first ejection, doubled by each further one in a row up to the most: longer only delays the return."""
 JITTER = 0.15
 WELL_S = 60.0
@@ -134,7 +136,8 @@ def after_report(
         return _trip(health, now, rng, base_s, f"probe failed: {failure}") if bad else RECOVER
     if not bad or health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
         return NOTHING
-    enough = CONSECUTIVE_WHEN_BILLED if billed else CONSECUTIVE_FAILURES
+    enough = CONSECUTIVE_UNREACHED if failure is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
+    enough = CONSECUTIVE_WHEN_BILLED if billed else enough
     if counts.consecutive_failures >= enough:
         return _trip(health, now, rng, base_s, f"{counts.consecutive_failures} failures in a row: {failure}")
     if counts.error_rate > ERROR_RATE and counts.error_weight > ERROR_WEIGHT:

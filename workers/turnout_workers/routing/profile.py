@@ -64,6 +64,11 @@ class JobProfile:
     failures: Mapping[str, int] = field(default_factory=dict)
     """How often this job failed, by endpoint id."""
 
+    @property
+    def cost_left_microusd(self) -> float:
+        """What may still be spent under the job's ceiling; infinite without one."""
+        return math.inf if self.max_cost_microusd is None else self.max_cost_microusd - self.spent_microusd
+
     @classmethod
     def of(
         cls,
@@ -100,9 +105,7 @@ class JobProfile:
         )
 
 
-def _requirements(
-    request: InferenceRequest, wish: RoutingConstraints, excluded: frozenset[str]
-) -> Requirements:
+def _requirements(request: InferenceRequest, wish: RoutingConstraints, excluded: frozenset[str]) -> Requirements:
     return Requirements(
         models=request.models,
         only=wish.only,

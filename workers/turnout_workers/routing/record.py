@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing.decision import Decision
-from turnout_workers.routing.estimate import CERTAIN_SIGMAS, Estimate
+from turnout_workers.routing.estimate import Estimate, Odds
 from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits, Load
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.strategies import STRATEGIES, Option, Scored, ordered
+from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
 
 RECORD_VERSION = 1
 
@@ -26,8 +27,9 @@ def to_record(decision: Decision) -> dict[str, Any]:
         "age_s": round(decision.snapshot_age_s, 3),
         "strategy": decision.strategy.value,
         "seed": decision.seed,
+        "turn": decision.turn,
         "action": decision.action.value,
-        "chosen": decision.ranked[0].option.estimate.view.endpoint.id if decision.ranked else None,
+        "chosen": decision.best.endpoint.id if decision.best else None,
         "wait_s": round(decision.wait_s, 3),
         "waits_for": decision.waits_for,
         "job": {
@@ -38,26 +40,26 @@ def to_record(decision: Decision) -> dict[str, Any]:
             "order": list(job.order),
             "failures": dict(job.failures),
         },
-        "candidates": [_candidate(scored) for scored in (*decision.ranked, *decision.busy)],
+        "candidates": [_candidate(decision.ranking, index) for index in (*decision.ready, *decision.busy)],
         "excluded": {e.endpoint_id: [e.reason.value, e.text] for e in decision.exclusions},
     }
 
 
-def _candidate(scored: Scored) -> dict[str, Any]:
-    option = scored.option
+def _candidate(ranked: Ranking, index: int) -> dict[str, Any]:
+    option = ranked.options[index]
     estimate = option.estimate
     endpoint, load = estimate.view.endpoint, estimate.view.load
     return {
         "id": endpoint.id,
         "provider": endpoint.provider,
-        "position": scored.position,
-        "score": _rounded(scored.utility),
+        "position": estimate.position,
+        "score": _rounded(ranked.scores[index]),
         "cost": _rounded(option.cost),
         "latency_s": round(option.latency_s, 4),
-        "sigma": round(estimate.sigma, 4),
-        "p_late": round(scored.p_late, 4),
-        "error_rate": round(estimate.error_rate, 4),
-        "shadow_price": round(estimate.shadow_price, 4),
+        "sigma": round(estimate.odds.sigma, 4),
+        "p_late": round(ranked.late[index], 4),
+        "error_rate": round(estimate.odds.error_rate, 4),
+        "shadow_price": round(estimate.odds.shadow_price, 4),
         "wait_s": round(option.wait_s, 3),
         "probe": option.probe,
         "priority": endpoint.priority,
@@ -95,26 +97,26 @@ def replay(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | Non
     decisions = changed = unpriced = 0
     cost = time_s = late = 0.0
     for turn, record in enumerate(records):
-        options = [_option(candidate) for candidate in record["candidates"]]
+        options = [_option(c) for c in sorted(record["candidates"], key=itemgetter("position"))]
         if not options:
             continue
         name = strategy or RoutingStrategy(record["strategy"])
         same = name == record["strategy"]
-        best = _choice(record, options, name, None if same else turn)
+        best, p_late = _choice(record, options, name, record["turn"] if same else turn)
         decisions += 1
-        changed += best.option.estimate.view.endpoint.model != (record["waits_for"] or record["chosen"])
-        if best.option.cost == math.inf:
+        changed += best.estimate.view.endpoint.model != (record["waits_for"] or record["chosen"])
+        if best.cost == math.inf:
             unpriced += 1
         else:
-            cost += best.option.cost
-        time_s += best.option.wait_s + best.option.latency_s
-        late += best.p_late
+            cost += best.cost
+        time_s += best.wait_s + best.latency_s
+        late += p_late
     return Replay(decisions, changed, math.ceil(cost), unpriced, time_s, late)
 
 
 def _choice(
     record: Mapping[str, Any], options: list[Option], name: RoutingStrategy, turn: int | None
-) -> Scored:
+) -> tuple[Option, float]:
     job = JobProfile(
         lane=Lane(record["job"]["lane"]),
         deadline=record["job"]["deadline"],
@@ -122,9 +124,10 @@ def _choice(
         failures=record["job"]["failures"],
     )
     strategy = STRATEGIES[name]
-    scored = ordered(job, options, strategy, record["at"], record["seed"], turn)
-    ready = [s for s in scored if s.option.wait_s <= 0]
-    return ready[0] if ready and not strategy.patient else scored[0]
+    ranked = ranking(job, options, strategy, record["at"], record["seed"], turn)
+    ready = [index for index in ranked.order if options[index].wait_s <= 0]
+    best = ready[0] if ready and not strategy.patient else ranked.order[0]
+    return options[best], ranked.late[best]
 
 
 def _option(candidate: Mapping[str, Any]) -> Option:
@@ -138,22 +141,7 @@ def _option(candidate: Mapping[str, Any]) -> Option:
         limits=Limits(concurrency=candidate["concurrency"]),
     )
     view = EndpointView(endpoint, load=Load(in_flight=candidate["in_flight"]))
-    sigma, error_rate = candidate["sigma"], candidate["error_rate"]
     cost = math.inf if candidate["cost"] is None else candidate["cost"]
-    estimate = Estimate(
-        candidate["position"],
-        0.0,
-        candidate["latency_s"],
-        0.0,
-        sigma,
-        math.exp(CERTAIN_SIGMAS * sigma),
-        error_rate,
-        1 / (1 - error_rate),
-        candidate["shadow_price"],
-        0.0,
-        0.0,
-        0.0,
-        False,
-        view,
-    )
+    odds = Odds.of(candidate["sigma"], candidate["error_rate"], candidate["shadow_price"])
+    estimate = Estimate(candidate["latency_s"], 0.0, 0.0, 0.0, 0.0, False, odds, view, candidate["position"])
     return Option(candidate["wait_s"], candidate["latency_s"], cost, candidate["probe"], estimate)

@@ -14,13 +14,16 @@ rises while jobs wait for it, so that those which can use another make room for 
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing.estimate import Estimate
 from turnout_workers.routing.fleet import Load
+from turnout_workers.routing.latency import chance_of_exceeding
 from turnout_workers.routing.profile import JobProfile
 
 LATENESS = 100.0
@@ -46,14 +49,9 @@ class Option(NamedTuple):
     estimate: Estimate
 
 
-class Scored(NamedTuple):
-    """An option in the order of ranking: compares by group, then by utility."""
-
-    group: float
-    utility: float
-    position: int
-    p_late: float
-    option: Option
+Arrange = Callable[[Sequence[Option], list[float], list[float], float], tuple[list[float], list[float]]]
+"""From options, utilities, chances of being late and this decision's share of chance (0 ≤ u < 1), to groups
+and utilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,132 +65,143 @@ class Strategy:
     """Candidates within this share of the best one are equals, and share the work."""
     patient: bool = False
     """May wait for a busy candidate though another one is free."""
-    arrange: Callable[[JobProfile, list[Scored], float], list[Scored]] | None = None
-    """Changes group or utility. The number, 0 ≤ u < 1, is this decision's share of chance."""
+    arrange: Arrange | None = None
 
 
-def utilities(job: JobProfile, options: Sequence[Option], strategy: Strategy, now: float) -> list[Scored]:
-    """Every option with its utility, unsorted."""
-    least = math.inf
-    dearest = 0.0
-    for option in options:
-        cost = option[2]
-        if 0 < cost < least:
-            least = cost
-        if dearest < cost < math.inf:
-            dearest = cost
-    if least == math.inf:
-        least = 1.0
-    weight, second = strategy.price, URGENCY[strategy.urgency or job.lane]
-    unit = weight / least
-    unknown = math.inf if dearest or any(option[2] == 0 for option in options) else 0.0
+def utilities(
+    job: JobProfile, options: Sequence[Option], strategy: Strategy, now: float
+) -> tuple[list[float], list[float]]:
+    """Of every option, in their order: the utility, and the chance of being late."""
+    costs = [option[2] for option in options]
+    least = min(costs) or min((cost for cost in costs if cost > 0), default=1.0)
+    # A price that is unknown ranks behind all that are known; if none is known, price says nothing.
+    unknown = math.inf if min(costs) < math.inf and strategy.price else 0.0
+    price, per_cost = strategy.price, strategy.price / least
+    per_second = URGENCY[strategy.urgency or job.lane]
+    known = [cost for cost in costs if cost < math.inf]
+    lateness = max(LATENESS, 10 * max(known, default=0.0) * per_cost)
     slack = math.inf if job.deadline is None else job.deadline - now
-    failures = job.failures
-    scored = []
-    for option in options:
-        wait, latency, cost, _, estimate = option
-        position, _, _, _, sigma, tail, error_rate, tries, shadow_price, _, _, _, _, view = estimate
+    failures, inf = job.failures, math.inf
+    scores, late = [], []
+    for wait, latency, cost, _, estimate in options:
+        sigma, tail, error_rate, tries, shadow_price = estimate[6]
         left = slack - wait
         median = latency * (1 + error_rate)
-        p_late = 0.0
-        if median * tail > left:
-            p_late = (
-                1.0 if left <= 0 else 0.5 * math.erfc(math.log(left / median) / (sigma * 1.4142135623730951))
-            )
-        money = (cost * unit + weight * shadow_price) * tries if cost != math.inf else weight and unknown
-        utility = money + LATENESS * p_late + ERROR * error_rate + second * (wait + latency * tries)
+        p_late = chance_of_exceeding(left, median, sigma) if median * tail > left else 0.0
+        money = (cost * per_cost + price * shadow_price) * tries if cost < inf else unknown
+        utility = money + lateness * p_late + ERROR * error_rate + per_second * (wait + latency * tries)
         if failures:
-            utility += REPEAT * failures.get(view.endpoint.id, 0)
-        scored.append(Scored(0.0, utility, position, p_late, option))
-    return scored
+            utility += REPEAT * failures.get(estimate.view.endpoint.id, 0)
+        scores.append(utility)
+        late.append(p_late)
+    return scores, late
 
 
-def _fastest(job: JobProfile, scored: list[Scored], _: float) -> list[Scored]:
-    """Latency times load, so that near-equal endpoints aren't all asked at once."""
-    return [s._replace(utility=s.utility * _crowding(s)) for s in scored]
-
-
-def _crowding(scored: Scored) -> float:
-    view = scored.option.estimate.view
+def _crowding(option: Option) -> float:
+    view = option.estimate.view
     return 1 + view.load.in_flight / (view.endpoint.limits.concurrency or SERIAL_CALLS)
 
 
-def _by_priority(job: JobProfile, scored: list[Scored], _: float) -> list[Scored]:
+def _fastest(
+    options: Sequence[Option], scores: list[float], late: list[float], _: float
+) -> tuple[list[float], list[float]]:
+    """Latency times load, so that near-equal endpoints aren't all asked at once."""
+    crowded = [score * _crowding(option) for option, score in zip(options, scores, strict=True)]
+    return [0.0] * len(options), crowded
+
+
+def _by_priority(
+    options: Sequence[Option], scores: list[float], late: list[float], _: float
+) -> tuple[list[float], list[float]]:
     """The operator's order; those that would probably be late come last."""
-    return [
-        s._replace(group=s.option.estimate.view.endpoint.priority + (1e9 if s.p_late > 0.5 else 0.0))
-        for s in scored
-    ]
+    doomed = [1e9 if p_late > 0.5 else 0.0 for p_late in late]
+    groups = [option.estimate.view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)]
+    return groups, scores
 
 
-def _in_order(job: JobProfile, scored: list[Scored], _: float) -> list[Scored]:
+def _in_order(
+    options: Sequence[Option], scores: list[float], late: list[float], _: float
+) -> tuple[list[float], list[float]]:
     """Strictly by priority, then in the order of registration."""
-    return [
-        s._replace(group=float(s.option.estimate.view.endpoint.priority), utility=float(s.position))
-        for s in scored
-    ]
+    groups = [float(option.estimate.view.endpoint.priority) for option in options]
+    return groups, [float(option.estimate.position) for option in options]
 
 
-def _in_turn(job: JobProfile, scored: list[Scored], u: float) -> list[Scored]:
+def _in_turn(
+    options: Sequence[Option], scores: list[float], late: list[float], u: float
+) -> tuple[list[float], list[float]]:
     """From the point `u` of a circle on which each candidate has an arc as long as its weight."""
-    weights = [max(0.0, s.option.estimate.view.endpoint.weight) for s in scored]
-    point, end, first = u * sum(weights), 0.0, 0
-    for index, weight in enumerate(weights):
-        end += weight
-        if point < end:
-            first = index
-            break
-    count = len(scored)
-    return [s._replace(utility=float((index - first) % count)) for index, s in enumerate(scored)]
+    arcs = list(accumulate(max(0.0, option.estimate.view.endpoint.weight) for option in options))
+    first = bisect_right(arcs, u * arcs[-1])
+    count = len(options)
+    return [0.0] * count, [float((index - first) % count) for index in range(count)]
 
 
 STRATEGIES: dict[RoutingStrategy, Strategy] = {
     RoutingStrategy.BALANCED: Strategy(patient=True),
     RoutingStrategy.COST_OPTIMIZED: Strategy(urgency=Lane.BATCH, patient=True),
-    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(
-        price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest
-    ),
+    RoutingStrategy.LATENCY_OPTIMIZED: Strategy(price=0.0, urgency=Lane.INTERACTIVE, near=0.25, arrange=_fastest),
     RoutingStrategy.PRIORITY: Strategy(arrange=_by_priority),
     RoutingStrategy.ROUND_ROBIN: Strategy(near=0.0, arrange=_in_turn),
     RoutingStrategy.FAILOVER: Strategy(near=0.0, arrange=_in_order),
 }
 
 
-def ordered(
+class Ranking(NamedTuple):
+    """Options in the order in which to try them."""
+
+    options: Sequence[Option]
+    order: list[int]
+    """Indices of `options`, best first."""
+    scores: list[float]
+    late: list[float]
+
+
+def ranking(
     job: JobProfile,
     options: Sequence[Option],
     strategy: Strategy,
     now: float,
     seed: int,
     turn: int | None = None,
-) -> list[Scored]:
+) -> Ranking:
     """The options, best first. Of two random ones among equals, the less busy one comes first."""
-    scored = utilities(job, options, strategy, now)
+    scores, late = utilities(job, options, strategy, now)
+    order = list(range(len(options)))
+    groups: list[float] | None = None
     if strategy.arrange:
-        scored = strategy.arrange(job, scored, seed / 2**32 if turn is None else turn * GOLDEN % 1)
+        chance = seed / 2**32 if turn is None else turn * GOLDEN % 1
+        groups, scores = strategy.arrange(options, scores, late, chance)
     if job.order:
         place = {provider: index - len(job.order) for index, provider in enumerate(job.order)}
-        scored = [
-            s._replace(group=s.group + 1e10 * place.get(s.option.estimate.view.endpoint.provider, 0))
-            for s in scored
-        ]
-    scored.sort()
-    if strategy.near and len(scored) > 1:
-        best = scored[0]
-        limit = best.utility + strategy.near * abs(best.utility)
+        ranks = [1e10 * place.get(option.estimate.view.endpoint.provider, 0) for option in options]
+        groups = [rank + group for rank, group in zip(ranks, groups or [0.0] * len(ranks), strict=True)]
+    if groups is None:
+        order.sort(key=scores.__getitem__)
+    else:
+        keys = list(zip(groups, scores, strict=True))
+        order.sort(key=keys.__getitem__)
+    if strategy.near and len(order) > 1:
+        best = order[0]
+        limit = scores[best] + strategy.near * abs(scores[best])
         equal = 1
-        while equal < len(scored) and scored[equal].utility <= limit and scored[equal].group == best.group:
+        while (
+            equal < len(order)
+            and scores[order[equal]] <= limit
+            and (groups is None or groups[order[equal]] == groups[best])
+        ):
             equal += 1
         if equal > 1:
-            scored.insert(0, scored.pop(_two_choices(scored, equal, seed)))
-    return scored
+            order.insert(0, order.pop(_two_choices([options[index] for index in order[:equal]], seed)))
+    return Ranking(options, order, scores, late)
 
 
-def _two_choices(scored: list[Scored], count: int, seed: int) -> int:
-    """Two different indices below `count`, picked by `seed`: the less crowded one's, the first if equal."""
+def _two_choices(options: Sequence[Option], seed: int) -> int:
+    """The index of the less crowded of two different options, picked by `seed`."""
+    count = len(options)
     one = seed % count
     other = (one + 1 + (seed >> 16) % (count - 1)) % count
-    return one if _crowding(scored[one]) <= _crowding(scored[other]) else other
+    return one if _crowding(options[one]) <= _crowding(options[other]) else other
 
 
 def next_shadow_price(price: float, load: Load) -> float:

@@ -28,6 +28,8 @@ _LIMITS = {
 
 
 class Anthropic:
+    tells_retry_after = True
+
     def key(self, headers: Mapping[str, str]) -> str:
         return headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
 
@@ -56,9 +58,7 @@ class Anthropic:
         )
 
     def body(self, call: Call, answer: Answer) -> dict[str, Any]:
-        return _message(
-            call, answer, [_block(answer, full=True)], _FINISH[answer.finish], answer.output_tokens
-        )
+        return _message(call, answer, [_block(answer, full=True)], _FINISH[answer.finish], answer.output_tokens)
 
     def stream(self, call: Call, answer: Answer) -> Iterator[tuple[int, bytes]]:
         def named(kind: str, **fields: Any) -> bytes:
@@ -81,9 +81,7 @@ class Anthropic:
         yield 0, named("message_stop")
 
     def models(self, names: Mapping[str, int]) -> dict[str, Any]:
-        data = [
-            {"type": "model", "id": n, "display_name": n, "created_at": "2030-01-01T00:00:00Z"} for n in names
-        ]
+        data = [{"type": "model", "id": n, "display_name": n, "created_at": "2030-01-01T00:00:00Z"} for n in names]
         return {"data": data, "has_more": False, "first_id": None, "last_id": None}
 
     def error(self, problem: Problem, request_id: str) -> tuple[int, dict[str, Any]]:

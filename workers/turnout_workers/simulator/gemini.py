@@ -22,6 +22,8 @@ _TYPE = "type.googleapis.com/google.rpc."
 
 
 class Gemini:
+    tells_retry_after = False  # it says it in the body
+
     def key(self, headers: Mapping[str, str]) -> str:
         return headers.get("x-goog-api-key", "")
 
@@ -38,7 +40,7 @@ class Gemini:
         answered = any("functionResponse" in part for part in contents[-1]["parts"])
         rule = (body.get("toolConfig") or {}).get("functionCallingConfig") or {}
         mode, allowed = rule.get("mode", "AUTO"), rule.get("allowedFunctionNames")
-        tools = tuple(
+        tools: tuple[tuple[str, Mapping[str, Any]], ...] = tuple(
             (f["name"], next((f[name] for name in _PARAMETERS if f.get(name)), {}))
             for tool in body.get("tools") or ()
             for f in tool.get("functionDeclarations") or ()
@@ -92,9 +94,7 @@ class Gemini:
         message, details = problem.message, list[dict[str, Any]]()
         if problem.kind == "unauthorized":
             message = "API key not valid. Please pass a valid API key."
-            details = [
-                {"@type": _TYPE + "ErrorInfo", "reason": "API_KEY_INVALID", "domain": "googleapis.com"}
-            ]
+            details = [{"@type": _TYPE + "ErrorInfo", "reason": "API_KEY_INVALID", "domain": "googleapis.com"}]
         elif problem.kind == "rate_limited":
             quota = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel"}
             details = [

@@ -190,8 +190,13 @@ class RedisFleetStore:
         await self._call(self._script("price", [self._keys.fleet], args, _nothing))
 
     async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
-        keys = (self._keys.fleet, self._keys.overdue, self._keys.waiting)
-        return await self._call(self._script("state", keys, [], _state))
+        return await self._call(state_call(self._keys, self._prelude))
+
+
+def state_call(keys: Keys, prelude: str = CLOCK + CONSTANTS) -> Call[tuple[float, Mapping[str, EndpointState]]]:
+    """Read all that is known, for whoever only looks on, too."""
+    script = Script.load("turnout_workers.state", "state", prelude)
+    return Call(script, (keys.fleet, keys.overdue, keys.waiting), (), _state)
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------

@@ -1,0 +1,42 @@
+# Every command of the project. `make` alone lists them.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.installed
+
+help: ## list the commands
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+$(READY): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Turnout needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.12, say."; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || \
+		{ echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@echo "Installing into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	@touch $(READY)
+
+install: $(READY) ## make the environment, with everything that development needs
+
+run: $(READY) ## the main job: every line of examples/prompts.jsonl, on whatever providers there are
+	$(BIN)/turnout run examples/prompts.jsonl -o results.jsonl
+
+test: $(READY) ## the tests
+	$(BIN)/python -m pytest
+
+check: $(READY) ## lint, format and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+chaos: $(READY) ## kill workers and Redis, take providers down, and count what was lost (minutes)
+	$(BIN)/python -m tests.chaos
+
+bench: $(READY) ## measure ours and the peers side by side, and write the report (minutes)
+	$(BIN)/python -m tests.benchmarks
+
+clean: ## remove the environment and what runs have left
+	rm -rf $(VENV) .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help install run test check chaos bench clean
+.DEFAULT_GOAL := help

@@ -1,0 +1,495 @@
+"""The job ledger: each accepted job is settled exactly once, whatever dies on the way.
+
+    (none)   enqueue → queued | duplicate | conflict | full | expired
+    queued   claim   → leased, with a token that fences all earlier ones
+    leased   admit   → calling (the fleet's store does this, in the same step in which it grants the call)
+    leased, calling   settle → succeeded | failed | expired;  requeue → queued;  defer → delayed
+                      lease over: sweep → queued, or failed as poison after too many crashes
+    delayed  wake    → queued
+    any live one      cancel → cancelled;  queued, delayed past the deadline: expire → expired
+    failed, expired, cancelled   replay → queued
+
+Failures need the current token; a success is taken from any attempt while the job is unsettled, for it has been
+paid for. Time is Redis's. Every method here builds a `Call`; who sends it is the caller's business.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from importlib.resources import files
+from typing import Any, Self
+
+from turnout.ledger.keys import Keys
+from turnout.ledger.message import TEMPLATE
+from turnout.ledger.script import CLOCK, Call, Read, Script
+from turnout.request import CONTRACT_VERSION, InferenceRequest, Lane
+from turnout.result import JobResult, JobStatus, Problem, celery_record
+
+LIVE = frozenset({"queued", "delayed", "leased", "calling"})
+"""States of a job that is not settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be accepted."""
+
+    id: str
+    payload: str
+    """The request as canonical JSON."""
+    fingerprint: str
+    lane: Lane
+    label: str
+    """The wanted model, for people."""
+    tenant: str | None = None
+    batch: str | None = None
+    deadline: float | None = None
+    """Unix time."""
+    deadline_s: float | None = None
+    """From acceptance on; the earlier of both counts."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    embed: str | None = None
+    """Callbacks and such, as JSON, of a job that a plain Celery app has sent."""
+    stream: bool = False
+    webhook: str | None = None
+    trace: str | None = None
+    """W3C trace context of whoever submitted it."""
+    publish: bool = True
+    """False: its message is at hand already."""
+
+    @classmethod
+    def of(cls, job_id: str, request: InferenceRequest, **options: Any) -> Self:
+        """Of a request; options are this class's other fields."""
+        wish, payload = request.constraints, request.canonical_json()
+        return cls(
+            id=job_id,
+            payload=payload,
+            fingerprint=request.fingerprint(),
+            lane=wish.lane,
+            label="|".join(request.models) or "auto",
+            tenant=wish.tenant,
+            deadline=wish.deadline.timestamp() if wish.deadline else None,
+            deadline_s=wish.deadline_s,
+            metadata=request.metadata,
+            **options,
+        )
+
+
+class Intake(StrEnum):
+    QUEUED = "queued"
+    DUPLICATE = "duplicate"
+    """The same job was accepted before: nothing was done."""
+    CONFLICT = "conflict"
+    """The id belongs to a job of other content."""
+    FULL = "full"
+    """Redis is short of memory; what was accepted must be settled first."""
+    EXPIRED = "expired"
+    """The deadline has passed already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    outcome: Intake
+    state: str
+    """Of the job now; empty if it was not accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that is this worker's until its lease ends. Times are Unix seconds on Redis's clock."""
+
+    token: int
+    payload: str
+    accepted_at: float
+    deadline: float | None
+    progress: str
+    tenant: str | None
+    batch: str | None
+    lane: Lane
+    embed: str | None
+    stream: bool
+    webhook: str | None
+    trace: str | None
+    crashes: int
+    calls: int
+    queued_for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotClaimed:
+    """Not to be had: the state it is in, `none`, or `unknown_version`, which is left untouched."""
+
+    state: str
+
+
+class Ending(StrEnum):
+    SETTLED = "settled"
+    SALVAGED = "salvaged"
+    """A success of an attempt that had lost its lease."""
+    REPEATED = "repeated"
+    """This very attempt has settled it before."""
+    DUPLICATE = "duplicate"
+    """Another attempt has: this result is not kept."""
+    FENCED = "fenced"
+    """Another attempt has the job now."""
+    REFUSED = "refused"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    outcome: Ending
+    state: str
+    """Before."""
+
+    @property
+    def accepted(self) -> bool:
+        return self.outcome in (Ending.SETTLED, Ending.SALVAGED, Ending.REPEATED)
+
+    @property
+    def duplicate(self) -> bool:
+        return self.outcome is Ending.DUPLICATE
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A job without its content."""
+
+    state: str
+    lane: Lane
+    label: str
+    batch: str | None
+    tenant: str | None
+    calls: int
+    crashes: int
+    accepted_at: float
+    settled_at: float | None
+
+
+class Ledger:
+    """Builds the ledger's operations for one namespace. `clock`: see `script.CLOCK`."""
+
+    def __init__(self, keys: Keys | None = None, clock: str = CLOCK) -> None:
+        self.keys = keys or Keys()
+        self._prelude = f"{clock}local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\n" + files(
+            "turnout.ledger"
+        ).joinpath("lua", "shared.lua").read_text("utf-8")
+
+    def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
+        return Call(Script.load("turnout.ledger", name, self._prelude), tuple(keys), tuple(args), decode)
+
+    # --- producers -------------------------------------------------------------------------------------
+
+    def enqueue(self, job: NewJob) -> Call[Enqueued]:
+        keys = self.keys
+        record = {
+            "v": CONTRACT_VERSION,
+            "payload": job.payload,
+            "lane": job.lane.value,
+            "label": job.label,
+            "tenant": job.tenant or "",
+            "batch": job.batch or "",
+            "progress": "",
+        }
+        optional = {
+            "embed": job.embed,
+            "webhook": job.webhook,
+            "trace": job.trace,
+            "stream": "1" if job.stream else "",
+            "metadata": json.dumps(dict(job.metadata)) if job.metadata else "",
+        }
+        record |= {name: value for name, value in optional.items() if value}
+        return self._call(
+            "enqueue",
+            [
+                *self._publishing(job.id, job.lane),
+                keys.deadlines,
+                keys.counts,
+                keys.story(job.id),
+                keys.intake,
+            ],
+            [
+                job.id,
+                job.fingerprint,
+                _ms(job.deadline),
+                _ms(job.deadline_s),
+                int(job.publish),
+                *(part for pair in record.items() for part in pair),
+            ],
+            lambda reply: Enqueued(Intake(reply[0].decode()), reply[1].decode()),
+        )
+
+    def watch(self, job_id: str, inbox: str) -> Call[str]:
+        """Have the job's id published on `inbox` when it settles. Gives its state now, '' if there is none."""
+        return self._call("watch", [self.keys.job(job_id)], [inbox], bytes.decode)
+
+    def cancel(self, job_id: str, batch: str | None, result_ttl_s: float) -> Call[Settlement]:
+        """Cancel a live job. A call in flight is aborted at its worker's next heartbeat."""
+        problem = Problem(code="cancelled", message="cancelled on request")
+        result = JobResult(id=job_id, status=JobStatus.CANCELLED, error=problem)
+        return self._end("cancel", job_id, 0, result, None, result_ttl_s, batch)
+
+    def replay(self, job_id: str, lane: Lane) -> Call[bool]:
+        """Run a settled job again that did not succeed, from the start and without its old deadline."""
+        keys = self.keys
+        named = [keys.failed, keys.counts, keys.story(job_id), keys.result(job_id)]
+        return self._call("replay", [*self._publishing(job_id, lane), *named], [job_id])
+
+    def purge(self, job_ids: Sequence[str]) -> Call[int]:
+        """Delete settled jobs: record, story, result. Live ones stay. Gives the number of those deleted."""
+        keys = self.keys
+        doomed = [key(job_id) for job_id in job_ids for key in (keys.job, keys.story, keys.result, keys.stream)]
+        return self._call("purge", [keys.failed, *doomed], job_ids, int)
+
+    # --- workers ---------------------------------------------------------------------------------------
+
+    def claim(self, job_id: str, owner: str, ttl_s: float) -> Call[Claimed | NotClaimed]:
+        keys = self.keys
+        return self._call(
+            "claim",
+            [keys.job(job_id), keys.leases, keys.story(job_id), *keys.all_pending],
+            [job_id, owner, _ms(ttl_s)],
+            _claim,
+        )
+
+    def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Call[list[bool]]:
+        """Prolong leases; tells of each whether it is still held."""
+        keys = [self.keys.leases, *(self.keys.job(job_id) for job_id, _ in held)]
+        pairs = [part for pair in held for part in pair]
+        return self._call("renew", keys, [_ms(ttl_s), *pairs], lambda reply: [bool(one) for one in reply])
+
+    def settle(
+        self,
+        job_id: str,
+        token: int,
+        result: JobResult,
+        record: Mapping[str, Any] | None,
+        result_ttl_s: float,
+        batch: str | None = None,
+        failed_ttl_s: float | None = None,
+    ) -> Call[Settlement]:
+        """End the job. `record`: the decision that led here. Failed ones are kept longer, to be replayed."""
+        return self._end("token", job_id, token, result, record, result_ttl_s, batch, failed_ttl_s)
+
+    def fail_over(self, job_id: str, token: int, lane: Lane, progress: str, event: Mapping[str, Any]) -> Call[bool]:
+        """Back to its lane's front, to be done by another endpoint."""
+        return self._requeue(job_id, token, lane, progress, event, 1)
+
+    def release(self, job_id: str, token: int, lane: Lane) -> Call[bool]:
+        """Back to its lane's front, as it was: this worker stops. No crash is counted."""
+        return self._requeue(job_id, token, lane, "", {"event": "handed_back"}, 0)
+
+    def defer(self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any]) -> Call[bool]:
+        keys = self.keys
+        return self._call(
+            "defer",
+            [keys.job(job_id), keys.leases, keys.delayed, keys.story(job_id)],
+            [job_id, token, _ms(wait_s), progress, _event(event)],
+        )
+
+    # --- housekeeping: lists of ids, and what to do with each ------------------------------------------
+
+    def due(self, limit: int) -> Call[list[str]]:
+        """Parked jobs whose time has come, the first due last: woken in this order, they run in due order."""
+        return self._due(self.keys.delayed, limit, lambda reply: _texts(reply)[::-1])
+
+    def wake(self, job_id: str, lane: Lane) -> Call[bool]:
+        named = [*self._publishing(job_id, lane), self.keys.delayed, self.keys.story(job_id)]
+        return self._call("wake", named, [job_id])
+
+    def lapsed(self, limit: int) -> Call[list[str]]:
+        """Jobs whose lease is over."""
+        return self._due(self.keys.leases, limit)
+
+    def sweep(self, job_id: str, lane: Lane, max_crashes: int) -> Call[str]:
+        """`queued`, `none`, or `poison`: then `settle_poison` it."""
+        named = [*self._publishing(job_id, lane), self.keys.leases, self.keys.story(job_id)]
+        return self._call("sweep", named, [job_id, max_crashes], bytes.decode)
+
+    def settle_poison(self, job_id: str, max_crashes: int, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
+        message = f"its worker died {max_crashes} times while it was being worked on"
+        result = JobResult(id=job_id, status=JobStatus.FAILED, error=Problem(code="poison", message=message))
+        return self._end("poison", job_id, 0, result, None, result_ttl_s, batch, max_crashes=max_crashes)
+
+    def overdue(self, limit: int) -> Call[list[str]]:
+        """Live jobs past their deadline."""
+        return self._due(self.keys.deadlines, limit)
+
+    def expire(self, job_id: str, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
+        """Expire a job that waits. One that is being worked on is its worker's to expire."""
+        problem = Problem(code="deadline", message="its deadline passed before it was done")
+        result = JobResult(id=job_id, status=JobStatus.EXPIRED, error=problem)
+        return self._end("expire", job_id, 0, result, None, result_ttl_s, batch)
+
+    def lost(self, lane: Lane, limit: int) -> Call[list[str]]:
+        """Queued jobs that seem to have no message any more: candidates for `republish`."""
+        return self._call("lost", [self.keys.pending(lane), self.keys.queue(lane)], [limit], _texts)
+
+    def republish(self, job_id: str, lane: Lane, missing_s: float) -> Call[bool]:
+        """Publish a job again that `lost` has named for so long; tells whether it did."""
+        named = [*self._publishing(job_id, lane), self.keys.story(job_id)]
+        return self._call("republish", named, [job_id, _ms(missing_s)])
+
+    # --- reads -----------------------------------------------------------------------------------------
+
+    def facts(self, job_id: str) -> Read[Facts | None]:
+        """What a job is and where it stands, without its content."""
+        names = ("state", "lane", "label", "batch", "tenant", "calls", "crashes", "accepted_ms", "settled_ms")
+        return Read(("HMGET", self.keys.job(job_id), *names), _facts)
+
+    def result(self, job_id: str) -> Read[JobResult | None]:
+        """The result of a settled job; None if it is live, or gone."""
+        names = ("result", "accepted_ms", "settled_ms", "progress")
+        return Read(("HMGET", self.keys.job(job_id), *names), _result)
+
+    def story(self, job_id: str) -> Read[list[dict[str, Any]]]:
+        """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""
+        return Read(("LRANGE", self.keys.story(job_id), 0, -1), lambda reply: [json.loads(one) for one in reply])
+
+    def failed(self, limit: int, offset: int = 0) -> Read[list[str]]:
+        """Ids of failed jobs, the latest first."""
+        command = ("ZRANGE", self.keys.failed, offset, offset + limit - 1, "REV")
+        return Read(command, _texts)
+
+    # --- shared ----------------------------------------------------------------------------------------
+
+    def _publishing(self, job_id: str, lane: Lane) -> list[str]:
+        """The keys of every script that may publish a job, in the order that `publish` wants."""
+        return [self.keys.job(job_id), self.keys.pending(lane), self.keys.queue(lane)]
+
+    def _due(self, index: str, limit: int, decode: Any = None) -> Call[list[str]]:
+        return self._call("due", [index], [limit], decode or _texts)
+
+    def _requeue(
+        self, job_id: str, token: int, lane: Lane, progress: str, event: Mapping[str, Any], count: int
+    ) -> Call[bool]:
+        named = [*self._publishing(job_id, lane), self.keys.leases, self.keys.story(job_id)]
+        return self._call("requeue", named, [job_id, token, progress, _event(event), count])
+
+    def _end(
+        self,
+        authority: str,
+        job_id: str,
+        token: int,
+        result: JobResult,
+        record: Mapping[str, Any] | None,
+        result_ttl_s: float,
+        batch: str | None,
+        failed_ttl_s: float | None = None,
+        max_crashes: int = 0,
+    ) -> Call[Settlement]:
+        keys = self.keys
+        text = result.model_dump_json(exclude_defaults=True)
+        event: dict[str, Any] = {"event": result.status.value}
+        if result.error is not None:
+            event["why"] = result.error.code
+        if record is not None:
+            event["decision"] = record
+        ttl_ms = _ms(result_ttl_s)
+        return self._call(
+            "settle",
+            [
+                keys.job(job_id),
+                keys.leases,
+                keys.delayed,
+                keys.deadlines,
+                keys.failed,
+                keys.counts,
+                keys.story(job_id),
+                keys.result(job_id),
+                keys.done(batch or ""),
+                *keys.all_pending,
+            ],
+            [
+                job_id,
+                authority,
+                token,
+                result.status.value,
+                text,
+                celery_record(result, text),
+                _event(event),
+                ttl_ms,
+                max(ttl_ms, _ms(failed_ttl_s)),
+                max_crashes,
+                batch or "",
+            ],
+            lambda reply: Settlement(Ending(reply[0].decode()), reply[1].decode()),
+        )
+
+
+def _ms(seconds: float | None) -> int:
+    return 0 if seconds is None else max(0, round(seconds * 1000))
+
+
+def _event(event: Mapping[str, Any]) -> str:
+    """The inside of a JSON object: Lua puts the time before it."""
+    return json.dumps(event, separators=(",", ":"), ensure_ascii=False)[1:-1]
+
+
+def _texts(reply: list[bytes]) -> list[str]:
+    return [one.decode() for one in reply]
+
+
+def _result(reply: list[bytes | None]) -> JobResult | None:
+    """The stored result; one written without its worker (expired, cancelled, poison) lacks what the record has."""
+    result, accepted_ms, settled_ms, progress = reply
+    if result is None:
+        return None
+    stored = json.loads(result)
+    stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
+    stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
+    if progress:
+        known = json.loads(progress)
+        attempts = known.get("attempts", [])
+        stored |= {
+            "attempts": attempts,
+            "failovers": known.get("failovers", 0),
+            "deferrals": known.get("deferrals", 0),
+            "cost_microusd": sum(attempt.get("cost_microusd", 0) for attempt in attempts),
+            "unsure_microusd": sum(attempt.get("unsure_microusd", 0) for attempt in attempts),
+        }
+    return JobResult.model_validate_json(json.dumps(stored))
+
+
+def _claim(reply: list[Any]) -> Claimed | NotClaimed:
+    if reply[0] != b"claimed":
+        return NotClaimed(reply[0].decode())
+    _, token, waited_ms, fields = reply
+    texts = [None if value is None else value.decode() for value in fields]
+    payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
+    return Claimed(
+        token=token,
+        payload=payload or "",
+        accepted_at=int(accepted or 0) / 1000,
+        deadline=int(deadline) / 1000 if deadline and deadline != "0" else None,
+        progress=progress or "",
+        tenant=tenant or None,
+        batch=batch or None,
+        lane=Lane(lane or Lane.STANDARD),
+        embed=embed,
+        stream=bool(stream),
+        webhook=webhook,
+        trace=trace,
+        crashes=int(crashes or 0),
+        calls=int(calls or 0),
+        queued_for_s=waited_ms / 1000,
+    )
+
+
+def _facts(reply: list[Any]) -> Facts | None:
+    if reply[0] is None:
+        return None
+    state, lane, label, batch, tenant, calls, crashes, accepted, settled = (v.decode() if v else "" for v in reply)
+    return Facts(
+        state,
+        Lane(lane),
+        label,
+        batch or None,
+        tenant or None,
+        int(calls or 0),
+        int(crashes or 0),
+        int(accepted or 0) / 1000,
+        int(settled) / 1000 if settled else None,
+    )

@@ -1,0 +1,21 @@
+#!lua flags=allow-oom
+-- Publish a queued job again that has had no message for some time. Should it have one all the same, then two
+-- messages compete, and one of them finds the job claimed.
+-- KEYS  job, pending, lane queue, story
+-- ARGV  id, for how long (ms) it must have been without; after that, each time twice as long passes
+-- Returns 1, or 0 if it was not published
+local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'missed_ms', 'republished')
+if job[1] ~= VERSION or job[2] ~= 'queued' then return 0 end
+if not job[3] then
+  redis.call('HSET', KEYS[1], 'missed_ms', NOW)
+  return 0
+end
+if NOW - job[3] < tonumber(ARGV[2]) then return 0 end
+
+local times = redis.call('HINCRBY', KEYS[1], 'republished', 1)
+redis.call('HDEL', KEYS[1], 'missed_ms')
+publish(KEYS[1], ARGV[1], KEYS[2], KEYS[3])
+-- Placed in the future, it is not looked for until then: what no worker claims must not be published for ever.
+redis.call('ZADD', KEYS[2], NOW + ARGV[2] * (2 ^ math.min(times - 1, 10) - 1), ARGV[1])
+tell(KEYS[4], '"event":"republished"')
+return 1

@@ -1,0 +1,51 @@
+"""The Celery message of a job: protocol 2, as kombu's Redis transport wants it, with no prompt in it.
+
+The scripts in `lua/` push it in the same step in which they queue the job, and put in what stands between angle
+brackets (`shared.lua`). What a plain Celery app has sent along, callbacks and such, is put in again each time.
+"""
+
+from __future__ import annotations
+
+import json
+
+TASK = "turnout.infer"
+
+TEMPLATE = json.dumps(
+    {
+        "headers": {
+            "place": "<place>",
+            "lang": "py",
+            "task": TASK,
+            "id": "<id>",
+            "root_id": "<id>",
+            "parent_id": None,
+            "group": None,
+            "retries": "<retries>",
+            "eta": None,
+            "expires": None,
+            "timelimit": [None, None],
+            # What Flower and Celery's events show.
+            "argsrepr": "<lane> · <label>",
+            "kwargsrepr": "",
+            "origin": "turnout",
+            "ignore_result": True,
+        },
+        "body": '[["<bodyid>"],{},<embed>]',
+        "content-type": "application/json",
+        "content-encoding": "utf-8",
+        "properties": {
+            "correlation_id": "<id>",
+            "reply_to": "",
+            "delivery_mode": 2,
+            "delivery_info": {"exchange": "", "routing_key": "<lane>"},
+            "priority": 0,
+            "delivery_tag": "<tag>",
+        },
+    },
+    separators=(",", ":"),
+    ensure_ascii=False,
+)
+"""A JSON text with marks in it. Two of them stand for numbers, and lose their quotes."""
+
+for _number in ("place", "retries"):
+    TEMPLATE = TEMPLATE.replace(f'"<{_number}>"', f"<{_number}>")

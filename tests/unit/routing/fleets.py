@@ -1,0 +1,61 @@
+"""Small fleets for the routing tests."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+from turnout.request import InferenceRequest, RoutingConstraints
+from turnout_workers.routing import Decision, Endpoint, JobProfile, Snapshot, rank
+from turnout_workers.routing.fleet import EndpointView, Health, Load, Price, ProviderMetrics
+
+NOW = 1_000_000.0
+WELL, UNKNOWN, IDLE = Health(), ProviderMetrics(), Load()
+
+
+def endpoint(provider: str = "groq", **changes: Any) -> Endpoint:
+    return replace(Endpoint(provider, "llama", "llama-3.3", price=Price(1.0, 2.0)), **changes)
+
+
+def observed(ttft_s: float = 0.5, s_per_token: float = 0.01, **changes: Any) -> ProviderMetrics:
+    known = ProviderMetrics(ttft_s, s_per_token, sigma=0.3, latency_at=NOW, latency_samples=50, error_weight=20.0)
+    return replace(known, **changes)
+
+
+def view(
+    at: Endpoint,
+    health: Health = WELL,
+    metrics: ProviderMetrics = UNKNOWN,
+    load: Load = IDLE,
+) -> EndpointView:
+    return EndpointView(at, health, metrics, load)
+
+
+def snapshot(*parts: Endpoint | EndpointView, at: float = NOW) -> Snapshot:
+    return Snapshot.of(at, tuple(p if isinstance(p, EndpointView) else EndpointView(p) for p in parts))
+
+
+def request(
+    prompt: str = "Say hello.", model: Any = None, max_output_tokens: int | None = 100, **wish: Any
+) -> InferenceRequest:
+    constraints = RoutingConstraints(**wish)
+    return InferenceRequest(
+        prompt=prompt, model=model, max_output_tokens=max_output_tokens, constraints=constraints
+    )
+
+
+def job(**wish: Any) -> JobProfile:
+    return JobProfile.of(request(**wish), accepted_at=NOW)
+
+
+def decide(wanted: JobProfile, *parts: Endpoint | EndpointView, seed: int = 0, **options: Any) -> Decision:
+    return rank(wanted, snapshot(*parts), NOW, random.Random(seed), **options)
+
+
+def chosen(decision: Decision) -> list[str]:
+    return [candidate.endpoint.provider for candidate in decision.candidates]
+
+
+def reasons(decision: Decision) -> dict[str, str]:
+    return {e.endpoint_id.split("/")[0]: e.reason.value for e in decision.exclusions}

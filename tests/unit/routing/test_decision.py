@@ -1,0 +1,264 @@
+"""Which endpoint a job goes to under each strategy, when it waits instead, and what it is told."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from tests.unit.routing.fleets import NOW, chosen, decide, endpoint, job, observed, reasons, request, snapshot, view
+
+from turnout.request import Lane, RoutingStrategy
+from turnout_workers.routing import Action, JobProfile, rank, replay
+from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price
+from turnout_workers.routing.options import COOLDOWN_SPREAD_S
+
+S = RoutingStrategy
+CHEAP = view(endpoint("cheap", price=Price(0.1, 0.1)), metrics=observed(3.0))
+FAST = view(endpoint("fast", price=Price(5, 5)), metrics=observed(0.2, 0.001))
+MIDDLE = view(endpoint("middle", price=Price(1, 1), priority=1), metrics=observed(1.0))
+
+
+def first(strategy: RoutingStrategy, *parts: EndpointView, **wish: Any) -> str:
+    return chosen(decide(job(strategy=strategy, **wish), *parts))[0]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "wish", "expected"),
+    [
+        (S.COST_OPTIMIZED, {}, "cheap"),
+        (S.LATENCY_OPTIMIZED, {}, "fast"),
+        (S.PRIORITY, {}, "middle"),
+        (S.FAILOVER, {}, "middle"),
+        (S.BALANCED, {}, "cheap"),
+        (S.BALANCED, {"deadline_s": 600}, "cheap"),
+        (S.BALANCED, {"deadline_s": 3}, "middle"),
+        (S.BALANCED, {"deadline_s": 1}, "fast"),
+        (S.COST_OPTIMIZED, {"deadline_s": 3}, "middle"),
+        (S.PRIORITY, {"deadline_s": 1}, "fast"),
+        (S.BALANCED, {"order": ("fast", "middle")}, "fast"),
+        (S.COST_OPTIMIZED, {"order": ("nobody", "middle")}, "middle"),
+        (S.LATENCY_OPTIMIZED, {"max_cost_usd": 150e-6}, "middle"),
+    ],
+)
+def test_each_strategy_takes_what_it_is_for(strategy: RoutingStrategy, wish: dict[str, Any], expected: str) -> None:
+    assert first(strategy, CHEAP, FAST, MIDDLE, **wish) == expected
+
+
+def test_the_default_strategy_holds_where_the_job_names_none() -> None:
+    parts = (CHEAP, FAST, MIDDLE)
+    assert chosen(decide(job(), *parts, default_strategy=S.LATENCY_OPTIMIZED))[0] == "fast"
+    assert chosen(decide(job(strategy="cost"), *parts, default_strategy=S.LATENCY_OPTIMIZED))[0] == "cheap"
+
+
+def test_an_unknown_price_ranks_behind_every_known_one_and_is_never_a_number() -> None:
+    unknown = view(endpoint("unknown", price=None), metrics=observed(0.1))
+    decision = decide(job(strategy="cost"), unknown, CHEAP, FAST)
+    assert chosen(decision) == ["cheap", "fast", "unknown"]
+    assert decision.candidates[-1].expected_cost_microusd is None
+    assert decision.candidates[-1].upper_cost_microusd is None
+    assert first(S.LATENCY_OPTIMIZED, unknown, CHEAP) == "unknown"
+    assert first(S.COST_OPTIMIZED, unknown) == "unknown"
+
+
+def test_the_expected_cost_is_that_of_this_job_its_cached_tokens_and_its_failures() -> None:
+    long_input, long_output = Price(1, 9), Price(9, 1)
+    parts = (endpoint("in", price=long_input), endpoint("out", price=long_output))
+    assert chosen(decide(job(strategy="cost", prompt="x" * 9000), *parts))[0] == "in"
+    assert chosen(decide(job(strategy="cost", max_output_tokens=None), *parts))[0] == "out"
+    cached = replace(job(strategy="cost", prompt="x" * 9000), cached_input_tokens=2000)
+    discount = endpoint("discount", price=Price(2, 2, cache_read=0.2))
+    assert chosen(decide(cached, endpoint("plain", price=Price(1, 2)), discount))[0] == "discount"
+    flaky = view(endpoint("flaky", price=Price(0.9, 1.8)), metrics=observed(error_rate=0.5))
+    assert chosen(decide(job(strategy="cost"), flaky, view(endpoint("solid"), metrics=observed())))[0] == "solid"
+
+
+def test_free_endpoints_come_before_paid_ones() -> None:
+    free = [endpoint(name, price=Price(0, 0)) for name in ("local", "lab")]
+    assert set(chosen(decide(job(strategy="cost"), endpoint("paid"), *free))[:2]) == {"local", "lab"}
+
+
+def shares(strategy: RoutingStrategy, *parts: Any, jobs: int = 3000, in_turn: bool = True) -> Counter[str]:
+    rng, fleet = random.Random(11), snapshot(*parts)
+    wanted = job(strategy=strategy)
+    return Counter(
+        rank(wanted, fleet, NOW, rng, turn=turn if in_turn else None).top(1)[0].endpoint.provider
+        for turn in range(jobs)
+    )
+
+
+@pytest.mark.parametrize("strategy", [S.BALANCED, S.COST_OPTIMIZED, S.LATENCY_OPTIMIZED, S.PRIORITY, S.ROUND_ROBIN])
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_equal_endpoints_share_the_work_within_a_tenth(strategy: RoutingStrategy, count: int) -> None:
+    found = shares(strategy, *(view(endpoint(f"p{i}"), metrics=observed()) for i in range(count)))
+    assert all(abs(found[f"p{i}"] * count / 3000 - 1) < 0.1 for i in range(count))
+
+
+def test_nearly_equal_latencies_do_not_herd() -> None:
+    parts = [view(endpoint(f"p{ms}"), metrics=observed(ms / 1000, 0.0)) for ms in (20, 22, 24)]
+    assert max(shares(S.LATENCY_OPTIMIZED, *parts).values()) < 1200
+
+
+def test_the_busier_of_two_equals_gets_less() -> None:
+    busy = view(endpoint("busy"), metrics=observed(), load=Load(in_flight=20))
+    found = shares(S.LATENCY_OPTIMIZED, busy, view(endpoint("idle"), metrics=observed()))
+    assert found["idle"] == 3000
+
+
+def test_round_robin_keeps_the_weights_exactly() -> None:
+    parts = [endpoint("three", weight=3.0), endpoint("one", weight=1.0), endpoint("none", weight=0.0)]
+    found = shares(S.ROUND_ROBIN, *parts, jobs=400)
+    assert abs(found["three"] - 300) <= 2
+    assert found["none"] == 0
+    assert 250 < shares(S.ROUND_ROBIN, *parts, jobs=400, in_turn=False)["three"] < 350
+
+
+def test_failover_goes_strictly_in_order() -> None:
+    out = Health(open_until=NOW + 9)
+    parts = [endpoint("b", priority=2), endpoint("a", priority=1), endpoint("c", priority=2)]
+    assert chosen(decide(job(strategy="failover"), *parts)) == ["a", "b", "c"]
+    assert chosen(decide(job(strategy="failover"), parts[0], view(parts[1], out), parts[2])) == ["b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("health", "load", "reason", "until_s"),
+    [
+        (Health(open_until=NOW + 7), Load(), "open", 7),
+        (Health(open_until=NOW - 1, probing=True), Load(), "probing", 1),
+        (Health(blocked_until=NOW + 4), Load(), "cooldown", 4),
+        (Health(blocked_until=NOW + 3600), Load(), "cooldown", 3600),
+        (Health(), Load(ready_at=NOW + 2), "full", 2),
+        (Health(), Load(in_flight=5), "full", 1.0 / 5),
+        (Health(disabled="bad key"), Load(), "disabled", 5),
+        (Health(isolated=True), Load(), "isolated", 5),
+    ],
+)
+def test_with_nothing_available_a_job_waits_and_knows_until_when(
+    health: Health, load: Load, reason: str, until_s: float
+) -> None:
+    limited = endpoint(limits=Limits(concurrency=5))
+    decision = decide(job(), view(limited, health, load=load))
+    assert decision.action is Action.WAIT
+    assert reasons(decision) == {"groq": reason}
+    spread_s = COOLDOWN_SPREAD_S if reason == "cooldown" else 0.0
+    assert NOW + until_s - 1e-6 <= decision.retry_at <= NOW + until_s + spread_s + 1e-6
+    assert chosen(decide(job(), view(limited, health, load=load), endpoint("spare"))) == ["spare"]
+
+
+def test_a_job_with_time_waits_for_the_cheap_one_and_an_urgent_one_does_not() -> None:
+    busy = replace(CHEAP, load=Load(ready_at=NOW + 2))
+    patient = decide(job(lane=Lane.BATCH, deadline_s=600), busy, FAST)
+    assert patient.action is Action.WAIT
+    assert patient.waits_for == "cheap/llama"
+    assert patient.retry_at == NOW + 2
+    assert decide(job(lane=Lane.BATCH, deadline_s=4), busy, FAST).action is Action.GO
+    assert decide(job(lane=Lane.INTERACTIVE), replace(busy, load=Load(ready_at=NOW + 29)), FAST).action is Action.GO
+    assert decide(job(strategy="priority", lane=Lane.BATCH), busy, FAST).action is Action.GO
+
+
+def test_scarce_capacity_is_left_to_those_who_have_no_other() -> None:
+    scarce = view(endpoint("scarce", price=Price(1, 1)), metrics=observed(), load=Load(shadow_price=2.0))
+    other = view(endpoint("other", price=Price(2, 2)), metrics=observed())
+    assert chosen(decide(job(), scarce, other))[0] == "other"
+    assert chosen(decide(job(only=("scarce",)), scarce, other)) == ["scarce"]
+
+
+def test_no_endpoint_is_tried_twice_while_another_is_left() -> None:
+    parts = [endpoint("a"), endpoint("b")]
+    tried = frozenset({"a/llama"})
+    assert chosen(decide(job(), *parts, tried=tried)) == ["b"]
+    assert reasons(decide(job(), *parts, tried=tried)) == {"a": "tried"}
+    b_is_out = view(parts[1], Health(open_until=NOW + 9))
+    assert chosen(decide(job(), parts[0], b_is_out, tried=tried)) == ["a"]
+    again = replace(job(), failures={"a/llama": 1})
+    assert chosen(decide(again, *parts, tried=frozenset({"a/llama", "b/llama"})))[0] == "b"
+
+
+HALF_OPEN = Health(open_until=NOW - 1)
+
+
+def test_a_probe_is_a_short_job_that_no_person_waits_for() -> None:
+    down = view(endpoint("down", price=Price(0.1, 0.1)), HALF_OPEN, observed(error_rate=0.9))
+    spare = view(endpoint("spare"), metrics=observed())
+    decision = decide(job(), down, spare)
+    assert chosen(decision) == ["down", "spare"]
+    assert decision.candidates[0].probe
+    for unfit in (job(lane=Lane.INTERACTIVE), replace(job(), expected_output_tokens=513)):
+        assert chosen(decide(unfit, down, spare)) == ["spare"]
+        alone = decide(unfit, down)
+        assert alone.candidates[0].probe
+        assert alone.candidates[0].probe_allowed
+
+
+def test_a_recovering_endpoint_gets_its_share_and_all_if_it_is_alone() -> None:
+    back = view(endpoint("back", price=Price(0.1, 0.1)), Health(recovered_at=NOW - 4), observed())
+    found = shares(S.COST_OPTIMIZED, back, endpoint("other"), in_turn=False)
+    assert 0.52 < found["back"] / 3000 < 0.63
+    assert shares(S.COST_OPTIMIZED, back)["back"] == 3000
+
+
+@pytest.mark.parametrize(
+    ("observed_s", "age_s", "max_latency_s", "goes"),
+    [(1.0, 0, 1.5, True), (1.0, 0, 1.49, False), (1.0, 60, 1.2, True), (None, 0, 0.1, True)],
+)
+def test_an_observed_latency_excludes_until_it_is_old(
+    observed_s: float | None, age_s: float, max_latency_s: float, goes: bool
+) -> None:
+    known = observed(latency_samples=0, latency_at=0) if observed_s is None else observed(latency_at=NOW - age_s)
+    known = replace(known, ttft_s=observed_s)
+    decision = decide(job(max_latency_s=max_latency_s), view(endpoint(expected_ttft_s=1.0), metrics=known))
+    assert decision.action is (Action.GO if goes else Action.WAIT)
+    assert reasons(decision) == ({} if goes else {"groq": "slow"})
+
+
+def test_only_an_urgent_job_with_a_runner_up_in_time_may_be_hedged() -> None:
+    parts = (FAST, MIDDLE)
+    assert decide(job(lane=Lane.INTERACTIVE, strategy="latency"), *parts).hedge_after_s == 0.8
+    assert decide(job(lane=Lane.INTERACTIVE), CHEAP, MIDDLE).hedge_after_s == pytest.approx(
+        3.5 * 2.718 ** (1.645 * 0.3), rel=0.01
+    )
+    assert decide(job(), *parts).hedge_after_s is None
+    assert decide(job(lane=Lane.INTERACTIVE), FAST).hedge_after_s is None
+    assert decide(job(lane=Lane.INTERACTIVE, deadline_s=2), *parts).hedge_after_s is None
+
+
+def test_a_candidate_carries_what_admission_and_the_call_need() -> None:
+    best = decide(job(), MIDDLE).candidates[0]
+    assert (best.input_tokens, best.output_tokens, best.upper_cost_microusd) == (13, 100, 113)
+    assert best.expected_cost_microusd == 61
+    assert best.latency_s == pytest.approx(1.5)
+    assert best.overdue_s == pytest.approx(1.2 * 1.5 * 2.718 ** (2 * 0.3), rel=0.01)
+    assert best.timeout_s == pytest.approx(4 * 1.5 * 2.718 ** (2.326 * 0.3), rel=0.01)
+    own = JobProfile.of(request().model_copy(update={"timeout_s": 3.0}))
+    assert decide(own, MIDDLE).candidates[0].timeout_s == 3.0
+
+
+def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() -> None:
+    rng = random.Random(2)
+    records = []
+    for strategy in S:
+        for _ in range(20):
+            at = EndpointView(
+                endpoint(f"p{rng.random()}", limits=Limits(concurrency=9)), metrics=observed(rng.random())
+            )
+            fleet = snapshot(CHEAP, FAST, MIDDLE, at, view(endpoint("x"), load=Load(ready_at=NOW + 1)))
+            records.append(rank(job(strategy=strategy), fleet, NOW, rng, turn=rng.choice([None, 1, 2])).to_record())
+    records = json.loads(json.dumps(records))
+    repeated = replay(records)
+    assert (repeated.decisions, repeated.changed) == (120, 0)
+    cheap, fast = (replay(records, name) for name in (S.COST_OPTIMIZED, S.LATENCY_OPTIMIZED))
+    assert cheap.cost_microusd < repeated.cost_microusd < fast.cost_microusd
+    assert fast.time_s < repeated.time_s < cheap.time_s
+
+
+def test_a_record_says_why_and_holds_no_prompt() -> None:
+    wanted = job(prompt="the secret plan", model="llama", deadline_s=30)
+    out = view(endpoint("out"), Health(open_until=NOW + 9, reason="4 failures in a row"))
+    record = decide(wanted, MIDDLE, out, endpoint("other", model="gpt")).to_record()
+    assert record["chosen"] == "middle/llama"
+    assert record["excluded"]["out/llama"] == ["open", "ejected: 4 failures in a row"]
+    assert record["excluded"]["other/gpt"] == ["model", "serves gpt, not llama"]
+    assert "secret" not in json.dumps(record)

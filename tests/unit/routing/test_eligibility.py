@@ -1,0 +1,114 @@
+"""What each constraint lets through, on its borders, and what a refusal says."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.unit.routing.fleets import chosen, decide, endpoint, job, reasons, request
+
+from turnout.request import Capability, Quality
+from turnout_workers.routing import Action, Fleet, JobProfile, NoEligibleEndpoint, refusal
+from turnout_workers.routing.eligibility import upper_cost_microusd
+from turnout_workers.routing.fleet import Price
+from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS
+
+UNKNOWN_PRICE = {"price": None}
+
+CASES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
+    ({}, {}, None),
+    ({"model": "llama"}, {}, None),
+    ({"model": "llama-3.3"}, {}, None),
+    ({"model": "fast"}, {"aliases": frozenset({"fast"})}, None),
+    ({"model": ("gpt", "llama")}, {}, None),
+    ({"model": "gpt"}, {}, "model"),
+    ({"only": ("groq",)}, {}, None),
+    ({"only": ("openai",)}, {}, "only"),
+    ({"ignore": ("groq",)}, {}, "ignore"),
+    ({"ignore": ("openai",)}, {}, None),
+    ({"regions": ("eu", "ch")}, {"regions": frozenset({"eu"})}, None),
+    ({"regions": ("eu",)}, {"regions": frozenset({"eu", "us"})}, "region"),
+    ({"regions": ("eu",)}, {}, "region"),
+    ({"no_training": True}, {}, "no_training"),
+    ({"no_training": True}, {"no_training": True}, None),
+    ({"zero_retention": True}, {}, "zero_retention"),
+    ({"zero_retention": True}, {"zero_retention": True}, None),
+    ({"capabilities": {"vision"}}, {}, "capability"),
+    ({"capabilities": {"vision"}}, {"capabilities": frozenset({Capability.VISION})}, None),
+    ({"min_quality": "good"}, {}, "quality"),
+    ({"min_quality": "good"}, {"quality": Quality.BASIC}, "quality"),
+    ({"min_quality": "good"}, {"quality": Quality.GOOD}, None),
+    ({"min_quality": "good"}, {"quality": Quality.BEST}, None),
+    ({"min_context_tokens": 8000}, {}, "context"),
+    ({"min_context_tokens": 8000}, {"context_tokens": 7999}, "context"),
+    ({"min_context_tokens": 8000}, {"context_tokens": 8000}, None),
+    ({"max_output_tokens": 500}, {"max_output_tokens": 499}, "output"),
+    ({"max_output_tokens": 500}, {"max_output_tokens": 500}, None),
+    ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"context_tokens": 1107}, "context"),
+    ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"context_tokens": 1108}, None),
+    ({"max_input_usd_per_mtok": 1.0}, {}, None),
+    ({"max_input_usd_per_mtok": 0.99}, {}, "price"),
+    ({"max_output_usd_per_mtok": 2.0}, {}, None),
+    ({"max_output_usd_per_mtok": 1.99}, {}, "price"),
+    ({"max_input_usd_per_mtok": 1e6}, UNKNOWN_PRICE, "price_unknown"),
+    ({"max_cost_usd": 100.0}, UNKNOWN_PRICE, "price_unknown"),
+    ({}, UNKNOWN_PRICE, None),
+    # 13 input tokens at most (10 bytes, 8 for the message) at 1, and 100 output at 2 micro-dollars: 213.
+    ({"max_cost_usd": 213e-6}, {}, None),
+    ({"max_cost_usd": 212e-6}, {}, "cost"),
+    ({"max_cost_usd": 0.0}, {"price": Price(0, 0)}, None),
+]
+
+
+@pytest.mark.parametrize(("wish", "changes", "reason"), CASES)
+def test_each_constraint_excludes_exactly_what_breaks_it(
+    wish: dict[str, Any], changes: dict[str, Any], reason: str | None
+) -> None:
+    decision = decide(job(**wish), endpoint(**changes))
+    assert reasons(decision) == ({"groq": reason} if reason else {})
+    assert decision.action is (Action.REFUSE if reason else Action.GO)
+    assert (refusal(job(**wish), [endpoint(**changes)]) is None) == (reason is None)
+
+
+def test_a_refusal_tells_the_reason_of_every_endpoint() -> None:
+    fleet = [endpoint("groq"), endpoint("azure", regions=frozenset({"us"})), endpoint("mistral", model="large")]
+    wanted = job(model="llama", regions=("eu",))
+    told = refusal(wanted, Fleet(fleet))
+    assert told == {
+        "groq/llama": "its region is not known",
+        "azure/llama": "may process in us, not only in eu",
+        "mistral/large": "serves large, not llama",
+    }
+    with pytest.raises(NoEligibleEndpoint, match="azure/llama: may process in us") as error:
+        decide(wanted, *fleet).raise_if_refused()
+    assert error.value.reasons == told
+
+
+def test_an_empty_fleet_refuses_with_a_hint() -> None:
+    with pytest.raises(NoEligibleEndpoint, match="none is registered"):
+        decide(job()).raise_if_refused()
+
+
+def test_what_was_spent_counts_against_the_cost_ceiling() -> None:
+    wanted = request(max_cost_usd=300e-6)
+    fresh, spent = JobProfile.of(wanted), JobProfile.of(wanted, spent_microusd=100)
+    assert refusal(fresh, [endpoint()]) is None
+    assert refusal(spent, [endpoint()]) == {"groq/llama": "may cost $0.000213, $0.000200 of its ceiling left"}
+
+
+def test_an_answer_without_limit_is_priced_at_the_longest_one() -> None:
+    wanted = JobProfile.of(request(max_output_tokens=None))
+    assert upper_cost_microusd(wanted, endpoint()) == 13 + 2 * LARGEST_OUTPUT_TOKENS
+    assert upper_cost_microusd(wanted, endpoint(max_output_tokens=1000)) == 13 + 2 * 1000
+
+
+def test_an_endpoint_that_showed_it_cannot_do_the_job_is_never_offered_again() -> None:
+    wanted = JobProfile.of(request(), excluded=frozenset({"groq/llama"}))
+    assert chosen(decide(wanted, endpoint("groq"), endpoint("azure"))) == ["azure"]
+    assert refusal(wanted, [endpoint("groq")]) == {"groq/llama": "has shown that it can't do this job"}
+
+
+def test_two_keys_of_one_provider_need_two_accounts() -> None:
+    with pytest.raises(ValueError, match="groq/llama is there twice"):
+        Fleet([endpoint(), endpoint()])
+    assert Fleet([endpoint(), endpoint(account="eu")]).ids == ("groq/llama", "groq/llama#eu")

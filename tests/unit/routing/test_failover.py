@@ -1,0 +1,122 @@
+"""What follows from every kind of failure: for the job, and for the endpoint."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import pytest
+
+from turnout_workers.routing.failover import RULES, Action, Allowance, backoff_s, judge
+from turnout_workers.routing.failure import Failure, FailureKind, Scope
+
+K = FailureKind
+#       kind                  first    again    none left   cooldown  what becomes of the endpoint
+TABLE: list[tuple[FailureKind, str, str, str, float, set[str]]] = [
+    (K.RATE_LIMITED, "fail_over", "fail_over", "defer", 5, set()),
+    (K.QUOTA_EXHAUSTED, "fail_over", "fail_over", "defer", 3600, set()),
+    (K.OVERLOADED, "fail_over", "fail_over", "defer", 0, {"counts"}),
+    (K.UNAVAILABLE, "fail_over", "fail_over", "defer", 0, {"counts"}),
+    (K.TIMED_OUT, "fail_over", "fail_over", "defer", 0, {"counts", "spends"}),
+    (K.INTERRUPTED, "fail_over", "fail_over", "defer", 0, {"counts", "spends"}),
+    (K.SERVER_ERROR, "retry", "fail_over", "defer", 0, {"counts", "spends"}),
+    (K.MALFORMED, "fail_over", "fail_over", "defer", 0, {"counts", "spends"}),
+    (K.UNAUTHORIZED, "fail_over", "fail_over", "defer", 0, {"disables"}),
+    (K.BILLING, "fail_over", "fail_over", "defer", 0, {"disables"}),
+    (K.FORBIDDEN, "fail_over", "fail_over", "defer", 0, {"disables"}),
+    (K.MODEL_NOT_FOUND, "fail_over", "fail_over", "defer", 0, {"disables"}),
+    (K.CONTEXT_LENGTH, "fail_over", "fail_over", "give_up", 0, {"unsuited"}),
+    (K.CONTENT_FILTERED, "fail_over", "fail_over", "give_up", 0, {"unsuited"}),
+    (K.UNSUPPORTED, "fail_over", "fail_over", "give_up", 0, {"unsuited"}),
+    (K.CONFLICT, "retry", "fail_over", "defer", 0, {"spends"}),
+    (K.INVALID_REQUEST, "give_up", "give_up", "give_up", 0, set()),
+    (K.LOCAL, "retry", "retry", "defer", 0, set()),
+    (K.CANCELLED, "defer", "defer", "defer", 0, set()),
+]
+
+
+def verdict(kind: FailureKind, retry_after_s: float | None = None, **how: Any) -> Any:
+    return judge(Failure(kind, "told so", retry_after_s=retry_after_s), random.Random(1), **how)
+
+
+@pytest.mark.parametrize(("kind", "first", "again", "none_left", "cooldown_s", "effects"), TABLE)
+def test_the_verdict_on_every_kind(
+    kind: FailureKind, first: str, again: str, none_left: str, cooldown_s: float, effects: set[str]
+) -> None:
+    found = verdict(kind)
+    assert found.action == first
+    assert verdict(kind, retries_here=1).action == again
+    assert verdict(kind, retries_here=2, has_untried=False).action == none_left
+    assert cooldown_s <= found.block_s <= cooldown_s * 1.1
+    flags = {
+        "counts": found.counts_for_health,
+        "spends": found.spends_attempt,
+        "disables": found.disable,
+        "unsuited": found.exclude,
+    }
+    assert {name for name, is_set in flags.items() if is_set} == effects
+
+
+def test_every_kind_has_its_row_and_its_rule() -> None:
+    assert {row[0] for row in TABLE} == set(FailureKind) == set(RULES)
+
+
+def test_a_success_finishes() -> None:
+    assert judge(None, random.Random()).action is Action.FINISH
+
+
+@pytest.mark.parametrize(("told_s", "action"), [(0.5, "retry"), (2.0, "retry"), (2.1, "fail_over")])
+def test_a_short_retry_after_is_waited_for_in_place(told_s: float, action: str) -> None:
+    found = verdict(K.RATE_LIMITED, told_s)
+    assert found.action == action
+    assert found.block_s >= told_s
+    if action == "retry":
+        assert found.delay_s >= told_s
+        assert verdict(K.RATE_LIMITED, told_s, retries_here=1).action is Action.FAIL_OVER
+
+
+@pytest.mark.parametrize("kind", [K.RATE_LIMITED, K.OVERLOADED, K.UNAVAILABLE, K.SERVER_ERROR, K.TIMED_OUT])
+def test_retry_after_is_a_floor_for_the_cooldown(kind: FailureKind) -> None:
+    assert 40 <= verdict(kind, 40.0).block_s <= 44
+    assert verdict(kind, 40.0, has_untried=False, retries_here=1).delay_s >= 40
+
+
+def test_a_daily_quota_cools_down_for_an_hour_at_least() -> None:
+    assert verdict(K.QUOTA_EXHAUSTED, 60.0).block_s >= 3600
+    assert verdict(K.QUOTA_EXHAUSTED, 7200.0).block_s >= 7200
+
+
+def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
+    assert verdict(K.SERVER_ERROR, retry_budget_left=False).action is Action.FAIL_OVER
+    allowance = Allowance(0.25, reserve=2)
+    assert [allowance.withdraw() for _ in range(3)] == [True, True, False]
+    for _ in range(4):
+        allowance.deposit()
+    assert allowance.withdraw()
+    assert not allowance.left
+
+
+@pytest.mark.parametrize("kind", list(FailureKind))
+def test_without_fallback_no_job_goes_elsewhere(kind: FailureKind) -> None:
+    assert verdict(kind, allow_fallback=False, retries_here=9).action in (Action.DEFER, Action.GIVE_UP)
+    waits = kind in (K.RATE_LIMITED, K.QUOTA_EXHAUSTED, K.LOCAL, K.CANCELLED)
+    assert (verdict(kind, allow_fallback=False, retries_here=9).action is Action.DEFER) == waits
+
+
+@pytest.mark.parametrize("kind", list(FailureKind))
+def test_a_job_ends_after_its_last_attempt_and_waiting_is_none(kind: FailureKind) -> None:
+    last = verdict(kind, attempt=3, max_attempts=3)
+    assert (last.action is Action.GIVE_UP) == (last.spends_attempt or kind is K.INVALID_REQUEST)
+
+
+def test_the_first_failover_is_at_once_and_later_ones_back_off() -> None:
+    assert verdict(K.TIMED_OUT, attempt=1).delay_s == 0
+    rng = random.Random(7)
+    for failures, full_s in [(1, 0.5), (2, 1.0), (3, 2.0), (5, 8.0), (50, 8.0)]:
+        assert full_s / 2 <= backoff_s(failures, rng) <= full_s
+
+
+def test_an_account_wide_failure_takes_out_the_account() -> None:
+    found = judge(Failure(K.UNAUTHORIZED, "bad key", scope=Scope.ACCOUNT), random.Random())
+    assert found.disable
+    assert found.scope is Scope.ACCOUNT

@@ -1,0 +1,129 @@
+"""When an endpoint is ejected, for how long, and how it comes back."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from tests.unit.routing.fleets import NOW, WELL, observed
+
+from turnout_workers.routing.failure import FailureKind
+from turnout_workers.routing.fleet import Circuit, Health, Load
+from turnout_workers.routing.health import (
+    EJECTION_MAX_S,
+    NOTHING,
+    RECOVER,
+    Step,
+    after_report,
+    after_watch,
+    circuit,
+    ejection_s,
+    ramp,
+)
+
+OPEN = Health(open_until=NOW + 5, trips=1)
+HALF_OPEN = Health(open_until=NOW - 1, trips=1)
+RAMPING = Health(recovered_at=NOW - 4)
+ISOLATED = Health(isolated=True)
+DISABLED = Health(disabled="bad key")
+
+
+@dataclass(frozen=True)
+class Counts:
+    consecutive_failures: int = 0
+    error_rate: float = 0.0
+    error_weight: float = 0.0
+    probe: bool = False
+
+
+def after(health: Health = WELL, kind: FailureKind | None = FailureKind.SERVER_ERROR, **how: Any) -> Any:
+    options = {name: how.pop(name) for name in ("counts_for_health", "billed") if name in how}
+    return after_report(health, Counts(**how), kind, NOW, random.Random(3), **options)
+
+
+@pytest.mark.parametrize(
+    ("health", "state", "share"),
+    [
+        (Health(), Circuit.CLOSED, 1.0),
+        (OPEN, Circuit.OPEN, 0.0),
+        (HALF_OPEN, Circuit.HALF_OPEN, 0.0),
+        (Health(open_until=NOW), Circuit.HALF_OPEN, 0.0),
+        (RAMPING, Circuit.RAMPING, 0.575),
+        (Health(recovered_at=NOW), Circuit.RAMPING, 0.15),
+        (Health(recovered_at=NOW - 8), Circuit.CLOSED, 1.0),
+        (Health(open_until=NOW - 9, recovered_at=NOW - 8), Circuit.CLOSED, 1.0),
+        (ISOLATED, Circuit.ISOLATED, 0.0),
+        (DISABLED, Circuit.DISABLED, 0.0),
+        (Health(blocked_until=NOW + 60), Circuit.CLOSED, 1.0),
+    ],
+)
+def test_the_circuit_at_a_time(health: Health, state: Circuit, share: float) -> None:
+    assert circuit(health, NOW) is state
+    assert ramp(health, NOW) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("how", "step"),
+    [
+        ({"consecutive_failures": 3}, Step.NONE),
+        ({"consecutive_failures": 4}, Step.TRIP),
+        ({"consecutive_failures": 2, "billed": True}, Step.TRIP),
+        ({"consecutive_failures": 3, "kind": FailureKind.UNAVAILABLE}, Step.TRIP),
+        ({"consecutive_failures": 2, "kind": FailureKind.UNAVAILABLE}, Step.NONE),
+        ({"consecutive_failures": 1, "billed": True}, Step.NONE),
+        ({"consecutive_failures": 4, "counts_for_health": False}, Step.NONE),
+        ({"error_rate": 0.61, "error_weight": 6.1}, Step.TRIP),
+        ({"error_rate": 0.60, "error_weight": 60}, Step.NONE),
+        ({"error_rate": 1.0, "error_weight": 6.0}, Step.NONE),
+        ({"error_rate": 0.9, "error_weight": 60, "kind": None}, Step.NONE),
+        ({"probe": True}, Step.TRIP),
+        ({"probe": True, "kind": None}, Step.RECOVER),
+        ({"probe": True, "kind": FailureKind.RATE_LIMITED, "counts_for_health": False}, Step.RECOVER),
+        ({"probe": True, "kind": FailureKind.CANCELLED, "counts_for_health": False}, Step.NONE),
+        ({"consecutive_failures": 9, "health": OPEN}, Step.NONE),
+        ({"consecutive_failures": 9, "health": HALF_OPEN}, Step.NONE),
+        ({"consecutive_failures": 9, "health": RAMPING}, Step.TRIP),
+        ({"consecutive_failures": 9, "health": ISOLATED}, Step.NONE),
+        ({"consecutive_failures": 9, "health": DISABLED}, Step.NONE),
+    ],
+)
+def test_what_follows_from_a_report(how: dict[str, Any], step: Step) -> None:
+    assert after(**how).step is step
+
+
+def test_ejections_double_up_to_the_cap_and_start_over_after_a_healthy_minute() -> None:
+    rng = random.Random(5)
+    for before, full_s in enumerate([2, 4, 8, EJECTION_MAX_S, EJECTION_MAX_S]):
+        times = [ejection_s(before, rng) for _ in range(200)]
+        assert full_s * 0.85 <= min(times) < full_s < max(times) <= full_s * 1.15
+    again = after(Health(trips=3, recovered_at=NOW - 59), consecutive_failures=4)
+    afresh = after(Health(trips=3, recovered_at=NOW - 60), consecutive_failures=4)
+    assert again.open_s > 8
+    assert afresh.open_s < 2.4
+
+
+def test_the_base_of_the_ejection_is_the_callers_choice() -> None:
+    assert 51 <= ejection_s(0, random.Random(), base_s=60) <= 69
+    assert 51 <= ejection_s(5, random.Random(), base_s=60) <= 69
+
+
+@pytest.mark.parametrize(
+    ("load", "silent_s", "ejected"),
+    [
+        (Load(in_flight=4, overdue=2), 0.1, True),
+        (Load(in_flight=9, overdue=2), 0.1, False),
+        (Load(in_flight=9, overdue=2), 1.5, True),
+        (Load(in_flight=3, overdue=1), 9.0, False),
+        (Load(in_flight=1, overdue=1), 19.0, False),
+        (Load(in_flight=1, overdue=1), 20.0, True),
+        (Load(in_flight=0, overdue=0), 90.0, False),
+    ],
+)
+def test_hanging_calls_eject_before_they_time_out(load: Load, silent_s: float, ejected: bool) -> None:
+    metrics = observed(latency_at=NOW - silent_s)
+    action = after_watch(Health(), load, metrics, NOW, random.Random())
+    assert (action.step is Step.TRIP) == ejected
+    assert after_watch(OPEN, load, metrics, NOW, random.Random()) is NOTHING
+    assert RECOVER.step is Step.RECOVER

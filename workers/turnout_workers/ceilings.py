@@ -1,0 +1,46 @@
+"""Which accounts a job's cost counts against: the job itself, its batch, its tenant, the provider, and all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from datetime import UTC, datetime
+
+from turnout.request import MICROUSD_PER_USD, InferenceRequest
+from turnout_workers.state.store import Ceiling
+from turnout_workers.tables import CeilingsTable, CeilingTable
+
+ANY_TENANT = "*"
+
+
+class ConfiguredCeilings:
+    """The ceilings of `turnout.toml` and of the jobs. Periods are calendar days and months in UTC."""
+
+    def __init__(self, table: CeilingsTable, now: Callable[[], float]) -> None:
+        self._table = table
+        self._now = now
+
+    def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]:
+        """All but the provider's. A batch's own limit is kept with its account, where `--max-cost` puts it."""
+        wish = request.constraints
+        found = list(self._periods("total", self._table.total))
+        if wish.max_cost_microusd is not None:
+            found.append(Ceiling(f"job:{job_id}", wish.max_cost_microusd))
+        if batch is not None:
+            found.append(Ceiling(f"batch:{batch}", None))
+        if wish.tenant is not None:
+            tenants = self._table.tenants
+            table = tenants.get(wish.tenant, tenants.get(ANY_TENANT, CeilingTable()))
+            found += self._periods(f"tenant:{wish.tenant}", table)
+        return tuple(found)
+
+    def of_provider(self, provider: str) -> tuple[Ceiling, ...]:
+        return self._periods(f"provider:{provider}", self._table.providers.get(provider, CeilingTable()))
+
+    def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:
+        today = datetime.fromtimestamp(self._now(), UTC)
+        found = []
+        if table.per_day_usd is not None:
+            found.append(Ceiling(f"{account}@{today:%Y-%m-%d}", round(table.per_day_usd * MICROUSD_PER_USD)))
+        if table.per_month_usd is not None:
+            found.append(Ceiling(f"{account}@{today:%Y-%m}", round(table.per_month_usd * MICROUSD_PER_USD)))
+        return tuple(found)

@@ -1,0 +1,120 @@
+"""Configuration where none was written: from the environment's keys, a local server, or the simulated fleet.
+
+Each gives the tables of a `turnout.toml`, as data; `toml` writes them down. Worker processes are always
+started with such a file, so that there is one way only in which a configuration reaches them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import aiohttp
+
+from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.simulator import Scenario
+
+Tables = dict[str, Any]
+
+_LOCAL = {name: DIALECTS[name].base_url for name in ("ollama", "vllm")}
+_MAX_ANSWER = 1 << 20
+
+
+def from_environment(environ: Mapping[str, str]) -> Tables:
+    """A provider for every key that the environment has, as `…_API_KEY` or `…_API_KEY_FILE`.
+
+    A base URL set for a vendor's own client (`OPENAI_BASE_URL`, …) is honoured: its key belongs there.
+    """
+    providers: Tables = {}
+    for name, dialect in DIALECTS.items():
+        given = (v for v in dialect.key_variables if environ.get(v) or environ.get(f"{v}_FILE"))
+        if not dialect.base_url or (variable := next(given, None)) is None:
+            continue  # Azure's address is each customer's own: it takes a file
+        table: Tables = {"kind": dialect.kind, "dialect": name}
+        if environ.get(variable):
+            table["api_key_env"] = variable
+        else:
+            table["api_key_file"] = environ[f"{variable}_FILE"]
+        if base_url := environ.get(f"{name.upper()}_BASE_URL"):
+            table["base_url"] = base_url
+        providers[name] = table
+    return {"providers": providers} if providers else {}
+
+
+async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: float = 0.5) -> Tables:
+    """A provider for every inference server on this machine that lists models at its usual port."""
+
+    async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
+        try:
+            async with session.get(f"{base_url}/models", allow_redirects=False) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > _MAX_ANSWER:
+                        return None
+            models = [str(model["id"]) for model in json.loads(body)["data"]]
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
+            return None  # no server there, or another one than we mean
+        free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
+        table = {"kind": "openai", "dialect": name, "base_url": base_url, "models": dict.fromkeys(models, free)}
+        return (name, table) if models else None
+
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
+        answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
+    found = dict(answer for answer in answers if answer)
+    return {"providers": found} if found else {}
+
+
+def simulated(base_urls: Mapping[str, str], scenario: Scenario) -> Tables:
+    """The simulated fleet's providers at the addresses that `turnout simulate` printed."""
+    providers: Tables = {}
+    for name, base_url in base_urls.items():
+        provider = scenario.providers[name]
+        providers[name] = {
+            "kind": provider.kind,
+            "base_url": base_url,
+            "api_key": list(provider.keys) or ["simulated"],
+            "simulated": True,
+            "priority": provider.priority,
+            "weight": provider.weight,
+            "regions": sorted(provider.regions),
+            "no_training": provider.no_training,
+            "zero_retention": provider.zero_retention,
+            **asdict(provider.limits),
+            "models": {
+                ours: {
+                    "name": model.served or ours,
+                    "input_usd_per_mtok": model.price.input,
+                    "output_usd_per_mtok": model.price.output,
+                    "cache_read_usd_per_mtok": model.price.cache_read,
+                    "context_tokens": model.context_tokens,
+                    "max_output_tokens": model.max_output_tokens,
+                    "capabilities": sorted(model.capabilities),
+                    "quality": model.quality.value,
+                    "aliases": sorted(model.aliases),
+                    "expected_ttft_s": provider.ttft_s or None,
+                    "expected_s_per_token": provider.s_per_token,
+                }
+                for ours, model in provider.models.items()
+            },
+        }
+    # Asked more often than real providers, so that a short demonstration shows a recovery, too.
+    return {"router": {"health_check_interval": 2.0}, "providers": providers}
+
+
+def toml(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
+    """Write tables of strings, numbers, booleans, lists of these, and tables; None is left out."""
+    inner = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in tables.items() if key not in inner and value is not None}
+    lines = [f"\n[{'.'.join(map(_key, path))}]"] if path and (plain or not inner) else []
+    # JSON's strings, numbers, booleans and arrays are TOML's, too.
+    lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in plain.items()]
+    return "\n".join([*lines, *(toml(value, (*path, key)) for key, value in inner.items())])
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

@@ -1,0 +1,183 @@
+"""Which of the endpoints that match may be called now, which soon, and why the others may not.
+
+Some are held back and used only when nothing else can take the job within a pause: first a recovering
+endpoint above its share, or one that is to be probed by a better suited job; at last those where this job
+failed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+from turnout.request import Lane
+from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
+from turnout_workers.routing.estimate import Estimate, all_slots_taken
+from turnout_workers.routing.fleet import Circuit, Health
+from turnout_workers.routing.health import circuit, ramp
+from turnout_workers.routing.profile import JobProfile
+from turnout_workers.routing.strategies import GOLDEN, Option
+
+PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
+"""The longest that a job is left alone at a time while it waits for a better endpoint than those free."""
+WAITABLE_S = 30.0
+"""A cooldown or full limit longer than this is not waited for while another endpoint is free."""
+COOLDOWN_SPREAD_S = 3.0
+"""Time over which waiting jobs return after a cooldown."""
+PROBE_AGAIN_S = 1.0
+PROBE_TOKENS = 512
+"""A probe is a short job: a long one would delay the recovery by as long as it takes."""
+BELIEVED_S = 60.0
+"""Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
+
+RESERVED = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
+"""Share of every rate limit that a lane leaves to the more urgent ones …"""
+RESERVED_FOR_S = 60.0
+"""… if there was one of their jobs within this time: a batch alone may use all there is."""
+
+HeldBack = list[tuple[Option, Reason, str]]
+
+
+def may_probe(job: JobProfile) -> bool:
+    """Whether a job may try an endpoint that was down: a short one that no person waits for."""
+    return job.lane is not Lane.INTERACTIVE and job.expected_output_tokens <= PROBE_TOKENS
+
+
+def headroom(lane: Lane, last_seen: Mapping[Lane, float], now: float) -> float:
+    """Share of each rate limit that a job of this lane may fill; `last_seen`: when each lane had a job."""
+    lanes = list(Lane)
+    urgent = lanes[: lanes.index(lane)]
+    contended = any(now - last_seen.get(other, -math.inf) < RESERVED_FOR_S for other in urgent)
+    return 1 - RESERVED[lane] if contended else 1.0
+
+
+class Options:
+    """The options of one job: those to rank, and exclusions for all others that match."""
+
+    def __init__(
+        self,
+        job: JobProfile,
+        found: Match,
+        estimates: Sequence[Estimate],
+        now: float,
+        seed: int,
+        tried: frozenset[str],
+    ) -> None:
+        self._job, self._now, self._seed, self._tried = job, now, seed, tried
+        self.exclusions: list[Exclusion] = []
+        self.last_resort = False
+        """Whether endpoints are used that were held back: any job may then probe."""
+        self._recovering: HeldBack = []
+        self._failed: HeldBack = []
+        self.usable = self._consider(found, estimates)
+        if self._recovering or self._failed:
+            self._add_held_back()
+
+    def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Option]:
+        job, new = self._job, tuple.__new__
+        cached, out, answer = job.cached_input_tokens, job.expected_output_tokens, job.output_tokens or 0
+        fresh = job.expected_input_tokens - cached
+        longest = job.max_latency_s or math.inf
+        self._tight = (
+            job.expected_input_tokens + answer > found.context_tokens
+            or answer > found.output_tokens
+            or job.cost_left_microusd
+            <= job.input_tokens * found.input_price + (answer or found.answer_tokens) * found.output_price
+        )
+        careful = self._tight or bool(self._tried)
+        usable = []
+        for position in found.positions:
+            estimate = estimates[position]
+            ttft, pace, p_in, p_out, p_cached, special, _, _, _ = estimate
+            latency = ttft + out * pace
+            cost = fresh * p_in + cached * p_cached + out * p_out
+            # Not Option(…): that constructor would take a quarter of the time of a decision.
+            option = new(Option, (0.0, latency, cost, False, estimate))
+            if not (special or careful or latency > longest):
+                usable.append(option)
+            elif examined := self._examined(option):
+                usable.append(examined)
+        return usable
+
+    def _examined(self, option: Option) -> Option | None:
+        """The option as it is at this moment; None if it is excluded or held back."""
+        job, now, view = self._job, self._now, option.estimate.view
+        endpoint, health = view.endpoint, view.health
+        if self._tight and (unfit := too_large(job, endpoint)):
+            self._exclude(option, *unfit)
+            return None
+        believed_until = view.metrics.latency_at + BELIEVED_S
+        if job.max_latency_s is not None and option.latency_s > job.max_latency_s and now < believed_until:
+            text = f"takes about {option.latency_s:.1f} s, at most {job.max_latency_s:g} s wanted"
+            self._exclude(option, Reason.SLOW, text, believed_until)
+            return None
+        ready_at = max(health.blocked_until, view.load.ready_at)
+        chance = (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1
+        if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
+            ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
+        if all_slots_taken(view):  # one of so many calls will end about then
+            ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
+        if ready_at > now:
+            option = option._replace(wait_s=ready_at - now)
+            if option.wait_s > WAITABLE_S:
+                self._exclude(option, *busy_reason(option, now), ready_at)
+                return None
+        state = circuit(health, now)
+        if state is Circuit.HALF_OPEN and not health.probing:
+            return self._to_probe(option)
+        if state is Circuit.RAMPING:
+            share = ramp(health, now)
+            if chance >= share:
+                text = f"recovering, at {share:.0%} of its traffic"
+                self._hold_back(self._recovering, option, Reason.RAMPING, text)
+                return None
+        elif state is not Circuit.CLOSED:
+            self._exclude(option, *_shut(state, health, now))
+            return None
+        if endpoint.id in self._tried:
+            self._hold_back(self._failed, option, Reason.TRIED, "this job failed there a moment ago")
+            return None
+        return option
+
+    def _to_probe(self, option: Option) -> Option | None:
+        # Its error rate is of the past: what it is like now is what the probe is to find out.
+        odds = option.estimate.odds._replace(error_rate=0.0, tries=1.0)
+        option = option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
+        if may_probe(self._job) and option.estimate.view.endpoint.id not in self._tried:
+            return option
+        self._hold_back(self._recovering, option, Reason.PROBING, "to be probed by a short job")
+        return None
+
+    def _add_held_back(self) -> None:
+        pause = PAUSE_S[self._job.lane]
+        for held_back in (self._recovering, self._failed):
+            if any(option.wait_s <= pause for option in self.usable):
+                for option, reason, text in held_back:
+                    self._exclude(option, reason, text)
+            elif held_back:
+                self.usable += [option for option, _, _ in held_back]
+                self.last_resort = True
+
+    def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
+        self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
+
+    def _hold_back(self, held_back: HeldBack, option: Option, reason: Reason, text: str) -> None:
+        held_back.append((option, reason, text))
+
+
+def _shut(state: Circuit, health: Health, now: float) -> tuple[Reason, str, float | None]:
+    if state is Circuit.OPEN:
+        return Reason.OPEN, f"ejected: {health.reason}", health.open_until
+    if state is Circuit.HALF_OPEN:
+        return Reason.PROBING, "a probe is on its way", now + PROBE_AGAIN_S
+    if state is Circuit.DISABLED:
+        return Reason.DISABLED, f"disabled: {health.disabled}", None
+    return Reason.ISOLATED, "isolated by an operator", None
+
+
+def busy_reason(option: Option, now: float) -> tuple[Reason, str]:
+    """Why an option has to wait."""
+    health = option.estimate.view.health
+    if health.blocked_until > now:
+        return Reason.COOLDOWN, f"cools down: {health.reason or 'asked to wait'}"
+    return Reason.FULL, f"no room for {option.wait_s:.1f} s"
