@@ -206,6 +206,13 @@ async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: 
     assert await burst(fleet, bid(requests_per_minute=100)) == 30
 
 
+async def test_a_cooldown_right_after_another_squeezes_again(fleet: AnyFleet) -> None:
+    await fleet.store.block([A], 2, "429")
+    fleet.advance(2)
+    await fleet.store.block([A], 0, "429")
+    assert await burst(fleet, bid(requests_per_minute=101)) == 49
+
+
 async def test_a_shorter_cooldown_never_ends_a_longer_one(fleet: AnyFleet) -> None:
     await fleet.store.block([A, B], 20, "quota")
     await fleet.store.block([A], 1, "429")
