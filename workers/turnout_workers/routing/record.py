@@ -46,7 +46,7 @@ def to_record(decision: Decision) -> dict[str, Any]:
 
 
 def _candidate(ranked: Ranking, index: int) -> dict[str, Any]:
-    option = ranked.options[index]
+    option = ranked.option(index)
     estimate = option.estimate
     endpoint, load = estimate.view.endpoint, estimate.view.load
     return {
@@ -125,7 +125,7 @@ def _choice(
     )
     strategy = STRATEGIES[name]
     ranked = ranking(job, options, strategy, record["at"], record["seed"], turn)
-    ready = [index for index in ranked.order if options[index].wait_s <= 0]
+    ready = [index for index in ranked.order if options[index][0] <= 0]
     best = ready[0] if ready and not strategy.patient else ranked.order[0]
     return options[best], ranked.late[best]
 
