@@ -18,7 +18,7 @@ from typing import Protocol
 from redis.exceptions import RedisError
 
 from turnout.ledger import Claimed, Ledger
-from turnout.ledger.script import Call, Coalescer
+from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.heartbeat import Heartbeat, Hold
@@ -27,13 +27,24 @@ from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeo
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
-from turnout_workers.routing.eligibility import Reason
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.health import Step, after_report
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Ask, Bid, Ceiling, Counters, Fence, FleetStore, Granted, NoRoom, Report
+from turnout_workers.state.store import (
+    Admission,
+    Ask,
+    Bid,
+    Ceiling,
+    Counters,
+    Fence,
+    FleetStore,
+    Granted,
+    NoRoom,
+    ObservedLimit,
+    Report,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -45,8 +56,6 @@ MAX_BIDS = 6
 """Candidates offered to one admission; those behind them are offered by the next one."""
 RECHECK_S = 5.0
 """Deferral where nobody knows when there will be room."""
-HOPELESS = frozenset({Reason.CONTEXT, Reason.OUTPUT, Reason.COST, Reason.DISABLED, Reason.ISOLATED, Reason.TRIED})
-"""Exclusions that make an endpoint no alternative to the one that failed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,10 +177,11 @@ class Attempts:
                 return await self._give_up(job, progress, JobStatus.FAILED, "refused", message)
             wait_s = decision.wait_s
             if decision.action is routing.Action.GO:
-                candidates = [c for c in decision.candidates if pinned in (None, c.endpoint.id)][:MAX_BIDS]
-                admission = await self._admit(job, progress, candidates or decision.candidates[:MAX_BIDS])
+                candidates = decision.top(MAX_BIDS)
+                same = [candidate for candidate in candidates if candidate.endpoint.id == pinned]
+                admission = await self._admit(job, progress, same or candidates)
                 if isinstance(admission, Granted):
-                    chosen = next(c for c in decision.candidates if c.endpoint.id == admission.endpoint_id)
+                    chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
                     outcome = await self._attempt(job, progress, decision, chosen, admission, hold, retries_here)
                     if not isinstance(outcome, _Again):
                         return outcome
@@ -203,9 +213,7 @@ class Attempts:
             profile, self._fleet.snapshot, now, self._rng, default_strategy=strategy, tried=progress.tried
         )
 
-    async def _admit(
-        self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate]
-    ) -> Granted | NoRoom | object:
+    async def _admit(self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate]) -> Admission:
         bids = tuple(
             Bid(
                 c.endpoint.id,
@@ -215,7 +223,7 @@ class Attempts:
                 c.upper_cost_microusd or 0,
                 c.overdue_s,
                 c.probe_allowed,
-                self._ceilings.of_provider(c.endpoint.provider),
+                ceilings=self._ceilings.of_provider(c.endpoint.provider),
             )
             for c in candidates
         )
@@ -247,7 +255,7 @@ class Attempts:
         started_at, clock = self._fleet.now(), time.monotonic()
         failure: Failure | None = None
         outcome: CallOutcome | None = None
-        observed = ()
+        observed: tuple[ObservedLimit, ...] = ()
         try:
             outcome = await self._send(job, chosen, hold)
         except ProviderError as error:
@@ -279,7 +287,7 @@ class Attempts:
             attempt=progress.spent_attempts + 1,
             retries_here=retries_here,
             retry_budget_left=self._retries.left,
-            has_untried=_has_untried(decision, progress, endpoint.id),
+            has_untried=decision.has_untried(endpoint.id),
             allow_fallback=job.request.constraints.allow_fallback,
             max_attempts=self._policy.max_attempts,
         )
@@ -315,9 +323,7 @@ class Attempts:
         if asyncio.get_running_loop().time() >= hold.valid_until:
             hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
             await asyncio.sleep(0)
-        timeouts = Timeouts(
-            first_byte_s=chosen.timeout_s, idle_s=min(30.0, chosen.timeout_s), total_s=chosen.timeout_s
-        )
+        timeouts = Timeouts(first_byte_s=chosen.timeout_s, idle_s=min(30.0, chosen.timeout_s), total_s=chosen.timeout_s)
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
@@ -492,9 +498,7 @@ class _Again:
     delay_s: float
 
 
-def _bill(
-    chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None
-) -> tuple[int, int]:
+def _bill(chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None) -> tuple[int, int]:
     """What a call has cost for sure, and what it may have cost."""
     upper = chosen.upper_cost_microusd or 0
     if response is not None:
@@ -506,10 +510,3 @@ def _bill(
 
 def _with(progress: Progress, attempt: Attempt) -> Progress:
     return replace(progress, attempts=(*progress.attempts, attempt))
-
-
-def _has_untried(decision: routing.Decision, progress: Progress, failed_id: str) -> bool:
-    """Whether another endpoint is left that may serve this job, now or soon, and that has not failed it yet."""
-    able = {scored.option.estimate.view.endpoint.id for scored in (*decision.ranked, *decision.busy)}
-    able |= {exclusion.endpoint_id for exclusion in decision.passing if exclusion.reason not in HOPELESS}
-    return bool(able - progress.tried - {failed_id})

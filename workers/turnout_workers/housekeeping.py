@@ -15,6 +15,7 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Facts, Ledger
 from turnout.ledger.script import Call, Coalescer
+from turnout.request import Lane
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -24,7 +25,7 @@ EVERY_S = 0.25
 BATCH = 1000
 """Most jobs of each kind in one round."""
 LOST_AFTER_S = 5.0
-"""A queued job whose lane is empty and whose message is older than this has lost its message."""
+"""A queued job that has had no message for so long has lost it."""
 MAX_CRASHES = 3
 """A job that was being worked on at so many deaths of workers is poison."""
 INTAKE_LIMIT = 0.8
@@ -66,19 +67,21 @@ class Housekeeping:
     async def round(self) -> None:
         """One bounded round."""
         ledger, call, ttl_s = self._ledger, self._call, self._result_ttl_s
-        for job_id, job in await self._list(ledger.due(BATCH)):
-            await call(ledger.wake(job_id, job.lane))
-        for job_id, job in await self._list(ledger.lapsed(BATCH)):
-            fate = await call(ledger.sweep(job_id, job.lane, MAX_CRASHES))
+        await call.all(*(ledger.wake(job_id, job.lane) for job_id, job in await self._list(ledger.due(BATCH))))
+        lapsed = await self._list(ledger.lapsed(BATCH))
+        fates = await call.all(*(ledger.sweep(job_id, job.lane, MAX_CRASHES) for job_id, job in lapsed))
+        for (job_id, job), fate in zip(lapsed, fates, strict=True):
             if fate == "poison":
                 await call(ledger.settle_poison(job_id, MAX_CRASHES, ttl_s, job.batch))
             if fate != "none":
                 logger.warning("took back job %s, whose worker has gone: %s", job_id, fate)
-        for job_id, job in await self._list(ledger.overdue(BATCH)):
-            await call(ledger.expire(job_id, ttl_s, job.batch))
-        for job_id, job in await self._list(ledger.stale(BATCH, LOST_AFTER_S)):
-            if await call(ledger.republish(job_id, job.lane, LOST_AFTER_S)):
-                logger.warning("published the message of job %s again, which was lost", job_id)
+        overdue = await self._list(ledger.overdue(BATCH))
+        await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
+        for lane in Lane:
+            missing = await call(ledger.lost(lane, BATCH))
+            again = await call.all(*(ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
+            if any(again):
+                logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
         await self._store.expire(BATCH)
         await self._guard_intake()
 

@@ -86,9 +86,7 @@ def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[str, di
 
 
 @contextlib.contextmanager
-def _worker(
-    folder: Path, environ: Mapping[str, str], number: int, concurrency: int | None
-) -> Iterator[Popen[bytes]]:
+def _worker(folder: Path, environ: Mapping[str, str], number: int, concurrency: int | None) -> Iterator[Popen[bytes]]:
     log = folder / f"worker-{number}.log"
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{number}@%h"]

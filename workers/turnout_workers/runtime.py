@@ -24,11 +24,13 @@ from turnout.result import JobResult
 from turnout_workers.attempt import Attempts, Policy
 from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
+from turnout_workers.endpoints import accounts
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
 from turnout_workers.providers import build
 from turnout_workers.providers.http import Http
+from turnout_workers.routing.fleet import Fleet
 from turnout_workers.spool import Spool
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -60,10 +62,10 @@ class Worker:
         self._ledger = Ledger(Keys(file.namespace))
         self._store = RedisFleetStore(self._call, self._ledger.keys)
         self._http = Http()
-        self._connectors = [build(config, self._http) for config in settings.providers]
+        self._connectors = [build(account, self._http) for account in accounts(settings)]
         by_endpoint = {endpoint.id: connector for connector in self._connectors for endpoint in connector.endpoints}
-        self._poller = SnapshotPoller(self._store, tuple(e for c in self._connectors for e in c.endpoints))
-        await self._poller.refresh()
+        self._poller = SnapshotPoller(self._store, Fleet(e for c in self._connectors for e in c.endpoints))
+        await self._poller.start()
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, LEASE_TTL_S, loop.time)
         rng = random.Random()
@@ -90,7 +92,7 @@ class Worker:
         )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
-        for work in (heartbeat.run(), self._poller.run(), housekeeping.run(), checks.run(), self._replay_spool()):
+        for work in (heartbeat.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
         logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
 
@@ -98,6 +100,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._poller.stop()
         for connector in self._connectors:
             await connector.aclose()
         await self._http.aclose()

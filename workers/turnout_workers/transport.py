@@ -28,21 +28,21 @@ FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane
 """Least part of each fetch that is a lane's own while it has jobs; what one leaves, the next more urgent takes."""
 
 
-class QoS(virtual.QoS):  # type: ignore[misc]
+class QoS(virtual.QoS):
     """Counts in memory alone; the pool's free slots are the limit."""
 
     def can_consume(self) -> bool:
         return free_slots() > 0
 
 
-class Channel(kombu_redis.Channel):  # type: ignore[misc]
-    QoS = QoS
+class Channel(kombu_redis.Channel):
+    QoS = QoS  # type: ignore[assignment]
     _fetch_script: Script | None = None
 
     def _brpop_read(self, **options: Any) -> Any:
         """The reply to BRPOP is the first message of a fetch; the rest of the free slots is filled at once."""
         try:
-            return super()._brpop_read(**options)
+            return super()._brpop_read(**options)  # type: ignore[misc]
         finally:
             if (room := free_slots()) > 0 and self.active_queues:
                 self._fetch(room)

@@ -3,14 +3,14 @@
 All keys of a namespace share one hash tag, so that they live in one slot of a Redis Cluster and one Lua call
 may touch several. Two kinds stand outside of it, because Celery names them: the lane queues and the results.
 
-    {ns}:job:ID        hash    the job's record, see `ledger/__init__.py`
+    {ns}:job:ID        hash    the job's record, see `ledger.py`
     {ns}:story:ID      list    its events as JSON, with the decisions: for `explain` and `job.events()`
     {ns}:stream:ID     stream  its answer's pieces, when it streams
-    {ns}:pending       zset    queued jobs, by the time (ms) at which their message was last published
+    {ns}:pending:LANE  zset    queued jobs of a lane, by the place (ms) of their message in it, see `lua/shared.lua`
     {ns}:leases        zset    jobs that a worker holds, by the time (ms) at which its lease ends
     {ns}:delayed       zset    parked jobs, by the time (ms) at which they are due
     {ns}:deadlines     zset    live jobs that have a deadline, by that time (ms)
-    {ns}:failed        zset    dead letters: failed jobs, by the time (ms) of settlement
+    {ns}:failed        zset    dead letters: failed jobs, by the time (ms) at which their record goes
     {ns}:counts        hash    jobs accepted and settled, by outcome
     {ns}:done:BATCH    list    settled job ids of a batch, to be written out by its feeder
     {ns}:batch:BATCH   hash    a batch's own record
@@ -21,6 +21,8 @@ may touch several. Two kinds stand outside of it, because Celery names them: the
     {ns}:calls:E       zset    an endpoint's calls in flight: lease ids, by start (ms)
     {ns}:lease:ID      hash    what one call reserved
     {ns}:expiry        zset    call leases, by the time (ms) at which they end
+    {ns}:overdue       zset    call leases, by the time (ms) from which the call counts as hanging
+    {ns}:waiting       hash    by worker: how many of its jobs wait for which endpoint
     {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
     {ns}:intake        string  there while no new job is accepted, for want of memory
     {ns}:workers       zset    live workers, by last heartbeat (ms)
@@ -55,9 +57,12 @@ class Keys:
     def stream(self, job_id: str) -> str:
         return self._("stream", job_id)
 
+    def pending(self, lane: Lane | str) -> str:
+        return self._("pending", lane)
+
     @property
-    def pending(self) -> str:
-        return self._("pending")
+    def all_pending(self) -> tuple[str, ...]:
+        return tuple(self.pending(lane) for lane in Lane)
 
     @property
     def leases(self) -> str:
@@ -108,6 +113,14 @@ class Keys:
     @property
     def expiry(self) -> str:
         return self._("expiry")
+
+    @property
+    def overdue(self) -> str:
+        return self._("overdue")
+
+    @property
+    def waiting(self) -> str:
+        return self._("waiting")
 
     @property
     def money(self) -> str:

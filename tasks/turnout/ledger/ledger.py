@@ -19,10 +19,11 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from importlib.resources import files
 from typing import Any, Self
 
 from turnout.ledger.keys import Keys
-from turnout.ledger.message import celery_message
+from turnout.ledger.message import TEMPLATE
 from turnout.ledger.script import CLOCK, Call, Read, Script
 from turnout.request import CONTRACT_VERSION, InferenceRequest, Lane
 from turnout.result import JobResult, JobStatus, Problem, celery_record
@@ -172,10 +173,12 @@ class Ledger:
 
     def __init__(self, keys: Keys | None = None, clock: str = CLOCK) -> None:
         self.keys = keys or Keys()
-        self._clock = clock
+        self._prelude = f"{clock}local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\n" + files(
+            "turnout.ledger"
+        ).joinpath("lua", "shared.lua").read_text("utf-8")
 
     def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
-        return Call(Script.load("turnout.ledger", name, self._clock), tuple(keys), tuple(args), decode)
+        return Call(Script.load("turnout.ledger", name, self._prelude), tuple(keys), tuple(args), decode)
 
     # --- producers -------------------------------------------------------------------------------------
 
@@ -195,29 +198,24 @@ class Ledger:
             "webhook": job.webhook,
             "trace": job.trace,
             "stream": "1" if job.stream else "",
+            "metadata": json.dumps(dict(job.metadata)) if job.metadata else "",
         }
         record |= {name: value for name, value in optional.items() if value}
-        if job.metadata:
-            record["metadata"] = json.dumps(dict(job.metadata))
-        message = celery_message(job.id, job.lane, job.label, job.embed)
-        record["message"] = message
         return self._call(
             "enqueue",
             [
-                keys.job(job.id),
-                keys.pending,
+                *self._publishing(job.id, job.lane),
                 keys.deadlines,
                 keys.counts,
                 keys.story(job.id),
                 keys.intake,
-                keys.queue(job.lane),
             ],
             [
                 job.id,
                 job.fingerprint,
                 _ms(job.deadline),
                 _ms(job.deadline_s),
-                message if job.publish else "",
+                int(job.publish),
                 *(part for pair in record.items() for part in pair),
             ],
             lambda reply: Enqueued(Intake(reply[0].decode()), reply[1].decode()),
@@ -233,12 +231,17 @@ class Ledger:
         result = JobResult(id=job_id, status=JobStatus.CANCELLED, error=problem)
         return self._end("cancel", job_id, 0, result, None, result_ttl_s, batch)
 
-    def replay(self, job_id: str, lane: Lane, label: str) -> Call[bool]:
+    def replay(self, job_id: str, lane: Lane) -> Call[bool]:
         """Run a settled job again that did not succeed, from the start and without its old deadline."""
         keys = self.keys
-        queue = keys.queue(lane)
-        named = [keys.job(job_id), keys.pending, keys.failed, keys.counts, keys.story(job_id), keys.result(job_id)]
-        return self._call("replay", [*named, queue], [job_id, celery_message(job_id, lane, label)])
+        named = [keys.failed, keys.counts, keys.story(job_id), keys.result(job_id)]
+        return self._call("replay", [*self._publishing(job_id, lane), *named], [job_id])
+
+    def purge(self, job_ids: Sequence[str]) -> Call[int]:
+        """Delete settled jobs: record, story, result. Live ones stay. Gives the number of those deleted."""
+        keys = self.keys
+        doomed = [key(job_id) for job_id in job_ids for key in (keys.job, keys.story, keys.result, keys.stream)]
+        return self._call("purge", [keys.failed, *doomed], job_ids, int)
 
     # --- workers ---------------------------------------------------------------------------------------
 
@@ -246,8 +249,8 @@ class Ledger:
         keys = self.keys
         return self._call(
             "claim",
-            [keys.job(job_id), keys.pending, keys.leases],
-            [job_id, owner, _ms(ttl_s), CONTRACT_VERSION],
+            [keys.job(job_id), keys.leases, keys.story(job_id), *keys.all_pending],
+            [job_id, owner, _ms(ttl_s)],
             _claim,
         )
 
@@ -289,11 +292,12 @@ class Ledger:
     # --- housekeeping: lists of ids, and what to do with each ------------------------------------------
 
     def due(self, limit: int) -> Call[list[str]]:
-        return self._due(self.keys.delayed, limit)
+        """Parked jobs whose time has come, the first due last: woken in this order, they run in due order."""
+        return self._due(self.keys.delayed, limit, lambda reply: _texts(reply)[::-1])
 
     def wake(self, job_id: str, lane: Lane) -> Call[bool]:
-        keys = self.keys
-        return self._call("wake", [keys.job(job_id), keys.pending, keys.delayed, keys.queue(lane)], [job_id])
+        named = [*self._publishing(job_id, lane), self.keys.delayed, self.keys.story(job_id)]
+        return self._call("wake", named, [job_id])
 
     def lapsed(self, limit: int) -> Call[list[str]]:
         """Jobs whose lease is over."""
@@ -301,13 +305,10 @@ class Ledger:
 
     def sweep(self, job_id: str, lane: Lane, max_crashes: int) -> Call[str]:
         """`queued`, `none`, or `poison`: then `settle_poison` it."""
-        keys = self.keys
-        named = [keys.job(job_id), keys.pending, keys.leases, keys.queue(lane), keys.story(job_id)]
+        named = [*self._publishing(job_id, lane), self.keys.leases, self.keys.story(job_id)]
         return self._call("sweep", named, [job_id, max_crashes], bytes.decode)
 
-    def settle_poison(
-        self, job_id: str, max_crashes: int, result_ttl_s: float, batch: str | None
-    ) -> Call[Settlement]:
+    def settle_poison(self, job_id: str, max_crashes: int, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
         message = f"its worker died {max_crashes} times while it was being worked on"
         result = JobResult(id=job_id, status=JobStatus.FAILED, error=Problem(code="poison", message=message))
         return self._end("poison", job_id, 0, result, None, result_ttl_s, batch, max_crashes=max_crashes)
@@ -322,15 +323,14 @@ class Ledger:
         result = JobResult(id=job_id, status=JobStatus.EXPIRED, error=problem)
         return self._end("expire", job_id, 0, result, None, result_ttl_s, batch)
 
-    def stale(self, limit: int, older_than_s: float) -> Call[list[str]]:
-        """Queued jobs whose message was published that long ago."""
-        return self._due(self.keys.pending, limit, older_than_s)
+    def lost(self, lane: Lane, limit: int) -> Call[list[str]]:
+        """Queued jobs that seem to have no message any more: candidates for `republish`."""
+        return self._call("lost", [self.keys.pending(lane), self.keys.queue(lane)], [limit], _texts)
 
-    def republish(self, job_id: str, lane: Lane, older_than_s: float) -> Call[bool]:
-        keys = self.keys
-        return self._call(
-            "republish", [keys.job(job_id), keys.pending, keys.queue(lane)], [job_id, _ms(older_than_s)]
-        )
+    def republish(self, job_id: str, lane: Lane, missing_s: float) -> Call[bool]:
+        """Publish a job again that `lost` has named for so long; tells whether it did."""
+        named = [*self._publishing(job_id, lane), self.keys.story(job_id)]
+        return self._call("republish", named, [job_id, _ms(missing_s)])
 
     # --- reads -----------------------------------------------------------------------------------------
 
@@ -341,10 +341,8 @@ class Ledger:
 
     def result(self, job_id: str) -> Read[JobResult | None]:
         """The result of a settled job; None if it is live, or gone."""
-        return Read(
-            ("HGET", self.keys.job(job_id), "result"),
-            lambda reply: None if reply is None else JobResult.model_validate_json(reply),
-        )
+        names = ("result", "accepted_ms", "settled_ms", "progress")
+        return Read(("HMGET", self.keys.job(job_id), *names), _result)
 
     def story(self, job_id: str) -> Read[list[dict[str, Any]]]:
         """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""
@@ -353,28 +351,21 @@ class Ledger:
     def failed(self, limit: int, offset: int = 0) -> Read[list[str]]:
         """Ids of failed jobs, the latest first."""
         command = ("ZRANGE", self.keys.failed, offset, offset + limit - 1, "REV")
-        return Read(command, lambda reply: [one.decode() for one in reply])
-
-    def forget_failed(self, job_id: str) -> Read[bool]:
-        """Take a job off the list of failed ones: its record has expired."""
-        return Read(("ZREM", self.keys.failed, job_id), bool)
-
-    def purge(self, job_ids: Sequence[str]) -> Read[int]:
-        """Delete settled jobs: record, story, result. Gives the number of keys that were there."""
-        keys = self.keys
-        doomed = [key(job_id) for job_id in job_ids for key in (keys.job, keys.story, keys.result, keys.stream)]
-        return Read(("UNLINK", *doomed), int)
+        return Read(command, _texts)
 
     # --- shared ----------------------------------------------------------------------------------------
 
-    def _due(self, index: str, limit: int, ago_s: float = 0.0) -> Call[list[str]]:
-        return self._call("due", [index], [limit, _ms(ago_s)], lambda reply: [one.decode() for one in reply])
+    def _publishing(self, job_id: str, lane: Lane) -> list[str]:
+        """The keys of every script that may publish a job, in the order that `publish` wants."""
+        return [self.keys.job(job_id), self.keys.pending(lane), self.keys.queue(lane)]
+
+    def _due(self, index: str, limit: int, decode: Any = None) -> Call[list[str]]:
+        return self._call("due", [index], [limit], decode or _texts)
 
     def _requeue(
         self, job_id: str, token: int, lane: Lane, progress: str, event: Mapping[str, Any], count: int
     ) -> Call[bool]:
-        keys = self.keys
-        named = [keys.job(job_id), keys.pending, keys.leases, keys.queue(lane), keys.story(job_id)]
+        named = [*self._publishing(job_id, lane), self.keys.leases, self.keys.story(job_id)]
         return self._call("requeue", named, [job_id, token, progress, _event(event), count])
 
     def _end(
@@ -401,7 +392,6 @@ class Ledger:
             "settle",
             [
                 keys.job(job_id),
-                keys.pending,
                 keys.leases,
                 keys.delayed,
                 keys.deadlines,
@@ -410,6 +400,7 @@ class Ledger:
                 keys.story(job_id),
                 keys.result(job_id),
                 keys.done(batch or ""),
+                *keys.all_pending,
             ],
             [
                 job_id,
@@ -422,6 +413,7 @@ class Ledger:
                 ttl_ms,
                 max(ttl_ms, _ms(failed_ttl_s)),
                 max_crashes,
+                batch or "",
             ],
             lambda reply: Settlement(Ending(reply[0].decode()), reply[1].decode()),
         )
@@ -436,14 +428,37 @@ def _event(event: Mapping[str, Any]) -> str:
     return json.dumps(event, separators=(",", ":"), ensure_ascii=False)[1:-1]
 
 
+def _texts(reply: list[bytes]) -> list[str]:
+    return [one.decode() for one in reply]
+
+
+def _result(reply: list[bytes | None]) -> JobResult | None:
+    """The stored result; one written without its worker (expired, cancelled, poison) lacks what the record has."""
+    result, accepted_ms, settled_ms, progress = reply
+    if result is None:
+        return None
+    stored = json.loads(result)
+    stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
+    stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
+    if progress:
+        known = json.loads(progress)
+        attempts = known.get("attempts", [])
+        stored |= {
+            "attempts": attempts,
+            "failovers": known.get("failovers", 0),
+            "deferrals": known.get("deferrals", 0),
+            "cost_microusd": sum(attempt.get("cost_microusd", 0) for attempt in attempts),
+            "unsure_microusd": sum(attempt.get("unsure_microusd", 0) for attempt in attempts),
+        }
+    return JobResult.model_validate_json(json.dumps(stored))
+
+
 def _claim(reply: list[Any]) -> Claimed | NotClaimed:
     if reply[0] != b"claimed":
         return NotClaimed(reply[0].decode())
     _, token, waited_ms, fields = reply
     texts = [None if value is None else value.decode() for value in fields]
-    payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = (
-        texts
-    )
+    payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
     return Claimed(
         token=token,
         payload=payload or "",

@@ -1,50 +1,51 @@
 """The Celery message of a job: protocol 2, as kombu's Redis transport wants it, with no prompt in it.
 
-The scripts in `lua/` push it as it stands; when a job goes back to its lane's front they set `front` to 1 and
-`retries` to how often it came back. So their order and spelling in the text matter, and are tested.
+The scripts in `lua/` push it in the same step in which they queue the job, and put in what stands between angle
+brackets (`shared.lua`). What a plain Celery app has sent along, callbacks and such, is put in again each time.
 """
 
 from __future__ import annotations
 
 import json
 
-from turnout.request import Lane
-
 TASK = "turnout.infer"
 
-
-def celery_message(job_id: str, lane: Lane, label: str, embed: str | None = None) -> str:
-    """The message of one job. `embed`: callbacks, chord and such, of a job that a plain Celery app has sent."""
-    tail = embed or '{"callbacks":null,"errbacks":null,"chain":null,"chord":null}'
-    shown = f"{lane} · {label}"
-    message = {
+TEMPLATE = json.dumps(
+    {
         "headers": {
-            "front": 0,
-            "id": job_id,
-            "retries": 0,
+            "place": "<place>",
             "lang": "py",
             "task": TASK,
-            "root_id": job_id,
+            "id": "<id>",
+            "root_id": "<id>",
             "parent_id": None,
             "group": None,
+            "retries": "<retries>",
             "eta": None,
             "expires": None,
             "timelimit": [None, None],
-            "argsrepr": shown,
+            # What Flower and Celery's events show.
+            "argsrepr": "<lane> · <label>",
             "kwargsrepr": "",
             "origin": "turnout",
             "ignore_result": True,
         },
-        "body": f"[[{json.dumps(job_id)}],{{}},{tail}]",
+        "body": '[["<bodyid>"],{},<embed>]',
         "content-type": "application/json",
         "content-encoding": "utf-8",
         "properties": {
-            "correlation_id": job_id,
+            "correlation_id": "<id>",
             "reply_to": "",
             "delivery_mode": 2,
-            "delivery_info": {"exchange": "", "routing_key": lane.value},
+            "delivery_info": {"exchange": "", "routing_key": "<lane>"},
             "priority": 0,
-            "delivery_tag": job_id,
+            "delivery_tag": "<tag>",
         },
-    }
-    return json.dumps(message, separators=(",", ":"), ensure_ascii=False)
+    },
+    separators=(",", ":"),
+    ensure_ascii=False,
+)
+"""A JSON text with marks in it. Two of them stand for numbers, and lose their quotes."""
+
+for _number in ("place", "retries"):
+    TEMPLATE = TEMPLATE.replace(f'"<{_number}>"', f"<{_number}>")

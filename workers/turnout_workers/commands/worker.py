@@ -16,9 +16,7 @@ from turnout_workers import config
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="turnout.toml")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in this process.")
-@click.option(
-    "--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, most urgent first, by comma."
-)
+@click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, most urgent first, by comma.")
 @click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name.")
 @click.option("-l", "--loglevel", default="INFO", show_default=True)
 def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, loglevel: str) -> None:

@@ -1,0 +1,33 @@
+"""Connectors to providers. `build` makes one of a configuration; other packages add kinds by entry point."""
+
+from __future__ import annotations
+
+from importlib.metadata import entry_points
+
+from turnout_workers.providers.anthropic import AnthropicConnector
+from turnout_workers.providers.base import CloudProviderBase
+from turnout_workers.providers.connector import Connector
+from turnout_workers.providers.gemini import GeminiConnector
+from turnout_workers.providers.http import Http
+from turnout_workers.providers.openai import OpenAIConnector
+from turnout_workers.providers.settings import ProviderConfig, Secret
+
+__all__ = ["CloudProviderBase", "Http", "ProviderConfig", "Secret", "build"]
+
+GROUP = "turnout.connectors"
+"""Entry points of this group name classes that are called like `Connector`: with a ProviderConfig and an Http."""
+KINDS: dict[str, type[Connector]] = {
+    "openai": OpenAIConnector,
+    "anthropic": AnthropicConnector,
+    "gemini": GeminiConnector,
+}
+
+
+def build(config: ProviderConfig, http: Http) -> CloudProviderBase:
+    """The connector of a provider's kind. Raises LookupError if none is installed."""
+    if (kind := KINDS.get(config.kind)) is not None:
+        return kind(config, http)
+    for entry in entry_points(group=GROUP, name=config.kind):
+        connector: CloudProviderBase = entry.load()(config, http)
+        return connector
+    raise LookupError(f"no connector of kind {config.kind!r}; there are {', '.join(sorted(KINDS))}")

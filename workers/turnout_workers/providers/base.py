@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 from turnout.request import InferenceRequest, InferenceResponse
@@ -11,7 +12,18 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.state.store import ObservedLimit
 
-__all__ = ["CallOutcome", "CloudProviderBase", "InferenceRequest", "InferenceResponse", "OnToken", "Timeouts"]
+__all__ = [
+    "CallOutcome",
+    "CloudProviderBase",
+    "InferenceRequest",
+    "InferenceResponse",
+    "OnToken",
+    "Timeouts",
+    "current_job",
+]
+
+current_job: ContextVar[str | None] = ContextVar("current_job", default=None)
+"""The job for which a call is made. Told to simulated providers only, whose books check on us."""
 
 OnToken = Callable[[str], Awaitable[None]]
 """Called with each piece of text as it arrives, when a job streams."""

@@ -28,6 +28,8 @@ _LIMITS = {
 
 
 class Anthropic:
+    tells_retry_after = True
+
     def key(self, headers: Mapping[str, str]) -> str:
         return headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
 

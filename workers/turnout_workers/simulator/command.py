@@ -8,7 +8,6 @@ import json
 import os
 import signal
 import sys
-import tomllib
 from contextlib import suppress
 from dataclasses import replace
 from importlib import import_module
@@ -17,17 +16,23 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
+from turnout.errors import TurnoutError
+from turnout_workers.process import PR_SET_PDEATHSIG
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.simulator.scenario import Fault, Scenario, fault, load
+from turnout_workers.simulator.scenario import DEFAULT, Fault, fault, load
 from turnout_workers.simulator.server import Simulator
-
-_PR_SET_PDEATHSIG = 1
 
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8787, show_default=True, help="Port; 0: any free one, printed.")
-@click.option("--scenario", "file", type=click.Path(path_type=Path, dir_okay=False, exists=True), help="TOML.")
+@click.option(
+    "--scenario",
+    "file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    default=DEFAULT,
+    help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
+)
 @click.option("--seed", type=int, help="Seed of answers, jitter and faults.")
 @click.option("--instant", is_flag=True, help="No latency and no limits.")
 @click.option("--no-faults", is_flag=True, help="Drop the scenario's own faults.")
@@ -38,6 +43,7 @@ _PR_SET_PDEATHSIG = 1
     metavar="NAME=JSON",
     help="""Add a fault, e.g. sim-swift='{"kind": "hang", "after_s": 5, "for_s": 10}'. Repeatable.""",
 )
+@click.option("--own-ports", is_flag=True, help="Each provider at a port of its own, closed while it is down.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
 @click.option("--die-with-parent", is_flag=True, help="Stop when the parent process ends.")
 def simulate(
@@ -48,13 +54,17 @@ def simulate(
     instant: bool,
     no_faults: bool,
     faults: tuple[str, ...],
+    own_ports: bool,
     as_json: bool,
     die_with_parent: bool,
 ) -> None:
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
     if die_with_parent:
         _follow_parent()
-    scenario = _load(file)
+    try:
+        scenario = load(file)
+    except TurnoutError as error:
+        raise click.ClickException(str(error)) from None
     changed = {}
     for name, provider in scenario.providers.items():
         if no_faults:
@@ -69,7 +79,7 @@ def simulate(
     scenario = replace(scenario, providers=changed, seed=scenario.seed if seed is None else seed)
     runner = asyncio.run if sys.platform == "win32" else import_module("uvloop").run
     with suppress(KeyboardInterrupt):
-        runner(_serve(Simulator(scenario, host, port), as_json, os.getppid() if die_with_parent else None))
+        runner(_serve(Simulator(scenario, host, port, own_ports), as_json, os.getppid() if die_with_parent else None))
 
 
 async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> None:
@@ -98,25 +108,18 @@ async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> Non
         await simulator.__aexit__()
 
 
-def _load(file: Path) -> Scenario:
-    try:
-        return load(file)
-    except tomllib.TOMLDecodeError as error:
-        raise click.ClickException(f"{file}: not TOML: {error}") from None
-    except ValidationError as error:
-        lines = [f"{file}: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
-        raise click.ClickException("\n".join(lines)) from None
-
-
 def _fault(text: str) -> tuple[str, Fault]:
     name, _, value = text.partition("=")
     try:
         return name, fault(json.loads(value))
-    except ValueError as error:  # pydantic's ValidationError is one
-        raise click.BadParameter(f"{text!r} is not NAME=JSON of a fault: {error}", param_hint="--fault") from None
+    except ValidationError as error:
+        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
+    except ValueError:
+        said = "write it as NAME=JSON"
+    raise click.BadParameter(f"{text}: {said}", param_hint="--fault")
 
 
 def _follow_parent() -> None:
     """End with the parent, even by SIGKILL: at once on Linux, within half a second elsewhere."""
     if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

@@ -22,6 +22,8 @@ _TYPE = "type.googleapis.com/google.rpc."
 
 
 class Gemini:
+    tells_retry_after = False  # it says it in the body
+
     def key(self, headers: Mapping[str, str]) -> str:
         return headers.get("x-goog-api-key", "")
 

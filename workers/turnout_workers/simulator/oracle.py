@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
 from random import Random
 from typing import Any
 
 from turnout_workers.routing.fleet import Limits, Price
+from turnout_workers.simulator.answers import Answer
 from turnout_workers.simulator.scenario import Fault, SimulatedProvider
 from turnout_workers.simulator.wire import Gauge, Problem
 
@@ -54,6 +56,8 @@ class _Bucket:
 
 @dataclass(slots=True)
 class Job:
+    """One job as the providers saw it, all of them together."""
+
     calls: int = 0
     answered: int = 0
     billed: int = 0
@@ -62,13 +66,30 @@ class Job:
     """Of each call, in order."""
 
 
+class Jobs(dict[str, Job]):
+    """By the job's marker."""
+
+    def called(self, marker: str, provider: str) -> Job:
+        job = self.setdefault(marker, Job())
+        job.calls += 1
+        job.providers.append(provider)
+        return job
+
+    def stats(self, each: bool) -> dict[str, Any]:
+        """How many jobs were called, answered and billed so many times; with `each`, also every job."""
+        told: dict[str, Any] = {"jobs_seen": len(self)}
+        for name in ("calls", "answered", "billed"):
+            told[f"jobs_by_{name}"] = dict(Counter(getattr(job, name) for job in self.values()))
+        return told | ({"jobs": {marker: asdict(job) for marker, job in self.items()}} if each else {})
+
+
 class Books:
     """State of one simulated provider."""
 
     def __init__(self, name: str, provider: SimulatedProvider, now: float, seed: int) -> None:
         self.name, self.provider = name, provider
-        self.started, self.requests, self.in_flight, self.peak, self.answered = now, 0, 0, 0, 0
-        self.billed, self.billed_microusd = 0, 0
+        self.requests, self.in_flight, self.peak, self.answered = 0, 0, 0, 0
+        self.checks, self.billed, self.billed_microusd = 0, 0, 0
         self.statuses: Counter[str] = Counter()
         self.models = {model.served or ours: model for ours, model in provider.models.items()}
         self.rng = Random(f"{seed}/{name}")
@@ -86,29 +107,32 @@ class Books:
         """Those that are on now."""
         return (timed.fault for timed in self._faults if timed.active(now, self.requests))
 
-    def struck(self, now: float) -> dict[str, Fault]:
-        """Count a request; the faults that hit it, by kind."""
-        self.requests += 1
-        return {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
+    def struck(self, now: float, check: bool) -> dict[str, Fault]:
+        """Count a request (or a health check); the faults that hit it, by kind."""
+        struck: dict[str, Fault] = {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
+        self.requests, self.checks = self.requests + (not check), self.checks + check
+        return struck
 
-    def gauges(self, key: str, now: float) -> dict[str, Gauge]:
+    def gauges(self, meter: str, now: float) -> dict[str, Gauge]:
         return {
             kind: Gauge(bucket.limit, int(bucket.refill(now)), bucket.wait_s(bucket.limit))
-            for kind, bucket in self._of(key, now).items()
+            for kind, bucket in self._of(meter, now).items()
         }
 
-    def admit(self, key: str, input_tokens: int, output_tokens: int, now: float) -> None:
-        """Charge a key's limits. Raises Problem when one of them is reached; then nothing is charged."""
+    @contextmanager
+    def admitted(self, meter: str, given: Answer, now: float) -> Iterator[None]:
+        """Hold a place in flight, and charge its limits. Raises Problem when one of them is reached."""
         limit = self.provider.limits.concurrency
-        if limit is not None and self._flying[key] >= limit:
+        if limit is not None and self._flying[meter] >= limit:
             raise Problem("rate_limited", f"Too many concurrent requests: limit {limit}.", retry_after_s=1.0)
+        total = given.input_tokens + given.output_tokens
         wanted = {
-            "input_tokens_per_minute": input_tokens,
-            "output_tokens_per_minute": output_tokens,
-            "tokens_per_minute": input_tokens + output_tokens,
-            "tokens_per_day": input_tokens + output_tokens,
+            "input_tokens_per_minute": given.input_tokens,
+            "output_tokens_per_minute": given.output_tokens,
+            "tokens_per_minute": total,
+            "tokens_per_day": total,
         }
-        buckets = self._of(key, now)
+        buckets = self._of(meter, now)
         for kind, bucket in buckets.items():
             bucket.refill(now)
             if (wait_s := bucket.wait_s(wanted.get(kind, 1))) > 0:
@@ -116,25 +140,25 @@ class Books:
                 raise Problem("rate_limited", text, retry_after_s=wait_s)
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)
-
-    def begin(self, key: str) -> None:
         self.in_flight += 1
-        self._flying[key] += 1
+        self._flying[meter] += 1
         self.peak = max(self.peak, self.in_flight)
+        try:
+            yield
+        finally:
+            self.in_flight -= 1
+            self._flying[meter] -= 1
 
-    def end(self, key: str) -> None:
-        self.in_flight -= 1
-        self._flying[key] -= 1
-
-    def bill(self, job: Job, price: Price, input_tokens: int, output_tokens: int) -> None:
+    def bill(self, job: Job, price: Price, given: Answer) -> None:
         """Book what this call costs: real providers bill what they generate, whoever still listens."""
-        cost = math.ceil(round(price.input * input_tokens + price.output * output_tokens, 6))
+        cost = math.ceil(round(price.input * given.input_tokens + price.output * given.output_tokens, 6))
         self.billed, self.billed_microusd = self.billed + 1, self.billed_microusd + cost
         job.billed, job.billed_microusd = job.billed + 1, job.billed_microusd + cost
 
     def stats(self, now: float) -> dict[str, Any]:
         return {
             "requests": self.requests,
+            "checks": self.checks,
             "answered": self.answered,
             "statuses": dict(self.statuses),
             "billed": self.billed,
@@ -144,11 +168,11 @@ class Books:
             "faults": [fault.kind for fault in self.faults(now)],
         }
 
-    def _of(self, key: str, now: float) -> dict[str, _Bucket]:
-        if (buckets := self._buckets.get(key)) is None:
+    def _of(self, meter: str, now: float) -> dict[str, _Bucket]:
+        if (buckets := self._buckets.get(meter)) is None:
             limits = self.provider.limits
             named = ((f.name, getattr(limits, f.name)) for f in fields(Limits) if f.name != "concurrency")
-            buckets = self._buckets[key] = {
+            buckets = self._buckets[meter] = {
                 kind: _Bucket(limit, 86_400.0 if kind.endswith("day") else 60.0, float(limit), now)
                 for kind, limit in named
                 if limit is not None

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter
 
 from turnout.request import Capability, Quality
+from turnout_workers import toml_lines
 from turnout_workers.routing.fleet import Limits, Price
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEMA})
-_EMBEDDING = frozenset({Capability.EMBEDDINGS})
 
 WireFormat = Literal["openai", "anthropic", "gemini"]
 FaultKind = Literal["down", "slow", "rate_limit", "hang", "garbage", "error", "truncate", "bill"]
@@ -67,7 +66,7 @@ class SimulatedProvider:
     jitter: float = 0.0
     """Standard deviation of the log of the latency."""
     limits: Limits = field(default_factory=Limits)
-    """For each key by itself."""
+    """For each key and model by itself, as most vendors count."""
     keys: tuple[str, ...] = ()
     """The accepted API keys; empty: any key, or none."""
     priority: int = 100
@@ -89,16 +88,13 @@ class Scenario:
 
 _SCENARIO = TypeAdapter(Scenario)
 _FAULT = TypeAdapter(Fault)
+_FIELDS = [f.name for kind in (Scenario, SimulatedProvider, SimulatedModel, Fault, Limits, Price) for f in fields(kind)]
 DEFAULT = Path(__file__).with_name("default.toml")
 
 
 def load(path: Path = DEFAULT) -> Scenario:
-    """Read a scenario file (TOML). Raises OSError, tomllib.TOMLDecodeError or pydantic.ValidationError."""
-    return parse(tomllib.loads(path.read_text("utf-8")))
-
-
-def parse(data: Mapping[str, Any]) -> Scenario:
-    return _SCENARIO.validate_python(data)
+    """Read a scenario file (TOML). Raises OSError or ConfigError."""
+    return toml_lines.read(path.read_text("utf-8"), str(path), _SCENARIO.validate_python, _FIELDS)
 
 
 def fault(data: Mapping[str, Any]) -> Fault:

@@ -24,9 +24,7 @@ STATUS = {
 class Problem(Exception):
     """A refusal, by kind (a key of STATUS); each wire format has its own envelope for it."""
 
-    def __init__(
-        self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.message = kind, message
         self.status = status
@@ -44,6 +42,9 @@ class Gauge:
 
 class Wire(Protocol):
     """One wire format. Paths come without the provider's base path and version."""
+
+    tells_retry_after: bool
+    """Whether the header `retry-after` is sent."""
 
     def key(self, headers: Mapping[str, str]) -> str: ...
 
@@ -73,7 +74,3 @@ def content_text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(p.get("text") or p.get("content") or "") for p in content or () if isinstance(p, dict))
-
-
-def last_role(body: Mapping[str, Any], field: str) -> str:
-    return str(body[field][-1].get("role")) if body[field] else ""

@@ -16,6 +16,7 @@ from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, Provide
 from turnout_workers.routing.health import ERROR_MEMORY_S, circuit, ejections_in_a_row, ramp
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
+    CEILING,
     LATENCY_BUCKETS,
     VERDICT_S,
     WAITING_S,
@@ -31,6 +32,7 @@ from turnout_workers.state.store import (
     NoRoom,
     ObservedLimit,
     Report,
+    free_share,
     latency_bucket,
 )
 from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, SQUEEZE, SQUEEZE_LEAST, Use, Window, squeezed
@@ -140,11 +142,7 @@ class MemoryFleetStore:
                     job.update(state="calling", calls=job.get("calls", 0) + 1)
                 return self._grant(bid, ask, now)
             obstacles[bid.endpoint_id] = obstacle
-        times = [obstacle.until for obstacle in obstacles.values() if obstacle.until is not None]
-        reasons = {endpoint_id: obstacle.reason for endpoint_id, obstacle in obstacles.items()}
-        ceilings = [reason.removeprefix("ceiling ") for reason in reasons.values() if reason.startswith("ceiling ")]
-        blocking = ceilings[0] if ceilings and len(ceilings) == len(reasons) else None
-        return NoRoom(min(times, default=None), now, reasons, blocking)
+        return NoRoom.of(now, {endpoint_id: (o.until, o.reason) for endpoint_id, o in obstacles.items()})
 
     def _obstacle(self, bid: Bid, ask: Ask, now: float) -> _Obstacle | None:
         """The one that stands longest in the way of this bid."""
@@ -214,9 +212,7 @@ class MemoryFleetStore:
                 found.append(_Obstacle(at and at / 1000, name))
                 if (at := window.room_at(kind, _fits(amount, full, limit))) is not None:
                     ready_at = max(ready_at, at / 1000)
-        record.free, record.free_at = free, now
-        if found:
-            record.ready_at = max(ready_at, 0.0)
+        record.free, record.free_at, record.ready_at = free, now, ready_at
         return found
 
     @staticmethod
@@ -240,7 +236,7 @@ class MemoryFleetStore:
             if ceiling.limit_microusd is None or certain + account.reserved <= ceiling.limit_microusd:
                 continue
             # What only reservations stand against may have room again once those calls are paid.
-            found.append(_Obstacle(None if certain > ceiling.limit_microusd else 0, f"ceiling {ceiling.account}"))
+            found.append(_Obstacle(None if certain > ceiling.limit_microusd else 0, CEILING + ceiling.account))
         return found
 
     def _grant(self, bid: Bid, ask: Ask, now: float) -> Granted:
@@ -273,9 +269,10 @@ class MemoryFleetStore:
     async def report(self, report: Report) -> Counters:
         now = self._now()
         record = self._record(report.endpoint_id)
-        lease = self._leases.pop(report.lease_id, None)
-        if lease is None:  # reported before, or forgotten
+        lease = self._leases.get(report.lease_id)
+        if lease is None or lease.endpoint_id != report.endpoint_id:  # reported before, or forgotten
             return self._counters(record, now)
+        del self._leases[report.lease_id]
         probe = record.probe == report.lease_id
         if probe:
             record.probe_until = now + VERDICT_S
@@ -379,8 +376,10 @@ class MemoryFleetStore:
 
     async def expire(self, limit: int = 1000) -> int:
         now = self._now()
-        due = sorted((at, lease_id) for lease_id, at in self._expiry.items() if at <= now)[:limit]
-        for _, lease_id in due:
+        due = sorted(
+            (at, self._leases[lease_id].endpoint_id, lease_id) for lease_id, at in self._expiry.items() if at <= now
+        )[:limit]
+        for _, _, lease_id in due:
             del self._expiry[lease_id]
             lease = self._leases[lease_id]
             lease.expired = True
@@ -467,16 +466,12 @@ class MemoryFleetStore:
 
     @staticmethod
     def _load(record: _Record, now: float, waiting: int) -> Load:
-        """`free` was true at the last admission; since then the window has been emptying."""
         calls = record.calls.values()
-        free = min(1.0, record.free + (now - record.free_at) / 60)
-        if record.slots:
-            free = min(free, max(0.0, 1 - len(calls) / record.slots))
         return Load(
             in_flight=len(calls),
             overdue=sum(lease.overdue_at <= now for lease in calls),
             oldest_started_at=min((lease.at for lease in calls), default=0.0),
-            free=free,
+            free=free_share(record.free, now - record.free_at, len(calls), record.slots),
             ready_at=record.ready_at if record.ready_at > now else 0.0,
             waiting=waiting,
             shadow_price=record.shadow_price,

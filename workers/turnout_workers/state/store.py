@@ -79,6 +79,10 @@ class Granted:
     """This call is the one probe of a half-open endpoint: its outcome closes or reopens the circuit."""
 
 
+CEILING = "ceiling "
+"""Begins the reason of a bid that an account's ceiling stands against."""
+
+
 @dataclass(frozen=True, slots=True)
 class NoRoom:
     retry_at: float | None
@@ -88,6 +92,15 @@ class NoRoom:
     """By endpoint id: what was full."""
     ceiling: str | None = None
     """The account whose ceiling stands in the way of every candidate, if that is why."""
+
+    @classmethod
+    def of(cls, at: float, obstacles: Mapping[str, tuple[float | None, str]]) -> NoRoom:
+        """From what stands longest in each bid's way: until when (None: time won't help), and what it is."""
+        times = [until for until, _ in obstacles.values() if until is not None]
+        reasons = {endpoint_id: reason for endpoint_id, (_, reason) in obstacles.items()}
+        ceilings = [reason.removeprefix(CEILING) for reason in reasons.values() if reason.startswith(CEILING)]
+        blocking = ceilings[0] if ceilings and len(ceilings) == len(reasons) else None
+        return cls(min(times, default=None), at, reasons, blocking)
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,8 +178,16 @@ def latency_bucket(latency_s: float) -> int:
     return min(LATENCY_BUCKETS - 1, max(0, math.floor(2 * math.log2(max(latency_s, 1e-3) / 0.01)) + 1))
 
 
+def free_share(at_last_ask: float, ago_s: float, in_flight: int, slots: int | None) -> float:
+    """Share of the scarcest limit that is free. Since it was last looked at, the window has been emptying."""
+    free = min(1.0, at_last_ask + ago_s / 60)
+    return min(free, max(0.0, 1 - in_flight / slots)) if slots else free
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointState:
+    """What is known of one endpoint."""
+
     health: Health
     metrics: ProviderMetrics
     load: Load

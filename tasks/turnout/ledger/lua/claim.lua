@@ -1,19 +1,19 @@
 #!lua flags=allow-oom
 -- Take a queued job for one worker: the token grows, and fences whoever held it before.
--- KEYS  job, pending, leases
--- ARGV  id, owner, time to live (ms), contract version
+-- KEYS  job, leases, story, pending of each lane
+-- ARGV  id, owner, time to live (ms)
 -- Returns {state} if it is not to be had, else
---         {'claimed', token, waited ms, fields and values of the record}
-local state = redis.call('HGET', KEYS[1], 'state')
+--         {'claimed', token, waited ms, values of the record}
+local version, state, queued_ms = unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'queued_ms'))
 if not state then return {'none'} end
-if redis.call('HGET', KEYS[1], 'v') ~= ARGV[4] then return {'unknown_version'} end
+if version ~= VERSION then return {'unknown_version'} end
 if state ~= 'queued' then return {state} end
 
-local now = now_ms()
 local token = redis.call('HINCRBY', KEYS[1], 'token', 1)
 redis.call('HSET', KEYS[1], 'state', 'leased', 'owner', ARGV[2])
-redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZADD', KEYS[3], now + ARGV[3], ARGV[1])
-local waited = now - redis.call('HGET', KEYS[1], 'queued_ms')
-return {'claimed', token, waited, redis.call('HMGET', KEYS[1], 'payload', 'accepted_ms', 'deadline_ms',
+redis.call('HDEL', KEYS[1], 'missed_ms', 'republished')
+for i = 4, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+redis.call('ZADD', KEYS[2], NOW + ARGV[3], ARGV[1])
+tell(KEYS[3], '"event":"claimed","by":' .. cjson.encode(ARGV[2]))
+return {'claimed', token, NOW - queued_ms, redis.call('HMGET', KEYS[1], 'payload', 'accepted_ms', 'deadline_ms',
   'progress', 'tenant', 'batch', 'lane', 'embed', 'stream', 'webhook', 'trace', 'crashes', 'calls')}

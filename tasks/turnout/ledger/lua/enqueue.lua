@@ -1,28 +1,25 @@
 #!lua
 -- Accept a job and publish its message, both or neither.
--- KEYS  job, pending, deadlines, counts, story, intake, lane queue
--- ARGV  id, fingerprint, deadline (ms, 0: none), deadline from now (ms, 0: none), message ('': don't publish),
+-- KEYS  job, pending, lane queue, deadlines, counts, story, intake
+-- ARGV  id, fingerprint, deadline (ms, 0: none), deadline from now (ms, 0: none), 1 to publish the message,
 --       then fields and values of the record
 -- Returns {outcome, state}: queued | duplicate | conflict | full | expired
-local id, fingerprint, message = ARGV[1], ARGV[2], ARGV[5]
+local id, fingerprint = ARGV[1], ARGV[2]
 
 local known = redis.call('HMGET', KEYS[1], 'fingerprint', 'state')
 if known[1] then
   return {known[1] == fingerprint and 'duplicate' or 'conflict', known[2]}
 end
-if redis.call('EXISTS', KEYS[6]) == 1 then return {'full', ''} end
+if redis.call('EXISTS', KEYS[7]) == 1 then return {'full', ''} end
 
-local now = now_ms()
 local deadline, within = tonumber(ARGV[3]), tonumber(ARGV[4])
-if within > 0 and (deadline == 0 or now + within < deadline) then deadline = now + within end
-if deadline > 0 and deadline <= now then return {'expired', ''} end
+if within > 0 and (deadline == 0 or NOW + within < deadline) then deadline = NOW + within end
+if deadline > 0 and deadline <= NOW then return {'expired', ''} end
 
-redis.call('HSET', KEYS[1], 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', now,
-  'queued_ms', now, 'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'calls', 0, 'requeues', 0,
-  unpack(ARGV, 6))
-redis.call('ZADD', KEYS[2], now, id)
-if deadline > 0 then redis.call('ZADD', KEYS[3], deadline, id) end
-redis.call('HINCRBY', KEYS[4], 'accepted', 1)
-redis.call('RPUSH', KEYS[5], '{"at":' .. now .. ',"event":"queued"}')
-if message ~= '' then redis.call('LPUSH', KEYS[7], message) end
+redis.call('HSET', KEYS[1], 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', NOW, 'queued_ms', NOW,
+  'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'calls', 0, 'requeues', 0, unpack(ARGV, 6))
+if ARGV[5] == '1' then publish(KEYS[1], id, KEYS[2], KEYS[3]) else redis.call('ZADD', KEYS[2], NOW, id) end
+if deadline > 0 then redis.call('ZADD', KEYS[4], deadline, id) end
+redis.call('HINCRBY', KEYS[5], 'accepted', 1)
+tell(KEYS[6], '"event":"queued"')
 return {'queued', 'queued'}

@@ -1,52 +1,62 @@
 #!lua flags=allow-oom
 -- End a job, once: store its result, for the ledger and for Celery, and tell who waits.
--- KEYS  job, pending, leases, delayed, deadlines, failed, counts, story, result, done list of its batch
+-- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done list of its batch,
+--       pending of each lane
 -- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
---       time to live (ms), time to live if failed (ms), crashes that make it poison
+--       time to live (ms), time to live if failed (ms), crashes that make it poison, batch ('': none)
 -- authority  token: the worker that holds it, and for a success any that ever held it
 --            cancel: anybody; expire: past its deadline, not held; poison: too many crashes, lease over
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
-local id, authority, token, status = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
-local job = redis.call('HMGET', KEYS[1], 'state', 'token', 'settled_token', 'deadline_ms', 'crashes', 'watchers', 'batch')
-local state = job[1]
+local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[11]
+local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'token', 'settled_token', 'deadline_ms', 'crashes',
+  'watchers', 'batch')
+local state, current = job[2], job[3]
 if not state then return {'gone', ''} end
-local held = state == 'leased' or state == 'calling'
-local waits = state == 'queued' or state == 'delayed'
-if not (held or waits) then
-  return {(authority == 'token' and job[3] == token) and 'repeated' or 'duplicate', state}
+if job[1] ~= VERSION then return {'refused', state} end
+if not is_held(state) and not is_waiting(state) then
+  return {(authority == 'token' and job[4] == token) and 'repeated' or 'duplicate', state}
 end
 
-local now = now_ms()
 local outcome = 'settled'
 if authority == 'token' then
-  local current = held and job[2] == token
-  if not current then
+  if not is_held(state) or token ~= current then
     -- A success was paid for, so it counts whoever brings it; but only of an attempt that was once made.
-    if status ~= 'succeeded' or tonumber(token) > tonumber(job[2]) then return {'fenced', state} end
+    if status ~= 'succeeded' or tonumber(token) < 1 or tonumber(token) > tonumber(current) then
+      return {'fenced', state}
+    end
     outcome = 'salvaged'
   end
 elseif authority == 'expire' then
-  local deadline = tonumber(job[4])
-  if held or deadline == 0 or deadline > now then return {'refused', state} end
+  local deadline = tonumber(job[5])
+  if is_held(state) or deadline == 0 or deadline > NOW then return {'refused', state} end
 elseif authority == 'poison' then
-  local ends = redis.call('ZSCORE', KEYS[3], id)
-  if not held or not ends or tonumber(ends) > now or job[5] + 1 < tonumber(ARGV[10]) then return {'refused', state} end
+  if not is_held(state) or tonumber(redis.call('ZSCORE', KEYS[2], id)) > NOW or job[6] + 1 < tonumber(ARGV[10]) then
+    return {'refused', state}
+  end
 end
+if job[8] ~= batch then return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. job[8] .. '"') end
 
-local ttl = tonumber(status == 'failed' and ARGV[9] or ARGV[8])
-redis.call('HSET', KEYS[1], 'state', status, 'result', ARGV[5], 'settled_ms', now, 'settled_token', token)
-redis.call('HDEL', KEYS[1], 'owner', 'watchers', 'progress', 'message')
-redis.call('PEXPIRE', KEYS[1], ttl)
+redis.call('HSET', KEYS[1], 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
+redis.call('HDEL', KEYS[1], 'owner', 'watchers', 'missed_ms', 'republished')
+-- What nobody can need again. Progress stays where the result was not written by who knew it.
+if status == 'succeeded' then redis.call('HDEL', KEYS[1], 'payload', 'embed') end
+if authority == 'token' then redis.call('HDEL', KEYS[1], 'progress') end
 redis.call('ZREM', KEYS[2], id)
 redis.call('ZREM', KEYS[3], id)
 redis.call('ZREM', KEYS[4], id)
-redis.call('ZREM', KEYS[5], id)
-redis.call('HINCRBY', KEYS[7], status, 1)
-if status == 'failed' then redis.call('ZADD', KEYS[6], now, id) end
-redis.call('RPUSH', KEYS[8], '{"at":' .. now .. ',' .. ARGV[7] .. '}')
-redis.call('PEXPIRE', KEYS[8], ttl)
-redis.call('SET', KEYS[9], ARGV[6], 'PX', ARGV[8])
-redis.call('PUBLISH', KEYS[9], ARGV[6])
-if job[7] and job[7] ~= '' then redis.call('RPUSH', KEYS[10], id) end
-for inbox in string.gmatch(job[6] or '', '%S+') do redis.call('PUBLISH', inbox, id) end
+for i = 10, #KEYS do redis.call('ZREM', KEYS[i], id) end
+redis.call('HINCRBY', KEYS[6], status, 1)
+
+local ttl = tonumber(status == 'failed' and ARGV[9] or ARGV[8])
+if status == 'failed' then
+  redis.call('ZADD', KEYS[5], NOW + ttl, id)
+  redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', NOW)
+end
+tell(KEYS[7], ARGV[7])
+redis.call('PEXPIRE', KEYS[1], ttl)
+redis.call('PEXPIRE', KEYS[7], ttl)
+redis.call('SET', KEYS[8], ARGV[6], 'PX', ARGV[8])
+redis.call('PUBLISH', KEYS[8], ARGV[6])
+if batch ~= '' then redis.call('RPUSH', KEYS[9], id) end
+for inbox in string.gmatch(job[7] or '', '%S+') do redis.call('PUBLISH', inbox, id) end
 return {outcome, state}

@@ -3,12 +3,10 @@
 -- KEYS  job
 -- ARGV  channel
 -- Returns its state now ('' if there is no such job); if it is settled, nobody will be told
-local state = redis.call('HGET', KEYS[1], 'state')
+local state, watchers = unpack(redis.call('HMGET', KEYS[1], 'state', 'watchers'))
 if not state then return '' end
-if state == 'queued' or state == 'delayed' or state == 'leased' or state == 'calling' then
-  local watchers = redis.call('HGET', KEYS[1], 'watchers') or ''
-  if not string.find(watchers, ARGV[1], 1, true) then
-    redis.call('HSET', KEYS[1], 'watchers', watchers .. ' ' .. ARGV[1])
-  end
+watchers = watchers or ' '
+if (is_waiting(state) or is_held(state)) and not string.find(watchers, ' ' .. ARGV[1] .. ' ', 1, true) then
+  redis.call('HSET', KEYS[1], 'watchers', watchers .. ARGV[1] .. ' ')
 end
 return state

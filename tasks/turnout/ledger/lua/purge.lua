@@ -1,0 +1,16 @@
+#!lua flags=allow-oom
+-- Delete settled jobs with all that belongs to them. Live ones stay.
+-- KEYS  failed, then job, story, result and stream of each
+-- ARGV  their ids
+-- Returns how many are gone
+local count = 0
+for i, id in ipairs(ARGV) do
+  local job = 4 * i - 2
+  local state = redis.call('HGET', KEYS[job], 'state')
+  if state and not is_waiting(state) and not is_held(state) then
+    redis.call('UNLINK', KEYS[job], KEYS[job + 1], KEYS[job + 2], KEYS[job + 3])
+    redis.call('ZREM', KEYS[1], id)
+    count = count + 1
+  end
+end
+return count

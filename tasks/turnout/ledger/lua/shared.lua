@@ -1,0 +1,36 @@
+-- What the scripts share. Put before each of them, after `now_ms`, VERSION and MESSAGE (a template, `message.py`).
+local NOW = now_ms()
+
+-- A job at work is held: by one worker, until its lease ends.
+local function is_held(state) return state == 'leased' or state == 'calling' end
+local function is_waiting(state) return state == 'queued' or state == 'delayed' end
+
+-- Add an event, given as the inside of a JSON object, to the job's story. Long stories lose their beginning.
+local function tell(story, event)
+  redis.call('RPUSH', story, '{"at":' .. NOW .. ',' .. event .. '}')
+  redis.call('LTRIM', story, -200, -1)
+end
+
+-- A lane's list is sorted by `place`, a time (ms) that stands in each message: at the back it is the time now, at
+-- the front the place of the message overtaken. `pending` has the job at the same place. So a queued job whose place
+-- is before the one now at the front has no message any more: it was lost with the worker that had fetched it.
+local function front_place(queue)
+  local first = redis.call('LINDEX', queue, -1)
+  return first and tonumber(string.match(first, '"place":(%d+)'))
+end
+
+-- As JSON, without its quotes.
+local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
+
+-- Queue a job and push its message: on the lane's front where it has had its turn already, else on its back.
+local function publish(job, id, pending, queue, at_front)
+  local lane, label, embed, requeues = unpack(redis.call('HMGET', job, 'lane', 'label', 'embed', 'requeues'))
+  local place = at_front and front_place(queue) or NOW
+  redis.call('HSET', job, 'state', 'queued', 'queued_ms', NOW)
+  redis.call('ZADD', pending, place, id)
+  local message = string.gsub(MESSAGE, '<(%w+)>', {
+    id = quoted(id), bodyid = quoted(quoted(id)), embed = quoted(embed or '{}'),
+    lane = lane, label = quoted(label), retries = requeues, place = place, tag = NOW .. ':' .. quoted(id),
+  })
+  redis.call(at_front and 'RPUSH' or 'LPUSH', queue, message)
+end

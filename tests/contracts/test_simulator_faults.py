@@ -1,0 +1,294 @@
+"""What the simulator can be told to do wrong, and what its books say afterwards."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator
+from typing import Any
+
+import aiohttp
+import pytest
+from click.testing import CliRunner
+
+from turnout_workers.routing.fleet import Limits, Price
+from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider, Simulator
+from turnout_workers.simulator.command import simulate
+
+COMMAND = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json"]
+CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+
+
+def fleet(**provider: Any) -> Scenario:
+    return Scenario({"p": SimulatedProvider({"m": SimulatedModel(Price(1.0, 2.0))}, **provider)}, output_tokens=20)
+
+
+@pytest.fixture
+async def http() -> AsyncIterator[aiohttp.ClientSession]:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as session:
+        yield session
+
+
+async def ask(http: aiohttp.ClientSession, url: str, job: str = "job", **more: Any) -> tuple[int, Any, Any]:
+    body = {"model": "m", "messages": [{"role": "user", "content": "hello"}], **more}
+    async with http.post(f"{url}/p/v1/chat/completions", json=body, headers={"x-turnout-job": job}) as response:
+        text = await response.text()
+        told = json.loads(text) if response.content_type == "application/json" else text
+        return response.status, told, response.headers
+
+
+async def stats(http: aiohttp.ClientSession, url: str) -> Any:
+    async with http.get(f"{url}/control/stats?jobs=1") as response:
+        return await response.json()
+
+
+async def test_the_books_tell_how_often_each_job_was_called_and_billed(http: aiohttp.ClientSession) -> None:
+    async with Simulator(fleet()) as simulator:
+        for job in ("a", "a", "b"):
+            _, body, _ = await ask(http, simulator.url, job)
+        told = await stats(http, simulator.url)
+    cost = body["usage"]["prompt_tokens"] + 2 * body["usage"]["completion_tokens"]
+    assert told["jobs"]["a"] == {
+        "calls": 2,
+        "answered": 2,
+        "billed": 2,
+        "billed_microusd": 2 * cost,
+        "providers": ["p", "p"],
+    }
+    assert told["billed_microusd"] == 3 * cost
+    assert told["jobs_by_calls"] == {"1": 1, "2": 1}
+    assert told["providers"]["p"]["statuses"] == {"200": 3}
+
+
+async def test_a_call_that_was_never_answered_is_a_call(http: aiohttp.ClientSession) -> None:
+    async with Simulator(fleet(faults=(Fault("down", for_requests=1),))) as simulator:
+        with pytest.raises(CLOSED):
+            await ask(http, simulator.url, "a")
+        await ask(http, simulator.url, "a")
+        job = simulator.stats(jobs=True)["jobs"]["a"]
+    assert (job["calls"], job["answered"], job["billed"]) == (2, 1, 1)
+
+
+async def test_the_same_question_gets_the_same_answer(http: aiohttp.ClientSession) -> None:
+    answers = []
+    for _ in range(2):
+        async with Simulator(fleet()) as simulator:
+            answers.append((await ask(http, simulator.url))[1]["choices"])
+    assert answers[0] == answers[1]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("fault", "seen", "billed"),
+    [
+        (Fault("down"), CLOSED, 0),
+        (Fault("error", status=502), 502, 0),
+        (Fault("rate_limit"), 429, 0),
+        (Fault("bill", status=500), 500, 1),
+        (Fault("garbage"), "<html>", 1),
+        (Fault("truncate"), (aiohttp.ClientPayloadError,), 1),
+    ],
+)
+async def test_a_fault_looks_as_it_should_and_bills_as_it_should(
+    http: aiohttp.ClientSession, fault: Fault, seen: Any, billed: int, stream: bool
+) -> None:
+    async with Simulator(fleet(faults=(fault,))) as simulator:
+        if isinstance(seen, tuple):
+            with pytest.raises(seen):
+                await ask(http, simulator.url, stream=stream)
+        else:
+            status, body, _ = await ask(http, simulator.url, stream=stream)
+            assert status == seen if isinstance(seen, int) else (status == 200 and seen in body)
+        told = simulator.stats()
+    assert (told["providers"]["p"]["billed"], told["providers"]["p"]["answered"]) == (billed, 0)
+    assert (told["billed_microusd"] > 0) == bool(billed)
+
+
+async def test_a_hanging_provider_says_nothing_and_its_place_is_free_when_the_caller_goes(
+    http: aiohttp.ClientSession,
+) -> None:
+    async with Simulator(fleet(limits=Limits(concurrency=1))) as simulator:
+        simulator.fail("p", Fault("hang", for_requests=1))
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(ask(http, simulator.url), 0.2)
+        assert (await ask(http, simulator.url))[0] == 200
+
+
+async def test_a_provider_with_a_port_of_its_own_refuses_connections_while_it_is_down() -> None:
+    async with Simulator(fleet(), own_ports=True) as simulator:
+        url = f"{simulator.base_url('p')}/models"
+
+        async def until(wanted: object) -> None:
+            seen: object = None
+            while seen != wanted:
+                try:
+                    async with aiohttp.ClientSession() as http, http.get(url) as response:
+                        seen = response.status
+                except aiohttp.ClientConnectorError:
+                    seen = "refused"
+                except aiohttp.ClientError:
+                    seen = "dropped"  # the port takes a moment to close
+
+        async with asyncio.timeout(10):
+            await until(200)
+            simulator.fail("p", Fault("down", for_s=0.3))
+            await until("refused")
+            await until(200)
+
+
+async def test_a_slow_provider_takes_so_many_times_longer(http: aiohttp.ClientSession) -> None:
+    async with Simulator(fleet(ttft_s=0.01, faults=(Fault("slow", factor=20),))) as simulator:
+        started = time.monotonic()
+        assert (await ask(http, simulator.url))[0] == 200
+    assert time.monotonic() - started >= 0.2
+
+
+async def test_a_fault_begins_and_ends_by_requests(http: aiohttp.ClientSession) -> None:
+    fault = Fault("error", status=503, after_requests=3, for_requests=2)
+    async with Simulator(fleet(faults=(fault,))) as simulator:
+        seen = [(await ask(http, simulator.url))[0] for _ in range(6)]
+    assert seen == [200, 200, 200, 503, 503, 200]
+
+
+async def test_a_fault_begins_and_ends_by_time(http: aiohttp.ClientSession) -> None:
+    async with Simulator(fleet(faults=(Fault("error", after_s=0.15, for_s=0.15),))) as simulator:
+        seen = []
+        while 500 not in seen or seen[-1] != 200:
+            seen.append((await ask(http, simulator.url))[0])
+    assert (seen[0], seen[-1]) == (200, 200)
+
+
+async def test_a_share_of_calls_fails_by_the_seed(http: aiohttp.ClientSession) -> None:
+    runs = []
+    for _ in range(2):
+        async with Simulator(fleet(faults=(Fault("error", share=0.5),))) as simulator:
+            runs.append([(await ask(http, simulator.url))[0] for _ in range(40)])
+    assert runs[0] == runs[1]
+    assert 8 <= runs[0].count(500) <= 32
+
+
+async def test_faults_come_and_go_by_the_control_endpoint(http: aiohttp.ClientSession) -> None:
+    async with Simulator(fleet()) as simulator:
+        control = f"{simulator.url}/control/p"
+        async with http.post(control, json={"kind": "error", "status": 529}) as response:
+            assert (await response.json())["faults"] == ["error"]
+        assert (await ask(http, simulator.url))[0] == 529
+        async with http.delete(control) as response:
+            assert response.status == 200
+        assert (await ask(http, simulator.url))[0] == 200
+        for wrong in ({"kind": "explode"}, {"kind": "down", "for": 3}, [], "down"):
+            async with http.post(control, json=wrong) as response:
+                assert response.status == 400
+        async with http.post(f"{simulator.url}/control/nobody", json={"kind": "down"}) as response:
+            assert response.status == 404
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 9999,
+        b'{"model": [], "messages": []}',
+        b'{"model": "m", "messages": [3]}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": "many"}',
+    ],
+)
+async def test_a_request_that_makes_no_sense_is_the_callers_fault(http: aiohttp.ClientSession, body: bytes) -> None:
+    async with (
+        Simulator(fleet()) as simulator,
+        http.post(f"{simulator.base_url('p')}/chat/completions", data=body) as response,
+    ):
+        assert response.status == 400
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_limits_are_kept_for_each_key_and_model(http: aiohttp.ClientSession) -> None:
+    models = {name: SimulatedModel(Price(1.0, 2.0)) for name in ("m", "other")}
+    limits = Limits(requests_per_minute=2)
+    scenario = Scenario({"p": SimulatedProvider(models, limits=limits, keys=("one", "two"))})
+    async with Simulator(scenario) as simulator:
+        seen = []
+        for key, model in (("one", "m"), ("one", "m"), ("one", "m"), ("one", "other"), ("two", "m"), ("three", "m")):
+            http.headers["authorization"] = f"Bearer {key}"
+            status, _, headers = await ask(http, simulator.url, model=model)
+            seen.append((status, headers.get("retry-after")))
+    assert seen == [(200, None), (200, None), (429, "30"), (200, None), (200, None), (401, None)]
+
+
+async def test_calls_beyond_the_concurrency_limit_are_refused(http: aiohttp.ClientSession) -> None:
+    async with Simulator(fleet(ttft_s=0.2, limits=Limits(concurrency=2))) as simulator:
+        answers = await asyncio.gather(*(ask(http, simulator.url) for _ in range(5)))
+        assert sorted(status for status, *_ in answers) == [200, 200, 429, 429, 429]
+        assert simulator.stats()["providers"]["p"]["peak_in_flight"] == 2
+
+
+async def test_health_checks_are_not_counted_as_calls(http: aiohttp.ClientSession) -> None:
+    async with Simulator(fleet()) as simulator:
+        async with http.get(f"{simulator.base_url('p')}/models") as response:
+            assert [model["id"] for model in (await response.json())["data"]] == ["m"]
+        told = simulator.stats()["providers"]["p"]
+    assert (told["requests"], told["checks"], told["billed"]) == (0, 1, 0)
+
+
+# --- the command -----------------------------------------------------------------------------------------
+
+
+def test_the_command_prints_its_addresses_and_takes_faults() -> None:
+    hang_up = """sim-swift={"kind": "down"}"""
+    with subprocess.Popen([*COMMAND, "--instant", "--fault", hang_up], stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        told = json.loads(process.stdout.readline())
+        assert set(told["providers"]) >= {"sim-swift", "sim-thrifty"}
+        assert told["providers"]["sim-swift"] == f"{told['url']}/sim-swift/v1"
+        process.terminate()
+        assert process.wait(10) == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--fault", "nobody={}"], "nobody={}: kind: "),
+        (["--fault", "sim-swift"], "write it as NAME=JSON"),
+        (["--fault", 'nobody={"kind": "down"}'], "no provider 'nobody'"),
+        (["--scenario", "/nowhere"], "does not exist"),
+    ],
+)
+def test_the_command_says_what_is_wrong(arguments: list[str], reason: str) -> None:
+    done = CliRunner().invoke(simulate, arguments)
+    assert done.exit_code == 2
+    assert reason in done.output
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
+def test_the_command_dies_with_its_parent() -> None:
+    script = (
+        "import subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE);"
+        "p.stdout.readline(); print(p.pid, flush=True); p.wait()"
+    )
+    command = [sys.executable, "-c", script, *COMMAND, "--die-with-parent"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
+        assert parent.stdout
+        child = int(parent.stdout.readline())
+        parent.send_signal(signal.SIGKILL)
+    gone_by = time.monotonic() + 10
+    while _alive(child):
+        assert time.monotonic() < gone_by
+        time.sleep(0.02)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
+    except (ProcessLookupError, FileNotFoundError):
+        return False

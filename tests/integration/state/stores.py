@@ -1,0 +1,69 @@
+"""Both fleet stores behind one face, on a clock that tests move by hand."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import redis
+import redis.asyncio
+
+from turnout.ledger.keys import Keys
+from turnout.ledger.script import Coalescer
+from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.store import FleetStore
+
+CLOCK_KEY = "clock of the tests"
+HAND_CLOCK = f"local function now_ms() return tonumber(redis.call('GET', '{CLOCK_KEY}')) end\n"
+START = 1_000_000
+
+
+@dataclass
+class MemoryFleet:
+    """The executable specification."""
+
+    now: float = START
+    jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.store: FleetStore = MemoryFleetStore(lambda: self.now, self.jobs)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+
+    def put_job(self, key: str, token: int, state: str) -> None:
+        self.jobs[key] = {"token": token, "state": state}
+
+    def job(self, key: str) -> tuple[str, int]:
+        return self.jobs[key]["state"], self.jobs[key].get("calls", 0)
+
+    async def close(self) -> None: ...
+
+
+class RedisFleet:
+    """The store that workers share, with its keys in an empty Redis."""
+
+    def __init__(self, url: str) -> None:
+        self.now: float = START
+        self._redis = redis.Redis.from_url(url, decode_responses=True)
+        self._client = redis.asyncio.Redis.from_url(url)
+        self._redis.set(CLOCK_KEY, START * 1000)
+        self.store: FleetStore = RedisFleetStore(Coalescer(self._client), Keys("test"), HAND_CLOCK)
+
+    def advance(self, seconds: float) -> None:
+        self.now += seconds
+        self._redis.set(CLOCK_KEY, round(self.now * 1000))
+
+    def put_job(self, key: str, token: int, state: str) -> None:
+        self._redis.hset(key, mapping={"token": token, "state": state})
+
+    def job(self, key: str) -> tuple[str, int]:
+        return str(self._redis.hget(key, "state")), int(self._redis.hget(key, "calls") or 0)
+
+    async def close(self) -> None:
+        self._redis.close()
+        await self._client.aclose()
+
+
+AnyFleet = MemoryFleet | RedisFleet

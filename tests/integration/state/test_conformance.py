@@ -1,0 +1,464 @@
+"""What every fleet store must do, held by both of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from itertools import count
+from typing import Any
+
+import pytest
+from tests.integration.state.stores import START, AnyFleet, MemoryFleet, RedisFleet
+
+from turnout_workers.routing.fleet import Limits
+from turnout_workers.routing.health import RAMP_S
+from turnout_workers.state.store import (
+    ASK_AGAIN_S,
+    Account,
+    Admission,
+    Ask,
+    Bid,
+    Ceiling,
+    Fence,
+    Fenced,
+    Granted,
+    NoRoom,
+    ObservedLimit,
+    Report,
+)
+
+A, B = "groq/llama", "openai/gpt#two"
+IDS = count()
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[AnyFleet]:
+    made: AnyFleet = (
+        MemoryFleet() if request.param == "memory" else RedisFleet(request.getfixturevalue("redis_url"))
+    )
+    yield made
+    await made.close()
+
+
+def bid(endpoint: str = A, *, ceilings: tuple[Ceiling, ...] = (), probe: bool = True, **fields: Any) -> Bid:
+    sizes = {name: fields.pop(name, 0) for name in ("input_tokens", "output_tokens", "cost_microusd")}
+    overdue_s = fields.pop("overdue_s", 5.0)
+    return Bid(endpoint, Limits(**fields), **sizes, overdue_s=overdue_s, probe_allowed=probe, ceilings=ceilings)
+
+
+async def admit(fleet: AnyFleet, *bids: Bid, lease: str | None = None, ttl_s: float = 30, **ask: Any) -> Admission:
+    return await fleet.store.admit(Ask(lease or f"job:{next(IDS)}", bids, ttl_s, **ask))
+
+
+async def granted(fleet: AnyFleet, *bids: Bid, **ask: Any) -> Granted:
+    admission = await admit(fleet, *bids, **ask)
+    assert isinstance(admission, Granted), admission
+    return admission
+
+
+async def refused(fleet: AnyFleet, *bids: Bid, **ask: Any) -> NoRoom:
+    admission = await admit(fleet, *bids, **ask)
+    assert isinstance(admission, NoRoom), admission
+    return admission
+
+
+async def burst(fleet: AnyFleet, *bids: Bid, most: int = 100, **ask: Any) -> int:
+    """How many calls are admitted in a row."""
+    for done in range(most):
+        if not isinstance(await admit(fleet, *bids, **ask), Granted):
+            return done
+    return most
+
+
+async def end(fleet: AnyFleet, grant: Granted, ok: bool = True, **fields: Any) -> Any:
+    return await fleet.store.report(Report(grant.lease_id, grant.endpoint_id, ok, **fields))
+
+
+async def health(fleet: AnyFleet, endpoint: str = A) -> Any:
+    return (await fleet.store.state())[1][endpoint].health
+
+
+# --- rate limits -------------------------------------------------------------------------------------------
+
+
+async def test_a_minute_limit_holds_for_60_s_and_one_bucket(fleet: AnyFleet) -> None:
+    fleet.advance(0.9)
+    assert await burst(fleet, bid(requests_per_minute=3)) == 3
+    answer = await refused(fleet, bid(requests_per_minute=3))
+    assert answer.reasons == {A: "requests_per_minute"}
+    assert answer.retry_at == START + 61
+    fleet.advance(60.0)
+    assert await burst(fleet, bid(requests_per_minute=3)) == 0
+    fleet.advance(0.1)
+    assert await burst(fleet, bid(requests_per_minute=3)) == 3
+
+
+async def test_room_comes_back_as_it_was_taken(fleet: AnyFleet) -> None:
+    for _ in range(3):
+        await granted(fleet, bid(tokens_per_minute=30, input_tokens=6, output_tokens=4))
+        fleet.advance(10)
+    one = await refused(fleet, bid(tokens_per_minute=30, input_tokens=10))
+    two = await refused(fleet, bid(tokens_per_minute=30, input_tokens=11))
+    assert (one.retry_at, two.retry_at) == (START + 61, START + 71)
+
+
+@pytest.mark.parametrize(
+    ("limit", "room"),
+    [
+        ({"tokens_per_minute": 50}, 3),
+        ({"input_tokens_per_minute": 50}, 5),
+        ({"output_tokens_per_minute": 50}, 10),
+        ({"requests_per_day": 4}, 4),
+        ({"tokens_per_day": 100}, 6),
+        ({"concurrency": 7}, 7),
+        ({"tokens_per_minute": 50, "requests_per_minute": 2}, 2),
+    ],
+)
+async def test_each_limit_counts_what_it_names(fleet: AnyFleet, limit: dict[str, int], room: int) -> None:
+    assert await burst(fleet, bid(input_tokens=10, output_tokens=5, **limit)) == room
+
+
+async def test_a_day_limit_holds_for_24_h(fleet: AnyFleet) -> None:
+    assert await burst(fleet, bid(requests_per_day=2)) == 2
+    answer = await refused(fleet, bid(requests_per_day=2))
+    assert answer.retry_at is not None
+    assert 86_400 <= answer.retry_at - START <= 86_400 + 900
+    fleet.advance(86_400 - 1)
+    assert await burst(fleet, bid(requests_per_day=2)) == 0
+    fleet.advance(901)
+    assert await burst(fleet, bid(requests_per_day=2)) == 2
+
+
+async def test_the_estimate_is_corrected_in_the_second_of_its_admission(fleet: AnyFleet) -> None:
+    limit = {"tokens_per_minute": 100}
+    grant = await granted(fleet, bid(input_tokens=50, output_tokens=50, **limit))
+    fleet.advance(30)
+    await refused(fleet, bid(input_tokens=1, **limit))
+    await end(fleet, grant, input_tokens=50, output_tokens=10)
+    await granted(fleet, bid(input_tokens=40, **limit))
+    assert (await refused(fleet, bid(input_tokens=60, **limit))).retry_at == START + 61
+    fleet.advance(31)
+    assert await burst(fleet, bid(input_tokens=60, **limit)) == 1
+
+
+async def test_a_correction_after_the_window_changes_nothing(fleet: AnyFleet) -> None:
+    limit = {"tokens_per_minute": 100}
+    grant = await granted(fleet, bid(input_tokens=100, **limit))
+    fleet.advance(61)
+    await granted(fleet, bid(input_tokens=100, **limit))
+    await end(fleet, grant, input_tokens=10)
+    await refused(fleet, bid(input_tokens=1, **limit))
+
+
+async def test_headroom_reserves_and_never_shuts_a_large_job_out(fleet: AnyFleet) -> None:
+    assert await burst(fleet, bid(requests_per_minute=10), headroom=0.65) == 6
+    assert await burst(fleet, bid(requests_per_minute=10), headroom=1.0) == 4
+    large = bid(B, tokens_per_minute=100, input_tokens=90)
+    assert await burst(fleet, large, headroom=0.65) == 1
+    fleet.advance(61)
+    assert await burst(fleet, large, headroom=0.65) == 1
+    never = await refused(fleet, bid(B, tokens_per_minute=100, input_tokens=101))
+    assert never.retry_at is None
+
+
+async def test_the_first_bid_with_room_is_taken(fleet: AnyFleet) -> None:
+    bids = bid(A, requests_per_minute=1), bid(B, requests_per_minute=1)
+    assert [(await granted(fleet, *bids)).endpoint_id for _ in range(2)] == [A, B]
+    answer = await refused(fleet, *bids)
+    assert set(answer.reasons) == {A, B}
+
+
+async def test_a_repeated_admission_gets_the_same_answer_and_charges_once(fleet: AnyFleet) -> None:
+    first = await granted(fleet, bid(requests_per_minute=2), lease="job:1")
+    fleet.advance(1)
+    assert await granted(fleet, bid(B), lease="job:1") == first
+    assert await burst(fleet, bid(requests_per_minute=2)) == 1
+
+
+# --- what headers say --------------------------------------------------------------------------------------
+
+
+async def test_a_limit_from_headers_lowers_the_configured_one_and_never_raises_it(fleet: AnyFleet) -> None:
+    grant = await granted(fleet, bid(requests_per_minute=10))
+    await end(fleet, grant, limits=(ObservedLimit("requests_per_minute", limit=3),))
+    assert await burst(fleet, bid(requests_per_minute=10)) == 2
+    await end(fleet, await granted(fleet, bid(B)), limits=(ObservedLimit("requests_per_minute", limit=30),))
+    assert await burst(fleet, bid(B, requests_per_minute=5)) == 4
+
+
+async def test_remaining_binds_until_its_reset_whatever_the_order_of_reports(fleet: AnyFleet) -> None:
+    early, late = [await granted(fleet, bid(requests_per_minute=100)) for _ in range(2)]
+    fleet.advance(1)
+    await end(fleet, late, limits=(ObservedLimit("requests_per_minute", remaining=3, reset_s=9),))
+    await end(fleet, early, limits=(ObservedLimit("requests_per_minute", remaining=50, reset_s=9),))
+    assert await burst(fleet, bid(requests_per_minute=100)) == 3
+    assert (await refused(fleet, bid(requests_per_minute=100))).retry_at == START + 10
+    fleet.advance(9)
+    assert await burst(fleet, bid(requests_per_minute=100), most=20) == 20
+
+
+async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: AnyFleet) -> None:
+    for _ in range(3):
+        await fleet.store.block([A], 2, "429")
+    assert (await refused(fleet, bid(requests_per_minute=100))).retry_at == START + 2
+    fleet.advance(2)
+    assert await burst(fleet, bid(requests_per_minute=100)) == 70
+    fleet.advance(5)
+    assert await burst(fleet, bid(requests_per_minute=100)) == 0
+    fleet.advance(0.3 / 0.04)
+    assert await burst(fleet, bid(requests_per_minute=100)) == 30
+
+
+async def test_a_shorter_cooldown_never_ends_a_longer_one(fleet: AnyFleet) -> None:
+    await fleet.store.block([A, B], 20, "quota")
+    await fleet.store.block([A], 1, "429")
+    answer = await refused(fleet, bid(A), bid(B))
+    assert answer.retry_at == START + 20
+    assert answer.reasons == {A: "cooldown", B: "cooldown"}
+
+
+# --- money -------------------------------------------------------------------------------------------------
+
+
+async def test_money_is_reserved_then_spent(fleet: AnyFleet) -> None:
+    accounts = Ceiling("tenant:x", 100), Ceiling("batch:y", None)
+    grant = await granted(
+        fleet, bid(cost_microusd=60, ceilings=(Ceiling("provider:groq", None),)), ceilings=accounts
+    )
+    names = ["tenant:x", "batch:y", "provider:groq"]
+    assert await fleet.store.accounts(names) == dict.fromkeys(names, Account(reserved=60))
+    answer = await refused(fleet, bid(cost_microusd=41), ceilings=accounts)
+    assert (answer.ceiling, answer.retry_at) == ("tenant:x", START + ASK_AGAIN_S)
+    await end(fleet, grant, cost_microusd=35, unsure_microusd=5)
+    assert await fleet.store.accounts(names) == dict.fromkeys(names, Account(spent=35, unsure=5))
+    await granted(fleet, bid(cost_microusd=60), ceilings=accounts)
+
+
+async def test_a_ceiling_that_only_an_operator_can_raise_names_no_time(fleet: AnyFleet) -> None:
+    answer = await refused(fleet, bid(cost_microusd=101), ceilings=(Ceiling("job:1", 100),))
+    assert (answer.ceiling, answer.retry_at) == ("job:1", None)
+    dear, free = bid(A, cost_microusd=101), bid(B)
+    assert (await granted(fleet, dear, free, ceilings=(Ceiling("job:1", 100),))).endpoint_id == B
+
+
+async def test_a_lease_that_expires_leaves_its_money_unsure_and_a_late_report_moves_it(fleet: AnyFleet) -> None:
+    grant = await granted(fleet, bid(cost_microusd=10, concurrency=1), ceilings=(Ceiling("t", 100),), ttl_s=3)
+    fleet.advance(2.999)
+    assert await fleet.store.expire() == 0
+    fleet.advance(0.001)
+    assert [await fleet.store.expire(), await fleet.store.expire()] == [1, 0]
+    assert await fleet.store.accounts(["t"]) == {"t": Account(unsure=10)}
+    assert isinstance(await admit(fleet, bid(), lease=grant.lease_id), Fenced)
+    await granted(fleet, bid(concurrency=1))
+    for _ in range(2):  # a report that is sent twice counts once
+        late = await end(fleet, grant, cost_microusd=7)
+        assert await fleet.store.accounts(["t"]) == {"t": Account(spent=7)}
+    assert not late.late
+
+
+async def test_a_renewed_lease_lives_on_and_an_expired_one_stays_dead(fleet: AnyFleet) -> None:
+    kept, lost = [await granted(fleet, bid(cost_microusd=1), ttl_s=3) for _ in range(2)]
+    fleet.advance(2)
+    await fleet.store.renew([kept.lease_id, "job:unknown"], 3)
+    fleet.advance(1)
+    await fleet.store.renew([lost.lease_id], 3)
+    assert await fleet.store.expire() == 1
+    assert (await end(fleet, lost)).late
+    assert not (await end(fleet, kept)).late
+
+
+async def test_a_duplicate_is_booked_and_forgotten_accounts_are_empty(fleet: AnyFleet) -> None:
+    await fleet.store.mark_duplicate(["t", "u"], 9)
+    await fleet.store.forget(["u"])
+    assert await fleet.store.accounts(["t", "u"]) == {"t": Account(duplicate=9), "u": Account()}
+
+
+# --- the fence ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("token", "state", "allowed"),
+    [(3, "leased", True), (3, "calling", True), (2, "leased", False), (4, "leased", False), (3, "queued", False)],
+)
+async def test_only_the_holder_of_the_job_makes_a_call(
+    fleet: AnyFleet, token: int, state: str, allowed: bool
+) -> None:
+    fleet.put_job("{test}:job:1", 3, state)
+    answer = await admit(fleet, bid(requests_per_minute=1), fence=Fence("{test}:job:1", token))
+    assert isinstance(answer, Granted if allowed else Fenced)
+    assert fleet.job("{test}:job:1") == (("calling", 1) if allowed else (state, 0))
+
+
+async def test_a_refused_job_is_not_calling(fleet: AnyFleet) -> None:
+    fleet.put_job("{test}:job:1", 3, "leased")
+    await refused(fleet, bid(concurrency=0), fence=Fence("{test}:job:1", 3))
+    assert fleet.job("{test}:job:1") == ("leased", 0)
+
+
+# --- health ------------------------------------------------------------------------------------------------
+
+
+async def test_an_ejection_ends_by_exactly_one_probe_and_a_ramp(fleet: AnyFleet) -> None:
+    limits = {"concurrency": 100}
+    assert (await fleet.store.trip(A, 5, "4 failures in a row")).trips == 1
+    assert (await fleet.store.trip(A, 1, "again")).open_until == START + 5
+    answer = await refused(fleet, bid(**limits))
+    assert (answer.retry_at, answer.reasons) == (START + 5, {A: "open"})
+    fleet.advance(5)
+    assert (await refused(fleet, bid(probe=False, **limits))).reasons == {A: "probe not allowed"}
+    probe = await granted(fleet, bid(**limits))
+    assert probe.probe
+    assert await burst(fleet, bid(**limits)) == 0
+    assert (await health(fleet)).probing
+    counters = await end(fleet, probe)
+    assert counters.probe
+    assert (await refused(fleet, bid(**limits))).reasons == {A: "probing"}, "its verdict has yet to come"
+    assert (await fleet.store.recover(A)).recovered_at == START + 5
+    assert await burst(fleet, bid(**limits)) == 15
+    fleet.advance(RAMP_S / 2)
+    assert await burst(fleet, bid(**limits)) == 57 - 15
+    fleet.advance(RAMP_S / 2)
+    assert await burst(fleet, bid(**limits)) == 100 - 57
+
+
+async def test_a_ramp_admits_no_more_a_second_than_the_limit_allows(fleet: AnyFleet) -> None:
+    await fleet.store.trip(A, 1, "")
+    fleet.advance(1)
+    await end(fleet, await granted(fleet, bid(requests_per_minute=600)))
+    await fleet.store.recover(A)
+    fleet.advance(1)
+    rates = []
+    for _ in range(7):
+        rates.append(await burst(fleet, bid(requests_per_minute=600)))
+        assert (await refused(fleet, bid(requests_per_minute=600))).reasons == {A: "ramping"}
+        fleet.advance(1)
+    assert rates == [2, 3, 4, 5, 6, 7, 8]
+
+
+async def test_without_a_known_limit_calls_double_each_second_of_a_ramp(fleet: AnyFleet) -> None:
+    await fleet.store.trip(A, 1, "")
+    fleet.advance(1)
+    await end(fleet, await granted(fleet, bid()))
+    await fleet.store.recover(A)
+    assert await burst(fleet, bid()) == 1
+    fleet.advance(3)
+    assert await burst(fleet, bid()) == 7
+
+
+async def test_a_failed_probe_counts_another_trip_and_a_dead_one_frees_its_place(fleet: AnyFleet) -> None:
+    await fleet.store.trip(A, 1, "")
+    fleet.advance(1)
+    await end(fleet, await granted(fleet, bid()), ok=False)
+    assert (await fleet.store.trip(A, 1, "")).trips == 2
+    fleet.advance(1)
+    dead = await granted(fleet, bid(), ttl_s=4)
+    await fleet.store.renew([dead.lease_id], 5)
+    fleet.advance(4)
+    assert await burst(fleet, bid()) == 0
+    fleet.advance(1)
+    assert (await granted(fleet, bid())).probe
+    assert not (await end(fleet, dead)).probe
+
+
+async def test_trips_are_forgotten_after_a_healthy_minute(fleet: AnyFleet) -> None:
+    await fleet.store.trip(A, 1, "")
+    fleet.advance(1)
+    await fleet.store.recover(A)
+    fleet.advance(59)
+    assert (await fleet.store.trip(A, 1, "")).trips == 2
+    fleet.advance(1)
+    await fleet.store.recover(A)
+    fleet.advance(60)
+    assert (await fleet.store.trip(A, 1, "")).trips == 1
+
+
+async def test_only_calls_begun_since_the_last_ejection_count(fleet: AnyFleet) -> None:
+    old = [await granted(fleet, bid()) for _ in range(5)]
+    await fleet.store.trip(A, 2, "")
+    fleet.advance(2)
+    await end(fleet, await granted(fleet, bid()))
+    await fleet.store.recover(A)
+    for grant in old:
+        assert (await end(fleet, grant, ok=False)).consecutive_failures == 0
+    assert (await end(fleet, await granted(fleet, bid()), ok=False)).consecutive_failures == 1
+
+
+async def test_outcomes_are_counted_unless_they_say_nothing(fleet: AnyFleet) -> None:
+    grants = [await granted(fleet, bid()) for _ in range(4)]
+    for grant, row in zip(grants[:2], (1, 2), strict=True):
+        assert (await end(fleet, grant, ok=False)).consecutive_failures == row
+    unheard = await end(fleet, grants[2], ok=False, counts=False)
+    assert (unheard.consecutive_failures, unheard.error_weight) == (2, 2)
+    fine = await end(fleet, grants[3])
+    assert (fine.consecutive_failures, fine.error_weight, round(fine.error_rate, 3)) == (0, 3, 0.667)
+    fleet.advance(20)
+    metrics = (await fleet.store.state())[1][A].metrics
+    assert (round(metrics.error_weight, 2), metrics.calls, metrics.failures) == (1.10, 4, 3)
+
+
+async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFleet) -> None:
+    await fleet.store.disable([A], "the key is not accepted")
+    await fleet.store.isolate([B], "maintenance")
+    answer = await refused(fleet, bid(A), bid(B))
+    assert answer.retry_at is None
+    assert answer.reasons == {A: "disabled", B: "isolated"}
+    assert (await health(fleet)).disabled == "the key is not accepted"
+    await fleet.store.restore([A, B])
+    assert not (await granted(fleet, bid(A))).probe
+    assert not (await granted(fleet, bid(B))).probe
+
+
+# --- what all workers see ----------------------------------------------------------------------------------
+
+
+async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
+    grants = [await granted(fleet, bid(overdue_s=i + 1, concurrency=4, cost_microusd=9)) for i in range(3)]
+    fleet.advance(2)
+    await end(
+        fleet,
+        grants[0],
+        output_tokens=10,
+        input_tokens=7,
+        cost_microusd=5,
+        latency_s=2.1,
+        ttft_s=0.1,
+        predicted_s=2.1,
+    )
+    at, states = await fleet.store.state()
+    load, metrics = states[A].load, states[A].metrics
+    assert at == START + 2
+    assert (load.in_flight, load.overdue, load.oldest_started_at, load.free) == (2, 1, START, 0.5)
+    assert (metrics.ttft_s, metrics.s_per_token, metrics.latency_samples) == (0.1, 0.2, 1)
+    assert (metrics.input_tokens, metrics.output_tokens, metrics.spent_microusd) == (7, 10, 5)
+    assert metrics.sigma < 0.5
+    assert states[A].latency_quantile(0.5) == pytest.approx(2.56)
+
+
+async def test_slow_samples_weigh_more_and_two_fast_ones_bring_relief(fleet: AnyFleet) -> None:
+    async def seen(latency_s: float) -> float:
+        await end(fleet, await granted(fleet, bid()), latency_s=latency_s)
+        return round((await fleet.store.state())[1][A].metrics.ttft_s or 0, 3)
+
+    assert [await seen(s) for s in (1, 2, 1, 0.1, 0.1)] == [1, 1.15, 1.138, 1.055, 0.577]
+
+
+async def test_waiting_counts_add_up_over_workers_and_lapse(fleet: AnyFleet) -> None:
+    await granted(fleet, bid())
+    await fleet.store.publish_waiting("one", {A: 2, B: 1})
+    fleet.advance(2)
+    await fleet.store.publish_waiting("two", {A: 3})
+    await fleet.store.set_shadow_prices({A: 0.25})
+    load = (await fleet.store.state())[1][A].load
+    assert (load.waiting, load.shadow_price) == (5, 0.25)
+    fleet.advance(1)
+    assert (await fleet.store.state())[1][A].load.waiting == 3
+
+
+async def test_ready_at_tells_when_a_full_endpoint_has_room(fleet: AnyFleet) -> None:
+    assert await burst(fleet, bid(requests_per_minute=2), headroom=0.5) == 1
+    assert (await fleet.store.state())[1][A].load.ready_at == 0, "full for that lane only"
+    assert await burst(fleet, bid(requests_per_minute=2)) == 1
+    load = (await fleet.store.state())[1][A].load
+    assert (load.ready_at, load.free) == (START + 61, 0)
+    fleet.advance(61)
+    load = (await fleet.store.state())[1][A].load
+    assert (load.ready_at, load.free) == (0, 1)

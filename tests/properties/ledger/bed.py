@@ -1,0 +1,230 @@
+"""The real ledger on a real Redis, on a clock that tests move by hand."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import redis
+from tests.properties.ledger.spec import LEAD, MAX_CRASHES, TTL, WAIT, Job, Step
+
+from turnout.ledger import Call, Claimed, Enqueued, Ledger, NewJob, NotClaimed, Settlement, run
+from turnout.ledger.keys import Keys
+from turnout.request import Lane
+from turnout.result import JobResult, JobStatus, Problem
+
+CLOCK_KEY = "clock of the tests"
+HAND_CLOCK = f"local function now_ms() return tonumber(redis.call('GET', '{CLOCK_KEY}')) end\n"
+START = 1_000_000_000
+KEPT_S = 60.0
+LANE = Lane.STANDARD
+
+BEGIN = """
+local job = redis.call('HMGET', KEYS[1], 'state', 'token')
+if job[2] ~= ARGV[1] or not (job[1] == 'leased' or job[1] == 'calling') then return 0 end
+redis.call('HSET', KEYS[1], 'state', 'calling')
+redis.call('HINCRBY', KEYS[1], 'calls', 1)
+return 1
+"""
+"""The rule by which the fleet's store moves a job from leased to calling when it admits a call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """One mistake in one script."""
+
+    script: str
+    old: str
+    new: str
+
+    def __str__(self) -> str:
+        return f"{self.script}: {self.old!r} → {self.new!r}"
+
+
+class MutatedLedger(Ledger):
+    """A ledger with a mistake in it."""
+
+    def __init__(self, mutant: Mutant, keys: Keys, clock: str) -> None:
+        super().__init__(keys, clock)
+        self._mutant = mutant
+
+    def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
+        call = super()._call(name, keys, args, decode)
+        mutant = self._mutant
+        if name != mutant.script:
+            return call
+        assert mutant.old in call.script.source, f"no such text: {mutant}"
+        source = call.script.source.replace(mutant.old, mutant.new, 1)
+        sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
+        return replace(call, script=replace(call.script, source=source, sha=sha))
+
+
+class Bed:
+    """An empty ledger. Its operations go out one by one."""
+
+    def __init__(self, url: str, mutant: Mutant | None = None) -> None:
+        self.client = redis.Redis.from_url(url, decode_responses=False)
+        self.keys = Keys("t")
+        self.ledger = MutatedLedger(mutant, self.keys, HAND_CLOCK) if mutant else Ledger(self.keys, HAND_CLOCK)
+        self.restart()
+
+    def restart(self) -> None:
+        """Empty, and at the start of time."""
+        self.now = START
+        with self.client.pipeline() as pipe:
+            pipe.flushall()
+            pipe.set(CLOCK_KEY, START)
+            pipe.execute()
+
+    def __call__(self, call: Any) -> Any:
+        return run(self.client, [call])[0]
+
+    def advance(self, ms: int) -> None:
+        self.now += ms
+        self.client.set(CLOCK_KEY, self.now)
+
+    def close(self) -> None:
+        self.client.close()
+
+    # --- short hands -----------------------------------------------------------------------------------
+
+    def enqueue(self, job_id: str = "a", **changes: Any) -> Enqueued:
+        return self(self.ledger.enqueue(new_job(job_id, **changes)))
+
+    def claimed(self, job_id: str = "a", ttl_s: float = 30.0) -> Claimed:
+        claim = self(self.ledger.claim(job_id, "w", ttl_s))
+        assert isinstance(claim, Claimed), claim
+        return claim
+
+    def settle(self, token: int, status: JobStatus = JobStatus.SUCCEEDED, job_id: str = "a", **more: Any) -> Settlement:
+        return self(self.ledger.settle(job_id, token, ended(job_id, status, token), None, KEPT_S, **more))
+
+    def state(self, job_id: str = "a") -> str:
+        return (self.client.hget(self.keys.job(job_id), "state") or b"none").decode()
+
+    def messages(self, lane: Lane = LANE) -> list[bytes]:
+        """The lane's messages, the next one first."""
+        return self.client.lrange(self.keys.queue(lane), 0, -1)[::-1]
+
+    def everything(self, job_ids: Sequence[str]) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, float]], int]:
+        """The records, the indices, and the number of messages."""
+        keys = self.keys
+        names = (*keys.all_pending, keys.leases, keys.delayed, keys.deadlines, keys.failed)
+        with self.client.pipeline(transaction=False) as pipe:
+            for job_id in job_ids:
+                pipe.hgetall(keys.job(job_id))
+            for name in names:
+                pipe.zrange(name, 0, -1, withscores=True)
+            pipe.llen(keys.queue(LANE))
+            *replies, messages = pipe.execute()
+        records = [{name.decode(): text.decode() for name, text in one.items()} for one in replies[: len(job_ids)]]
+        indices = [{name.decode(): score for name, score in one} for one in replies[len(job_ids) :]]
+        return dict(zip(job_ids, records, strict=True)), dict(zip(names, indices, strict=True)), messages
+
+    # --- steps of the specification --------------------------------------------------------------------
+
+    def call(self, step: Step, job_id: str = "a") -> Any:
+        """A step as something to send; the fleet's part of it is a plain command."""
+        ledger, token = self.ledger, step.token
+        match step.name:
+            case "enqueue":
+                return ledger.enqueue(new_job(job_id))
+            case "enqueue_urgent":
+                return ledger.enqueue(new_job(job_id, deadline_s=LEAD / 1000))
+            case "enqueue_other":
+                return ledger.enqueue(new_job(job_id, fingerprint="another"))
+            case "claim":
+                return ledger.claim(job_id, "w", TTL / 1000)
+            case "begin":
+                return self._begin(job_id, token)
+            case "renew":
+                return ledger.renew([(job_id, token)], TTL / 1000)
+            case "fail_over":
+                return ledger.fail_over(job_id, token, LANE, "over", {"event": "failed_over"})
+            case "release":
+                return ledger.release(job_id, token, LANE)
+            case "defer":
+                return ledger.defer(job_id, token, WAIT / 1000, "parked", {"event": "deferred"})
+            case "succeed" | "fail":
+                status = JobStatus.SUCCEEDED if step.name == "succeed" else JobStatus.FAILED
+                return ledger.settle(job_id, token, ended(job_id, status, token), None, KEPT_S)
+            case "cancel":
+                return ledger.cancel(job_id, None, KEPT_S)
+            case "expire":
+                return ledger.expire(job_id, KEPT_S, None)
+            case "poison":
+                return ledger.settle_poison(job_id, MAX_CRASHES, KEPT_S, None)
+            case "sweep":
+                return ledger.sweep(job_id, LANE, MAX_CRASHES)
+            case "wake":
+                return ledger.wake(job_id, LANE)
+        raise AssertionError(step)
+
+    def _begin(self, job_id: str, token: int) -> Any:
+        script = replace(self.ledger.wake("", LANE).script, name="begin", source=BEGIN, sha=_BEGIN_SHA)
+        return Call(script, (self.keys.job(job_id),), (token,), int)
+
+
+_BEGIN_SHA = hashlib.sha1(BEGIN.encode(), usedforsecurity=False).hexdigest()
+
+
+def new_job(job_id: str = "a", **changes: Any) -> NewJob:
+    fields: dict[str, Any] = {"payload": "{}", "fingerprint": "f", "lane": LANE, "label": "auto"}
+    return NewJob(id=job_id, **(fields | changes))
+
+
+def ended(job_id: str, status: JobStatus, token: int) -> JobResult:
+    """The result that a token's holder brings: told apart from others' by `started_at`."""
+    error = None if status is JobStatus.SUCCEEDED else Problem(code="unavailable", message="it said no")
+    return JobResult(id=job_id, status=status, error=error, started_at=float(token))
+
+
+def simple(reply: Any) -> object:
+    """A reply in the specification's words."""
+    match reply:
+        case Enqueued() | Settlement():
+            return reply.outcome.value
+        case Claimed():
+            return reply.token
+        case NotClaimed():
+            return reply.state
+        case [only]:
+            return only
+    return reply
+
+
+def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[str, Mapping[str, float]]) -> Job:
+    """The job as Redis has it. Raises AssertionError where record and indices disagree."""
+    if not record:
+        assert not any(job_id in members for members in indices.values()), indices
+        return Job()
+    state = record["state"]
+
+    def place(index: str) -> int | None:
+        score = indices.get(index, {}).get(job_id)
+        return None if score is None else int(score)
+
+    pending = [name for name, members in indices.items() if ":pending" in name and job_id in members]
+    lease, due, deadline = place(keys.leases), place(keys.delayed), place(keys.deadlines)
+    assert len(pending) == (state == "queued"), (state, indices)
+    assert (lease is not None) == (state in ("leased", "calling")), (state, indices)
+    assert (due is not None) == (state == "delayed"), (state, indices)
+    assert (place(keys.failed) is not None) == (state == "failed"), (state, indices)
+    settled = state in {status.value for status in JobStatus}
+    assert settled == ("result" in record) == ("settled_token" in record), record
+    winner = None
+    if settled:
+        assert deadline is None, indices
+        result = JobResult.model_validate_json(record["result"])
+        assert result.status.value == state, record
+        winner = (state, int(result.started_at or 0))
+        assert record["settled_token"] == str(winner[1]), record
+    elif deadline is not None:
+        assert record["deadline_ms"] == str(deadline), record
+    else:
+        assert record["deadline_ms"] == "0", record
+    numbers = (int(record[name]) for name in ("token", "crashes", "calls", "requeues"))
+    progress = "" if settled else record.get("progress", "")
+    return Job(state, *numbers, progress, lease, due, deadline, winner)

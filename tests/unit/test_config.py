@@ -1,0 +1,235 @@
+"""A configuration is right as a whole, or refused with file, line, field and what to do."""
+
+from __future__ import annotations
+
+import itertools
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from aiohttp import web
+
+from turnout.request import Lane, RoutingStrategy
+from turnout_workers import discovery
+from turnout_workers.config import ConfigError, Settings, configured, find, load, settings
+from turnout_workers.endpoints import accounts
+from turnout_workers.routing.fleet import Price
+from turnout_workers.simulator import load as load_scenario
+
+ROOT = Path(__file__).parents[2]
+ENVIRON = {name: f"key-of-{name}" for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY_2")} | {
+    "GROQ_API_KEY": "key-of-groq"
+}
+
+
+def told(text: str, environ: dict[str, str] | None = None) -> str:
+    with pytest.raises(ConfigError) as refused:
+        settings(text, "t.toml", environ or {})
+    return str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("x = ", "t.toml:1: this is not TOML: Invalid value"),
+        ("\n\n[a\n", "t.toml:3: this is not TOML"),
+        ("\nnamespice = 'a'", "t.toml:2: namespice: there is no such field; did you mean namespace?"),
+        ("namespace = 'a b'", "t.toml:1: namespace: "),
+        (
+            "[router]\n\ndefault_strategy = 'cheapest'",
+            "t.toml:3: router.default_strategy: Input should be 'balanced'",
+        ),
+        ("[lanes.fast]\nreserved_share = 0.5", "t.toml:1: lanes.fast: Input should be 'interactive'"),
+        ("[lanes.batch]\nreserved_share = 1.0", "t.toml:2: lanes.batch.reserved_share: "),
+        ("[providers.x]\nbase_url = 'ftp://x'", "t.toml:2: providers.x.base_url: must be an http:// or https://"),
+        ("[providers.'a b']\n", "t.toml:1: providers.a b: "),
+        ("[providers.x]\n[providers.x.models.m]\ncontext = 3", "did you mean context_tokens?"),
+        (
+            "[providers.x]\nmodels = { m = { input_usd_per_mtok = 1 } }",
+            "t.toml:2: providers.x.models.m: give both input_usd_per_mtok and output_usd_per_mtok",
+        ),
+        ("[providers.x]\nrequests_per_minute = 0", "t.toml:2: providers.x.requests_per_minute: "),
+        ("[ceilings.total]\nper_day_usd = nan", "t.toml:2: ceilings.total.per_day_usd: "),
+        ("redis_url = 'localhost'", "t.toml:1: redis_url: must be a redis://"),
+        (
+            "\n[providers.groq]\napi_key_env = 'NO_SUCH_KEY'",
+            "t.toml:2: providers.groq: environment variable NO_SUCH_KEY is not set; set it, or remove this provider",
+        ),
+        ("[providers.x]\nmodels = ['m']", "t.toml:1: providers.x: base_url is missing"),
+        ("[providers.x]\nbase_url = 'http://x'", "t.toml:1: providers.x: models is missing"),
+        ("[providers.groq]\nkind = 'soap'", "there is no connector of kind soap; there are anthropic, gemini, openai"),
+        ("[providers.groq]\ndialect = 'grok'", "t.toml:2: providers.groq.dialect: there is no such preset; there are "),
+        ("[providers.groq]\napi_key_file = '/nowhere/key'", "api_key_file /nowhere/key can't be read: No such file"),
+    ],
+)
+def test_an_error_names_file_line_and_field(text: str, expected: str) -> None:
+    assert expected in told(text)
+
+
+def test_all_errors_are_told_at_once() -> None:
+    text = "namespace = ''\n[worker]\nconcurrency = -1\n[providers.x]\nweight = 0"
+    assert [line.split(" ")[0] for line in told(text).splitlines()] == ["t.toml:1:", "t.toml:3:", "t.toml:5:"]
+
+
+def test_an_error_from_the_environment_names_its_variable() -> None:
+    environ = {"TURNOUT_CONCURRENCY": "many"}
+    assert told("", environ).startswith("environment variable TURNOUT_CONCURRENCY: ")
+    assert told("worker = 3", environ).startswith("t.toml:1: worker: ")
+
+
+def test_the_environment_overrides_the_file() -> None:
+    text = "redis_url = 'redis://file/0'\n[worker]\nconcurrency = 5"
+    environ = {"REDIS_URL": "redis://environment/0", "TURNOUT_CONCURRENCY": "7", "TURNOUT_STRATEGY": "cost"}
+    file = settings(text, "t.toml", environ).file
+    assert (file.redis_url, file.worker.concurrency) == ("redis://environment/0", 7)
+    assert file.router.default_strategy is RoutingStrategy.COST_OPTIMIZED
+
+
+def test_a_lane_left_out_keeps_its_own_default() -> None:
+    lanes = settings("[lanes.standard]\nreserved_share = 0.2", "t.toml", {}).file.lanes
+    assert [lanes[lane].reserved_share for lane in Lane] == [0.0, 0.2, 0.35]
+
+
+def test_no_error_and_no_repr_shows_a_key() -> None:
+    text = "[providers.groq]\napi_key = ['sk-canary']\nheaders = { x-secret = 'sk-canary' }\n"
+    assert "sk-canary" not in repr(settings(text, "t.toml", {}))
+    assert "sk-canary" not in told(text + "weight = 'a'")
+    assert "sk-canary" not in told("[providers.groq]\napi_key_env = 'K'", {"K": "sk-canary\n\tbroken"})
+
+
+def test_the_version_changes_with_the_content_and_with_the_keys_only(tmp_path: Path) -> None:
+    secret = tmp_path / "key"
+
+    def version(text: str, key: str) -> str:
+        secret.write_text(key)
+        return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", "t.toml", {"HOME": key}).version
+
+    first = version("namespace = 'a'", "one")
+    assert version("namespace = 'a'", "one") == first
+    assert len({first, version("namespace = 'b'", "one"), version("namespace = 'a'", "two")}) == 3
+
+
+def test_the_example_is_right_and_shows_every_field() -> None:
+    text = (ROOT / "turnout.example.toml").read_text("utf-8").replace("/run/secrets/gemini", str(ROOT / "README.md"))
+    with pytest.raises(ConfigError, match="holds spaces"):  # the example's key file stands for a real one
+        settings(text, "t.toml", ENVIRON)
+    text = text.replace(f'api_key_file = "{ROOT / "README.md"}"', 'api_key = "from-file"')
+    file = settings(text, "t.toml", ENVIRON).file
+    for table in (file, file.router, file.worker, file.retention, file.monitoring):
+        assert [name for name in type(table).model_fields if name not in text] == []
+
+
+def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
+    text = (ROOT / "turnout.example.toml").read_text("utf-8").replace('api_key_file = "/run/secrets/gemini"', "")
+    fleet = {e.id: e for account in accounts(settings(text, "t.toml", ENVIRON)) for e in account.endpoints}
+    assert list(fleet) == [
+        "openai/gpt-4.1-mini",
+        "openai/text-embedding-3-small",
+        "groq/llama-3.3-70b-versatile",
+        "anthropic/claude-sonnet-4-5",
+        "anthropic/claude-sonnet-4-5#2",
+        "gemini/gemini-2.5-flash",
+        "office/llama-3.3-70b",
+    ]
+    groq, office = fleet["groq/llama-3.3-70b-versatile"], fleet["office/llama-3.3-70b"]
+    assert groq.serves("llama-3.3-70b")
+    assert (groq.limits.requests_per_minute, groq.weight) == (1000, 2.0)
+    assert groq.price is not None
+    assert groq.price.source.startswith("genai-prices")
+    assert office.price == Price(0.0, 0.0)
+    assert office.served_model == "meta-llama/Llama-3.3-70B-Instruct"
+    assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3)
+
+
+def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path) -> None:
+    assert find({}, tmp_path) is None
+    (tmp_path / "turnout.toml").write_text("namespace = 'here'")
+    assert find({}, tmp_path) == tmp_path / "turnout.toml"
+    assert find({"TURNOUT_CONFIG": "/there.toml"}, tmp_path) == Path("/there.toml")
+    with pytest.raises(ConfigError, match=r"/there.toml: can't be read: No such file"):
+        load(Path("/there.toml"), {})
+
+
+# --- without a file --------------------------------------------------------------------------------------
+
+
+def test_without_a_file_the_environments_keys_are_the_fleet(tmp_path: Path) -> None:
+    environ = ENVIRON | {"OPENAI_BASE_URL": "http://proxy.example/v1", "PATH": "/bin"}
+    tables = configured(environ, tmp_path).file.providers
+    assert {name: table.kind for name, table in tables.items()} == {
+        "openai": "openai",
+        "anthropic": "anthropic",
+        "groq": "openai",
+    }
+    assert tables["openai"].base_url == "http://proxy.example/v1"
+    with pytest.raises(ConfigError, match="set an API key"):
+        configured({}, tmp_path)
+
+
+def test_a_key_may_be_in_a_file_that_the_environment_names(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("abc\n")
+    configured({"GEMINI_API_KEY_FILE": str(tmp_path / "key")}, tmp_path)
+    with pytest.raises(ConfigError, match="No such file"):
+        configured({"GEMINI_API_KEY_FILE": "/nowhere"}, tmp_path)
+
+
+async def _serving(answer: Any) -> tuple[web.ServerRunner, str]:
+    async def handle(request: web.BaseRequest) -> web.Response:
+        return web.json_response(answer)
+
+    runner = web.ServerRunner(web.Server(handle))
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+
+
+async def test_local_servers_are_found_by_what_they_answer() -> None:
+    runners = []
+    urls = {}
+    many = [{"id": "llama3.2:3b"}, *({"id": f"model-{i}", "note": "x" * 100} for i in range(5000))]
+    answers: dict[str, Any] = {"ollama": {"data": many}, "vllm": {"other": 1}, "huge": {"data": many * 3}, "list": [1]}
+    for name, answer in answers.items():
+        runner, urls[name] = await _serving(answer)
+        runners.append(runner)
+    found = await discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=5)
+    assert list(found["providers"]) == ["ollama"]
+    file = settings(discovery.toml(found), "t.toml", {}).file
+    assert file.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0
+    for runner in runners:
+        await runner.cleanup()
+
+
+def test_the_simulated_fleet_is_configured_like_any_other() -> None:
+    scenario = load_scenario()
+    urls = {name: f"http://127.0.0.1:1/{name}" for name in scenario.providers}
+    simulated: Settings = settings(discovery.toml(discovery.simulated(urls, scenario)), "t.toml", {})
+    assert simulated.simulated
+    assert all(e.simulated for account in accounts(simulated) for e in account.endpoints)
+    swift = simulated.file.providers["sim-swift"]
+    assert (swift.base_url, swift.requests_per_minute) == ("http://127.0.0.1:1/sim-swift", 240)
+    model = swift.models["llama-3.3-70b"]
+    assert (model.name, model.input_usd_per_mtok, model.output_usd_per_mtok) == (
+        "llama-3.3-70b-versatile",
+        0.59,
+        0.79,
+    )
+
+
+def test_tables_written_as_toml_read_back_the_same() -> None:
+    values: list[Any] = [
+        "plain",
+        'quo"te',
+        "back\\slash",
+        "új\nsor",
+        1,
+        1.5,
+        True,
+        ["a", "b"],
+        {"deep.er": {"x": 1}},
+        {},
+    ]
+    tables = {f"key {i}": value for i, value in enumerate(values)} | {"none": None}
+    read = tomllib.loads(discovery.toml(tables))
+    assert read == {name: value for name, value in tables.items() if value is not None}
+    assert list(itertools.chain(read)) == list(tables)[:-1]

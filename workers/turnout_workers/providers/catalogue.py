@@ -1,0 +1,150 @@
+"""Models that Turnout knows by name: what they can do, and what each provider calls them.
+
+A catalogue for convenience, not an authority: whatever `turnout.toml` says of a model wins, and a model that isn't
+listed here works as well; its capabilities are then the operator's to state. Figures are the vendors' published ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+
+from turnout.request import Capability, Quality
+
+CHAT = frozenset({Capability.STREAMING})
+TOOLS = CHAT | {Capability.TOOLS, Capability.JSON_SCHEMA}
+VISION = TOOLS | {Capability.VISION}
+THINKING = VISION | {Capability.REASONING}
+TEXT_THINKING = TOOLS | {Capability.REASONING}
+EMBEDDING = frozenset({Capability.EMBEDDINGS})
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model, whoever serves it."""
+
+    name: str
+    """Ours."""
+    context_tokens: int
+    max_output_tokens: int | None
+    capabilities: frozenset[Capability]
+    quality: Quality | None
+    names: dict[str, str] = field(default_factory=dict)
+    """By dialect: the provider's own name. A provider that isn't named here isn't assumed to serve it."""
+    aliases: frozenset[str] = frozenset()
+
+
+MODELS: tuple[Model, ...] = (
+    Model(
+        "gpt-4.1", 1_047_576, 32_768, VISION, Quality.BEST, {"openai": "gpt-4.1", "openrouter": "openai/gpt-4.1"}
+    ),
+    Model(
+        "gpt-4.1-mini", 1_047_576, 32_768, VISION, Quality.GOOD,
+        {"openai": "gpt-4.1-mini", "openrouter": "openai/gpt-4.1-mini"},
+    ),
+    Model(
+        "gpt-4.1-nano", 1_047_576, 32_768, VISION, Quality.BASIC,
+        {"openai": "gpt-4.1-nano", "openrouter": "openai/gpt-4.1-nano"},
+    ),
+    Model("gpt-4o", 128_000, 16_384, VISION, Quality.BEST, {"openai": "gpt-4o", "openrouter": "openai/gpt-4o"}),
+    Model(
+        "gpt-4o-mini", 128_000, 16_384, VISION, Quality.GOOD,
+        {"openai": "gpt-4o-mini", "openrouter": "openai/gpt-4o-mini"},
+    ),
+    Model(
+        "claude-sonnet-4-5", 200_000, 64_000, THINKING, Quality.BEST,
+        {"anthropic": "claude-sonnet-4-5", "openrouter": "anthropic/claude-sonnet-4.5"}, frozenset({"claude-sonnet"}),
+    ),
+    Model(
+        "claude-haiku-4-5", 200_000, 64_000, THINKING, Quality.GOOD,
+        {"anthropic": "claude-haiku-4-5", "openrouter": "anthropic/claude-haiku-4.5"}, frozenset({"claude-haiku"}),
+    ),
+    Model(
+        "gemini-2.5-pro", 1_048_576, 65_536, THINKING, Quality.BEST,
+        {"gemini": "gemini-2.5-pro", "openrouter": "google/gemini-2.5-pro"}, frozenset({"gemini-pro"}),
+    ),
+    Model(
+        "gemini-2.5-flash", 1_048_576, 65_536, THINKING, Quality.GOOD,
+        {"gemini": "gemini-2.5-flash", "openrouter": "google/gemini-2.5-flash"}, frozenset({"gemini-flash"}),
+    ),
+    Model(
+        "gemini-2.5-flash-lite", 1_048_576, 65_536, THINKING, Quality.BASIC,
+        {"gemini": "gemini-2.5-flash-lite", "openrouter": "google/gemini-2.5-flash-lite"},
+    ),
+    Model(
+        "llama-3.3-70b", 131_072, 32_768, TOOLS, Quality.GOOD,
+        {
+            "groq": "llama-3.3-70b-versatile",
+            "together": "meta-llama/Llama-3.3-70B-Instruct-Turbo",
+            "fireworks": "accounts/fireworks/models/llama-v3p3-70b-instruct",
+            "cerebras": "llama-3.3-70b",
+            "openrouter": "meta-llama/llama-3.3-70b-instruct",
+            "ollama": "llama3.3:70b",
+            "vllm": "meta-llama/Llama-3.3-70B-Instruct",
+        },
+    ),
+    Model(
+        "llama-3.1-8b", 131_072, 131_072, TOOLS, Quality.BASIC,
+        {
+            "groq": "llama-3.1-8b-instant",
+            "together": "meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo",
+            "cerebras": "llama3.1-8b",
+            "openrouter": "meta-llama/llama-3.1-8b-instruct",
+            "ollama": "llama3.1:8b",
+            "vllm": "meta-llama/Llama-3.1-8B-Instruct",
+        },
+    ),
+    Model(
+        "gpt-oss-120b", 131_072, 65_536, TEXT_THINKING, Quality.GOOD,
+        {
+            "groq": "openai/gpt-oss-120b",
+            "together": "openai/gpt-oss-120b",
+            "fireworks": "accounts/fireworks/models/gpt-oss-120b",
+            "cerebras": "gpt-oss-120b",
+            "openrouter": "openai/gpt-oss-120b",
+            "ollama": "gpt-oss:120b",
+            "vllm": "openai/gpt-oss-120b",
+        },
+    ),
+    Model(
+        "gpt-oss-20b", 131_072, 65_536, TEXT_THINKING, Quality.BASIC,
+        {
+            "groq": "openai/gpt-oss-20b",
+            "together": "openai/gpt-oss-20b",
+            "fireworks": "accounts/fireworks/models/gpt-oss-20b",
+            "openrouter": "openai/gpt-oss-20b",
+            "ollama": "gpt-oss:20b",
+            "vllm": "openai/gpt-oss-20b",
+        },
+    ),
+    Model(
+        "deepseek-chat", 128_000, 8_192, TOOLS, Quality.GOOD,
+        {"deepseek": "deepseek-chat", "openrouter": "deepseek/deepseek-chat"},
+    ),
+    Model("mistral-large", 128_000, None, VISION, Quality.BEST, {"mistral": "mistral-large-latest"}),
+    Model("mistral-small", 128_000, None, VISION, Quality.BASIC, {"mistral": "mistral-small-latest"}),
+    Model("grok-4", 256_000, None, THINKING, Quality.BEST, {"xai": "grok-4", "openrouter": "x-ai/grok-4"}),
+    Model("text-embedding-3-small", 8_191, None, EMBEDDING, None, {"openai": "text-embedding-3-small"}),
+    Model("text-embedding-3-large", 8_191, None, EMBEDDING, None, {"openai": "text-embedding-3-large"}),
+    Model("gemini-embedding-001", 2_048, None, EMBEDDING, None, {"gemini": "gemini-embedding-001"}),
+)  # fmt: skip
+
+
+@cache
+def _index() -> dict[str, Model]:
+    index: dict[str, Model] = {}
+    for model in MODELS:
+        for name in (model.name, *model.aliases, *model.names.values()):
+            index.setdefault(name, model)
+    return index
+
+
+def find(name: str) -> Model | None:
+    """A model by our name, an alias, or any provider's name of it."""
+    return _index().get(name)
+
+
+def served_by(dialect: str) -> Iterator[Model]:
+    """The models that are known to be had at a vendor."""
+    return (model for model in MODELS if dialect in model.names)

@@ -1,0 +1,145 @@
+"""What differs between providers that speak the same wire format: declarations, no code.
+
+Sources: the vendors' documentation and official clients.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+OPENAI_PARAMETERS = frozenset(
+    {
+        "temperature",
+        "top_p",
+        "stop",
+        "seed",
+        "tools",
+        "tool_choice",
+        "json_schema",
+        "json_object",
+        "reasoning_effort",
+        "dimensions",
+    }
+)
+PLAIN = OPENAI_PARAMETERS - {"reasoning_effort"}
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """One vendor's way with a wire format."""
+
+    kind: str = "openai"
+    base_url: str = ""
+    key_variables: tuple[str, ...] = ()
+    auth_header: str = "authorization"
+    auth_prefix: str = "Bearer "
+    max_tokens: str = "max_tokens"
+    """The field that limits the answer's length."""
+    seed: str = "seed"
+    system_role: str = "system"
+    parameters: frozenset[str] = PLAIN
+    stream_usage: bool = True
+    """Takes `stream_options.include_usage`."""
+    health_path: str = "/models"
+    version: str | None = None
+    price_id: str | None = None
+    """The provider's id in the price list; None: its prices are the operator's to give."""
+
+
+DIALECTS: dict[str, Dialect] = {
+    "openai": Dialect(
+        base_url="https://api.openai.com/v1",
+        key_variables=("OPENAI_API_KEY",),
+        max_tokens="max_completion_tokens",
+        system_role="developer",
+        parameters=OPENAI_PARAMETERS,
+        price_id="openai",
+    ),
+    "azure": Dialect(
+        key_variables=("AZURE_OPENAI_API_KEY",),
+        auth_header="api-key",
+        auth_prefix="",
+        max_tokens="max_completion_tokens",
+        parameters=OPENAI_PARAMETERS,
+        price_id="azure",
+    ),
+    "groq": Dialect(
+        base_url="https://api.groq.com/openai/v1",
+        key_variables=("GROQ_API_KEY",),
+        max_tokens="max_completion_tokens",
+        parameters=OPENAI_PARAMETERS,
+        price_id="groq",
+    ),
+    "together": Dialect(
+        base_url="https://api.together.xyz/v1", key_variables=("TOGETHER_API_KEY",), price_id="together"
+    ),
+    "fireworks": Dialect(
+        base_url="https://api.fireworks.ai/inference/v1", key_variables=("FIREWORKS_API_KEY",), price_id="fireworks"
+    ),
+    "deepseek": Dialect(
+        base_url="https://api.deepseek.com/v1",
+        key_variables=("DEEPSEEK_API_KEY",),
+        parameters=PLAIN - {"seed", "json_schema"},
+        price_id="deepseek",
+    ),
+    "mistral": Dialect(
+        base_url="https://api.mistral.ai/v1",
+        key_variables=("MISTRAL_API_KEY",),
+        seed="random_seed",
+        stream_usage=False,
+        price_id="mistral",
+    ),
+    "openrouter": Dialect(
+        base_url="https://openrouter.ai/api/v1",
+        key_variables=("OPENROUTER_API_KEY",),
+        parameters=OPENAI_PARAMETERS,
+        price_id="openrouter",
+    ),
+    "cerebras": Dialect(
+        base_url="https://api.cerebras.ai/v1",
+        key_variables=("CEREBRAS_API_KEY",),
+        max_tokens="max_completion_tokens",
+        parameters=OPENAI_PARAMETERS,
+        price_id="cerebras",
+    ),
+    "xai": Dialect(
+        base_url="https://api.x.ai/v1",
+        key_variables=("XAI_API_KEY",),
+        max_tokens="max_completion_tokens",
+        parameters=OPENAI_PARAMETERS,
+        price_id="x-ai",
+    ),
+    "vllm": Dialect(base_url="http://127.0.0.1:8000/v1", parameters=OPENAI_PARAMETERS),
+    "ollama": Dialect(base_url="http://127.0.0.1:11434/v1"),
+    "llamacpp": Dialect(base_url="http://127.0.0.1:8080/v1"),
+    "anthropic": Dialect(
+        kind="anthropic",
+        base_url="https://api.anthropic.com",
+        key_variables=("ANTHROPIC_API_KEY",),
+        auth_header="x-api-key",
+        auth_prefix="",
+        parameters=frozenset({"temperature", "top_p", "stop", "tools", "tool_choice", "json_schema"}),
+        health_path="/v1/models",
+        version="2023-06-01",
+        price_id="anthropic",
+    ),
+    "gemini": Dialect(
+        kind="gemini",
+        base_url="https://generativelanguage.googleapis.com",
+        key_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
+        auth_header="x-goog-api-key",
+        auth_prefix="",
+        parameters=OPENAI_PARAMETERS,
+        health_path="/models",
+        version="v1beta",
+        price_id="google",
+    ),
+}
+"""By name. A provider of an unlisted name that speaks OpenAI's format uses `GENERIC`."""
+
+GENERIC = Dialect()
+
+
+def dialect(name: str, kind: str = "openai") -> Dialect:
+    """The preset of that name, else the plain form of the wire format."""
+    return DIALECTS.get(name) or DIALECTS.get(kind if kind != "openai" else "", GENERIC)

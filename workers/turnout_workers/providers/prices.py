@@ -1,0 +1,55 @@
+"""What a call costs: the provider's own word, else the operator's price, else the price list, else unknown.
+
+Never a guess, and never nothing: an unknown price stays unknown, and a job with a cost ceiling avoids it.
+"""
+
+from __future__ import annotations
+
+import math
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import lru_cache
+from importlib.metadata import version
+
+from turnout.request import Usage
+from turnout_workers.routing.fleet import Price
+
+_TOKENS = 1_000_000
+
+
+def cost_microusd(price: Price, usage: Usage) -> int:
+    """Of one call, rounded up to a whole micro-dollar. Dollars per million tokens are micro-dollars per token."""
+    cached = price.input if price.cache_read is None else price.cache_read
+    fresh = usage.input_tokens - usage.cache_read_tokens
+    exact = fresh * price.input + usage.cache_read_tokens * cached + usage.output_tokens * price.output
+    return math.ceil(round(exact, 6))
+
+
+@lru_cache(maxsize=4096)
+def list_price(provider: str, model: str) -> Price | None:
+    """From the price list in the genai-prices package, as of today; None if it doesn't know the model.
+
+    provider: its id in the list (`Dialect.price_id`). Prices that depend on the length of the prompt are taken
+    for a short one.
+    """
+    from genai_prices import Usage as ListUsage
+    from genai_prices import calc_price
+
+    def per_million(usage: ListUsage) -> float | None:
+        try:
+            found = calc_price(usage, model, provider_id=provider, genai_request_timestamp=datetime.now(UTC))
+        except (LookupError, ValueError):
+            return None
+        return float(found.total_price * Decimal(_TOKENS / 1000))
+
+    # A thousand tokens each: a whole million would fall into the dearer tier of long prompts.
+    fresh = per_million(ListUsage(input_tokens=1000, output_tokens=0))
+    answered = per_million(ListUsage(input_tokens=0, output_tokens=1000))
+    if fresh is None or answered is None:
+        return None
+    cached = per_million(ListUsage(input_tokens=1000, cache_read_tokens=1000, output_tokens=0))
+    return Price(round(fresh, 6), round(answered, 6), None if cached is None else round(cached, 6), _source())
+
+
+def _source() -> str:
+    return f"genai-prices {version('genai-prices')}"

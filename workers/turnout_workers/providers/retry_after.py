@@ -1,0 +1,108 @@
+"""When a provider says to come back, and what it says of its limits, in every vendor's spelling."""
+
+from __future__ import annotations
+
+import email.utils
+import math
+import re
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from turnout_workers.state.store import ObservedLimit
+
+_UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
+_DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
+LONGEST_S = 30 * 86400.0
+"""A longer wait is a mistake, theirs or ours."""
+
+
+def seconds(text: str | None, now: float) -> float | None:
+    """Seconds from now on: a number, a Go duration (`6m0s`, `12ms`), an epoch in s or ms, RFC 3339, an HTTP date.
+
+    None if it can't be read.
+    """
+    found = _seconds(text.strip(), now) if text else None
+    return None if found is None else min(max(0.0, found), LONGEST_S)
+
+
+def _seconds(text: str, now: float) -> float | None:
+    try:
+        number = float(text)
+    except ValueError:
+        pass
+    else:
+        if not math.isfinite(number) or number < 0:
+            return None
+        if number > 1e11:
+            return number / 1000 - now
+        return number - now if number > 1e9 else number
+    if _DURATIONS.fullmatch(text):
+        return sum(float(amount) * _UNIT_S[unit] for amount, unit in _DURATION.findall(text))
+    try:
+        moment = datetime.fromisoformat(text)
+    except ValueError:
+        try:
+            moment = email.utils.parsedate_to_datetime(text)
+        except ValueError:
+            return None
+    return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
+
+
+def retry_after_s(headers: Mapping[str, str], body: Any, now: float) -> float | None:
+    """How long the provider asks to wait: `retry-after-ms`, `retry-after`, Gemini's RetryInfo, else the reset of
+    whichever of its limits says that nothing remains."""
+    if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
+        return min(ms / 1000, LONGEST_S)
+    if (told := seconds(headers.get("retry-after"), now)) is not None:
+        return told
+    error = body.get("error") if isinstance(body, dict) else None
+    details = error.get("details") if isinstance(error, dict) else None
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict) and str(detail.get("@type", "")).endswith("RetryInfo"):
+            delay = detail.get("retryDelay")
+            if (told := seconds(delay if isinstance(delay, str) else None, now)) is not None:
+                return told
+    resets = [limit.reset_s for limit in observed_limits(headers, now) if limit.remaining == 0]
+    return max((reset for reset in resets if reset is not None), default=None)
+
+
+_KINDS = {
+    "requests": "requests_per_minute",
+    "tokens": "tokens_per_minute",
+    "input-tokens": "input_tokens_per_minute",
+    "output-tokens": "output_tokens_per_minute",
+}
+
+
+def observed_limits(
+    headers: Mapping[str, str], now: float, requests_are_daily: bool = False
+) -> tuple[ObservedLimit, ...]:
+    """What `x-ratelimit-*` (OpenAI, Groq and kin) and `anthropic-ratelimit-*` headers say.
+
+    requests_are_daily: Groq's bucket of requests is per day.
+    """
+    found = []
+    for word, kind in _KINDS.items():
+        values = [
+            headers.get(f"x-ratelimit-{part}-{word}") or headers.get(f"anthropic-ratelimit-{word}-{part}")
+            for part in ("limit", "remaining", "reset")
+        ]
+        limit, remaining = _number(values[0]), _number(values[1])
+        if remaining is None or remaining < 0:  # Azure says -1 for "unknown"
+            continue
+        if word == "requests" and requests_are_daily:
+            kind = "requests_per_day"
+        found.append(
+            ObservedLimit(kind, None if limit is None else int(limit), int(remaining), seconds(values[2], now))
+        )
+    return tuple(found)
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        number = float(text or "")
+    except ValueError:
+        return None
+    return number if math.isfinite(number) else None

@@ -1,0 +1,53 @@
+"""One configured account of a provider, and its key, which nothing ever shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from turnout_workers.routing.fleet import Endpoint
+
+MASK = "**********"
+
+
+class Secret:
+    """A key. It shows itself in no repr, format, JSON or pickle; `reveal` is for the header it belongs in."""
+
+    __slots__ = ("_value",)
+
+    def __init__(self, value: str) -> None:
+        self._value = value
+
+    def reveal(self) -> str:
+        return self._value
+
+    def __repr__(self) -> str:
+        return f"Secret({MASK})"
+
+    __str__ = __repr__
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Secret) and other._value == self._value
+
+    def __hash__(self) -> int:
+        return hash(self._value)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError("a Secret is not to be pickled or copied")
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderConfig:
+    """How to reach one account of one provider, and what it offers there."""
+
+    name: str
+    kind: str
+    """The wire format: openai, anthropic, gemini, or one that another package registers."""
+    base_url: str
+    endpoints: tuple[Endpoint, ...]
+    dialect: str = "openai"
+    api_key: Secret | None = None
+    version: str | None = None
+    """Of the provider's API, where it has one."""
+    headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
+    """Sent with every request; they may hold credentials, so they aren't shown either."""

@@ -1,0 +1,159 @@
+"""One request to one simulated provider: which faults strike it, what it costs, what is answered and how fast."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from aiohttp import web
+
+from turnout.request import Capability
+from turnout_workers.simulator.answers import Answer, Call, answer, digest
+from turnout_workers.simulator.anthropic import Anthropic
+from turnout_workers.simulator.gemini import Gemini
+from turnout_workers.simulator.openai import OpenAI
+from turnout_workers.simulator.oracle import Books, Jobs
+from turnout_workers.simulator.scenario import Fault, Scenario
+from turnout_workers.simulator.wire import Problem, Wire
+
+WIRES: Mapping[str, Wire] = {"openai": OpenAI(), "anthropic": Anthropic(), "gemini": Gemini()}
+SIMULATED = {"x-turnout-simulated": "1"}
+JOB_HEADER = "x-turnout-job"
+_GARBAGE = b"<html><body><h1>It works!</h1></body></html>"
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
+
+
+class Exchange:
+    """One request to one provider."""
+
+    def __init__(self, scenario: Scenario, books: Books, jobs: Jobs, request: web.BaseRequest, request_id: str) -> None:
+        self.scenario, self.books, self.jobs, self.request, self.id = scenario, books, jobs, request, request_id
+        marker = request.headers.get(JOB_HEADER)
+        self.job = jobs.called(marker, books.name) if marker else None
+        self.wire = WIRES[books.provider.kind]
+        self.key = self.wire.key(request.headers)
+        self.meter: str | None = None
+        """Whose limits count: a key's, for one model. None until the model is known."""
+        self.now = time.monotonic()
+        self.struck = books.struck(self.now, check=request.method == "GET")
+
+    async def serve(self, path: str) -> web.StreamResponse:
+        try:
+            if "down" in self.struck:
+                return self._hang_up("down")
+            if "hang" in self.struck:
+                self.books.statuses["hang"] += 1
+                await asyncio.sleep(86_400)
+            if self.books.provider.keys and self.key not in self.books.provider.keys:
+                raise Problem("unauthorized", "Incorrect API key provided.")
+            if path == "models" and self.request.method == "GET":
+                self._refuse_if_told()
+                names = {m.served or name: m.context_tokens for name, m in self.books.provider.models.items()}
+                return self._reply(200, self.wire.models(names))
+            return await self._call(path)
+        except Problem as problem:
+            return self._reply(*self.wire.error(problem, self.id), problem.retry_after_s)
+
+    async def _call(self, path: str) -> web.StreamResponse:
+        books, provider = self.books, self.books.provider
+        call, given = await self._read(path)
+        job = self.job or self.jobs.called(digest("\0".join(call.texts)), books.name)
+        model = books.models.get(call.model)
+        if model is None or call.embed != (Capability.EMBEDDINGS in model.capabilities):
+            raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
+        self.meter = f"{self.key} {call.model}"
+        if given.input_tokens > model.context_tokens:
+            text = f"{given.input_tokens} tokens > {model.context_tokens} maximum context length"
+            raise Problem("context_length", text)
+        self._refuse_if_told()
+        with books.admitted(self.meter, given, self.now):
+            books.bill(job, model.price, given)
+            pace = self.struck["slow"].factor if "slow" in self.struck else 1.0
+            if provider.jitter:
+                pace *= math.exp(books.rng.gauss(0, provider.jitter))
+            streamed = call.stream and not self.struck.keys() & {"bill", "garbage"}
+            delay = provider.ttft_s + (0 if streamed else given.output_tokens * provider.s_per_token)
+            if delay:
+                await asyncio.sleep(delay * pace)
+            if streamed:
+                events = list(self.wire.stream(call, given))
+                response = await self._stream(events, provider.s_per_token * pace)
+            else:
+                response = await self._whole(self.wire.body(call, given))
+        if not self.struck.keys() & {"truncate", "garbage"}:
+            job.answered += 1
+            books.answered += 1
+        return response
+
+    async def _read(self, path: str) -> tuple[Call, Answer]:
+        try:
+            call = self.wire.parse(path, json.loads(await self.request.read()))
+            return call, answer(call, self.books.name, self.scenario.seed, self.scenario.output_tokens)
+        except web.HTTPRequestEntityTooLarge:
+            raise Problem("too_large", "Request exceeds the maximum size") from None
+        except _UNREADABLE as error:
+            raise Problem("invalid", f"Could not read the request: {type(error).__name__}") from None
+
+    def _refuse_if_told(self) -> None:
+        if fault := self.struck.get("rate_limit"):
+            raise Problem("rate_limited", "Rate limit reached (simulated).", None, fault.retry_after_s or 1.0)
+        if fault := self.struck.get("error"):
+            self._fail(fault)
+
+    def _fail(self, fault: Fault) -> None:
+        kind = "overloaded" if fault.status in (503, 529) else "server_error"
+        raise Problem(kind, "The server had an error (simulated).", fault.status, fault.retry_after_s)
+
+    async def _whole(self, body: Mapping[str, Any]) -> web.StreamResponse:
+        if fault := self.struck.get("bill"):
+            self._fail(fault)
+        if "garbage" in self.struck:
+            self.books.statuses["garbage"] += 1
+            return web.Response(body=_GARBAGE, content_type="text/html", headers=self._headers())
+        if "truncate" not in self.struck:
+            return self._reply(200, body)
+        payload = encode(body)
+        response = web.StreamResponse(headers=self._headers() | {"content-type": "application/json"})
+        response.content_length = len(payload)
+        await response.prepare(self.request)
+        await response.write(payload[: len(payload) // 2])
+        return self._hang_up("truncate", response)
+
+    async def _stream(self, events: list[tuple[int, bytes]], s_per_token: float) -> web.StreamResponse:
+        response = web.StreamResponse(headers=self._headers() | {"content-type": "text/event-stream"})
+        await response.prepare(self.request)
+        cut = len(events) // 2 if "truncate" in self.struck else None
+        for tokens, data in events[:cut]:
+            if s_per_token and tokens:
+                await asyncio.sleep(tokens * s_per_token)
+            await response.write(data)
+        if cut is not None:
+            return self._hang_up("truncate", response)
+        self.books.statuses["200"] += 1
+        return response
+
+    def _headers(self) -> dict[str, str]:
+        gauges = {} if self.meter is None else self.books.gauges(self.meter, self.now)
+        return self.wire.headers(gauges, time.time(), self.id) | SIMULATED
+
+    def _reply(self, status: int, body: Mapping[str, Any], retry_after_s: float | None = None) -> web.Response:
+        self.books.statuses[str(status)] += 1
+        headers = self._headers()
+        if retry_after_s is not None and self.wire.tells_retry_after:
+            headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
+        return web.Response(status=status, body=encode(body), content_type="application/json", headers=headers)
+
+    def _hang_up(self, why: str, response: web.StreamResponse | None = None) -> web.StreamResponse:
+        """Close the connection: what was written arrives, nothing else does."""
+        self.books.statuses[why] += 1
+        if self.request.transport is not None:
+            self.request.transport.close()
+        return response or web.Response()
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

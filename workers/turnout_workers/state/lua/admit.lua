@@ -1,0 +1,241 @@
+-- Lease the first bid that has room, or say what stands in each one's way, and until when.
+--
+-- KEYS  fleet, money, expiry, overdue, lease; then window and calls of each bid's endpoint; then, if the
+--       admission is fenced, the job's record
+-- ARGV  the ask as JSON: id, ttl (ms), headroom, token (text; absent: not fenced), accounts, and bids of
+--       endpoint, input, output, cost, overdue (ms), probe_allowed, limits, accounts;
+--       an account is [name, limit], -1 for none
+-- Returns {'granted', endpoint, at, probe} | {'fenced'} | {'full', now, {endpoint, until, reason} …};
+--       `until` is -1 where waiting doesn't help
+local FLEET, MONEY, EXPIRY, OVERDUE, LEASE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local NEVER = -1
+-- Every limit: its name, its window, and the counters it adds up (2 requests, 3 input, 4 output).
+local KINDS = {
+  {'requests_per_minute', 'minute', {2}}, {'tokens_per_minute', 'minute', {3, 4}},
+  {'input_tokens_per_minute', 'minute', {3}}, {'output_tokens_per_minute', 'minute', {4}},
+  {'requests_per_day', 'day', {2}}, {'tokens_per_day', 'day', {3, 4}},
+}
+local ask = cjson.decode(ARGV[1])
+local now = now_ms()
+
+local function numbers(text)
+  local first, second, third, fourth = string.match(text or '', '(%d+) (%-?%d+) (%-?%d+) (%-?%d+)')
+  return {tonumber(first) or 0, tonumber(second) or 0, tonumber(third) or 0, tonumber(fourth) or 0}
+end
+
+local function text(values)
+  return string.format('%d %d %d %d', values[1], values[2], values[3], values[4])
+end
+
+local function add(values, others, sign)
+  for i = 2, 4 do values[i] = values[i] + sign * others[i] end
+end
+
+local function total(values, counters)
+  local sum = 0
+  for _, counter in ipairs(counters) do sum = sum + values[counter] end
+  return sum
+end
+
+-- A window is {newest bucket, requests, input, output}; buckets that have left it are taken off its sum.
+local function roll(key, name, stored, size)
+  local window = numbers(stored)
+  local newest = math.max(window[1], math.floor(now / size.width))
+  local first, last = window[1] - size.span, math.min(window[1], newest - size.span - 1)
+  if window[1] > 0 and first <= last then
+    local fields = {}
+    for bucket = first, last do fields[#fields + 1] = name .. bucket end
+    for _, gone in ipairs(redis.call('HMGET', key, unpack(fields))) do
+      if gone then add(window, numbers(gone), -1) end
+    end
+    redis.call('HDEL', key, unpack(fields))
+  end
+  window[1] = newest
+  redis.call('HSET', key, name, text(window))
+  return window
+end
+
+-- Room within the limit; or alone in the window, when a reserve or a squeeze leaves less than one large job.
+local function fits(used, amount, full, limit)
+  return used + amount <= limit or (used == 0 and amount <= full)
+end
+
+local function room_at(key, name, window, size, counters, amount, full, limit)
+  local used, fields = total(window, counters), {}
+  if fits(used, amount, full, limit) then return 0 end
+  local first = window[1] - size.span
+  for bucket = first, window[1] do fields[#fields + 1] = name .. bucket end
+  for i, bucket in ipairs(redis.call('HMGET', key, unpack(fields))) do
+    if bucket then
+      used = used - total(numbers(bucket), counters)
+      if fits(used, amount, full, limit) then return (first + i + size.span) * size.width end
+    end
+  end
+  return NEVER
+end
+
+local function circuit(health, bid, block)
+  local ramping = false
+  if health.isolated then
+    block(NEVER, 'isolated')
+  elseif health.disabled then
+    block(NEVER, 'disabled')
+  elseif health.open_until > now then
+    block(health.open_until, 'open')
+  elseif health.open_until > 0 and health.recovered_at < health.open_until then
+    health.half_open = true
+    if health.probe_until > now then
+      block(now + ASK_AGAIN_MS, 'probing')
+    elseif not bid.probe_allowed then
+      block(now + ASK_AGAIN_MS, 'probe not allowed')
+    end
+  else
+    ramping = health.recovered_at > 0 and now - health.recovered_at < RAMP_S * 1000
+  end
+  if health.blocked_until > now then block(health.blocked_until, 'cooldown') end
+  return ramping
+end
+
+local function capacity(bid, health, load, ramping, block)
+  local limits, second = bid.limits, load.minute[1]
+  local slots = limits.concurrency
+  if ramping then
+    local elapsed = (now - health.recovered_at) / 1000
+    local share = RAMP_FROM + (1 - RAMP_FROM) * elapsed / RAMP_S
+    local per_second = limits.requests_per_minute
+      and math.max(1, math.floor(share * limits.requests_per_minute / 60))
+    if slots then
+      slots = math.max(1, math.floor(share * slots))
+    elseif not per_second then
+      slots = 2 ^ math.floor(elapsed)
+    end
+    if per_second and load.this_second[2] >= per_second then
+      block((second + 1) * MINUTE.width, 'ramping')
+    end
+  end
+  if slots and load.in_flight >= slots then block(now + ASK_AGAIN_MS, 'concurrency') end
+
+  local squeezed = math.min(
+    1, health.share + SQUEEZE_REGROWTH * math.max(0, (now - health.blocked_until) / 1000 - SQUEEZE_HOLD_S))
+  for _, kind in ipairs(KINDS) do
+    local name, counters = kind[1], kind[3]
+    local amount = total({0, 1, bid.input, bid.output}, counters)
+    local told = load.headers[name] or {}
+    if amount > 0 then
+      if told.total and told['until'] > now and total(load.charged, counters) + amount > told.total then
+        block(told['until'], name)
+        load.ready_at = math.max(load.ready_at, told['until'])
+      end
+      local full = limits[name]
+      if told.limit and (not full or told.limit < full) then full = told.limit end
+      if full then
+        local size = kind[2] == 'minute' and MINUTE or DAY
+        local limit, window = full * squeezed, load[kind[2]]
+        load.free = math.min(load.free, math.max(0, 1 - total(window, counters) / math.max(limit, 1)))
+        local at = room_at(load.key, kind[2], window, size, counters, amount, full, limit * ask.headroom)
+        if at ~= 0 then
+          block(at, name)
+          at = room_at(load.key, kind[2], window, size, counters, amount, full, limit)
+          load.ready_at = math.max(load.ready_at, at)
+        end
+      end
+    end
+  end
+end
+
+local function money(bid, block)
+  for _, accounts in ipairs({ask.accounts, bid.accounts}) do
+    for _, account in ipairs(accounts) do
+      local name, limit = account[1], account[2]
+      if limit >= 0 then
+        local sums = redis.call('HMGET', MONEY, name .. '|spent', name .. '|unsure', name .. '|reserved')
+        local certain = (tonumber(sums[1]) or 0) + (tonumber(sums[2]) or 0) + bid.cost
+        if certain > limit then
+          block(NEVER, 'ceiling ' .. name)
+        elseif certain + (tonumber(sums[3]) or 0) > limit then
+          -- Only reservations are in the way: there may be room again once those calls are paid.
+          block(now + ASK_AGAIN_MS, 'ceiling ' .. name)
+        end
+      end
+    end
+  end
+end
+
+local function grant(bid, health, load, window_key, calls_key)
+  local probe = health.half_open and 1 or 0
+  local use = {0, 1, bid.input, bid.output}
+  for _, sum in ipairs({load.minute, load.day, load.charged, load.this_second, load.this_quarter}) do
+    add(sum, use, 1)
+  end
+  redis.call('HSET', window_key, 'minute', text(load.minute), 'day', text(load.day), 'charged', text(load.charged),
+    'minute' .. load.minute[1], text(load.this_second), 'day' .. load.day[1], text(load.this_quarter))
+  local accounts = {}
+  for _, list in ipairs({ask.accounts, bid.accounts}) do
+    for _, account in ipairs(list) do
+      accounts[#accounts + 1] = account[1]
+      redis.call('HINCRBY', MONEY, account[1] .. '|reserved', bid.cost)
+    end
+  end
+  redis.call('HSET', LEASE, 'endpoint', bid.endpoint, 'at', now, 'use', text(use), 'second', load.minute[1],
+    'quarter', load.day[1], 'charged', text(load.charged), 'cost', bid.cost,
+    'accounts', #accounts > 0 and cjson.encode(accounts) or '[]', 'probe', probe)
+  local member = bid.endpoint .. ' ' .. ask.id
+  redis.call('ZADD', EXPIRY, now + ask.ttl, member)
+  redis.call('ZADD', OVERDUE, now + bid.overdue, member)
+  redis.call('ZADD', calls_key, now, ask.id)
+  redis.call('HSET', FLEET, bid.endpoint .. '|in_flight', load.in_flight + 1)
+  if load.in_flight == 0 then redis.call('HSET', FLEET, bid.endpoint .. '|oldest', now) end
+  if probe == 1 then
+    redis.call('HSET', FLEET, bid.endpoint .. '|probe', ask.id, bid.endpoint .. '|probe_until', now + ask.ttl)
+  end
+  if ask.token then
+    redis.call('HSET', KEYS[#KEYS], 'state', 'calling')
+    redis.call('HINCRBY', KEYS[#KEYS], 'calls', 1)
+  end
+  return {'granted', bid.endpoint, now, probe}
+end
+
+if ask.token then
+  local job = redis.call('HMGET', KEYS[#KEYS], 'token', 'state')
+  if job[1] ~= ask.token or (job[2] ~= 'leased' and job[2] ~= 'calling') then return {'fenced'} end
+end
+local held = redis.call('HMGET', LEASE, 'endpoint', 'at', 'probe', 'expired')
+if held[1] then -- a repeated admission, its first answer was lost
+  if held[4] then return {'fenced'} end
+  return {'granted', held[1], tonumber(held[2]), tonumber(held[3])}
+end
+
+local refusal = {'full', now}
+for i, bid in ipairs(ask.bids) do
+  local window_key, calls_key = KEYS[4 + 2 * i], KEYS[5 + 2 * i]
+  local e = bid.endpoint .. '|'
+  local known = redis.call('HMGET', FLEET, e .. 'open_until', e .. 'recovered_at', e .. 'blocked_until',
+    e .. 'probe_until', e .. 'share', e .. 'disabled', e .. 'isolated')
+  local health = {
+    open_until = tonumber(known[1]) or 0, recovered_at = tonumber(known[2]) or 0,
+    blocked_until = tonumber(known[3]) or 0, probe_until = tonumber(known[4]) or 0,
+    share = tonumber(known[5]) or 1, disabled = known[6], isolated = known[7],
+  }
+  local stored = redis.call('HMGET', window_key, 'minute', 'day', 'charged', 'headers')
+  local load = {
+    key = window_key, minute = roll(window_key, 'minute', stored[1], MINUTE),
+    day = roll(window_key, 'day', stored[2], DAY), charged = numbers(stored[3]),
+    headers = stored[4] and cjson.decode(stored[4]) or {},
+    in_flight = redis.call('ZCARD', calls_key), free = 1, ready_at = 0,
+  }
+  local buckets = redis.call('HMGET', window_key, 'minute' .. load.minute[1], 'day' .. load.day[1])
+  load.this_second, load.this_quarter = numbers(buckets[1]), numbers(buckets[2])
+
+  local till, reason = nil, nil -- of what stands longest in the way
+  local function block(time, why)
+    if till == nil or (till ~= NEVER and (time == NEVER or time > till)) then till, reason = time, why end
+  end
+  local ramping = circuit(health, bid, block)
+  capacity(bid, health, load, ramping, block)
+  money(bid, block)
+  redis.call('HSET', FLEET, e .. 'free', load.free, e .. 'free_at', now, e .. 'ready_at', load.ready_at,
+    e .. 'slots', bid.limits.concurrency or -1)
+  if not till then return grant(bid, health, load, window_key, calls_key) end
+  refusal[#refusal + 1] = {bid.endpoint, till, reason}
+end
+return refusal

@@ -1,0 +1,157 @@
+#!lua flags=allow-oom
+-- End a lease: free its place, correct tokens and money to what was used, count the outcome.
+--
+-- KEYS  fleet, money, expiry, overdue, lease; window and calls of the endpoint
+-- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cost, unsure, latency, ttft, predicted
+--       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
+-- Returns {now, consecutive failures, error rate, error weight, trips, probe, late}
+local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, WINDOW, CALLS = unpack(KEYS)
+local COUNTERS = { -- as in admit.lua: 2 requests, 3 input, 4 output
+  requests_per_minute = {2}, tokens_per_minute = {3, 4}, input_tokens_per_minute = {3},
+  output_tokens_per_minute = {4}, requests_per_day = {2}, tokens_per_day = {3, 4},
+}
+local report = cjson.decode(ARGV[1])
+local now = now_ms()
+local e = report.endpoint .. '|'
+
+local function numbers(text)
+  local first, second, third, fourth = string.match(text or '', '(%d+) (%-?%d+) (%-?%d+) (%-?%d+)')
+  return {tonumber(first) or 0, tonumber(second) or 0, tonumber(third) or 0, tonumber(fourth) or 0}
+end
+
+local function add(field, error, oldest)
+  local values = numbers(redis.call('HGET', WINDOW, field))
+  if oldest and oldest > values[1] then return end
+  for i = 2, 4 do values[i] = values[i] + error[i] end
+  redis.call('HSET', WINDOW, field, string.format('%d %d %d %d', unpack(values)))
+end
+
+local function total(values, counters)
+  local sum = 0
+  for _, counter in ipairs(counters) do sum = sum + values[counter] end
+  return sum
+end
+
+local names = {'consecutive', 'weight', 'bad', 'outcomes_at', 'trips', 'open_until', 'probe', 'ttft', 'pace',
+  'ttft_low', 'pace_low', 'residual', 'latency_at'}
+local fields = {}
+for i, name in ipairs(names) do fields[i] = e .. name end
+local known = {}
+for i, value in ipairs(redis.call('HMGET', FLEET, unpack(fields))) do known[names[i]] = value end
+local function get(name, default) return tonumber(known[name] or nil) or default end
+
+local writes = {}
+local function set(name, value)
+  known[name] = value
+  writes[#writes + 1] = e .. name
+  writes[#writes + 1] = value
+end
+
+local decay = math.exp(-(now - get('outcomes_at', 0)) / 1000 / ERROR_MEMORY_S)
+local weight, bad = get('weight', 0) * decay, get('bad', 0) * decay
+
+local function counters(probe, late)
+  local rate = weight > 0 and bad / weight or 0
+  return {now, get('consecutive', 0), string.format('%.17g', rate), string.format('%.17g', weight),
+    get('trips', 0), probe, late}
+end
+
+local held = redis.call('HMGET', LEASE, 'at', 'use', 'second', 'quarter', 'charged', 'cost', 'accounts', 'expired',
+  'endpoint')
+if held[9] ~= report.endpoint then return counters(0, 0) end -- reported before, or forgotten
+local at, use, charged, cost, late = tonumber(held[1]), numbers(held[2]), numbers(held[5]), held[6], held[8]
+local member = report.endpoint .. ' ' .. report.id
+redis.call('DEL', LEASE)
+redis.call('ZREM', EXPIRY, member)
+redis.call('ZREM', OVERDUE, member)
+redis.call('ZREM', CALLS, report.id)
+local oldest = redis.call('ZRANGE', CALLS, 0, 0, 'WITHSCORES')
+set('in_flight', redis.call('ZCARD', CALLS))
+set('oldest', oldest[2] or 0)
+
+for _, account in ipairs(cjson.decode(held[7])) do
+  redis.call('HINCRBY', MONEY, account .. (late and '|unsure' or '|reserved'), -cost)
+  redis.call('HINCRBY', MONEY, account .. '|spent', report.cost)
+  redis.call('HINCRBY', MONEY, account .. '|unsure', report.unsure)
+end
+
+-- Set the charge right in the buckets in which it was made, while they count. A request stays a request.
+local error = {0, 0, report.input - use[3], report.output - use[4]}
+if error[3] ~= 0 or error[4] ~= 0 then
+  for name, bucket in pairs({minute = tonumber(held[3]), day = tonumber(held[4])}) do
+    local span = name == 'minute' and MINUTE.span or DAY.span
+    if bucket >= numbers(redis.call('HGET', WINDOW, name))[1] - span then
+      add(name, error)
+      add(name .. bucket, error)
+    end
+  end
+  add('charged', error)
+end
+
+-- `remaining` counted this call and perhaps not those after it: it caps the total of charges until the reset.
+if #report.limits > 0 then
+  local headers = cjson.decode(redis.call('HGET', WINDOW, 'headers') or '{}')
+  for _, told in ipairs(report.limits) do
+    local header = headers[told.kind] or {}
+    header.limit = told.limit or header.limit
+    if told.remaining and told.reset and COUNTERS[told.kind] then
+      local sum = total(charged, COUNTERS[told.kind])
+      if not header.told or header['until'] <= now or sum >= header.told then
+        header.total, header['until'], header.told = sum + told.remaining, now + told.reset, sum
+      end
+    end
+    headers[told.kind] = header
+  end
+  redis.call('HSET', WINDOW, 'headers', cjson.encode(headers))
+end
+
+-- What a call says that was made before an ejection is no news; but a probe's outcome always is.
+local probe = known.probe == report.id
+if probe then set('probe_until', now + VERDICT_MS) end
+if report.counts and (probe or at >= get('open_until', 0)) then
+  weight, bad = weight + 1, bad + (report.ok and 0 or 1)
+  set('weight', weight)
+  set('bad', bad)
+  set('outcomes_at', now)
+  set('consecutive', report.ok and 0 or get('consecutive', 0) + 1)
+end
+
+-- As `latency.step`: slow samples count more, and a second one below half the estimate counts most.
+local function step(name, sample)
+  local estimate, elapsed = get(name), (now - get('latency_at', 0)) / 1000
+  local low = estimate ~= nil and sample < estimate / 2
+  if estimate then
+    local relieved = low and known[name .. '_low'] == '1'
+    local least = relieved and STEP_RELIEF or sample > estimate and STEP_SLOWER or STEP_FASTER
+    local share = math.max(least, 1 - math.exp(-math.max(0, elapsed) / MEMORY_S))
+    sample = estimate + share * (sample - estimate)
+  end
+  set(name, sample)
+  set(name .. '_low', low and '1' or '0')
+end
+
+if report.ok and report.latency then
+  local first = report.latency
+  if report.output > 0 then first = report.ttft end
+  if first then step('ttft', first) end
+  if report.output > 0 then
+    step('pace', math.max(0, report.latency - (first or get('ttft', 0))) / report.output)
+  end
+  if report.predicted and report.predicted > 0 then
+    local residual = math.log(math.max(report.latency, 0.001) / report.predicted)
+    residual = math.max(-RESIDUAL_MOST, math.min(RESIDUAL_MOST, residual))
+    local mean = get('residual', RESIDUAL_FIRST)
+    set('residual', mean + SIGMA_STEP * (residual * residual - mean))
+  end
+  set('latency_at', now)
+  redis.call('HINCRBY', FLEET, e .. 'samples', 1)
+  redis.call('HINCRBY', FLEET, e .. 'latency' .. report.bucket, 1)
+end
+
+redis.call('HSET', FLEET, unpack(writes))
+redis.call('HINCRBY', FLEET, e .. 'calls', 1)
+if not report.ok then redis.call('HINCRBY', FLEET, e .. 'failures', 1) end
+for name, amount in pairs({input = report.input, output = report.output, spent = report.cost}) do
+  if amount > 0 then redis.call('HINCRBY', FLEET, e .. name, amount) end
+end
+return counters(probe and 1 or 0, late and 1 or 0)

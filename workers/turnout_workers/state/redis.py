@@ -1,0 +1,346 @@
+"""The fleet store in Redis: every operation is one Lua script, so it is atomic and takes one round trip.
+
+Each method builds a `Call` and awaits it. Those that end a job are public, so that a caller may send several
+together, such as a report and the settlement of its job. What the scripts do is specified by `memory.py`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from turnout.ledger.keys import Keys
+from turnout.ledger.script import CLOCK, Call, Coalescer, Script
+from turnout_workers.routing import health, latency
+from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
+from turnout_workers.state import memory, store, windows
+from turnout_workers.state.store import (
+    Account,
+    Admission,
+    Ask,
+    Bid,
+    Ceiling,
+    Counters,
+    EndpointState,
+    Fenced,
+    Granted,
+    NoRoom,
+    Report,
+)
+
+T = TypeVar("T")
+
+SIGMA = ProviderMetrics().sigma
+
+CONSTANTS = f"""
+local MINUTE = {{width = {windows.MINUTE[0]}, span = {windows.MINUTE[1]}}}
+local DAY = {{width = {windows.DAY[0]}, span = {windows.DAY[1]}}}
+local SQUEEZE, SQUEEZE_LEAST = {windows.SQUEEZE}, {windows.SQUEEZE_LEAST}
+local SQUEEZE_HOLD_S, SQUEEZE_REGROWTH = {windows.SQUEEZE_HOLD_S}, {windows.SQUEEZE_REGROWTH}
+local ASK_AGAIN_MS, VERDICT_MS = {store.ASK_AGAIN_S * 1000:.0f}, {store.VERDICT_S * 1000:.0f}
+local WAITING_MS = {store.WAITING_S * 1000:.0f}
+local RAMP_FROM, RAMP_S, WELL_S = {health.RAMP_FROM}, {health.RAMP_S}, {health.WELL_S}
+local ERROR_MEMORY_S, MEMORY_S = {health.ERROR_MEMORY_S}, {latency.MEMORY_S}
+local STEP_SLOWER, STEP_FASTER = {latency.STEP_SLOWER}, {latency.STEP_FASTER}
+local STEP_RELIEF = {latency.STEP_RELIEF}
+local SIGMA_STEP, RESIDUAL_FIRST = {memory.SIGMA_STEP}, {SIGMA**2}
+local RESIDUAL_MOST = {memory.RESIDUAL_MOST}
+"""
+"""Put before every script, so that policy has one home and Lua none of its own."""
+
+LIMITS = tuple(Limits.__dataclass_fields__)
+
+
+class RedisFleetStore:
+    """Sends its calls through `call`; `clock` is the Lua that defines `now_ms()`."""
+
+    def __init__(self, call: Coalescer, keys: Keys, clock: str = CLOCK) -> None:
+        self._call = call
+        self._keys = keys
+        self._prelude = clock + CONSTANTS
+
+    def _script(
+        self, name: str, keys: Iterable[str], args: Iterable[str | int], decode: Callable[[Any], T]
+    ) -> Call[T]:
+        script = Script.load("turnout_workers.state", name, self._prelude)
+        return Call(script, tuple(keys), tuple(args), decode)
+
+    def _held(self) -> tuple[str, ...]:
+        keys = self._keys
+        return (keys.fleet, keys.money, keys.expiry, keys.overdue)
+
+    # --- calls -------------------------------------------------------------------------------------------
+
+    def admit_call(self, ask: Ask) -> Call[Admission]:
+        places = [k(bid.endpoint_id) for bid in ask.bids for k in (self._keys.window, self._keys.calls)]
+        keys = [*self._held(), self._keys.lease(ask.lease_id), *places]
+        body: dict[str, Any] = {
+            "id": ask.lease_id,
+            "ttl": _ms(ask.ttl_s),
+            "headroom": ask.headroom,
+            "accounts": _ceilings(ask.ceilings),
+            "bids": [_bid(bid) for bid in ask.bids],
+        }
+        if ask.fence:
+            keys.append(ask.fence.job_key)
+            body["token"] = str(ask.fence.token)
+        return self._script("admit", keys, [_json(body)], lambda reply: _admission(ask.lease_id, reply))
+
+    def report_call(self, report: Report) -> Call[Counters]:
+        endpoint = report.endpoint_id
+        places = (self._keys.lease(report.lease_id), self._keys.window(endpoint), self._keys.calls(endpoint))
+        body: dict[str, Any] = {
+            "id": report.lease_id,
+            "endpoint": endpoint,
+            "ok": report.ok,
+            "counts": report.counts,
+            "input": report.input_tokens,
+            "output": report.output_tokens,
+            "cost": report.cost_microusd,
+            "unsure": report.unsure_microusd,
+            "limits": [
+                _present(
+                    kind=told.kind,
+                    limit=told.limit,
+                    remaining=told.remaining,
+                    reset=None if told.reset_s is None else _ms(told.reset_s),
+                )
+                for told in report.limits
+            ],
+        }
+        if report.latency_s is not None:
+            body |= {"latency": report.latency_s, "bucket": store.latency_bucket(report.latency_s)}
+            body |= _present(ttft=report.ttft_s, predicted=report.predicted_s)
+        return self._script("report", (*self._held(), *places), [_json(body)], _counters)
+
+    def mark_duplicate_call(self, accounts: Sequence[str], cost_microusd: int) -> Call[None]:
+        return self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], _nothing)
+
+    def forget_call(self, accounts: Sequence[str]) -> Call[None]:
+        return self._script("forget", [self._keys.money], accounts, _nothing)
+
+    # --- the port ----------------------------------------------------------------------------------------
+
+    async def admit(self, ask: Ask) -> Admission:
+        return await self._call(self.admit_call(ask))
+
+    async def report(self, report: Report) -> Counters:
+        return await self._call(self.report_call(report))
+
+    async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
+        if lease_ids:
+            keys = (self._keys.fleet, self._keys.expiry, *map(self._keys.lease, lease_ids))
+            await self._call(self._script("renew", keys, (_ms(ttl_s), *lease_ids), _nothing))
+
+    async def expire(self, limit: int = 1000) -> int:
+        due = await self._call(self._script("due", [self._keys.expiry], [limit], lambda r: [_text(m) for m in r]))
+        if not due:
+            return 0
+        keys = list(self._held())
+        for member in due:
+            endpoint, lease = member.split(" ", 1)
+            keys += [self._keys.lease(lease), self._keys.calls(endpoint)]
+        return await self._call(self._script("expire", keys, due, int))
+
+    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
+        args = (endpoint_id, _ms(open_s), reason)
+        return await self._call(self._script("trip", [self._keys.fleet], args, _health))
+
+    async def recover(self, endpoint_id: str) -> Health:
+        return await self._call(self._script("recover", [self._keys.fleet], [endpoint_id], _health))
+
+    async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
+        await self._mark("blocked", endpoint_ids, reason, for_s)
+
+    async def disable(self, endpoint_ids: Sequence[str], reason: str) -> None:
+        await self._mark("disabled", endpoint_ids, reason)
+
+    async def isolate(self, endpoint_ids: Sequence[str], reason: str) -> None:
+        await self._mark("isolated", endpoint_ids, reason)
+
+    async def restore(self, endpoint_ids: Sequence[str]) -> None:
+        await self._mark("restored", endpoint_ids)
+
+    async def _mark(self, what: str, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
+        args: list[str | int] = [what, reason, _ms(for_s), *endpoint_ids]
+        await self._call(self._script("mark", [self._keys.fleet], args, _nothing))
+
+    async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
+        await self._call(self.mark_duplicate_call(accounts, cost_microusd))
+
+    async def forget(self, accounts: Sequence[str]) -> None:
+        await self._call(self.forget_call(accounts))
+
+    async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
+        def decode(reply: Any) -> dict[str, Account]:
+            return {
+                name: Account(*(int(sum_ or 0) for sum_ in sums)) for name, sums in zip(names, reply, strict=True)
+            }
+
+        return await self._call(self._script("accounts", [self._keys.money], names, decode))
+
+    async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
+        await self._call(self._script("publish", [self._keys.waiting], [worker, _json(dict(waiting))], _nothing))
+
+    async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
+        args = [text for endpoint, price in prices.items() for text in (endpoint, repr(price))]
+        await self._call(self._script("price", [self._keys.fleet], args, _nothing))
+
+    async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
+        return await self._call(state_call(self._keys, self._prelude))
+
+
+def state_call(keys: Keys, prelude: str = CLOCK + CONSTANTS) -> Call[tuple[float, Mapping[str, EndpointState]]]:
+    """Read all that is known, for whoever only looks on, too."""
+    script = Script.load("turnout_workers.state", "state", prelude)
+    return Call(script, (keys.fleet, keys.overdue, keys.waiting), (), _state)
+
+
+# --- what goes over the wire -------------------------------------------------------------------------------
+
+
+def _ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
+def _json(body: Mapping[str, Any]) -> str:
+    return json.dumps(body, separators=(",", ":"))
+
+
+def _text(reply: bytes | str) -> str:
+    return reply.decode() if isinstance(reply, bytes) else reply
+
+
+def _present(**fields: Any) -> dict[str, Any]:
+    """Without the unknown ones: Lua reads an absent field as nil, and a null as something else."""
+    return {name: value for name, value in fields.items() if value is not None}
+
+
+def _ceilings(ceilings: tuple[Ceiling, ...]) -> list[tuple[str, int]]:
+    return [(c.account, -1 if c.limit_microusd is None else c.limit_microusd) for c in ceilings]
+
+
+def _bid(bid: Bid) -> dict[str, Any]:
+    return {
+        "endpoint": bid.endpoint_id,
+        "input": bid.input_tokens,
+        "output": bid.output_tokens,
+        "cost": bid.cost_microusd,
+        "overdue": _ms(bid.overdue_s),
+        "probe_allowed": bid.probe_allowed,
+        "limits": _present(**{name: getattr(bid.limits, name) for name in LIMITS}),
+        "accounts": _ceilings(bid.ceilings),
+    }
+
+
+def _nothing(reply: Any) -> None:
+    return None
+
+
+def _admission(lease_id: str, reply: Any) -> Admission:
+    match _text(reply[0]):
+        case "granted":
+            return Granted(lease_id, _text(reply[1]), reply[2] / 1000, bool(reply[3]))
+        case "fenced":
+            return Fenced()
+    obstacles = {
+        _text(endpoint): (None if until < 0 else until / 1000, _text(reason))
+        for endpoint, until, reason in reply[2:]
+    }
+    return NoRoom.of(reply[1] / 1000, obstacles)
+
+
+def _counters(reply: Any) -> Counters:
+    now, consecutive, rate, weight, trips, probe, late = reply
+    return Counters(now / 1000, consecutive, float(rate), float(weight), trips, bool(probe), bool(late))
+
+
+def _health(reply: Any) -> Health:
+    open_until, trips, recovered_at, blocked_until, disabled, isolated, reason, consecutive, probing = reply
+    return Health(
+        open_until=float(open_until or 0) / 1000,
+        trips=int(trips or 0),
+        recovered_at=float(recovered_at or 0) / 1000,
+        blocked_until=float(blocked_until or 0) / 1000,
+        disabled=None if disabled is None else _text(disabled),
+        isolated=bool(isolated),
+        reason=_text(reason or ""),
+        consecutive_failures=int(consecutive or 0),
+        probing=bool(probing),
+    )
+
+
+def _state(reply: Any) -> tuple[float, dict[str, EndpointState]]:
+    now_ms, fleet, overdue, waiting = reply
+    hanging = {_text(endpoint): int(count) for endpoint, count in overdue}
+    waits: dict[str, int] = defaultdict(int)
+    for published in waiting[1::2]:
+        at, counts = _text(published).split(" ", 1)
+        if int(at) + store.WAITING_S * 1000 > now_ms:
+            for endpoint, count in json.loads(counts).items():
+                waits[endpoint] += count
+    fields: dict[str, dict[str, str]] = defaultdict(dict)
+    for key, value in zip(fleet[::2], fleet[1::2], strict=True):
+        endpoint, _, name = _text(key).rpartition("|")
+        fields[endpoint][name] = _text(value)
+    return now_ms / 1000, {
+        endpoint: _endpoint(known, now_ms, hanging.get(endpoint, 0), waits.get(endpoint, 0))
+        for endpoint, known in fields.items()
+    }
+
+
+def _endpoint(known: dict[str, str], now_ms: int, overdue: int, waiting: int) -> EndpointState:
+    def integer(name: str) -> int:
+        return int(known.get(name, 0))
+
+    def number(name: str, default: float = 0.0) -> float:
+        return float(known.get(name, default))
+
+    def maybe(name: str) -> float | None:
+        return float(known[name]) if name in known else None
+
+    weight, bad = number("weight"), number("bad")
+    decay = math.exp(-(now_ms - number("outcomes_at")) / 1000 / health.ERROR_MEMORY_S)
+    in_flight, slots, ready_at = integer("in_flight"), integer("slots"), number("ready_at")
+    metrics = ProviderMetrics(
+        ttft_s=maybe("ttft"),
+        s_per_token=maybe("pace"),
+        sigma=max(latency.SIGMA_MIN, math.sqrt(number("residual", SIGMA**2))),
+        latency_at=number("latency_at") / 1000,
+        latency_samples=integer("samples"),
+        error_rate=bad / weight if weight else 0.0,
+        error_weight=weight * decay,
+        calls=integer("calls"),
+        failures=integer("failures"),
+        input_tokens=integer("input"),
+        output_tokens=integer("output"),
+        spent_microusd=integer("spent"),
+    )
+    load = Load(
+        in_flight=in_flight,
+        overdue=overdue,
+        oldest_started_at=number("oldest") / 1000 if in_flight else 0.0,
+        free=store.free_share(number("free", 1), (now_ms - number("free_at")) / 1000, in_flight, max(0, slots)),
+        ready_at=ready_at / 1000 if ready_at > now_ms else 0.0,
+        waiting=waiting,
+        shadow_price=number("shadow_price"),
+    )
+    circuit = (known.get(name) for name in HEALTH)
+    probing = number("probe_until") > now_ms
+    latencies = tuple(integer(f"latency{bucket}") for bucket in range(store.LATENCY_BUCKETS))
+    return EndpointState(_health((*circuit, probing)), metrics, load, latencies)
+
+
+HEALTH = (
+    "open_until",
+    "trips",
+    "recovered_at",
+    "blocked_until",
+    "disabled",
+    "isolated",
+    "reason",
+    "consecutive",
+)

@@ -1,0 +1,96 @@
+"""A worker's own copy of the fleet's state, kept fresh in the background, so that a decision costs no round trip.
+
+While the store is out of reach the last snapshot stands: calls already claimed go on, and its age tells the
+worker to claim no more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Mapping
+
+from turnout_workers.routing.fleet import Fleet, Snapshot
+from turnout_workers.state.store import EndpointState, FleetStore
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 0.1
+"""Every worker sees what another reported within this time and a round trip."""
+
+
+class SnapshotPoller:
+    """Binds the configured fleet to what the store knows of it.
+
+    `monotonic` is the local clock that carries the store's time on between two polls; the wall clock of a
+    worker is of no interest to anybody.
+    """
+
+    def __init__(
+        self,
+        store: FleetStore,
+        fleet: Fleet,
+        interval_s: float = POLL_S,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._store = store
+        self._interval_s = interval_s
+        self._monotonic = monotonic
+        self._observed: Mapping[str, EndpointState] = {}
+        self._polled_at = float("-inf")
+        self._ahead_s = 0.0
+        self._task: asyncio.Task[None] | None = None
+        self.snapshot = fleet.snapshot(0.0, {})
+
+    def now(self) -> float:
+        """The store's time, carried on by the local clock. Valid after the first poll."""
+        return self._monotonic() + self._ahead_s
+
+    @property
+    def age_s(self) -> float:
+        """How old the snapshot is; infinite before the first poll."""
+        return self._monotonic() - self._polled_at
+
+    @property
+    def observed(self) -> Mapping[str, EndpointState]:
+        """All that the store knew at the last poll, also of endpoints that are no longer configured."""
+        return self._observed
+
+    def use(self, fleet: Fleet) -> None:
+        """Take over a new configuration; the very next decision sees it."""
+        self.snapshot = fleet.snapshot(self.snapshot.at, self._observed)
+
+    async def poll(self) -> Snapshot:
+        """Read the store once. Raises what the store raises, and leaves the last snapshot in place."""
+        asked_at = self._monotonic()
+        at, self._observed = await self._store.state()
+        self._polled_at = self._monotonic()
+        self._ahead_s = at - (asked_at + self._polled_at) / 2
+        self.snapshot = self.snapshot.fleet.snapshot(at, self._observed)
+        return self.snapshot
+
+    async def start(self) -> None:
+        """Poll once, so that a wrong address is an error at start; then go on in the background."""
+        await self.poll()
+        self._task = asyncio.create_task(self._run())
+
+    async def stop(self) -> None:
+        """End it between two polls: a command to the store is never cut off half-way."""
+        task, self._task = self._task, None
+        if task is not None:
+            await task
+
+    async def _run(self) -> None:
+        away = False
+        while self._task is not None:
+            await asyncio.sleep(self._interval_s)
+            try:
+                await self.poll()
+                if away:
+                    logger.info("the fleet's state can be read again")
+                away = False
+            except Exception as error:
+                if not away:
+                    logger.warning("the fleet's state can't be read, the last one stands: %s", error)
+                away = True

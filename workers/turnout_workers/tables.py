@@ -1,0 +1,203 @@
+"""What `turnout.toml` may hold: every table and field, its type, range, unit and default.
+
+`turnout.example.toml` shows the same with words for the operator; a test holds the two together.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+
+from turnout.request import Capability, Lane, Name, Quality, RoutingStrategy, Value
+from turnout_workers.providers.dialects import DIALECTS, dialect
+
+
+def _listed(value: object) -> object:
+    return [value] if isinstance(value, str) else value
+
+
+def _named_models(value: object) -> object:
+    """A list of names, or a table whose values may be just the provider's name."""
+    if isinstance(value, list):
+        return {name: {} for name in value if isinstance(name, str)}
+    if isinstance(value, dict):
+        return {ours: {"name": told} if isinstance(told, str) else told for ours, told in value.items()}
+    return value
+
+
+def _every_lane(value: object) -> object:
+    """A lane that the file leaves out keeps its own default."""
+    return {**_RESERVED, **value} if isinstance(value, dict) else value
+
+
+def _of_their_kind(providers: object) -> object:
+    """A provider that has a preset, by its dialect or its name, has the preset's wire format, too."""
+
+    def kind(name: str, table: dict[str, object]) -> str:
+        return dialect(str(table.get("dialect", name))).kind
+
+    if not isinstance(providers, dict):
+        return providers
+    return {n: {"kind": kind(n, t), **t} if isinstance(t, dict) else t for n, t in providers.items()}
+
+
+def _http(url: str) -> str:
+    if not re.match(r"https?://[^\s/]+", url):
+        raise ValueError("must be an http:// or https:// address")
+    return url.rstrip("/")
+
+
+def _preset(name: str) -> str:
+    if name not in DIALECTS:
+        raise ValueError(f"there is no such preset; there are {', '.join(sorted(DIALECTS))}")
+    return name
+
+
+def _redis(url: str) -> str:
+    if not re.match(r"(rediss?|unix|sentinel)://.", url):
+        raise ValueError("must be a redis://, rediss://, sentinel:// or unix:// address")
+    return url
+
+
+ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Url = Annotated[str, AfterValidator(_http)]
+Usd = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class LimitFields(Value):
+    requests_per_minute: Count | None = None
+    tokens_per_minute: Count | None = None
+    input_tokens_per_minute: Count | None = None
+    output_tokens_per_minute: Count | None = None
+    requests_per_day: Count | None = None
+    tokens_per_day: Count | None = None
+    concurrency: Count | None = None
+
+
+class ModelTable(LimitFields):
+    """What the operator knows better than the catalogue, of one model at one provider."""
+
+    name: str | None = None
+    """The provider's own name; None: as the catalogue has it, else ours."""
+    input_usd_per_mtok: Usd | None = None
+    output_usd_per_mtok: Usd | None = None
+    cache_read_usd_per_mtok: Usd | None = None
+    context_tokens: Count | None = None
+    max_output_tokens: Count | None = None
+    capabilities: frozenset[Capability] | None = None
+    quality: Quality | None = None
+    aliases: Strings = ()
+    priority: int | None = None
+    weight: Annotated[float, Field(gt=0)] | None = None
+    expected_ttft_s: Seconds | None = None
+    expected_s_per_token: Annotated[float, Field(ge=0)] | None = None
+
+    @model_validator(mode="after")
+    def _whole_price(self) -> ModelTable:
+        if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
+            raise ValueError("give both input_usd_per_mtok and output_usd_per_mtok, or neither")
+        return self
+
+
+class ProviderTable(LimitFields):
+    """One provider: how to reach it, and what it offers."""
+
+    kind: str = "openai"
+    """The wire format: openai, anthropic, gemini, or one that another package registers. Left out: the preset's."""
+    dialect: Annotated[str, AfterValidator(_preset)] | None = None
+    """A preset of the wire format; None: the provider's name, where there is a preset of that name."""
+    base_url: Url | None = None
+    """None: the preset's."""
+    api_key_env: Strings = ()
+    api_key_file: Strings = ()
+    api_key: Strings = Field(default=(), repr=False)
+    """Several keys, of whichever origin, are several accounts; the limits given here hold for each model of each."""
+    models: Annotated[dict[Name, ModelTable], BeforeValidator(_named_models)] = Field(default_factory=dict)
+    priority: int = 100
+    weight: Annotated[float, Field(gt=0)] = 1.0
+    regions: frozenset[str] = frozenset()
+    no_training: bool = False
+    zero_retention: bool = False
+    version: str | None = None
+    """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta, Azure's."""
+    headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    simulated: bool = False
+    """Its answers are made up; every result says so."""
+
+
+class RouterTable(Value):
+    default_strategy: RoutingStrategy = RoutingStrategy.BALANCED
+    health_check_interval: Seconds = 30.0
+    failover_cooldown: Seconds = 2.0
+    """The first ejection of a failing endpoint; doubled by each further one in a row, up to 15 s."""
+
+
+class WorkerTable(Value):
+    concurrency: Annotated[int, Field(gt=0, le=10_000)] = 100
+    """Jobs in flight in one worker process."""
+    drain_s: Seconds = 30.0
+    """How long a stopping worker lets its calls finish."""
+
+
+class LaneTable(Value):
+    reserved_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Of each rate limit: what this lane leaves to the more urgent ones."""
+
+
+_RESERVED = {"interactive": {}, "standard": {"reserved_share": 0.10}, "batch": {"reserved_share": 0.35}}
+"""Enough to keep interactive jobs fast under three times the load that the limits allow (simulated)."""
+
+
+class CeilingTable(Value):
+    per_day_usd: Usd | None = None
+    per_month_usd: Usd | None = None
+
+
+class CeilingsTable(Value):
+    """Most that may be spent; days and months are UTC's."""
+
+    total: CeilingTable = CeilingTable()
+    tenants: dict[Name, CeilingTable] = Field(default_factory=dict)
+    """By tenant; the name `*` stands for every tenant not named."""
+    providers: dict[Name, CeilingTable] = Field(default_factory=dict)
+
+
+class RetentionTable(Value):
+    results_s: Seconds = 86_400.0
+    """How long a settled job and its result are kept."""
+    failed_s: Seconds = 7 * 86_400.0
+    """The same for failed jobs, which can be replayed."""
+    decisions_s: Seconds = 86_400.0
+
+
+class MonitoringTable(Value):
+    metrics_host: str = "127.0.0.1"
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    """None: no metrics endpoint; 0: any free port."""
+    log_format: Literal["text", "json"] = "text"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    task_events: bool = True
+    """Celery's events, which Flower shows; they cost a part of the throughput."""
+
+
+class File(Value):
+    """The whole of turnout.toml."""
+
+    redis_url: Annotated[str, AfterValidator(_redis)] = "redis://127.0.0.1:6379/0"
+    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "turnout"
+    router: RouterTable = RouterTable()
+    worker: WorkerTable = WorkerTable()
+    lanes: Annotated[dict[Lane, LaneTable], BeforeValidator(_every_lane)] = Field(
+        default_factory=dict, validate_default=True
+    )
+    ceilings: CeilingsTable = CeilingsTable()
+    retention: RetentionTable = RetentionTable()
+    monitoring: MonitoringTable = MonitoringTable()
+    providers: Annotated[dict[ProviderName, ProviderTable], BeforeValidator(_of_their_kind)] = Field(
+        default_factory=dict
+    )
