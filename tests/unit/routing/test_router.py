@@ -97,9 +97,7 @@ def routers(clock: Time) -> Any:
 
 async def test_the_face_works_as_it_was_designed(routers: Any) -> None:
     gemini, groq = Provider("gemini"), Provider("groq")
-    router = IntelligentRouter(
-        default_strategy=RoutingStrategy.PRIORITY, health_check_interval=30, failover_cooldown=2
-    )
+    router = IntelligentRouter(default_strategy=RoutingStrategy.PRIORITY, health_check_interval=30, failover_cooldown=2)
     router.register_provider(gemini, priority=1)
     router.register_provider(groq, priority=2, cost_per_1k_tokens=0.0001)
     provider = await router.get_provider_for_request(request(), strategy=RoutingStrategy.COST_OPTIMIZED)

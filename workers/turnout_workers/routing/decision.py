@@ -142,9 +142,7 @@ class Decision:
             return None
         first, second = (self.ranking.option(index) for index in self.ready[:2])
         after_s = max(HEDGE_MIN_S, timing.quantile(first.latency_s, first.estimate.odds.sigma, timing.Z95))
-        if second.probe or (
-            self.job.deadline is not None and self.at + after_s + second.latency_s > self.job.deadline
-        ):
+        if second.probe or (self.job.deadline is not None and self.at + after_s + second.latency_s > self.job.deadline):
             return None
         return after_s
 

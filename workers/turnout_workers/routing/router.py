@@ -19,7 +19,7 @@ import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
@@ -55,6 +55,23 @@ class Provider(Protocol):
     async def check_health(self) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class _Failed(Protocol):
+    """An error that says what it means to the router, such as `providers.errors.ProviderError`."""
+
+    failure: Failure
+
+
+def _failure_of(error: BaseException) -> Failure:
+    if isinstance(error, _Failed):
+        return error.failure
+    if isinstance(error, TimeoutError):
+        return Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
+    if isinstance(error, Exception):
+        return Failure(FailureKind.LOCAL, type(error).__name__)
+    return Failure(FailureKind.CANCELLED, "cancelled by the caller", Billed.MAYBE)
 
 
 class DeadlinePassed(TimeoutError):
@@ -203,9 +220,7 @@ class IntelligentRouter:
         best = decision.top(1)[0]
         return RoutedProvider(self._owner[best.endpoint.id].name, best.endpoint, decision, self)
 
-    async def complete(
-        self, request: InferenceRequest, strategy: RoutingStrategy | None = None
-    ) -> InferenceResponse:
+    async def complete(self, request: InferenceRequest, strategy: RoutingStrategy | None = None) -> InferenceResponse:
         """Route, call, and fail over until an answer is there; with nothing available, wait.
 
         Raises NoEligibleEndpoint, DeadlinePassed, or the last provider's error when there is no more to try.
@@ -250,9 +265,7 @@ class IntelligentRouter:
             wait_s = min(wait_s, profile.deadline - now)
         await self._sleep(max(0.0, wait_s))
 
-    async def _admit(
-        self, job: _Job, decision: Decision, only: str | None = None
-    ) -> tuple[Candidate, Granted] | None:
+    async def _admit(self, job: _Job, decision: Decision, only: str | None = None) -> tuple[Candidate, Granted] | None:
         """A lease on the first candidate with room; None, after a pause, if there is none."""
         candidates = decision.top(BIDS if decision.job.allow_fallback else 1)
         candidates = tuple(c for c in candidates if only in (None, c.endpoint.id))
@@ -333,36 +346,28 @@ class IntelligentRouter:
         self, job: _Job, decision: Decision, candidate: Candidate, granted: Granted
     ) -> tuple[InferenceResponse | None, Failure | None, BaseException | None]:
         """One leased call and its report; the lease ends whatever happens."""
-        endpoint = candidate.endpoint
-        timeout_s = candidate.timeout_s
+        endpoint, timeout_s = candidate.endpoint, candidate.timeout_s
         if decision.job.deadline is not None:
             timeout_s = max(0.001, min(timeout_s, decision.job.deadline - granted.at))
         report = Report(granted.lease_id, endpoint.id, ok=False, predicted_s=candidate.latency_s)
-        upper = candidate.upper_cost_microusd or 0
         try:
             async with asyncio.timeout(timeout_s):
                 outcome = await self._owner[endpoint.id].call(endpoint, job.request)
-        except TimeoutError as error:
-            failure = Failure(FailureKind.TIMED_OUT, f"no answer within {timeout_s:.1f} s", Billed.MAYBE)
-            await self._report(replace(report, kind=failure.kind, unsure_microusd=upper), failure)
+        except BaseException as error:
+            failure = _failure_of(error)
+            upper = candidate.upper_cost_microusd or 0
+            report = replace(
+                report,
+                kind=failure.kind,
+                counts=judge(failure, self._rng).counts_for_health,
+                cost_microusd=upper if failure.billed is Billed.YES else 0,
+                unsure_microusd=upper if failure.billed is Billed.MAYBE else 0,
+                limits=getattr(error, "limits", ()),
+            )
+            await asyncio.shield(self._report(report, failure))
+            if failure.kind is FailureKind.CANCELLED or not isinstance(error, TimeoutError | _Failed):
+                raise  # cancelled, or a bug of the connector and no failed call
             return None, failure, error
-        except Exception as error:
-            failure = getattr(error, "failure", None) or Failure(FailureKind.LOCAL, type(error).__name__)
-            rule = judge(failure, self._rng)
-            report = replace(report, kind=failure.kind, counts=rule.counts_for_health)
-            if failure.billed is Billed.MAYBE:
-                report = replace(report, unsure_microusd=upper)
-            elif failure.billed is Billed.YES:
-                report = replace(report, cost_microusd=upper)
-            await self._report(replace(report, limits=getattr(error, "limits", ())), failure)
-            if not hasattr(error, "failure"):
-                raise  # a bug of the connector, not a failed call
-            return None, failure, error
-        except BaseException:  # cancelled: the provider may bill what it has done so far
-            cancelled = Failure(FailureKind.CANCELLED, "cancelled by the caller", Billed.MAYBE)
-            report = replace(report, counts=False, kind=cancelled.kind, unsure_microusd=upper)
-            await asyncio.shield(self._report(report, cancelled))
-            raise
         response: InferenceResponse = outcome.response
         report = replace(
             report,
@@ -437,8 +442,7 @@ class IntelligentRouter:
         try:
             await connector.check_health()
         except Exception as error:
-            failure: Failure | None = getattr(error, "failure", None)
-            return failure or Failure(FailureKind.LOCAL, type(error).__name__)
+            return _failure_of(error)
         return None
 
     async def watch(self) -> None:
