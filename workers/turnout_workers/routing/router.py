@@ -16,7 +16,7 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
@@ -37,6 +37,8 @@ WATCH_S = 0.5
 """How often calls in flight are looked at for hanging."""
 DISABLED_RECHECK_S = 300.0
 """A disabled endpoint is given one more chance this often, while its provider's health check succeeds."""
+HEDGES = 0.03
+"""The most second calls per first one, where hedging is on."""
 BIDS = 8
 """The most candidates that one admission considers."""
 LEASE_MARGIN_S = 30.0
@@ -132,11 +134,13 @@ class IntelligentRouter:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        hedge: bool = False,
     ) -> None:
         """health_check_interval: seconds between asking each provider's free health endpoint.
 
         failover_cooldown: seconds of the first ejection of a failing endpoint, doubled by each further one.
         store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
+        hedge: whether an interactive request that is slow may be sent to a second provider as well.
         """
         self._default_strategy = default_strategy
         self._interval_s = health_check_interval
@@ -150,6 +154,7 @@ class IntelligentRouter:
         self._turn = 0
         self._last_seen: dict[Lane, float] = {}
         self._retries = Allowance(0.2, reserve=10)
+        self._hedge, self._hedges = hedge, Allowance(HEDGES, reserve=1)
         self._disabled_since: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -228,9 +233,10 @@ class IntelligentRouter:
         job = await self._accepted(request, strategy)
         while True:
             decision = await self._decide(job)
-            granted = await self._admit(job, decision)
+            count = BIDS if decision.job.allow_fallback else 1
+            granted = await self._admit(job, decision, decision.top(count))
             if granted is not None:
-                response = await self._attempt(job, decision, *granted)
+                response = await self._hedged(job, decision, *granted)
                 if response is not None:
                     return response
 
@@ -265,10 +271,10 @@ class IntelligentRouter:
             wait_s = min(wait_s, profile.deadline - now)
         await self._sleep(max(0.0, wait_s))
 
-    async def _admit(self, job: _Job, decision: Decision, only: str | None = None) -> tuple[Candidate, Granted] | None:
+    async def _admit(
+        self, job: _Job, decision: Decision, candidates: Sequence[Candidate]
+    ) -> tuple[Candidate, Granted] | None:
         """A lease on the first candidate with room; None, after a pause, if there is none."""
-        candidates = decision.top(BIDS if decision.job.allow_fallback else 1)
-        candidates = tuple(c for c in candidates if only in (None, c.endpoint.id))
         longest_s = max(candidate.timeout_s for candidate in candidates)
         bids = tuple(
             Bid(
@@ -292,6 +298,36 @@ class IntelligentRouter:
             retry_s = max(retry_s, min(admission.retry_at - admission.at, 1.0))
         await self._pause(decision.job, retry_s * self._rng.uniform(1.0, 1.5), decision.at)
         return None
+
+    async def _hedged(
+        self, job: _Job, decision: Decision, candidate: Candidate, granted: Granted
+    ) -> InferenceResponse | None:
+        """An attempt, and a second one elsewhere if it is slow and hedging is on: the first answer counts.
+
+        The other call is cancelled; what it may have cost is booked as unsure.
+        """
+        after_s = decision.hedge_after_s if self._hedge else None
+        if after_s is None:
+            return await self._attempt(job, decision, candidate, granted)
+        self._hedges.deposit()
+        calls = {asyncio.create_task(self._attempt(job, decision, candidate, granted))}
+        try:
+            done, _ = await asyncio.wait(calls, timeout=after_s)
+            if not done and self._hedges.withdraw():
+                others = [c for c in decision.top(BIDS) if c.endpoint.id != candidate.endpoint.id]
+                second = await self._admit(job, decision, others)
+                if second is not None:
+                    calls.add(asyncio.create_task(self._attempt(job, decision, *second)))
+            while calls:
+                done, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+                for call in done:
+                    if not calls or (call.exception() is None and call.result() is not None):
+                        return call.result()
+            return None
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
 
     async def _attempt(
         self, job: _Job, decision: Decision, candidate: Candidate, granted: Granted
@@ -327,7 +363,7 @@ class IntelligentRouter:
                 return None
             self._retries.withdraw()
             retries += 1
-            again = await self._admit(job, decision, only=id)
+            again = await self._admit(job, decision, [candidate])
             if again is None:
                 return None
             candidate, granted = again
