@@ -96,9 +96,7 @@ jobs = st.builds(
     order=st.sampled_from([(), ("azure", "groq")]),
     failures=st.dictionaries(st.sampled_from(["groq/llama#1", "azure/gpt#2"]), st.integers(0, 3)),
 )
-simple = st.builds(
-    JobProfile, requirements=st.just(Requirements()), strategy=st.sampled_from(list(RoutingStrategy))
-)
+simple = st.builds(JobProfile, requirements=st.just(Requirements()), strategy=st.sampled_from(list(RoutingStrategy)))
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -132,9 +130,7 @@ def test_every_candidate_is_eligible_and_may_be_called_now(
 
 @given(jobs | simple, fleets, seeds)
 @settings(max_examples=120)
-def test_every_endpoint_is_a_candidate_or_has_a_reason(
-    job: JobProfile, views: list[EndpointView], seed: int
-) -> None:
+def test_every_endpoint_is_a_candidate_or_has_a_reason(job: JobProfile, views: list[EndpointView], seed: int) -> None:
     made = decision(job, views, seed)
     excluded = [exclusion.endpoint_id for exclusion in made.exclusions]
     assert sorted([*offered(made), *excluded]) == sorted(view.endpoint.id for view in views)
@@ -241,9 +237,7 @@ def test_backoff_and_ejection_stay_within_bounds(count: int, seed: int, base_s: 
 
 
 @given(endpoints, metrics, st.floats(0, 1e6))
-def test_a_prediction_lies_between_prior_and_observation(
-    at: Endpoint, known: ProviderMetrics, later_s: float
-) -> None:
+def test_a_prediction_lies_between_prior_and_observation(at: Endpoint, known: ProviderMetrics, later_s: float) -> None:
     ttft, _ = predict(at, known, NOW + later_s)
     low, high = sorted((at.expected_ttft_s, at.expected_ttft_s if known.ttft_s is None else known.ttft_s))
     assert low - 1e-9 <= ttft <= high + 1e-9

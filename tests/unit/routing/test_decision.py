@@ -15,6 +15,7 @@ from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing import Action, JobProfile, rank, replay
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
+from turnout_workers.routing.record import candidates
 
 S = RoutingStrategy
 CHEAP = view(endpoint("cheap", price=Price(0.1, 0.1)), metrics=observed(3.0))
@@ -261,4 +262,6 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
     assert record["chosen"] == "middle/llama"
     assert record["excluded"]["out/llama"] == ["open", "ejected: 4 failures in a row"]
     assert record["excluded"]["other/gpt"] == ["model", "serves gpt, not llama"]
+    assert candidates(record)[0]["id"] == "middle/llama"
+    assert candidates(record)[0]["cost"] == 62
     assert "secret" not in json.dumps(record)

@@ -97,9 +97,7 @@ def routers(clock: Time) -> Any:
 
 async def test_the_face_works_as_it_was_designed(routers: Any) -> None:
     gemini, groq = Provider("gemini"), Provider("groq")
-    router = IntelligentRouter(
-        default_strategy=RoutingStrategy.PRIORITY, health_check_interval=30, failover_cooldown=2
-    )
+    router = IntelligentRouter(default_strategy=RoutingStrategy.PRIORITY, health_check_interval=30, failover_cooldown=2)
     router.register_provider(gemini, priority=1)
     router.register_provider(groq, priority=2, cost_per_1k_tokens=0.0001)
     provider = await router.get_provider_for_request(request(), strategy=RoutingStrategy.COST_OPTIMIZED)
@@ -289,3 +287,26 @@ def test_a_provider_is_registered_once() -> None:
     router.register_provider(Provider("groq"))
     with pytest.raises(ValueError, match="'groq' is registered already"):
         router.register_provider(Provider("groq"))
+
+
+async def test_a_slow_interactive_request_is_hedged_and_the_loser_accounted() -> None:
+    quick = {"expected_ttft_s": 0.01, "expected_s_per_token": 0.0}
+    slow = Provider("slow", [60.0], (endpoint("slow", priority=1, **quick),))
+    fast = Provider("fast", [], (endpoint("fast", priority=2, **quick),))
+    router = IntelligentRouter(RoutingStrategy.FAILOVER, hedge=True)
+    router.register_provider(slow)
+    router.register_provider(fast)
+    response = await asyncio.wait_for(router.complete(request(lane="interactive")), timeout=5)
+    assert response.text == "from fast"
+    views = (await router.snapshot()).by_id
+    assert (slow.calls, fast.calls) == (1, 1)
+    assert [view.load.in_flight for view in views.values()] == [0, 0]
+    assert views["slow/llama"].health.consecutive_failures == 0
+
+
+async def test_hedging_is_off_unless_asked_for() -> None:
+    router = IntelligentRouter(RoutingStrategy.FAILOVER)
+    slow = Provider("slow", [1.0], (endpoint("slow", expected_ttft_s=0.01, expected_s_per_token=0.0),))
+    router.register_provider(slow)
+    router.register_provider(Provider("fast", [], (endpoint("fast", priority=200),)))
+    assert (await router.complete(request(lane="interactive"))).text == "from slow"

@@ -16,7 +16,7 @@ from turnout_workers.routing.estimate import Estimate, all_slots_taken
 from turnout_workers.routing.fleet import Circuit, Health
 from turnout_workers.routing.health import circuit, ramp
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.strategies import GOLDEN, Option
+from turnout_workers.routing.strategies import GOLDEN, Option, Row
 
 PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
 """The longest that a job is left alone at a time while it waits for a better endpoint than those free."""
@@ -67,14 +67,15 @@ class Options:
         self.exclusions: list[Exclusion] = []
         self.last_resort = False
         """Whether endpoints are used that were held back: any job may then probe."""
+        self.any_busy = False
         self._recovering: HeldBack = []
         self._failed: HeldBack = []
         self.usable = self._consider(found, estimates)
         if self._recovering or self._failed:
             self._add_held_back()
 
-    def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Option]:
-        job, new = self._job, tuple.__new__
+    def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Row]:
+        job = self._job
         cached, out, answer = job.cached_input_tokens, job.expected_output_tokens, job.output_tokens or 0
         fresh = job.expected_input_tokens - cached
         longest = job.max_latency_s or math.inf
@@ -85,18 +86,16 @@ class Options:
             <= job.input_tokens * found.input_price + (answer or found.answer_tokens) * found.output_price
         )
         careful = self._tight or bool(self._tried)
-        usable = []
+        usable: list[Row] = []
         for position in found.positions:
             estimate = estimates[position]
             ttft, pace, p_in, p_out, p_cached, special, _, _, _ = estimate
             latency = ttft + out * pace
             cost = fresh * p_in + cached * p_cached + out * p_out
-            # Not Option(…): that constructor would take a quarter of the time of a decision.
-            option = new(Option, (0.0, latency, cost, False, estimate))
             if not (special or careful or latency > longest):
+                usable.append((0.0, latency, cost, False, estimate))
+            elif option := self._examined(Option(0.0, latency, cost, False, estimate)):
                 usable.append(option)
-            elif examined := self._examined(option):
-                usable.append(examined)
         return usable
 
     def _examined(self, option: Option) -> Option | None:
@@ -118,7 +117,7 @@ class Options:
         if all_slots_taken(view):  # one of so many calls will end about then
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
-            option = option._replace(wait_s=ready_at - now)
+            option, self.any_busy = option._replace(wait_s=ready_at - now), True
             if option.wait_s > WAITABLE_S:
                 self._exclude(option, *busy_reason(option, now), ready_at)
                 return None
@@ -151,7 +150,7 @@ class Options:
     def _add_held_back(self) -> None:
         pause = PAUSE_S[self._job.lane]
         for held_back in (self._recovering, self._failed):
-            if any(option.wait_s <= pause for option in self.usable):
+            if any(option[0] <= pause for option in self.usable):
                 for option, reason, text in held_back:
                     self._exclude(option, reason, text)
             elif held_back:
