@@ -23,7 +23,7 @@ from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingSt
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.heartbeat import Heartbeat, Hold
 from turnout_workers.progress import Progress
-from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
+from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
@@ -327,6 +327,7 @@ class Attempts:
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
+        current_job.set(job.id)
         return await connector.call(endpoint, job.request, timeouts)
 
     async def _move_on(
