@@ -335,7 +335,8 @@ async def race(name: str, fault: str, seed: int) -> Result:
 def router(name: str, providers: list[Simulated], store: MemoryFleetStore, rng: random.Random) -> Any:
     if name in BASELINES:
         return Baseline(name, providers, rng)
-    one = IntelligentRouter(RoutingStrategy(name), store=Stale(store), rng=rng)  # type: ignore[arg-type]
+    strategy, hedge, _ = name.partition("+hedge")
+    one = IntelligentRouter(RoutingStrategy(strategy), store=Stale(store), rng=rng, hedge=bool(hedge))  # type: ignore[arg-type]
     for provider in providers:
         one.register_provider(provider)
     return one
@@ -380,7 +381,7 @@ def summary(finished: list[Any], providers: list[Simulated], ejected: list[float
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", default=",".join(FAULTS))
-    parser.add_argument("--racers", default=",".join([*RoutingStrategy, *BASELINES]))
+    parser.add_argument("--racers", default=",".join([*RoutingStrategy, "balanced+hedge", *BASELINES]))
     parser.add_argument("--seeds", type=int, default=1)
     chosen = parser.parse_args()
     for fault in chosen.faults.split(","):

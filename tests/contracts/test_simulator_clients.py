@@ -13,6 +13,7 @@ from google import genai
 from google.genai import errors as genai_errors
 from google.genai import types as genai_types
 
+from turnout.request import Capability
 from turnout_workers.routing.fleet import Limits, Price
 from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider, Simulator
 
@@ -34,7 +35,7 @@ ERRORS = [  # fault, and the exception of each client
 async def simulator() -> AsyncIterator[Simulator]:
     models = {
         "m": SimulatedModel(Price(1.0, 2.0), served="m-1", context_tokens=1000),
-        "e": SimulatedModel(Price(0.5, 0.0)),
+        "e": SimulatedModel(Price(0.5, 0.0), capabilities=frozenset({Capability.EMBEDDINGS})),
     }
     limits = Limits(requests_per_minute=100, tokens_per_minute=100_000, input_tokens_per_minute=90_000)
     scenario = Scenario(
@@ -92,9 +93,7 @@ async def test_openai_stream_adds_up_to_the_same_answer(simulator: Simulator) ->
 
 
 async def test_openai_cuts_at_max_tokens(simulator: Simulator) -> None:
-    chat = await openai_client(simulator).chat.completions.create(
-        model="m-1", messages=PROMPT, max_completion_tokens=5
-    )
+    chat = await openai_client(simulator).chat.completions.create(model="m-1", messages=PROMPT, max_completion_tokens=5)
     assert chat.choices[0].finish_reason == "length"
     assert chat.usage.completion_tokens == 5
 
@@ -122,9 +121,7 @@ async def test_openai_calls_a_tool_once_and_then_answers(simulator: Simulator, s
 
 async def test_openai_answers_by_schema(simulator: Simulator) -> None:
     wanted = {"type": "json_schema", "json_schema": {"name": "trip", "schema": PARAMETERS}}
-    chat = await openai_client(simulator).chat.completions.create(
-        model="m-1", messages=PROMPT, response_format=wanted
-    )
+    chat = await openai_client(simulator).chat.completions.create(model="m-1", messages=PROMPT, response_format=wanted)
     assert set(json.loads(chat.choices[0].message.content)) == {"city", "days"}
 
 

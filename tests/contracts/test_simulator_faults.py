@@ -14,9 +14,11 @@ from typing import Any
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
 from turnout_workers.routing.fleet import Limits, Price
 from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider, Simulator
+from turnout_workers.simulator.command import simulate
 
 COMMAND = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json"]
 CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
@@ -186,14 +188,40 @@ async def test_faults_come_and_go_by_the_control_endpoint(http: aiohttp.ClientSe
             assert response.status == 404
 
 
-async def test_limits_are_kept_for_each_key(http: aiohttp.ClientSession) -> None:
-    async with Simulator(fleet(limits=Limits(requests_per_minute=2), keys=("one", "two"))) as simulator:
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff",
+        b"[" * 9999,
+        b'{"model": [], "messages": []}',
+        b'{"model": "m", "messages": [3]}',
+        b'{"model": "m", "messages": [{"role": "user", "content": "x"}], "max_tokens": "many"}',
+    ],
+)
+async def test_a_request_that_makes_no_sense_is_the_callers_fault(http: aiohttp.ClientSession, body: bytes) -> None:
+    async with (
+        Simulator(fleet()) as simulator,
+        http.post(f"{simulator.base_url('p')}/chat/completions", data=body) as response,
+    ):
+        assert response.status == 400
+        assert (await response.json())["error"]["type"] == "invalid_request_error"
+
+
+async def test_limits_are_kept_for_each_key_and_model(http: aiohttp.ClientSession) -> None:
+    models = {name: SimulatedModel(Price(1.0, 2.0)) for name in ("m", "other")}
+    limits = Limits(requests_per_minute=2)
+    scenario = Scenario({"p": SimulatedProvider(models, limits=limits, keys=("one", "two"))})
+    async with Simulator(scenario) as simulator:
         seen = []
-        for key in ("one", "one", "one", "two", "three"):
+        for key, model in (("one", "m"), ("one", "m"), ("one", "m"), ("one", "other"), ("two", "m"), ("three", "m")):
             http.headers["authorization"] = f"Bearer {key}"
-            status, _, headers = await ask(http, simulator.url)
+            status, _, headers = await ask(http, simulator.url, model=model)
             seen.append((status, headers.get("retry-after")))
-    assert seen == [(200, None), (200, None), (429, "30"), (200, None), (401, None)]
+    assert seen == [(200, None), (200, None), (429, "30"), (200, None), (200, None), (401, None)]
 
 
 async def test_calls_beyond_the_concurrency_limit_are_refused(http: aiohttp.ClientSession) -> None:
@@ -235,9 +263,9 @@ def test_the_command_prints_its_addresses_and_takes_faults() -> None:
     ],
 )
 def test_the_command_says_what_is_wrong(arguments: list[str], reason: str) -> None:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=20)
-    assert done.returncode == 2
-    assert reason in done.stderr
+    done = CliRunner().invoke(simulate, arguments)
+    assert done.exit_code == 2
+    assert reason in done.output
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")

@@ -13,6 +13,8 @@ from aiohttp import web
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers import discovery
 from turnout_workers.config import ConfigError, Settings, configured, find, load, settings
+from turnout_workers.endpoints import accounts
+from turnout_workers.routing.fleet import Price
 from turnout_workers.simulator import load as load_scenario
 
 ROOT = Path(__file__).parents[2]
@@ -51,10 +53,14 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
         ("[ceilings.total]\nper_day_usd = nan", "t.toml:2: ceilings.total.per_day_usd: "),
         ("redis_url = 'localhost'", "t.toml:1: redis_url: must be a redis://"),
         (
-            "\n[providers.x]\napi_key_env = 'NO_SUCH_KEY'",
-            "t.toml:2: providers.x: environment variable NO_SUCH_KEY is not set; set it, or remove this provider",
+            "\n[providers.groq]\napi_key_env = 'NO_SUCH_KEY'",
+            "t.toml:2: providers.groq: environment variable NO_SUCH_KEY is not set; set it, or remove this provider",
         ),
-        ("[providers.x]\napi_key_file = '/nowhere/key'", "api_key_file /nowhere/key can't be read: No such file"),
+        ("[providers.x]\nmodels = ['m']", "t.toml:1: providers.x: base_url is missing"),
+        ("[providers.x]\nbase_url = 'http://x'", "t.toml:1: providers.x: models is missing"),
+        ("[providers.groq]\nkind = 'soap'", "there is no connector of kind soap; there are anthropic, gemini, openai"),
+        ("[providers.groq]\ndialect = 'grok'", "t.toml:2: providers.groq.dialect: there is no such preset; there are "),
+        ("[providers.groq]\napi_key_file = '/nowhere/key'", "api_key_file /nowhere/key can't be read: No such file"),
     ],
 )
 def test_an_error_names_file_line_and_field(text: str, expected: str) -> None:
@@ -86,10 +92,10 @@ def test_a_lane_left_out_keeps_its_own_default() -> None:
 
 
 def test_no_error_and_no_repr_shows_a_key() -> None:
-    text = "[providers.x]\napi_key = ['sk-canary']\nheaders = { x-secret = 'sk-canary' }\n"
+    text = "[providers.groq]\napi_key = ['sk-canary']\nheaders = { x-secret = 'sk-canary' }\n"
     assert "sk-canary" not in repr(settings(text, "t.toml", {}))
     assert "sk-canary" not in told(text + "weight = 'a'")
-    assert "sk-canary" not in told("[providers.x]\napi_key_env = 'K'", {"K": "sk-canary\n\tbroken"})
+    assert "sk-canary" not in told("[providers.groq]\napi_key_env = 'K'", {"K": "sk-canary\n\tbroken"})
 
 
 def test_the_version_changes_with_the_content_and_with_the_keys_only(tmp_path: Path) -> None:
@@ -97,7 +103,7 @@ def test_the_version_changes_with_the_content_and_with_the_keys_only(tmp_path: P
 
     def version(text: str, key: str) -> str:
         secret.write_text(key)
-        return settings(f"{text}\n[providers.x]\napi_key_file = '{secret}'", "t.toml", {"HOME": key}).version
+        return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", "t.toml", {"HOME": key}).version
 
     first = version("namespace = 'a'", "one")
     assert version("namespace = 'a'", "one") == first
@@ -105,15 +111,35 @@ def test_the_version_changes_with_the_content_and_with_the_keys_only(tmp_path: P
 
 
 def test_the_example_is_right_and_shows_every_field() -> None:
-    text = (
-        (ROOT / "turnout.example.toml").read_text("utf-8").replace("/run/secrets/gemini", str(ROOT / "README.md"))
-    )
+    text = (ROOT / "turnout.example.toml").read_text("utf-8").replace("/run/secrets/gemini", str(ROOT / "README.md"))
     with pytest.raises(ConfigError, match="holds spaces"):  # the example's key file stands for a real one
         settings(text, "t.toml", ENVIRON)
     text = text.replace(f'api_key_file = "{ROOT / "README.md"}"', 'api_key = "from-file"')
     file = settings(text, "t.toml", ENVIRON).file
     for table in (file, file.router, file.worker, file.retention, file.monitoring):
         assert [name for name in type(table).model_fields if name not in text] == []
+
+
+def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
+    text = (ROOT / "turnout.example.toml").read_text("utf-8").replace('api_key_file = "/run/secrets/gemini"', "")
+    fleet = {e.id: e for account in accounts(settings(text, "t.toml", ENVIRON)) for e in account.endpoints}
+    assert list(fleet) == [
+        "openai/gpt-4.1-mini",
+        "openai/text-embedding-3-small",
+        "groq/llama-3.3-70b-versatile",
+        "anthropic/claude-sonnet-4-5",
+        "anthropic/claude-sonnet-4-5#2",
+        "gemini/gemini-2.5-flash",
+        "office/llama-3.3-70b",
+    ]
+    groq, office = fleet["groq/llama-3.3-70b-versatile"], fleet["office/llama-3.3-70b"]
+    assert groq.serves("llama-3.3-70b")
+    assert (groq.limits.requests_per_minute, groq.weight) == (1000, 2.0)
+    assert groq.price is not None
+    assert groq.price.source.startswith("genai-prices")
+    assert office.price == Price(0.0, 0.0)
+    assert office.served_model == "meta-llama/Llama-3.3-70B-Instruct"
+    assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3)
 
 
 def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path) -> None:
@@ -161,10 +187,12 @@ async def _serving(answer: Any) -> tuple[web.ServerRunner, str]:
 async def test_local_servers_are_found_by_what_they_answer() -> None:
     runners = []
     urls = {}
-    for name, answer in {"ollama": {"data": [{"id": "llama3.2:3b"}]}, "vllm": {"other": 1}}.items():
+    many = [{"id": "llama3.2:3b"}, *({"id": f"model-{i}", "note": "x" * 100} for i in range(5000))]
+    answers: dict[str, Any] = {"ollama": {"data": many}, "vllm": {"other": 1}, "huge": {"data": many * 3}, "list": [1]}
+    for name, answer in answers.items():
         runner, urls[name] = await _serving(answer)
         runners.append(runner)
-    found = await discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"})
+    found = await discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=5)
     assert list(found["providers"]) == ["ollama"]
     file = settings(discovery.toml(found), "t.toml", {}).file
     assert file.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0
@@ -177,6 +205,7 @@ def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     urls = {name: f"http://127.0.0.1:1/{name}" for name in scenario.providers}
     simulated: Settings = settings(discovery.toml(discovery.simulated(urls, scenario)), "t.toml", {})
     assert simulated.simulated
+    assert all(e.simulated for account in accounts(simulated) for e in account.endpoints)
     swift = simulated.file.providers["sim-swift"]
     assert (swift.base_url, swift.requests_per_minute) == ("http://127.0.0.1:1/sim-swift", 240)
     model = swift.models["llama-3.3-70b"]

@@ -14,10 +14,13 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from turnout.request import Value
 from turnout_workers import discovery, tables, toml_lines
+from turnout_workers.providers.catalogue import served_by
+from turnout_workers.providers.dialects import DIALECTS, dialect
 from turnout_workers.tables import File, ProviderTable
 from turnout_workers.toml_lines import ConfigError as ConfigError
 
@@ -31,6 +34,7 @@ FROM_ENVIRONMENT = {
     "TURNOUT_LOG_LEVEL": ("monitoring", "log_level"),
 }
 """Environment variables that override the file, and the fields that they set."""
+WIRE_FORMATS = {preset.kind for preset in DIALECTS.values()}
 _TABLES = (table for table in vars(tables).values() if isinstance(table, type) and issubclass(table, Value))
 _FIELDS = sorted({name for table in _TABLES for name in table.model_fields})
 
@@ -94,6 +98,7 @@ def settings(text: str, where: str, environ: Mapping[str, str]) -> Settings:
     keys: dict[str, tuple[str, ...]] = {}
     for name, table in file.providers.items():
         try:
+            _check(name, table)
             keys[name] = _keys(table, environ)
         except ConfigError as error:
             at = toml_lines.at(where, ("providers", name), toml_lines.scan(text))
@@ -103,6 +108,18 @@ def settings(text: str, where: str, environ: Mapping[str, str]) -> Settings:
     content = json.dumps([text, keys, {name: environ.get(name) for name in FROM_ENVIRONMENT}])
     version = hashlib.sha256(content.encode()).hexdigest()[:12]
     return Settings(file, keys, version, where)
+
+
+def _check(name: str, table: ProviderTable) -> None:
+    """What only a provider's whole table shows to be missing."""
+    preset = table.dialect or name
+    if not (table.base_url or dialect(preset, table.kind).base_url):
+        raise ConfigError("base_url is missing, and there is no preset of this name")
+    if not table.models and not any(served_by(preset)):
+        raise ConfigError("models is missing, and the catalogue doesn't know what this provider serves")
+    kinds = WIRE_FORMATS | {entry.name for entry in entry_points(group="turnout.connectors")}
+    if table.kind not in kinds:
+        raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(kinds))}")
 
 
 def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -15,25 +15,12 @@ from typing import Any
 
 import aiohttp
 
+from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.simulator import Scenario
 
 Tables = dict[str, Any]
 
-_KINDS = {"anthropic": "anthropic", "gemini": "gemini"}
-_VARIABLES = {
-    "openai": ("OPENAI_API_KEY",),
-    "anthropic": ("ANTHROPIC_API_KEY",),
-    "gemini": ("GEMINI_API_KEY", "GOOGLE_API_KEY"),
-    "groq": ("GROQ_API_KEY",),
-    "together": ("TOGETHER_API_KEY",),
-    "fireworks": ("FIREWORKS_API_KEY",),
-    "deepseek": ("DEEPSEEK_API_KEY",),
-    "mistral": ("MISTRAL_API_KEY",),
-    "openrouter": ("OPENROUTER_API_KEY",),
-    "cerebras": ("CEREBRAS_API_KEY",),
-    "xai": ("XAI_API_KEY",),
-}
-_LOCAL = {"ollama": "http://127.0.0.1:11434/v1", "vllm": "http://127.0.0.1:8000/v1"}
+_LOCAL = {name: DIALECTS[name].base_url for name in ("ollama", "vllm")}
 _MAX_ANSWER = 1 << 20
 
 
@@ -43,11 +30,11 @@ def from_environment(environ: Mapping[str, str]) -> Tables:
     A base URL set for a vendor's own client (`OPENAI_BASE_URL`, …) is honoured: its key belongs there.
     """
     providers: Tables = {}
-    for name, variables in _VARIABLES.items():
-        variable = next((v for v in variables if environ.get(v) or environ.get(f"{v}_FILE")), None)
-        if variable is None:
-            continue
-        table: Tables = {"kind": _KINDS.get(name, "openai"), "dialect": name}
+    for name, dialect in DIALECTS.items():
+        given = (v for v in dialect.key_variables if environ.get(v) or environ.get(f"{v}_FILE"))
+        if not dialect.base_url or (variable := next(given, None)) is None:
+            continue  # Azure's address is each customer's own: it takes a file
+        table: Tables = {"kind": dialect.kind, "dialect": name}
         if environ.get(variable):
             table["api_key_env"] = variable
         else:
@@ -63,9 +50,13 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
 
     async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
         try:
-            async with session.get(f"{base_url}/models") as response:
-                listed = json.loads(await response.content.read(_MAX_ANSWER))
-                models = [str(model["id"]) for model in listed["data"]]
+            async with session.get(f"{base_url}/models", allow_redirects=False) as response:
+                body = bytearray()
+                async for chunk in response.content.iter_any():
+                    body += chunk
+                    if len(body) > _MAX_ANSWER:
+                        return None
+            models = [str(model["id"]) for model in json.loads(body)["data"]]
         except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
             return None  # no server there, or another one than we mean
         free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
@@ -111,8 +102,8 @@ def simulated(base_urls: Mapping[str, str], scenario: Scenario) -> Tables:
                 for ours, model in provider.models.items()
             },
         }
-    # Shorter than for real providers, so that a short demonstration shows a recovery, too.
-    return {"router": {"failover_cooldown": 5.0, "health_check_interval": 2.0}, "providers": providers}
+    # Asked more often than real providers, so that a short demonstration shows a recovery, too.
+    return {"router": {"health_check_interval": 2.0}, "providers": providers}
 
 
 def toml(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:

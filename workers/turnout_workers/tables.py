@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from turnout.request import Capability, Lane, Name, Quality, RoutingStrategy, Value
+from turnout_workers.providers.dialects import DIALECTS, dialect
 
 
 def _listed(value: object) -> object:
@@ -31,10 +32,27 @@ def _every_lane(value: object) -> object:
     return {**_RESERVED, **value} if isinstance(value, dict) else value
 
 
+def _of_their_kind(providers: object) -> object:
+    """A provider that has a preset, by its dialect or its name, has the preset's wire format, too."""
+
+    def kind(name: str, table: dict[str, object]) -> str:
+        return dialect(str(table.get("dialect", name))).kind
+
+    if not isinstance(providers, dict):
+        return providers
+    return {n: {"kind": kind(n, t), **t} if isinstance(t, dict) else t for n, t in providers.items()}
+
+
 def _http(url: str) -> str:
     if not re.match(r"https?://[^\s/]+", url):
         raise ValueError("must be an http:// or https:// address")
     return url.rstrip("/")
+
+
+def _preset(name: str) -> str:
+    if name not in DIALECTS:
+        raise ValueError(f"there is no such preset; there are {', '.join(sorted(DIALECTS))}")
+    return name
 
 
 def _redis(url: str) -> str:
@@ -90,15 +108,15 @@ class ProviderTable(LimitFields):
     """One provider: how to reach it, and what it offers."""
 
     kind: str = "openai"
-    """The wire format: openai, anthropic, gemini, or one that another package registers."""
-    dialect: str | None = None
+    """The wire format: openai, anthropic, gemini, or one that another package registers. Left out: the preset's."""
+    dialect: Annotated[str, AfterValidator(_preset)] | None = None
     """A preset of the wire format; None: the provider's name, where there is a preset of that name."""
     base_url: Url | None = None
     """None: the preset's."""
     api_key_env: Strings = ()
     api_key_file: Strings = ()
     api_key: Strings = Field(default=(), repr=False)
-    """Several keys, of whichever origin, are several accounts, each with the limits given here."""
+    """Several keys, of whichever origin, are several accounts; the limits given here hold for each model of each."""
     models: Annotated[dict[Name, ModelTable], BeforeValidator(_named_models)] = Field(default_factory=dict)
     priority: int = 100
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -115,7 +133,8 @@ class ProviderTable(LimitFields):
 class RouterTable(Value):
     default_strategy: RoutingStrategy = RoutingStrategy.BALANCED
     health_check_interval: Seconds = 30.0
-    failover_cooldown: Seconds = 60.0
+    failover_cooldown: Seconds = 2.0
+    """The first ejection of a failing endpoint; doubled by each further one in a row, up to 15 s."""
 
 
 class WorkerTable(Value):
@@ -179,4 +198,6 @@ class File(Value):
     ceilings: CeilingsTable = CeilingsTable()
     retention: RetentionTable = RetentionTable()
     monitoring: MonitoringTable = MonitoringTable()
-    providers: dict[ProviderName, ProviderTable] = Field(default_factory=dict)
+    providers: Annotated[dict[ProviderName, ProviderTable], BeforeValidator(_of_their_kind)] = Field(
+        default_factory=dict
+    )

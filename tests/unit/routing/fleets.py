@@ -40,9 +40,7 @@ def request(
     prompt: str = "Say hello.", model: Any = None, max_output_tokens: int | None = 100, **wish: Any
 ) -> InferenceRequest:
     constraints = RoutingConstraints(**wish)
-    return InferenceRequest(
-        prompt=prompt, model=model, max_output_tokens=max_output_tokens, constraints=constraints
-    )
+    return InferenceRequest(prompt=prompt, model=model, max_output_tokens=max_output_tokens, constraints=constraints)
 
 
 def job(**wish: Any) -> JobProfile:

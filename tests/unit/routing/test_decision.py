@@ -14,6 +14,8 @@ from tests.unit.routing.fleets import NOW, chosen, decide, endpoint, job, observ
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing import Action, JobProfile, rank, replay
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price
+from turnout_workers.routing.options import COOLDOWN_SPREAD_S
+from turnout_workers.routing.record import candidates
 
 S = RoutingStrategy
 CHEAP = view(endpoint("cheap", price=Price(0.1, 0.1)), metrics=observed(3.0))
@@ -130,7 +132,7 @@ def test_failover_goes_strictly_in_order() -> None:
         (Health(blocked_until=NOW + 4), Load(), "cooldown", 4),
         (Health(blocked_until=NOW + 3600), Load(), "cooldown", 3600),
         (Health(), Load(ready_at=NOW + 2), "full", 2),
-        (Health(), Load(in_flight=5), "full", 1.5 / 5),
+        (Health(), Load(in_flight=5), "full", 1.0 / 5),
         (Health(disabled="bad key"), Load(), "disabled", 5),
         (Health(isolated=True), Load(), "isolated", 5),
     ],
@@ -142,7 +144,8 @@ def test_with_nothing_available_a_job_waits_and_knows_until_when(
     decision = decide(job(), view(limited, health, load=load))
     assert decision.action is Action.WAIT
     assert reasons(decision) == {"groq": reason}
-    assert decision.retry_at == pytest.approx(NOW + until_s)
+    spread_s = COOLDOWN_SPREAD_S if reason == "cooldown" else 0.0
+    assert NOW + until_s - 1e-6 <= decision.retry_at <= NOW + until_s + spread_s + 1e-6
     assert chosen(decide(job(), view(limited, health, load=load), endpoint("spare"))) == ["spare"]
 
 
@@ -259,4 +262,6 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
     assert record["chosen"] == "middle/llama"
     assert record["excluded"]["out/llama"] == ["open", "ejected: 4 failures in a row"]
     assert record["excluded"]["other/gpt"] == ["model", "serves gpt, not llama"]
+    assert candidates(record)[0]["id"] == "middle/llama"
+    assert candidates(record)[0]["cost"] == 62
     assert "secret" not in json.dumps(record)

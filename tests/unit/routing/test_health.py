@@ -100,7 +100,7 @@ def test_ejections_double_up_to_the_cap_and_start_over_after_a_healthy_minute() 
         assert full_s * 0.85 <= min(times) < full_s < max(times) <= full_s * 1.15
     again = after(Health(trips=3, recovered_at=NOW - 59), consecutive_failures=4)
     afresh = after(Health(trips=3, recovered_at=NOW - 60), consecutive_failures=4)
-    assert again.open_s > 12
+    assert again.open_s > 8
     assert afresh.open_s < 2.4
 
 

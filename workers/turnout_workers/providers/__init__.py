@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from turnout_workers.providers.anthropic import AnthropicConnector
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.connector import Connector
+from turnout_workers.providers.gemini import GeminiConnector
 from turnout_workers.providers.http import Http
 from turnout_workers.providers.openai import OpenAIConnector
 from turnout_workers.providers.settings import ProviderConfig, Secret
@@ -14,7 +16,11 @@ __all__ = ["CloudProviderBase", "Http", "ProviderConfig", "Secret", "build"]
 
 GROUP = "turnout.connectors"
 """Entry points of this group name classes that are called like `Connector`: with a ProviderConfig and an Http."""
-KINDS: dict[str, type[Connector]] = {"openai": OpenAIConnector}
+KINDS: dict[str, type[Connector]] = {
+    "openai": OpenAIConnector,
+    "anthropic": AnthropicConnector,
+    "gemini": GeminiConnector,
+}
 
 
 def build(config: ProviderConfig, http: Http) -> CloudProviderBase:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,6 +16,7 @@ from turnout_workers.providers.http import Http
 from turnout_workers.providers.prices import cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.providers.settings import ProviderConfig
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.routing.profile import estimate_input_tokens
 
@@ -71,12 +73,13 @@ class Connector(CloudProviderBase):
     def _key(self) -> tuple[str, ...]:
         return (self.config.api_key.reveal(),) if self.config.api_key else ()
 
-    def begin(self, endpoint: Endpoint, request: InferenceRequest) -> Sent:
+    def begin(self, endpoint: Endpoint, request: InferenceRequest, parameters: frozenset[str] | None = None) -> Sent:
+        """Start on a request. `parameters`: what is taken, if it is not what the dialect says."""
         headers = dict(self._headers)
         if endpoint.simulated and (job_id := current_job.get()):
             headers["x-turnout-job"] = job_id  # for the simulator's books; real providers get none of our ids
         texts = tuple(text for text in (*request.texts, *(m.text for m in request.chat)) if text)
-        return Sent(request, self.name, self.dialect.parameters, headers, (*self._key, *texts))
+        return Sent(request, self.name, parameters or self.dialect.parameters, headers, (*self._key, *texts))
 
     def end(
         self,
@@ -105,7 +108,8 @@ class Connector(CloudProviderBase):
             warnings=tuple(sent.warnings),
             simulated=endpoint.simulated or "x-turnout-simulated" in headers,
         )
-        return CallOutcome(response, observed_limits(headers, 0.0, requests_are_daily=self.config.dialect == "groq"))
+        daily = self.config.dialect == "groq"
+        return CallOutcome(response, observed_limits(headers, time.time(), requests_are_daily=daily))
 
     async def check_health(self) -> None:
         await self.http.json("GET", self._health_url(), self._headers, None, HEALTH_TIMEOUTS, self._key)
@@ -124,3 +128,8 @@ def _cost(endpoint: Endpoint, used: Usage, reported_usd: Any) -> int | None:
 def _estimated(request: InferenceRequest, text: str) -> Usage:
     upper, _ = estimate_input_tokens(request)
     return Usage(input_tokens=upper, output_tokens=math.ceil(len(text.encode()) / 2), source="estimated")
+
+
+def malformed(what: str) -> ProviderError:
+    """A 200 that is no answer, assumed to have been billed."""
+    return ProviderError(Failure(FailureKind.MALFORMED, what, Billed.YES, status=200))

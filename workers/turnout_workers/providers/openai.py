@@ -15,7 +15,7 @@ from turnout.request import (
     Usage,
 )
 from turnout_workers.providers.base import CallOutcome, OnToken, Timeouts
-from turnout_workers.providers.connector import Connector, Sent
+from turnout_workers.providers.connector import Connector, Sent, malformed
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint
@@ -126,7 +126,7 @@ class OpenAIConnector(Connector):
         answer: dict[str, Any] = {}
         headers: Mapping[str, str] = {}
         first_token_s: float | None = None
-        async for headers, event in self.http.events(url, sent.headers, body, timeouts, sent.scrub):
+        async for headers, event in self.http.events(url, sent.headers, body, timeouts, sent.scrub):  # noqa: B007
             answer |= {name: event[name] for name in ("id", "model", "usage") if event.get(name)}
             for choice in event.get("choices") or ():
                 delta = choice.get("delta") or {}
@@ -148,11 +148,6 @@ class OpenAIConnector(Connector):
         message = {"content": "".join(text), "tool_calls": tool_calls}
         answer["choices"] = [{"message": message, "finish_reason": finish}]
         return answer, headers, first_token_s
-
-
-def malformed(what: str) -> ProviderError:
-    """A 200 that is no answer, assumed to have been billed."""
-    return ProviderError(Failure(FailureKind.MALFORMED, what, Billed.YES, status=200))
 
 
 def _message(message: Message, system_role: str) -> dict[str, Any]:

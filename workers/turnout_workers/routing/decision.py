@@ -29,6 +29,8 @@ from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, rank
 RECHECK_S = 5.0
 """When nothing is known of when an endpoint comes back, look again after this."""
 HEDGE_MIN_S = 0.8
+WAIT_LEAST_S = 0.01
+"""Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
 NOTHING = Ranking((), [], [], [])
 EMPTY: list[int] = []
@@ -96,7 +98,7 @@ class Decision:
         """The endpoint id for which the job waits."""
         if self.action is not Action.WAIT or not self.busy:
             return None
-        return self.ranking.options[self.busy[0]].estimate.view.endpoint.id
+        return self.ranking.option(self.busy[0]).estimate.view.endpoint.id
 
     @property
     def retry_at(self) -> float:
@@ -118,7 +120,7 @@ class Decision:
 
     def has_untried(self, endpoint_id: str) -> bool:
         """Whether, besides this one, an endpoint could take the job now or soon that it hasn't tried."""
-        ids = (option.estimate.view.endpoint.id for option in self.ranking.options)
+        ids = (option[4].view.endpoint.id for option in self.ranking.options)
         return any(id != endpoint_id and id not in self.tried for id in ids)
 
     @property
@@ -127,7 +129,7 @@ class Decision:
         return (
             *self.match.exclusions,
             *self.passing,
-            *(self._full(self.ranking.options[index]) for index in self.busy),
+            *(self._full(self.ranking.option(index)) for index in self.busy),
         )
 
     @property
@@ -138,11 +140,9 @@ class Decision:
         """
         if self.job.lane is not Lane.INTERACTIVE or self.action is not Action.GO or len(self.ready) < 2:
             return None
-        first, second = (self.ranking.options[index] for index in self.ready[:2])
+        first, second = (self.ranking.option(index) for index in self.ready[:2])
         after_s = max(HEDGE_MIN_S, timing.quantile(first.latency_s, first.estimate.odds.sigma, timing.Z95))
-        if second.probe or (
-            self.job.deadline is not None and self.at + after_s + second.latency_s > self.job.deadline
-        ):
+        if second.probe or (self.job.deadline is not None and self.at + after_s + second.latency_s > self.job.deadline):
             return None
         return after_s
 
@@ -158,7 +158,7 @@ class Decision:
             raise NoEligibleEndpoint({e.endpoint_id: e.text for e in self.exclusions})
 
     def _candidate(self, index: int) -> Candidate:
-        option, job = self.ranking.options[index], self.job
+        option, job = self.ranking.option(index), self.job
         estimate = option.estimate
         endpoint = estimate.view.endpoint
         answer = upper_output_tokens(job, endpoint)
@@ -169,7 +169,7 @@ class Decision:
         overdue_s = timing.overdue_after(option.latency_s, estimate.odds.sigma)
         if job.deadline is not None and len(self.ready) > 1:
             # A call that hangs is cut while there is time for another endpoint to answer.
-            other = self.ranking.options[self.ready[index == self.ready[0]]]
+            other = self.ranking.option(self.ready[index == self.ready[0]])
             spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
             timeout = min(timeout, max(overdue_s, job.deadline - self.at - spare_s))
         return Candidate(
@@ -217,14 +217,14 @@ def rank(
     options = choice.usable
     ranked = ranking(job, options, strategy, now, seed, turn) if options else NOTHING
     ready, busy = ranked.order, EMPTY
-    if any(option[0] for option in options):
-        ready = [index for index in ranked.order if options[index].wait_s <= 0]
-        busy = [index for index in ranked.order if options[index].wait_s > 0]
+    if choice.any_busy:
+        ready = [index for index in ranked.order if options[index][0] <= 0]
+        busy = [index for index in ranked.order if options[index][0] > 0]
     action, wait_s = Action.GO, 0.0
     if not ready:
-        action, wait_s = _outlook([options[index].wait_s for index in busy], choice.exclusions, now)
+        action, wait_s = _outlook([options[index][0] for index in busy], choice.exclusions, now)
     elif busy and strategy.patient and ranked.order[0] == busy[0]:
-        action, wait_s = Action.WAIT, min(options[busy[0]].wait_s, PAUSE_S[job.lane])
+        action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(options[busy[0]][0], PAUSE_S[job.lane]))
     return Decision(
         action,
         name,
@@ -250,4 +250,4 @@ def _outlook(waits: list[float], exclusions: Sequence[Exclusion], now: float) ->
     if not waits and not passing:
         return Action.REFUSE, 0.0
     waits += [e.until - now for e in passing if e.until is not None and e.until > now]
-    return Action.WAIT, min(waits, default=RECHECK_S)
+    return Action.WAIT, max(WAIT_LEAST_S, min(waits, default=RECHECK_S))

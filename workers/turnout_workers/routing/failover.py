@@ -166,12 +166,7 @@ def _next(
         return Action.GIVE_UP, 0.0
     if failure.kind is FailureKind.CANCELLED:
         return Action.DEFER, 0.0
-    if (
-        rule.waits
-        and failure.retry_after_s is not None
-        and failure.retry_after_s <= SHORT_WAIT_S
-        and retries_here == 0
-    ):
+    if rule.waits and failure.retry_after_s is not None and failure.retry_after_s <= SHORT_WAIT_S and retries_here == 0:
         return Action.RETRY, block_s
     if retries_here < rule.retries and retry_budget_left:
         return Action.RETRY, max(block_s, backoff_s(retries_here + 1, rng))

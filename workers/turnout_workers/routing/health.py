@@ -28,7 +28,7 @@ ERROR_WEIGHT = 6.0
 ERROR_MEMORY_S = 20.0
 """Time constant with which stores forget outcomes."""
 EJECTION_S = 2.0
-EJECTION_MAX_S = 15.0
+EJECTION_MAX_S = 10.0
 """The first ejection, doubled by each further one in a row up to the most: longer only delays the return."""
 JITTER = 0.15
 WELL_S = 60.0
@@ -162,9 +162,7 @@ def after_watch(
     if circuit(health, now) not in (Circuit.CLOSED, Circuit.RAMPING) or load.overdue == 0:
         return NOTHING
     silent_s = now - max(metrics.latency_at, load.oldest_started_at)
-    several = load.overdue >= HANGING_CALLS and (
-        2 * load.overdue >= load.in_flight or silent_s >= HANGING_SILENCE_S
-    )
+    several = load.overdue >= HANGING_CALLS and (2 * load.overdue >= load.in_flight or silent_s >= HANGING_SILENCE_S)
     alone = load.overdue == load.in_flight and silent_s >= LONE_HANG_S
     if not (several or alone):
         return NOTHING

@@ -8,7 +8,7 @@ failed.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
@@ -16,17 +16,24 @@ from turnout_workers.routing.estimate import Estimate, all_slots_taken
 from turnout_workers.routing.fleet import Circuit, Health
 from turnout_workers.routing.health import circuit, ramp
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.strategies import GOLDEN, Option
+from turnout_workers.routing.strategies import GOLDEN, Option, Row
 
 PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
 """The longest that a job is left alone at a time while it waits for a better endpoint than those free."""
 WAITABLE_S = 30.0
 """A cooldown or full limit longer than this is not waited for while another endpoint is free."""
+COOLDOWN_SPREAD_S = 3.0
+"""Time over which waiting jobs return after a cooldown."""
 PROBE_AGAIN_S = 1.0
 PROBE_TOKENS = 512
 """A probe is a short job: a long one would delay the recovery by as long as it takes."""
 BELIEVED_S = 60.0
 """Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
+
+RESERVED = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
+"""Share of every rate limit that a lane leaves to the more urgent ones …"""
+RESERVED_FOR_S = 60.0
+"""… if there was one of their jobs within this time: a batch alone may use all there is."""
 
 HeldBack = list[tuple[Option, Reason, str]]
 
@@ -34,6 +41,14 @@ HeldBack = list[tuple[Option, Reason, str]]
 def may_probe(job: JobProfile) -> bool:
     """Whether a job may try an endpoint that was down: a short one that no person waits for."""
     return job.lane is not Lane.INTERACTIVE and job.expected_output_tokens <= PROBE_TOKENS
+
+
+def headroom(lane: Lane, last_seen: Mapping[Lane, float], now: float) -> float:
+    """Share of each rate limit that a job of this lane may fill; `last_seen`: when each lane had a job."""
+    lanes = list(Lane)
+    urgent = lanes[: lanes.index(lane)]
+    contended = any(now - last_seen.get(other, -math.inf) < RESERVED_FOR_S for other in urgent)
+    return 1 - RESERVED[lane] if contended else 1.0
 
 
 class Options:
@@ -52,14 +67,15 @@ class Options:
         self.exclusions: list[Exclusion] = []
         self.last_resort = False
         """Whether endpoints are used that were held back: any job may then probe."""
+        self.any_busy = False
         self._recovering: HeldBack = []
         self._failed: HeldBack = []
         self.usable = self._consider(found, estimates)
         if self._recovering or self._failed:
             self._add_held_back()
 
-    def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Option]:
-        job, new = self._job, tuple.__new__
+    def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Row]:
+        job = self._job
         cached, out, answer = job.cached_input_tokens, job.expected_output_tokens, job.output_tokens or 0
         fresh = job.expected_input_tokens - cached
         longest = job.max_latency_s or math.inf
@@ -70,18 +86,16 @@ class Options:
             <= job.input_tokens * found.input_price + (answer or found.answer_tokens) * found.output_price
         )
         careful = self._tight or bool(self._tried)
-        usable = []
+        usable: list[Row] = []
         for position in found.positions:
             estimate = estimates[position]
             ttft, pace, p_in, p_out, p_cached, special, _, _, _ = estimate
             latency = ttft + out * pace
             cost = fresh * p_in + cached * p_cached + out * p_out
-            # Not Option(…): that constructor would take a quarter of the time of a decision.
-            option = new(Option, (0.0, latency, cost, False, estimate))
             if not (special or careful or latency > longest):
+                usable.append((0.0, latency, cost, False, estimate))
+            elif option := self._examined(Option(0.0, latency, cost, False, estimate)):
                 usable.append(option)
-            elif examined := self._examined(option):
-                usable.append(examined)
         return usable
 
     def _examined(self, option: Option) -> Option | None:
@@ -97,10 +111,13 @@ class Options:
             self._exclude(option, Reason.SLOW, text, believed_until)
             return None
         ready_at = max(health.blocked_until, view.load.ready_at)
+        chance = (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1
+        if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
+            ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
         if all_slots_taken(view):  # one of so many calls will end about then
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
-            option = option._replace(wait_s=ready_at - now)
+            option, self.any_busy = option._replace(wait_s=ready_at - now), True
             if option.wait_s > WAITABLE_S:
                 self._exclude(option, *busy_reason(option, now), ready_at)
                 return None
@@ -109,7 +126,7 @@ class Options:
             return self._to_probe(option)
         if state is Circuit.RAMPING:
             share = ramp(health, now)
-            if (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1 >= share:
+            if chance >= share:
                 text = f"recovering, at {share:.0%} of its traffic"
                 self._hold_back(self._recovering, option, Reason.RAMPING, text)
                 return None
@@ -133,7 +150,7 @@ class Options:
     def _add_held_back(self) -> None:
         pause = PAUSE_S[self._job.lane]
         for held_back in (self._recovering, self._failed):
-            if any(option.wait_s <= pause for option in self.usable):
+            if any(option[0] <= pause for option in self.usable):
                 for option, reason, text in held_back:
                     self._exclude(option, reason, text)
             elif held_back:

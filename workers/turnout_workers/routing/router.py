@@ -16,18 +16,19 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
-from turnout.request import InferenceRequest, InferenceResponse, RoutingStrategy
+from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Action as Next
 from turnout_workers.routing.failover import Allowance, Verdict, judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S, HealthAction, Step, after_report, after_watch
+from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.store import Ask, Bid, FleetStore, Granted, NoRoom, Report
@@ -36,6 +37,8 @@ WATCH_S = 0.5
 """How often calls in flight are looked at for hanging."""
 DISABLED_RECHECK_S = 300.0
 """A disabled endpoint is given one more chance this often, while its provider's health check succeeds."""
+HEDGES = 0.03
+"""The most second calls per first one, where hedging is on."""
 BIDS = 8
 """The most candidates that one admission considers."""
 LEASE_MARGIN_S = 30.0
@@ -54,6 +57,23 @@ class Provider(Protocol):
     async def check_health(self) -> None: ...
 
     async def aclose(self) -> None: ...
+
+
+@runtime_checkable
+class _Failed(Protocol):
+    """An error that says what it means to the router, such as `providers.errors.ProviderError`."""
+
+    failure: Failure
+
+
+def _failure_of(error: BaseException) -> Failure:
+    if isinstance(error, _Failed):
+        return error.failure
+    if isinstance(error, TimeoutError):
+        return Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
+    if isinstance(error, Exception):
+        return Failure(FailureKind.LOCAL, type(error).__name__)
+    return Failure(FailureKind.CANCELLED, "cancelled by the caller", Billed.MAYBE)
 
 
 class DeadlinePassed(TimeoutError):
@@ -114,11 +134,13 @@ class IntelligentRouter:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        hedge: bool = False,
     ) -> None:
         """health_check_interval: seconds between asking each provider's free health endpoint.
 
         failover_cooldown: seconds of the first ejection of a failing endpoint, doubled by each further one.
         store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
+        hedge: whether an interactive request that is slow may be sent to a second provider as well.
         """
         self._default_strategy = default_strategy
         self._interval_s = health_check_interval
@@ -130,7 +152,9 @@ class IntelligentRouter:
         self._owner: dict[str, Provider] = {}
         self._fleet = Fleet(())
         self._turn = 0
+        self._last_seen: dict[Lane, float] = {}
         self._retries = Allowance(0.2, reserve=10)
+        self._hedge, self._hedges = hedge, Allowance(HEDGES, reserve=1)
         self._disabled_since: dict[str, float] = {}
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -201,9 +225,7 @@ class IntelligentRouter:
         best = decision.top(1)[0]
         return RoutedProvider(self._owner[best.endpoint.id].name, best.endpoint, decision, self)
 
-    async def complete(
-        self, request: InferenceRequest, strategy: RoutingStrategy | None = None
-    ) -> InferenceResponse:
+    async def complete(self, request: InferenceRequest, strategy: RoutingStrategy | None = None) -> InferenceResponse:
         """Route, call, and fail over until an answer is there; with nothing available, wait.
 
         Raises NoEligibleEndpoint, DeadlinePassed, or the last provider's error when there is no more to try.
@@ -211,14 +233,16 @@ class IntelligentRouter:
         job = await self._accepted(request, strategy)
         while True:
             decision = await self._decide(job)
-            granted = await self._admit(job, decision)
+            count = BIDS if decision.job.allow_fallback else 1
+            granted = await self._admit(job, decision, decision.top(count))
             if granted is not None:
-                response = await self._attempt(job, decision, *granted)
+                response = await self._hedged(job, decision, *granted)
                 if response is not None:
                     return response
 
     async def _accepted(self, request: InferenceRequest, strategy: RoutingStrategy | None) -> _Job:
         at, _ = await self._store.state()
+        self._last_seen[request.constraints.lane] = at
         return _Job(request, at, strategy)
 
     async def _decide(self, job: _Job) -> Decision:
@@ -248,11 +272,9 @@ class IntelligentRouter:
         await self._sleep(max(0.0, wait_s))
 
     async def _admit(
-        self, job: _Job, decision: Decision, only: str | None = None
+        self, job: _Job, decision: Decision, candidates: Sequence[Candidate]
     ) -> tuple[Candidate, Granted] | None:
         """A lease on the first candidate with room; None, after a pause, if there is none."""
-        candidates = decision.top(BIDS if decision.job.allow_fallback else 1)
-        candidates = tuple(c for c in candidates if only in (None, c.endpoint.id))
         longest_s = max(candidate.timeout_s for candidate in candidates)
         bids = tuple(
             Bid(
@@ -266,15 +288,46 @@ class IntelligentRouter:
             )
             for candidate in candidates
         )
-        admission = await self._store.admit(Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S))
+        share = headroom(decision.job.lane, self._last_seen, decision.at)
+        admission = await self._store.admit(Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S, headroom=share))
         if isinstance(admission, Granted):
             chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
             return chosen, admission
         retry_s = ROOM_RECHECK_S
         if isinstance(admission, NoRoom) and admission.retry_at is not None:
             retry_s = max(retry_s, min(admission.retry_at - admission.at, 1.0))
-        await self._pause(decision.job, retry_s, decision.at)
+        await self._pause(decision.job, retry_s * self._rng.uniform(1.0, 1.5), decision.at)
         return None
+
+    async def _hedged(
+        self, job: _Job, decision: Decision, candidate: Candidate, granted: Granted
+    ) -> InferenceResponse | None:
+        """An attempt, and a second one elsewhere if it is slow and hedging is on: the first answer counts.
+
+        The other call is cancelled; what it may have cost is booked as unsure.
+        """
+        after_s = decision.hedge_after_s if self._hedge else None
+        if after_s is None:
+            return await self._attempt(job, decision, candidate, granted)
+        self._hedges.deposit()
+        calls = {asyncio.create_task(self._attempt(job, decision, candidate, granted))}
+        try:
+            done, _ = await asyncio.wait(calls, timeout=after_s)
+            if not done and self._hedges.withdraw():
+                others = [c for c in decision.top(BIDS) if c.endpoint.id != candidate.endpoint.id]
+                second = await self._admit(job, decision, others)
+                if second is not None:
+                    calls.add(asyncio.create_task(self._attempt(job, decision, *second)))
+            while calls:
+                done, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
+                for call in done:
+                    if not calls or (call.exception() is None and call.result() is not None):
+                        return call.result()
+            return None
+        finally:
+            for call in calls:
+                call.cancel()
+            await asyncio.gather(*calls, return_exceptions=True)
 
     async def _attempt(
         self, job: _Job, decision: Decision, candidate: Candidate, granted: Granted
@@ -310,7 +363,7 @@ class IntelligentRouter:
                 return None
             self._retries.withdraw()
             retries += 1
-            again = await self._admit(job, decision, only=id)
+            again = await self._admit(job, decision, [candidate])
             if again is None:
                 return None
             candidate, granted = again
@@ -329,36 +382,28 @@ class IntelligentRouter:
         self, job: _Job, decision: Decision, candidate: Candidate, granted: Granted
     ) -> tuple[InferenceResponse | None, Failure | None, BaseException | None]:
         """One leased call and its report; the lease ends whatever happens."""
-        endpoint = candidate.endpoint
-        timeout_s = candidate.timeout_s
+        endpoint, timeout_s = candidate.endpoint, candidate.timeout_s
         if decision.job.deadline is not None:
             timeout_s = max(0.001, min(timeout_s, decision.job.deadline - granted.at))
         report = Report(granted.lease_id, endpoint.id, ok=False, predicted_s=candidate.latency_s)
-        upper = candidate.upper_cost_microusd or 0
         try:
             async with asyncio.timeout(timeout_s):
                 outcome = await self._owner[endpoint.id].call(endpoint, job.request)
-        except TimeoutError as error:
-            failure = Failure(FailureKind.TIMED_OUT, f"no answer within {timeout_s:.1f} s", Billed.MAYBE)
-            await self._report(replace(report, kind=failure.kind, unsure_microusd=upper), failure)
+        except BaseException as error:
+            failure = _failure_of(error)
+            upper = candidate.upper_cost_microusd or 0
+            report = replace(
+                report,
+                kind=failure.kind,
+                counts=judge(failure, self._rng).counts_for_health,
+                cost_microusd=upper if failure.billed is Billed.YES else 0,
+                unsure_microusd=upper if failure.billed is Billed.MAYBE else 0,
+                limits=getattr(error, "limits", ()),
+            )
+            await asyncio.shield(self._report(report, failure))
+            if failure.kind is FailureKind.CANCELLED or not isinstance(error, TimeoutError | _Failed):
+                raise  # cancelled, or a bug of the connector and no failed call
             return None, failure, error
-        except Exception as error:
-            failure = getattr(error, "failure", None) or Failure(FailureKind.LOCAL, type(error).__name__)
-            rule = judge(failure, self._rng)
-            report = replace(report, kind=failure.kind, counts=rule.counts_for_health)
-            if failure.billed is Billed.MAYBE:
-                report = replace(report, unsure_microusd=upper)
-            elif failure.billed is Billed.YES:
-                report = replace(report, cost_microusd=upper)
-            await self._report(replace(report, limits=getattr(error, "limits", ())), failure)
-            if not hasattr(error, "failure"):
-                raise  # a bug of the connector, not a failed call
-            return None, failure, error
-        except BaseException:  # cancelled: the provider may bill what it has done so far
-            cancelled = Failure(FailureKind.CANCELLED, "cancelled by the caller", Billed.MAYBE)
-            report = replace(report, counts=False, kind=cancelled.kind, unsure_microusd=upper)
-            await asyncio.shield(self._report(report, cancelled))
-            raise
         response: InferenceResponse = outcome.response
         report = replace(
             report,
@@ -433,8 +478,7 @@ class IntelligentRouter:
         try:
             await connector.check_health()
         except Exception as error:
-            failure: Failure | None = getattr(error, "failure", None)
-            return failure or Failure(FailureKind.LOCAL, type(error).__name__)
+            return _failure_of(error)
         return None
 
     async def watch(self) -> None:

@@ -2,7 +2,7 @@
 
 For each candidate, and for waiting `w` seconds for one that is busy, the least of
 
-    U = (price / cheapest + μ) / (1 − e)  +  100 · (P_late + 0.02 · e)  +  λ · 5 · (w + L / (1 − e)) / D
+    U = (price / cheapest + μ) / (1 − e)  +  100 · P_late  +  2 · e  +  λ · 5 · (w + L / (1 − e)) / D
         + 4 · (times this job failed there)
 
 is best: e error rate, L predicted latency, P_late the lognormal chance of missing the deadline, λ and D the
@@ -49,7 +49,10 @@ class Option(NamedTuple):
     estimate: Estimate
 
 
-Arrange = Callable[[Sequence[Option], list[float], list[float], float], tuple[list[float], list[float]]]
+Row = tuple[float, float, float, bool, Estimate]
+"""An option without its names: making named tuples would take a fifth of the time of a decision."""
+
+Arrange = Callable[[Sequence[Row], list[float], list[float], float], tuple[list[float], list[float]]]
 """From options, utilities, chances of being late and this decision's share of chance (0 ≤ u < 1), to groups
 and utilities."""
 
@@ -69,17 +72,20 @@ class Strategy:
 
 
 def utilities(
-    job: JobProfile, options: Sequence[Option], strategy: Strategy, now: float
+    job: JobProfile, options: Sequence[Row], strategy: Strategy, now: float
 ) -> tuple[list[float], list[float]]:
     """Of every option, in their order: the utility, and the chance of being late."""
     costs = [option[2] for option in options]
-    least = min(costs) or min((cost for cost in costs if cost > 0), default=1.0)
+    least, most = min(costs), max(costs)
     # A price that is unknown ranks behind all that are known; if none is known, price says nothing.
-    unknown = math.inf if min(costs) < math.inf and strategy.price else 0.0
+    unknown = math.inf if least < math.inf and strategy.price else 0.0
+    if most == math.inf:
+        most = max((cost for cost in costs if cost < math.inf), default=0.0)
+    least = least or min((cost for cost in costs if cost > 0), default=1.0)
     price, per_cost = strategy.price, strategy.price / least
     per_second = URGENCY[strategy.urgency or job.lane]
-    known = [cost for cost in costs if cost < math.inf]
-    lateness = max(LATENESS, 10 * max(known, default=0.0) * per_cost)
+    # Ten times the price of the dearest: where prices are far apart, being late still costs more than any.
+    lateness = max(LATENESS, 10 * most * per_cost)
     slack = math.inf if job.deadline is None else job.deadline - now
     failures, inf = job.failures, math.inf
     scores, late = [], []
@@ -97,13 +103,13 @@ def utilities(
     return scores, late
 
 
-def _crowding(option: Option) -> float:
-    view = option.estimate.view
+def _crowding(option: Row) -> float:
+    view = option[4].view
     return 1 + view.load.in_flight / (view.endpoint.limits.concurrency or SERIAL_CALLS)
 
 
 def _fastest(
-    options: Sequence[Option], scores: list[float], late: list[float], _: float
+    options: Sequence[Row], scores: list[float], late: list[float], _: float
 ) -> tuple[list[float], list[float]]:
     """Latency times load, so that near-equal endpoints aren't all asked at once."""
     crowded = [score * _crowding(option) for option, score in zip(options, scores, strict=True)]
@@ -111,27 +117,27 @@ def _fastest(
 
 
 def _by_priority(
-    options: Sequence[Option], scores: list[float], late: list[float], _: float
+    options: Sequence[Row], scores: list[float], late: list[float], _: float
 ) -> tuple[list[float], list[float]]:
     """The operator's order; those that would probably be late come last."""
     doomed = [1e9 if p_late > 0.5 else 0.0 for p_late in late]
-    groups = [option.estimate.view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)]
+    groups = [option[4].view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)]
     return groups, scores
 
 
 def _in_order(
-    options: Sequence[Option], scores: list[float], late: list[float], _: float
+    options: Sequence[Row], scores: list[float], late: list[float], _: float
 ) -> tuple[list[float], list[float]]:
     """Strictly by priority, then in the order of registration."""
-    groups = [float(option.estimate.view.endpoint.priority) for option in options]
-    return groups, [float(option.estimate.position) for option in options]
+    groups = [float(option[4].view.endpoint.priority) for option in options]
+    return groups, [float(option[4].position) for option in options]
 
 
 def _in_turn(
-    options: Sequence[Option], scores: list[float], late: list[float], u: float
+    options: Sequence[Row], scores: list[float], late: list[float], u: float
 ) -> tuple[list[float], list[float]]:
     """From the point `u` of a circle on which each candidate has an arc as long as its weight."""
-    arcs = list(accumulate(max(0.0, option.estimate.view.endpoint.weight) for option in options))
+    arcs = list(accumulate(max(0.0, option[4].view.endpoint.weight) for option in options))
     first = bisect_right(arcs, u * arcs[-1])
     count = len(options)
     return [0.0] * count, [float((index - first) % count) for index in range(count)]
@@ -150,16 +156,19 @@ STRATEGIES: dict[RoutingStrategy, Strategy] = {
 class Ranking(NamedTuple):
     """Options in the order in which to try them."""
 
-    options: Sequence[Option]
+    options: Sequence[Row]
     order: list[int]
     """Indices of `options`, best first."""
     scores: list[float]
     late: list[float]
 
+    def option(self, index: int) -> Option:
+        return Option._make(self.options[index])
+
 
 def ranking(
     job: JobProfile,
-    options: Sequence[Option],
+    options: Sequence[Row],
     strategy: Strategy,
     now: float,
     seed: int,
@@ -174,7 +183,7 @@ def ranking(
         groups, scores = strategy.arrange(options, scores, late, chance)
     if job.order:
         place = {provider: index - len(job.order) for index, provider in enumerate(job.order)}
-        ranks = [1e10 * place.get(option.estimate.view.endpoint.provider, 0) for option in options]
+        ranks = [1e10 * place.get(option[4].view.endpoint.provider, 0) for option in options]
         groups = [rank + group for rank, group in zip(ranks, groups or [0.0] * len(ranks), strict=True)]
     if groups is None:
         order.sort(key=scores.__getitem__)
@@ -196,7 +205,7 @@ def ranking(
     return Ranking(options, order, scores, late)
 
 
-def _two_choices(options: Sequence[Option], seed: int) -> int:
+def _two_choices(options: Sequence[Row], seed: int) -> int:
     """The index of the less crowded of two different options, picked by `seed`."""
     count = len(options)
     one = seed % count

@@ -79,9 +79,7 @@ def simulate(
     scenario = replace(scenario, providers=changed, seed=scenario.seed if seed is None else seed)
     runner = asyncio.run if sys.platform == "win32" else import_module("uvloop").run
     with suppress(KeyboardInterrupt):
-        runner(
-            _serve(Simulator(scenario, host, port, own_ports), as_json, os.getppid() if die_with_parent else None)
-        )
+        runner(_serve(Simulator(scenario, host, port, own_ports), as_json, os.getppid() if die_with_parent else None))
 
 
 async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> None:

@@ -11,7 +11,8 @@ from typing import Any
 
 from aiohttp import web
 
-from turnout_workers.simulator.answers import Call, answer, digest
+from turnout.request import Capability
+from turnout_workers.simulator.answers import Answer, Call, answer, digest
 from turnout_workers.simulator.anthropic import Anthropic
 from turnout_workers.simulator.gemini import Gemini
 from turnout_workers.simulator.openai import OpenAI
@@ -23,20 +24,20 @@ WIRES: Mapping[str, Wire] = {"openai": OpenAI(), "anthropic": Anthropic(), "gemi
 SIMULATED = {"x-turnout-simulated": "1"}
 JOB_HEADER = "x-turnout-job"
 _GARBAGE = b"<html><body><h1>It works!</h1></body></html>"
-_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError)
+_UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
 
 class Exchange:
     """One request to one provider."""
 
-    def __init__(
-        self, scenario: Scenario, books: Books, jobs: Jobs, request: web.BaseRequest, request_id: str
-    ) -> None:
+    def __init__(self, scenario: Scenario, books: Books, jobs: Jobs, request: web.BaseRequest, request_id: str) -> None:
         self.scenario, self.books, self.jobs, self.request, self.id = scenario, books, jobs, request, request_id
         marker = request.headers.get(JOB_HEADER)
         self.job = jobs.called(marker, books.name) if marker else None
         self.wire = WIRES[books.provider.kind]
         self.key = self.wire.key(request.headers)
+        self.meter: str | None = None
+        """Whose limits count: a key's, for one model. None until the model is known."""
         self.now = time.monotonic()
         self.struck = books.struck(self.now, check=request.method == "GET")
 
@@ -59,16 +60,17 @@ class Exchange:
 
     async def _call(self, path: str) -> web.StreamResponse:
         books, provider = self.books, self.books.provider
-        call = await self._read(path)
+        call, given = await self._read(path)
         job = self.job or self.jobs.called(digest("\0".join(call.texts)), books.name)
-        if (model := books.models.get(call.model)) is None:
+        model = books.models.get(call.model)
+        if model is None or call.embed != (Capability.EMBEDDINGS in model.capabilities):
             raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
-        given = answer(call, books.name, self.scenario.seed, self.scenario.output_tokens)
+        self.meter = f"{self.key} {call.model}"
         if given.input_tokens > model.context_tokens:
             text = f"{given.input_tokens} tokens > {model.context_tokens} maximum context length"
             raise Problem("context_length", text)
         self._refuse_if_told()
-        with books.admitted(self.key, given, self.now):
+        with books.admitted(self.meter, given, self.now):
             books.bill(job, model.price, given)
             pace = self.struck["slow"].factor if "slow" in self.struck else 1.0
             if provider.jitter:
@@ -87,9 +89,10 @@ class Exchange:
             books.answered += 1
         return response
 
-    async def _read(self, path: str) -> Call:
+    async def _read(self, path: str) -> tuple[Call, Answer]:
         try:
-            return self.wire.parse(path, json.loads(await self.request.read()))
+            call = self.wire.parse(path, json.loads(await self.request.read()))
+            return call, answer(call, self.books.name, self.scenario.seed, self.scenario.output_tokens)
         except web.HTTPRequestEntityTooLarge:
             raise Problem("too_large", "Request exceeds the maximum size") from None
         except _UNREADABLE as error:
@@ -134,7 +137,7 @@ class Exchange:
         return response
 
     def _headers(self) -> dict[str, str]:
-        gauges = self.books.gauges(self.key, self.now)
+        gauges = {} if self.meter is None else self.books.gauges(self.meter, self.now)
         return self.wire.headers(gauges, time.time(), self.id) | SIMULATED
 
     def _reply(self, status: int, body: Mapping[str, Any], retry_after_s: float | None = None) -> web.Response:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
-from turnout_workers.simulator.wire import STATUS, Gauge, Problem, content_text, event, last_role
+from turnout_workers.simulator.wire import STATUS, Gauge, Problem, content_text, event
 
 _CREATED = 1_893_456_000
 _FINISH = {"stop": "stop", "length": "length", "tool": "tool_calls"}
@@ -45,7 +45,7 @@ class OpenAI:
         tools = tuple((t["function"]["name"], t["function"].get("parameters", {})) for t in body.get("tools") or ())
         if isinstance(choice, dict):
             tools = tuple(tool for tool in tools if tool[0] == choice["function"]["name"])
-        elif choice == "none" or (choice == "auto" and last_role(body, "messages") == "tool"):
+        elif choice == "none" or (choice == "auto" and body["messages"][-1]["role"] == "tool"):
             tools = ()
         response_format = body.get("response_format") or {}
         schema = response_format.get("json_schema", {}).get("schema")
@@ -77,9 +77,7 @@ class OpenAI:
             message["tool_calls"] = [_tool_call(answer)]
         return {
             **_frame(call, answer, "chat.completion"),
-            "choices": [
-                {"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH[answer.finish]}
-            ],
+            "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH[answer.finish]}],
             "usage": _usage(answer),
         }
 

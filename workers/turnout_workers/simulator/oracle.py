@@ -109,23 +109,21 @@ class Books:
 
     def struck(self, now: float, check: bool) -> dict[str, Fault]:
         """Count a request (or a health check); the faults that hit it, by kind."""
-        struck: dict[str, Fault] = {
-            f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share
-        }
+        struck: dict[str, Fault] = {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
         self.requests, self.checks = self.requests + (not check), self.checks + check
         return struck
 
-    def gauges(self, key: str, now: float) -> dict[str, Gauge]:
+    def gauges(self, meter: str, now: float) -> dict[str, Gauge]:
         return {
             kind: Gauge(bucket.limit, int(bucket.refill(now)), bucket.wait_s(bucket.limit))
-            for kind, bucket in self._of(key, now).items()
+            for kind, bucket in self._of(meter, now).items()
         }
 
     @contextmanager
-    def admitted(self, key: str, given: Answer, now: float) -> Iterator[None]:
-        """Hold a place in flight, and charge the key's limits. Raises Problem when one of them is reached."""
+    def admitted(self, meter: str, given: Answer, now: float) -> Iterator[None]:
+        """Hold a place in flight, and charge its limits. Raises Problem when one of them is reached."""
         limit = self.provider.limits.concurrency
-        if limit is not None and self._flying[key] >= limit:
+        if limit is not None and self._flying[meter] >= limit:
             raise Problem("rate_limited", f"Too many concurrent requests: limit {limit}.", retry_after_s=1.0)
         total = given.input_tokens + given.output_tokens
         wanted = {
@@ -134,7 +132,7 @@ class Books:
             "tokens_per_minute": total,
             "tokens_per_day": total,
         }
-        buckets = self._of(key, now)
+        buckets = self._of(meter, now)
         for kind, bucket in buckets.items():
             bucket.refill(now)
             if (wait_s := bucket.wait_s(wanted.get(kind, 1))) > 0:
@@ -143,13 +141,13 @@ class Books:
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)
         self.in_flight += 1
-        self._flying[key] += 1
+        self._flying[meter] += 1
         self.peak = max(self.peak, self.in_flight)
         try:
             yield
         finally:
             self.in_flight -= 1
-            self._flying[key] -= 1
+            self._flying[meter] -= 1
 
     def bill(self, job: Job, price: Price, given: Answer) -> None:
         """Book what this call costs: real providers bill what they generate, whoever still listens."""
@@ -170,11 +168,11 @@ class Books:
             "faults": [fault.kind for fault in self.faults(now)],
         }
 
-    def _of(self, key: str, now: float) -> dict[str, _Bucket]:
-        if (buckets := self._buckets.get(key)) is None:
+    def _of(self, meter: str, now: float) -> dict[str, _Bucket]:
+        if (buckets := self._buckets.get(meter)) is None:
             limits = self.provider.limits
             named = ((f.name, getattr(limits, f.name)) for f in fields(Limits) if f.name != "concurrency")
-            buckets = self._buckets[key] = {
+            buckets = self._buckets[meter] = {
                 kind: _Bucket(limit, 86_400.0 if kind.endswith("day") else 60.0, float(limit), now)
                 for kind, limit in named
                 if limit is not None

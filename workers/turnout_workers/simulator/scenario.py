@@ -15,7 +15,6 @@ from turnout_workers.routing.fleet import Limits, Price
 
 _STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEMA})
-_EMBEDDING = frozenset({Capability.EMBEDDINGS})
 
 WireFormat = Literal["openai", "anthropic", "gemini"]
 FaultKind = Literal["down", "slow", "rate_limit", "hang", "garbage", "error", "truncate", "bill"]
@@ -67,7 +66,7 @@ class SimulatedProvider:
     jitter: float = 0.0
     """Standard deviation of the log of the latency."""
     limits: Limits = field(default_factory=Limits)
-    """For each key by itself."""
+    """For each key and model by itself, as most vendors count."""
     keys: tuple[str, ...] = ()
     """The accepted API keys; empty: any key, or none."""
     priority: int = 100
@@ -89,9 +88,7 @@ class Scenario:
 
 _SCENARIO = TypeAdapter(Scenario)
 _FAULT = TypeAdapter(Fault)
-_FIELDS = [
-    f.name for kind in (Scenario, SimulatedProvider, SimulatedModel, Fault, Limits, Price) for f in fields(kind)
-]
+_FIELDS = [f.name for kind in (Scenario, SimulatedProvider, SimulatedModel, Fault, Limits, Price) for f in fields(kind)]
 DEFAULT = Path(__file__).with_name("default.toml")
 
 

@@ -24,9 +24,7 @@ STATUS = {
 class Problem(Exception):
     """A refusal, by kind (a key of STATUS); each wire format has its own envelope for it."""
 
-    def __init__(
-        self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None
-    ) -> None:
+    def __init__(self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
         self.kind, self.message = kind, message
         self.status = status
@@ -76,7 +74,3 @@ def content_text(content: Any) -> str:
     if isinstance(content, str):
         return content
     return "".join(str(p.get("text") or p.get("content") or "") for p in content or () if isinstance(p, dict))
-
-
-def last_role(body: Mapping[str, Any], field: str) -> str:
-    return str(body[field][-1].get("role")) if body[field] else ""

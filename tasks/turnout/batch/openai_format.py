@@ -1,0 +1,284 @@
+"""OpenAI's own request and response bodies ↔ ours: chat completions, embeddings, responses. Pure.
+
+A field is mapped, kept for OpenAI alone (`extras`, see `InferenceRequest`), accepted at the one value that
+changes nothing, or refused by name: none is ignored silently.
+"""
+
+from __future__ import annotations
+
+import base64
+import struct
+from collections.abc import Mapping
+from typing import Any
+
+from turnout.request import FinishReason, InferenceResponse
+
+CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
+
+_SAME = {"model", "temperature", "top_p", "metadata"}
+_MAPPED = {
+    CHAT: _SAME
+    | {"messages", "max_tokens", "max_completion_tokens", "stop", "seed", "tools", "tool_choice"}
+    | {"response_format", "reasoning_effort"},
+    EMBEDDINGS: {"model", "input", "dimensions", "encoding_format"},
+    RESPONSES: _SAME | {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning"},
+}
+_FOR_OPENAI_ALONE = {
+    CHAT: {"frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user"}
+    | {"service_tier", "store", "prompt_cache_key", "safety_identifier", "prediction"},
+    EMBEDDINGS: {"user"},
+    RESPONSES: {"parallel_tool_calls", "user", "service_tier", "prompt_cache_key", "safety_identifier"},
+}
+_ONLY_AT: Mapping[str, tuple[Any, ...]] = {
+    "n": (1,),
+    "stream": (False,),
+    "logprobs": (False,),
+    "modalities": (["text"],),
+    "background": (False,),
+    "store": (False, True),
+    "truncation": ("disabled",),
+    "include": ([],),
+}
+
+
+class Unmappable(Exception):
+    """Which field can't be served, and why."""
+
+
+def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of an `InferenceRequest`, not yet validated; raises `Unmappable`."""
+    if url not in _MAPPED or not isinstance(url, str):
+        raise Unmappable(f"url: must be one of {', '.join(_MAPPED)}")
+    body = {name: value for name, value in body.items() if value is not None}  # null means: not given
+    fields: dict[str, Any] = {}
+    for name, value in body.items():
+        if name in _FOR_OPENAI_ALONE[url]:
+            fields.setdefault("extras", {}).setdefault("openai", {})[name] = value
+        elif name in _ONLY_AT and name not in _MAPPED[url]:
+            if value not in _ONLY_AT[name]:
+                raise Unmappable(f"body.{name}: only {_ONLY_AT[name][0]!r} is supported")
+        elif name not in _MAPPED[url]:
+            raise Unmappable(f"body.{name}: unknown or unsupported field")
+    mapping = {CHAT: _chat, EMBEDDINGS: _embeddings, RESPONSES: _responses}[url]
+    fields |= {name: body[name] for name in _SAME & body.keys()} | mapping(body)
+    return fields
+
+
+def _chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {name: body[name] for name in ("seed", "tools", "reasoning_effort") if name in body}
+    fields["messages"] = [_message(message) for message in _list(body.get("messages"), "body.messages")]
+    for name in ("max_tokens", "max_completion_tokens"):
+        if name in body:
+            fields["max_output_tokens"] = body[name]
+    if "stop" in body:
+        fields["stop"] = [body["stop"]] if isinstance(body["stop"], str) else body["stop"]
+    if "tool_choice" in body:
+        fields["tool_choice"] = _tool_choice(body["tool_choice"])
+    if "response_format" in body:
+        form = _dict(body["response_format"], "body.response_format")
+        inner = _dict(form["json_schema"], "body.response_format.json_schema") if "json_schema" in form else {}
+        fields["response_format"] = _response_format({"type": form.get("type"), **inner})
+    return fields
+
+
+def _message(message: Any) -> Any:
+    # Answers of the API, pasted back as history, carry these even when there is nothing in them.
+    if not isinstance(message, dict):
+        return message
+    kept = {name: value for name, value in message.items() if value is not None}
+    return {name: value for name, value in kept.items() if not (name == "annotations" and value == [])}
+
+
+def _embeddings(body: Mapping[str, Any]) -> dict[str, Any]:
+    if body.get("encoding_format", "float") not in ("float", "base64"):
+        raise Unmappable("body.encoding_format: must be 'float' or 'base64'")
+    return {name: body[name] for name in ("model", "input", "dimensions") if name in body}
+
+
+def _responses(body: Mapping[str, Any]) -> dict[str, Any]:
+    given = body.get("input")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given, "body.input")
+    messages = [_response_item(item, f"body.input.{i}") for i, item in enumerate(items)]
+    if "instructions" in body:
+        messages.insert(0, {"role": "system", "content": body["instructions"]})
+    fields: dict[str, Any] = {"messages": messages}
+    if "max_output_tokens" in body:
+        fields["max_output_tokens"] = body["max_output_tokens"]
+    if "tools" in body:
+        fields["tools"] = [_response_tool(tool) for tool in _list(body["tools"], "body.tools")]
+    if "tool_choice" in body:
+        fields["tool_choice"] = _tool_choice(body["tool_choice"])
+    if (effort := _dict(body.get("reasoning", {}), "body.reasoning").get("effort")) is not None:
+        fields["reasoning_effort"] = effort
+    if (form := _dict(body.get("text", {}), "body.text").get("format")) is not None:
+        fields["response_format"] = _response_format(_dict(form, "body.text.format"))
+    return fields
+
+
+def _response_item(item: Any, where: str) -> dict[str, Any]:
+    item = _dict(item, where)
+    match item.get("type", "message"):
+        case "message":
+            parts = item.get("content")
+            if isinstance(parts, list):
+                parts = [_response_part(part, f"{where}.content.{i}") for i, part in enumerate(parts)]
+            return {"role": item.get("role"), "content": parts}
+        case "function_call":
+            function = {"name": item.get("name"), "arguments": item.get("arguments")}
+            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            return {"role": "assistant", "tool_calls": [call]}
+        case "function_call_output":
+            return {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+        case _:
+            raise Unmappable(f"{where}.type: only messages, function calls and their outputs are supported")
+
+
+def _response_part(part: Any, where: str) -> dict[str, Any]:
+    part = _dict(part, where)
+    match part.get("type"):
+        case "input_text" | "output_text":
+            return {"type": "text", "text": part.get("text")}
+        case "input_image":
+            image = {"url": part.get("image_url"), "detail": part.get("detail")}
+            return {"type": "image_url", "image_url": image}
+        case _:
+            raise Unmappable(f"{where}.type: only input_text, input_image and output_text are supported")
+
+
+def _response_tool(tool: Any) -> dict[str, Any]:
+    tool = _dict(tool, "body.tools")
+    if tool.get("type") != "function":
+        raise Unmappable("body.tools: only function tools are supported")
+    return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
+
+
+def _tool_choice(choice: Any) -> Any:
+    if isinstance(choice, dict):
+        return choice.get("name") or _dict(choice.get("function", {}), "body.tool_choice.function").get("name")
+    return choice
+
+
+def _response_format(form: Mapping[str, Any]) -> dict[str, Any]:
+    names = {"type": "type", "name": "name", "schema": "json_schema", "strict": "strict"}
+    if unknown := form.keys() - names.keys() - {"description"}:
+        raise Unmappable(f"response format: {min(unknown)}: unknown field")
+    return {ours: form[theirs] for theirs, ours in names.items() if form.get(theirs) is not None}
+
+
+def _dict(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise Unmappable(f"{where}: must be a JSON object")
+    return value
+
+
+def _list(value: Any, where: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise Unmappable(f"{where}: must be a JSON array")
+    return value
+
+
+# --- answers ---------------------------------------------------------------------------------------------
+
+
+def response_body(
+    url: str, response: InferenceResponse, job_id: str, created: int, in_base64: bool = False
+) -> dict[str, Any]:
+    """The body that OpenAI's own endpoint would have answered with."""
+    if url == EMBEDDINGS:
+        return _embeddings_body(response, in_base64)
+    return (_response_body if url == RESPONSES else _completion_body)(response, job_id, created)
+
+
+def _completion_body(response: InferenceResponse, job_id: str, created: int) -> dict[str, Any]:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": response.text if response.text or not response.tool_calls else None,
+        "refusal": response.refusal,
+    }
+    if response.tool_calls:
+        message["tool_calls"] = [call.model_dump(mode="json") for call in response.tool_calls]
+    finish = response.finish if response.finish in ("length", "tool_calls", "content_filter") else "stop"
+    usage = response.usage
+    return {
+        "id": f"chatcmpl-{job_id}",
+        "object": "chat.completion",
+        "created": created,
+        "model": response.model_served,
+        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": str(finish)}],
+        "usage": {
+            "prompt_tokens": usage.input_tokens,
+            "completion_tokens": usage.output_tokens,
+            "total_tokens": usage.total_tokens,
+            "prompt_tokens_details": {"cached_tokens": usage.cache_read_tokens},
+            "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+        },
+        "system_fingerprint": f"turnout:{'simulated:' * response.simulated}{response.provider}",
+    }
+
+
+def _embeddings_body(response: InferenceResponse, in_base64: bool) -> dict[str, Any]:
+    def encoded(vector: tuple[float, ...]) -> Any:
+        if not in_base64:
+            return vector
+        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
+
+    return {
+        "object": "list",
+        "data": [
+            {"object": "embedding", "index": i, "embedding": encoded(vector)}
+            for i, vector in enumerate(response.embeddings)
+        ],
+        "model": response.model_served,
+        "usage": {"prompt_tokens": response.usage.input_tokens, "total_tokens": response.usage.total_tokens},
+    }
+
+
+def _response_body(response: InferenceResponse, job_id: str, created: int) -> dict[str, Any]:
+    cut = {FinishReason.LENGTH: "max_output_tokens", FinishReason.CONTENT_FILTER: "content_filter"}
+    reason = cut.get(response.finish)
+    status = "incomplete" if reason else "completed"
+    content: list[dict[str, Any]] = []
+    if response.text:
+        content.append({"type": "output_text", "text": response.text, "annotations": []})
+    if response.refusal:
+        content.append({"type": "refusal", "refusal": response.refusal})
+    output: list[dict[str, Any]] = []
+    if content or not response.tool_calls:
+        message = {"type": "message", "id": f"msg_{job_id}", "role": "assistant"}
+        output.append({**message, "status": status, "content": content})
+    output += [
+        {
+            "type": "function_call",
+            "id": f"fc_{job_id}_{i}",
+            "call_id": call.id,
+            "name": call.function.name,
+            "arguments": call.function.arguments,
+            "status": "completed",
+        }
+        for i, call in enumerate(response.tool_calls)
+    ]
+    usage = response.usage
+    return {
+        "id": f"resp_{job_id}",
+        "object": "response",
+        "created_at": created,
+        "status": status,
+        "error": None,
+        "incomplete_details": {"reason": reason} if reason else None,
+        "model": response.model_served,
+        "output": output,
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "metadata": {},
+        "usage": {
+            "input_tokens": usage.input_tokens,
+            "input_tokens_details": {
+                "cached_tokens": usage.cache_read_tokens,
+                "cache_write_tokens": usage.cache_write_tokens,
+            },
+            "output_tokens": usage.output_tokens,
+            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
+            "total_tokens": usage.total_tokens,
+        },
+    }

@@ -1,0 +1,103 @@
+"""One outcome → one line of output, plain or in the OpenAI Batch format. Pure."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from turnout.batch import openai_format
+from turnout.batch.lines import BadLine, Format, Item
+from turnout.request import MICROUSD_PER_USD
+from turnout.result import Attempt, JobResult, JobStatus, Problem
+
+_CONTENT = {"text", "tool_calls", "refusal", "embeddings", "finish", "warnings"}
+_HTTP_STATUS = {
+    "invalid_request": 400,
+    "context_length": 400,
+    "content_filtered": 400,
+    "unsupported": 400,
+    "malformed": 502,
+    "unauthorized": 401,
+    "billing": 402,
+    "forbidden": 403,
+    "model_not_found": 404,
+    "conflict": 409,
+    "rate_limited": 429,
+    "quota_exhausted": 429,
+    "unavailable": 503,
+    "overloaded": 503,
+    "timed_out": 504,
+}
+"""What OpenAI's error lines would carry for a job that was called and failed; any other code is a 500."""
+
+
+def bad_result(line: BadLine) -> JobResult:
+    """A bad line ends as a failed one, and never was a job."""
+    return JobResult(id="", status=JobStatus.FAILED, error=Problem(code=line.code, message=line.message))
+
+
+def render(line: Item | BadLine, result: JobResult) -> bytes:
+    """The line of output, with its newline."""
+    value = _openai(line, result) if line.format is Format.OPENAI else _plain(line, result)
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
+
+
+def _plain(line: Item | BadLine, result: JobResult) -> dict[str, Any]:
+    response, last = result.response, result.attempts[-1] if result.attempts else None
+    error = result.error
+    return {
+        "id": line.line if line.custom_id is None else line.custom_id,
+        "line": line.line,
+        "status": result.status.value,
+        "response": response.model_dump(mode="json", include=_CONTENT, exclude_defaults=True) | {"text": response.text}
+        if response
+        else None,
+        "provider": response.provider if response else last and last.provider,
+        "model": response.model_requested if response else last and last.model,
+        "usage": response.usage.model_dump(mode="json", exclude_defaults=True) if response else None,
+        "cost_usd": _usd(result.cost_microusd) if not response or response.cost_microusd is not None else None,
+        "unsure_usd": _usd(result.unsure_microusd),
+        "attempts": [_attempt(attempt) for attempt in result.attempts],
+        "latency_s": round(response.latency_s, 3) if response else None,
+        "simulated": response.simulated if response else None,
+        "error": error.model_dump(mode="json", include={"code", "message"}) if error else None,
+    }
+
+
+def _usd(microusd: int) -> float:
+    return microusd / MICROUSD_PER_USD
+
+
+def _attempt(attempt: Attempt) -> dict[str, Any]:
+    told: dict[str, Any] = {"endpoint": attempt.endpoint, "duration_s": round(attempt.duration_s, 3)}
+    if attempt.failure is not None:
+        told |= {"failure": attempt.failure, "message": attempt.message}
+    return told
+
+
+def _openai(line: Item | BadLine, result: JobResult) -> dict[str, Any]:
+    id = result.id or f"line-{line.line}"
+    value: dict[str, Any] = {
+        "id": f"batch_req_{id}",
+        "custom_id": line.custom_id,
+        "response": None,
+        "error": None,
+    }
+    problem = result.error or Problem(code=result.status.value, message=result.status.value)
+    if (response := result.response) is not None and isinstance(line, Item):
+        created = int(result.settled_at or 0)
+        request_id = response.request_id or id
+        value["response"] = {
+            "status_code": 200,
+            "request_id": f"simulated-{request_id}" if response.simulated else request_id,
+            "body": openai_format.response_body(line.url, response, id, created, line.base64),
+        }
+    elif result.status is JobStatus.FAILED and result.attempts:
+        status = _HTTP_STATUS.get(problem.code, 500)
+        kind = "invalid_request_error" if status == 400 else "server_error" if status >= 500 else problem.code
+        error = {"message": problem.message, "type": kind, "param": None, "code": problem.code}
+        value["response"] = {"status_code": status, "request_id": id, "body": {"error": error}}
+    else:
+        code = {JobStatus.EXPIRED: "batch_expired", JobStatus.CANCELLED: "batch_cancelled"}.get(result.status)
+        value["error"] = {"code": code or problem.code, "message": problem.message}
+    return value

@@ -1,0 +1,150 @@
+"""The lines of an input, one at a time: JSONL or text from a file or stdin, gzip, CSV, Parquet.
+
+Rows of a CSV or Parquet file become plain JSON lines: columns named as fields of a plain line are those fields
+(`prompt`, `id`, `model`, `max_output_tokens` …), `constraints.NAME` is a constraint, and every other column is
+a label in the request's `metadata`. Cells of fields other than texts are read as JSON. Row 1 is the first
+below the header.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, cast
+
+from turnout.batch.lines import MAX_LINE_BYTES, Format
+from turnout.errors import TurnoutError
+from turnout.request import InferenceRequest
+
+TABLES = {".csv", ".tsv", ".parquet"}
+_TEXTS = {"prompt", "model", "id", "input"}
+
+
+class SourceError(TurnoutError):
+    """The input can't be read at all, or not further."""
+
+
+@dataclass(frozen=True, slots=True)
+class RawLine:
+    """A line as it stands. One longer than `MAX_LINE_BYTES` is cut there, one byte too long."""
+
+    number: int
+    data: bytes
+    end: int
+    """Bytes of the (decompressed) input read so far, this line included."""
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """An input to be read as a stream, any number of times unless it is stdin (`-`)."""
+
+    path: str
+    format: Format | None = None
+    """None: by the suffix, else by the first line."""
+
+    @property
+    def name(self) -> str:
+        return "standard input" if self.path == "-" else self.path
+
+    @property
+    def fixed_format(self) -> Format | None:
+        """The format as far as it is known before the first line."""
+        suffixes = [suffix for suffix in Path(self.path).suffixes if suffix != ".gz"]
+        if self.format is None and suffixes and suffixes[-1] in TABLES | {".txt"}:
+            return Format.TEXT if suffixes[-1] == ".txt" else Format.PLAIN
+        return self.format
+
+    def __iter__(self) -> Iterator[RawLine]:
+        """Every line that isn't blank, numbered as an editor would; raises SourceError."""
+        try:
+            yield from self._read()
+        except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise SourceError(f"can't read {self.name}: {reason}") from error
+
+    def _read(self) -> Iterator[RawLine]:
+        suffixes = [suffix for suffix in Path(self.path).suffixes if suffix != ".gz"]
+        suffix = suffixes[-1] if suffixes else ""
+        if suffix == ".parquet":
+            yield from _rows(_parquet(self.path))
+            return
+        with _opened(self.path) as file:
+            if suffix in TABLES:
+                text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
+                csv.field_size_limit(MAX_LINE_BYTES)
+                yield from _rows(csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ","))
+            else:
+                yield from _lines(file)
+
+
+def _opened(path: str) -> IO[bytes]:
+    file = cast(io.BufferedReader, sys.stdin.buffer if path == "-" else Path(path).open("rb"))  # noqa: SIM115
+    if file.peek(2)[:2] == b"\x1f\x8b":
+        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    return file
+
+
+def _lines(file: IO[bytes]) -> Iterator[RawLine]:
+    number = end = 0
+    while data := file.readline(MAX_LINE_BYTES + 2):
+        number += 1
+        end += len(data)
+        line = data.rstrip(b"\r\n")
+        while data and not data.endswith(b"\n"):  # too long, or the last: pass over the rest of it
+            data = file.readline(MAX_LINE_BYTES)
+            end += len(data)
+        if line.strip():
+            yield RawLine(number, line[: MAX_LINE_BYTES + 1], end)
+
+
+def _rows(rows: Iterable[Mapping[str | None, Any]]) -> Iterator[RawLine]:
+    end = 0
+    for number, row in enumerate(rows, 1):
+        # `default=str`: dates and decimals as a person writes them; a bad byte becomes half a surrogate pair,
+        # which is then refused for this row alone.
+        data = json.dumps(_fields(row), default=str).encode()
+        end += len(data)
+        yield RawLine(number, data[: MAX_LINE_BYTES + 1], end)
+
+
+def _fields(row: Mapping[str | None, Any]) -> dict[str, Any]:
+    fields: dict[str, Any] = {}
+    for column, cell in row.items():
+        if cell is None or cell == "" or column is None:
+            continue
+        if column.startswith("constraints."):
+            fields.setdefault("constraints", {})[column.removeprefix("constraints.")] = _cell(cell)
+        elif column in _TEXTS:
+            fields[column] = cell
+        elif column in InferenceRequest.model_fields:
+            fields[column] = _cell(cell)
+        else:
+            fields.setdefault("metadata", {})[column] = str(cell)
+    return fields
+
+
+def _cell(cell: Any) -> Any:
+    try:
+        return json.loads(cell) if isinstance(cell, str) else cell
+    except (ValueError, RecursionError):
+        return cell
+
+
+def _parquet(path: str) -> Iterator[Mapping[str | None, Any]]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise SourceError(f"can't read {path}: Parquet needs pyarrow; pip install 'turnout[parquet]'") from None
+    try:
+        with ParquetFile(path) as file:
+            for batch in file.iter_batches(batch_size=1000):
+                yield from batch.to_pylist()
+    except ArrowException as error:
+        raise SourceError(f"can't read {path}: {error}") from error

@@ -1,0 +1,126 @@
+"""What a batch has come to: counts, money, and each provider's part in it."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from turnout.result import JobResult, JobStatus
+
+BUCKETS_PER_DOUBLING = 8
+"""Of the latency histogram: a percentile is right within 9 %."""
+
+
+class Histogram:
+    """Latencies in logarithmic buckets: any number of them in a few hundred bytes."""
+
+    def __init__(self) -> None:
+        self._buckets: Counter[int] = Counter()
+
+    def add(self, seconds: float) -> None:
+        self._buckets[math.floor(math.log2(max(seconds, 1e-4)) * BUCKETS_PER_DOUBLING)] += 1
+
+    def quantile(self, q: float) -> float | None:
+        """The upper edge of the bucket that holds it; None if there is nothing."""
+        rank = math.ceil(q * self._buckets.total())
+        for bucket in sorted(self._buckets):
+            rank -= self._buckets[bucket]
+            if rank <= 0:
+                return float(2 ** ((bucket + 1) / BUCKETS_PER_DOUBLING))
+        return None
+
+
+@dataclass(slots=True)
+class ProviderTally:
+    """One provider's part. Failures are calls; jobs are those that it finished."""
+
+    jobs: int = 0
+    failures: int = 0
+    failovers_in: int = 0
+    """Jobs that it finished after another provider had failed them."""
+    failovers_out: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    cost_microusd: int = 0
+    simulated: bool = False
+    latency: Histogram = field(default_factory=Histogram)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts over the lines of a batch."""
+
+    lines: int = 0
+    """Read so far."""
+    done: Counter[str] = field(default_factory=Counter)
+    """By status, or `invalid` for lines that could not be run."""
+    resumed: int = 0
+    """Of these, found done when the command began."""
+    failovers: int = 0
+    deferrals: int = 0
+    cost_microusd: int = 0
+    unsure_microusd: int = 0
+    unpriced: int = 0
+    """Calls whose price nobody knows."""
+    providers: dict[str, ProviderTally] = field(default_factory=dict)
+
+    @property
+    def finished(self) -> int:
+        return self.done.total()
+
+    @property
+    def failed(self) -> int:
+        return self.finished - self.done[JobStatus.SUCCEEDED.value]
+
+    def provider(self, name: str) -> ProviderTally:
+        return self.providers.setdefault(name, ProviderTally())
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Count one line's entry, as `entry` below makes it."""
+        self.done[entry["status"]] += 1
+        self.failovers += entry.get("failovers", 0)
+        self.deferrals += entry.get("deferrals", 0)
+        self.cost_microusd += entry.get("cost", 0)
+        self.unsure_microusd += entry.get("unsure", 0)
+        failed_at = entry.get("failed_at", ())
+        for provider in failed_at:
+            tally = self.provider(provider)
+            tally.failures += 1
+            tally.failovers_out += entry["status"] == "succeeded" and provider != entry["provider"]
+        if (name := entry.get("provider")) is not None:
+            tally = self.provider(name)
+            tally.jobs += 1
+            tally.failovers_in += any(provider != name for provider in failed_at)
+            tally.input_tokens += entry["in"]
+            tally.output_tokens += entry["out"]
+            tally.cost_microusd += entry.get("last", 0)
+            tally.simulated |= entry.get("simulated", False)
+            tally.latency.add(entry["s"])
+            self.unpriced += entry.get("last") is None
+
+
+def entry(result: JobResult) -> dict[str, Any]:
+    """The numbers of one result that a tally needs; kept beside the line, so that a resumed run counts it too."""
+    told: dict[str, Any] = {"status": result.status.value}
+    numbers = {
+        "failovers": result.failovers,
+        "deferrals": result.deferrals,
+        "cost": result.cost_microusd,
+        "unsure": result.unsure_microusd,
+    }
+    told |= {name: number for name, number in numbers.items() if number}
+    if failed_at := [attempt.provider for attempt in result.attempts if not attempt.succeeded]:
+        told["failed_at"] = failed_at
+    if (response := result.response) is not None:
+        told |= {
+            "provider": response.provider,
+            "in": response.usage.input_tokens,
+            "out": response.usage.output_tokens,
+            "s": round(response.latency_s, 4),
+            "last": response.cost_microusd,
+        }
+        if response.simulated:
+            told["simulated"] = True
+    return told

@@ -1,0 +1,197 @@
+"""Redis does what memory does, whatever the sequence of operations.
+
+Times are drawn small, and around the lengths of windows: a boundary that is hit often is one that gets tested.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from dataclasses import astuple, replace
+from typing import Any
+
+import redis
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
+from tests.integration.state.stores import MemoryFleet, RedisFleet
+
+from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
+from turnout_workers.state.store import (
+    LATENCY_BUCKETS,
+    Ask,
+    Bid,
+    Ceiling,
+    EndpointState,
+    Fence,
+    FleetStore,
+    Granted,
+    ObservedLimit,
+    Report,
+)
+from turnout_workers.state.windows import KINDS
+
+ENDPOINTS = st.sampled_from(["a/x", "b/y#2"])
+LEASES = st.sampled_from(["job:1", "job:2", "job:3", "job:4"])
+ACCOUNTS = ["tenant:t", "job:1"]
+SMALL = st.integers(0, 4)
+SECONDS = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0])
+STEPS = st.sampled_from([0.0, 0.001, 0.5, 1.0, 1.0, 2.0, 3.0, 8.0, 20.0, 59.5, 60.0, 61.0, 900.0, 86_400.0])
+MAYBE = st.none() | st.integers(0, 6)
+LIMITS = st.builds(Limits, *([MAYBE] * 7))
+CEILINGS = st.lists(st.sampled_from(ACCOUNTS), unique=True, max_size=2).flatmap(
+    lambda names: st.tuples(*(st.builds(Ceiling, st.just(name), st.none() | st.integers(0, 9)) for name in names))
+)
+BIDS = st.lists(
+    st.builds(Bid, ENDPOINTS, LIMITS, SMALL, SMALL, SMALL, SECONDS, st.booleans()),
+    min_size=1,
+    max_size=2,
+    unique_by=lambda bid: bid.endpoint_id,
+).map(tuple)
+HEADERS = st.builds(ObservedLimit, st.sampled_from([*KINDS, "concurrency"]), MAYBE, MAYBE, st.none() | SECONDS)
+LATENCY = st.none() | st.sampled_from([0.0, 0.1, 0.5, 1.0, 8.0])
+REPORTS = st.builds(
+    Report,
+    lease_id=LEASES,
+    endpoint_id=ENDPOINTS,
+    ok=st.booleans(),
+    counts=st.booleans(),
+    input_tokens=SMALL,
+    output_tokens=SMALL,
+    cost_microusd=SMALL,
+    unsure_microusd=SMALL,
+    latency_s=LATENCY,
+    ttft_s=LATENCY,
+    predicted_s=LATENCY,
+    limits=st.lists(HEADERS, max_size=2).map(tuple),
+)
+UNKNOWN = EndpointState(Health(), ProviderMetrics(), Load(), (0,) * LATENCY_BUCKETS)
+
+
+def rounded(value: Any) -> Any:
+    """For comparison: a sum in Lua and one in Python may differ in the last bit."""
+    if isinstance(value, float):
+        return round(value, 6)
+    return tuple(map(rounded, value)) if isinstance(value, tuple) else value
+
+
+class TwoStores(RuleBasedStateMachine):
+    def __init__(self, url: str) -> None:
+        super().__init__()
+        self.url = url
+        self.loop = asyncio.new_event_loop()
+        self.held: dict[str, str] = {}
+
+    @initialize()
+    def open(self) -> None:
+        self.fleets: tuple[MemoryFleet, RedisFleet] = (MemoryFleet(), RedisFleet(self.url))
+        for fleet in self.fleets:
+            fleet.put_job("{test}:job:1", 1, "leased")
+
+    def teardown(self) -> None:
+        self.loop.run_until_complete(self.fleets[1].close())
+        self.loop.close()
+
+    def both(self, operation: Callable[[FleetStore], Coroutine[Any, Any, Any]]) -> Any:
+        memory, shared = (self.loop.run_until_complete(operation(fleet.store)) for fleet in self.fleets)
+        plain = [rounded(astuple(value)) if hasattr(value, "__slots__") else value for value in (memory, shared)]
+        assert plain[0] == plain[1]
+        return memory
+
+    @rule(seconds=STEPS)
+    def advance(self, seconds: float) -> None:
+        for fleet in self.fleets:
+            fleet.advance(seconds)
+
+    @rule(
+        lease=LEASES,
+        bids=BIDS,
+        ttl_s=SECONDS,
+        ceilings=CEILINGS,
+        token=st.none() | st.integers(1, 2),
+        headroom=st.sampled_from([1.0, 0.5]),
+    )
+    def admit(
+        self,
+        lease: str,
+        bids: tuple[Bid, ...],
+        ttl_s: float,
+        ceilings: tuple[Ceiling, ...],
+        token: int | None,
+        headroom: float,
+    ) -> None:
+        fence = Fence("{test}:job:1", token) if token else None
+        ask = Ask(lease, bids, ttl_s, ceilings, fence, headroom)
+        self._admit(ask)
+
+    def _admit(self, ask: Ask) -> None:
+        admission = self.both(lambda store: store.admit(ask))
+        if isinstance(admission, Granted):
+            self.held[ask.lease_id] = admission.endpoint_id
+
+    @rule(endpoint=ENDPOINTS, lease=LEASES)
+    def admit_freely(self, endpoint: str, lease: str) -> None:
+        ask = Ask(lease, (Bid(endpoint, Limits(), 1, 1, 1, 1.0),), 3.0, (Ceiling(ACCOUNTS[0], None),))
+        self._admit(ask)
+
+    @rule(report=REPORTS, astray=st.sampled_from([False, False, False, True]))
+    def report(self, report: Report, astray: bool) -> None:
+        if not astray:
+            report = replace(report, endpoint_id=self.held.get(report.lease_id, report.endpoint_id))
+        self.both(lambda store: store.report(report))
+
+    @rule(leases=st.lists(LEASES, unique=True), ttl_s=SECONDS)
+    def renew(self, leases: list[str], ttl_s: float) -> None:
+        self.both(lambda store: store.renew(leases, ttl_s))
+
+    @rule(limit=st.integers(1, 3))
+    def expire(self, limit: int) -> None:
+        self.both(lambda store: store.expire(limit))
+
+    @rule(endpoint=ENDPOINTS, open_s=SECONDS)
+    def trip(self, endpoint: str, open_s: float) -> None:
+        self.both(lambda store: store.trip(endpoint, open_s, "why"))
+
+    @rule(endpoint=ENDPOINTS)
+    def recover(self, endpoint: str) -> None:
+        self.both(lambda store: store.recover(endpoint))
+
+    @rule(endpoint=ENDPOINTS, for_s=SECONDS)
+    def block(self, endpoint: str, for_s: float) -> None:
+        self.both(lambda store: store.block([endpoint], for_s, "429"))
+
+    @rule(endpoint=ENDPOINTS, what=st.sampled_from(["disable", "isolate", "restore", "restore"]))
+    def mark(self, endpoint: str, what: str) -> None:
+        args = ([endpoint],) if what == "restore" else ([endpoint], "because")
+        self.both(lambda store: getattr(store, what)(*args))
+
+    @rule(endpoint=ENDPOINTS, worker=st.sampled_from("vw"), count=SMALL)
+    def wait(self, endpoint: str, worker: str, count: int) -> None:
+        self.both(lambda store: store.publish_waiting(worker, {endpoint: count}))
+        self.both(lambda store: store.set_shadow_prices({endpoint: count / 4}))
+
+    @rule(account=st.sampled_from(ACCOUNTS), cost=SMALL)
+    def money(self, account: str, cost: int) -> None:
+        self.both(lambda store: store.mark_duplicate([account], cost))
+
+    @invariant()
+    def same_state(self) -> None:
+        if not hasattr(self, "fleets"):
+            return
+        seen = []
+        for fleet in self.fleets:
+            at, states = self.loop.run_until_complete(fleet.store.state())
+            known = {e: rounded(astuple(s)) for e, s in states.items() if s != UNKNOWN}
+            seen.append((at, known, fleet.job("{test}:job:1")))
+        assert seen[0] == seen[1]
+        self.both(lambda store: store.accounts(ACCOUNTS))
+
+
+def test_redis_does_what_memory_does(redis_url: str) -> None:
+    def machine() -> TwoStores:
+        with redis.Redis.from_url(redis_url) as client:
+            client.flushall()
+        return TwoStores(redis_url)
+
+    quick = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
+    run_state_machine_as_test(machine, settings=quick)

@@ -1,0 +1,312 @@
+"""IntelligentRouter in process: routing, calls, failover, health checks and operators' wishes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+from tests.unit.routing.fleets import NOW, endpoint, request
+
+from turnout.request import InferenceRequest, InferenceResponse, RoutingStrategy, Usage
+from turnout_workers.routing import Endpoint, IntelligentRouter, NoEligibleEndpoint
+from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
+from turnout_workers.routing.fleet import Circuit, Limits, Price
+from turnout_workers.routing.health import circuit
+from turnout_workers.routing.router import DeadlinePassed
+from turnout_workers.state.memory import MemoryFleetStore
+
+K = FailureKind
+
+
+class ProviderDown(Exception):
+    def __init__(self, kind: FailureKind, **details: Any) -> None:
+        super().__init__(kind.value)
+        self.failure = Failure(kind, "as scripted", **details)
+
+
+@dataclass
+class Outcome:
+    response: InferenceResponse
+    limits: tuple[Any, ...] = ()
+
+
+@dataclass
+class Provider:
+    """Answers, or does what its script says for the next calls."""
+
+    name: str
+    script: list[BaseException | float] = field(default_factory=list)
+    endpoints: tuple[Endpoint, ...] = ()
+    calls: int = 0
+    healthy: bool = True
+    closed: bool = False
+
+    def __post_init__(self) -> None:
+        self.endpoints = self.endpoints or (endpoint(self.name),)
+
+    async def call(self, at: Endpoint, request: InferenceRequest) -> Outcome:
+        self.calls += 1
+        step = self.script.pop(0) if self.script else 0.0
+        if isinstance(step, BaseException):
+            raise step
+        await asyncio.sleep(step)
+        usage = Usage(input_tokens=10, output_tokens=20)
+        return Outcome(
+            InferenceResponse(
+                text=f"from {self.name}", usage=usage, cost_microusd=50, provider=self.name,
+                model_requested=at.model, model_served=at.served_model, latency_s=step or 0.01,
+            )
+        )  # fmt: skip
+
+    async def check_health(self) -> None:
+        if not self.healthy:
+            raise ProviderDown(K.UNAUTHORIZED)
+
+    async def aclose(self) -> None:
+        self.closed = True
+
+
+class Time:
+    """A clock that moves on only when somebody sleeps."""
+
+    def __init__(self) -> None:
+        self.now = NOW
+
+    async def sleep(self, seconds: float) -> None:
+        self.now += seconds
+        await asyncio.sleep(0)
+
+
+@pytest.fixture
+def clock() -> Time:
+    return Time()
+
+
+@pytest.fixture
+def routers(clock: Time) -> Any:
+    def build(*providers: Provider, **options: Any) -> IntelligentRouter:
+        router = IntelligentRouter(clock=lambda: clock.now, sleep=clock.sleep, **options)
+        for priority, provider in enumerate(providers, 1):
+            router.register_provider(provider, priority=priority)
+        return router
+
+    return build
+
+
+async def test_the_face_works_as_it_was_designed(routers: Any) -> None:
+    gemini, groq = Provider("gemini"), Provider("groq")
+    router = IntelligentRouter(default_strategy=RoutingStrategy.PRIORITY, health_check_interval=30, failover_cooldown=2)
+    router.register_provider(gemini, priority=1)
+    router.register_provider(groq, priority=2, cost_per_1k_tokens=0.0001)
+    provider = await router.get_provider_for_request(request(), strategy=RoutingStrategy.COST_OPTIMIZED)
+    assert provider.name == "groq"
+    assert provider.endpoint.price == Price(0.1, 0.1)
+    assert (await provider.complete(request())).text == "from groq"
+    router.unregister_provider("groq")
+    assert (await router.complete(request())).text == "from gemini"
+    with pytest.raises(KeyError):
+        router.unregister_provider("groq")
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [K.UNAVAILABLE, K.TIMED_OUT, K.OVERLOADED, K.MALFORMED, K.RATE_LIMITED, K.UNAUTHORIZED, K.CONTEXT_LENGTH],
+)
+async def test_a_failed_call_is_made_elsewhere_at_once(routers: Any, clock: Time, kind: FailureKind) -> None:
+    first, second = Provider("first", [ProviderDown(kind)]), Provider("second")
+    router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(request())).text == "from second"
+    assert (first.calls, second.calls) == (1, 1)
+    assert clock.now == NOW
+
+
+async def test_a_server_error_is_repeated_once_and_then_made_elsewhere(routers: Any) -> None:
+    error = ProviderDown(K.SERVER_ERROR, billed=Billed.MAYBE)
+    first, second = Provider("first", [error, error]), Provider("second")
+    router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(request())).text == "from second"
+    assert first.calls == 2
+
+
+async def test_with_all_providers_down_a_request_waits_until_one_is_back(routers: Any, clock: Time) -> None:
+    down = [ProviderDown(K.UNAVAILABLE) for _ in range(20)]
+    only = Provider("only", down)
+    response = await routers(only).complete(request())
+    assert response.text == "from only"
+    assert only.calls == 21
+    assert clock.now - NOW > 60  # ejected, probed, ejected for longer: not hammered
+
+
+async def test_the_deadline_ends_the_waiting(routers: Any, clock: Time) -> None:
+    only = Provider("only", [ProviderDown(K.UNAVAILABLE) for _ in range(99)])
+    with pytest.raises(DeadlinePassed, match="only/llama: unavailable: as scripted"):
+        await routers(only).complete(request(deadline_s=9))
+    assert clock.now - NOW == pytest.approx(9, abs=0.05)
+
+
+async def test_the_callers_own_fault_is_told_at_once_and_harms_nobody(routers: Any) -> None:
+    only = Provider("only", [ProviderDown(K.INVALID_REQUEST)])
+    router = routers(only, Provider("other"), default_strategy=RoutingStrategy.FAILOVER)
+    with pytest.raises(ProviderDown, match="invalid_request"):
+        await router.complete(request())
+    assert (await router.snapshot()).by_id["only/llama"].health.consecutive_failures == 0
+
+
+async def test_a_request_that_breaks_every_provider_ends(routers: Any) -> None:
+    providers = [Provider(name, [ProviderDown(K.TIMED_OUT) for _ in range(99)]) for name in ("a", "b")]
+    with pytest.raises(ProviderDown, match="timed_out") as error:
+        await routers(*providers).complete(request())
+    assert sum(provider.calls for provider in providers) == 8
+    assert "a/llama: timed_out" in error.value.__notes__[0]
+
+
+async def test_what_no_provider_can_do_is_refused_with_reasons(routers: Any) -> None:
+    with pytest.raises(NoEligibleEndpoint, match="only/llama: serves llama, not gpt"):
+        await routers(Provider("only")).complete(request(model="gpt"))
+
+
+async def test_without_fallback_only_the_first_choice_is_called(routers: Any) -> None:
+    first, second = Provider("first", [ProviderDown(K.TIMED_OUT)]), Provider("second")
+    router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
+    with pytest.raises(ProviderDown):
+        await router.complete(request(allow_fallback=False))
+    assert second.calls == 0
+
+
+async def test_a_failing_endpoint_is_ejected_for_the_failover_cooldown(routers: Any, clock: Time) -> None:
+    first = Provider("first", [ProviderDown(K.UNAVAILABLE) for _ in range(3)])
+    router = routers(first, Provider("second"), default_strategy=RoutingStrategy.FAILOVER, failover_cooldown=40)
+    for _ in range(6):
+        await router.complete(request())
+    health = (await router.snapshot()).by_id["first/llama"].health
+    assert first.calls == 3
+    assert 34 <= health.open_until - clock.now <= 46
+    clock.now = health.open_until
+    assert (await router.complete(request())).text == "from first"
+    assert circuit((await router.snapshot()).by_id["first/llama"].health, clock.now) is Circuit.RAMPING
+
+
+async def test_a_hanging_call_is_cut_in_time_for_another_provider() -> None:
+    quick = {"expected_ttft_s": 0.1, "expected_s_per_token": 0.0}
+    slow = Provider("slow", [60.0], (endpoint("slow", priority=1, **quick),))
+    fast = Provider("fast", [], (endpoint("fast", priority=2, **quick),))
+    router = IntelligentRouter(RoutingStrategy.FAILOVER)
+    router.register_provider(slow)
+    router.register_provider(fast)
+    response = await asyncio.wait_for(router.complete(request(deadline_s=2.0)), timeout=2.0)
+    assert response.text == "from fast"
+    assert slow.calls == 1
+
+
+async def test_hanging_calls_eject_their_endpoint_before_any_times_out(routers: Any, clock: Time) -> None:
+    stuck = Provider("stuck", [3600.0] * 3)
+    router = routers(stuck)
+    calls = [asyncio.create_task(router.complete(request())) for _ in range(3)]
+    while stuck.calls < 3:
+        await asyncio.sleep(0)
+    await router.watch()
+    assert circuit((await router.snapshot()).views[0].health, clock.now) is Circuit.CLOSED
+    clock.now += 10
+    await router.watch()
+    assert circuit((await router.snapshot()).views[0].health, clock.now) is Circuit.OPEN
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
+    assert (await router.snapshot()).views[0].load.in_flight == 0
+
+
+async def test_a_refused_key_takes_out_the_account_until_a_health_check_accepts_it(routers: Any) -> None:
+    both = (endpoint("groq", model="a"), endpoint("groq", model="b"))
+    groq = Provider("groq", [ProviderDown(K.UNAUTHORIZED, scope=Scope.ACCOUNT)], both)
+    router = routers(groq, Provider("spare"), default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(request())).text == "from spare"
+    assert [view.health.disabled is not None for view in (await router.snapshot()).views] == [True, True, False]
+    groq.healthy = False
+    assert (await router.check_health())["groq"].kind is K.UNAUTHORIZED
+    assert (await router.complete(request())).text == "from spare"
+    groq.healthy = True
+    assert await router.check_health() == {"groq": None, "spare": None}
+    assert (await router.complete(request())).text == "from groq"
+
+
+async def test_an_operator_can_isolate_and_restore(routers: Any) -> None:
+    first, second = Provider("first"), Provider("second")
+    router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
+    await router.isolate("first")
+    assert (await router.complete(request())).text == "from second"
+    await router.restore("first/llama")
+    assert (await router.complete(request())).text == "from first"
+    with pytest.raises(KeyError, match="no provider or endpoint is called 'third'"):
+        await router.isolate("third")
+
+
+async def test_limits_hold_over_concurrent_requests(routers: Any, clock: Time) -> None:
+    limited = Provider("limited", endpoints=(endpoint("limited", limits=Limits(requests_per_minute=5)),))
+    router = routers(limited)
+    await asyncio.gather(*(router.complete(request()) for _ in range(5)))
+    assert clock.now == NOW
+    await router.complete(request())
+    assert clock.now - NOW >= 60
+
+
+async def test_money_of_a_cancelled_call_counts_as_unsure(clock: Time) -> None:
+    store = MemoryFleetStore(lambda: clock.now)
+    router = IntelligentRouter(store=store)
+    stuck = Provider("stuck", [3600.0])
+    router.register_provider(stuck)
+    call = asyncio.create_task(router.complete(request()))
+    while not stuck.calls:
+        await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    snapshot = await router.snapshot()
+    assert snapshot.views[0].load.in_flight == 0
+    assert snapshot.views[0].health.consecutive_failures == 0
+
+
+async def test_the_context_checks_health_at_once_and_closes_the_providers() -> None:
+    provider = Provider("sick", healthy=False)
+    async with IntelligentRouter() as router:
+        router.register_provider(provider)
+        while (await router.snapshot()).views[0].health.disabled is None:
+            await asyncio.sleep(0.01)
+    assert provider.closed
+
+
+async def test_a_bug_of_a_connector_is_raised_as_it_is(routers: Any) -> None:
+    broken = Provider("broken", [ValueError("a bug")])
+    with pytest.raises(ValueError, match="a bug"):
+        await routers(broken, Provider("other"), default_strategy=RoutingStrategy.FAILOVER).complete(request())
+
+
+def test_a_provider_is_registered_once() -> None:
+    router = IntelligentRouter()
+    router.register_provider(Provider("groq"))
+    with pytest.raises(ValueError, match="'groq' is registered already"):
+        router.register_provider(Provider("groq"))
+
+
+async def test_a_slow_interactive_request_is_hedged_and_the_loser_accounted() -> None:
+    quick = {"expected_ttft_s": 0.01, "expected_s_per_token": 0.0}
+    slow = Provider("slow", [60.0], (endpoint("slow", priority=1, **quick),))
+    fast = Provider("fast", [], (endpoint("fast", priority=2, **quick),))
+    router = IntelligentRouter(RoutingStrategy.FAILOVER, hedge=True)
+    router.register_provider(slow)
+    router.register_provider(fast)
+    response = await asyncio.wait_for(router.complete(request(lane="interactive")), timeout=5)
+    assert response.text == "from fast"
+    views = (await router.snapshot()).by_id
+    assert (slow.calls, fast.calls) == (1, 1)
+    assert [view.load.in_flight for view in views.values()] == [0, 0]
+    assert views["slow/llama"].health.consecutive_failures == 0
+
+
+async def test_hedging_is_off_unless_asked_for() -> None:
+    router = IntelligentRouter(RoutingStrategy.FAILOVER)
+    slow = Provider("slow", [1.0], (endpoint("slow", expected_ttft_s=0.01, expected_s_per_token=0.0),))
+    router.register_provider(slow)
+    router.register_provider(Provider("fast", [], (endpoint("fast", priority=200),)))
+    assert (await router.complete(request(lane="interactive"))).text == "from slow"

@@ -1,0 +1,64 @@
+"""The fleet's state for a command that looks on: blocking, and not too often."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import redis
+
+from turnout.ledger.keys import Keys
+from turnout.ledger.script import run
+from turnout_workers.routing.fleet import Circuit, Fleet, Health, Snapshot
+from turnout_workers.routing.health import circuit
+from turnout_workers.state.redis import state_call
+from turnout_workers.state.store import EndpointState
+
+EVERY_S = 0.25
+
+
+class FleetView:
+    """Reads the shared state at most every quarter of a second."""
+
+    def __init__(self, client: redis.Redis, keys: Keys, fleet: Fleet) -> None:
+        self._client = client
+        self._read = state_call(keys)
+        self._fleet = fleet
+        self._read_at = float("-inf")
+        self._troubles: dict[str, str] = {}
+
+    def snapshot(self) -> Snapshot:
+        """As of now."""
+        at, observed = self._state()
+        return self._fleet.snapshot(at, observed)
+
+    def troubles(self) -> dict[str, str]:
+        """By provider: what is wrong with it, worst first. Nothing of those that are well."""
+        if time.monotonic() - self._read_at >= EVERY_S:
+            self._read_at = time.monotonic()
+            found: dict[str, tuple[float, str]] = {}
+            snapshot = self.snapshot()
+            for view in snapshot.views:
+                if (trouble := _trouble(view.health, snapshot.at)) is not None:
+                    worst = max(found.get(view.endpoint.provider, trouble), trouble)
+                    found[view.endpoint.provider] = worst
+            self._troubles = {provider: text for provider, (_, text) in found.items()}
+        return self._troubles
+
+    def _state(self) -> tuple[float, Mapping[str, EndpointState]]:
+        at, observed = run(self._client, [self._read])[0]
+        return at, observed
+
+
+def _trouble(health: Health, now: float) -> tuple[float, str] | None:
+    """Seconds that it will last, and what it is."""
+    state = circuit(health, now)
+    if state in (Circuit.DISABLED, Circuit.ISOLATED):
+        return 1e9, f"{state}: {health.disabled or health.reason}"
+    if state is Circuit.OPEN:
+        left = health.open_until - now
+        return left, f"out for another {left:.0f} s: {health.reason}"
+    if health.blocked_until > now:
+        left = health.blocked_until - now
+        return left, f"cools down for another {left:.0f} s: {health.reason}"
+    return (0.0, "being tried again") if state is Circuit.HALF_OPEN else None
