@@ -5,6 +5,7 @@ celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout wo
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from typing import Any, NoReturn
@@ -108,6 +109,7 @@ def _ignored(note: str) -> NoReturn:
     raise Ignore(note)
 
 
+logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call is what the ledger is for
 infer = app.register_task(Infer())
 worker = Worker(settings)
 TaskPool.grace_s = settings.file.worker.drain_s

@@ -12,7 +12,7 @@ import logging
 import random
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from redis.exceptions import RedisError
@@ -23,7 +23,7 @@ from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingSt
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.heartbeat import Heartbeat, Hold
 from turnout_workers.progress import Progress
-from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
+from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
@@ -50,8 +50,6 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
 """How long a job waits in place, all waits together, before it is parked and its slot serves another."""
-HEADROOM = {Lane.INTERACTIVE: 0.98, Lane.STANDARD: 0.88, Lane.BATCH: 0.65}
-"""Share of a rate limit that each lane may fill: the rest is kept for the more urgent ones."""
 MAX_BIDS = 6
 """Candidates offered to one admission; those behind them are offered by the next one."""
 RECHECK_S = 5.0
@@ -99,6 +97,8 @@ class Policy:
     max_attempts: int = failover.MAX_ATTEMPTS
     result_ttl_s: float = 86_400.0
     failed_ttl_s: float = 7 * 86_400.0
+    headroom: Mapping[Lane, float] = field(default_factory=dict)
+    """Share of each rate limit that a lane may fill; the rest is kept for the more urgent ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,7 +234,7 @@ class Attempts:
                 ttl_s=self._heartbeat.ttl_s,
                 ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
                 fence=Fence(self._ledger.keys.job(job.id), job.claim.token),
-                headroom=HEADROOM[job.request.constraints.lane],
+                headroom=self._policy.headroom.get(job.claim.lane, 1.0),
             )
         )
 
@@ -327,6 +327,7 @@ class Attempts:
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
+        current_job.set(job.id)
         return await connector.call(endpoint, job.request, timeouts)
 
     async def _move_on(
@@ -470,8 +471,9 @@ class Attempts:
             base_s=self._policy.ejection_s,
         )
         if step.step is Step.TRIP:
-            await self._store.trip(endpoint_id, step.open_s, step.reason)
-            logger.warning("%s ejected for %.1f s: %s", endpoint_id, step.open_s, step.reason)
+            health = await self._store.trip(endpoint_id, step.open_s, step.reason)
+            if health.trips > counters.trips:  # else another call's report has ejected it already
+                logger.warning("%s ejected for %.1f s: %s", endpoint_id, step.open_s, step.reason)
         elif step.step is Step.RECOVER:
             await self._store.recover(endpoint_id)
             logger.info("%s recovered", endpoint_id)

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
 
+import redis
+
+from turnout.ledger import Keys
 from turnout_workers import config, discovery, process
 from turnout_workers.simulator import scenario
 
@@ -48,7 +51,10 @@ def running(
     else local servers, else a simulated fleet. simulate: options of `turnout simulate`, to use it in any case.
     """
     with contextlib.ExitStack() as stack:
-        redis_url = os.environ.get("REDIS_URL") or stack.enter_context(process.private_redis(folder / "redis"))
+        redis_url = os.environ.get("REDIS_URL", "")
+        if not redis_url:
+            redis_url = stack.enter_context(process.private_redis(folder / "redis"))
+            _end_old_leases(redis_url)
         simulator_url = None
         path = config_path or (config.find(os.environ, Path.cwd()) if simulate is None else None)
         if path is None:
@@ -66,6 +72,14 @@ def running(
         yield Local(redis_url, settings, environ, started, simulator_url)
 
 
+def _end_old_leases(redis_url: str) -> None:
+    """Whoever held them has died with this Redis, which was private to them: nobody need wait for their end."""
+    with redis.Redis.from_url(redis_url) as client:
+        keys = Keys()
+        for index in (keys.leases, keys.expiry):
+            client.zunionstore(index, {index: 0})
+
+
 def _discovered() -> discovery.Tables:
     return discovery.from_environment(os.environ) or asyncio.run(discovery.from_local_servers())
 
@@ -74,7 +88,8 @@ def _discovered() -> discovery.Tables:
 def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[str, discovery.Tables]]:
     log = folder / "simulator.log"
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--die-with-parent", *options]
+    command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--own-ports"]
+    command += ["--die-with-parent", *options]
     child = process.start(command, log)
     try:
         process.wait_until(lambda: "\n" in log.read_text(), child, log, limit_s=30)

@@ -171,9 +171,9 @@ def table(tally: Tally) -> Table:
     """The end of a batch, by provider."""
     made_up = any(one.simulated for one in tally.providers.values())
     shown = Table(title="Simulated providers: no model was run" if made_up else None, title_style="yellow")
-    columns = ("provider", "jobs", "failures", "failovers in", "out", "tokens in", "out", "cost", "p50", "p99")
+    columns = ("provider", "jobs", "failed", "moved in", "moved out", "tokens", "cost", "p50", "p99")
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="left" if number == 0 else "right")
+        shown.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
     for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
         shown.add_row(
             name,
@@ -181,8 +181,7 @@ def table(tally: Tally) -> Table:
             f"{one.failures:,}",
             f"{one.failovers_in:,}",
             f"{one.failovers_out:,}",
-            f"{one.input_tokens:,}",
-            f"{one.output_tokens:,}",
+            f"{one.input_tokens + one.output_tokens:,}",
             dollars(one.cost_microusd),
             _seconds(one.latency.quantile(0.5)),
             _seconds(one.latency.quantile(0.99)),

@@ -42,9 +42,7 @@ async def claim(store: RedisFleetStore, name: str, speed: int, bid: Bid, ceiling
                 out.flush()
                 await asyncio.sleep(0.002)  # killed here, a lease stays behind
                 cost = bid.cost_microusd - 1
-                await store.report(
-                    Report(lease, endpoint, True, input_tokens=2, output_tokens=1, cost_microusd=cost)
-                )
+                await store.report(Report(lease, endpoint, True, input_tokens=2, output_tokens=1, cost_microusd=cost))
             case NoRoom(retry_at, now):
                 wait_s = 0.5 if retry_at is None else (retry_at - now) / speed
                 await asyncio.sleep(min(wait_s, 0.02))

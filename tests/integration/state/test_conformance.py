@@ -32,9 +32,7 @@ IDS = count()
 
 @pytest.fixture(params=["memory", "redis"])
 async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[AnyFleet]:
-    made: AnyFleet = (
-        MemoryFleet() if request.param == "memory" else RedisFleet(request.getfixturevalue("redis_url"))
-    )
+    made: AnyFleet = MemoryFleet() if request.param == "memory" else RedisFleet(request.getfixturevalue("redis_url"))
     yield made
     await made.close()
 
@@ -208,6 +206,13 @@ async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: 
     assert await burst(fleet, bid(requests_per_minute=100)) == 30
 
 
+async def test_a_cooldown_right_after_another_squeezes_again(fleet: AnyFleet) -> None:
+    await fleet.store.block([A], 2, "429")
+    fleet.advance(2)
+    await fleet.store.block([A], 0, "429")
+    assert await burst(fleet, bid(requests_per_minute=101)) == 49
+
+
 async def test_a_shorter_cooldown_never_ends_a_longer_one(fleet: AnyFleet) -> None:
     await fleet.store.block([A, B], 20, "quota")
     await fleet.store.block([A], 1, "429")
@@ -221,9 +226,7 @@ async def test_a_shorter_cooldown_never_ends_a_longer_one(fleet: AnyFleet) -> No
 
 async def test_money_is_reserved_then_spent(fleet: AnyFleet) -> None:
     accounts = Ceiling("tenant:x", 100), Ceiling("batch:y", None)
-    grant = await granted(
-        fleet, bid(cost_microusd=60, ceilings=(Ceiling("provider:groq", None),)), ceilings=accounts
-    )
+    grant = await granted(fleet, bid(cost_microusd=60, ceilings=(Ceiling("provider:groq", None),)), ceilings=accounts)
     names = ["tenant:x", "batch:y", "provider:groq"]
     assert await fleet.store.accounts(names) == dict.fromkeys(names, Account(reserved=60))
     answer = await refused(fleet, bid(cost_microusd=41), ceilings=accounts)
@@ -279,9 +282,7 @@ async def test_a_duplicate_is_booked_and_forgotten_accounts_are_empty(fleet: Any
     ("token", "state", "allowed"),
     [(3, "leased", True), (3, "calling", True), (2, "leased", False), (4, "leased", False), (3, "queued", False)],
 )
-async def test_only_the_holder_of_the_job_makes_a_call(
-    fleet: AnyFleet, token: int, state: str, allowed: bool
-) -> None:
+async def test_only_the_holder_of_the_job_makes_a_call(fleet: AnyFleet, token: int, state: str, allowed: bool) -> None:
     fleet.put_job("{test}:job:1", 3, state)
     answer = await admit(fleet, bid(requests_per_minute=1), fence=Fence("{test}:job:1", token))
     assert isinstance(answer, Granted if allowed else Fenced)

@@ -7,7 +7,7 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from tests.properties.ledger.bed import Bed, seen, simple
+from tests.properties.ledger.bed import Bed, Mutant, seen, simple
 from tests.properties.ledger.spec import BY_TOKEN, RULES, TTL, Job, Step, apply
 
 IDS = ("a", "b", "ab")
@@ -86,9 +86,9 @@ def _is_end(state: str) -> bool:
     return state in ("succeeded", "failed", "expired", "cancelled")
 
 
-def search(url: str, examples: int = 60) -> None:
+def search(url: str, examples: int = 60, mutant: Mutant | None = None) -> None:
     """Look for a run of steps that ends otherwise than specified."""
-    Jobs.bed = Bed(url)
+    Jobs.bed = Bed(url, mutant)
     quiet = [HealthCheck.too_slow, HealthCheck.filter_too_much]
     budget = settings(
         max_examples=examples, stateful_step_count=40, deadline=None, suppress_health_check=quiet, derandomize=True
@@ -101,4 +101,3 @@ def search(url: str, examples: int = 60) -> None:
 
 def test_any_run_of_steps_on_several_jobs_is_as_specified(redis_url: str) -> None:
     search(redis_url)
-

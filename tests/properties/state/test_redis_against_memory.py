@@ -193,7 +193,5 @@ def test_redis_does_what_memory_does(redis_url: str) -> None:
             client.flushall()
         return TwoStores(redis_url)
 
-    quick = settings(
-        max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
-    )
+    quick = settings(max_examples=60, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck))
     run_state_machine_as_test(machine, settings=quick)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -107,7 +108,8 @@ class Connector(CloudProviderBase):
             warnings=tuple(sent.warnings),
             simulated=endpoint.simulated or "x-turnout-simulated" in headers,
         )
-        return CallOutcome(response, observed_limits(headers, 0.0, requests_are_daily=self.config.dialect == "groq"))
+        daily = self.config.dialect == "groq"
+        return CallOutcome(response, observed_limits(headers, time.time(), requests_are_daily=daily))
 
     async def check_health(self) -> None:
         await self.http.json("GET", self._health_url(), self._headers, None, HEALTH_TIMEOUTS, self._key)

@@ -12,11 +12,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
+from turnout.request import Capability
 from turnout_workers.routing.fleet import Endpoint, Fleet
 from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, Requirements
 
 MEMO_SIZE = 1024
 """Different requirements whose matches a fleet remembers."""
+
+
+EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
+"""The capabilities of a model that answers no chat."""
 
 
 class Reason(StrEnum):
@@ -142,6 +147,8 @@ def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | Non
         return Reason.TRAINING, "may train on the data"
     if wanted.zero_retention and not endpoint.zero_retention:
         return Reason.RETENTION, "may retain the data"
+    if endpoint.capabilities == EMBEDS_ONLY and Capability.EMBEDDINGS not in wanted.capabilities:
+        return Reason.CAPABILITY, "only embeds texts"
     if missing := wanted.capabilities - endpoint.capabilities:
         return Reason.CAPABILITY, f"lacks {', '.join(sorted(missing))}"
     if wanted.min_quality and (endpoint.quality is None or endpoint.quality.rank < wanted.min_quality.rank):

@@ -64,7 +64,7 @@ class _Lease:
     accounts: tuple[str, ...]
     overdue_at: float
     probe: bool
-    expired: bool = False
+    expired_at: float | None = None
 
 
 @dataclass
@@ -131,7 +131,7 @@ class MemoryFleetStore:
         if ask.fence and (job.get("token") != ask.fence.token or job.get("state") not in ("leased", "calling")):
             return Fenced()
         if held := self._leases.get(ask.lease_id):  # a repeated admission, its first answer was lost
-            if held.expired:
+            if held.expired_at is not None:
                 return Fenced()
             return Granted(ask.lease_id, held.endpoint_id, held.at, held.probe)
         obstacles: dict[str, _Obstacle] = {}
@@ -278,7 +278,7 @@ class MemoryFleetStore:
             record.probe_until = now + VERDICT_S
         self._expiry.pop(report.lease_id, None)
         record.calls.pop(report.lease_id, None)
-        held = "unsure" if lease.expired else "reserved"
+        held = "reserved" if lease.expired_at is None else "unsure"
         self._book(lease.accounts, **{held: -lease.cost})
         self._book(lease.accounts, spent=report.cost_microusd, unsure=report.unsure_microusd)
         self._correct(record, lease, report, now)
@@ -297,7 +297,7 @@ class MemoryFleetStore:
             output_tokens=metrics.output_tokens + report.output_tokens,
             spent_microusd=metrics.spent_microusd + report.cost_microusd,
         )
-        return replace(self._counters(record, now), probe=probe, late=lease.expired)
+        return replace(self._counters(record, now), probe=probe, late=lease.expired_at is not None)
 
     @staticmethod
     def _correct(record: _Record, lease: _Lease, report: Report, now: float) -> None:
@@ -382,9 +382,12 @@ class MemoryFleetStore:
         for _, _, lease_id in due:
             del self._expiry[lease_id]
             lease = self._leases[lease_id]
-            lease.expired = True
+            lease.expired_at = now
             self._records[lease.endpoint_id].calls.pop(lease_id)
             self._book(lease.accounts, reserved=-lease.cost, unsure=lease.cost)
+        if due:  # kept for a day, so that a late report finds what to move
+            kept = now - DAY[0] * DAY[1] / 1000
+            self._leases = {i: held for i, held in self._leases.items() if (held.expired_at or now) > kept}
         return len(due)
 
     # --- health ------------------------------------------------------------------------------------------

@@ -62,9 +62,7 @@ class RedisFleetStore:
         self._keys = keys
         self._prelude = clock + CONSTANTS
 
-    def _script(
-        self, name: str, keys: Iterable[str], args: Iterable[str | int], decode: Callable[[Any], T]
-    ) -> Call[T]:
+    def _script(self, name: str, keys: Iterable[str], args: Iterable[str | int], decode: Callable[[Any], T]) -> Call[T]:
         script = Script.load("turnout_workers.state", name, self._prelude)
         return Call(script, tuple(keys), tuple(args), decode)
 
@@ -176,9 +174,7 @@ class RedisFleetStore:
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
         def decode(reply: Any) -> dict[str, Account]:
-            return {
-                name: Account(*(int(sum_ or 0) for sum_ in sums)) for name, sums in zip(names, reply, strict=True)
-            }
+            return {name: Account(*(int(sum_ or 0) for sum_ in sums)) for name, sums in zip(names, reply, strict=True)}
 
         return await self._call(self._script("accounts", [self._keys.money], names, decode))
 
@@ -247,8 +243,7 @@ def _admission(lease_id: str, reply: Any) -> Admission:
         case "fenced":
             return Fenced()
     obstacles = {
-        _text(endpoint): (None if until < 0 else until / 1000, _text(reason))
-        for endpoint, until, reason in reply[2:]
+        _text(endpoint): (None if until < 0 else until / 1000, _text(reason)) for endpoint, until, reason in reply[2:]
     }
     return NoRoom.of(reply[1] / 1000, obstacles)
 

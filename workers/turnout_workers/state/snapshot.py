@@ -83,8 +83,10 @@ class SnapshotPoller:
 
     async def _run(self) -> None:
         away = False
-        while self._task is not None:
+        while True:
             await asyncio.sleep(self._interval_s)
+            if self._task is None:
+                return
             try:
                 await self.poll()
                 if away:

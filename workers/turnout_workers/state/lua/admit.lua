@@ -49,9 +49,10 @@ local function roll(key, name, stored, size)
       if gone then add(window, numbers(gone), -1) end
     end
     redis.call('HDEL', key, unpack(fields))
+    window[1] = newest
+    redis.call('HSET', key, name, text(window))
   end
   window[1] = newest
-  redis.call('HSET', key, name, text(window))
   return window
 end
 
@@ -183,7 +184,6 @@ local function grant(bid, health, load, window_key, calls_key)
   redis.call('ZADD', EXPIRY, now + ask.ttl, member)
   redis.call('ZADD', OVERDUE, now + bid.overdue, member)
   redis.call('ZADD', calls_key, now, ask.id)
-  redis.call('HSET', FLEET, bid.endpoint .. '|in_flight', load.in_flight + 1)
   if load.in_flight == 0 then redis.call('HSET', FLEET, bid.endpoint .. '|oldest', now) end
   if probe == 1 then
     redis.call('HSET', FLEET, bid.endpoint .. '|probe', ask.id, bid.endpoint .. '|probe_until', now + ask.ttl)
@@ -234,7 +234,7 @@ for i, bid in ipairs(ask.bids) do
   capacity(bid, health, load, ramping, block)
   money(bid, block)
   redis.call('HSET', FLEET, e .. 'free', load.free, e .. 'free_at', now, e .. 'ready_at', load.ready_at,
-    e .. 'slots', bid.limits.concurrency or -1)
+    e .. 'slots', bid.limits.concurrency or -1, e .. 'in_flight', load.in_flight + (till and 0 or 1))
   if not till then return grant(bid, health, load, window_key, calls_key) end
   refusal[#refusal + 1] = {bid.endpoint, till, reason}
 end

@@ -19,11 +19,8 @@ local function numbers(text)
   return {tonumber(first) or 0, tonumber(second) or 0, tonumber(third) or 0, tonumber(fourth) or 0}
 end
 
-local function add(field, error, oldest)
-  local values = numbers(redis.call('HGET', WINDOW, field))
-  if oldest and oldest > values[1] then return end
-  for i = 2, 4 do values[i] = values[i] + error[i] end
-  redis.call('HSET', WINDOW, field, string.format('%d %d %d %d', unpack(values)))
+local function text(values)
+  return string.format('%d %d %d %d', unpack(values))
 end
 
 local function total(values, counters)
@@ -32,8 +29,10 @@ local function total(values, counters)
   return sum
 end
 
-local names = {'consecutive', 'weight', 'bad', 'outcomes_at', 'trips', 'open_until', 'probe', 'ttft', 'pace',
-  'ttft_low', 'pace_low', 'residual', 'latency_at'}
+-- The endpoint's fields are read once, changed here, and written once.
+local latency_bucket = 'latency' .. (report.bucket or '')
+local names = {'consecutive', 'weight', 'bad', 'outcomes_at', 'trips', 'open_until', 'probe', 'ttft', 'pace', 'ttft_low',
+  'pace_low', 'residual', 'latency_at', 'samples', 'calls', 'failures', 'input', 'output', 'spent', latency_bucket}
 local fields = {}
 for i, name in ipairs(names) do fields[i] = e .. name end
 local known = {}
@@ -46,6 +45,8 @@ local function set(name, value)
   writes[#writes + 1] = e .. name
   writes[#writes + 1] = value
 end
+
+local function increase(name, amount) set(name, get(name, 0) + amount) end
 
 local decay = math.exp(-(now - get('outcomes_at', 0)) / 1000 / ERROR_MEMORY_S)
 local weight, bad = get('weight', 0) * decay, get('bad', 0) * decay
@@ -69,23 +70,34 @@ local oldest = redis.call('ZRANGE', CALLS, 0, 0, 'WITHSCORES')
 set('in_flight', redis.call('ZCARD', CALLS))
 set('oldest', oldest[2] or 0)
 
+local function book(account, amount)
+  if amount ~= 0 then redis.call('HINCRBY', MONEY, account, amount) end
+end
 for _, account in ipairs(cjson.decode(held[7])) do
-  redis.call('HINCRBY', MONEY, account .. (late and '|unsure' or '|reserved'), -cost)
-  redis.call('HINCRBY', MONEY, account .. '|spent', report.cost)
-  redis.call('HINCRBY', MONEY, account .. '|unsure', report.unsure)
+  book(account .. (late and '|unsure' or '|reserved'), -cost)
+  book(account .. '|spent', report.cost)
+  book(account .. '|unsure', report.unsure)
 end
 
 -- Set the charge right in the buckets in which it was made, while they count. A request stays a request.
 local error = {0, 0, report.input - use[3], report.output - use[4]}
 if error[3] ~= 0 or error[4] ~= 0 then
-  for name, bucket in pairs({minute = tonumber(held[3]), day = tonumber(held[4])}) do
-    local span = name == 'minute' and MINUTE.span or DAY.span
-    if bucket >= numbers(redis.call('HGET', WINDOW, name))[1] - span then
-      add(name, error)
-      add(name .. bucket, error)
+  local second, quarter = tonumber(held[3]), tonumber(held[4])
+  local sums = {'charged', 'minute', 'minute' .. second, 'day', 'day' .. quarter}
+  local stored, changed = redis.call('HMGET', WINDOW, unpack(sums)), {}
+  for i, value in ipairs(stored) do stored[i] = numbers(value) end
+  local count_still = {true}
+  count_still[2] = second >= stored[2][1] - MINUTE.span
+  count_still[4] = quarter >= stored[4][1] - DAY.span
+  count_still[3], count_still[5] = count_still[2], count_still[4]
+  for i, values in ipairs(stored) do
+    if count_still[i] then
+      values[3], values[4] = values[3] + error[3], values[4] + error[4]
+      changed[#changed + 1] = sums[i]
+      changed[#changed + 1] = text(values)
     end
   end
-  add('charged', error)
+  redis.call('HSET', WINDOW, unpack(changed))
 end
 
 -- `remaining` counted this call and perhaps not those after it: it caps the total of charges until the reset.
@@ -144,14 +156,14 @@ if report.ok and report.latency then
     set('residual', mean + SIGMA_STEP * (residual * residual - mean))
   end
   set('latency_at', now)
-  redis.call('HINCRBY', FLEET, e .. 'samples', 1)
-  redis.call('HINCRBY', FLEET, e .. 'latency' .. report.bucket, 1)
+  increase('samples', 1)
+  increase(latency_bucket, 1)
 end
 
+increase('calls', 1)
+increase('failures', report.ok and 0 or 1)
+increase('input', report.input)
+increase('output', report.output)
+increase('spent', report.cost)
 redis.call('HSET', FLEET, unpack(writes))
-redis.call('HINCRBY', FLEET, e .. 'calls', 1)
-if not report.ok then redis.call('HINCRBY', FLEET, e .. 'failures', 1) end
-for name, amount in pairs({input = report.input, output = report.output, spent = report.cost}) do
-  if amount > 0 then redis.call('HINCRBY', FLEET, e .. name, amount) end
-end
 return counters(probe and 1 or 0, late and 1 or 0)

@@ -1,0 +1,82 @@
+"""What admit + report cost a job: µs of Redis and of the worker's CPU. `python -m tests.benchmarks.state_admit`
+
+One job at a time shows the latency; many at once show what coalescing gives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from pathlib import Path
+
+import redis.asyncio
+from tests import redis_server
+
+from turnout.ledger.keys import Keys
+from turnout.ledger.script import Coalescer
+from turnout_workers.routing.fleet import Limits
+from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, ObservedLimit, Report
+
+JOBS = 3000
+LIMITS = Limits(requests_per_minute=10**7, tokens_per_minute=10**9, concurrency=10**4)
+CEILINGS = (Ceiling("tenant:acme@2030-01", 10**12), Ceiling("batch:b1", 10**12))
+HEADERS = (
+    ObservedLimit("requests_per_minute", 10**7, 10**6, 30.0),
+    ObservedLimit("tokens_per_minute", 10**9, 10**8, 30.0),
+)
+
+
+def bids(count: int) -> tuple[Bid, ...]:
+    return tuple(Bid(f"provider{i}/llama-3.3-70b", LIMITS, 800, 400, 900, 6.0) for i in range(count))
+
+
+async def job(store: RedisFleetStore, name: str, candidates: int) -> None:
+    grant = await store.admit(Ask(name, bids(candidates), 30.0, CEILINGS))
+    assert isinstance(grant, Granted)
+    used = {"input_tokens": 760, "output_tokens": 212, "cost_microusd": 610}
+    seen = {"latency_s": 0.8, "ttft_s": 0.2, "predicted_s": 0.7, "limits": HEADERS}
+    await store.report(Report(name, grant.endpoint_id, ok=True, **used, **seen))  # type: ignore[arg-type]
+
+
+async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) -> None:
+    store = RedisFleetStore(Coalescer(client), Keys("bench"))
+    await client.flushall()
+    await client.config_resetstat()
+    await job(store, "first", candidates)
+    names = iter(range(JOBS))
+
+    async def work() -> None:
+        for i in names:
+            await job(store, f"job-{i}:1:1", candidates)
+
+    cpu, wall = time.process_time(), time.perf_counter()
+    await asyncio.gather(*(work() for _ in range(at_once)))
+    cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
+    stats = await client.info("commandstats")
+    redis_us = stats["cmdstat_evalsha"]["usec"] / JOBS
+    print(
+        f"{candidates} candidates, {at_once:>3} at once: {redis_us:5.0f} µs of Redis, "
+        f"{cpu / JOBS * 1e6:5.0f} µs of worker CPU, {JOBS / wall:6.0f} jobs/s"
+    )
+    at = time.perf_counter()
+    for _ in range(100):
+        await store.state()
+    print(f"   reading the state: {(time.perf_counter() - at) * 1e4:.0f} µs")
+
+
+async def main() -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        server = redis_server.start(Path(directory))
+        client = redis.asyncio.Redis.from_url(server.url)
+        try:
+            for at_once, candidates in ((1, 1), (1, 4), (100, 1), (100, 4)):
+                await measure(client, at_once, candidates)
+        finally:
+            await client.aclose()
+            server.stop()
+
+
+if __name__ == "__main__":
+    asyncio.run(main())

@@ -1,0 +1,218 @@
+"""The main job with real processes: `turnout run`, its Redis, its worker, and a simulated fleet as the oracle."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnout_workers import discovery, process
+from turnout_workers.simulator import scenario
+
+FLEET = """
+seed = 3
+output_tokens = 20
+[providers.sim-cheap]
+ttft_s = 0.1
+s_per_token = 0.002
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.3 } }
+[providers.sim-dear]
+ttft_s = 0.1
+s_per_token = 0.002
+models."llama-3.3-70b" = { price = { input = 0.9, output = 0.9 } }
+"""
+KEYS = [name for name in os.environ if name.endswith("_API_KEY")]
+
+
+def environ(folder: Path) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in KEYS}
+    kept.pop("REDIS_URL", None)
+    return kept | {"TURNOUT_TEST_MARK": str(folder)}
+
+
+class Oracle:
+    """A simulated fleet in a process of the test's own, which outlives the runs."""
+
+    def __init__(self, url: str, config: Path) -> None:
+        self.url, self.config = url, config
+
+    def stats(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self.url}/control/stats?jobs=1") as reply:
+            return json.load(reply)
+
+    def fail(self, provider: str, **fault: Any) -> None:
+        body = json.dumps(fault).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/control/{provider}", body, method="POST"))
+
+    def served(self) -> dict[str, int]:
+        """How often each job was answered, over all providers."""
+        return {job: told["answered"] for job, told in self.stats()["jobs"].items()}
+
+
+@pytest.fixture
+def oracle(tmp_path: Path) -> Iterator[Oracle]:
+    file = tmp_path / "fleet.toml"
+    file.write_text(FLEET)
+    log = tmp_path / "simulator.log"
+    command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--scenario", str(file)]
+    child = process.start(command, log, {"TURNOUT_TEST_MARK": ""})
+    try:
+        process.wait_until(lambda: "\n" in log.read_text(), child, log, 30)
+        told = json.loads(log.read_text().splitlines()[0])
+        config = tmp_path / "turnout.toml"
+        config.write_text(discovery.toml(discovery.simulated(told["providers"], scenario.load(file))))
+        yield Oracle(told["url"], config)
+    finally:
+        process.stop(child)
+
+
+@contextmanager
+def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+    command = [sys.executable, "-m", "turnout", "run", *arguments]
+    child = subprocess.Popen(
+        command, cwd=folder, env=environ(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    try:
+        yield child
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.wait()
+        if child.stdout:
+            child.stdout.close()
+
+
+def finish(child: subprocess.Popen[str], limit_s: float = 90) -> tuple[int, str]:
+    output, _ = child.communicate(timeout=limit_s)
+    return child.returncode, output
+
+
+def until(happens: Callable[[], bool], limit_s: float = 60) -> None:
+    ends_at = time.monotonic() + limit_s
+    while not happens():
+        assert time.monotonic() < ends_at, "it did not happen in time"
+        time.sleep(0.02)
+
+
+def results(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def left_behind(folder: Path) -> list[str]:
+    """Command lines of processes that a run in this folder has started and that still live."""
+    mark = f"TURNOUT_TEST_MARK={folder}".encode()
+    found = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            if mark in (entry / "environ").read_bytes().split(b"\0") and b"Z" not in (
+                entry / "stat"
+            ).read_bytes().rpartition(b")")[2].split()[:1]:
+                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+        except OSError:
+            continue
+    return found
+
+
+def prompts(path: Path, count: int) -> Path:
+    path.write_text("".join(json.dumps({"prompt": f"Question {n}?", "id": n}) + "\n" for n in range(count)))
+    return path
+
+
+def test_every_line_is_done_once_though_a_provider_dies_midway(tmp_path: Path, oracle: Oracle) -> None:
+    source, output = prompts(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"
+    oracle.fail("sim-cheap", kind="error", status=503, after_requests=100)
+    with running(tmp_path, str(source), "-o", str(output), "--config", str(oracle.config), "-c", "40") as child:
+        code, text = finish(child)
+    assert code == 0, text
+    told = results(output)
+    assert [line["id"] for line in told] == list(range(300)), "one result a line, in the input's order"
+    assert {line["status"] for line in told} == {"succeeded"}
+    assert all(line["simulated"] for line in told), "a made-up answer says so"
+    served = oracle.served()
+    assert len(served) == 300
+    assert set(served.values()) == {1}, "no line was answered twice"
+    moved = [line for line in told if len(line["attempts"]) > 1]
+    assert moved, "the dead provider's jobs moved"
+    assert all(line["provider"] == "sim-dear" for line in moved)
+    assert not left_behind(tmp_path)
+
+
+def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, oracle: Oracle) -> None:
+    source, output = prompts(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
+    arguments = (str(source), "-o", str(output), "--config", str(oracle.config), "-c", "8")
+    journal = tmp_path / "out.jsonl.partial"
+    with running(tmp_path, *arguments) as child:
+        until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        until(lambda: not left_behind(tmp_path), 15)
+    assert not output.exists(), "no half output"
+    with running(tmp_path, *arguments) as child:
+        code, text = finish(child)
+    assert code == 0, text
+    assert [line["id"] for line in results(output)] == list(range(200))
+    twice = [job for job, count in oracle.served().items() if count > 1]
+    assert len(twice) <= 8, "only what was in flight at the kill may have been called again"
+
+
+def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, oracle: Oracle) -> None:
+    source, output = prompts(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
+    arguments = (str(source), "-o", str(output), "--config", str(oracle.config), "-c", "8")
+    journal = tmp_path / "out.jsonl.partial"
+    with running(tmp_path, *arguments) as child:
+        until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
+        child.send_signal(signal.SIGINT)
+        code, text = finish(child)
+    assert code == 3, text
+    assert "to go on: turnout run" in text
+    assert not left_behind(tmp_path)
+    with running(tmp_path, *arguments) as child:
+        code, text = finish(child)
+    assert code == 0, text
+    assert len(results(output)) == 200
+    assert set(oracle.served().values()) == {1}, "a stop in order calls nothing twice"
+
+
+def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, oracle: Oracle) -> None:
+    bad = {
+        2: b'{"prompt": "a"',
+        3: b'{"prompt": 7}',
+        4: b'{"prompt": "a", "modle": "x"}',
+        5: b'{"prompt": "a", "temperature": NaN}',
+        6: b'{"prompt": "\\ud800"}',
+        7: b'{"prompt": "' + b"a" * 1_100_000 + b'"}',
+        8: b'{"prompt": "a", "extras": ' + b'{"a":' * 80 + b"1" + b"}" * 81,
+        9: b'{"prompt": "a", "constraints": {"only": ["nobody"]}}',
+    }
+    good = {1: b'{"prompt": "first"}', 10: b'{"prompt": "last"}'}
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_bytes(b"\n".join(line for _, line in sorted({**bad, **good}.items())) + b"\n")
+    with running(tmp_path, str(source), "-o", str(output), "--config", str(oracle.config)) as child:
+        code, text = finish(child)
+    assert code == 1, text
+    told = {line["line"]: line for line in results(output)}
+    assert sorted(told) == list(range(1, 11))
+    assert {n for n, line in told.items() if line["status"] == "succeeded"} == set(good)
+    for number in range(2, 9):
+        assert told[number]["error"]["message"].startswith(f"line {number}: "), told[number]
+    assert "sim-cheap/llama-3.3-70b: only nobody may be used" in told[9]["error"]["message"]
+
+
+def test_a_bad_configuration_names_file_line_and_field(tmp_path: Path) -> None:
+    source, config = prompts(tmp_path / "in.jsonl", 1), tmp_path / "turnout.toml"
+    config.write_text('[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nprioritty = 1\n')
+    with running(tmp_path, str(source), "-o", str(tmp_path / "out"), "--config", str(config)) as child:
+        code, text = finish(child)
+    assert code == 2
+    assert "turnout.toml:4: providers.x.prioritty" in text.replace("\n", "")
+    assert "did you mean priority" in text.replace("\n", " ")

@@ -1,0 +1,137 @@
+"""Mistakes put into the scripts one at a time: does anything notice? `python -m tests.properties.ledger.mutants`
+
+Each mutant is shown to the walk, to the facts, and to the search over several jobs, until one of them fails.
+What survives is a hole in the tests.
+"""
+
+from __future__ import annotations
+
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from redis.exceptions import NoScriptError, ResponseError
+from tests import redis_server
+from tests.properties.ledger.bed import Bed, Mutant
+from tests.properties.ledger.test_stateful import search
+from tests.properties.ledger.test_walk import walk
+from tests.unit.ledger import test_facts
+
+MUTANTS = [
+    Mutant("claim", "if state ~= 'queued' then return {state} end", ""),
+    Mutant("claim", "'HINCRBY', KEYS[1], 'token', 1", "'HINCRBY', KEYS[1], 'token', 0"),
+    Mutant("claim", "for i = 4, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end", ""),
+    Mutant("claim", "NOW + ARGV[3]", "NOW"),
+    Mutant("claim", "if version ~= VERSION then return {'unknown_version'} end", ""),
+    Mutant("enqueue", "known[1] == fingerprint", "true"),
+    Mutant("enqueue", "if known[1] then", "if false then"),
+    Mutant("enqueue", "NOW + within < deadline", "NOW + within > deadline"),
+    Mutant("enqueue", "deadline <= NOW", "deadline < NOW"),
+    Mutant("enqueue", "redis.call('EXISTS', KEYS[7]) == 1", "false"),
+    Mutant("enqueue", "if deadline > 0 then redis.call('ZADD', KEYS[4], deadline, id) end", ""),
+    Mutant("renew", "is_held(job[1]) and job[2] == token", "job[2] == token"),
+    Mutant("renew", "is_held(job[1]) and job[2] == token", "is_held(job[1])"),
+    Mutant("requeue", "or job[2] ~= ARGV[2]", ""),
+    Mutant("requeue", "not is_held(job[1]) or", ""),
+    Mutant("requeue", "redis.call('ZREM', KEYS[4], ARGV[1])", ""),
+    Mutant("requeue", "KEYS[2], KEYS[3], true)", "KEYS[2], KEYS[3])"),
+    Mutant("defer", "or job[2] ~= ARGV[2]", ""),
+    Mutant("defer", "redis.call('ZREM', KEYS[2], ARGV[1])", ""),
+    Mutant("wake", "> NOW then return 0 end", ">= NOW then return 0 end"),
+    Mutant("wake", "redis.call('ZREM', KEYS[4], ARGV[1])", ""),
+    Mutant("sweep", "> NOW then return 'none' end", ">= NOW then return 'none' end"),
+    Mutant("sweep", "job[3] + 1 >=", "job[3] + 1 >"),
+    Mutant("sweep", "redis.call('ZREM', KEYS[4], ARGV[1])", ""),
+    Mutant("sweep", "'crashes', 1)", "'crashes', 0)"),
+    Mutant("settle", "if not is_held(state) and not is_waiting(state) then", "if false then"),
+    Mutant("settle", "status ~= 'succeeded' or tonumber(token) < 1 or", "tonumber(token) < 1 or"),
+    Mutant("settle", "tonumber(token) < 1 or", ""),
+    Mutant("settle", "or tonumber(token) > tonumber(current) then", "then"),
+    Mutant("settle", "outcome = 'salvaged'", ""),
+    Mutant("settle", "deadline > NOW then", "deadline >= NOW then"),
+    Mutant("settle", "if is_held(state) or deadline == 0", "if deadline == 0"),
+    Mutant("settle", "> NOW or job[6] + 1 <", ">= NOW or job[6] + 1 <"),
+    Mutant("settle", "job[6] + 1 < tonumber(ARGV[10])", "false"),
+    Mutant("settle", "redis.call('ZREM', KEYS[2], id)", ""),
+    Mutant("settle", "redis.call('ZREM', KEYS[3], id)", ""),
+    Mutant("settle", "redis.call('ZREM', KEYS[4], id)", ""),
+    Mutant("settle", "for i = 10, #KEYS do redis.call('ZREM', KEYS[i], id) end", ""),
+    Mutant("settle", "if job[8] ~= batch then", "if false then"),
+    Mutant("settle", "redis.call('PEXPIRE', KEYS[1], ttl)", ""),
+    Mutant("settle", "redis.call('PEXPIRE', KEYS[7], ttl)", ""),
+    Mutant("settle", "redis.call('HINCRBY', KEYS[6], status, 1)", ""),
+    Mutant("settle", "redis.call('SET', KEYS[8]", "redis.call('SET', KEYS[8] .. 'x'"),
+    Mutant("settle", "if batch ~= '' then redis.call('RPUSH', KEYS[9], id) end", ""),
+    Mutant("settle", "redis.call('PUBLISH', inbox, id)", ""),
+    Mutant("settle", "redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', NOW)", ""),
+    Mutant("settle", "if job[1] ~= VERSION then return {'refused', state} end", ""),
+    Mutant("watch", "' ' .. ARGV[1] .. ' '", "ARGV[1]"),
+    Mutant("lost", "'(' .. place", "'+inf'"),
+    Mutant("republish", "< tonumber(ARGV[2])", "<= tonumber(ARGV[2])"),
+    Mutant("republish", "(2 ^ math.min(times - 1, 10) - 1)", "0"),
+    Mutant("republish", "redis.call('HSET', KEYS[1], 'missed_ms', NOW)\n  return 0", ""),
+    Mutant("replay", "redis.call('PERSIST', KEYS[1])", ""),
+    Mutant("replay", "'crashes', 0, 'requeues', 0, 'deadline_ms', 0,", "'crashes', 0, 'requeues', 0,"),
+    Mutant("replay", "redis.call('ZREM', KEYS[4], ARGV[1])", ""),
+    Mutant("replay", "redis.call('DEL', KEYS[7])", ""),
+    Mutant("purge", "and not is_waiting(state)", ""),
+]
+"""Of each kind: a check left out, an edge moved by one, an index or a lifetime forgotten, somebody not told."""
+ENOUGH = 0.95
+
+
+CAUGHT = (AssertionError, AttributeError, TypeError, ResponseError)
+"""What a check raises that notices: also on a reply it can't read, or a script that breaks down."""
+
+
+def caught_by(url: str, mutant: Mutant) -> str:
+    """The check that noticed the mutant; empty: none did."""
+    for name, check in checks(url, mutant):
+        try:
+            check()
+        except NoScriptError:
+            raise
+        except CAUGHT:
+            return name
+    return ""
+
+
+def checks(url: str, mutant: Mutant) -> Iterator[tuple[str, Callable[[], object]]]:
+    """All there are, the quick ones first."""
+    yield "walk", lambda: walk(Bed(url, mutant), claims=1)
+    for name, fact in vars(test_facts).items():
+        if name.startswith("test_") and name != "test_redis_itself_keeps_the_time":
+            for case in cases(fact):
+                yield name, partial(fact, Bed(url, mutant), *case)
+    yield "longer walk", lambda: walk(Bed(url, mutant), claims=2)
+    yield "search", lambda: search(url, mutant=mutant)
+
+
+def cases(fact: Any) -> list[tuple[Any, ...]]:
+    """The arguments that pytest would call it with, after the bed."""
+    marks = getattr(fact, "pytestmark", [])
+    return [case if isinstance(case, tuple) else (case,) for mark in marks for case in mark.args[1]] or [()]
+
+
+def main() -> int:
+    with tempfile.TemporaryDirectory() as directory:
+        server = redis_server.start(Path(directory))
+        try:
+            caught = 0
+            for mutant in MUTANTS:
+                began = time.monotonic()
+                by = caught_by(server.url, mutant)
+                caught += bool(by)
+                print(f"{by or 'SURVIVED':45} {time.monotonic() - began:5.1f} s  {mutant}", flush=True)
+        finally:
+            server.stop()
+    print(f"{caught} of {len(MUTANTS)} caught")
+    return int(caught < ENOUGH * len(MUTANTS))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,289 @@
+"""What the ledger does besides moving states: messages, Celery's records, who is told, what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+import pytest
+import redis
+from tests.properties.ledger.bed import KEPT_S, LANE, START, Bed, ended
+
+from turnout.ledger import Intake, Ledger, NotClaimed
+from turnout.ledger.keys import Keys
+from turnout.request import CONTRACT_VERSION, Lane
+from turnout.result import JobStatus
+
+LOST_S = 5.0
+
+
+@pytest.fixture
+def bed(redis_url: str) -> Iterator[Bed]:
+    bed = Bed(redis_url)
+    yield bed
+    bed.close()
+
+
+def header(message: bytes, name: str) -> object:
+    return json.loads(message)["headers"][name]
+
+
+def order(bed: Bed, lane: Lane = LANE) -> list[object]:
+    return [header(message, "id") for message in bed.messages(lane)]
+
+
+def fetch(bed: Bed) -> object:
+    """What a worker does that then dies: the message is gone."""
+    return header(bed.client.rpop(bed.keys.queue(LANE)), "id")
+
+
+def housekeep(bed: Bed) -> list[str]:
+    """One round of looking for lost messages; the ids published again."""
+    missing = bed(bed.ledger.lost(LANE, 100))
+    return [job_id for job_id in missing if bed(bed.ledger.republish(job_id, LANE, LOST_S))]
+
+
+@pytest.mark.parametrize("lane", list(Lane))
+def test_a_job_is_published_on_its_lane_with_id_and_label_and_never_its_payload(bed: Bed, lane: Lane) -> None:
+    bed.enqueue(payload='{"prompt":"my secret"}', lane=lane, label='say "hi"', metadata={"k": "my secret"})
+    (message,) = bed.messages(lane)
+    assert b"secret" not in message
+    assert header(message, "argsrepr") == f'{lane} · say "hi"'
+    assert json.loads(json.loads(message)["body"])[0] == ["a"]
+
+
+def test_a_job_whose_message_is_at_hand_is_not_published(bed: Bed) -> None:
+    bed.enqueue(publish=False)
+    assert bed.messages() == []
+    assert bed.claimed().token == 1
+
+
+def test_a_closed_intake_refuses_new_jobs_knows_old_ones_and_lets_work_go_on(bed: Bed) -> None:
+    bed.enqueue()
+    bed.client.set(bed.keys.intake, "memory")
+    assert bed.enqueue("b").outcome is Intake.FULL
+    assert bed.state("b") == "none"
+    assert bed.enqueue().outcome is Intake.DUPLICATE
+    assert bed.settle(bed.claimed().token).accepted
+
+
+@pytest.mark.parametrize(
+    ("at", "within_s", "expected"),
+    [
+        (None, None, None),
+        (None, 5.0, START / 1000 + 5),
+        (START / 1000 + 3, None, START / 1000 + 3),
+        (START / 1000 + 3, 5.0, START / 1000 + 3),
+        (START / 1000 + 7, 5.0, START / 1000 + 5),
+    ],
+)
+def test_the_earlier_deadline_counts(
+    bed: Bed, at: float | None, within_s: float | None, expected: float | None
+) -> None:
+    bed.enqueue(deadline=at, deadline_s=within_s)
+    assert bed.claimed().deadline == expected
+
+
+@pytest.mark.parametrize("late_ms", [0, 1])
+def test_a_job_past_its_deadline_is_not_accepted(bed: Bed, late_ms: int) -> None:
+    assert bed.enqueue(deadline=(START - late_ms) / 1000).outcome is Intake.EXPIRED
+    assert bed.state() == "none"
+    assert bed.messages() == []
+
+
+def test_a_claim_tells_all_that_the_producer_said(bed: Bed) -> None:
+    said = {"tenant": "t", "batch": "b", "embed": '{"chord":null}', "stream": True, "webhook": "w", "trace": "00-x"}
+    bed.enqueue(payload='{"prompt":"ä"}', **said)
+    bed.advance(1500)
+    claim = bed.claimed()
+    assert {name: getattr(claim, name) for name in said} == said
+    assert (claim.payload, claim.lane, claim.accepted_at) == ('{"prompt":"ä"}', LANE, START / 1000)
+    assert (claim.queued_for_s, claim.crashes, claim.calls, claim.progress) == (1.5, 0, 0, "")
+
+
+def test_waiting_is_counted_from_the_last_time_it_was_queued(bed: Bed) -> None:
+    bed.enqueue()
+    token = bed.claimed().token
+    bed.advance(1000)
+    bed(bed.ledger.release("a", token, LANE))
+    bed.advance(10)
+    assert bed.claimed().queued_for_s == 0.01
+
+
+def test_a_job_of_another_version_is_left_as_it_is(bed: Bed) -> None:
+    bed.enqueue()
+    token = bed.claimed().token
+    bed(bed.ledger.release("a", token, LANE))
+    bed.client.hset(bed.keys.job("a"), "v", str(CONTRACT_VERSION) + "9")
+    before = bed.client.hgetall(bed.keys.job("a"))
+    assert bed(bed.ledger.claim("a", "w", 30)) == NotClaimed("unknown_version")
+    assert bed.settle(token).outcome.value == "refused"
+    assert bed.client.hgetall(bed.keys.job("a")) == before
+
+
+def test_what_comes_back_goes_before_what_waits(bed: Bed) -> None:
+    for job_id in "abc":
+        bed.enqueue(job_id)
+        bed.advance(1)
+    assert order(bed) == ["a", "b", "c"]
+    assert fetch(bed) == "a"
+    token = bed.claimed("a").token
+    bed(bed.ledger.fail_over("a", token, LANE, "p", {"event": "failed_over"}))
+    assert order(bed) == ["a", "b", "c"]
+    assert header(bed.messages()[0], "retries") == 1
+    assert bed.claimed("a").progress == "p"
+
+
+def test_a_release_counts_neither_as_crash_nor_as_retry_and_keeps_the_progress(bed: Bed) -> None:
+    bed.enqueue()
+    bed(bed.ledger.fail_over("a", bed.claimed().token, LANE, "p", {"event": "failed_over"}))
+    bed(bed.ledger.release("a", bed.claimed().token, LANE))
+    claim = bed.claimed()
+    assert (claim.progress, claim.crashes) == ("p", 0)
+    assert header(bed.messages()[0], "retries") == 1
+
+
+def test_all_who_watch_are_told_of_the_end(bed: Bed) -> None:
+    """Also one whose name is the beginning of another's."""
+    inboxes = ["inbox:ab", "inbox:a", "inbox:b"]
+    bed.enqueue()
+    with bed.client.pubsub() as heard:
+        heard.subscribe(*inboxes)
+        assert [bed(bed.ledger.watch("a", inbox)) for inbox in [*inboxes, "inbox:b"]] == ["queued"] * 4
+        bed.settle(bed.claimed().token)
+        while (message := heard.get_message(timeout=5))["type"] != "message":  # type: ignore[index]
+            pass
+        told = [message, heard.get_message(timeout=5), heard.get_message(timeout=5)]
+        assert sorted(one["channel"].decode() for one in told if one) == sorted(inboxes)
+        assert {one["data"] for one in told if one} == {b"a"}
+        assert heard.get_message(timeout=0.05) is None
+    assert bed(bed.ledger.watch("a", "late")) == "succeeded"
+    assert bed(bed.ledger.watch("none", "late")) == ""
+
+
+def test_a_batch_learns_of_each_of_its_jobs_once(bed: Bed) -> None:
+    bed.enqueue(batch="b1")
+    token = bed.claimed().token
+    with pytest.raises(redis.ResponseError, match="batch"):
+        bed.settle(token, batch="b2")
+    assert bed.state() == "leased"
+    bed.settle(token, batch="b1")
+    bed.settle(token, batch="b1")
+    assert bed.client.lrange(bed.keys.done("b1"), 0, -1) == [b"a"]
+
+
+def test_the_first_end_stands(bed: Bed) -> None:
+    bed.enqueue()
+    old = bed.claimed(ttl_s=1).token
+    bed.advance(1000)
+    bed(bed.ledger.sweep("a", LANE, 3))
+    new = bed.claimed().token
+    assert bed.settle(old, JobStatus.FAILED).outcome.value == "fenced"
+    salvaged = bed.settle(old)
+    assert (salvaged.accepted, salvaged.outcome.value) == (True, "salvaged")
+    assert bed(bed.ledger.renew([("a", new)], 30)) == [False]
+    late = bed.settle(new)
+    assert (late.accepted, late.duplicate) == (False, True)
+    assert bed(bed.ledger.result("a")).started_at == old
+
+
+def test_renewing_nothing_asks_for_nothing(bed: Bed) -> None:
+    assert bed(bed.ledger.renew([], 30)) == []
+
+
+def test_failed_jobs_are_listed_and_replayed_with_their_story_kept(bed: Bed) -> None:
+    bed.enqueue(deadline_s=5)
+    bed.settle(bed.claimed().token, JobStatus.FAILED)
+    assert bed(bed.ledger.failed(10)) == ["a"]
+    assert bed(bed.ledger.replay("a", LANE))
+    assert not bed(bed.ledger.replay("a", LANE))
+    assert bed(bed.ledger.failed(10)) == []
+    assert bed(bed.ledger.result("a")) is None
+    assert bed.client.ttl(bed.keys.job("a")) == bed.client.ttl(bed.keys.story("a")) == -1
+    assert not bed.client.exists(bed.keys.result("a"))
+    claim = bed.claimed()
+    assert (claim.token, claim.deadline, claim.payload) == (2, None, "{}")
+    events = [event["event"] for event in bed(bed.ledger.story("a"))]
+    assert events == ["queued", "claimed", "failed", "replayed", "claimed"]
+
+
+def test_a_success_is_never_replayed(bed: Bed) -> None:
+    bed.enqueue()
+    bed.settle(bed.claimed().token)
+    assert not bed(bed.ledger.replay("a", LANE))
+
+
+def test_a_lost_message_is_published_again(bed: Bed) -> None:
+    for job_id in "abc":
+        bed.enqueue(job_id)
+        bed.advance(1)
+    assert fetch(bed) == "a"
+    assert housekeep(bed) == []  # it may have been fetched just now
+    bed.advance(round(LOST_S * 1000) - 1)
+    assert housekeep(bed) == []
+    bed.advance(1)
+    assert housekeep(bed) == ["a"]
+    assert order(bed) == ["b", "c", "a"]
+
+
+def test_what_nobody_claims_is_published_again_ever_more_rarely(bed: Bed) -> None:
+    bed.enqueue()
+    times = []
+    for second in range(120):
+        bed.client.delete(bed.keys.queue(LANE))
+        if housekeep(bed):
+            times.append(second)
+        bed.advance(1000)
+    waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    assert 3 <= len(times) <= 6
+    assert waits == sorted(waits)
+    assert waits[-1] >= 2 * waits[0]
+
+
+def test_a_backlog_never_doubles(bed: Bed) -> None:
+    for number in range(50):
+        bed.enqueue(f"j{number}")
+    for _ in range(20):
+        bed.advance(60_000)
+        assert housekeep(bed) == []
+    assert len(bed.messages()) == 50
+
+
+def test_a_story_is_bounded(bed: Bed) -> None:
+    bed.enqueue()
+    for _ in range(120):
+        bed(bed.ledger.release("a", bed.claimed().token, LANE))
+    assert len(bed(bed.ledger.story("a"))) == 200
+
+
+def test_a_purge_takes_the_settled_and_leaves_the_live(bed: Bed) -> None:
+    for job_id in "ab":
+        bed.enqueue(job_id)
+    bed.settle(bed.claimed("a").token, JobStatus.FAILED)
+    assert bed(bed.ledger.purge(["a", "b", "none"])) == 1
+    assert (bed.state("a"), bed.state("b")) == ("none", "queued")
+    left = [bed.keys.job("a"), bed.keys.story("a"), bed.keys.result("a")]
+    assert bed.client.exists(*left) == 0
+    assert bed(bed.ledger.failed(10)) == []
+
+
+def test_a_failed_job_is_kept_longer_and_leaves_the_list_when_it_goes(bed: Bed) -> None:
+    for job_id in "ab":
+        bed.enqueue(job_id)
+    call = bed.ledger.settle("a", bed.claimed("a").token, ended("a", JobStatus.FAILED, 1), None, 1.0, None, KEPT_S)
+    bed(call)
+    assert 1000 < bed.client.pttl(bed.keys.job("a")) <= KEPT_S * 1000
+    assert bed.client.pttl(bed.keys.result("a")) <= 1000
+    bed.advance(round(KEPT_S * 1000) + 1)
+    bed.settle(bed.claimed("b").token, JobStatus.FAILED, "b")
+    assert bed(bed.ledger.failed(10)) == ["b"]
+
+
+def test_redis_itself_keeps_the_time(redis_url: str) -> None:
+    with redis.Redis.from_url(redis_url) as client:
+        bed = Bed(redis_url)
+        bed.ledger = Ledger(Keys("t"))
+        bed.enqueue()
+        seconds, micros = client.time()
+        assert abs(bed.claimed().accepted_at - (seconds + micros / 1e6)) < 5
+        bed.close()
