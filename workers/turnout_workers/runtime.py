@@ -14,7 +14,7 @@ from typing import Any
 from uuid import uuid4
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from turnout.ledger import Ledger, NewJob
 from turnout.ledger.keys import Keys
@@ -25,6 +25,7 @@ from turnout_workers.attempt import Attempts, Policy
 from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
 from turnout_workers.endpoints import accounts
+from turnout_workers.fleet_watch import FleetWatch
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
@@ -84,16 +85,19 @@ class Worker:
                 ejection_s=file.router.failover_cooldown,
                 result_ttl_s=file.retention.results_s,
                 failed_ttl_s=file.retention.failed_s,
-                headroom={lane: 1 - table.reserved_share for lane, table in file.lanes.items()},
+                reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
             ),
             rng=rng,
         )
+        watch = FleetWatch(
+            self._store, self._poller, self.attempts.waiting, self.name, rng, file.router.failover_cooldown
+        )
         housekeeping = Housekeeping(
-            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s
+            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s, watch.judge
         )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
-        for work in (heartbeat.run(), housekeeping.run(), checks.run(), self._replay_spool()):
+        for work in (heartbeat.run(), watch.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
         logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
 
@@ -125,11 +129,17 @@ class Worker:
         while True:
             for path, kept in self._spool:
                 result = JobResult.model_validate(kept["result"])
-                ttl_s = self._settings.file.retention.results_s
+                kept_s = self._settings.file.retention
                 try:
                     await self._call(
-                        self._ledger.settle(kept["job"], kept["token"], result, None, ttl_s, kept["batch"])
+                        self._ledger.settle(
+                            kept["job"], kept["token"], result, None, kept_s.results_s, kept["batch"], kept_s.failed_s
+                        )
                     )
+                except ResponseError as error:
+                    logger.error("spooled settlement %s is refused, and put aside: %s", path.name, error)
+                    path.rename(path.with_suffix(".refused"))
+                    continue
                 except (RedisError, OSError):
                     break  # still away
                 path.unlink(missing_ok=True)
