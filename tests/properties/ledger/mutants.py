@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import pytest
 from redis.exceptions import NoScriptError, ResponseError
 from tests import redis_server
 from tests.properties.ledger.bed import Bed, Mutant
@@ -84,7 +85,7 @@ MUTANTS = [
 ENOUGH = 0.95
 
 
-CAUGHT = (AssertionError, AttributeError, TypeError, ResponseError)
+CAUGHT = (AssertionError, AttributeError, TypeError, ResponseError, pytest.fail.Exception)
 """What a check raises that notices: also on a reply it can't read, or a script that breaks down."""
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import redis
@@ -207,6 +208,16 @@ def test_failed_jobs_are_listed_and_replayed_with_their_story_kept(bed: Bed) -> 
     assert events == ["queued", "claimed", "failed", "replayed", "claimed"]
 
 
+def test_what_was_accepted_is_live_or_counted_by_its_end(bed: Bed) -> None:
+    for job_id in ("a", "b", "c", "a"):
+        bed.enqueue(job_id)
+    bed.settle(bed.claimed("a").token, JobStatus.FAILED)
+    bed(bed.ledger.cancel("b", None, KEPT_S))
+    assert bed.client.hgetall(bed.keys.counts) == {b"accepted": b"3", b"failed": b"1", b"cancelled": b"1"}
+    bed(bed.ledger.replay("a", LANE))
+    assert bed.client.hget(bed.keys.counts, "failed") == b"0"
+
+
 def test_a_success_is_never_replayed(bed: Bed) -> None:
     bed.enqueue()
     bed.settle(bed.claimed().token)
@@ -234,7 +245,7 @@ def test_what_nobody_claims_is_published_again_ever_more_rarely(bed: Bed) -> Non
         if housekeep(bed):
             times.append(second)
         bed.advance(1000)
-    waits = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+    waits = [later - earlier for earlier, later in pairwise(times)]
     assert 3 <= len(times) <= 6
     assert waits == sorted(waits)
     assert waits[-1] >= 2 * waits[0]
@@ -272,7 +283,8 @@ def test_a_failed_job_is_kept_longer_and_leaves_the_list_when_it_goes(bed: Bed) 
         bed.enqueue(job_id)
     call = bed.ledger.settle("a", bed.claimed("a").token, ended("a", JobStatus.FAILED, 1), None, 1.0, None, KEPT_S)
     bed(call)
-    assert 1000 < bed.client.pttl(bed.keys.job("a")) <= KEPT_S * 1000
+    for key in (bed.keys.job("a"), bed.keys.story("a")):
+        assert 1000 < bed.client.pttl(key) <= KEPT_S * 1000
     assert bed.client.pttl(bed.keys.result("a")) <= 1000
     bed.advance(round(KEPT_S * 1000) + 1)
     bed.settle(bed.claimed("b").token, JobStatus.FAILED, "b")
