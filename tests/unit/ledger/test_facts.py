@@ -237,6 +237,17 @@ def test_a_lost_message_is_published_again(bed: Bed) -> None:
     assert order(bed) == ["b", "c", "a"]
 
 
+def test_a_job_that_was_missed_once_and_claimed_is_not_taken_for_lost_the_next_time(bed: Bed) -> None:
+    bed.enqueue()
+    fetch(bed)
+    bed.advance(1)
+    assert housekeep(bed) == []
+    bed(bed.ledger.release("a", bed.claimed().token, LANE))
+    bed.advance(round(LOST_S * 1000))
+    fetch(bed)
+    assert housekeep(bed) == []
+
+
 def test_what_nobody_claims_is_published_again_ever_more_rarely(bed: Bed) -> None:
     bed.enqueue()
     times = []
