@@ -125,63 +125,30 @@ def judge(
     if rule.cooldown_s is not None and (told_s is None or failure.kind is FailureKind.QUOTA_EXHAUSTED):
         block_s = max(block_s, rule.cooldown_s)
     block_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
-    action, delay_s = _next(
-        failure,
-        rule,
-        rng,
-        block_s,
-        attempt,
-        retries_here,
-        retry_budget_left,
-        has_untried,
-        allow_fallback,
-        max_attempts,
-    )
-    return Verdict(
-        action,
-        delay_s,
-        block_s if not (rule.fatal or rule.unsuited or rule.disables) else 0.0,
-        failure.scope,
-        rule.disables,
-        rule.counts,
-        rule.spends,
-        rule.unsuited,
-    )
 
+    def ruled(action: Action, delay_s: float = 0.0) -> Verdict:
+        cooldown_s = 0.0 if rule.fatal or rule.unsuited or rule.disables else block_s
+        return Verdict(
+            action, delay_s, cooldown_s, failure.scope, rule.disables, rule.counts, rule.spends, rule.unsuited
+        )
 
-def _next(
-    failure: Failure,
-    rule: Rule,
-    rng: random.Random,
-    block_s: float,
-    attempt: int,
-    retries_here: int,
-    retry_budget_left: bool,
-    has_untried: bool,
-    allow_fallback: bool,
-    max_attempts: int,
-) -> tuple[Action, float]:
-    """What the job does next, and after how many seconds."""
     if rule.fatal or (rule.spends and attempt >= max_attempts):
-        return Action.GIVE_UP, 0.0
+        return ruled(Action.GIVE_UP)
     if failure.kind is FailureKind.CANCELLED:
-        return Action.DEFER, 0.0
-    if rule.waits and failure.retry_after_s is not None and failure.retry_after_s <= SHORT_WAIT_S and retries_here == 0:
-        return Action.RETRY, block_s
+        return ruled(Action.DEFER)
+    if rule.waits and told_s is not None and told_s <= SHORT_WAIT_S and retries_here == 0:
+        return ruled(Action.RETRY, block_s)
     if retries_here < rule.retries and retry_budget_left:
-        return Action.RETRY, max(block_s, backoff_s(retries_here + 1, rng))
+        return ruled(Action.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
-        return Action.DEFER, backoff_s(retries_here + 1, rng)
-    if not allow_fallback:
-        # A cooldown is no failure: the one endpoint that may be used is waited for.
-        return (Action.DEFER, block_s) if rule.cooldown_s is not None else (Action.GIVE_UP, 0.0)
+        return ruled(Action.DEFER, backoff_s(retries_here + 1, rng))
+    if not allow_fallback:  # a cooldown is no failure: the one endpoint that may be used is waited for
+        return ruled(Action.DEFER, block_s) if rule.cooldown_s is not None else ruled(Action.GIVE_UP)
     if has_untried:
-        return Action.FAIL_OVER, backoff_s(attempt - 1, rng)
+        return ruled(Action.FAIL_OVER, backoff_s(attempt - 1, rng))
     if rule.unsuited:
-        return Action.GIVE_UP, 0.0
-    if rule.disables:
-        return Action.DEFER, RECHECK_S
-    return Action.DEFER, max(block_s, backoff_s(attempt, rng))
+        return ruled(Action.GIVE_UP)
+    return ruled(Action.DEFER, RECHECK_S if rule.disables else max(block_s, backoff_s(attempt, rng)))
 
 
 def backoff_s(failures: int, rng: random.Random) -> float:

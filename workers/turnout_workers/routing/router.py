@@ -320,9 +320,9 @@ class IntelligentRouter:
                     calls.add(asyncio.create_task(self._attempt(job, decision, *second)))
             while calls:
                 done, calls = await asyncio.wait(calls, return_when=asyncio.FIRST_COMPLETED)
-                for call in done:
-                    if not calls or (call.exception() is None and call.result() is not None):
-                        return call.result()
+                answered = [call for call in done if call.exception() is None and call.result() is not None]
+                if answered or not calls:
+                    return (answered or list(done))[0].result()
             return None
         finally:
             for call in calls:
