@@ -329,6 +329,11 @@ def test_what_a_success_no_longer_needs_goes(bed: Bed) -> None:
     assert not {b"payload", b"embed", b"owner", b"progress"} & set(bed.client.hkeys(bed.keys.job("a")))
 
 
+def test_a_result_that_is_not_to_be_kept_is_settled_all_the_same(bed: Bed) -> None:
+    bed.enqueue()
+    assert bed(bed.ledger.settle("a", bed.claimed().token, ended("a", JobStatus.SUCCEEDED, 1), None, 0)).accepted
+
+
 def test_celery_can_tell_two_messages_of_one_job_apart(bed: Bed) -> None:
     bed.enqueue()
     bed(bed.ledger.release("a", bed.claimed().token, LANE))
