@@ -14,13 +14,15 @@ from typing import Any
 from uuid import uuid4
 
 import redis.asyncio
+from pydantic import ValidationError
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Ledger, NewJob
+from turnout.batch.lines import explain
+from turnout.ledger import Intake, Ledger, NewJob
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest
-from turnout.result import JobResult
+from turnout.result import JobResult, JobStatus, Problem, celery_record
 from turnout_workers.attempt import Attempts, Policy
 from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
@@ -117,12 +119,28 @@ class Worker:
         task.add_done_callback(_log_end)
         self._tasks.append(task)
 
-    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> None:
-        """Take a request that came inside a Celery message into the ledger. The message is at hand already."""
-        request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
+    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> JobResult | None:
+        """Take a request that came inside a Celery message into the ledger; the message is at hand already.
+
+        What can't be accepted never was a job: its result, for Celery to read, is given back.
+        """
+        try:
+            request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
+        except ValidationError as error:
+            return await self._refused(job_id, "invalid_request", explain(error))
         callbacks = {name: value for name, value in embed.items() if value}
         job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
-        await self._call(self._ledger.enqueue(job))
+        outcome = (await self._call(self._ledger.enqueue(job))).outcome
+        if outcome in (Intake.QUEUED, Intake.DUPLICATE):
+            return None
+        return await self._refused(job_id, outcome.value, f"the job was not accepted: {outcome}")
+
+    async def _refused(self, job_id: str, code: str, message: str) -> JobResult:
+        result = JobResult(id=job_id, status=JobStatus.FAILED, error=Problem(code=code, message=message))
+        key, record = self._ledger.keys.result(job_id), celery_record(result, result.model_dump_json())
+        await self._client.set(key, record, ex=int(self._settings.file.retention.results_s))
+        await self._client.publish(key, record)
+        return result
 
     async def _replay_spool(self) -> None:
         """Settle what a partition kept from being settled."""
