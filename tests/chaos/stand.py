@@ -111,7 +111,7 @@ class Stand:
         urllib.request.urlopen(urllib.request.Request(f"{self._url}/control/{provider}", body, method="POST"))
 
     def money(self) -> dict[str, int]:
-        """Sums over the `total` account: every call of every job is charged to it where there is a ceiling."""
+        """The books; every call of every job is charged to the account `total`."""
         told = self.client.hgetall(self.ledger.keys.money)
         return {name.decode(): int(value) for name, value in told.items()}
 
