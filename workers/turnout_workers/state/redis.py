@@ -163,8 +163,7 @@ class RedisFleetStore:
         await self._mark("restored", endpoint_ids)
 
     async def _mark(self, what: str, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
-        args: list[str | int] = [what, reason, _ms(for_s), *endpoint_ids]
-        await self._call(self._script("mark", [self._keys.fleet], args, _nothing))
+        await self._call(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
         await self._call(self.mark_duplicate_call(accounts, cost_microusd))
@@ -190,6 +189,19 @@ class RedisFleetStore:
 
     async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
         return await self._call(state_call(self._keys, self._prelude))
+
+
+def mark_call(
+    keys: Keys,
+    what: str,
+    endpoint_ids: Sequence[str],
+    reason: str = "",
+    for_s: float = 0,
+    prelude: str = CLOCK + CONSTANTS,
+) -> Call[None]:
+    """Mark endpoints `blocked`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
+    script = Script.load("turnout_workers.state", "mark", prelude)
+    return Call(script, (keys.fleet,), (what, reason, _ms(for_s), *endpoint_ids), _nothing)
 
 
 def state_call(keys: Keys, prelude: str = CLOCK + CONSTANTS) -> Call[tuple[float, Mapping[str, EndpointState]]]:

@@ -1,0 +1,99 @@
+"""The operator's commands, as processes, against a real worker and a simulated fleet."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from turnout import Client
+from turnout_workers import local
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("REDIS_URL", raising=False)
+        with local.running(tmp_path_factory.mktemp("local"), None, simulate=("--instant", "--no-faults")) as running:
+            yield running
+
+
+def turnout(here: local.Local, *arguments: str, code: int = 0) -> str:
+    command = [sys.executable, "-m", "turnout", *arguments]
+    environ = {**os.environ, **here.environ, "COLUMNS": "200"}
+    told = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60)
+    assert told.returncode == code, told.stdout + told.stderr
+    return told.stdout
+
+
+def test_a_jobs_story_is_explained_with_each_candidate_and_exclusion(here: local.Local) -> None:
+    with Client(here.redis_url) as client:
+        job = client.submit("The secret question?", model="llama-3.3-70b", constraints={"ignore": ["sim-swift"]})
+        answer = job.wait(20)
+    told = turnout(here, "explain", job.id)
+    assert "queued" in told
+    assert "sim-swift is to be ignored" in told
+    assert f"{answer.provider}/llama-3.3-70b: answered after" in told
+    assert "secret question" not in told
+    story = json.loads(turnout(here, "explain", job.id, "--json"))
+    assert story["state"] == "succeeded"
+    assert story["story"][-1]["decision"]["chosen"] == f"{answer.provider}/llama-3.3-70b"
+    assert "With the strategy latency" in turnout(here, "explain", job.id, "--replay", "latency")
+    assert "there is no job nope" in subprocess_error(here, "explain", "nope")
+
+
+def subprocess_error(here: local.Local, *arguments: str) -> str:
+    command = [sys.executable, "-m", "turnout", *arguments]
+    told = subprocess.run(command, env={**os.environ, **here.environ}, capture_output=True, text=True, timeout=60)
+    assert told.returncode == 1
+    return told.stderr
+
+
+def test_status_counts_lanes_jobs_and_endpoints(here: local.Local) -> None:
+    with Client(here.redis_url) as client:
+        client.submit("A?").wait(20)
+    told = json.loads(turnout(here, "status", "--json"))
+    assert set(told["lanes"]) == {"interactive", "standard", "batch"}
+    assert told["counts"]["succeeded"] >= 1
+    assert told["money_usd"]["spent"] > 0
+    assert all(one["simulated"] for one in told["endpoints"])
+    assert "sim-thrifty/llama-3.3-70b (simulated)" in turnout(here, "status", "--once")
+
+
+def test_an_isolated_provider_gets_no_job_until_it_is_restored(here: local.Local) -> None:
+    only = {"only": ["sim-steady"], "deadline_s": 0.5}
+    turnout(here, "isolate", "sim-steady")
+    with Client(here.redis_url) as client:
+        with pytest.raises(Exception, match="deadline"):
+            client.submit("A?", constraints=only).wait(20)
+        turnout(here, "restore", "sim-steady")
+        assert client.submit("A?", constraints={"only": ["sim-steady"]}).wait(20).provider == "sim-steady"
+    assert "there are sim-thrifty" in subprocess_error(here, "isolate", "nobody")
+
+
+def test_failed_jobs_are_listed_and_run_again(here: local.Local) -> None:
+    with Client(here.redis_url) as client:
+        job = client.submit("A?", constraints={"only": ["nobody"]})
+        with pytest.raises(Exception, match="refused"):
+            job.wait(20)
+    assert job.id in turnout(here, "failed")
+    assert json.loads(turnout(here, "failed", "--json", "--error", "refused").splitlines()[0])["status"] == "failed"
+    assert "1 of 1 jobs run again" in turnout(here, "replay", job.id)
+
+
+def test_providers_are_listed_and_checked(here: local.Local) -> None:
+    told = turnout(here, "providers", "--check")
+    assert "sim-horizon: answers" in told
+    assert "simulated" in told
+
+
+def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:
+    told = turnout(here, "doctor", code=1)
+    assert "ok   the append-only file is on" in told
+    assert "ok   maxmemory-policy is noeviction" in told
+    assert "DO   some providers are simulated" in told

@@ -1,0 +1,109 @@
+"""What an operator does to jobs and endpoints: list the failed, replay, cancel, isolate, restore."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from turnout.ledger import Facts
+from turnout.ledger.script import Call
+from turnout.result import JobResult
+from turnout_workers.commands.setting import Setting, setting
+from turnout_workers.state.redis import mark_call
+
+PAGE = 500
+
+
+def _failed(here: Setting, error: str | None, batch: str | None, limit: int) -> list[tuple[str, Facts, JobResult]]:
+    """Failed jobs whose records are still there, the latest first."""
+    found: list[tuple[str, Facts, JobResult]] = []
+    offset = 0
+    while len(found) < limit and (ids := here.ask(here.ledger.failed(PAGE, offset))[0]):
+        offset += PAGE
+        facts = here.ask(*(here.ledger.facts(job_id) for job_id in ids))
+        results = here.ask(*(here.ledger.result(job_id) for job_id in ids))
+        for job_id, job, result in zip(ids, facts, results, strict=True):
+            if job is None or result is None or job.state != "failed":
+                continue
+            code = result.error.code if result.error else ""
+            if (error is None or code == error) and (batch is None or job.batch == batch):
+                found.append((job_id, job, result))
+    return found[:limit]
+
+
+@click.command()
+@click.option("--limit", default=50, show_default=True)
+@click.option("--error", help="Only those that ended with this code.")
+@click.option("--batch", help="Only those of this batch.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> None:
+    """List failed jobs, the latest first."""
+    found = _failed(setting(), error, batch, limit)
+    if as_json:
+        for _, _, result in found:
+            click.echo(result.model_dump_json(exclude_defaults=True, exclude={"response"}))
+        return
+    table = Table("job", "failed at (UTC)", "model", "error", "attempts")
+    for job_id, job, result in found:
+        at = datetime.fromtimestamp(job.settled_at or 0, UTC)
+        problem = f"{result.error.code}: {result.error.message}" if result.error else ""
+        table.add_row(job_id, f"{at:%Y-%m-%d %H:%M:%S}", job.label, problem[:80], str(len(result.attempts)))
+    Console().print(table if found else "No job has failed.")
+
+
+@click.command()
+@click.argument("jobs", nargs=-1)
+@click.option("--all", "everything", is_flag=True, help="Every failed job.")
+@click.option("--error", help="Failed jobs that ended with this code.")
+@click.option("--batch", help="Failed jobs of this batch.")
+def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: str | None) -> None:
+    """Run jobs again that failed, expired or were cancelled. Their story goes on."""
+    if not jobs and not (everything or error or batch):
+        raise click.UsageError("name jobs, or give --all, --error or --batch")
+    here = setting()
+    ids = list(jobs) or [job_id for job_id, _, _ in _failed(here, error, batch, 1_000_000)]
+    facts = here.ask(*(here.ledger.facts(job_id) for job_id in ids))
+    known = [(job_id, job) for job_id, job in zip(ids, facts, strict=True) if job is not None]
+    done = here.ask(*(here.ledger.replay(job_id, job.lane) for job_id, job in known))
+    click.echo(f"{sum(done)} of {len(ids)} jobs run again")
+
+
+@click.command()
+@click.argument("jobs", nargs=-1, required=True)
+def cancel(jobs: tuple[str, ...]) -> None:
+    """Cancel jobs, wherever they are. A call in flight is aborted at its worker's next heartbeat."""
+    here = setting()
+    ttl_s = here.settings.file.retention.results_s
+    facts = here.ask(*(here.ledger.facts(job_id) for job_id in jobs))
+    for job_id, job in zip(jobs, facts, strict=True):
+        if job is None:
+            click.echo(f"{job_id}: no such job")
+            continue
+        ended = here.ask(here.ledger.cancel(job_id, job.batch, ttl_s))[0]
+        click.echo(f"{job_id}: {'cancelled' if ended.accepted else f'was {ended.state} already'}")
+
+
+@click.command()
+@click.argument("name")
+@click.option("--reason", default="isolated by an operator", show_default=True)
+def isolate(name: str, reason: str) -> None:
+    """Take a provider, or one endpoint of it, out of the fleet until it is restored."""
+    here = setting()
+    _tell(here, mark_call(here.ledger.keys, "isolated", here.endpoints(name), reason), "isolated", name)
+
+
+@click.command()
+@click.argument("name")
+def restore(name: str) -> None:
+    """Bring a provider or endpoint back: whatever it was isolated, disabled, ejected or cooled down for."""
+    here = setting()
+    _tell(here, mark_call(here.ledger.keys, "restored", here.endpoints(name)), "restored", name)
+
+
+def _tell(here: Setting, call: Call[None], done: str, name: str) -> None:
+    here.ask(call)
+    click.echo(f"{done}: {json.dumps(here.endpoints(name))}")

@@ -1,0 +1,57 @@
+"""What the operator's commands start from: the configuration, Redis, the ledger, the fleet."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import click
+import redis
+
+from turnout.errors import TurnoutError
+from turnout.ledger import Keys, Ledger, Read, run
+from turnout.ledger.script import Call
+from turnout_workers.config import Settings, configured
+from turnout_workers.endpoints import accounts
+from turnout_workers.routing.fleet import Fleet
+from turnout_workers.state.fleet_view import FleetView
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """Where a command works."""
+
+    settings: Settings
+    client: redis.Redis
+    ledger: Ledger
+    fleet: Fleet
+
+    def ask(self, *calls: Call[Any] | Read[Any]) -> list[Any]:
+        """Send calls in one round trip. Raises ClickException if Redis can't be reached."""
+        try:
+            return run(self.client, calls)
+        except redis.ConnectionError as error:
+            raise click.ClickException(f"Redis can't be reached ({error}); set REDIS_URL, or redis_url") from None
+
+    @property
+    def view(self) -> FleetView:
+        return FleetView(self.client, self.ledger.keys, self.fleet)
+
+    def endpoints(self, name: str) -> list[str]:
+        """Ids of an endpoint, or of all endpoints of a provider."""
+        found = [e.id for e in self.fleet.endpoints if name in (e.id, e.provider, e.account_id)]
+        if not found:
+            known = ", ".join(dict.fromkeys(e.provider for e in self.fleet.endpoints))
+            raise click.ClickException(f"no provider or endpoint is called {name}; there are {known}")
+        return found
+
+
+def setting() -> Setting:
+    """Of this environment. Raises ClickException if the configuration can't be used."""
+    try:
+        settings = configured(os.environ)
+    except TurnoutError as error:
+        raise click.ClickException(str(error)) from None
+    fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
+    return Setting(settings, redis.Redis.from_url(settings.redis_url), Ledger(Keys(settings.file.namespace)), fleet)
