@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 LEASE_TTL_S = 30.0
 """How long a job stays claimed without a heartbeat: a crash is noticed within this and a housekeeping round."""
+ALIVE_EVERY_S = 5.0
 CONNECTIONS = 8
 """To Redis. Calls of all jobs are coalesced, so that a few carry thousands."""
 
@@ -95,6 +96,8 @@ class Worker:
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
         for work in (heartbeat.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
+        if path := os.environ.get("TURNOUT_ALIVE"):
+            self._keep_running(_show_life(Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
 
     async def stop(self) -> None:
@@ -134,6 +137,13 @@ class Worker:
                     break  # still away
                 path.unlink(missing_ok=True)
             await asyncio.sleep(1)
+
+
+async def _show_life(path: Path) -> None:
+    """Touch a file as long as the loop turns, for the health checks of containers. Redis may be away meanwhile."""
+    while True:
+        path.touch()
+        await asyncio.sleep(ALIVE_EVERY_S)
 
 
 def _log_end(task: asyncio.Task[None]) -> None:
