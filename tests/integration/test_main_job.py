@@ -114,9 +114,10 @@ def left_behind(folder: Path) -> list[str]:
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         try:
-            if mark in (entry / "environ").read_bytes().split(b"\0") and b"Z" not in (
-                entry / "stat"
-            ).read_bytes().rpartition(b")")[2].split()[:1]:
+            if (
+                mark in (entry / "environ").read_bytes().split(b"\0")
+                and b"Z" not in (entry / "stat").read_bytes().rpartition(b")")[2].split()[:1]
+            ):
                 found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
         except OSError:
             continue

@@ -82,7 +82,9 @@ class Infer(AsyncTask):
         job_id: str = request["id"]
         args, kwargs, embed = loads(body[0], body[1], body[2], accept={"application/json"}) if body[1] else body[0]
         if (asked := _request_of(args, kwargs, job_id)) is not None:
-            await worker.accept(job_id, asked, embed)
+            refused = await worker.accept(job_id, asked, embed)
+            if refused is not None:
+                return lambda: refused.answer()
         match await worker.attempts(job_id):
             case Done(result) if result.succeeded:
                 return lambda: Answer(result)

@@ -11,11 +11,12 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from turnout.ledger import Claimed, Ledger
 from turnout.ledger.script import Coalescer
@@ -29,6 +30,7 @@ from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.health import Step, after_report
+from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -52,6 +54,8 @@ PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
 """How long a job waits in place, all waits together, before it is parked and its slot serves another."""
 MAX_BIDS = 6
 """Candidates offered to one admission; those behind them are offered by the next one."""
+SPREAD = 0.2
+"""Most that is added to a wait, as a share of it."""
 RECHECK_S = 5.0
 """Deferral where nobody knows when there will be room."""
 
@@ -97,8 +101,8 @@ class Policy:
     max_attempts: int = failover.MAX_ATTEMPTS
     result_ttl_s: float = 86_400.0
     failed_ttl_s: float = 7 * 86_400.0
-    headroom: Mapping[Lane, float] = field(default_factory=dict)
-    """Share of each rate limit that a lane may fill; the rest is kept for the more urgent ones."""
+    reserved: Mapping[Lane, float] | None = None
+    """Share of each rate limit that a lane leaves to the more urgent ones, while they have work."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +146,9 @@ class Attempts:
         self._policy = policy
         self._rng = rng
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
+        self._last_seen: dict[Lane, float] = {}
+        self.waiting: Counter[str] = Counter()
+        """Jobs of this worker that wait for an endpoint rather than take another, by endpoint id."""
 
     async def __call__(self, job_id: str) -> End:
         """Claim the job and take it as far as it goes now."""
@@ -150,6 +157,7 @@ class Attempts:
         claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
         if not isinstance(claim, Claimed):
             return Skipped(f"not to be claimed: {claim.state}")
+        self._last_seen[claim.lane] = self._fleet.now()
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
             try:
                 request = InferenceRequest.model_validate_json(claim.payload)
@@ -194,10 +202,24 @@ class Attempts:
                     return await self._at_ceiling(job, progress, admission.ceiling)
                 wait_s = RECHECK_S if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
                 pinned = None
+            # Those that wait for the same moment shall not come all at once.
+            wait_s *= 1 + SPREAD * self._rng.random()
             if wait_s > patience_s:
                 return await self._defer(job, progress, wait_s, decision)
             patience_s -= wait_s
-            await asyncio.sleep(wait_s)
+            with self._waits(decision.waits_for):
+                await asyncio.sleep(wait_s)
+
+    @contextlib.contextmanager
+    def _waits(self, endpoint_id: str | None) -> Iterator[None]:
+        if endpoint_id is None:
+            yield
+            return
+        self.waiting[endpoint_id] += 1
+        try:
+            yield
+        finally:
+            self.waiting[endpoint_id] -= 1
 
     def _decide(self, job: _Job, progress: Progress, now: float) -> routing.Decision:
         profile = JobProfile.of(
@@ -234,7 +256,7 @@ class Attempts:
                 ttl_s=self._heartbeat.ttl_s,
                 ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
                 fence=Fence(self._ledger.keys.job(job.id), job.claim.token),
-                headroom=self._policy.headroom.get(job.claim.lane, 1.0),
+                headroom=headroom(job.claim.lane, self._last_seen, self._fleet.now(), self._policy.reserved),
             )
         )
 
@@ -384,6 +406,8 @@ class Attempts:
         )
         try:
             taken = await self._call(settlement)
+        except ResponseError:
+            raise  # Redis has answered, and refused: a fault of ours that no waiting mends
         except (RedisError, OSError) as error:
             logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
             self._spool.keep(
@@ -402,6 +426,8 @@ class Attempts:
                     result.attempts[-1].cost_microusd,
                 )
             return Skipped(f"settled by another: {taken}")
+        if job.request.constraints.max_cost_microusd is not None:
+            await self._store.forget([f"job:{job.id}"])
         return Done(result)
 
     def _result(

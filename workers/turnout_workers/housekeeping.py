@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -44,13 +45,16 @@ class Housekeeping:
         store: FleetStore,
         owner: str,
         result_ttl_s: float,
+        judge: Callable[[], Awaitable[None]],
     ) -> None:
+        """judge: looks after the fleet, once a round."""
         self._client = client
         self._ledger = ledger
         self._call = call
         self._store = store
         self._owner = owner.encode()
         self._result_ttl_s = result_ttl_s
+        self._judge = judge
         self._intake_checked_at = 0.0
 
     async def run(self) -> None:
@@ -83,6 +87,7 @@ class Housekeeping:
             if any(again):
                 logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
         await self._store.expire(BATCH)
+        await self._judge()
         await self._guard_intake()
 
     async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:

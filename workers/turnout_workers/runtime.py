@@ -14,17 +14,20 @@ from typing import Any
 from uuid import uuid4
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from pydantic import ValidationError
+from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Ledger, NewJob
+from turnout.batch.lines import explain
+from turnout.ledger import Intake, Ledger, NewJob
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest
-from turnout.result import JobResult
+from turnout.result import JobResult, JobStatus, Problem, celery_record
 from turnout_workers.attempt import Attempts, Policy
 from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
 from turnout_workers.endpoints import accounts
+from turnout_workers.fleet_watch import FleetWatch
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
@@ -85,16 +88,19 @@ class Worker:
                 ejection_s=file.router.failover_cooldown,
                 result_ttl_s=file.retention.results_s,
                 failed_ttl_s=file.retention.failed_s,
-                headroom={lane: 1 - table.reserved_share for lane, table in file.lanes.items()},
+                reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
             ),
             rng=rng,
         )
+        watch = FleetWatch(
+            self._store, self._poller, self.attempts.waiting, self.name, rng, file.router.failover_cooldown
+        )
         housekeeping = Housekeeping(
-            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s
+            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s, watch.judge
         )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
-        for work in (heartbeat.run(), housekeeping.run(), checks.run(), self._replay_spool()):
+        for work in (heartbeat.run(), watch.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
         if path := os.environ.get("TURNOUT_ALIVE"):
             self._keep_running(_show_life(Path(path)))
@@ -116,23 +122,45 @@ class Worker:
         task.add_done_callback(_log_end)
         self._tasks.append(task)
 
-    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> None:
-        """Take a request that came inside a Celery message into the ledger. The message is at hand already."""
-        request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
+    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> JobResult | None:
+        """Take a request that came inside a Celery message into the ledger; the message is at hand already.
+
+        What can't be accepted never was a job: its result, for Celery to read, is given back.
+        """
+        try:
+            request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
+        except ValidationError as error:
+            return await self._refused(job_id, "invalid_request", explain(error))
         callbacks = {name: value for name, value in embed.items() if value}
         job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
-        await self._call(self._ledger.enqueue(job))
+        outcome = (await self._call(self._ledger.enqueue(job))).outcome
+        if outcome in (Intake.QUEUED, Intake.DUPLICATE):
+            return None
+        return await self._refused(job_id, outcome.value, f"the job was not accepted: {outcome}")
+
+    async def _refused(self, job_id: str, code: str, message: str) -> JobResult:
+        result = JobResult(id=job_id, status=JobStatus.FAILED, error=Problem(code=code, message=message))
+        key, record = self._ledger.keys.result(job_id), celery_record(result, result.model_dump_json())
+        await self._client.set(key, record, ex=int(self._settings.file.retention.results_s))
+        await self._client.publish(key, record)
+        return result
 
     async def _replay_spool(self) -> None:
         """Settle what a partition kept from being settled."""
         while True:
             for path, kept in self._spool:
                 result = JobResult.model_validate(kept["result"])
-                ttl_s = self._settings.file.retention.results_s
+                kept_s = self._settings.file.retention
                 try:
                     await self._call(
-                        self._ledger.settle(kept["job"], kept["token"], result, None, ttl_s, kept["batch"])
+                        self._ledger.settle(
+                            kept["job"], kept["token"], result, None, kept_s.results_s, kept["batch"], kept_s.failed_s
+                        )
                     )
+                except ResponseError as error:
+                    logger.error("spooled settlement %s is refused, and put aside: %s", path.name, error)
+                    path.rename(path.with_suffix(".refused"))
+                    continue
                 except (RedisError, OSError):
                     break  # still away
                 path.unlink(missing_ok=True)

@@ -1,18 +1,18 @@
 """The job ledger: the truth about every job, in Redis. See `ledger.py` for its states."""
 
-from turnout.ledger.keys import Keys
-from turnout.ledger.ledger import (
+from turnout.ledger.job import (
     LIVE,
     Claimed,
     Ending,
     Enqueued,
     Facts,
     Intake,
-    Ledger,
     NewJob,
     NotClaimed,
     Settlement,
 )
+from turnout.ledger.keys import Keys
+from turnout.ledger.ledger import Ledger
 from turnout.ledger.script import Call, Coalescer, Read, Script, run
 
 __all__ = [

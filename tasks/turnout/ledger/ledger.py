@@ -17,155 +17,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
 from importlib.resources import files
-from typing import Any, Self
+from typing import Any
 
+from turnout.ledger.job import (
+    Claimed,
+    Ending,
+    Enqueued,
+    Facts,
+    Intake,
+    NewJob,
+    NotClaimed,
+    Settlement,
+    read_claim,
+    read_facts,
+    read_result,
+)
 from turnout.ledger.keys import Keys
 from turnout.ledger.message import TEMPLATE
 from turnout.ledger.script import CLOCK, Call, Read, Script
-from turnout.request import CONTRACT_VERSION, InferenceRequest, Lane
+from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus, Problem, celery_record
-
-LIVE = frozenset({"queued", "delayed", "leased", "calling"})
-"""States of a job that is not settled."""
-
-
-@dataclass(frozen=True, slots=True)
-class NewJob:
-    """A job to be accepted."""
-
-    id: str
-    payload: str
-    """The request as canonical JSON."""
-    fingerprint: str
-    lane: Lane
-    label: str
-    """The wanted model, for people."""
-    tenant: str | None = None
-    batch: str | None = None
-    deadline: float | None = None
-    """Unix time."""
-    deadline_s: float | None = None
-    """From acceptance on; the earlier of both counts."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
-    embed: str | None = None
-    """Callbacks and such, as JSON, of a job that a plain Celery app has sent."""
-    stream: bool = False
-    webhook: str | None = None
-    trace: str | None = None
-    """W3C trace context of whoever submitted it."""
-    publish: bool = True
-    """False: its message is at hand already."""
-
-    @classmethod
-    def of(cls, job_id: str, request: InferenceRequest, **options: Any) -> Self:
-        """Of a request; options are this class's other fields."""
-        wish, payload = request.constraints, request.canonical_json()
-        return cls(
-            id=job_id,
-            payload=payload,
-            fingerprint=request.fingerprint(),
-            lane=wish.lane,
-            label="|".join(request.models) or "auto",
-            tenant=wish.tenant,
-            deadline=wish.deadline.timestamp() if wish.deadline else None,
-            deadline_s=wish.deadline_s,
-            metadata=request.metadata,
-            **options,
-        )
-
-
-class Intake(StrEnum):
-    QUEUED = "queued"
-    DUPLICATE = "duplicate"
-    """The same job was accepted before: nothing was done."""
-    CONFLICT = "conflict"
-    """The id belongs to a job of other content."""
-    FULL = "full"
-    """Redis is short of memory; what was accepted must be settled first."""
-    EXPIRED = "expired"
-    """The deadline has passed already."""
-
-
-@dataclass(frozen=True, slots=True)
-class Enqueued:
-    outcome: Intake
-    state: str
-    """Of the job now; empty if it was not accepted."""
-
-
-@dataclass(frozen=True, slots=True)
-class Claimed:
-    """A job that is this worker's until its lease ends. Times are Unix seconds on Redis's clock."""
-
-    token: int
-    payload: str
-    accepted_at: float
-    deadline: float | None
-    progress: str
-    tenant: str | None
-    batch: str | None
-    lane: Lane
-    embed: str | None
-    stream: bool
-    webhook: str | None
-    trace: str | None
-    crashes: int
-    calls: int
-    queued_for_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class NotClaimed:
-    """Not to be had: the state it is in, `none`, or `unknown_version`, which is left untouched."""
-
-    state: str
-
-
-class Ending(StrEnum):
-    SETTLED = "settled"
-    SALVAGED = "salvaged"
-    """A success of an attempt that had lost its lease."""
-    REPEATED = "repeated"
-    """This very attempt has settled it before."""
-    DUPLICATE = "duplicate"
-    """Another attempt has: this result is not kept."""
-    FENCED = "fenced"
-    """Another attempt has the job now."""
-    REFUSED = "refused"
-    GONE = "gone"
-
-
-@dataclass(frozen=True, slots=True)
-class Settlement:
-    outcome: Ending
-    state: str
-    """Before."""
-
-    @property
-    def accepted(self) -> bool:
-        return self.outcome in (Ending.SETTLED, Ending.SALVAGED, Ending.REPEATED)
-
-    @property
-    def duplicate(self) -> bool:
-        return self.outcome is Ending.DUPLICATE
-
-
-@dataclass(frozen=True, slots=True)
-class Facts:
-    """A job without its content."""
-
-    state: str
-    lane: Lane
-    label: str
-    batch: str | None
-    tenant: str | None
-    calls: int
-    crashes: int
-    accepted_at: float
-    settled_at: float | None
 
 
 class Ledger:
@@ -173,9 +45,9 @@ class Ledger:
 
     def __init__(self, keys: Keys | None = None, clock: str = CLOCK) -> None:
         self.keys = keys or Keys()
-        self._prelude = f"{clock}local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\n" + files(
-            "turnout.ledger"
-        ).joinpath("lua", "shared.lua").read_text("utf-8")
+        shared = files("turnout.ledger").joinpath("lua", "shared.lua").read_text("utf-8")
+        constants = f"local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\n"
+        self._prelude = clock + constants + shared
 
     def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
         return Call(Script.load("turnout.ledger", name, self._prelude), tuple(keys), tuple(args), decode)
@@ -251,7 +123,7 @@ class Ledger:
             "claim",
             [keys.job(job_id), keys.leases, keys.story(job_id), *keys.all_pending],
             [job_id, owner, _ms(ttl_s)],
-            _claim,
+            read_claim,
         )
 
     def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Call[list[bool]]:
@@ -337,12 +209,12 @@ class Ledger:
     def facts(self, job_id: str) -> Read[Facts | None]:
         """What a job is and where it stands, without its content."""
         names = ("state", "lane", "label", "batch", "tenant", "calls", "crashes", "accepted_ms", "settled_ms")
-        return Read(("HMGET", self.keys.job(job_id), *names), _facts)
+        return Read(("HMGET", self.keys.job(job_id), *names), read_facts)
 
     def result(self, job_id: str) -> Read[JobResult | None]:
         """The result of a settled job; None if it is live, or gone."""
         names = ("result", "accepted_ms", "settled_ms", "progress")
-        return Read(("HMGET", self.keys.job(job_id), *names), _result)
+        return Read(("HMGET", self.keys.job(job_id), *names), read_result)
 
     def story(self, job_id: str) -> Read[list[dict[str, Any]]]:
         """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""
@@ -387,7 +259,7 @@ class Ledger:
             event["why"] = result.error.code
         if record is not None:
             event["decision"] = record
-        ttl_ms = _ms(result_ttl_s)
+        ttl_ms = max(1, _ms(result_ttl_s))  # Redis takes no lifetime of nothing
         return self._call(
             "settle",
             [
@@ -430,66 +302,3 @@ def _event(event: Mapping[str, Any]) -> str:
 
 def _texts(reply: list[bytes]) -> list[str]:
     return [one.decode() for one in reply]
-
-
-def _result(reply: list[bytes | None]) -> JobResult | None:
-    """The stored result; one written without its worker (expired, cancelled, poison) lacks what the record has."""
-    result, accepted_ms, settled_ms, progress = reply
-    if result is None:
-        return None
-    stored = json.loads(result)
-    stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
-    stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
-    if progress:
-        known = json.loads(progress)
-        attempts = known.get("attempts", [])
-        stored |= {
-            "attempts": attempts,
-            "failovers": known.get("failovers", 0),
-            "deferrals": known.get("deferrals", 0),
-            "cost_microusd": sum(attempt.get("cost_microusd", 0) for attempt in attempts),
-            "unsure_microusd": sum(attempt.get("unsure_microusd", 0) for attempt in attempts),
-        }
-    return JobResult.model_validate_json(json.dumps(stored))
-
-
-def _claim(reply: list[Any]) -> Claimed | NotClaimed:
-    if reply[0] != b"claimed":
-        return NotClaimed(reply[0].decode())
-    _, token, waited_ms, fields = reply
-    texts = [None if value is None else value.decode() for value in fields]
-    payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
-    return Claimed(
-        token=token,
-        payload=payload or "",
-        accepted_at=int(accepted or 0) / 1000,
-        deadline=int(deadline) / 1000 if deadline and deadline != "0" else None,
-        progress=progress or "",
-        tenant=tenant or None,
-        batch=batch or None,
-        lane=Lane(lane or Lane.STANDARD),
-        embed=embed,
-        stream=bool(stream),
-        webhook=webhook,
-        trace=trace,
-        crashes=int(crashes or 0),
-        calls=int(calls or 0),
-        queued_for_s=waited_ms / 1000,
-    )
-
-
-def _facts(reply: list[Any]) -> Facts | None:
-    if reply[0] is None:
-        return None
-    state, lane, label, batch, tenant, calls, crashes, accepted, settled = (v.decode() if v else "" for v in reply)
-    return Facts(
-        state,
-        Lane(lane),
-        label,
-        batch or None,
-        tenant or None,
-        int(calls or 0),
-        int(crashes or 0),
-        int(accepted or 0) / 1000,
-        int(settled) / 1000 if settled else None,
-    )

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
@@ -71,27 +72,45 @@ class Read(Generic[T]):
 Sendable = Call[T] | Read[T]
 
 
+_known: WeakKeyDictionary[redis.Redis, set[Script]] = WeakKeyDictionary()
+"""The scripts that each client has loaded."""
+
+
 def run(client: redis.Redis, calls: Sequence[Sendable[Any]]) -> list[Any]:
-    """Send all calls in one round trip, in order; raises the first error after all were sent."""
-    replies = _execute(client, calls)
-    if missing := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
-        # A restarted Redis has forgotten them. What was refused for that has not run, so it is safe again.
-        for script in _scripts(calls, missing):
-            client.script_load(script.source)
-        for i, reply in zip(missing, _execute(client, [calls[i] for i in missing]), strict=True):
+    """Send all calls in one round trip, in order; raises the first error after all were sent.
+
+    Just after a restart of Redis, which has then forgotten the scripts, plain reads may come first.
+    """
+    known = _known.setdefault(client, set())
+    replies = _execute(client, calls, _scripts(calls) - known)
+    if missing := _missing(replies):
+        # What was refused for want of its script has not run, so it is safe to send it again.
+        again = [calls[i] for i in missing]
+        for i, reply in zip(missing, _execute(client, again, _scripts(again)), strict=True):
             replies[i] = reply
+    known |= _scripts(calls)
     return [_decode(call, reply) for call, reply in zip(calls, replies, strict=True)]
 
 
-def _execute(client: redis.Redis, calls: Sequence[Sendable[Any]]) -> list[Any]:
+def _execute(client: redis.Redis, calls: Sequence[Sendable[Any]], scripts: Collection[Script]) -> list[Any]:
     with client.pipeline(transaction=False) as pipe:
-        for call in calls:
-            pipe.execute_command(*call.command)  # type: ignore[no-untyped-call]
-        return list(pipe.execute(raise_on_error=False))
+        for command in _commands(calls, scripts):
+            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+        return list(pipe.execute(raise_on_error=False))[len(scripts) :]
 
 
-def _scripts(calls: Sequence[Sendable[Any]], positions: Sequence[int]) -> set[Script]:
-    return {call.script for call in (calls[i] for i in positions) if isinstance(call, Call)}
+def _commands(calls: Sequence[Sendable[Any]], scripts: Collection[Script]) -> Iterator[tuple[Any, ...]]:
+    """The scripts are loaded first, so that nothing is held up for want of them, and the order is kept."""
+    yield from (("SCRIPT LOAD", script.source) for script in scripts)
+    yield from (call.command for call in calls)
+
+
+def _scripts(calls: Sequence[Sendable[Any]]) -> set[Script]:
+    return {call.script for call in calls if isinstance(call, Call)}
+
+
+def _missing(replies: Sequence[Any]) -> list[int]:
+    return [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
 
 
 def _decode(call: Sendable[T], reply: Any) -> T:
@@ -111,6 +130,7 @@ class Coalescer:
         self._max_batch = max_batch
         self._queue: list[tuple[Sendable[Any], asyncio.Future[Any]]] = []
         self._flusher: asyncio.Task[None] | None = None
+        self._known: set[Script] = set()
 
     async def __call__(self, call: Sendable[T]) -> T:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -139,16 +159,16 @@ class Coalescer:
             self._flusher = None
 
     async def _send(self, calls: Sequence[Sendable[Any]]) -> list[Any]:
-        replies = await self._execute(calls)
-        if missing := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
-            for script in _scripts(calls, missing):
-                await self._client.script_load(script.source)
-            for i, reply in zip(missing, await self._execute([calls[i] for i in missing]), strict=True):
+        replies = await self._execute(calls, _scripts(calls) - self._known)
+        if missing := _missing(replies):
+            again = [calls[i] for i in missing]
+            for i, reply in zip(missing, await self._execute(again, _scripts(again)), strict=True):
                 replies[i] = reply
+        self._known |= _scripts(calls)
         return replies
 
-    async def _execute(self, calls: Sequence[Sendable[Any]]) -> list[Any]:
+    async def _execute(self, calls: Sequence[Sendable[Any]], scripts: Collection[Script]) -> list[Any]:
         async with self._client.pipeline(transaction=False) as pipe:
-            for call in calls:
-                pipe.execute_command(*call.command)
-            return list(await pipe.execute(raise_on_error=False))
+            for command in _commands(calls, scripts):
+                pipe.execute_command(*command)
+            return list(await pipe.execute(raise_on_error=False))[len(scripts) :]

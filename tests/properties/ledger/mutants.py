@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from redis.exceptions import NoScriptError, ResponseError
 from tests import redis_server
+from tests.properties.ledger import test_lanes as lanes
 from tests.properties.ledger.bed import Bed, Mutant
 from tests.properties.ledger.test_stateful import search
 from tests.properties.ledger.test_walk import walk
@@ -80,6 +81,19 @@ MUTANTS = [
     Mutant("replay", "redis.call('ZREM', KEYS[4], ARGV[1])", ""),
     Mutant("replay", "redis.call('DEL', KEYS[7])", ""),
     Mutant("purge", "and not is_waiting(state)", ""),
+    Mutant("purge", "and not is_held(state)", ""),
+    Mutant("enqueue", "redis.call(at_front and 'RPUSH' or 'LPUSH', queue, message)", ""),
+    Mutant("requeue", "at_front and front_place(queue) or NOW", "NOW"),
+    Mutant("wake", "at_front and front_place(queue) or NOW", "NOW"),
+    Mutant("claim", "redis.call('HDEL', KEYS[1], 'missed_ms', 'republished')", ""),
+    Mutant("claim", "redis.call('ZADD', KEYS[2]", "redis.call('ZADD', KEYS[2], 'XX'"),
+    Mutant("defer", "redis.call('ZADD', KEYS[3]", "redis.call('ZADD', KEYS[3], 'XX'"),
+    Mutant("lost", "place = NOW", "return {}"),
+    Mutant("republish", "or job[2] ~= 'queued'", ""),
+    Mutant("replay", "not (state == 'failed' or", "not (state == 'succeeded' or state == 'failed' or"),
+    Mutant("settle", "and job[4] == token", "and false"),
+    Mutant("settle", "if authority == 'token' then redis.call('HDEL', KEYS[1], 'progress') end", ""),
+    Mutant("settle", "redis.call('ZADD', KEYS[5], NOW + ttl, id)", ""),
 ]
 """Of each kind: a check left out, an edge moved by one, an index or a lifetime forgotten, somebody not told."""
 ENOUGH = 0.95
@@ -109,6 +123,7 @@ def checks(url: str, mutant: Mutant) -> Iterator[tuple[str, Callable[[], object]
             for case in cases(fact):
                 yield name, partial(fact, Bed(url, mutant), *case)
     yield "longer walk", lambda: walk(Bed(url, mutant), claims=2)
+    yield "two jobs and their messages", lambda: lanes.walk(Bed(url, mutant), most=1000)
     yield "search", lambda: search(url, mutant=mutant)
 
 

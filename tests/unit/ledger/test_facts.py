@@ -237,6 +237,17 @@ def test_a_lost_message_is_published_again(bed: Bed) -> None:
     assert order(bed) == ["b", "c", "a"]
 
 
+def test_a_job_that_was_missed_once_and_claimed_is_not_taken_for_lost_the_next_time(bed: Bed) -> None:
+    bed.enqueue()
+    fetch(bed)
+    bed.advance(1)
+    assert housekeep(bed) == []
+    bed(bed.ledger.release("a", bed.claimed().token, LANE))
+    bed.advance(round(LOST_S * 1000))
+    fetch(bed)
+    assert housekeep(bed) == []
+
+
 def test_what_nobody_claims_is_published_again_ever_more_rarely(bed: Bed) -> None:
     bed.enqueue()
     times = []
@@ -289,6 +300,67 @@ def test_a_failed_job_is_kept_longer_and_leaves_the_list_when_it_goes(bed: Bed) 
     bed.advance(round(KEPT_S * 1000) + 1)
     bed.settle(bed.claimed("b").token, JobStatus.FAILED, "b")
     assert bed(bed.ledger.failed(10)) == ["b"]
+
+
+def test_what_was_tried_is_in_the_result_of_a_job_that_others_ended(bed: Bed) -> None:
+    attempt = {"endpoint": "g/m", "provider": "g", "model": "m", "started_at": 1.0, "cost_microusd": 7}
+    progress = json.dumps({"attempts": [attempt, attempt], "failovers": 1, "deferrals": 2})
+    bed.enqueue()
+    bed(bed.ledger.defer("a", bed.claimed().token, 60, progress, {"event": "deferred"}))
+    bed.advance(1500)
+    bed(bed.ledger.cancel("a", None, KEPT_S))
+    result = bed(bed.ledger.result("a"))
+    assert (len(result.attempts), result.cost_microusd, result.failovers, result.deferrals) == (2, 14, 1, 2)
+    assert (result.accepted_at, result.settled_at) == (START / 1000, START / 1000 + 1.5)
+
+
+def test_a_replayed_job_keeps_how_it_ended_before_and_what_celery_sent_along(bed: Bed) -> None:
+    bed.enqueue(embed='{"chord":"c"}')
+    bed.settle(bed.claimed().token, JobStatus.FAILED)
+    bed.client.delete(bed.keys.queue(LANE))
+    bed(bed.ledger.replay("a", LANE))
+    assert bed(bed.ledger.story("a"))[-1]["previous"]["error"]["code"] == "unavailable"
+    assert json.loads(json.loads(bed.messages()[0])["body"])[2] == {"chord": "c"}
+
+
+def test_what_a_success_no_longer_needs_goes(bed: Bed) -> None:
+    bed.enqueue(embed="{}")
+    bed.settle(bed.claimed().token)
+    assert not {b"payload", b"embed", b"owner", b"progress"} & set(bed.client.hkeys(bed.keys.job("a")))
+
+
+def test_a_result_that_is_not_to_be_kept_is_settled_all_the_same(bed: Bed) -> None:
+    bed.enqueue()
+    assert bed(bed.ledger.settle("a", bed.claimed().token, ended("a", JobStatus.SUCCEEDED, 1), None, 0)).accepted
+
+
+def test_celery_can_tell_two_messages_of_one_job_apart(bed: Bed) -> None:
+    bed.enqueue()
+    bed(bed.ledger.release("a", bed.claimed().token, LANE))
+    assert len({json.loads(message)["properties"]["delivery_tag"] for message in bed.messages()}) == 2
+
+
+def test_parked_jobs_run_in_the_order_in_which_they_are_due(bed: Bed) -> None:
+    for job_id, wait_s in (("a", 0.2), ("b", 0.3), ("c", 0.1)):
+        bed.enqueue(job_id, publish=False)
+        bed(bed.ledger.defer(job_id, bed.claimed(job_id).token, wait_s, "", {"event": "deferred"}))
+    bed.advance(1000)
+    for job_id in bed(bed.ledger.due(10)):
+        bed(bed.ledger.wake(job_id, LANE))
+    assert order(bed) == ["c", "a", "b"]
+
+
+def test_a_lost_message_is_found_behind_a_backlog_of_another_lane_and_of_celery(bed: Bed) -> None:
+    for number in range(50):
+        bed.enqueue(f"j{number}", lane=Lane.BATCH)
+    bed.enqueue()
+    fetch(bed)
+    bed.advance(1)
+    bed.client.rpush(bed.keys.queue(LANE), '{"headers":{"id":"plain"}}')
+    assert bed(bed.ledger.lost(LANE, 10)) == []  # a message that isn't ours tells nothing
+    bed.client.rpop(bed.keys.queue(LANE))
+    assert bed(bed.ledger.lost(LANE, 10)) == ["a"]
+    assert bed(bed.ledger.lost(Lane.BATCH, 10)) == []
 
 
 def test_redis_itself_keeps_the_time(redis_url: str) -> None:

@@ -115,6 +115,7 @@ class MemoryFleetStore:
         self._leases: dict[str, _Lease] = {}
         self._expiry: dict[str, float] = {}
         self._money: dict[str, Account] = {}
+        self._limits: dict[str, int] = {}
         self._waiting: dict[str, tuple[float, Mapping[str, int]]] = {}
 
     def _now(self) -> float:
@@ -233,10 +234,13 @@ class MemoryFleetStore:
         for ceiling in ceilings:
             account = self._money.get(ceiling.account, Account())
             certain = account.spent + account.unsure + cost
-            if ceiling.limit_microusd is None or certain + account.reserved <= ceiling.limit_microusd:
+            limit = ceiling.limit_microusd
+            if limit is None:
+                limit = self._limits.get(ceiling.account)
+            if limit is None or certain + account.reserved <= limit:
                 continue
             # What only reservations stand against may have room again once those calls are paid.
-            found.append(_Obstacle(None if certain > ceiling.limit_microusd else 0, CEILING + ceiling.account))
+            found.append(_Obstacle(None if certain > limit else 0, CEILING + ceiling.account))
         return found
 
     def _grant(self, bid: Bid, ask: Ask, now: float) -> Granted:
@@ -443,9 +447,13 @@ class MemoryFleetStore:
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
         return {name: self._money.get(name, Account()) for name in names}
 
+    async def set_limit(self, account: str, limit_microusd: int) -> None:
+        self._limits[account] = limit_microusd
+
     async def forget(self, accounts: Sequence[str]) -> None:
         for name in accounts:
             self._money.pop(name, None)
+            self._limits.pop(name, None)
 
     async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
         self._waiting[worker] = (self._now(), dict(waiting))

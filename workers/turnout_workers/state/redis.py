@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from turnout.ledger.keys import Keys
-from turnout.ledger.script import CLOCK, Call, Coalescer, Script
+from turnout.ledger.script import CLOCK, Call, Coalescer, Read, Script
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
 from turnout_workers.state import memory, store, windows
@@ -168,6 +168,9 @@ class RedisFleetStore:
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
         await self._call(self.mark_duplicate_call(accounts, cost_microusd))
+
+    async def set_limit(self, account: str, limit_microusd: int) -> None:
+        await self._call(Read(("HSET", self._keys.money, f"{account}|limit", limit_microusd), _nothing))
 
     async def forget(self, accounts: Sequence[str]) -> None:
         await self._call(self.forget_call(accounts))

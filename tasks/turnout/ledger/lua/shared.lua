@@ -24,13 +24,15 @@ local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
 
 -- Queue a job and push its message: on the lane's front where it has had its turn already, else on its back.
 local function publish(job, id, pending, queue, at_front)
-  local lane, label, embed, requeues = unpack(redis.call('HMGET', job, 'lane', 'label', 'embed', 'requeues'))
+  local lane, label, embed, requeues, token =
+    unpack(redis.call('HMGET', job, 'lane', 'label', 'embed', 'requeues', 'token'))
   local place = at_front and front_place(queue) or NOW
   redis.call('HSET', job, 'state', 'queued', 'queued_ms', NOW)
   redis.call('ZADD', pending, place, id)
   local message = string.gsub(MESSAGE, '<(%w+)>', {
     id = quoted(id), bodyid = quoted(quoted(id)), embed = quoted(embed or '{}'),
-    lane = lane, label = quoted(label), retries = requeues, place = place, tag = NOW .. ':' .. quoted(id),
+    lane = lane, label = quoted(label), retries = requeues, place = place,
+    tag = NOW .. ':' .. token .. ':' .. quoted(id),  -- Celery keeps apart by it what it has fetched
   })
   redis.call(at_front and 'RPUSH' or 'LPUSH', queue, message)
 end

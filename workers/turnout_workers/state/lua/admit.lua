@@ -148,6 +148,8 @@ local function money(bid, block)
   for _, accounts in ipairs({ask.accounts, bid.accounts}) do
     for _, account in ipairs(accounts) do
       local name, limit = account[1], account[2]
+      -- An account whose limit the ask doesn't say may have one of its own, as a batch has.
+      if limit < 0 then limit = tonumber(redis.call('HGET', MONEY, name .. '|limit')) or limit end
       if limit >= 0 then
         local sums = redis.call('HMGET', MONEY, name .. '|spent', name .. '|unsure', name .. '|reserved')
         local certain = (tonumber(sums[1]) or 0) + (tonumber(sums[2]) or 0) + bid.cost

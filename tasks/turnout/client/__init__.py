@@ -1,0 +1,6 @@
+"""Clients for producers: `Client` for ordinary code, `AsyncClient` for asyncio, over one core."""
+
+from turnout.client.blocking import Client, Job
+from turnout.client.nonblocking import AsyncClient, AsyncJob
+
+__all__ = ["AsyncClient", "AsyncJob", "Client", "Job"]

@@ -1,0 +1,234 @@
+"""The client for ordinary code: Django, Flask, scripts."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import islice
+from typing import Any
+from uuid import uuid4
+
+import redis
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from turnout.client.submission import RECHECK_S, RESULT_TTL_S, check, is_settled, new_job, redis_url
+from turnout.errors import IntakeRefused
+from turnout.ledger import Facts, Keys, Ledger, NewJob, run
+from turnout.request import InferenceRequest, InferenceResponse
+from turnout.result import JobResult
+
+CHUNK = 500
+"""Jobs in one pipeline of `submit_many`."""
+
+
+class Client:
+    """Submits jobs and waits for them. Threads may share one; it holds a pool of connections and, once somebody
+    waits, one more connection on which all waiting jobs are told of."""
+
+    def __init__(self, url: str | None = None, namespace: str = "turnout") -> None:
+        """url: of Redis; None: `REDIS_URL`, else this machine."""
+        self._redis = redis.Redis.from_url(redis_url(url))
+        self._ledger = Ledger(Keys(namespace))
+        self._inbox = _Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
+
+    def __enter__(self) -> Client:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Free the connections. Jobs go on."""
+        self._inbox.close()
+        self._redis.close()
+
+    def submit(self, request: InferenceRequest | str | Mapping[str, Any] | None = None, **options: Any) -> Job:
+        """Accept one job; it is safe in Redis when this returns.
+
+        request: an InferenceRequest, a prompt, or a mapping of its fields. options: `messages`, `model`,
+        `constraints`, `lane` (interactive), `idempotency_key`, `metadata`, and any field of InferenceRequest.
+        Raises Conflict, IntakeRefused, pydantic.ValidationError.
+        """
+        job = new_job(request, **options)
+        self._accept([job])
+        return Job(self, job.id)
+
+    def submit_many(self, requests: Iterable[InferenceRequest | str | Mapping[str, Any]], **options: Any) -> list[Job]:
+        """Accept many jobs, some hundred at a round trip. `options` hold for all of them."""
+        jobs: list[Job] = []
+        rest = iter(requests)
+        while chunk := [new_job(request, **options) for request in islice(rest, CHUNK)]:
+            self._accept(chunk)
+            jobs += [Job(self, job.id) for job in chunk]
+        return jobs
+
+    def job(self, job_id: str) -> Job:
+        """A job by its id, whoever submitted it."""
+        return Job(self, job_id)
+
+    def as_completed(self, jobs: Sequence[Job], timeout: float | None = None) -> Iterator[Job]:
+        """The jobs in the order in which they settle. Raises TimeoutError."""
+        ends_at = None if timeout is None else time.monotonic() + timeout
+        waiting = {job.id: job for job in jobs}
+        with self._inbox.listening(waiting) as heard:
+            settled = self._settled(list(waiting))
+            while waiting:
+                for job_id in settled:
+                    if job := waiting.pop(job_id, None):
+                        yield job
+                left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
+                if left <= 0:
+                    raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
+                if waiting:
+                    told = heard.wait(left)
+                    settled = told or self._settled(list(waiting))
+
+    def purge(self, jobs: Iterable[Job | str]) -> int:
+        """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
+        ids = [job if isinstance(job, str) else job.id for job in jobs]
+        return int(run(self._redis, [self._ledger.purge(ids)])[0])
+
+    def _accept(self, jobs: Sequence[NewJob]) -> None:
+        try:
+            answers = run(self._redis, [self._ledger.enqueue(job) for job in jobs])
+        except OutOfMemoryError:
+            raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
+        for job, answer in zip(jobs, answers, strict=True):
+            check(job, answer)
+
+    def _settled(self, job_ids: Sequence[str]) -> list[str]:
+        """Those that have settled; of the others, word will come."""
+        states = run(self._redis, [self._ledger.watch(job_id, self._inbox.channel) for job_id in job_ids])
+        missing = [job_id for job_id, state in zip(job_ids, states, strict=True) if state == ""]
+        if missing:
+            raise LookupError(f"there is no job {missing[0]}: it never was, or its result has expired")
+        return [job_id for job_id, state in zip(job_ids, states, strict=True) if is_settled(state)]
+
+    def _facts(self, job_id: str) -> Facts:
+        facts: Facts | None = run(self._redis, [self._ledger.facts(job_id)])[0]
+        if facts is None:
+            raise LookupError(f"there is no job {job_id}: it never was, or its result has expired")
+        return facts
+
+
+class Job:
+    """One submitted job."""
+
+    def __init__(self, client: Client, job_id: str) -> None:
+        self._client = client
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"Job({self.id})"
+
+    def status(self) -> str:
+        """queued, delayed, leased, calling, succeeded, failed, expired or cancelled. LookupError: unknown."""
+        return self._client._facts(self.id).state
+
+    def result(self) -> JobResult | None:
+        """How it ended, with every attempt; None while it goes on."""
+        result: JobResult | None = run(self._client._redis, [self._client._ledger.result(self.id)])[0]
+        return result
+
+    def wait(self, timeout: float | None = None) -> InferenceResponse:
+        """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
+        for _ in self._client.as_completed([self], timeout):
+            pass
+        result = self.result()
+        if result is None:
+            raise LookupError(f"the result of job {self.id} was purged")
+        return result.answer()
+
+    def cancel(self) -> bool:
+        """Cancel it, wherever it is; a call in flight is aborted. False: it had ended already."""
+        client = self._client
+        facts = client._facts(self.id)
+        settlement = run(client._redis, [client._ledger.cancel(self.id, facts.batch, RESULT_TTL_S)])[0]
+        return bool(settlement.accepted)
+
+    def events(self) -> list[dict[str, Any]]:
+        """What happened to it so far, oldest first: `at` (ms), `event`, and what belongs to it."""
+        story: list[dict[str, Any]] = run(self._client._redis, [self._client._ledger.story(self.id)])[0]
+        return story
+
+
+class _Heard:
+    """Ids of settled jobs, for one listener."""
+
+    def __init__(self) -> None:
+        self._ids: list[str] = []
+        self._new = threading.Condition()
+
+    def tell(self, job_id: str) -> None:
+        with self._new:
+            self._ids.append(job_id)
+            self._new.notify()
+
+    def wait(self, limit_s: float) -> list[str]:
+        with self._new:
+            if not self._ids:
+                self._new.wait(limit_s)
+            ids, self._ids = self._ids, []
+            return ids
+
+
+class _Inbox:
+    """One channel and one thread for everything that this client waits for."""
+
+    def __init__(self, client: redis.Redis, channel: str) -> None:
+        self.channel = channel
+        self._client = client
+        self._listeners: defaultdict[str, set[_Heard]] = defaultdict(set)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+        if self._thread is not None:
+            self._thread.join(2)
+
+    @contextlib.contextmanager
+    def listening(self, job_ids: Iterable[str]) -> Iterator[_Heard]:
+        """Hear of these jobs while the block runs."""
+        ids, heard = list(job_ids), _Heard()
+        with self._lock:
+            for job_id in ids:
+                self._listeners[job_id].add(heard)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
+                self._thread.start()
+        self._ready.wait(RECHECK_S)
+        try:
+            yield heard
+        finally:
+            with self._lock:
+                for job_id in ids:
+                    self._listeners[job_id].discard(heard)
+                    if not self._listeners[job_id]:
+                        del self._listeners[job_id]
+
+    def _listen(self) -> None:
+        while not self._closed:
+            try:
+                with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+                    pubsub.subscribe(self.channel)
+                    while not self._closed:
+                        message = pubsub.get_message(timeout=0.25)
+                        if message is None:
+                            continue
+                        if message["type"] == "subscribe":
+                            self._ready.set()
+                        else:
+                            self._tell(message["data"].decode())
+            except (RedisError, OSError):
+                time.sleep(0.2)  # those who wait ask again by themselves meanwhile
+
+    def _tell(self, job_id: str) -> None:
+        with self._lock:
+            for heard in self._listeners.get(job_id, ()):
+                heard.tell(job_id)

@@ -1,0 +1,182 @@
+"""The client for asyncio: FastAPI, Starlette, aiohttp."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections import defaultdict
+from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import redis.asyncio
+from redis.exceptions import OutOfMemoryError, RedisError
+
+from turnout.client.submission import RECHECK_S, RESULT_TTL_S, check, is_settled, new_job, redis_url
+from turnout.errors import IntakeRefused
+from turnout.ledger import Coalescer, Keys, Ledger, NewJob
+from turnout.request import InferenceRequest, InferenceResponse
+from turnout.result import JobResult
+
+
+class AsyncClient:
+    """As `Client`, but awaited. What concurrent coroutines ask for at once shares a round trip."""
+
+    def __init__(self, url: str | None = None, namespace: str = "turnout") -> None:
+        self._redis = redis.asyncio.Redis.from_url(redis_url(url))
+        self._call = Coalescer(self._redis)
+        self._ledger = Ledger(Keys(namespace))
+        self._channel = self._ledger.keys.inbox(uuid4().hex)
+        self._listeners: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
+        self._listener: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Free the connections. Jobs go on."""
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+        await self._redis.aclose()
+
+    async def submit(
+        self, request: InferenceRequest | str | Mapping[str, Any] | None = None, **options: Any
+    ) -> AsyncJob:
+        """Accept one job; see `Client.submit`."""
+        job = new_job(request, **options)
+        await self._accept([job])
+        return AsyncJob(self, job.id)
+
+    async def submit_many(
+        self, requests: Iterable[InferenceRequest | str | Mapping[str, Any]], **options: Any
+    ) -> list[AsyncJob]:
+        """Accept many jobs; `options` hold for all of them."""
+        jobs = [new_job(request, **options) for request in requests]
+        await self._accept(jobs)
+        return [AsyncJob(self, job.id) for job in jobs]
+
+    def job(self, job_id: str) -> AsyncJob:
+        """A job by its id, whoever submitted it."""
+        return AsyncJob(self, job_id)
+
+    async def as_completed(self, jobs: Sequence[AsyncJob], timeout: float | None = None) -> AsyncIterator[AsyncJob]:
+        """The jobs in the order in which they settle. Raises TimeoutError."""
+        waiting = {job.id: job for job in jobs}
+        heard: asyncio.Queue[str] = asyncio.Queue()
+        loop = asyncio.get_running_loop()
+        ends_at = None if timeout is None else loop.time() + timeout
+        async with self._listening(list(waiting), heard):
+            settled = await self._settled(list(waiting))
+            while waiting:
+                for job_id in settled:
+                    if job := waiting.pop(job_id, None):
+                        yield job
+                if not waiting:
+                    return
+                left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - loop.time())
+                if left <= 0:
+                    raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
+                try:
+                    settled = [await asyncio.wait_for(heard.get(), left)]
+                except TimeoutError:
+                    settled = await self._settled(list(waiting))
+
+    async def purge(self, jobs: Iterable[AsyncJob | str]) -> int:
+        """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
+        ids = [job if isinstance(job, str) else job.id for job in jobs]
+        return await self._call(self._ledger.purge(ids))
+
+    async def _accept(self, jobs: Sequence[NewJob]) -> None:
+        try:
+            answers = await self._call.all(*(self._ledger.enqueue(job) for job in jobs))
+        except OutOfMemoryError:
+            raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
+        for job, answer in zip(jobs, answers, strict=True):
+            check(job, answer)
+
+    async def _settled(self, job_ids: Sequence[str]) -> list[str]:
+        states = await self._call.all(*(self._ledger.watch(job_id, self._channel) for job_id in job_ids))
+        for job_id, state in zip(job_ids, states, strict=True):
+            if state == "":
+                raise LookupError(f"there is no job {job_id}: it never was, or its result has expired")
+        return [job_id for job_id, state in zip(job_ids, states, strict=True) if is_settled(state)]
+
+    @contextlib.asynccontextmanager
+    async def _listening(self, job_ids: Sequence[str], heard: asyncio.Queue[str]) -> AsyncIterator[None]:
+        for job_id in job_ids:
+            self._listeners[job_id].add(heard)
+        if self._listener is None:
+            self._listener = asyncio.create_task(self._listen())
+        await self._ready.wait()
+        try:
+            yield
+        finally:
+            for job_id in job_ids:
+                self._listeners[job_id].discard(heard)
+                if not self._listeners[job_id]:
+                    del self._listeners[job_id]
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._redis.pubsub() as pubsub:
+                    await pubsub.subscribe(self._channel)
+                    self._ready.set()
+                    async for message in pubsub.listen():
+                        if message["type"] == "message":
+                            job_id = message["data"].decode()
+                            for heard in self._listeners.get(job_id, ()):
+                                heard.put_nowait(job_id)
+            except (RedisError, OSError):
+                await asyncio.sleep(0.2)  # those who wait ask again by themselves meanwhile
+
+
+class AsyncJob:
+    """One submitted job. `await job` is `await job.wait()`."""
+
+    def __init__(self, client: AsyncClient, job_id: str) -> None:
+        self._client = client
+        self.id = job_id
+
+    def __repr__(self) -> str:
+        return f"AsyncJob({self.id})"
+
+    def __await__(self) -> Generator[Any, None, InferenceResponse]:
+        return self.wait().__await__()
+
+    async def status(self) -> str:
+        """queued, delayed, leased, calling, succeeded, failed, expired or cancelled. LookupError: unknown."""
+        facts = await self._client._call(self._client._ledger.facts(self.id))
+        if facts is None:
+            raise LookupError(f"there is no job {self.id}: it never was, or its result has expired")
+        return facts.state
+
+    async def result(self) -> JobResult | None:
+        """How it ended, with every attempt; None while it goes on."""
+        return await self._client._call(self._client._ledger.result(self.id))
+
+    async def wait(self, timeout: float | None = None) -> InferenceResponse:
+        """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
+        async for _ in self._client.as_completed([self], timeout):
+            pass
+        result = await self.result()
+        if result is None:
+            raise LookupError(f"the result of job {self.id} was purged")
+        return result.answer()
+
+    async def cancel(self) -> bool:
+        """Cancel it, wherever it is; a call in flight is aborted. False: it had ended already."""
+        client = self._client
+        facts = await client._call(client._ledger.facts(self.id))
+        if facts is None:
+            raise LookupError(f"there is no job {self.id}: it never was, or its result has expired")
+        return (await client._call(client._ledger.cancel(self.id, facts.batch, RESULT_TTL_S))).accepted
+
+    async def events(self) -> list[dict[str, Any]]:
+        """What happened to it so far, oldest first: `at` (ms), `event`, and what belongs to it."""
+        return await self._client._call(self._client._ledger.story(self.id))

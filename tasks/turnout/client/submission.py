@@ -1,0 +1,84 @@
+"""What both clients share: from a caller's words to a job, and from the ledger's answer to an error. Pure."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+from turnout.errors import Conflict, IntakeRefused
+from turnout.ledger import LIVE, Enqueued, Intake, NewJob
+from turnout.request import InferenceRequest, Lane, Message, RoutingConstraints
+
+DEFAULT_URL = "redis://127.0.0.1:6379/0"
+RESULT_TTL_S = 86_400.0
+"""How long a cancelled job's record is kept, as the workers' default is for others."""
+RECHECK_S = 5.0
+"""How often a waiting job is asked after, in case word of it was lost with a connection."""
+
+
+def redis_url(url: str | None) -> str:
+    """The address given, else `REDIS_URL`, else this machine."""
+    return url or os.environ.get("REDIS_URL") or DEFAULT_URL
+
+
+def new_job(
+    request: InferenceRequest | str | Mapping[str, Any] | None,
+    *,
+    messages: Sequence[Message | Mapping[str, Any]] | None = None,
+    constraints: RoutingConstraints | Mapping[str, Any] | None = None,
+    lane: Lane | str | None = None,
+    idempotency_key: str | None = None,
+    metadata: Mapping[str, str] | None = None,
+    **fields: Any,
+) -> NewJob:
+    """A job of a request, a prompt, messages or a mapping; `fields` are further ones of InferenceRequest.
+
+    With an idempotency key the id follows from it: the same key and content are the same job. Raises
+    pydantic.ValidationError for what is no request.
+    """
+    if isinstance(request, InferenceRequest):
+        given: dict[str, Any] = request.model_dump(exclude_unset=True)
+    elif isinstance(request, str):
+        given = {"prompt": request}
+    else:
+        given = dict(request or {})
+    given |= fields
+    if messages is not None:
+        given["messages"] = list(messages)
+    wish = constraints if constraints is not None else given.get("constraints")
+    if isinstance(wish, RoutingConstraints):
+        wish = wish.model_dump(exclude_unset=True)
+    wish = dict(wish or {})
+    # A caller that waits for one job is an interactive one, unless it says otherwise.
+    wish["lane"] = Lane(lane) if lane is not None else wish.get("lane", Lane.INTERACTIVE)
+    given["constraints"] = wish
+    if metadata is not None:
+        given["metadata"] = dict(metadata)
+    return NewJob.of(job_id(idempotency_key), InferenceRequest.model_validate(given))
+
+
+def job_id(idempotency_key: str | None) -> str:
+    """A new id, or the one that belongs to the key."""
+    if idempotency_key is None:
+        return uuid4().hex
+    return hashlib.sha256(f"idempotency\0{idempotency_key}".encode()).hexdigest()[:32]
+
+
+def check(job: NewJob, answer: Enqueued) -> None:
+    """Raise what the ledger's answer means. A repetition of an accepted job is none."""
+    match answer.outcome:
+        case Intake.CONFLICT:
+            raise Conflict(job.id)
+        case Intake.FULL:
+            raise IntakeRefused(
+                "Redis is short of memory, so no new jobs are accepted; try again later", retryable=True
+            )
+        case Intake.EXPIRED:
+            raise IntakeRefused("the job's deadline has passed already")
+
+
+def is_settled(state: str) -> bool:
+    return state != "" and state not in LIVE

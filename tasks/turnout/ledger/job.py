@@ -1,0 +1,214 @@
+"""What goes into the ledger and what comes out of it, and how the replies of its scripts are read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, Self
+
+from turnout.request import InferenceRequest, Lane
+from turnout.result import JobResult
+
+LIVE = frozenset({"queued", "delayed", "leased", "calling"})
+"""States of a job that is not settled."""
+
+
+@dataclass(frozen=True, slots=True)
+class NewJob:
+    """A job to be accepted."""
+
+    id: str
+    payload: str
+    """The request as canonical JSON."""
+    fingerprint: str
+    lane: Lane
+    label: str
+    """The wanted model, for people."""
+    tenant: str | None = None
+    batch: str | None = None
+    deadline: float | None = None
+    """Unix time."""
+    deadline_s: float | None = None
+    """From acceptance on; the earlier of both counts."""
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    embed: str | None = None
+    """Callbacks and such, as JSON, of a job that a plain Celery app has sent."""
+    stream: bool = False
+    webhook: str | None = None
+    trace: str | None = None
+    """W3C trace context of whoever submitted it."""
+    publish: bool = True
+    """False: its message is at hand already."""
+
+    @classmethod
+    def of(cls, job_id: str, request: InferenceRequest, **options: Any) -> Self:
+        """Of a request; options are this class's other fields."""
+        wish, payload = request.constraints, request.canonical_json()
+        return cls(
+            id=job_id,
+            payload=payload,
+            fingerprint=request.fingerprint(),
+            lane=wish.lane,
+            label="|".join(request.models) or "auto",
+            tenant=wish.tenant,
+            deadline=wish.deadline.timestamp() if wish.deadline else None,
+            deadline_s=wish.deadline_s,
+            metadata=request.metadata,
+            **options,
+        )
+
+
+class Intake(StrEnum):
+    QUEUED = "queued"
+    DUPLICATE = "duplicate"
+    """The same job was accepted before: nothing was done."""
+    CONFLICT = "conflict"
+    """The id belongs to a job of other content."""
+    FULL = "full"
+    """Redis is short of memory; what was accepted must be settled first."""
+    EXPIRED = "expired"
+    """The deadline has passed already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Enqueued:
+    outcome: Intake
+    state: str
+    """Of the job now; empty if it was not accepted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """A job that is this worker's until its lease ends. Times are Unix seconds on Redis's clock."""
+
+    token: int
+    payload: str
+    accepted_at: float
+    deadline: float | None
+    progress: str
+    tenant: str | None
+    batch: str | None
+    lane: Lane
+    embed: str | None
+    stream: bool
+    webhook: str | None
+    trace: str | None
+    crashes: int
+    calls: int
+    queued_for_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class NotClaimed:
+    """Not to be had: the state it is in, `none`, or `unknown_version`, which is left untouched."""
+
+    state: str
+
+
+class Ending(StrEnum):
+    SETTLED = "settled"
+    SALVAGED = "salvaged"
+    """A success of an attempt that had lost its lease."""
+    REPEATED = "repeated"
+    """This very attempt has settled it before."""
+    DUPLICATE = "duplicate"
+    """Another attempt has: this result is not kept."""
+    FENCED = "fenced"
+    """Another attempt has the job now."""
+    REFUSED = "refused"
+    GONE = "gone"
+
+
+@dataclass(frozen=True, slots=True)
+class Settlement:
+    outcome: Ending
+    state: str
+    """Before."""
+
+    @property
+    def accepted(self) -> bool:
+        return self.outcome in (Ending.SETTLED, Ending.SALVAGED, Ending.REPEATED)
+
+    @property
+    def duplicate(self) -> bool:
+        return self.outcome is Ending.DUPLICATE
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """A job without its content."""
+
+    state: str
+    lane: Lane
+    label: str
+    batch: str | None
+    tenant: str | None
+    calls: int
+    crashes: int
+    accepted_at: float
+    settled_at: float | None
+
+
+def read_result(reply: list[bytes | None]) -> JobResult | None:
+    """The stored result; one written without its worker (expired, cancelled, poison) lacks what the record has."""
+    result, accepted_ms, settled_ms, progress = reply
+    if result is None:
+        return None
+    stored = json.loads(result)
+    stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
+    stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
+    if progress:
+        known = json.loads(progress)
+        attempts = known.get("attempts", [])
+        stored |= {
+            "attempts": attempts,
+            "failovers": known.get("failovers", 0),
+            "deferrals": known.get("deferrals", 0),
+            "cost_microusd": sum(attempt.get("cost_microusd", 0) for attempt in attempts),
+            "unsure_microusd": sum(attempt.get("unsure_microusd", 0) for attempt in attempts),
+        }
+    return JobResult.model_validate_json(json.dumps(stored))
+
+
+def read_claim(reply: list[Any]) -> Claimed | NotClaimed:
+    if reply[0] != b"claimed":
+        return NotClaimed(reply[0].decode())
+    _, token, waited_ms, fields = reply
+    texts = [None if value is None else value.decode() for value in fields]
+    payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
+    return Claimed(
+        token=token,
+        payload=payload or "",
+        accepted_at=int(accepted or 0) / 1000,
+        deadline=int(deadline) / 1000 if deadline and deadline != "0" else None,
+        progress=progress or "",
+        tenant=tenant or None,
+        batch=batch or None,
+        lane=Lane(lane or Lane.STANDARD),
+        embed=embed,
+        stream=bool(stream),
+        webhook=webhook,
+        trace=trace,
+        crashes=int(crashes or 0),
+        calls=int(calls or 0),
+        queued_for_s=waited_ms / 1000,
+    )
+
+
+def read_facts(reply: list[Any]) -> Facts | None:
+    if reply[0] is None:
+        return None
+    state, lane, label, batch, tenant, calls, crashes, accepted, settled = (v.decode() if v else "" for v in reply)
+    return Facts(
+        state,
+        Lane(lane),
+        label,
+        batch or None,
+        tenant or None,
+        int(calls or 0),
+        int(crashes or 0),
+        int(accepted or 0) / 1000,
+        int(settled) / 1000 if settled else None,
+    )

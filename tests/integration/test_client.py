@@ -1,0 +1,132 @@
+"""Producers' clients against a real worker process and a simulated fleet without latency."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from celery import Celery
+
+from turnout import AsyncClient, Cancelled, Client, Conflict, Failed, InferenceRequest
+from turnout.ledger import Keys
+from turnout_workers import local
+
+
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("REDIS_URL", raising=False)
+        with local.running(tmp_path_factory.mktemp("local"), None, simulate=("--instant", "--no-faults")) as running:
+            yield running
+
+
+@pytest.fixture
+def client(here: local.Local) -> Iterator[Client]:
+    with Client(here.redis_url) as client:
+        yield client
+
+
+def test_an_answer_comes_back(client: Client) -> None:
+    job = client.submit("What is a turnout?", model="llama-3.3-70b", max_output_tokens=20)
+    answer = job.wait(20)
+    assert answer.text.startswith("[simulated by")
+    assert answer.simulated
+    assert job.status() == "succeeded"
+    assert [event["event"] for event in job.events()] == ["queued", "claimed", "succeeded"]
+    assert client.job(job.id).result() == job.result()
+
+
+def test_the_same_key_and_content_are_one_job_and_other_content_a_conflict(client: Client) -> None:
+    first = client.submit("A?", idempotency_key="order-1")
+    assert client.submit("A?", idempotency_key="order-1").id == first.id
+    with pytest.raises(Conflict):
+        client.submit("B?", idempotency_key="order-1")
+
+
+def test_what_no_endpoint_can_serve_fails_with_each_ones_reason(client: Client) -> None:
+    with pytest.raises(Failed, match="only nobody may be used"):
+        client.submit("A?", constraints={"only": ["nobody"]}).wait(20)
+
+
+def test_a_thousand_waits_share_one_connection(here: local.Local, client: Client) -> None:
+    jobs = client.submit_many([f"Question {n}?" for n in range(1000)], max_output_tokens=5)
+    with redis.Redis.from_url(here.redis_url) as admin:
+        done = 0
+        for job in client.as_completed(jobs, 60):
+            if done == 0:
+                assert len([c for c in admin.client_list() if int(c["sub"]) and c["name"] == ""]) <= 2
+            done += 1
+            assert job.result() is not None
+    assert done == 1000
+
+
+async def test_the_async_client_awaits_jobs(here: local.Local) -> None:
+    async with AsyncClient(here.redis_url) as client:
+        jobs = await client.submit_many([f"Question {n}?" for n in range(50)], max_output_tokens=5)
+        answers = await asyncio.gather(*jobs)
+        assert len(answers) == 50
+        assert {await job.status() for job in jobs} == {"succeeded"}
+        assert await client.purge(jobs) >= 50
+
+
+def test_a_cancelled_job_ends_as_cancelled(here: local.Local) -> None:
+    namespace = "elsewhere"  # where no worker takes it first
+    with Client(here.redis_url, namespace) as client, redis.Redis.from_url(here.redis_url) as admin:
+        admin.set(Keys(namespace).mutex("unused"), 1)
+        job = client.submit("A?", constraints={"lane": "batch"})
+        if job.cancel():
+            with pytest.raises(Cancelled):
+                job.wait(5)
+        assert job.cancel() is False, "there is nothing left to cancel"
+
+
+def test_waiting_for_an_unknown_job_says_so(client: Client) -> None:
+    with pytest.raises(LookupError, match="never was"):
+        client.job("nope").wait(1)
+
+
+def test_a_wait_that_takes_too_long_ends(client: Client, here: local.Local) -> None:
+    with Client(here.redis_url, "nobody-serves-this") as lonely:
+        job = lonely.submit("A?")
+        began = time.monotonic()
+        with pytest.raises(TimeoutError):
+            job.wait(0.3)
+        assert time.monotonic() - began < 5
+
+
+def test_any_celery_app_reads_the_result(here: local.Local, client: Client) -> None:
+    job = client.submit("A?", max_output_tokens=5)
+    job.wait(20)
+    app = Celery(broker=here.redis_url, backend=here.redis_url)
+    told = app.AsyncResult(job.id).get(timeout=10)
+    assert told["status"] == "succeeded"
+    assert told["response"]["provider"].startswith("sim-")
+
+
+def test_a_plain_celery_app_sends_a_request_and_gets_its_result(here: local.Local) -> None:
+    app = Celery(broker=here.redis_url, backend=here.redis_url)
+    request = InferenceRequest(prompt="A?", max_output_tokens=5).model_dump(mode="json", exclude_defaults=True)
+    sent = app.send_task("turnout.infer", kwargs={"request": request}, queue="standard")
+    assert sent.get(timeout=20)["status"] == "succeeded"
+
+
+def test_a_plain_celery_apps_bad_request_fails_its_task(here: local.Local) -> None:
+    app = Celery(broker=here.redis_url, backend=here.redis_url)
+    sent = app.send_task("turnout.infer", kwargs={"request": {"promt": "A?"}}, queue="standard")
+    with pytest.raises(Exception, match="promt"):
+        sent.get(timeout=20)
+
+
+def test_importing_the_client_loads_nothing_of_the_worker() -> None:
+    code = (
+        "import sys; from turnout import Client; "
+        "print([m for m in ('celery', 'kombu', 'httpx', 'aiohttp', 'turnout_workers') if m in sys.modules])"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
+    assert told.stdout.strip() == "[]"

@@ -1,0 +1,80 @@
+"""How calls travel: together, in order, each reply to who asked, over restarts and a full memory."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+import redis
+import redis.asyncio
+from tests import redis_server
+from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
+
+from turnout.ledger import Coalescer, Intake, Ledger, run
+from turnout.result import JobStatus
+
+LEDGER = Ledger()
+
+
+def test_calls_and_reads_run_in_order_also_the_first_time(flushed: redis.Redis) -> None:
+    flushed.script_flush()
+    calls = [LEDGER.enqueue(new_job()), LEDGER.facts("a"), LEDGER.claim("a", "w", 30), LEDGER.facts("a")]
+    _, before, _, after = run(flushed, calls)
+    assert (before.state, after.state) == ("queued", "leased")
+
+
+def test_an_error_of_one_call_leaves_the_others_done(flushed: redis.Redis) -> None:
+    wrong = LEDGER.settle("a", 1, ended("a", JobStatus.SUCCEEDED, 1), None, KEPT_S, batch="not its own")
+    with pytest.raises(redis.ResponseError, match="batch"):
+        run(flushed, [LEDGER.enqueue(new_job()), LEDGER.claim("a", "w", 30), wrong, LEDGER.enqueue(new_job("b"))])
+    assert [one.state for one in run(flushed, [LEDGER.facts("a"), LEDGER.facts("b")])] == ["leased", "queued"]
+
+
+async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str) -> None:
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        call = Coalescer(client)
+        for name in "ab":
+            job_ids = [f"{name}{number}" for number in range(20)]
+            taken = await call.all(*(LEDGER.enqueue(new_job(job_id)) for job_id in job_ids))
+            assert {one.outcome for one in taken} == {Intake.QUEUED}
+            claims = await call.all(*(LEDGER.claim(job_id, "w", 30) for job_id in job_ids))
+            assert [claim.token for claim in claims] == [1] * 20
+            await client.script_flush()
+
+
+async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url: str) -> None:
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        call = Coalescer(client)
+        await call.all(*(LEDGER.enqueue(new_job(f"j{i}", payload=f"p{i}")) for i in range(60)))
+        claims = [asyncio.create_task(call(LEDGER.claim(f"j{i}", "w", 30))) for i in range(60)]
+        await asyncio.sleep(0)
+        for claim in claims[::3]:
+            claim.cancel()
+        await asyncio.gather(*claims, return_exceptions=True)
+        kept = {i: claim.result() for i, claim in enumerate(claims) if not claim.cancelled()}
+        assert len(kept) == 40
+        assert all(claim.payload == f"p{i}" for i, claim in kept.items())
+
+
+def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path: Path) -> None:
+    server = redis_server.start(tmp_path)
+    try:
+        bed = Bed(server.url)
+        ledger = bed.ledger
+        for job_id in "abcde":
+            bed.enqueue(job_id)
+        held = {job_id: bed.claimed(job_id, ttl_s=1).token for job_id in "abc"}
+        bed.advance(1000)
+        bed.client.config_set("maxmemory", 1)
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            bed.enqueue("f")
+        assert bed.settle(held["a"], job_id="a").accepted
+        assert bed(ledger.renew([("b", held["b"])], 30)) == [True]
+        assert bed(ledger.defer("b", held["b"], 0, "", {"event": "deferred"}))
+        assert bed(ledger.wake("b", LANE))
+        assert bed(ledger.sweep("c", LANE, 3)) == "queued"
+        assert bed.claimed("d").token == 1
+        assert bed(ledger.cancel("e", None, KEPT_S)).accepted
+    finally:
+        server.stop()

@@ -1,0 +1,70 @@
+"""What no single call shows: calls that hang, and what the scarce endpoints are worth to those who wait."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Mapping
+
+from redis.exceptions import RedisError
+
+from turnout_workers.routing.health import Step, after_watch
+from turnout_workers.routing.strategies import next_shadow_price
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import FleetStore
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 0.5
+NOTHING = 1e-3
+"""A shadow price below this is none."""
+
+
+class FleetWatch:
+    """`run` tells what this worker's jobs wait for; `judge` is for the one that does the housekeeping."""
+
+    def __init__(
+        self,
+        store: FleetStore,
+        fleet: SnapshotPoller,
+        waiting: Mapping[str, int],
+        worker: str,
+        rng: random.Random,
+        ejection_s: float,
+    ) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._waiting = waiting
+        self._worker = worker
+        self._rng = rng
+        self._ejection_s = ejection_s
+        self._judged_at = 0.0
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            if now_waiting := {endpoint_id: n for endpoint_id, n in self._waiting.items() if n > 0}:
+                try:
+                    await self._store.publish_waiting(self._worker, now_waiting)
+                except (RedisError, OSError) as error:
+                    logger.debug("what waits can't be told now: %s", error)
+
+    async def judge(self) -> None:
+        """Eject endpoints whose calls hang, long before their timeouts, and move the shadow prices a step."""
+        snapshot = self._fleet.snapshot
+        if snapshot.at - self._judged_at < EVERY_S:
+            return
+        self._judged_at = snapshot.at
+        prices = {}
+        for view in snapshot.views:
+            endpoint_id = view.endpoint.id
+            step = after_watch(view.health, view.load, view.metrics, snapshot.at, self._rng, base_s=self._ejection_s)
+            if step.step is Step.TRIP:
+                await self._store.trip(endpoint_id, step.open_s, step.reason)
+                logger.warning("%s ejected for %.1f s: %s", endpoint_id, step.open_s, step.reason)
+            price = next_shadow_price(view.load.shadow_price, view.load)
+            if price > NOTHING or view.load.shadow_price > NOTHING:
+                prices[endpoint_id] = price
+        if prices:
+            await self._store.set_shadow_prices(prices)
