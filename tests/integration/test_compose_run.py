@@ -11,7 +11,6 @@ import re
 import shutil
 import subprocess
 import sys
-import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -21,9 +20,7 @@ import pytest
 import redis
 import yaml
 from tests import redis_server
-from turnout.ledger import Ledger, NewJob
-from turnout.ledger.script import run
-from turnout.request import InferenceRequest
+from turnout import Client
 from turnout.result import JobStatus
 from turnout_workers import process
 
@@ -117,15 +114,12 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
         yield here
 
 
-def test_a_producers_job_goes_through_the_services_of_compose_yaml(here: Here) -> None:
-    job = NewJob.of(uuid.uuid4().hex, InferenceRequest(prompt="Say yes.", model="llama-3.3-70b"))
-    producer, ledger, inbox = here.client("producer"), Ledger(), Ledger().keys.inbox("test")
-    listening = producer.pubsub()
-    listening.subscribe(inbox)
-    listening.get_message(timeout=5)
-    run(producer, [ledger.enqueue(job), ledger.watch(job.id, inbox)])
-    assert listening.get_message(timeout=20) is not None
-    [result] = run(producer, [ledger.result(job.id)])
+def test_a_producers_job_goes_through_the_services_of_compose_yaml(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
+    environ = here.services["worker"]["environment"]
+    monkeypatch.setenv("REDIS_URL", here.placed(environ["REDIS_URL"], {}).replace("worker@", "producer@"))
+    monkeypatch.setenv("REDIS_PASSWORD_FILE", str(here.compose / "secrets/redis_producer"))
+    with Client() as client:
+        result = client.submit("Say yes.", model="llama-3.3-70b").result(timeout=20)
     assert result.status is JobStatus.SUCCEEDED
 
 
