@@ -21,7 +21,6 @@ import redis
 import yaml
 from tests import redis_server
 from turnout import Client
-from turnout.result import JobStatus
 from turnout_workers import process
 
 SOURCE = Path(__file__).parents[2] / "compose"
@@ -119,8 +118,9 @@ def test_a_producers_job_goes_through_the_services_of_compose_yaml(here: Here, m
     monkeypatch.setenv("REDIS_URL", here.placed(environ["REDIS_URL"], {}).replace("worker@", "producer@"))
     monkeypatch.setenv("REDIS_PASSWORD_FILE", str(here.compose / "secrets/redis_producer"))
     with Client() as client:
-        result = client.submit("Say yes.", model="llama-3.3-70b").result(timeout=20)
-    assert result.status is JobStatus.SUCCEEDED
+        job = client.submit("Say yes.", model="llama-3.3-70b")
+        assert job.wait(timeout=20).text
+    assert job.status() == "succeeded"
 
 
 def test_the_server_refused_nothing_to_the_workers_role(here: Here) -> None:

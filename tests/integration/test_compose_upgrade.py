@@ -47,7 +47,9 @@ def test_it_is_done_once_a_worker_of_its_contract_comes(flushed: redis.Redis, jo
     assert run(flushed, [settle(job, claimed.token)])[0].accepted
 
 
-def test_fields_that_a_later_release_adds_to_a_record_survive_and_are_ignored(flushed: redis.Redis, job: NewJob) -> None:
+def test_fields_that_a_later_release_adds_to_a_record_survive_and_are_ignored(
+    flushed: redis.Redis, job: NewJob
+) -> None:
     flushed.hset(KEYS.job(job.id), "of_a_later_release", "kept")
     [claimed] = run(flushed, [LEDGER.claim(job.id, "old worker", 30)])
     assert InferenceRequest.model_validate_json(claimed.payload).prompt == "Say yes."
