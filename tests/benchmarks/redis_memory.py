@@ -9,6 +9,7 @@ from pathlib import Path
 
 import redis
 from tests import redis_server
+
 from turnout.ledger import Ledger, NewJob
 from turnout.ledger.script import run
 from turnout.request import InferenceRequest
@@ -18,7 +19,6 @@ JOBS, BATCH = 5000, 250
 
 
 def measure(client: redis.Redis, prompt_bytes: int) -> str:
-    client.flushall()
     ledger, empty = Ledger(), client.info("memory")["used_memory"]
     prompt = ("word " * prompt_bytes)[:prompt_bytes]
     jobs = [NewJob.of(uuid.uuid4().hex, InferenceRequest(prompt=prompt)) for _ in range(JOBS)]
@@ -44,11 +44,11 @@ def measure(client: redis.Redis, prompt_bytes: int) -> str:
 
 
 if __name__ == "__main__":
-    with tempfile.TemporaryDirectory() as folder:
-        server = redis_server.start(Path(folder))
-        try:
-            with redis.Redis.from_url(server.url) as client:
-                for size in (100, 1000, 10_000):
+    for size in (100, 1000, 10_000):
+        with tempfile.TemporaryDirectory() as folder:
+            server = redis_server.start(Path(folder))
+            try:
+                with redis.Redis.from_url(server.url) as client:
                     print(measure(client, size))
-        finally:
-            server.stop()
+            finally:
+                server.stop()

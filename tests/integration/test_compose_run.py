@@ -20,6 +20,7 @@ import pytest
 import redis
 import yaml
 from tests import redis_server
+
 from turnout import Client
 from turnout_workers import process
 

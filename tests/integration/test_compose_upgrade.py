@@ -7,6 +7,7 @@ import uuid
 
 import pytest
 import redis
+
 from turnout.ledger import Ledger, NewJob
 from turnout.ledger.ledger import Claimed, Ending, Intake, NotClaimed
 from turnout.ledger.script import run

@@ -11,6 +11,7 @@ import pytest
 import redis
 from redis.exceptions import AuthenticationError, NoPermissionError
 from tests import redis_server
+
 from turnout.ledger import Keys, Ledger, NewJob
 from turnout.ledger.ledger import Claimed, Intake
 from turnout.ledger.script import run

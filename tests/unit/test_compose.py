@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+
 from turnout_workers import config
 
 ROOT = Path(__file__).parents[2]
