@@ -1,4 +1,5 @@
-"""What a job takes in Redis, and how fast one Redis does the ledger's part: `python -m tests.benchmarks.redis_memory`."""
+"""What a job takes in Redis, and how fast one Redis does the ledger's part:
+`python -m tests.benchmarks.redis_memory`."""
 
 from __future__ import annotations
 

@@ -138,7 +138,7 @@ def test_a_monitor_cannot_read_a_prompt(port: int) -> None:
 
 
 def test_a_script_has_no_more_rights_than_who_runs_it(port: int) -> None:
-    with pytest.raises((NoPermissionError, redis.ResponseError), match="(?i)permission"):
+    with pytest.raises((NoPermissionError, redis.ResponseError), match=r"(?i)permission"):
         login(port, "producer").eval("return redis.call('HSET', KEYS[1], 'all|spent', 0)", 1, KEYS.money)
 
 
