@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
+from turnout.request import Lane
 from turnout_workers import config
 
 ROOT = Path(__file__).parents[2]
@@ -78,3 +79,22 @@ def test_the_image_gets_what_pyproject_asks_for() -> None:
     locked = set(re.findall(r"^([A-Za-z0-9._-]+)==", (COMPOSE / "requirements.txt").read_text(), re.MULTILINE))
     wanted = [*project["dependencies"], *project["optional-dependencies"]["worker"]]
     assert {re.split(r"[\[<>=~; ]", one)[0] for one in wanted} <= locked
+
+
+def test_the_scaler_watches_every_lane_that_people_wait_for() -> None:
+    [scaler] = [
+        one
+        for one in yaml.safe_load_all((COMPOSE / "kubernetes/keda.yaml").read_text())
+        if one["kind"] == "ScaledObject"
+    ]
+    assert {trigger["metadata"]["listName"] for trigger in scaler["spec"]["triggers"]} == set(Lane)
+
+
+def test_every_locked_part_has_its_licence_listed() -> None:
+    def names(pattern: str, file: str) -> set[str]:
+        found = re.findall(pattern, (COMPOSE / file).read_text(), re.MULTILINE)
+        return {re.sub(r"[-_.]+", "-", name).lower() for name in found}
+
+    elsewhere = {"colorama", "tzdata", "winloop"}  # Windows only; the image is Linux
+    missing = names(r"^([\w.-]+)==", "requirements.txt") - names(r"^ *([\w.-]+) ", "licenses.txt") - elsewhere
+    assert missing == set()
