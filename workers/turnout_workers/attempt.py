@@ -22,6 +22,8 @@ from turnout.ledger import Claimed, Ledger
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.result import Attempt, JobResult, JobStatus, Problem
+from turnout_workers import crash_points
+from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat, Hold
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
@@ -158,6 +160,7 @@ class Attempts:
         if not isinstance(claim, Claimed):
             return Skipped(f"not to be claimed: {claim.state}")
         self._last_seen[claim.lane] = self._fleet.now()
+        reached("claimed")
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
             try:
                 request = InferenceRequest.model_validate_json(claim.payload)
@@ -289,6 +292,7 @@ class Attempts:
             raise
         finally:
             hold.lease_id = None
+        reached("after_call")
         duration_s = time.monotonic() - clock
         response = outcome.response if outcome else None
         cost, unsure = _bill(chosen, response, failure)
@@ -350,6 +354,9 @@ class Attempts:
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
         current_job.set(job.id)
+        reached("before_call")
+        if crash_points.awaited("during_call"):
+            asyncio.get_running_loop().call_later(0.05, reached, "during_call")
         return await connector.call(endpoint, job.request, timeouts)
 
     async def _move_on(
@@ -426,6 +433,7 @@ class Attempts:
                     result.attempts[-1].cost_microusd,
                 )
             return Skipped(f"settled by another: {taken}")
+        reached("after_settle")
         if job.request.constraints.max_cost_microusd is not None:
             await self._store.forget([f"job:{job.id}"])
         return Done(result)

@@ -20,9 +20,9 @@ class ConfiguredCeilings:
         self._now = now
 
     def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]:
-        """All but the provider's. A batch's own limit is kept with its account, where `--max-cost` puts it."""
+        """All but the provider's. `total` has no ceiling: it is the books. A batch keeps its limit with its account."""
         wish = request.constraints
-        found = list(self._periods("total", self._table.total))
+        found = [Ceiling("total", None), *self._periods("total", self._table.total)]
         if wish.max_cost_microusd is not None:
             found.append(Ceiling(f"job:{job_id}", wish.max_cost_microusd))
         if batch is not None:

@@ -23,8 +23,8 @@ from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
 
-MARGIN_S = 3.0
-"""A lease counts as lost this long before it ends, for the clocks' and the network's sake."""
+MARGIN = 0.1
+"""A lease counts as lost this part of its length before it ends, for the network's sake."""
 
 
 class Cancellable(Protocol):
@@ -69,7 +69,7 @@ class Heartbeat:
         """Keep the job claimed while the block runs in this task. `claimed_at`: before the claim was sent."""
         task = asyncio.current_task()
         assert task is not None
-        hold = Hold(job_id, token, task, claimed_at + self.ttl_s - MARGIN_S)
+        hold = Hold(job_id, token, task, claimed_at + self.ttl_s * (1 - MARGIN))
         self._held.add(hold)
         try:
             yield hold
@@ -91,7 +91,7 @@ class Heartbeat:
                 continue
             for hold, still_ours in zip(held, renewed, strict=True):
                 if still_ours:
-                    hold.valid_until = sent_at + self.ttl_s - MARGIN_S
+                    hold.valid_until = sent_at + self.ttl_s * (1 - MARGIN)
                 elif hold in self._held:
                     logger.warning("lost the lease of job %s; its call is aborted", hold.job_id)
                     hold.lose()

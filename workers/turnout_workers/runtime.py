@@ -40,8 +40,6 @@ from turnout_workers.state.snapshot import SnapshotPoller
 
 logger = logging.getLogger(__name__)
 
-LEASE_TTL_S = 30.0
-"""How long a job stays claimed without a heartbeat: a crash is noticed within this and a housekeeping round."""
 ALIVE_EVERY_S = 5.0
 CONNECTIONS = 8
 """To Redis. Calls of all jobs are coalesced, so that a few carry thousands."""
@@ -71,7 +69,7 @@ class Worker:
         self._poller = SnapshotPoller(self._store, Fleet(e for c in self._connectors for e in c.endpoints))
         await self._poller.start()
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
-        heartbeat = Heartbeat(self._ledger, self._call, self._store, LEASE_TTL_S, loop.time)
+        heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
         self.attempts = Attempts(
             owner=self.name,

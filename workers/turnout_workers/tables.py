@@ -142,6 +142,8 @@ class WorkerTable(Value):
     """Jobs in flight in one worker process."""
     drain_s: Seconds = 30.0
     """How long a stopping worker lets its calls finish."""
+    lease_s: Annotated[float, Field(ge=1, le=600)] = 30.0
+    """How long a job stays claimed without a heartbeat, and so how soon a worker's death is noticed."""
 
 
 class LaneTable(Value):

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Awaitable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
@@ -19,6 +19,8 @@ from turnout_workers.providers.settings import ProviderConfig
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.routing.profile import estimate_input_tokens
+
+T = TypeVar("T")
 
 PROTECTED = frozenset({"model", "messages", "contents", "input", "system", "stream", "stream_options", "requests"})
 """Fields that a job's extras can't set."""
@@ -110,6 +112,13 @@ class Connector(CloudProviderBase):
         )
         daily = self.config.dialect == "groq"
         return CallOutcome(response, observed_limits(headers, time.time(), requests_are_daily=daily))
+
+    async def gathered(self, stream: Awaitable[T]) -> T:
+        """Await the reading of a stream, whose events may have any shape at all."""
+        try:
+            return await stream
+        except (AttributeError, IndexError, KeyError, TypeError, ValueError):
+            raise malformed("a stream that can't be read") from None
 
     async def check_health(self) -> None:
         await self.http.json("GET", self._health_url(), self._headers, None, HEALTH_TIMEOUTS, self._key)

@@ -52,7 +52,9 @@ class OpenAIConnector(Connector):
             answer, headers, latency_s = reply.body, reply.headers, reply.latency_s
         else:
             started = time.monotonic()
-            answer, headers, first_token_s = await self._stream(url, sent, body, timeouts, on_token, started)
+            answer, headers, first_token_s = await self.gathered(
+                self._stream(url, sent, body, timeouts, on_token, started)
+            )
             choice, latency_s = answer["choices"][0], time.monotonic() - started
         return self.end(_response(endpoint, request, choice, answer), endpoint, sent, headers, latency_s, first_token_s)
 

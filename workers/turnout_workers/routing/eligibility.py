@@ -147,7 +147,7 @@ def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | Non
         return Reason.TRAINING, "may train on the data"
     if wanted.zero_retention and not endpoint.zero_retention:
         return Reason.RETENTION, "may retain the data"
-    if endpoint.capabilities == EMBEDS_ONLY and Capability.EMBEDDINGS not in wanted.capabilities:
+    if endpoint.capabilities == EMBEDS_ONLY and not wanted.embeds:
         return Reason.CAPABILITY, "only embeds texts"
     if missing := wanted.capabilities - endpoint.capabilities:
         return Reason.CAPABILITY, f"lacks {', '.join(sorted(missing))}"

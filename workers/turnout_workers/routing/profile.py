@@ -26,6 +26,8 @@ class Requirements:
     regions: tuple[str, ...] = ()
     no_training: bool = False
     zero_retention: bool = False
+    embeds: bool = False
+    """Texts are to be embedded, so that a model which does nothing else will do."""
     capabilities: frozenset[Capability] = frozenset()
     min_context_tokens: int | None = None
     min_quality: Quality | None = None
@@ -113,6 +115,7 @@ def _requirements(request: InferenceRequest, wish: RoutingConstraints, excluded:
         regions=wish.regions,
         no_training=wish.no_training,
         zero_retention=wish.zero_retention,
+        embeds=request.is_embedding,
         capabilities=request.required_capabilities,
         min_context_tokens=wish.min_context_tokens,
         min_quality=wish.min_quality,

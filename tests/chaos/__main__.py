@@ -1,0 +1,129 @@
+"""`make chaos`: kill workers and Redis at random under load, take the best provider down, and count.
+
+Prints its seed; the same seed kills at the same moments, as far as two machines can be alike. Exit code 1 if a promise
+is broken: a job lost, a job settled twice, money that doesn't add up, or more extra calls than there were calls in
+flight at the deaths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+
+from tests.chaos.stand import Stand, standing
+
+FLEET = """
+seed = {seed}
+output_tokens = 8
+[providers.sim-best]
+ttft_s = 0.1
+s_per_token = 0.002
+jitter = 0.3
+models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
+[providers.sim-second]
+ttft_s = 0.2
+s_per_token = 0.002
+jitter = 0.3
+models."llama-3.3-70b" = {{ price = {{ input = 2.0, output = 6.0 }} }}
+[providers.sim-third]
+kind = "anthropic"
+ttft_s = 0.2
+s_per_token = 0.002
+jitter = 0.3
+models."llama-3.3-70b" = {{ price = {{ input = 3.0, output = 9.0 }} }}
+"""
+WORKERS = 2
+CONCURRENCY = 40
+EXTRA_CALLS = 0.01
+"""Most calls made again for a job that was answered already, as a part of all."""
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--jobs", type=int, default=10_000)
+    options.add_argument("--worker-kills", type=int, default=20)
+    options.add_argument("--redis-kills", type=int, default=5)
+    options.add_argument("--outage", type=float, default=60.0, help="seconds for which the best provider is down")
+    options.add_argument("--limit", type=float, default=900.0, help="seconds after which the run counts as failed")
+    options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    given = options.parse_args()
+    print(f"seed {given.seed}", flush=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="turnout-chaos-") as folder,
+        standing(Path(folder), FLEET.format(seed=given.seed), CONCURRENCY) as stand,
+    ):
+        return _run(stand, given)
+
+
+def _run(stand: Stand, given: argparse.Namespace) -> int:
+    rng = random.Random(given.seed)
+    ids = [f"job-{n}" for n in range(given.jobs)]
+    for _ in range(WORKERS):
+        stand.start_worker()
+    began = time.monotonic()
+    stand.submit(ids)
+    # Each event when so many jobs have settled.
+    places = sorted(rng.sample(range(given.jobs // 20, given.jobs * 9 // 10), given.worker_kills + given.redis_kills))
+    kinds = ["worker"] * given.worker_kills + ["redis"] * given.redis_kills
+    rng.shuffle(kinds)
+    events = list(zip(places, kinds, strict=True))
+    stand.fail("sim-best", kind="down", after_requests=given.jobs // 10, for_s=given.outage)
+    settled = 0
+
+    def meanwhile() -> None:
+        nonlocal settled
+        settled = max(settled, stand.settled())
+        while events and settled >= events[0][0]:
+            _, kind = events.pop(0)
+            print(f"{time.monotonic() - began:6.1f} s  {settled:6} settled: kill a {kind}", flush=True)
+            if kind == "redis":
+                stand.redis.kill()
+                stand.redis.restart()
+            else:
+                alive = [worker for worker in stand.workers if worker.poll() is None]
+                if alive:
+                    rng.choice(alive).kill()
+                stand.start_worker(wait=False)
+
+    stand.until(lambda: settled >= len(ids), given.limit, meanwhile)
+    took_s = time.monotonic() - began
+    # What was in flight at the last death becomes unsure money when its lease ends.
+    stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0, 60)
+    return _judge(stand, ids, took_s, given)
+
+
+def _judge(stand: Stand, ids: list[str], took_s: float, given: argparse.Namespace) -> int:
+    outcomes = stand.outcomes(ids)
+    oracle = stand.oracle()
+    calls = Counter(job["calls"] for job in oracle["jobs"].values())
+    answered = Counter(job["answered"] for job in oracle["jobs"].values())
+    extra = sum((times - 1) * jobs for times, jobs in answered.items() if times > 1)
+    crashed = sum(worker.poll() not in (None, -9) for worker in stand.workers)
+    money = stand.money()
+    spent, unsure = money.get("total|spent", 0), money.get("total|unsure", 0)
+    billed = oracle["billed_microusd"]
+    print(f"{len(ids):,} jobs in {took_s:.0f} s: {outcomes}")
+    print(
+        f"calls a job {dict(sorted(calls.items()))}; answered {dict(sorted(answered.items()))}; {extra} answered again"
+    )
+    print(f"billed by the oracle {billed} µ$; confirmed {spent}, unsure {unsure}; workers that ended badly: {crashed}")
+    faults = []
+    if outcomes != {"succeeded": len(ids)}:
+        faults.append("a job was lost or failed")
+    if extra > EXTRA_CALLS * len(ids):
+        faults.append(f"more than {EXTRA_CALLS:.0%} of the calls were extra")
+    if not spent <= billed <= spent + unsure:
+        faults.append("confirmed ≤ billed ≤ confirmed + unsure does not hold")
+    if crashed:
+        faults.append("a worker ended by itself")
+    print("; ".join(faults) or f"all promises kept (seed {given.seed})")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,126 @@
+"""A test stand: a real Redis, a simulated fleet in a process of its own as the oracle, and workers to be killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import redis
+from tests import redis_server
+
+from turnout.ledger import Keys, Ledger, NewJob, run
+from turnout.request import InferenceRequest
+from turnout_workers import discovery, process
+from turnout_workers.simulator import scenario
+
+LEASE_S = 3.0
+"""Short, so that a death is noticed soon."""
+
+
+class Stand:
+    def __init__(self, folder: Path, fleet: str, concurrency: int) -> None:
+        self.folder = folder
+        self.ledger = Ledger(Keys())
+        self.redis = redis_server.start(folder)
+        self.client = redis.Redis.from_url(self.redis.url)
+        self._concurrency = concurrency
+        file = folder / "fleet.toml"
+        file.write_text(fleet)
+        log = folder / "simulator.log"
+        command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--scenario", str(file)]
+        self._simulator = process.start(command, log)
+        process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 30)
+        told = json.loads(log.read_text().splitlines()[0])
+        self._url = told["url"]
+        tables = discovery.simulated(told["providers"], scenario.load(file))
+        tables["worker"] = {"lease_s": LEASE_S, "drain_s": 10.0}
+        tables["monitoring"] = {"task_events": False}
+        self.config = folder / "turnout.toml"
+        self.config.write_text(discovery.toml(tables))
+        self.workers: list[subprocess.Popen[bytes]] = []
+        self._started = 0
+
+    def close(self) -> None:
+        for worker in self.workers:
+            worker.kill()
+            worker.wait()
+        process.stop(self._simulator)
+        self.client.close()
+        self.redis.stop()
+
+    def start_worker(self, crash: str = "", wait: bool = True) -> subprocess.Popen[bytes]:
+        """A worker; `crash`: the place where it is to die, see `crash_points.py`."""
+        self._started += 1
+        log = self.folder / f"worker-{self._started}.log"
+        name = f"w{self._started}@%h"
+        command = [sys.executable, "-m", "turnout", "worker", "-n", name, "-c", str(self._concurrency)]
+        environ = {
+            "REDIS_URL": self.redis.url,
+            "TURNOUT_CONFIG": str(self.config),
+            "TURNOUT_CRASH": crash,
+            "TURNOUT_SPOOL": str(self.folder / "spool"),
+        }
+        worker = process.start(command, log, environ)
+        self.workers.append(worker)
+        if wait:
+            process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)
+        return worker
+
+    def submit(self, ids: Sequence[str], **fields: Any) -> None:
+        jobs = [NewJob.of(i, InferenceRequest(prompt=f"Question {i}?", max_output_tokens=8, **fields)) for i in ids]
+        for start in range(0, len(jobs), 500):
+            run(self.client, [self.ledger.enqueue(job) for job in jobs[start : start + 500]])
+
+    def settled(self) -> int:
+        """Of all that was accepted; asked again while Redis is away."""
+        try:
+            counts = {name.decode(): int(n) for name, n in self.client.hgetall(self.ledger.keys.counts).items()}
+        except redis.RedisError:
+            return -1
+        return sum(count for name, count in counts.items() if name != "accepted")
+
+    def until(self, happens: Callable[[], bool], limit_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+        ends_at = time.monotonic() + limit_s
+        while not happens():
+            assert time.monotonic() < ends_at, f"not in {limit_s:g} s; {self.settled()} settled"
+            meanwhile()
+            time.sleep(0.05)
+
+    def outcomes(self, ids: Sequence[str]) -> dict[str, int]:
+        found: dict[str, int] = {}
+        for job in run(self.client, [self.ledger.facts(i) for i in ids]):
+            state = job.state if job else "lost"
+            found[state] = found.get(state, 0) + 1
+        return found
+
+    def oracle(self) -> dict[str, Any]:
+        with urllib.request.urlopen(f"{self._url}/control/stats?jobs=1") as reply:
+            told: dict[str, Any] = json.load(reply)
+            return told
+
+    def fail(self, provider: str, **fault: Any) -> None:
+        body = json.dumps(fault).encode()
+        urllib.request.urlopen(urllib.request.Request(f"{self._url}/control/{provider}", body, method="POST"))
+
+    def money(self) -> dict[str, int]:
+        """The books; every call of every job is charged to the account `total`."""
+        told = self.client.hgetall(self.ledger.keys.money)
+        return {name.decode(): int(value) for name, value in told.items()}
+
+
+@contextmanager
+def standing(folder: Path, fleet: str, concurrency: int = 50) -> Iterator[Stand]:
+    os.environ.pop("REDIS_URL", None)
+    stand = Stand(folder, fleet, concurrency)
+    try:
+        yield stand
+    finally:
+        stand.close()
