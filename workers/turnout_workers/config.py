@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 
+from turnout.errors import TurnoutError
+from turnout.redis_address import with_password
 from turnout.request import Value
 from turnout_workers import discovery, tables, toml_lines
 from turnout_workers.providers.catalogue import served_by
@@ -92,6 +94,10 @@ def load(path: Path, environ: Mapping[str, str]) -> Settings:
 
 def settings(text: str, where: str, environ: Mapping[str, str]) -> Settings:
     """The same for a text."""
+    try:
+        environ = with_password(environ)
+    except TurnoutError as error:
+        raise ConfigError(str(error)) from None
     # pydantic's lax mode, as environment variables are text.
     file = toml_lines.read(text, where, File.model_validate, _FIELDS, environ, FROM_ENVIRONMENT)
     problems: list[str] = []

@@ -40,6 +40,7 @@ from turnout_workers.state.snapshot import SnapshotPoller
 
 logger = logging.getLogger(__name__)
 
+ALIVE_EVERY_S = 5.0
 CONNECTIONS = 8
 """To Redis. Calls of all jobs are coalesced, so that a few carry thousands."""
 
@@ -99,6 +100,8 @@ class Worker:
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
         for work in (heartbeat.run(), watch.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
+        if path := os.environ.get("TURNOUT_ALIVE"):
+            self._keep_running(_show_life(Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
 
     async def stop(self) -> None:
@@ -160,6 +163,13 @@ class Worker:
                     break  # still away
                 path.unlink(missing_ok=True)
             await asyncio.sleep(1)
+
+
+async def _show_life(path: Path) -> None:
+    """Touch a file as long as the loop turns, for the health checks of containers. Redis may be away meanwhile."""
+    while True:
+        path.touch()  # noqa: ASYNC240  (in memory, or as good as)
+        await asyncio.sleep(ALIVE_EVERY_S)
 
 
 def _log_end(task: asyncio.Task[None]) -> None:

@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import LIVE, Enqueued, Intake, NewJob
+from turnout.redis_address import with_password
 from turnout.request import InferenceRequest, Lane, Message, RoutingConstraints
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
@@ -20,8 +21,8 @@ RECHECK_S = 5.0
 
 
 def redis_url(url: str | None) -> str:
-    """The address given, else `REDIS_URL`, else this machine."""
-    return url or os.environ.get("REDIS_URL") or DEFAULT_URL
+    """The address given, else `REDIS_URL` with the password of `REDIS_PASSWORD_FILE`, else this machine."""
+    return url or with_password(os.environ).get("REDIS_URL") or DEFAULT_URL
 
 
 def new_job(

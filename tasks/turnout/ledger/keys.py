@@ -1,7 +1,8 @@
 """Every key that Turnout keeps in Redis, in one place.
 
-All keys of a namespace share one hash tag, so that they live in one slot of a Redis Cluster and one Lua call
-may touch several. Two kinds stand outside of it, because Celery names them: the lane queues and the results.
+A namespace's own keys share one hash tag; the lane queues and the results stand outside of it, because Celery
+names them. Scripts touch both kinds together, so Redis Cluster, which wants one slot for a script's keys, is not
+supported: one server, or one with replicas, carries a namespace (docs/operations.md).
 
     {ns}:job:ID        hash    the job's record, see `ledger.py`
     {ns}:story:ID      list    its events as JSON, with the decisions: for `explain` and `job.events()`

@@ -1,0 +1,153 @@
+"""The roles of compose/redis/users.acl, on a real server started by compose's own script."""
+
+from __future__ import annotations
+
+import subprocess
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+from redis.exceptions import AuthenticationError, NoPermissionError
+from tests import redis_server
+
+from turnout.ledger import Keys, Ledger, NewJob
+from turnout.ledger.ledger import Claimed, Intake
+from turnout.ledger.script import run
+from turnout.request import InferenceRequest
+from turnout.result import JobResult, JobStatus
+from turnout_workers import process
+
+COMPOSE = Path(__file__).parents[2] / "compose"
+ROLES = ("admin", "producer", "worker", "monitor")
+LEDGER, KEYS = Ledger(), Keys()
+
+
+@pytest.fixture(scope="module")
+def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    folder, port = tmp_path_factory.mktemp("roles"), process.free_port()
+    for role in ROLES:
+        (folder / f"redis_{role}").write_text(f"{role}-secret")
+    environ = {
+        "ROLES": str(COMPOSE / "redis/users.acl"),
+        "SECRETS": str(folder),
+        "SERVER": str(redis_server.BINARY),
+        "CONFIG": str(COMPOSE / "redis/valkey.conf"),
+        "DATA": str(folder),
+        "MAXMEMORY": "100mb",
+        "TMPDIR": str(folder),
+    }
+    command = ["sh", str(COMPOSE / "redis/start.sh"), "--bind", "127.0.0.1", "--port", str(port)]
+    log = folder / "redis.log"
+    server = process.start(command, log, environ)
+    try:
+        process.wait_until(lambda: "Ready to accept connections" in log.read_text(), server, log, 10)
+        yield port
+    finally:
+        process.stop(server)
+
+
+def login(port: int, role: str) -> redis.Redis:
+    return redis.Redis(port=port, username=role, password=f"{role}-secret")
+
+
+def new_job() -> NewJob:
+    return NewJob.of(uuid.uuid4().hex, InferenceRequest(prompt="Say yes."))
+
+
+def test_a_producer_submits_and_a_worker_settles_and_the_producer_reads(port: int) -> None:
+    producer, worker, job = login(port, "producer"), login(port, "worker"), new_job()
+    inbox = KEYS.inbox("me")
+    listening = producer.pubsub()
+    listening.subscribe(inbox)
+    accepted, state = run(producer, [LEDGER.enqueue(job), LEDGER.watch(job.id, inbox)])
+    assert (accepted.outcome, state) == (Intake.QUEUED, "queued")
+    assert worker.brpop(["standard"], 1) is not None
+    [claimed] = run(worker, [LEDGER.claim(job.id, "w", 30)])
+    assert isinstance(claimed, Claimed)
+    done = JobResult(id=job.id, status=JobStatus.CANCELLED)
+    assert run(worker, [LEDGER.settle(job.id, claimed.token, done, None, 60)])[0].accepted
+    assert [one for one in (listening.get_message(timeout=2) for _ in range(2)) if one][-1]["data"] == job.id.encode()
+    assert run(producer, [LEDGER.result(job.id)])[0].status is JobStatus.CANCELLED
+    assert run(producer, [LEDGER.replay(job.id, job.lane)]) == [True]
+    assert run(producer, [LEDGER.cancel(job.id, None, 60)])[0].accepted
+    assert run(producer, [LEDGER.purge([job.id])]) == [1]
+
+
+def test_a_monitor_reads_depths_health_and_money(port: int) -> None:
+    monitor = login(port, "monitor")
+    assert monitor.info("memory")["maxmemory"] == 100 << 20
+    for read in (monitor.hgetall, monitor.type):
+        read(KEYS.fleet)
+        read(KEYS.money)
+    assert monitor.llen("standard") >= 0
+    assert monitor.zcard(KEYS.leases) == 0
+
+
+@pytest.mark.parametrize("role", ["producer", "worker", "monitor"])
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("FLUSHALL",),
+        ("KEYS", "*"),
+        ("CONFIG", "GET", "*"),
+        ("ACL", "LIST"),
+        ("SHUTDOWN",),
+        ("MONITOR",),
+        ("SAVE",),
+        ("FUNCTION", "FLUSH"),
+        ("SCRIPT", "FLUSH"),
+        ("REPLICAOF", "127.0.0.1", "1"),
+        ("MODULE", "LIST"),
+        ("SET", "another-application", "1"),
+        ("GET", "another-application"),
+        ("SUBSCRIBE", "another-application"),
+    ],
+)
+def test_no_role_can_administer_or_leave_its_keys(port: int, role: str, command: tuple[str, ...]) -> None:
+    with pytest.raises(NoPermissionError):
+        login(port, role).execute_command(*command)
+
+
+@pytest.mark.parametrize(
+    ("role", "command"),
+    [
+        ("producer", ("HSET", KEYS.money, "all|spent", "0")),
+        ("producer", ("HSET", KEYS.fleet, "x|state", "closed")),
+        ("producer", ("BRPOP", "standard", "1")),
+        ("producer", ("INFO",)),
+        ("monitor", ("HGET", "celery-task-meta-x", "x")),
+        ("monitor", ("LPUSH", "standard", "x")),
+        ("monitor", ("DEL", KEYS.money)),
+        ("monitor", ("EVAL", "return 1", "0")),
+        ("monitor", ("PUBLISH", KEYS.inbox("x"), "x")),
+        ("monitor", ("LRANGE", "standard", "0", "-1")),
+    ],
+)
+def test_a_role_is_refused_what_is_another_ones(port: int, role: str, command: tuple[str, ...]) -> None:
+    with pytest.raises(NoPermissionError):
+        login(port, role).execute_command(*command)
+
+
+def test_a_monitor_cannot_read_a_prompt(port: int) -> None:
+    job = new_job()
+    run(login(port, "producer"), [LEDGER.enqueue(job)])
+    with pytest.raises(NoPermissionError):
+        login(port, "monitor").hget(KEYS.job(job.id), "payload")
+
+
+def test_a_script_has_no_more_rights_than_who_runs_it(port: int) -> None:
+    with pytest.raises((NoPermissionError, redis.ResponseError), match=r"(?i)permission"):
+        login(port, "producer").eval("return redis.call('HSET', KEYS[1], 'all|spent', 0)", 1, KEYS.money)
+
+
+def test_nobody_gets_in_without_a_password(port: int) -> None:
+    with pytest.raises(AuthenticationError):
+        redis.Redis(port=port).ping()
+
+
+def test_no_password_is_in_the_servers_command_line_or_its_acl(port: int) -> None:
+    told = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert "worker-secret" not in told
+    assert "worker-secret" not in str(login(port, "admin").execute_command("ACL", "LIST"))

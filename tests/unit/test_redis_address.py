@@ -1,0 +1,40 @@
+"""Redis's password from a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from turnout.errors import TurnoutError
+from turnout.redis_address import with_password
+
+
+@pytest.mark.parametrize(
+    ("url", "expected"),
+    [
+        ("redis://worker@redis:6379/0", "redis://worker:p%40ss%2F@redis:6379/0"),
+        ("redis://redis:6379", "redis://:p%40ss%2F@redis:6379"),
+        ("rediss://w@h:1/2?ssl_cert_reqs=required", "rediss://w:p%40ss%2F@h:1/2?ssl_cert_reqs=required"),
+    ],
+)
+def test_the_files_content_becomes_the_password(tmp_path: Path, url: str, expected: str) -> None:
+    (tmp_path / "secret").write_text("p@ss/\n")
+    environ = with_password({"REDIS_URL": url, "REDIS_PASSWORD_FILE": str(tmp_path / "secret")})
+    assert environ["REDIS_URL"] == expected
+
+
+@pytest.mark.parametrize("url", ["", "redis://worker:known@redis:6379/0", "unix:///run/redis.sock"])
+def test_an_address_that_cannot_take_it_is_refused_without_showing_it(tmp_path: Path, url: str) -> None:
+    (tmp_path / "secret").write_text("never-shown")
+    with pytest.raises(TurnoutError, match="wants a REDIS_URL without a password") as refused:
+        with_password({"REDIS_URL": url, "REDIS_PASSWORD_FILE": str(tmp_path / "secret")})
+    assert "never-shown" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_named() -> None:
+    with pytest.raises(TurnoutError, match="/nowhere"):
+        with_password({"REDIS_URL": "redis://redis", "REDIS_PASSWORD_FILE": "/nowhere"})
+
+
+def test_without_a_file_nothing_changes() -> None:
+    assert with_password({"REDIS_URL": "redis://x"}) == {"REDIS_URL": "redis://x"}
