@@ -72,6 +72,22 @@ def running(
         yield Local(redis_url, settings, environ, started, simulator_url)
 
 
+def configuration(config_path: Path | None, simulate: tuple[str, ...] | None) -> config.Settings:
+    """The configuration with which `running` would run, without starting anything."""
+    path = config_path or (config.find(os.environ, Path.cwd()) if simulate is None else None)
+    if path is not None:
+        return config.load(path, os.environ)
+    tables = (_discovered() if simulate is None else {}) or _made_up(simulate or (), None)
+    return config.settings(discovery.toml(tables), "the environment", os.environ)
+
+
+def _made_up(options: tuple[str, ...], base_urls: Mapping[str, str] | None) -> discovery.Tables:
+    """The simulated fleet's tables; without addresses for a fleet that isn't running."""
+    file = Path(options[options.index("--scenario") + 1]) if "--scenario" in options else scenario.DEFAULT
+    fleet = scenario.load(file)
+    return discovery.simulated(base_urls or dict.fromkeys(fleet.providers, "http://127.0.0.1:9"), fleet)
+
+
 def _end_old_leases(redis_url: str) -> None:
     """Whoever held them has died with this Redis, which was private to them: nobody need wait for their end."""
     with redis.Redis.from_url(redis_url) as client:
@@ -94,8 +110,7 @@ def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[str, di
     try:
         process.wait_until(lambda: "\n" in log.read_text(), child, log, limit_s=30)
         told = json.loads(log.read_text().splitlines()[0])
-        file = Path(options[options.index("--scenario") + 1]) if "--scenario" in options else scenario.DEFAULT
-        yield told["url"], discovery.simulated(told["providers"], scenario.load(file))
+        yield told["url"], _made_up(options, told["providers"])
     finally:
         process.stop(child)
 

@@ -107,13 +107,9 @@ class Feeder:
 
     def _lines(self, tally: Tally) -> Iterator[Item]:
         """The lines that are to be run. Those that can't be are written to the output on the way."""
-        unique, format = Uniqueness(), self._source.fixed_format
-        for raw in self._source:
-            format = format or detect(raw.data)
+        for line in read(self._source, self._options.defaults):
             tally.lines += 1
-            line = parse(raw.data, raw.number, format, self._options.defaults)
-            line = unique.check(line)
-            if self._sink.has(raw.number):
+            if self._sink.has(line.line):
                 continue
             if isinstance(line, Item) and (why := self._refused(line)):
                 line = BadLine(line.line, line.custom_id, "refused", why, line.format)
@@ -208,6 +204,14 @@ class Feeder:
         for start in range(0, len(self._purge), CHUNK):
             run(self._client, [self._ledger.purge(self._purge[start : start + CHUNK])])
         self._purge.clear()
+
+
+def read(source: Source, defaults: Defaults) -> Iterator[Item | BadLine]:
+    """Every line of an input, as a request or as the reason why it is none."""
+    unique, format = Uniqueness(), source.fixed_format
+    for raw in source:
+        format = format or detect(raw.data)
+        yield unique.check(parse(raw.data, raw.number, format, defaults))
 
 
 _EMPTY = InferenceRequest(prompt="")

@@ -16,7 +16,7 @@ import redis
 from rich.console import Console
 
 from turnout.batch import progress
-from turnout.batch.feeder import Feeder, Options, Stopped
+from turnout.batch.feeder import Feeder, Options, Stopped, read
 from turnout.batch.lines import Defaults
 from turnout.batch.sink import Sink
 from turnout.batch.source import Source
@@ -25,6 +25,7 @@ from turnout.ledger import Keys, Ledger
 from turnout.request import MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStrategy
 from turnout.result import JobStatus
 from turnout_workers import local, process
+from turnout_workers.dry_run import forecast, shown
 from turnout_workers.endpoints import accounts
 from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.fleet import Fleet
@@ -76,6 +77,8 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any]) ->
     wanted = simulate if options["simulate"] or options["scenario"] else None
     started_at = time.monotonic()
     total = _count(source)
+    if options["dry_run"]:
+        return _dry_run(source, console, options, wanted)
     console.print("Starting …", style="dim")
     with (
         Sink(output, options["errors"], in_order=not options["as_completed"]) as sink,
@@ -113,6 +116,15 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any]) ->
         if output != "-":
             console.print(f"Results are in {output}", highlight=False, markup=False)
     return DONE if tally.finished == tally.done[JobStatus.SUCCEEDED.value] else SOME_FAILED
+
+
+def _dry_run(source: str, console: Console, options: dict[str, Any], simulate: tuple[str, ...] | None) -> int:
+    settings = local.configuration(options["config"], simulate)
+    fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
+    told = forecast(read(Source(source), _defaults(options)), fleet)
+    slots = (options["concurrency"] or settings.file.worker.concurrency) * options["workers"]
+    console.print(shown(told, fleet, slots))
+    return SOME_FAILED if told.bad else DONE
 
 
 def _defaults(options: dict[str, Any]) -> Defaults:

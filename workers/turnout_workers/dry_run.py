@@ -1,0 +1,115 @@
+"""What a file would cost and how long it would take, before anything is sent."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+from turnout.batch.lines import BadLine, Item
+from turnout.result import dollars
+from turnout_workers.routing.decision import rank
+from turnout_workers.routing.eligibility import refusal
+from turnout_workers.routing.fleet import Fleet
+from turnout_workers.routing.profile import JobProfile
+
+SHOWN = 20
+"""Problems that are listed one by one."""
+
+
+@dataclass(slots=True)
+class Share:
+    """What would go to one endpoint, if all goes well."""
+
+    jobs: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    expected_microusd: int = 0
+    most_microusd: int = 0
+    work_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Forecast:
+    """Of a whole file."""
+
+    lines: int = 0
+    bad: Counter[str] = field(default_factory=Counter)
+    problems: list[str] = field(default_factory=list)
+    shares: dict[str, Share] = field(default_factory=dict)
+
+    def problem(self, code: str, text: str) -> None:
+        self.bad[code] += 1
+        if len(self.problems) < SHOWN:
+            self.problems.append(text)
+
+
+def forecast(lines: Iterable[Item | BadLine], fleet: Fleet) -> Forecast:
+    """Give each line to the endpoint that an idle, healthy fleet would choose for it."""
+    told, snapshot, rng = Forecast(), fleet.snapshot(0.0, {}), random.Random(0)
+    for line in lines:
+        told.lines += 1
+        if isinstance(line, BadLine):
+            told.problem(line.code, line.message)
+            continue
+        profile = JobProfile.of(line.request)
+        best = rank(profile, snapshot, 0.0, rng).best
+        if best is None:
+            reasons = refusal(profile, fleet) or {}
+            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
+            told.problem("refused", f"line {line.line}: no endpoint can serve it: {why}")
+            continue
+        share = told.shares.setdefault(best.endpoint.id, Share())
+        share.jobs += 1
+        share.input_tokens += profile.expected_input_tokens
+        share.output_tokens += profile.expected_output_tokens
+        share.expected_microusd += best.expected_cost_microusd or 0
+        share.most_microusd += best.upper_cost_microusd or 0
+        share.work_s += best.latency_s
+    return told
+
+
+def duration_s(told: Forecast, fleet: Fleet, slots: int) -> float:
+    """Expected, if the choice stays as it is: the slowest endpoint under its limits, or our own slots."""
+    by_id = {endpoint.id: endpoint for endpoint in fleet.endpoints}
+    longest = sum(share.work_s for share in told.shares.values()) / slots
+    for id, share in told.shares.items():
+        limits = by_id[id].limits
+        tokens = share.input_tokens + share.output_tokens
+        needs = (
+            (share.jobs, limits.requests_per_minute, 60.0),
+            (tokens, limits.tokens_per_minute, 60.0),
+            (share.work_s, limits.concurrency, 1.0),
+        )
+        longest = max(longest, *(amount / limit * unit for amount, limit, unit in needs if limit), 0.0)
+    return longest
+
+
+def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
+    """For people."""
+    table = Table("endpoint", "jobs", "tokens in", "out", "expected", "at most", title="Dry run: nothing was sent")
+    unpriced = {endpoint.id for endpoint in fleet.endpoints if endpoint.price is None}
+    for id, share in sorted(told.shares.items(), key=lambda pair: -pair[1].jobs):
+        money = (
+            ("unknown", "unknown")
+            if id in unpriced
+            else (dollars(share.expected_microusd), dollars(share.most_microusd))
+        )
+        table.add_row(id, f"{share.jobs:,}", f"{share.input_tokens:,}", f"{share.output_tokens:,}", *money)
+    expected = dollars(sum(share.expected_microusd for share in told.shares.values()))
+    most = dollars(sum(share.most_microusd for share in told.shares.values()))
+    good = told.lines - told.bad.total()
+    sum_up = Text(
+        f"{told.lines:,} lines, {good:,} of them good; about {expected}, at most {most}; "
+        f"about {math.ceil(duration_s(told, fleet, slots)):,} s with {slots} calls at a time"
+    )
+    problems = [Text(text, style="yellow") for text in told.problems]
+    if (rest := told.bad.total() - len(problems)) > 0:
+        problems.append(Text(f"and {rest:,} more", style="yellow"))
+    return Group(table, sum_up, *problems)
