@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from turnout.errors import TurnoutError
 from turnout.redis_address import with_password
 
