@@ -59,7 +59,7 @@ def quantile(median_s: float, sigma: float, z: float) -> float:
 
 def chance_of_exceeding(limit_s: float, median_s: float, sigma: float) -> float:
     """P(latency > limit) of a lognormal latency."""
-    if limit_s <= 0:
+    if limit_s <= 1e-9:  # nothing is done in a nanosecond, and nothing divides by less
         return 1.0
     return 0.5 * math.erfc(math.log(limit_s / median_s) / (sigma * math.sqrt(2)))
 

@@ -1,0 +1,217 @@
+"""Lines of batch files in and out, and where they are written."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from openai.types import CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion
+
+from turnout.batch.lines import BadLine, Defaults, Format, Item, Uniqueness, detect, job_id, parse
+from turnout.batch.render import bad_result, render
+from turnout.batch.sink import Sink, SinkError
+from turnout.batch.source import Source
+from turnout.batch.tally import Tally, entry
+from turnout.request import InferenceResponse, Usage
+from turnout.result import Attempt, JobResult, JobStatus, Problem
+
+CHAT: dict[str, Any] = {
+    "custom_id": "a",
+    "method": "POST",
+    "url": "/v1/chat/completions",
+    "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5},
+}
+EMBED = {**CHAT, "url": "/v1/embeddings", "body": {"model": "e", "input": ["a", "b"]}}
+ANSWER = InferenceResponse(
+    text="Hello", usage=Usage(input_tokens=3, output_tokens=2), cost_microusd=7, provider="p", model_requested="m",
+    model_served="m-1", latency_s=0.5,
+)  # fmt: skip
+OK = Attempt(endpoint="p/m", provider="p", model="m", started_at=1.0, cost_microusd=7)
+BROKEN = Attempt(endpoint="q/m", provider="q", model="m", started_at=0.5, failure="server_error", unsure_microusd=3)
+DONE = JobResult(
+    id="j", status=JobStatus.SUCCEEDED, response=ANSWER, attempts=(BROKEN, OK), failovers=1, cost_microusd=7,
+    unsure_microusd=3,
+)  # fmt: skip
+
+
+def line(value: Any, format: Format = Format.PLAIN, number: int = 4) -> Item | BadLine:
+    raw = value if isinstance(value, bytes) else json.dumps(value).encode()
+    return parse(raw, number, format)
+
+
+def test_plain_lines_are_prompts_messages_or_strings() -> None:
+    for value in ({"prompt": "Hi", "id": 7}, {"messages": [{"role": "user", "content": "Hi"}], "id": 7}):
+        item = line(value)
+        assert isinstance(item, Item)
+        assert (item.custom_id, item.request.chat[0].text) == (7, "Hi")
+    assert isinstance(line("just a prompt"), Item)
+
+
+def test_what_a_line_says_wins_over_the_defaults() -> None:
+    defaults = Defaults({"model": "m"}, {"lane": "batch", "only": ["a"]})
+    item = parse(b'{"prompt": "Hi", "constraints": {"only": ["b"]}}', 1, Format.PLAIN, defaults)
+    assert isinstance(item, Item)
+    assert (item.request.models, item.request.constraints.only) == (("m",), ("b",))
+    assert item.request.constraints.lane == "batch"
+
+
+@pytest.mark.parametrize(
+    ("raw", "code"),
+    [
+        (b'{"prompt": "a"', "invalid_json"), (b'{"prompt": 7}', "invalid_request"), (b"[]", "invalid_request"),
+        (b'{"prompt": "a", "modle": 1}', "invalid_request"), (b'{"prompt": "a", "temperature": NaN}', "invalid_number"),
+        (b'{"prompt": "a", "seed": ' + b"9" * 4300 + b"}", "invalid_number"),
+        (b'{"prompt": "\\ud800"}', "invalid_text"), (b'{"prompt": "\xff"}', "invalid_utf8"),
+        (b'{"prompt": "' + b"a" * 1_000_001 + b'"}', "too_large"),
+        (b'{"a": ' + b"[" * 70 + b"]" * 70 + b"}", "too_deep"),
+        (b"[" * 100_000, "too_deep"), (b'{"prompt": "a", "id": {}}', "invalid_request"),
+    ],
+)  # fmt: skip
+def test_a_bad_line_is_named_and_reported(raw: bytes, code: str) -> None:
+    bad = line(raw)
+    assert isinstance(bad, BadLine)
+    assert bad.code == code
+    assert bad.message.startswith("line 4: ")
+    told = json.loads(render(bad, bad_result(bad)))
+    assert (told["line"], told["status"]) == (4, "failed")
+
+
+@given(st.lists(st.binary(max_size=60) | st.just(b'{"prompt": "x", "id": "k"}'), max_size=20))
+def test_as_many_outcomes_as_lines_whatever_they_hold(raws: list[bytes]) -> None:
+    unique = Uniqueness()
+    lines = [unique.check(parse(raw, number, Format.PLAIN)) for number, raw in enumerate(raws, 1)]
+    assert [one.line for one in lines] == list(range(1, len(raws) + 1))
+    assert sum(isinstance(one, Item) and one.custom_id == "k" for one in lines) <= 1, "an id serves once"
+
+
+def test_openai_lines_come_out_as_its_client_reads_them() -> None:
+    assert detect(json.dumps(CHAT).encode()) is Format.OPENAI
+    chat, embed = line(CHAT, Format.OPENAI), line(EMBED, Format.OPENAI)
+    assert isinstance(chat, Item)
+    assert isinstance(embed, Item)
+    told = json.loads(render(chat, DONE))
+    assert (told["custom_id"], told["error"], told["response"]["status_code"]) == ("a", None, 200)
+    completion = ChatCompletion.model_validate(told["response"]["body"], strict=True)
+    assert completion.choices[0].message.content == "Hello"
+    assert completion.usage is not None
+    assert completion.usage.total_tokens == 5
+    vectors = DONE.model_copy(update={"response": ANSWER.model_copy(update={"embeddings": ((0.1, 0.2), (0.3, 0.4))})})
+    body = json.loads(render(embed, vectors))["response"]["body"]
+    assert len(CreateEmbeddingResponse.model_validate(body).data) == 2
+
+
+def test_openai_lines_that_failed_or_never_ran_say_so_in_its_way() -> None:
+    chat = line(CHAT, Format.OPENAI)
+    problem = Problem(code="rate_limited", message="x")
+    failed = JobResult(id="j", status=JobStatus.FAILED, error=problem, attempts=(BROKEN,))
+    assert json.loads(render(chat, failed))["response"]["status_code"] == 429
+    expired = JobResult(id="j", status=JobStatus.EXPIRED, error=Problem(code="deadline", message="late"))
+    told = json.loads(render(chat, expired))
+    assert (told["response"], told["error"]["code"]) == (None, "batch_expired")
+
+
+def test_a_jobs_id_follows_from_batch_line_and_content() -> None:
+    item = line({"prompt": "Hi"})
+    assert isinstance(item, Item)
+    same = job_id("b", 1, item.request)
+    assert job_id("b", 1, item.request) == same
+    assert len({same, job_id("c", 1, item.request), job_id("b", 2, item.request)}) == 3
+
+
+def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
+    text = b'{"prompt": "a"}\n\n{"prompt": "b"}\n'
+    (tmp_path / "x.jsonl").write_bytes(text)
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text))
+    (tmp_path / "x.csv").write_text("prompt,kind\na,1\nb,2\n")
+    plain = [raw.data for raw in Source(str(tmp_path / "x.jsonl"))]
+    assert (
+        plain == [raw.data for raw in Source(str(tmp_path / "x.jsonl.gz"))] == [b'{"prompt": "a"}', b'{"prompt": "b"}']
+    )
+    rows = [parse(raw.data, raw.number, Format.PLAIN) for raw in Source(str(tmp_path / "x.csv"))]
+    assert [row.request.metadata for row in rows if isinstance(row, Item)] == [{"kind": "1"}, {"kind": "2"}]
+
+
+def test_a_tally_knows_who_failed_and_who_took_over() -> None:
+    tally = Tally()
+    tally.add(entry(DONE))
+    assert (tally.finished, tally.failed, tally.failovers, tally.cost_microusd, tally.unsure_microusd) == (
+        1,
+        0,
+        1,
+        7,
+        3,
+    )
+    assert (tally.providers["p"].jobs, tally.providers["p"].failovers_in) == (1, 1)
+    assert (tally.providers["q"].failures, tally.providers["q"].failovers_out) == (1, 1)
+
+
+def test_results_come_out_in_the_inputs_order_and_a_torn_line_is_done_again(tmp_path: Path) -> None:
+    path = str(tmp_path / "out")
+    with Sink(path) as sink:
+        sink.begin("f")
+        for number in (3, 1, 2):
+            sink.write(number, {"status": "succeeded"}, b"%d\n" % number)
+        sink.sync()
+    with (tmp_path / "out.partial").open("ab") as journal:
+        journal.write(b'4\t{"status": "succ')
+    with Sink(path) as sink:
+        assert sink.begin("f").resumed == 3
+        assert (sink.has(3), sink.has(4)) == (True, False)
+        sink.write(4, {"status": "failed"}, b"4\n")
+        sink.finish()
+    assert Path(path).read_bytes() == b"1\n2\n3\n4\n"
+    assert not (tmp_path / "out.partial").exists()
+
+
+def test_errors_go_to_a_file_of_their_own_and_another_batchs_journal_is_not_touched(tmp_path: Path) -> None:
+    path, errors = str(tmp_path / "out"), str(tmp_path / "errors")
+    with Sink(path, errors) as sink:
+        sink.begin("f")
+        sink.write(1, {"status": "succeeded"}, b"good\n")
+        sink.write(2, {"status": "failed"}, b"bad\n")
+        sink.sync()
+    with Sink(path, errors) as sink, pytest.raises(SinkError, match="another batch"):
+        sink.begin("g")
+    with Sink(path, errors) as sink:
+        sink.begin("f")
+        sink.finish()
+    assert (Path(path).read_bytes(), Path(errors).read_bytes()) == (b"good\n", b"bad\n")
+
+
+WRITER = """
+import sys
+from turnout.batch.sink import Sink
+with Sink(sys.argv[1]) as sink:
+    sink.begin("f")
+    n = 0
+    while True:
+        n += 1
+        sink.write(n, {"status": "succeeded"}, b"%d\\n" % n)
+        if n % 50 == 0:
+            sink.sync()
+"""
+
+
+def test_a_writer_that_is_killed_leaves_whole_lines(tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
+    journal = tmp_path / "out.partial"
+    while not journal.exists() or journal.stat().st_size < 100_000:
+        assert writer.poll() is None
+        time.sleep(0.01)
+    writer.kill()
+    writer.wait()
+    with Sink(str(path)) as sink:
+        held = sink.begin("f").resumed
+        sink.finish()
+    assert held > 1000
+    assert path.read_text().split() == [str(n) for n in range(1, held + 1)]
