@@ -28,10 +28,10 @@ from turnout_workers.heartbeat import Heartbeat, Hold
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.errors import ProviderError
+from turnout_workers.reporting import Finished, Reporter, bill
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
-from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
-from turnout_workers.routing.health import Step, after_report
+from turnout_workers.routing.failure import Failure
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.spool import Spool
@@ -41,13 +41,11 @@ from turnout_workers.state.store import (
     Ask,
     Bid,
     Ceiling,
-    Counters,
     Fence,
     FleetStore,
     Granted,
     NoRoom,
     ObservedLimit,
-    Report,
 )
 
 logger = logging.getLogger(__name__)
@@ -147,6 +145,7 @@ class Attempts:
         self._spool = spool
         self._policy = policy
         self._rng = rng
+        self._reporter = Reporter(store, fleet, policy.ejection_s, rng)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
         self._last_seen: dict[Lane, float] = {}
         self.waiting: Counter[str] = Counter()
@@ -185,7 +184,7 @@ class Attempts:
             if decision.action is routing.Action.REFUSE:
                 reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
                 message = f"no endpoint can serve this job ({reasons or 'none is configured'})"
-                return await self._give_up(job, progress, JobStatus.FAILED, "refused", message)
+                return await self._give_up(job, progress, JobStatus.FAILED, "refused", message, decision)
             wait_s = decision.wait_s
             if decision.action is routing.Action.GO:
                 candidates = decision.top(MAX_BIDS)
@@ -288,14 +287,14 @@ class Attempts:
         except asyncio.CancelledError:
             # Whatever stopped us, the provider may have worked, so its reservation stays as unsure money.
             unsure = chosen.upper_cost_microusd or 0
-            await self._report_unheard(grant, unsure)
+            await self._reporter.unheard(grant, unsure)
             raise
         finally:
             hold.lease_id = None
         reached("after_call")
         duration_s = time.monotonic() - clock
         response = outcome.response if outcome else None
-        cost, unsure = _bill(chosen, response, failure)
+        cost, unsure = bill(chosen, response, failure)
         attempt = Attempt(
             endpoint=endpoint.id,
             provider=endpoint.provider,
@@ -317,23 +316,8 @@ class Attempts:
             allow_fallback=job.request.constraints.allow_fallback,
             max_attempts=self._policy.max_attempts,
         )
-        usage = response.usage if response else None
-        report = Report(
-            lease_id=grant.lease_id,
-            endpoint_id=endpoint.id,
-            ok=failure is None,
-            counts=verdict.counts_for_health,
-            kind=failure.kind if failure else None,
-            input_tokens=usage.input_tokens if usage else (chosen.input_tokens if unsure else 0),
-            output_tokens=usage.output_tokens if usage else 0,
-            cost_microusd=cost,
-            unsure_microusd=unsure,
-            latency_s=response.latency_s if response else None,
-            ttft_s=response.time_to_first_token_s if response else None,
-            predicted_s=chosen.latency_s,
-            limits=outcome.limits if outcome else observed,
-        )
-        reporting = asyncio.ensure_future(self._report(report, chosen, verdict, failure))
+        call = Finished(grant.lease_id, chosen, outcome, failure, observed, cost, unsure)
+        reporting = asyncio.ensure_future(self._reporter.report(call, verdict))
         if response is not None:
             progress = _with(progress, attempt)
             result = self._result(job, progress, JobStatus.SUCCEEDED, response=response)
@@ -349,7 +333,10 @@ class Attempts:
         if asyncio.get_running_loop().time() >= hold.valid_until:
             hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
             await asyncio.sleep(0)
-        timeouts = Timeouts(first_byte_s=chosen.timeout_s, idle_s=min(30.0, chosen.timeout_s), total_s=chosen.timeout_s)
+        longest_s = chosen.timeout_s
+        if job.claim.deadline is not None:  # nobody wants the answer after it
+            longest_s = min(longest_s, max(0.01, job.claim.deadline - self._fleet.now()))
+        timeouts = Timeouts(first_byte_s=longest_s, idle_s=min(30.0, longest_s), total_s=longest_s)
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
@@ -383,7 +370,7 @@ class Attempts:
                 return await self._defer(job, progress, verdict.delay_s, decision, new_round=True)
             case _:
                 code, message = failed.failure or "failed", failed.message or "the call failed"
-                return await self._give_up(job, progress, JobStatus.FAILED, code, message)
+                return await self._give_up(job, progress, JobStatus.FAILED, code, message, decision)
 
     async def _defer(
         self, job: _Job, progress: Progress, wait_s: float, decision: routing.Decision, new_round: bool = False
@@ -399,10 +386,16 @@ class Attempts:
         return await self._give_up(job, progress, status, "cost_ceiling", message)
 
     async def _give_up(
-        self, job: _Job, progress: Progress, status: JobStatus, code: str, message: str
+        self,
+        job: _Job,
+        progress: Progress,
+        status: JobStatus,
+        code: str,
+        message: str,
+        decision: routing.Decision | None = None,
     ) -> Done | Skipped:
         problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
-        return await self._settle(job, self._result(job, progress, status, problem=problem), None)
+        return await self._settle(job, self._result(job, progress, status, problem=problem), decision)
 
     async def _settle(self, job: _Job, result: JobResult, decision: routing.Decision | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
@@ -462,68 +455,6 @@ class Attempts:
             unsure_microusd=progress.unsure_microusd,
         )
 
-    async def _report(
-        self, report: Report, chosen: routing.Candidate, verdict: failover.Verdict, failure: Failure | None
-    ) -> None:
-        """Tell the fleet how the call went, and what follows for the endpoint."""
-        endpoint = chosen.endpoint
-        try:
-            counters = await self._store.report(report)
-            await self._follow(endpoint.id, endpoint.account_id, counters, verdict, failure)
-        except (RedisError, OSError) as error:
-            # The lease expires by itself, and its money counts as unsure.
-            logger.warning("the call to %s can't be reported now: %s", endpoint.id, error)
-
-    async def _follow(
-        self,
-        endpoint_id: str,
-        account_id: str,
-        counters: Counters,
-        verdict: failover.Verdict,
-        failure: Failure | None,
-    ) -> None:
-        affected = [endpoint_id]
-        if verdict.scope is Scope.ACCOUNT:
-            views = self._fleet.snapshot.views
-            affected = [view.endpoint.id for view in views if view.endpoint.account_id == account_id]
-        reason = f"{failure.kind}: {failure.message}" if failure else ""
-        if verdict.disable:
-            await self._store.disable(affected, reason)
-        if verdict.block_s > 0:
-            await self._store.block(affected, verdict.block_s, reason)
-        view = self._fleet.snapshot.by_id.get(endpoint_id)
-        if view is None or (failure is None and not counters.probe):
-            return
-        step = after_report(
-            view.health,
-            counters,
-            failure.kind if failure else None,
-            counters.at,
-            self._rng,
-            counts_for_health=verdict.counts_for_health,
-            billed=failover.was_billed(failure),
-            base_s=self._policy.ejection_s,
-        )
-        if step.step is Step.TRIP:
-            health = await self._store.trip(endpoint_id, step.open_s, step.reason)
-            if health.trips > counters.trips:  # else another call's report has ejected it already
-                logger.warning("%s ejected for %.1f s: %s", endpoint_id, step.open_s, step.reason)
-        elif step.step is Step.RECOVER:
-            await self._store.recover(endpoint_id)
-            logger.info("%s recovered", endpoint_id)
-
-    async def _report_unheard(self, grant: Granted, unsure_microusd: int) -> None:
-        report = Report(
-            grant.lease_id,
-            grant.endpoint_id,
-            ok=False,
-            counts=False,
-            kind=FailureKind.CANCELLED,
-            unsure_microusd=unsure_microusd,
-        )
-        with contextlib.suppress(RedisError, OSError):
-            await self._store.report(report)
-
 
 @dataclass(frozen=True, slots=True)
 class _Again:
@@ -532,16 +463,6 @@ class _Again:
     progress: Progress
     endpoint_id: str
     delay_s: float
-
-
-def _bill(chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None) -> tuple[int, int]:
-    """What a call has cost for sure, and what it may have cost."""
-    upper = chosen.upper_cost_microusd or 0
-    if response is not None:
-        return (response.cost_microusd or 0), 0
-    if failure is None or failure.billed is Billed.NO:
-        return 0, 0
-    return 0, upper  # even a call that was surely billed has an amount that nobody told us
 
 
 def _with(progress: Progress, attempt: Attempt) -> Progress:

@@ -1,0 +1,131 @@
+"""After a call: what it cost, what the fleet is told of it, and what follows for the endpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import random
+from dataclasses import dataclass
+
+from redis.exceptions import RedisError
+
+from turnout.request import InferenceResponse
+from turnout_workers.providers.base import CallOutcome
+from turnout_workers.routing import decision as routing
+from turnout_workers.routing import failover
+from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
+from turnout_workers.routing.health import Step, after_report
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import Counters, FleetStore, Granted, ObservedLimit, Report
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """A call that has ended: with an outcome, or with a failure."""
+
+    lease_id: str
+    chosen: routing.Candidate
+    outcome: CallOutcome | None
+    failure: Failure | None
+    observed: tuple[ObservedLimit, ...]
+    """Limits that came with the failure."""
+    cost_microusd: int
+    unsure_microusd: int
+
+
+def bill(chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None) -> tuple[int, int]:
+    """What a call has cost for sure, and what it may have cost."""
+    upper = chosen.upper_cost_microusd or 0
+    if response is not None:
+        return (response.cost_microusd or 0), 0
+    if failure is None or failure.billed is Billed.NO:
+        return 0, 0
+    return 0, upper  # even a call that was surely billed has an amount that nobody told us
+
+
+class Reporter:
+    """Tells the fleet's store how calls went, and what `routing/health.py` makes of it."""
+
+    def __init__(self, store: FleetStore, fleet: SnapshotPoller, ejection_s: float, rng: random.Random) -> None:
+        self._store = store
+        self._fleet = fleet
+        self._ejection_s = ejection_s
+        self._rng = rng
+
+    async def report(self, call: Finished, verdict: failover.Verdict) -> None:
+        """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
+        endpoint = call.chosen.endpoint
+        try:
+            counters = await self._store.report(_report(call, verdict.counts_for_health))
+            await self._follow(call, counters, verdict)
+        except (RedisError, OSError) as error:
+            # The lease expires by itself, and its money counts as unsure.
+            logger.warning("the call to %s can't be reported now: %s", endpoint.id, error)
+
+    async def unheard(self, grant: Granted, unsure_microusd: int) -> None:
+        """End the lease of a call that we stopped ourselves. The provider may have worked all the same."""
+        report = Report(
+            grant.lease_id,
+            grant.endpoint_id,
+            ok=False,
+            counts=False,
+            kind=FailureKind.CANCELLED,
+            unsure_microusd=unsure_microusd,
+        )
+        with contextlib.suppress(RedisError, OSError):
+            await self._store.report(report)
+
+    async def _follow(self, call: Finished, counters: Counters, verdict: failover.Verdict) -> None:
+        endpoint, failure = call.chosen.endpoint, call.failure
+        affected = [endpoint.id]
+        if verdict.scope is Scope.ACCOUNT:
+            views = self._fleet.snapshot.views
+            affected = [view.endpoint.id for view in views if view.endpoint.account_id == endpoint.account_id]
+        reason = f"{failure.kind}: {failure.message}" if failure else ""
+        if verdict.disable:
+            await self._store.disable(affected, reason)
+        if verdict.block_s > 0:
+            await self._store.block(affected, verdict.block_s, reason)
+        view = self._fleet.snapshot.by_id.get(endpoint.id)
+        if view is None or (failure is None and not counters.probe):
+            return
+        step = after_report(
+            view.health,
+            counters,
+            failure.kind if failure else None,
+            counters.at,
+            self._rng,
+            counts_for_health=verdict.counts_for_health,
+            billed=failover.was_billed(failure),
+            base_s=self._ejection_s,
+        )
+        if step.step is Step.TRIP:
+            health = await self._store.trip(endpoint.id, step.open_s, step.reason)
+            if health.trips > counters.trips:  # else another call's report has ejected it already
+                logger.warning("%s ejected for %.1f s: %s", endpoint.id, step.open_s, step.reason)
+        elif step.step is Step.RECOVER:
+            await self._store.recover(endpoint.id)
+            logger.info("%s recovered", endpoint.id)
+
+
+def _report(call: Finished, counts: bool) -> Report:
+    chosen, failure = call.chosen, call.failure
+    response = call.outcome.response if call.outcome else None
+    usage = response.usage if response else None
+    return Report(
+        lease_id=call.lease_id,
+        endpoint_id=chosen.endpoint.id,
+        ok=failure is None,
+        counts=counts,
+        kind=failure.kind if failure else None,
+        input_tokens=usage.input_tokens if usage else (chosen.input_tokens if call.unsure_microusd else 0),
+        output_tokens=usage.output_tokens if usage else 0,
+        cost_microusd=call.cost_microusd,
+        unsure_microusd=call.unsure_microusd,
+        latency_s=response.latency_s if response else None,
+        ttft_s=response.time_to_first_token_s if response else None,
+        predicted_s=chosen.latency_s,
+        limits=call.outcome.limits if call.outcome else call.observed,
+    )
