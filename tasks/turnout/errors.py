@@ -71,6 +71,10 @@ class JobError(TurnoutError):
     def __str__(self) -> str:
         return f"job {self.result.id} {self.result.summary()}"
 
+    def __repr__(self) -> str:
+        """What Celery logs and Flower shows: the story, not the answer."""
+        return f"{type(self).__name__}({self.result.summary()!r})"
+
 
 class Failed(JobError):
     """The job was given up. `attempts` tells every call that was made for it, and how each went."""

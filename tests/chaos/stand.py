@@ -18,6 +18,7 @@ from tests import redis_server
 
 from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
+from turnout.result import JobResult
 from turnout_workers import discovery, process
 from turnout_workers.simulator import scenario
 
@@ -100,6 +101,9 @@ class Stand:
             state = job.state if job else "lost"
             found[state] = found.get(state, 0) + 1
         return found
+
+    def results(self, ids: Sequence[str]) -> list[JobResult | None]:
+        return run(self.client, [self.ledger.result(i) for i in ids])
 
     def oracle(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self._url}/control/stats?jobs=1") as reply:

@@ -67,7 +67,7 @@ class Worker:
         self._connectors = [build(account, self._http) for account in accounts(settings)]
         by_endpoint = {endpoint.id: connector for connector in self._connectors for endpoint in connector.endpoints}
         self._poller = SnapshotPoller(self._store, Fleet(e for c in self._connectors for e in c.endpoints))
-        await self._poller.start()
+        await self._connected()
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
@@ -103,6 +103,15 @@ class Worker:
         if path := os.environ.get("TURNOUT_ALIVE"):
             self._keep_running(_show_life(Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
+
+    async def _connected(self) -> None:
+        """Begin to follow the fleet's state; a Redis that isn't there yet is waited for, as Celery does."""
+        while True:
+            try:
+                return await self._poller.start()
+            except (RedisError, OSError) as error:
+                logger.warning("Redis can't be reached, trying again: %s", error)
+                await asyncio.sleep(1)
 
     async def stop(self) -> None:
         for task in self._tasks:

@@ -28,28 +28,37 @@ FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane
 """Least part of each fetch that is a lane's own while it has jobs; what one leaves, the next more urgent takes."""
 
 
+LANES = frozenset(Lane)
+
+
 class QoS(virtual.QoS):
-    """Counts in memory alone; the pool's free slots are the limit."""
+    """Counts in memory alone; where lanes are served, the pool's free slots are the limit."""
 
     def can_consume(self) -> bool:
-        return free_slots() > 0
+        serves_lanes: bool = self.channel.serves_lanes  # type: ignore[attr-defined]
+        return bool(super().can_consume()) and (not serves_lanes or free_slots() > 0)
 
 
 class Channel(kombu_redis.Channel):
     QoS = QoS  # type: ignore[assignment]
     _fetch_script: Script | None = None
 
+    @property
+    def serves_lanes(self) -> bool:
+        """Whether this is a worker's channel for jobs; events and remote control have channels of their own."""
+        return not LANES.isdisjoint(self.active_queues)
+
     def _brpop_read(self, **options: Any) -> Any:
         """The reply to BRPOP is the first message of a fetch; the rest of the free slots is filled at once."""
         try:
             return super()._brpop_read(**options)  # type: ignore[misc]
         finally:
-            if (room := free_slots()) > 0 and self.active_queues:
+            if self.serves_lanes and (room := free_slots()) > 0:
                 self._fetch(room)
 
     def _fetch(self, room: int) -> None:
         script = self._fetch_script = self._fetch_script or Script.load("turnout_workers", "fetch")
-        queues = sorted(self.active_queues, key=_urgency)
+        queues = sorted(LANES.intersection(self.active_queues), key=_urgency)
         shares = [str(FETCH_SHARE.get(queue, 0.1)) for queue in queues]
         command = ("EVALSHA", script.sha, len(queues), *queues, room, *shares)
         with self.conn_or_acquire() as client:
@@ -63,7 +72,7 @@ class Channel(kombu_redis.Channel):
 
 
 def _urgency(queue: str) -> int:
-    return list(Lane).index(Lane(queue)) if queue in set(Lane) else len(Lane)
+    return list(Lane).index(Lane(queue))
 
 
 class Transport(kombu_redis.Transport):
