@@ -139,7 +139,7 @@ class Attempts:
         self._store = store
         self._fleet = fleet
         self.connectors = connectors
-        """By endpoint id; replaced as a whole when the configuration is reloaded."""
+        """By endpoint id."""
         self._heartbeat = heartbeat
         self._ceilings = ceilings
         self._spool = spool

@@ -31,8 +31,6 @@ FROM_ENVIRONMENT = {
     "TURNOUT_NAMESPACE": ("namespace",),
     "TURNOUT_CONCURRENCY": ("worker", "concurrency"),
     "TURNOUT_STRATEGY": ("router", "default_strategy"),
-    "TURNOUT_METRICS_PORT": ("monitoring", "metrics_port"),
-    "TURNOUT_LOG_FORMAT": ("monitoring", "log_format"),
     "TURNOUT_LOG_LEVEL": ("monitoring", "log_level"),
 }
 """Environment variables that override the file, and the fields that they set."""

@@ -174,14 +174,9 @@ class RetentionTable(Value):
     """How long a settled job and its result are kept."""
     failed_s: Seconds = 7 * 86_400.0
     """The same for failed jobs, which can be replayed."""
-    decisions_s: Seconds = 86_400.0
 
 
 class MonitoringTable(Value):
-    metrics_host: str = "127.0.0.1"
-    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
-    """None: no metrics endpoint; 0: any free port."""
-    log_format: Literal["text", "json"] = "text"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     task_events: bool = True
     """Celery's events, which Flower shows; they cost a part of the throughput."""

@@ -18,8 +18,8 @@ from turnout_workers import config
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in this process.")
 @click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, most urgent first, by comma.")
 @click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name.")
-@click.option("-l", "--loglevel", default="INFO", show_default=True)
-def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, loglevel: str) -> None:
+@click.option("-l", "--loglevel", help="As the configuration says, if not given.")
+def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, loglevel: str | None) -> None:
     """Serve jobs until stopped. SIGTERM lets calls in flight end; a second one hands everything back at once."""
     if path is not None:
         os.environ["TURNOUT_CONFIG"] = str(path)
@@ -30,5 +30,12 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
     os.environ["CELERY_CUSTOM_WORKER_POOL"] = "turnout_workers.pool:TaskPool"
     slots = concurrency or settings.file.worker.concurrency
     arguments = ["-A", "turnout_workers.app:app", "worker", "-P", "custom", "-c", str(slots), "-Q", lanes]
-    arguments += ["-n", name, "-l", loglevel, "--without-gossip", "--without-mingle"]
+    arguments += [
+        "-n",
+        name,
+        "-l",
+        (loglevel or settings.file.monitoring.log_level).upper(),
+        "--without-gossip",
+        "--without-mingle",
+    ]
     os.execv(sys.executable, [sys.executable, "-m", "celery", *arguments])  # noqa: S606  (the same process goes on)
