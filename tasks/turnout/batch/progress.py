@@ -7,6 +7,7 @@ import time
 from collections import deque
 from typing import Any, Protocol
 
+from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -170,10 +171,12 @@ def summary(tally: Tally) -> dict[str, Any]:
 def table(tally: Tally) -> Table:
     """The end of a batch, by provider."""
     made_up = any(one.simulated for one in tally.providers.values())
-    shown = Table(title="Simulated providers: no model was run" if made_up else None, title_style="yellow")
-    columns = ("provider", "jobs", "failed", "moved in", "moved out", "tokens", "cost", "p50", "p99")
+    title = "Simulated providers: no model was run" if made_up else None
+    caption = "failed: calls; in and out: jobs taken over from another provider, and lost to one"
+    shown = Table(title=title, title_style="yellow", caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("provider", "jobs", "failed", "in", "out", "tokens", "cost", "p50", "p99")
     for number, column in enumerate(columns):
-        shown.add_column(column, justify="left" if number == 0 else "right", no_wrap=number == 0)
+        shown.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
         shown.add_row(
             name,
@@ -182,7 +185,7 @@ def table(tally: Tally) -> Table:
             f"{one.failovers_in:,}",
             f"{one.failovers_out:,}",
             f"{one.input_tokens + one.output_tokens:,}",
-            dollars(one.cost_microusd),
+            f"${one.cost_microusd / MICROUSD_PER_USD:,.4f}",
             _seconds(one.latency.quantile(0.5)),
             _seconds(one.latency.quantile(0.99)),
         )
