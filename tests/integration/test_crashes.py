@@ -75,3 +75,32 @@ def test_a_cancelled_job_in_flight_is_aborted(tmp_path: Path) -> None:
         assert settlement.accepted
         stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0, 10)
         assert stand.outcomes(["slow"]) == {"cancelled": 1}
+
+
+def test_an_answer_that_comes_while_redis_is_away_is_kept_and_not_paid_for_twice(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 1.5"), concurrency=5) as stand:
+        stand.start_worker()
+        stand.submit(IDS[:5])
+        stand.until(lambda: set(stand.outcomes(IDS[:5])) == {"calling"}, 20)
+        stand.redis.kill()
+        spool = tmp_path / "spool"
+        stand.until(lambda: len(list(spool.glob("*.json"))) == 5, 20)
+        stand.redis.restart()
+        stand.until(lambda: stand.settled() == 5, 30)
+        assert stand.outcomes(IDS[:5]) == {"succeeded": 5}
+        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
+        stand.until(lambda: not list(spool.glob("*.json")), 10)
+
+
+def test_a_job_that_kills_its_workers_runs_three_times_and_no_more(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET, concurrency=5) as stand:
+        stand.submit(["poison"])
+        for _ in range(3):
+            assert stand.start_worker(crash="during_call:1", wait=False).wait(30) == -signal.SIGKILL
+        stand.start_worker()
+        stand.until(lambda: stand.settled() == 1, 30)
+        (result,) = stand.results(["poison"])
+        assert result is not None
+        assert result.error is not None
+        assert result.error.code == "poison"
+        assert stand.oracle()["jobs"]["poison"]["calls"] == 3
