@@ -32,7 +32,7 @@ check: $(READY) ## lint, format and types
 chaos: $(READY) ## kill workers and Redis, take providers down, and count what was lost (minutes)
 	$(BIN)/python -m tests.chaos
 
-bench: $(READY) ## measure ours and the peers side by side, and write the report (minutes)
+bench: $(READY) ## run every benchmark, one after the other (many minutes)
 	$(BIN)/python -m tests.benchmarks
 
 clean: ## remove the environment and what runs have left
