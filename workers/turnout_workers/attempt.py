@@ -56,6 +56,8 @@ MAX_BIDS = 6
 """Candidates offered to one admission; those behind them are offered by the next one."""
 SPREAD = 0.2
 """Most that is added to a wait, as a share of it."""
+NEXT_PERIOD_S = 60.0
+"""How often a job that waits for the next day or month of a ceiling looks again."""
 RECHECK_S = 5.0
 """Deferral where nobody knows when there will be room."""
 
@@ -200,9 +202,14 @@ class Attempts:
                     continue
                 if not isinstance(admission, NoRoom):
                     return Skipped("the lease was lost")
-                if admission.ceiling is not None and admission.retry_at is None:
+                if admission.retry_at is not None:
+                    wait_s = max(0.01, admission.retry_at - admission.at)
+                elif admission.ceiling is None:
+                    wait_s = RECHECK_S
+                elif admission.ceiling.startswith(("job:", "batch:")):
                     return await self._at_ceiling(job, progress, admission.ceiling)
-                wait_s = RECHECK_S if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
+                else:
+                    wait_s = NEXT_PERIOD_S  # a day's or month's ceiling: the next one has room
                 pinned = None
             # Those that wait for the same moment shall not come all at once.
             wait_s *= 1 + SPREAD * self._rng.random()
