@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import statistics
 import tempfile
 import time
@@ -28,15 +29,23 @@ models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
 """
 
 
-def ours(stand: Stand, jobs: int, round: int) -> float:
+def ours(stand: Stand, jobs: int, round: int) -> tuple[float, float]:
+    """Jobs a second, and the CPU time of the worker for each, in ms."""
     ids = [f"{round}-{n}" for n in range(jobs)]
     before = stand.settled()
-    began = time.monotonic()
+    (worker,) = stand.workers
+    began, cpu_s = time.monotonic(), _cpu_s(worker.pid)
     stand.submit(ids)
     stand.until(lambda: stand.settled() == before + jobs, 120)
-    took_s = time.monotonic() - began
+    took_s, cpu_s = time.monotonic() - began, _cpu_s(worker.pid) - cpu_s
     assert stand.outcomes(ids) == {"succeeded": jobs}
-    return jobs / took_s
+    return jobs / took_s, 1000 * cpu_s / jobs
+
+
+def _cpu_s(pid: int) -> float:
+    """User and system time of a process, all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def bare(stand: Stand, jobs: int, slots: int) -> float:
@@ -67,14 +76,17 @@ def main() -> None:
             standing(Path(folder), FLEET.format(delay=delay), given.slots) as stand,
         ):
             stand.start_worker()
-            worker, loop = [], []
+            worker, loop, cpu_ms = [], [], []
             for round in range(given.rounds):
                 loop.append(asyncio.run(bare(stand, given.jobs, given.slots)))
-                worker.append(ours(stand, given.jobs, round))
+                rate, cost_ms = ours(stand, given.jobs, round)
+                worker.append(rate)
+                cpu_ms.append(cost_ms)
             ratio = statistics.median(worker) / statistics.median(loop)
             print(
                 f"{delay * 1000:3.0f} ms answers: worker {', '.join(f'{rate:.0f}' for rate in worker)} jobs/s; "
-                f"bare loop {', '.join(f'{rate:.0f}' for rate in loop)} calls/s; ratio of medians {ratio:.2f}",
+                f"bare loop {', '.join(f'{rate:.0f}' for rate in loop)} calls/s; ratio of medians {ratio:.2f}; "
+                f"worker's CPU {statistics.median(cpu_ms):.2f} ms a job",
                 flush=True,
             )
 

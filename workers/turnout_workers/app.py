@@ -16,6 +16,7 @@ from kombu import Queue
 from kombu.serialization import loads
 
 from turnout.errors import JobError
+from turnout.ledger import message
 from turnout.request import Lane
 from turnout.result import JobResult
 from turnout_workers.attempt import Done, Moved, Skipped
@@ -80,11 +81,12 @@ class Infer(AsyncTask):
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
         job_id: str = request["id"]
-        args, kwargs, embed = loads(body[0], body[1], body[2], accept={"application/json"}) if body[1] else body[0]
-        if (asked := _request_of(args, kwargs, job_id)) is not None:
-            refused = await worker.accept(job_id, asked, embed)
-            if refused is not None:
-                return lambda: refused.answer()
+        if request.get("origin") != message.ORIGIN:
+            args, kwargs, embed = loads(body[0], body[1], body[2], accept={"application/json"}) if body[1] else body[0]
+            if (asked := _request_of(args, kwargs, job_id)) is not None:
+                refused = await worker.accept(job_id, asked, embed)
+                if refused is not None:
+                    return lambda: refused.answer()
         match await worker.attempts(job_id):
             case Done(result) if result.succeeded:
                 return lambda: Answer(result)
@@ -97,7 +99,7 @@ class Infer(AsyncTask):
 
 
 def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
-    """The request that a plain Celery app has put into the message, or None for a message of the ledger's."""
+    """The request that a plain Celery app has put into the message, or None if it names a job of the ledger."""
     if "request" in kwargs:
         return kwargs["request"]
     return args[0] if args and args[0] != job_id else None
@@ -111,7 +113,8 @@ def _ignored(note: str) -> NoReturn:
     raise Ignore(note)
 
 
-logging.getLogger("httpx").setLevel(logging.WARNING)  # a line for every call is what the ledger is for
+for chatty in ("httpx", "celery.worker.strategy", "celery.app.trace"):
+    logging.getLogger(chatty).setLevel(logging.WARNING)  # the story of each job and call is in the ledger
 infer = app.register_task(Infer())
 worker = Worker(settings)
 TaskPool.grace_s = settings.file.worker.drain_s

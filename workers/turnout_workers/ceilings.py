@@ -10,6 +10,7 @@ from turnout_workers.state.store import Ceiling
 from turnout_workers.tables import CeilingsTable, CeilingTable
 
 ANY_TENANT = "*"
+NO_CEILING = CeilingTable()
 
 
 class ConfiguredCeilings:
@@ -29,12 +30,12 @@ class ConfiguredCeilings:
             found.append(Ceiling(f"batch:{batch}", None))
         if wish.tenant is not None:
             tenants = self._table.tenants
-            table = tenants.get(wish.tenant, tenants.get(ANY_TENANT, CeilingTable()))
+            table = tenants.get(wish.tenant, tenants.get(ANY_TENANT, NO_CEILING))
             found += self._periods(f"tenant:{wish.tenant}", table)
         return tuple(found)
 
     def of_provider(self, provider: str) -> tuple[Ceiling, ...]:
-        return self._periods(f"provider:{provider}", self._table.providers.get(provider, CeilingTable()))
+        return self._periods(f"provider:{provider}", self._table.providers.get(provider, NO_CEILING))
 
     def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:
         today = datetime.fromtimestamp(self._now(), UTC)

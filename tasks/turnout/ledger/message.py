@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 
 TASK = "turnout.infer"
+ORIGIN = "turnout"
+"""Who has published it: the ledger, and no app."""
 
 TEMPLATE = json.dumps(
     {
@@ -27,7 +29,7 @@ TEMPLATE = json.dumps(
             # What Flower and Celery's events show.
             "argsrepr": "<lane> · <label>",
             "kwargsrepr": "",
-            "origin": "turnout",
+            "origin": ORIGIN,
             "ignore_result": True,
         },
         "body": '[["<bodyid>"],{},<embed>]',

@@ -11,9 +11,10 @@ import asyncio
 import json
 import time
 import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import aiohttp
@@ -45,15 +46,12 @@ class Http:
     """The HTTP client that all connectors of a process share."""
 
     def __init__(self) -> None:
-        self._client = httpx.AsyncClient(
-            transport=AiohttpTransport(client=_session, trust_env=False),
-            headers={"user-agent": USER_AGENT, "accept-encoding": "gzip"},
-            follow_redirects=False,
-            trust_env=False,
-        )
+        # The transport without a client around it: no redirects, cookies or proxies can come in, and no layer
+        # is paid for that does nothing here.
+        self._transport = AiohttpTransport(client=_session, trust_env=False)
 
     async def aclose(self) -> None:
-        await self._client.aclose()
+        await self._transport.aclose()
 
     async def json(
         self,
@@ -66,14 +64,13 @@ class Http:
     ) -> Reply:
         """Send, read whole, parse. Raises ProviderError for all that is not a 200 with a JSON object."""
         started = time.monotonic()
-        async with self._response(method, url, headers, body, timeouts, scrub) as (response, decoded):
-            chunks = [chunk async for chunk in decoded]
-            parsed = _parse(b"".join(chunks))
+        async with self._response(method, url, headers, body, timeouts, scrub) as (told, decoded):
+            parsed = _parse(b"".join([chunk async for chunk in decoded]))
             if not isinstance(parsed, dict):
-                raise ProviderError(_malformed("a 200 that is no JSON object", response))
+                raise ProviderError(_malformed("a 200 that is no JSON object", told))
             if parsed.get("error"):
-                raise ProviderError(classify(200, response.headers, parsed, time.time(), scrub))
-            return Reply(parsed, response.headers, time.monotonic() - started)
+                raise ProviderError(classify(200, told, parsed, time.time(), scrub))
+            return Reply(parsed, told, time.monotonic() - started)
 
     async def events(
         self,
@@ -87,21 +84,21 @@ class Http:
 
         `[DONE]` is left out. Whether the stream was complete is for the wire format to say.
         """
-        async with self._response("POST", url, headers, body, timeouts, scrub) as (response, decoded):
-            if "text/event-stream" not in response.headers.get("content-type", ""):
+        async with self._response("POST", url, headers, body, timeouts, scrub) as (told, decoded):
+            if "text/event-stream" not in told.get("content-type", ""):
                 parsed = _parse(b"".join([chunk async for chunk in decoded]))
                 if isinstance(parsed, dict) and parsed.get("error"):
-                    raise ProviderError(classify(200, response.headers, parsed, time.time(), scrub))
-                raise ProviderError(_malformed("no event stream where one was asked for", response))
+                    raise ProviderError(classify(200, told, parsed, time.time(), scrub))
+                raise ProviderError(_malformed("no event stream where one was asked for", told))
             async for data in _sse(decoded):
                 if data.strip() == b"[DONE]":
                     continue
                 parsed = _parse(data)
                 if not isinstance(parsed, dict):
-                    raise ProviderError(_malformed("an event that is no JSON object", response))
+                    raise ProviderError(_malformed("an event that is no JSON object", told))
                 if parsed.get("error"):
-                    raise ProviderError(classify(200, response.headers, parsed, time.time(), scrub))
-                yield response.headers, parsed
+                    raise ProviderError(classify(200, told, parsed, time.time(), scrub))
+                yield told, parsed
 
     @asynccontextmanager
     async def _response(
@@ -112,26 +109,29 @@ class Http:
         body: Mapping[str, Any] | None,
         timeouts: Timeouts,
         scrub: tuple[str, ...],
-    ) -> AsyncIterator[tuple[httpx.Response, AsyncIterator[bytes]]]:
-        """An open 200 response and its decoded bytes; every way to fail becomes a ProviderError."""
-        content = None if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
-        sent_headers = dict(headers) if content is None else {**headers, "content-type": "application/json"}
-        connect = httpx.Timeout(None, connect=timeouts.connect_s)
-        request = self._client.build_request(method, url, headers=sent_headers, content=content, timeout=connect)
+    ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
+        """The headers of an open 200 response and its decoded bytes; every way to fail becomes a ProviderError."""
+        request = _request(method, url, headers, body, timeouts.connect_s)
         response: httpx.Response | None = None
+        now = asyncio.get_running_loop().time
+        ends_at = now() + timeouts.total_s
         try:
-            async with asyncio.timeout(timeouts.total_s):
-                async with asyncio.timeout(timeouts.first_byte_s):
-                    response = await self._client.send(request, stream=True)
-                decoded = _decoded(response, timeouts.idle_s)
+            # One deadline, moved on: for the first byte, then for each piece, and never past the end of all.
+            async with asyncio.timeout(min(timeouts.first_byte_s, timeouts.total_s)) as deadline:
+                response = await self._transport.handle_async_request(request)
+                told = _headers(response)
+
+                def awaited() -> None:
+                    deadline.reschedule(min(ends_at, now() + timeouts.idle_s))
+
+                decoded = _decoded(response, told, awaited)
                 if response.status_code != 200:
                     raw = b"".join([chunk async for chunk in decoded])
                     parsed = _parse(raw)
-                    told = raw.decode("utf-8", "replace") if parsed is None else parsed
-                    now = time.time()
-                    limits = observed_limits(response.headers, now)
-                    raise ProviderError(classify(response.status_code, response.headers, told, now, scrub), limits)
-                yield response, decoded
+                    text = raw.decode("utf-8", "replace") if parsed is None else parsed
+                    failure = classify(response.status_code, told, text, time.time(), scrub)
+                    raise ProviderError(failure, observed_limits(told, time.time()))
+                yield told, decoded
         except ProviderError:
             raise
         except TimeoutError:
@@ -156,26 +156,54 @@ async def _close(response: httpx.Response) -> None:
         await response.aclose()
 
 
-async def _decoded(response: httpx.Response, idle_s: float) -> AsyncIterator[bytes]:
-    """The body's bytes, unpacked piece by piece, never more than the cap."""
-    encoding = response.headers.get("content-encoding", "identity").lower()
+def _request(
+    method: str, url: str, headers: Mapping[str, str], body: Mapping[str, Any] | None, connect_s: float
+) -> httpx.Request:
+    """A request with just the headers that are given here; httpx would look for each that it might add."""
+    content = b"" if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    about = {"user-agent": USER_AGENT, "accept-encoding": "gzip"}
+    if content:
+        about |= {"content-type": "application/json", "content-length": str(len(content))}
+    request = httpx.Request(
+        method,
+        _url(url),
+        headers={**about, **headers},
+        stream=httpx.ByteStream(content),
+        extensions={"timeout": {"connect": connect_s}},
+    )
+    request.read()  # so that the transport finds bytes, and sends them in one piece
+    return request
+
+
+@cache
+def _url(url: str) -> httpx.URL:
+    """Parsed once: a provider has a few."""
+    return httpx.URL(url)
+
+
+def _headers(response: httpx.Response) -> dict[str, str]:
+    """By lower-case name. httpx searches the list of them anew for each one that is asked for."""
+    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+
+
+async def _decoded(
+    response: httpx.Response, headers: Mapping[str, str], awaited: Callable[[], None]
+) -> AsyncIterator[bytes]:
+    """The body's bytes, unpacked piece by piece, never more than the cap. `awaited` is called before each piece."""
+    encoding = headers.get("content-encoding", "identity").lower()
     if encoding not in ("identity", "gzip", "deflate", ""):
-        raise ProviderError(_malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", response))
+        raise ProviderError(_malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", headers))
     inflate = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
     total = 0
-    chunks = response.aiter_raw()
-    while True:
-        try:
-            async with asyncio.timeout(idle_s):
-                chunk = await anext(chunks)
-        except StopAsyncIteration:
-            break
+    awaited()
+    async for chunk in response.aiter_raw():
         if inflate is not None:
             chunk = inflate.decompress(chunk, MAX_BODY + 1 - total)
         total += len(chunk)
         if total > MAX_BODY:
-            raise ProviderError(_malformed(f"more than {MAX_BODY >> 20} MB", response))
+            raise ProviderError(_malformed(f"more than {MAX_BODY >> 20} MB", headers))
         yield chunk
+        awaited()
     if inflate is not None and not inflate.eof:
         raise ProviderError(Failure(FailureKind.INTERRUPTED, "the compressed answer ends early", Billed.MAYBE))
 
@@ -206,9 +234,9 @@ def _parse(raw: bytes) -> Any:
         return None
 
 
-def _malformed(what: str, response: httpx.Response) -> Failure:
-    request_id = response.headers.get("x-request-id") or response.headers.get("request-id")
-    return Failure(FailureKind.MALFORMED, what, Billed.YES, status=response.status_code, request_id=request_id)
+def _malformed(what: str, headers: Mapping[str, str]) -> Failure:
+    request_id = headers.get("x-request-id") or headers.get("request-id")
+    return Failure(FailureKind.MALFORMED, what, Billed.YES, status=200, request_id=request_id)
 
 
 def classify_exception(error: BaseException) -> Failure:
