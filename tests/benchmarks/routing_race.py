@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import logging
 import math
 import random
 import statistics
@@ -27,6 +28,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, Quality, RoutingConstraints, Usage
+from turnout_workers.providers.base import CallOutcome, Timeouts
+from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import Endpoint, IntelligentRouter, RoutingStrategy, refusal
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Limits, Price
@@ -55,18 +58,6 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         super()._run_once()  # type: ignore[misc]
 
 
-class CallFailed(Exception):
-    def __init__(self, failure: Failure) -> None:
-        super().__init__(failure.message)
-        self.failure, self.limits = failure, ()
-
-
-@dataclass
-class Outcome:
-    response: InferenceResponse
-    limits: tuple[()] = ()
-
-
 @dataclass
 class Simulated:
     """One provider with one endpoint, its rate limit, and perhaps a fault."""
@@ -87,12 +78,12 @@ class Simulated:
     def endpoints(self) -> tuple[Endpoint, ...]:
         return (self.endpoint,)
 
-    async def call(self, endpoint: Endpoint, request: InferenceRequest) -> Outcome:
+    async def call(self, endpoint: Endpoint, request: InferenceRequest, _: Timeouts = Timeouts()) -> CallOutcome:
         began = now()
         fault = self.fault if FAULT_FROM <= began < FAULT_TO else "none"
         try:
             outcome = await self._call(request, fault)
-        except CallFailed as error:
+        except ProviderError as error:
             self.calls.append((began, error.failure.kind))
             raise
         except asyncio.CancelledError:
@@ -101,10 +92,10 @@ class Simulated:
         self.calls.append((began, "ok"))
         return outcome
 
-    async def _call(self, request: InferenceRequest, fault: str) -> Outcome:
+    async def _call(self, request: InferenceRequest, fault: str) -> CallOutcome:
         if fault == "outage":
             await asyncio.sleep(0.05)
-            raise CallFailed(Failure(FailureKind.UNAVAILABLE, "connection refused"))
+            raise ProviderError(Failure(FailureKind.UNAVAILABLE, "connection refused"))
         if fault == "hang":
             await asyncio.sleep(3600)
         limit = self.endpoint.limits.requests_per_minute or 10**9
@@ -115,17 +106,17 @@ class Simulated:
         if len(self.accepted) >= limit:
             await asyncio.sleep(0.05)
             wait_s = self.accepted[-limit] + 60 - now()
-            raise CallFailed(Failure(FailureKind.RATE_LIMITED, "too fast", retry_after_s=math.ceil(wait_s)))
+            raise ProviderError(Failure(FailureKind.RATE_LIMITED, "too fast", retry_after_s=math.ceil(wait_s)))
         self.accepted.append(now())
         spread = self.rng.lognormvariate(0, 0.2) * (10 if fault == "brownout" else 1)
         tokens = int(request.metadata["tokens"])
         ttft_s, total_s = self.ttft_s * spread, (self.ttft_s + tokens * self.pace_s) * spread
         if fault == "errors" and self.rng.random() < 0.3:
             await asyncio.sleep(ttft_s)
-            raise CallFailed(Failure(FailureKind.SERVER_ERROR, "internal error", Billed.MAYBE))
+            raise ProviderError(Failure(FailureKind.SERVER_ERROR, "internal error", Billed.MAYBE))
         await asyncio.sleep(total_s)
         usage = Usage(input_tokens=int(request.metadata["in"]), output_tokens=tokens)
-        return Outcome(
+        return CallOutcome(
             InferenceResponse(
                 usage=usage,
                 cost_microusd=cost(self.endpoint, usage),
@@ -139,7 +130,7 @@ class Simulated:
 
     async def check_health(self) -> None:
         if self.fault == "outage" and FAULT_FROM <= now() < FAULT_TO:
-            raise CallFailed(Failure(FailureKind.UNAVAILABLE, "connection refused"))
+            raise ProviderError(Failure(FailureKind.UNAVAILABLE, "connection refused"))
 
     async def aclose(self) -> None: ...
 
@@ -265,7 +256,7 @@ class Baseline:
             try:
                 async with asyncio.timeout(min(60, deadline_s - (now() - began))):
                     outcome = await chosen.call(chosen.endpoint, request)
-            except (CallFailed, TimeoutError):
+            except (ProviderError, TimeoutError):
                 failed.append(chosen)
                 self.cooling[chosen.name] = now() + 5
                 continue
@@ -336,7 +327,13 @@ def router(name: str, providers: list[Simulated], store: MemoryFleetStore, rng: 
     if name in BASELINES:
         return Baseline(name, providers, rng)
     strategy, hedge, _ = name.partition("+hedge")
-    one = IntelligentRouter(RoutingStrategy(strategy), store=Stale(store), rng=rng, hedge=bool(hedge))  # type: ignore[arg-type]
+    one = IntelligentRouter(
+        RoutingStrategy(strategy),
+        store=Stale(store),  # type: ignore[arg-type]
+        rng=rng,
+        clock=lambda: EPOCH + now(),
+        hedge=bool(hedge),
+    )
     for provider in providers:
         one.register_provider(provider)
     return one
@@ -384,6 +381,7 @@ def main() -> None:
     parser.add_argument("--racers", default=",".join([*RoutingStrategy, "balanced+hedge", *BASELINES]))
     parser.add_argument("--seeds", type=int, default=1)
     chosen = parser.parse_args()
+    logging.disable()
     for fault in chosen.faults.split(","):
         columns = ("goodput", "failed", "spend", "p50", "p99", "wasted", "429", "notice", "return")
         print(f"\n{fault:16}" + "".join(f"{column:>9}" for column in columns))

@@ -9,9 +9,9 @@ from collections.abc import Mapping
 
 from redis.exceptions import RedisError
 
+from turnout_workers.reporting import Sight
 from turnout_workers.routing.health import Step, after_watch
 from turnout_workers.routing.strategies import next_shadow_price
-from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ class FleetWatch:
     def __init__(
         self,
         store: FleetStore,
-        fleet: SnapshotPoller,
+        fleet: Sight,
         waiting: Mapping[str, int],
         worker: str,
         rng: random.Random,

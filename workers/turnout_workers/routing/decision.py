@@ -29,6 +29,8 @@ from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, rank
 RECHECK_S = 5.0
 """When nothing is known of when an endpoint comes back, look again after this."""
 HEDGE_MIN_S = 0.8
+HEDGE_BIDS = 4
+"""Candidates offered for a second call."""
 WAIT_LEAST_S = 0.01
 """Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
@@ -67,6 +69,14 @@ class Candidate(NamedTuple):
     """Half open: this call, if admitted, is the one probe."""
     probe_allowed: bool
     """Whether this job may be a probe at all (it is short and not interactive, or nothing else is left)."""
+
+
+class Hedge(NamedTuple):
+    """A second call, for the case that the first one is slow."""
+
+    after_s: float
+    """The 95th percentile of the first call's latency."""
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -132,19 +142,27 @@ class Decision:
             *(self._full(self.ranking.option(index)) for index in self.busy),
         )
 
-    @property
-    def hedge_after_s(self) -> float | None:
-        """When a second call to the runner-up may start, if the first has not answered: its 95th percentile.
+    def hedge(self, chosen: Candidate) -> Hedge | None:
+        """When a second call may start if the one to `chosen` has not answered, and to whom.
 
-        None: not for this job; only interactive ones with a runner-up that would still be in time.
+        None: not for this job; only for interactive ones, to endpoints that are well, would still be in time
+        and stay, together with the first call, below what the job may cost.
         """
-        if self.job.lane is not Lane.INTERACTIVE or self.action is not Action.GO or len(self.ready) < 2:
+        job = self.job
+        if job.lane is not Lane.INTERACTIVE or not job.allow_fallback or len(self.ready) < 2:
             return None
-        first, second = (self.ranking.option(index) for index in self.ready[:2])
-        after_s = max(HEDGE_MIN_S, timing.quantile(first.latency_s, first.estimate.odds.sigma, timing.Z95))
-        if second.probe or (self.job.deadline is not None and self.at + after_s + second.latency_s > self.job.deadline):
-            return None
-        return after_s
+        after_s = max(HEDGE_MIN_S, timing.quantile(chosen.latency_s, chosen.sigma, timing.Z95))
+        left_s = math.inf if job.deadline is None else job.deadline - self.at - after_s
+        left_microusd = job.cost_left_microusd - (chosen.upper_cost_microusd or 0)
+        others = tuple(
+            other._replace(probe_allowed=False)
+            for other in self.candidates
+            if other.endpoint.id != chosen.endpoint.id
+            and not other.probe
+            and other.latency_s < left_s
+            and (other.upper_cost_microusd or 0) <= left_microusd
+        )
+        return Hedge(after_s, others[:HEDGE_BIDS]) if others else None
 
     def to_record(self) -> dict[str, Any]:
         """All that explains and repeats this decision, as compact JSON values; see `record.replay`."""

@@ -37,6 +37,8 @@ class Requirements:
     """The price must be known, for there is a ceiling on what the job may cost."""
     excluded: frozenset[str] = frozenset()
     """Endpoints that have shown that they can't do this very job."""
+    pinned: str | None = None
+    """The one endpoint that was chosen for a job without fallback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,7 @@ class JobProfile:
         spent_microusd: int = 0,
         failures: Mapping[str, int] | None = None,
         excluded: frozenset[str] = frozenset(),
+        pinned: str | None = None,
     ) -> JobProfile:
         """Of a request; `deadline`, if given, is the one that was fixed when the job was accepted."""
         wish = request.constraints
@@ -88,7 +91,7 @@ class JobProfile:
         limit = 0 if request.is_embedding else request.max_output_tokens
         usual = USUAL_OUTPUT_TOKENS if limit is None else min(USUAL_OUTPUT_TOKENS, math.ceil(limit / 2))
         return cls(
-            requirements=_requirements(request, wish, excluded),
+            requirements=_requirements(request, wish, excluded, pinned),
             input_tokens=upper,
             expected_input_tokens=expected,
             output_tokens=limit,
@@ -107,7 +110,9 @@ class JobProfile:
         )
 
 
-def _requirements(request: InferenceRequest, wish: RoutingConstraints, excluded: frozenset[str]) -> Requirements:
+def _requirements(
+    request: InferenceRequest, wish: RoutingConstraints, excluded: frozenset[str], pinned: str | None
+) -> Requirements:
     return Requirements(
         models=request.models,
         only=wish.only,
@@ -123,6 +128,7 @@ def _requirements(request: InferenceRequest, wish: RoutingConstraints, excluded:
         max_output_usd_per_mtok=wish.max_output_usd_per_mtok,
         priced=wish.max_cost_usd is not None,
         excluded=excluded,
+        pinned=pinned,
     )
 
 
