@@ -191,7 +191,7 @@ class Attempts:
                 return await self._give_up(job, progress, JobStatus.FAILED, "refused", message, decision)
             wait_s = decision.wait_s
             if decision.action is routing.Action.GO:
-                candidates = decision.top(MAX_BIDS)
+                candidates = decision.bids(MAX_BIDS)
                 same = [candidate for candidate in candidates if candidate.endpoint.id == again]
                 admission = await self._admit(job, progress, same or candidates)
                 if isinstance(admission, Granted):
@@ -304,7 +304,7 @@ class Attempts:
                 self._rng,
                 attempt=progress.spent_attempts + 1,
                 retries_here=retries_here,
-                retry_budget_left=self._retries.left,
+                retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
                 has_untried=decision.has_untried(call.chosen.endpoint.id),
                 allow_fallback=job.request.constraints.allow_fallback,
                 max_attempts=self._policy.max_attempts,

@@ -262,7 +262,7 @@ class IntelligentRouter:
         retries = 0
         while True:
             decision = await self._decide(job, again)
-            candidates = decision.top(BIDS)
+            candidates = decision.bids(BIDS)
             same = [candidate for candidate in candidates if candidate.endpoint.id == again]
             admission = await self._admit(decision, same or candidates)
             if not isinstance(admission, Granted):
@@ -315,7 +315,7 @@ class IntelligentRouter:
                 self._rng,
                 attempt=job.progress.spent_attempts + 1,
                 retries_here=retries,
-                retry_budget_left=self._retries.left,
+                retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
                 has_untried=decision.has_untried(call.chosen.endpoint.id),
                 allow_fallback=decision.job.allow_fallback,
             )

@@ -160,6 +160,30 @@ def test_a_job_with_time_waits_for_the_cheap_one_and_an_urgent_one_does_not() ->
     assert decide(job(strategy="priority", lane=Lane.BATCH), busy, FAST).action is Action.GO
 
 
+def offered(wanted: JobProfile, *parts: Any) -> list[str]:
+    return [bid.endpoint.provider for bid in decide(wanted, *parts).bids(6)]
+
+
+def test_a_job_with_time_bids_for_the_cheap_one_alone_and_an_urgent_one_for_all() -> None:
+    parts = (CHEAP, MIDDLE, FAST, view(endpoint("twin", price=Price(0.1, 0.1)), metrics=observed(3.0)))
+    batch = job(lane=Lane.BATCH, deadline_s=600)
+    assert set(offered(batch, *parts)) == {"cheap", "twin"}
+    assert len(offered(replace(batch, deadline=NOW + 30), *parts)) == 4
+    assert len(offered(job(lane=Lane.INTERACTIVE), *parts)) == 4
+    assert len(offered(replace(batch, strategy=S.PRIORITY), *parts)) == 4
+    assert decide(batch, *parts).bids(1)[0].endpoint.price == Price(0.1, 0.1)
+
+
+def test_an_endpoint_that_fails_often_is_not_called_again_while_a_person_waits() -> None:
+    for rate, lane, repeated in [
+        (0.3, Lane.INTERACTIVE, False),
+        (0.3, Lane.BATCH, True),
+        (0.05, Lane.INTERACTIVE, True),
+    ]:
+        decision = decide(job(lane=lane), view(endpoint(), metrics=observed(error_rate=rate)))
+        assert decision.worth_repeating(decision.candidates[0]) == repeated
+
+
 def test_scarce_capacity_is_left_to_those_who_have_no_other() -> None:
     scarce = view(endpoint("scarce", price=Price(1, 1)), metrics=observed(), load=Load(shadow_price=2.0))
     other = view(endpoint("other", price=Price(2, 2)), metrics=observed())

@@ -22,12 +22,13 @@ from turnout_workers.routing.eligibility import (
 )
 from turnout_workers.routing.estimate import estimates
 from turnout_workers.routing.fleet import Endpoint, Snapshot
-from turnout_workers.routing.options import PAUSE_S, Options, busy_reason, may_probe
+from turnout_workers.routing.options import PAUSE_S, WAITABLE_S, Options, busy_reason, may_probe
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
+from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking, utilities
 
 RECHECK_S = 5.0
 """When nothing is known of when an endpoint comes back, look again after this."""
+REPEAT_ERROR_RATE = 0.1
 HEDGE_MIN_S = 0.8
 HEDGE_BIDS = 4
 """Candidates offered for a second call."""
@@ -128,6 +129,20 @@ class Decision:
         """The first `count` candidates."""
         return tuple(self._candidate(index) for index in self.ready[:count])
 
+    def bids(self, count: int) -> tuple[Candidate, ...]:
+        """At most `count` candidates to offer to admission, best first.
+
+        Where the strategy is patient, only those that this job would rather have than wait `WAITABLE_S` for the
+        first: the reserve of more urgent lanes, which a snapshot doesn't show, is no reason to pay more.
+        """
+        strategy, ready = STRATEGIES[self.strategy], self.ready[:count]
+        if not strategy.patient or len(ready) < 2:
+            return self.top(count)
+        rows = [self.ranking.options[index] for index in ready]
+        later = (WAITABLE_S, *rows[0][1:])
+        (threshold, *scores), _ = utilities(self.job, [later, *rows], strategy, self.at)
+        return tuple(self._candidate(index) for index, score in zip(ready, scores, strict=True) if score <= threshold)
+
     def has_untried(self, endpoint_id: str) -> bool:
         """Whether, besides this one, an endpoint could take the job now or soon that it hasn't tried."""
         ids = (option[4].view.endpoint.id for option in self.ranking.options)
@@ -141,6 +156,10 @@ class Decision:
             *self.passing,
             *(self._full(self.ranking.option(index)) for index in self.busy),
         )
+
+    def worth_repeating(self, chosen: Candidate) -> bool:
+        """Whether a failed call is worth another one there: not for a person who waits, where many fail."""
+        return self.job.lane is not Lane.INTERACTIVE or chosen.error_rate < REPEAT_ERROR_RATE
 
     def hedge(self, chosen: Candidate) -> Hedge | None:
         """When a second call may start if the one to `chosen` has not answered, and to whom.
