@@ -41,6 +41,7 @@ class Stand:
         process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 30)
         told = json.loads(log.read_text().splitlines()[0])
         self._url = told["url"]
+        self._providers: dict[str, str] = told["providers"]
         tables = discovery.simulated(told["providers"], scenario.load(file))
         tables["worker"] = {"lease_s": LEASE_S, "drain_s": 10.0}
         tables["monitoring"] = {"task_events": False}
@@ -74,6 +75,14 @@ class Stand:
         if wait:
             process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)
         return worker
+
+    def stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
+        process.stop(worker)
+        self.workers.remove(worker)
+
+    def provider_url(self, provider: str) -> str:
+        """Where one simulated provider is to be called."""
+        return self._providers[provider]
 
     def submit(self, ids: Sequence[str], **fields: Any) -> None:
         jobs = [NewJob.of(i, InferenceRequest(prompt=f"Question {i}?", max_output_tokens=8, **fields)) for i in ids]
