@@ -117,15 +117,16 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--no-peers", action="store_true")
     options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    options.add_argument("--only", choices=DEATHS, action="append", help="this way to die")
     given = options.parse_args()
     runners = {"turnout": ours} if given.no_peers else {"turnout": ours, "litellm": litellm}
     raw: dict[str, dict[str, list[dict[str, Any]]]] = {}
-    for death, fault in DEATHS.items():
+    for death in given.only or DEATHS:
         found = raw.setdefault(death, {name: [] for name in runners})
         for _ in range(given.rounds):
             for name, run in runners.items():
                 with tempfile.TemporaryDirectory() as folder, standing(Path(folder), FLEET, 500) as stand:
-                    found[name].append(run(stand, fault))
+                    found[name].append(run(stand, DEATHS[death]))
         for name, rounds in found.items():
             facts = ", ".join(f"{fact} {' '.join(str(one[fact]) for one in rounds)}" for fact in rounds[0])
             print(f"{death:18} {name:8} {facts}", flush=True)
