@@ -27,7 +27,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.benchmarks._bound import Slot, least_cost
+from tests.benchmarks.bound import Slot, least_cost
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, Quality, RoutingConstraints, Usage
 from turnout_workers.providers.base import CallOutcome, Timeouts

@@ -1,22 +1,31 @@
-"""Jobs a second of one worker process, from queue to stored result, beside a bare asyncio loop that only calls.
+"""Jobs a second of one worker process, from queue to stored result, beside its limit and its peers.
 
-Both in one run against the same simulated provider, for answers without delay and after 200 ms. The bare loop is the
-limit: the same HTTP client, with no queue, no routing, no ledger.
+All in one run, in turns, against the same simulated provider, for answers without delay and after 200 ms. The limit is
+a bare asyncio loop of the same HTTP client, with no queue, no routing and no ledger. The peers are in `peers.py`.
+Every queue is filled before its worker starts, and the pace is taken from the first stored result to the last.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import json
 import os
 import statistics
+import subprocess
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
+import redis
+from tests.benchmarks import peers
+from tests.benchmarks.measure import Pace, keep, pace, spread
 from tests.chaos.stand import Stand, standing
 
 from turnout.request import InferenceRequest
+from turnout_workers import process
 from turnout_workers.config import load
 from turnout_workers.endpoints import accounts
 from turnout_workers.providers import Http, build
@@ -27,68 +36,101 @@ output_tokens = 8
 ttft_s = {delay}
 models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
 """
+SLOTS = 500
+LIMIT_S = 180.0
+OURS, LIMIT = "turnout worker", "bare loop (limit)"
 
 
-def ours(stand: Stand, jobs: int, round: int) -> tuple[float, float]:
-    """Jobs a second, and the CPU time of the worker for each, in ms."""
-    ids = [f"{round}-{n}" for n in range(jobs)]
+def turnout(stand: Stand, jobs: int) -> Pace:
     before = stand.settled()
-    (worker,) = stand.workers
-    began, cpu_s = time.monotonic(), _cpu_s(worker.pid)
+    ids = [f"{before}-{number}" for number in range(jobs)]
     stand.submit(ids)
-    stand.until(lambda: stand.settled() == before + jobs, 120)
-    took_s, cpu_s = time.monotonic() - began, _cpu_s(worker.pid) - cpu_s
+    worker = stand.start_worker(wait=False)
+    measured = pace(worker.pid, lambda: stand.settled() - before, jobs, LIMIT_S)
     assert stand.outcomes(ids) == {"succeeded": jobs}
-    return jobs / took_s, 1000 * cpu_s / jobs
+    stand.stop_worker(worker)
+    return measured
 
 
-def _cpu_s(pid: int) -> float:
-    """User and system time of a process, all threads."""
-    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+def bare(stand: Stand, jobs: int) -> Pace:
+    async def loop() -> None:
+        http, free = Http(), asyncio.Semaphore(SLOTS)
+        (account,) = accounts(load(stand.config, {}))
+        connector = build(account, http)
+
+        async def one(number: int) -> None:
+            async with free:
+                await connector.complete(InferenceRequest(prompt=f"Question {number}?", max_output_tokens=8))
+
+        await asyncio.gather(*(one(number) for number in range(jobs)))
+        await http.aclose()
+
+    began, cpu = time.monotonic(), time.process_time()
+    asyncio.run(loop())
+    return jobs / (time.monotonic() - began), 1000 * (time.process_time() - cpu) / jobs
 
 
-async def bare(stand: Stand, jobs: int, slots: int) -> float:
-    http = Http()
-    (account,) = accounts(load(stand.config, {}))
-    connector, free = build(account, http), asyncio.Semaphore(slots)
+def celery(stand: Stand, jobs: int, pool: str, slots: int) -> Pace:
+    folder = stand.folder / "peer"
+    folder.mkdir(exist_ok=True)
+    (folder / "celery_peer.py").write_text(peers.CELERY_APP)
+    (folder / "send.py").write_text(peers.CELERY_SENDER)
+    results = redis.Redis.from_url(stand.redis.url.removesuffix("0") + "1")
+    results.flushdb()
+    address = stand.redis.url.removesuffix("/0")
+    environ = {"BROKER": f"{address}/2", "RESULTS": f"{address}/1", "URL": stand.provider_url("sim")}
+    environ |= {"PYTHONPATH": str(folder)}
+    subprocess.run([peers.python(), str(folder / "send.py"), str(jobs)], env={**os.environ, **environ}, check=True,
+                   stdout=subprocess.DEVNULL)  # fmt: skip
+    command = [peers.python(), "-m", "celery", "-A", "celery_peer", "worker", "-P", pool, "-c", str(slots)]
+    worker = process.start(command, folder / f"{pool}.log", environ)
+    try:
+        return pace(worker.pid, lambda: int(results.dbsize()), jobs, LIMIT_S)
+    finally:
+        process.stop(worker)
+        results.close()
 
-    async def one(number: int) -> None:
-        async with free:
-            await connector.complete(InferenceRequest(prompt=f"Question {number}?", max_output_tokens=8))
 
-    began = time.monotonic()
-    await asyncio.gather(*(one(number) for number in range(jobs)))
-    took_s = time.monotonic() - began
-    await http.aclose()
-    return jobs / took_s
+def litellm(stand: Stand, jobs: int) -> Pace:
+    command = [peers.python(), "-c", peers.LITELLM_LOOP, stand.provider_url("sim"), str(jobs), str(SLOTS)]
+    told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
+    return told["rate"], told["cpu_ms"]
+
+
+CONTESTANTS: dict[str, tuple[Callable[[Stand, int], Pace], tuple[int, int]]] = {
+    OURS: (turnout, (4000, 4000)),
+    LIMIT: (bare, (4000, 4000)),
+    "litellm.Router in a bare loop": (litellm, (400, 400)),
+    "celery prefork -c 4, httpx": (partial(celery, pool="prefork", slots=4), (2000, 80)),
+    "celery threads -c 200, httpx": (partial(celery, pool="threads", slots=200), (1000, 400)),
+    "celery gevent -c 500, httpx": (partial(celery, pool="gevent", slots=500), (1000, 400)),
+}
+"""How to run each, and with how many jobs for answers of 0 and of 200 ms: the slow ones with fewer."""
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--jobs", type=int, default=3000)
-    options.add_argument("--rounds", type=int, default=3)
-    options.add_argument("--slots", type=int, default=500)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--no-peers", action="store_true")
+    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
     given = options.parse_args()
-    for delay in (0.0, 0.2):
-        with (
-            tempfile.TemporaryDirectory() as folder,
-            standing(Path(folder), FLEET.format(delay=delay), given.slots) as stand,
-        ):
-            stand.start_worker()
-            worker, loop, cpu_ms = [], [], []
-            for round in range(given.rounds):
-                loop.append(asyncio.run(bare(stand, given.jobs, given.slots)))
-                rate, cost_ms = ours(stand, given.jobs, round)
-                worker.append(rate)
-                cpu_ms.append(cost_ms)
-            ratio = statistics.median(worker) / statistics.median(loop)
-            print(
-                f"{delay * 1000:3.0f} ms answers: worker {', '.join(f'{rate:.0f}' for rate in worker)} jobs/s; "
-                f"bare loop {', '.join(f'{rate:.0f}' for rate in loop)} calls/s; ratio of medians {ratio:.2f}; "
-                f"worker's CPU {statistics.median(cpu_ms):.2f} ms a job",
-                flush=True,
-            )
+    chosen = dict(list(CONTESTANTS.items())[: 2 if given.no_peers else None])
+    raw: dict[str, dict[str, list[Pace]]] = {}
+    for nth, delay in enumerate((0.0, 0.2)):
+        found: dict[str, list[Pace]] = {name: [] for name in chosen}
+        with tempfile.TemporaryDirectory() as folder, standing(Path(folder), FLEET.format(delay=delay), SLOTS) as stand:
+            for _ in range(given.rounds):
+                for name, (run, jobs) in chosen.items():
+                    found[name].append(run(stand, jobs[nth]))
+        rate = {name: statistics.median(one for one, _ in measured) for name, measured in found.items()}
+        print(f"\n{delay * 1000:.0f} ms answers: median of {given.rounds} rounds, with the least and the most")
+        for name, measured in found.items():
+            cpu_ms = statistics.median(one for _, one in measured)
+            print(f"{name:32} {spread([one for one, _ in measured])} jobs/s   {cpu_ms:6.2f} CPU ms a job"
+                  f"   ours is {rate[OURS] / rate[name]:5.2f} ×", flush=True)  # fmt: skip
+        raw[f"{delay * 1000:.0f} ms"] = found
+    if given.keep:
+        keep("throughput", {"unit": "jobs/s, CPU ms a job", "raw": raw})
 
 
 if __name__ == "__main__":

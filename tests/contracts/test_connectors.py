@@ -19,8 +19,8 @@ from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
-from turnout_workers.simulator import Simulator
 from turnout_workers.simulator.scenario import Scenario, SimulatedModel, SimulatedProvider
+from turnout_workers.simulator.server import Simulator
 
 K = FailureKind
 KINDS = ("openai", "anthropic", "gemini")

@@ -15,7 +15,8 @@ from google.genai import types as genai_types
 
 from turnout.request import Capability
 from turnout_workers.routing.fleet import Limits, Price
-from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider, Simulator
+from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider
+from turnout_workers.simulator.server import Simulator
 
 PROMPT = [{"role": "user", "content": "Where does the freight train go?"}]
 PARAMETERS = {

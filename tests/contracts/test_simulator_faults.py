@@ -17,8 +17,9 @@ import pytest
 from click.testing import CliRunner
 
 from turnout_workers.routing.fleet import Limits, Price
-from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider, Simulator
+from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider
 from turnout_workers.simulator.command import simulate
+from turnout_workers.simulator.server import Simulator
 
 COMMAND = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json"]
 CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)

@@ -43,6 +43,7 @@ from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
+from turnout_workers.under_way import CallsUnderWay
 
 logger = logging.getLogger(__name__)
 
@@ -134,10 +135,13 @@ class IntelligentRouter:
         self._last_seen: dict[Lane, float] = {}
         self._waiting: Counter[str] = Counter()
         self._retries = Allowance(0.2, reserve=10)
+        self._under_way = CallsUnderWay()
         self._hedging = Hedging(hedge)
         self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
         self._checks = HealthChecks(self._providers.values(), self._store, self._seen, health_check_interval, self._rng)
-        self._watch = FleetWatch(self._store, self._seen, self._waiting, uuid.uuid4().hex, self._rng, failover_cooldown)
+        self._watch = FleetWatch(
+            self._store, self._seen, self._waiting, self._under_way, uuid.uuid4().hex, self._rng, failover_cooldown
+        )
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- the fleet ---------------------------------------------------------------------------------------
@@ -351,7 +355,7 @@ class IntelligentRouter:
             return Finished(granted.lease_id, chosen, began, duration_s, outcome, failure, observed)
 
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s), self._under_way.call(chosen.endpoint.id, chosen.overdue_s):
                 connector = self._owner[chosen.endpoint.id]
                 return finished(await connector.call(chosen.endpoint, job.request, timeouts))
         except ProviderError as error:

@@ -5,6 +5,5 @@ job was called for and billed, independently of what the workers believe.
 """
 
 from turnout_workers.simulator.scenario import Fault, Scenario, SimulatedModel, SimulatedProvider, load
-from turnout_workers.simulator.server import Simulator
 
-__all__ = ["Fault", "Scenario", "SimulatedModel", "SimulatedProvider", "Simulator", "load"]
+__all__ = ["Fault", "Scenario", "SimulatedModel", "SimulatedProvider", "load"]

