@@ -51,7 +51,10 @@ class HealthChecks:
         """Check every provider now: by name, what was wrong, or None."""
         connectors = list(self._connectors)
         found = await asyncio.gather(*(self.check(connector) for connector in connectors))
-        return {connector.name: failure for connector, failure in zip(connectors, found, strict=True)}
+        told: dict[str, Failure | None] = {}
+        for connector, failure in zip(connectors, found, strict=True):  # of several keys, one that is refused counts
+            told[connector.name] = told.get(connector.name) or failure
+        return told
 
     async def check(self, connector: CloudProviderBase) -> Failure | None:
         """Disable on a bad key, restore on a good answer. An outage is the breaker's business, not ours."""

@@ -128,7 +128,7 @@ class IntelligentRouter:
         self._store = store or MemoryFleetStore(clock)
         self._rng = rng or random.Random()
         self._sleep = sleep
-        self._providers: dict[str, CloudProviderBase] = {}
+        self._providers: list[CloudProviderBase] = []
         self._owner: dict[str, CloudProviderBase] = {}
         self._seen = SnapshotPoller(self._store, Fleet(()), monotonic=clock)
         self._turn = 0
@@ -138,7 +138,7 @@ class IntelligentRouter:
         self._under_way = CallsUnderWay()
         self._hedging = Hedging(hedge)
         self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
-        self._checks = HealthChecks(self._providers.values(), self._store, self._seen, health_check_interval, self._rng)
+        self._checks = HealthChecks(self._providers, self._store, self._seen, health_check_interval, self._rng)
         self._watch = FleetWatch(
             self._store, self._seen, self._waiting, self._under_way, uuid.uuid4().hex, self._rng, failover_cooldown
         )
@@ -155,9 +155,10 @@ class IntelligentRouter:
     ) -> None:
         """Offer a provider's endpoints to requests. What is None stays as the connector has it.
 
+        A connector is one account: a provider of which you have several keys is registered once for each.
         cost_per_1k_tokens: US dollars, for input and output alike.
         """
-        if connector.name in self._providers:
+        if any(endpoint.id in self._fleet.ids for endpoint in connector.endpoints):
             raise ValueError(f"provider {connector.name!r} is registered already; unregister it first")
         changes: dict[str, Any] = {}
         if priority is not None:
@@ -168,14 +169,14 @@ class IntelligentRouter:
             changes["price"] = Price(cost_per_1k_tokens * 1000, cost_per_1k_tokens * 1000)
         endpoints = [replace(endpoint, **changes) for endpoint in connector.endpoints]
         self._seen.use(Fleet((*self._fleet.endpoints, *endpoints)))
-        self._providers[connector.name] = connector
+        self._providers.append(connector)
         self._owner.update((endpoint.id, connector) for endpoint in endpoints)
 
     def unregister_provider(self, name: str) -> None:
         """Send it no further requests; calls in flight end as they will. KeyError if there is none."""
-        connector = self._providers.pop(name)
-        gone = {id for id, owner in self._owner.items() if owner is connector}
-        self._seen.use(Fleet(endpoint for endpoint in self._fleet.endpoints if endpoint.id not in gone))
+        self._ids(name)
+        self._providers[:] = [connector for connector in self._providers if connector.name != name]
+        self._seen.use(Fleet(endpoint for endpoint in self._fleet.endpoints if endpoint.provider != name))
 
     async def isolate(self, name: str, reason: str = "by an operator") -> None:
         """Take a provider, or one endpoint, out until `restore`."""
@@ -408,5 +409,5 @@ class IntelligentRouter:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        for connector in self._providers.values():
+        for connector in self._providers:
             await connector.aclose()
