@@ -142,6 +142,7 @@ def _report(call: Finished, counts: bool) -> Report:
         kind=failure.kind if failure else None,
         input_tokens=usage.input_tokens if usage else (chosen.input_tokens if call.unsure_microusd else 0),
         output_tokens=usage.output_tokens if usage else 0,
+        cached_tokens=usage.cache_read_tokens if usage else 0,
         cost_microusd=call.cost_microusd,
         unsure_microusd=call.unsure_microusd,
         latency_s=response.latency_s if response else None,

@@ -70,9 +70,11 @@ def test_the_expected_cost_is_that_of_this_job_its_cached_tokens_and_its_failure
     parts = (endpoint("in", price=long_input), endpoint("out", price=long_output))
     assert chosen(decide(job(strategy="cost", prompt="x" * 9000), *parts))[0] == "in"
     assert chosen(decide(job(strategy="cost", max_output_tokens=None), *parts))[0] == "out"
-    cached = replace(job(strategy="cost", prompt="x" * 9000), cached_input_tokens=2000)
-    discount = endpoint("discount", price=Price(2, 2, cache_read=0.2))
-    assert chosen(decide(cached, endpoint("plain", price=Price(1, 2)), discount))[0] == "discount"
+    for cached_share, cheaper in [(0.0, "plain"), (0.9, "discount")]:
+        known = observed(cached_share=cached_share)
+        discount = view(endpoint("discount", price=Price(2, 2, cache_read=0.2)), metrics=known)
+        plain = view(endpoint("plain", price=Price(1, 2)), metrics=known)
+        assert chosen(decide(job(strategy="cost", prompt="x" * 9000), plain, discount))[0] == cheaper
     flaky = view(endpoint("flaky", price=Price(0.9, 1.8)), metrics=observed(error_rate=0.5))
     assert chosen(decide(job(strategy="cost"), flaky, view(endpoint("solid"), metrics=observed())))[0] == "solid"
 

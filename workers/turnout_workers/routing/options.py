@@ -81,8 +81,7 @@ class Options:
 
     def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Row]:
         job = self._job
-        cached, out, answer = job.cached_input_tokens, job.expected_output_tokens, job.output_tokens or 0
-        fresh = job.expected_input_tokens - cached
+        given, out, answer = job.expected_input_tokens, job.expected_output_tokens, job.output_tokens or 0
         longest = job.max_latency_s or math.inf
         self._tight = (
             job.expected_input_tokens + answer > found.context_tokens
@@ -94,9 +93,9 @@ class Options:
         usable: list[Row] = []
         for position in found.positions:
             estimate = estimates[position]
-            ttft, pace, p_in, p_out, p_cached, special, _, _, _ = estimate
+            ttft, pace, p_in, p_out, special, _, _, _ = estimate
             latency = ttft + out * pace
-            cost = fresh * p_in + cached * p_cached + out * p_out
+            cost = given * p_in + out * p_out
             if not (special or careful or latency > longest):
                 usable.append((0.0, latency, cost, False, estimate))
             elif option := self._examined(Option(0.0, latency, cost, False, estimate)):

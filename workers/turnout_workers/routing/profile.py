@@ -49,8 +49,6 @@ class JobProfile:
     input_tokens: int = 1
     """Upper estimate: what rate limits and ceilings are charged."""
     expected_input_tokens: int = 1
-    cached_input_tokens: int = 0
-    """Those of the expected ones that the provider is likely to have cached."""
     output_tokens: int | None = None
     """The job's own limit; None: whatever the endpoint allows."""
     expected_output_tokens: int = USUAL_OUTPUT_TOKENS

@@ -90,7 +90,7 @@ def utilities(
     failures, inf = job.failures, math.inf
     scores, late = [], []
     for wait, latency, cost, _, estimate in options:
-        sigma, tail, error_rate, tries, shadow_price = estimate[6]
+        sigma, tail, error_rate, tries, shadow_price = estimate[5]
         left = slack - wait
         median = latency * (1 + error_rate)
         p_late = chance_of_exceeding(left, median, sigma) if median * tail > left else 0.0

@@ -134,6 +134,8 @@ class Report:
     kind: FailureKind | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the input that the provider had in its cache."""
     cost_microusd: int = 0
     """What is known to have been billed."""
     unsure_microusd: int = 0
