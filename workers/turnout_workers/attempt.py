@@ -236,6 +236,7 @@ class Attempts:
 
     def _decide(self, job: _Job, progress: Progress, now: float, again: str | None) -> routing.Decision:
         wish = job.request.constraints
+        ceilings = self._ceilings.of_job(job.id, job.request, job.claim.batch)
         profile = JobProfile.of(
             job.request,
             accepted_at=job.claim.accepted_at,
@@ -243,6 +244,7 @@ class Attempts:
             spent_microusd=progress.cost_microusd + progress.unsure_microusd,
             failures=progress.failures,
             excluded=progress.unsuited,
+            priced=any(ceiling.limit_microusd is not None for ceiling in ceilings),
             pinned=None if wish.allow_fallback or not progress.attempts else progress.attempts[0].endpoint,
         )
         strategy = self._policy.default_strategy
@@ -253,19 +255,7 @@ class Attempts:
     async def _admit(
         self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate], *, second: bool = False
     ) -> Admission:
-        bids = tuple(
-            Bid(
-                c.endpoint.id,
-                c.endpoint.limits,
-                c.input_tokens,
-                c.output_tokens,
-                c.upper_cost_microusd or 0,
-                c.overdue_s,
-                c.probe_allowed,
-                ceilings=self._ceilings.of_provider(c.endpoint.provider),
-            )
-            for c in candidates
-        )
+        bids = tuple(Bid.of(c, self._ceilings.of_provider(c.endpoint.provider)) for c in candidates)
         return await self._store.admit(
             Ask(
                 lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts) + second}",

@@ -118,7 +118,7 @@ class Reporter:
             counters.at,
             self._rng,
             counts_for_health=verdict.counts_for_health,
-            billed=failover.was_billed(failure),
+            billed=failure is not None and failure.billed is Billed.YES,
             base_s=self._ejection_s,
         )
         if step.step is Step.TRIP:

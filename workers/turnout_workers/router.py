@@ -210,7 +210,7 @@ class IntelligentRouter:
         Raises NoEligibleEndpoint if none ever can, DeadlinePassed at the request's deadline.
         """
         decision = await self._decide(await self._accepted(request, strategy))
-        endpoint = decision.top(1)[0].endpoint
+        endpoint = decision.candidates[0].endpoint
         return RoutedProvider(endpoint.provider, endpoint, decision, self._complete_at)
 
     async def complete(self, request: InferenceRequest, strategy: RoutingStrategy | None = None) -> InferenceResponse:
@@ -284,18 +284,7 @@ class IntelligentRouter:
             again, retries = answered, retries + 1
 
     async def _admit(self, decision: Decision, candidates: Sequence[Candidate]) -> Admission:
-        bids = tuple(
-            Bid(
-                c.endpoint.id,
-                c.endpoint.limits,
-                c.input_tokens,
-                c.output_tokens,
-                c.upper_cost_microusd or 0,
-                c.overdue_s,
-                c.probe_allowed,
-            )
-            for c in candidates
-        )
+        bids = tuple(map(Bid.of, candidates))
         longest_s = max(candidate.timeout_s for candidate in candidates)
         share = headroom(decision.job.lane, self._last_seen, decision.at)
         return await self._store.admit(Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S, headroom=share))

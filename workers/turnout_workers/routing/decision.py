@@ -111,11 +111,6 @@ class Decision:
             return None
         return self.ranking.option(self.busy[0]).estimate.view.endpoint.id
 
-    @property
-    def retry_at(self) -> float:
-        """When to decide again."""
-        return self.at + self.wait_s
-
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """Those that may be called now, best first."""
@@ -125,10 +120,6 @@ class Decision:
     def best(self) -> Candidate | None:
         return self._candidate(self.ready[0]) if self.ready else None
 
-    def top(self, count: int) -> tuple[Candidate, ...]:
-        """The first `count` candidates."""
-        return tuple(self._candidate(index) for index in self.ready[:count])
-
     def bids(self, count: int) -> tuple[Candidate, ...]:
         """At most `count` candidates to offer to admission, best first.
 
@@ -137,7 +128,7 @@ class Decision:
         """
         strategy, ready = STRATEGIES[self.strategy], self.ready[:count]
         if not strategy.patient or len(ready) < 2:
-            return self.top(count)
+            return tuple(map(self._candidate, ready))
         rows = [self.ranking.options[index] for index in ready]
         later = (WAITABLE_S, *rows[0][1:])
         (threshold, *scores), _ = utilities(self.job, [later, *rows], strategy, self.at)

@@ -132,13 +132,13 @@ class Options:
             share = ramp(health, now)
             if chance >= share:
                 text = f"recovering, at {share:.0%} of its traffic"
-                self._hold_back(self._recovering, option, Reason.RAMPING, text)
+                self._recovering.append((option, Reason.RAMPING, text))
                 return None
         elif state is not Circuit.CLOSED:
             self._exclude(option, *_shut(state, health, now))
             return None
         if endpoint.id in self._tried:
-            self._hold_back(self._failed, option, Reason.TRIED, "this job failed there a moment ago")
+            self._failed.append((option, Reason.TRIED, "this job failed there a moment ago"))
             return None
         return option
 
@@ -148,7 +148,7 @@ class Options:
         option = option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
         if may_probe(self._job) and option.estimate.view.endpoint.id not in self._tried:
             return option
-        self._hold_back(self._recovering, option, Reason.PROBING, "to be probed by a short job")
+        self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
         return None
 
     def _add_held_back(self) -> None:
@@ -163,9 +163,6 @@ class Options:
 
     def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
         self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
-
-    def _hold_back(self, held_back: HeldBack, option: Option, reason: Reason, text: str) -> None:
-        held_back.append((option, reason, text))
 
 
 def _shut(state: Circuit, health: Health, now: float) -> tuple[Reason, str, float | None]:

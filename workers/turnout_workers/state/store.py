@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
 
@@ -45,6 +46,19 @@ class Bid:
     """False: this job may not be the probe of an endpoint that is half open."""
     ceilings: tuple[Ceiling, ...] = ()
     """Those of this provider, besides the job's own."""
+
+    @classmethod
+    def of(cls, candidate: Candidate, ceilings: tuple[Ceiling, ...] = ()) -> Bid:
+        return cls(
+            candidate.endpoint.id,
+            candidate.endpoint.limits,
+            candidate.input_tokens,
+            candidate.output_tokens,
+            candidate.upper_cost_microusd or 0,
+            candidate.overdue_s,
+            candidate.probe_allowed,
+            ceilings,
+        )
 
 
 @dataclass(frozen=True, slots=True)
