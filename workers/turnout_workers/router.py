@@ -125,6 +125,7 @@ class IntelligentRouter:
         hedge: whether an interactive request that is slow may be sent to a second provider as well.
         """
         self._default_strategy = default_strategy
+        self._interval_s = health_check_interval
         self._store = store or MemoryFleetStore(clock)
         self._rng = rng or random.Random()
         self._sleep = sleep
@@ -375,21 +376,17 @@ class IntelligentRouter:
         await self.snapshot()
         await self._watch.judge()
 
-    async def _watch_on(self) -> None:
+    async def _every(self, interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
         while True:
             try:
-                await self.watch()
+                await work()
             except Exception as error:
-                logger.warning("calls in flight can't be watched now: %s", error)
-            await asyncio.sleep(WATCH_S)
-
-    async def _check_on(self) -> None:
-        await self.check_health()
-        await self._checks.run()
+                logger.warning("the fleet can't be looked after now: %r", error)
+            await asyncio.sleep(interval_s)
 
     async def __aenter__(self) -> Self:
-        work = (self._watch_on(), self._check_on(), self._watch.run())
-        self._tasks = [asyncio.create_task(one) for one in work]
+        background = (self._every(WATCH_S, self.watch), self._every(self._interval_s, self.check_health))
+        self._tasks = [asyncio.create_task(work) for work in (*background, self._watch.run())]
         return self
 
     async def __aexit__(
