@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -25,6 +25,7 @@ from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers import crash_points
 from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat, Hold
+from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.errors import ProviderError
@@ -74,6 +75,7 @@ class Done:
 class Moved:
     """The job went on elsewhere: back to its lane, or parked."""
 
+    how: Literal["failed_over", "deferred", "handed_back"]
     note: str
 
 
@@ -85,6 +87,17 @@ class Skipped:
 
 
 End = Done | Moved | Skipped
+
+
+def outcome(end: End) -> str:
+    """One word for it."""
+    match end:
+        case Done(result):
+            return result.status.value
+        case Moved(how):
+            return how
+        case Skipped():
+            return "skipped"
 
 
 class Ceilings(Protocol):
@@ -134,6 +147,7 @@ class Attempts:
         ceilings: Ceilings,
         spool: Spool,
         policy: Policy,
+        metrics: Metrics,
         rng: random.Random,
     ) -> None:
         self._owner = owner
@@ -148,7 +162,8 @@ class Attempts:
         self._spool = spool
         self._policy = policy
         self._rng = rng
-        self._reporter = Reporter(store, fleet, policy.ejection_s, rng)
+        self._metrics = metrics
+        self._reporter = Reporter(store, fleet, policy.ejection_s, metrics, rng)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
         self._last_seen: dict[Lane, float] = {}
         self.under_way = CallsUnderWay()
@@ -164,16 +179,24 @@ class Attempts:
             return Skipped(f"not to be claimed: {claim.state}")
         self._last_seen[claim.lane] = self._fleet.now()
         reached("claimed")
+        if not claim.progress:
+            self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
-            try:
-                request = InferenceRequest.model_validate_json(claim.payload)
-                return await self._work(_Job(job_id, claim, request, self._fleet.now()), hold)
-            except asyncio.CancelledError:
-                if hold.lost:
-                    return Skipped("the lease was lost")
-                # A graceful stop: the job goes back to its lane's front for another worker.
-                await self._call(self._ledger.release(job_id, claim.token, claim.lane))
-                return Moved("handed back")
+            end = await self._held(job_id, claim, hold)
+        self._metrics.ended(claim.lane, outcome(end))
+        return end
+
+    async def _held(self, job_id: str, claim: Claimed, hold: Hold) -> End:
+        try:
+            request = InferenceRequest.model_validate_json(claim.payload)
+            return await self._work(_Job(job_id, claim, request, self._fleet.now()), hold)
+        except asyncio.CancelledError:
+            if hold.lost:
+                self._metrics.lease_lost()
+                return Skipped("the lease was lost")
+            # A graceful stop: the job goes back to its lane's front for another worker.
+            await self._call(self._ledger.release(job_id, claim.token, claim.lane))
+            return Moved("handed_back", "handed back")
 
     async def _work(self, job: _Job, hold: Hold) -> End:
         progress = Progress.from_json(job.claim.progress)
@@ -283,6 +306,8 @@ class Attempts:
     ) -> End | _Again:
         """Make the call that was granted, and act on how it went."""
         endpoint = chosen.endpoint
+        if progress.attempts and progress.attempts[-1].provider != endpoint.provider:
+            self._metrics.moved(progress.attempts[-1], endpoint.provider)
         hold.lease_id = grant.lease_id
         self._retries.deposit()
         started_at, clock = self._fleet.now(), time.monotonic()
@@ -373,7 +398,7 @@ class Attempts:
                 }
                 claim = job.claim
                 await self._call(self._ledger.fail_over(job.id, claim.token, claim.lane, progress.to_json(), event))
-                return Moved(f"{failed.endpoint} failed ({failed.failure}), over to another")
+                return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
             case failover.Action.FAIL_OVER:
                 return await self._defer(job, progress.failed_over(), verdict.delay_s, decision)
             case failover.Action.DEFER:
@@ -388,7 +413,7 @@ class Attempts:
         progress = progress.deferred(new_round)
         event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
         await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
-        return Moved(f"deferred for {wait_s:.1f} s: nothing has room")
+        return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def _at_ceiling(self, job: _Job, progress: Progress, account: str) -> Done | Skipped:
         message = f"the cost ceiling of {account} is reached"

@@ -9,6 +9,7 @@ import os
 import random
 import socket
 from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,6 +32,8 @@ from turnout_workers.fleet_watch import FleetWatch
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
+from turnout_workers.monitoring import endpoint
+from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers import build
 from turnout_workers.providers.http import Http
 from turnout_workers.routing.fleet import Fleet
@@ -54,6 +57,7 @@ class Worker:
         self._settings = settings
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: list[asyncio.Task[None]] = []
+        self._open = AsyncExitStack()
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings, file = self._settings, self._settings.file
@@ -71,6 +75,8 @@ class Worker:
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
+        metrics = Metrics()
+        metrics.held(heartbeat.__len__)
         self.attempts = Attempts(
             owner=self.name,
             ledger=self._ledger,
@@ -88,6 +94,7 @@ class Worker:
                 failed_ttl_s=file.retention.failed_s,
                 reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
             ),
+            metrics=metrics,
             rng=rng,
         )
         watch = FleetWatch(
@@ -100,12 +107,24 @@ class Worker:
             file.router.failover_cooldown,
         )
         housekeeping = Housekeeping(
-            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s, watch.judge
+            self._client,
+            self._ledger,
+            self._call,
+            self._store,
+            self.name,
+            file.retention.results_s,
+            watch.judge,
+            metrics.recovered,
         )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
         for work in (heartbeat.run(), watch.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
+        if (port := file.monitoring.metrics_port) is not None:
+            host, keys = file.monitoring.metrics_host, self._ledger.keys
+            serving = endpoint.served(metrics, self._poller, self._call, keys, host, port)
+            port = await self._open.enter_async_context(serving)
+            logger.info("metrics at http://%s:%d/metrics", host, port)
         if path := os.environ.get("TURNOUT_ALIVE"):
             self._keep_running(_show_life(Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
@@ -123,6 +142,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._open.aclose()
         await self._poller.stop()
         for connector in self._connectors:
             await connector.aclose()

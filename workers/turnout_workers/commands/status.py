@@ -11,10 +11,10 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from turnout.ledger import Read
-from turnout.request import MICROUSD_PER_USD, Lane
+from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.setting import Setting, setting
+from turnout_workers.monitoring import backlog
 from turnout_workers.routing.health import circuit
 
 
@@ -41,26 +41,11 @@ def status(once: bool, as_json: bool) -> None:
 
 def look(here: Setting) -> dict[str, Any]:
     """All of it, as plain values."""
-    keys = here.ledger.keys
-    lanes = list(Lane)
-    told = here.ask(
-        *(Read(("LLEN", keys.queue(lane)), int) for lane in lanes),
-        *(Read(("ZCARD", keys.pending(lane)), int) for lane in lanes),
-        Read(("ZCARD", keys.leases), int),
-        Read(("ZCARD", keys.delayed), int),
-        Read(("HGETALL", keys.counts), _counts),
-        Read(("HMGET", keys.money, "total|spent", "total|reserved", "total|unsure", "total|duplicate"), _sums),
-    )
-    messages, queued = told[: len(lanes)], told[len(lanes) : 2 * len(lanes)]
-    held, delayed, counts, money = told[2 * len(lanes) :]
+    replies = here.ask(*backlog.reads(here.ledger.keys))
     snapshot = here.view.snapshot()
     calls = sum(view.metrics.calls for view in snapshot.views) or 1
     return {
-        "lanes": {lane.value: {"queued": q, "messages": m} for lane, q, m in zip(lanes, queued, messages, strict=True)},
-        "held_by_workers": held,
-        "parked": delayed,
-        "counts": counts,
-        "money_usd": {name: value / MICROUSD_PER_USD for name, value in money.items()},
+        **backlog.told(replies, snapshot.at),
         "endpoints": [
             {
                 "endpoint": view.endpoint.id,
@@ -82,22 +67,13 @@ def look(here: Setting) -> dict[str, Any]:
     }
 
 
-def _counts(reply: Any) -> dict[str, int]:
-    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-    return {name.decode(): int(count) for name, count in pairs}
-
-
-def _sums(reply: Any) -> dict[str, int]:
-    return {n: int(v or 0) for n, v in zip(("spent", "reserved", "unsure", "duplicate"), reply, strict=True)}
-
-
 def _drawn(told: dict[str, Any]) -> Group:
-    lanes = Table("lane", "queued", "messages", title="Jobs", title_justify="left")
+    lanes = Table("lane", "queued", "oldest", "messages", title="Jobs", title_justify="left")
     for lane, numbers in told["lanes"].items():
-        lanes.add_row(lane, f"{numbers['queued']:,}", f"{numbers['messages']:,}")
+        lanes.add_row(lane, f"{numbers['queued']:,}", f"{numbers['oldest_s']:.0f} s", f"{numbers['messages']:,}")
     money = {name: dollars(round(usd * MICROUSD_PER_USD)) for name, usd in told["money_usd"].items()}
     line = (
-        f"{told['held_by_workers']:,} with workers · {told['parked']:,} parked · "
+        f"{told['held']:,} with workers · {told['parked']:,} parked · "
         + " · ".join(f"{count:,} {name}" for name, count in told["counts"].items())
         + f"\n{money['spent']} spent · {money['reserved']} reserved · {money['unsure']} unsure"
     )
