@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -16,6 +17,7 @@ from turnout.result import dollars
 from turnout_workers.commands.setting import Setting, setting
 from turnout_workers.monitoring import backlog
 from turnout_workers.routing.health import circuit
+from turnout_workers.state.store import EndpointState
 
 
 @click.command()
@@ -42,7 +44,7 @@ def status(once: bool, as_json: bool) -> None:
 def look(here: Setting) -> dict[str, Any]:
     """All of it, as plain values."""
     replies = here.ask(*backlog.reads(here.ledger.keys))
-    snapshot = here.view.snapshot()
+    snapshot, observed = here.view.read()
     calls = sum(view.metrics.calls for view in snapshot.views) or 1
     return {
         **backlog.told(replies, snapshot.at),
@@ -55,6 +57,8 @@ def look(here: Setting) -> dict[str, Any]:
                 "in_flight": view.load.in_flight,
                 "slots": view.endpoint.limits.concurrency,
                 "free": round(view.load.free, 3),
+                "p50_s": _latency(observed, view.endpoint.id, 0.5),
+                "p99_s": _latency(observed, view.endpoint.id, 0.99),
                 "calls": view.metrics.calls,
                 "share": round(view.metrics.calls / calls, 3),
                 "failures": view.metrics.failures,
@@ -67,6 +71,12 @@ def look(here: Setting) -> dict[str, Any]:
     }
 
 
+def _latency(observed: Mapping[str, EndpointState], endpoint_id: str, share: float) -> float | None:
+    """Upper bound of that share of its successful calls (s); None before there was any."""
+    found = observed[endpoint_id].latency_quantile(share) if endpoint_id in observed else None
+    return None if found is None else round(found, 3)
+
+
 def _drawn(told: dict[str, Any]) -> Group:
     lanes = Table("lane", "queued", "oldest", "messages", title="Jobs", title_justify="left")
     for lane, numbers in told["lanes"].items():
@@ -77,7 +87,7 @@ def _drawn(told: dict[str, Any]) -> Group:
         + " · ".join(f"{count:,} {name}" for name, count in told["counts"].items())
         + f"\n{money['spent']} spent · {money['reserved']} reserved · {money['unsure']} unsure"
     )
-    columns = ("endpoint", "circuit", "for", "in flight", "calls", "share", "errors", "spent", "why")
+    columns = ("endpoint", "circuit", "for", "in flight", "p50", "p99", "calls", "share", "errors", "spent", "why")
     fleet = Table(*columns, title="Endpoints", title_justify="left")
     for one in told["endpoints"]:
         well = one["circuit"] == "closed" and not one["until_s"]
@@ -86,6 +96,7 @@ def _drawn(told: dict[str, Any]) -> Group:
             one["circuit"],
             f"{one['until_s']:.0f} s" if one["until_s"] else "",
             f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else ""),
+            *("" if one[p] is None else f"{one[p]:.2f} s" for p in ("p50_s", "p99_s")),
             f"{one['calls']:,}",
             f"{one['share']:.0%}",
             f"{one['error_rate']:.0%}",
