@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.chaos.stand import Stand, standing
 
 from turnout_workers import process
 
+COMPOSE = Path(__file__).parents[2] / "compose"
 FLEET = """
 output_tokens = 8
 [providers.sim-weak]
@@ -33,6 +35,8 @@ def port(monkeypatch: pytest.MonkeyPatch) -> int:
 @pytest.fixture
 def stand(tmp_path: Path, port: int) -> Iterator[Stand]:
     with standing(tmp_path, FLEET, concurrency=20) as stand:
+        with stand.config.open("a") as config:
+            config.write("\n[ceilings.total]\nper_day_usd = 2.0\n")
         stand.start_worker()
         yield stand
 
@@ -60,6 +64,9 @@ def test_what_became_of_jobs_calls_and_money_is_counted(stand: Stand, port: int)
     assert told["turnout_fleet_money_usd", "spent"] == pytest.approx(spent)
     assert told["turnout_fleet_circuit", "sim-good/llama-3.3-70b", "closed"] == 1
     assert told["turnout_fleet_backlog_jobs", "standard"] == 0
+    assert told["turnout_fleet_ceiling_used_ratio", "total", "day"] == pytest.approx(
+        (stand.money()["total|spent"] + stand.money()["total|unsure"]) / 2e6
+    )
 
 
 def test_a_flood_of_models_and_tenants_makes_no_new_series(stand: Stand, port: int) -> None:
@@ -80,3 +87,21 @@ def test_metrics_outlive_a_redis_that_is_away(stand: Stand, port: int) -> None:
     told = scraped(port)
     assert ("turnout_worker_jobs",) in told
     assert not any(name[0] == "turnout_fleet_backlog_jobs" for name in told)
+
+
+def test_dashboard_and_alerts_name_only_series_that_there_are(stand: Stand, port: int) -> None:
+    stand.submit(["a", "b", "c"])
+    stand.until(lambda: stand.settled() == 3, 30)
+    with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        families = text_string_to_metric_families(reply.read().decode())
+    there: set[str] = set()
+    for family in families:
+        there |= {family.name, *(sample.name for sample in family.samples)}
+        if family.type == "counter":
+            there.add(f"{family.name}_total")  # told from the first event on
+        if family.type == "histogram":
+            there.add(f"{family.name}_bucket")
+    for file in ("prometheus/alerts.yml", "grafana/dashboards/turnout.json"):
+        named = set(re.findall(r"turnout_[a-z_]+[a-z]\b", (COMPOSE / file).read_text()))
+        assert len(named) > 5
+        assert named <= there

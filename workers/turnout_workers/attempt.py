@@ -172,6 +172,7 @@ class Attempts:
 
     async def __call__(self, job_id: str) -> End:
         """Claim the job and take it as far as it goes now."""
+        current_job.set(job_id)
         loop = asyncio.get_running_loop()
         claimed_at = loop.time()
         claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
@@ -184,6 +185,7 @@ class Attempts:
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
             end = await self._held(job_id, claim, hold)
         self._metrics.ended(claim.lane, outcome(end))
+        logger.info("%s: %s", outcome(end), end.result.summary() if isinstance(end, Done) else end.note)
         return end
 
     async def _held(self, job_id: str, claim: Claimed, hold: Hold) -> End:
@@ -374,7 +376,6 @@ class Attempts:
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
-        current_job.set(job.id)
         reached("before_call")
         if crash_points.awaited("during_call"):
             asyncio.get_running_loop().call_later(0.05, reached, "during_call")

@@ -33,6 +33,7 @@ FROM_ENVIRONMENT = {
     "TURNOUT_METRICS_PORT": ("monitoring", "metrics_port"),
     "TURNOUT_STRATEGY": ("router", "default_strategy"),
     "TURNOUT_LOG_LEVEL": ("monitoring", "log_level"),
+    "TURNOUT_LOG_FORMAT": ("monitoring", "log_format"),
 }
 """Environment variables that override the file, and the fields that they set."""
 WIRE_FORMATS = {preset.kind for preset in DIALECTS.values()}

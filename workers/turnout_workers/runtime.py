@@ -33,6 +33,7 @@ from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
 from turnout_workers.monitoring import endpoint
+from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers import build
 from turnout_workers.providers.http import Http
@@ -75,6 +76,7 @@ class Worker:
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
+        ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
         metrics = Metrics()
         metrics.held(heartbeat.__len__)
         self.attempts = Attempts(
@@ -85,7 +87,7 @@ class Worker:
             fleet=self._poller,
             connectors=by_endpoint,
             heartbeat=heartbeat,
-            ceilings=ConfiguredCeilings(file.ceilings, self._poller.now),
+            ceilings=ceilings,
             spool=self._spool,
             policy=Policy(
                 default_strategy=file.router.default_strategy,
@@ -121,10 +123,9 @@ class Worker:
         for work in (heartbeat.run(), watch.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
         if (port := file.monitoring.metrics_port) is not None:
-            host, keys = file.monitoring.metrics_host, self._ledger.keys
-            serving = endpoint.served(metrics, self._poller, self._call, keys, host, port)
-            port = await self._open.enter_async_context(serving)
-            logger.info("metrics at http://%s:%d/metrics", host, port)
+            shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, ceilings.named)
+            serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
+            await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):
             self._keep_running(_show_life(Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))

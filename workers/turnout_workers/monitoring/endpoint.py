@@ -7,34 +7,21 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from aiohttp import web
-from prometheus_client import CONTENT_TYPE_LATEST
-from redis.exceptions import RedisError
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 
-from turnout.ledger import Keys
-from turnout.ledger.script import Coalescer
-from turnout_workers.monitoring import backlog
-from turnout_workers.monitoring.metrics import FleetCollector, Metrics
-from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.monitoring.fleet_metrics import FleetCollector
 
 logger = logging.getLogger(__name__)
 
 
 @asynccontextmanager
-async def served(
-    metrics: Metrics, fleet: SnapshotPoller, call: Coalescer, keys: Keys, host: str, port: int
-) -> AsyncIterator[int]:
-    """Serve while the block runs; gives the port. A port that is taken is an error in the log, and no more:
-    jobs matter more than their metrics."""
-    collector = FleetCollector(fleet)
-    metrics.registry.register(collector)
+async def served(registry: CollectorRegistry, fleet: FleetCollector, host: str, port: int) -> AsyncIterator[None]:
+    """Serve while the block runs. A port that is taken is an error in the log, and no more: jobs matter more."""
+    registry.register(fleet)
 
     async def scrape(_: web.BaseRequest) -> web.StreamResponse:
-        try:
-            collector.queues = backlog.told(await call.all(*backlog.reads(keys)), fleet.now())
-        except (RedisError, OSError) as error:
-            collector.queues = {}
-            logger.warning("metrics without the queues: %s", error)
-        return web.Response(body=metrics.exposition(), headers={"Content-Type": CONTENT_TYPE_LATEST})
+        await fleet.refresh()
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
     app = web.Application()
     app.router.add_get("/metrics", scrape)
@@ -44,8 +31,9 @@ async def served(
         await web.TCPSite(runner, host, port).start()
     except OSError as error:
         logger.error("no metrics of this worker: %s:%d can't be listened on (%s)", host, port, error)
-        yield 0
     else:
-        yield runner.addresses[0][1]
+        logger.info("metrics at http://%s:%d/metrics", host, runner.addresses[0][1])
+    try:
+        yield
     finally:
         await runner.cleanup()
