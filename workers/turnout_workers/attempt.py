@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -26,6 +26,7 @@ from turnout_workers import crash_points
 from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat, Hold
 from turnout_workers.hedging import Hedging
+from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.errors import ProviderError
@@ -73,6 +74,7 @@ class Done:
 class Moved:
     """The job went on elsewhere: back to its lane, or parked."""
 
+    how: Literal["failed_over", "deferred", "handed_back"]
     note: str
 
 
@@ -84,6 +86,17 @@ class Skipped:
 
 
 End = Done | Moved | Skipped
+
+
+def outcome(end: End) -> str:
+    """One word for it."""
+    match end:
+        case Done(result):
+            return result.status.value
+        case Moved(how):
+            return how
+        case Skipped():
+            return "skipped"
 
 
 class Ceilings(Protocol):
@@ -135,6 +148,7 @@ class Attempts:
         ceilings: Ceilings,
         spool: Spool,
         policy: Policy,
+        metrics: Metrics,
         rng: random.Random,
     ) -> None:
         self._owner = owner
@@ -149,7 +163,8 @@ class Attempts:
         self._spool = spool
         self._policy = policy
         self._rng = rng
-        self._reporter = Reporter(store, fleet, policy.ejection_s, rng)
+        self._metrics = metrics
+        self._reporter = Reporter(store, fleet, policy.ejection_s, rng, metrics)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
         self._hedging = Hedging(policy.hedge)
         self._last_seen: dict[Lane, float] = {}
@@ -159,6 +174,7 @@ class Attempts:
 
     async def __call__(self, job_id: str) -> End:
         """Claim the job and take it as far as it goes now."""
+        current_job.set(job_id)
         loop = asyncio.get_running_loop()
         claimed_at = loop.time()
         claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
@@ -166,16 +182,25 @@ class Attempts:
             return Skipped(f"not to be claimed: {claim.state}")
         self._last_seen[claim.lane] = self._fleet.now()
         reached("claimed")
+        if not claim.progress:
+            self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
-            try:
-                request = InferenceRequest.model_validate_json(claim.payload)
-                return await self._work(_Job(job_id, claim, request, self._fleet.now()), hold)
-            except asyncio.CancelledError:
-                if hold.lost:
-                    return Skipped("the lease was lost")
-                # A graceful stop: the job goes back to its lane's front for another worker.
-                await self._call(self._ledger.release(job_id, claim.token, claim.lane))
-                return Moved("handed back")
+            end = await self._held(job_id, claim, hold)
+        self._metrics.ended(claim.lane, outcome(end))
+        logger.info("%s: %s", outcome(end), end.result.summary() if isinstance(end, Done) else end.note)
+        return end
+
+    async def _held(self, job_id: str, claim: Claimed, hold: Hold) -> End:
+        try:
+            request = InferenceRequest.model_validate_json(claim.payload)
+            return await self._work(_Job(job_id, claim, request, self._fleet.now()), hold)
+        except asyncio.CancelledError:
+            if hold.lost:
+                self._metrics.lease_lost()
+                return Skipped("the lease was lost")
+            # A graceful stop: the job goes back to its lane's front for another worker.
+            await self._call(self._ledger.release(job_id, claim.token, claim.lane))
+            return Moved("handed_back", "handed back")
 
     async def _work(self, job: _Job, hold: Hold) -> End:
         progress = Progress.from_json(job.claim.progress)
@@ -278,6 +303,8 @@ class Attempts:
         retries_here: int,
     ) -> End | _Again:
         """Make the call that was granted, and act on how it went."""
+        if progress.attempts and progress.attempts[-1].provider != chosen.endpoint.provider:
+            self._metrics.moved(progress.attempts[-1], chosen.endpoint.provider)
         stopped: list[Attempt] = []
         self._retries.deposit()
         calls = await self._hedging.calls(
@@ -343,7 +370,6 @@ class Attempts:
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
-        current_job.set(job.id)
         reached("before_call")
         if crash_points.awaited("during_call"):
             asyncio.get_running_loop().call_later(0.05, reached, "during_call")
@@ -367,7 +393,7 @@ class Attempts:
                 }
                 claim = job.claim
                 await self._call(self._ledger.fail_over(job.id, claim.token, claim.lane, progress.to_json(), event))
-                return Moved(f"{failed.endpoint} failed ({failed.failure}), over to another")
+                return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
             case failover.Action.FAIL_OVER:
                 return await self._defer(job, progress.failed_over(), verdict.delay_s, decision)
             case failover.Action.DEFER:
@@ -382,7 +408,7 @@ class Attempts:
         progress = progress.deferred(new_round)
         event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
         await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
-        return Moved(f"deferred for {wait_s:.1f} s: nothing has room")
+        return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def _at_ceiling(self, job: _Job, progress: Progress, account: str) -> Done | Skipped:
         message = f"the cost ceiling of {account} is reached"

@@ -34,6 +34,15 @@ class ConfiguredCeilings:
             found += self._periods(f"tenant:{wish.tenant}", table)
         return tuple(found)
 
+    def named(self) -> tuple[Ceiling, ...]:
+        """Those that the configuration names, for the present day and month."""
+        table = self._table
+        found = list(self._periods("total", table.total))
+        for kind, tables in (("tenant", table.tenants), ("provider", table.providers)):
+            for name in tables.keys() - {ANY_TENANT}:
+                found += self._periods(f"{kind}:{name}", tables[name])
+        return tuple(found)
+
     def of_provider(self, provider: str) -> tuple[Ceiling, ...]:
         return self._periods(f"provider:{provider}", self._table.providers.get(provider, NO_CEILING))
 

@@ -78,18 +78,34 @@ class Sight(Protocol):
     def snapshot(self) -> Snapshot: ...
 
 
+class CallObserver(Protocol):
+    """Whoever counts calls (`monitoring.metrics`)."""
+
+    def called(self, call: Finished) -> None: ...
+
+
 class Reporter:
     """Tells the fleet's store how calls went, and what `routing/health.py` makes of it."""
 
-    def __init__(self, store: FleetStore, fleet: Sight, ejection_s: float, rng: random.Random) -> None:
+    def __init__(
+        self,
+        store: FleetStore,
+        fleet: Sight,
+        ejection_s: float,
+        rng: random.Random,
+        observer: CallObserver | None = None,
+    ) -> None:
         self._store = store
         self._fleet = fleet
+        self._observer = observer
         self._ejection_s = ejection_s
         self._rng = rng
 
     async def report(self, call: Finished, verdict: failover.Verdict) -> None:
         """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
         endpoint = call.chosen.endpoint
+        if self._observer:
+            self._observer.called(call)
         try:
             counters = await self._store.report(_report(call, verdict.counts_for_health))
             await self._follow(call, counters, verdict)

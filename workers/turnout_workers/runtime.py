@@ -9,6 +9,7 @@ import os
 import random
 import socket
 from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -31,6 +32,9 @@ from turnout_workers.fleet_watch import FleetWatch
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
+from turnout_workers.monitoring import endpoint
+from turnout_workers.monitoring.fleet_metrics import FleetCollector
+from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers import build
 from turnout_workers.providers.http import Http
 from turnout_workers.routing.fleet import Fleet
@@ -54,6 +58,7 @@ class Worker:
         self._settings = settings
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: list[asyncio.Task[None]] = []
+        self._open = AsyncExitStack()
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings, file = self._settings, self._settings.file
@@ -71,6 +76,9 @@ class Worker:
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
+        ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
+        metrics = Metrics()
+        metrics.held(heartbeat.__len__)
         self.attempts = Attempts(
             owner=self.name,
             ledger=self._ledger,
@@ -79,7 +87,7 @@ class Worker:
             fleet=self._poller,
             connectors=by_endpoint,
             heartbeat=heartbeat,
-            ceilings=ConfiguredCeilings(file.ceilings, self._poller.now),
+            ceilings=ceilings,
             spool=self._spool,
             policy=Policy(
                 default_strategy=file.router.default_strategy,
@@ -89,6 +97,7 @@ class Worker:
                 hedge=file.router.hedge,
                 reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
             ),
+            metrics=metrics,
             rng=rng,
         )
         watch = FleetWatch(
@@ -101,12 +110,23 @@ class Worker:
             file.router.failover_cooldown,
         )
         housekeeping = Housekeeping(
-            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s, watch.judge
+            self._client,
+            self._ledger,
+            self._call,
+            self._store,
+            self.name,
+            file.retention.results_s,
+            watch.judge,
+            metrics.recovered,
         )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
         for work in (heartbeat.run(), watch.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
+        if (port := file.monitoring.metrics_port) is not None:
+            shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, ceilings.named)
+            serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
+            await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):
             self._keep_running(_show_life(Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
@@ -124,6 +144,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._open.aclose()
         await self._poller.stop()
         for connector in self._connectors:
             await connector.aclose()
