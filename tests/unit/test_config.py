@@ -19,7 +19,8 @@ from turnout_workers.simulator import load as load_scenario
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {name: f"key-of-{name}" for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY_2")} | {
-    "GROQ_API_KEY": "key-of-groq"
+    "GROQ_API_KEY": "key-of-groq",
+    "ORDERS_WEBHOOK_SECRET": "whsec_" + "c2VjcmV0" * 4,
 }
 
 

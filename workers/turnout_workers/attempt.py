@@ -47,6 +47,7 @@ from turnout_workers.state.store import (
     Granted,
     NoRoom,
 )
+from turnout_workers.streaming import Pieces
 from turnout_workers.under_way import CallsUnderWay
 
 logger = logging.getLogger(__name__)
@@ -119,6 +120,8 @@ class Policy:
     reserved: Mapping[Lane, float] | None = None
     """Share of each rate limit that a lane leaves to the more urgent ones, while they have work."""
     hedge: bool = False
+    webhooks: frozenset[str] = frozenset()
+    """Names that jobs may tell when they end."""
     """Whether a slow interactive call may be doubled."""
 
 
@@ -204,6 +207,10 @@ class Attempts:
 
     async def _work(self, job: _Job, hold: Hold) -> End:
         progress = Progress.from_json(job.claim.progress)
+        if (webhook := job.claim.webhook) and webhook not in self._policy.webhooks:
+            there_are = ", ".join(sorted(self._policy.webhooks)) or "none"
+            message = f"no webhook is called {webhook}; there are {there_are}"
+            return await self._give_up(job, progress, JobStatus.FAILED, "refused", message)
         patience_s = PATIENCE_S[job.request.constraints.lane]
         again: str | None = None
         retries_here = 0
@@ -313,6 +320,7 @@ class Attempts:
             grant,
             admit=lambda others: self._admit(job, progress, others, second=True),
             call=lambda candidate, lease: self._leased(job, candidate, lease, hold, stopped),
+            alone=job.claim.stream,
         )
         reached("after_call")
         progress = replace(progress, attempts=(*progress.attempts, *stopped))
@@ -345,7 +353,7 @@ class Attempts:
         hold.leases.add(grant.lease_id)
         started_at, clock = self._fleet.now(), time.monotonic()
         try:
-            outcome = await self._send(job, chosen, hold)
+            outcome = await self._send(job, chosen, grant.lease_id, hold)
             return Finished(grant.lease_id, chosen, started_at, time.monotonic() - clock, outcome)
         except ProviderError as error:
             duration_s = time.monotonic() - clock
@@ -358,7 +366,7 @@ class Attempts:
         finally:
             hold.leases.discard(grant.lease_id)
 
-    async def _send(self, job: _Job, chosen: routing.Candidate, hold: Hold) -> CallOutcome:
+    async def _send(self, job: _Job, chosen: routing.Candidate, lease_id: str, hold: Hold) -> CallOutcome:
         endpoint = chosen.endpoint
         if asyncio.get_running_loop().time() >= hold.valid_until:
             hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
@@ -374,7 +382,13 @@ class Attempts:
         if crash_points.awaited("during_call"):
             asyncio.get_running_loop().call_later(0.05, reached, "during_call")
         async with self.under_way.call(endpoint.id, chosen.overdue_s):
-            return await connector.call(endpoint, job.request, timeouts)
+            if not job.claim.stream:
+                return await connector.call(endpoint, job.request, timeouts)
+            pieces = Pieces(self._ledger, self._call, job.id, lease_id, self._policy.result_ttl_s)
+            await pieces.begin()
+            outcome = await connector.call(endpoint, job.request, timeouts, pieces)
+            await pieces.end(outcome.response.text)
+            return outcome
 
     async def _move_on(
         self, job: _Job, progress: Progress, decision: routing.Decision, verdict: failover.Verdict, failed: Attempt

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -23,8 +24,10 @@ from turnout.request import Value
 from turnout_workers import discovery, tables, toml_lines
 from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS, dialect
-from turnout_workers.tables import File, ProviderTable
+from turnout_workers.providers.settings import Secret
+from turnout_workers.tables import File, ProviderTable, WebhookTable
 from turnout_workers.toml_lines import ConfigError as ConfigError
+from turnout_workers.webhooks import Webhook, address_trouble
 
 FROM_ENVIRONMENT = {
     "REDIS_URL": ("redis_url",),
@@ -48,6 +51,7 @@ class Settings:
     file: File
     """All but the providers: router, worker, lanes, ceilings, retention, monitoring."""
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
+    webhooks: Mapping[str, Webhook]
     version: str
     """Hash of the content, keys included: a reload that changes nothing has the same one."""
     source: str
@@ -112,11 +116,18 @@ def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool 
         except ConfigError as error:
             at = toml_lines.at(where, ("providers", name), toml_lines.scan(text))
             problems.append(f"{at}: providers.{name}: {error}")
+    webhooks: dict[str, Webhook] = {}
+    for name, hook in file.webhooks.items() if with_keys else ():
+        try:
+            webhooks[name] = _webhook(hook, environ)
+        except ConfigError as error:
+            at = toml_lines.at(where, ("webhooks", name), toml_lines.scan(text))
+            problems.append(f"{at}: webhooks.{name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
     content = json.dumps([text, keys, {name: environ.get(name) for name in FROM_ENVIRONMENT}])
     version = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return Settings(file, keys, version, where)
+    return Settings(file, keys, webhooks, version, where)
 
 
 def _check(name: str, table: ProviderTable) -> None:
@@ -129,6 +140,30 @@ def _check(name: str, table: ProviderTable) -> None:
     kinds = WIRE_FORMATS | {entry.name for entry in entry_points(group="turnout.connectors")}
     if table.kind not in kinds:
         raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(kinds))}")
+
+
+def _webhook(table: WebhookTable, environ: Mapping[str, str]) -> Webhook:
+    if trouble := address_trouble(table.url, table.private):
+        raise ConfigError(trouble)
+    if table.secret_env is not None:
+        origin, secret = f"environment variable {table.secret_env}", environ.get(table.secret_env, "")
+    else:
+        origin, secret = f"secret_file {table.secret_file}", _text(Path(table.secret_file or ""), "secret_file")
+    try:
+        known = len(b64decode(secret.strip().removeprefix("whsec_"), validate=True)) >= 24
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError(f"{origin} holds no signing secret: whsec_ and the base64 of 24 to 64 random bytes")
+    return Webhook(table.url, Secret(secret.strip()), table.private)
+
+
+def _text(file: Path, field: str) -> str:
+    try:
+        return file.expanduser().read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{field} {file} can't be read: {reason}") from None
 
 
 def _places(table: ProviderTable) -> tuple[str, ...]:
@@ -144,11 +179,7 @@ def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
             raise ConfigError(f"environment variable {variable} is not set; set it, or remove this provider")
         found.append(value)
     for file in table.api_key_file:
-        try:
-            found.append(Path(file).expanduser().read_text("utf-8").strip())
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise ConfigError(f"api_key_file {file} can't be read: {reason}") from None
+        found.append(_text(Path(file), "api_key_file"))
     if not all(re.fullmatch(r"[!-~]+", key) for key in found):
         raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
     return tuple(dict.fromkeys(found))

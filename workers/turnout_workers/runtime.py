@@ -41,6 +41,7 @@ from turnout_workers.routing.fleet import Fleet
 from turnout_workers.spool import Spool
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -94,6 +95,7 @@ class Worker:
                 ejection_s=file.router.failover_cooldown,
                 result_ttl_s=file.retention.results_s,
                 failed_ttl_s=file.retention.failed_s,
+                webhooks=frozenset(settings.webhooks),
                 hedge=file.router.hedge,
                 reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
             ),
@@ -123,6 +125,8 @@ class Worker:
         checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
         for work in (heartbeat.run(), watch.run(), housekeeping.run(), checks.run(), self._replay_spool()):
             self._keep_running(work)
+        if settings.webhooks:
+            self._keep_running(Webhooks(self._ledger, self._call, settings.webhooks).run())
         if (port := file.monitoring.metrics_port) is not None:
             shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, ceilings.named)
             serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)

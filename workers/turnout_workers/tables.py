@@ -188,6 +188,23 @@ class MonitoringTable(Value):
     metrics_host: str = "127.0.0.1"
 
 
+class WebhookTable(Value):
+    """Somebody to be told when a job has ended that names this webhook."""
+
+    url: Url
+    secret_env: str | None = None
+    secret_file: str | None = None
+    """Where the signing secret is: `whsec_` and base64, as the Standard Webhooks libraries make it. One of both."""
+    private: bool = False
+    """Whether the address may be in your own network, and plain http."""
+
+    @model_validator(mode="after")
+    def _signed(self) -> WebhookTable:
+        if (self.secret_env is None) == (self.secret_file is None):
+            raise ValueError("give secret_env or secret_file, one of both")
+        return self
+
+
 class File(Value):
     """The whole of turnout.toml."""
 
@@ -201,6 +218,7 @@ class File(Value):
     ceilings: CeilingsTable = CeilingsTable()
     retention: RetentionTable = RetentionTable()
     monitoring: MonitoringTable = MonitoringTable()
+    webhooks: dict[Name, WebhookTable] = Field(default_factory=dict)
     providers: Annotated[dict[ProviderName, ProviderTable], BeforeValidator(_of_their_kind)] = Field(
         default_factory=dict
     )

@@ -172,6 +172,26 @@ def read_result(reply: list[bytes | None]) -> JobResult | None:
     return JobResult.model_validate_json(json.dumps(stored))
 
 
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A settled job that somebody is to be told of."""
+
+    name: str
+    """Of the webhook, in turnout.toml."""
+    tries: int
+    """Made before this one."""
+    result: JobResult
+
+
+def read_hook(reply: list[Any] | None) -> Hook | None:
+    if reply is None:
+        return None
+    name, tries, *rest = reply
+    result = read_result(rest)
+    assert result is not None
+    return Hook(name.decode(), int(tries or 0), result)
+
+
 def read_claim(reply: list[Any]) -> Claimed | NotClaimed:
     if reply[0] != b"claimed":
         return NotClaimed(reply[0].decode())

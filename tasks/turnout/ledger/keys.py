@@ -17,6 +17,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:batch:BATCH   hash    a batch's own record
     {ns}:batches       zset    batch ids, by creation (ms)
     {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, as they are settled
+    {ns}:hooks         zset    settled jobs whose webhook is still to be told, by when (ms)
     {ns}:fleet         hash    health and metrics of every endpoint, `ENDPOINT|field`
     {ns}:window:E      hash    an endpoint's use of its rate limits, by second
     {ns}:calls:E       zset    an endpoint's calls in flight: lease ids, by start (ms)
@@ -97,6 +98,10 @@ class Keys:
 
     def inbox(self, client: str) -> str:
         return self._("inbox", client)
+
+    @property
+    def hooks(self) -> str:
+        return self._("hooks")
 
     @property
     def fleet(self) -> str:

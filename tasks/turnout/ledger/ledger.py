@@ -25,12 +25,14 @@ from turnout.ledger.job import (
     Ending,
     Enqueued,
     Facts,
+    Hook,
     Intake,
     NewJob,
     NotClaimed,
     Settlement,
     read_claim,
     read_facts,
+    read_hook,
     read_result,
 )
 from turnout.ledger.keys import Keys
@@ -106,7 +108,7 @@ class Ledger:
     def replay(self, job_id: str, lane: Lane) -> Call[bool]:
         """Run a settled job again that did not succeed, from the start and without its old deadline."""
         keys = self.keys
-        named = [keys.failed, keys.counts, keys.story(job_id), keys.result(job_id)]
+        named = [keys.failed, keys.counts, keys.story(job_id), keys.result(job_id), keys.stream(job_id)]
         return self._call("replay", [*self._publishing(job_id, lane), *named], [job_id])
 
     def purge(self, job_ids: Sequence[str]) -> Call[int]:
@@ -204,6 +206,33 @@ class Ledger:
         named = [*self._publishing(job_id, lane), self.keys.story(job_id)]
         return self._call("republish", named, [job_id, _ms(missing_s)])
 
+    # --- streams and webhooks --------------------------------------------------------------------------
+
+    def stream(self, job_id: str, fields: Mapping[str, str], ttl_s: float) -> Call[None]:
+        """Add to the answer's pieces: `call` and `text`, or `call` alone where a call begins."""
+        pairs = [part for pair in fields.items() for part in pair]
+        return self._call("stream", [self.keys.stream(job_id)], [_ms(ttl_s), *pairs], lambda reply: None)
+
+    def due_hooks(self, limit: int) -> Call[list[str]]:
+        """Settled jobs that somebody is to be told of now."""
+        return self._due(self.keys.hooks, limit)
+
+    def take_hook(self, job_id: str, for_s: float) -> Call[Hook | None]:
+        """Have the telling of it for so long; None: another worker has it, or it is done."""
+        keys = self.keys
+        return self._call("take_hook", [keys.hooks, keys.job(job_id)], [job_id, _ms(for_s)], read_hook)
+
+    def put_off_hook(self, job_id: str, for_s: float) -> Call[None]:
+        """Tell it again later."""
+        keys = self.keys
+        return self._call("put_off_hook", [keys.hooks], [job_id, _ms(for_s)], lambda reply: None)
+
+    def end_hook(self, job_id: str, event: Mapping[str, Any]) -> Call[None]:
+        """It was told, or given up."""
+        keys = self.keys
+        args = [job_id, _event(event)]
+        return self._call("end_hook", [keys.hooks, keys.job(job_id), keys.story(job_id)], args, lambda reply: None)
+
     # --- reads -----------------------------------------------------------------------------------------
 
     def facts(self, job_id: str) -> Read[Facts | None]:
@@ -272,6 +301,8 @@ class Ledger:
                 keys.story(job_id),
                 keys.result(job_id),
                 keys.done(batch or ""),
+                keys.stream(job_id),
+                keys.hooks,
                 *keys.all_pending,
             ],
             [
