@@ -34,6 +34,7 @@ from turnout_workers.routing import failover
 from turnout_workers.routing.failure import Failure
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
+from turnout_workers.routing.tenants import TenantShares
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import (
@@ -150,6 +151,7 @@ class Attempts:
         self._reporter = Reporter(store, fleet, policy.ejection_s, rng)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
         self._last_seen: dict[Lane, float] = {}
+        self._shares = TenantShares()
         self.waiting: Counter[str] = Counter()
         """Jobs of this worker that wait for an endpoint rather than take another, by endpoint id."""
 
@@ -160,7 +162,10 @@ class Attempts:
         claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
         if not isinstance(claim, Claimed):
             return Skipped(f"not to be claimed: {claim.state}")
-        self._last_seen[claim.lane] = self._fleet.now()
+        self._last_seen[claim.lane] = now = self._fleet.now()
+        self._shares.seen(claim.tenant or "", now)
+        if claim.next_in_turn is not None:
+            await self._call(self._ledger.bring(claim.next_in_turn, claim.lane))
         reached("claimed")
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
             try:
@@ -193,6 +198,7 @@ class Attempts:
                 same = [candidate for candidate in candidates if candidate.endpoint.id == pinned]
                 admission = await self._admit(job, progress, same or candidates)
                 if isinstance(admission, Granted):
+                    self._shares.seen(job.claim.tenant or "", now, 1)
                     chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
                     outcome = await self._attempt(job, progress, decision, chosen, admission, hold, retries_here)
                     if not isinstance(outcome, _Again):
@@ -258,6 +264,8 @@ class Attempts:
             )
             for c in candidates
         )
+        now, tenant = self._fleet.now(), job.claim.tenant or ""
+        lane_share = headroom(job.claim.lane, self._last_seen, now, self._policy.reserved)
         return await self._store.admit(
             Ask(
                 lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts)}",
@@ -265,7 +273,7 @@ class Attempts:
                 ttl_s=self._heartbeat.ttl_s,
                 ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
                 fence=Fence(self._ledger.keys.job(job.id), job.claim.token),
-                headroom=headroom(job.claim.lane, self._last_seen, self._fleet.now(), self._policy.reserved),
+                headroom=lane_share * self._shares.headroom(tenant, now),
             )
         )
 

@@ -8,6 +8,8 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:story:ID      list    its events as JSON, with the decisions: for `explain` and `job.events()`
     {ns}:stream:ID     stream  its answer's pieces, when it streams
     {ns}:pending:LANE  zset    queued jobs of a lane, by the place (ms) of their message in it, see `lua/shared.lua`
+    {ns}:turns         zset    queued jobs that take turns with others of their tenant, see `lua/shared.lua`
+    {ns}:held          zset    queued jobs that are held back until it is their turn
     {ns}:leases        zset    jobs that a worker holds, by the time (ms) at which its lease ends
     {ns}:delayed       zset    parked jobs, by the time (ms) at which they are due
     {ns}:deadlines     zset    live jobs that have a deadline, by that time (ms)
@@ -64,6 +66,14 @@ class Keys:
     @property
     def all_pending(self) -> tuple[str, ...]:
         return tuple(self.pending(lane) for lane in Lane)
+
+    @property
+    def turns(self) -> str:
+        return self._("turns")
+
+    @property
+    def held(self) -> str:
+        return self._("held")
 
     @property
     def leases(self) -> str:

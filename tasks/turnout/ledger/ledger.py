@@ -39,6 +39,9 @@ from turnout.ledger.script import CLOCK, Call, Read, Script
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus, Problem, celery_record
 
+TURNS = 16
+"""Jobs of one tenant that stand in a lane at a time. As each one claimed brings the next, so few keep a fleet busy."""
+
 
 class Ledger:
     """Builds the ledger's operations for one namespace. `clock`: see `script.CLOCK`."""
@@ -46,7 +49,7 @@ class Ledger:
     def __init__(self, keys: Keys | None = None, clock: str = CLOCK) -> None:
         self.keys = keys or Keys()
         shared = files("turnout.ledger").joinpath("lua", "shared.lua").read_text("utf-8")
-        constants = f"local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\n"
+        constants = f"local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\nlocal TURNS = {TURNS}\n"
         self._prelude = clock + constants + shared
 
     def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
@@ -81,6 +84,8 @@ class Ledger:
                 keys.counts,
                 keys.story(job.id),
                 keys.intake,
+                keys.turns,
+                keys.held,
             ],
             [
                 job.id,
@@ -121,7 +126,7 @@ class Ledger:
         keys = self.keys
         return self._call(
             "claim",
-            [keys.job(job_id), keys.leases, keys.story(job_id), *keys.all_pending],
+            [keys.job(job_id), keys.leases, keys.story(job_id), keys.turns, keys.held, *keys.all_pending],
             [job_id, owner, _ms(ttl_s)],
             read_claim,
         )
@@ -164,12 +169,22 @@ class Ledger:
     # --- housekeeping: lists of ids, and what to do with each ------------------------------------------
 
     def due(self, limit: int) -> Call[list[str]]:
-        """Parked jobs whose time has come, the first due last: woken in this order, they run in due order."""
-        return self._due(self.keys.delayed, limit, lambda reply: _texts(reply)[::-1])
+        """Parked jobs whose time has come, to be woken in this order: each goes before the last, so the first due of
+        those that get a turn at once stands last among them."""
+        return self._due(self.keys.delayed, limit, lambda r: [*_texts(r[TURNS - 1 :: -1]), *_texts(r[TURNS:])])
 
     def wake(self, job_id: str, lane: Lane) -> Call[bool]:
-        named = [*self._publishing(job_id, lane), self.keys.delayed, self.keys.story(job_id)]
+        keys = self.keys
+        named = [*self._publishing(job_id, lane), keys.delayed, keys.story(job_id), keys.turns, keys.held]
         return self._call("wake", named, [job_id])
+
+    def spare(self, limit: int) -> Call[list[str]]:
+        """Give out turns that came free without a claim. Gives the jobs that have them now, to `bring`."""
+        return self._call("spare", [self.keys.turns, self.keys.held, *self.keys.all_pending], [limit], _texts)
+
+    def bring(self, job_id: str, lane: Lane) -> Call[bool]:
+        """Publish a job that was held back and whose turn has come."""
+        return self._call("bring", self._publishing(job_id, lane), [job_id])
 
     def lapsed(self, limit: int) -> Call[list[str]]:
         """Jobs whose lease is over."""
@@ -272,6 +287,8 @@ class Ledger:
                 keys.story(job_id),
                 keys.result(job_id),
                 keys.done(batch or ""),
+                keys.turns,
+                keys.held,
                 *keys.all_pending,
             ],
             [

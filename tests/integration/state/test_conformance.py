@@ -158,6 +158,12 @@ async def test_headroom_reserves_and_never_shuts_a_large_job_out(fleet: AnyFleet
     assert never.retry_at is None
 
 
+async def test_headroom_reserves_slots_where_there_is_more_than_one(fleet: AnyFleet) -> None:
+    assert await burst(fleet, bid(A, concurrency=4), headroom=0.9) == 3
+    assert await burst(fleet, bid(A, concurrency=4), headroom=1.0) == 1
+    assert await burst(fleet, bid(B, concurrency=1), headroom=0.9) == 1
+
+
 async def test_the_first_bid_with_room_is_taken(fleet: AnyFleet) -> None:
     bids = bid(A, requests_per_minute=1), bid(B, requests_per_minute=1)
     assert [(await granted(fleet, *bids)).endpoint_id for _ in range(2)] == [A, B]

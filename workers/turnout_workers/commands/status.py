@@ -46,13 +46,15 @@ def look(here: Setting) -> dict[str, Any]:
     told = here.ask(
         *(Read(("LLEN", keys.queue(lane)), int) for lane in lanes),
         *(Read(("ZCARD", keys.pending(lane)), int) for lane in lanes),
+        *(Read(("ZLEXCOUNT", keys.held, f"[{lane} ", f"({lane}!"), int) for lane in lanes),
         Read(("ZCARD", keys.leases), int),
         Read(("ZCARD", keys.delayed), int),
         Read(("HGETALL", keys.counts), _counts),
         Read(("HMGET", keys.money, "total|spent", "total|reserved", "total|unsure", "total|duplicate"), _sums),
     )
-    messages, queued = told[: len(lanes)], told[len(lanes) : 2 * len(lanes)]
-    held, delayed, counts, money = told[2 * len(lanes) :]
+    messages, pending, in_line = (told[n * len(lanes) : (n + 1) * len(lanes)] for n in range(3))
+    held, delayed, counts, money = told[3 * len(lanes) :]
+    queued = [published + behind for published, behind in zip(pending, in_line, strict=True)]
     snapshot = here.view.snapshot()
     calls = sum(view.metrics.calls for view in snapshot.views) or 1
     return {

@@ -185,7 +185,7 @@ class MemoryFleetStore:
             this_second = record.minute.buckets.get(second, NOTHING).requests
             if per_second is not None and this_second >= per_second:
                 found.append(_Obstacle((second + 1) * MINUTE[0] / 1000, "ramping"))
-        if slots is not None and len(record.calls) >= slots:
+        if slots is not None and len(record.calls) >= min(slots, max(1, math.floor(slots * headroom))):
             found.append(_Obstacle(0, "concurrency"))
 
         record.slots = limits.concurrency

@@ -67,7 +67,7 @@ class Ask:
     ceilings: tuple[Ceiling, ...] = ()
     fence: Fence | None = None
     headroom: float = 1.0
-    """Share of each rate limit that this lane may fill, for reserves of the more urgent lanes."""
+    """Share of each limit that this job may fill, for the reserves of more urgent lanes and other tenants."""
 
 
 @dataclass(frozen=True, slots=True)

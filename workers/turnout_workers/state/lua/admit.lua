@@ -114,7 +114,7 @@ local function capacity(bid, health, load, ramping, block)
       block((second + 1) * MINUTE.width, 'ramping')
     end
   end
-  if slots and load.in_flight >= slots then block(now + ASK_AGAIN_MS, 'concurrency') end
+  if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * ask.headroom))) then block(now + ASK_AGAIN_MS, 'concurrency') end
 
   local squeezed = math.min(
     1, health.share + SQUEEZE_REGROWTH * math.max(0, (now - health.blocked_until) / 1000 - SQUEEZE_HOLD_S))
