@@ -40,7 +40,7 @@ class Stand:
         self._simulator = process.start(command, log)
         process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 30)
         told = json.loads(log.read_text().splitlines()[0])
-        self._url = told["url"]
+        self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
         tables = discovery.simulated(told["providers"], scenario.load(file))
         tables["worker"] = {"lease_s": LEASE_S, "drain_s": 10.0}
@@ -115,13 +115,17 @@ class Stand:
         return run(self.client, [self.ledger.result(i) for i in ids])
 
     def oracle(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self._url}/control/stats?jobs=1") as reply:
+        with urllib.request.urlopen(f"{self.url}/control/stats?jobs=1") as reply:
             told: dict[str, Any] = json.load(reply)
             return told
 
-    def fail(self, provider: str, **fault: Any) -> None:
+    def fail(self, provider: str, **fault: Any) -> dict[str, Any]:
+        """Begin a fault; gives what the provider has seen so far."""
         body = json.dumps(fault).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self._url}/control/{provider}", body, method="POST"))
+        posted = urllib.request.Request(f"{self.url}/control/{provider}", body, method="POST")
+        with urllib.request.urlopen(posted) as reply:
+            told: dict[str, Any] = json.load(reply)
+            return told
 
     def money(self) -> dict[str, int]:
         """The books; every call of every job is charged to the account `total`."""

@@ -48,6 +48,7 @@ from turnout_workers.state.store import (
     NoRoom,
     ObservedLimit,
 )
+from turnout_workers.under_way import CallsUnderWay
 
 logger = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class Attempts:
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
         self._last_seen: dict[Lane, float] = {}
         self._shares = TenantShares()
+        self.under_way = CallsUnderWay()
         self.waiting: Counter[str] = Counter()
         """Jobs of this worker that wait for an endpoint rather than take another, by endpoint id."""
 
@@ -359,7 +361,8 @@ class Attempts:
         reached("before_call")
         if crash_points.awaited("during_call"):
             asyncio.get_running_loop().call_later(0.05, reached, "during_call")
-        return await connector.call(endpoint, job.request, timeouts)
+        async with self.under_way.call(endpoint.id, chosen.overdue_s):
+            return await connector.call(endpoint, job.request, timeouts)
 
     async def _move_on(
         self, job: _Job, progress: Progress, decision: routing.Decision, verdict: failover.Verdict, failed: Attempt

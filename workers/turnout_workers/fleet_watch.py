@@ -9,10 +9,12 @@ from collections.abc import Mapping
 
 from redis.exceptions import RedisError
 
-from turnout_workers.routing.health import Step, after_watch
+from turnout_workers.routing.fleet import Circuit
+from turnout_workers.routing.health import Step, after_watch, circuit
 from turnout_workers.routing.strategies import next_shadow_price
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
+from turnout_workers.under_way import CallsUnderWay
 
 logger = logging.getLogger(__name__)
 
@@ -22,13 +24,14 @@ NOTHING = 1e-3
 
 
 class FleetWatch:
-    """`run` tells what this worker's jobs wait for; `judge` is for the one that does the housekeeping."""
+    """`run` looks after this worker's jobs; `judge`, for the one that does the housekeeping, after the fleet."""
 
     def __init__(
         self,
         store: FleetStore,
         fleet: SnapshotPoller,
         waiting: Mapping[str, int],
+        under_way: CallsUnderWay,
         worker: str,
         rng: random.Random,
         ejection_s: float,
@@ -36,14 +39,20 @@ class FleetWatch:
         self._store = store
         self._fleet = fleet
         self._waiting = waiting
+        self._under_way = under_way
         self._worker = worker
         self._rng = rng
         self._ejection_s = ejection_s
         self._judged_at = 0.0
 
     async def run(self) -> None:
+        """Cut short what hangs at endpoints that are out, and tell the fleet what jobs wait for."""
         while True:
             await asyncio.sleep(EVERY_S)
+            snapshot = self._fleet.snapshot
+            out = [v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) is Circuit.OPEN]
+            if cut := self._under_way.cut_short(out):
+                logger.warning("%d overdue calls to %s are cut short; their jobs move on", cut, ", ".join(out))
             if now_waiting := {endpoint_id: n for endpoint_id, n in self._waiting.items() if n > 0}:
                 try:
                     await self._store.publish_waiting(self._worker, now_waiting)

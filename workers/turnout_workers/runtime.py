@@ -91,7 +91,13 @@ class Worker:
             rng=rng,
         )
         watch = FleetWatch(
-            self._store, self._poller, self.attempts.waiting, self.name, rng, file.router.failover_cooldown
+            self._store,
+            self._poller,
+            self.attempts.waiting,
+            self.attempts.under_way,
+            self.name,
+            rng,
+            file.router.failover_cooldown,
         )
         housekeeping = Housekeeping(
             self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s, watch.judge

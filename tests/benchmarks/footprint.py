@@ -1,0 +1,110 @@
+"""What it takes to start, and to hold thousands of calls: time and memory of the client, of a worker, and of LiteLLM.
+
+Then one worker with 2,000 calls of 10 s in flight: its memory and its part of the pace that these calls allow. And
+how the pace grows with worker processes, as far as the cores that are left by Redis and by the provider allow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.benchmarks import peers
+from tests.benchmarks.measure import keep, pace, rss_mb, spread
+from tests.benchmarks.throughput import FLEET, LIMIT_S
+from tests.chaos.stand import standing
+
+IN_FLIGHT, CALL_S = 2000, 10.0
+IMPORT = """
+import time
+began = time.perf_counter()
+{statement}
+took = time.perf_counter() - began
+pages = int(open("/proc/self/statm").read().split()[1])
+print(took, pages * 4096 / 1e6)
+"""
+
+
+def imported(python: str, statement: str) -> tuple[float, float]:
+    """Seconds and MB of a process that does nothing but this import."""
+    told = subprocess.run(
+        [python, "-c", IMPORT.format(statement=statement)], capture_output=True, text=True, check=True
+    )
+    took_s, mb = told.stdout.split()[-2:]
+    return float(took_s), float(mb)
+
+
+def started(folder: Path) -> tuple[float, float]:
+    with standing(folder, FLEET.format(delay=0.0), 500) as stand:
+        began = time.monotonic()
+        worker = stand.start_worker()
+        return time.monotonic() - began, rss_mb(worker.pid)
+
+
+def held(folder: Path) -> tuple[float, float]:
+    """The pace beside what 2,000 slots of 10 s calls allow, and the most memory seen."""
+    rounds = 3
+    with standing(folder, FLEET.format(delay=CALL_S), IN_FLIGHT) as stand:
+        worker = stand.start_worker()
+        most_mb, jobs = 0.0, IN_FLIGHT * rounds
+        stand.submit([str(number) for number in range(jobs)])
+
+        def watched() -> None:
+            nonlocal most_mb
+            most_mb = max(most_mb, rss_mb(worker.pid))
+
+        began = time.monotonic()
+        stand.until(lambda: stand.settled() == jobs, LIMIT_S, watched)
+        return rounds * CALL_S / (time.monotonic() - began), most_mb
+
+
+def scaled(folder: Path, processes: int, jobs: int = 6000) -> float:
+    with standing(folder, FLEET.format(delay=0.0), 500) as stand:
+        workers = [stand.start_worker() for _ in range(processes)]
+        stand.submit([str(number) for number in range(jobs)])
+        return pace(workers[0].pid, stand.settled, jobs, LIMIT_S)[0]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--no-peers", action="store_true")
+    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    given = options.parse_args()
+    found: dict[str, list[tuple[float, float]]] = {}
+    for _ in range(given.rounds):
+        found.setdefault("from turnout import Client", []).append(
+            imported(sys.executable, "from turnout import Client; Client")
+        )
+        if not given.no_peers:
+            found.setdefault("import litellm", []).append(imported(peers.python(), "import litellm"))
+        with tempfile.TemporaryDirectory() as folder:
+            found.setdefault("turnout worker, until it is ready", []).append(started(Path(folder)))
+    for name, figures in found.items():
+        print(
+            f"{name:36} {spread([one for one, _ in figures])} s   {statistics.median(mb for _, mb in figures):.0f} MB"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        share, most_mb = held(Path(folder))
+    print(f"{IN_FLIGHT} calls of {CALL_S:g} s in flight: {share:.0%} of the possible pace, at most {most_mb:.0f} MB")
+    curve: dict[int, list[float]] = {}
+    for _ in range(max(1, given.rounds // 2)):
+        for processes in (1, 2, 4):
+            with tempfile.TemporaryDirectory() as folder:
+                curve.setdefault(processes, []).append(scaled(Path(folder), processes))
+    for processes, rates in curve.items():
+        print(f"{processes} worker processes on {os.cpu_count()} cores: {spread(rates)} jobs/s")
+    if given.keep:
+        raw = {"starts": found, "held": {"share": share, "mb": most_mb}, "processes": curve}
+        keep("footprint", json.loads(json.dumps(raw)))
+
+
+if __name__ == "__main__":
+    main()
