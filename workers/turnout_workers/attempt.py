@@ -143,11 +143,11 @@ class Attempts:
         self._store = store
         self._fleet = fleet
         self.connectors = connectors
-        """By endpoint id."""
+        """By endpoint id. This, ceilings and policy are replaced, never changed, when the configuration is."""
         self._heartbeat = heartbeat
-        self._ceilings = ceilings
+        self.ceilings = ceilings
         self._spool = spool
-        self._policy = policy
+        self.policy = policy
         self._rng = rng
         self._reporter = Reporter(store, fleet, policy.ejection_s, rng)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
@@ -247,7 +247,7 @@ class Attempts:
             failures=progress.failures,
             excluded=progress.unsuited,
         )
-        strategy = self._policy.default_strategy
+        strategy = self.policy.default_strategy
         return routing.rank(
             profile, self._fleet.snapshot, now, self._rng, default_strategy=strategy, tried=progress.tried
         )
@@ -262,18 +262,18 @@ class Attempts:
                 c.upper_cost_microusd or 0,
                 c.overdue_s,
                 c.probe_allowed,
-                ceilings=self._ceilings.of_provider(c.endpoint.provider),
+                ceilings=self.ceilings.of_provider(c.endpoint.provider),
             )
             for c in candidates
         )
         now, tenant = self._fleet.now(), job.claim.tenant or ""
-        lane_share = headroom(job.claim.lane, self._last_seen, now, self._policy.reserved)
+        lane_share = headroom(job.claim.lane, self._last_seen, now, self.policy.reserved)
         return await self._store.admit(
             Ask(
                 lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts)}",
                 bids=bids,
                 ttl_s=self._heartbeat.ttl_s,
-                ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
+                ceilings=self.ceilings.of_job(job.id, job.request, job.claim.batch),
                 fence=Fence(self._ledger.keys.job(job.id), job.claim.token),
                 headroom=lane_share * self._shares.headroom(tenant, now),
             )
@@ -331,7 +331,7 @@ class Attempts:
             retry_budget_left=self._retries.left,
             has_untried=decision.has_untried(endpoint.id),
             allow_fallback=job.request.constraints.allow_fallback,
-            max_attempts=self._policy.max_attempts,
+            max_attempts=self.policy.max_attempts,
         )
         call = Finished(grant.lease_id, chosen, outcome, failure, observed, cost, unsure)
         reporting = asyncio.ensure_future(self._reporter.report(call, verdict))
@@ -418,7 +418,7 @@ class Attempts:
     async def _settle(self, job: _Job, result: JobResult, decision: routing.Decision | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         record = decision.to_record() if decision else None
-        policy, claim = self._policy, job.claim
+        policy, claim = self.policy, job.claim
         settlement = self._ledger.settle(
             job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
         )
@@ -440,7 +440,7 @@ class Attempts:
         if not taken.accepted:
             if taken.duplicate and result.cost_microusd:
                 await self._store.mark_duplicate(
-                    [c.account for c in self._ceilings.of_job(job.id, job.request, job.claim.batch)],
+                    [c.account for c in self.ceilings.of_job(job.id, job.request, job.claim.batch)],
                     result.attempts[-1].cost_microusd,
                 )
             return Skipped(f"settled by another: {taken}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Sequence
+from collections.abc import Collection
 
 from redis.exceptions import RedisError
 
@@ -27,7 +27,7 @@ class HealthChecks:
 
     def __init__(
         self,
-        connectors: Sequence[CloudProviderBase],
+        connectors: Collection[CloudProviderBase],
         store: FleetStore,
         fleet: SnapshotPoller,
         interval_s: float,

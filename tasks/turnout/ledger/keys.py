@@ -28,7 +28,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:waiting       hash    by worker: how many of its jobs wait for which endpoint
     {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
     {ns}:intake        string  there while no new job is accepted, for want of memory
-    {ns}:workers       zset    live workers, by last heartbeat (ms)
+    {ns}:workers       zset    live workers, `NAME VERSION` (of the configuration), by last sign of life (ms)
     {ns}:mutex:WORK    string  who does a round of fleet-wide housekeeping now
 
     interactive, standard, batch     list    Celery's lane queues

@@ -219,6 +219,10 @@ class Ledger:
         named = [*self._publishing(job_id, lane), self.keys.story(job_id)]
         return self._call("republish", named, [job_id, _ms(missing_s)])
 
+    def alive(self, worker: str, version: str, silence_s: float) -> Call[None]:
+        """Note that a worker lives and which configuration it follows; others, silent for so long, are forgotten."""
+        return self._call("alive", [self.keys.workers], [f"{worker} {version}", _ms(silence_s)], lambda reply: None)
+
     # --- reads -----------------------------------------------------------------------------------------
 
     def facts(self, job_id: str) -> Read[Facts | None]:
@@ -234,6 +238,10 @@ class Ledger:
     def story(self, job_id: str) -> Read[list[dict[str, Any]]]:
         """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""
         return Read(("LRANGE", self.keys.story(job_id), 0, -1), lambda reply: [json.loads(one) for one in reply])
+
+    def workers(self) -> Read[dict[str, str]]:
+        """The workers that live, and the version of the configuration that each follows."""
+        return Read(("ZRANGE", self.keys.workers, 0, -1), lambda reply: dict(one.split(" ") for one in _texts(reply)))
 
     def failed(self, limit: int, offset: int = 0) -> Read[list[str]]:
         """Ids of failed jobs, the latest first."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 import click
@@ -49,16 +51,19 @@ def look(here: Setting) -> dict[str, Any]:
         *(Read(("ZLEXCOUNT", keys.held, f"[{lane} ", f"({lane}!"), int) for lane in lanes),
         Read(("ZCARD", keys.leases), int),
         Read(("ZCARD", keys.delayed), int),
+        here.ledger.workers(),
         Read(("HGETALL", keys.counts), _counts),
         Read(("HMGET", keys.money, "total|spent", "total|reserved", "total|unsure", "total|duplicate"), _sums),
     )
     messages, pending, in_line = (told[n * len(lanes) : (n + 1) * len(lanes)] for n in range(3))
-    held, delayed, counts, money = told[3 * len(lanes) :]
+    held, delayed, workers, counts, money = told[3 * len(lanes) :]
     queued = [published + behind for published, behind in zip(pending, in_line, strict=True)]
     snapshot = here.view.snapshot()
     calls = sum(view.metrics.calls for view in snapshot.views) or 1
     return {
         "lanes": {lane.value: {"queued": q, "messages": m} for lane, q, m in zip(lanes, queued, messages, strict=True)},
+        "configuration": here.settings.version,
+        "workers": Counter(workers.values()),
         "held_by_workers": held,
         "parked": delayed,
         "counts": counts,
@@ -93,12 +98,20 @@ def _sums(reply: Any) -> dict[str, int]:
     return {n: int(v or 0) for n, v in zip(("spent", "reserved", "unsure", "duplicate"), reply, strict=True)}
 
 
+def _followers(workers: Mapping[str, int], here: str) -> str:
+    """How many workers follow the configuration that is here, and which ones the others follow."""
+    others = [f"{count:,} on {version}" for version, count in workers.items() if version != here]
+    return ", ".join([f"{workers.get(here, 0):,} workers", *others])
+
+
 def _drawn(told: dict[str, Any]) -> Group:
     lanes = Table("lane", "queued", "messages", title="Jobs", title_justify="left")
     for lane, numbers in told["lanes"].items():
         lanes.add_row(lane, f"{numbers['queued']:,}", f"{numbers['messages']:,}")
+    workers = _followers(told["workers"], told["configuration"])
     money = {name: dollars(round(usd * MICROUSD_PER_USD)) for name, usd in told["money_usd"].items()}
     line = (
+        f"configuration {told['configuration']}: {workers}\n"
         f"{told['held_by_workers']:,} with workers · {told['parked']:,} parked · "
         + " · ".join(f"{count:,} {name}" for name, count in told["counts"].items())
         + f"\n{money['spent']} spent · {money['reserved']} reserved · {money['unsure']} unsure"
