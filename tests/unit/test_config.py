@@ -14,7 +14,7 @@ from turnout.request import Lane, RoutingStrategy
 from turnout_workers import discovery
 from turnout_workers.config import ConfigError, Settings, configured, find, load, settings
 from turnout_workers.endpoints import accounts
-from turnout_workers.routing.fleet import Price
+from turnout_workers.routing.fleet import Limits, Price
 from turnout_workers.simulator import load as load_scenario
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +142,16 @@ def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
     assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3)
 
 
+def test_a_providers_limits_are_shared_by_its_models_and_bound_each_of_them() -> None:
+    text = "[providers.x]\nbase_url = 'http://x'\nrequests_per_minute = 10\nconcurrency = 4\n[providers.x.models]\n"
+    text += "a = {requests_per_minute = 3, concurrency = 8}\n"
+    (alone,) = accounts(settings(text, "t.toml", {}))[0].endpoints
+    assert (alone.limits, alone.shared_limits) == (Limits(requests_per_minute=3, concurrency=4), Limits())
+    both = accounts(settings(text + "b = {}", "t.toml", {}))[0].endpoints
+    assert [e.limits.requests_per_minute for e in both] == [3, 10]
+    assert {e.shared_limits for e in both} == {Limits(requests_per_minute=10, concurrency=4)}
+
+
 def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path) -> None:
     assert find({}, tmp_path) is None
     (tmp_path / "turnout.toml").write_text("namespace = 'here'")
@@ -207,7 +217,8 @@ def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     assert simulated.simulated
     assert all(e.simulated for account in accounts(simulated) for e in account.endpoints)
     swift = simulated.file.providers["sim-swift"]
-    assert (swift.base_url, swift.requests_per_minute) == ("http://127.0.0.1:1/sim-swift", 240)
+    limit = swift.models["llama-3.3-70b"].requests_per_minute
+    assert (swift.base_url, limit) == ("http://127.0.0.1:1/sim-swift", 240)
     model = swift.models["llama-3.3-70b"]
     assert (model.name, model.input_usd_per_mtok, model.output_usd_per_mtok) == (
         "llama-3.3-70b-versatile",

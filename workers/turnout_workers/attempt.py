@@ -263,6 +263,7 @@ class Attempts:
                 c.overdue_s,
                 c.probe_allowed,
                 ceilings=self.ceilings.of_provider(c.endpoint.provider),
+                shared_limits=c.endpoint.shared_limits,
             )
             for c in candidates
         )

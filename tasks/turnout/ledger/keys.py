@@ -20,8 +20,8 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:batches       zset    batch ids, by creation (ms)
     {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, as they are settled
     {ns}:fleet         hash    health and metrics of every endpoint, `ENDPOINT|field`
-    {ns}:window:E      hash    an endpoint's use of its rate limits, by second
-    {ns}:calls:E       zset    an endpoint's calls in flight: lease ids, by start (ms)
+    {ns}:window:E      hash    an endpoint's, or a whole account's, use of its rate limits, by second
+    {ns}:calls:E       zset    its calls in flight: lease ids, by start (ms)
     {ns}:lease:ID      hash    what one call reserved
     {ns}:expiry        zset    call leases, by the time (ms) at which they end
     {ns}:overdue       zset    call leases, by the time (ms) from which the call counts as hanging

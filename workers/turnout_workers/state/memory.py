@@ -7,12 +7,12 @@ passed in. Every method runs without yielding to the event loop, so it is atomic
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turnout_workers.routing import latency
-from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Limits, Load, ProviderMetrics, account_id
 from turnout_workers.routing.health import ERROR_MEMORY_S, circuit, ejections_in_a_row, ramp
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
@@ -65,6 +65,7 @@ class _Lease:
     overdue_at: float
     probe: bool
     expired_at: float | None = None
+    counted_by: tuple[_Record, ...] = ()
 
 
 @dataclass
@@ -104,6 +105,51 @@ class _Record:
     ready_at: float = 0.0
     shadow_price: float = 0.0
 
+    def room(self, limits: Limits, need: Use, headroom: float, now: float) -> tuple[float, float, list[_Obstacle]]:
+        """Share of the scarcest limit that is free, when the scarcest has room again, and what is in the way."""
+        found = []
+        self.minute.roll(round(now * 1000))
+        self.day.roll(round(now * 1000))
+        slots = limits.concurrency
+        if slots is not None and len(self.calls) >= min(slots, max(1, math.floor(slots * headroom))):
+            found.append(_Obstacle(0, "concurrency"))
+        free, ready_at = 1.0, 0.0
+        share = squeezed(self.share, self.health.blocked_until, now)
+        for name, kind in KINDS.items():
+            known = [limit for limit in (getattr(limits, name), self.observed.get(name)) if limit is not None]
+            amount = kind.of(need)
+            if not amount:
+                continue
+            cap = self.caps.get(name)
+            if cap and cap.until > now and kind.of(self.charged) + amount > cap.total:
+                found.append(_Obstacle(cap.until, name))
+                ready_at = max(ready_at, cap.until)
+            if not known:
+                continue
+            full = min(known)
+            limit = full * share
+            window = self.minute if kind.window == "minute" else self.day
+            free = min(free, max(0.0, 1 - kind.of(window.used) / max(limit, 1)))
+            at = window.room_at(kind, _fits(amount, full, limit * headroom))
+            if at != 0:
+                found.append(_Obstacle(at and at / 1000, name))
+                if (at := window.room_at(kind, _fits(amount, full, limit))) is not None:
+                    ready_at = max(ready_at, at / 1000)
+        return free, ready_at, found
+
+    def charge(self, lease_id: str, lease: _Lease) -> None:
+        self.charged = self.charged.plus(lease.use)
+        self.minute.add(lease.second, lease.use)
+        self.day.add(lease.quarter, lease.use)
+        self.calls[lease_id] = lease
+
+    def correct(self, lease: _Lease, error: Use, now: float) -> None:
+        """Set the charge right, in the buckets in which it was made. A request stays a request."""
+        self.charged = self.charged.plus(error)
+        for window, bucket in ((self.minute, lease.second), (self.day, lease.quarter)):
+            window.roll(round(now * 1000))
+            window.add(bucket, error)
+
 
 class MemoryFleetStore:
     """`clock` gives seconds; `jobs` the ledger's records by key, for fenced admissions."""
@@ -112,6 +158,8 @@ class MemoryFleetStore:
         self._clock = clock
         self._jobs = {} if jobs is None else jobs
         self._records: dict[str, _Record] = {}
+        self._accounts: dict[str, _Record] = {}
+        """What the endpoints of an account have used together."""
         self._leases: dict[str, _Lease] = {}
         self._expiry: dict[str, float] = {}
         self._money: dict[str, Account] = {}
@@ -174,47 +222,28 @@ class MemoryFleetStore:
         return found
 
     def _capacity_obstacles(self, record: _Record, bid: Bid, headroom: float, now: float) -> list[_Obstacle]:
-        found = []
-        now_ms = round(now * 1000)
-        record.minute.roll(now_ms)
-        record.day.roll(now_ms)
-        limits, slots = bid.limits, bid.limits.concurrency
-        second = record.minute.newest
+        found, limits = [], bid.limits
         if (share := ramp(record.health, now)) < 1 and circuit(record.health, now) is Circuit.RAMPING:
             slots, per_second = self._ramped(limits, share, now - record.health.recovered_at)
+            limits = replace(limits, concurrency=slots)
+            record.minute.roll(round(now * 1000))
+            second = record.minute.newest
             this_second = record.minute.buckets.get(second, NOTHING).requests
             if per_second is not None and this_second >= per_second:
                 found.append(_Obstacle((second + 1) * MINUTE[0] / 1000, "ramping"))
-        if slots is not None and len(record.calls) >= min(slots, max(1, math.floor(slots * headroom))):
-            found.append(_Obstacle(0, "concurrency"))
-
-        record.slots = limits.concurrency
-        free, ready_at = 1.0, 0.0
-        share = squeezed(record.share, record.health.blocked_until, now)
+        record.slots, record.free, record.free_at, record.ready_at = bid.limits.concurrency, 1.0, now, 0.0
         need = Use(1, bid.input_tokens, bid.output_tokens)
-        for name, kind in KINDS.items():
-            known = [limit for limit in (getattr(limits, name), record.observed.get(name)) if limit is not None]
-            amount = kind.of(need)
-            if not amount:
-                continue
-            cap = record.caps.get(name)
-            if cap and cap.until > now and kind.of(record.charged) + amount > cap.total:
-                found.append(_Obstacle(cap.until, name))
-                ready_at = max(ready_at, cap.until)
-            if not known:
-                continue
-            full = min(known)
-            limit = full * share
-            window = record.minute if kind.window == "minute" else record.day
-            used = kind.of(window.used)
-            free = min(free, max(0.0, 1 - used / max(limit, 1)))
-            at = window.room_at(kind, _fits(amount, full, limit * headroom))
-            if at != 0:
-                found.append(_Obstacle(at and at / 1000, name))
-                if (at := window.room_at(kind, _fits(amount, full, limit))) is not None:
-                    ready_at = max(ready_at, at / 1000)
-        record.free, record.free_at, record.ready_at = free, now, ready_at
+        for used, allowed in self._shares(bid, record, limits):
+            free, ready_at, full = used.room(allowed, need, headroom, now)
+            record.free, record.ready_at = min(record.free, free), max(record.ready_at, ready_at)
+            found += full
         return found
+
+    def _shares(self, bid: Bid, record: _Record, limits: Limits) -> Iterator[tuple[_Record, Limits]]:
+        """All that counts a call to this bid's endpoint, and the limits of each."""
+        yield record, limits
+        if bid.shared_limits != UNLIMITED:
+            yield self._accounts.setdefault(account_id(bid.endpoint_id), _Record()), bid.shared_limits
 
     @staticmethod
     def _ramped(limits: Limits, share: float, elapsed_s: float) -> tuple[int | None, int | None]:
@@ -246,16 +275,16 @@ class MemoryFleetStore:
     def _grant(self, bid: Bid, ask: Ask, now: float) -> Granted:
         record = self._records[bid.endpoint_id]
         use = Use(1, bid.input_tokens, bid.output_tokens)
-        record.charged = record.charged.plus(use)
         probe = circuit(record.health, now) is Circuit.HALF_OPEN
         accounts = tuple(ceiling.account for ceiling in (*ask.ceilings, *bid.ceilings))
         lease = _Lease(
-            bid.endpoint_id, now, use, record.minute.newest, record.day.newest, record.charged,
+            bid.endpoint_id, now, use, record.minute.newest, record.day.newest, record.charged.plus(use),
             bid.cost_microusd, accounts, now + _ms(bid.overdue_s), probe,
         )  # fmt: skip
-        record.minute.add(lease.second, use)
-        record.day.add(lease.quarter, use)
-        record.calls[ask.lease_id] = self._leases[ask.lease_id] = lease
+        lease.counted_by = tuple(used for used, _ in self._shares(bid, record, bid.limits))
+        for used in lease.counted_by:
+            used.charge(ask.lease_id, lease)
+        self._leases[ask.lease_id] = lease
         self._expiry[ask.lease_id] = now + _ms(ask.ttl_s)
         if probe:
             record.probe, record.probe_until = ask.lease_id, now + _ms(ask.ttl_s)
@@ -281,11 +310,13 @@ class MemoryFleetStore:
         if probe:
             record.probe_until = now + VERDICT_S
         self._expiry.pop(report.lease_id, None)
-        record.calls.pop(report.lease_id, None)
+        error = Use(1, report.input_tokens, report.output_tokens).minus(lease.use)
+        for used in lease.counted_by:
+            used.calls.pop(report.lease_id, None)
+            used.correct(lease, error, now)
         held = "reserved" if lease.expired_at is None else "unsure"
         self._book(lease.accounts, **{held: -lease.cost})
         self._book(lease.accounts, spent=report.cost_microusd, unsure=report.unsure_microusd)
-        self._correct(record, lease, report, now)
         for observed in report.limits:
             self._learn(record, lease, observed, now)
         if report.counts and (probe or lease.at >= record.health.open_until):
@@ -302,15 +333,6 @@ class MemoryFleetStore:
             spent_microusd=metrics.spent_microusd + report.cost_microusd,
         )
         return replace(self._counters(record, now), probe=probe, late=lease.expired_at is not None)
-
-    @staticmethod
-    def _correct(record: _Record, lease: _Lease, report: Report, now: float) -> None:
-        """Set the charge right, in the buckets in which it was made. A request stays a request."""
-        error = Use(1, report.input_tokens, report.output_tokens).minus(lease.use)
-        for window, bucket in ((record.minute, lease.second), (record.day, lease.quarter)):
-            window.roll(round(now * 1000))
-            window.add(bucket, error)
-        record.charged = record.charged.plus(error)
 
     @staticmethod
     def _learn(record: _Record, lease: _Lease, observed: ObservedLimit, now: float) -> None:
@@ -387,7 +409,8 @@ class MemoryFleetStore:
             del self._expiry[lease_id]
             lease = self._leases[lease_id]
             lease.expired_at = now
-            self._records[lease.endpoint_id].calls.pop(lease_id)
+            for used in lease.counted_by:
+                used.calls.pop(lease_id)
             self._book(lease.accounts, reserved=-lease.cost, unsure=lease.cost)
         if due:  # kept for a day, so that a late report finds what to move
             kept = now - DAY[0] * DAY[1] / 1000

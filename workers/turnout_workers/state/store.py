@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Protocol
 
 from turnout_workers.routing.failure import FailureKind
-from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +34,7 @@ class Bid:
 
     endpoint_id: str
     limits: Limits
+    """Of the endpoint alone."""
     input_tokens: int
     """Upper estimate, charged now and corrected by the report."""
     output_tokens: int
@@ -45,6 +46,8 @@ class Bid:
     """False: this job may not be the probe of an endpoint that is half open."""
     ceilings: tuple[Ceiling, ...] = ()
     """Those of this provider, besides the job's own."""
+    shared_limits: Limits = UNLIMITED
+    """Of the endpoint's whole account, `account_id`: what its other models use counts, too."""
 
 
 @dataclass(frozen=True, slots=True)
