@@ -128,7 +128,7 @@ class Stand:
             return told
 
     def heal(self, provider: str) -> None:
-        urllib.request.urlopen(urllib.request.Request(f"{self._url}/control/{provider}", method="DELETE"))
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/control/{provider}", method="DELETE"))
 
     def money(self) -> dict[str, int]:
         """The books; every call of every job is charged to the account `total`."""
