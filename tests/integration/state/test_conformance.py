@@ -169,6 +169,15 @@ def sharing(endpoint: str, own: Limits, **fields: Any) -> Bid:
     return replace(bid(endpoint, **fields), limits=own, shared_limits=Limits(**fields))
 
 
+async def test_an_account_keeps_the_ceiling_that_was_set_for_it(fleet: AnyFleet) -> None:
+    await fleet.store.set_limit("batch:b", 10)
+    kept = (Ceiling("batch:b", None),)
+    assert await burst(fleet, bid(cost_microusd=4), ceilings=kept) == 2
+    assert (await refused(fleet, bid(cost_microusd=4), ceilings=kept)).ceiling == "batch:b"
+    await fleet.store.forget(["batch:b"])
+    assert await burst(fleet, bid(cost_microusd=4), ceilings=kept, most=5) == 5
+
+
 async def test_models_of_an_account_share_its_limits_and_keep_their_own(fleet: AnyFleet) -> None:
     one, two = (sharing(f"groq/{name}", Limits(requests_per_minute=6), requests_per_minute=10) for name in "ab")
     assert await burst(fleet, one) == 6

@@ -285,6 +285,7 @@ class IntelligentRouter:
                 cost_microusd=candidate.upper_cost_microusd or 0,
                 overdue_s=candidate.overdue_s,
                 probe_allowed=candidate.probe_allowed,
+                shared_limits=candidate.endpoint.shared_limits,
             )
             for candidate in candidates
         )
