@@ -10,6 +10,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from turnout.ledger.keys import Keys
@@ -70,15 +71,10 @@ class RedisFleetStore:
         keys = self._keys
         return (keys.fleet, keys.money, keys.expiry, keys.overdue)
 
-    def _places(self, endpoint_id: str, shared: bool) -> tuple[str, ...]:
-        """Where a call to an endpoint is counted, and with what else its account does."""
-        names = (endpoint_id, account_id(endpoint_id)) if shared else (endpoint_id,)
-        return tuple(key(name) for name in names for key in (self._keys.window, self._keys.calls))
-
     # --- calls -------------------------------------------------------------------------------------------
 
     def admit_call(self, ask: Ask) -> Call[Admission]:
-        places = [key for bid in ask.bids for key in self._places(bid.endpoint_id, bid.shared_limits != UNLIMITED)]
+        places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
         keys = [*self._held(), self._keys.lease(ask.lease_id), *places]
         body: dict[str, Any] = {
             "id": ask.lease_id,
@@ -94,7 +90,7 @@ class RedisFleetStore:
 
     def report_call(self, report: Report) -> Call[Counters]:
         endpoint = report.endpoint_id
-        places = (self._keys.lease(report.lease_id), *self._places(endpoint, shared=True))
+        places = (self._keys.lease(report.lease_id), *_places(self._keys, endpoint, True))
         body: dict[str, Any] = {
             "id": report.lease_id,
             "endpoint": endpoint,
@@ -194,6 +190,13 @@ class RedisFleetStore:
 
     async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
         return await self._call(state_call(self._keys, self._prelude))
+
+
+@lru_cache
+def _places(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
+    """Where a call to an endpoint is counted; `shared`: and with what else its account does."""
+    names = (endpoint_id, account_id(endpoint_id)) if shared else (endpoint_id,)
+    return tuple(key(name) for name in names for key in (keys.window, keys.calls))
 
 
 def mark_call(
