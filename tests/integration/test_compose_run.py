@@ -135,7 +135,6 @@ def test_flower_answers_with_the_role_and_configuration_of_compose_yaml(here: He
     service = here.services["flower"]
     for part in ("command", "healthcheck"):
         service[part] = yaml.safe_load(yaml.safe_dump(service[part]).replace("5555", here.ports["flower"]))
-    here.set["FLOWER_BASIC_AUTH"] = "user:secret"
     with here.running("flower"):
         pass
     test_the_server_refused_nothing_to_the_workers_role(here)

@@ -5,13 +5,13 @@ celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout wo
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from celery import Celery
 from celery.exceptions import Ignore, Retry
+from celery.signals import setup_logging
 from kombu import Queue
 from kombu.serialization import loads
 
@@ -21,6 +21,7 @@ from turnout.request import Lane
 from turnout.result import JobResult
 from turnout_workers.attempt import Done, Moved, Skipped
 from turnout_workers.config import configured
+from turnout_workers.monitoring import logs
 from turnout_workers.pool import AsyncTask, TaskPool
 from turnout_workers.runtime import Worker
 
@@ -53,8 +54,6 @@ app.conf.update(
     worker_disable_rate_limits=True,
     worker_cancel_long_running_tasks_on_connection_loss=False,
     worker_send_task_events=settings.file.monitoring.task_events,
-    worker_hijack_root_logger=False,
-    worker_log_format="%(asctime)s %(levelname)s %(name)s: %(message)s",
 )
 
 
@@ -113,8 +112,11 @@ def _ignored(note: str) -> NoReturn:
     raise Ignore(note)
 
 
-for chatty in ("httpx", "celery.worker.strategy", "celery.app.trace"):
-    logging.getLogger(chatty).setLevel(logging.WARNING)  # the story of each job and call is in the ledger
+@setup_logging.connect
+def _logging(loglevel: int, **_: Any) -> None:
+    logs.configure(loglevel, settings.file.monitoring.log_format)
+
+
 infer = app.register_task(Infer())
 worker = Worker(settings)
 TaskPool.grace_s = settings.file.worker.drain_s

@@ -14,7 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -25,6 +25,7 @@ from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers import crash_points
 from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat, Hold
+from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.errors import ProviderError
@@ -75,6 +76,7 @@ class Done:
 class Moved:
     """The job went on elsewhere: back to its lane, or parked."""
 
+    how: Literal["failed_over", "deferred", "handed_back"]
     note: str
 
 
@@ -86,6 +88,17 @@ class Skipped:
 
 
 End = Done | Moved | Skipped
+
+
+def outcome(end: End) -> str:
+    """One word for it."""
+    match end:
+        case Done(result):
+            return result.status.value
+        case Moved(how):
+            return how
+        case Skipped():
+            return "skipped"
 
 
 class Ceilings(Protocol):
@@ -135,6 +148,7 @@ class Attempts:
         ceilings: Ceilings,
         spool: Spool,
         policy: Policy,
+        metrics: Metrics,
         rng: random.Random,
     ) -> None:
         self._owner = owner
@@ -143,13 +157,14 @@ class Attempts:
         self._store = store
         self._fleet = fleet
         self.connectors = connectors
-        """By endpoint id. This, ceilings and policy are replaced, never changed, when the configuration is."""
+        """By endpoint id. Replaced, like the policy, when the configuration changes."""
         self._heartbeat = heartbeat
-        self.ceilings = ceilings
+        self._ceilings = ceilings
         self._spool = spool
         self.policy = policy
         self._rng = rng
-        self._reporter = Reporter(store, fleet, policy.ejection_s, rng)
+        self._metrics = metrics
+        self._reporter = Reporter(store, fleet, policy.ejection_s, metrics, rng)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
         self._last_seen: dict[Lane, float] = {}
         self._shares = TenantShares()
@@ -159,6 +174,7 @@ class Attempts:
 
     async def __call__(self, job_id: str) -> End:
         """Claim the job and take it as far as it goes now."""
+        current_job.set(job_id)
         loop = asyncio.get_running_loop()
         claimed_at = loop.time()
         claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
@@ -169,16 +185,25 @@ class Attempts:
         if claim.next_in_turn is not None:
             await self._call(self._ledger.bring(claim.next_in_turn, claim.lane))
         reached("claimed")
+        if not claim.progress:
+            self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
-            try:
-                request = InferenceRequest.model_validate_json(claim.payload)
-                return await self._work(_Job(job_id, claim, request, self._fleet.now()), hold)
-            except asyncio.CancelledError:
-                if hold.lost:
-                    return Skipped("the lease was lost")
-                # A graceful stop: the job goes back to its lane's front for another worker.
-                await self._call(self._ledger.release(job_id, claim.token, claim.lane))
-                return Moved("handed back")
+            end = await self._held(job_id, claim, hold)
+        self._metrics.ended(claim.lane, outcome(end))
+        logger.info("%s: %s", outcome(end), end.result.summary() if isinstance(end, Done) else end.note)
+        return end
+
+    async def _held(self, job_id: str, claim: Claimed, hold: Hold) -> End:
+        try:
+            request = InferenceRequest.model_validate_json(claim.payload)
+            return await self._work(_Job(job_id, claim, request, self._fleet.now()), hold)
+        except asyncio.CancelledError:
+            if hold.lost:
+                self._metrics.lease_lost()
+                return Skipped("the lease was lost")
+            # A graceful stop: the job goes back to its lane's front for another worker.
+            await self._call(self._ledger.release(job_id, claim.token, claim.lane))
+            return Moved("handed_back", "handed back")
 
     async def _work(self, job: _Job, hold: Hold) -> End:
         progress = Progress.from_json(job.claim.progress)
@@ -262,7 +287,7 @@ class Attempts:
                 c.upper_cost_microusd or 0,
                 c.overdue_s,
                 c.probe_allowed,
-                ceilings=self.ceilings.of_provider(c.endpoint.provider),
+                ceilings=self._ceilings.of_provider(c.endpoint.provider),
                 shared_limits=c.endpoint.shared_limits,
             )
             for c in candidates
@@ -274,7 +299,7 @@ class Attempts:
                 lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts)}",
                 bids=bids,
                 ttl_s=self._heartbeat.ttl_s,
-                ceilings=self.ceilings.of_job(job.id, job.request, job.claim.batch),
+                ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
                 fence=Fence(self._ledger.keys.job(job.id), job.claim.token),
                 headroom=lane_share * self._shares.headroom(tenant, now),
             )
@@ -292,6 +317,8 @@ class Attempts:
     ) -> End | _Again:
         """Make the call that was granted, and act on how it went."""
         endpoint = chosen.endpoint
+        if progress.attempts and progress.attempts[-1].provider != endpoint.provider:
+            self._metrics.moved(progress.attempts[-1], endpoint.provider)
         hold.lease_id = grant.lease_id
         self._retries.deposit()
         started_at, clock = self._fleet.now(), time.monotonic()
@@ -358,7 +385,6 @@ class Attempts:
         connector = self.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
-        current_job.set(job.id)
         reached("before_call")
         if crash_points.awaited("during_call"):
             asyncio.get_running_loop().call_later(0.05, reached, "during_call")
@@ -382,7 +408,7 @@ class Attempts:
                 }
                 claim = job.claim
                 await self._call(self._ledger.fail_over(job.id, claim.token, claim.lane, progress.to_json(), event))
-                return Moved(f"{failed.endpoint} failed ({failed.failure}), over to another")
+                return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
             case failover.Action.FAIL_OVER:
                 return await self._defer(job, progress.failed_over(), verdict.delay_s, decision)
             case failover.Action.DEFER:
@@ -397,7 +423,7 @@ class Attempts:
         progress = progress.deferred(new_round)
         event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
         await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
-        return Moved(f"deferred for {wait_s:.1f} s: nothing has room")
+        return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def _at_ceiling(self, job: _Job, progress: Progress, account: str) -> Done | Skipped:
         message = f"the cost ceiling of {account} is reached"
@@ -441,7 +467,7 @@ class Attempts:
         if not taken.accepted:
             if taken.duplicate and result.cost_microusd:
                 await self._store.mark_duplicate(
-                    [c.account for c in self.ceilings.of_job(job.id, job.request, job.claim.batch)],
+                    [c.account for c in self._ceilings.of_job(job.id, job.request, job.claim.batch)],
                     result.attempts[-1].cost_microusd,
                 )
             return Skipped(f"settled by another: {taken}")

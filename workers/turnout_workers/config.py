@@ -30,8 +30,10 @@ FROM_ENVIRONMENT = {
     "REDIS_URL": ("redis_url",),
     "TURNOUT_NAMESPACE": ("namespace",),
     "TURNOUT_CONCURRENCY": ("worker", "concurrency"),
+    "TURNOUT_METRICS_PORT": ("monitoring", "metrics_port"),
     "TURNOUT_STRATEGY": ("router", "default_strategy"),
     "TURNOUT_LOG_LEVEL": ("monitoring", "log_level"),
+    "TURNOUT_LOG_FORMAT": ("monitoring", "log_format"),
 }
 """Environment variables that override the file, and the fields that they set."""
 WIRE_FORMATS = {preset.kind for preset in DIALECTS.values()}
@@ -69,10 +71,13 @@ def find(environ: Mapping[str, str], folder: Path) -> Path | None:
     return path if path.exists() else None
 
 
-def configured(environ: Mapping[str, str], folder: Path | None = None) -> Settings:
-    """The configuration of this process: the file that `find` finds, else the environment's keys."""
+def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys: bool = True) -> Settings:
+    """The configuration of this process: the file that `find` finds, else the environment's keys.
+
+    with_keys: False for who only looks on, so that an operator's machine need not have the workers' keys.
+    """
     if (path := find(environ, folder or Path.cwd())) is not None:
-        return load(path, environ)
+        return load(path, environ, with_keys)
     if found := discovery.from_environment(environ):
         return settings(discovery.toml(found), "the environment", environ)
     raise ConfigError(
@@ -81,16 +86,16 @@ def configured(environ: Mapping[str, str], folder: Path | None = None) -> Settin
     )
 
 
-def load(path: Path, environ: Mapping[str, str]) -> Settings:
+def load(path: Path, environ: Mapping[str, str], with_keys: bool = True) -> Settings:
     """Read and check a file. Raises ConfigError. Keys come from `environ` and the files that it names."""
     try:
         text = path.read_text("utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
-    return settings(text, str(path), environ)
+    return settings(text, str(path), environ, with_keys)
 
 
-def settings(text: str, where: str, environ: Mapping[str, str]) -> Settings:
+def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool = True) -> Settings:
     """The same for a text."""
     try:
         environ = with_password(environ)
@@ -103,7 +108,7 @@ def settings(text: str, where: str, environ: Mapping[str, str]) -> Settings:
     for name, table in file.providers.items():
         try:
             _check(name, table)
-            keys[name] = _keys(table, environ)
+            keys[name] = _keys(table, environ) if with_keys else _places(table)
         except ConfigError as error:
             at = toml_lines.at(where, ("providers", name), toml_lines.scan(text))
             problems.append(f"{at}: providers.{name}: {error}")
@@ -124,6 +129,11 @@ def _check(name: str, table: ProviderTable) -> None:
     kinds = WIRE_FORMATS | {entry.name for entry in entry_points(group="turnout.connectors")}
     if table.kind not in kinds:
         raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(kinds))}")
+
+
+def _places(table: ProviderTable) -> tuple[str, ...]:
+    """As many stand-ins as there are keys: each is an account, with endpoints of its own."""
+    return tuple(f"key-{number}" for number, _ in enumerate((*table.api_key, *table.api_key_env, *table.api_key_file)))
 
 
 def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:

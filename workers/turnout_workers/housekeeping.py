@@ -46,8 +46,9 @@ class Housekeeping:
         owner: str,
         result_ttl_s: float,
         judge: Callable[[], Awaitable[None]],
+        recovered: Callable[[str, int], None],
     ) -> None:
-        """judge: looks after the fleet, once a round."""
+        """judge: looks after the fleet, once a round. recovered: is told how many jobs were brought back, and how."""
         self._client = client
         self._ledger = ledger
         self._call = call
@@ -55,6 +56,7 @@ class Housekeeping:
         self._owner = owner.encode()
         self._result_ttl_s = result_ttl_s
         self._judge = judge
+        self._recovered = recovered
         self._intake_checked_at = 0.0
 
     async def run(self) -> None:
@@ -71,12 +73,14 @@ class Housekeeping:
     async def round(self) -> None:
         """One bounded round."""
         ledger, call, ttl_s = self._ledger, self._call, self._result_ttl_s
-        await call.all(*(ledger.wake(job_id, job.lane) for job_id, job in await self._list(ledger.due(BATCH))))
+        woken = await call.all(*(ledger.wake(job_id, job.lane) for job_id, job in await self._list(ledger.due(BATCH))))
+        self._recovered("woken", sum(woken))
         spare = await self._list(ledger.spare(BATCH))
         await call.all(*(ledger.bring(job_id, job.lane) for job_id, job in spare))
         lapsed = await self._list(ledger.lapsed(BATCH))
         fates = await call.all(*(ledger.sweep(job_id, job.lane, MAX_CRASHES) for job_id, job in lapsed))
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
+            self._recovered(fate, fate != "none")
             if fate == "poison":
                 await call(ledger.settle_poison(job_id, MAX_CRASHES, ttl_s, job.batch))
             if fate != "none":
@@ -86,6 +90,7 @@ class Housekeeping:
         for lane in Lane:
             missing = await call(ledger.lost(lane, BATCH))
             again = await call.all(*(ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
+            self._recovered("republished", sum(again))
             if any(again):
                 logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
         await self._store.expire(BATCH)

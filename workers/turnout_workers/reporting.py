@@ -6,6 +6,7 @@ import contextlib
 import logging
 import random
 from dataclasses import dataclass
+from typing import Protocol
 
 from redis.exceptions import RedisError
 
@@ -45,18 +46,28 @@ def bill(chosen: routing.Candidate, response: InferenceResponse | None, failure:
     return 0, upper  # even a call that was surely billed has an amount that nobody told us
 
 
+class CallObserver(Protocol):
+    """Whoever counts calls (`monitoring.metrics`)."""
+
+    def called(self, call: Finished) -> None: ...
+
+
 class Reporter:
     """Tells the fleet's store how calls went, and what `routing/health.py` makes of it."""
 
-    def __init__(self, store: FleetStore, fleet: SnapshotPoller, ejection_s: float, rng: random.Random) -> None:
+    def __init__(
+        self, store: FleetStore, fleet: SnapshotPoller, ejection_s: float, observer: CallObserver, rng: random.Random
+    ) -> None:
         self._store = store
         self._fleet = fleet
+        self._observer = observer
         self._ejection_s = ejection_s
         self._rng = rng
 
     async def report(self, call: Finished, verdict: failover.Verdict) -> None:
         """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
         endpoint = call.chosen.endpoint
+        self._observer.called(call)
         try:
             counters = await self._store.report(_report(call, verdict.counts_for_health))
             await self._follow(call, counters, verdict)

@@ -10,6 +10,7 @@ import os
 import random
 import socket
 from collections.abc import Coroutine, Mapping
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -32,6 +33,9 @@ from turnout_workers.fleet_watch import FleetWatch
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
+from turnout_workers.monitoring import endpoint
+from turnout_workers.monitoring.fleet_metrics import FleetCollector
+from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
 from turnout_workers.reload import Reload
@@ -59,6 +63,7 @@ class Worker:
         self._tasks: list[asyncio.Task[None]] = []
         self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
         self._retired: list[CloudProviderBase] = []
+        self._open = AsyncExitStack()
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings, file = self._settings, self._settings.file
@@ -74,6 +79,9 @@ class Worker:
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
+        self._ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
+        metrics = Metrics()
+        metrics.held(heartbeat.__len__)
         self.attempts = Attempts(
             owner=self.name,
             ledger=self._ledger,
@@ -82,9 +90,10 @@ class Worker:
             fleet=self._poller,
             connectors={},
             heartbeat=heartbeat,
-            ceilings=ConfiguredCeilings(file.ceilings, self._poller.now),
+            ceilings=self._ceilings,
             spool=self._spool,
             policy=_policy(file),
+            metrics=metrics,
             rng=rng,
         )
         watch = FleetWatch(
@@ -97,7 +106,14 @@ class Worker:
             file.router.failover_cooldown,
         )
         housekeeping = Housekeeping(
-            self._client, self._ledger, self._call, self._store, self.name, file.retention.results_s, watch.judge
+            self._client,
+            self._ledger,
+            self._call,
+            self._store,
+            self.name,
+            file.retention.results_s,
+            watch.judge,
+            metrics.recovered,
         )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors.values(), self._store, self._poller, interval_s, rng)
@@ -106,6 +122,10 @@ class Worker:
         works = (heartbeat, watch, housekeeping, checks, self._reload)
         for work in (*(each.run() for each in works), self._replay_spool(), self._tell_version()):
             self._keep_running(work)
+        if (port := file.monitoring.metrics_port) is not None:
+            shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, self._ceilings.named)
+            serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
+            await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):
             self._keep_running(_show_life(Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(self.attempts.connectors))
@@ -125,7 +145,7 @@ class Worker:
         self._poller.use(fleet)
         self.attempts.connectors = by_endpoint
         self.attempts.policy = _policy(settings.file)
-        self.attempts.ceilings = ConfiguredCeilings(settings.file.ceilings, self._poller.now)
+        self._ceilings.table = settings.file.ceilings
 
     async def _tell_version(self) -> None:
         """Let `turnout status` show which workers there are, and what configuration each of them follows."""
@@ -147,6 +167,7 @@ class Worker:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._open.aclose()
         await self._poller.stop()
         for connector in (*self._connectors.values(), *self._retired):
             await connector.aclose()

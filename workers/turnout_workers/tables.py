@@ -178,8 +178,12 @@ class RetentionTable(Value):
 
 class MonitoringTable(Value):
     log_level: Literal["debug", "info", "warning", "error"] = "info"
+    log_format: Literal["text", "json"] = "text"
     task_events: bool = True
     """Celery's events, which Flower shows; they cost a part of the throughput."""
+    metrics_port: Annotated[int, Field(ge=0, le=65_535)] | None = None
+    """Where each worker process serves its metrics; None: nowhere. 0: any free port, told in the log."""
+    metrics_host: str = "127.0.0.1"
 
 
 class File(Value):

@@ -26,7 +26,7 @@ OLDEST_REDIS = (7, 0)
 @click.option("--check", is_flag=True, help="Ask each provider's free health endpoint.")
 def providers(check: bool) -> None:
     """List providers, models, prices (USD per million tokens) and limits."""
-    here = setting()
+    here = setting(with_keys=check)
     table = Table("endpoint", "sent as", "in", "out", "price from", "rpm", "tpm", "context", "can")
     for endpoint in here.fleet.endpoints:
         price, limits = endpoint.price, endpoint.limits
@@ -70,7 +70,7 @@ async def _checked(here: Setting) -> int:
 @click.command()
 def doctor() -> None:
     """Check configuration, keys, Redis and versions, and say what to do. Exit code 1 if something must be done."""
-    here = setting()
+    here = setting(with_keys=True)
     told = [(True, f"configuration {here.settings.version} from {here.settings.source}")]
     told.append(
         (True, f"{len(here.fleet.endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}")

@@ -47,10 +47,13 @@ class Setting:
         return found
 
 
-def setting() -> Setting:
-    """Of this environment. Raises ClickException if the configuration can't be used."""
+def setting(with_keys: bool = False) -> Setting:
+    """Of this environment. Raises ClickException if the configuration can't be used.
+
+    with_keys: for commands that call providers; the others do without.
+    """
     try:
-        settings = configured(os.environ)
+        settings = configured(os.environ, with_keys=with_keys)
     except TurnoutError as error:
         raise click.ClickException(str(error)) from None
     fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)

@@ -13,11 +13,12 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 
-from turnout.ledger import Read
-from turnout.request import MICROUSD_PER_USD, Lane
+from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.setting import Setting, setting
+from turnout_workers.monitoring import backlog
 from turnout_workers.routing.health import circuit
+from turnout_workers.state.store import EndpointState
 
 
 @click.command()
@@ -43,31 +44,13 @@ def status(once: bool, as_json: bool) -> None:
 
 def look(here: Setting) -> dict[str, Any]:
     """All of it, as plain values."""
-    keys = here.ledger.keys
-    lanes = list(Lane)
-    told = here.ask(
-        *(Read(("LLEN", keys.queue(lane)), int) for lane in lanes),
-        *(Read(("ZCARD", keys.pending(lane)), int) for lane in lanes),
-        *(Read(("ZLEXCOUNT", keys.held, f"[{lane} ", f"({lane}!"), int) for lane in lanes),
-        Read(("ZCARD", keys.leases), int),
-        Read(("ZCARD", keys.delayed), int),
-        here.ledger.workers(),
-        Read(("HGETALL", keys.counts), _counts),
-        Read(("HMGET", keys.money, "total|spent", "total|reserved", "total|unsure", "total|duplicate"), _sums),
-    )
-    messages, pending, in_line = (told[n * len(lanes) : (n + 1) * len(lanes)] for n in range(3))
-    held, delayed, workers, counts, money = told[3 * len(lanes) :]
-    queued = [published + behind for published, behind in zip(pending, in_line, strict=True)]
-    snapshot = here.view.snapshot()
+    workers, *replies = here.ask(here.ledger.workers(), *backlog.reads(here.ledger.keys))
+    snapshot, observed = here.view.read()
     calls = sum(view.metrics.calls for view in snapshot.views) or 1
     return {
-        "lanes": {lane.value: {"queued": q, "messages": m} for lane, q, m in zip(lanes, queued, messages, strict=True)},
         "configuration": here.settings.version,
         "workers": Counter(workers.values()),
-        "held_by_workers": held,
-        "parked": delayed,
-        "counts": counts,
-        "money_usd": {name: value / MICROUSD_PER_USD for name, value in money.items()},
+        **backlog.told(replies, snapshot.at),
         "endpoints": [
             {
                 "endpoint": view.endpoint.id,
@@ -77,6 +60,8 @@ def look(here: Setting) -> dict[str, Any]:
                 "in_flight": view.load.in_flight,
                 "slots": view.endpoint.limits.concurrency,
                 "free": round(view.load.free, 3),
+                "p50_s": _latency(observed, view.endpoint.id, 0.5),
+                "p99_s": _latency(observed, view.endpoint.id, 0.99),
                 "calls": view.metrics.calls,
                 "share": round(view.metrics.calls / calls, 3),
                 "failures": view.metrics.failures,
@@ -89,13 +74,10 @@ def look(here: Setting) -> dict[str, Any]:
     }
 
 
-def _counts(reply: Any) -> dict[str, int]:
-    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-    return {name.decode(): int(count) for name, count in pairs}
-
-
-def _sums(reply: Any) -> dict[str, int]:
-    return {n: int(v or 0) for n, v in zip(("spent", "reserved", "unsure", "duplicate"), reply, strict=True)}
+def _latency(observed: Mapping[str, EndpointState], endpoint_id: str, share: float) -> float | None:
+    """Upper bound of that share of its successful calls (s); None before there was any."""
+    found = observed[endpoint_id].latency_quantile(share) if endpoint_id in observed else None
+    return None if found is None else round(found, 3)
 
 
 def _followers(workers: Mapping[str, int], here: str) -> str:
@@ -105,18 +87,18 @@ def _followers(workers: Mapping[str, int], here: str) -> str:
 
 
 def _drawn(told: dict[str, Any]) -> Group:
-    lanes = Table("lane", "queued", "messages", title="Jobs", title_justify="left")
+    lanes = Table("lane", "queued", "oldest", "messages", title="Jobs", title_justify="left")
     for lane, numbers in told["lanes"].items():
-        lanes.add_row(lane, f"{numbers['queued']:,}", f"{numbers['messages']:,}")
+        lanes.add_row(lane, f"{numbers['queued']:,}", f"{numbers['oldest_s']:.0f} s", f"{numbers['messages']:,}")
     workers = _followers(told["workers"], told["configuration"])
     money = {name: dollars(round(usd * MICROUSD_PER_USD)) for name, usd in told["money_usd"].items()}
     line = (
         f"configuration {told['configuration']}: {workers}\n"
-        f"{told['held_by_workers']:,} with workers · {told['parked']:,} parked · "
+        f"{told['held']:,} with workers · {told['parked']:,} parked · "
         + " · ".join(f"{count:,} {name}" for name, count in told["counts"].items())
         + f"\n{money['spent']} spent · {money['reserved']} reserved · {money['unsure']} unsure"
     )
-    columns = ("endpoint", "circuit", "for", "in flight", "calls", "share", "errors", "spent", "why")
+    columns = ("endpoint", "circuit", "for", "in flight", "p50", "p99", "calls", "share", "errors", "spent", "why")
     fleet = Table(*columns, title="Endpoints", title_justify="left")
     for one in told["endpoints"]:
         well = one["circuit"] == "closed" and not one["until_s"]
@@ -125,6 +107,7 @@ def _drawn(told: dict[str, Any]) -> Group:
             one["circuit"],
             f"{one['until_s']:.0f} s" if one["until_s"] else "",
             f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else ""),
+            *("" if one[p] is None else f"{one[p]:.2f} s" for p in ("p50_s", "p99_s")),
             f"{one['calls']:,}",
             f"{one['share']:.0%}",
             f"{one['error_rate']:.0%}",

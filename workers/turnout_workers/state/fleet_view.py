@@ -27,27 +27,23 @@ class FleetView:
         self._read_at = float("-inf")
         self._troubles: dict[str, str] = {}
 
-    def snapshot(self) -> Snapshot:
-        """As of now."""
-        at, observed = self._state()
-        return self._fleet.snapshot(at, observed)
+    def read(self) -> tuple[Snapshot, Mapping[str, EndpointState]]:
+        """As of now: the configured endpoints, and all that the store knows, by endpoint id."""
+        at, observed = run(self._client, [self._read])[0]
+        return self._fleet.snapshot(at, observed), observed
 
     def troubles(self) -> dict[str, str]:
         """By provider: what is wrong with it, worst first. Nothing of those that are well."""
         if time.monotonic() - self._read_at >= EVERY_S:
             self._read_at = time.monotonic()
             found: dict[str, tuple[float, str]] = {}
-            snapshot = self.snapshot()
+            snapshot, _ = self.read()
             for view in snapshot.views:
                 if (trouble := _trouble(view.health, snapshot.at)) is not None:
                     worst = max(found.get(view.endpoint.provider, trouble), trouble)
                     found[view.endpoint.provider] = worst
             self._troubles = {provider: text for provider, (_, text) in found.items()}
         return self._troubles
-
-    def _state(self) -> tuple[float, Mapping[str, EndpointState]]:
-        at, observed = run(self._client, [self._read])[0]
-        return at, observed
 
 
 def _trouble(health: Health, now: float) -> tuple[float, str] | None:

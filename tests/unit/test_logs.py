@@ -1,0 +1,61 @@
+"""Log lines carry their job, are JSON where that is wanted, and never flood."""
+
+from __future__ import annotations
+
+import json
+import logging
+
+import pytest
+
+from turnout_workers.monitoring import logs
+from turnout_workers.providers.base import current_job
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def line(number: int = 0, lineno: int = 1) -> logging.LogRecord:
+    return logging.LogRecord("turnout_workers.attempt", logging.WARNING, "a.py", lineno, "job %d", (number,), None)
+
+
+def test_a_flood_of_one_kind_is_cut_and_told_and_others_come_through() -> None:
+    clock = Clock()
+    flood = logs.Flood(3, clock)
+    assert [flood.filter(line(number)) for number in range(10)] == [True] * 3 + [False] * 7
+    assert flood.filter(line(lineno=2))
+    clock.now = 1.0
+    record = line(10)
+    assert flood.filter(record)
+    assert logs.Json().format(record).endswith('"event": "job 10 (and 7 more like it, left out)"}')
+
+
+def test_a_json_line_has_its_job_and_its_traceback_in_one_line() -> None:
+    current_job.set("job-1")
+    try:
+        raise ValueError("no\nsecrets")
+    except ValueError as error:
+        record = line()
+        record.exc_info = (type(error), error, error.__traceback__)
+    assert logs.Job().filter(record)
+    text = logs.Json().format(record)
+    assert "\n" not in text
+    told = json.loads(text)
+    assert (told["level"], told["job"], told["event"]) == ("warning", "job-1", "job 0")
+    assert "ValueError: no\nsecrets" in told["exception"]
+    current_job.set(None)
+
+
+@pytest.mark.parametrize("form", ["text", "json"])
+def test_both_formats_write_a_line(form: str, capsys: pytest.CaptureFixture[str]) -> None:
+    root = logging.getLogger()
+    before = list(root.handlers), root.level
+    try:
+        logs.configure("INFO", form)  # type: ignore[arg-type]
+        logging.getLogger("turnout_workers.attempt").info("it %s", "goes")
+    finally:
+        root.handlers, root.level = before[0], before[1]
+    assert "it goes" in capsys.readouterr().err

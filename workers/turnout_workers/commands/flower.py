@@ -1,0 +1,48 @@
+"""`turnout flower`: Flower, set up for this deployment, with a tab of the providers."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from pathlib import Path
+
+import click
+
+from turnout_workers.commands.setting import setting
+
+
+@click.command()
+@click.option("--address", default="127.0.0.1", show_default=True, help="To listen on.")
+@click.option("--port", default=5555, show_default=True)
+@click.option(
+    "--db",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path(".turnout/flower"),
+    show_default=True,
+    help="File that keeps what Flower has seen.",
+)
+def flower(address: str, port: int, db: Path) -> None:
+    """Watch queues, jobs, workers and providers in a browser. Needs no API key.
+
+    On any address but loopback it wants a login: FLOWER_BASIC_AUTH=user:password, or FLOWER_BASIC_AUTH_FILE.
+    """
+    if file := os.environ.pop("FLOWER_BASIC_AUTH_FILE", None):
+        try:
+            os.environ["FLOWER_BASIC_AUTH"] = Path(file).read_text("utf-8").strip()
+        except OSError as error:
+            raise click.ClickException(f"FLOWER_BASIC_AUTH_FILE {file} can't be read: {error.strerror}") from None
+    if not _is_loopback(address) and not (os.environ.get("FLOWER_BASIC_AUTH") or os.environ.get("FLOWER_AUTH")):
+        raise click.ClickException(
+            f"{address} can be reached by others: set FLOWER_BASIC_AUTH=user:password (or FLOWER_BASIC_AUTH_FILE, or "
+            "FLOWER_AUTH for OAuth), or listen on 127.0.0.1"
+        )
+    from turnout_workers.monitoring.flower import serve
+
+    serve(setting(), address, port, db, lambda url: click.echo(f"Flower: {url}"))
+
+
+def _is_loopback(address: str) -> bool:
+    try:
+        return ipaddress.ip_address(address).is_loopback
+    except ValueError:
+        return address == "localhost"

@@ -1,0 +1,126 @@
+"""Flower with one more tab: the providers, their health, limits and money, and a button to take one out.
+
+Built on what Flower leaves open: its list of handlers, the loader of its templates, its options. Flower needs no key
+and no worker: it gets a Celery app that knows the broker and nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import atexit
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import flower.command
+import flower.urls
+from celery import Celery
+from flower.api import BaseApiHandler
+from flower.app import Flower
+from flower.views import BaseHandler
+from kombu import Queue
+from tornado import template, web
+from tornado.options import options
+
+from turnout.request import MICROUSD_PER_USD, Lane
+from turnout.result import dollars
+from turnout_workers.commands.setting import Setting
+from turnout_workers.commands.status import look
+from turnout_workers.state.redis import mark_call
+
+OURS = Path(__file__).with_name("templates")
+THEIRS = Path(flower.urls.settings["template_path"])
+TAB = """
+        <li class="nav-item">
+          <a class="nav-link{% if active_tab == 'providers' %} active{% end %}"
+            href="{{ reverse_url('providers') }}">Providers</a>
+        </li>
+      </ul>"""
+
+
+class Loader(template.Loader):
+    """Our templates, else Flower's own, its bar of tabs with one more at the end of the first list."""
+
+    def resolve_path(self, name: str, parent_path: str | None = None) -> str:
+        return name
+
+    def _create_template(self, name: str) -> template.Template:
+        folder = OURS if (OURS / name).exists() else THEIRS
+        text = (folder / name).read_text("utf-8")
+        if name == "navbar.html":
+            text = text.replace("</ul>", TAB, 1)
+        return template.Template(text, name=name, loader=self)
+
+
+class Providers(BaseHandler):  # type: ignore[misc]
+    """The tab. GET shows; POST isolates or restores an endpoint."""
+
+    def initialize(self, here: Setting) -> None:
+        self._here = here
+
+    def check_xsrf_cookie(self) -> None:
+        # Flower asks for no token where it has no authentication; to take a provider out it is always wanted.
+        web.RequestHandler.check_xsrf_cookie(self)
+
+    @web.authenticated
+    async def get(self) -> None:
+        told = await asyncio.to_thread(look, self._here)
+        self.render("providers.html", told=told, usd=_usd, read_only=options.read_only)
+
+    @web.authenticated
+    async def post(self) -> None:
+        if options.read_only:
+            raise web.HTTPError(403, "Read only mode is enabled")
+        endpoint, action = self.get_argument("endpoint"), self.get_argument("action")
+        if endpoint not in self._here.fleet.ids or action not in ("isolated", "restored"):
+            raise web.HTTPError(400, "no such endpoint or action")
+        reason = "isolated in Flower" if action == "isolated" else ""
+        call = mark_call(self._here.ledger.keys, action, [endpoint], reason)
+        await asyncio.to_thread(self._here.ask, call)
+        self.redirect(self.reverse_url("providers"))
+
+
+class ProvidersApi(BaseApiHandler):  # type: ignore[misc]
+    """The same as JSON, as `turnout status --json` prints it."""
+
+    def initialize(self, here: Setting) -> None:
+        self._here = here
+
+    @web.authenticated
+    async def get(self) -> None:
+        self.write(await asyncio.to_thread(look, self._here))
+
+
+def _usd(amount: float) -> str:
+    return dollars(round(amount * MICROUSD_PER_USD))
+
+
+def serve(here: Setting, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
+    """Run Flower until SIGTERM or Ctrl-C. Its other options come from `FLOWER_…` variables, as ever."""
+    app = Celery("turnout", broker=here.settings.redis_url, backend=here.settings.redis_url)
+    app.conf.update(
+        task_queues=[Queue(lane.value) for lane in Lane], accept_content=["json"], broker_connection_max_retries=None
+    )
+    flower.command.apply_env_options()
+    options.address, options.port = address, port
+    options.persistent, options.db = True, str(database)
+    database.parent.mkdir(parents=True, exist_ok=True)
+    flower.command.extract_settings()
+    flower.command.setup_logging()
+    settings: dict[str, Any] = {**flower.urls.settings, "template_loader": Loader(str(OURS))}
+    flower.urls.handlers[-1:-1] = [  # before the one that answers 404
+        web.url(r"/providers", Providers, {"here": here}, name="providers"),
+        web.url(r"/api/providers", ProvidersApi, {"here": here}),
+    ]
+    server = Flower(capp=app, options=options, **settings)
+    atexit.register(server.stop)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    bound = server.start_http_server()
+    announce(f"http://{address}:{bound}{os.environ.get('FLOWER_URL_PREFIX', '')}/")
+    try:
+        server.start()
+    except (KeyboardInterrupt, SystemExit):
+        return

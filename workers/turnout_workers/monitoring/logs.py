@@ -1,0 +1,76 @@
+"""Log lines of a worker: readable or JSON, one an event, with the job they are of, and never a flood of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Literal
+
+from turnout_workers.providers.base import current_job
+
+LINES = 50
+"""Most lines of one kind, a place in the code, in each second. The next line then tells how many were left out."""
+READABLE = "%(asctime)s %(levelname)s %(name)s [%(job)s] %(message)s%(left_out)s"
+CHATTY = ("httpx", "celery.worker.strategy", "celery.app.trace", "aiohttp.access")
+"""A line a job or call, which the ledger tells better."""
+
+
+class Job(logging.Filter):
+    """Gives a line the job that it is of."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        record.job = current_job.get() or "-"
+        return True
+
+
+class Flood(logging.Filter):
+    """Lets so many lines of a kind through each second, and counts the rest."""
+
+    def __init__(self, lines: int = LINES, clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__()
+        self._lines = lines
+        self._clock = clock
+        self._kinds: dict[tuple[str, int], tuple[float, int, int]] = {}
+        """By place in the code, so that it can't grow with what is logged: since when, let through, left out."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        now, kind = self._clock(), (record.pathname, record.lineno)
+        since, let, left_out = self._kinds.get(kind, (now, 0, 0))
+        if now - since >= 1:
+            since, let = now, 0
+        passes = let < self._lines
+        self._kinds[kind] = (since, let + 1, 0) if passes else (since, let, left_out + 1)
+        record.left_out = f" (and {left_out} more like it, left out)" if passes and left_out else ""
+        return passes
+
+
+class Json(logging.Formatter):
+    """One object a line: `at`, `level`, `logger`, `event`, and `job`, `left_out`, `exception` where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = {
+            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "event": record.getMessage() + getattr(record, "left_out", ""),
+        }
+        if (job := getattr(record, "job", "-")) != "-":
+            line["job"] = job
+        if record.exc_info:
+            line["exception"] = self.formatException(record.exc_info)
+        return json.dumps(line, ensure_ascii=False)
+
+
+def configure(level: int | str, form: Literal["text", "json"]) -> None:
+    """Set up the logging of this process."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.addFilter(Job())
+    handler.addFilter(Flood())
+    handler.setFormatter(Json() if form == "json" else logging.Formatter(READABLE))
+    logging.basicConfig(level=level, handlers=[handler], force=True)
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.WARNING)
