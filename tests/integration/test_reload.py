@@ -50,9 +50,10 @@ def test_a_rotated_key_is_used_without_a_restart(tmp_path: Path) -> None:
         stand.until(lambda: "turnout.toml:1: this is not TOML" in log.read_text(), 30)
         stand.config.write_text(right)
         key.write_text("new-key")
+        stand.until(lambda: "is followed now, with other keys" in log.read_text(), 30)
+        stand.config.write_text(right + "weight = 2.0")
+        stand.until(lambda: set(status(stand)["workers"]) == {status(stand)["configuration"]}, 30)
+        assert status(stand)["configuration"] != before["configuration"]
         stand.until(lambda: stand.outcomes(["a"]) == {"succeeded": 1}, 60)
-        after = status(stand)
-        stand.until(lambda: status(stand)["workers"] == {after["configuration"]: 1}, 30)
-        assert after["configuration"] != before["configuration"]
         assert worker.poll() is None
         assert "-key" not in log.read_text()

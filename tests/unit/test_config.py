@@ -98,16 +98,19 @@ def test_no_error_and_no_repr_shows_a_key() -> None:
     assert "sk-canary" not in told("[providers.groq]\napi_key_env = 'K'", {"K": "sk-canary\n\tbroken"})
 
 
-def test_the_version_changes_with_the_content_and_with_the_keys_only(tmp_path: Path) -> None:
+def test_the_version_is_the_files_and_other_keys_make_another_configuration(tmp_path: Path) -> None:
     secret = tmp_path / "key"
 
-    def version(text: str, key: str) -> str:
+    def made(text: str, key: str) -> Settings:
         secret.write_text(key)
-        return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", "t.toml", {"HOME": key}).version
+        return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", "t.toml", {"HOME": key})
 
-    first = version("namespace = 'a'", "one")
-    assert version("namespace = 'a'", "one") == first
-    assert len({first, version("namespace = 'b'", "one"), version("namespace = 'a'", "two")}) == 3
+    first = made("namespace = 'a'", "one")
+    assert made("namespace = 'a'", "one") == first
+    other = made("namespace = 'a'", "two")
+    assert other.version == first.version
+    assert other != first
+    assert made("namespace = 'b'", "one").version != first.version
 
 
 def test_the_example_is_right_and_shows_every_field() -> None:

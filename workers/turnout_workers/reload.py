@@ -30,7 +30,7 @@ class Reload:
         self.settings = settings
         self._use = use
         self._environ = environ
-        self._last_read = settings.version
+        self._last_read = settings
         self._refused = ""
 
     async def run(self) -> None:
@@ -43,11 +43,12 @@ class Reload:
         now = self.settings
         try:
             found = await asyncio.to_thread(configured, self._environ)
-            steady, self._last_read = found.version == self._last_read, found.version
-            if steady and found.version != now.version:
+            steady, self._last_read = found == self._last_read, found
+            if steady and found != now:
                 self._use(found)
                 self.settings = found
-                logger.info("configuration %s replaces %s", found.version, now.version)
+                changed = "with other keys" if found.version == now.version else f"instead of {now.version}"
+                logger.info("configuration %s is followed now, %s", found.version, changed)
                 if fixed := _fixed(now.file, found.file):
                     logger.warning("restart this worker for what else has changed: %s", ", ".join(fixed))
             self._refused = ""

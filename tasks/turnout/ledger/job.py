@@ -99,7 +99,7 @@ class Claimed:
     calls: int
     queued_for_s: float
     next_in_turn: str | None
-    """Another job of its tenant, held back until now: to be brought."""
+    """Another job of its tenant, in line until now: to be brought."""
 
 
 @dataclass(frozen=True, slots=True)

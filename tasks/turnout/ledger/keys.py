@@ -9,7 +9,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:stream:ID     stream  its answer's pieces, when it streams
     {ns}:pending:LANE  zset    queued jobs of a lane, by the place (ms) of their message in it, see `lua/shared.lua`
     {ns}:turns         zset    queued jobs that take turns with others of their tenant, see `lua/shared.lua`
-    {ns}:held          zset    queued jobs that are held back until it is their turn
+    {ns}:in_line       zset    queued jobs that wait in line for their turn
     {ns}:leases        zset    jobs that a worker holds, by the time (ms) at which its lease ends
     {ns}:delayed       zset    parked jobs, by the time (ms) at which they are due
     {ns}:deadlines     zset    live jobs that have a deadline, by that time (ms)
@@ -72,8 +72,8 @@ class Keys:
         return self._("turns")
 
     @property
-    def held(self) -> str:
-        return self._("held")
+    def in_line(self) -> str:
+        return self._("in_line")
 
     @property
     def leases(self) -> str:

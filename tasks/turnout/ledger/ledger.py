@@ -85,7 +85,7 @@ class Ledger:
                 keys.story(job.id),
                 keys.intake,
                 keys.turns,
-                keys.held,
+                keys.in_line,
             ],
             [
                 job.id,
@@ -126,7 +126,7 @@ class Ledger:
         keys = self.keys
         return self._call(
             "claim",
-            [keys.job(job_id), keys.leases, keys.story(job_id), keys.turns, keys.held, *keys.all_pending],
+            [keys.job(job_id), keys.leases, keys.story(job_id), keys.turns, keys.in_line, *keys.all_pending],
             [job_id, owner, _ms(ttl_s)],
             read_claim,
         )
@@ -175,15 +175,15 @@ class Ledger:
 
     def wake(self, job_id: str, lane: Lane) -> Call[bool]:
         keys = self.keys
-        named = [*self._publishing(job_id, lane), keys.delayed, keys.story(job_id), keys.turns, keys.held]
+        named = [*self._publishing(job_id, lane), keys.delayed, keys.story(job_id), keys.turns, keys.in_line]
         return self._call("wake", named, [job_id])
 
     def spare(self, limit: int) -> Call[list[str]]:
         """Give out turns that came free without a claim. Gives the jobs that have them now, to `bring`."""
-        return self._call("spare", [self.keys.turns, self.keys.held, *self.keys.all_pending], [limit], _texts)
+        return self._call("spare", [self.keys.turns, self.keys.in_line, *self.keys.all_pending], [limit], _texts)
 
     def bring(self, job_id: str, lane: Lane) -> Call[bool]:
-        """Publish a job that was held back and whose turn has come."""
+        """Publish a job that waited in line and whose turn has come."""
         return self._call("bring", self._publishing(job_id, lane), [job_id])
 
     def lapsed(self, limit: int) -> Call[list[str]]:
@@ -296,7 +296,7 @@ class Ledger:
                 keys.result(job_id),
                 keys.done(batch or ""),
                 keys.turns,
-                keys.held,
+                keys.in_line,
                 *keys.all_pending,
             ],
             [

@@ -15,7 +15,7 @@ def reads(keys: Keys) -> list[Read[Any]]:
     """What to ask Redis, in one round trip; `told` makes sense of the replies."""
     return [
         *(Read(("ZCARD", keys.pending(lane)), int) for lane in Lane),
-        *(Read(("ZLEXCOUNT", keys.held, f"[{lane} ", f"({lane}!"), int) for lane in Lane),
+        *(Read(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int) for lane in Lane),
         *(Read(("LLEN", keys.queue(lane)), int) for lane in Lane),
         *(Read(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest) for lane in Lane),
         Read(("ZCARD", keys.leases), int),

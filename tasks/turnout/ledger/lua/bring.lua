@@ -1,5 +1,5 @@
 #!lua flags=allow-oom
--- Publish a job that was held back and whose turn has come, on its lane's back.
+-- Publish a job that waited in line and whose turn has come, on its lane's back.
 -- KEYS  job, pending, lane queue
 -- ARGV  id
 -- Returns 1, or 0 if it isn't queued any more

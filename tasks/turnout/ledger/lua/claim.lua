@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Take a queued job for one worker: the token grows, and fences whoever held it before.
--- KEYS  job, leases, story, turns, held, pending of each lane
+-- KEYS  job, leases, story, turns, line, pending of each lane
 -- ARGV  id, owner, time to live (ms)
 -- Returns {state} if it is not to be had, else
 --         {'claimed', token, waited ms, values of the record, id of the job whose turn is next ('': none)}

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Give out turns that nobody has passed on, because the jobs that had them were cancelled or expired.
--- KEYS  turns, held, pending of each lane
+-- KEYS  turns, line, pending of each lane
 -- ARGV  at most so many
 -- Returns the ids of those to be published
 local ids, from, pendings = {}, '-', {unpack(KEYS, 3)}

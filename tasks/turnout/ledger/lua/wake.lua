@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Queue a parked job whose time has come, at its lane's front: it has waited long enough. But of many it waits for
 -- its turn, so that they don't keep the lane from all others.
--- KEYS  job, pending, lane queue, delayed, story, turns, held
+-- KEYS  job, pending, lane queue, delayed, story, turns, line
 -- ARGV  id
 -- Returns 1, or 0 if it is not parked, or not due
 local job = redis.call('HMGET', KEYS[1], 'v', 'state')
