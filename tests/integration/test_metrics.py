@@ -18,7 +18,7 @@ FLEET = """
 output_tokens = 8
 [providers.sim-weak]
 models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
-faults = [{ kind = "error", for_requests = 2 }]
+faults = [{ kind = "error", status = 504, for_requests = 2 }]
 [providers.sim-good]
 models."llama-3.3-70b" = { price = { input = 5.0, output = 5.0 } }
 """
@@ -56,9 +56,9 @@ def test_what_became_of_jobs_calls_and_money_is_counted(stand: Stand, port: int)
     told = scraped(port)
     assert told["turnout_jobs_total", "standard", "succeeded"] == 20
     assert told["turnout_queue_wait_seconds_count", "standard"] == 20
-    assert told["turnout_calls_total", "sim-weak/llama-3.3-70b", "server_error"] == 2
+    assert told["turnout_calls_total", "sim-weak/llama-3.3-70b", "timed_out"] == 2
     moves = {name: value for name, value in told.items() if name[0] == "turnout_failovers_total"}
-    assert moves == {("turnout_failovers_total", "server_error", "sim-weak", "sim-good"): 2}
+    assert moves == {("turnout_failovers_total", "timed_out", "sim-weak", "sim-good"): 2}
     spent = sum(value for name, value in told.items() if name[0] == "turnout_spend_usd_total")
     assert round(spent * 1e6) == stand.money()["total|spent"] == stand.oracle()["billed_microusd"]
     assert told["turnout_fleet_money_usd", "spent"] == pytest.approx(spent)

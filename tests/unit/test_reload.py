@@ -87,7 +87,7 @@ async def test_a_wrong_one_is_told_once_and_changes_nothing(
     for _ in range(3):
         await worker.follows()
     assert worker.uses is before
-    (record,) = caplog.records
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
     assert told in record.getMessage()
     assert "first" not in record.getMessage()
     worker.write(GOOD + "concurrency = 3")
@@ -99,6 +99,5 @@ async def test_what_holds_for_a_workers_life_is_said_to_need_a_restart(
 ) -> None:
     worker.write("namespace = 'other'\n[router]\nfailover_cooldown = 5\ndefault_strategy = 'cost'\n" + GOOD)
     await worker.follows()
-    (record,) = caplog.records
-    assert record.levelno == logging.WARNING
+    (record,) = (record for record in caplog.records if record.levelno >= logging.WARNING)
     assert record.getMessage().endswith("namespace, router")

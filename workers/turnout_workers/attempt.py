@@ -25,14 +25,14 @@ from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers import crash_points
 from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat, Hold
+from turnout_workers.hedging import Hedging
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.reporting import Finished, Reporter, bill
+from turnout_workers.reporting import STOPPED, Finished, Reporter
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
-from turnout_workers.routing.failure import Failure
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.tenants import TenantShares
@@ -47,7 +47,6 @@ from turnout_workers.state.store import (
     FleetStore,
     Granted,
     NoRoom,
-    ObservedLimit,
 )
 from turnout_workers.under_way import CallsUnderWay
 
@@ -120,6 +119,8 @@ class Policy:
     failed_ttl_s: float = 7 * 86_400.0
     reserved: Mapping[Lane, float] | None = None
     """Share of each rate limit that a lane leaves to the more urgent ones, while they have work."""
+    hedge: bool = False
+    """Whether a slow interactive call may be doubled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +165,9 @@ class Attempts:
         self.policy = policy
         self._rng = rng
         self._metrics = metrics
-        self._reporter = Reporter(store, fleet, policy.ejection_s, metrics, rng)
+        self._reporter = Reporter(store, fleet, policy.ejection_s, rng, metrics)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
+        self._hedging = Hedging(policy.hedge)
         self._last_seen: dict[Lane, float] = {}
         self._shares = TenantShares()
         self.under_way = CallsUnderWay()
@@ -208,21 +210,21 @@ class Attempts:
     async def _work(self, job: _Job, hold: Hold) -> End:
         progress = Progress.from_json(job.claim.progress)
         patience_s = PATIENCE_S[job.request.constraints.lane]
-        pinned: str | None = None
+        again: str | None = None
         retries_here = 0
         while True:
             now = self._fleet.now()
             if job.claim.deadline is not None and now >= job.claim.deadline:
                 return await self._give_up(job, progress, JobStatus.EXPIRED, "deadline", "the deadline has passed")
-            decision = self._decide(job, progress, now)
+            decision = self._decide(job, progress, now, again)
             if decision.action is routing.Action.REFUSE:
                 reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
                 message = f"no endpoint can serve this job ({reasons or 'none is configured'})"
                 return await self._give_up(job, progress, JobStatus.FAILED, "refused", message, decision)
             wait_s = decision.wait_s
             if decision.action is routing.Action.GO:
-                candidates = decision.top(MAX_BIDS)
-                same = [candidate for candidate in candidates if candidate.endpoint.id == pinned]
+                candidates = decision.bids(MAX_BIDS)
+                same = [candidate for candidate in candidates if candidate.endpoint.id == again]
                 admission = await self._admit(job, progress, same or candidates)
                 if isinstance(admission, Granted):
                     self._shares.seen(job.claim.tenant or "", now, 1)
@@ -230,7 +232,7 @@ class Attempts:
                     outcome = await self._attempt(job, progress, decision, chosen, admission, hold, retries_here)
                     if not isinstance(outcome, _Again):
                         return outcome
-                    progress, pinned, retries_here = outcome.progress, outcome.endpoint_id, retries_here + 1
+                    progress, again, retries_here = outcome.progress, outcome.endpoint_id, retries_here + 1
                     await asyncio.sleep(outcome.delay_s)
                     continue
                 if not isinstance(admission, NoRoom):
@@ -243,7 +245,7 @@ class Attempts:
                     return await self._at_ceiling(job, progress, admission.ceiling)
                 else:
                     wait_s = NEXT_PERIOD_S  # a day's or month's ceiling: the next one has room
-                pinned = None
+                again, retries_here = None, 0
             # Those that wait for the same moment shall not come all at once.
             wait_s *= 1 + SPREAD * self._rng.random()
             if wait_s > patience_s:
@@ -263,7 +265,9 @@ class Attempts:
         finally:
             self.waiting[endpoint_id] -= 1
 
-    def _decide(self, job: _Job, progress: Progress, now: float) -> routing.Decision:
+    def _decide(self, job: _Job, progress: Progress, now: float, again: str | None) -> routing.Decision:
+        wish = job.request.constraints
+        ceilings = self._ceilings.of_job(job.id, job.request, job.claim.batch)
         profile = JobProfile.of(
             job.request,
             accepted_at=job.claim.accepted_at,
@@ -271,32 +275,23 @@ class Attempts:
             spent_microusd=progress.cost_microusd + progress.unsure_microusd,
             failures=progress.failures,
             excluded=progress.unsuited,
+            priced=any(ceiling.limit_microusd is not None for ceiling in ceilings),
+            pinned=None if wish.allow_fallback or not progress.attempts else progress.attempts[0].endpoint,
         )
         strategy = self.policy.default_strategy
         return routing.rank(
-            profile, self._fleet.snapshot, now, self._rng, default_strategy=strategy, tried=progress.tried
+            profile, self._fleet.snapshot, now, self._rng, default_strategy=strategy, tried=progress.tried - {again}
         )
 
-    async def _admit(self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate]) -> Admission:
-        bids = tuple(
-            Bid(
-                c.endpoint.id,
-                c.endpoint.limits,
-                c.input_tokens,
-                c.output_tokens,
-                c.upper_cost_microusd or 0,
-                c.overdue_s,
-                c.probe_allowed,
-                ceilings=self._ceilings.of_provider(c.endpoint.provider),
-                shared_limits=c.endpoint.shared_limits,
-            )
-            for c in candidates
-        )
+    async def _admit(
+        self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate], *, second: bool = False
+    ) -> Admission:
+        bids = tuple(Bid.of(c, self._ceilings.of_provider(c.endpoint.provider)) for c in candidates)
         now, tenant = self._fleet.now(), job.claim.tenant or ""
         lane_share = headroom(job.claim.lane, self._last_seen, now, self.policy.reserved)
         return await self._store.admit(
             Ask(
-                lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts)}",
+                lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts) + second}",
                 bids=bids,
                 ttl_s=self._heartbeat.ttl_s,
                 ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
@@ -316,62 +311,60 @@ class Attempts:
         retries_here: int,
     ) -> End | _Again:
         """Make the call that was granted, and act on how it went."""
-        endpoint = chosen.endpoint
-        if progress.attempts and progress.attempts[-1].provider != endpoint.provider:
-            self._metrics.moved(progress.attempts[-1], endpoint.provider)
-        hold.lease_id = grant.lease_id
+        if progress.attempts and progress.attempts[-1].provider != chosen.endpoint.provider:
+            self._metrics.moved(progress.attempts[-1], chosen.endpoint.provider)
+        stopped: list[Attempt] = []
         self._retries.deposit()
-        started_at, clock = self._fleet.now(), time.monotonic()
-        failure: Failure | None = None
-        outcome: CallOutcome | None = None
-        observed: tuple[ObservedLimit, ...] = ()
-        try:
-            outcome = await self._send(job, chosen, hold)
-        except ProviderError as error:
-            failure, observed = error.failure, error.limits
-        except asyncio.CancelledError:
-            # Whatever stopped us, the provider may have worked, so its reservation stays as unsure money.
-            unsure = chosen.upper_cost_microusd or 0
-            await self._reporter.unheard(grant, unsure)
-            raise
-        finally:
-            hold.lease_id = None
+        calls = await self._hedging.calls(
+            decision,
+            chosen,
+            grant,
+            admit=lambda others: self._admit(job, progress, others, second=True),
+            call=lambda candidate, lease: self._leased(job, candidate, lease, hold, stopped),
+        )
         reached("after_call")
-        duration_s = time.monotonic() - clock
-        response = outcome.response if outcome else None
-        cost, unsure = bill(chosen, response, failure)
-        attempt = Attempt(
-            endpoint=endpoint.id,
-            provider=endpoint.provider,
-            model=endpoint.model,
-            started_at=started_at,
-            duration_s=duration_s,
-            failure=failure.kind.value if failure else None,
-            message=failure.message if failure else None,
-            cost_microusd=cost,
-            unsure_microusd=unsure,
-        )
-        verdict = failover.judge(
-            failure,
-            self._rng,
-            attempt=progress.spent_attempts + 1,
-            retries_here=retries_here,
-            retry_budget_left=self._retries.left,
-            has_untried=decision.has_untried(endpoint.id),
-            allow_fallback=job.request.constraints.allow_fallback,
-            max_attempts=self.policy.max_attempts,
-        )
-        call = Finished(grant.lease_id, chosen, outcome, failure, observed, cost, unsure)
-        reporting = asyncio.ensure_future(self._reporter.report(call, verdict))
-        if response is not None:
-            progress = _with(progress, attempt)
-            result = self._result(job, progress, JobStatus.SUCCEEDED, response=response)
+        progress = replace(progress, attempts=(*progress.attempts, *stopped))
+        reporting = []
+        for call in calls:
+            verdict = failover.judge(
+                call.failure,
+                self._rng,
+                attempt=progress.spent_attempts + 1,
+                retries_here=retries_here,
+                retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
+                has_untried=decision.has_untried(call.chosen.endpoint.id),
+                allow_fallback=job.request.constraints.allow_fallback,
+                max_attempts=self.policy.max_attempts,
+            )
+            reporting.append(asyncio.ensure_future(self._reporter.report(call, verdict)))
+            progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
+        if call.response is not None:
+            result = self._result(job, progress, JobStatus.SUCCEEDED, response=call.response)
             ended: End | _Again = await self._settle(job, result, decision)
         else:
-            progress = progress.after(attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
-            ended = await self._move_on(job, progress, decision, verdict, attempt)
-        await reporting
+            ended = await self._move_on(job, progress, decision, verdict, call.attempt)
+        await asyncio.gather(*reporting)
         return ended
+
+    async def _leased(
+        self, job: _Job, chosen: routing.Candidate, grant: Granted, hold: Hold, stopped: list[Attempt]
+    ) -> Finished:
+        """One leased call. If we are stopped, it is reported here, and added to `stopped`."""
+        hold.leases.add(grant.lease_id)
+        started_at, clock = self._fleet.now(), time.monotonic()
+        try:
+            outcome = await self._send(job, chosen, hold)
+            return Finished(grant.lease_id, chosen, started_at, time.monotonic() - clock, outcome)
+        except ProviderError as error:
+            duration_s = time.monotonic() - clock
+            return Finished(grant.lease_id, chosen, started_at, duration_s, None, error.failure, error.limits)
+        except asyncio.CancelledError:
+            call = Finished(grant.lease_id, chosen, started_at, time.monotonic() - clock, None, STOPPED)
+            stopped.append(call.attempt)
+            await self._reporter.report(call, failover.judge(STOPPED, self._rng))
+            raise
+        finally:
+            hold.leases.discard(grant.lease_id)
 
     async def _send(self, job: _Job, chosen: routing.Candidate, hold: Hold) -> CallOutcome:
         endpoint = chosen.endpoint
@@ -508,7 +501,3 @@ class _Again:
     progress: Progress
     endpoint_id: str
     delay_s: float
-
-
-def _with(progress: Progress, attempt: Attempt) -> Progress:
-    return replace(progress, attempts=(*progress.attempts, attempt))

@@ -9,10 +9,10 @@ from collections.abc import Mapping
 
 from redis.exceptions import RedisError
 
+from turnout_workers.reporting import Sight
 from turnout_workers.routing.fleet import Circuit
 from turnout_workers.routing.health import Step, after_watch, circuit
 from turnout_workers.routing.strategies import next_shadow_price
-from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
 from turnout_workers.under_way import CallsUnderWay
 
@@ -29,7 +29,7 @@ class FleetWatch:
     def __init__(
         self,
         store: FleetStore,
-        fleet: SnapshotPoller,
+        fleet: Sight,
         waiting: Mapping[str, int],
         under_way: CallsUnderWay,
         worker: str,

@@ -11,15 +11,17 @@ from redis.exceptions import RedisError
 
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
+from turnout_workers.reporting import Sight
 from turnout_workers.routing.failover import RULES
-from turnout_workers.routing.failure import FailureKind
-from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
 
 CURABLE = (FailureKind.UNAUTHORIZED.value, FailureKind.FORBIDDEN.value)
-"""Reasons of which a good answer is the end. Credit and missing models show in real calls only."""
+"""Reasons of which a good answer is the end. Credit and missing models show in real calls only …"""
+CHANCE_S = 300.0
+"""… of which one is let through this often, while the provider answers its checks well."""
 
 
 class HealthChecks:
@@ -29,7 +31,7 @@ class HealthChecks:
         self,
         connectors: Collection[CloudProviderBase],
         store: FleetStore,
-        fleet: SnapshotPoller,
+        fleet: Sight,
         interval_s: float,
         rng: random.Random,
     ) -> None:
@@ -38,13 +40,23 @@ class HealthChecks:
         self._fleet = fleet
         self._interval_s = interval_s
         self._rng = rng
+        self._disabled_since: dict[str, float] = {}
 
     async def run(self) -> None:
         while True:
             await asyncio.sleep(self._interval_s * self._rng.uniform(0.5, 1.5))
-            await asyncio.gather(*(self.check(connector) for connector in self._connectors))
+            await self.check_all()
 
-    async def check(self, connector: CloudProviderBase) -> None:
+    async def check_all(self) -> dict[str, Failure | None]:
+        """Check every provider now: by name, what was wrong, or None."""
+        connectors = list(self._connectors)
+        found = await asyncio.gather(*(self.check(connector) for connector in connectors))
+        told: dict[str, Failure | None] = {}
+        for connector, failure in zip(connectors, found, strict=True):  # of several keys, one that is refused counts
+            told[connector.name] = told.get(connector.name) or failure
+        return told
+
+    async def check(self, connector: CloudProviderBase) -> Failure | None:
         """Disable on a bad key, restore on a good answer. An outage is the breaker's business, not ours."""
         endpoint_ids = [endpoint.id for endpoint in connector.endpoints]
         try:
@@ -52,12 +64,20 @@ class HealthChecks:
         except ProviderError as error:
             if RULES[error.failure.kind].disables:
                 await self._tell(self._store.disable(endpoint_ids, str(error)))
-            return
-        views = (self._fleet.snapshot.by_id.get(endpoint_id) for endpoint_id in endpoint_ids)
-        cured = [v.endpoint.id for v in views if v and (v.health.disabled or "").startswith(CURABLE)]
-        if cured:
+            return error.failure
+        if cured := [id for id in endpoint_ids if self._is_cured(id)]:
             logger.info("%s answers well again", ", ".join(cured))
             await self._tell(self._store.restore(cured))
+        return None
+
+    def _is_cured(self, endpoint_id: str) -> bool:
+        snapshot = self._fleet.snapshot
+        view = snapshot.by_id.get(endpoint_id)
+        if view is None or view.health.disabled is None:
+            self._disabled_since.pop(endpoint_id, None)
+            return False
+        since = self._disabled_since.setdefault(endpoint_id, snapshot.at)
+        return view.health.disabled.startswith(CURABLE) or snapshot.at - since >= CHANCE_S
 
     async def _tell(self, change: object) -> None:
         try:

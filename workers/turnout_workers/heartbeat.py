@@ -12,7 +12,7 @@ import asyncio
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from redis.exceptions import RedisError
@@ -33,14 +33,14 @@ class Cancellable(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """One claimed job of this worker, and the call that is being made for it, if any."""
+    """One claimed job of this worker, and the calls that are being made for it."""
 
     job_id: str
     token: int
     task: Cancellable
     valid_until: float
     """On the loop's clock: until then nobody else can have the job."""
-    lease_id: str | None = None
+    leases: set[str] = field(default_factory=set)
     lost: bool = False
 
     def lose(self) -> None:
@@ -97,7 +97,7 @@ class Heartbeat:
                     hold.lose()
 
     async def _renew(self, held: Sequence[Hold]) -> list[bool]:
-        leases = [hold.lease_id for hold in held if hold.lease_id is not None]
+        leases = [lease_id for hold in held for lease_id in hold.leases]
         renewal = self._call(self._ledger.renew([(hold.job_id, hold.token) for hold in held], self.ttl_s))
         renewed, _ = await asyncio.gather(renewal, self._store.renew(leases, self.ttl_s))
         return renewed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import random
 from dataclasses import dataclass
@@ -11,13 +10,14 @@ from typing import Protocol
 from redis.exceptions import RedisError
 
 from turnout.request import InferenceResponse
+from turnout.result import Attempt
 from turnout_workers.providers.base import CallOutcome
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
+from turnout_workers.routing.fleet import Snapshot
 from turnout_workers.routing.health import Step, after_report
-from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Counters, FleetStore, Granted, ObservedLimit, Report
+from turnout_workers.state.store import Counters, FleetStore, ObservedLimit, Report
 
 logger = logging.getLogger(__name__)
 
@@ -28,22 +28,54 @@ class Finished:
 
     lease_id: str
     chosen: routing.Candidate
-    outcome: CallOutcome | None
-    failure: Failure | None
-    observed: tuple[ObservedLimit, ...]
+    started_at: float
+    duration_s: float
+    outcome: CallOutcome | None = None
+    failure: Failure | None = None
+    observed: tuple[ObservedLimit, ...] = ()
     """Limits that came with the failure."""
-    cost_microusd: int
-    unsure_microusd: int
+
+    @property
+    def response(self) -> InferenceResponse | None:
+        return self.outcome.response if self.outcome else None
+
+    @property
+    def cost_microusd(self) -> int:
+        """What the call has cost for sure."""
+        return (self.response.cost_microusd or 0) if self.response else 0
+
+    @property
+    def unsure_microusd(self) -> int:
+        """What it may have cost: even of a call that was surely billed nobody told us the amount."""
+        if self.failure is None or self.failure.billed is Billed.NO:
+            return 0
+        return self.chosen.upper_cost_microusd or 0
+
+    @property
+    def attempt(self) -> Attempt:
+        endpoint, failure = self.chosen.endpoint, self.failure
+        return Attempt(
+            endpoint=endpoint.id,
+            provider=endpoint.provider,
+            model=endpoint.model,
+            started_at=self.started_at,
+            duration_s=self.duration_s,
+            failure=failure.kind.value if failure else None,
+            message=failure.message if failure else None,
+            cost_microusd=self.cost_microusd,
+            unsure_microusd=self.unsure_microusd,
+        )
 
 
-def bill(chosen: routing.Candidate, response: InferenceResponse | None, failure: Failure | None) -> tuple[int, int]:
-    """What a call has cost for sure, and what it may have cost."""
-    upper = chosen.upper_cost_microusd or 0
-    if response is not None:
-        return (response.cost_microusd or 0), 0
-    if failure is None or failure.billed is Billed.NO:
-        return 0, 0
-    return 0, upper  # even a call that was surely billed has an amount that nobody told us
+STOPPED = Failure(FailureKind.CANCELLED, "stopped before it was answered", Billed.MAYBE)
+"""Of a call that we cancelled ourselves. The provider may have worked all the same."""
+
+
+class Sight(Protocol):
+    """What a process sees of the fleet."""
+
+    @property
+    def snapshot(self) -> Snapshot: ...
 
 
 class CallObserver(Protocol):
@@ -56,7 +88,12 @@ class Reporter:
     """Tells the fleet's store how calls went, and what `routing/health.py` makes of it."""
 
     def __init__(
-        self, store: FleetStore, fleet: SnapshotPoller, ejection_s: float, observer: CallObserver, rng: random.Random
+        self,
+        store: FleetStore,
+        fleet: Sight,
+        ejection_s: float,
+        rng: random.Random,
+        observer: CallObserver | None = None,
     ) -> None:
         self._store = store
         self._fleet = fleet
@@ -67,26 +104,14 @@ class Reporter:
     async def report(self, call: Finished, verdict: failover.Verdict) -> None:
         """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
         endpoint = call.chosen.endpoint
-        self._observer.called(call)
+        if self._observer:
+            self._observer.called(call)
         try:
             counters = await self._store.report(_report(call, verdict.counts_for_health))
             await self._follow(call, counters, verdict)
         except (RedisError, OSError) as error:
             # The lease expires by itself, and its money counts as unsure.
             logger.warning("the call to %s can't be reported now: %s", endpoint.id, error)
-
-    async def unheard(self, grant: Granted, unsure_microusd: int) -> None:
-        """End the lease of a call that we stopped ourselves. The provider may have worked all the same."""
-        report = Report(
-            grant.lease_id,
-            grant.endpoint_id,
-            ok=False,
-            counts=False,
-            kind=FailureKind.CANCELLED,
-            unsure_microusd=unsure_microusd,
-        )
-        with contextlib.suppress(RedisError, OSError):
-            await self._store.report(report)
 
     async def _follow(self, call: Finished, counters: Counters, verdict: failover.Verdict) -> None:
         endpoint, failure = call.chosen.endpoint, call.failure
@@ -109,7 +134,7 @@ class Reporter:
             counters.at,
             self._rng,
             counts_for_health=verdict.counts_for_health,
-            billed=failover.was_billed(failure),
+            billed=failure is not None and failure.billed is Billed.YES,
             base_s=self._ejection_s,
         )
         if step.step is Step.TRIP:
@@ -123,7 +148,7 @@ class Reporter:
 
 def _report(call: Finished, counts: bool) -> Report:
     chosen, failure = call.chosen, call.failure
-    response = call.outcome.response if call.outcome else None
+    response = call.response
     usage = response.usage if response else None
     return Report(
         lease_id=call.lease_id,
@@ -133,6 +158,7 @@ def _report(call: Finished, counts: bool) -> Report:
         kind=failure.kind if failure else None,
         input_tokens=usage.input_tokens if usage else (chosen.input_tokens if call.unsure_microusd else 0),
         output_tokens=usage.output_tokens if usage else 0,
+        cached_tokens=usage.cache_read_tokens if usage else 0,
         cost_microusd=call.cost_microusd,
         unsure_microusd=call.unsure_microusd,
         latency_s=response.latency_s if response else None,

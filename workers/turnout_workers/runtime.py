@@ -231,6 +231,7 @@ def _policy(file: File) -> Policy:
         ejection_s=file.router.failover_cooldown,
         result_ttl_s=file.retention.results_s,
         failed_ttl_s=file.retention.failed_s,
+        hedge=file.router.hedge,
         reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
     )
 

@@ -470,6 +470,7 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
         grants[0],
         output_tokens=10,
         input_tokens=7,
+        cached_tokens=7,
         cost_microusd=5,
         latency_s=2.1,
         ttft_s=0.1,
@@ -481,6 +482,7 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
     assert (load.in_flight, load.overdue, load.oldest_started_at, load.free) == (2, 1, START, 0.5)
     assert (metrics.ttft_s, metrics.s_per_token, metrics.latency_samples) == (0.1, 0.2, 1)
     assert (metrics.input_tokens, metrics.output_tokens, metrics.spent_microusd) == (7, 10, 5)
+    assert metrics.cached_share == pytest.approx(0.05)
     assert metrics.sigma < 0.5
     assert states[A].latency_quantile(0.5) == pytest.approx(2.56)
 

@@ -60,6 +60,7 @@ REPORTS = st.builds(
     counts=st.booleans(),
     input_tokens=SMALL,
     output_tokens=SMALL,
+    cached_tokens=SMALL,
     cost_microusd=SMALL,
     unsure_microusd=SMALL,
     latency_s=LATENCY,

@@ -70,9 +70,11 @@ def test_the_expected_cost_is_that_of_this_job_its_cached_tokens_and_its_failure
     parts = (endpoint("in", price=long_input), endpoint("out", price=long_output))
     assert chosen(decide(job(strategy="cost", prompt="x" * 9000), *parts))[0] == "in"
     assert chosen(decide(job(strategy="cost", max_output_tokens=None), *parts))[0] == "out"
-    cached = replace(job(strategy="cost", prompt="x" * 9000), cached_input_tokens=2000)
-    discount = endpoint("discount", price=Price(2, 2, cache_read=0.2))
-    assert chosen(decide(cached, endpoint("plain", price=Price(1, 2)), discount))[0] == "discount"
+    for cached_share, cheaper in [(0.0, "plain"), (0.9, "discount")]:
+        known = observed(cached_share=cached_share)
+        discount = view(endpoint("discount", price=Price(2, 2, cache_read=0.2)), metrics=known)
+        plain = view(endpoint("plain", price=Price(1, 2)), metrics=known)
+        assert chosen(decide(job(strategy="cost", prompt="x" * 9000), plain, discount))[0] == cheaper
     flaky = view(endpoint("flaky", price=Price(0.9, 1.8)), metrics=observed(error_rate=0.5))
     assert chosen(decide(job(strategy="cost"), flaky, view(endpoint("solid"), metrics=observed())))[0] == "solid"
 
@@ -86,7 +88,7 @@ def shares(strategy: RoutingStrategy, *parts: Any, jobs: int = 3000, in_turn: bo
     rng, fleet = random.Random(11), snapshot(*parts)
     wanted = job(strategy=strategy)
     return Counter(
-        rank(wanted, fleet, NOW, rng, turn=turn if in_turn else None).top(1)[0].endpoint.provider
+        rank(wanted, fleet, NOW, rng, turn=turn if in_turn else None).candidates[0].endpoint.provider
         for turn in range(jobs)
     )
 
@@ -98,9 +100,17 @@ def test_equal_endpoints_share_the_work_within_a_tenth(strategy: RoutingStrategy
     assert all(abs(found[f"p{i}"] * count / 3000 - 1) < 0.1 for i in range(count))
 
 
-def test_nearly_equal_latencies_do_not_herd() -> None:
+def test_nearly_equal_endpoints_share_the_work_within_a_tenth_too() -> None:
     parts = [view(endpoint(f"p{ms}"), metrics=observed(ms / 1000, 0.0)) for ms in (20, 22, 24)]
-    assert max(shares(S.LATENCY_OPTIMIZED, *parts).values()) < 1200
+    assert all(900 < count < 1100 for count in shares(S.LATENCY_OPTIMIZED, *parts).values())
+
+
+def test_an_endpoint_that_was_slow_is_tried_again_after_a_silence() -> None:
+    def after(silence_s: float) -> str:
+        slow = view(endpoint("slow"), metrics=observed(60.0, latency_at=NOW - silence_s))
+        return first(S.LATENCY_OPTIMIZED, slow, view(endpoint("other"), metrics=observed(3.0)))
+
+    assert [after(silence_s) for silence_s in (0, 30, 120)] == ["other", "other", "slow"]
 
 
 def test_the_busier_of_two_equals_gets_less() -> None:
@@ -145,7 +155,7 @@ def test_with_nothing_available_a_job_waits_and_knows_until_when(
     assert decision.action is Action.WAIT
     assert reasons(decision) == {"groq": reason}
     spread_s = COOLDOWN_SPREAD_S if reason == "cooldown" else 0.0
-    assert NOW + until_s - 1e-6 <= decision.retry_at <= NOW + until_s + spread_s + 1e-6
+    assert NOW + until_s - 1e-6 <= NOW + decision.wait_s <= NOW + until_s + spread_s + 1e-6
     assert chosen(decide(job(), view(limited, health, load=load), endpoint("spare"))) == ["spare"]
 
 
@@ -154,10 +164,34 @@ def test_a_job_with_time_waits_for_the_cheap_one_and_an_urgent_one_does_not() ->
     patient = decide(job(lane=Lane.BATCH, deadline_s=600), busy, FAST)
     assert patient.action is Action.WAIT
     assert patient.waits_for == "cheap/llama"
-    assert patient.retry_at == NOW + 2
+    assert patient.wait_s == 2
     assert decide(job(lane=Lane.BATCH, deadline_s=4), busy, FAST).action is Action.GO
     assert decide(job(lane=Lane.INTERACTIVE), replace(busy, load=Load(ready_at=NOW + 29)), FAST).action is Action.GO
     assert decide(job(strategy="priority", lane=Lane.BATCH), busy, FAST).action is Action.GO
+
+
+def offered(wanted: JobProfile, *parts: Any) -> list[str]:
+    return [bid.endpoint.provider for bid in decide(wanted, *parts).bids(6)]
+
+
+def test_a_job_with_time_bids_for_the_cheap_one_alone_and_an_urgent_one_for_all() -> None:
+    parts = (CHEAP, MIDDLE, FAST, view(endpoint("twin", price=Price(0.1, 0.1)), metrics=observed(3.0)))
+    batch = job(lane=Lane.BATCH, deadline_s=600)
+    assert set(offered(batch, *parts)) == {"cheap", "twin"}
+    assert len(offered(replace(batch, deadline=NOW + 30), *parts)) == 4
+    assert len(offered(job(lane=Lane.INTERACTIVE), *parts)) == 4
+    assert len(offered(replace(batch, strategy=S.PRIORITY), *parts)) == 4
+    assert decide(batch, *parts).bids(1)[0].endpoint.price == Price(0.1, 0.1)
+
+
+def test_an_endpoint_that_fails_often_is_not_called_again_while_a_person_waits() -> None:
+    for rate, lane, repeated in [
+        (0.3, Lane.INTERACTIVE, False),
+        (0.3, Lane.BATCH, True),
+        (0.05, Lane.INTERACTIVE, True),
+    ]:
+        decision = decide(job(lane=lane), view(endpoint(), metrics=observed(error_rate=rate)))
+        assert decision.worth_repeating(decision.candidates[0]) == repeated
 
 
 def test_scarce_capacity_is_left_to_those_who_have_no_other() -> None:
@@ -215,15 +249,32 @@ def test_an_observed_latency_excludes_until_it_is_old(
     assert reasons(decision) == ({} if goes else {"groq": "slow"})
 
 
-def test_only_an_urgent_job_with_a_runner_up_in_time_may_be_hedged() -> None:
+def hedged(wanted: JobProfile, *parts: EndpointView) -> tuple[float, list[str]] | None:
+    decision = decide(wanted, *parts)
+    found = decision.hedge(decision.candidates[0])
+    return found and (found.after_s, [candidate.endpoint.provider for candidate in found.candidates])
+
+
+def test_a_second_call_is_for_urgent_jobs_with_another_endpoint_that_is_well_and_in_time() -> None:
     parts = (FAST, MIDDLE)
-    assert decide(job(lane=Lane.INTERACTIVE, strategy="latency"), *parts).hedge_after_s == 0.8
-    assert decide(job(lane=Lane.INTERACTIVE), CHEAP, MIDDLE).hedge_after_s == pytest.approx(
-        3.5 * 2.718 ** (1.645 * 0.3), rel=0.01
-    )
-    assert decide(job(), *parts).hedge_after_s is None
-    assert decide(job(lane=Lane.INTERACTIVE), FAST).hedge_after_s is None
-    assert decide(job(lane=Lane.INTERACTIVE, deadline_s=2), *parts).hedge_after_s is None
+    urgent = job(lane=Lane.INTERACTIVE, strategy="latency")
+    assert hedged(urgent, *parts) == (0.8, ["middle"])
+    after_s, others = hedged(job(lane=Lane.INTERACTIVE), CHEAP, MIDDLE) or (0, [])
+    assert after_s == pytest.approx(3.5 * 2.718 ** (1.645 * 0.3), rel=0.01)
+    assert others == ["middle"]
+    assert hedged(job(strategy="latency"), *parts) is None
+    assert hedged(urgent, FAST) is None
+    assert hedged(replace(urgent, allow_fallback=False), *parts) is None
+    assert hedged(replace(urgent, deadline=NOW + 2.2), *parts) is None
+    assert hedged(replace(urgent, deadline=NOW + 2.4), *parts) == (0.8, ["middle"])
+    assert hedged(urgent, FAST, replace(MIDDLE, health=HALF_OPEN)) is None
+
+
+def test_two_calls_at_once_stay_below_the_jobs_ceiling_together() -> None:
+    # At most 565 micro-dollars there, and 113 here.
+    urgent = job(lane=Lane.INTERACTIVE, strategy="latency")
+    assert hedged(replace(urgent, max_cost_microusd=565 + 113), FAST, MIDDLE) == (0.8, ["middle"])
+    assert hedged(replace(urgent, max_cost_microusd=565 + 112), FAST, MIDDLE) is None
 
 
 def test_a_candidate_carries_what_admission_and_the_call_need() -> None:

@@ -108,6 +108,20 @@ def test_an_endpoint_that_showed_it_cannot_do_the_job_is_never_offered_again() -
     assert refusal(wanted, [endpoint("groq")]) == {"groq/llama": "has shown that it can't do this job"}
 
 
+def test_under_anybodys_ceiling_a_price_must_be_known() -> None:
+    wanted = JobProfile.of(request(), priced=True)
+    decision = decide(wanted, endpoint("groq"), endpoint("azure", price=None))
+    assert chosen(decision) == ["groq"]
+    assert reasons(decision) == {"azure": "price_unknown"}
+
+
+def test_a_job_without_fallback_stays_with_the_endpoint_that_was_chosen() -> None:
+    wanted = JobProfile.of(request(allow_fallback=False), pinned="groq/llama")
+    decision = decide(wanted, endpoint("groq"), endpoint("azure"), endpoint("groq", account="eu"))
+    assert [candidate.endpoint.id for candidate in decision.candidates] == ["groq/llama"]
+    assert set(reasons(decision).values()) == {"pinned"}
+
+
 def test_two_keys_of_one_provider_need_two_accounts() -> None:
     with pytest.raises(ValueError, match="groq/llama is there twice"):
         Fleet([endpoint(), endpoint()])

@@ -11,7 +11,7 @@ from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.record import replay
 
 if TYPE_CHECKING:
-    from turnout_workers.routing.router import IntelligentRouter
+    from turnout_workers.router import IntelligentRouter
 
 __all__ = [
     "Action",
@@ -38,6 +38,6 @@ def __getattr__(name: str) -> Any:
     # The router stands on the stores, which stand on the pure modules here: imported only when asked for.
     if name != "IntelligentRouter":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from turnout_workers.routing.router import IntelligentRouter
+    from turnout_workers.router import IntelligentRouter
 
     return IntelligentRouter

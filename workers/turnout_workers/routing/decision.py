@@ -22,13 +22,16 @@ from turnout_workers.routing.eligibility import (
 )
 from turnout_workers.routing.estimate import estimates
 from turnout_workers.routing.fleet import Endpoint, Snapshot
-from turnout_workers.routing.options import PAUSE_S, Options, busy_reason, may_probe
+from turnout_workers.routing.options import PAUSE_S, WAITABLE_S, Options, busy_reason, may_probe
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
+from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking, utilities
 
 RECHECK_S = 5.0
 """When nothing is known of when an endpoint comes back, look again after this."""
+REPEAT_ERROR_RATE = 0.1
 HEDGE_MIN_S = 0.8
+HEDGE_BIDS = 4
+"""Candidates offered for a second call."""
 WAIT_LEAST_S = 0.01
 """Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
@@ -69,6 +72,14 @@ class Candidate(NamedTuple):
     """Whether this job may be a probe at all (it is short and not interactive, or nothing else is left)."""
 
 
+class Hedge(NamedTuple):
+    """A second call, for the case that the first one is slow."""
+
+    after_s: float
+    """The 95th percentile of the first call's latency."""
+    candidates: tuple[Candidate, ...]
+
+
 @dataclass(frozen=True)
 class Decision:
     """What to do with a job, and why. Details are worked out when asked for."""
@@ -100,11 +111,6 @@ class Decision:
             return None
         return self.ranking.option(self.busy[0]).estimate.view.endpoint.id
 
-    @property
-    def retry_at(self) -> float:
-        """When to decide again."""
-        return self.at + self.wait_s
-
     @cached_property
     def candidates(self) -> tuple[Candidate, ...]:
         """Those that may be called now, best first."""
@@ -114,9 +120,19 @@ class Decision:
     def best(self) -> Candidate | None:
         return self._candidate(self.ready[0]) if self.ready else None
 
-    def top(self, count: int) -> tuple[Candidate, ...]:
-        """The first `count` candidates."""
-        return tuple(self._candidate(index) for index in self.ready[:count])
+    def bids(self, count: int) -> tuple[Candidate, ...]:
+        """At most `count` candidates to offer to admission, best first.
+
+        Where the strategy is patient, only those that this job would rather have than wait `WAITABLE_S` for the
+        first: the reserve of more urgent lanes, which a snapshot doesn't show, is no reason to pay more.
+        """
+        strategy, ready = STRATEGIES[self.strategy], self.ready[:count]
+        if not strategy.patient or len(ready) < 2:
+            return tuple(map(self._candidate, ready))
+        rows = [self.ranking.options[index] for index in ready]
+        later = (WAITABLE_S, *rows[0][1:])
+        (threshold, *scores), _ = utilities(self.job, [later, *rows], strategy, self.at)
+        return tuple(self._candidate(index) for index, score in zip(ready, scores, strict=True) if score <= threshold)
 
     def has_untried(self, endpoint_id: str) -> bool:
         """Whether, besides this one, an endpoint could take the job now or soon that it hasn't tried."""
@@ -132,19 +148,31 @@ class Decision:
             *(self._full(self.ranking.option(index)) for index in self.busy),
         )
 
-    @property
-    def hedge_after_s(self) -> float | None:
-        """When a second call to the runner-up may start, if the first has not answered: its 95th percentile.
+    def worth_repeating(self, chosen: Candidate) -> bool:
+        """Whether a failed call is worth another one there: not for a person who waits, where many fail."""
+        return self.job.lane is not Lane.INTERACTIVE or chosen.error_rate < REPEAT_ERROR_RATE
 
-        None: not for this job; only interactive ones with a runner-up that would still be in time.
+    def hedge(self, chosen: Candidate) -> Hedge | None:
+        """When a second call may start if the one to `chosen` has not answered, and to whom.
+
+        None: not for this job; only for interactive ones, to endpoints that are well, would still be in time
+        and stay, together with the first call, below what the job may cost.
         """
-        if self.job.lane is not Lane.INTERACTIVE or self.action is not Action.GO or len(self.ready) < 2:
+        job = self.job
+        if job.lane is not Lane.INTERACTIVE or not job.allow_fallback or len(self.ready) < 2:
             return None
-        first, second = (self.ranking.option(index) for index in self.ready[:2])
-        after_s = max(HEDGE_MIN_S, timing.quantile(first.latency_s, first.estimate.odds.sigma, timing.Z95))
-        if second.probe or (self.job.deadline is not None and self.at + after_s + second.latency_s > self.job.deadline):
-            return None
-        return after_s
+        after_s = max(HEDGE_MIN_S, timing.quantile(chosen.latency_s, chosen.sigma, timing.Z95))
+        left_s = math.inf if job.deadline is None else job.deadline - self.at - after_s
+        left_microusd = job.cost_left_microusd - (chosen.upper_cost_microusd or 0)
+        others = tuple(
+            other._replace(probe_allowed=False)
+            for other in self.candidates
+            if other.endpoint.id != chosen.endpoint.id
+            and not other.probe
+            and other.latency_s < left_s
+            and (other.upper_cost_microusd or 0) <= left_microusd
+        )
+        return Hedge(after_s, others[:HEDGE_BIDS]) if others else None
 
     def to_record(self) -> dict[str, Any]:
         """All that explains and repeats this decision, as compact JSON values; see `record.replay`."""

@@ -45,6 +45,7 @@ class Reason(StrEnum):
     PRICE = "price"
     COST = "cost"
     UNSUITED = "unsuited"
+    PINNED = "pinned"
 
     TRIED = "tried"
     COOLDOWN = "cooldown"
@@ -158,6 +159,8 @@ def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | Non
         return Reason.CONTEXT, f"context {known}, at least {wanted.min_context_tokens} wanted"
     if endpoint.id in wanted.excluded:
         return Reason.UNSUITED, "has shown that it can't do this job"
+    if wanted.pinned is not None and endpoint.id != wanted.pinned:
+        return Reason.PINNED, f"{wanted.pinned} was chosen, and the job may not fall back"
     return _overpriced(wanted, endpoint)
 
 

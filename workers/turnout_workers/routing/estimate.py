@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from turnout_workers.routing.fleet import EndpointView, Snapshot
+from turnout_workers.routing.fleet import EndpointView, Price, Snapshot
 from turnout_workers.routing.health import RAMP_S
 from turnout_workers.routing.latency import SIGMA_MIN, predict
 
@@ -38,9 +38,8 @@ class Estimate(NamedTuple):
     ttft_s: float
     s_per_token: float
     input_price: float
-    """Infinite if unknown, so that it ranks behind every known price; the two others are then 0."""
+    """With the share that is likely to be cached. Infinite if unknown, so that it ranks behind every known price."""
     output_price: float
-    cached_price: float
     special: bool
     """Its circuit is not simply closed, or it is busy: look before you call."""
     odds: Odds
@@ -67,9 +66,8 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
     return Estimate(
         ttft,
         pace,
-        price.input if price else math.inf,
+        _input_price(price, metrics.cached_share) if price else math.inf,
         price.output if price else 0.0,
-        (price.input if price.cache_read is None else price.cache_read) if price else 0.0,
         troubled
         or max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at
         or all_slots_taken(view),
@@ -77,6 +75,11 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
         view,
         position,
     )
+
+
+def _input_price(price: Price, cached_share: float) -> float:
+    cached = price.input if price.cache_read is None else price.cache_read
+    return price.input + cached_share * (cached - price.input)
 
 
 def all_slots_taken(view: EndpointView) -> bool:

@@ -11,7 +11,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
+from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
 MAX_ATTEMPTS = 8
 """Attempts that a job may spend before it fails. Waiting, cooldowns and refused connections spend none."""
@@ -183,8 +183,3 @@ class Allowance:
             return False
         self._balance -= 1
         return True
-
-
-def was_billed(failure: Failure | None) -> bool:
-    """Whether a failure surely cost money, which makes the breaker stricter."""
-    return failure is not None and failure.billed is Billed.YES

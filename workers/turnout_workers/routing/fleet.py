@@ -152,6 +152,8 @@ class ProviderMetrics:
     error_rate: float = 0.0
     error_weight: float = 0.0
     """Effective number of outcomes behind `error_rate`."""
+    cached_share: float = 0.0
+    """Of the input tokens, those that the provider had in its cache."""
     calls: int = 0
     failures: int = 0
     input_tokens: int = 0

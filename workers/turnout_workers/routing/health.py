@@ -18,8 +18,8 @@ from turnout_workers.routing.fleet import Circuit, Health, Load, ProviderMetrics
 
 CONSECUTIVE_FAILURES = 4
 """Failures in a row, over the whole fleet, that open a circuit."""
-CONSECUTIVE_UNREACHED = 3
-"""The same where nobody answers at all."""
+CONSECUTIVE_UNREACHED = 2
+"""The same where nobody answers at all: few successes stand against it, and a needless ejection costs 2 s."""
 CONSECUTIVE_WHEN_BILLED = 2
 """The same where a failure costs money."""
 ERROR_RATE = 0.6

@@ -81,8 +81,7 @@ class Options:
 
     def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Row]:
         job = self._job
-        cached, out, answer = job.cached_input_tokens, job.expected_output_tokens, job.output_tokens or 0
-        fresh = job.expected_input_tokens - cached
+        given, out, answer = job.expected_input_tokens, job.expected_output_tokens, job.output_tokens or 0
         longest = job.max_latency_s or math.inf
         self._tight = (
             job.expected_input_tokens + answer > found.context_tokens
@@ -94,9 +93,9 @@ class Options:
         usable: list[Row] = []
         for position in found.positions:
             estimate = estimates[position]
-            ttft, pace, p_in, p_out, p_cached, special, _, _, _ = estimate
+            ttft, pace, p_in, p_out, special, _, _, _ = estimate
             latency = ttft + out * pace
-            cost = fresh * p_in + cached * p_cached + out * p_out
+            cost = given * p_in + out * p_out
             if not (special or careful or latency > longest):
                 usable.append((0.0, latency, cost, False, estimate))
             elif option := self._examined(Option(0.0, latency, cost, False, estimate)):
@@ -133,13 +132,13 @@ class Options:
             share = ramp(health, now)
             if chance >= share:
                 text = f"recovering, at {share:.0%} of its traffic"
-                self._hold_back(self._recovering, option, Reason.RAMPING, text)
+                self._recovering.append((option, Reason.RAMPING, text))
                 return None
         elif state is not Circuit.CLOSED:
             self._exclude(option, *_shut(state, health, now))
             return None
         if endpoint.id in self._tried:
-            self._hold_back(self._failed, option, Reason.TRIED, "this job failed there a moment ago")
+            self._failed.append((option, Reason.TRIED, "this job failed there a moment ago"))
             return None
         return option
 
@@ -149,7 +148,7 @@ class Options:
         option = option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
         if may_probe(self._job) and option.estimate.view.endpoint.id not in self._tried:
             return option
-        self._hold_back(self._recovering, option, Reason.PROBING, "to be probed by a short job")
+        self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
         return None
 
     def _add_held_back(self) -> None:
@@ -164,9 +163,6 @@ class Options:
 
     def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
         self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
-
-    def _hold_back(self, held_back: HeldBack, option: Option, reason: Reason, text: str) -> None:
-        held_back.append((option, reason, text))
 
 
 def _shut(state: Circuit, health: Health, now: float) -> tuple[Reason, str, float | None]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from turnout.request import Capability, InferenceRequest, Lane, Quality, RoutingConstraints, RoutingStrategy
+from turnout.request import Capability, InferenceRequest, Lane, Quality, RoutingStrategy
 
 USUAL_OUTPUT_TOKENS = 256
 """Expected answer of a job that doesn't limit it; of one that does, half its limit if that is less."""
@@ -37,6 +37,8 @@ class Requirements:
     """The price must be known, for there is a ceiling on what the job may cost."""
     excluded: frozenset[str] = frozenset()
     """Endpoints that have shown that they can't do this very job."""
+    pinned: str | None = None
+    """The one endpoint that was chosen for a job without fallback."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +49,6 @@ class JobProfile:
     input_tokens: int = 1
     """Upper estimate: what rate limits and ceilings are charged."""
     expected_input_tokens: int = 1
-    cached_input_tokens: int = 0
-    """Those of the expected ones that the provider is likely to have cached."""
     output_tokens: int | None = None
     """The job's own limit; None: whatever the endpoint allows."""
     expected_output_tokens: int = USUAL_OUTPUT_TOKENS
@@ -81,14 +81,35 @@ class JobProfile:
         spent_microusd: int = 0,
         failures: Mapping[str, int] | None = None,
         excluded: frozenset[str] = frozenset(),
+        pinned: str | None = None,
+        priced: bool = False,
     ) -> JobProfile:
-        """Of a request; `deadline`, if given, is the one that was fixed when the job was accepted."""
+        """Of a request; `deadline`, if given, is the one that was fixed when the job was accepted.
+
+        priced: a ceiling that isn't the job's own, such as its tenant's, needs to know what it costs.
+        """
         wish = request.constraints
         upper, expected = estimate_input_tokens(request)
         limit = 0 if request.is_embedding else request.max_output_tokens
         usual = USUAL_OUTPUT_TOKENS if limit is None else min(USUAL_OUTPUT_TOKENS, math.ceil(limit / 2))
         return cls(
-            requirements=_requirements(request, wish, excluded),
+            requirements=Requirements(
+                models=request.models,
+                only=wish.only,
+                ignore=wish.ignore,
+                regions=wish.regions,
+                no_training=wish.no_training,
+                zero_retention=wish.zero_retention,
+                embeds=request.is_embedding,
+                capabilities=request.required_capabilities,
+                min_context_tokens=wish.min_context_tokens,
+                min_quality=wish.min_quality,
+                max_input_usd_per_mtok=wish.max_input_usd_per_mtok,
+                max_output_usd_per_mtok=wish.max_output_usd_per_mtok,
+                priced=priced or wish.max_cost_usd is not None,
+                excluded=excluded,
+                pinned=pinned,
+            ),
             input_tokens=upper,
             expected_input_tokens=expected,
             output_tokens=limit,
@@ -105,25 +126,6 @@ class JobProfile:
             allow_fallback=wish.allow_fallback,
             failures=failures or {},
         )
-
-
-def _requirements(request: InferenceRequest, wish: RoutingConstraints, excluded: frozenset[str]) -> Requirements:
-    return Requirements(
-        models=request.models,
-        only=wish.only,
-        ignore=wish.ignore,
-        regions=wish.regions,
-        no_training=wish.no_training,
-        zero_retention=wish.zero_retention,
-        embeds=request.is_embedding,
-        capabilities=request.required_capabilities,
-        min_context_tokens=wish.min_context_tokens,
-        min_quality=wish.min_quality,
-        max_input_usd_per_mtok=wish.max_input_usd_per_mtok,
-        max_output_usd_per_mtok=wish.max_output_usd_per_mtok,
-        priced=wish.max_cost_usd is not None,
-        excluded=excluded,
-    )
 
 
 def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:

@@ -149,5 +149,5 @@ def _option(candidate: Mapping[str, Any]) -> Option:
     view = EndpointView(endpoint, load=Load(in_flight=candidate["in_flight"]))
     cost = math.inf if candidate["cost"] is None else candidate["cost"]
     odds = Odds.of(candidate["sigma"], candidate["error_rate"], candidate["shadow_price"])
-    estimate = Estimate(candidate["latency_s"], 0.0, 0.0, 0.0, 0.0, False, odds, view, candidate["position"])
+    estimate = Estimate(candidate["latency_s"], 0.0, 0.0, 0.0, False, odds, view, candidate["position"])
     return Option(candidate["wait_s"], candidate["latency_s"], cost, bool(candidate["probe"]), estimate)

@@ -52,7 +52,10 @@ class Option(NamedTuple):
 Row = tuple[float, float, float, bool, Estimate]
 """An option without its names: making named tuples would take a fifth of the time of a decision."""
 
-Arrange = Callable[[Sequence[Row], list[float], list[float], float], tuple[list[float], list[float]]]
+Rows = Sequence[Row]
+Numbers = list[float]
+Keys = tuple[Numbers, Numbers]
+Arrange = Callable[[Rows, Numbers, Numbers, float], Keys]
 """From options, utilities, chances of being late and this decision's share of chance (0 ≤ u < 1), to groups
 and utilities."""
 
@@ -71,9 +74,7 @@ class Strategy:
     arrange: Arrange | None = None
 
 
-def utilities(
-    job: JobProfile, options: Sequence[Row], strategy: Strategy, now: float
-) -> tuple[list[float], list[float]]:
+def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) -> tuple[Numbers, Numbers]:
     """Of every option, in their order: the utility, and the chance of being late."""
     costs = [option[2] for option in options]
     least, most = min(costs), max(costs)
@@ -90,7 +91,7 @@ def utilities(
     failures, inf = job.failures, math.inf
     scores, late = [], []
     for wait, latency, cost, _, estimate in options:
-        sigma, tail, error_rate, tries, shadow_price = estimate[6]
+        sigma, tail, error_rate, tries, shadow_price = estimate[5]
         left = slack - wait
         median = latency * (1 + error_rate)
         p_late = chance_of_exceeding(left, median, sigma) if median * tail > left else 0.0
@@ -108,34 +109,26 @@ def _crowding(option: Row) -> float:
     return 1 + view.load.in_flight / (view.endpoint.limits.concurrency or SERIAL_CALLS)
 
 
-def _fastest(
-    options: Sequence[Row], scores: list[float], late: list[float], _: float
-) -> tuple[list[float], list[float]]:
+def _fastest(options: Rows, scores: Numbers, late: Numbers, _: float) -> Keys:
     """Latency times load, so that near-equal endpoints aren't all asked at once."""
     crowded = [score * _crowding(option) for option, score in zip(options, scores, strict=True)]
     return [0.0] * len(options), crowded
 
 
-def _by_priority(
-    options: Sequence[Row], scores: list[float], late: list[float], _: float
-) -> tuple[list[float], list[float]]:
+def _by_priority(options: Rows, scores: Numbers, late: Numbers, _: float) -> Keys:
     """The operator's order; those that would probably be late come last."""
     doomed = [1e9 if p_late > 0.5 else 0.0 for p_late in late]
     groups = [option[4].view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)]
     return groups, scores
 
 
-def _in_order(
-    options: Sequence[Row], scores: list[float], late: list[float], _: float
-) -> tuple[list[float], list[float]]:
+def _in_order(options: Rows, scores: Numbers, late: Numbers, _: float) -> Keys:
     """Strictly by priority, then in the order of registration."""
     groups = [float(option[4].view.endpoint.priority) for option in options]
     return groups, [float(option[4].position) for option in options]
 
 
-def _in_turn(
-    options: Sequence[Row], scores: list[float], late: list[float], u: float
-) -> tuple[list[float], list[float]]:
+def _in_turn(options: Rows, scores: Numbers, late: Numbers, u: float) -> Keys:
     """From the point `u` of a circle on which each candidate has an arc as long as its weight."""
     arcs = list(accumulate(max(0.0, option[4].view.endpoint.weight) for option in options))
     first = bisect_right(arcs, u * arcs[-1])
@@ -156,28 +149,23 @@ STRATEGIES: dict[RoutingStrategy, Strategy] = {
 class Ranking(NamedTuple):
     """Options in the order in which to try them."""
 
-    options: Sequence[Row]
+    options: Rows
     order: list[int]
     """Indices of `options`, best first."""
-    scores: list[float]
-    late: list[float]
+    scores: Numbers
+    late: Numbers
 
     def option(self, index: int) -> Option:
         return Option._make(self.options[index])
 
 
 def ranking(
-    job: JobProfile,
-    options: Sequence[Row],
-    strategy: Strategy,
-    now: float,
-    seed: int,
-    turn: int | None = None,
+    job: JobProfile, options: Rows, strategy: Strategy, now: float, seed: int, turn: int | None = None
 ) -> Ranking:
     """The options, best first. Of two random ones among equals, the less busy one comes first."""
     scores, late = utilities(job, options, strategy, now)
     order = list(range(len(options)))
-    groups: list[float] | None = None
+    groups: Numbers | None = None
     if strategy.arrange:
         chance = seed / 2**32 if turn is None else turn * GOLDEN % 1
         groups, scores = strategy.arrange(options, scores, late, chance)
@@ -205,7 +193,7 @@ def ranking(
     return Ranking(options, order, scores, late)
 
 
-def _two_choices(options: Sequence[Row], seed: int) -> int:
+def _two_choices(options: Rows, seed: int) -> int:
     """The index of the less crowded of two different options, picked by `seed`."""
     count = len(options)
     one = seed % count

@@ -39,6 +39,8 @@ from turnout_workers.state.windows import DAY, SQUEEZE, SQUEEZE_LEAST, Use, sque
 
 SIGMA_STEP = 0.05
 """Weight of a new residual in the mean square of which `sigma` is the root …"""
+CACHED_STEP = 0.05
+"""Weight of a new answer in the share of input tokens that were cached."""
 RESIDUAL_MOST = 2.0
 """… after it was cut to this, so that one freak doesn't double it."""
 
@@ -252,8 +254,12 @@ class MemoryFleetStore:
         if report.ok and report.latency_s is not None:
             self._count_latency(record, report, report.latency_s, now)
         metrics = record.metrics
+        cached_share = metrics.cached_share
+        if report.ok and report.input_tokens:
+            cached_share += CACHED_STEP * (min(1.0, report.cached_tokens / report.input_tokens) - cached_share)
         record.metrics = replace(
             metrics,
+            cached_share=cached_share,
             calls=metrics.calls + 1,
             failures=metrics.failures + (not report.ok),
             input_tokens=metrics.input_tokens + report.input_tokens,

@@ -47,7 +47,7 @@ local RAMP_FROM, RAMP_S, WELL_S = {health.RAMP_FROM}, {health.RAMP_S}, {health.W
 local ERROR_MEMORY_S, MEMORY_S = {health.ERROR_MEMORY_S}, {latency.MEMORY_S}
 local STEP_SLOWER, STEP_FASTER = {latency.STEP_SLOWER}, {latency.STEP_FASTER}
 local STEP_RELIEF = {latency.STEP_RELIEF}
-local SIGMA_STEP, RESIDUAL_FIRST = {memory.SIGMA_STEP}, {SIGMA**2}
+local SIGMA_STEP, RESIDUAL_FIRST, CACHED_STEP = {memory.SIGMA_STEP}, {SIGMA**2}, {memory.CACHED_STEP}
 local RESIDUAL_MOST = {memory.RESIDUAL_MOST}
 """
 """Put before every script, so that policy has one home and Lua none of its own."""
@@ -98,6 +98,7 @@ class RedisFleetStore:
             "counts": report.counts,
             "input": report.input_tokens,
             "output": report.output_tokens,
+            "cached": report.cached_tokens,
             "cost": report.cost_microusd,
             "unsure": report.unsure_microusd,
             "limits": [
@@ -336,6 +337,7 @@ def _endpoint(known: dict[str, str], now_ms: int, overdue: int, waiting: int) ->
         latency_samples=integer("samples"),
         error_rate=bad / weight if weight else 0.0,
         error_weight=weight * decay,
+        cached_share=number("cached"),
         calls=integer("calls"),
         failures=integer("failures"),
         input_tokens=integer("input"),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Protocol
 
+from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics
 
@@ -48,6 +49,20 @@ class Bid:
     """Those of this provider, besides the job's own."""
     shared_limits: Limits = UNLIMITED
     """Of the endpoint's whole account, `account_id`: what its other models use counts, too."""
+
+    @classmethod
+    def of(cls, candidate: Candidate, ceilings: tuple[Ceiling, ...] = ()) -> Bid:
+        return cls(
+            candidate.endpoint.id,
+            candidate.endpoint.limits,
+            candidate.input_tokens,
+            candidate.output_tokens,
+            candidate.upper_cost_microusd or 0,
+            candidate.overdue_s,
+            candidate.probe_allowed,
+            ceilings,
+            candidate.endpoint.shared_limits,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +152,8 @@ class Report:
     kind: FailureKind | None = None
     input_tokens: int = 0
     output_tokens: int = 0
+    cached_tokens: int = 0
+    """Those of the input that the provider had in its cache."""
     cost_microusd: int = 0
     """What is known to have been billed."""
     unsure_microusd: int = 0

@@ -2,7 +2,7 @@
 -- End a lease: free its place, correct tokens and money to what was used, count the outcome.
 --
 -- KEYS  fleet, money, expiry, overdue, lease; window and calls of the endpoint; and of its account
--- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cost, unsure, latency, ttft, predicted
+-- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cached, cost, unsure, latency, ttft, predicted
 --       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
 -- Returns {now, consecutive failures, error rate, error weight, trips, probe, late}
 local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, WINDOW, CALLS, SHARED, SHARED_CALLS = unpack(KEYS)
@@ -32,7 +32,8 @@ end
 -- The endpoint's fields are read once, changed here, and written once.
 local latency_bucket = 'latency' .. (report.bucket or '')
 local names = {'consecutive', 'weight', 'bad', 'outcomes_at', 'trips', 'open_until', 'probe', 'ttft', 'pace', 'ttft_low',
-  'pace_low', 'residual', 'latency_at', 'samples', 'calls', 'failures', 'input', 'output', 'spent', latency_bucket}
+  'pace_low', 'residual', 'latency_at', 'samples', 'calls', 'failures', 'input', 'output', 'spent', 'cached',
+  latency_bucket}
 local fields = {}
 for i, name in ipairs(names) do fields[i] = e .. name end
 local known = {}
@@ -166,6 +167,10 @@ if report.ok and report.latency then
   increase(latency_bucket, 1)
 end
 
+if report.ok and report.input > 0 and (report.cached > 0 or known.cached) then
+  local share = get('cached', 0)
+  set('cached', share + CACHED_STEP * (math.min(1, report.cached / report.input) - share))
+end
 increase('calls', 1)
 increase('failures', report.ok and 0 or 1)
 increase('input', report.input)

@@ -10,26 +10,20 @@ import pytest
 from tests.unit.routing.fleets import NOW, endpoint, request
 
 from turnout.request import InferenceRequest, InferenceResponse, RoutingStrategy, Usage
+from turnout_workers.providers.base import CallOutcome, Timeouts
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.router import DeadlinePassed
 from turnout_workers.routing import Endpoint, IntelligentRouter, NoEligibleEndpoint
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Circuit, Limits, Price
 from turnout_workers.routing.health import circuit
-from turnout_workers.routing.router import DeadlinePassed
 from turnout_workers.state.memory import MemoryFleetStore
 
 K = FailureKind
 
 
-class ProviderDown(Exception):
-    def __init__(self, kind: FailureKind, **details: Any) -> None:
-        super().__init__(kind.value)
-        self.failure = Failure(kind, "as scripted", **details)
-
-
-@dataclass
-class Outcome:
-    response: InferenceResponse
-    limits: tuple[Any, ...] = ()
+def down(kind: FailureKind, **details: Any) -> ProviderError:
+    return ProviderError(Failure(kind, "as scripted", **details))
 
 
 @dataclass
@@ -46,14 +40,14 @@ class Provider:
     def __post_init__(self) -> None:
         self.endpoints = self.endpoints or (endpoint(self.name),)
 
-    async def call(self, at: Endpoint, request: InferenceRequest) -> Outcome:
+    async def call(self, at: Endpoint, request: InferenceRequest, timeouts: Timeouts) -> CallOutcome:
         self.calls += 1
         step = self.script.pop(0) if self.script else 0.0
         if isinstance(step, BaseException):
             raise step
         await asyncio.sleep(step)
         usage = Usage(input_tokens=10, output_tokens=20)
-        return Outcome(
+        return CallOutcome(
             InferenceResponse(
                 text=f"from {self.name}", usage=usage, cost_microusd=50, provider=self.name,
                 model_requested=at.model, model_served=at.served_model, latency_s=step or 0.01,
@@ -62,7 +56,7 @@ class Provider:
 
     async def check_health(self) -> None:
         if not self.healthy:
-            raise ProviderDown(K.UNAUTHORIZED)
+            raise down(K.UNAUTHORIZED)
 
     async def aclose(self) -> None:
         self.closed = True
@@ -115,7 +109,7 @@ async def test_the_face_works_as_it_was_designed(routers: Any) -> None:
     [K.UNAVAILABLE, K.TIMED_OUT, K.OVERLOADED, K.MALFORMED, K.RATE_LIMITED, K.UNAUTHORIZED, K.CONTEXT_LENGTH],
 )
 async def test_a_failed_call_is_made_elsewhere_at_once(routers: Any, clock: Time, kind: FailureKind) -> None:
-    first, second = Provider("first", [ProviderDown(kind)]), Provider("second")
+    first, second = Provider("first", [down(kind)]), Provider("second")
     router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
     assert (await router.complete(request())).text == "from second"
     assert (first.calls, second.calls) == (1, 1)
@@ -123,7 +117,7 @@ async def test_a_failed_call_is_made_elsewhere_at_once(routers: Any, clock: Time
 
 
 async def test_a_server_error_is_repeated_once_and_then_made_elsewhere(routers: Any) -> None:
-    error = ProviderDown(K.SERVER_ERROR, billed=Billed.MAYBE)
+    error = down(K.SERVER_ERROR, billed=Billed.MAYBE)
     first, second = Provider("first", [error, error]), Provider("second")
     router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
     assert (await router.complete(request())).text == "from second"
@@ -131,8 +125,7 @@ async def test_a_server_error_is_repeated_once_and_then_made_elsewhere(routers: 
 
 
 async def test_with_all_providers_down_a_request_waits_until_one_is_back(routers: Any, clock: Time) -> None:
-    down = [ProviderDown(K.UNAVAILABLE) for _ in range(20)]
-    only = Provider("only", down)
+    only = Provider("only", [down(K.UNAVAILABLE) for _ in range(20)])
     response = await routers(only).complete(request())
     assert response.text == "from only"
     assert only.calls == 21
@@ -140,23 +133,23 @@ async def test_with_all_providers_down_a_request_waits_until_one_is_back(routers
 
 
 async def test_the_deadline_ends_the_waiting(routers: Any, clock: Time) -> None:
-    only = Provider("only", [ProviderDown(K.UNAVAILABLE) for _ in range(99)])
+    only = Provider("only", [down(K.UNAVAILABLE) for _ in range(99)])
     with pytest.raises(DeadlinePassed, match="only/llama: unavailable: as scripted"):
         await routers(only).complete(request(deadline_s=9))
     assert clock.now - NOW == pytest.approx(9, abs=0.05)
 
 
 async def test_the_callers_own_fault_is_told_at_once_and_harms_nobody(routers: Any) -> None:
-    only = Provider("only", [ProviderDown(K.INVALID_REQUEST)])
+    only = Provider("only", [down(K.INVALID_REQUEST)])
     router = routers(only, Provider("other"), default_strategy=RoutingStrategy.FAILOVER)
-    with pytest.raises(ProviderDown, match="invalid_request"):
+    with pytest.raises(ProviderError, match="invalid_request"):
         await router.complete(request())
     assert (await router.snapshot()).by_id["only/llama"].health.consecutive_failures == 0
 
 
 async def test_a_request_that_breaks_every_provider_ends(routers: Any) -> None:
-    providers = [Provider(name, [ProviderDown(K.TIMED_OUT) for _ in range(99)]) for name in ("a", "b")]
-    with pytest.raises(ProviderDown, match="timed_out") as error:
+    providers = [Provider(name, [down(K.TIMED_OUT) for _ in range(99)]) for name in ("a", "b")]
+    with pytest.raises(ProviderError, match="timed_out") as error:
         await routers(*providers).complete(request())
     assert sum(provider.calls for provider in providers) == 8
     assert "a/llama: timed_out" in error.value.__notes__[0]
@@ -168,20 +161,20 @@ async def test_what_no_provider_can_do_is_refused_with_reasons(routers: Any) -> 
 
 
 async def test_without_fallback_only_the_first_choice_is_called(routers: Any) -> None:
-    first, second = Provider("first", [ProviderDown(K.TIMED_OUT)]), Provider("second")
+    first, second = Provider("first", [down(K.TIMED_OUT)]), Provider("second")
     router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
-    with pytest.raises(ProviderDown):
+    with pytest.raises(ProviderError):
         await router.complete(request(allow_fallback=False))
     assert second.calls == 0
 
 
 async def test_a_failing_endpoint_is_ejected_for_the_failover_cooldown(routers: Any, clock: Time) -> None:
-    first = Provider("first", [ProviderDown(K.UNAVAILABLE) for _ in range(3)])
+    first = Provider("first", [down(K.UNAVAILABLE) for _ in range(2)])
     router = routers(first, Provider("second"), default_strategy=RoutingStrategy.FAILOVER, failover_cooldown=40)
     for _ in range(6):
         await router.complete(request())
     health = (await router.snapshot()).by_id["first/llama"].health
-    assert first.calls == 3
+    assert first.calls == 2
     assert 34 <= health.open_until - clock.now <= 46
     clock.now = health.open_until
     assert (await router.complete(request())).text == "from first"
@@ -219,7 +212,7 @@ async def test_hanging_calls_eject_their_endpoint_before_any_times_out(routers: 
 
 async def test_a_refused_key_takes_out_the_account_until_a_health_check_accepts_it(routers: Any) -> None:
     both = (endpoint("groq", model="a"), endpoint("groq", model="b"))
-    groq = Provider("groq", [ProviderDown(K.UNAUTHORIZED, scope=Scope.ACCOUNT)], both)
+    groq = Provider("groq", [down(K.UNAUTHORIZED, scope=Scope.ACCOUNT)], both)
     router = routers(groq, Provider("spare"), default_strategy=RoutingStrategy.FAILOVER)
     assert (await router.complete(request())).text == "from spare"
     assert [view.health.disabled is not None for view in (await router.snapshot()).views] == [True, True, False]

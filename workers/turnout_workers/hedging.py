@@ -1,0 +1,72 @@
+"""A second call for an interactive job whose first one is slow: the first answer counts.
+
+What the other call may have cost stays booked as unsure. Off unless the operator asks for it, and never more
+than a small share of all calls, for a fleet that is slow everywhere must not be asked twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol, TypeVar
+
+from turnout_workers.routing.decision import Candidate, Decision
+from turnout_workers.routing.failover import Allowance
+from turnout_workers.routing.failure import Failure
+from turnout_workers.state.store import Admission, Granted
+
+SHARE = 0.03
+"""The most second calls per call, of one process."""
+
+
+class Ended(Protocol):
+    """A call that has ended; without a failure it was answered."""
+
+    @property
+    def failure(self) -> Failure | None: ...
+
+
+E = TypeVar("E", bound=Ended)
+
+
+class Hedging:
+    """Makes the calls of one process, and second ones where they may pay."""
+
+    def __init__(self, on: bool) -> None:
+        self._on = on
+        self._allowance = Allowance(SHARE, reserve=1)
+
+    async def calls(
+        self,
+        decision: Decision,
+        chosen: Candidate,
+        granted: Granted,
+        admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
+        call: Callable[[Candidate, Granted], Awaitable[E]],
+    ) -> list[E]:
+        """Make the call that was granted; if it is slow, a second one elsewhere.
+
+        Returns the calls that ended by themselves, the one that counts last. `call` tells of its own cancellation.
+        """
+        self._allowance.deposit()
+        hedge = decision.hedge(chosen) if self._on else None
+        if hedge is None:
+            return [await call(chosen, granted)]
+        running = {asyncio.ensure_future(call(chosen, granted))}
+        try:
+            done, _ = await asyncio.wait(running, timeout=hedge.after_s)
+            if not done and self._allowance.withdraw():
+                admission = await admit(hedge.candidates)
+                if isinstance(admission, Granted):
+                    other = next(c for c in hedge.candidates if c.endpoint.id == admission.endpoint_id)
+                    running.add(asyncio.ensure_future(call(other, admission)))
+                    await asyncio.sleep(0)  # a call that was never begun would not tell of its end
+            ended: list[E] = []
+            while running and not (ended and ended[-1].failure is None):
+                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+                ended += sorted((task.result() for task in done), key=lambda one: one.failure is None)
+            return ended
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)

@@ -1,0 +1,399 @@
+"""IntelligentRouter: the whole routing core in one process, for a program that wants no queue and no Redis.
+
+    router = IntelligentRouter()
+    router.register_provider(groq, priority=1)
+    router.register_provider(gemini, priority=2, cost_per_1k_tokens=0.0004)
+    async with router:
+        response = await router.complete(request)
+
+It takes the same decisions as a fleet of workers, over a store in memory; give it a shared `store` and several
+processes share limits, money and health.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import time
+import uuid
+from collections import Counter
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+
+from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
+from turnout.result import Attempt
+from turnout_workers.fleet_watch import FleetWatch
+from turnout_workers.health_checks import HealthChecks
+from turnout_workers.hedging import Hedging
+from turnout_workers.progress import Progress
+from turnout_workers.providers.base import CloudProviderBase, Timeouts
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.reporting import STOPPED, Finished, Reporter
+from turnout_workers.routing.decision import Action, Candidate, Decision, rank
+from turnout_workers.routing.failover import Action as Next
+from turnout_workers.routing.failover import Allowance, judge
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
+from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
+from turnout_workers.routing.health import EJECTION_S
+from turnout_workers.routing.options import headroom
+from turnout_workers.routing.profile import JobProfile
+from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
+from turnout_workers.under_way import CallsUnderWay
+
+logger = logging.getLogger(__name__)
+
+WATCH_S = 0.5
+"""How often calls in flight are looked at for hanging."""
+BIDS = 6
+"""The most candidates that one admission considers."""
+LEASE_MARGIN_S = 30.0
+ROOM_RECHECK_S = 0.05
+TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
+
+
+class DeadlinePassed(TimeoutError):
+    """The request was not answered by its deadline."""
+
+
+@dataclass(slots=True)
+class _Job:
+    """One request, and what it has been through."""
+
+    request: InferenceRequest
+    strategy: RoutingStrategy | None
+    accepted_at: float
+    pinned: str | None = None
+    progress: Progress = field(default_factory=Progress)
+
+    def profile(self) -> JobProfile:
+        progress = self.progress
+        if not self.request.constraints.allow_fallback and progress.attempts:
+            self.pinned = progress.attempts[0].endpoint
+        profile = JobProfile.of(
+            self.request,
+            accepted_at=self.accepted_at,
+            spent_microusd=progress.cost_microusd + progress.unsure_microusd,
+            failures=progress.failures,
+            excluded=progress.unsuited,
+            pinned=self.pinned,
+        )
+        return replace(profile, strategy=self.strategy or profile.strategy)
+
+    @property
+    def history(self) -> str:
+        """What failed so far, for people."""
+        return "; ".join(f"{a.endpoint}: {a.failure}: {a.message}" for a in self.progress.attempts)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedProvider:
+    """The provider that was chosen for a request. `complete` calls the chosen endpoint, and no other."""
+
+    name: str
+    endpoint: Endpoint
+    decision: Decision
+    _complete: Callable[[InferenceRequest, str], Awaitable[InferenceResponse]] = field(repr=False)
+
+    async def complete(self, request: InferenceRequest) -> InferenceResponse:
+        """Call this endpoint once there is room. Raises ProviderError if the call fails."""
+        return await self._complete(request, self.endpoint.id)
+
+
+class IntelligentRouter:
+    """Routes requests to the optimal provider by availability, latency, cost and health."""
+
+    def __init__(
+        self,
+        default_strategy: RoutingStrategy = RoutingStrategy.BALANCED,
+        health_check_interval: float = 30.0,
+        failover_cooldown: float = EJECTION_S,
+        store: FleetStore | None = None,
+        rng: random.Random | None = None,
+        clock: Callable[[], float] = time.time,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        hedge: bool = False,
+    ) -> None:
+        """health_check_interval: seconds between asking each provider's free health endpoint.
+
+        failover_cooldown: seconds of the first ejection of a failing endpoint, doubled by each further one.
+        store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
+        hedge: whether an interactive request that is slow may be sent to a second provider as well.
+        """
+        self._default_strategy = default_strategy
+        self._interval_s = health_check_interval
+        self._store = store or MemoryFleetStore(clock)
+        self._rng = rng or random.Random()
+        self._sleep = sleep
+        self._providers: list[CloudProviderBase] = []
+        self._owner: dict[str, CloudProviderBase] = {}
+        self._seen = SnapshotPoller(self._store, Fleet(()), monotonic=clock)
+        self._turn = 0
+        self._last_seen: dict[Lane, float] = {}
+        self._waiting: Counter[str] = Counter()
+        self._retries = Allowance(0.2, reserve=10)
+        self._under_way = CallsUnderWay()
+        self._hedging = Hedging(hedge)
+        self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
+        self._checks = HealthChecks(self._providers, self._store, self._seen, health_check_interval, self._rng)
+        self._watch = FleetWatch(
+            self._store, self._seen, self._waiting, self._under_way, uuid.uuid4().hex, self._rng, failover_cooldown
+        )
+        self._tasks: list[asyncio.Task[None]] = []
+
+    # --- the fleet ---------------------------------------------------------------------------------------
+
+    def register_provider(
+        self,
+        connector: CloudProviderBase,
+        priority: int | None = None,
+        cost_per_1k_tokens: float | None = None,
+        weight: float | None = None,
+    ) -> None:
+        """Offer a provider's endpoints to requests. What is None stays as the connector has it.
+
+        A connector is one account: a provider of which you have several keys is registered once for each.
+        cost_per_1k_tokens: US dollars, for input and output alike.
+        """
+        if any(endpoint.id in self._fleet.ids for endpoint in connector.endpoints):
+            raise ValueError(f"provider {connector.name!r} is registered already; unregister it first")
+        changes: dict[str, Any] = {}
+        if priority is not None:
+            changes["priority"] = priority
+        if weight is not None:
+            changes["weight"] = weight
+        if cost_per_1k_tokens is not None:
+            changes["price"] = Price(cost_per_1k_tokens * 1000, cost_per_1k_tokens * 1000)
+        endpoints = [replace(endpoint, **changes) for endpoint in connector.endpoints]
+        self._seen.use(Fleet((*self._fleet.endpoints, *endpoints)))
+        self._providers.append(connector)
+        self._owner.update((endpoint.id, connector) for endpoint in endpoints)
+
+    def unregister_provider(self, name: str) -> None:
+        """Send it no further requests; calls in flight end as they will. KeyError if there is none."""
+        self._ids(name)
+        self._providers[:] = [connector for connector in self._providers if connector.name != name]
+        self._seen.use(Fleet(endpoint for endpoint in self._fleet.endpoints if endpoint.provider != name))
+
+    async def isolate(self, name: str, reason: str = "by an operator") -> None:
+        """Take a provider, or one endpoint, out until `restore`."""
+        await self._store.isolate(self._ids(name), reason)
+
+    async def restore(self, name: str) -> None:
+        """Undo isolation, disabling, ejection and cooldown of a provider or an endpoint."""
+        await self._store.restore(self._ids(name))
+
+    async def snapshot(self) -> Snapshot:
+        """The fleet as it is now: health, metrics and load of every endpoint."""
+        return await self._seen.poll()
+
+    @property
+    def _fleet(self) -> Fleet:
+        return self._seen.snapshot.fleet
+
+    def _ids(self, name: str) -> list[str]:
+        ids = [endpoint.id for endpoint in self._fleet.endpoints if name in (endpoint.provider, endpoint.id)]
+        if not ids:
+            raise KeyError(f"no provider or endpoint is called {name!r}; there are {', '.join(self._fleet.ids)}")
+        return ids
+
+    # --- requests ----------------------------------------------------------------------------------------
+
+    async def get_provider_for_request(
+        self, request: InferenceRequest, strategy: RoutingStrategy | None = None
+    ) -> RoutedProvider:
+        """The best provider for a request, once one may be called.
+
+        Raises NoEligibleEndpoint if none ever can, DeadlinePassed at the request's deadline.
+        """
+        decision = await self._decide(await self._accepted(request, strategy))
+        endpoint = decision.candidates[0].endpoint
+        return RoutedProvider(endpoint.provider, endpoint, decision, self._complete_at)
+
+    async def complete(self, request: InferenceRequest, strategy: RoutingStrategy | None = None) -> InferenceResponse:
+        """Route, call, and fail over until an answer is there; with nothing available, wait.
+
+        Raises NoEligibleEndpoint, DeadlinePassed, or ProviderError when there is no more to try.
+        """
+        return await self._answer(await self._accepted(request, strategy))
+
+    async def _complete_at(self, request: InferenceRequest, endpoint_id: str) -> InferenceResponse:
+        wish = request.constraints.model_copy(update={"allow_fallback": False})
+        job = await self._accepted(request.model_copy(update={"constraints": wish}), None)
+        job.pinned = endpoint_id
+        return await self._answer(job)
+
+    async def _accepted(self, request: InferenceRequest, strategy: RoutingStrategy | None) -> _Job:
+        at = (await self.snapshot()).at
+        self._last_seen[request.constraints.lane] = at
+        return _Job(request, strategy, at)
+
+    async def _decide(self, job: _Job, again: str | None = None) -> Decision:
+        """A decision to go; waits for it. `again`: the endpoint to be called once more, though it failed."""
+        while True:
+            snapshot, profile = await self.snapshot(), job.profile()
+            if profile.deadline is not None and snapshot.at >= profile.deadline:
+                raise DeadlinePassed("; ".join(filter(None, ["no answer by the deadline", job.history])))
+            self._turn += 1
+            decision = rank(
+                profile,
+                snapshot,
+                snapshot.at,
+                self._rng,
+                default_strategy=self._default_strategy,
+                tried=job.progress.tried - {again},
+                turn=self._turn,
+            )
+            decision.raise_if_refused()
+            if decision.action is Action.GO:
+                return decision
+            waits_for = decision.waits_for
+            self._waiting.update([waits_for] if waits_for else [])
+            try:
+                await self._pause(profile, decision.wait_s)
+            finally:
+                self._waiting.subtract([waits_for] if waits_for else [])
+
+    async def _pause(self, profile: JobProfile, wait_s: float) -> None:
+        if profile.deadline is not None:
+            wait_s = min(wait_s, profile.deadline - self._seen.now())
+        await self._sleep(max(0.0, wait_s))
+
+    async def _answer(self, job: _Job) -> InferenceResponse:
+        again: str | None = None
+        retries = 0
+        while True:
+            decision = await self._decide(job, again)
+            candidates = decision.bids(BIDS)
+            same = [candidate for candidate in candidates if candidate.endpoint.id == again]
+            admission = await self._admit(decision, same or candidates)
+            if not isinstance(admission, Granted):
+                again, wait_s = None, ROOM_RECHECK_S
+                if isinstance(admission, NoRoom) and admission.retry_at is not None:
+                    wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
+                await self._pause(decision.job, wait_s * self._rng.uniform(1.0, 1.5))
+                continue
+            chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
+            retries = retries if chosen.endpoint.id == again else 0
+            answered = await self._attempt(job, decision, chosen, admission, retries)
+            if isinstance(answered, InferenceResponse):
+                return answered
+            again, retries = answered, retries + 1
+
+    async def _admit(self, decision: Decision, candidates: Sequence[Candidate]) -> Admission:
+        bids = tuple(map(Bid.of, candidates))
+        longest_s = max(candidate.timeout_s for candidate in candidates)
+        share = headroom(decision.job.lane, self._last_seen, decision.at)
+        return await self._store.admit(Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S, headroom=share))
+
+    async def _attempt(
+        self, job: _Job, decision: Decision, chosen: Candidate, granted: Granted, retries: int
+    ) -> InferenceResponse | str | None:
+        """The answer; or after a failure the endpoint to call again, None for another one."""
+        stopped: list[Attempt] = []
+        self._retries.deposit()
+        calls = await self._hedging.calls(
+            decision,
+            chosen,
+            granted,
+            admit=lambda others: self._admit(decision, others),
+            call=lambda candidate, lease: self._call(job, decision, candidate, lease, stopped),
+        )
+        job.progress = replace(job.progress, attempts=(*job.progress.attempts, *stopped))
+        for call in calls:
+            verdict = judge(
+                call.failure,
+                self._rng,
+                attempt=job.progress.spent_attempts + 1,
+                retries_here=retries,
+                retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
+                has_untried=decision.has_untried(call.chosen.endpoint.id),
+                allow_fallback=decision.job.allow_fallback,
+            )
+            await self._reporter.report(call, verdict)
+            job.progress = job.progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
+        if call.response is not None:
+            return call.response
+        if verdict.action is Next.GIVE_UP:
+            assert call.failure is not None
+            error = ProviderError(call.failure, call.observed)
+            error.add_note(job.history)
+            raise error
+        await self._pause(decision.job, verdict.delay_s)
+        if verdict.action is Next.RETRY:
+            self._retries.withdraw()
+            return call.chosen.endpoint.id
+        if verdict.action is Next.DEFER:
+            job.progress = job.progress.deferred(new_round=True)
+        return None
+
+    async def _call(
+        self, job: _Job, decision: Decision, chosen: Candidate, granted: Granted, stopped: list[Attempt]
+    ) -> Finished:
+        """One leased call. If it is stopped, or its connector is broken, it is reported here."""
+        timeout_s = chosen.timeout_s
+        if decision.job.deadline is not None:
+            timeout_s = max(0.001, min(timeout_s, decision.job.deadline - granted.at))
+        timeouts = Timeouts(first_byte_s=timeout_s, idle_s=timeout_s, total_s=timeout_s)
+        began = self._seen.now()
+
+        def finished(outcome: Any = None, failure: Failure | None = None, observed: Any = ()) -> Finished:
+            duration_s = max(0.0, self._seen.now() - began)
+            return Finished(granted.lease_id, chosen, began, duration_s, outcome, failure, observed)
+
+        try:
+            async with asyncio.timeout(timeout_s), self._under_way.call(chosen.endpoint.id, chosen.overdue_s):
+                connector = self._owner[chosen.endpoint.id]
+                return finished(await connector.call(chosen.endpoint, job.request, timeouts))
+        except ProviderError as error:
+            return finished(None, error.failure, error.limits)
+        except TimeoutError:
+            return finished(None, TIMED_OUT)
+        except BaseException:
+            call = finished(None, STOPPED)
+            stopped.append(call.attempt)
+            await asyncio.shield(self._reporter.report(call, judge(STOPPED, self._rng)))
+            raise
+
+    # --- health ------------------------------------------------------------------------------------------
+
+    async def check_health(self) -> dict[str, Failure | None]:
+        """Ask every provider's free health endpoint now; by name, what was wrong, or None.
+
+        A key that is refused disables its endpoints, and one that is accepted again enables them. An endpoint
+        disabled for another reason gets one more chance every five minutes.
+        """
+        await self.snapshot()
+        return await self._checks.check_all()
+
+    async def watch(self) -> None:
+        """Eject endpoints whose calls hang, and end leases that were abandoned. Done twice a second."""
+        await self._store.expire()
+        await self.snapshot()
+        await self._watch.judge()
+
+    async def _every(self, interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
+        while True:
+            try:
+                await work()
+            except Exception as error:
+                logger.warning("the fleet can't be looked after now: %r", error)
+            await asyncio.sleep(interval_s)
+
+    async def __aenter__(self) -> Self:
+        background = (self._every(WATCH_S, self.watch), self._every(self._interval_s, self.check_health))
+        self._tasks = [asyncio.create_task(work) for work in (*background, self._watch.run())]
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for connector in self._providers:
+            await connector.aclose()
