@@ -147,6 +147,20 @@ def test_limits_are_read_from_either_vendors_headers() -> None:
     assert daily[0].kind == "requests_per_day"
 
 
+@pytest.mark.parametrize("skew_s", [-3600, 0, 3600])
+def test_a_wrong_clock_of_ours_changes_no_delay(skew_s: float) -> None:
+    date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
+    later = {"retry-after": "Fri, 15 Jan 2027 08:00:07 GMT"}
+    assert retry_after_s(httpx.Headers(date | later), None, NOW + skew_s) == 7
+    limits = {
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:04Z",
+    }
+    assert retry_after_s(httpx.Headers(date | limits), None, NOW + skew_s) == 4
+    (told,) = observed_limits(httpx.Headers(date | limits), NOW + skew_s)
+    assert told.reset_s == 4
+
+
 def test_no_key_and_no_prompt_is_repeated() -> None:
     text = scrubbed(
         "Incorrect API key provided: sk-abcdefghijkl1234. Prompt was: tell me a secret thing",

@@ -10,7 +10,6 @@ Where there is no file, `discovery.py` makes the same tables from the keys that 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from base64 import b64decode
 from collections.abc import Mapping
@@ -53,7 +52,7 @@ class Settings:
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
     webhooks: Mapping[str, Webhook]
     version: str
-    """Hash of the content, keys included: a reload that changes nothing has the same one."""
+    """Hash of the file, the same for all who have it. Keys, which not everybody has, are no part of it."""
     source: str
     """Where it came from, for people."""
 
@@ -125,8 +124,7 @@ def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool 
             problems.append(f"{at}: webhooks.{name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
-    content = json.dumps([text, keys, {name: environ.get(name) for name in FROM_ENVIRONMENT}])
-    version = hashlib.sha256(content.encode()).hexdigest()[:12]
+    version = hashlib.sha256(text.encode()).hexdigest()[:12]
     return Settings(file, keys, webhooks, version, where)
 
 

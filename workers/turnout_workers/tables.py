@@ -116,7 +116,7 @@ class ProviderTable(LimitFields):
     api_key_env: Strings = ()
     api_key_file: Strings = ()
     api_key: Strings = Field(default=(), repr=False)
-    """Several keys, of whichever origin, are several accounts; the limits given here hold for each model of each."""
+    """Several keys, of whichever origin, are several accounts; each has the limits given here, for all its models."""
     models: Annotated[dict[Name, ModelTable], BeforeValidator(_named_models)] = Field(default_factory=dict)
     priority: int = 100
     weight: Annotated[float, Field(gt=0)] = 1.0

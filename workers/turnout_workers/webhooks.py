@@ -70,16 +70,19 @@ def message(result: JobResult) -> bytes:
 class Webhooks:
     """Tells what is due. `run` is background work of every worker."""
 
-    def __init__(self, ledger: Ledger, call: Coalescer, configured: Mapping[str, Webhook]) -> None:
+    def __init__(self, ledger: Ledger, call: Coalescer) -> None:
         self._ledger = ledger
         self._call = call
-        self._configured = configured
+        self.configured: Mapping[str, Webhook] = {}
+        """By the name that jobs use."""
 
     async def run(self) -> None:
         public, private = _session(private=False), _session(private=True)
         async with public, private:
             while True:
                 await asyncio.sleep(EVERY_S)
+                if not self.configured:
+                    continue  # nobody is to be told of anything
                 try:
                     due = await self._call(self._ledger.due_hooks(BATCH))
                     await asyncio.gather(*(self._tell(job_id, public, private) for job_id in due))
@@ -90,7 +93,7 @@ class Webhooks:
         hook = await self._call(self._ledger.take_hook(job_id, TIMEOUT_S * 2))
         if hook is None:
             return
-        webhook = self._configured.get(hook.name)
+        webhook = self.configured.get(hook.name)
         if webhook is None:
             await self._give_up(job_id, hook, "no webhook of this name is configured")
             return

@@ -26,7 +26,7 @@ from tests.unit.ledger import test_facts
 MUTANTS = [
     Mutant("claim", "if state ~= 'queued' then return {state} end", ""),
     Mutant("claim", "'HINCRBY', KEYS[1], 'token', 1", "'HINCRBY', KEYS[1], 'token', 0"),
-    Mutant("claim", "for i = 4, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end", ""),
+    Mutant("claim", "for i = 6, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end", ""),
     Mutant("claim", "NOW + ARGV[3]", "NOW"),
     Mutant("claim", "if version ~= VERSION then return {'unknown_version'} end", ""),
     Mutant("enqueue", "known[1] == fingerprint", "true"),
@@ -61,7 +61,7 @@ MUTANTS = [
     Mutant("settle", "redis.call('ZREM', KEYS[2], id)", ""),
     Mutant("settle", "redis.call('ZREM', KEYS[3], id)", ""),
     Mutant("settle", "redis.call('ZREM', KEYS[4], id)", ""),
-    Mutant("settle", "for i = 12, #KEYS do redis.call('ZREM', KEYS[i], id) end", ""),
+    Mutant("settle", "for i = 14, #KEYS do redis.call('ZREM', KEYS[i], id) end", ""),
     Mutant("settle", "if job[8] ~= batch then", "if false then"),
     Mutant("settle", "redis.call('PEXPIRE', KEYS[1], ttl)", ""),
     Mutant("settle", "redis.call('PEXPIRE', KEYS[7], ttl)", ""),
