@@ -139,7 +139,7 @@ def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
     assert groq.price.source.startswith("genai-prices")
     assert office.price == Price(0.0, 0.0)
     assert office.served_model == "meta-llama/Llama-3.3-70B-Instruct"
-    assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3)
+    assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3, 3.75)
 
 
 def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path) -> None:
