@@ -235,6 +235,13 @@ async def test_a_compressed_bomb_is_cut_off_in_time(http: Http) -> None:
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb <= 64 * 1024
 
 
+async def test_a_request_that_cannot_be_encoded_is_the_callers_fault(http: Http) -> None:
+    connector = build(config("openai", "http://127.0.0.1:9"), http)
+    with pytest.raises(ProviderError) as error:
+        await connector.complete(InferenceRequest(prompt="A?", extras={"openai": {"user": "\ud800"}}))
+    assert error.value.failure.kind is K.INVALID_REQUEST
+
+
 async def test_the_total_deadline_holds_while_a_reader_of_the_stream_is_slow(http: Http) -> None:
     event = b'data: {"choices": [{"delta": {"content": "Hi"}}]}\n\n'
     never = asyncio.Event()
@@ -256,8 +263,11 @@ async def test_no_hostile_response_escapes_classification(kind: str, streaming: 
     current = b""
 
     async def reply(writer: asyncio.StreamWriter) -> None:
-        writer.write(current)
-        await writer.drain()
+        cut = rng.randrange(len(current) + 1)  # in two pieces, at any place
+        for piece in (current[:cut], current[cut:]):
+            writer.write(piece)
+            await writer.drain()
+            await asyncio.sleep(0)
 
     async def ignore(_: str) -> None: ...
 

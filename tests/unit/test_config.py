@@ -233,3 +233,10 @@ def test_tables_written_as_toml_read_back_the_same() -> None:
     read = tomllib.loads(discovery.toml(tables))
     assert read == {name: value for name, value in tables.items() if value is not None}
     assert list(itertools.chain(read)) == list(tables)[:-1]
+
+
+def test_a_missing_key_file_is_told_with_the_variable_that_names_it(tmp_path: Path) -> None:
+    environ = {"OPENAI_API_KEY_FILE": str(tmp_path / "nowhere")}
+    with pytest.raises(ConfigError, match=r"OPENAI_API_KEY_FILE=.*nowhere can't be read: No such file"):
+        configured(environ, tmp_path)
+    assert configured(environ, tmp_path, with_keys=False).version, "who only looks on needs no key"

@@ -79,7 +79,7 @@ def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys
     if (path := find(environ, folder or Path.cwd())) is not None:
         return load(path, environ, with_keys)
     if found := discovery.from_environment(environ):
-        return settings(discovery.toml(found), "the environment", environ)
+        return settings(discovery.toml(found), "the environment", environ, with_keys)
     raise ConfigError(
         "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
         "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
@@ -148,7 +148,8 @@ def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
             found.append(Path(file).expanduser().read_text("utf-8").strip())
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise ConfigError(f"api_key_file {file} can't be read: {reason}") from None
+            named_by = next((f"{name}=" for name, value in environ.items() if value == file), "api_key_file ")
+            raise ConfigError(f"{named_by}{file} can't be read: {reason}; name a file that holds the key") from None
     if not all(re.fullmatch(r"[!-~]+", key) for key in found):
         raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
     return tuple(dict.fromkeys(found))
