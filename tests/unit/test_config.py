@@ -143,7 +143,7 @@ def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
     assert groq.price.source.startswith("genai-prices")
     assert office.price == Price(0.0, 0.0)
     assert office.served_model == "meta-llama/Llama-3.3-70B-Instruct"
-    assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3)
+    assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3, 3.75)
 
 
 def test_a_providers_limits_are_shared_by_its_models_and_bound_each_of_them() -> None:
@@ -248,3 +248,10 @@ def test_tables_written_as_toml_read_back_the_same() -> None:
     read = tomllib.loads(discovery.toml(tables))
     assert read == {name: value for name, value in tables.items() if value is not None}
     assert list(itertools.chain(read)) == list(tables)[:-1]
+
+
+def test_a_missing_key_file_is_told_with_the_variable_that_names_it(tmp_path: Path) -> None:
+    environ = {"OPENAI_API_KEY_FILE": str(tmp_path / "nowhere")}
+    with pytest.raises(ConfigError, match=r"OPENAI_API_KEY_FILE=.*nowhere can't be read: No such file"):
+        configured(environ, tmp_path)
+    assert configured(environ, tmp_path, with_keys=False).version, "who only looks on needs no key"

@@ -228,3 +228,16 @@ def test_the_price_list_knows_what_it_knows() -> None:
     assert price.cache_read == 0.075
     assert price.source.startswith("genai-prices")
     assert list_price("openai", "no-such-model-anywhere") is None
+
+
+def test_cached_and_stored_input_have_prices_of_their_own() -> None:
+    used = Usage(input_tokens=1000, cache_read_tokens=400, cache_write_tokens=500, output_tokens=10)
+    assert cost_microusd(Price(2.0, 10.0, 0.2, 2.5), used) == 100 * 2 + 400 * 0.2 + 500 * 2.5 + 10 * 10
+    assert cost_microusd(Price(2.0, 10.0), used) == 1000 * 2 + 10 * 10
+
+
+def test_the_price_list_knows_what_storing_input_costs() -> None:
+    price = list_price("anthropic", "claude-sonnet-4-5")
+    assert price is not None
+    assert price.cache_write is not None
+    assert price.cache_write > price.input

@@ -82,7 +82,7 @@ def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys
     if (path := find(environ, folder or Path.cwd())) is not None:
         return load(path, environ, with_keys)
     if found := discovery.from_environment(environ):
-        return settings(discovery.toml(found), "the environment", environ)
+        return settings(discovery.toml(found), "the environment", environ, with_keys)
     raise ConfigError(
         "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
         "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
@@ -146,7 +146,10 @@ def _webhook(table: WebhookTable, environ: Mapping[str, str]) -> Webhook:
     if table.secret_env is not None:
         origin, secret = f"environment variable {table.secret_env}", environ.get(table.secret_env, "")
     else:
-        origin, secret = f"secret_file {table.secret_file}", _text(Path(table.secret_file or ""), "secret_file")
+        origin, secret = (
+            f"secret_file {table.secret_file}",
+            _text(Path(table.secret_file or ""), f"secret_file {table.secret_file}"),
+        )
     try:
         known = len(b64decode(secret.strip().removeprefix("whsec_"), validate=True)) >= 24
     except ValueError:
@@ -156,12 +159,13 @@ def _webhook(table: WebhookTable, environ: Mapping[str, str]) -> Webhook:
     return Webhook(table.url, Secret(secret.strip()), table.private)
 
 
-def _text(file: Path, field: str) -> str:
+def _text(file: Path, named: str) -> str:
+    """What a file of secrets holds. `named`: it, and who named it."""
     try:
         return file.expanduser().read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not UTF-8"
-        raise ConfigError(f"{field} {file} can't be read: {reason}") from None
+        raise ConfigError(f"{named} can't be read: {reason}; name a file that holds the key") from None
 
 
 def _places(table: ProviderTable) -> tuple[str, ...]:
@@ -177,7 +181,8 @@ def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
             raise ConfigError(f"environment variable {variable} is not set; set it, or remove this provider")
         found.append(value)
     for file in table.api_key_file:
-        found.append(_text(Path(file), "api_key_file"))
+        named_by = next((f"{name}=" for name, value in environ.items() if value == file), "api_key_file ")
+        found.append(_text(Path(file), f"{named_by}{file}"))
     if not all(re.fullmatch(r"[!-~]+", key) for key in found):
         raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
     return tuple(dict.fromkeys(found))

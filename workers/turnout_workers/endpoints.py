@@ -83,7 +83,12 @@ def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialec
 
 def _price(told: ModelTable, preset: Dialect, served: str) -> Price | None:
     if told.input_usd_per_mtok is not None and told.output_usd_per_mtok is not None:
-        return Price(told.input_usd_per_mtok, told.output_usd_per_mtok, told.cache_read_usd_per_mtok)
+        return Price(
+            told.input_usd_per_mtok,
+            told.output_usd_per_mtok,
+            told.cache_read_usd_per_mtok,
+            told.cache_write_usd_per_mtok,
+        )
     return list_price(preset.price_id, served) if preset.price_id else None
 
 

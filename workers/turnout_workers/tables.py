@@ -87,6 +87,7 @@ class ModelTable(LimitFields):
     input_usd_per_mtok: Usd | None = None
     output_usd_per_mtok: Usd | None = None
     cache_read_usd_per_mtok: Usd | None = None
+    cache_write_usd_per_mtok: Usd | None = None
     context_tokens: Count | None = None
     max_output_tokens: Count | None = None
     capabilities: frozenset[Capability] | None = None

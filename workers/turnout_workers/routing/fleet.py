@@ -24,6 +24,8 @@ class Price:
     output: float
     cache_read: float | None = None
     """None: cached input costs as much as any."""
+    cache_write: float | None = None
+    """Of input that the provider stores for later calls; None: as much as any."""
     source: str = "operator"
     """Where the price comes from: `operator`, or the name and version of the price list."""
 
