@@ -108,8 +108,8 @@ def main() -> None:
     lines = [
         "# Benchmarks",
         "",
-        "Made by `python -m tests.benchmarks.report` from the raw numbers in `docs/benchmarks/`. Providers are simulated;",
-        "every job's result was checked. Machines differ: take the ratios, which are of one run each.",
+        "Made by `python -m tests.benchmarks.report` from the raw numbers in `docs/benchmarks/`. Providers are",
+        "simulated; every job's result was checked. Machines differ: take the ratios, which are of one run each.",
         "",
     ]
     for name, write in PARTS.items():
