@@ -104,6 +104,7 @@ class Lines:
     def __exit__(self, *exc: object) -> None: ...
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
+        rate = self._pace.rate(tally.finished)
         kinds = {name: state.split(":")[0] for name, state in states.items()}
         for name in kinds.keys() - self._states.keys():
             self._console.print(f"{name}: {states[name]}", highlight=False)
@@ -116,7 +117,7 @@ class Lines:
         total = f" of {self._total:,}" if self._total else ""
         self._console.print(
             f"{tally.finished:,}{total} done, {tally.failed:,} failed, {tally.failovers:,} failovers, "
-            f"{dollars(tally.cost_microusd)}, {self._pace.rate(tally.finished):,.0f} jobs/s",
+            f"{dollars(tally.cost_microusd)}, {rate:,.0f} jobs/s",
             highlight=False,
         )
 
