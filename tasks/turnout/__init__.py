@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from turnout.client.blocking import Client, Job
     from turnout.client.nonblocking import AsyncClient, AsyncJob
+    from turnout.client.streaming import Restarted
     from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, Refused, TurnoutError
     from turnout.request import (
         InferenceRequest,
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "turnout.client.blocking": ("Client", "Job"),
     "turnout.client.nonblocking": ("AsyncClient", "AsyncJob"),
+    "turnout.client.streaming": ("Restarted",),
     "turnout.errors": ("Cancelled", "Conflict", "Expired", "Failed", "IntakeRefused", "Refused", "TurnoutError"),
     "turnout.request": ("InferenceRequest", "InferenceResponse", "Lane", "RoutingConstraints", "RoutingStrategy"),
     "turnout.result": ("JobResult",),
@@ -42,6 +44,7 @@ __all__ = [
     "JobResult",
     "Lane",
     "Refused",
+    "Restarted",
     "RoutingConstraints",
     "RoutingStrategy",
     "TurnoutError",

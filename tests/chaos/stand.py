@@ -127,6 +127,9 @@ class Stand:
             told: dict[str, Any] = json.load(reply)
             return told
 
+    def heal(self, provider: str) -> None:
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/control/{provider}", method="DELETE"))
+
     def money(self) -> dict[str, int]:
         """The books; every call of every job is charged to the account `total`."""
         told = self.client.hgetall(self.ledger.keys.money)

@@ -14,12 +14,13 @@ from turnout.request import Lane, RoutingStrategy
 from turnout_workers import discovery
 from turnout_workers.config import ConfigError, Settings, configured, find, load, settings
 from turnout_workers.endpoints import accounts
-from turnout_workers.routing.fleet import Price
+from turnout_workers.routing.fleet import Limits, Price
 from turnout_workers.simulator import load as load_scenario
 
 ROOT = Path(__file__).parents[2]
 ENVIRON = {name: f"key-of-{name}" for name in ("OPENAI_API_KEY", "ANTHROPIC_API_KEY", "ANTHROPIC_API_KEY_2")} | {
-    "GROQ_API_KEY": "key-of-groq"
+    "GROQ_API_KEY": "key-of-groq",
+    "ORDERS_WEBHOOK_SECRET": "whsec_" + "c2VjcmV0" * 4,
 }
 
 
@@ -98,16 +99,19 @@ def test_no_error_and_no_repr_shows_a_key() -> None:
     assert "sk-canary" not in told("[providers.groq]\napi_key_env = 'K'", {"K": "sk-canary\n\tbroken"})
 
 
-def test_the_version_changes_with_the_content_and_with_the_keys_only(tmp_path: Path) -> None:
+def test_the_version_is_the_files_and_other_keys_make_another_configuration(tmp_path: Path) -> None:
     secret = tmp_path / "key"
 
-    def version(text: str, key: str) -> str:
+    def made(text: str, key: str) -> Settings:
         secret.write_text(key)
-        return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", "t.toml", {"HOME": key}).version
+        return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", "t.toml", {"HOME": key})
 
-    first = version("namespace = 'a'", "one")
-    assert version("namespace = 'a'", "one") == first
-    assert len({first, version("namespace = 'b'", "one"), version("namespace = 'a'", "two")}) == 3
+    first = made("namespace = 'a'", "one")
+    assert made("namespace = 'a'", "one") == first
+    other = made("namespace = 'a'", "two")
+    assert other.version == first.version
+    assert other != first
+    assert made("namespace = 'b'", "one").version != first.version
 
 
 def test_the_example_is_right_and_shows_every_field() -> None:
@@ -139,7 +143,17 @@ def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
     assert groq.price.source.startswith("genai-prices")
     assert office.price == Price(0.0, 0.0)
     assert office.served_model == "meta-llama/Llama-3.3-70B-Instruct"
-    assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3)
+    assert fleet["anthropic/claude-sonnet-4-5"].price == Price(3.0, 15.0, 0.3, 3.75)
+
+
+def test_a_providers_limits_are_shared_by_its_models_and_bound_each_of_them() -> None:
+    text = "[providers.x]\nbase_url = 'http://x'\nrequests_per_minute = 10\nconcurrency = 4\n[providers.x.models]\n"
+    text += "a = {requests_per_minute = 3, concurrency = 8}\n"
+    (alone,) = accounts(settings(text, "t.toml", {}))[0].endpoints
+    assert (alone.limits, alone.shared_limits) == (Limits(requests_per_minute=3, concurrency=4), Limits())
+    both = accounts(settings(text + "b = {}", "t.toml", {}))[0].endpoints
+    assert [e.limits.requests_per_minute for e in both] == [3, 10]
+    assert {e.shared_limits for e in both} == {Limits(requests_per_minute=10, concurrency=4)}
 
 
 def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path) -> None:
@@ -207,7 +221,8 @@ def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     assert simulated.simulated
     assert all(e.simulated for account in accounts(simulated) for e in account.endpoints)
     swift = simulated.file.providers["sim-swift"]
-    assert (swift.base_url, swift.requests_per_minute) == ("http://127.0.0.1:1/sim-swift", 240)
+    limit = swift.models["llama-3.3-70b"].requests_per_minute
+    assert (swift.base_url, limit) == ("http://127.0.0.1:1/sim-swift", 240)
     model = swift.models["llama-3.3-70b"]
     assert (model.name, model.input_usd_per_mtok, model.output_usd_per_mtok) == (
         "llama-3.3-70b-versatile",
@@ -233,3 +248,10 @@ def test_tables_written_as_toml_read_back_the_same() -> None:
     read = tomllib.loads(discovery.toml(tables))
     assert read == {name: value for name, value in tables.items() if value is not None}
     assert list(itertools.chain(read)) == list(tables)[:-1]
+
+
+def test_a_missing_key_file_is_told_with_the_variable_that_names_it(tmp_path: Path) -> None:
+    environ = {"OPENAI_API_KEY_FILE": str(tmp_path / "nowhere")}
+    with pytest.raises(ConfigError, match=r"OPENAI_API_KEY_FILE=.*nowhere can't be read: No such file"):
+        configured(environ, tmp_path)
+    assert configured(environ, tmp_path, with_keys=False).version, "who only looks on needs no key"

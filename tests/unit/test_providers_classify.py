@@ -147,6 +147,20 @@ def test_limits_are_read_from_either_vendors_headers() -> None:
     assert daily[0].kind == "requests_per_day"
 
 
+@pytest.mark.parametrize("skew_s", [-3600, 0, 3600])
+def test_a_wrong_clock_of_ours_changes_no_delay(skew_s: float) -> None:
+    date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
+    later = {"retry-after": "Fri, 15 Jan 2027 08:00:07 GMT"}
+    assert retry_after_s(httpx.Headers(date | later), None, NOW + skew_s) == 7
+    limits = {
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:04Z",
+    }
+    assert retry_after_s(httpx.Headers(date | limits), None, NOW + skew_s) == 4
+    (told,) = observed_limits(httpx.Headers(date | limits), NOW + skew_s)
+    assert told.reset_s == 4
+
+
 def test_no_key_and_no_prompt_is_repeated() -> None:
     text = scrubbed(
         "Incorrect API key provided: sk-abcdefghijkl1234. Prompt was: tell me a secret thing",
@@ -214,3 +228,16 @@ def test_the_price_list_knows_what_it_knows() -> None:
     assert price.cache_read == 0.075
     assert price.source.startswith("genai-prices")
     assert list_price("openai", "no-such-model-anywhere") is None
+
+
+def test_cached_and_stored_input_have_prices_of_their_own() -> None:
+    used = Usage(input_tokens=1000, cache_read_tokens=400, cache_write_tokens=500, output_tokens=10)
+    assert cost_microusd(Price(2.0, 10.0, 0.2, 2.5), used) == 100 * 2 + 400 * 0.2 + 500 * 2.5 + 10 * 10
+    assert cost_microusd(Price(2.0, 10.0), used) == 1000 * 2 + 10 * 10
+
+
+def test_the_price_list_knows_what_storing_input_costs() -> None:
+    price = list_price("anthropic", "claude-sonnet-4-5")
+    assert price is not None
+    assert price.cache_write is not None
+    assert price.cache_write > price.input

@@ -36,7 +36,7 @@ app.conf.update(
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
     broker_transport_options={
-        "queue_order_strategy": "priority",
+        "queue_order_strategy": "turnout_workers.transport:LaneOrder",
         "socket_keepalive": True,
         "health_check_interval": 15,
         "max_connections": 50,

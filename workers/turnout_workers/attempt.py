@@ -35,6 +35,7 @@ from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
+from turnout_workers.routing.tenants import TenantShares
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import (
@@ -47,6 +48,7 @@ from turnout_workers.state.store import (
     Granted,
     NoRoom,
 )
+from turnout_workers.streaming import Pieces
 from turnout_workers.under_way import CallsUnderWay
 
 logger = logging.getLogger(__name__)
@@ -119,6 +121,8 @@ class Policy:
     reserved: Mapping[Lane, float] | None = None
     """Share of each rate limit that a lane leaves to the more urgent ones, while they have work."""
     hedge: bool = False
+    webhooks: frozenset[str] = frozenset()
+    """Names that jobs may tell when they end."""
     """Whether a slow interactive call may be doubled."""
 
 
@@ -157,17 +161,18 @@ class Attempts:
         self._store = store
         self._fleet = fleet
         self.connectors = connectors
-        """By endpoint id."""
+        """By endpoint id. Replaced, like the policy, when the configuration changes."""
         self._heartbeat = heartbeat
         self._ceilings = ceilings
         self._spool = spool
-        self._policy = policy
+        self.policy = policy
         self._rng = rng
         self._metrics = metrics
         self._reporter = Reporter(store, fleet, policy.ejection_s, rng, metrics)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
         self._hedging = Hedging(policy.hedge)
         self._last_seen: dict[Lane, float] = {}
+        self._shares = TenantShares()
         self.under_way = CallsUnderWay()
         self.waiting: Counter[str] = Counter()
         """Jobs of this worker that wait for an endpoint rather than take another, by endpoint id."""
@@ -180,7 +185,10 @@ class Attempts:
         claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
         if not isinstance(claim, Claimed):
             return Skipped(f"not to be claimed: {claim.state}")
-        self._last_seen[claim.lane] = self._fleet.now()
+        self._last_seen[claim.lane] = now = self._fleet.now()
+        self._shares.seen(claim.tenant or "", now)
+        if claim.next_in_turn is not None:
+            await self._call(self._ledger.bring(claim.next_in_turn, claim.lane))
         reached("claimed")
         if not claim.progress:
             self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
@@ -204,6 +212,10 @@ class Attempts:
 
     async def _work(self, job: _Job, hold: Hold) -> End:
         progress = Progress.from_json(job.claim.progress)
+        if (webhook := job.claim.webhook) and webhook not in self.policy.webhooks:
+            there_are = ", ".join(sorted(self.policy.webhooks)) or "none"
+            message = f"no webhook is called {webhook}; there are {there_are}"
+            return await self._give_up(job, progress, JobStatus.FAILED, "refused", message)
         patience_s = PATIENCE_S[job.request.constraints.lane]
         again: str | None = None
         retries_here = 0
@@ -222,6 +234,7 @@ class Attempts:
                 same = [candidate for candidate in candidates if candidate.endpoint.id == again]
                 admission = await self._admit(job, progress, same or candidates)
                 if isinstance(admission, Granted):
+                    self._shares.seen(job.claim.tenant or "", now, 1)
                     chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
                     outcome = await self._attempt(job, progress, decision, chosen, admission, hold, retries_here)
                     if not isinstance(outcome, _Again):
@@ -272,7 +285,7 @@ class Attempts:
             priced=any(ceiling.limit_microusd is not None for ceiling in ceilings),
             pinned=None if wish.allow_fallback or not progress.attempts else progress.attempts[0].endpoint,
         )
-        strategy = self._policy.default_strategy
+        strategy = self.policy.default_strategy
         return routing.rank(
             profile, self._fleet.snapshot, now, self._rng, default_strategy=strategy, tried=progress.tried - {again}
         )
@@ -281,6 +294,8 @@ class Attempts:
         self, job: _Job, progress: Progress, candidates: Sequence[routing.Candidate], *, second: bool = False
     ) -> Admission:
         bids = tuple(Bid.of(c, self._ceilings.of_provider(c.endpoint.provider)) for c in candidates)
+        now, tenant = self._fleet.now(), job.claim.tenant or ""
+        lane_share = headroom(job.claim.lane, self._last_seen, now, self.policy.reserved)
         return await self._store.admit(
             Ask(
                 lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts) + second}",
@@ -288,7 +303,7 @@ class Attempts:
                 ttl_s=self._heartbeat.ttl_s,
                 ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
                 fence=Fence(self._ledger.keys.job(job.id), job.claim.token),
-                headroom=headroom(job.claim.lane, self._last_seen, self._fleet.now(), self._policy.reserved),
+                headroom=lane_share * self._shares.headroom(tenant, now),
             )
         )
 
@@ -313,6 +328,7 @@ class Attempts:
             grant,
             admit=lambda others: self._admit(job, progress, others, second=True),
             call=lambda candidate, lease: self._leased(job, candidate, lease, hold, stopped),
+            alone=job.claim.stream,
         )
         reached("after_call")
         progress = replace(progress, attempts=(*progress.attempts, *stopped))
@@ -326,7 +342,7 @@ class Attempts:
                 retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
                 has_untried=decision.has_untried(call.chosen.endpoint.id),
                 allow_fallback=job.request.constraints.allow_fallback,
-                max_attempts=self._policy.max_attempts,
+                max_attempts=self.policy.max_attempts,
             )
             reporting.append(asyncio.ensure_future(self._reporter.report(call, verdict)))
             progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
@@ -345,7 +361,7 @@ class Attempts:
         hold.leases.add(grant.lease_id)
         started_at, clock = self._fleet.now(), time.monotonic()
         try:
-            outcome = await self._send(job, chosen, hold)
+            outcome = await self._send(job, chosen, grant.lease_id, hold)
             return Finished(grant.lease_id, chosen, started_at, time.monotonic() - clock, outcome)
         except ProviderError as error:
             duration_s = time.monotonic() - clock
@@ -358,7 +374,7 @@ class Attempts:
         finally:
             hold.leases.discard(grant.lease_id)
 
-    async def _send(self, job: _Job, chosen: routing.Candidate, hold: Hold) -> CallOutcome:
+    async def _send(self, job: _Job, chosen: routing.Candidate, lease_id: str, hold: Hold) -> CallOutcome:
         endpoint = chosen.endpoint
         if asyncio.get_running_loop().time() >= hold.valid_until:
             hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
@@ -374,7 +390,13 @@ class Attempts:
         if crash_points.awaited("during_call"):
             asyncio.get_running_loop().call_later(0.05, reached, "during_call")
         async with self.under_way.call(endpoint.id, chosen.overdue_s):
-            return await connector.call(endpoint, job.request, timeouts)
+            if not job.claim.stream:
+                return await connector.call(endpoint, job.request, timeouts)
+            pieces = Pieces(self._ledger, self._call, job.id, lease_id, self.policy.result_ttl_s)
+            await pieces.begin()
+            outcome = await connector.call(endpoint, job.request, timeouts, pieces)
+            await pieces.end(outcome.response.text)
+            return outcome
 
     async def _move_on(
         self, job: _Job, progress: Progress, decision: routing.Decision, verdict: failover.Verdict, failed: Attempt
@@ -430,7 +452,7 @@ class Attempts:
     async def _settle(self, job: _Job, result: JobResult, decision: routing.Decision | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         record = decision.to_record() if decision else None
-        policy, claim = self._policy, job.claim
+        policy, claim = self.policy, job.claim
         settlement = self._ledger.settle(
             job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
         )

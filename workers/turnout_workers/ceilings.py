@@ -17,26 +17,26 @@ class ConfiguredCeilings:
     """The ceilings of `turnout.toml` and of the jobs. Periods are calendar days and months in UTC."""
 
     def __init__(self, table: CeilingsTable, now: Callable[[], float]) -> None:
-        self._table = table
+        self.table = table
         self._now = now
 
     def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]:
         """All but the provider's. `total` has no ceiling: it is the books. A batch keeps its limit with its account."""
         wish = request.constraints
-        found = [Ceiling("total", None), *self._periods("total", self._table.total)]
+        found = [Ceiling("total", None), *self._periods("total", self.table.total)]
         if wish.max_cost_microusd is not None:
             found.append(Ceiling(f"job:{job_id}", wish.max_cost_microusd))
         if batch is not None:
             found.append(Ceiling(f"batch:{batch}", None))
         if wish.tenant is not None:
-            tenants = self._table.tenants
+            tenants = self.table.tenants
             table = tenants.get(wish.tenant, tenants.get(ANY_TENANT, NO_CEILING))
             found += self._periods(f"tenant:{wish.tenant}", table)
         return tuple(found)
 
     def named(self) -> tuple[Ceiling, ...]:
         """Those that the configuration names, for the present day and month."""
-        table = self._table
+        table = self.table
         found = list(self._periods("total", table.total))
         for kind, tables in (("tenant", table.tenants), ("provider", table.providers)):
             for name in tables.keys() - {ANY_TENANT}:
@@ -44,7 +44,7 @@ class ConfiguredCeilings:
         return tuple(found)
 
     def of_provider(self, provider: str) -> tuple[Ceiling, ...]:
-        return self._periods(f"provider:{provider}", self._table.providers.get(provider, NO_CEILING))
+        return self._periods(f"provider:{provider}", self.table.providers.get(provider, NO_CEILING))
 
     def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:
         today = datetime.fromtimestamp(self._now(), UTC)

@@ -10,8 +10,8 @@ Where there is no file, `discovery.py` makes the same tables from the keys that 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -23,8 +23,10 @@ from turnout.request import Value
 from turnout_workers import discovery, tables, toml_lines
 from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS, dialect
-from turnout_workers.tables import File, ProviderTable
+from turnout_workers.providers.settings import Secret
+from turnout_workers.tables import File, ProviderTable, WebhookTable
 from turnout_workers.toml_lines import ConfigError as ConfigError
+from turnout_workers.webhooks import Webhook, address_trouble
 
 FROM_ENVIRONMENT = {
     "REDIS_URL": ("redis_url",),
@@ -48,8 +50,9 @@ class Settings:
     file: File
     """All but the providers: router, worker, lanes, ceilings, retention, monitoring."""
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
+    webhooks: Mapping[str, Webhook]
     version: str
-    """Hash of the content, keys included: a reload that changes nothing has the same one."""
+    """Hash of the file, the same for all who have it. Keys, which not everybody has, are no part of it."""
     source: str
     """Where it came from, for people."""
 
@@ -79,7 +82,7 @@ def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys
     if (path := find(environ, folder or Path.cwd())) is not None:
         return load(path, environ, with_keys)
     if found := discovery.from_environment(environ):
-        return settings(discovery.toml(found), "the environment", environ)
+        return settings(discovery.toml(found), "the environment", environ, with_keys)
     raise ConfigError(
         "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
         "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
@@ -112,11 +115,17 @@ def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool 
         except ConfigError as error:
             at = toml_lines.at(where, ("providers", name), toml_lines.scan(text))
             problems.append(f"{at}: providers.{name}: {error}")
+    webhooks: dict[str, Webhook] = {}
+    for name, hook in file.webhooks.items() if with_keys else ():
+        try:
+            webhooks[name] = _webhook(hook, environ)
+        except ConfigError as error:
+            at = toml_lines.at(where, ("webhooks", name), toml_lines.scan(text))
+            problems.append(f"{at}: webhooks.{name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
-    content = json.dumps([text, keys, {name: environ.get(name) for name in FROM_ENVIRONMENT}])
-    version = hashlib.sha256(content.encode()).hexdigest()[:12]
-    return Settings(file, keys, version, where)
+    version = hashlib.sha256(text.encode()).hexdigest()[:12]
+    return Settings(file, keys, webhooks, version, where)
 
 
 def _check(name: str, table: ProviderTable) -> None:
@@ -129,6 +138,34 @@ def _check(name: str, table: ProviderTable) -> None:
     kinds = WIRE_FORMATS | {entry.name for entry in entry_points(group="turnout.connectors")}
     if table.kind not in kinds:
         raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(kinds))}")
+
+
+def _webhook(table: WebhookTable, environ: Mapping[str, str]) -> Webhook:
+    if trouble := address_trouble(table.url, table.private):
+        raise ConfigError(trouble)
+    if table.secret_env is not None:
+        origin, secret = f"environment variable {table.secret_env}", environ.get(table.secret_env, "")
+    else:
+        origin, secret = (
+            f"secret_file {table.secret_file}",
+            _text(Path(table.secret_file or ""), f"secret_file {table.secret_file}"),
+        )
+    try:
+        known = len(b64decode(secret.strip().removeprefix("whsec_"), validate=True)) >= 24
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError(f"{origin} holds no signing secret: whsec_ and the base64 of 24 to 64 random bytes")
+    return Webhook(table.url, Secret(secret.strip()), table.private)
+
+
+def _text(file: Path, named: str) -> str:
+    """What a file of secrets holds. `named`: it, and who named it."""
+    try:
+        return file.expanduser().read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{named} can't be read: {reason}; name a file that holds the key") from None
 
 
 def _places(table: ProviderTable) -> tuple[str, ...]:
@@ -144,11 +181,8 @@ def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
             raise ConfigError(f"environment variable {variable} is not set; set it, or remove this provider")
         found.append(value)
     for file in table.api_key_file:
-        try:
-            found.append(Path(file).expanduser().read_text("utf-8").strip())
-        except (OSError, UnicodeDecodeError) as error:
-            reason = getattr(error, "strerror", None) or "not UTF-8"
-            raise ConfigError(f"api_key_file {file} can't be read: {reason}") from None
+        named_by = next((f"{name}=" for name, value in environ.items() if value == file), "api_key_file ")
+        found.append(_text(Path(file), f"{named_by}{file}"))
     if not all(re.fullmatch(r"[!-~]+", key) for key in found):
         raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
     return tuple(dict.fromkeys(found))

@@ -84,7 +84,6 @@ def simulated(base_urls: Mapping[str, str], scenario: Scenario) -> Tables:
             "regions": sorted(provider.regions),
             "no_training": provider.no_training,
             "zero_retention": provider.zero_retention,
-            **asdict(provider.limits),
             "models": {
                 ours: {
                     "name": model.served or ours,
@@ -98,6 +97,7 @@ def simulated(base_urls: Mapping[str, str], scenario: Scenario) -> Tables:
                     "aliases": sorted(model.aliases),
                     "expected_ttft_s": provider.ttft_s or None,
                     "expected_s_per_token": provider.s_per_token,
+                    **asdict(provider.limits),
                 }
                 for ours, model in provider.models.items()
             },

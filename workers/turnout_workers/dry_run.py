@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -16,7 +16,7 @@ from turnout.batch.lines import BadLine, Item
 from turnout.result import dollars
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.eligibility import refusal
-from turnout_workers.routing.fleet import Fleet
+from turnout_workers.routing.fleet import Endpoint, Fleet, Limits
 from turnout_workers.routing.profile import JobProfile
 
 SHOWN = 20
@@ -77,18 +77,25 @@ def forecast(lines: Iterable[Item | BadLine], fleet: Fleet) -> Forecast:
 
 def duration_s(told: Forecast, fleet: Fleet, slots: int) -> float:
     """Expected, if the choice stays as it is: the slowest endpoint under its limits, or our own slots."""
-    by_id = {endpoint.id: endpoint for endpoint in fleet.endpoints}
     longest = sum(share.work_s for share in told.shares.values()) / slots
-    for id, share in told.shares.items():
-        limits = by_id[id].limits
-        tokens = share.input_tokens + share.output_tokens
-        needs = (
-            (share.jobs, limits.requests_per_minute, 60.0),
-            (tokens, limits.tokens_per_minute, 60.0),
-            (share.work_s, limits.concurrency, 1.0),
-        )
-        longest = max(longest, *(amount / limit * unit for amount, limit, unit in needs if limit), 0.0)
+    accounts: dict[str, list[tuple[Endpoint, Share]]] = defaultdict(list)
+    for endpoint in fleet.endpoints:
+        if share := told.shares.get(endpoint.id):
+            longest = max(longest, _under(endpoint.limits, share))
+            accounts[endpoint.account_id].append((endpoint, share))
+    for parts in accounts.values():
+        longest = max(longest, _under(parts[0][0].shared_limits, *(share for _, share in parts)))
     return longest
+
+
+def _under(limits: Limits, *shares: Share) -> float:
+    """Seconds that these take together under their limits."""
+    needs = (
+        (sum(share.jobs for share in shares), limits.requests_per_minute, 60.0),
+        (sum(share.input_tokens + share.output_tokens for share in shares), limits.tokens_per_minute, 60.0),
+        (sum(share.work_s for share in shares), limits.concurrency, 1.0),
+    )
+    return max((amount / limit * unit for amount, limit, unit in needs if limit), default=0.0)
 
 
 def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:

@@ -13,7 +13,7 @@ from turnout_workers.providers import catalogue
 from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
 from turnout_workers.providers.prices import list_price
 from turnout_workers.providers.settings import ProviderConfig, Secret
-from turnout_workers.routing.fleet import Endpoint, Limits, Price
+from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Limits, Price
 from turnout_workers.tables import LimitFields, ModelTable, ProviderTable
 
 
@@ -62,6 +62,7 @@ def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialec
             weight=told.weight or table.weight,
             price=_price(told, preset, served),
             limits=_limits(told, table),
+            shared_limits=_limits(table) if len(models) > 1 else UNLIMITED,
             capabilities=(known.capabilities if known else frozenset())
             if told.capabilities is None
             else told.capabilities,
@@ -82,11 +83,16 @@ def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialec
 
 def _price(told: ModelTable, preset: Dialect, served: str) -> Price | None:
     if told.input_usd_per_mtok is not None and told.output_usd_per_mtok is not None:
-        return Price(told.input_usd_per_mtok, told.output_usd_per_mtok, told.cache_read_usd_per_mtok)
+        return Price(
+            told.input_usd_per_mtok,
+            told.output_usd_per_mtok,
+            told.cache_read_usd_per_mtok,
+            told.cache_write_usd_per_mtok,
+        )
     return list_price(preset.price_id, served) if preset.price_id else None
 
 
-def _limits(told: ModelTable, table: ProviderTable) -> Limits:
-    """A model's own limits, else its provider's."""
-    names = LimitFields.model_fields
-    return Limits(**{n: getattr(table, n) if getattr(told, n) is None else getattr(told, n) for n in names})
+def _limits(*tables: LimitFields) -> Limits:
+    """What all of them allow."""
+    told = ([getattr(t, name) for t in tables if getattr(t, name) is not None] for name in LimitFields.model_fields)
+    return Limits(*(min(each, default=None) for each in told))

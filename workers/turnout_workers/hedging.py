@@ -43,13 +43,15 @@ class Hedging:
         granted: Granted,
         admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
         call: Callable[[Candidate, Granted], Awaitable[E]],
+        alone: bool = False,
     ) -> list[E]:
         """Make the call that was granted; if it is slow, a second one elsewhere.
 
         Returns the calls that ended by themselves, the one that counts last. `call` tells of its own cancellation.
+        alone: never make a second one, as for an answer that somebody reads while it comes.
         """
         self._allowance.deposit()
-        hedge = decision.hedge(chosen) if self._on else None
+        hedge = decision.hedge(chosen) if self._on and not alone else None
         if hedge is None:
             return [await call(chosen, granted)]
         running = {asyncio.ensure_future(call(chosen, granted))}

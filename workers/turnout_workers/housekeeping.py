@@ -75,6 +75,8 @@ class Housekeeping:
         ledger, call, ttl_s = self._ledger, self._call, self._result_ttl_s
         woken = await call.all(*(ledger.wake(job_id, job.lane) for job_id, job in await self._list(ledger.due(BATCH))))
         self._recovered("woken", sum(woken))
+        spare = await self._list(ledger.spare(BATCH))
+        await call.all(*(ledger.bring(job_id, job.lane) for job_id, job in spare))
         lapsed = await self._list(ledger.lapsed(BATCH))
         fates = await call.all(*(ledger.sweep(job_id, job.lane, MAX_CRASHES) for job_id, job in lapsed))
         for (job_id, job), fate in zip(lapsed, fates, strict=True):

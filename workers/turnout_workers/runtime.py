@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import os
@@ -35,12 +36,14 @@ from turnout_workers.housekeeping import Housekeeping
 from turnout_workers.monitoring import endpoint
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
-from turnout_workers.providers import build
+from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
+from turnout_workers.reload import Reload
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.spool import Spool
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.webhooks import Webhooks
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +61,8 @@ class Worker:
         self._settings = settings
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: list[asyncio.Task[None]] = []
+        self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
+        self._retired: list[CloudProviderBase] = []
         self._open = AsyncExitStack()
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -69,14 +74,12 @@ class Worker:
         self._ledger = Ledger(Keys(file.namespace))
         self._store = RedisFleetStore(self._call, self._ledger.keys)
         self._http = Http()
-        self._connectors = [build(account, self._http) for account in accounts(settings)]
-        by_endpoint = {endpoint.id: connector for connector in self._connectors for endpoint in connector.endpoints}
-        self._poller = SnapshotPoller(self._store, Fleet(e for c in self._connectors for e in c.endpoints))
+        self._poller = SnapshotPoller(self._store, Fleet(()))
         await self._connected()
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
-        ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
+        self._ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
         metrics = Metrics()
         metrics.held(heartbeat.__len__)
         self.attempts = Attempts(
@@ -85,18 +88,11 @@ class Worker:
             call=self._call,
             store=self._store,
             fleet=self._poller,
-            connectors=by_endpoint,
+            connectors={},
             heartbeat=heartbeat,
-            ceilings=ceilings,
+            ceilings=self._ceilings,
             spool=self._spool,
-            policy=Policy(
-                default_strategy=file.router.default_strategy,
-                ejection_s=file.router.failover_cooldown,
-                result_ttl_s=file.retention.results_s,
-                failed_ttl_s=file.retention.failed_s,
-                hedge=file.router.hedge,
-                reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
-            ),
+            policy=_policy(settings),
             metrics=metrics,
             rng=rng,
         )
@@ -120,16 +116,45 @@ class Worker:
             metrics.recovered,
         )
         interval_s = file.router.health_check_interval
-        checks = HealthChecks(self._connectors, self._store, self._poller, interval_s, rng)
-        for work in (heartbeat.run(), watch.run(), housekeeping.run(), checks.run(), self._replay_spool()):
+        checks = HealthChecks(self._connectors.values(), self._store, self._poller, interval_s, rng)
+        self._webhooks = Webhooks(self._ledger, self._call)
+        self._use(settings)
+        self._reload = Reload(settings, self._use)
+        works = (heartbeat, watch, housekeeping, checks, self._reload, self._webhooks)
+        for work in (*(each.run() for each in works), self._replay_spool(), self._tell_version()):
             self._keep_running(work)
         if (port := file.monitoring.metrics_port) is not None:
-            shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, ceilings.named)
+            shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, self._ceilings.named)
             serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
             await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):
             self._keep_running(_show_life(Path(path)))
-        logger.info("worker %s serves %d endpoints", self.name, len(by_endpoint))
+        logger.info("worker %s serves %d endpoints", self.name, len(self.attempts.connectors))
+
+    def _use(self, settings: Settings) -> None:
+        """Take over a configuration. What can fail comes first, and nothing of it is seen before the rest.
+
+        Accounts that stay as they were keep their connectors. A retired one ends the calls that it has under way.
+        """
+        known = self._connectors
+        connectors = {config: known.get(config) or build(config, self._http) for config in accounts(settings)}
+        by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
+        fleet = Fleet(endpoint for config in connectors for endpoint in config.endpoints)
+        self._retired += [connector for config, connector in known.items() if config not in connectors]
+        known.clear()
+        known.update(connectors)
+        self._poller.use(fleet)
+        self.attempts.connectors = by_endpoint
+        self.attempts.policy = _policy(settings)
+        self._ceilings.table = settings.file.ceilings
+        self._webhooks.configured = settings.webhooks
+
+    async def _tell_version(self) -> None:
+        """Let `turnout status` show which workers there are, and what configuration each of them follows."""
+        while True:
+            with contextlib.suppress(RedisError, OSError):
+                await self._call(self._ledger.alive(self.name, self._reload.settings.version, 3 * ALIVE_EVERY_S))
+            await asyncio.sleep(ALIVE_EVERY_S)
 
     async def _connected(self) -> None:
         """Begin to follow the fleet's state; a Redis that isn't there yet is waited for, as Celery does."""
@@ -146,7 +171,7 @@ class Worker:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._open.aclose()
         await self._poller.stop()
-        for connector in self._connectors:
+        for connector in (*self._connectors.values(), *self._retired):
             await connector.aclose()
         await self._http.aclose()
         await self._client.aclose()
@@ -200,6 +225,19 @@ class Worker:
                     break  # still away
                 path.unlink(missing_ok=True)
             await asyncio.sleep(1)
+
+
+def _policy(settings: Settings) -> Policy:
+    file = settings.file
+    return Policy(
+        default_strategy=file.router.default_strategy,
+        ejection_s=file.router.failover_cooldown,
+        result_ttl_s=file.retention.results_s,
+        failed_ttl_s=file.retention.failed_s,
+        hedge=file.router.hedge,
+        webhooks=frozenset(settings.webhooks),
+        reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
+    )
 
 
 async def _show_life(path: Path) -> None:

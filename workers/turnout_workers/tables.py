@@ -87,6 +87,7 @@ class ModelTable(LimitFields):
     input_usd_per_mtok: Usd | None = None
     output_usd_per_mtok: Usd | None = None
     cache_read_usd_per_mtok: Usd | None = None
+    cache_write_usd_per_mtok: Usd | None = None
     context_tokens: Count | None = None
     max_output_tokens: Count | None = None
     capabilities: frozenset[Capability] | None = None
@@ -116,7 +117,7 @@ class ProviderTable(LimitFields):
     api_key_env: Strings = ()
     api_key_file: Strings = ()
     api_key: Strings = Field(default=(), repr=False)
-    """Several keys, of whichever origin, are several accounts; the limits given here hold for each model of each."""
+    """Several keys, of whichever origin, are several accounts; each has the limits given here, for all its models."""
     models: Annotated[dict[Name, ModelTable], BeforeValidator(_named_models)] = Field(default_factory=dict)
     priority: int = 100
     weight: Annotated[float, Field(gt=0)] = 1.0
@@ -188,6 +189,23 @@ class MonitoringTable(Value):
     metrics_host: str = "127.0.0.1"
 
 
+class WebhookTable(Value):
+    """Somebody to be told when a job has ended that names this webhook."""
+
+    url: Url
+    secret_env: str | None = None
+    secret_file: str | None = None
+    """Where the signing secret is: `whsec_` and base64, as the Standard Webhooks libraries make it. One of both."""
+    private: bool = False
+    """Whether the address may be in your own network, and plain http."""
+
+    @model_validator(mode="after")
+    def _signed(self) -> WebhookTable:
+        if (self.secret_env is None) == (self.secret_file is None):
+            raise ValueError("give secret_env or secret_file, one of both")
+        return self
+
+
 class File(Value):
     """The whole of turnout.toml."""
 
@@ -201,6 +219,7 @@ class File(Value):
     ceilings: CeilingsTable = CeilingsTable()
     retention: RetentionTable = RetentionTable()
     monitoring: MonitoringTable = MonitoringTable()
+    webhooks: dict[Name, WebhookTable] = Field(default_factory=dict)
     providers: Annotated[dict[ProviderName, ProviderTable], BeforeValidator(_of_their_kind)] = Field(
         default_factory=dict
     )

@@ -3,13 +3,14 @@
 Stock kombu pops one message, then writes it to an `unacked` hash, then deletes it there: three round trips a
 job, and a message is lost all the same when the worker dies between the first and the second. Here a message
 is only a hint that a queued job exists. The ledger has the job, and republishes what was lost, so that nothing
-is written on fetch, and as many messages are taken at once as the pool has free slots. A share of the slots is
-kept from the less urgent lanes, and a share of each fetch for them, so that no lane waits for ever.
+is written on fetch, and as many messages are taken at once as the pool has free slots. Each lane has a share of what is
+taken, many at once or one at a time, so that no lane waits for ever.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import random
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from kombu.transport import redis as kombu_redis
@@ -25,10 +26,32 @@ free_slots: Callable[[], int] = lambda: 0  # noqa: E731
 """Set by the pool: how many more jobs this process has room for. There is one pool a process."""
 
 FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
-"""Least part of each fetch that is a lane's own while it has jobs; what one leaves, the next more urgent takes."""
-
+"""Part of what is fetched that is a lane's own while it has jobs; what one leaves, the most urgent takes."""
 
 LANES = frozenset(Lane)
+
+
+class LaneOrder:
+    """The order (a "cycle" of kombu's) in which BRPOP looks into the lanes: one drawn by share, then by urgency.
+
+    It is BRPOP that takes all jobs while slots become free one by one, so it must keep the shares, too.
+    """
+
+    def __init__(self, queues: Iterable[str] = ()) -> None:
+        self.update(queues)
+
+    def update(self, queues: Iterable[str]) -> None:
+        self._queues = sorted(queues, key=_urgency)
+
+    def rotate(self, last_used: str) -> None:
+        """Of no use here: each draw is a new one."""
+
+    def consume(self, n: int) -> list[str]:
+        queues = self._queues[:n]
+        if not queues:
+            return queues
+        first = random.choices(queues, [FETCH_SHARE.get(queue, 0.1) for queue in queues])
+        return list(dict.fromkeys(first + queues))
 
 
 class QoS(virtual.QoS):
@@ -60,7 +83,7 @@ class Channel(kombu_redis.Channel):
         script = self._fetch_script = self._fetch_script or Script.load("turnout_workers", "fetch")
         queues = sorted(LANES.intersection(self.active_queues), key=_urgency)
         shares = [str(FETCH_SHARE.get(queue, 0.1)) for queue in queues]
-        command = ("EVALSHA", script.sha, len(queues), *queues, room, *shares)
+        command = ("EVALSHA", script.sha, len(queues), *queues, room, random.random(), *shares)
         with self.conn_or_acquire() as client:
             try:
                 fetched = client.execute_command(*command)
@@ -72,7 +95,8 @@ class Channel(kombu_redis.Channel):
 
 
 def _urgency(queue: str) -> int:
-    return list(Lane).index(Lane(queue))
+    """Queues that are no lanes, such as those of remote control, have a channel of their own."""
+    return list(Lane).index(Lane(queue)) if queue in LANES else len(Lane)
 
 
 class Transport(kombu_redis.Transport):

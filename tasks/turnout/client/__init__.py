@@ -2,5 +2,6 @@
 
 from turnout.client.blocking import Client, Job
 from turnout.client.nonblocking import AsyncClient, AsyncJob
+from turnout.client.streaming import Restarted
 
-__all__ = ["AsyncClient", "AsyncJob", "Client", "Job"]
+__all__ = ["AsyncClient", "AsyncJob", "Client", "Job", "Restarted"]

@@ -14,6 +14,7 @@ from uuid import uuid4
 import redis
 from redis.exceptions import OutOfMemoryError, RedisError
 
+from turnout.client.streaming import BLOCK_MS, Reader, entries
 from turnout.client.submission import RECHECK_S, RESULT_TTL_S, check, is_settled, new_job, redis_url
 from turnout.errors import IntakeRefused
 from turnout.ledger import Facts, Keys, Ledger, NewJob, run
@@ -49,7 +50,8 @@ class Client:
         """Accept one job; it is safe in Redis when this returns.
 
         request: an InferenceRequest, a prompt, or a mapping of its fields. options: `messages`, `model`,
-        `constraints`, `lane` (interactive), `idempotency_key`, `metadata`, and any field of InferenceRequest.
+        `constraints`, `lane` (interactive), `idempotency_key`, `metadata`, `stream` (False), `webhook` (its name),
+        and any field of InferenceRequest.
         Raises Conflict, IntakeRefused, pydantic.ValidationError.
         """
         job = new_job(request, **options)
@@ -137,6 +139,27 @@ class Job:
         """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
         for _ in self._client.as_completed([self], timeout):
             pass
+        return self._answer()
+
+    def stream(self) -> Iterator[str]:
+        """The answer's pieces as they come, from the beginning on, whenever one begins to listen.
+
+        A `Restarted` among them says to begin anew. A job that was not submitted with `stream=True`, and one whose
+        stream has expired, gives its answer in one piece. Raises Failed, Expired, Cancelled, LookupError.
+        """
+        client, reader = self._client, Reader()
+        key = client._ledger.keys.stream(self.id)
+        while not reader.ended:
+            reply = client._redis.xread({key: reader.after}, count=1000, block=BLOCK_MS)
+            yield from reader.read(entries(reply))
+            if not reply and not reader.ended and is_settled(client._facts(self.id).state):
+                break
+        answer = self._answer()
+        if not reader.given and answer.text:
+            yield answer.text
+
+    def _answer(self) -> InferenceResponse:
+        """Of a job that has ended."""
         result = self.result()
         if result is None:
             raise LookupError(f"the result of job {self.id} was purged")

@@ -12,6 +12,7 @@ from uuid import uuid4
 import redis.asyncio
 from redis.exceptions import OutOfMemoryError, RedisError
 
+from turnout.client.streaming import BLOCK_MS, Reader, entries
 from turnout.client.submission import RECHECK_S, RESULT_TTL_S, check, is_settled, new_job, redis_url
 from turnout.errors import IntakeRefused
 from turnout.ledger import Coalescer, Keys, Ledger, NewJob
@@ -164,6 +165,24 @@ class AsyncJob:
         """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
         async for _ in self._client.as_completed([self], timeout):
             pass
+        return await self._answer()
+
+    async def stream(self) -> AsyncIterator[str]:
+        """As `Job.stream`: `async for piece in job.stream()`."""
+        client, reader = self._client, Reader()
+        key = client._ledger.keys.stream(self.id)
+        while not reader.ended:
+            reply = await client._redis.xread({key: reader.after}, count=1000, block=BLOCK_MS)
+            for piece in reader.read(entries(reply)):
+                yield piece
+            if not reply and not reader.ended and is_settled(await self.status()):
+                break
+        answer = await self._answer()
+        if not reader.given and answer.text:
+            yield answer.text
+
+    async def _answer(self) -> InferenceResponse:
+        """Of a job that has ended."""
         result = await self.result()
         if result is None:
             raise LookupError(f"the result of job {self.id} was purged")

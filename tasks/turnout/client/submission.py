@@ -33,11 +33,15 @@ def new_job(
     lane: Lane | str | None = None,
     idempotency_key: str | None = None,
     metadata: Mapping[str, str] | None = None,
+    stream: bool = False,
+    webhook: str | None = None,
     **fields: Any,
 ) -> NewJob:
     """A job of a request, a prompt, messages or a mapping; `fields` are further ones of InferenceRequest.
 
-    With an idempotency key the id follows from it: the same key and content are the same job. Raises
+    stream: the answer's pieces can be read while they come. webhook: the name, in the workers' configuration, of
+    who is told when the job has ended. With an idempotency key the id follows from it: the same key and content are
+    the same job. Raises
     pydantic.ValidationError for what is no request.
     """
     if isinstance(request, InferenceRequest):
@@ -58,7 +62,7 @@ def new_job(
     given["constraints"] = wish
     if metadata is not None:
         given["metadata"] = dict(metadata)
-    return NewJob.of(job_id(idempotency_key), InferenceRequest.model_validate(given))
+    return NewJob.of(job_id(idempotency_key), InferenceRequest.model_validate(given), stream=stream, webhook=webhook)
 
 
 def job_id(idempotency_key: str | None) -> str:

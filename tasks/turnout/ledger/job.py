@@ -98,6 +98,8 @@ class Claimed:
     crashes: int
     calls: int
     queued_for_s: float
+    next_in_turn: str | None
+    """Another job of its tenant, in line until now: to be brought."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,10 +174,30 @@ def read_result(reply: list[bytes | None]) -> JobResult | None:
     return JobResult.model_validate_json(json.dumps(stored))
 
 
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A settled job that somebody is to be told of."""
+
+    name: str
+    """Of the webhook, in turnout.toml."""
+    tries: int
+    """Made before this one."""
+    result: JobResult
+
+
+def read_hook(reply: list[Any] | None) -> Hook | None:
+    if reply is None:
+        return None
+    name, tries, *rest = reply
+    result = read_result(rest)
+    assert result is not None
+    return Hook(name.decode(), int(tries or 0), result)
+
+
 def read_claim(reply: list[Any]) -> Claimed | NotClaimed:
     if reply[0] != b"claimed":
         return NotClaimed(reply[0].decode())
-    _, token, waited_ms, fields = reply
+    _, token, waited_ms, fields, after = reply
     texts = [None if value is None else value.decode() for value in fields]
     payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
     return Claimed(
@@ -194,6 +216,7 @@ def read_claim(reply: list[Any]) -> Claimed | NotClaimed:
         crashes=int(crashes or 0),
         calls=int(calls or 0),
         queued_for_s=waited_ms / 1000,
+        next_in_turn=after.decode() or None,
     )
 
 

@@ -8,6 +8,8 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:story:ID      list    its events as JSON, with the decisions: for `explain` and `job.events()`
     {ns}:stream:ID     stream  its answer's pieces, when it streams
     {ns}:pending:LANE  zset    queued jobs of a lane, by the place (ms) of their message in it, see `lua/shared.lua`
+    {ns}:turns         zset    queued jobs that take turns with others of their tenant, see `lua/shared.lua`
+    {ns}:in_line       zset    queued jobs that wait in line for their turn
     {ns}:leases        zset    jobs that a worker holds, by the time (ms) at which its lease ends
     {ns}:delayed       zset    parked jobs, by the time (ms) at which they are due
     {ns}:deadlines     zset    live jobs that have a deadline, by that time (ms)
@@ -17,16 +19,17 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:batch:BATCH   hash    a batch's own record
     {ns}:batches       zset    batch ids, by creation (ms)
     {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, as they are settled
+    {ns}:hooks         zset    settled jobs whose webhook is still to be told, by when (ms)
     {ns}:fleet         hash    health and metrics of every endpoint, `ENDPOINT|field`
-    {ns}:window:E      hash    an endpoint's use of its rate limits, by second
-    {ns}:calls:E       zset    an endpoint's calls in flight: lease ids, by start (ms)
+    {ns}:window:E      hash    an endpoint's, or a whole account's, use of its rate limits, by second
+    {ns}:calls:E       zset    its calls in flight: lease ids, by start (ms)
     {ns}:lease:ID      hash    what one call reserved
     {ns}:expiry        zset    call leases, by the time (ms) at which they end
     {ns}:overdue       zset    call leases, by the time (ms) from which the call counts as hanging
     {ns}:waiting       hash    by worker: how many of its jobs wait for which endpoint
     {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
     {ns}:intake        string  there while no new job is accepted, for want of memory
-    {ns}:workers       zset    live workers, by last heartbeat (ms)
+    {ns}:workers       zset    live workers, `NAME VERSION` (of the configuration), by last sign of life (ms)
     {ns}:mutex:WORK    string  who does a round of fleet-wide housekeeping now
 
     interactive, standard, batch     list    Celery's lane queues
@@ -66,6 +69,14 @@ class Keys:
         return tuple(self.pending(lane) for lane in Lane)
 
     @property
+    def turns(self) -> str:
+        return self._("turns")
+
+    @property
+    def in_line(self) -> str:
+        return self._("in_line")
+
+    @property
     def leases(self) -> str:
         return self._("leases")
 
@@ -97,6 +108,10 @@ class Keys:
 
     def inbox(self, client: str) -> str:
         return self._("inbox", client)
+
+    @property
+    def hooks(self) -> str:
+        return self._("hooks")
 
     @property
     def fleet(self) -> str:

@@ -25,12 +25,14 @@ from turnout.ledger.job import (
     Ending,
     Enqueued,
     Facts,
+    Hook,
     Intake,
     NewJob,
     NotClaimed,
     Settlement,
     read_claim,
     read_facts,
+    read_hook,
     read_result,
 )
 from turnout.ledger.keys import Keys
@@ -39,6 +41,9 @@ from turnout.ledger.script import CLOCK, Call, Read, Script
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus, Problem, celery_record
 
+TURNS = 16
+"""Jobs of one tenant that stand in a lane at a time. As each one claimed brings the next, so few keep a fleet busy."""
+
 
 class Ledger:
     """Builds the ledger's operations for one namespace. `clock`: see `script.CLOCK`."""
@@ -46,7 +51,7 @@ class Ledger:
     def __init__(self, keys: Keys | None = None, clock: str = CLOCK) -> None:
         self.keys = keys or Keys()
         shared = files("turnout.ledger").joinpath("lua", "shared.lua").read_text("utf-8")
-        constants = f"local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\n"
+        constants = f"local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\nlocal TURNS = {TURNS}\n"
         self._prelude = clock + constants + shared
 
     def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
@@ -81,6 +86,8 @@ class Ledger:
                 keys.counts,
                 keys.story(job.id),
                 keys.intake,
+                keys.turns,
+                keys.in_line,
             ],
             [
                 job.id,
@@ -106,7 +113,7 @@ class Ledger:
     def replay(self, job_id: str, lane: Lane) -> Call[bool]:
         """Run a settled job again that did not succeed, from the start and without its old deadline."""
         keys = self.keys
-        named = [keys.failed, keys.counts, keys.story(job_id), keys.result(job_id)]
+        named = [keys.failed, keys.counts, keys.story(job_id), keys.result(job_id), keys.stream(job_id)]
         return self._call("replay", [*self._publishing(job_id, lane), *named], [job_id])
 
     def purge(self, job_ids: Sequence[str]) -> Call[int]:
@@ -121,7 +128,7 @@ class Ledger:
         keys = self.keys
         return self._call(
             "claim",
-            [keys.job(job_id), keys.leases, keys.story(job_id), *keys.all_pending],
+            [keys.job(job_id), keys.leases, keys.story(job_id), keys.turns, keys.in_line, *keys.all_pending],
             [job_id, owner, _ms(ttl_s)],
             read_claim,
         )
@@ -164,12 +171,22 @@ class Ledger:
     # --- housekeeping: lists of ids, and what to do with each ------------------------------------------
 
     def due(self, limit: int) -> Call[list[str]]:
-        """Parked jobs whose time has come, the first due last: woken in this order, they run in due order."""
-        return self._due(self.keys.delayed, limit, lambda reply: _texts(reply)[::-1])
+        """Parked jobs whose time has come, to be woken in this order: each goes before the last, so the first due of
+        those that get a turn at once stands last among them."""
+        return self._due(self.keys.delayed, limit, lambda r: [*_texts(r[TURNS - 1 :: -1]), *_texts(r[TURNS:])])
 
     def wake(self, job_id: str, lane: Lane) -> Call[bool]:
-        named = [*self._publishing(job_id, lane), self.keys.delayed, self.keys.story(job_id)]
+        keys = self.keys
+        named = [*self._publishing(job_id, lane), keys.delayed, keys.story(job_id), keys.turns, keys.in_line]
         return self._call("wake", named, [job_id])
+
+    def spare(self, limit: int) -> Call[list[str]]:
+        """Give out turns that came free without a claim. Gives the jobs that have them now, to `bring`."""
+        return self._call("spare", [self.keys.turns, self.keys.in_line, *self.keys.all_pending], [limit], _texts)
+
+    def bring(self, job_id: str, lane: Lane) -> Call[bool]:
+        """Publish a job that waited in line and whose turn has come."""
+        return self._call("bring", self._publishing(job_id, lane), [job_id])
 
     def lapsed(self, limit: int) -> Call[list[str]]:
         """Jobs whose lease is over."""
@@ -204,6 +221,37 @@ class Ledger:
         named = [*self._publishing(job_id, lane), self.keys.story(job_id)]
         return self._call("republish", named, [job_id, _ms(missing_s)])
 
+    def alive(self, worker: str, version: str, silence_s: float) -> Call[None]:
+        """Note that a worker lives and which configuration it follows; others, silent for so long, are forgotten."""
+        return self._call("alive", [self.keys.workers], [f"{worker} {version}", _ms(silence_s)], lambda reply: None)
+
+    # --- streams and webhooks --------------------------------------------------------------------------
+
+    def stream(self, job_id: str, fields: Mapping[str, str], ttl_s: float) -> Call[None]:
+        """Add to the answer's pieces: `call` and `text`, or `call` alone where a call begins."""
+        pairs = [part for pair in fields.items() for part in pair]
+        return self._call("stream", [self.keys.stream(job_id)], [_ms(ttl_s), *pairs], lambda reply: None)
+
+    def due_hooks(self, limit: int) -> Call[list[str]]:
+        """Settled jobs that somebody is to be told of now."""
+        return self._due(self.keys.hooks, limit)
+
+    def take_hook(self, job_id: str, for_s: float) -> Call[Hook | None]:
+        """Have the telling of it for so long; None: another worker has it, or it is done."""
+        keys = self.keys
+        return self._call("take_hook", [keys.hooks, keys.job(job_id)], [job_id, _ms(for_s)], read_hook)
+
+    def put_off_hook(self, job_id: str, for_s: float) -> Call[None]:
+        """Tell it again later."""
+        keys = self.keys
+        return self._call("put_off_hook", [keys.hooks], [job_id, _ms(for_s)], lambda reply: None)
+
+    def end_hook(self, job_id: str, event: Mapping[str, Any]) -> Call[None]:
+        """It was told, or given up."""
+        keys = self.keys
+        args = [job_id, _event(event)]
+        return self._call("end_hook", [keys.hooks, keys.job(job_id), keys.story(job_id)], args, lambda reply: None)
+
     # --- reads -----------------------------------------------------------------------------------------
 
     def facts(self, job_id: str) -> Read[Facts | None]:
@@ -219,6 +267,10 @@ class Ledger:
     def story(self, job_id: str) -> Read[list[dict[str, Any]]]:
         """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""
         return Read(("LRANGE", self.keys.story(job_id), 0, -1), lambda reply: [json.loads(one) for one in reply])
+
+    def workers(self) -> Read[dict[str, str]]:
+        """The workers that live, and the version of the configuration that each follows."""
+        return Read(("ZRANGE", self.keys.workers, 0, -1), lambda reply: dict(one.split(" ") for one in _texts(reply)))
 
     def failed(self, limit: int, offset: int = 0) -> Read[list[str]]:
         """Ids of failed jobs, the latest first."""
@@ -272,6 +324,10 @@ class Ledger:
                 keys.story(job_id),
                 keys.result(job_id),
                 keys.done(batch or ""),
+                keys.turns,
+                keys.in_line,
+                keys.stream(job_id),
+                keys.hooks,
                 *keys.all_pending,
             ],
             [

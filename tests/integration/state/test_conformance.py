@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from itertools import count
 from typing import Any
 
@@ -156,6 +157,56 @@ async def test_headroom_reserves_and_never_shuts_a_large_job_out(fleet: AnyFleet
     assert await burst(fleet, large, headroom=0.65) == 1
     never = await refused(fleet, bid(B, tokens_per_minute=100, input_tokens=101))
     assert never.retry_at is None
+
+
+async def test_headroom_reserves_slots_where_there_is_more_than_one(fleet: AnyFleet) -> None:
+    assert await burst(fleet, bid(A, concurrency=4), headroom=0.9) == 3
+    assert await burst(fleet, bid(A, concurrency=4), headroom=1.0) == 1
+    assert await burst(fleet, bid(B, concurrency=1), headroom=0.9) == 1
+
+
+def sharing(endpoint: str, own: Limits, **fields: Any) -> Bid:
+    return replace(bid(endpoint, **fields), limits=own, shared_limits=Limits(**fields))
+
+
+async def test_an_account_keeps_the_ceiling_that_was_set_for_it(fleet: AnyFleet) -> None:
+    await fleet.store.set_limit("batch:b", 10)
+    kept = (Ceiling("batch:b", None),)
+    assert await burst(fleet, bid(cost_microusd=4), ceilings=kept) == 2
+    assert (await refused(fleet, bid(cost_microusd=4), ceilings=kept)).ceiling == "batch:b"
+    await fleet.store.forget(["batch:b"])
+    assert await burst(fleet, bid(cost_microusd=4), ceilings=kept, most=5) == 5
+
+
+async def test_models_of_an_account_share_its_limits_and_keep_their_own(fleet: AnyFleet) -> None:
+    one, two = (sharing(f"groq/{name}", Limits(requests_per_minute=6), requests_per_minute=10) for name in "ab")
+    assert await burst(fleet, one) == 6
+    assert await burst(fleet, two) == 4
+    assert set((await refused(fleet, one, two)).reasons.values()) == {"requests_per_minute"}
+    assert await burst(fleet, sharing("groq/a#2", Limits(), requests_per_minute=10)) == 10
+    fleet.advance(61)
+    assert await burst(fleet, two) == 6
+    assert await burst(fleet, one) == 4
+
+
+async def test_slots_of_an_account_are_free_again_after_a_report_or_when_the_lease_expires(fleet: AnyFleet) -> None:
+    one, two = (sharing(f"groq/{name}", Limits(), concurrency=2) for name in "ab")
+    grant = await granted(fleet, one)
+    await granted(fleet, one, ttl_s=100)
+    assert (await refused(fleet, two)).reasons == {"groq/b": "concurrency"}
+    await end(fleet, grant)
+    await granted(fleet, two)
+    fleet.advance(31)
+    await fleet.store.expire()
+    assert await burst(fleet, one, two) == 1
+
+
+async def test_tokens_really_used_are_corrected_for_the_account_too(fleet: AnyFleet) -> None:
+    one, two = (replace(sharing(f"groq/{name}", Limits(), tokens_per_minute=100), input_tokens=90) for name in "ab")
+    grant = await granted(fleet, one)
+    await refused(fleet, two)
+    await end(fleet, grant, input_tokens=10)
+    await granted(fleet, two)
 
 
 async def test_the_first_bid_with_room_is_taken(fleet: AnyFleet) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,9 +19,10 @@ import redis.asyncio
 from tests.integration.state.claimant import ENDPOINT, TTL_S, fast_clock, work
 
 from turnout.ledger.keys import Keys
-from turnout.ledger.script import Coalescer
+from turnout.ledger.script import Coalescer, run
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.routing.health import RAMP_S
+from turnout_workers.state.redis import CONSTANTS, RedisFleetStore, state_call
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted
 
 PROCESSES = 8
@@ -81,6 +83,22 @@ def test_eight_dying_processes_never_pass_a_limit_and_use_it(
     assert most_in_any_minute(times) <= limit
     used = sum(at < times[0] + minutes for at in times) / (limit * minutes / 60)
     assert used >= 0.97, f"{used:.3f} of the limit"
+
+
+def test_traffic_that_grows_back_never_passes_the_limit(redis_url: str, tmp_path: Path) -> None:
+    limit, speed = 600, 4
+    with redis.Redis.from_url(redis_url) as client:
+        client.flushall()
+        now_ms = run(client, [state_call(Keys("test"), fast_clock(speed) + CONSTANTS)])[0][0] * 1000
+        # Its probe has just succeeded.
+        health = {"open_until": round(now_ms) - 2, "recovered_at": round(now_ms) - 1, "trips": 1}
+        client.hset(Keys("test").fleet, mapping={f"{ENDPOINT}|{name}": value for name, value in health.items()})
+    settings = (redis_url, speed, Limits(requests_per_minute=limit), Ceiling("tenant:t", None), 3)
+    recovered_at = now_ms / 1000
+    times = Fleet(tmp_path, *settings).run(lambda times: len(times) > 0 and times[-1] > recovered_at + RAMP_S)
+    by_second = Counter(int(at) for at in times if at < int(recovered_at + RAMP_S))
+    assert max(by_second.values()) <= 1.2 * limit / 60
+    assert by_second[int(recovered_at) + 1] < max(by_second.values()), "it grows"
 
 
 def test_ceilings_hold_while_processes_die(redis_url: str, tmp_path: Path) -> None:

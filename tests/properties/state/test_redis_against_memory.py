@@ -31,7 +31,7 @@ from turnout_workers.state.store import (
 )
 from turnout_workers.state.windows import KINDS
 
-ENDPOINTS = st.sampled_from(["a/x", "b/y#2"])
+ENDPOINTS = st.sampled_from(["a/x", "a/z", "b/y#2"])
 LEASES = st.sampled_from(["job:1", "job:2", "job:3", "job:4"])
 ACCOUNTS = ["tenant:t", "job:1"]
 SMALL = st.integers(0, 4)
@@ -43,7 +43,9 @@ CEILINGS = st.lists(st.sampled_from(ACCOUNTS), unique=True, max_size=2).flatmap(
     lambda names: st.tuples(*(st.builds(Ceiling, st.just(name), st.none() | st.integers(0, 9)) for name in names))
 )
 BIDS = st.lists(
-    st.builds(Bid, ENDPOINTS, LIMITS, SMALL, SMALL, SMALL, SECONDS, st.booleans()),
+    st.builds(
+        Bid, ENDPOINTS, LIMITS, SMALL, SMALL, SMALL, SECONDS, st.booleans(), shared_limits=st.just(Limits()) | LIMITS
+    ),
     min_size=1,
     max_size=2,
     unique_by=lambda bid: bid.endpoint_id,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Mapping
 
 from turnout_workers.routing.fleet import Circuit, Endpoint, Fleet
@@ -38,9 +37,8 @@ class Flaky(MemoryFleetStore):
         await asyncio.sleep(0)
 
 
-def test_before_the_first_poll_all_is_well_and_infinitely_old() -> None:
+def test_before_the_first_poll_all_is_well() -> None:
     poller = SnapshotPoller(MemoryFleetStore(lambda: 50.0), Fleet([GROQ]))
-    assert poller.age_s == math.inf
     assert [circuit(view.health, 0) for view in poller.snapshot.views] == [Circuit.CLOSED]
 
 
@@ -49,7 +47,7 @@ async def test_the_stores_clock_is_carried_on_by_the_local_one() -> None:
     poller = SnapshotPoller(MemoryFleetStore(lambda: 5_000.0), Fleet([GROQ]), monotonic=lambda: local[0])
     await poller.poll()
     local[0] += 3
-    assert (poller.now(), poller.age_s, poller.snapshot.at) == (5_003.0, 3.0, 5_000.0)
+    assert (poller.now(), poller.snapshot.at) == (5_003.0, 5_000.0)
 
 
 async def test_what_others_report_is_seen_in_the_background() -> None:
@@ -69,10 +67,7 @@ async def test_the_last_snapshot_stands_while_the_store_is_away() -> None:
     await poller.start()
     store.away = True
     await store.asked_again()
-    before = poller.age_s
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
-    await store.asked_again()
-    assert poller.age_s > before
     store.away = False
     await store.restore([GROQ.id])
     await store.asked_again()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,10 +44,12 @@ def status(once: bool, as_json: bool) -> None:
 
 def look(here: Setting) -> dict[str, Any]:
     """All of it, as plain values."""
-    replies = here.ask(*backlog.reads(here.ledger.keys))
+    workers, *replies = here.ask(here.ledger.workers(), *backlog.reads(here.ledger.keys))
     snapshot, observed = here.view.read()
     calls = sum(view.metrics.calls for view in snapshot.views) or 1
     return {
+        "configuration": here.settings.version,
+        "workers": Counter(workers.values()),
         **backlog.told(replies, snapshot.at),
         "endpoints": [
             {
@@ -77,12 +80,20 @@ def _latency(observed: Mapping[str, EndpointState], endpoint_id: str, share: flo
     return None if found is None else round(found, 3)
 
 
+def _followers(workers: Mapping[str, int], here: str) -> str:
+    """How many workers follow the configuration that is here, and which ones the others follow."""
+    others = [f"{count:,} on {version}" for version, count in workers.items() if version != here]
+    return ", ".join([f"{workers.get(here, 0):,} workers", *others])
+
+
 def _drawn(told: dict[str, Any]) -> Group:
     lanes = Table("lane", "queued", "oldest", "messages", title="Jobs", title_justify="left")
     for lane, numbers in told["lanes"].items():
         lanes.add_row(lane, f"{numbers['queued']:,}", f"{numbers['oldest_s']:.0f} s", f"{numbers['messages']:,}")
+    workers = _followers(told["workers"], told["configuration"])
     money = {name: dollars(round(usd * MICROUSD_PER_USD)) for name, usd in told["money_usd"].items()}
     line = (
+        f"configuration {told['configuration']}: {workers}\n"
         f"{told['held']:,} with workers · {told['parked']:,} parked · "
         + " · ".join(f"{count:,} {name}" for name, count in told["counts"].items())
         + f"\n{money['spent']} spent · {money['reserved']} reserved · {money['unsure']} unsure"

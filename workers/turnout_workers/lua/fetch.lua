@@ -1,9 +1,10 @@
--- Take up to ROOM messages from the lanes, most urgent first, but of each lane at least its share.
+-- Take up to ROOM messages from the lanes: of each its share while it has some, of what is left the most urgent.
 -- KEYS  the lane queues (lists, oldest message at the right end), most urgent first
--- ARGV  room, then one share (0 to 1) for each key
+-- ARGV  room, a random number from 0 to 1, then one share (0 to 1) for each key
 -- Returns {{index of the queue, message}, ...}, in the order of urgency.
 
-local room = tonumber(ARGV[1])
+local total, drawn = tonumber(ARGV[1]), tonumber(ARGV[2])
+local room = total
 local taken = {}
 for i = 1, #KEYS do taken[i] = {} end
 
@@ -14,8 +15,13 @@ local function take(i, count)
   room = room - #popped
 end
 
-local total = room
-for i = 1, #KEYS do take(i, math.min(room, math.floor(total * tonumber(ARGV[i + 1])))) end
+-- The shares end to end, cut at whole numbers after a random offset: on average exact, even of one message.
+local upto = drawn
+for i = 1, #KEYS do
+  local from = upto
+  upto = upto + total * ARGV[i + 2]
+  take(i, math.min(room, math.floor(upto) - math.floor(from)))
+end
 for i = 1, #KEYS do take(i, room) end
 
 local reply = {}

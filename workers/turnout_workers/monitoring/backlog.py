@@ -15,6 +15,7 @@ def reads(keys: Keys) -> list[Read[Any]]:
     """What to ask Redis, in one round trip; `told` makes sense of the replies."""
     return [
         *(Read(("ZCARD", keys.pending(lane)), int) for lane in Lane),
+        *(Read(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int) for lane in Lane),
         *(Read(("LLEN", keys.queue(lane)), int) for lane in Lane),
         *(Read(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest) for lane in Lane),
         Read(("ZCARD", keys.leases), int),
@@ -27,8 +28,9 @@ def reads(keys: Keys) -> list[Read[Any]]:
 def told(replies: Sequence[Any], now: float) -> dict[str, Any]:
     """Plain values. `now`: Redis's time, for the age of what waits longest."""
     lanes = len(Lane)
-    queued, messages, oldest = (replies[start : start + lanes] for start in (0, lanes, 2 * lanes))
-    held, parked, counts, money = replies[3 * lanes :]
+    pending, behind, messages, oldest = (replies[n * lanes : (n + 1) * lanes] for n in range(4))
+    queued = [published + waiting for published, waiting in zip(pending, behind, strict=True)]  # for their turn
+    held, parked, counts, money = replies[4 * lanes :]
     return {
         "lanes": {
             lane.value: {"queued": q, "messages": m, "oldest_s": round(max(0.0, now - since), 1) if since else 0.0}

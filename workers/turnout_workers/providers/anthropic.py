@@ -67,7 +67,9 @@ class AnthropicConnector(Connector):
             reply = await self.http.json("POST", url, sent.headers, body, timeouts, sent.scrub)
             return self.end(_response(endpoint, reply.body), endpoint, sent, reply.headers, reply.latency_s, None)
         started = time.monotonic()
-        answer, headers, first_token_s = await self.gathered(self._stream(url, sent, body, timeouts, on_token, started))
+        answer, headers, first_token_s = await self.gathered(
+            self._stream(url, sent, body, timeouts, on_token, started), timeouts
+        )
         latency_s = time.monotonic() - started
         return self.end(_response(endpoint, answer), endpoint, sent, headers, latency_s, first_token_s)
 

@@ -12,7 +12,7 @@ from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.dialects import Dialect, dialect
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.providers.http import Http
+from turnout_workers.providers.http import Http, within
 from turnout_workers.providers.prices import cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.providers.settings import ProviderConfig
@@ -113,10 +113,11 @@ class Connector(CloudProviderBase):
         daily = self.config.dialect == "groq"
         return CallOutcome(response, observed_limits(headers, time.time(), requests_are_daily=daily))
 
-    async def gathered(self, stream: Awaitable[T]) -> T:
+    async def gathered(self, stream: Awaitable[T], timeouts: Timeouts) -> T:
         """Await the reading of a stream, whose events may have any shape at all."""
         try:
-            return await stream
+            async with within(timeouts.total_s):
+                return await stream
         except (AttributeError, IndexError, KeyError, TypeError, ValueError):
             raise malformed("a stream that can't be read") from None
 

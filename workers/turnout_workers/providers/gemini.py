@@ -56,7 +56,9 @@ class GeminiConnector(Connector):
             return self.end(_response(endpoint, reply.body), endpoint, sent, reply.headers, reply.latency_s, None)
         started = time.monotonic()
         url = f"{model}:streamGenerateContent?alt=sse"
-        answer, headers, first_token_s = await self.gathered(self._stream(url, sent, body, timeouts, on_token, started))
+        answer, headers, first_token_s = await self.gathered(
+            self._stream(url, sent, body, timeouts, on_token, started), timeouts
+        )
         latency_s = time.monotonic() - started
         return self.end(_response(endpoint, answer), endpoint, sent, headers, latency_s, first_token_s)
 

@@ -82,7 +82,8 @@ class Http:
     ) -> AsyncIterator[tuple[Mapping[str, str], Any]]:
         """Send and read server-sent events: the response's headers, and each event's data as JSON.
 
-        `[DONE]` is left out. Whether the stream was complete is for the wire format to say.
+        `[DONE]` is left out. Whether the stream was complete is for the wire format to say. No deadline runs here
+        while the reader deals with an event, where its end would not be ours to classify: the reader has `within`.
         """
         async with self._response("POST", url, headers, body, timeouts, scrub) as (told, decoded):
             if "text/event-stream" not in told.get("content-type", ""):
@@ -111,20 +112,20 @@ class Http:
         scrub: tuple[str, ...],
     ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
         """The headers of an open 200 response and its decoded bytes; every way to fail becomes a ProviderError."""
-        request = _request(method, url, headers, body, timeouts.connect_s)
         response: httpx.Response | None = None
         now = asyncio.get_running_loop().time
         ends_at = now() + timeouts.total_s
         try:
+            request = _request(method, url, headers, body, timeouts.connect_s)
             # One deadline, moved on: for the first byte, then for each piece, and never past the end of all.
             async with asyncio.timeout(min(timeouts.first_byte_s, timeouts.total_s)) as deadline:
                 response = await self._transport.handle_async_request(request)
                 told = _headers(response)
 
-                def awaited() -> None:
-                    deadline.reschedule(min(ends_at, now() + timeouts.idle_s))
+                def waiting(on: bool) -> None:
+                    deadline.reschedule(min(ends_at, now() + timeouts.idle_s) if on else None)
 
-                decoded = _decoded(response, told, awaited)
+                decoded = _decoded(response, told, waiting)
                 if response.status_code != 200:
                     raw = b"".join([chunk async for chunk in decoded])
                     parsed = _parse(raw)
@@ -142,6 +143,20 @@ class Http:
         finally:
             if response is not None:
                 await _close(response)
+
+
+@asynccontextmanager
+async def within(total_s: float) -> AsyncIterator[None]:
+    """The total deadline of a stream and of its reader. A TimeoutError of someone else's passes unchanged."""
+    deadline = asyncio.timeout(total_s)
+    try:
+        async with deadline:
+            yield
+    except TimeoutError:
+        if not deadline.expired():
+            raise
+        message = f"no whole answer in {total_s:g} s"
+        raise ProviderError(Failure(FailureKind.TIMED_OUT, message, Billed.MAYBE)) from None
 
 
 def _session() -> aiohttp.ClientSession:
@@ -187,23 +202,25 @@ def _headers(response: httpx.Response) -> dict[str, str]:
 
 
 async def _decoded(
-    response: httpx.Response, headers: Mapping[str, str], awaited: Callable[[], None]
+    response: httpx.Response, headers: Mapping[str, str], waiting: Callable[[bool], None]
 ) -> AsyncIterator[bytes]:
-    """The body's bytes, unpacked piece by piece, never more than the cap. `awaited` is called before each piece."""
+    """The body's bytes, unpacked piece by piece, never more than the cap. `waiting`: told when we wait for them."""
     encoding = headers.get("content-encoding", "identity").lower()
     if encoding not in ("identity", "gzip", "deflate", ""):
         raise ProviderError(_malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", headers))
     inflate = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
     total = 0
-    awaited()
+    waiting(True)
     async for chunk in response.aiter_raw():
         if inflate is not None:
             chunk = inflate.decompress(chunk, MAX_BODY + 1 - total)
         total += len(chunk)
         if total > MAX_BODY:
             raise ProviderError(_malformed(f"more than {MAX_BODY >> 20} MB", headers))
+        waiting(False)
         yield chunk
-        awaited()
+        waiting(True)
+    waiting(False)
     if inflate is not None and not inflate.eof:
         raise ProviderError(Failure(FailureKind.INTERRUPTED, "the compressed answer ends early", Billed.MAYBE))
 
@@ -246,7 +263,16 @@ def classify_exception(error: BaseException) -> Failure:
     match error:
         case httpx.PoolTimeout():
             return Failure(FailureKind.LOCAL, text)
-        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol() | aiohttp.ClientConnectorError():
+        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
+            return Failure(FailureKind.UNAVAILABLE, text)
+        case (
+            aiohttp.ClientConnectorError()
+            | aiohttp.ServerFingerprintMismatch()
+            | aiohttp.ConnectionTimeoutError()
+            | aiohttp.ClientHttpProxyError()
+            | aiohttp.InvalidURL()
+            | aiohttp.NonHttpUrlClientError()
+        ):
             return Failure(FailureKind.UNAVAILABLE, text)
         case httpx.ConnectTimeout():
             # The transport gives this name to lost connections too; those may have been billed.
@@ -254,7 +280,7 @@ def classify_exception(error: BaseException) -> Failure:
             if reset and not isinstance(cause, aiohttp.ClientConnectorError):
                 return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
             return Failure(FailureKind.UNAVAILABLE, text)
-        case httpx.ReadTimeout() | httpx.WriteTimeout():
+        case httpx.ReadTimeout() | httpx.WriteTimeout() | aiohttp.ServerTimeoutError():
             return Failure(FailureKind.TIMED_OUT, text, Billed.MAYBE)
         case httpx.TimeoutException():
             # aiohttp's ServerTimeoutError: connecting took too long
@@ -263,7 +289,9 @@ def classify_exception(error: BaseException) -> Failure:
             return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
         case httpx.TransportError() | aiohttp.ClientError() | OSError() | httpx.StreamError():
             return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
-        case httpx.InvalidURL() | ValueError():
+        case UnicodeEncodeError():
+            return Failure(FailureKind.INVALID_REQUEST, "the request holds text that is no Unicode")
+        case ValueError():
             return Failure(FailureKind.UNAVAILABLE, text)
         case _:
             return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)

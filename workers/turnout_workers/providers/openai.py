@@ -53,7 +53,7 @@ class OpenAIConnector(Connector):
         else:
             started = time.monotonic()
             answer, headers, first_token_s = await self.gathered(
-                self._stream(url, sent, body, timeouts, on_token, started)
+                self._stream(url, sent, body, timeouts, on_token, started), timeouts
             )
             choice, latency_s = answer["choices"][0], time.monotonic() - started
         return self.end(_response(endpoint, request, choice, answer), endpoint, sent, headers, latency_s, first_token_s)

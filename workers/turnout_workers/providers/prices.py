@@ -19,9 +19,11 @@ _TOKENS = 1_000_000
 
 def cost_microusd(price: Price, usage: Usage) -> int:
     """Of one call, rounded up to a whole micro-dollar. Dollars per million tokens are micro-dollars per token."""
-    cached = price.input if price.cache_read is None else price.cache_read
-    fresh = usage.input_tokens - usage.cache_read_tokens
-    exact = fresh * price.input + usage.cache_read_tokens * cached + usage.output_tokens * price.output
+    read = price.input if price.cache_read is None else price.cache_read
+    write = price.input if price.cache_write is None else price.cache_write
+    fresh = usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens
+    exact = fresh * price.input + usage.cache_read_tokens * read + usage.cache_write_tokens * write
+    exact += usage.output_tokens * price.output
     return math.ceil(round(exact, 6))
 
 
@@ -40,15 +42,16 @@ def list_price(provider: str, model: str) -> Price | None:
             found = calc_price(usage, model, provider_id=provider, genai_request_timestamp=datetime.now(UTC))
         except (LookupError, ValueError):
             return None
-        return float(found.total_price * Decimal(_TOKENS / 1000))
+        return round(float(found.total_price * Decimal(_TOKENS / 1000)), 6)
 
     # A thousand tokens each: a whole million would fall into the dearer tier of long prompts.
     fresh = per_million(ListUsage(input_tokens=1000, output_tokens=0))
     answered = per_million(ListUsage(input_tokens=0, output_tokens=1000))
     if fresh is None or answered is None:
         return None
-    cached = per_million(ListUsage(input_tokens=1000, cache_read_tokens=1000, output_tokens=0))
-    return Price(round(fresh, 6), round(answered, 6), None if cached is None else round(cached, 6), _source())
+    read = per_million(ListUsage(input_tokens=1000, cache_read_tokens=1000, output_tokens=0))
+    written = per_million(ListUsage(input_tokens=1000, cache_write_tokens=1000, output_tokens=0))
+    return Price(fresh, answered, read, written, _source())
 
 
 def _source() -> str:

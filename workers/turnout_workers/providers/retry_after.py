@@ -50,11 +50,19 @@ def _seconds(text: str, now: float) -> float | None:
     return (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp() - now
 
 
+def _sent_at(headers: Mapping[str, str], now: float) -> float:
+    """The sender's time, by which moments that it names are meant: our own clock may be wrong by any amount."""
+    date = headers.get("date")
+    told_s = _seconds(date, 0.0) if date else None
+    return now if told_s is None else told_s
+
+
 def retry_after_s(headers: Mapping[str, str], body: Any, now: float) -> float | None:
     """How long the provider asks to wait: `retry-after-ms`, `retry-after`, Gemini's RetryInfo, else the reset of
     whichever of its limits says that nothing remains."""
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
         return min(ms / 1000, LONGEST_S)
+    now = _sent_at(headers, now)
     if (told := seconds(headers.get("retry-after"), now)) is not None:
         return told
     error = body.get("error") if isinstance(body, dict) else None
@@ -83,7 +91,7 @@ def observed_limits(
 
     requests_are_daily: Groq's bucket of requests is per day.
     """
-    found = []
+    found, now = [], _sent_at(headers, now)
     for word, kind in _KINDS.items():
         values = [
             headers.get(f"x-ratelimit-{part}-{word}") or headers.get(f"anthropic-ratelimit-{word}-{part}")

@@ -24,6 +24,8 @@ class Price:
     output: float
     cache_read: float | None = None
     """None: cached input costs as much as any."""
+    cache_write: float | None = None
+    """Of input that the provider stores for later calls; None: as much as any."""
     source: str = "operator"
     """Where the price comes from: `operator`, or the name and version of the price list."""
 
@@ -43,6 +45,16 @@ class Limits:
     """Calls in flight at once."""
 
 
+UNLIMITED = Limits()
+
+
+def account_id(endpoint_id: str) -> str:
+    """The provider and account of an endpoint, `provider` or `provider#account`."""
+    provider, _, rest = endpoint_id.partition("/")
+    _, mark, account = rest.rpartition("#")
+    return f"{provider}#{account}" if mark else provider
+
+
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """A provider × model × account to which a job can be sent."""
@@ -60,7 +72,9 @@ class Endpoint:
     """Share of traffic, by round robin."""
     price: Price | None = None
     """None: unknown, which is neither nothing nor a guess."""
-    limits: Limits = Limits()
+    limits: Limits = UNLIMITED
+    shared_limits: Limits = UNLIMITED
+    """What all models of the account have together."""
     capabilities: frozenset[Capability] = frozenset()
     context_tokens: int | None = None
     max_output_tokens: int | None = None

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turnout_workers.routing import latency
-from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Limits, Load, ProviderMetrics, account_id
 from turnout_workers.routing.health import ERROR_MEMORY_S, circuit, ejections_in_a_row, ramp
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
@@ -30,12 +30,12 @@ from turnout_workers.state.store import (
     Fenced,
     Granted,
     NoRoom,
-    ObservedLimit,
     Report,
     free_share,
     latency_bucket,
 )
-from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, SQUEEZE, SQUEEZE_LEAST, Use, Window, squeezed
+from turnout_workers.state.usage import Charge, Obstacle, Usage
+from turnout_workers.state.windows import DAY, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
 
 SIGMA_STEP = 0.05
 """Weight of a new residual in the mean square of which `sigma` is the root …"""
@@ -45,23 +45,12 @@ RESIDUAL_MOST = 2.0
 """… after it was cut to this, so that one freak doesn't double it."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Obstacle:
-    """What keeps a bid from being admitted, and until when (s); None: time alone won't help."""
-
-    until: float | None
-    reason: str
-
-
 @dataclass
 class _Lease:
     endpoint_id: str
     at: float
-    use: Use
-    second: int
-    quarter: int
-    charged: Use
-    """All that was ever charged to the endpoint, including this: ties what headers say to a moment."""
+    charges: tuple[tuple[Usage, Charge], ...]
+    """Where the call is counted, the endpoint first."""
     cost: int
     accounts: tuple[str, ...]
     overdue_at: float
@@ -70,26 +59,12 @@ class _Lease:
 
 
 @dataclass
-class _Cap:
-    """`remaining` of a provider's header, as the total of charges that must not be passed until a time."""
-
-    total: int
-    until: float
-    told: int
-    """Total of charges when the call was admitted that brought the header: later news replaces earlier."""
-
-
-@dataclass
 class _Record:
     """All that is known of one endpoint."""
 
     health: Health = field(default_factory=Health)
     metrics: ProviderMetrics = field(default_factory=ProviderMetrics)
-    minute: Window = field(default_factory=lambda: Window(*MINUTE))
-    day: Window = field(default_factory=lambda: Window(*DAY))
-    charged: Use = NOTHING
-    observed: dict[str, int] = field(default_factory=dict)
-    caps: dict[str, _Cap] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
     share: float = 1.0
     calls: dict[str, _Lease] = field(default_factory=dict)
     probe: str = ""
@@ -114,6 +89,8 @@ class MemoryFleetStore:
         self._clock = clock
         self._jobs = {} if jobs is None else jobs
         self._records: dict[str, _Record] = {}
+        self._accounts: dict[str, Usage] = {}
+        """What the endpoints of an account have used together."""
         self._leases: dict[str, _Lease] = {}
         self._expiry: dict[str, float] = {}
         self._money: dict[str, Account] = {}
@@ -137,7 +114,7 @@ class MemoryFleetStore:
             if held.expired_at is not None:
                 return Fenced()
             return Granted(ask.lease_id, held.endpoint_id, held.at, held.probe)
-        obstacles: dict[str, _Obstacle] = {}
+        obstacles: dict[str, Obstacle] = {}
         for bid in ask.bids:
             obstacle = self._obstacle(bid, ask, now)
             if obstacle is None:
@@ -147,7 +124,7 @@ class MemoryFleetStore:
             obstacles[bid.endpoint_id] = obstacle
         return NoRoom.of(now, {endpoint_id: (o.until, o.reason) for endpoint_id, o in obstacles.items()})
 
-    def _obstacle(self, bid: Bid, ask: Ask, now: float) -> _Obstacle | None:
+    def _obstacle(self, bid: Bid, ask: Ask, now: float) -> Obstacle | None:
         """The one that stands longest in the way of this bid."""
         record = self._record(bid.endpoint_id)
         found = self._circuit_obstacles(record, bid, now)
@@ -156,67 +133,50 @@ class MemoryFleetStore:
         waits = [replace(o, until=now + ASK_AGAIN_S) if o.until == 0 else o for o in found]
         return max(waits, key=lambda o: math.inf if o.until is None else o.until, default=None)
 
-    def _circuit_obstacles(self, record: _Record, bid: Bid, now: float) -> list[_Obstacle]:
+    def _circuit_obstacles(self, record: _Record, bid: Bid, now: float) -> list[Obstacle]:
         health, found = record.health, []
         match circuit(health, now):
             case Circuit.ISOLATED:
-                found.append(_Obstacle(None, "isolated"))
+                found.append(Obstacle(None, "isolated"))
             case Circuit.DISABLED:
-                found.append(_Obstacle(None, "disabled"))
+                found.append(Obstacle(None, "disabled"))
             case Circuit.OPEN:
-                found.append(_Obstacle(health.open_until, "open"))
+                found.append(Obstacle(health.open_until, "open"))
             case Circuit.HALF_OPEN if record.probe_until > now:
-                found.append(_Obstacle(0, "probing"))
+                found.append(Obstacle(0, "probing"))
             case Circuit.HALF_OPEN if not bid.probe_allowed:
-                found.append(_Obstacle(0, "probe not allowed"))
+                found.append(Obstacle(0, "probe not allowed"))
             case _:
                 pass
         if health.blocked_until > now:
-            found.append(_Obstacle(health.blocked_until, "cooldown"))
+            found.append(Obstacle(health.blocked_until, "cooldown"))
         return found
 
-    def _capacity_obstacles(self, record: _Record, bid: Bid, headroom: float, now: float) -> list[_Obstacle]:
-        found = []
-        now_ms = round(now * 1000)
-        record.minute.roll(now_ms)
-        record.day.roll(now_ms)
-        limits, slots = bid.limits, bid.limits.concurrency
-        second = record.minute.newest
-        if (share := ramp(record.health, now)) < 1 and circuit(record.health, now) is Circuit.RAMPING:
-            slots, per_second = self._ramped(limits, share, now - record.health.recovered_at)
-            this_second = record.minute.buckets.get(second, NOTHING).requests
-            if per_second is not None and this_second >= per_second:
-                found.append(_Obstacle((second + 1) * MINUTE[0] / 1000, "ramping"))
-        if slots is not None and len(record.calls) >= slots:
-            found.append(_Obstacle(0, "concurrency"))
-
-        record.slots = limits.concurrency
-        free, ready_at = 1.0, 0.0
-        share = squeezed(record.share, record.health.blocked_until, now)
+    def _capacity_obstacles(self, record: _Record, bid: Bid, headroom: float, now: float) -> list[Obstacle]:
+        found, limits = [], bid.limits
+        shares = squeezed(record.share, record.health.blocked_until, now), 1.0
+        counted_by = self._counted_by(bid)
+        for usage in counted_by:
+            usage.roll(now)
+        if circuit(record.health, now) is Circuit.RAMPING:
+            slots, per_second = self._ramped(limits, ramp(record.health, now), now - record.health.recovered_at)
+            limits = replace(limits, concurrency=slots)
+            if per_second is not None and (until := record.usage.until_the_next_second(per_second)) is not None:
+                found.append(Obstacle(until, "ramping"))
+        record.slots, record.free, record.free_at, record.ready_at = bid.limits.concurrency, 1.0, now, 0.0
         need = Use(1, bid.input_tokens, bid.output_tokens)
-        for name, kind in KINDS.items():
-            known = [limit for limit in (getattr(limits, name), record.observed.get(name)) if limit is not None]
-            amount = kind.of(need)
-            if not amount:
-                continue
-            cap = record.caps.get(name)
-            if cap and cap.until > now and kind.of(record.charged) + amount > cap.total:
-                found.append(_Obstacle(cap.until, name))
-                ready_at = max(ready_at, cap.until)
-            if not known:
-                continue
-            full = min(known)
-            limit = full * share
-            window = record.minute if kind.window == "minute" else record.day
-            used = kind.of(window.used)
-            free = min(free, max(0.0, 1 - used / max(limit, 1)))
-            at = window.room_at(kind, _fits(amount, full, limit * headroom))
-            if at != 0:
-                found.append(_Obstacle(at and at / 1000, name))
-                if (at := window.room_at(kind, _fits(amount, full, limit))) is not None:
-                    ready_at = max(ready_at, at / 1000)
-        record.free, record.free_at, record.ready_at = free, now, ready_at
+        for usage, allowed, share in zip(counted_by, (limits, bid.shared_limits), shares, strict=False):
+            free, ready_at, full = usage.room(allowed, need, share, headroom, now)
+            record.free, record.ready_at = min(record.free, free), max(record.ready_at, ready_at)
+            found += full
         return found
+
+    def _counted_by(self, bid: Bid) -> tuple[Usage, ...]:
+        """What a call to this bid's endpoint is charged to: the endpoint, and its account if that has limits."""
+        usage = self._record(bid.endpoint_id).usage
+        if bid.shared_limits == UNLIMITED:
+            return (usage,)
+        return usage, self._accounts.setdefault(account_id(bid.endpoint_id), Usage())
 
     @staticmethod
     def _ramped(limits: Limits, share: float, elapsed_s: float) -> tuple[int | None, int | None]:
@@ -231,7 +191,7 @@ class MemoryFleetStore:
             slots = 2 ** math.floor(elapsed_s)
         return slots, per_second
 
-    def _money_obstacles(self, ceilings: tuple[Ceiling, ...], cost: int) -> list[_Obstacle]:
+    def _money_obstacles(self, ceilings: tuple[Ceiling, ...], cost: int) -> list[Obstacle]:
         found = []
         for ceiling in ceilings:
             account = self._money.get(ceiling.account, Account())
@@ -242,22 +202,19 @@ class MemoryFleetStore:
             if limit is None or certain + account.reserved <= limit:
                 continue
             # What only reservations stand against may have room again once those calls are paid.
-            found.append(_Obstacle(None if certain > limit else 0, CEILING + ceiling.account))
+            found.append(Obstacle(None if certain > limit else 0, CEILING + ceiling.account))
         return found
 
     def _grant(self, bid: Bid, ask: Ask, now: float) -> Granted:
         record = self._records[bid.endpoint_id]
         use = Use(1, bid.input_tokens, bid.output_tokens)
-        record.charged = record.charged.plus(use)
         probe = circuit(record.health, now) is Circuit.HALF_OPEN
         accounts = tuple(ceiling.account for ceiling in (*ask.ceilings, *bid.ceilings))
-        lease = _Lease(
-            bid.endpoint_id, now, use, record.minute.newest, record.day.newest, record.charged,
-            bid.cost_microusd, accounts, now + _ms(bid.overdue_s), probe,
-        )  # fmt: skip
-        record.minute.add(lease.second, use)
-        record.day.add(lease.quarter, use)
-        record.calls[ask.lease_id] = self._leases[ask.lease_id] = lease
+        charges = tuple((usage, usage.charge(ask.lease_id, use)) for usage in self._counted_by(bid))
+        overdue_at = now + _ms(bid.overdue_s)
+        lease = _Lease(bid.endpoint_id, now, charges, bid.cost_microusd, accounts, overdue_at, probe)
+        record.calls[ask.lease_id] = lease
+        self._leases[ask.lease_id] = lease
         self._expiry[ask.lease_id] = now + _ms(ask.ttl_s)
         if probe:
             record.probe, record.probe_until = ask.lease_id, now + _ms(ask.ttl_s)
@@ -284,12 +241,14 @@ class MemoryFleetStore:
             record.probe_until = now + VERDICT_S
         self._expiry.pop(report.lease_id, None)
         record.calls.pop(report.lease_id, None)
+        for usage, charge in lease.charges:
+            usage.release(report.lease_id)
+            usage.correct(charge, Use(1, report.input_tokens, report.output_tokens), now)
         held = "reserved" if lease.expired_at is None else "unsure"
         self._book(lease.accounts, **{held: -lease.cost})
         self._book(lease.accounts, spent=report.cost_microusd, unsure=report.unsure_microusd)
-        self._correct(record, lease, report, now)
         for observed in report.limits:
-            self._learn(record, lease, observed, now)
+            record.usage.learn(lease.charges[0][1], observed, now)
         if report.counts and (probe or lease.at >= record.health.open_until):
             self._count_outcome(record, report.ok, now)
         if report.ok and report.latency_s is not None:
@@ -308,29 +267,6 @@ class MemoryFleetStore:
             spent_microusd=metrics.spent_microusd + report.cost_microusd,
         )
         return replace(self._counters(record, now), probe=probe, late=lease.expired_at is not None)
-
-    @staticmethod
-    def _correct(record: _Record, lease: _Lease, report: Report, now: float) -> None:
-        """Set the charge right, in the buckets in which it was made. A request stays a request."""
-        error = Use(1, report.input_tokens, report.output_tokens).minus(lease.use)
-        for window, bucket in ((record.minute, lease.second), (record.day, lease.quarter)):
-            window.roll(round(now * 1000))
-            window.add(bucket, error)
-        record.charged = record.charged.plus(error)
-
-    @staticmethod
-    def _learn(record: _Record, lease: _Lease, observed: ObservedLimit, now: float) -> None:
-        """Take over what headers say. `remaining` counted this call, and perhaps not those after it: so it
-        caps the total of charges, and only until the reset."""
-        if observed.limit is not None:
-            record.observed[observed.kind] = observed.limit
-        if observed.remaining is None or observed.reset_s is None or observed.kind not in KINDS:
-            return
-        told = KINDS[observed.kind].of(lease.charged)
-        old = record.caps.get(observed.kind)
-        if old is None or old.until <= now or told >= old.told:
-            cap = _Cap(told + observed.remaining, now + _ms(observed.reset_s), told)
-            record.caps[observed.kind] = cap
 
     def _count_outcome(self, record: _Record, ok: bool, now: float) -> None:
         """Decayed sums: the order in which outcomes of one moment arrive makes no difference."""
@@ -394,6 +330,8 @@ class MemoryFleetStore:
             lease = self._leases[lease_id]
             lease.expired_at = now
             self._records[lease.endpoint_id].calls.pop(lease_id)
+            for usage, _ in lease.charges:
+                usage.release(lease_id)
             self._book(lease.accounts, reserved=-lease.cost, unsure=lease.cost)
         if due:  # kept for a day, so that a late report finds what to move
             kept = now - DAY[0] * DAY[1] / 1000
@@ -498,9 +436,3 @@ class MemoryFleetStore:
 def _ms(seconds: float) -> float:
     """Rounded to whole milliseconds, as the clock is."""
     return round(seconds * 1000) / 1000
-
-
-def _fits(amount: int, full: int, limit: float) -> Callable[[int], bool]:
-    """Room for `amount` more: within `limit`, or alone in the window when even that is more than a reduced
-    limit gives, so that reserves and squeezes delay a large job and never shut it out."""
-    return lambda used: used + amount <= limit or (used == 0 and amount <= full)

@@ -10,12 +10,13 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import CLOCK, Call, Coalescer, Read, Script
 from turnout_workers.routing import health, latency
-from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics, account_id
 from turnout_workers.state import memory, store, windows
 from turnout_workers.state.store import (
     Account,
@@ -73,7 +74,7 @@ class RedisFleetStore:
     # --- calls -------------------------------------------------------------------------------------------
 
     def admit_call(self, ask: Ask) -> Call[Admission]:
-        places = [k(bid.endpoint_id) for bid in ask.bids for k in (self._keys.window, self._keys.calls)]
+        places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
         keys = [*self._held(), self._keys.lease(ask.lease_id), *places]
         body: dict[str, Any] = {
             "id": ask.lease_id,
@@ -89,7 +90,7 @@ class RedisFleetStore:
 
     def report_call(self, report: Report) -> Call[Counters]:
         endpoint = report.endpoint_id
-        places = (self._keys.lease(report.lease_id), self._keys.window(endpoint), self._keys.calls(endpoint))
+        places = (self._keys.lease(report.lease_id), *_places(self._keys, endpoint, True))
         body: dict[str, Any] = {
             "id": report.lease_id,
             "endpoint": endpoint,
@@ -141,7 +142,7 @@ class RedisFleetStore:
         keys = list(self._held())
         for member in due:
             endpoint, lease = member.split(" ", 1)
-            keys += [self._keys.lease(lease), self._keys.calls(endpoint)]
+            keys += [self._keys.lease(lease), self._keys.calls(endpoint), self._keys.calls(account_id(endpoint))]
         return await self._call(self._script("expire", keys, due, int))
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
@@ -192,6 +193,13 @@ class RedisFleetStore:
         return await self._call(state_call(self._keys, self._prelude))
 
 
+@lru_cache
+def _places(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
+    """Where a call to an endpoint is counted; `shared`: and with what else its account does."""
+    names = (endpoint_id, account_id(endpoint_id)) if shared else (endpoint_id,)
+    return tuple(key(name) for name in names for key in (keys.window, keys.calls))
+
+
 def mark_call(
     keys: Keys,
     what: str,
@@ -235,6 +243,10 @@ def _ceilings(ceilings: tuple[Ceiling, ...]) -> list[tuple[str, int]]:
     return [(c.account, -1 if c.limit_microusd is None else c.limit_microusd) for c in ceilings]
 
 
+def _limits(limits: Limits) -> dict[str, int]:
+    return _present(**{name: getattr(limits, name) for name in LIMITS})
+
+
 def _bid(bid: Bid) -> dict[str, Any]:
     return {
         "endpoint": bid.endpoint_id,
@@ -243,7 +255,8 @@ def _bid(bid: Bid) -> dict[str, Any]:
         "cost": bid.cost_microusd,
         "overdue": _ms(bid.overdue_s),
         "probe_allowed": bid.probe_allowed,
-        "limits": _present(**{name: getattr(bid.limits, name) for name in LIMITS}),
+        "limits": _limits(bid.limits),
+        **({"shared": _limits(bid.shared_limits)} if bid.shared_limits != UNLIMITED else {}),
         "accounts": _ceilings(bid.ceilings),
     }
 

@@ -1,7 +1,7 @@
 """A worker's own copy of the fleet's state, kept fresh in the background, so that a decision costs no round trip.
 
-While the store is out of reach the last snapshot stands: calls already claimed go on, and its age tells the
-worker to claim no more.
+While the store is out of reach the last snapshot stands, for the calls that are under way. None begins meanwhile:
+a job is claimed, and a call admitted, only by the store itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,6 @@ class SnapshotPoller:
         self._interval_s = interval_s
         self._monotonic = monotonic
         self._observed: Mapping[str, EndpointState] = {}
-        self._polled_at = float("-inf")
         self._ahead_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self.snapshot = fleet.snapshot(0.0, {})
@@ -46,16 +45,6 @@ class SnapshotPoller:
     def now(self) -> float:
         """The store's time, carried on by the local clock. Valid after the first poll."""
         return self._monotonic() + self._ahead_s
-
-    @property
-    def age_s(self) -> float:
-        """How old the snapshot is; infinite before the first poll."""
-        return self._monotonic() - self._polled_at
-
-    @property
-    def observed(self) -> Mapping[str, EndpointState]:
-        """All that the store knew at the last poll, also of endpoints that are no longer configured."""
-        return self._observed
 
     def use(self, fleet: Fleet) -> None:
         """Take over a new configuration; the very next decision sees it."""
@@ -65,8 +54,7 @@ class SnapshotPoller:
         """Read the store once. Raises what the store raises, and leaves the last snapshot in place."""
         asked_at = self._monotonic()
         at, self._observed = await self._store.state()
-        self._polled_at = self._monotonic()
-        self._ahead_s = at - (asked_at + self._polled_at) / 2
+        self._ahead_s = at - (asked_at + self._monotonic()) / 2
         self.snapshot = self.snapshot.fleet.snapshot(at, self._observed)
         return self.snapshot
 

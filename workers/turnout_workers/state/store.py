@@ -16,7 +16,7 @@ from typing import Protocol
 
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import FailureKind
-from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,7 @@ class Bid:
 
     endpoint_id: str
     limits: Limits
+    """Of the endpoint alone."""
     input_tokens: int
     """Upper estimate, charged now and corrected by the report."""
     output_tokens: int
@@ -46,6 +47,8 @@ class Bid:
     """False: this job may not be the probe of an endpoint that is half open."""
     ceilings: tuple[Ceiling, ...] = ()
     """Those of this provider, besides the job's own."""
+    shared_limits: Limits = UNLIMITED
+    """Of the endpoint's whole account, `account_id`: what its other models use counts, too."""
 
     @classmethod
     def of(cls, candidate: Candidate, ceilings: tuple[Ceiling, ...] = ()) -> Bid:
@@ -58,6 +61,7 @@ class Bid:
             candidate.overdue_s,
             candidate.probe_allowed,
             ceilings,
+            candidate.endpoint.shared_limits,
         )
 
 
@@ -81,7 +85,7 @@ class Ask:
     ceilings: tuple[Ceiling, ...] = ()
     fence: Fence | None = None
     headroom: float = 1.0
-    """Share of each rate limit that this lane may fill, for reserves of the more urgent lanes."""
+    """Share of each limit that this job may fill, for the reserves of more urgent lanes and other tenants."""
 
 
 @dataclass(frozen=True, slots=True)

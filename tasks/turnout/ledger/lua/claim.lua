@@ -1,10 +1,10 @@
 #!lua flags=allow-oom
 -- Take a queued job for one worker: the token grows, and fences whoever held it before.
--- KEYS  job, leases, story, pending of each lane
+-- KEYS  job, leases, story, turns, line, pending of each lane
 -- ARGV  id, owner, time to live (ms)
 -- Returns {state} if it is not to be had, else
---         {'claimed', token, waited ms, values of the record}
-local version, state, queued_ms = unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'queued_ms'))
+--         {'claimed', token, waited ms, values of the record, id of the job whose turn is next ('': none)}
+local version, state, queued_ms, turn = unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'queued_ms', 'turn'))
 if not state then return {'none'} end
 if version ~= VERSION then return {'unknown_version'} end
 if state ~= 'queued' then return {state} end
@@ -12,8 +12,13 @@ if state ~= 'queued' then return {state} end
 local token = redis.call('HINCRBY', KEYS[1], 'token', 1)
 redis.call('HSET', KEYS[1], 'state', 'leased', 'owner', ARGV[2])
 redis.call('HDEL', KEYS[1], 'missed_ms', 'republished')
-for i = 4, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+for i = 6, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+local after = nil
+if turn then
+  end_turn(KEYS[1], turn, KEYS[4], KEYS[5])
+  after = next_turn(string.match(turn, '^%S+ %S* '), KEYS[4], KEYS[5], {unpack(KEYS, 6)})
+end
 redis.call('ZADD', KEYS[2], NOW + ARGV[3], ARGV[1])
 tell(KEYS[3], '"event":"claimed","by":' .. cjson.encode(ARGV[2]))
 return {'claimed', token, NOW - queued_ms, redis.call('HMGET', KEYS[1], 'payload', 'accepted_ms', 'deadline_ms',
-  'progress', 'tenant', 'batch', 'lane', 'embed', 'stream', 'webhook', 'trace', 'crashes', 'calls')}
+  'progress', 'tenant', 'batch', 'lane', 'embed', 'stream', 'webhook', 'trace', 'crashes', 'calls'), after or ''}

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- End a job, once: store its result, for the ledger and for Celery, and tell who waits.
 -- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done list of its batch,
---       pending of each lane
+--       turns, line, stream, hooks, pending of each lane
 -- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
 --       time to live (ms), time to live if failed (ms), crashes that make it poison, batch ('': none)
 -- authority  token: the worker that holds it, and for a success any that ever held it
@@ -9,7 +9,7 @@
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
 local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[11]
 local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'token', 'settled_token', 'deadline_ms', 'crashes',
-  'watchers', 'batch')
+  'watchers', 'batch', 'turn', 'stream', 'webhook')
 local state, current = job[2], job[3]
 if not state then return {'gone', ''} end
 if job[1] ~= VERSION then return {'refused', state} end
@@ -44,7 +44,8 @@ if authority == 'token' then redis.call('HDEL', KEYS[1], 'progress') end
 redis.call('ZREM', KEYS[2], id)
 redis.call('ZREM', KEYS[3], id)
 redis.call('ZREM', KEYS[4], id)
-for i = 10, #KEYS do redis.call('ZREM', KEYS[i], id) end
+for i = 14, #KEYS do redis.call('ZREM', KEYS[i], id) end
+if job[9] then end_turn(KEYS[1], job[9], KEYS[10], KEYS[11]) end
 redis.call('HINCRBY', KEYS[6], status, 1)
 
 local ttl = tonumber(status == 'failed' and ARGV[9] or ARGV[8])
@@ -58,5 +59,10 @@ redis.call('PEXPIRE', KEYS[7], ttl)
 redis.call('SET', KEYS[8], ARGV[6], 'PX', ARGV[8])
 redis.call('PUBLISH', KEYS[8], ARGV[6])
 if batch ~= '' then redis.call('RPUSH', KEYS[9], id) end
+if job[10] then
+  redis.call('XADD', KEYS[12], '*', 'end', status)
+  redis.call('PEXPIRE', KEYS[12], ttl)
+end
+if job[11] then redis.call('ZADD', KEYS[13], NOW, id) end
 for inbox in string.gmatch(job[7] or '', '%S+') do redis.call('PUBLISH', inbox, id) end
 return {outcome, state}

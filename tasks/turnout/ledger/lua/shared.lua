@@ -19,6 +19,39 @@ local function front_place(queue)
   return first and tonumber(string.match(first, '"place":(%d+)'))
 end
 
+-- Taking turns: of one tenant's jobs only TURNS at a time stand in a lane. The others wait in line, the first
+-- accepted first, and each that is claimed brings the next; so a flood is no longer to those behind it than a
+-- handful. `turns` and `line` are ordered by text: LANE TENANT ACCEPTED ID.
+local function has_turn(job, id, turns, line)
+  local lane, tenant, accepted = unpack(redis.call('HMGET', job, 'lane', 'tenant', 'accepted_ms'))
+  local whose = lane .. ' ' .. tenant .. ' '
+  local free = redis.call('ZLEXCOUNT', turns, '[' .. whose, '(' .. whose .. ':') < TURNS
+  local turn = whose .. accepted .. ' ' .. id
+  redis.call('HSET', job, 'turn', turn)
+  redis.call('ZADD', free and turns or line, 0, turn)
+  return free
+end
+
+-- Give a turn that came free to the next in line, whose message is still to be published: until then it counts as
+-- queued without one, so that it is found should nobody do it. `pendings` are those of all lanes.
+local function next_turn(whose, turns, line, pendings)
+  local turn = redis.call('ZRANGE', line, '[' .. whose, '(' .. whose .. ':', 'BYLEX', 'LIMIT', 0, 1)[1]
+  if not turn then return nil end
+  local lane, id = string.match(turn, '^(%S+) %S* %d+ (.*)$')
+  redis.call('ZREM', line, turn)
+  redis.call('ZADD', turns, 0, turn)
+  for _, pending in ipairs(pendings) do
+    if string.sub(pending, -#lane) == lane then redis.call('ZADD', pending, NOW, id) end
+  end
+  return id
+end
+
+local function end_turn(job, turn, turns, line)
+  redis.call('HDEL', job, 'turn')
+  redis.call('ZREM', turns, turn)
+  redis.call('ZREM', line, turn)
+end
+
 -- As JSON, without its quotes.
 local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
 

@@ -1,9 +1,9 @@
 -- Lease the first bid that has room, or say what stands in each one's way, and until when.
 --
--- KEYS  fleet, money, expiry, overdue, lease; then window and calls of each bid's endpoint; then, if the
---       admission is fenced, the job's record
+-- KEYS  fleet, money, expiry, overdue, lease; then window and calls of each bid's endpoint, and of its account
+--       too if it has shared limits; then, if the admission is fenced, the job's record
 -- ARGV  the ask as JSON: id, ttl (ms), headroom, token (text; absent: not fenced), accounts, and bids of
---       endpoint, input, output, cost, overdue (ms), probe_allowed, limits, accounts;
+--       endpoint, input, output, cost, overdue (ms), probe_allowed, limits, shared (limits), accounts;
 --       an account is [name, limit], -1 for none
 -- Returns {'granted', endpoint, at, probe} | {'fenced'} | {'full', now, {endpoint, until, reason} …};
 --       `until` is -1 where waiting doesn't help
@@ -97,27 +97,36 @@ local function circuit(health, bid, block)
   return ramping
 end
 
-local function capacity(bid, health, load, ramping, block)
-  local limits, second = bid.limits, load.minute[1]
-  local slots = limits.concurrency
-  if ramping then
-    local elapsed = (now - health.recovered_at) / 1000
-    local share = RAMP_FROM + (1 - RAMP_FROM) * elapsed / RAMP_S
-    local per_second = limits.requests_per_minute
-      and math.max(1, math.floor(share * limits.requests_per_minute / 60))
-    if slots then
-      slots = math.max(1, math.floor(share * slots))
-    elseif not per_second then
-      slots = 2 ^ math.floor(elapsed)
-    end
-    if per_second and load.this_second[2] >= per_second then
-      block((second + 1) * MINUTE.width, 'ramping')
-    end
-  end
-  if slots and load.in_flight >= slots then block(now + ASK_AGAIN_MS, 'concurrency') end
+local function read(window_key, calls_key)
+  local stored = redis.call('HMGET', window_key, 'minute', 'day', 'charged', 'headers')
+  local load = {
+    key = window_key, calls_key = calls_key, minute = roll(window_key, 'minute', stored[1], MINUTE),
+    day = roll(window_key, 'day', stored[2], DAY), charged = numbers(stored[3]),
+    headers = stored[4] and cjson.decode(stored[4]) or {}, in_flight = redis.call('ZCARD', calls_key),
+  }
+  local buckets = redis.call('HMGET', window_key, 'minute' .. load.minute[1], 'day' .. load.day[1])
+  load.this_second, load.this_quarter = numbers(buckets[1]), numbers(buckets[2])
+  return load
+end
 
-  local squeezed = math.min(
-    1, health.share + SQUEEZE_REGROWTH * math.max(0, (now - health.blocked_until) / 1000 - SQUEEZE_HOLD_S))
+local function ramped(limits, health, load, block)
+  local elapsed, slots = (now - health.recovered_at) / 1000, limits.concurrency
+  local share = RAMP_FROM + (1 - RAMP_FROM) * elapsed / RAMP_S
+  local per_second = limits.requests_per_minute
+    and math.max(1, math.floor(share * limits.requests_per_minute / 60))
+  if per_second and load.this_second[2] >= per_second then
+    block((load.minute[1] + 1) * MINUTE.width, 'ramping')
+  end
+  if slots then return math.max(1, math.floor(share * slots)) end
+  if not per_second then return 2 ^ math.floor(elapsed) end
+end
+
+-- Blocks where a limit is full. Returns the free share of the scarcest, and when the scarcest has room again.
+local function capacity(load, limits, slots, squeezed, bid, block)
+  if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * ask.headroom))) then
+    block(now + ASK_AGAIN_MS, 'concurrency')
+  end
+  local free, ready_at = 1, 0
   for _, kind in ipairs(KINDS) do
     local name, counters = kind[1], kind[3]
     local amount = total({0, 1, bid.input, bid.output}, counters)
@@ -125,23 +134,24 @@ local function capacity(bid, health, load, ramping, block)
     if amount > 0 then
       if told.total and told['until'] > now and total(load.charged, counters) + amount > told.total then
         block(told['until'], name)
-        load.ready_at = math.max(load.ready_at, told['until'])
+        ready_at = math.max(ready_at, told['until'])
       end
       local full = limits[name]
       if told.limit and (not full or told.limit < full) then full = told.limit end
       if full then
         local size = kind[2] == 'minute' and MINUTE or DAY
         local limit, window = full * squeezed, load[kind[2]]
-        load.free = math.min(load.free, math.max(0, 1 - total(window, counters) / math.max(limit, 1)))
+        free = math.min(free, math.max(0, 1 - total(window, counters) / math.max(limit, 1)))
         local at = room_at(load.key, kind[2], window, size, counters, amount, full, limit * ask.headroom)
         if at ~= 0 then
           block(at, name)
           at = room_at(load.key, kind[2], window, size, counters, amount, full, limit)
-          load.ready_at = math.max(load.ready_at, at)
+          ready_at = math.max(ready_at, at)
         end
       end
     end
   end
+  return free, ready_at
 end
 
 local function money(bid, block)
@@ -164,14 +174,20 @@ local function money(bid, block)
   end
 end
 
-local function grant(bid, health, load, window_key, calls_key)
-  local probe = health.half_open and 1 or 0
-  local use = {0, 1, bid.input, bid.output}
+local function charge(load, use)
   for _, sum in ipairs({load.minute, load.day, load.charged, load.this_second, load.this_quarter}) do
     add(sum, use, 1)
   end
-  redis.call('HSET', window_key, 'minute', text(load.minute), 'day', text(load.day), 'charged', text(load.charged),
+  redis.call('HSET', load.key, 'minute', text(load.minute), 'day', text(load.day), 'charged', text(load.charged),
     'minute' .. load.minute[1], text(load.this_second), 'day' .. load.day[1], text(load.this_quarter))
+  redis.call('ZADD', load.calls_key, now, ask.id)
+end
+
+local function grant(bid, health, load, shared)
+  local probe = health.half_open and 1 or 0
+  local use = {0, 1, bid.input, bid.output}
+  charge(load, use)
+  if shared then charge(shared, use) end
   local accounts = {}
   for _, list in ipairs({ask.accounts, bid.accounts}) do
     for _, account in ipairs(list) do
@@ -181,11 +197,10 @@ local function grant(bid, health, load, window_key, calls_key)
   end
   redis.call('HSET', LEASE, 'endpoint', bid.endpoint, 'at', now, 'use', text(use), 'second', load.minute[1],
     'quarter', load.day[1], 'charged', text(load.charged), 'cost', bid.cost,
-    'accounts', #accounts > 0 and cjson.encode(accounts) or '[]', 'probe', probe)
+    'accounts', #accounts > 0 and cjson.encode(accounts) or '[]', 'probe', probe, 'shared', shared and 1 or 0)
   local member = bid.endpoint .. ' ' .. ask.id
   redis.call('ZADD', EXPIRY, now + ask.ttl, member)
   redis.call('ZADD', OVERDUE, now + bid.overdue, member)
-  redis.call('ZADD', calls_key, now, ask.id)
   if load.in_flight == 0 then redis.call('HSET', FLEET, bid.endpoint .. '|oldest', now) end
   if probe == 1 then
     redis.call('HSET', FLEET, bid.endpoint .. '|probe', ask.id, bid.endpoint .. '|probe_until', now + ask.ttl)
@@ -207,9 +222,14 @@ if held[1] then -- a repeated admission, its first answer was lost
   return {'granted', held[1], tonumber(held[2]), tonumber(held[3])}
 end
 
-local refusal = {'full', now}
-for i, bid in ipairs(ask.bids) do
-  local window_key, calls_key = KEYS[4 + 2 * i], KEYS[5 + 2 * i]
+local refusal, at = {'full', now}, 6
+for _, bid in ipairs(ask.bids) do
+  local load, shared = read(KEYS[at], KEYS[at + 1]), nil
+  at = at + 2
+  if bid.shared then
+    shared = read(KEYS[at], KEYS[at + 1])
+    at = at + 2
+  end
   local e = bid.endpoint .. '|'
   local known = redis.call('HMGET', FLEET, e .. 'open_until', e .. 'recovered_at', e .. 'blocked_until',
     e .. 'probe_until', e .. 'share', e .. 'disabled', e .. 'isolated')
@@ -218,26 +238,24 @@ for i, bid in ipairs(ask.bids) do
     blocked_until = tonumber(known[3]) or 0, probe_until = tonumber(known[4]) or 0,
     share = tonumber(known[5]) or 1, disabled = known[6], isolated = known[7],
   }
-  local stored = redis.call('HMGET', window_key, 'minute', 'day', 'charged', 'headers')
-  local load = {
-    key = window_key, minute = roll(window_key, 'minute', stored[1], MINUTE),
-    day = roll(window_key, 'day', stored[2], DAY), charged = numbers(stored[3]),
-    headers = stored[4] and cjson.decode(stored[4]) or {},
-    in_flight = redis.call('ZCARD', calls_key), free = 1, ready_at = 0,
-  }
-  local buckets = redis.call('HMGET', window_key, 'minute' .. load.minute[1], 'day' .. load.day[1])
-  load.this_second, load.this_quarter = numbers(buckets[1]), numbers(buckets[2])
 
   local till, reason = nil, nil -- of what stands longest in the way
   local function block(time, why)
     if till == nil or (till ~= NEVER and (time == NEVER or time > till)) then till, reason = time, why end
   end
-  local ramping = circuit(health, bid, block)
-  capacity(bid, health, load, ramping, block)
+  local slots = bid.limits.concurrency
+  if circuit(health, bid, block) then slots = ramped(bid.limits, health, load, block) end
+  local squeezed = math.min(
+    1, health.share + SQUEEZE_REGROWTH * math.max(0, (now - health.blocked_until) / 1000 - SQUEEZE_HOLD_S))
+  local free, ready_at = capacity(load, bid.limits, slots, squeezed, bid, block)
+  if shared then
+    local also_free, also_at = capacity(shared, bid.shared, bid.shared.concurrency, 1, bid, block)
+    free, ready_at = math.min(free, also_free), math.max(ready_at, also_at)
+  end
   money(bid, block)
-  redis.call('HSET', FLEET, e .. 'free', load.free, e .. 'free_at', now, e .. 'ready_at', load.ready_at,
+  redis.call('HSET', FLEET, e .. 'free', free, e .. 'free_at', now, e .. 'ready_at', ready_at,
     e .. 'slots', bid.limits.concurrency or -1, e .. 'in_flight', load.in_flight + (till and 0 or 1))
-  if not till then return grant(bid, health, load, window_key, calls_key) end
+  if not till then return grant(bid, health, load, shared) end
   refusal[#refusal + 1] = {bid.endpoint, till, reason}
 end
 return refusal

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- End a lease: free its place, correct tokens and money to what was used, count the outcome.
 --
--- KEYS  fleet, money, expiry, overdue, lease; window and calls of the endpoint
+-- KEYS  fleet, money, expiry, overdue, lease; window and calls of the endpoint; and of its account
 -- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cached, cost, unsure, latency, ttft, predicted
 --       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
 -- Returns {now, consecutive failures, error rate, error weight, trips, probe, late}
-local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, WINDOW, CALLS = unpack(KEYS)
+local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, WINDOW, CALLS, SHARED, SHARED_CALLS = unpack(KEYS)
 local COUNTERS = { -- as in admit.lua: 2 requests, 3 input, 4 output
   requests_per_minute = {2}, tokens_per_minute = {3, 4}, input_tokens_per_minute = {3},
   output_tokens_per_minute = {4}, requests_per_day = {2}, tokens_per_day = {3, 4},
@@ -59,7 +59,7 @@ local function counters(probe, late)
 end
 
 local held = redis.call('HMGET', LEASE, 'at', 'use', 'second', 'quarter', 'charged', 'cost', 'accounts', 'expired',
-  'endpoint')
+  'endpoint', 'shared')
 if held[9] ~= report.endpoint then return counters(0, 0) end -- reported before, or forgotten
 local at, use, charged, cost, late = tonumber(held[1]), numbers(held[2]), numbers(held[5]), held[6], held[8]
 local member = report.endpoint .. ' ' .. report.id
@@ -67,6 +67,11 @@ redis.call('DEL', LEASE)
 redis.call('ZREM', EXPIRY, member)
 redis.call('ZREM', OVERDUE, member)
 redis.call('ZREM', CALLS, report.id)
+local windows = {WINDOW}
+if held[10] == '1' then
+  redis.call('ZREM', SHARED_CALLS, report.id)
+  windows[2] = SHARED
+end
 local oldest = redis.call('ZRANGE', CALLS, 0, 0, 'WITHSCORES')
 set('in_flight', redis.call('ZCARD', CALLS))
 set('oldest', oldest[2] or 0)
@@ -85,20 +90,21 @@ local error = {0, 0, report.input - use[3], report.output - use[4]}
 if error[3] ~= 0 or error[4] ~= 0 then
   local second, quarter = tonumber(held[3]), tonumber(held[4])
   local sums = {'charged', 'minute', 'minute' .. second, 'day', 'day' .. quarter}
-  local stored, changed = redis.call('HMGET', WINDOW, unpack(sums)), {}
-  for i, value in ipairs(stored) do stored[i] = numbers(value) end
-  local count_still = {true}
-  count_still[2] = second >= stored[2][1] - MINUTE.span
-  count_still[4] = quarter >= stored[4][1] - DAY.span
-  count_still[3], count_still[5] = count_still[2], count_still[4]
-  for i, values in ipairs(stored) do
-    if count_still[i] then
-      values[3], values[4] = values[3] + error[3], values[4] + error[4]
-      changed[#changed + 1] = sums[i]
-      changed[#changed + 1] = text(values)
+  for _, window in ipairs(windows) do
+    local stored, changed = redis.call('HMGET', window, unpack(sums)), {}
+    for i, value in ipairs(stored) do stored[i] = numbers(value) end
+    local in_minute = second >= stored[2][1] - MINUTE.span
+    local in_day = quarter >= stored[4][1] - DAY.span
+    local counts_still = {true, in_minute, in_minute, in_day, in_day}
+    for i, values in ipairs(stored) do
+      if counts_still[i] then
+        values[3], values[4] = values[3] + error[3], values[4] + error[4]
+        changed[#changed + 1] = sums[i]
+        changed[#changed + 1] = text(values)
+      end
     end
+    redis.call('HSET', window, unpack(changed))
   end
-  redis.call('HSET', WINDOW, unpack(changed))
 end
 
 -- `remaining` counted this call and perhaps not those after it: it caps the total of charges until the reset.

@@ -1,0 +1,70 @@
+"""What a worker takes from the lanes: urgent ones first, and of each its share, however little is taken at a time."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import redis
+from tests.chaos.stand import standing
+
+from turnout.ledger.script import Script
+from turnout.request import Lane, RoutingConstraints
+from turnout_workers.transport import FETCH_SHARE, LaneOrder
+
+FLEET = """
+[providers.sim-one]
+ttft_s = 0.01
+models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+"""
+LANES = [lane.value for lane in Lane]
+
+
+def fetch(client: redis.Redis, room: int, drawn: float) -> list[str]:
+    script = Script.load("turnout_workers", "fetch")
+    shares = [str(FETCH_SHARE[lane]) for lane in LANES]
+    return [LANES[index - 1] for index, _ in client.eval(script.source, 3, *LANES, room, drawn, *shares)]
+
+
+def fill(client: redis.Redis, **counts: int) -> None:
+    client.flushall()
+    for lane, count in counts.items():
+        client.lpush(lane, *range(count))
+
+
+@pytest.mark.parametrize("room", [1, 2, 7, 100])
+def test_each_lane_gets_its_share_of_what_is_fetched(flushed: redis.Redis, room: int) -> None:
+    fetches = 100
+    fill(flushed, interactive=20_000, standard=20_000, batch=20_000)
+    taken = Counter(lane for n in range(fetches) for lane in fetch(flushed, room, (n + 0.5) / fetches))
+    assert taken == {lane: pytest.approx(share * room * fetches) for lane, share in FETCH_SHARE.items()}
+
+
+@pytest.mark.parametrize("drawn", [0.0, 0.5, 0.999])
+def test_what_a_lane_leaves_goes_to_the_most_urgent(flushed: redis.Redis, drawn: float) -> None:
+    fill(flushed, interactive=2, standard=50, batch=50)
+    assert Counter(fetch(flushed, 20, drawn)) == {"interactive": 2, "standard": 16, "batch": 2}
+    fill(flushed, batch=50)
+    assert fetch(flushed, 20, drawn) == ["batch"] * 20
+
+
+def test_slots_that_become_free_one_by_one_are_shared_likewise() -> None:
+    cycle = LaneOrder(reversed(LANES))
+    random.seed(4711)
+    orders = [cycle.consume(3) for _ in range(10_000)]
+    firsts = Counter(order[0] for order in orders)
+    assert firsts == {lane: pytest.approx(share * 10_000, rel=0.1) for lane, share in FETCH_SHARE.items()}
+    assert all(order[1:] == [lane for lane in LANES if lane != order[0]] for order in orders)
+
+
+def test_a_lane_that_never_empties_does_not_starve_another_of_a_worker_with_two_slots(tmp_path: Path) -> None:
+    ids = {lane: [f"{lane} {n}" for n in range(100)] for lane in (Lane.INTERACTIVE, Lane.BATCH)}
+    with standing(tmp_path, FLEET, concurrency=2) as stand:
+        for lane in ids:
+            stand.submit(ids[lane], constraints=RoutingConstraints(lane=lane))
+        stand.start_worker()
+        stand.until(lambda: stand.settled() >= 100, 30)
+        done = {lane: stand.outcomes(ids[lane])["succeeded"] for lane in ids}
+        assert 0 < done[Lane.BATCH] < 50 < done[Lane.INTERACTIVE] < 100

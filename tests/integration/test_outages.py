@@ -1,0 +1,115 @@
+"""Outages, with several real workers: what a dying endpoint costs the fleet, and what waits until all is well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.chaos.stand import Stand, standing
+
+from turnout.request import RoutingConstraints
+from turnout_workers.routing.health import CONSECUTIVE_FAILURES, EJECTION_S, JITTER
+
+WORKERS = 3
+MODEL = 'models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }'
+FAULTS: dict[str, dict[str, Any]] = {
+    "refused": {"kind": "down"},
+    "error": {"kind": "error", "status": 500},
+    "limited": {"kind": "rate_limit", "retry_after_s": 600},
+    "hanging": {"kind": "hang"},
+}
+
+
+def fleet(*names: str) -> str:
+    return "\n".join(f"[providers.{name}]\nttft_s = 0.02\n{MODEL}" for name in names)
+
+
+def requests(stand: Stand, provider: str) -> int:
+    count: int = stand.oracle()["providers"][provider]["requests"]
+    return count
+
+
+@pytest.fixture(scope="module")
+def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    """Workers of one slot each, and an ejection that outlasts the tests: no probe is counted among the calls."""
+    with standing(tmp_path_factory.mktemp("dying"), fleet("good", *FAULTS), concurrency=1) as stand:
+        text = stand.config.read_text().replace("[router]\n", "[router]\nfailover_cooldown = 600.0\n")
+        stand.config.write_text(text)
+        workers = [stand.start_worker(wait=False) for _ in range(WORKERS)]
+        stand.submit(["first"], constraints=RoutingConstraints(only=("good",)))
+        stand.until(lambda: stand.settled() == 1, 60)
+        yield stand
+        assert all(worker.poll() is None for worker in workers)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_dying_endpoint_costs_the_fleet_a_handful_of_calls(dying: Stand, name: str) -> None:
+    wish = RoutingConstraints(order=(name, "good"), only=(name, "good"))
+    before = dying.settled()
+    well, ill = ([f"{name} {when} {n}" for n in range(30)] for when in ("well", "ill"))
+    dying.submit(well, constraints=wish)
+    dying.until(lambda: dying.settled() == before + len(well), 60)
+    assert (served := requests(dying, name)) == len(well), "it is the one that is preferred"
+    dying.fail(name, **FAULTS[name])
+    dying.submit(ill, constraints=wish)
+    dying.until(lambda: dying.settled() == before + len(well) + len(ill), 60)
+    assert dying.outcomes(ill) == {"succeeded": len(ill)}
+    most = 10 if name == "hanging" else CONSECUTIVE_FAILURES + WORKERS
+    assert 0 < requests(dying, name) - served <= most
+
+
+def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the_end(tmp_path: Path) -> None:
+    providers = ("one", "two")
+    with standing(tmp_path, fleet(*providers), concurrency=5) as stand:
+        for provider in providers:
+            stand.fail(provider, kind="down")
+        for _ in range(WORKERS):
+            stand.start_worker(wait=False)
+        patient, hasty = [f"patient {n}" for n in range(60)], [f"hasty {n}" for n in range(10)]
+        stand.submit(patient)
+        stand.submit(hasty, constraints=RoutingConstraints(deadline_s=8))
+        slots = WORKERS * 5
+
+        def open_until() -> list[float]:
+            fields = [f"{provider}/llama-3.3-70b|open_until" for provider in providers]
+            return [float(value or 0) / 1000 for value in stand.client.hmget(stand.ledger.keys.fleet, fields)]
+
+        stand.until(lambda: all(open_until()), 30)
+        began_at = min(open_until()) - EJECTION_S * (1 + JITTER)
+        stand.until(lambda: stand.outcomes(hasty) == {"expired": len(hasty)}, 40)
+        assert set(stand.outcomes(patient)) <= {"queued", "delayed", "leased", "calling"}
+        seconds, microseconds = stand.client.time()
+        elapsed_s = seconds + microseconds / 1e6 - began_at
+        for provider in providers:
+            # Calls on their way when it was ejected, and then at most one for each of the shortest ejections.
+            probes = elapsed_s / (EJECTION_S * (1 - JITTER)) + 1
+            assert requests(stand, provider) <= slots + probes
+            stand.heal(provider)
+        stand.until(lambda: stand.outcomes(patient) == {"succeeded": len(patient)}, 60)
+        jobs = stand.oracle()["jobs"]
+        assert {jobs[job_id]["answered"] for job_id in patient} == {1}
+
+
+def test_without_redis_calls_under_way_end_and_none_begins(tmp_path: Path) -> None:
+    slots = 5
+    ids = [f"job-{n}" for n in range(60)]
+    with standing(tmp_path, fleet("one").replace("0.02", "0.3"), concurrency=slots) as stand:
+        worker = stand.start_worker()
+        stand.submit(ids)
+        stand.until(lambda: stand.settled() >= slots, 30)
+        stand.redis.kill()
+        at_death = requests(stand, "one")
+        log = stand.folder / "worker-1.log"
+        stand.until(lambda: "its result waits on disk" in log.read_text(), 30)
+        stand.until(lambda: stand.oracle()["providers"]["one"]["in_flight"] == 0, 30)
+        # Those whose slots are free again: a call that was granted a moment before may have begun a moment after.
+        assert requests(stand, "one") <= at_death + slots
+        ended = stand.oracle()["providers"]["one"]["answered"]
+        stand.until(lambda: log.read_text().count("housekeeping waits for Redis") >= 2, 30)
+        assert stand.oracle()["providers"]["one"]["answered"] == ended
+        stand.redis.restart()
+        stand.until(lambda: stand.settled() == len(ids), 60)
+        assert stand.outcomes(ids) == {"succeeded": len(ids)}
+        assert worker.poll() is None

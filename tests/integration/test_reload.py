@@ -1,0 +1,59 @@
+"""A real worker takes a new key and a new provider without a restart, and says which configuration it follows."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from tests.chaos.stand import Stand, standing
+
+FLEET = """
+[providers.sim-one]
+keys = ["new-key"]
+models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+"""
+CONFIG = """
+[router]
+health_check_interval = 0.5
+[providers.sim-one]
+base_url = "{url}"
+api_key_file = "{key}"
+models = ["llama-3.3-70b"]
+simulated = true
+"""
+
+
+def status(stand: Stand) -> dict[str, Any]:
+    environ = {**os.environ, "REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
+    command = [sys.executable, "-m", "turnout", "status", "--json"]
+    told: dict[str, Any] = json.loads(subprocess.check_output(command, env=environ))
+    return told
+
+
+def test_a_rotated_key_is_used_without_a_restart(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET) as stand:
+        key = tmp_path / "key"
+        key.write_text("old-key")
+        right = CONFIG.format(url=stand.provider_url("sim-one"), key=key)
+        stand.config.write_text(right)
+        stand.submit(["a"])
+        worker = stand.start_worker()
+        stand.until(lambda: status(stand)["endpoints"][0]["circuit"] == "disabled", 30)
+        before = status(stand)
+        assert before["workers"] == {before["configuration"]: 1}
+        stand.config.write_text("this is wrong")
+        log = tmp_path / "worker-1.log"
+        stand.until(lambda: "turnout.toml:1: this is not TOML" in log.read_text(), 30)
+        stand.config.write_text(right)
+        key.write_text("new-key")
+        stand.until(lambda: "is followed now, with other keys" in log.read_text(), 30)
+        stand.config.write_text(right + "weight = 2.0")
+        stand.until(lambda: set(status(stand)["workers"]) == {status(stand)["configuration"]}, 30)
+        assert status(stand)["configuration"] != before["configuration"]
+        stand.until(lambda: stand.outcomes(["a"]) == {"succeeded": 1}, 60)
+        assert worker.poll() is None
+        assert "-key" not in log.read_text()

@@ -1,0 +1,92 @@
+"""Streamed answers, from a real worker to real readers."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+from tests.chaos.stand import Stand, standing
+
+from turnout import AsyncClient, Client, Failed, Restarted
+
+FLEET = """
+output_tokens = 30
+[providers.sim-first]
+ttft_s = 0.05
+s_per_token = 0.02
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+[providers.sim-second]
+kind = "anthropic"
+models."llama-3.3-70b" = { price = { input = 5.0, output = 5.0 } }
+[providers.sim-third]
+kind = "gemini"
+s_per_token = 0.01
+models."other" = { price = { input = 5.0, output = 5.0 } }
+"""
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
+        stand.start_worker()
+        yield stand
+
+
+@pytest.fixture
+def client(stand: Stand) -> Iterator[Client]:
+    with Client(stand.redis.url) as client:
+        yield client
+
+
+@pytest.mark.parametrize("model", ["llama-3.3-70b", "other"])
+def test_pieces_come_one_by_one_and_make_the_answer(client: Client, model: str) -> None:
+    job = client.submit("Tell me.", model=model, stream=True)
+    pieces = list(job.stream())
+    assert len(pieces) > 1
+    assert "".join(pieces) == job.wait().text
+    assert "".join(job.stream()) == job.wait().text, "a reader that comes late has all of it"
+
+
+async def test_several_readers_read_the_same(stand: Stand) -> None:
+    async with AsyncClient(stand.redis.url) as client:
+        job = await client.submit("Tell me.", model="llama-3.3-70b", stream=True)
+        first = "".join([piece async for piece in job.stream()])
+        second = "".join([piece async for piece in client.job(job.id).stream()])
+        assert first == second == (await job).text
+
+
+def test_a_failover_in_mid_stream_is_told_and_the_answer_begins_anew(stand: Stand, client: Client) -> None:
+    stand.fail("sim-first", kind="truncate", for_requests=3)
+    job = client.submit("Tell me.", model="llama-3.3-70b", stream=True, constraints={"order": ["sim-first"]})
+    pieces = list(job.stream())
+    restarts = [index for index, piece in enumerate(pieces) if isinstance(piece, Restarted)]
+    assert restarts
+    assert "".join(pieces[: restarts[0]]) != ""
+    assert "".join(pieces[restarts[-1] :]) == job.wait().text
+
+
+def test_a_job_that_does_not_stream_gives_its_answer_in_one_piece(client: Client) -> None:
+    job = client.submit("Tell me.", model="llama-3.3-70b")
+    assert list(job.stream()) == [job.wait().text]
+
+
+def test_a_stream_whose_job_fails_ends_with_its_error(client: Client) -> None:
+    with pytest.raises(Failed):
+        list(client.submit("Tell me.", model="nobody's", stream=True).stream())
+
+
+def test_a_cancelled_stream_ends(stand: Stand, client: Client) -> None:
+    stand.fail("sim-third", kind="hang", for_requests=1)
+    job = client.submit("Tell me.", model="other", stream=True)
+    ended = threading.Event()
+
+    def read() -> None:
+        with pytest.raises(Exception, match="cancelled"):
+            list(job.stream())
+        ended.set()
+
+    threading.Thread(target=read, daemon=True).start()
+    stand.until(lambda: job.status() == "calling", 10)
+    assert job.cancel()
+    assert ended.wait(10)

@@ -1,0 +1,141 @@
+"""Webhooks from a real worker to a real HTTP server, which is not always well."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import pytest
+from tests.chaos.stand import Stand, standing
+
+from turnout import Client, Failed
+from turnout_workers import webhooks
+
+FLEET = """
+output_tokens = 8
+[providers.sim]
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+"""
+KEY = b"0123456789abcdef0123456789abcdef"
+
+
+class Receiver(ThreadingHTTPServer):
+    """Hears messages; answers with the next of `statuses`, then 200."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.heard: list[tuple[dict[str, str], bytes]] = []
+        self.statuses: list[int] = []
+
+    def of(self, job_id: str) -> list[tuple[dict[str, str], bytes]]:
+        return [one for one in self.heard if one[0]["webhook-id"] == f"msg_{job_id}"]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Receiver
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["content-length"]))
+        self.server.heard.append(({name.lower(): value for name, value in self.headers.items()}, body))
+        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with Receiver() as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield server
+        server.shutdown()
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stand]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOOK_SECRET", "whsec_" + base64.b64encode(KEY).decode())
+        with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
+            with stand.config.open("a") as config:
+                config.write(
+                    f'\n[webhooks.app]\nurl = "http://127.0.0.1:{receiver.server_port}/hook"\n'
+                    'secret_env = "HOOK_SECRET"\nprivate = true\n'
+                )
+            stand.start_worker()
+            yield stand
+
+
+@pytest.fixture
+def client(stand: Stand) -> Iterator[Client]:
+    with Client(stand.redis.url) as client:
+        yield client
+
+
+def events(client: Client, job_id: str) -> list[str]:
+    return [event["event"] for event in client.job(job_id).events()]
+
+
+def test_a_settled_job_is_told_once_and_signed(stand: Stand, receiver: Receiver, client: Client) -> None:
+    job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app")
+    stand.until(lambda: "webhook_told" in events(client, job.id), 20)
+    [(headers, body)] = receiver.of(job.id)
+    signing = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
+    digest = base64.b64encode(hmac.digest(KEY, signing, hashlib.sha256)).decode()
+    assert headers["webhook-signature"] == f"v1,{digest}"
+    told = json.loads(body)
+    assert (told["type"], told["data"]["id"]) == ("job.succeeded", job.id)
+    assert told["data"]["response"]["text"] == job.wait(5).text
+
+
+def test_it_is_told_again_until_it_is_heard(
+    stand: Stand, receiver: Receiver, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver.statuses = [500]
+    job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app")
+    stand.until(lambda: len(receiver.of(job.id)) == 1, 20)
+    key = stand.ledger.keys.hooks
+    stand.until(lambda: (stand.client.zscore(key, job.id) or 0) > stand.client.time()[0] * 1000 + 1000, 10)
+    stand.client.zadd(key, {job.id: 0})  # the wait of 5 s is over
+    stand.until(lambda: "webhook_told" in events(client, job.id), 20)
+    assert len(receiver.of(job.id)) == 2
+
+
+def test_what_is_never_heard_is_given_up_and_stays_in_the_story(
+    stand: Stand, receiver: Receiver, client: Client
+) -> None:
+    tries = len(webhooks.RETRY_S) + 1
+    receiver.statuses = [503] * tries
+    job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app")
+
+    def hurry() -> None:
+        score = stand.client.zscore(stand.ledger.keys.hooks, job.id)
+        if score is not None and score > stand.client.time()[0] * 1000 + 1000 and not receiver_busy():
+            stand.client.zadd(stand.ledger.keys.hooks, {job.id: 0})
+
+    def receiver_busy() -> bool:
+        return len(receiver.of(job.id)) != int(stand.client.hget(stand.ledger.keys.job(job.id), "hook_tries") or 0)
+
+    stand.until(lambda: "webhook_failed" in events(client, job.id), 60, hurry)
+    assert len(receiver.of(job.id)) == tries
+    assert job.wait(5).text
+
+
+def test_a_cancelled_job_is_told_too(stand: Stand, receiver: Receiver, client: Client) -> None:
+    stand.fail("sim", kind="hang", for_requests=1)
+    job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app")
+    stand.until(lambda: job.status() == "calling", 10)
+    job.cancel()
+    stand.until(lambda: len(receiver.of(job.id)) == 1, 20)
+    assert json.loads(receiver.of(job.id)[0][1])["type"] == "job.cancelled"
+
+
+def test_a_webhook_that_nobody_configured_is_refused_by_name(client: Client) -> None:
+    with pytest.raises(Failed, match="no webhook is called elsewhere; there are app"):
+        client.submit("Say yes.", model="llama-3.3-70b", webhook="elsewhere").wait(20)

@@ -1,0 +1,115 @@
+"""Tenants take turns: a flood of one, fresh or woken, stands in a lane only as a handful of messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from tests.properties.ledger.bed import KEPT_S, LANE, Bed
+from tests.unit.ledger.test_facts import fetch, housekeep, order
+
+from turnout.ledger import Claimed
+from turnout.ledger.ledger import TURNS
+from turnout.request import Lane
+
+
+@pytest.fixture
+def bed(redis_url: str) -> Iterator[Bed]:
+    bed = Bed(redis_url)
+    yield bed
+    bed.close()
+
+
+def flood(bed: Bed, count: int, tenant: str | None = "loud", lane: Lane = LANE) -> list[str]:
+    """Jobs accepted one millisecond after another."""
+    ids = [f"{tenant} {n:03}" for n in range(count)]
+    for job_id in ids:
+        bed.enqueue(job_id, tenant=tenant, lane=lane)
+        bed.advance(1)
+    return ids
+
+
+def serve(bed: Bed, lane: Lane = LANE) -> list[str]:
+    """What a worker does with all that it is given; the order in which jobs come."""
+    served = []
+    while order(bed, lane):
+        job_id = str(fetch(bed))
+        claim = bed(bed.ledger.claim(job_id, "w", 30))
+        if isinstance(claim, Claimed):
+            served.append(job_id)
+            if claim.next_in_turn is not None:
+                bed(bed.ledger.bring(claim.next_in_turn, claim.lane))
+    return served
+
+
+def nobody_waits_for_a_turn(bed: Bed) -> bool:
+    return bed.client.exists(bed.keys.turns, bed.keys.in_line) == 0
+
+
+def test_a_tenants_flood_leaves_another_tenants_job_a_handful_of_places_away(bed: Bed) -> None:
+    loud = flood(bed, 100)
+    flood(bed, 1, "quiet")
+    served = serve(bed)
+    assert served.index("quiet 000") == TURNS
+    assert [job for job in served if job in loud] == loud
+    assert nobody_waits_for_a_turn(bed)
+
+
+def test_two_floods_are_served_side_by_side(bed: Bed) -> None:
+    flood(bed, 100, "first")
+    flood(bed, 100, "second")
+    served = serve(bed)
+    assert 40 <= sum(job.startswith("second") for job in served[:100]) <= 60
+    assert len(served) == 200
+
+
+def test_jobs_without_a_tenant_and_few_of_one_are_all_published_at_once(bed: Bed) -> None:
+    flood(bed, 100, None)
+    flood(bed, TURNS)
+    assert len(order(bed)) == 100 + TURNS
+    assert bed.client.zcard(bed.keys.in_line) == 0
+
+
+def test_turns_are_counted_by_lane(bed: Bed) -> None:
+    flood(bed, 100, lane=Lane.BATCH)
+    bed.enqueue("urgent", tenant="loud", lane=Lane.INTERACTIVE)
+    assert order(bed, Lane.INTERACTIVE) == ["urgent"]
+
+
+def test_turns_of_cancelled_jobs_are_given_to_the_next(bed: Bed) -> None:
+    ids = flood(bed, TURNS + 3)
+    for job_id in (*ids[:TURNS], ids[-1]):
+        assert bed(bed.ledger.cancel(job_id, None, KEPT_S)).accepted
+    brought = bed(bed.ledger.spare(100))
+    assert brought == ids[TURNS:-1]
+    for job_id in brought:
+        bed(bed.ledger.bring(job_id, LANE))
+    assert serve(bed) == brought
+    assert nobody_waits_for_a_turn(bed)
+
+
+def test_a_job_whose_turn_nobody_published_is_found_like_any_lost_one(bed: Bed) -> None:
+    ids = flood(bed, TURNS + 1)
+    for _ in range(TURNS):
+        bed(bed.ledger.claim(str(fetch(bed)), "w", 30))  # and dies before it brings the next
+    bed.advance(1)
+    assert housekeep(bed) == []
+    bed.advance(5000)
+    assert housekeep(bed) == [ids[-1]]
+    assert serve(bed) == [ids[-1]]
+
+
+@pytest.mark.parametrize("tenant", ["loud", None])
+def test_of_many_parked_jobs_that_wake_a_handful_goes_before_a_fresh_one(bed: Bed, tenant: str | None) -> None:
+    ids = flood(bed, 100, tenant)
+    for job_id in serve(bed):
+        bed(bed.ledger.defer(job_id, 1, 1.0, "", {"event": "deferred"}))
+        bed.advance(1)
+    bed.enqueue("fresh")
+    bed.advance(1100)
+    for job_id in bed(bed.ledger.due(1000)):
+        assert bed(bed.ledger.wake(job_id, LANE))
+    served = serve(bed)
+    assert served.index("fresh") == TURNS
+    assert [job for job in served if job != "fresh"] == ids
+    assert nobody_waits_for_a_turn(bed)

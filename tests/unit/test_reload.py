@@ -1,0 +1,105 @@
+"""A running worker follows its configuration, and keeps the one it has while the new one is wrong."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from turnout_workers.config import Settings, load
+from turnout_workers.reload import Reload
+
+GOOD = """
+[providers.office]
+dialect = "vllm"
+base_url = "http://127.0.0.1:1/v1"
+models = ["llama-3.3-70b"]
+api_key_file = "KEY"
+"""
+
+
+class Worker:
+    def __init__(self, folder: Path) -> None:
+        self.file, self.key = folder / "turnout.toml", folder / "key"
+        self.key.write_text("first")
+        self.write(GOOD)
+        self.uses = load(self.file, {})
+        self.reload = Reload(self.uses, self.use, {"TURNOUT_CONFIG": str(self.file)})
+
+    def write(self, text: str) -> None:
+        self.file.write_text(text.replace("KEY", str(self.key)))
+
+    def use(self, settings: Settings) -> None:
+        if "twice" in settings.file.providers:
+            raise ValueError("endpoint twice/x is there twice")
+        self.uses = settings
+
+    async def follows(self) -> Settings:
+        for _ in range(2):
+            await self.reload.check()
+        assert self.reload.settings is self.uses
+        return self.uses
+
+
+@pytest.fixture
+def worker(tmp_path: Path) -> Worker:
+    return Worker(tmp_path)
+
+
+async def test_a_change_is_taken_over_once_it_was_read_twice(worker: Worker) -> None:
+    before = worker.uses
+    worker.write(GOOD + "concurrency = 3")
+    await worker.reload.check()
+    assert worker.uses is before
+    await worker.reload.check()
+    assert worker.uses.file.providers["office"].concurrency == 3
+    assert worker.reload.settings is worker.uses
+
+
+async def test_what_did_not_change_is_not_taken_over_again(worker: Worker) -> None:
+    before = worker.uses
+    worker.write(GOOD)
+    await worker.follows()
+    assert worker.uses is before
+
+
+async def test_a_new_key_in_a_key_file_is_a_change(worker: Worker) -> None:
+    before = await worker.follows()
+    worker.key.write_text("second")
+    assert await worker.follows() != before
+    assert worker.uses.keys["office"] == ("second",)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        (GOOD + "concurency = 3", "turnout.toml:7: providers.office.concurency: there is no such field"),
+        (GOOD.replace("KEY", "/no/such/file"), "api_key_file /no/such/file can't be read"),
+        (GOOD + "[providers.twice]\nbase_url = 'http://x'\nmodels = ['x']", "endpoint twice/x is there twice"),
+    ],
+)
+async def test_a_wrong_one_is_told_once_and_changes_nothing(
+    worker: Worker, caplog: pytest.LogCaptureFixture, text: str, told: str
+) -> None:
+    caplog.set_level(logging.WARNING, "turnout_workers.reload")
+    before = worker.uses
+    worker.write(text)
+    for _ in range(3):
+        await worker.follows()
+    assert worker.uses is before
+    (record,) = caplog.records
+    assert told in record.getMessage()
+    assert "first" not in record.getMessage()
+    worker.write(GOOD + "concurrency = 3")
+    assert (await worker.follows()).version != before.version
+
+
+async def test_what_holds_for_a_workers_life_is_said_to_need_a_restart(
+    worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING, "turnout_workers.reload")
+    worker.write("namespace = 'other'\n[router]\nfailover_cooldown = 5\ndefault_strategy = 'cost'\n" + GOOD)
+    await worker.follows()
+    (record,) = caplog.records
+    assert record.getMessage().endswith("namespace, router")

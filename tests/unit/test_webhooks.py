@@ -1,0 +1,53 @@
+"""Webhooks: whom they may reach, and how they are signed."""
+
+from __future__ import annotations
+
+import pytest
+
+from turnout_workers.config import ConfigError, settings
+from turnout_workers.webhooks import address_trouble, is_public, signed
+
+PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nmodels = ["m"]\n'
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fd00::1", "fe80::1", "0.0.0.0", "100.64.0.1",
+     "::ffff:127.0.0.1", "localhost"],
+)  # fmt: skip
+def test_inner_addresses_are_not_public(address: str) -> None:
+    assert not is_public(address)
+
+
+def test_a_public_address_is() -> None:
+    assert is_public("93.184.216.34")
+    assert is_public("2606:2800:220:1::1")
+
+
+@pytest.mark.parametrize(
+    ("url", "private", "trouble"),
+    [
+        ("https://app.example.com/hook", False, None),
+        ("http://app.example.com/hook", False, "https"),
+        ("http://app.example.com/hook", True, None),
+        ("https://10.0.0.1/hook", False, "private address"),
+        ("https://[::1]/hook", False, "private address"),
+        ("https://10.0.0.1/hook", True, None),
+    ],
+)
+def test_only_the_operator_can_allow_an_inner_address(url: str, private: bool, trouble: str | None) -> None:
+    told = address_trouble(url, private)
+    assert told is None if trouble is None else trouble in (told or "")
+
+
+def test_the_signature_is_that_of_the_specifications_own_example() -> None:
+    headers = signed(SECRET, "msg_p5jXN8AQM9LWM0D4loKWxJek", 1614265330, b'{"test": 2432232314}')
+    assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
+
+
+def test_a_secret_that_signs_nothing_names_its_variable_and_line() -> None:
+    text = PROVIDER + '[webhooks.orders]\nurl = "https://app.example.com/"\nsecret_env = "HOOK"\n'
+    with pytest.raises(ConfigError, match=r"t.toml:5: webhooks.orders: environment variable HOOK holds no signing"):
+        settings(text, "t.toml", {"HOOK": "short"})
+    assert SECRET not in repr(settings(text, "t.toml", {"HOOK": SECRET}))

@@ -1,0 +1,159 @@
+"""What every connector keeps to, as tests to inherit: errors classified, money counted, keys and prompts unseen.
+
+    class TestAcme(ConnectorConformance):
+        answer = {"text": "Hello"}
+        def connector(self, base_url, key, http): ...
+
+Each test runs the connector against a server on loopback that answers as told. They need pytest to be collected, and
+no plugin. `docs/connectors.md` has a whole example.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from typing import Any, ClassVar
+
+from turnout.request import InferenceRequest
+from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.providers.http import Http
+from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
+
+KEY = "conformance-key-0123456789"
+PROMPT = "the prompt, which no error message repeats"
+TIMEOUTS = Timeouts(connect_s=2, first_byte_s=0.3, idle_s=0.3, total_s=1)
+
+
+class ConnectorConformance:
+    """Inherit, give `answer` and `connector`, and let pytest collect the subclass."""
+
+    answer: ClassVar[Mapping[str, Any]]
+    """The JSON body of a successful response, with a text that is not empty."""
+
+    def connector(self, base_url: str, key: str, http: Http) -> CloudProviderBase:
+        """Your connector for a server at `base_url`, with at least one endpoint that has a price."""
+        raise NotImplementedError
+
+    def test_an_answer_is_text_with_its_provenance_usage_and_cost(self) -> None:
+        name, outcome = asyncio.run(self._answered())
+        response = outcome.response
+        assert response.text
+        assert response.provider == name
+        assert response.model_requested
+        assert response.usage.source in ("reported", "estimated")
+        assert isinstance(response.cost_microusd, int), "whole micro-dollars, of the endpoint's price"
+        assert response.cost_microusd >= 0
+
+    def test_an_accepted_key_is_healthy(self) -> None:
+        asyncio.run(self._with(_response(200, self.answer), lambda connector: connector.check_health()))
+
+    def test_a_refused_key_is_the_accounts_fault(self) -> None:
+        failure = self._failure(_response(401, {"error": {"message": f"Wrong key {KEY}"}}))
+        assert (failure.kind, failure.scope) == (FailureKind.UNAUTHORIZED, Scope.ACCOUNT)
+
+    def test_a_health_check_raises_what_a_call_would(self) -> None:
+        failure = self._failure(_response(401, {}), lambda connector: connector.check_health())
+        assert failure.kind is FailureKind.UNAUTHORIZED
+
+    def test_a_rate_limit_carries_how_long_to_wait(self) -> None:
+        failure = self._failure(_response(429, {}, "retry-after: 7"))
+        assert (failure.kind, failure.retry_after_s) == (FailureKind.RATE_LIMITED, 7)
+
+    def test_an_overloaded_provider_says_so_and_bills_nothing(self) -> None:
+        failure = self._failure(_response(503, {}))
+        assert (failure.kind, failure.billed) == (FailureKind.OVERLOADED, Billed.NO)
+
+    def test_a_server_error_may_have_been_billed(self) -> None:
+        failure = self._failure(_response(500, {}))
+        assert (failure.kind, failure.billed) == (FailureKind.SERVER_ERROR, Billed.MAYBE)
+
+    def test_a_200_that_is_no_answer_is_an_error_that_may_have_been_billed(self) -> None:
+        for body in (b"", b"<html></html>", b"null", b"[]", b"{}", b'{"a":'):
+            failure = self._failure(_response(200, body))
+            assert failure.kind is FailureKind.MALFORMED, body
+            assert failure.billed is not Billed.NO, body
+
+    def test_a_truncated_answer_may_have_been_billed(self) -> None:
+        failure = self._failure(_response(200, self.answer)[:-3])
+        assert (failure.kind, failure.billed) == (FailureKind.INTERRUPTED, Billed.MAYBE)
+
+    def test_silence_ends_at_the_deadline_and_may_have_been_billed(self) -> None:
+        failure = self._failure(None)
+        assert (failure.kind, failure.billed) == (FailureKind.TIMED_OUT, Billed.MAYBE)
+
+    def test_a_redirect_is_not_followed(self) -> None:
+        assert self._failure(_response(307, {}, "location: http://127.0.0.1:9/")).kind is FailureKind.MALFORMED
+
+    def test_neither_key_nor_prompt_is_in_an_error(self) -> None:
+        for status in (400, 401, 403, 404, 429, 500):
+            shown = repr(self._failure(_response(status, {"error": {"message": f"{KEY} {PROMPT}"}})))
+            assert KEY not in shown
+            assert PROMPT not in shown
+
+    async def _answered(self) -> tuple[str, CallOutcome]:
+        async def call(connector: CloudProviderBase) -> tuple[str, CallOutcome]:
+            return connector.name, await _call(connector)
+
+        found: tuple[str, CallOutcome] = await self._with(_response(200, self.answer), call)
+        return found
+
+    def _failure(
+        self, response: bytes | None, act: Callable[[CloudProviderBase], Awaitable[Any]] | None = None
+    ) -> Failure:
+        try:
+            asyncio.run(self._with(response, act or _call))
+        except ProviderError as error:
+            return error.failure
+        raise AssertionError("the connector took this for an answer")
+
+    async def _with(self, response: bytes | None, act: Callable[[CloudProviderBase], Awaitable[Any]]) -> Any:
+        http = Http()
+        try:
+            async with _serving(response) as base_url:
+                connector = self.connector(base_url, KEY, http)
+                try:
+                    return await act(connector)
+                finally:
+                    await connector.aclose()
+        finally:
+            await http.aclose()
+
+
+async def _call(connector: CloudProviderBase) -> CallOutcome:
+    return await connector.call(connector.endpoints[0], InferenceRequest(prompt=PROMPT), TIMEOUTS)
+
+
+def _response(status: int, body: Mapping[str, Any] | bytes, header: str = "x-conformance: 1") -> bytes:
+    raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+    head = f"HTTP/1.1 {status} X\r\n{header}\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    return head.encode() + raw
+
+
+@asynccontextmanager
+async def _serving(response: bytes | None) -> AsyncIterator[str]:
+    """A server that reads one request and sends these bytes; None: it stays silent until the client leaves."""
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).lower()
+            _, told, rest = head.partition(b"content-length:")
+            if told:
+                await reader.readexactly(int(rest.split(b"\r\n")[0]))
+            if response is None:
+                await reader.read()
+            else:
+                writer.write(response)
+                await writer.drain()
+        except (OSError, asyncio.IncompleteReadError):
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(handle, "127.0.0.1", 0)
+    try:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    finally:
+        server.close()

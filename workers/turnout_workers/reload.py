@@ -1,0 +1,70 @@
+"""A worker follows its configuration: a change that is right is taken over whole, one that isn't changes nothing.
+
+The file, and the files of keys that it names, are read again every few seconds, so that nothing need be told
+to anybody, and a mounted secret is followed as any file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections.abc import Callable, Mapping
+
+from turnout.errors import TurnoutError
+from turnout_workers.config import Settings, configured
+from turnout_workers.tables import CeilingsTable, File
+
+logger = logging.getLogger(__name__)
+
+EVERY_S = 2.0
+"""A change is taken over once it was read twice alike: half a file is no configuration."""
+
+
+class Reload:
+    """`use` takes a configuration over, or raises and leaves all as it was."""
+
+    def __init__(
+        self, settings: Settings, use: Callable[[Settings], None], environ: Mapping[str, str] = os.environ
+    ) -> None:
+        self.settings = settings
+        self._use = use
+        self._environ = environ
+        self._last_read = settings
+        self._refused = ""
+
+    async def run(self) -> None:
+        while True:
+            await asyncio.sleep(EVERY_S)
+            await self.check()
+
+    async def check(self) -> None:
+        """Read it once."""
+        now = self.settings
+        try:
+            found = await asyncio.to_thread(configured, self._environ)
+            steady, self._last_read = found == self._last_read, found
+            if steady and found != now:
+                self._use(found)
+                self.settings = found
+                changed = "with other keys" if found.version == now.version else f"instead of {now.version}"
+                logger.info("configuration %s is followed now, %s", found.version, changed)
+                if fixed := _fixed(now.file, found.file):
+                    logger.warning("restart this worker for what else has changed: %s", ", ".join(fixed))
+            self._refused = ""
+        except (TurnoutError, ValueError, LookupError) as error:
+            if str(error) != self._refused:
+                logger.error("the configuration was changed and is refused, %s stays:\n%s", now.version, error)
+            self._refused = str(error)
+
+
+def _fixed(before: File, after: File) -> list[str]:
+    """Tables and fields that differ, of those that hold for a worker's whole life."""
+
+    def rest(file: File) -> File:
+        router = file.router.model_copy(update={"default_strategy": None})
+        return file.model_copy(
+            update={"providers": {}, "lanes": {}, "webhooks": {}, "ceilings": CeilingsTable(), "router": router}
+        )
+
+    return [name for name in File.model_fields if getattr(rest(before), name) != getattr(rest(after), name)]

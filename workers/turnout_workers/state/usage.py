@@ -1,0 +1,133 @@
+"""What calls have taken of the limits of an endpoint, or of a whole account, and whether there is room for another."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from turnout_workers.routing.fleet import Limits
+from turnout_workers.state.store import ObservedLimit
+from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, Use, Window
+
+
+@dataclass(frozen=True, slots=True)
+class Obstacle:
+    """What keeps a bid from being admitted, and until when (s); None: time alone won't help, 0: nobody knows."""
+
+    until: float | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Charge:
+    """What one call took, and where it was booked."""
+
+    use: Use
+    second: int
+    quarter: int
+    total: Use
+    """All that was ever charged, including this: ties what headers say to a moment."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Cap:
+    """`remaining` of a provider's header, as the total of charges that must not be passed until a time."""
+
+    total: int
+    until: float
+    told: int
+    """Total of charges when the call was admitted that brought the header: later news replaces earlier."""
+
+
+class Usage:
+    def __init__(self) -> None:
+        self._minute = Window(*MINUTE)
+        self._day = Window(*DAY)
+        self._charged = NOTHING
+        self._observed: dict[str, int] = {}
+        self._caps: dict[str, _Cap] = {}
+        self._calls: set[str] = set()
+
+    def roll(self, now: float) -> None:
+        for window in (self._minute, self._day):
+            window.roll(round(now * 1000))
+
+    def room(
+        self, limits: Limits, need: Use, share: float, headroom: float, now: float
+    ) -> tuple[float, float, list[Obstacle]]:
+        """Share of the scarcest limit that is free, when the scarcest has room again, and what is in the way.
+
+        share: of the rate limits, what is in force. headroom: of all limits, what this job may fill. After `roll`.
+        """
+        found, free, ready_at = [], 1.0, 0.0
+        slots = limits.concurrency
+        if slots is not None and len(self._calls) >= min(slots, max(1, math.floor(slots * headroom))):
+            found.append(Obstacle(0, "concurrency"))
+        for name, kind in KINDS.items():
+            known = [limit for limit in (getattr(limits, name), self._observed.get(name)) if limit is not None]
+            amount = kind.of(need)
+            if not amount:
+                continue
+            cap = self._caps.get(name)
+            if cap and cap.until > now and kind.of(self._charged) + amount > cap.total:
+                found.append(Obstacle(cap.until, name))
+                ready_at = max(ready_at, cap.until)
+            if not known:
+                continue
+            full = min(known)
+            limit = full * share
+            window = self._minute if kind.window == "minute" else self._day
+            free = min(free, max(0.0, 1 - kind.of(window.used) / max(limit, 1)))
+            at = window.room_at(kind, _fits(amount, full, limit * headroom))
+            if at != 0:
+                found.append(Obstacle(at and at / 1000, name))
+                if (at := window.room_at(kind, _fits(amount, full, limit))) is not None:
+                    ready_at = max(ready_at, at / 1000)
+        return free, ready_at, found
+
+    def until_the_next_second(self, requests: int) -> float | None:
+        """When (s) the next second begins, if this one has had so many requests. After `roll`."""
+        second = self._minute.newest
+        had = self._minute.buckets.get(second, NOTHING).requests
+        return (second + 1) * MINUTE[0] / 1000 if had >= requests else None
+
+    def charge(self, lease_id: str, use: Use) -> Charge:
+        """Begin a call. After `roll`."""
+        self._charged = self._charged.plus(use)
+        charge = Charge(use, self._minute.newest, self._day.newest, self._charged)
+        self._minute.add(charge.second, use)
+        self._day.add(charge.quarter, use)
+        self._calls.add(lease_id)
+        return charge
+
+    def release(self, lease_id: str) -> None:
+        """The call holds no place any more."""
+        self._calls.discard(lease_id)
+
+    def correct(self, charge: Charge, real: Use, now: float) -> None:
+        """Set a charge right, in the buckets in which it was made. A request stays a request."""
+        error = real.minus(charge.use)
+        self._charged = self._charged.plus(error)
+        self.roll(now)
+        self._minute.add(charge.second, error)
+        self._day.add(charge.quarter, error)
+
+    def learn(self, charge: Charge, observed: ObservedLimit, now: float) -> None:
+        """Take over what headers say. `remaining` counted this call, and perhaps not those after it: so it
+        caps the total of charges, and only until the reset."""
+        if observed.limit is not None:
+            self._observed[observed.kind] = observed.limit
+        if observed.remaining is None or observed.reset_s is None or observed.kind not in KINDS:
+            return
+        told = KINDS[observed.kind].of(charge.total)
+        old = self._caps.get(observed.kind)
+        if old is None or old.until <= now or told >= old.told:
+            until = now + round(observed.reset_s * 1000) / 1000
+            self._caps[observed.kind] = _Cap(told + observed.remaining, until, told)
+
+
+def _fits(amount: int, full: int, limit: float) -> Callable[[int], bool]:
+    """Room for `amount` more: within `limit`, or alone in the window when even that is more than a reduced
+    limit gives, so that reserves and squeezes delay a large job and never shut it out."""
+    return lambda used: used + amount <= limit or (used == 0 and amount <= full)

@@ -1,0 +1,60 @@
+"""A streaming job's answer on its way: pieces of text into the job's Redis stream, as they come.
+
+Each piece names its call. Where a call begins, an entry without text says so, and readers begin anew: so a failover in
+mid-stream is told, and a worker that has lost its job can't be heard any more.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+from redis.exceptions import RedisError
+
+from turnout.ledger import Ledger
+from turnout.ledger.script import Coalescer
+
+logger = logging.getLogger(__name__)
+
+
+class Pieces:
+    """What one call streams. What arrives while a write is under way goes with the next one."""
+
+    def __init__(self, ledger: Ledger, call: Coalescer, job_id: str, call_id: str, ttl_s: float) -> None:
+        self._ledger = ledger
+        self._call = call
+        self._job_id = job_id
+        self._call_id = call_id
+        self._ttl_s = ttl_s
+        self._pending: list[str] = []
+        self._writer: asyncio.Task[None] | None = None
+        self._any = False
+
+    async def begin(self) -> None:
+        await self._write({"call": self._call_id})
+
+    async def __call__(self, piece: str) -> None:
+        """One more piece; never waits for Redis."""
+        self._any = True
+        self._pending.append(piece)
+        if self._writer is None or self._writer.done():
+            self._writer = asyncio.create_task(self._drain())
+
+    async def end(self, text: str) -> None:
+        """All that is left. `text`: the whole answer, for an endpoint that gave it in one piece."""
+        if not self._any and text:
+            await self(text)
+        if self._writer is not None:
+            await self._writer
+
+    async def _drain(self) -> None:
+        while self._pending:
+            text, self._pending = "".join(self._pending), []
+            await self._write({"call": self._call_id, "text": text})
+
+    async def _write(self, fields: dict[str, str]) -> None:
+        try:
+            await self._call(self._ledger.stream(self._job_id, fields, self._ttl_s))
+        except (RedisError, OSError) as error:
+            # The answer is whole in the result, and the reader falls back to it.
+            logger.warning("a piece of the stream could not be written: %s", error)
