@@ -58,14 +58,14 @@ class Stand:
         self.client.close()
         self.redis.stop()
 
-    def start_worker(self, crash: str = "", wait: bool = True) -> subprocess.Popen[bytes]:
-        """A worker; `crash`: the place where it is to die, see `crash_points.py`."""
+    def start_worker(self, crash: str = "", wait: bool = True, redis_url: str = "") -> subprocess.Popen[bytes]:
+        """A worker; `crash`: the place where it is to die, see `crash_points.py`; `redis_url`: its way to Redis."""
         self._started += 1
         log = self.folder / f"worker-{self._started}.log"
         name = f"w{self._started}@%h"
         command = [sys.executable, "-m", "turnout", "worker", "-n", name, "-c", str(self._concurrency)]
         environ = {
-            "REDIS_URL": self.redis.url,
+            "REDIS_URL": redis_url or self.redis.url,
             "TURNOUT_CONFIG": str(self.config),
             "TURNOUT_CRASH": crash,
             "TURNOUT_SPOOL": str(self.folder / "spool"),
