@@ -12,6 +12,7 @@ import hashlib
 import json
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -258,7 +259,7 @@ class InferenceRequest(Value):
             raise ValueError(f"{given[0]} is empty")
         return self
 
-    @property
+    @cached_property
     def chat(self) -> tuple[Message, ...]:
         """The conversation, whichever way it was given; empty for embeddings."""
         if self.prompt is not None:

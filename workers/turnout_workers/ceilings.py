@@ -47,6 +47,8 @@ class ConfiguredCeilings:
         return self._periods(f"provider:{provider}", self.table.providers.get(provider, NO_CEILING))
 
     def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:
+        if table.per_day_usd is None and table.per_month_usd is None:
+            return ()
         today = datetime.fromtimestamp(self._now(), UTC)
         found = []
         if table.per_day_usd is not None:

@@ -39,6 +39,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 
 from turnout.request import Lane
 
@@ -66,7 +67,7 @@ class Keys:
 
     @property
     def all_pending(self) -> tuple[str, ...]:
-        return tuple(self.pending(lane) for lane in Lane)
+        return _all_pending(self)
 
     @property
     def turns(self) -> str:
@@ -160,3 +161,8 @@ class Keys:
     @staticmethod
     def result(job_id: str) -> str:
         return f"celery-task-meta-{job_id}"
+
+
+@cache
+def _all_pending(keys: Keys) -> tuple[str, ...]:
+    return tuple(keys.pending(lane) for lane in Lane)

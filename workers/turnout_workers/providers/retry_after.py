@@ -91,6 +91,8 @@ def observed_limits(
 
     requests_are_daily: Groq's bucket of requests is per day.
     """
+    if not any("ratelimit" in name for name in headers):
+        return ()
     found, now = [], _sent_at(headers, now)
     for word, kind in _KINDS.items():
         values = [
