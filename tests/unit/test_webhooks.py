@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from turnout.webhook import BadSignature, signed, verified
 from turnout_workers.config import ConfigError, settings
-from turnout_workers.webhooks import address_trouble, is_public, signed
+from turnout_workers.webhooks import address_trouble, is_public
 
 PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nmodels = ["m"]\n'
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -51,3 +52,18 @@ def test_a_secret_that_signs_nothing_names_its_variable_and_line() -> None:
     with pytest.raises(ConfigError, match=r"t.toml:5: webhooks.orders: environment variable HOOK holds no signing"):
         settings(text, "t.toml", {"HOOK": "short"})
     assert SECRET not in repr(settings(text, "t.toml", {"HOOK": SECRET}))
+
+
+def test_what_was_signed_is_verified_and_nothing_else() -> None:
+    body = b'{"type":"job.succeeded","data":{"id":"a"}}'
+    headers = signed(SECRET, "msg_a", 1000, body)
+    assert verified(headers, body, SECRET, now=1010)["data"]["id"] == "a"
+    for changed, at, secret in [
+        (body + b" ", 1010, SECRET),
+        (body, 2000, SECRET),
+        (body, 1010, "whsec_" + "c2VjcmV0" * 4),
+    ]:
+        with pytest.raises(BadSignature):
+            verified(headers, changed, secret, now=at)
+    with pytest.raises(BadSignature):
+        verified({}, body, SECRET, now=1010)

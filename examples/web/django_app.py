@@ -1,0 +1,66 @@
+"""Turnout behind Django, in one file: submit, poll, read the answer as it comes.
+
+python django_app.py runserver      with REDIS_URL, and a `turnout worker` on the same Redis
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator
+
+import django
+from django.conf import settings
+from django.core.management import execute_from_command_line
+from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
+from django.urls import path
+from django.views.decorators.csrf import csrf_exempt
+
+from turnout import Client, Restarted
+
+if not settings.configured:
+    settings.configure(
+        ROOT_URLCONF=__name__,
+        SECRET_KEY=os.environ.get("DJANGO_SECRET_KEY", "for the example alone"),
+        ALLOWED_HOSTS=["127.0.0.1", "testserver"],
+    )
+    django.setup()
+
+client = Client()  # one for the whole process: threads share it
+
+
+@csrf_exempt
+def ask(request: HttpRequest) -> JsonResponse:
+    job = client.submit(json.loads(request.body)["prompt"], model="llama-3.3-70b", stream=True)
+    return JsonResponse({"id": job.id}, status=202)
+
+
+def look(_: HttpRequest, job_id: str) -> JsonResponse:
+    job = client.job(job_id)
+    try:
+        status = job.status()
+    except LookupError as error:
+        return JsonResponse({"error": str(error)}, status=404)
+    result = job.result()
+    return JsonResponse({"status": status, "text": result.response.text if result and result.response else None})
+
+
+def stream(_: HttpRequest, job_id: str) -> StreamingHttpResponse:
+    def events() -> Iterator[str]:
+        for piece in client.job(job_id).stream():
+            event = "restart" if isinstance(piece, Restarted) else "token"
+            yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
+        yield "event: done\ndata: {}\n\n"
+
+    return StreamingHttpResponse(events(), content_type="text/event-stream")
+
+
+urlpatterns = [
+    path("questions", ask),
+    path("questions/<str:job_id>", look),
+    path("questions/<str:job_id>/stream", stream),
+]
+
+if __name__ == "__main__":
+    execute_from_command_line(sys.argv)

@@ -1,0 +1,85 @@
+"""Turnout behind FastAPI: submit, poll, read the answer as it comes, be told when it is done.
+
+uvicorn fastapi_app:app        with REDIS_URL, and a `turnout worker` on the same Redis
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, HTTPException, Request
+from fastapi.responses import StreamingResponse
+from pydantic import BaseModel
+
+from turnout import AsyncClient, Conflict, IntakeRefused, Restarted
+from turnout.webhook import BadSignature, verified
+
+
+class Question(BaseModel):
+    prompt: str
+    order: str
+    """Whatever makes the request one and the same if it comes twice."""
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async with AsyncClient() as client:
+        app.state.turnout = client
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+@app.post("/questions", status_code=202)
+async def ask(question: Question) -> dict[str, str]:
+    try:
+        job = await app.state.turnout.submit(
+            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order
+        )
+    except Conflict as error:
+        raise HTTPException(409, str(error)) from None
+    except IntakeRefused as error:
+        raise HTTPException(503, str(error)) from None
+    return {"id": job.id}
+
+
+@app.get("/questions/{job_id}")
+async def look(job_id: str) -> dict[str, str | None]:
+    job = app.state.turnout.job(job_id)
+    try:
+        status = await job.status()
+    except LookupError as error:
+        raise HTTPException(404, str(error)) from None
+    result = await job.result()
+    return {"status": status, "text": result.response.text if result and result.response else None}
+
+
+@app.get("/questions/{job_id}/stream")
+async def stream(job_id: str) -> StreamingResponse:
+    """Server-sent events: `token` with text as JSON, `restart` when the answer begins anew, `done` at the end."""
+
+    async def events() -> AsyncIterator[str]:
+        async for piece in app.state.turnout.job(job_id).stream():
+            event = "restart" if isinstance(piece, Restarted) else "token"
+            yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
+        yield "event: done\ndata: {}\n\n"
+
+    return StreamingResponse(events(), media_type="text/event-stream")
+
+
+told: dict[str, str] = {}
+"""A real application would write to its database."""
+
+
+@app.post("/hooks/turnout", status_code=204)
+async def hook(request: Request) -> None:
+    """Called by the workers for jobs submitted with `webhook="app"`. It may come twice."""
+    try:
+        message = verified(request.headers, await request.body(), os.environ["WEBHOOK_SECRET"])
+    except BadSignature as error:
+        raise HTTPException(401, str(error)) from None
+    told[message["data"]["id"]] = message["type"]

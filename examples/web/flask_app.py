@@ -1,0 +1,44 @@
+"""Turnout behind Flask: submit, poll, read the answer as it comes.
+
+flask --app flask_app run      with REDIS_URL, and a `turnout worker` on the same Redis
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+
+from flask import Flask, Response, abort, request, stream_with_context
+
+from turnout import Client, Restarted
+
+app = Flask(__name__)
+client = Client()  # one for the whole process: threads share it
+
+
+@app.post("/questions")
+def ask() -> tuple[dict[str, str], int]:
+    job = client.submit(request.get_json()["prompt"], model="llama-3.3-70b", stream=True)
+    return {"id": job.id}, 202
+
+
+@app.get("/questions/<job_id>")
+def look(job_id: str) -> dict[str, str | None]:
+    job = client.job(job_id)
+    try:
+        status = job.status()
+    except LookupError as error:
+        abort(404, str(error))
+    result = job.result()
+    return {"status": status, "text": result.response.text if result and result.response else None}
+
+
+@app.get("/questions/<job_id>/stream")
+def stream(job_id: str) -> Response:
+    def events() -> Iterator[str]:
+        for piece in client.job(job_id).stream():
+            event = "restart" if isinstance(piece, Restarted) else "token"
+            yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
+        yield "event: done\ndata: {}\n\n"
+
+    return Response(stream_with_context(events()), mimetype="text/event-stream")

@@ -1,0 +1,51 @@
+"""Signatures of webhooks, by the Standard Webhooks specification: workers sign, receivers check."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from turnout.errors import TurnoutError
+
+TOLERANCE_S = 300.0
+"""A message older or newer than this is refused, so that nobody can send an overheard one again much later."""
+
+
+class BadSignature(TurnoutError):
+    """The message is not from a worker that has the secret, or it is too old."""
+
+
+def signed(secret: str, message_id: str, at: int, body: bytes) -> dict[str, str]:
+    """The headers of a message. `secret`: base64, with `whsec_` before it; `at`: Unix time (s)."""
+    key = base64.b64decode(secret.removeprefix("whsec_"))
+    signature = hmac.digest(key, f"{message_id}.{at}.".encode() + body, hashlib.sha256)
+    return {
+        "content-type": "application/json",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(at),
+        "webhook-signature": "v1," + base64.b64encode(signature).decode(),
+    }
+
+
+def verified(headers: Mapping[str, str], body: bytes, secret: str, now: float | None = None) -> dict[str, Any]:
+    """The message: `type` (`job.succeeded`, …), `timestamp`, and in `data` the job's result. Raises BadSignature.
+
+    headers: by lower-case name. Messages may come twice: `webhook-id` is the same each time.
+    """
+    try:
+        message_id, at = headers["webhook-id"], int(headers["webhook-timestamp"])
+        given = headers["webhook-signature"].split()
+    except (KeyError, ValueError):
+        raise BadSignature("webhook-id, webhook-timestamp or webhook-signature is missing") from None
+    if abs((time.time() if now is None else now) - at) > TOLERANCE_S:
+        raise BadSignature("the message is too old, or a clock is wrong")
+    wanted = signed(secret, message_id, at, body)["webhook-signature"]
+    if not any(hmac.compare_digest(one, wanted) for one in given):
+        raise BadSignature("the signature is not one of this secret")
+    message: dict[str, Any] = json.loads(body)
+    return message
