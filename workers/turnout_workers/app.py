@@ -43,7 +43,6 @@ app.conf.update(
     },
     task_queues=[Queue(lane.value) for lane in Lane],
     task_default_queue=Lane.STANDARD.value,
-    task_create_missing_queues=False,
     # Settling a job writes Celery's result record, in the same step; Celery itself stores nothing.
     task_ignore_result=True,
     task_store_errors_even_if_ignored=False,

@@ -1,0 +1,119 @@
+"""An app that has only Celery, against a real Turnout worker: its callbacks, chains, groups and chords."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from queue import Queue
+from typing import Any
+
+import pytest
+from celery import Celery, chain, chord, group, signature
+from celery.contrib.testing.worker import start_worker
+from tests.chaos.stand import Stand, standing
+
+from turnout import Cancelled, Client, Failed
+
+FLEET = """
+output_tokens = 8
+[providers.sim]
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+"""
+LIMIT_S = 20
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
+    with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
+        stand.start_worker()
+        yield stand
+
+
+called: Queue[tuple[str, Any]] = Queue()
+"""What the app's own tasks were called with."""
+
+
+@pytest.fixture(scope="module")
+def app(stand: Stand) -> Iterator[Celery]:
+    """The app with an unmodified Celery worker of its own, on its own queue."""
+    app = Celery("shop", broker=stand.redis.url, backend=stand.redis.url, set_as_current=False)
+    app.conf.update(task_default_queue="shop", worker_hijack_root_logger=False)
+
+    @app.task(name="shop.answered", shared=False)
+    def answered(result: dict[str, Any]) -> str:
+        called.put(("answered", result["id"]))
+        return str(result["response"]["text"])
+
+    @app.task(name="shop.gathered", shared=False)
+    def gathered(results: list[dict[str, Any]]) -> int:
+        return len([one for one in results if one["status"] == "succeeded"])
+
+    @app.task(name="shop.failed", shared=False)
+    def failed(job_id: str) -> None:
+        called.put(("failed", job_id))
+
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=10):
+        yield app
+
+
+def infer(app: Celery, prompt: str = "A?", **fields: Any) -> Any:
+    """A signature of the job, by its name alone."""
+    request = {"prompt": prompt, "max_output_tokens": 5, **fields}
+    return signature("turnout.infer", kwargs={"request": request}, queue="standard", immutable=True, app=app)
+
+
+def own(app: Celery, name: str) -> Any:
+    """A task of the app. It names its queue: Turnout's worker sends it on, and would put it on a lane."""
+    return app.signature(name, queue="shop")
+
+
+NOBODY = {"constraints": {"only": ["nobody"]}}
+
+
+def test_a_link_is_called_with_the_result(app: Celery) -> None:
+    sent = infer(app).apply_async(link=own(app, "shop.answered"))
+    assert called.get(timeout=LIMIT_S) == ("answered", sent.id)
+    assert sent.get(timeout=LIMIT_S)["status"] == "succeeded"
+
+
+def test_a_link_error_is_called_and_the_result_raises(app: Celery) -> None:
+    sent = infer(app, **NOBODY).apply_async(link_error=own(app, "shop.failed"))
+    assert called.get(timeout=LIMIT_S) == ("failed", sent.id)
+    with pytest.raises(Failed, match="only nobody may be used"):
+        sent.get(timeout=LIMIT_S)
+
+
+def test_a_chain_hands_the_result_on(app: Celery) -> None:
+    text = chain(infer(app), own(app, "shop.answered")).apply_async().get(timeout=LIMIT_S)
+    called.get(timeout=LIMIT_S)
+    assert text.startswith("[simulated by")
+
+
+def test_a_chain_ends_at_a_job_that_fails(app: Celery) -> None:
+    last = chain(infer(app, **NOBODY), own(app, "shop.answered")).apply_async()
+    with pytest.raises(Failed):
+        last.parent.get(timeout=LIMIT_S)
+    assert called.empty()
+    assert last.state == "PENDING"
+
+
+def test_a_group_gives_each_result_in_its_place(app: Celery) -> None:
+    sent = group(infer(app, f"Question {n}?") for n in range(5)).apply_async()
+    results = sent.get(timeout=LIMIT_S)
+    assert [one["id"] for one in results] == [child.id for child in sent.children]
+
+
+def test_a_chord_gathers_all_results(app: Celery) -> None:
+    sent = chord([infer(app, f"Question {n}?") for n in range(3)], own(app, "shop.gathered")).apply_async()
+    assert sent.get(timeout=LIMIT_S) == 3
+
+
+def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
+    stand.fail("sim", kind="hang", for_requests=1)
+    sent = infer(app, "Wait.").apply_async()
+    with Client(stand.redis.url) as client:
+        job = client.job(sent.id)
+        stand.until(lambda: stand.outcomes([sent.id]) == {"calling": 1}, LIMIT_S)
+        assert job.cancel()
+    with pytest.raises(Cancelled):
+        sent.get(timeout=LIMIT_S)
+    assert sent.state == "REVOKED"
