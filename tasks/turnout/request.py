@@ -13,7 +13,7 @@ import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -21,6 +21,9 @@ CONTRACT_VERSION = 1
 """Major version of messages and records. A worker leaves a job of an unknown major untouched."""
 
 MICROUSD_PER_USD = 1_000_000
+
+M = TypeVar("M", bound=BaseModel)
+ModelClass = type[BaseModel]
 
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f]+$")]
 
@@ -161,6 +164,27 @@ class ResponseFormat(Value):
         if (self.type == "json_schema") != (self.json_schema is not None):
             raise ValueError("json_schema must be given with type 'json_schema', and only then")
         return self
+
+    @classmethod
+    def of(cls, model: ModelClass) -> Self:
+        """JSON of a pydantic model's schema. Read the answer with `InferenceResponse.parsed`."""
+        schema = model.model_json_schema()
+        return cls(type="json_schema", name=model.__name__[:64], json_schema=schema, strict=_is_strict(schema))
+
+
+def _is_strict(schema: JsonValue) -> bool:
+    """Whether every object in it is closed and needs all of its fields: OpenAI's strict mode refuses others."""
+    if isinstance(schema, list):
+        return all(map(_is_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    if schema.get("type") == "object":
+        fields, required = schema.get("properties", {}), schema.get("required", [])
+        assert isinstance(fields, dict)
+        assert isinstance(required, list)
+        if schema.get("additionalProperties") is not False or set(fields) != set(required):
+            return False
+    return all(map(_is_strict, schema.values()))
 
 
 class RoutingConstraints(Value):
@@ -360,6 +384,10 @@ class InferenceResponse(Value):
     warnings: tuple[str, ...] = ()
     simulated: bool = False
     """True: a simulated provider made this answer up; no model was run."""
+
+    def parsed(self, model: type[M]) -> M:
+        """The answer as an instance of the model that was its `response_model`. Raises pydantic.ValidationError."""
+        return model.model_validate_json(self.text)
 
     @property
     def cost_usd(self) -> float | None:

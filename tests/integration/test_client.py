@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 import redis
 from celery import Celery
+from pydantic import BaseModel, ValidationError, create_model
 
 from turnout import AsyncClient, Cancelled, Client, Conflict, Failed, InferenceRequest
 from turnout.ledger import Keys
+from turnout.request import InferenceResponse, ResponseFormat
 from turnout_workers import local
 
 
@@ -47,6 +49,33 @@ def test_the_same_key_and_content_are_one_job_and_other_content_a_conflict(clien
     assert client.submit("A?", idempotency_key="order-1").id == first.id
     with pytest.raises(Conflict):
         client.submit("B?", idempotency_key="order-1")
+
+
+class Ticket(BaseModel):
+    urgent: bool
+    topics: list[str]
+
+
+def test_a_response_model_gives_a_validated_instance_to_any_process_that_has_the_id(client: Client) -> None:
+    job = client.submit("Sort this ticket.", response_model=Ticket)
+    job.wait(20)
+    assert isinstance(client.job(job.id).wait(20).parsed(Ticket), Ticket)
+
+
+def test_an_answer_that_does_not_fit_the_model_is_an_error_that_names_the_field() -> None:
+    answer = InferenceResponse(text='{"urgent": true}', provider="p", model_requested="m", model_served="m")
+    with pytest.raises(ValidationError, match="topics"):
+        answer.parsed(Ticket)
+
+
+class Closed(BaseModel, extra="forbid"):
+    ticket: Ticket
+
+
+def test_strictness_is_asked_for_only_where_every_object_is_closed() -> None:
+    assert not ResponseFormat.of(Ticket).strict
+    assert not ResponseFormat.of(Closed).strict, "it holds an open one"
+    assert ResponseFormat.of(create_model("Flat", __config__={"extra": "forbid"}, urgent=(bool, ...))).strict
 
 
 def test_what_no_endpoint_can_serve_fails_with_each_ones_reason(client: Client) -> None:

@@ -1,21 +1,24 @@
-"""An app that has only Celery: its tasks go on with Turnout's answers, in its own worker."""
+"""An app that has only Celery, against a real Turnout worker: its callbacks, chains, groups and chords."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from queue import Queue
 from typing import Any
 
 import pytest
-import redis
-from celery import Celery, chain, group
+from celery import Celery, chain, chord, group, signature
 from celery.contrib.testing.worker import start_worker
 from tests.chaos.stand import Stand, standing
+
+from turnout import Cancelled, Client, Failed
 
 FLEET = """
 output_tokens = 8
 [providers.sim]
 models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
 """
+LIMIT_S = 20
 
 
 @pytest.fixture(scope="module")
@@ -25,42 +28,92 @@ def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
         yield stand
 
 
+called: Queue[tuple[str, Any]] = Queue()
+"""What the app's own tasks were called with."""
+
+
 @pytest.fixture(scope="module")
 def app(stand: Stand) -> Iterator[Celery]:
-    app = Celery("shop", broker=stand.redis.url, backend=stand.redis.url)
-    app.conf.update(task_default_queue="shop", accept_content=["json"], worker_hijack_root_logger=False)
+    """The app with an unmodified Celery worker of its own, on its own queue."""
+    app = Celery("shop", broker=stand.redis.url, backend=stand.redis.url, set_as_current=False)
+    app.conf.update(task_default_queue="shop", worker_hijack_root_logger=False)
 
-    @app.task(name="shop.keep")
-    def keep(answer: dict[str, Any]) -> str:
-        redis.Redis.from_url(stand.redis.url).rpush("kept", answer["response"]["text"])
-        return str(answer["response"]["text"])
+    @app.task(name="shop.answered", shared=False)
+    def answered(result: dict[str, Any]) -> str:
+        called.put(("answered", result["id"]))
+        return str(result["response"]["text"])
 
-    @app.task(name="shop.mourn")
-    def mourn(job_id: str) -> None:
-        redis.Redis.from_url(stand.redis.url).rpush("mourned", job_id)
+    @app.task(name="shop.gathered", shared=False)
+    def gathered(results: list[dict[str, Any]]) -> int:
+        return len([one for one in results if one["status"] == "succeeded"])
 
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=20):
+    @app.task(name="shop.failed", shared=False)
+    def failed(job_id: str) -> None:
+        called.put(("failed", job_id))
+
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=10):
         yield app
 
 
-def infer(app: Celery, prompt: str, **fields: Any) -> Any:
-    return app.signature("turnout.infer", kwargs={"request": {"prompt": prompt, **fields}}, queue="standard")
+def infer(app: Celery, prompt: str = "A?", **fields: Any) -> Any:
+    """A signature of the job, by its name alone."""
+    request = {"prompt": prompt, "max_output_tokens": 5, **fields}
+    return signature("turnout.infer", kwargs={"request": request}, queue="standard", immutable=True, app=app)
 
 
-def test_a_group_gives_each_answer(app: Celery) -> None:
-    answers = group(infer(app, f"Question {number}?") for number in range(5)).apply_async().get(timeout=30)
-    assert [answer["status"] for answer in answers] == ["succeeded"] * 5
+def own(app: Celery, name: str) -> Any:
+    """A task of the app. It names its queue: Turnout's worker sends it on, and would put it on a lane."""
+    return app.signature(name, queue="shop")
 
 
-def test_a_chain_goes_on_with_the_answer(app: Celery) -> None:
-    text = chain(infer(app, "First?"), app.signature("shop.keep", queue="shop")).apply_async().get(timeout=30)
-    assert text.startswith("[simulated by sim]")
+NOBODY = {"constraints": {"only": ["nobody"]}}
 
 
-def test_callbacks_and_errbacks_are_called(stand: Stand, app: Celery) -> None:
-    stand.client.delete("kept", "mourned")
-    good = infer(app, "Good?").apply_async(link=app.signature("shop.keep", queue="shop"))
-    bad = infer(app, "Bad?", model="nobody's").apply_async(link_error=app.signature("shop.mourn", queue="shop"))
-    assert good.get(timeout=30)["status"] == "succeeded"
-    stand.until(lambda: stand.client.llen("kept") == 1 and stand.client.llen("mourned") == 1, 20)
-    assert stand.client.lindex("mourned", 0) == bad.id.encode()
+def test_a_link_is_called_with_the_result(app: Celery) -> None:
+    sent = infer(app).apply_async(link=own(app, "shop.answered"))
+    assert called.get(timeout=LIMIT_S) == ("answered", sent.id)
+    assert sent.get(timeout=LIMIT_S)["status"] == "succeeded"
+
+
+def test_a_link_error_is_called_and_the_result_raises(app: Celery) -> None:
+    sent = infer(app, **NOBODY).apply_async(link_error=own(app, "shop.failed"))
+    assert called.get(timeout=LIMIT_S) == ("failed", sent.id)
+    with pytest.raises(Failed, match="only nobody may be used"):
+        sent.get(timeout=LIMIT_S)
+
+
+def test_a_chain_hands_the_result_on(app: Celery) -> None:
+    text = chain(infer(app), own(app, "shop.answered")).apply_async().get(timeout=LIMIT_S)
+    called.get(timeout=LIMIT_S)
+    assert text.startswith("[simulated by")
+
+
+def test_a_chain_ends_at_a_job_that_fails(app: Celery) -> None:
+    last = chain(infer(app, **NOBODY), own(app, "shop.answered")).apply_async()
+    with pytest.raises(Failed):
+        last.parent.get(timeout=LIMIT_S)
+    assert called.empty()
+    assert last.state == "PENDING"
+
+
+def test_a_group_gives_each_result_in_its_place(app: Celery) -> None:
+    sent = group(infer(app, f"Question {n}?") for n in range(5)).apply_async()
+    results = sent.get(timeout=LIMIT_S)
+    assert [one["id"] for one in results] == [child.id for child in sent.children]
+
+
+def test_a_chord_gathers_all_results(app: Celery) -> None:
+    sent = chord([infer(app, f"Question {n}?") for n in range(3)], own(app, "shop.gathered")).apply_async()
+    assert sent.get(timeout=LIMIT_S) == 3
+
+
+def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
+    stand.fail("sim", kind="hang", for_requests=1)
+    sent = infer(app, "Wait.").apply_async()
+    with Client(stand.redis.url) as client:
+        job = client.job(sent.id)
+        stand.until(lambda: stand.outcomes([sent.id]) == {"calling": 1}, LIMIT_S)
+        assert job.cancel()
+    with pytest.raises(Cancelled):
+        sent.get(timeout=LIMIT_S)
+    assert sent.state == "REVOKED"

@@ -51,7 +51,7 @@ class Client:
 
         request: an InferenceRequest, a prompt, or a mapping of its fields. options: `messages`, `model`,
         `constraints`, `lane` (interactive), `idempotency_key`, `metadata`, `stream` (False), `webhook` (its name),
-        and any field of InferenceRequest.
+        `response_model` (a pydantic model), and any field of InferenceRequest.
         Raises Conflict, IntakeRefused, pydantic.ValidationError.
         """
         job = new_job(request, **options)

@@ -8,10 +8,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
+from pydantic import BaseModel
+
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import LIVE, Enqueued, Intake, NewJob
 from turnout.redis_address import with_password
-from turnout.request import InferenceRequest, Lane, Message, RoutingConstraints
+from turnout.request import InferenceRequest, Lane, Message, ResponseFormat, RoutingConstraints
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 RESULT_TTL_S = 86_400.0
@@ -35,14 +37,15 @@ def new_job(
     metadata: Mapping[str, str] | None = None,
     stream: bool = False,
     webhook: str | None = None,
+    response_model: type[BaseModel] | None = None,
     **fields: Any,
 ) -> NewJob:
     """A job of a request, a prompt, messages or a mapping; `fields` are further ones of InferenceRequest.
 
     stream: the answer's pieces can be read while they come. webhook: the name, in the workers' configuration, of
-    who is told when the job has ended. With an idempotency key the id follows from it: the same key and content are
-    the same job. Raises
-    pydantic.ValidationError for what is no request.
+    who is told when the job has ended. response_model: the answer is to be JSON of this model; `answer.parsed(Model)`
+    gives the instance. With an idempotency key the id follows from it: the same key and content are the same job.
+    Raises pydantic.ValidationError for what is no request.
     """
     if isinstance(request, InferenceRequest):
         given: dict[str, Any] = request.model_dump(exclude_unset=True)
@@ -60,6 +63,8 @@ def new_job(
     # A caller that waits for one job is an interactive one, unless it says otherwise.
     wish["lane"] = Lane(lane) if lane is not None else wish.get("lane", Lane.INTERACTIVE)
     given["constraints"] = wish
+    if response_model is not None:
+        given["response_format"] = ResponseFormat.of(response_model)
     if metadata is not None:
         given["metadata"] = dict(metadata)
     return NewJob.of(job_id(idempotency_key), InferenceRequest.model_validate(given), stream=stream, webhook=webhook)
