@@ -128,7 +128,8 @@ class Stand:
             return told
 
     def heal(self, provider: str) -> None:
-        urllib.request.urlopen(urllib.request.Request(f"{self.url}/control/{provider}", method="DELETE"))
+        """End all of its faults."""
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/control/{provider}", method="DELETE")).close()
 
     def money(self) -> dict[str, int]:
         """The books; every call of every job is charged to the account `total`."""

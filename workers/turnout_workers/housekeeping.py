@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -45,17 +45,17 @@ class Housekeeping:
         store: FleetStore,
         owner: str,
         result_ttl_s: float,
-        judge: Callable[[], Awaitable[None]],
+        also: Sequence[Callable[[], Awaitable[None]]],
         recovered: Callable[[str, int], None],
     ) -> None:
-        """judge: looks after the fleet, once a round. recovered: is told how many jobs were brought back, and how."""
+        """also: what else is done once a round. recovered: is told how many jobs were brought back, and how."""
         self._client = client
         self._ledger = ledger
         self._call = call
         self._store = store
         self._owner = owner.encode()
         self._result_ttl_s = result_ttl_s
-        self._judge = judge
+        self._also = also
         self._recovered = recovered
         self._intake_checked_at = 0.0
 
@@ -94,7 +94,8 @@ class Housekeeping:
             if any(again):
                 logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
         await self._store.expire(BATCH)
-        await self._judge()
+        for work in self._also:
+            await work()
         await self._guard_intake()
 
     async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:

@@ -26,6 +26,7 @@ from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem, celery_record
 from turnout_workers.attempt import Attempts, Policy
+from turnout_workers.batch_feeding import BatchFeeding
 from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
 from turnout_workers.endpoints import accounts
@@ -112,7 +113,7 @@ class Worker:
             self._store,
             self.name,
             file.retention.results_s,
-            watch.judge,
+            (watch.judge, BatchFeeding(self._client, self._ledger, self._call).round),
             metrics.recovered,
         )
         interval_s = file.router.health_check_interval

@@ -16,7 +16,9 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:failed        zset    dead letters: failed jobs, by the time (ms) at which their record goes
     {ns}:counts        hash    jobs accepted and settled, by outcome
     {ns}:done:BATCH    list    settled job ids of a batch, to be written out by its feeder
-    {ns}:batch:BATCH   hash    a batch's own record
+    {ns}:batch:BATCH   hash    a detached batch's own record
+    {ns}:batch:BATCH:lines  list    which job each of its lines is, or why it is none (JSON)
+    {ns}:batch:BATCH:input  list    requests that are still to be fed, in compressed chunks
     {ns}:batches       zset    batch ids, by creation (ms)
     {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, as they are settled
     {ns}:hooks         zset    settled jobs whose webhook is still to be told, by when (ms)
@@ -100,8 +102,9 @@ class Keys:
     def done(self, batch: str) -> str:
         return self._("done", batch)
 
-    def batch(self, batch: str) -> str:
-        return self._("batch", batch)
+    def batch(self, batch: str, part: str = "") -> str:
+        """Its record; or, by `part`, its `lines` or its `input`."""
+        return self._("batch", batch, part) if part else self._("batch", batch)
 
     @property
     def batches(self) -> str:

@@ -225,6 +225,12 @@ class Ledger:
         """Note that a worker lives and which configuration it follows; others, silent for so long, are forgotten."""
         return self._call("alive", [self.keys.workers], [f"{worker} {version}", _ms(silence_s)], lambda reply: None)
 
+    # --- batches ---------------------------------------------------------------------------------------
+
+    def fed(self, batch: str, number: int, jobs: int) -> Call[bool]:
+        """Note that this chunk of a detached batch's input has been fed, and drop it."""
+        return self._call("fed", [self.keys.batch(batch), self.keys.batch(batch, "input")], [number, jobs])
+
     # --- streams and webhooks --------------------------------------------------------------------------
 
     def stream(self, job_id: str, fields: Mapping[str, str], ttl_s: float) -> Call[None]:

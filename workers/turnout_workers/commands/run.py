@@ -8,8 +8,9 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 import redis
@@ -25,6 +26,7 @@ from turnout.ledger import Keys, Ledger
 from turnout.request import MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStrategy
 from turnout.result import JobStatus
 from turnout_workers import local, process
+from turnout_workers.commands.duration import Duration
 from turnout_workers.dry_run import forecast, shown
 from turnout_workers.endpoints import accounts
 from turnout_workers.routing.eligibility import refusal
@@ -32,8 +34,32 @@ from turnout_workers.routing.fleet import Fleet
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.fleet_view import FleetView
 
+Command = TypeVar("Command", bound=Callable[..., Any])
 DONE, SOME_FAILED, STOPPED, UNUSABLE = 0, 1, 3, 2
 """Exit codes."""
+
+
+BATCH_OPTIONS = (
+    click.option("--model", help="For lines that name none."),
+    click.option("--strategy", type=click.Choice([one.value for one in RoutingStrategy]), help="As --model."),
+    click.option("--lane", type=click.Choice([one.value for one in Lane]), default="batch", show_default=True),
+    click.option("--only", multiple=True, help="Provider to use. Repeatable."),
+    click.option("--max-cost", type=click.FloatRange(min=0), help="USD for the whole file; the rest then expires."),
+    click.option(
+        "--deadline",
+        "--completion-window",
+        "deadline",
+        type=Duration(),
+        help="For each line, from when it is queued: 90s, 30m, 24h.",
+    ),
+)
+
+
+def batch_options(command: Command) -> Command:
+    """What holds for all lines of a file."""
+    for option in reversed(BATCH_OPTIONS):
+        command = option(command)
+    return command
 
 
 @click.command()
@@ -43,12 +69,7 @@ DONE, SOME_FAILED, STOPPED, UNUSABLE = 0, 1, 3, 2
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="turnout.toml")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, whatever keys there are. No model is run.")
 @click.option("--scenario", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Of the simulation.")
-@click.option("--model", help="For lines that name none.")
-@click.option("--strategy", type=click.Choice([one.value for one in RoutingStrategy]), help="For lines that name none.")
-@click.option("--lane", type=click.Choice([one.value for one in Lane]), default=Lane.BATCH.value, show_default=True)
-@click.option("--only", multiple=True, help="Provider to use. Repeatable.")
-@click.option("--max-cost", type=click.FloatRange(min=0), help="USD for the whole file; the rest then expires.")
-@click.option("--deadline", type=click.FloatRange(min=0), help="Seconds for each line, from when it is queued.")
+@batch_options
 @click.option("--dedupe", is_flag=True, help="Ask identical requests once.")
 @click.option("--as-completed", is_flag=True, help="Write results in the order in which they came.")
 @click.option("-w", "--workers", default=1, show_default=True, help="Worker processes.")
@@ -91,7 +112,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any]) ->
         ceiling = None if options["max_cost"] is None else round(options["max_cost"] * MICROUSD_PER_USD)
         feeding = Options(
             batch=name,
-            defaults=_defaults(options),
+            defaults=defaults(options),
             dedupe=options["dedupe"],
             max_cost_microusd=ceiling,
             refusal=lambda request: _refusal(request, fleet),
@@ -121,13 +142,14 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any]) ->
 def _dry_run(source: str, console: Console, options: dict[str, Any], simulate: tuple[str, ...] | None) -> int:
     settings = local.configuration(options["config"], simulate)
     fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
-    told = forecast(read(Source(source), _defaults(options)), fleet)
+    told = forecast(read(Source(source), defaults(options)), fleet)
     slots = (options["concurrency"] or settings.file.worker.concurrency) * options["workers"]
     console.print(shown(told, fleet, slots))
     return SOME_FAILED if told.bad else DONE
 
 
-def _defaults(options: dict[str, Any]) -> Defaults:
+def defaults(options: Mapping[str, Any]) -> Defaults:
+    """Of the options that hold for all lines."""
     constraints = {
         "strategy": options["strategy"],
         "lane": options["lane"],

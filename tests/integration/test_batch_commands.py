@@ -1,0 +1,131 @@
+"""`turnout batch`: handed over, fed by workers, and looked at, paused, cancelled and fetched by its own commands."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from tests.chaos.stand import Stand, standing
+
+from turnout.batch import detached
+from turnout.ledger import run
+from turnout_workers.commands.batch import batch
+
+FLEET = """
+output_tokens = 8
+[providers.sim]
+ttft_s = 0.05
+models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+"""
+
+
+@pytest.fixture
+def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
+    with standing(tmp_path, FLEET, concurrency=50) as stand:
+        monkeypatch.setenv("REDIS_URL", stand.redis.url)
+        monkeypatch.setenv("TURNOUT_CONFIG", str(stand.config))
+        monkeypatch.chdir(tmp_path)
+        yield stand
+
+
+def turnout(*command: str) -> Result:
+    return CliRunner().invoke(batch, command, catch_exceptions=False)
+
+
+def submitted(folder: Path, lines: list[str], *options: str) -> str:
+    file = folder / "prompts.jsonl"
+    file.write_text("\n".join(lines) + "\n")
+    told = turnout("submit", str(file), *options)
+    assert told.exit_code == 0, told.output
+    return told.stdout.strip().splitlines()[-1]
+
+
+def prompts(count: int) -> list[str]:
+    return [json.dumps({"prompt": f"Question {n}?", "id": f"q{n}", "max_output_tokens": 8}) for n in range(count)]
+
+
+def counts(id: str) -> dict[str, int]:
+    told: dict[str, int] = json.loads(turnout("show", id, "--json").stdout)["counts"]
+    return told
+
+
+def test_every_line_of_a_batch_has_its_result_in_order_though_a_feeder_dies(stand: Stand, tmp_path: Path) -> None:
+    lines = prompts(900)
+    lines[3] = '{"prompt": 5}'
+    id = submitted(tmp_path, lines, "--completion-window", "24h")
+    stand.start_worker(wait=False)
+    stand.until(lambda: len(stand.oracle()["jobs"]) > 0, 30)
+    stand.workers.pop().kill()
+    early = turnout("results", id, "-o", "early.jsonl")
+    assert early.exit_code == 3
+    assert id in turnout("list").output
+    stand.start_worker()
+    assert turnout("watch", id).exit_code == 1  # a bad line has no answer
+    fetched = turnout("results", id, "-o", "out.jsonl")
+    assert fetched.exit_code == 1
+    results = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [one["id"] for one in results] == [f"q{n}" if n != 3 else 4 for n in range(900)]
+    assert [one["status"] for one in results] == ["failed" if n == 3 else "succeeded" for n in range(900)]
+    assert "line 4" in results[3]["error"]["message"]
+    assert counts(id) == {"succeeded": 899, "invalid": 1}
+    answered = [job["answered"] for job in stand.oracle()["jobs"].values()]
+    assert len(answered) == 899
+    assert stand.client.llen(stand.ledger.keys.batch(id, "input")) == 0
+
+
+def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(stand: Stand, tmp_path: Path) -> None:
+    id = submitted(tmp_path, prompts(30))
+    assert turnout("pause", id).exit_code == 0
+    stand.start_worker()
+    # A worker that does housekeeping, and would have fed it: another batch goes through meanwhile.
+    other = submitted(tmp_path, prompts(5))
+    assert turnout("watch", other).exit_code == 0
+    assert counts(id) == {"waiting": 30}
+    turnout("resume", id)
+    assert turnout("watch", id).exit_code == 0
+
+    last = submitted(tmp_path, prompts(30))
+    turnout("pause", last)
+    turnout("cancel", last)
+    assert turnout("resume", last).exit_code == 1
+    told = turnout("results", last, "-o", "-")
+    ended = [json.loads(line)["status"] for line in told.stdout.splitlines() if line.startswith("{")]
+    assert set(ended) <= {"cancelled", "succeeded"}
+    assert len(ended) == 30
+    assert "there is no batch nobody" in turnout("show", "nobody").output
+
+
+def test_lines_that_found_no_answer_run_again(stand: Stand, tmp_path: Path) -> None:
+    stand.fail("sim", kind="down")
+    stand.start_worker()
+    id = submitted(tmp_path, prompts(4), "--deadline", "2s")
+    assert turnout("watch", id).exit_code == 1
+    assert counts(id) == {"expired": 4}
+    stand.heal("sim")
+    assert "4 jobs run again" in turnout("retry-failed", id).output
+    assert turnout("watch", id).exit_code == 0
+
+
+def test_a_ceiling_holds_for_the_batch_and_the_rest_expires(stand: Stand, tmp_path: Path) -> None:
+    stand.start_worker()
+    id = submitted(tmp_path, prompts(40), "--max-cost", "0.0003")
+    assert turnout("watch", id).exit_code == 1
+    told = json.loads(turnout("show", id, "--json").stdout)
+    assert told["spent_usd"] <= 0.0003
+    assert told["counts"]["expired"] > 0
+    assert sum(told["counts"].values()) == 40
+
+
+def test_a_chunk_that_is_fed_twice_is_noted_once(stand: Stand, tmp_path: Path) -> None:
+    id = submitted(tmp_path, prompts(3))
+    chunk = stand.client.lindex(stand.ledger.keys.batch(id, "input"), 0)
+    assert isinstance(chunk, bytes)
+    jobs = detached.chunk_jobs(chunk, id)
+    assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [True]
+    assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [False]
+    assert stand.client.hget(stand.ledger.keys.batch(id), "fed") == b"3"
+    assert time.time() - detached.Batches(stand.client, stand.ledger).record(id).submitted_at < 60

@@ -1,0 +1,187 @@
+"""`turnout batch`: files handed over to a running fleet, and what becomes of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from turnout.batch.detached import Batches, Record, State
+from turnout.batch.source import Source
+from turnout.errors import TurnoutError
+from turnout.request import MICROUSD_PER_USD
+from turnout.result import JobStatus, dollars
+from turnout_workers.commands.run import DONE, SOME_FAILED, STOPPED, batch_options, defaults
+from turnout_workers.commands.setting import Setting, setting
+
+ENDED = {*(status.value for status in JobStatus), "invalid"}
+
+
+class Commands(click.Group):
+    """Errors of ours are a line, and no traceback."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except TurnoutError as error:
+            raise click.ClickException(str(error)) from None
+
+
+@click.group(cls=Commands)
+def batch() -> None:
+    """Hand files over to a running fleet (REDIS_URL, turnout.toml): its workers go on without this terminal."""
+
+
+def _here() -> tuple[Setting, Batches]:
+    here = setting()
+    return here, Batches(here.client, here.ledger)
+
+
+@batch.command()
+@click.argument("source")
+@batch_options
+def submit(source: str, **options: Any) -> None:
+    """Hand SOURCE over, all of it, and print the batch's id."""
+    _, batches = _here()
+    ceiling = None if options["max_cost"] is None else round(options["max_cost"] * MICROUSD_PER_USD)
+    id = batches.submit(Source(source), defaults(options), ceiling)
+    record = batches.record(id)
+    if bad := record.lines - record.jobs:
+        click.echo(f"{bad} of {record.lines} lines can't be run; `turnout batch results {id}` says why", err=True)
+    click.echo(id)
+
+
+@batch.command("list")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_batches(as_json: bool) -> None:
+    """List batches, the latest first."""
+    _, batches = _here()
+    records = batches.all()
+    if as_json:
+        for record in records:
+            click.echo(json.dumps(asdict(record)))
+        return
+    table = Table("batch", "submitted (UTC)", "state", "fed", "lines", "from")
+    for one in records:
+        at = datetime.fromtimestamp(one.submitted_at, UTC)
+        table.add_row(one.id, f"{at:%Y-%m-%d %H:%M:%S}", one.state, f"{one.fed:,}", f"{one.lines:,}", one.source)
+    Console().print(table if records else "There is no batch.")
+
+
+@batch.command()
+@click.argument("id")
+@click.option("--json", "as_json", is_flag=True)
+def show(id: str, as_json: bool) -> None:
+    """Show where the lines of a batch stand, and what it has cost."""
+    here, batches = _here()
+    told = _told(here, batches, batches.record(id))
+    click.echo(json.dumps(told) if as_json else _line(told))
+
+
+@batch.command()
+@click.argument("id")
+def watch(id: str) -> None:
+    """Show it again and again, until it has ended."""
+    here, batches = _here()
+    last = ""
+    while True:
+        told = _told(here, batches, batches.record(id))
+        if (line := _line(told)) != last:
+            click.echo(line)
+            last = line
+        if told["ended"]:
+            sys.exit(DONE if told["counts"].get("succeeded", 0) == told["lines"] else SOME_FAILED)
+        time.sleep(1)
+
+
+@batch.command()
+@click.argument("id")
+@click.option("-o", "--output", required=True, help="A line for each line that has ended; - for standard output.")
+def results(id: str, output: str) -> None:
+    """Fetch results in the order of the input, as far as there are any. Exit code 3: the batch still goes on."""
+    _, batches = _here()
+    record, written, succeeded = batches.record(id), 0, 0
+    with _replacing(output) as file:
+        for result, line in batches.results(id):
+            file.write(line)
+            written += 1
+            succeeded += result.succeeded
+    click.echo(f"{written:,} of {record.lines:,} lines have ended, {succeeded:,} of them with an answer", err=True)
+    sys.exit(STOPPED if written < record.lines else DONE if succeeded == written else SOME_FAILED)
+
+
+@batch.command()
+@click.argument("id")
+def cancel(id: str) -> None:
+    """Cancel all of it that has not ended."""
+    here, batches = _here()
+    click.echo(f"{batches.cancel(id, here.settings.file.retention.results_s):,} jobs cancelled")
+
+
+@batch.command()
+@click.argument("id")
+def pause(id: str) -> None:
+    """Feed no more of it; what is queued goes on."""
+    _here()[1].pause(id)
+
+
+@batch.command()
+@click.argument("id")
+def resume(id: str) -> None:
+    """Feed it on."""
+    _here()[1].resume(id)
+
+
+@batch.command("retry-failed")
+@click.argument("id")
+def retry_failed(id: str) -> None:
+    """Run its failed and expired jobs again."""
+    click.echo(f"{_here()[1].retry_failed(id):,} jobs run again")
+
+
+def _told(here: Setting, batches: Batches, record: Record) -> dict[str, Any]:
+    counts = batches.counts(record.id)
+    names = [f"batch:{record.id}|{kind}" for kind in ("spent", "unsure")]
+    spent, unsure = (int(one or 0) for one in here.client.hmget(here.ledger.keys.money, names))
+    ended = record.state is not State.SUBMITTING and sum(counts[one] for one in ENDED) == record.lines
+    return {
+        **asdict(record),
+        "counts": dict(counts),
+        "ended": ended,
+        "spent_usd": spent / MICROUSD_PER_USD,
+        "unsure_usd": unsure / MICROUSD_PER_USD,
+    }
+
+
+def _line(told: dict[str, Any]) -> str:
+    state = "ended" if told["ended"] else told["state"]
+    counts = ", ".join(f"{count:,} {name}" for name, count in sorted(told["counts"].items()))
+    spent, unsure = (dollars(round(told[name] * MICROUSD_PER_USD)) for name in ("spent_usd", "unsure_usd"))
+    ceiling = told["max_cost_microusd"]
+    limit = "" if ceiling is None else f" of {dollars(ceiling)}"
+    return f"{told['id']}: {state}; {told['lines']:,} lines: {counts}; {spent}{limit} spent, {unsure} unsure"
+
+
+@contextmanager
+def _replacing(output: str) -> Iterator[IO[bytes]]:
+    """A file that takes its name when it is whole, and on disk."""
+    if output == "-":
+        yield sys.stdout.buffer
+        return
+    path, part = Path(output), Path(f"{output}.part")
+    with part.open("wb") as file:
+        yield file
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
