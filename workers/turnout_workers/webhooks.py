@@ -7,9 +7,6 @@ job is settled, so that nothing is lost with a worker; each telling is taken by 
 from __future__ import annotations
 
 import asyncio
-import base64
-import hashlib
-import hmac
 import ipaddress
 import json
 import logging
@@ -27,6 +24,7 @@ from redis.exceptions import RedisError
 from turnout.ledger import Hook, Ledger
 from turnout.ledger.script import Coalescer
 from turnout.result import JobResult
+from turnout.webhook import signature
 from turnout_workers.providers.settings import Secret
 
 logger = logging.getLogger(__name__)
@@ -50,13 +48,11 @@ class Webhook:
 
 def signed(secret: str, message_id: str, at: int, body: bytes) -> dict[str, str]:
     """The headers of a message, by the Standard Webhooks specification. `secret`: base64, with `whsec_` before it."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
-    signature = hmac.digest(key, f"{message_id}.{at}.".encode() + body, hashlib.sha256)
     return {
         "content-type": "application/json",
         "webhook-id": message_id,
         "webhook-timestamp": str(at),
-        "webhook-signature": "v1," + base64.b64encode(signature).decode(),
+        "webhook-signature": signature(secret, message_id, at, body),
     }
 
 
