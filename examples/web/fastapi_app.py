@@ -1,4 +1,7 @@
-"""Turnout in a FastAPI app: submit, poll, stream, be told.    fastapi dev examples/web/fastapi_app.py"""
+"""Turnout behind FastAPI: submit, poll, read the answer as it comes, be told when it is done.
+
+uvicorn fastapi_app:app        with REDIS_URL, and a `turnout worker` on the same Redis
+"""
 
 from __future__ import annotations
 
@@ -7,72 +10,76 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from fastapi import FastAPI, Header, HTTPException, Request
+from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from turnout import AsyncClient, Conflict, IntakeRefused, Restarted, TurnoutError
-from turnout.webhook import NotSigned, verified
+from turnout import AsyncClient, Conflict, IntakeRefused, Restarted
+from turnout.webhook import BadSignature, verified
 
-told: dict[str, str] = {}  # in place of your database
+
+class Question(BaseModel):
+    prompt: str
+    order: str
+    """Whatever makes the request one and the same if it comes twice."""
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    async with AsyncClient() as app.state.turnout:  # at REDIS_URL; one client serves the whole process
+    async with AsyncClient() as client:
+        app.state.turnout = client
         yield
 
 
 app = FastAPI(lifespan=lifespan)
 
 
-class Question(BaseModel):
-    text: str
-
-
 @app.post("/questions", status_code=202)
-async def ask(question: Question, request: Request, idempotency_key: str | None = Header(None)) -> dict[str, str]:
-    options = {"stream": True, "webhook": os.environ.get("ANSWERS_WEBHOOK"), "idempotency_key": idempotency_key}
+async def ask(question: Question) -> dict[str, str]:
     try:
-        job = await request.app.state.turnout.submit(question.text, **options)
+        job = await app.state.turnout.submit(
+            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order
+        )
     except Conflict as error:
-        raise HTTPException(409, str(error)) from error
+        raise HTTPException(409, str(error)) from None
     except IntakeRefused as error:
-        raise HTTPException(503, str(error)) from error
+        raise HTTPException(503, str(error)) from None
     return {"id": job.id}
 
 
 @app.get("/questions/{job_id}")
-async def answer(job_id: str, request: Request) -> dict[str, str | None]:
-    job = request.app.state.turnout.job(job_id)
+async def look(job_id: str) -> dict[str, str | None]:
+    job = app.state.turnout.job(job_id)
     try:
-        status, result = await job.status(), await job.result()
+        status = await job.status()
     except LookupError as error:
-        raise HTTPException(404, str(error)) from error
+        raise HTTPException(404, str(error)) from None
+    result = await job.result()
     return {"status": status, "text": result.response.text if result and result.response else None}
 
 
 @app.get("/questions/{job_id}/stream")
-async def stream(job_id: str, request: Request) -> StreamingResponse:
+async def stream(job_id: str) -> StreamingResponse:
+    """Server-sent events: `token` with text as JSON, `restart` when the answer begins anew, `done` at the end."""
+
     async def events() -> AsyncIterator[str]:
-        try:
-            async for piece in request.app.state.turnout.job(job_id).stream():
-                yield event("restart" if isinstance(piece, Restarted) else "piece", piece)
-            yield event("end", "")
-        except (TurnoutError, LookupError) as error:
-            yield event("failed", type(error).__name__)
+        async for piece in app.state.turnout.job(job_id).stream():
+            event = "restart" if isinstance(piece, Restarted) else "token"
+            yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
+        yield "event: done\ndata: {}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")
 
 
-@app.post("/answers", status_code=204)
-async def answered(request: Request) -> None:
+told: dict[str, str] = {}
+"""A real application would write to its database."""
+
+
+@app.post("/hooks/turnout", status_code=204)
+async def hook(request: Request) -> None:
+    """Called by the workers for jobs submitted with `webhook="app"`. It may come twice."""
     try:
-        result = verified(await request.body(), request.headers, os.environ["ANSWERS_SECRET"])
-    except NotSigned as error:
-        raise HTTPException(401, str(error)) from error
-    told[result.id] = result.status
-
-
-def event(name: str, piece: str) -> str:
-    return f"event: {name}\ndata: {json.dumps(piece)}\n\n"
+        message = verified(request.headers, await request.body(), os.environ["WEBHOOK_SECRET"])
+    except BadSignature as error:
+        raise HTTPException(401, str(error)) from None
+    told[message["data"]["id"]] = message["type"]

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from turnout import Client
 from turnout_workers import local
+from turnout_workers.commands.worker import worker
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +99,9 @@ def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:
     assert "ok   the append-only file is on" in told
     assert "ok   maxmemory-policy is noeviction" in told
     assert "DO   some providers are simulated" in told
+
+
+def test_a_misspelt_lane_is_refused_before_anything_starts() -> None:
+    told = CliRunner().invoke(worker, ["--lanes", "interactive,bacth"])
+    assert told.exit_code == 1
+    assert "there is no lane bacth; there are interactive, standard, batch" in told.output

@@ -43,6 +43,8 @@ app.conf.update(
     },
     task_queues=[Queue(lane.value) for lane in Lane],
     task_default_queue=Lane.STANDARD.value,
+    # Callbacks and chains of other apps go on in queues of theirs, which only their signatures name.
+    task_create_missing_queues=True,
     # Settling a job writes Celery's result record, in the same step; Celery itself stores nothing.
     task_ignore_result=True,
     task_store_errors_even_if_ignored=False,

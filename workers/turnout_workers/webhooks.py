@@ -24,7 +24,7 @@ from redis.exceptions import RedisError
 from turnout.ledger import Hook, Ledger
 from turnout.ledger.script import Coalescer
 from turnout.result import JobResult
-from turnout.webhook import signature
+from turnout.webhook import signed
 from turnout_workers.providers.settings import Secret
 
 logger = logging.getLogger(__name__)
@@ -44,16 +44,6 @@ class Webhook:
     secret: Secret
     private: bool = False
     """Whether its address may be a private one."""
-
-
-def signed(secret: str, message_id: str, at: int, body: bytes) -> dict[str, str]:
-    """The headers of a message, by the Standard Webhooks specification. `secret`: base64, with `whsec_` before it."""
-    return {
-        "content-type": "application/json",
-        "webhook-id": message_id,
-        "webhook-timestamp": str(at),
-        "webhook-signature": signature(secret, message_id, at, body),
-    }
 
 
 def message(result: JobResult) -> bytes:

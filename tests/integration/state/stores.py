@@ -54,6 +54,9 @@ class RedisFleet:
     def advance(self, seconds: float) -> None:
         self.now += seconds
         self._redis.set(CLOCK_KEY, round(self.now * 1000))
+        for key in self._redis.scan_iter():  # Redis itself lets keys expire by the real clock
+            if (ttl_ms := int(self._redis.pttl(key))) >= 0:
+                self._redis.pexpire(key, ttl_ms - round(seconds * 1000))
 
     def put_job(self, key: str, token: int, state: str) -> None:
         self._redis.hset(key, mapping={"token": token, "state": state})

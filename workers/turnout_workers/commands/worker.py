@@ -22,6 +22,8 @@ from turnout_workers import config
 @click.option("-l", "--loglevel", help="As the configuration says, if not given.")
 def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, loglevel: str | None) -> None:
     """Serve jobs until stopped. SIGTERM lets calls in flight end; a second one hands everything back at once."""
+    if unknown := set(lanes.split(",")) - set(Lane):
+        raise click.ClickException(f"there is no lane {', '.join(sorted(unknown))}; there are {', '.join(Lane)}")
     if path is not None:
         os.environ["TURNOUT_CONFIG"] = str(path)
     try:

@@ -82,6 +82,10 @@ class _Record:
     shadow_price: float = 0.0
 
 
+KEPT_S = DAY[0] * DAY[1] / 1000
+"""How long an expired lease is remembered."""
+
+
 class MemoryFleetStore:
     """`clock` gives seconds; `jobs` the ledger's records by key, for fenced admissions."""
 
@@ -110,7 +114,7 @@ class MemoryFleetStore:
         job: dict[str, Any] = self._jobs.get(ask.fence.job_key, {}) if ask.fence else {}
         if ask.fence and (job.get("token") != ask.fence.token or job.get("state") not in ("leased", "calling")):
             return Fenced()
-        if held := self._leases.get(ask.lease_id):  # a repeated admission, its first answer was lost
+        if held := self._known(ask.lease_id, now):  # a repeated admission, its first answer was lost
             if held.expired_at is not None:
                 return Fenced()
             return Granted(ask.lease_id, held.endpoint_id, held.at, held.probe)
@@ -232,7 +236,7 @@ class MemoryFleetStore:
     async def report(self, report: Report) -> Counters:
         now = self._now()
         record = self._record(report.endpoint_id)
-        lease = self._leases.get(report.lease_id)
+        lease = self._known(report.lease_id, now)
         if lease is None or lease.endpoint_id != report.endpoint_id:  # reported before, or forgotten
             return self._counters(record, now)
         del self._leases[report.lease_id]
@@ -333,10 +337,15 @@ class MemoryFleetStore:
             for usage, _ in lease.charges:
                 usage.release(lease_id)
             self._book(lease.accounts, reserved=-lease.cost, unsure=lease.cost)
-        if due:  # kept for a day, so that a late report finds what to move
-            kept = now - DAY[0] * DAY[1] / 1000
-            self._leases = {i: held for i, held in self._leases.items() if (held.expired_at or now) > kept}
+        if due:
+            self._leases = {i: held for i, held in self._leases.items() if self._known(i, now)}
         return len(due)
+
+    def _known(self, lease_id: str, now: float) -> _Lease | None:
+        """A lease. One that expired is kept for a day, so that a late report finds what to move."""
+        lease = self._leases.get(lease_id)
+        forgotten = lease is not None and lease.expired_at is not None and lease.expired_at <= now - KEPT_S
+        return None if forgotten else lease
 
     # --- health ------------------------------------------------------------------------------------------
 
