@@ -1,8 +1,8 @@
 """Submitting: jobs a second beside stock Celery, one submit's latency, and how soon a waiting client is told.
 
-All on one private Redis, in turns. Celery's `send_task`, on which `apply_async` stands, sends one message a call. The wake-up is the
-time from the start of the settling call, made by another process, to the return of `Job.wait` here, so that it
-includes one round trip of that call and one for the result.
+All on one private Redis, in turns. Celery's `send_task`, on which `apply_async` stands, sends one message a call. The
+wake-up is the time from the start of the settling call, made by another process, to the return of `Job.wait` here, so
+that it includes one round trip of that call and one for the result.
 """
 
 from __future__ import annotations
