@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib.metadata import EntryPoint, entry_points, version
 
 import click
@@ -38,3 +39,38 @@ class Commands(click.Group):
 @click.version_option(version("turnout"), prog_name="turnout")
 def main() -> None:
     """Run AI inference as background jobs: routed, failed over, done once, every cent accounted for."""
+
+
+@main.command()
+@click.argument("prompt", required=False)
+@click.option("--model", "models", multiple=True, help="A model that will do; may be given several times.")
+@click.option(
+    "--lane", type=click.Choice(["interactive", "standard", "batch"]), default="interactive", show_default=True
+)
+@click.option("--idempotency-key", help="The same key and content are the same job.")
+@click.option("--wait", is_flag=True, help="Print the answer, not the job's id.")
+@click.option("--timeout", type=float, help="Seconds to wait at most; the job goes on after them.")
+def submit(
+    prompt: str | None,
+    models: tuple[str, ...],
+    lane: str,
+    idempotency_key: str | None,
+    wait: bool,
+    timeout: float | None,
+) -> None:
+    """Submit one job, of PROMPT or of what comes on stdin, to the Redis of REDIS_URL."""
+    from redis.exceptions import RedisError
+
+    from turnout import Client, TurnoutError
+
+    text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
+    if not text.strip():
+        raise click.UsageError("there is no prompt: give one as the argument or on stdin")
+    try:
+        with Client() as client:
+            job = client.submit(text, model=models or None, lane=lane, idempotency_key=idempotency_key)
+            click.echo(job.wait(timeout).text if wait else job.id)
+    except TimeoutError:
+        raise click.ClickException(f"job {job.id} has not ended in {timeout:g} s; it goes on") from None
+    except (TurnoutError, RedisError, ValueError, LookupError) as error:
+        raise click.ClickException(str(error)) from error

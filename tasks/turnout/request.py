@@ -8,7 +8,6 @@ writes or reads it. Times are seconds (`_s`); absolute times carry a time zone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -326,10 +325,6 @@ class InferenceRequest(Value):
         if capabilities := dumped.get("constraints", {}).get("capabilities"):
             capabilities.sort()  # a set: its order is no content
         return json.dumps(dumped, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-
-    def fingerprint(self) -> str:
-        """Identity of content: the same id with another fingerprint is a conflict."""
-        return hashlib.sha256(self.canonical_json().encode()).hexdigest()[:32]
 
 
 # --- the response ----------------------------------------------------------------------------------------

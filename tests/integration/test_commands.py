@@ -105,3 +105,30 @@ def test_a_misspelt_lane_is_refused_before_anything_starts() -> None:
     told = CliRunner().invoke(worker, ["--lanes", "interactive,bacth"])
     assert told.exit_code == 1
     assert "there is no lane bacth; there are interactive, standard, batch" in told.output
+
+
+def submit(here: local.Local, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "turnout", "submit", *arguments]
+    environ = {**os.environ, **here.environ}
+    return subprocess.run(command, env=environ, input=stdin, capture_output=True, text=True, timeout=60)
+
+
+def test_a_prompt_is_submitted_and_its_id_printed(here: local.Local) -> None:
+    told = submit(here, "A?", "--idempotency-key", "k")
+    with Client(here.redis_url) as client:
+        assert client.job(told.stdout.strip()).wait(20).simulated
+    assert submit(here, "A?", "--idempotency-key", "k").stdout == told.stdout
+    assert "exists with other content" in submit(here, "B?", "--idempotency-key", "k").stderr
+
+
+def test_a_prompt_from_stdin_is_waited_for(here: local.Local) -> None:
+    told = submit(here, "--wait", "--model", "llama-3.3-70b", stdin="What is a turnout?\n")
+    assert (told.returncode, told.stdout[:14]) == (0, "[simulated by "), told.stderr
+
+
+def test_what_can_not_be_submitted_or_answered_says_why(here: local.Local) -> None:
+    assert "there is no prompt" in submit(here).stderr
+    refused = submit(here, "A?", "--model", "nobody's", "--wait")
+    assert refused.returncode == 1
+    assert "no endpoint can serve this job" in refused.stderr
+    assert "Traceback" not in submit(here, "A?", "--model", "").stderr

@@ -67,3 +67,7 @@ def test_what_was_signed_is_verified_and_nothing_else() -> None:
             verified(headers, changed, secret, now=at)
     with pytest.raises(BadSignature):
         verified({}, body, SECRET, now=1010)
+    with pytest.raises(BadSignature):
+        verified(headers | {"webhook-signature": "v1,ü"}, body, SECRET, now=1010)
+    while_rotating = headers | {"webhook-signature": f"v1,b2xk {headers['webhook-signature']}"}
+    assert verified(while_rotating, body, SECRET, now=1010)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -49,7 +50,7 @@ class NewJob:
         return cls(
             id=job_id,
             payload=payload,
-            fingerprint=request.fingerprint(),
+            fingerprint=hashlib.sha256(payload.encode()).hexdigest()[:32],
             lane=wish.lane,
             label="|".join(request.models) or "auto",
             tenant=wish.tenant,
