@@ -33,9 +33,11 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.reporting import STOPPED, Finished, Reporter
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
+from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.tenants import TenantShares
+from turnout_workers.schema import off_schema
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import (
@@ -346,9 +348,12 @@ class Attempts:
             )
             reporting.append(asyncio.ensure_future(self._reporter.report(call, verdict)))
             progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
-        if call.response is not None:
+        if call.failure is None:
             result = self._result(job, progress, JobStatus.SUCCEEDED, response=call.response)
             ended: End | _Again = await self._settle(job, result, decision)
+        elif _unmended(job.request, progress):
+            code, message = call.failure.kind.value, call.failure.message
+            ended = await self._give_up(job, progress, JobStatus.FAILED, code, message, decision)
         else:
             ended = await self._move_on(job, progress, decision, verdict, call.attempt)
         await asyncio.gather(*reporting)
@@ -362,7 +367,10 @@ class Attempts:
         started_at, clock = self._fleet.now(), time.monotonic()
         try:
             outcome = await self._send(job, chosen, grant.lease_id, hold)
-            return Finished(grant.lease_id, chosen, started_at, time.monotonic() - clock, outcome)
+            wrong = off_schema(job.request, outcome.response)
+            return Finished(
+                grant.lease_id, chosen, started_at, time.monotonic() - clock, outcome, wrong, outcome.limits
+            )
         except ProviderError as error:
             duration_s = time.monotonic() - clock
             return Finished(grant.lease_id, chosen, started_at, duration_s, None, error.failure, error.limits)
@@ -506,6 +514,12 @@ class Attempts:
             cost_microusd=progress.cost_microusd,
             unsure_microusd=progress.unsure_microusd,
         )
+
+
+def _unmended(request: InferenceRequest, progress: Progress) -> bool:
+    """Whether the answers have failed their schema once more than may be asked for again."""
+    failed = sum(attempt.failure == FailureKind.OFF_SCHEMA for attempt in progress.attempts)
+    return failed > request.response_format.max_repairs
 
 
 @dataclass(frozen=True, slots=True)

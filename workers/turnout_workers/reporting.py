@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A call that has ended: with an outcome, or with a failure."""
+    """A call that has ended: with an outcome, with a failure, or, for an answer that won't do, with both."""
 
     lease_id: str
     chosen: routing.Candidate
@@ -47,7 +47,7 @@ class Finished:
     @property
     def unsure_microusd(self) -> int:
         """What it may have cost: even of a call that was surely billed nobody told us the amount."""
-        if self.failure is None or self.failure.billed is Billed.NO:
+        if self.failure is None or self.response is not None or self.failure.billed is Billed.NO:
             return 0
         return self.chosen.upper_cost_microusd or 0
 

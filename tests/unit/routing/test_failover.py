@@ -21,6 +21,7 @@ TABLE: list[tuple[FailureKind, str, str, str, float, set[str]]] = [
     (K.INTERRUPTED, "fail_over", "fail_over", "defer", 0, {"counts", "spends"}),
     (K.SERVER_ERROR, "retry", "fail_over", "defer", 0, {"counts", "spends"}),
     (K.MALFORMED, "fail_over", "fail_over", "defer", 0, {"counts", "spends"}),
+    (K.OFF_SCHEMA, "retry", "fail_over", "defer", 0, {"spends"}),
     (K.UNAUTHORIZED, "fail_over", "fail_over", "defer", 0, {"disables"}),
     (K.BILLING, "fail_over", "fail_over", "defer", 0, {"disables"}),
     (K.FORBIDDEN, "fail_over", "fail_over", "defer", 0, {"disables"}),

@@ -68,6 +68,7 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.INTERRUPTED: Rule(counts=True, spends=True),
     FailureKind.SERVER_ERROR: Rule(counts=True, spends=True, retries=1),
     FailureKind.MALFORMED: Rule(counts=True, spends=True),
+    FailureKind.OFF_SCHEMA: Rule(spends=True, retries=1),
     FailureKind.UNAUTHORIZED: Rule(disables=True),
     FailureKind.BILLING: Rule(disables=True),
     FailureKind.FORBIDDEN: Rule(disables=True),

@@ -1,0 +1,59 @@
+"""Answers that were to be JSON of a schema."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from turnout.request import InferenceRequest, InferenceResponse, ResponseFormat
+from turnout_workers.routing.failure import Billed, FailureKind
+from turnout_workers.schema import off_schema
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"name": {"type": "string"}, "ages": {"type": "array", "items": {"type": "integer", "minimum": 0}}},
+    "required": ["name"],
+}
+
+
+def wrong(text: str, schema: dict[str, Any] = SCHEMA) -> str | None:
+    wanted = ResponseFormat(type="json_schema", json_schema=schema)
+    request = InferenceRequest(prompt="Who?", response_format=wanted)
+    failure = off_schema(request, InferenceResponse(text=text, provider="p", model_requested="m", model_served="m"))
+    if failure is None:
+        return None
+    assert (failure.kind, failure.billed) == (FailureKind.OFF_SCHEMA, Billed.YES)
+    return failure.message
+
+
+def test_an_answer_of_the_schema_is_right() -> None:
+    assert wrong('{"name": "Ada", "ages": [36]}') is None
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("Ada, 36", "no JSON"),
+        ('{"ages": [36]}', "at /: required"),
+        ('{"name": "Ada", "ages": [3, -1]}', "at /…/1: minimum"),
+        ("[" * 100_000, "no JSON"),
+    ],
+)
+def test_one_that_is_not_is_told_by_place_and_rule_and_without_a_word_of_it(text: str, why: str) -> None:
+    told = wrong(text) or ""
+    assert why in told
+    assert "Ada" not in told
+
+
+# The address would be fetched by a validator that follows references.
+@pytest.mark.parametrize("schema", [{"type": "nonsense"}, {"$ref": "http://127.0.0.1:9/schema"}, {"$ref": "#/nowhere"}])
+def test_a_schema_that_cannot_be_used_is_not_held_against_the_answer(
+    schema: dict[str, Any],
+) -> None:
+    assert wrong("{}", schema) is None
+
+
+def test_free_text_is_never_looked_at() -> None:
+    response = InferenceResponse(text="Ada", provider="p", model_requested="m", model_served="m")
+    assert off_schema(InferenceRequest(prompt="Who?"), response) is None
