@@ -19,8 +19,8 @@ from turnout.errors import JobError
 from turnout.ledger import message
 from turnout.request import Lane
 from turnout.result import JobResult
-from turnout_workers.attempt import Done, Moved, Skipped
 from turnout_workers.config import configured
+from turnout_workers.held import Done, Moved, Skipped
 from turnout_workers.monitoring import logs
 from turnout_workers.pool import AsyncTask, TaskPool
 from turnout_workers.runtime import Worker

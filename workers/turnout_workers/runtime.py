@@ -25,7 +25,7 @@ from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem, celery_record
-from turnout_workers.attempt import Attempts, Policy
+from turnout_workers.attempt import Attempts
 from turnout_workers.batch_feeding import BatchFeeding
 from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
@@ -37,6 +37,7 @@ from turnout_workers.housekeeping import Housekeeping
 from turnout_workers.monitoring import endpoint
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
+from turnout_workers.policy import InForce, Policy
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
 from turnout_workers.reload import Reload
@@ -62,6 +63,7 @@ class Worker:
         self._settings = settings
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: list[asyncio.Task[None]] = []
+        self._in_force = InForce(_policy(settings))
         self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
         self._retired: list[CloudProviderBase] = []
         self._open = AsyncExitStack()
@@ -89,11 +91,10 @@ class Worker:
             call=self._call,
             store=self._store,
             fleet=self._poller,
-            connectors={},
             heartbeat=heartbeat,
             ceilings=self._ceilings,
             spool=self._spool,
-            policy=_policy(settings),
+            in_force=self._in_force,
             metrics=metrics,
             rng=rng,
         )
@@ -130,7 +131,7 @@ class Worker:
             await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):
             self._keep_running(_show_life(Path(path)))
-        logger.info("worker %s serves %d endpoints", self.name, len(self.attempts.connectors))
+        logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
 
     def _use(self, settings: Settings) -> None:
         """Take over a configuration. What can fail comes first, and nothing of it is seen before the rest.
@@ -145,8 +146,8 @@ class Worker:
         known.clear()
         known.update(connectors)
         self._poller.use(fleet)
-        self.attempts.connectors = by_endpoint
-        self.attempts.policy = _policy(settings)
+        self._in_force.connectors = by_endpoint
+        self._in_force.policy = _policy(settings)
         self._ceilings.table = settings.file.ceilings
         self._webhooks.configured = settings.webhooks
 

@@ -1,0 +1,94 @@
+"""One leased call at a provider: sent under its deadlines, held to what was asked, told of when it is stopped."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+
+from turnout.ledger import Ledger
+from turnout.ledger.script import Coalescer
+from turnout.result import Attempt
+from turnout_workers import crash_points
+from turnout_workers.crash_points import reached
+from turnout_workers.held import HeldJob
+from turnout_workers.policy import InForce
+from turnout_workers.providers.base import CallOutcome, Timeouts
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.reporting import STOPPED, Finished, Reporter
+from turnout_workers.routing import failover
+from turnout_workers.routing.decision import Candidate
+from turnout_workers.schema import off_schema
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import Granted
+from turnout_workers.streaming import Pieces
+from turnout_workers.under_way import CallsUnderWay
+
+IDLE_S = 30.0
+"""Longest silence of a provider between two bytes of its answer."""
+
+
+class Calling:
+    """Makes the calls that were granted, any number at a time."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        call: Coalescer,
+        fleet: SnapshotPoller,
+        reporter: Reporter,
+        in_force: InForce,
+        rng: random.Random,
+    ) -> None:
+        self._ledger = ledger
+        self._call = call
+        self._fleet = fleet
+        self._reporter = reporter
+        self._in_force = in_force
+        self._rng = rng
+        self.under_way = CallsUnderWay()
+
+    async def __call__(self, job: HeldJob, chosen: Candidate, grant: Granted, stopped: list[Attempt]) -> Finished:
+        """Make the call. If it is cancelled, that is reported here, and the attempt added to `stopped`."""
+        lease_id, leases = grant.lease_id, job.hold.leases
+        leases.add(lease_id)
+        started_at, clock = self._fleet.now(), time.monotonic()
+        try:
+            outcome = await self._send(job, chosen, lease_id)
+            wrong = off_schema(job.request, outcome.response)
+            return Finished(lease_id, chosen, started_at, time.monotonic() - clock, outcome, wrong)
+        except ProviderError as error:
+            duration_s = time.monotonic() - clock
+            return Finished(lease_id, chosen, started_at, duration_s, None, error.failure, error.limits)
+        except asyncio.CancelledError:
+            call = Finished(lease_id, chosen, started_at, time.monotonic() - clock, None, STOPPED)
+            stopped.append(call.attempt)
+            await self._reporter.report(call, failover.judge(STOPPED, self._rng))
+            raise
+        finally:
+            leases.discard(lease_id)
+
+    async def _send(self, job: HeldJob, chosen: Candidate, lease_id: str) -> CallOutcome:
+        endpoint = chosen.endpoint
+        if asyncio.get_running_loop().time() >= job.hold.valid_until:
+            job.hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
+            await asyncio.sleep(0)
+        longest_s = chosen.timeout_s
+        if job.claim.deadline is not None:  # nobody wants the answer after it
+            longest_s = min(longest_s, max(0.01, job.claim.deadline - self._fleet.now()))
+        timeouts = Timeouts(first_byte_s=longest_s, idle_s=min(IDLE_S, longest_s), total_s=longest_s)
+        connector = self._in_force.connectors.get(endpoint.id)
+        if connector is None:
+            raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
+        reached("before_call")
+        if crash_points.awaited("during_call"):
+            asyncio.get_running_loop().call_later(0.05, reached, "during_call")
+        async with self.under_way.call(endpoint.id, chosen.overdue_s):
+            if not job.claim.stream:
+                return await connector.call(endpoint, job.request, timeouts)
+            pieces = Pieces(self._ledger, self._call, job.id, lease_id, self._in_force.policy.result_ttl_s)
+            await pieces.begin()
+            outcome = await connector.call(endpoint, job.request, timeouts, pieces)
+            await pieces.end(outcome.response.text)
+            return outcome

@@ -1,0 +1,161 @@
+"""The end of this worker's hold on a job: settled, over to another endpoint, parked, or handed back."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from redis.exceptions import RedisError, ResponseError
+
+from turnout.ledger import Ledger
+from turnout.ledger.script import Coalescer
+from turnout.request import InferenceRequest, InferenceResponse
+from turnout.result import Attempt, JobResult, JobStatus, Problem
+from turnout_workers.crash_points import reached
+from turnout_workers.held import Done, HeldJob, Moved, Skipped
+from turnout_workers.policy import InForce
+from turnout_workers.progress import Progress
+from turnout_workers.routing.decision import Decision
+from turnout_workers.spool import Spool
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import Ceiling, FleetStore
+
+logger = logging.getLogger(__name__)
+
+
+class Ceilings(Protocol):
+    """The accounts that a job's cost counts against, and their ceilings."""
+
+    def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]: ...
+
+    def of_provider(self, provider: str) -> tuple[Ceiling, ...]: ...
+
+
+class Closing:
+    """Writes to the ledger what becomes of held jobs."""
+
+    def __init__(
+        self,
+        *,
+        ledger: Ledger,
+        call: Coalescer,
+        store: FleetStore,
+        fleet: SnapshotPoller,
+        ceilings: Ceilings,
+        spool: Spool,
+        in_force: InForce,
+    ) -> None:
+        self._ledger = ledger
+        self._call = call
+        self._store = store
+        self._fleet = fleet
+        self._ceilings = ceilings
+        self._spool = spool
+        self._in_force = in_force
+
+    async def succeed(
+        self, job: HeldJob, progress: Progress, response: InferenceResponse | None, decision: Decision
+    ) -> Done | Skipped:
+        return await self._settle(job, self._result(job, progress, JobStatus.SUCCEEDED, response=response), decision)
+
+    async def give_up(
+        self,
+        job: HeldJob,
+        progress: Progress,
+        status: JobStatus,
+        code: str,
+        message: str,
+        decision: Decision | None = None,
+    ) -> Done | Skipped:
+        problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
+        return await self._settle(job, self._result(job, progress, status, problem=problem), decision)
+
+    async def at_ceiling(self, job: HeldJob, progress: Progress, account: str) -> Done | Skipped:
+        message = f"the cost ceiling of {account} is reached"
+        status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
+        return await self.give_up(job, progress, status, "cost_ceiling", message)
+
+    async def fail_over(self, job: HeldJob, progress: Progress, decision: Decision, failed: Attempt) -> Moved:
+        """Back to the lane's front, for another endpoint."""
+        progress = progress.failed_over()
+        event = {
+            "event": "failed_over",
+            "from": failed.endpoint,
+            "failure": failed.failure,
+            "decision": decision.to_record(),
+        }
+        claim = job.claim
+        await self._call(self._ledger.fail_over(job.id, claim.token, claim.lane, progress.to_json(), event))
+        return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
+
+    async def defer(
+        self, job: HeldJob, progress: Progress, wait_s: float, decision: Decision, new_round: bool = False
+    ) -> Moved:
+        """Park it. In a new round every endpoint may be tried again."""
+        progress = progress.deferred(new_round)
+        event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
+        await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
+        return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
+
+    async def hand_back(self, job: HeldJob) -> Moved:
+        """To its lane's front for another worker, as nothing had happened."""
+        await self._call(self._ledger.release(job.id, job.claim.token, job.claim.lane))
+        return Moved("handed_back", "handed back")
+
+    async def _settle(self, job: HeldJob, result: JobResult, decision: Decision | None) -> Done | Skipped:
+        """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
+        record = decision.to_record() if decision else None
+        policy, claim = self._in_force.policy, job.claim
+        settlement = self._ledger.settle(
+            job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
+        )
+        try:
+            taken = await self._call(settlement)
+        except ResponseError:
+            raise  # Redis has answered, and refused: a fault of ours that no waiting mends
+        except (RedisError, OSError) as error:
+            logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
+            self._spool.keep(
+                {
+                    "job": job.id,
+                    "token": claim.token,
+                    "batch": claim.batch,
+                    "result": result.model_dump(mode="json"),
+                }
+            )
+            return Skipped("its result waits on disk")
+        if not taken.accepted:
+            if taken.duplicate and result.cost_microusd:
+                await self._store.mark_duplicate(
+                    [c.account for c in self._ceilings.of_job(job.id, job.request, job.claim.batch)],
+                    result.attempts[-1].cost_microusd,
+                )
+            return Skipped(f"settled by another: {taken}")
+        reached("after_settle")
+        if job.request.constraints.max_cost_microusd is not None:
+            await self._store.forget([f"job:{job.id}"])
+        return Done(result)
+
+    def _result(
+        self,
+        job: HeldJob,
+        progress: Progress,
+        status: JobStatus,
+        *,
+        response: InferenceResponse | None = None,
+        problem: Problem | None = None,
+    ) -> JobResult:
+        return JobResult(
+            id=job.id,
+            status=status,
+            response=response,
+            error=problem,
+            attempts=progress.attempts,
+            failovers=progress.failovers,
+            deferrals=progress.deferrals,
+            accepted_at=job.claim.accepted_at,
+            started_at=progress.attempts[0].started_at if progress.attempts else None,
+            settled_at=self._fleet.now(),
+            cost_microusd=progress.cost_microusd,
+            unsure_microusd=progress.unsure_microusd,
+        )
