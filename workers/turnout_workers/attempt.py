@@ -161,6 +161,9 @@ class Attempts:
                     continue
                 if not isinstance(admission, NoRoom):
                     return Skipped("the lease was lost")
+                if same:  # it went out since the snapshot was taken: ask the others at once, instead of waiting for it
+                    again, retries_here = None, 0
+                    continue
                 if admission.retry_at is not None:
                     wait_s = max(0.01, admission.retry_at - admission.at)
                 elif admission.ceiling is None:
