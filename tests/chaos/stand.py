@@ -27,7 +27,7 @@ LEASE_S = 3.0
 
 
 class Stand:
-    def __init__(self, folder: Path, fleet: str, concurrency: int) -> None:
+    def __init__(self, folder: Path, fleet: str, concurrency: int, lease_s: float = LEASE_S) -> None:
         self.folder = folder
         self.ledger = Ledger(Keys())
         self.redis = redis_server.start(folder)
@@ -43,7 +43,7 @@ class Stand:
         self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
         tables = discovery.simulated(told["providers"], scenario.load(file))
-        tables["worker"] = {"lease_s": LEASE_S, "drain_s": 10.0}
+        tables["worker"] = {"lease_s": lease_s, "drain_s": 10.0}
         tables["monitoring"] = {"task_events": False}
         self.config = folder / "turnout.toml"
         self.config.write_text(discovery.toml(tables))
@@ -138,9 +138,9 @@ class Stand:
 
 
 @contextmanager
-def standing(folder: Path, fleet: str, concurrency: int = 50) -> Iterator[Stand]:
+def standing(folder: Path, fleet: str, concurrency: int = 50, lease_s: float = LEASE_S) -> Iterator[Stand]:
     os.environ.pop("REDIS_URL", None)
-    stand = Stand(folder, fleet, concurrency)
+    stand = Stand(folder, fleet, concurrency, lease_s)
     try:
         yield stand
     finally:
