@@ -48,7 +48,7 @@ def test_a_redis_that_is_killed_comes_back_and_no_worker_ends(tmp_path: Path) ->
         stand.until(lambda: stand.settled() > 15, 30)
         stand.redis.kill()
         stand.redis.restart()
-        stand.until(lambda: stand.settled() == len(IDS), 100)
+        stand.until(lambda: stand.settled() == len(IDS), 60)
         assert worker.poll() is None, "the worker has survived"
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Callable, Collection, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
@@ -151,7 +152,9 @@ class Coalescer:
                 try:
                     replies = await self._send([call for call, _ in batch])
                 except Exception as error:
-                    replies = [error] * len(batch)
+                    # A copy for each: one that all raise would gather the frames of all, and Celery, which clears
+                    # the frames of a failed task, would close the coroutines that go on after it.
+                    replies = [copy(error) for _ in batch]
                 for (_, future), reply in zip(batch, replies, strict=True):
                     if not future.done():
                         future.set_result(reply)

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import traceback
 from pathlib import Path
 
 import pytest
 import redis
 import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
 from tests import redis_server
 from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
 
 from turnout.ledger import Coalescer, Intake, Ledger, run
+from turnout.ledger.script import Read
 from turnout.result import JobStatus
 
 LEDGER = Ledger()
@@ -78,3 +83,32 @@ def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path:
         assert bed(ledger.cancel("e", None, KEPT_S)).accepted
     finally:
         server.stop()
+
+
+async def test_a_failure_is_each_callers_own() -> None:
+    """Celery clears the frames of a failed task's traceback, and so ends any coroutine that is suspended in one."""
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))
+        address = unheard.getsockname()
+        client = redis.asyncio.Redis(host=address[0], port=address[1], retry=Retry(NoBackoff(), 0))
+        call, failed, go_on = Coalescer(client), asyncio.Event(), asyncio.Event()
+
+        async def survivor() -> str:
+            try:
+                await call(Read(("PING",), bool))
+            except redis.ConnectionError:
+                failed.set()
+                await go_on.wait()
+            return "survived"
+
+        async def victim() -> None:
+            await call(Read(("PING",), bool))
+
+        surviving, dying = asyncio.create_task(survivor()), asyncio.create_task(victim())
+        await failed.wait()
+        with pytest.raises(redis.ConnectionError) as caught:
+            await dying
+        traceback.clear_frames(caught.tb)
+        go_on.set()
+        assert await asyncio.wait_for(surviving, 5) == "survived"
+        await client.aclose()
