@@ -9,8 +9,9 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Coroutine, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -50,6 +51,8 @@ from turnout_workers.webhooks import Webhooks
 logger = logging.getLogger(__name__)
 
 ALIVE_EVERY_S = 5.0
+AGAIN_S = 1.0
+"""After an error that background work does not expect."""
 CONNECTIONS = 8
 """To Redis. Calls of all jobs are coalesced, so that a few carry thousands."""
 
@@ -123,14 +126,14 @@ class Worker:
         self._use(settings)
         self._reload = Reload(settings, self._use)
         works = (heartbeat, watch, housekeeping, checks, self._reload, self._webhooks)
-        for work in (*(each.run() for each in works), self._replay_spool(), self._tell_version()):
+        for work in (*(each.run for each in works), self._replay_spool, self._tell_version):
             self._keep_running(work)
         if (port := file.monitoring.metrics_port) is not None:
             shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, self._ceilings.named)
             serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
             await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):
-            self._keep_running(_show_life(Path(path)))
+            self._keep_running(partial(_show_life, Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
 
     def _use(self, settings: Settings) -> None:
@@ -178,11 +181,8 @@ class Worker:
         await self._http.aclose()
         await self._client.aclose()
 
-    def _keep_running(self, work: Coroutine[Any, Any, None]) -> None:
-        """Background work that should never end: if it does, that is a fault worth a line in the log."""
-        task = asyncio.create_task(work)
-        task.add_done_callback(_log_end)
-        self._tasks.append(task)
+    def _keep_running(self, work: Callable[[], Awaitable[None]]) -> None:
+        self._tasks.append(asyncio.create_task(kept_up(work)))
 
     async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> JobResult | None:
         """Take a request that came inside a Celery message into the ledger; the message is at hand already.
@@ -249,6 +249,14 @@ async def _show_life(path: Path) -> None:
         await asyncio.sleep(ALIVE_EVERY_S)
 
 
-def _log_end(task: asyncio.Task[None]) -> None:
-    if not task.cancelled():
-        logger.critical("background work of the worker ended", exc_info=task.exception())
+async def kept_up(work: Callable[[], Awaitable[None]], again_s: float = AGAIN_S) -> None:
+    """Background work that never ends: what an error ends all the same is told of, and begun again after a moment.
+
+    A worker whose housekeeping or heartbeat has silently gone takes jobs that nobody brings to an end.
+    """
+    while True:
+        try:
+            await work()
+        except Exception:
+            logger.critical("background work of the worker failed; it begins again", exc_info=True)
+        await asyncio.sleep(again_s)

@@ -174,4 +174,8 @@ class Coalescer:
         async with self._client.pipeline(transaction=False) as pipe:
             for command in _commands(calls, scripts):
                 pipe.execute_command(*command)
-            return list(await pipe.execute(raise_on_error=False))[len(scripts) :]
+            try:
+                return list(await pipe.execute(raise_on_error=False))[len(scripts) :]
+            except RuntimeError as error:
+                # What uvloop says of writing to a connection that has just been closed, where asyncio has an OSError.
+                raise redis.ConnectionError(str(error)) from error

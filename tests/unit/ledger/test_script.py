@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import redis
 import redis.asyncio
+import uvloop
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from tests import redis_server
@@ -112,3 +113,18 @@ async def test_a_failure_is_each_callers_own() -> None:
         go_on.set()
         assert await asyncio.wait_for(surviving, 5) == "survived"
         await client.aclose()
+
+
+def test_a_connection_that_was_just_closed_is_a_connection_error_under_uvloop_too(redis_url: str) -> None:
+    async def closed_under_a_writer() -> None:
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            call = Coalescer(client)
+            assert await call(Read(("PING",), bool))
+            client.connection_pool._available_connections[0]._writer.transport.abort()
+            await asyncio.sleep(0)
+            with pytest.raises(redis.ConnectionError):
+                await call(Read(("PING",), bool))
+            assert await call(Read(("PING",), bool)), "the next call has a new connection"
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(closed_under_a_writer())
