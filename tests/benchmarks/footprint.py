@@ -21,8 +21,10 @@ from tests.benchmarks.measure import keep, pace, rss_mb, spread
 from tests.benchmarks.throughput import FLEET, LIMIT_S
 from tests.chaos.stand import standing
 
+from turnout_workers.tables import WorkerTable
+
 IN_FLIGHT, CALL_S = 2000, 10.0
-LEASE_S = 30.0
+LEASE_S = WorkerTable().lease_s
 """As in production: the stand's own is short, so that tests notice a death soon, and is renewed ten times as often."""
 IMPORT = """
 import time
@@ -75,8 +77,8 @@ def held(folder: Path) -> tuple[float, float]:
 
         goal = first + IN_FLIGHT * (rounds - 1)
         stand.until(lambda: stand.settled() >= goal, LIMIT_S, watched)
-        pace_s = (stand.settled() - first) / (time.monotonic() - began)
-        return pace_s / (IN_FLIGHT / CALL_S), most_mb
+        rate = (stand.settled() - first) / (time.monotonic() - began)
+        return rate / (IN_FLIGHT / CALL_S), most_mb
 
 
 def scaled(folder: Path, processes: int, jobs: int = 6000) -> float:

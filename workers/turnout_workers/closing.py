@@ -84,8 +84,8 @@ class Closing:
             "failure": failed.failure,
             "decision": decision.to_record(),
         }
-        claim = job.claim
-        await self._call(self._ledger.fail_over(job.id, claim.token, claim.lane, progress.to_json(), event))
+        token, lane = job.claim.token, job.claim.lane
+        await self._call(self._ledger.fail_over(job.id, token, lane, progress.to_json(), event))
         return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
 
     async def defer(
@@ -98,7 +98,7 @@ class Closing:
         return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def hand_back(self, job: HeldJob) -> Moved:
-        """To its lane's front for another worker, as nothing had happened."""
+        """To its lane's front for another worker, as if nothing had happened."""
         await self._call(self._ledger.release(job.id, job.claim.token, job.claim.lane))
         return Moved("handed_back", "handed back")
 
