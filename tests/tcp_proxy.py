@@ -1,9 +1,10 @@
-"""A TCP proxy between a worker and its Redis that loses the replies to chosen requests."""
+"""A TCP proxy between a worker and its Redis: it loses replies to chosen requests, delays all, or parts the two."""
 
 from __future__ import annotations
 
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
@@ -18,6 +19,10 @@ class Proxy:
         self._left = 0
         self._kept = 0
         self._cut = 0
+        self._open = threading.Event()
+        self._open.set()
+        self.delay_s = 0.0
+        """Before each reply."""
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.url = f"redis://127.0.0.1:{self._listener.getsockname()[1]}/0"
         threading.Thread(target=self._accept, daemon=True).start()
@@ -32,7 +37,16 @@ class Proxy:
         with self._lock:
             self._needle, self._left, self._kept = needle, times, kept
 
+    def part(self) -> None:
+        """Let nothing pass, either way, and end no connection: a network partition."""
+        self._open.clear()
+
+    def rejoin(self) -> None:
+        """Let it all pass again, late as it is."""
+        self._open.set()
+
     def close(self) -> None:
+        self._open.set()
         self._listener.close()
 
     def _doomed(self, request: bytes) -> bool:
@@ -55,6 +69,7 @@ class Proxy:
             while request := client.recv(1 << 16):
                 if self._doomed(request):
                     doomed.set()
+                self._open.wait()
                 server.sendall(request)
             server.shutdown(socket.SHUT_WR)
 
@@ -66,6 +81,8 @@ class Proxy:
                     with self._lock:
                         self._cut += 1
                     break
+                time.sleep(self.delay_s)
+                self._open.wait()
                 client.sendall(reply)
         with suppress(OSError):
             client.shutdown(socket.SHUT_RDWR)

@@ -17,8 +17,6 @@ from pathlib import Path
 
 from tests.chaos.stand import Stand, standing
 
-from turnout.result import JobResult
-
 FLEET = """
 seed = {seed}
 output_tokens = 8
@@ -115,23 +113,18 @@ def _judge(stand: Stand, ids: list[str], took_s: float, given: argparse.Namespac
     )
     print(f"billed by the oracle {billed} µ$; confirmed {spent}, unsure {unsure}; workers that ended badly: {crashed}")
     faults = []
-    poison = [i for i, result in zip(ids, stand.results(ids), strict=True) if result and _is_poison(result)]
+    poison = stand.poisoned(ids)
     if poison:
         print(f"{len(poison)} jobs were held by three workers that were killed, and ended as poison, as they should")
     if outcomes.get("succeeded", 0) + len(poison) != len(ids):
         faults.append("a job was lost or failed")
     if extra > EXTRA_CALLS * len(ids):
         faults.append(f"more than {EXTRA_CALLS:.0%} of the calls were extra")
-    if not spent <= billed <= spent + unsure:
-        faults.append("confirmed ≤ billed ≤ confirmed + unsure does not hold")
+    faults += stand.money_faults()
     if crashed:
         faults.append("a worker ended by itself")
     print("; ".join(faults) or f"all promises kept (seed {given.seed})")
     return 1 if faults else 0
-
-
-def _is_poison(result: JobResult) -> bool:
-    return result.error is not None and result.error.code == "poison"
 
 
 if __name__ == "__main__":

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 import time
 import urllib.request
@@ -15,6 +14,7 @@ from typing import Any
 
 import redis
 from tests import redis_server
+from tests.forked import Forked
 
 from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
@@ -27,7 +27,9 @@ LEASE_S = 3.0
 
 
 class Stand:
-    def __init__(self, folder: Path, fleet: str, concurrency: int, lease_s: float = LEASE_S) -> None:
+    def __init__(
+        self, folder: Path, fleet: str, concurrency: int, lease_s: float = LEASE_S, drain_s: float = 10.0
+    ) -> None:
         self.folder = folder
         self.ledger = Ledger(Keys())
         self.redis = redis_server.start(folder)
@@ -43,11 +45,11 @@ class Stand:
         self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
         tables = discovery.simulated(told["providers"], scenario.load(file))
-        tables["worker"] = {"lease_s": lease_s, "drain_s": 10.0}
+        tables["worker"] = {"lease_s": lease_s, "drain_s": drain_s}
         tables["monitoring"] = {"task_events": False}
         self.config = folder / "turnout.toml"
         self.config.write_text(discovery.toml(tables))
-        self.workers: list[subprocess.Popen[bytes]] = []
+        self.workers: list[Forked] = []
         self._started = 0
 
     def close(self) -> None:
@@ -58,25 +60,26 @@ class Stand:
         self.client.close()
         self.redis.stop()
 
-    def start_worker(self, crash: str = "", wait: bool = True, redis_url: str = "") -> subprocess.Popen[bytes]:
+    def start_worker(self, crash: str = "", wait: bool = True, redis_url: str = "", concurrency: int = 0) -> Forked:
         """A worker; `crash`: the place where it is to die, see `crash_points.py`; `redis_url`: its way to Redis."""
         self._started += 1
         log = self.folder / f"worker-{self._started}.log"
         name = f"w{self._started}@%h"
-        command = [sys.executable, "-m", "turnout", "worker", "-n", name, "-c", str(self._concurrency)]
+        arguments = ["worker", "-n", name, "-c", str(concurrency or self._concurrency)]
         environ = {
             "REDIS_URL": redis_url or self.redis.url,
             "TURNOUT_CONFIG": str(self.config),
             "TURNOUT_CRASH": crash,
             "TURNOUT_SPOOL": str(self.folder / "spool"),
         }
-        worker = process.start(command, log, environ)
+        log.touch()
+        worker = Forked(arguments, environ, log)
         self.workers.append(worker)
         if wait:
             process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)
         return worker
 
-    def stop_worker(self, worker: subprocess.Popen[bytes]) -> None:
+    def stop_worker(self, worker: Forked) -> None:
         process.stop(worker)
         self.workers.remove(worker)
 
@@ -114,6 +117,11 @@ class Stand:
     def results(self, ids: Sequence[str]) -> list[JobResult | None]:
         return run(self.client, [self.ledger.result(i) for i in ids])
 
+    def poisoned(self, ids: Sequence[str]) -> list[str]:
+        """Jobs that three workers held when they died, and that were given up for it."""
+        ended = zip(ids, self.results(ids), strict=True)
+        return [job_id for job_id, result in ended if result and result.error and result.error.code == "poison"]
+
     def oracle(self) -> dict[str, Any]:
         with urllib.request.urlopen(f"{self.url}/control/stats?jobs=1") as reply:
             told: dict[str, Any] = json.load(reply)
@@ -136,11 +144,21 @@ class Stand:
         told = self.client.hgetall(self.ledger.keys.money)
         return {name.decode(): int(value) for name, value in told.items()}
 
+    def money_faults(self) -> list[str]:
+        """What the books say that the oracle's bill denies, once no call is in flight."""
+        money, billed = self.money(), self.oracle()["billed_microusd"]
+        spent, unsure = money.get("total|spent", 0), money.get("total|unsure", 0)
+        if spent <= billed <= spent + unsure:
+            return []
+        return [f"billed {billed} µ$, but confirmed {spent} and unsure {unsure}"]
+
 
 @contextmanager
-def standing(folder: Path, fleet: str, concurrency: int = 50, lease_s: float = LEASE_S) -> Iterator[Stand]:
+def standing(
+    folder: Path, fleet: str, concurrency: int = 50, lease_s: float = LEASE_S, drain_s: float = 10.0
+) -> Iterator[Stand]:
     os.environ.pop("REDIS_URL", None)
-    stand = Stand(folder, fleet, concurrency, lease_s)
+    stand = Stand(folder, fleet, concurrency, lease_s, drain_s)
     try:
         yield stand
     finally:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import signal
 from pathlib import Path
 
 import pytest
+from tests.chaos import deaths
 from tests.chaos.stand import standing
 
 from turnout.ledger import run
@@ -22,23 +24,14 @@ models."llama-3.3-70b" = { price = { input = 0.2, output = 0.4 } }
 IDS = [f"job-{n}" for n in range(60)]
 
 
-@pytest.mark.parametrize(
-    ("place", "calls_of_one"),
-    [("claimed", 1), ("before_call", 1), ("during_call", 2), ("after_call", 2), ("after_settle", 1)],
-)
-def test_a_death_at_any_point_loses_nothing(place: str, calls_of_one: int, tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET, concurrency=10) as stand:
-        doomed = stand.start_worker(crash=f"{place}:25")
-        stand.submit(IDS)
-        assert doomed.wait(60) == -signal.SIGKILL
-        stand.start_worker()
-        stand.until(lambda: stand.settled() == len(IDS), 60)
-        assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
-        jobs = stand.oracle()["jobs"]
-        assert set(jobs) == set(IDS)
-        # Ten calls were in flight at the death; each of those, and no other, may have been made again.
-        assert sum(job["calls"] > calls_of_one for job in jobs.values()) <= 10
-        assert max(job["calls"] for job in jobs.values()) <= 2
+@pytest.mark.parametrize("place", deaths.PLACES)
+def test_twenty_deaths_at_any_point_lose_nothing_and_repeat_no_more_than_they_cut_off(
+    place: str, tmp_path: Path
+) -> None:
+    with standing(tmp_path, deaths.FLEET) as stand:
+        places = [place] * 20
+        ids = deaths.die(stand, places, random.Random(place))
+        assert not deaths.faults(stand, ids, places)
 
 
 def test_a_redis_that_is_killed_comes_back_and_no_worker_ends(tmp_path: Path) -> None:
@@ -63,6 +56,44 @@ def test_a_graceful_stop_drains_and_hands_back_the_rest(tmp_path: Path) -> None:
         stand.start_worker()
         stand.until(lambda: stand.settled() == len(IDS), 60)
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
+        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
+
+
+def test_a_stop_with_a_thousand_calls_in_flight_ends_in_time_and_loses_none(tmp_path: Path) -> None:
+    ids = [f"job-{n}" for n in range(1000)]
+    with standing(tmp_path, FLEET.replace("0.2\n", "4.0\n"), concurrency=1000, drain_s=1.0) as stand:
+        first = stand.start_worker()
+        stand.submit(ids)
+        stand.until(lambda: stand.outcomes(ids) == {"calling": 1000}, 30)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(1 + 5) == 0, "within the grace period and five seconds"
+        assert stand.outcomes(ids).keys() <= {"queued", "succeeded"}
+        stand.start_worker()
+        stand.until(lambda: stand.settled() == len(ids), 60)
+        assert stand.outcomes(ids) == {"succeeded": len(ids)}
+
+
+def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET.replace("0.2\n", "30.0\n"), concurrency=20, drain_s=30.0) as stand:
+        worker = stand.start_worker()
+        stand.submit(IDS[:20])
+        stand.until(lambda: stand.outcomes(IDS[:20]) == {"calling": 20}, 20)
+        worker.send_signal(signal.SIGTERM)
+        log = tmp_path / "worker-1.log"
+        stand.until(lambda: "Warm shutdown" in log.read_text("utf-8"), 10)
+        worker.send_signal(signal.SIGTERM)
+        worker.wait(10)
+        assert stand.outcomes(IDS[:20]) == {"queued": 20}
+        assert stand.client.zcard(stand.ledger.keys.leases) == 0
+
+
+def test_a_call_that_outlasts_every_lease_is_made_once(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET.replace("0.2\n", "5.0\n"), concurrency=5, lease_s=1.0) as stand:
+        stand.start_worker()
+        stand.start_worker()
+        stand.submit(IDS[:8])
+        stand.until(lambda: stand.settled() == 8, 30)
+        assert stand.outcomes(IDS[:8]) == {"succeeded": 8}
         assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
 
 
@@ -93,7 +124,7 @@ def test_an_answer_that_comes_while_redis_is_away_is_kept_and_not_paid_for_twice
 
 
 def test_a_job_that_kills_its_workers_runs_three_times_and_no_more(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET, concurrency=5) as stand:
+    with standing(tmp_path, FLEET, concurrency=5, lease_s=1.0) as stand:
         stand.submit(["poison"])
         for _ in range(3):
             assert stand.start_worker(crash="during_call:1", wait=False).wait(30) == -signal.SIGKILL

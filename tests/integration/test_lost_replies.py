@@ -1,13 +1,16 @@
-"""Redis does what it was asked, and its reply never arrives: nothing is lost, and nothing is counted twice."""
+"""A bad network before Redis: replies that never arrive, or late, or not for a while. Nothing is lost or done twice."""
 
 from __future__ import annotations
 
+import re
+from datetime import datetime
 from pathlib import Path
 
 from tests.chaos.stand import standing
 from tests.integration.test_crashes import FLEET, IDS
 from tests.tcp_proxy import between
 
+from turnout.ledger import run
 from turnout.ledger.script import Script
 
 
@@ -32,3 +35,58 @@ def test_a_settlement_whose_reply_is_cut_in_the_middle_counts_once(tmp_path: Pat
         assert stand.settled() == len(IDS), "none is counted twice"
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
         assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
+
+
+def test_of_a_hundred_lost_messages_each_is_published_again_within_30_s(tmp_path: Path) -> None:
+    ids = [f"job-{n}" for n in range(300)]
+    with standing(tmp_path, FLEET, concurrency=1) as stand, between(stand.redis.port) as proxy:
+        proxy.cut_replies(b"BRPOP", times=100)
+        stand.submit(ids)
+        for _ in range(5):
+            stand.start_worker(redis_url=proxy.url, wait=False)
+        stand.until(lambda: stand.settled() == len(ids), 90)
+        assert proxy.cut == 100
+        assert stand.outcomes(ids) == {"succeeded": len(ids)}
+        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
+        events = [event for story in run(stand.client, [stand.ledger.story(i) for i in ids]) for event in story]
+        again_at = [event["at"] for event in events if event["event"] == "republished"]
+        assert len(again_at) == 100
+        assert max(again_at) - min(event["at"] for event in events) < 30_000
+
+
+def test_replies_that_are_late_make_nothing_happen_twice(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET, concurrency=10) as stand, between(stand.redis.port) as proxy:
+        stand.start_worker(redis_url=proxy.url)
+        proxy.delay_s = 0.2
+        stand.submit(IDS[:20])
+        stand.until(lambda: stand.settled() >= 20, 60)
+        assert stand.outcomes(IDS[:20]) == {"succeeded": 20}
+        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
+
+
+def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: Path) -> None:
+    ids = IDS[:5]
+    with standing(tmp_path, FLEET.replace("0.2\n", "2.0\n"), concurrency=5, lease_s=1.0) as stand:
+        with between(stand.redis.port) as proxy:
+            stand.start_worker(redis_url=proxy.url)
+            stand.submit(ids)
+            stand.until(lambda: stand.outcomes(ids) == {"calling": 5}, 20)
+            proxy.part()
+            stand.start_worker()
+            stand.until(lambda: stand.settled() == 5, 60)
+            aborted = _aborted_at(tmp_path / "worker-1.log")
+            for job_id, story in zip(ids, run(stand.client, [stand.ledger.story(i) for i in ids]), strict=True):
+                taken_back = next(event["at"] / 1000 for event in story if event["event"] == "taken_back")
+                assert aborted[job_id] < taken_back
+            assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {2}
+            proxy.rejoin()
+            stand.stop_worker(stand.workers[1])
+            stand.submit(["later"])
+            stand.until(lambda: stand.settled() == 6, 60)
+        assert stand.outcomes([*ids, "later"]) == {"succeeded": 6}
+
+
+def _aborted_at(log: Path) -> dict[str, float]:
+    """By the parted worker's own log: when it gave up which job (Unix time)."""
+    found = re.findall(r"^(\S+ \S+) .* job (\S+): its lease can't be renewed", log.read_text("utf-8"), re.MULTILINE)
+    return {job_id: datetime.strptime(at, "%Y-%m-%d %H:%M:%S,%f").timestamp() for at, job_id in found}

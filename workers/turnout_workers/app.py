@@ -5,13 +5,14 @@ celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout wo
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from celery import Celery
 from celery.exceptions import Ignore, Retry
-from celery.signals import setup_logging
+from celery.signals import setup_logging, worker_shutting_down
 from kombu import Queue
 from kombu.serialization import loads
 
@@ -118,6 +119,13 @@ def _logging(loglevel: int, **_: Any) -> None:
     logs.configure(loglevel, settings.file.monitoring.log_format)
 
 
+@worker_shutting_down.connect
+def _stopping(how: str, **_: Any) -> None:
+    """Celery drops all but the first SIGTERM."""
+    TaskPool.hurried = how == "Cold" or next(_stops) > 0
+
+
+_stops = itertools.count()
 infer = app.register_task(Infer())
 worker = Worker(settings)
 TaskPool.grace_s = settings.file.worker.drain_s

@@ -6,26 +6,19 @@ variable, `reached` does nothing.
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 
-_PLACE, _, _COUNT = os.environ.get("TURNOUT_CRASH", "").partition(":")
-_left = int(_COUNT or 1)
+_times = itertools.count(1)
 
 
 def reached(place: str) -> None:
     """Say where the worker is."""
-    if place == _PLACE:
-        _die()
+    if awaited(place) and next(_times) == int(os.environ["TURNOUT_CRASH"].partition(":")[2] or 1):
+        os.kill(os.getpid(), signal.SIGKILL)
 
 
 def awaited(place: str) -> bool:
     """Whether this is the place: for those that have to arrange for it first."""
-    return place == _PLACE
-
-
-def _die() -> None:
-    global _left
-    _left -= 1
-    if _left == 0:
-        os.kill(os.getpid(), signal.SIGKILL)
+    return os.environ.get("TURNOUT_CRASH", "").partition(":")[0] == place

@@ -30,6 +30,8 @@ logger = get_logger(__name__)
 
 OUTCOME = "turnout_outcome"
 """Where in a task's request its `run` finds what its `execute` gave."""
+HAND_BACK_S = 5.0
+"""After the grace period: for the ledger to take back what is left. What it can't take falls back with its lease."""
 
 
 class AsyncTask(Task):  # type: ignore[type-arg]
@@ -73,6 +75,8 @@ class TaskPool(BasePool):
     body_can_be_buffer = True
     grace_s = 30.0
     """How long a warm shutdown waits for calls in flight before it hands their jobs back."""
+    hurried = False
+    """Somebody has asked a second time: the grace period is over."""
     on_loop_start: Callable[[asyncio.AbstractEventLoop], Any] | None = None
     on_loop_stop: Callable[[], Any] | None = None
     """Coroutine functions of the application, run on the loop before the first job and after the last."""
@@ -158,10 +162,12 @@ class TaskPool(BasePool):
         if not self._thread.is_alive():
             return
         transport.free_slots = lambda: 0
-        self._wait(grace_s)
+        ends_at = monotonic() + grace_s
+        self._finish_while(lambda: not self.hurried and monotonic() < ends_at)
         for job in list(self._jobs.values()):
             job.terminate()
-        self._wait(5.0)
+        ends_at = monotonic() + HAND_BACK_S
+        self._finish_while(lambda: monotonic() < ends_at)
         if self.on_loop_stop is not None:
             try:
                 asyncio.run_coroutine_threadsafe(self.on_loop_stop(), self._loop).result(10)
@@ -170,10 +176,9 @@ class TaskPool(BasePool):
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
 
-    def _wait(self, limit_s: float) -> None:
+    def _finish_while(self, there_is_time: Callable[[], bool]) -> None:
         """Finish jobs as they end, until none is left or the time is up."""
-        ends_at = monotonic() + limit_s
-        while self._jobs and monotonic() < ends_at:
+        while self._jobs and there_is_time():
             self._finish_done()
             threading.Event().wait(0.01)
 

@@ -74,7 +74,11 @@ class Worker:
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings, file = self._settings, self._settings.file
         self._client = redis.asyncio.Redis.from_url(
-            settings.redis_url, max_connections=CONNECTIONS, socket_timeout=20, socket_connect_timeout=5
+            settings.redis_url,
+            max_connections=CONNECTIONS,
+            # What takes longer is of no use any more to a job held; and renewals must not pile up behind it.
+            socket_timeout=min(20.0, file.worker.lease_s * 2 / 3),
+            socket_connect_timeout=5,
         )
         self._call = Coalescer(self._client)
         self._ledger = Ledger(Keys(file.namespace))

@@ -1,0 +1,103 @@
+"""`python -m tests.chaos.deaths`: workers die at every point of an attempt, many times each, and all is counted.
+
+Each doomed worker has one job at a time, so that the counts are exact: a death before the call or after the settlement
+costs no call, one between them costs the call that it cut off. Prints how long it was from a job's claim to its taking
+back; exit code 1 if a promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import random
+import signal
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+
+from tests.chaos.stand import Stand, standing
+
+from turnout.ledger import run
+
+FLEET = """
+output_tokens = 8
+[providers.sim-one]
+ttft_s = 0.12
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.3 } }
+[providers.sim-two]
+ttft_s = 0.12
+models."llama-3.3-70b" = { price = { input = 0.2, output = 0.4 } }
+"""
+PLACES = {"claimed": 0, "before_call": 0, "during_call": 1, "after_call": 1, "after_settle": 0}
+"""Where a worker can die, and how many calls that costs."""
+AT_A_TIME = 20
+
+
+def die(stand: Stand, places: Sequence[str], rng: random.Random) -> list[str]:
+    """Let one worker die at each of the places, then another finish. Gives the ids of the jobs."""
+    ids = [f"job-{n}" for n in range(4 * len(places) + 10)]
+    stand.submit(ids)
+    for start in range(0, len(places), AT_A_TIME):
+        doomed = [
+            stand.start_worker(f"{place}:{rng.randrange(1, 4)}", wait=False, concurrency=1)
+            for place in places[start : start + AT_A_TIME]
+        ]
+        for worker in doomed:
+            assert worker.wait(120) == -signal.SIGKILL, "it has died at its place"
+    stand.start_worker(concurrency=20)
+    stand.until(lambda: stand.settled() >= len(ids), 120)
+    stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0, 60)  # money of the dead is unsure from now
+    return ids
+
+
+def faults(stand: Stand, ids: Sequence[str], places: Sequence[str]) -> list[str]:
+    """What was not as promised."""
+    outcomes, poison = stand.outcomes(ids), stand.poisoned(ids)
+    told = []
+    if outcomes.get("succeeded", 0) + len(poison) != len(ids) or stand.settled() != len(ids):
+        told.append(f"of {len(ids)} jobs: {outcomes}, {stand.settled()} settlements")
+    calls = sum(job["calls"] for job in stand.oracle()["jobs"].values())
+    if calls != (due := outcomes.get("succeeded", 0) + sum(PLACES[place] for place in places)):
+        told.append(f"{calls} calls, where {due} were due")
+    return told + stand.money_faults()
+
+
+def taken_back_after_s(stand: Stand, ids: Sequence[str]) -> list[float]:
+    """From each claim of a worker that died to the moment at which others could have the job again; sorted."""
+    waits = []
+    for story in run(stand.client, [stand.ledger.story(job_id) for job_id in ids]):
+        claimed_at = 0.0
+        for event in story:
+            if event["event"] == "claimed":
+                claimed_at = event["at"]
+            elif event["event"] == "taken_back":
+                waits.append((event["at"] - claimed_at) / 1000)
+    return sorted(waits)
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--times", type=int, default=200, help="deaths at each place")
+    options.add_argument("--lease", type=float, default=3.0, help="seconds for which a worker holds a job")
+    options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    given = options.parse_args()
+    print(f"seed {given.seed}", flush=True)
+    broken = 0
+    for place in PLACES:
+        places = [place] * given.times
+        with (
+            tempfile.TemporaryDirectory(prefix="turnout-deaths-") as folder,
+            standing(Path(folder), FLEET, lease_s=given.lease) as stand,
+        ):
+            ids = die(stand, places, random.Random(f"{given.seed}/{place}"))
+            told, waits = faults(stand, ids, places), taken_back_after_s(stand, ids)
+        p99 = waits[math.ceil(0.99 * len(waits)) - 1] if waits else 0.0
+        found = "; ".join(told) or "all promises kept"
+        print(f"{place}: {given.times} deaths, taken back within {p99:.1f} s (p99 of claims): {found}", flush=True)
+        broken += bool(told)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
