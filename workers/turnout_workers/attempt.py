@@ -24,6 +24,7 @@ from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.hedging import Hedging
 from turnout_workers.held import Done, End, HeldJob, Skipped, outcome
+from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.policy import InForce
 from turnout_workers.progress import Progress
@@ -112,9 +113,13 @@ class Attempts:
             self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
             request = InferenceRequest.model_validate_json(claim.payload)
-            end = await self._held(HeldJob(job_id, claim, request, hold))
+            job = HeldJob(job_id, claim, request, hold)
+            with tracing.holding(job) as span:
+                end = await self._held(job)
+                if span:
+                    span.set_attribute("turnout.outcome", outcome(end))
+                logger.info("%s: %s", outcome(end), end.result.summary() if isinstance(end, Done) else end.note)
         self._metrics.ended(claim.lane, outcome(end))
-        logger.info("%s: %s", outcome(end), end.result.summary() if isinstance(end, Done) else end.note)
         return end
 
     async def _held(self, job: HeldJob) -> End:
@@ -149,7 +154,11 @@ class Attempts:
             if decision.action is routing.Action.GO:
                 candidates = decision.bids(MAX_BIDS)
                 same = [candidate for candidate in candidates if candidate.endpoint.id == again]
-                admission = await self._admit(job, progress, same or candidates)
+                with tracing.span("turnout.decide", **{"turnout.strategy": decision.strategy.value}) as span:
+                    admission = await self._admit(job, progress, same or candidates)
+                    if span:
+                        span.set_attribute("turnout.excluded", len(decision.exclusions))
+                        span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
                 if isinstance(admission, Granted):
                     self._shares.seen(job.claim.tenant or "", now, 1)
                     chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
@@ -246,7 +255,7 @@ class Attempts:
             chosen,
             grant,
             admit=lambda others: self._admit(job, progress, others, second=True),
-            call=lambda candidate, lease: self._calling(job, candidate, lease, stopped),
+            call=lambda candidate, lease: tracing.called(job, candidate, self._calling(job, candidate, lease, stopped)),
             alone=job.claim.stream,
         )
         reached("after_call")

@@ -13,6 +13,7 @@ from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.crash_points import reached
 from turnout_workers.held import Done, HeldJob, Moved, Skipped
+from turnout_workers.monitoring import tracing
 from turnout_workers.policy import InForce
 from turnout_workers.progress import Progress
 from turnout_workers.routing.decision import Decision
@@ -110,7 +111,8 @@ class Closing:
             job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
         )
         try:
-            taken = await self._call(settlement)
+            with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
+                taken = await self._call(settlement)
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours that no waiting mends
         except (RedisError, OSError) as error:

@@ -40,6 +40,7 @@ def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterato
             api_key=None if key is None else Secret(key),
             version=table.version or preset.version,
             headers=tuple(table.headers.items()),
+            traceparent=table.traceparent,
         )
 
 

@@ -35,7 +35,7 @@ from turnout_workers.fleet_watch import FleetWatch
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
-from turnout_workers.monitoring import endpoint
+from turnout_workers.monitoring import endpoint, tracing
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.policy import InForce, Policy
@@ -73,6 +73,7 @@ class Worker:
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings, file = self._settings, self._settings.file
+        tracing.configure(os.environ)
         self._client = redis.asyncio.Redis.from_url(
             settings.redis_url,
             max_connections=CONNECTIONS,

@@ -127,6 +127,8 @@ class ProviderTable(LimitFields):
     version: str | None = None
     """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta, Azure's."""
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    traceparent: bool = False
+    """Whether its calls carry W3C trace context: only a server of your own has a use for it."""
     simulated: bool = False
     """Its answers are made up; every result says so."""
 

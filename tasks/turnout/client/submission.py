@@ -10,6 +10,7 @@ from uuid import uuid4
 
 from pydantic import BaseModel
 
+from turnout.client import trace
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import LIVE, Enqueued, Intake, NewJob
 from turnout.redis_address import with_password
@@ -67,7 +68,8 @@ def new_job(
         given["response_format"] = ResponseFormat.of(response_model)
     if metadata is not None:
         given["metadata"] = dict(metadata)
-    return NewJob.of(job_id(idempotency_key), InferenceRequest.model_validate(given), stream=stream, webhook=webhook)
+    valid = InferenceRequest.model_validate(given)
+    return NewJob.of(job_id(idempotency_key), valid, stream=stream, webhook=webhook, trace=trace.current())
 
 
 def job_id(idempotency_key: str | None) -> str:

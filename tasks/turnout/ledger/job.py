@@ -39,7 +39,7 @@ class NewJob:
     stream: bool = False
     webhook: str | None = None
     trace: str | None = None
-    """W3C trace context of whoever submitted it."""
+    """W3C trace context of whoever submitted it: `traceparent`, and on a second line `tracestate`."""
     publish: bool = True
     """False: its message is at hand already."""
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Literal
 
+from turnout_workers.monitoring import tracing
 from turnout_workers.providers.base import current_job
 
 LINES = 50
@@ -20,10 +21,11 @@ CHATTY = ("httpx", "celery.worker.strategy", "celery.app.trace", "aiohttp.access
 
 
 class Job(logging.Filter):
-    """Gives a line the job that it is of."""
+    """Gives a line the job that it is of, and the trace."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         record.job = current_job.get() or "-"
+        record.trace_id = tracing.trace_id()
         return True
 
 
@@ -49,7 +51,7 @@ class Flood(logging.Filter):
 
 
 class Json(logging.Formatter):
-    """One object a line: `at`, `level`, `logger`, `event`, and `job`, `left_out`, `exception` where there is one."""
+    """One object a line: `at`, `level`, `logger`, `event`, and `job`, `trace_id`, `exception` where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -60,6 +62,8 @@ class Json(logging.Formatter):
         }
         if (job := getattr(record, "job", "-")) != "-":
             line["job"] = job
+        if trace_id := getattr(record, "trace_id", ""):
+            line["trace_id"] = trace_id
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)

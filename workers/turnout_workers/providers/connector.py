@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from turnout.request import InferenceRequest, InferenceResponse, Usage
+from turnout_workers.monitoring import tracing
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts, current_job
 from turnout_workers.providers.dialects import Dialect, dialect
 from turnout_workers.providers.errors import ProviderError
@@ -80,6 +81,8 @@ class Connector(CloudProviderBase):
         headers = dict(self._headers)
         if endpoint.simulated and (job_id := current_job.get()):
             headers["x-turnout-job"] = job_id  # for the simulator's books; real providers get none of our ids
+        if self.config.traceparent:
+            headers |= tracing.headers()
         texts = tuple(text for text in (*request.texts, *(m.text for m in request.chat)) if text)
         return Sent(request, self.name, parameters or self.dialect.parameters, headers, (*self._key, *texts))
 

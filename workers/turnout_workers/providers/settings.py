@@ -51,3 +51,5 @@ class ProviderConfig:
     """Of the provider's API, where it has one."""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Sent with every request; they may hold credentials, so they aren't shown either."""
+    traceparent: bool = False
+    """Whether calls carry `traceparent`."""
