@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.measure import KEPT
+from tests.benchmarks.monitoring import OFF
 from tests.benchmarks.throughput import LIMIT, OURS
 
 REPORT = KEPT.with_suffix(".md")
@@ -100,7 +101,18 @@ def footprint(told: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-PARTS = {"throughput": throughput, "outage": outage, "footprint": footprint}
+def monitoring(told: Mapping[str, Any]) -> list[str]:
+    found: dict[str, list[list[float]]] = told["raw"]
+    without = middle(found[OFF])
+    lines = ["## What watching costs", "", "Answers after 200 ms, one worker process, in turns.", ""]
+    lines += ["| | jobs/s | CPU ms a job | of the throughput |", "|---|---|---|---|"]
+    for name, measured in found.items():
+        rate = middle(measured)
+        lines.append(f"| {name} | {ranged(measured)} | {middle(measured, 1):.2f} | {rate / without:.0%} |")
+    return [*lines, ""]
+
+
+PARTS = {"throughput": throughput, "outage": outage, "footprint": footprint, "monitoring": monitoring}
 
 
 def main() -> None:

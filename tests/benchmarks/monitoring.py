@@ -1,0 +1,87 @@
+"""What watching costs: one worker with task events, metrics scraped each second and JSON logs, beside one with none.
+
+In turns in one run, against the same simulated provider, whose answers come after 200 ms.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import threading
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from tests.benchmarks.measure import Pace, keep, spread
+from tests.benchmarks.throughput import FLEET, SLOTS, turnout
+from tests.chaos.stand import Stand, standing
+
+from turnout_workers import process
+
+ON, OFF = "task events, metrics each second, JSON logs", "none of it"
+EVENTS, REST = "task events alone", "metrics and JSON logs alone"
+PARTS = {ON: (True, True), OFF: (False, False), EVENTS: (True, False), REST: (False, True)}
+"""By name: with task events? with metrics and JSON logs?"""
+
+
+@contextmanager
+def scraped(port: int) -> Iterator[None]:
+    done = threading.Event()
+
+    def scrape() -> None:
+        while not done.wait(1.0):
+            with suppress(OSError), urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+                reply.read()
+
+    thread = threading.Thread(target=scrape)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def watched(stand: Stand, jobs: int, events: bool, rest: bool) -> Pace:
+    text = stand.config.read_text()
+    stand.config.write_text(text.replace(f"task_events = {str(not events).lower()}", f"task_events = {events}".lower()))
+    if not rest:
+        os.environ["TURNOUT_LOG_LEVEL"] = "warning"
+        return turnout(stand, jobs)
+    port = process.free_port()
+    os.environ |= {"TURNOUT_METRICS_PORT": str(port), "TURNOUT_LOG_FORMAT": "json", "TURNOUT_LOG_LEVEL": "info"}
+    try:
+        with scraped(port):
+            return turnout(stand, jobs)
+    finally:
+        for name in ("TURNOUT_METRICS_PORT", "TURNOUT_LOG_FORMAT", "TURNOUT_LOG_LEVEL"):
+            del os.environ[name]
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--rounds", type=int, default=5)
+    options.add_argument("--jobs", type=int, default=3000)
+    options.add_argument("--parts", action="store_true", help="also the two halves alone")
+    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    given = options.parse_args()
+    chosen = PARTS if given.parts else {name: PARTS[name] for name in (ON, OFF)}
+    found: dict[str, list[Pace]] = {name: [] for name in chosen}
+    with tempfile.TemporaryDirectory() as folder, standing(Path(folder), FLEET.format(delay=0.2), SLOTS) as stand:
+        for _ in range(given.rounds):
+            for name, (events, rest) in chosen.items():
+                found[name].append(watched(stand, given.jobs, events, rest))
+    without = statistics.median(rate for rate, _ in found[OFF])
+    for name, measured in found.items():
+        rates, cpu_ms = [rate for rate, _ in measured], statistics.median(cpu for _, cpu in measured)
+        print(f"{name:45} {spread(rates)} jobs/s   {cpu_ms:5.2f} CPU ms a job"
+              f"   {statistics.median(rates) / without:.0%}")  # fmt: skip
+    if given.keep:
+        keep("monitoring", {"unit": "jobs/s, CPU ms a job", "raw": found})
+
+
+if __name__ == "__main__":
+    main()
