@@ -23,12 +23,13 @@ from turnout.result import JobResult
 from turnout_workers.config import configured
 from turnout_workers.held import Done, Moved, Skipped
 from turnout_workers.monitoring import logs
+from turnout_workers.monitoring.events import Events
 from turnout_workers.pool import AsyncTask, TaskPool
 from turnout_workers.runtime import Worker
 
 settings = configured(os.environ)
 
-app = Celery("turnout", broker=settings.redis_url, backend=settings.redis_url)
+app = Celery("turnout", broker=settings.redis_url, backend=settings.redis_url, events=Events)
 app.conf.update(
     # The ledger is the acknowledgement: a message is only a hint. (With late acks, Celery 5.7.0 exits when
     # Redis restarts.)

@@ -1,0 +1,44 @@
+"""Celery's task events, a message for many: Celery alone publishes what it has at every turn of its loop."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+from celery.app.events import Events as CeleryEvents
+from celery.events.dispatcher import EventDispatcher
+from kombu.asynchronous import get_event_loop
+from redis.exceptions import RedisError
+
+GATHER_S = 0.25
+"""How long events wait for others, and so how much later Flower shows them."""
+GATHER = 500
+"""Most events in one message."""
+
+
+class Dispatcher(EventDispatcher):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **{**options, "buffer_limit": GATHER})
+        self._gathering = False
+        if options.get("on_send_buffered") is not None:
+            self.on_send_buffered = self._gather
+
+    def _gather(self) -> None:
+        if not self._gathering and (hub := get_event_loop()) is not None:
+            self._gathering = True
+            hub.call_later(GATHER_S, self._gathered)
+
+    def _gathered(self) -> None:
+        self._gathering = False
+        with contextlib.suppress(RedisError, OSError):  # they stay here, and go with the next ones
+            self.flush()
+
+    def close(self) -> None:
+        """The last events of a stopping worker, if Redis is there, and the end."""
+        with contextlib.suppress(RedisError, OSError):
+            self.flush()
+        super().close()
+
+
+class Events(CeleryEvents):
+    dispatcher_cls = f"{__name__}:Dispatcher"
