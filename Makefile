@@ -31,6 +31,8 @@ check: $(READY) ## lint, format and types
 
 chaos: $(READY) ## kill workers and Redis, take providers down, and count what was lost (minutes)
 	$(BIN)/python -m tests.chaos
+	$(BIN)/python -m tests.chaos.deaths
+	$(BIN)/python -m tests.chaos.poison
 
 bench: $(READY) ## run every benchmark, one after the other (many minutes)
 	$(BIN)/python -m tests.benchmarks

@@ -102,6 +102,8 @@ class Attempts:
         claimed_at = asyncio.get_running_loop().time()
         claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
         if not isinstance(claim, Claimed):
+            if claim.state == "unknown_version":
+                logger.error("job %s has a record of a version unknown here; it is left untouched", job_id)
             return Skipped(f"not to be claimed: {claim.state}")
         self._last_seen[claim.lane] = now = self._fleet.now()
         self._shares.seen(claim.tenant or "", now)

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from turnout.ledger import Facts, Ledger
 from turnout.ledger.script import Call, Coalescer
 from turnout.request import Lane
+from turnout_workers import redis_fitness
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -29,8 +30,6 @@ LOST_AFTER_S = 5.0
 """A queued job that has had no message for so long has lost it."""
 MAX_CRASHES = 3
 """A job that was being worked on at so many deaths of workers is poison."""
-INTAKE_LIMIT = 0.8
-"""Share of Redis's memory above which no new job is accepted. Settling needs the rest."""
 INTAKE_CHECK_S = 2.0
 
 
@@ -121,9 +120,10 @@ class Housekeeping:
             return
         self._intake_checked_at = now
         memory = await self._client.info("memory")
-        limit = int(memory.get("maxmemory", 0))
-        if limit and int(memory["used_memory"]) >= INTAKE_LIMIT * limit:
+        if redis_fitness.is_full(memory):
             await self._client.set(self._ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
-            logger.error("Redis uses %d of %d bytes: no new jobs are accepted", memory["used_memory"], limit)
+            logger.error(
+                "Redis uses %d of %d bytes: no new jobs are accepted", memory["used_memory"], memory["maxmemory"]
+            )
         else:
             await self._client.delete(self._ledger.keys.intake)

@@ -26,6 +26,7 @@ from turnout.ledger.script import Coalescer
 from turnout.redis_address import connect_async
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem, celery_record
+from turnout_workers import redis_fitness
 from turnout_workers.attempt import Attempts
 from turnout_workers.batch_feeding import BatchFeeding
 from turnout_workers.ceilings import ConfiguredCeilings
@@ -86,6 +87,7 @@ class Worker:
         self._http = Http()
         self._poller = SnapshotPoller(self._store, Fleet(()))
         await self._connected()
+        await self._look_at_redis()
         self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
@@ -173,6 +175,15 @@ class Worker:
             except (RedisError, OSError) as error:
                 logger.warning("Redis can't be reached, trying again: %s", error)
                 await asyncio.sleep(1)
+
+    async def _look_at_redis(self) -> None:
+        """Say what a production Redis must have and this one lacks; the operator decides whether it matters."""
+        try:
+            for well, text in redis_fitness.checks(await self._client.info()):
+                if not well:
+                    logger.error("Redis is not fit for production: %s", text)
+        except (RedisError, OSError) as error:
+            logger.warning("can't look at Redis's settings (%s); `turnout doctor` can, as a user who may", error)
 
     async def stop(self) -> None:
         for task in self._tasks:

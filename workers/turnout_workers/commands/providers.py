@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterator
 from importlib.metadata import version
-from typing import Any
 
 import click
 import redis
 from rich.console import Console
 from rich.table import Table
 
+from turnout.ledger import Read
+from turnout.request import CONTRACT_VERSION
+from turnout_workers import redis_fitness
 from turnout_workers.commands.setting import Setting, setting
 from turnout_workers.endpoints import accounts
 from turnout_workers.providers import Http, build
 from turnout_workers.providers.errors import ProviderError
 
-OLDEST_REDIS = (7, 0)
-"""`#!lua` flags need it."""
+LOOKED_AT = 1000
+"""Records of each index, the oldest first."""
 
 
 @click.command()
@@ -83,9 +86,10 @@ def doctor() -> None:
     if here.settings.simulated:
         told.append((False, "some providers are simulated: their answers are made up"))
     try:
-        told += redis_checks(here.client.info(), here.client.config_get("maxmemory-policy"))
+        told += redis_fitness.checks(here.client.info())
+        told += _foreign(here)
     except redis.ResponseError as error:
-        told.append((False, f"Redis doesn't let us look at its settings ({error}); check them yourself"))
+        told.append((False, f"Redis doesn't let us look ({error}); ask again as a user who may"))
     except redis.RedisError as error:
         told.append((False, f"Redis can't be reached: {error}; set REDIS_URL, or redis_url in turnout.toml"))
     for well, text in told:
@@ -93,26 +97,14 @@ def doctor() -> None:
     sys.exit(0 if all(well for well, _ in told) else 1)
 
 
-def redis_checks(info: dict[str, Any], policy: Mapping[Any, Any]) -> Iterator[tuple[bool, str]]:
-    """What production needs of Redis: each with whether it is so, and what to do if not."""
-    told = str(info.get("valkey_version") or info["redis_version"])
-    current = tuple(int(part) for part in told.split(".")[:2]) >= OLDEST_REDIS
-    yield current, f"Redis or Valkey {told}" + ("" if current else "; 7.0 or newer is needed")
-    durable = bool(int(info.get("aof_enabled", 0)))
-    yield (
-        durable,
-        "the append-only file is " + ("on" if durable else "off: accepted jobs die with Redis; set appendonly yes"),
-    )
-    evicts = policy.get("maxmemory-policy", "noeviction")
-    yield (
-        evicts == "noeviction",
-        f"maxmemory-policy is {evicts}"
-        + ("" if evicts == "noeviction" else ": jobs would vanish; set maxmemory-policy noeviction"),
-    )
-    limit, used = int(info.get("maxmemory", 0)), int(info["used_memory"])
-    roomy = not limit or used < 0.8 * limit
-    yield (
-        roomy,
-        f"{used / 1e6:.0f} MB used of {f'{limit / 1e6:.0f} MB' if limit else 'no limit'}"
-        + ("" if roomy else ": no new jobs are accepted above 80 %; raise maxmemory or purge"),
-    )
+def _foreign(here: Setting) -> Iterator[tuple[bool, str]]:
+    """Live jobs whose records another release has written, which this one leaves untouched."""
+    keys = here.ledger.keys
+    indexes = (*keys.all_pending, keys.delayed, keys.leases)
+    found = here.ask(*(Read(("ZRANGE", index, 0, LOOKED_AT - 1), list) for index in indexes))
+    ids = {job_id.decode() for ids in found for job_id in ids}
+    versions = Counter(here.ask(*(Read(("HGET", keys.job(job_id), "v"), lambda v: int(v or 0)) for job_id in ids)))
+    for known, count in sorted(versions.items()):
+        if known not in (0, CONTRACT_VERSION):  # 0: gone meanwhile
+            what = f"{count} jobs have records of version {known}, and this Turnout knows version {CONTRACT_VERSION}"
+            yield False, f"{what}: they are left untouched; let workers run that know it"

@@ -1,0 +1,74 @@
+"""`python -m tests.chaos.poison`: a job that kills every worker that takes it, among thousands that don't.
+
+The same jobs run twice, without it and with it. It must be called three times and no more, and the others must keep
+95 % of their pace. Workers are started again when they die, as a supervisor does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from tests.chaos.stand import Stand, standing
+
+FLEET = """
+output_tokens = 8
+[providers.sim-one]
+ttft_s = 0.25
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.3 } }
+"""
+WORKERS = 4
+CONCURRENCY = 25
+PACE = 0.95
+"""Of the pace without the poison job."""
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--jobs", type=int, default=12_000)
+    given = options.parse_args()
+    paces = {}
+    calls = 0
+    for poisoned in (False, True):
+        with tempfile.TemporaryDirectory(prefix="turnout-poison-") as folder, standing(Path(folder), FLEET) as stand:
+            paces[poisoned] = given.jobs / _run(stand, given.jobs, poisoned)
+            if poisoned:
+                assert stand.poisoned(["poison"]) == ["poison"], "it is given up"
+                calls = stand.oracle()["jobs"]["poison"]["calls"]
+    ratio = paces[True] / paces[False]
+    print(f"{paces[False]:.0f} jobs/s without it, {paces[True]:.0f} with it: {ratio:.1%}; it was called {calls} times")
+    return 0 if ratio >= PACE and calls == 3 else 1
+
+
+def _run(stand: Stand, jobs: int, poisoned: bool) -> float:
+    """Seconds until all the others are settled."""
+    for _ in range(WORKERS):
+        stand.start_worker(concurrency=CONCURRENCY)
+    ids = [f"job-{n}" for n in range(jobs)]
+    began = time.monotonic()
+    stand.submit(ids)
+    if poisoned:
+        stand.submit(["poison"], constraints={"lane": "interactive"})  # before the others, but watched from the start
+
+    def meanwhile() -> None:
+        state, owner = stand.client.hmget(stand.ledger.keys.job("poison"), "state", "owner")
+        if state == b"calling":
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(owner.split(b":")[1]), signal.SIGKILL)
+        for worker in stand.workers:
+            if worker.poll() is not None:
+                stand.workers.remove(worker)
+                stand.start_worker(wait=False, concurrency=CONCURRENCY)
+
+    stand.until(lambda: stand.settled() >= jobs + poisoned, 600, meanwhile)
+    return time.monotonic() - began
+
+
+if __name__ == "__main__":
+    sys.exit(main())

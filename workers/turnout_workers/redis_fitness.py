@@ -1,0 +1,41 @@
+"""What production needs of Redis: looked at by each worker when it starts, and by `turnout doctor`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+OLDEST = (7, 0)
+"""`#!lua` flags need it."""
+FULL = 0.8
+"""Share of Redis's memory above which no new job is accepted. Settling needs the rest."""
+
+
+def version(info: dict[str, Any]) -> str:
+    """Of Redis, or of Valkey, which calls itself Redis 7.2 beside."""
+    return str(info.get("valkey_version") or info["redis_version"])
+
+
+def is_supported(info: dict[str, Any]) -> bool:
+    return tuple(int(part) for part in version(info).split(".")[:2]) >= OLDEST
+
+
+def is_full(info: dict[str, Any]) -> bool:
+    limit = int(info.get("maxmemory", 0))
+    return bool(limit) and int(info["used_memory"]) >= FULL * limit
+
+
+def checks(info: dict[str, Any]) -> Iterator[tuple[bool, str]]:
+    """Of Redis's INFO: whether each thing is as it must be, what it is, and what to do if it isn't as it must be."""
+    current = is_supported(info)
+    yield current, f"Redis or Valkey {version(info)}" + ("" if current else "; 7.0 or newer is needed")
+    durable = bool(int(info.get("aof_enabled", 0)))
+    off = "off: accepted jobs die with Redis; set appendonly yes"
+    yield durable, f"the append-only file is {'on' if durable else off}"
+    policy = str(info.get("maxmemory_policy", "unknown"))
+    keeps = policy == "noeviction"
+    yield keeps, f"maxmemory-policy is {policy}" + ("" if keeps else ": jobs would vanish; set it to noeviction")
+    limit, full = int(info.get("maxmemory", 0)), is_full(info)
+    of = f"{limit / 1e6:.0f} MB" if limit else "no limit"
+    advice = f": no new jobs are accepted above {FULL:.0%}; raise maxmemory, or purge" if full else ""
+    yield not full, f"{int(info['used_memory']) / 1e6:.0f} MB used of {of}{advice}"
