@@ -1,12 +1,97 @@
-"""The address of Redis, with its password taken from a file: as orchestrators mount secrets."""
+"""Where Redis is: its address, with the password taken from a file, and clients that find it by Sentinel."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from typing import Any
+from urllib.parse import parse_qsl, quote, unquote, urlsplit
+
+import redis.asyncio
+import redis.asyncio.sentinel
+import redis.sentinel
 
 from turnout.errors import TurnoutError
+
+SENTINEL_PORT = 26379
+SENTINEL_LIMIT_S = 2.0
+"""How long one sentinel may take to answer before the next is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sentinels:
+    """`sentinel://[user:password@]host[:port],host[:port]…/service[/database]`: whom to ask for the primary.
+
+    User and password are Redis's. The sentinels' own, if they want any: `?username=…&password=…` at the end.
+    """
+
+    nodes: tuple[tuple[str, int], ...]
+    service: str
+    database: int = 0
+    login: Mapping[str, str] = field(default_factory=dict, repr=False)
+    sentinel_login: Mapping[str, str] = field(default_factory=dict, repr=False)
+
+    @property
+    def sentinel_options(self) -> dict[str, Any]:
+        """How to connect to a sentinel."""
+        return {**self.sentinel_login, "socket_timeout": SENTINEL_LIMIT_S, "socket_connect_timeout": SENTINEL_LIMIT_S}
+
+    def manager(self, kind: Any, **options: Any) -> Any:
+        """redis-py's `Sentinel` of `kind`, blocking or not; `options` are those of connections to Redis."""
+        return kind(self.nodes, sentinel_kwargs=self.sentinel_options, db=self.database, **self.login, **options)
+
+
+def sentinels(url: str) -> Sentinels | None:
+    """What a `sentinel://` address says; None for another address. Raises ValueError."""
+    if not url.startswith("sentinel://"):
+        return None
+    parts = urlsplit(url)
+    login, _, hosts = parts.netloc.rpartition("@")
+    user, _, password = (unquote(part) for part in login.partition(":"))
+    service, _, database = parts.path.strip("/").partition("/")
+    asked = dict(parse_qsl(parts.query))
+    if not service or not (database or "0").isdecimal() or asked.keys() - {"username", "password"}:
+        raise ValueError(
+            "must be sentinel://[user:password@]host[:port],host[:port]/service[/database], with no option but the "
+            "sentinels' own ?username=…&password=…; for TLS, use rediss:// and an address that follows the primary"
+        )
+    given = {"username": user, "password": password}
+    return Sentinels(
+        nodes=tuple(_node(host) for host in hosts.split(",")),
+        service=service,
+        database=int(database or 0),
+        login={name: value for name, value in given.items() if value},
+        sentinel_login=asked,
+    )
+
+
+def _node(host: str) -> tuple[str, int]:
+    try:
+        node = urlsplit(f"//{host}")
+        name, port = node.hostname, node.port
+    except ValueError:
+        name, port = None, None
+    if not name:
+        raise ValueError(f"names a sentinel that is no host[:port]: {host!r}")
+    return name, port or SENTINEL_PORT
+
+
+def connect(url: str, **options: Any) -> redis.Redis:
+    """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
+    if (found := sentinels(url)) is None:
+        return redis.Redis.from_url(url, **options)
+    client: redis.Redis = found.manager(redis.sentinel.Sentinel, **options).master_for(found.service)
+    return client
+
+
+def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
+    """The same for asyncio."""
+    if (found := sentinels(url)) is None:
+        return redis.asyncio.Redis.from_url(url, **options)
+    manager = found.manager(redis.asyncio.sentinel.Sentinel, **options)
+    client: redis.asyncio.Redis = manager.master_for(found.service)
+    return client
 
 
 def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -1,4 +1,4 @@
-"""Redis's password from a file."""
+"""Redis's password from a file, and addresses of sentinels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from turnout.errors import TurnoutError
-from turnout.redis_address import with_password
+from turnout.redis_address import Sentinels, sentinels, with_password
 
 
 @pytest.mark.parametrize(
@@ -16,6 +16,7 @@ from turnout.redis_address import with_password
         ("redis://worker@redis:6379/0", "redis://worker:p%40ss%2F@redis:6379/0"),
         ("redis://redis:6379", "redis://:p%40ss%2F@redis:6379"),
         ("rediss://w@h:1/2?ssl_cert_reqs=required", "rediss://w:p%40ss%2F@h:1/2?ssl_cert_reqs=required"),
+        ("sentinel://w@s1:26379,s2/jobs/0", "sentinel://w:p%40ss%2F@s1:26379,s2/jobs/0"),
     ],
 )
 def test_the_files_content_becomes_the_password(tmp_path: Path, url: str, expected: str) -> None:
@@ -39,3 +40,25 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 def test_without_a_file_nothing_changes() -> None:
     assert with_password({"REDIS_URL": "redis://x"}) == {"REDIS_URL": "redis://x"}
+
+
+def test_sentinels_are_read_from_one_address_that_hides_its_passwords() -> None:
+    found = sentinels("sentinel://w:p%40ss@s1:5000,s2,[::1]:7/jobs/2?password=guard")
+    assert found == Sentinels(
+        nodes=(("s1", 5000), ("s2", 26379), ("::1", 7)),
+        service="jobs",
+        database=2,
+        login={"username": "w", "password": "p@ss"},
+        sentinel_login={"password": "guard"},
+    )
+    assert "p@ss" not in repr(found)
+    assert "guard" not in repr(found)
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["sentinel://s1", "sentinel://s1/jobs/x", "sentinel://s1,/jobs", "sentinel://s1:no/jobs", "sentinel://s1/j?ssl=1"],
+)
+def test_an_address_of_sentinels_that_is_wrong_is_refused(url: str) -> None:
+    with pytest.raises(ValueError, match=r"must be sentinel://|is no host"):
+        sentinels(url)

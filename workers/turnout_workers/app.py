@@ -26,23 +26,18 @@ from turnout_workers.monitoring import logs
 from turnout_workers.monitoring.events import Events
 from turnout_workers.pool import AsyncTask, TaskPool
 from turnout_workers.runtime import Worker
+from turnout_workers.transport import celery_settings
 
 settings = configured(os.environ)
 
-app = Celery("turnout", broker=settings.redis_url, backend=settings.redis_url, events=Events)
+app = Celery("turnout", events=Events)
 app.conf.update(
+    **celery_settings(settings.redis_url),
     # The ledger is the acknowledgement: a message is only a hint. (With late acks, Celery 5.7.0 exits when
     # Redis restarts.)
     task_acks_late=False,
-    broker_transport="turnout_workers.transport:Transport",
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
-    broker_transport_options={
-        "queue_order_strategy": "turnout_workers.transport:LaneOrder",
-        "socket_keepalive": True,
-        "health_check_interval": 15,
-        "max_connections": 50,
-    },
     task_queues=[Queue(lane.value) for lane in Lane],
     task_default_queue=Lane.STANDARD.value,
     # Callbacks and chains of other apps go on in queues of theirs, which only their signatures name.

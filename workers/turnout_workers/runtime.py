@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-import redis.asyncio
 from pydantic import ValidationError
 from redis.exceptions import RedisError, ResponseError
 
@@ -24,6 +23,7 @@ from turnout.batch.lines import explain
 from turnout.ledger import Intake, Ledger, NewJob
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer
+from turnout.redis_address import connect_async
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem, celery_record
 from turnout_workers import redis_fitness
@@ -75,7 +75,7 @@ class Worker:
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings, file = self._settings, self._settings.file
         tracing.configure(os.environ)
-        self._client = redis.asyncio.Redis.from_url(
+        self._client = connect_async(
             settings.redis_url,
             max_connections=CONNECTIONS,
             # What takes longer is of no use any more to a job held; and renewals must not pile up behind it.

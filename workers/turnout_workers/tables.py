@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
+from turnout.redis_address import sentinels
 from turnout.request import Capability, Lane, Name, Quality, RoutingStrategy, Value
 from turnout_workers.providers.dialects import DIALECTS, dialect
 
@@ -56,7 +57,7 @@ def _preset(name: str) -> str:
 
 
 def _redis(url: str) -> str:
-    if not re.match(r"(rediss?|unix|sentinel)://.", url):
+    if sentinels(url) is None and not re.match(r"(rediss?|unix)://.", url):
         raise ValueError("must be a redis://, rediss://, sentinel:// or unix:// address")
     return url
 

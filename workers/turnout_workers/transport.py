@@ -4,7 +4,7 @@ Stock kombu pops one message, then writes it to an `unacked` hash, then deletes 
 job, and a message is lost all the same when the worker dies between the first and the second. Here a message
 is only a hint that a queued job exists. The ledger has the job, and republishes what was lost, so that nothing
 is written on fetch, and as many messages are taken at once as the pool has free slots. Each lane has a share of what is
-taken, many at once or one at a time, so that no lane waits for ever.
+taken, many at once or one at a time, so that no lane waits for ever. Where Redis is found by Sentinel, the same.
 """
 
 from __future__ import annotations
@@ -12,14 +12,16 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Iterable
 from typing import Any
+from urllib.parse import quote
 
+from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from kombu.transport import virtual
 from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
 from turnout.ledger.script import Script
+from turnout.redis_address import sentinels
 from turnout.request import Lane
 
 free_slots: Callable[[], int] = lambda: 0  # noqa: E731
@@ -99,5 +101,41 @@ def _urgency(queue: str) -> int:
     return list(Lane).index(Lane(queue)) if queue in LANES else len(Lane)
 
 
+class SentinelChannel(Channel, kombu_redis.SentinelChannel):
+    """The same on the primary that Sentinel names."""
+
+
 class Transport(kombu_redis.Transport):
     Channel = Channel
+
+
+class SentinelTransport(kombu_redis.SentinelTransport):
+    Channel = SentinelChannel
+
+
+# By this name, since kombu goes by the scheme of the next sentinel's address once one has failed it.
+TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
+
+
+def celery_settings(url: str) -> dict[str, Any]:
+    """How a Celery app reaches the Redis at `url`, and gets this module's transport."""
+    options: dict[str, Any] = {
+        "socket_keepalive": True,
+        "socket_connect_timeout": 5,
+        "health_check_interval": 15,
+        "max_connections": 50,
+    }
+    transport = f"{__name__}:Transport"
+    if (found := sentinels(url)) is not None:
+        transport = "sentinel"
+        user, password = (quote(found.login.get(name, ""), safe="") for name in ("username", "password"))
+        login = f"{user}:{password}@" if found.login else ""
+        url = ";".join(f"sentinel://{login}{host}:{port}/{found.database}" for host, port in found.nodes)
+        options |= {"master_name": found.service, "sentinel_kwargs": found.sentinel_options}
+    return {
+        "broker_url": url,
+        "broker_transport": transport,
+        "result_backend": url,
+        "broker_transport_options": {**options, "queue_order_strategy": f"{__name__}:LaneOrder"},
+        "result_backend_transport_options": options,
+    }

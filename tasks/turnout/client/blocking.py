@@ -18,6 +18,7 @@ from turnout.client.streaming import BLOCK_MS, Reader, entries
 from turnout.client.submission import RECHECK_S, RESULT_TTL_S, check, is_settled, new_job, redis_url
 from turnout.errors import IntakeRefused
 from turnout.ledger import Facts, Keys, Ledger, NewJob, run
+from turnout.redis_address import connect
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult
 
@@ -31,7 +32,7 @@ class Client:
 
     def __init__(self, url: str | None = None, namespace: str = "turnout") -> None:
         """url: of Redis; None: `REDIS_URL`, else this machine."""
-        self._redis = redis.Redis.from_url(redis_url(url))
+        self._redis = connect(redis_url(url))
         self._ledger = Ledger(Keys(namespace))
         self._inbox = _Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
 

@@ -9,13 +9,13 @@ from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequenc
 from typing import Any
 from uuid import uuid4
 
-import redis.asyncio
 from redis.exceptions import OutOfMemoryError, RedisError
 
 from turnout.client.streaming import BLOCK_MS, Reader, entries
 from turnout.client.submission import RECHECK_S, RESULT_TTL_S, check, is_settled, new_job, redis_url
 from turnout.errors import IntakeRefused
 from turnout.ledger import Coalescer, Keys, Ledger, NewJob
+from turnout.redis_address import connect_async
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult
 
@@ -24,7 +24,7 @@ class AsyncClient:
     """As `Client`, but awaited. What concurrent coroutines ask for at once shares a round trip."""
 
     def __init__(self, url: str | None = None, namespace: str = "turnout") -> None:
-        self._redis = redis.asyncio.Redis.from_url(redis_url(url))
+        self._redis = connect_async(redis_url(url))
         self._call = Coalescer(self._redis)
         self._ledger = Ledger(Keys(namespace))
         self._channel = self._ledger.keys.inbox(uuid4().hex)

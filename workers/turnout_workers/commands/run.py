@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
-import redis
 from rich.console import Console
 
 from turnout.batch import progress
@@ -23,6 +22,7 @@ from turnout.batch.sink import Sink
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
 from turnout.ledger import Keys, Ledger
+from turnout.redis_address import connect
 from turnout.request import MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStrategy
 from turnout.result import JobStatus
 from turnout_workers import local, process
@@ -107,7 +107,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any]) ->
     ):
         fleet = Fleet(endpoint for account in accounts(here.settings) for endpoint in account.endpoints)
         _announce(console, here, fleet)
-        client = redis.Redis.from_url(here.redis_url)
+        client = connect(here.redis_url)
         ledger = Ledger(Keys(here.settings.file.namespace))
         ceiling = None if options["max_cost"] is None else round(options["max_cost"] * MICROUSD_PER_USD)
         feeding = Options(

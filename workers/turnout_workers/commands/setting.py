@@ -12,6 +12,7 @@ import redis
 from turnout.errors import TurnoutError
 from turnout.ledger import Keys, Ledger, Read, run
 from turnout.ledger.script import Call
+from turnout.redis_address import connect
 from turnout_workers.config import Settings, configured
 from turnout_workers.endpoints import accounts
 from turnout_workers.routing.fleet import Fleet
@@ -57,4 +58,4 @@ def setting(with_keys: bool = False) -> Setting:
     except TurnoutError as error:
         raise click.ClickException(str(error)) from None
     fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
-    return Setting(settings, redis.Redis.from_url(settings.redis_url), Ledger(Keys(settings.file.namespace)), fleet)
+    return Setting(settings, connect(settings.redis_url), Ledger(Keys(settings.file.namespace)), fleet)

@@ -30,6 +30,7 @@ from turnout.result import dollars
 from turnout_workers.commands.setting import Setting
 from turnout_workers.commands.status import look
 from turnout_workers.state.redis import mark_call
+from turnout_workers.transport import celery_settings
 
 OURS = Path(__file__).with_name("templates")
 THEIRS = Path(flower.urls.settings["template_path"])
@@ -100,9 +101,12 @@ def _usd(amount: float) -> str:
 
 def serve(here: Setting, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
     """Run Flower until SIGTERM or Ctrl-C. Its other options come from `FLOWER_…` variables, as ever."""
-    app = Celery("turnout", broker=here.settings.redis_url, backend=here.settings.redis_url)
+    app = Celery("turnout")
     app.conf.update(
-        task_queues=[Queue(lane.value) for lane in Lane], accept_content=["json"], broker_connection_max_retries=None
+        **celery_settings(here.settings.redis_url),
+        task_queues=[Queue(lane.value) for lane in Lane],
+        accept_content=["json"],
+        broker_connection_max_retries=None,
     )
     flower.command.apply_env_options()
     options.address, options.port = address, port

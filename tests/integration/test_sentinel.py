@@ -1,0 +1,119 @@
+"""A failover by Sentinel, with real sentinels: producers, workers and commands go on with the new primary."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import redis
+from tests import redis_server
+from tests.chaos.stand import Stand, standing
+from tests.integration.test_crashes import FLEET
+
+from turnout import AsyncClient, Client
+from turnout.redis_address import connect
+from turnout_workers import process
+
+SENTINEL = """port {port}
+bind 127.0.0.1
+dir {folder}
+requirepass guard
+sentinel sentinel-pass guard
+sentinel monitor jobs 127.0.0.1 {primary} 2
+sentinel auth-user jobs fleet
+sentinel auth-pass jobs p@ss
+sentinel down-after-milliseconds jobs 500
+sentinel failover-timeout jobs 4000
+"""
+
+
+class Watched:
+    """A primary (the stand's own), its replica, and three sentinels, all with passwords."""
+
+    def __init__(self, stand: Stand, open_: ExitStack) -> None:
+        stand.client.config_set("repl-diskless-sync-delay", 0)
+        self.replica = redis_server.start(stand.folder / "replica", "--replicaof", "127.0.0.1", str(stand.redis.port))
+        open_.callback(self.replica.stop)
+        for server in (stand.redis, self.replica):
+            with redis.Redis(port=server.port) as admin:
+                admin.execute_command("ACL", "SETUSER", "fleet", "on", ">p@ss", "~*", "&*", "+@all")
+                admin.config_set("masteruser", "fleet")
+                admin.config_set("masterauth", "p@ss")
+                admin.execute_command("ACL", "SETUSER", "default", "off")
+        ports = [process.free_port() for _ in range(3)]
+        self.sentinels = [self._sentinel(stand, port) for port in ports]
+        for sentinel in self.sentinels:
+            open_.callback(process.stop, sentinel)
+        self.url = f"sentinel://fleet:p%40ss@{','.join(f'127.0.0.1:{port}' for port in ports)}/jobs/0?password=guard"
+        self.asked = [redis.Redis(port=port, password="guard") for port in ports]
+        stand.client = connect(self.url)
+        self.copy = redis.Redis(port=self.replica.port, username="fleet", password="p@ss")
+        stand.until(lambda: self.copy.info("replication")["master_link_status"] == "up", 30)
+        stand.until(lambda: all(map(self._knows_all, self.asked)), 30)
+
+    def _sentinel(self, stand: Stand, port: int) -> subprocess.Popen[bytes]:
+        folder = stand.folder / f"sentinel-{port}"
+        folder.mkdir()
+        configuration = folder / "sentinel.conf"
+        configuration.write_text(SENTINEL.format(port=port, folder=folder, primary=stand.redis.port))
+        log = folder / "log"
+        started = process.start([str(redis_server.BINARY), str(configuration), "--sentinel"], log)
+        process.wait_until(lambda: "+monitor" in log.read_text(), started, log, 10)
+        return started
+
+    def _knows_all(self, asked: redis.Redis) -> bool:
+        told = asked.sentinel_master("jobs")
+        return told["num-slaves"] == 1 and told["num-other-sentinels"] == 2
+
+
+@contextmanager
+def watched(folder: Path) -> Iterator[tuple[Stand, Watched]]:
+    with standing(folder, FLEET, concurrency=10) as stand, ExitStack() as open_:
+        yield stand, Watched(stand, open_)
+
+
+async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: Path) -> None:
+    with watched(tmp_path) as (stand, here), Client(here.url) as client:
+        worker = stand.start_worker(redis_url=here.url)
+        jobs = client.submit_many(f"Question {n}?" for n in range(60))
+        assert jobs[0].wait(30).text
+        stand.until(lambda: stand.settled() > 15, 30)
+        written = stand.client.info("replication")["master_repl_offset"]
+        stand.until(lambda: here.copy.info("replication")["slave_repl_offset"] >= written, 10)
+        here.sentinels[0].kill()
+        stand.redis.kill()
+        stand.until(lambda: stand.settled() == len(jobs), 60)
+        assert stand.outcomes([job.id for job in jobs]) == {"succeeded": len(jobs)}
+        assert worker.poll() is None, "the worker has survived"
+        assert client.submit("Once more?").wait(30).text
+        async with AsyncClient(here.url) as later:
+            assert (await (await later.submit("And again?"))).text
+        told = subprocess.run(
+            [sys.executable, "-m", "turnout", "status", "--once", "--json"],
+            env={**os.environ, "REDIS_URL": here.url, "TURNOUT_CONFIG": str(stand.config)},
+            capture_output=True,
+            check=True,
+        )
+        assert json.loads(told.stdout)
+        assert stand.client.connection_pool.get_master_address() == ("127.0.0.1", here.replica.port)
+
+
+def test_a_primary_that_hangs_and_comes_back_as_a_replica_takes_no_more_writes(tmp_path: Path) -> None:
+    with watched(tmp_path) as (stand, here), Client(here.url) as client:
+        worker = stand.start_worker(redis_url=here.url)
+        assert client.submit("Before?").wait(30).text
+        stand.redis.proc.send_signal(signal.SIGSTOP)
+        try:
+            stand.until(lambda: here.asked[0].sentinel_master("jobs")["port"] == here.replica.port, 30)
+        finally:
+            stand.redis.proc.send_signal(signal.SIGCONT)
+        with redis.Redis(port=stand.redis.port, username="fleet", password="p@ss") as old:
+            stand.until(lambda: old.info("replication")["role"] == "slave", 30)
+        assert client.submit("After?").wait(30).text
+        assert worker.poll() is None
