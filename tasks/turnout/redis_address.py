@@ -9,8 +9,11 @@ from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
 
 import redis.asyncio
+import redis.asyncio.retry
 import redis.asyncio.sentinel
+import redis.retry
 import redis.sentinel
+from redis.backoff import NoBackoff
 
 from turnout.errors import TurnoutError
 
@@ -34,12 +37,13 @@ class Sentinels:
 
     @property
     def sentinel_options(self) -> dict[str, Any]:
-        """How to connect to a sentinel."""
-        return {**self.sentinel_login, "socket_timeout": SENTINEL_LIMIT_S, "socket_connect_timeout": SENTINEL_LIMIT_S}
+        """How a blocking client connects to a sentinel. One that is silent is not asked again: there are others."""
+        limits = {"socket_timeout": SENTINEL_LIMIT_S, "socket_connect_timeout": SENTINEL_LIMIT_S}
+        return {**self.sentinel_login, **limits, "retry": redis.retry.Retry(NoBackoff(), 0)}
 
-    def manager(self, kind: Any, **options: Any) -> Any:
-        """redis-py's `Sentinel` of `kind`, blocking or not; `options` are those of connections to Redis."""
-        return kind(self.nodes, sentinel_kwargs=self.sentinel_options, db=self.database, **self.login, **options)
+    def manager(self, kind: Any, asking: Mapping[str, Any], **options: Any) -> Any:
+        """redis-py's `Sentinel` of `kind`; `asking`: options for the sentinels, `options`: for Redis itself."""
+        return kind(self.nodes, sentinel_kwargs=asking, db=self.database, **self.login, **options)
 
 
 def sentinels(url: str) -> Sentinels | None:
@@ -81,7 +85,9 @@ def connect(url: str, **options: Any) -> redis.Redis:
     """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
     if (found := sentinels(url)) is None:
         return redis.Redis.from_url(url, **options)
-    client: redis.Redis = found.manager(redis.sentinel.Sentinel, **options).master_for(found.service)
+    client: redis.Redis = found.manager(redis.sentinel.Sentinel, found.sentinel_options, **options).master_for(
+        found.service
+    )
     return client
 
 
@@ -89,7 +95,8 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     """The same for asyncio."""
     if (found := sentinels(url)) is None:
         return redis.asyncio.Redis.from_url(url, **options)
-    manager = found.manager(redis.asyncio.sentinel.Sentinel, **options)
+    asking = {**found.sentinel_options, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
+    manager = found.manager(redis.asyncio.sentinel.Sentinel, asking, **options)
     client: redis.asyncio.Redis = manager.master_for(found.service)
     return client
 
