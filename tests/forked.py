@@ -35,6 +35,7 @@ class Forked:
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
+        self.log = log
 
     @property
     def returncode(self) -> int | None:
