@@ -74,7 +74,7 @@ def test_one_trace_from_submission_to_settlement(
         stand.start_worker()
         with tracer.start_as_current_span("POST /summaries") as request:
             job = client.submit(SECRET, model="llama-3.3-70b", constraints={"strategy": "cost"})
-        answer = job.wait(30)
+        answer, ended = job.wait(30), job.result()
         # Celery's thread and the exporter's have their own pace: the last span of the job comes when its hold ends.
         stand.until(lambda: sum(span.name == "turnout.job" for span in receiver.spans) == 2, 20)
         lines = [json.loads(line) for line in (tmp_path / "worker-1.log").read_text().splitlines() if line[:1] == "{"]
@@ -91,5 +91,10 @@ def test_one_trace_from_submission_to_settlement(
     excluded = [{one.key: one.value.int_value for one in span.attributes}["turnout.excluded"] for span in decided]
     assert excluded == [0, 1]
     assert {line["trace_id"] for line in lines if line.get("job") == job.id} == {trace_id}
+    of_provider = [(line["attempt"], line["provider"], line["event"]) for line in lines if "provider" in line]
+    assert of_provider == [
+        (1, "sim-weak", "failed_over: sim-weak/llama-3.3-70b failed (timed_out), over to another"),
+        (2, "sim-good", f"succeeded: {ended.summary()}"),
+    ]
     assert SECRET.encode() not in receiver.raw
     assert answer.text.encode() not in receiver.raw

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextvars import copy_context
 
 import pytest
 
@@ -59,3 +60,21 @@ def test_both_formats_write_a_line(form: str, capsys: pytest.CaptureFixture[str]
     finally:
         root.handlers, root.level = before[0], before[1]
     assert "it goes" in capsys.readouterr().err
+
+
+def test_a_json_line_names_the_attempt_and_its_provider_and_another_job_where_it_is_told() -> None:
+    def told(**extra: str) -> dict[str, object]:
+        record = line()
+        vars(record).update(extra)
+        logs.Job().filter(record)
+        found: dict[str, object] = json.loads(logs.Json().format(record))
+        return {name: found[name] for name in ("job", "attempt", "provider") if name in found}
+
+    def of_an_attempt() -> None:
+        current_job.set("job-1")
+        logs.current_attempt.set((2, "groq"))
+        assert told() == {"job": "job-1", "attempt": 2, "provider": "groq"}
+
+    copy_context().run(of_an_attempt)
+    assert told() == {}
+    assert told(job="job-9") == {"job": "job-9"}

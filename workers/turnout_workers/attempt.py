@@ -25,6 +25,7 @@ from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.hedging import Hedging
 from turnout_workers.held import Done, End, HeldJob, Skipped, outcome
 from turnout_workers.monitoring import tracing
+from turnout_workers.monitoring.logs import current_attempt
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.policy import InForce
 from turnout_workers.progress import Progress
@@ -251,19 +252,27 @@ class Attempts:
         if progress.attempts and progress.attempts[-1].provider != chosen.endpoint.provider:
             self._metrics.moved(progress.attempts[-1], chosen.endpoint.provider)
         stopped: list[Attempt] = []
+        before, numbers = len(progress.attempts), dict[str, int]()
+
+        async def begin(candidate: routing.Candidate, lease: Granted) -> Finished:
+            number = numbers[lease.lease_id] = before + len(numbers) + 1
+            current_attempt.set((number, candidate.endpoint.provider))
+            return await tracing.called(job, candidate, self._calling(job, candidate, lease, stopped))
+
         self._retries.deposit()
         calls = await self._hedging.calls(
             decision,
             chosen,
             grant,
             admit=lambda others: self._admit(job, progress, others, second=True),
-            call=lambda candidate, lease: tracing.called(job, candidate, self._calling(job, candidate, lease, stopped)),
+            call=begin,
             alone=job.claim.stream,
         )
         reached("after_call")
         progress = replace(progress, attempts=(*progress.attempts, *stopped))
         reporting = []
         for call in calls:
+            current_attempt.set((numbers[call.lease_id], call.chosen.endpoint.provider))
             verdict = failover.judge(
                 call.failure,
                 self._rng,

@@ -96,7 +96,7 @@ class Heartbeat:
             if still_ours:
                 hold.valid_until = sent_at + self.ttl_s * (1 - MARGIN)
             elif hold in self._held:
-                logger.warning("lost the lease of job %s; its call is aborted", hold.job_id)
+                logger.warning("lost the lease of job %s; its call is aborted", hold.job_id, extra={"job": hold.job_id})
                 hold.lose()
 
     async def _renew(self, held: Sequence[Hold]) -> list[bool]:
@@ -109,5 +109,7 @@ class Heartbeat:
         """Abort what can't be renewed before the next round would come."""
         for hold in list(self._held):
             if hold.valid_until - self._clock() <= self.ttl_s / 3:
-                logger.warning("job %s: its lease can't be renewed; its call is aborted", hold.job_id)
+                logger.warning(
+                    "job %s: its lease can't be renewed; its call is aborted", hold.job_id, extra={"job": hold.job_id}
+                )
                 hold.lose()

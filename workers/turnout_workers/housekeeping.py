@@ -83,7 +83,7 @@ class Housekeeping:
             if fate == "poison":
                 await call(ledger.settle_poison(job_id, MAX_CRASHES, ttl_s, job.batch))
             if fate != "none":
-                logger.warning("took back job %s, whose worker has gone: %s", job_id, fate)
+                logger.warning("took back job %s, whose worker has gone: %s", job_id, fate, extra={"job": job_id})
         overdue = await self._list(ledger.overdue(BATCH))
         await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
         for lane in Lane:

@@ -89,11 +89,13 @@ class Webhooks:
         elif hook.tries >= len(RETRY_S):
             await self._give_up(job_id, hook, why)
         else:
-            logger.info("webhook %s of job %s failed, to be told again: %s", hook.name, job_id, why)
+            logger.info(
+                "webhook %s of job %s failed, to be told again: %s", hook.name, job_id, why, extra={"job": job_id}
+            )
             await self._call(self._ledger.put_off_hook(job_id, RETRY_S[hook.tries]))
 
     async def _give_up(self, job_id: str, hook: Hook, why: str) -> None:
-        logger.warning("webhook %s of job %s is given up: %s", hook.name, job_id, why)
+        logger.warning("webhook %s of job %s is given up: %s", hook.name, job_id, why, extra={"job": job_id})
         event = {"event": "webhook_failed", "webhook": hook.name, "why": why}
         await self._call(self._ledger.end_hook(job_id, event))
 

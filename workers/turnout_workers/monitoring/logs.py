@@ -7,8 +7,9 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from contextvars import ContextVar
 from datetime import UTC, datetime
-from typing import Literal
+from typing import Any, Literal
 
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.base import current_job
@@ -20,12 +21,18 @@ CHATTY = ("httpx", "celery.worker.strategy", "celery.app.trace", "aiohttp.access
 """A line a job or call, which the ledger tells better."""
 
 
+current_attempt: ContextVar[tuple[int, str] | None] = ContextVar("current_attempt", default=None)
+"""Of the job at work: the attempt under way, or else its last one here. Its number, from 1, and the provider."""
+
+
 class Job(logging.Filter):
-    """Gives a line the job that it is of, and the trace."""
+    """Gives a line the job that it is of, the attempt and the trace. `extra={"job": …}` names another job."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        record.job = current_job.get() or "-"
-        record.trace_id = tracing.trace_id()
+        if not hasattr(record, "job"):
+            record.job = current_job.get() or "-"
+            record.attempt, record.provider = current_attempt.get() or (None, None)
+            record.trace_id = tracing.trace_id()
         return True
 
 
@@ -51,10 +58,11 @@ class Flood(logging.Filter):
 
 
 class Json(logging.Formatter):
-    """One object a line: `at`, `level`, `logger`, `event`, and `job`, `trace_id`, `exception` where there is one."""
+    """One object a line: `at`, `level`, `logger`, `event`, and `job`, `attempt`, `provider`, `trace_id` and `exception`
+    where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        line = {
+        line: dict[str, Any] = {
             "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
@@ -62,8 +70,9 @@ class Json(logging.Formatter):
         }
         if (job := getattr(record, "job", "-")) != "-":
             line["job"] = job
-        if trace_id := getattr(record, "trace_id", ""):
-            line["trace_id"] = trace_id
+        for name in ("attempt", "provider", "trace_id"):
+            if value := getattr(record, name, None):
+                line[name] = value
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         return json.dumps(line, ensure_ascii=False)
