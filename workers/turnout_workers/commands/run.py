@@ -13,6 +13,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import redis
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
 from rich.console import Console
 
 from turnout.batch import progress
@@ -37,6 +40,8 @@ from turnout_workers.state.fleet_view import FleetView
 Command = TypeVar("Command", bound=Callable[..., Any])
 DONE, SOME_FAILED, STOPPED, UNUSABLE = 0, 1, 3, 2
 """Exit codes."""
+PATIENCE = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), retries=120)
+"""A Redis that restarts is waited for, a minute or so: each step of the feeder can be asked again."""
 
 
 BATCH_OPTIONS = (
@@ -72,7 +77,9 @@ def batch_options(command: Command) -> Command:
 @batch_options
 @click.option("--dedupe", is_flag=True, help="Ask identical requests once.")
 @click.option("--as-completed", is_flag=True, help="Write results in the order in which they came.")
-@click.option("-w", "--workers", default=1, show_default=True, help="Worker processes.")
+@click.option(
+    "-w", "--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: those there."
+)
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in each.")
 @click.option("--dry-run", is_flag=True, help="Check every line and estimate tokens, cost and time; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Progress and summary for machines, on standard error.")
@@ -83,6 +90,9 @@ def run(source: str, output: str, **options: Any) -> None:
         sys.exit(_run(source, output, console, options))
     except (TurnoutError, process.StartFailed) as error:
         raise SystemExit(_complain(console, str(error))) from None
+    except redis.ConnectionError as error:
+        message = f"Redis is away: {error}. What is done is kept; once it is back, the same command goes on."
+        raise SystemExit(_complain(console, message)) from None
 
 
 def _complain(console: Console, message: str) -> int:
@@ -107,7 +117,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any]) ->
     ):
         fleet = Fleet(endpoint for account in accounts(here.settings) for endpoint in account.endpoints)
         _announce(console, here, fleet)
-        client = connect(here.redis_url)
+        client = connect(here.redis_url, retry=PATIENCE)
         ledger = Ledger(Keys(here.settings.file.namespace))
         ceiling = None if options["max_cost"] is None else round(options["max_cost"] * MICROUSD_PER_USD)
         feeding = Options(
