@@ -37,8 +37,13 @@ chaos: $(READY) ## kill workers and Redis, take providers down, and count what w
 bench: $(READY) ## run every benchmark, one after the other (many minutes)
 	$(BIN)/python -m tests.benchmarks
 
-clean: ## remove the environment and what runs have left
-	rm -rf $(VENV) .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis
+sbom: ## what the image is made of, as CycloneDX JSON in sbom.json
+	$(PYTHON) -m venv .sbom
+	.sbom/bin/python -m pip install --quiet --disable-pip-version-check 'cyclonedx-bom>=7,<8'
+	.sbom/bin/cyclonedx-py requirements --output-reproducible -o sbom.json compose/requirements.txt
 
-.PHONY: help install run test check chaos bench clean
+clean: ## remove the environment and what runs have left
+	rm -rf $(VENV) .sbom sbom.json .turnout .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+.PHONY: help install run test check chaos bench sbom clean
 .DEFAULT_GOAL := help

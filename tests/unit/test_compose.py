@@ -81,13 +81,11 @@ def test_the_image_gets_what_pyproject_asks_for() -> None:
     assert {re.split(r"[\[<>=~; ]", one)[0] for one in wanted} <= locked
 
 
-def test_the_scaler_watches_every_lane_that_people_wait_for() -> None:
-    [scaler] = [
-        one
-        for one in yaml.safe_load_all((COMPOSE / "kubernetes/keda.yaml").read_text())
-        if one["kind"] == "ScaledObject"
-    ]
-    assert {trigger["metadata"]["listName"] for trigger in scaler["spec"]["triggers"]} == set(Lane)
+def test_the_scaler_asks_how_old_each_lane_s_backlog_is() -> None:
+    scaler = yaml.safe_load((COMPOSE / "kubernetes/keda.yaml").read_text())
+    asked = [trigger["metadata"]["query"] for trigger in scaler["spec"]["triggers"]]
+    assert sorted(asked) == sorted(f'max(turnout_fleet_backlog_age_seconds{{lane="{lane}"}})' for lane in Lane)
+    assert scaler["spec"]["minReplicaCount"] == 1, "workers tell the age: without one, nobody does"
 
 
 def test_every_locked_part_has_its_licence_listed() -> None:

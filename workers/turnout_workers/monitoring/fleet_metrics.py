@@ -96,7 +96,7 @@ class FleetCollector(Collector):
 
     def _of_backlog(self) -> Iterator[GaugeMetricFamily]:
         backlog = GaugeMetricFamily("turnout_fleet_backlog_jobs", "Jobs queued in a lane.", labels=["lane"])
-        age = GaugeMetricFamily("turnout_fleet_backlog_age_seconds", "Age of its oldest queued job.", labels=["lane"])
+        age = GaugeMetricFamily("turnout_fleet_backlog_age_seconds", "Age of a lane's first place.", labels=["lane"])
         for lane, told in self._backlog["lanes"].items():
             backlog.add_metric([lane], told["queued"])
             age.add_metric([lane], told["oldest_s"])
