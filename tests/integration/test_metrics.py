@@ -11,6 +11,8 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 from tests.chaos.stand import Stand, standing
 
+from turnout.ledger import NewJob, run
+from turnout.request import InferenceRequest
 from turnout_workers import process
 
 COMPOSE = Path(__file__).parents[2] / "compose"
@@ -70,15 +72,23 @@ def test_what_became_of_jobs_calls_and_money_is_counted(stand: Stand, port: int)
 
 
 def test_a_flood_of_models_and_tenants_makes_no_new_series(stand: Stand, port: int) -> None:
-    def submit(numbers: range) -> None:
-        for number in numbers:
-            stand.submit([f"a{number}"], model=f"model-{number}", constraints={"tenant": f"tenant-{number}"})
+    def job(n: int) -> NewJob:
+        request = InferenceRequest(prompt="?", model=f"model-{n}", constraints={"tenant": f"tenant-{n}"})
+        return NewJob.of(f"a{n}", request)
 
-    submit(range(2))
+    def submit(first: int, end: int) -> None:
+        named = [
+            (f"a{n}", {"model": f"model-{n}", "constraints": {"tenant": f"tenant-{n}"}}) for n in range(first, end)
+        ]
+        jobs = [NewJob.of(id, InferenceRequest(prompt="?", **fields)) for id, fields in named]
+        run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
+
+    submit(0, 2)
     stand.until(lambda: stand.settled() == 2, 30)
     before = set(scraped(port))
-    submit(range(2, 300))
-    stand.until(lambda: stand.settled() == 300, 60)
+    for start in range(2, 10_000, 500):
+        submit(start, min(start + 500, 10_000))
+    stand.until(lambda: stand.settled() == 10_000, 100)
     assert set(scraped(port)) == before
 
 
