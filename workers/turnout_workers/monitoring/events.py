@@ -7,6 +7,7 @@ from typing import Any
 
 from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
+from kombu import Producer
 from kombu.asynchronous import get_event_loop
 from redis.exceptions import RedisError
 
@@ -17,6 +18,10 @@ GATHER = 500
 
 
 class Dispatcher(EventDispatcher):
+    app: Any
+    exchange: Any
+    serializer: Any
+
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "buffer_limit": GATHER})
         self._gathering = False
@@ -34,8 +39,13 @@ class Dispatcher(EventDispatcher):
             self.flush()
 
     def close(self) -> None:
-        """The last events of a stopping worker, if Redis is there, and the end."""
-        with contextlib.suppress(RedisError, OSError):
+        """The last events of a stopping worker, if Redis is there, and the end.
+
+        Celery has closed the connection by now, so they take one of their own. What can't be published is kept for the
+        dispatcher that follows after a reconnect.
+        """
+        with self.app.connection_for_write() as connection:
+            self.producer = Producer(connection, exchange=self.exchange, serializer=self.serializer, auto_declare=False)
             self.flush()
         super().close()
 
