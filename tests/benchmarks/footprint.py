@@ -19,8 +19,9 @@ from pathlib import Path
 from tests.benchmarks import peers
 from tests.benchmarks.measure import keep, pace, rss_mb, spread
 from tests.benchmarks.throughput import FLEET, LIMIT_S
-from tests.chaos.stand import standing
+from tests.chaos.stand import Stand, standing
 
+from turnout_workers import process
 from turnout_workers.tables import WorkerTable
 
 IN_FLIGHT, CALL_S = 2000, 10.0
@@ -46,11 +47,30 @@ def imported(python: str, statement: str) -> tuple[float, float]:
     return float(took_s), float(mb)
 
 
+def compiled(python: str) -> None:
+    """Byte code for all that is installed, as pip leaves it; a machine that writes none would measure the compiler."""
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    where = "import json, sys; print(json.dumps([path for path in sys.path if path]))"
+    told = subprocess.run([python, "-c", where], capture_output=True, text=True, check=True)
+    subprocess.run([python, "-m", "compileall", "-q", *json.loads(told.stdout)], stdout=subprocess.DEVNULL, env=environ)
+
+
+def worker_of(stand: Stand, slots: int) -> subprocess.Popen[bytes]:
+    """A ready worker that has imported all by itself; the stand's own are forked from a process that has already."""
+    log = stand.folder / "fresh.log"
+    environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
+    worker = process.start([sys.executable, "-m", "turnout", "worker", "-c", str(slots)], log, environ)
+    process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)
+    return worker
+
+
 def started(folder: Path) -> tuple[float, float]:
     with standing(folder, FLEET.format(delay=0.0), 500) as stand:
         began = time.monotonic()
-        worker = stand.start_worker()
-        return time.monotonic() - began, rss_mb(worker.pid)
+        worker = worker_of(stand, 500)
+        took_s, mb = time.monotonic() - began, rss_mb(worker.pid)
+        process.stop(worker)
+        return took_s, mb
 
 
 def held(folder: Path) -> tuple[float, float]:
@@ -61,7 +81,7 @@ def held(folder: Path) -> tuple[float, float]:
     """
     rounds, steps = 3, 50
     with standing(folder, FLEET.format(delay=CALL_S), IN_FLIGHT, LEASE_S) as stand:
-        worker = stand.start_worker()
+        worker = worker_of(stand, IN_FLIGHT)
         most_mb, began = 0.0, time.monotonic()
         numbers = [str(number) for number in range(IN_FLIGHT * (rounds + 1))]
         for step in range(steps):
@@ -78,6 +98,7 @@ def held(folder: Path) -> tuple[float, float]:
         goal = first + IN_FLIGHT * (rounds - 1)
         stand.until(lambda: stand.settled() >= goal, LIMIT_S, watched)
         rate = (stand.settled() - first) / (time.monotonic() - began)
+        process.stop(worker)
         return rate / (IN_FLIGHT / CALL_S), most_mb
 
 
@@ -94,6 +115,8 @@ def main() -> None:
     options.add_argument("--no-peers", action="store_true")
     options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
     given = options.parse_args()
+    for python in [sys.executable] if given.no_peers else [sys.executable, peers.python()]:
+        compiled(python)
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(given.rounds):
         found.setdefault("from turnout import Client", []).append(

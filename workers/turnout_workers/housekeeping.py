@@ -16,7 +16,7 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Facts, Ledger
 from turnout.ledger.script import Call, Coalescer
-from turnout.request import Lane
+from turnout.request import CONTRACT_VERSION, Lane
 from turnout_workers import redis_fitness
 from turnout_workers.state.store import FleetStore
 
@@ -104,8 +104,12 @@ class Housekeeping:
         return [(job_id, job) for job_id, job in zip(job_ids, facts, strict=True) if job is not None]
 
     async def _my_turn(self) -> bool:
-        """Whether this worker does the round. The mutex outlives the round only if the worker dies in it."""
-        key, ttl_ms = self._ledger.keys.mutex("housekeeping"), int(EVERY_S * 1000 * 8)
+        """Whether this worker does the round. The mutex outlives the round only if the worker dies in it.
+
+        Each contract has its own: a worker of another release leaves our records untouched, and so must not keep us
+        from looking after them for as long as it lives.
+        """
+        key, ttl_ms = self._ledger.keys.mutex(f"housekeeping:{CONTRACT_VERSION}"), int(EVERY_S * 1000 * 8)
         if await self._client.set(key, self._owner, nx=True, px=ttl_ms):
             return True
         if await self._client.get(key) == self._owner:

@@ -1,0 +1,100 @@
+"""Two releases at once, each from a tree of its own: producers and workers of both on one Redis and one fleet."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+from tests.chaos.stand import Stand, standing
+
+from turnout_workers import process
+
+ROOT = Path(__file__).parents[2]
+FLEET = """
+output_tokens = 8
+[providers.sim]
+models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+"""
+CLIENT = """
+from turnout import Client
+with Client() as client:
+    asked = [(f"Question next-{n}?", f"next-{n}") for n in range(20)]
+    jobs = [client.submit(prompt, idempotency_key=key, max_output_tokens=8) for prompt, key in asked]
+"""
+SUBMIT, READ = CLIENT, CLIENT + "    print(sum(bool(job.wait(20).text) for job in jobs))"
+
+
+class Release:
+    """A release as an operator has it installed beside this one."""
+
+    def __init__(self, folder: Path, stand: Stand, contract: int) -> None:
+        for package in ("tasks", "workers"):
+            shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
+        request = folder / "tasks/turnout/request.py"
+        text, changed = re.subn(r"^(CONTRACT_VERSION) = \d+", rf"\1 = {contract}", request.read_text(), flags=re.M)
+        assert changed == 1
+        request.write_text(text)
+        self.environ: Mapping[str, str] = {
+            "PYTHONPATH": os.pathsep.join(str(folder / package) for package in ("tasks", "workers")),
+            "REDIS_URL": stand.redis.url,
+            "TURNOUT_CONFIG": str(stand.config),
+        }
+        self.log = folder / "worker.log"
+
+    def run(self, script: str) -> str:
+        return subprocess.check_output([sys.executable, "-c", script], env={**os.environ, **self.environ}, text=True)
+
+    def start_worker(self) -> subprocess.Popen[bytes]:
+        worker = process.start([sys.executable, "-m", "turnout", "worker", "-n", "next@%h"], self.log, self.environ)
+        process.wait_until(lambda: " ready." in self.log.read_text("utf-8", "replace"), worker, self.log, 60)
+        return worker
+
+
+@pytest.fixture
+def stand(tmp_path: Path) -> Iterator[Stand]:
+    with standing(tmp_path, FLEET, concurrency=20) as stand:
+        yield stand
+
+
+def test_releases_of_one_contract_share_the_work(stand: Stand, tmp_path: Path) -> None:
+    ids = [f"job-{n}" for n in range(500)]
+    beside = Release(tmp_path / "next", stand, contract=1)
+    stand.start_worker(concurrency=5)
+    worker = beside.start_worker()
+    try:
+        beside.run(SUBMIT)
+        stand.submit(ids)
+        stand.until(lambda: stand.settled() == len(ids) + 20, 60)
+        assert stand.outcomes(ids) == {"succeeded": len(ids)}
+        assert beside.run(READ) == "20\n"
+        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
+        assert " succeeded: " in beside.log.read_text()
+        assert " succeeded: " in (tmp_path / "worker-1.log").read_text()
+    finally:
+        process.stop(worker)
+
+
+def test_a_release_leaves_the_jobs_of_another_contract_to_its_workers(stand: Stand, tmp_path: Path) -> None:
+    ids = [f"job-{n}" for n in range(20)]
+    beside = Release(tmp_path / "next", stand, contract=2)
+    old = stand.start_worker()
+    beside.run(SUBMIT)
+    stand.submit(ids)
+    log = tmp_path / "worker-1.log"
+    stand.until(lambda: stand.settled() == len(ids) and "of a version unknown here" in log.read_text(), 60)
+    assert stand.outcomes(ids) == {"succeeded": len(ids)}
+    worker = beside.start_worker()
+    try:
+        stand.until(lambda: stand.settled() > len(ids), 60)  # although the old worker is still there
+        stand.stop_worker(old)
+        stand.until(lambda: stand.settled() == len(ids) + 20, 60)
+        assert beside.run(READ) == "20\n"
+        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
+    finally:
+        process.stop(worker)
