@@ -8,8 +8,10 @@ import json
 import os
 import random
 import resource
+import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -240,6 +242,64 @@ async def test_a_request_that_cannot_be_encoded_is_the_callers_fault(http: Http)
     with pytest.raises(ProviderError) as error:
         await connector.complete(InferenceRequest(prompt="A?", extras={"openai": {"user": "\ud800"}}))
     assert error.value.failure.kind is K.INVALID_REQUEST
+
+
+FIRST_WORDS = {
+    "openai": {"choices": [{"delta": {"content": "Hi"}}]},
+    "anthropic": {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hi"}},
+    "gemini": {"candidates": [{"content": {"parts": [{"text": "Hi"}]}}]},
+}
+ERROR_EVENTS = [
+    ("openai", {"error": {"type": "server_error", "message": "no"}}, K.SERVER_ERROR),
+    ("openai", {"error": {"code": "rate_limit_exceeded", "type": "rate_limit_error", "message": "no"}}, K.RATE_LIMITED),
+    ("openai", {"error": {"code": 502, "message": "Upstream"}, "choices": []}, K.SERVER_ERROR),
+    ("openai", {"error": "something went wrong"}, K.SERVER_ERROR),
+    ("openai", {"error": {"type": "invalid_request_error", "message": "no"}}, K.INVALID_REQUEST),
+    ("anthropic", {"type": "error", "error": {"type": "overloaded_error", "message": "no"}}, K.OVERLOADED),
+    ("anthropic", {"type": "error", "error": {"type": "api_error", "message": "no"}}, K.SERVER_ERROR),
+    ("gemini", {"error": {"code": 503, "status": "UNAVAILABLE", "message": "no"}}, K.OVERLOADED),
+    ("gemini", {"error": {"code": 500, "status": "INTERNAL", "message": "no"}}, K.SERVER_ERROR),
+]
+
+
+@pytest.mark.parametrize(("kind", "event", "meant"), ERROR_EVENTS)
+async def test_an_error_in_mid_stream_is_classified_and_may_have_been_billed(
+    kind: str, event: dict[str, Any], meant: FailureKind, http: Http
+) -> None:
+    body = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in (FIRST_WORDS[kind], event))
+    heard: list[str] = []
+
+    async def hear(piece: str) -> None:
+        heard.append(piece)
+
+    async with serving(always(said(body, headers="content-type: text/event-stream"))) as url:
+        connector = build(config(kind, url), http)
+        with pytest.raises(ProviderError) as error:
+            await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), QUICK, hear)
+    assert heard == ["Hi"]
+    assert (error.value.failure.kind, error.value.failure.billed) == (meant, Billed.MAYBE)
+
+
+async def test_a_connection_that_is_not_accepted_in_time_costs_nothing(http: Http) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
+        for _ in range(8):  # the kernel answers none beyond the backlog
+            one = waiting.enter_context(socket.socket())
+            one.setblocking(False)
+            one.connect_ex(full.getsockname())
+        connector = build(config("openai", f"http://127.0.0.1:{full.getsockname()[1]}"), http)
+        with pytest.raises(ProviderError) as error:
+            await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), replace(QUICK, connect_s=0.2))
+    assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
+
+
+async def test_no_proxy_of_the_environment_is_used(
+    http: Http, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+        monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
+    connector = build(config("openai", simulator.base_url("openai")), http)
+    assert (await connector.complete(InferenceRequest(prompt="A?", model="m"))).text
 
 
 async def test_the_total_deadline_holds_while_a_reader_of_the_stream_is_slow(http: Http) -> None:

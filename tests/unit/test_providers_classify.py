@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+from datetime import datetime
 from typing import Any
 
 import aiohttp
@@ -228,6 +229,17 @@ def test_the_price_list_knows_what_it_knows() -> None:
     assert price.cache_read == 0.075
     assert price.source.startswith("genai-prices")
     assert list_price("openai", "no-such-model-anywhere") is None
+
+
+def test_a_list_price_goes_by_the_date_and_the_time_of_day() -> None:
+    def input_price(model: str, provider: str, at: str) -> float:
+        price = list_price(provider, model, datetime.fromisoformat(at).timestamp())
+        assert price is not None
+        return price.input
+
+    by_day = [input_price("deepseek-v4-pro", "deepseek", f"2026-10-01T{hour}:00+00:00") for hour in ("00", "02", "05")]
+    assert by_day[0] == by_day[2] < by_day[1]
+    assert input_price("o3", "openai", "2025-06-01T00:00+00:00") > input_price("o3", "openai", "2025-07-01T00:00+00:00")
 
 
 def test_cached_and_stored_input_have_prices_of_their_own() -> None:

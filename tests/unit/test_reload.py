@@ -25,7 +25,8 @@ class Worker:
         self.key.write_text("first")
         self.write(GOOD)
         self.uses = load(self.file, {})
-        self.reload = Reload(self.uses, self.use, {"TURNOUT_CONFIG": str(self.file)})
+        self.now, self.taken_over = 0.0, 0
+        self.reload = Reload(self.uses, self.use, {"TURNOUT_CONFIG": str(self.file)}, lambda: self.now)
 
     def write(self, text: str) -> None:
         self.file.write_text(text.replace("KEY", str(self.key)))
@@ -34,6 +35,7 @@ class Worker:
         if "twice" in settings.file.providers:
             raise ValueError("endpoint twice/x is there twice")
         self.uses = settings
+        self.taken_over += 1
 
     async def follows(self) -> Settings:
         for _ in range(2):
@@ -103,3 +105,10 @@ async def test_what_holds_for_a_workers_life_is_said_to_need_a_restart(
     await worker.follows()
     (record,) = caplog.records
     assert record.getMessage().endswith("namespace, router")
+
+
+async def test_list_prices_are_looked_up_again_each_quarter_of_an_hour(worker: Worker) -> None:
+    for now, taken_over in ((0, 0), (899, 0), (900, 1), (1700, 1), (7200, 2)):
+        worker.now = now
+        await worker.reload.check()
+        assert worker.taken_over == taken_over

@@ -1,7 +1,8 @@
 """A worker follows its configuration: a change that is right is taken over whole, one that isn't changes nothing.
 
 The file, and the files of keys that it names, are read again every few seconds, so that nothing need be told
-to anybody, and a mounted secret is followed as any file.
+to anybody, and a mounted secret is followed as any file. List prices go by the time of day: the same configuration is
+taken over again when they may have changed.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import time
 from collections.abc import Callable, Mapping
 
 from turnout.errors import TurnoutError
 from turnout_workers.config import Settings, configured
+from turnout_workers.providers import prices
 from turnout_workers.tables import CeilingsTable, File
 
 logger = logging.getLogger(__name__)
@@ -25,11 +28,17 @@ class Reload:
     """`use` takes a configuration over, or raises and leaves all as it was."""
 
     def __init__(
-        self, settings: Settings, use: Callable[[Settings], None], environ: Mapping[str, str] = os.environ
+        self,
+        settings: Settings,
+        use: Callable[[Settings], None],
+        environ: Mapping[str, str] = os.environ,
+        now: Callable[[], float] = time.time,
     ) -> None:
         self.settings = settings
         self._use = use
         self._environ = environ
+        self._now = now
+        self._priced = prices.period(now())
         self._last_read = settings
         self._refused = ""
 
@@ -51,6 +60,9 @@ class Reload:
                 logger.info("configuration %s is followed now, %s", found.version, changed)
                 if fixed := _fixed(now.file, found.file):
                     logger.warning("restart this worker for what else has changed: %s", ", ".join(fixed))
+            elif (quarter := prices.period(self._now())) != self._priced:
+                self._use(now)
+                self._priced = quarter
             self._refused = ""
         except (TurnoutError, ValueError, LookupError) as error:
             if str(error) != self._refused:

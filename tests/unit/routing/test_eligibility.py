@@ -102,6 +102,11 @@ def test_an_answer_without_limit_is_priced_at_the_longest_one() -> None:
     assert upper_cost_microusd(wanted, endpoint(max_output_tokens=1000)) == 13 + 2 * 1000
 
 
+def test_the_most_a_call_can_cost_takes_all_input_as_stored_where_that_is_dearer() -> None:
+    at = endpoint(max_output_tokens=1000, price=Price(1.0, 2.0, 0.1, 2.0))
+    assert upper_cost_microusd(JobProfile.of(request(max_output_tokens=None)), at) == 13 * 2 + 2 * 1000
+
+
 def test_an_endpoint_that_showed_it_cannot_do_the_job_is_never_offered_again() -> None:
     wanted = JobProfile.of(request(), excluded=frozenset({"groq/llama"}))
     assert chosen(decide(wanted, endpoint("groq"), endpoint("azure"))) == ["azure"]

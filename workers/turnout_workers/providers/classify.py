@@ -45,6 +45,7 @@ _MODEL = (
     "model_not_found", "unknown_model", "invalid_model", "model_decommissioned", "deploymentnotfound",
     "model_terms_required",
 )  # fmt: skip
+_STATUSES = frozenset(map(str, range(400, 600)))
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 _UNSUPPORTED_WORDS = (
     "extra inputs are not permitted", "is not supported with this model", "not supported by this model",
@@ -55,6 +56,8 @@ _UNSUPPORTED_WORDS = (
 def classify(status: int, headers: Mapping[str, str], body: Any, now: float, scrub: tuple[str, ...] = ()) -> Failure:
     """The failure that a response stands for. `body`: parsed JSON, or text. `scrub`: texts never to be shown."""
     kind_word, code, said = _envelope(body)
+    if status == 200 and code in _STATUSES:  # an error in what began as an answer
+        status = int(code)
     words = said.lower()
     wait_s = retry_after_s(headers, body, now)
     request_id = headers.get("x-request-id") or headers.get("request-id")
@@ -100,6 +103,8 @@ def classify(status: int, headers: Mapping[str, str], body: Any, now: float, scr
         return failure(FailureKind.UNSUPPORTED)
     if 300 <= status < 400:
         return failure(FailureKind.MALFORMED)  # a redirect is not followed: it could lead anywhere
+    if status == 200 and "invalid" not in kind_word:
+        return failure(FailureKind.SERVER_ERROR, Billed.MAYBE)  # nothing says that it was the request's fault
     return failure(FailureKind.INVALID_REQUEST)
 
 

@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import Any
 
@@ -91,6 +91,7 @@ class Http:
                 if isinstance(parsed, dict) and parsed.get("error"):
                     raise ProviderError(classify(200, told, parsed, time.time(), scrub))
                 raise ProviderError(_malformed("no event stream where one was asked for", told))
+            begun = False
             async for data in _sse(decoded):
                 if data.strip() == b"[DONE]":
                     continue
@@ -98,7 +99,11 @@ class Http:
                 if not isinstance(parsed, dict):
                     raise ProviderError(_malformed("an event that is no JSON object", told))
                 if parsed.get("error"):
-                    raise ProviderError(classify(200, told, parsed, time.time(), scrub))
+                    failure = classify(200, told, parsed, time.time(), scrub)
+                    if begun and failure.billed is Billed.NO:
+                        failure = replace(failure, billed=Billed.MAYBE)  # what was said until then
+                    raise ProviderError(failure)
+                begun = True
                 yield told, parsed
 
     @asynccontextmanager

@@ -6,6 +6,7 @@ Never a guess, and never nothing: an unknown price stays unknown, and a job with
 from __future__ import annotations
 
 import math
+import time
 from datetime import UTC, datetime
 from decimal import Decimal
 from functools import lru_cache
@@ -15,6 +16,8 @@ from turnout.request import Usage
 from turnout_workers.routing.fleet import Price
 
 _TOKENS = 1_000_000
+PERIOD_S = 900
+"""Prices by the time of day begin and end on a quarter of an hour."""
 
 
 def cost_microusd(price: Price, usage: Usage) -> int:
@@ -27,19 +30,30 @@ def cost_microusd(price: Price, usage: Usage) -> int:
     return math.ceil(round(exact, 6))
 
 
-@lru_cache(maxsize=4096)
-def list_price(provider: str, model: str) -> Price | None:
-    """From the price list in the genai-prices package, as of today; None if it doesn't know the model.
+def period(now: float) -> int:
+    """The quarter of an hour, since 1970, in which list prices stay as they are."""
+    return int(now // PERIOD_S)
+
+
+def list_price(provider: str, model: str, now: float | None = None) -> Price | None:
+    """From the price list in the genai-prices package, as of `now` (s since 1970); None if it doesn't know the model.
 
     provider: its id in the list (`Dialect.price_id`). Prices that depend on the length of the prompt are taken
-    for a short one.
+    for a short one, and those of a service tier for the standard one: a call in another tier wants the operator's own.
     """
+    return _listed(provider, model, period(time.time() if now is None else now))
+
+
+@lru_cache(maxsize=4096)
+def _listed(provider: str, model: str, quarter: int) -> Price | None:
     from genai_prices import Usage as ListUsage
     from genai_prices import calc_price
 
+    at = datetime.fromtimestamp(quarter * PERIOD_S, UTC)
+
     def per_million(usage: ListUsage) -> float | None:
         try:
-            found = calc_price(usage, model, provider_id=provider, genai_request_timestamp=datetime.now(UTC))
+            found = calc_price(usage, model, provider_id=provider, genai_request_timestamp=at)
         except (LookupError, ValueError):
             return None
         return round(float(found.total_price * Decimal(_TOKENS / 1000)), 6)

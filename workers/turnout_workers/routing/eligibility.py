@@ -202,8 +202,9 @@ def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
     """The most that one call can cost; None: the price is unknown."""
     if endpoint.price is None:
         return None
-    answer = upper_output_tokens(job, endpoint)
-    return math.ceil(job.input_tokens * endpoint.price.input + answer * endpoint.price.output)
+    price, answer = endpoint.price, upper_output_tokens(job, endpoint)
+    dearest_input = max(price.input, price.cache_write or 0.0)
+    return math.ceil(job.input_tokens * dearest_input + answer * price.output)
 
 
 def refusal(job: JobProfile, endpoints: Iterable[Endpoint] | Fleet) -> dict[str, str] | None:
