@@ -17,7 +17,7 @@ from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
-from turnout import Client, Restarted
+from turnout import Client, Conflict, IntakeRefused, JobError, Restarted
 
 if not settings.configured:
     settings.configure(
@@ -32,7 +32,13 @@ client = Client()  # one for the whole process: threads share it
 
 @csrf_exempt
 def ask(request: HttpRequest) -> JsonResponse:
-    job = client.submit(json.loads(request.body)["prompt"], model="llama-3.3-70b", stream=True)
+    asked = json.loads(request.body)
+    try:
+        job = client.submit(asked["prompt"], model="llama-3.3-70b", stream=True, idempotency_key=asked["order"])
+    except Conflict as error:
+        return JsonResponse({"error": str(error)}, status=409)
+    except IntakeRefused as error:
+        return JsonResponse({"error": str(error)}, status=503)
     return JsonResponse({"id": job.id}, status=202)
 
 
@@ -48,10 +54,14 @@ def look(_: HttpRequest, job_id: str) -> JsonResponse:
 
 def stream(_: HttpRequest, job_id: str) -> StreamingHttpResponse:
     def events() -> Iterator[str]:
-        for piece in client.job(job_id).stream():
-            event = "restart" if isinstance(piece, Restarted) else "token"
-            yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
-        yield "event: done\ndata: {}\n\n"
+        try:
+            for piece in client.job(job_id).stream():
+                event = "restart" if isinstance(piece, Restarted) else "token"
+                yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
+        except (JobError, LookupError) as error:  # failed, expired or cancelled; or unknown
+            yield f"event: error\ndata: {json.dumps(str(error))}\n\n"
+        else:
+            yield "event: done\ndata: {}\n\n"
 
     return StreamingHttpResponse(events(), content_type="text/event-stream")
 

@@ -14,7 +14,7 @@ from fastapi import FastAPI, HTTPException, Request
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from turnout import AsyncClient, Conflict, IntakeRefused, Restarted
+from turnout import AsyncClient, Conflict, IntakeRefused, JobError, Restarted
 from turnout.webhook import BadSignature, verified
 
 
@@ -60,13 +60,17 @@ async def look(job_id: str) -> dict[str, str | None]:
 
 @app.get("/questions/{job_id}/stream")
 async def stream(job_id: str) -> StreamingResponse:
-    """Server-sent events: `token` with text as JSON, `restart` when the answer begins anew, `done` at the end."""
+    """Server-sent events: `token` with text as JSON, `restart` when it begins anew, then `done` or `error`."""
 
     async def events() -> AsyncIterator[str]:
-        async for piece in app.state.turnout.job(job_id).stream():
-            event = "restart" if isinstance(piece, Restarted) else "token"
-            yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
-        yield "event: done\ndata: {}\n\n"
+        try:
+            async for piece in app.state.turnout.job(job_id).stream():
+                event = "restart" if isinstance(piece, Restarted) else "token"
+                yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
+        except (JobError, LookupError) as error:  # failed, expired or cancelled; or unknown
+            yield f"event: error\ndata: {json.dumps(str(error))}\n\n"
+        else:
+            yield "event: done\ndata: {}\n\n"
 
     return StreamingResponse(events(), media_type="text/event-stream")
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from flask import Flask, Response, abort, request, stream_with_context
 
-from turnout import Client, Restarted
+from turnout import Client, Conflict, IntakeRefused, JobError, Restarted
 
 app = Flask(__name__)
 client = Client()  # one for the whole process: threads share it
@@ -18,7 +18,13 @@ client = Client()  # one for the whole process: threads share it
 
 @app.post("/questions")
 def ask() -> tuple[dict[str, str], int]:
-    job = client.submit(request.get_json()["prompt"], model="llama-3.3-70b", stream=True)
+    asked = request.get_json()
+    try:
+        job = client.submit(asked["prompt"], model="llama-3.3-70b", stream=True, idempotency_key=asked["order"])
+    except Conflict as error:
+        abort(409, str(error))
+    except IntakeRefused as error:
+        abort(503, str(error))
     return {"id": job.id}, 202
 
 
@@ -36,9 +42,13 @@ def look(job_id: str) -> dict[str, str | None]:
 @app.get("/questions/<job_id>/stream")
 def stream(job_id: str) -> Response:
     def events() -> Iterator[str]:
-        for piece in client.job(job_id).stream():
-            event = "restart" if isinstance(piece, Restarted) else "token"
-            yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
-        yield "event: done\ndata: {}\n\n"
+        try:
+            for piece in client.job(job_id).stream():
+                event = "restart" if isinstance(piece, Restarted) else "token"
+                yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
+        except (JobError, LookupError) as error:  # failed, expired or cancelled; or unknown
+            yield f"event: error\ndata: {json.dumps(str(error))}\n\n"
+        else:
+            yield "event: done\ndata: {}\n\n"
 
     return Response(stream_with_context(events()), mimetype="text/event-stream")

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from turnout.client.blocking import Client, Job
     from turnout.client.nonblocking import AsyncClient, AsyncJob
     from turnout.client.streaming import Restarted
-    from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, Refused, TurnoutError
+    from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, JobError, Refused, TurnoutError
     from turnout.request import (
         InferenceRequest,
         InferenceResponse,
@@ -23,7 +23,16 @@ _HOMES = {
     "turnout.client.blocking": ("Client", "Job"),
     "turnout.client.nonblocking": ("AsyncClient", "AsyncJob"),
     "turnout.client.streaming": ("Restarted",),
-    "turnout.errors": ("Cancelled", "Conflict", "Expired", "Failed", "IntakeRefused", "Refused", "TurnoutError"),
+    "turnout.errors": (
+        "Cancelled",
+        "Conflict",
+        "Expired",
+        "Failed",
+        "IntakeRefused",
+        "JobError",
+        "Refused",
+        "TurnoutError",
+    ),
     "turnout.request": ("InferenceRequest", "InferenceResponse", "Lane", "RoutingConstraints", "RoutingStrategy"),
     "turnout.result": ("JobResult",),
 }
@@ -41,6 +50,7 @@ __all__ = [
     "InferenceResponse",
     "IntakeRefused",
     "Job",
+    "JobError",
     "JobResult",
     "Lane",
     "Refused",

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import sys
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -47,7 +48,8 @@ def loaded(name: str, stand: Stand, monkeypatch: pytest.MonkeyPatch) -> ModuleTy
 
 def goes_through(stand: Stand, post: Callable[[str, dict[str, Any]], tuple[int, str]], get: Get) -> str:
     """Submit, stream, poll; gives the job's id."""
-    status, body = post("/questions", {"prompt": "Why is it called a turnout?", "order": "4711"})
+    order = uuid.uuid4().hex
+    status, body = post("/questions", {"prompt": "Why is it called a turnout?", "order": order})
     assert status == 202
     job_id = str(json.loads(body)["id"])
     status, streamed = get(f"/questions/{job_id}/stream")
@@ -59,6 +61,13 @@ def goes_through(stand: Stand, post: Callable[[str, dict[str, Any]], tuple[int, 
     assert (status, json.loads(body)) == (200, {"status": "succeeded", "text": text})
     assert text.startswith("[simulated by sim]")
     assert get("/questions/unknown")[0] == 404
+    again = {"prompt": "Why is it called a turnout?", "order": order}
+    assert json.loads(post("/questions", again)[1])["id"] == job_id
+    assert post("/questions", again | {"prompt": "Another?"})[0] == 409
+    stand.submit([f"doomed-{job_id}"], model="a-model-that-nobody-serves")
+    status, streamed = get(f"/questions/doomed-{job_id}/stream")
+    assert (status, streamed.split("\n")[0]) == (200, "event: error")
+    assert "no endpoint can serve this job" in streamed
     return job_id
 
 
@@ -78,9 +87,6 @@ def test_fastapi(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
             return reply.status_code, reply.text
 
         job_id = goes_through(stand, post, get)
-        again = {"prompt": "Why is it called a turnout?", "order": "4711"}
-        assert json.loads(post("/questions", again)[1])["id"] == job_id
-        assert post("/questions", again | {"prompt": "Another?"})[0] == 409
         body = json.dumps({"type": "job.succeeded", "data": {"id": job_id}}).encode()
         headers = signed(SECRET, f"msg_{job_id}", int(time.time()), body)
         assert http.post("/hooks/turnout", content=body + b" ", headers=headers).status_code == 401
