@@ -67,6 +67,7 @@ def _run(stand: Stand, given: argparse.Namespace) -> int:
         stand.start_worker()
     began = time.monotonic()
     stand.submit(ids)
+    stand.on_disk()
     # Each event when so many jobs have settled.
     places = sorted(rng.sample(range(given.jobs // 20, given.jobs * 9 // 10), given.worker_kills + given.redis_kills))
     kinds = ["worker"] * given.worker_kills + ["redis"] * given.redis_kills

@@ -92,10 +92,18 @@ class Stand:
         for start in range(0, len(jobs), 500):
             run(self.client, [self.ledger.enqueue(job) for job in jobs[start : start + 500]])
 
+    def on_disk(self) -> None:
+        """Wait until what was accepted is in Redis's file: on a busy disk an acknowledged write may not be, for 2 s."""
+        on_disk, _ = self.client.waitaof(1, 0, 10_000)
+        assert on_disk == 1
+
+    def counts(self) -> dict[str, int]:
+        return {name.decode(): int(n) for name, n in self.client.hgetall(self.ledger.keys.counts).items()}
+
     def settled(self) -> int:
         """Of all that was accepted; asked again while Redis is away."""
         try:
-            counts = {name.decode(): int(n) for name, n in self.client.hgetall(self.ledger.keys.counts).items()}
+            counts = self.counts()
         except redis.RedisError:
             return -1
         return sum(count for name, count in counts.items() if name != "accepted")
@@ -103,7 +111,7 @@ class Stand:
     def until(self, happens: Callable[[], bool], limit_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
         ends_at = time.monotonic() + limit_s
         while not happens():
-            assert time.monotonic() < ends_at, f"not in {limit_s:g} s; {self.settled()} settled"
+            assert time.monotonic() < ends_at, f"not in {limit_s:g} s; {self.counts()}"
             meanwhile()
             time.sleep(0.05)
 

@@ -36,8 +36,9 @@ def test_twenty_deaths_at_any_point_lose_nothing_and_repeat_no_more_than_they_cu
 
 def test_a_redis_that_is_killed_comes_back_and_no_worker_ends(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET, concurrency=10) as stand:
-        worker = stand.start_worker()
         stand.submit(IDS)
+        stand.on_disk()
+        worker = stand.start_worker()
         stand.until(lambda: stand.settled() > 15, 30)
         stand.redis.kill()
         stand.redis.restart()
@@ -109,10 +110,11 @@ def test_a_cancelled_job_in_flight_is_aborted(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_comes_while_redis_is_away_is_kept_and_not_paid_for_twice(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 1.5"), concurrency=5) as stand:
+    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 2.5"), concurrency=5) as stand:
         stand.start_worker()
         stand.submit(IDS[:5])
         stand.until(lambda: set(stand.outcomes(IDS[:5])) == {"calling"}, 20)
+        stand.on_disk()
         stand.redis.kill()
         spool = tmp_path / "spool"
         stand.until(lambda: len(list(spool.glob("*.json"))) == 5, 20)

@@ -52,6 +52,7 @@ def test_a_worker_restarted_in_order_finishes_its_calls_first(celery_setup: Cele
 def test_a_broker_killed_and_restarted_keeps_its_queue(celery_setup: CeleryTestSetup, stand: Stand) -> None:
     celery_setup.worker.kill("SIGTERM")
     sent = infer(celery_setup)
+    stand.on_disk()
     celery_setup.broker.kill()
     assert celery_setup.broker.container.status == "exited"
     celery_setup.broker.restart()
