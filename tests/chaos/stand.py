@@ -97,13 +97,10 @@ class Stand:
         on_disk, _ = self.client.waitaof(1, 0, 10_000)
         assert on_disk == 1
 
-    def counts(self) -> dict[str, int]:
-        return {name.decode(): int(n) for name, n in self.client.hgetall(self.ledger.keys.counts).items()}
-
     def settled(self) -> int:
         """Of all that was accepted; asked again while Redis is away."""
         try:
-            counts = self.counts()
+            counts = {name.decode(): int(n) for name, n in self.client.hgetall(self.ledger.keys.counts).items()}
         except redis.RedisError:
             return -1
         return sum(count for name, count in counts.items() if name != "accepted")
@@ -111,7 +108,7 @@ class Stand:
     def until(self, happens: Callable[[], bool], limit_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
         ends_at = time.monotonic() + limit_s
         while not happens():
-            assert time.monotonic() < ends_at, f"not in {limit_s:g} s; {self.counts()}"
+            assert time.monotonic() < ends_at, f"not in {limit_s:g} s; {self.settled()} settled"
             meanwhile()
             time.sleep(0.05)
 

@@ -110,7 +110,7 @@ def test_a_cancelled_job_in_flight_is_aborted(tmp_path: Path) -> None:
 
 
 def test_an_answer_that_comes_while_redis_is_away_is_kept_and_not_paid_for_twice(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 2.5"), concurrency=5) as stand:
+    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 2.0"), concurrency=5, lease_s=6.0) as stand:
         stand.start_worker()
         stand.submit(IDS[:5])
         stand.until(lambda: set(stand.outcomes(IDS[:5])) == {"calling"}, 20)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from typing import Protocol
 
@@ -115,16 +116,13 @@ class Closing:
                 taken = await self._call(settlement)
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours that no waiting mends
-        except (RedisError, OSError) as error:
-            logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
-            self._spool.keep(
-                {
-                    "job": job.id,
-                    "token": claim.token,
-                    "batch": claim.batch,
-                    "result": result.model_dump(mode="json"),
-                }
-            )
+        except (RedisError, OSError, asyncio.CancelledError) as error:  # or the lease went meanwhile
+            why = str(error) or "cut off"
+            logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, why)
+            kept = {"job": job.id, "token": claim.token, "batch": claim.batch, "result": result.model_dump(mode="json")}
+            self._spool.keep(kept)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return Skipped("its result waits on disk")
         if not taken.accepted:
             if taken.duplicate and result.cost_microusd:
