@@ -21,8 +21,9 @@ install: $(READY) ## make the environment, with everything that development need
 run: $(READY) ## the main job: every line of examples/prompts.jsonl, on whatever providers there are
 	$(BIN)/turnout run examples/prompts.jsonl -o results.jsonl
 
+# Most tests wait for other processes, so three share two cores well; a file's tests stay together, and share its stands.
 test: $(READY) ## the tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check .

@@ -21,10 +21,13 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 
 @dataclass
 class Server:
-    """One server process; it keeps its port and its append-only file over `kill` and `restart`."""
+    """One server process; it keeps its port and its append-only file over `kill` and `restart`.
+
+    `reserved` is bound to the port and never listens, so that no one else is given it while the server is away.
+    """
 
     directory: Path
-    port: int
+    reserved: socket.socket
     options: tuple[str, ...] = ()
     proc: subprocess.Popen[bytes] = field(init=False)
 
@@ -32,13 +35,18 @@ class Server:
         self._launch()
 
     @property
+    def port(self) -> int:
+        port: int = self.reserved.getsockname()[1]
+        return port
+
+    @property
     def url(self) -> str:
         return f"redis://127.0.0.1:{self.port}/0"
 
     def stop(self) -> None:
-        """Ends it in order."""
-        self.proc.terminate()
-        self.proc.wait(10)
+        """Ends it in order, for good."""
+        self._terminate()
+        self.reserved.close()
 
     def kill(self) -> None:
         """SIGKILL, as the kernel does when memory is short."""
@@ -47,8 +55,12 @@ class Server:
 
     def restart(self) -> None:
         if self.proc.poll() is None:
-            self.stop()
+            self._terminate()
         self._launch()
+
+    def _terminate(self) -> None:
+        self.proc.terminate()
+        self.proc.wait(10)
 
     def _options(self) -> list[str]:
         place = ["--bind", "127.0.0.1", "--port", str(self.port), "--dir", str(self.directory)]
@@ -77,11 +89,11 @@ class Server:
 
 def start(directory: Path, *options: str) -> Server:
     """Start a server on a free loopback port; `options` are appended to its command line."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
+    reserved = socket.socket()
+    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+    reserved.bind(("127.0.0.1", 0))
     directory.mkdir(parents=True, exist_ok=True)
-    return Server(directory, port, options)
+    return Server(directory, reserved, options)
 
 
 def _die_with_parent() -> None:
