@@ -35,11 +35,12 @@ def signed(secret: str, message_id: str, at: int, body: bytes) -> dict[str, str]
 def verified(headers: Mapping[str, str], body: bytes, secret: str, now: float | None = None) -> dict[str, Any]:
     """The message: `type` (`job.succeeded`, …), `timestamp`, and in `data` the job's result. Raises BadSignature.
 
-    headers: by lower-case name. Messages may come twice: `webhook-id` is the same each time.
+    headers: as the framework gives them. A message may come twice: its `webhook-id` is the same each time.
     """
+    named = {name.lower(): value for name, value in headers.items()}
     try:
-        message_id, at = headers["webhook-id"], int(headers["webhook-timestamp"])
-        given = headers["webhook-signature"].split()
+        message_id, at = named["webhook-id"], int(named["webhook-timestamp"])
+        given = named["webhook-signature"].split()
     except (KeyError, ValueError):
         raise BadSignature("webhook-id, webhook-timestamp or webhook-signature is missing") from None
     if abs((time.time() if now is None else now) - at) > TOLERANCE_S:

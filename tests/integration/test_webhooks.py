@@ -34,7 +34,7 @@ class Receiver(ThreadingHTTPServer):
         self.statuses: list[int] = []
 
     def of(self, job_id: str) -> list[tuple[dict[str, str], bytes]]:
-        return [one for one in self.heard if one[0]["webhook-id"] == f"msg_{job_id}"]
+        return [one for one in self.heard if one[0]["webhook-id"].startswith(f"msg_{job_id}_")]
 
 
 class _Handler(BaseHTTPRequestHandler):

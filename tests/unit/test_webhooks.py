@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
 from turnout_workers.config import ConfigError, settings
-from turnout_workers.webhooks import address_trouble, is_public
+from turnout_workers.webhooks import address_trouble, is_public, message_id
 
 PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nmodels = ["m"]\n'
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -15,7 +16,7 @@ SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 @pytest.mark.parametrize(
     "address",
     ["10.0.0.1", "127.0.0.1", "169.254.169.254", "192.168.1.1", "::1", "fd00::1", "fe80::1", "0.0.0.0", "100.64.0.1",
-     "::ffff:127.0.0.1", "localhost"],
+     "::ffff:127.0.0.1", "64:ff9b::10.0.0.1", "2002:7f00:1::", "2001:0:7f00:1::", "localhost"],
 )  # fmt: skip
 def test_inner_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
@@ -24,6 +25,7 @@ def test_inner_addresses_are_not_public(address: str) -> None:
 def test_a_public_address_is() -> None:
     assert is_public("93.184.216.34")
     assert is_public("2606:2800:220:1::1")
+    assert is_public("64:ff9b::93.184.216.34"), "as networks of IPv6 alone see it"
 
 
 @pytest.mark.parametrize(
@@ -35,11 +37,21 @@ def test_a_public_address_is() -> None:
         ("https://10.0.0.1/hook", False, "private address"),
         ("https://[::1]/hook", False, "private address"),
         ("https://10.0.0.1/hook", True, None),
+        ("https://127.1/hook", False, "private address"),
+        ("https://2130706433/hook", False, "private address"),
+        ("https:///hook", True, "no host"),
     ],
 )
 def test_only_the_operator_can_allow_an_inner_address(url: str, private: bool, trouble: str | None) -> None:
     told = address_trouble(url, private)
     assert told is None if trouble is None else trouble in (told or "")
+
+
+def test_a_replayed_jobs_second_end_is_another_message() -> None:
+    """Receivers drop what they have had under the same id."""
+    first = JobResult(id="a", status=JobStatus.FAILED, error=Problem(code="c", message="m"), settled_at=1000.5)
+    assert message_id(first) == message_id(first.model_copy())
+    assert message_id(first) != message_id(first.model_copy(update={"settled_at": 1007.25}))
 
 
 def test_the_signature_is_that_of_the_specifications_own_example() -> None:
@@ -69,5 +81,6 @@ def test_what_was_signed_is_verified_and_nothing_else() -> None:
         verified({}, body, SECRET, now=1010)
     with pytest.raises(BadSignature):
         verified(headers | {"webhook-signature": "v1,ü"}, body, SECRET, now=1010)
+    assert verified({name.title(): value for name, value in headers.items()}, body, SECRET, now=1010)
     while_rotating = headers | {"webhook-signature": f"v1,b2xk {headers['webhook-signature']}"}
     assert verified(while_rotating, body, SECRET, now=1010)

@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 EVERY_S = 0.5
 BATCH = 100
 TIMEOUT_S = 15.0
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
 RETRY_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
 """Waits after each failed telling; then it is given up. Close to what the Standard Webhooks specification proposes."""
 
@@ -51,6 +52,11 @@ def message(result: JobResult) -> bytes:
     at = datetime.fromtimestamp(result.settled_at or 0, UTC).isoformat(timespec="milliseconds")
     data = result.model_dump(mode="json", exclude_defaults=True)
     return json.dumps({"type": f"job.{result.status}", "timestamp": at, "data": data}, ensure_ascii=False).encode()
+
+
+def message_id(result: JobResult) -> str:
+    """The same for each telling of one end, and another one when the job was replayed and has ended anew."""
+    return f"msg_{result.id}_{round(1000 * (result.settled_at or 0))}"
 
 
 class Webhooks:
@@ -102,7 +108,7 @@ class Webhooks:
     async def _post(self, session: aiohttp.ClientSession, webhook: Webhook, hook: Hook) -> str | None:
         """Why it was not heard; None if it was."""
         body, at = message(hook.result), int(datetime.now(UTC).timestamp())
-        headers = signed(webhook.secret.reveal(), f"msg_{hook.result.id}", at, body)
+        headers = signed(webhook.secret.reveal(), message_id(hook.result), at, body)
         try:
             async with session.post(webhook.url, data=body, headers=headers, allow_redirects=False) as reply:
                 return None if 200 <= reply.status < 300 else f"status {reply.status}"
@@ -141,9 +147,14 @@ class PublicResolver(AbstractResolver):
 
 def is_public(address: str) -> bool:
     try:
-        return ipaddress.ip_address(address).is_global
+        found = ipaddress.ip_address(address)
     except ValueError:
         return False
+    if isinstance(found, ipaddress.IPv6Address):
+        # A gateway on the way hands on to the IPv4 address within.
+        within = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if found in NAT64 else found.sixtofour
+        return found.is_global and (within is None or within.is_global)
+    return found.is_global
 
 
 def address_trouble(url: str, private: bool) -> str | None:
@@ -151,10 +162,9 @@ def address_trouble(url: str, private: bool) -> str | None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not private:
         return "url must begin with https://; set private = true for a server of your own network"
-    try:
-        ipaddress.ip_address(parts.hostname or "")
-    except ValueError:
-        return None  # a name, which is looked at when connecting
-    if not private and not is_public(parts.hostname or ""):
-        return f"{parts.hostname} is a private address; set private = true if that is meant"
-    return None
+    if not (host := parts.hostname):
+        return "url names no host"
+    literal = ":" in host or host.replace(".", "").isdigit()
+    if literal and not private and not is_public(host):
+        return f"{host} is a private address; set private = true if that is meant"
+    return None  # a name, which is looked at when connecting
