@@ -29,10 +29,22 @@ class Commands(click.Group):
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("turnout"):
                 raise
-            raise click.ClickException(
-                f"`turnout {name}` needs the worker's parts (no module {error.name}): pip install 'turnout[worker]'"
-            ) from error
+            return _missing(name, error.name)
         return loaded
+
+
+def _missing(name: str, module: str | None) -> click.Command:
+    """Stands for a command whose parts are not installed, so that the list of commands is whole."""
+
+    @click.command(name, add_help_option=False, short_help="(not installed: pip install 'turnout[worker]')")
+    @click.argument("rest", nargs=-1, type=click.UNPROCESSED)
+    def missing(rest: tuple[str, ...]) -> None:
+        raise click.ClickException(
+            f"`turnout {name}` needs the worker's parts (no module {module}): pip install 'turnout[worker]'"
+        )
+
+    missing.context_settings = {"ignore_unknown_options": True}
+    return missing
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
