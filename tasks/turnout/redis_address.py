@@ -84,7 +84,8 @@ def _node(host: str) -> tuple[str, int]:
 def connect(url: str, **options: Any) -> redis.Redis:
     """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
     if (found := sentinels(url)) is None:
-        return redis.Redis.from_url(url, **options)
+        # Threads that find all connections in use wait for one; redis-py's default pool would raise at the hundredth.
+        return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(url, **options))
     client: redis.Redis = found.manager(redis.sentinel.Sentinel, found.sentinel_options, **options).master_for(
         found.service
     )

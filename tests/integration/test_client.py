@@ -7,17 +7,17 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import redis
 from celery import Celery
 from pydantic import BaseModel, ValidationError, create_model
 
-from turnout import AsyncClient, Cancelled, Client, Conflict, Failed, InferenceRequest
+from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest
 from turnout.ledger import Keys
 from turnout.request import InferenceResponse, ResponseFormat
-from turnout_workers import local
+from turnout_workers import local, process
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +95,79 @@ def test_a_thousand_waits_share_one_connection(here: local.Local, client: Client
     assert done == 1000
 
 
+async def test_a_thousand_waits_and_readers_share_one_connection_of_an_async_client(here: local.Local) -> None:
+    with redis.Redis.from_url(here.redis_url) as admin:
+        before = len(admin.client_list())
+        async with AsyncClient(here.redis_url, "nobody-serves-this") as lonely:
+            jobs = await lonely.submit_many([f"Question {n}?" for n in range(1000)], stream=True)
+            readers = [asyncio.create_task(read(job)) for job in jobs[:500]]
+            waits = [asyncio.create_task(job.wait(60)) for job in jobs[500:]]
+            watched = [admin.hget(Keys("nobody-serves-this").job(job.id), "watchers") for job in jobs]
+            while not all(watched):
+                await asyncio.sleep(0.05)
+                watched = [admin.hget(Keys("nobody-serves-this").job(job.id), "watchers") for job in jobs]
+            assert len(admin.client_list()) - before <= 2, "one listens, and one carries all calls"
+            await asyncio.gather(*(job.cancel() for job in jobs))
+            ended = await asyncio.gather(*readers, *waits, return_exceptions=True)
+    assert {type(one) for one in ended} == {Cancelled}
+
+
+async def read(job: AsyncJob) -> list[str]:
+    return [piece async for piece in job.stream()]
+
+
+def test_threads_that_read_streams_hold_no_connection(here: local.Local) -> None:
+    with Client(here.redis_url, "nobody-serves-this") as lonely, ThreadPoolExecutor(150) as threads:
+        jobs = lonely.submit_many([f"Question {n}?" for n in range(150)], stream=True)
+        readers = [threads.submit(lambda job: list(job.stream()), job) for job in jobs]
+        with redis.Redis.from_url(here.redis_url) as admin:
+            while not all(admin.hget(Keys("nobody-serves-this").job(job.id), "readers") for job in jobs):
+                time.sleep(0.05)
+        assert all(job.cancel() for job in jobs), "the pool has connections left"
+        assert {type(one.exception(20)) for one in readers} == {Cancelled}
+
+
+@pytest.mark.parametrize("read", [Client, AsyncClient])
+def test_a_wait_where_redis_is_away_says_so_at_once(read: type[Client] | type[AsyncClient]) -> None:
+    job = read(f"redis://127.0.0.1:{process.free_port()}").job("a")
+    with pytest.raises(redis.ConnectionError):
+        asyncio.run(asyncio.wait_for(job.wait(60), 20)) if isinstance(job, AsyncJob) else job.wait(60)
+
+
+FORKED = """
+import os, sys
+from contextlib import suppress
+from turnout import Cancelled, Client
+from turnout.client import blocking
+blocking.RECHECK_S = 60  # nobody asks by himself
+client = Client(sys.argv[1], "nobody-serves-this")
+job = client.submit("A?")
+with suppress(TimeoutError):
+    job.wait(0.2)
+if os.fork() == 0:
+    with suppress(Cancelled):
+        print(job.id, flush=True)
+        job.wait(30)
+    os._exit(0)
+_, status = os.wait()
+os._exit(os.waitstatus_to_exitcode(status))
+"""
+
+
+def test_a_forked_process_hears_of_its_jobs(here: local.Local) -> None:
+    """As under gunicorn with `--preload`: the thread that listens stays behind in the parent."""
+    command = [sys.executable, "-c", FORKED, here.redis_url]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as forked:
+        assert forked.stdout is not None
+        job_id = forked.stdout.readline().strip()
+        with Client(here.redis_url, "nobody-serves-this") as other, redis.Redis.from_url(here.redis_url) as admin:
+            inboxes = admin.pubsub_channels(Keys("nobody-serves-this").inbox("*"))
+            while sum(listeners for _, listeners in admin.pubsub_numsub(*inboxes)) < 2:
+                time.sleep(0.05)
+            other.job(job_id).cancel()
+        assert forked.wait(20) == 0
+
+
 async def test_the_async_client_awaits_jobs(here: local.Local) -> None:
     async with AsyncClient(here.redis_url) as client:
         jobs = await client.submit_many([f"Question {n}?" for n in range(50)], max_output_tokens=5)
@@ -150,12 +223,3 @@ def test_a_plain_celery_apps_bad_request_fails_its_task(here: local.Local) -> No
     sent = app.send_task("turnout.infer", kwargs={"request": {"promt": "A?"}}, queue="standard")
     with pytest.raises(Exception, match="promt"):
         sent.get(timeout=20)
-
-
-def test_importing_the_client_loads_nothing_of_the_worker() -> None:
-    code = (
-        "import sys; from turnout import Client; "
-        "print([m for m in ('celery', 'kombu', 'httpx', 'aiohttp', 'turnout_workers') if m in sys.modules])"
-    )
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
-    assert told.stdout.strip() == "[]"

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 from uuid import uuid4
 
-import redis
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError
 
-from turnout.client.streaming import BLOCK_MS, Reader, entries
-from turnout.client.submission import RECHECK_S, RESULT_TTL_S, check, is_settled, new_job, redis_url
+from turnout.client.inbox import RECHECK_S, Inbox
+from turnout.client.streaming import Reader
+from turnout.client.submission import RESULT_TTL_S, check, is_settled, new_job, redis_url
 from turnout.errors import IntakeRefused
 from turnout.ledger import Facts, Keys, Ledger, NewJob, run
 from turnout.redis_address import connect
@@ -34,7 +31,7 @@ class Client:
         """url: of Redis; None: `REDIS_URL`, else this machine."""
         self._redis = connect(redis_url(url))
         self._ledger = Ledger(Keys(namespace))
-        self._inbox = _Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
+        self._inbox = Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
 
     def __enter__(self) -> Client:
         return self
@@ -82,12 +79,12 @@ class Client:
                 for job_id in settled:
                     if job := waiting.pop(job_id, None):
                         yield job
+                if not waiting:
+                    return
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
                 if left <= 0:
                     raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
-                if waiting:
-                    told = heard.wait(left)
-                    settled = told or self._settled(list(waiting))
+                settled = heard.wait(left) or self._settled(list(waiting))
 
     def purge(self, jobs: Iterable[Job | str]) -> int:
         """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
@@ -102,9 +99,10 @@ class Client:
         for job, answer in zip(jobs, answers, strict=True):
             check(job, answer)
 
-    def _settled(self, job_ids: Sequence[str]) -> list[str]:
-        """Those that have settled; of the others, word will come."""
-        states = run(self._redis, [self._ledger.watch(job_id, self._inbox.channel) for job_id in job_ids])
+    def _settled(self, job_ids: Sequence[str], pieces: bool = False) -> list[str]:
+        """Those that have settled; of the others, word will come, and with `pieces` of each piece of their answers."""
+        channel = self._inbox.channel
+        states = run(self._redis, [self._ledger.watch(job_id, channel, pieces) for job_id in job_ids])
         missing = [job_id for job_id, state in zip(job_ids, states, strict=True) if state == ""]
         if missing:
             raise LookupError(f"there is no job {missing[0]}: it never was, or its result has expired")
@@ -149,12 +147,15 @@ class Job:
         stream has expired, gives its answer in one piece. Raises Failed, Expired, Cancelled, LookupError.
         """
         client, reader = self._client, Reader()
-        key = client._ledger.keys.stream(self.id)
-        while not reader.ended:
-            reply = client._redis.xread({key: reader.after}, count=1000, block=BLOCK_MS)
-            yield from reader.read(entries(reply))
-            if not reply and not reader.ended and is_settled(client._facts(self.id).state):
-                break
+        with client._inbox.listening([self.id, f"+{self.id}"]) as heard:
+            settled = client._settled([self.id], pieces=True)
+            while not reader.ended:
+                pieces = run(client._redis, [client._ledger.pieces(self.id, reader.after)])[0]
+                yield from reader.read(pieces)
+                if settled and not pieces:
+                    break
+                if not pieces and self.id in (heard.wait() or [self.id]):
+                    settled = client._settled([self.id], pieces=True)
         answer = self._answer()
         if not reader.given and answer.text:
             yield answer.text
@@ -177,82 +178,3 @@ class Job:
         """What happened to it so far, oldest first: `at` (ms), `event`, and what belongs to it."""
         story: list[dict[str, Any]] = run(self._client._redis, [self._client._ledger.story(self.id)])[0]
         return story
-
-
-class _Heard:
-    """Ids of settled jobs, for one listener."""
-
-    def __init__(self) -> None:
-        self._ids: list[str] = []
-        self._new = threading.Condition()
-
-    def tell(self, job_id: str) -> None:
-        with self._new:
-            self._ids.append(job_id)
-            self._new.notify()
-
-    def wait(self, limit_s: float) -> list[str]:
-        with self._new:
-            if not self._ids:
-                self._new.wait(limit_s)
-            ids, self._ids = self._ids, []
-            return ids
-
-
-class _Inbox:
-    """One channel and one thread for everything that this client waits for."""
-
-    def __init__(self, client: redis.Redis, channel: str) -> None:
-        self.channel = channel
-        self._client = client
-        self._listeners: defaultdict[str, set[_Heard]] = defaultdict(set)
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._ready = threading.Event()
-        self._closed = False
-
-    def close(self) -> None:
-        self._closed = True
-        if self._thread is not None:
-            self._thread.join(2)
-
-    @contextlib.contextmanager
-    def listening(self, job_ids: Iterable[str]) -> Iterator[_Heard]:
-        """Hear of these jobs while the block runs."""
-        ids, heard = list(job_ids), _Heard()
-        with self._lock:
-            for job_id in ids:
-                self._listeners[job_id].add(heard)
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
-                self._thread.start()
-        self._ready.wait(RECHECK_S)
-        try:
-            yield heard
-        finally:
-            with self._lock:
-                for job_id in ids:
-                    self._listeners[job_id].discard(heard)
-                    if not self._listeners[job_id]:
-                        del self._listeners[job_id]
-
-    def _listen(self) -> None:
-        while not self._closed:
-            try:
-                with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
-                    pubsub.subscribe(self.channel)
-                    while not self._closed:
-                        message = pubsub.get_message(timeout=0.25)
-                        if message is None:
-                            continue
-                        if message["type"] == "subscribe":
-                            self._ready.set()
-                        else:
-                            self._tell(message["data"].decode())
-            except (RedisError, OSError):
-                time.sleep(0.2)  # those who wait ask again by themselves meanwhile
-
-    def _tell(self, job_id: str) -> None:
-        with self._lock:
-            for heard in self._listeners.get(job_id, ()):
-                heard.tell(job_id)

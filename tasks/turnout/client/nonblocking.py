@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-from collections import defaultdict
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
 
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError
 
-from turnout.client.streaming import BLOCK_MS, Reader, entries
-from turnout.client.submission import RECHECK_S, RESULT_TTL_S, check, is_settled, new_job, redis_url
+from turnout.client.inbox import RECHECK_S, AsyncInbox
+from turnout.client.streaming import Reader
+from turnout.client.submission import RESULT_TTL_S, check, is_settled, new_job, redis_url
 from turnout.errors import IntakeRefused
 from turnout.ledger import Coalescer, Keys, Ledger, NewJob
 from turnout.redis_address import connect_async
@@ -27,10 +26,7 @@ class AsyncClient:
         self._redis = connect_async(redis_url(url))
         self._call = Coalescer(self._redis)
         self._ledger = Ledger(Keys(namespace))
-        self._channel = self._ledger.keys.inbox(uuid4().hex)
-        self._listeners: defaultdict[str, set[asyncio.Queue[str]]] = defaultdict(set)
-        self._listener: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
+        self._inbox = AsyncInbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
 
     async def __aenter__(self) -> AsyncClient:
         return self
@@ -40,9 +36,7 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Free the connections. Jobs go on."""
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+        await self._inbox.aclose()
         await self._redis.aclose()
 
     async def submit(
@@ -67,11 +61,10 @@ class AsyncClient:
 
     async def as_completed(self, jobs: Sequence[AsyncJob], timeout: float | None = None) -> AsyncIterator[AsyncJob]:
         """The jobs in the order in which they settle. Raises TimeoutError."""
-        waiting = {job.id: job for job in jobs}
-        heard: asyncio.Queue[str] = asyncio.Queue()
         loop = asyncio.get_running_loop()
         ends_at = None if timeout is None else loop.time() + timeout
-        async with self._listening(list(waiting), heard):
+        waiting = {job.id: job for job in jobs}
+        async with self._inbox.listening(waiting) as heard:
             settled = await self._settled(list(waiting))
             while waiting:
                 for job_id in settled:
@@ -82,10 +75,7 @@ class AsyncClient:
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - loop.time())
                 if left <= 0:
                     raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
-                try:
-                    settled = [await asyncio.wait_for(heard.get(), left)]
-                except TimeoutError:
-                    settled = await self._settled(list(waiting))
+                settled = await heard.wait(left) or await self._settled(list(waiting))
 
     async def purge(self, jobs: Iterable[AsyncJob | str]) -> int:
         """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
@@ -100,41 +90,13 @@ class AsyncClient:
         for job, answer in zip(jobs, answers, strict=True):
             check(job, answer)
 
-    async def _settled(self, job_ids: Sequence[str]) -> list[str]:
-        states = await self._call.all(*(self._ledger.watch(job_id, self._channel) for job_id in job_ids))
+    async def _settled(self, job_ids: Sequence[str], pieces: bool = False) -> list[str]:
+        channel = self._inbox.channel
+        states = await self._call.all(*(self._ledger.watch(job_id, channel, pieces) for job_id in job_ids))
         for job_id, state in zip(job_ids, states, strict=True):
             if state == "":
                 raise LookupError(f"there is no job {job_id}: it never was, or its result has expired")
         return [job_id for job_id, state in zip(job_ids, states, strict=True) if is_settled(state)]
-
-    @contextlib.asynccontextmanager
-    async def _listening(self, job_ids: Sequence[str], heard: asyncio.Queue[str]) -> AsyncIterator[None]:
-        for job_id in job_ids:
-            self._listeners[job_id].add(heard)
-        if self._listener is None:
-            self._listener = asyncio.create_task(self._listen())
-        await self._ready.wait()
-        try:
-            yield
-        finally:
-            for job_id in job_ids:
-                self._listeners[job_id].discard(heard)
-                if not self._listeners[job_id]:
-                    del self._listeners[job_id]
-
-    async def _listen(self) -> None:
-        while True:
-            try:
-                async with self._redis.pubsub() as pubsub:
-                    await pubsub.subscribe(self._channel)
-                    self._ready.set()
-                    async for message in pubsub.listen():
-                        if message["type"] == "message":
-                            job_id = message["data"].decode()
-                            for heard in self._listeners.get(job_id, ()):
-                                heard.put_nowait(job_id)
-            except (RedisError, OSError):
-                await asyncio.sleep(0.2)  # those who wait ask again by themselves meanwhile
 
 
 class AsyncJob:
@@ -170,13 +132,16 @@ class AsyncJob:
     async def stream(self) -> AsyncIterator[str]:
         """As `Job.stream`: `async for piece in job.stream()`."""
         client, reader = self._client, Reader()
-        key = client._ledger.keys.stream(self.id)
-        while not reader.ended:
-            reply = await client._redis.xread({key: reader.after}, count=1000, block=BLOCK_MS)
-            for piece in reader.read(entries(reply)):
-                yield piece
-            if not reply and not reader.ended and is_settled(await self.status()):
-                break
+        async with client._inbox.listening([self.id, f"+{self.id}"]) as heard:
+            settled = await client._settled([self.id], pieces=True)
+            while not reader.ended:
+                pieces = await client._call(client._ledger.pieces(self.id, reader.after))
+                for text in reader.read(pieces):
+                    yield text
+                if settled and not pieces:
+                    break
+                if not pieces and self.id in (await heard.wait() or [self.id]):
+                    settled = await client._settled([self.id], pieces=True)
         answer = await self._answer()
         if not reader.given and answer.text:
             yield answer.text

@@ -19,8 +19,6 @@ from turnout.request import InferenceRequest, Lane, Message, ResponseFormat, Rou
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 RESULT_TTL_S = 86_400.0
 """How long a cancelled job's record is kept, as the workers' default is for others."""
-RECHECK_S = 5.0
-"""How often a waiting job is asked after, in case word of it was lost with a connection."""
 
 
 def redis_url(url: str | None) -> str:

@@ -10,6 +10,7 @@ from turnout.ledger.job import (
     Intake,
     NewJob,
     NotClaimed,
+    Piece,
     Settlement,
 )
 from turnout.ledger.keys import Keys
@@ -30,6 +31,7 @@ __all__ = [
     "Ledger",
     "NewJob",
     "NotClaimed",
+    "Piece",
     "Read",
     "Script",
     "Settlement",

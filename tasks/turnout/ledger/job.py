@@ -176,6 +176,28 @@ def read_result(reply: list[bytes | None]) -> JobResult | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Piece:
+    """An entry of an answer's stream."""
+
+    entry: str
+    """Its id in Redis."""
+    call: str
+    text: str | None
+    """None: the call begins here."""
+    ends: bool = False
+    """The job has ended; there is no more."""
+
+
+def read_pieces(reply: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Piece]:
+    found = []
+    for entry, fields in reply:
+        text = fields.get(b"text")
+        call = fields.get(b"call", b"").decode()
+        found.append(Piece(entry.decode(), call, None if text is None else text.decode(), b"end" in fields))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
 class Hook:
     """A settled job that somebody is to be told of."""
 

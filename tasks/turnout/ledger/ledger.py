@@ -29,10 +29,12 @@ from turnout.ledger.job import (
     Intake,
     NewJob,
     NotClaimed,
+    Piece,
     Settlement,
     read_claim,
     read_facts,
     read_hook,
+    read_pieces,
     read_result,
 )
 from turnout.ledger.keys import Keys
@@ -100,9 +102,12 @@ class Ledger:
             lambda reply: Enqueued(Intake(reply[0].decode()), reply[1].decode()),
         )
 
-    def watch(self, job_id: str, inbox: str) -> Call[str]:
-        """Have the job's id published on `inbox` when it settles. Gives its state now, '' if there is none."""
-        return self._call("watch", [self.keys.job(job_id)], [inbox], bytes.decode)
+    def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:
+        """Have the job's id published on `inbox` when it settles. Gives its state now, '' if there is none.
+
+        pieces: and `+ID` whenever its stream has grown.
+        """
+        return self._call("watch", [self.keys.job(job_id)], [inbox, int(pieces)], bytes.decode)
 
     def cancel(self, job_id: str, batch: str | None, result_ttl_s: float) -> Call[Settlement]:
         """Cancel a live job. A call in flight is aborted at its worker's next heartbeat."""
@@ -236,7 +241,12 @@ class Ledger:
     def stream(self, job_id: str, fields: Mapping[str, str], ttl_s: float) -> Call[None]:
         """Add to the answer's pieces: `call` and `text`, or `call` alone where a call begins."""
         pairs = [part for pair in fields.items() for part in pair]
-        return self._call("stream", [self.keys.stream(job_id)], [_ms(ttl_s), *pairs], lambda reply: None)
+        named = [self.keys.stream(job_id), self.keys.job(job_id)]
+        return self._call("stream", named, [job_id, _ms(ttl_s), *pairs], lambda reply: None)
+
+    def pieces(self, job_id: str, after: str) -> Read[list[Piece]]:
+        """What was added to the stream after this entry (`0`: all), up to 1,000 entries."""
+        return Read(("XRANGE", self.keys.stream(job_id), f"({after}", "+", "COUNT", 1000), read_pieces)
 
     def due_hooks(self, limit: int) -> Call[list[str]]:
         """Settled jobs that somebody is to be told of now."""

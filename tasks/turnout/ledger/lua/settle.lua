@@ -37,7 +37,7 @@ end
 if job[8] ~= batch then return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. job[8] .. '"') end
 
 redis.call('HSET', KEYS[1], 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
-redis.call('HDEL', KEYS[1], 'owner', 'watchers', 'missed_ms', 'republished')
+redis.call('HDEL', KEYS[1], 'owner', 'watchers', 'readers', 'missed_ms', 'republished')
 -- What nobody can need again. Progress stays where the result was not written by who knew it.
 if status == 'succeeded' then redis.call('HDEL', KEYS[1], 'payload', 'embed') end
 if authority == 'token' then redis.call('HDEL', KEYS[1], 'progress') end

@@ -1,7 +1,10 @@
 #!lua
--- Add to the pieces of an answer. Of a very long one the beginning is lost to those who come late.
--- KEYS  stream
--- ARGV  time to live (ms), then fields and values
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', 20000, '*', unpack(ARGV, 2))
-redis.call('PEXPIRE', KEYS[1], ARGV[1])
+-- Add to the pieces of an answer, and tell who reads. Of a very long one the beginning is lost to those who come late.
+-- KEYS  stream, job
+-- ARGV  id, time to live (ms), then fields and values
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', 20000, '*', unpack(ARGV, 3))
+redis.call('PEXPIRE', KEYS[1], ARGV[2])
+for inbox in string.gmatch(redis.call('HGET', KEYS[2], 'readers') or '', '%S+') do
+  redis.call('PUBLISH', inbox, '+' .. ARGV[1])
+end
 return 1

@@ -1,12 +1,19 @@
 #!lua
--- Ask to be told when a job settles, by a message on the caller's own channel.
+-- Ask to be told of a job on the caller's own channel: by its id when it settles, and by `+` and its id of each piece
+-- of its answer.
 -- KEYS  job
--- ARGV  channel
+-- ARGV  channel, 1 to be told of pieces too
 -- Returns its state now ('' if there is no such job); if it is settled, nobody will be told
-local state, watchers = unpack(redis.call('HMGET', KEYS[1], 'state', 'watchers'))
+local state, watchers, readers = unpack(redis.call('HMGET', KEYS[1], 'state', 'watchers', 'readers'))
 if not state then return '' end
-watchers = watchers or ' '
-if (is_waiting(state) or is_held(state)) and not string.find(watchers, ' ' .. ARGV[1] .. ' ', 1, true) then
-  redis.call('HSET', KEYS[1], 'watchers', watchers .. ARGV[1] .. ' ')
+
+local function add(field, channels)
+  channels = channels or ' '
+  if string.find(channels, ' ' .. ARGV[1] .. ' ', 1, true) then return end
+  redis.call('HSET', KEYS[1], field, channels .. ARGV[1] .. ' ')
+end
+if is_waiting(state) or is_held(state) then
+  add('watchers', watchers)
+  if ARGV[2] == '1' then add('readers', readers) end
 end
 return state

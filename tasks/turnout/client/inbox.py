@@ -1,0 +1,190 @@
+"""What a client waits for: one channel for all of it, and one connection that listens there.
+
+A word on it is the id of a job that has settled, or `+` and the id of one of whose answer there is more to read. Words
+can be lost with the connection, so whoever waits also asks by himself, every RECHECK_S.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Protocol, TypeVar
+
+import redis
+import redis.asyncio
+from redis.exceptions import RedisError
+
+RECHECK_S = 5.0
+"""How often a waiting job is asked after, in case word of it was lost."""
+AGAIN_S = 0.2
+"""Between two tries to listen."""
+
+
+class _Listener(Protocol):
+    def tell(self, word: str) -> None: ...
+
+
+L = TypeVar("L", bound=_Listener)
+
+
+class _Register(defaultdict[str, set[L]]):
+    """Who wants to hear which words."""
+
+    @contextlib.contextmanager
+    def entered(self, listener: L, words: Iterable[str]) -> Iterator[L]:
+        words = list(words)
+        for word in words:
+            self[word].add(listener)
+        try:
+            yield listener
+        finally:
+            for word in words:
+                self[word].discard(listener)
+                if not self[word]:
+                    del self[word]
+
+    def tell(self, word: str) -> None:
+        for listener in tuple(self.get(word, ())):
+            listener.tell(word)
+
+
+# --- for threads -----------------------------------------------------------------------------------------
+
+
+class Heard:
+    """The words for one listener."""
+
+    def __init__(self) -> None:
+        self._words: list[str] = []
+        self._new = threading.Condition()
+
+    def tell(self, word: str) -> None:
+        with self._new:
+            self._words.append(word)
+            self._new.notify()
+
+    def wait(self, limit_s: float = RECHECK_S) -> list[str]:
+        """All since the last time; none: the time is up."""
+        with self._new:
+            if not self._words:
+                self._new.wait(limit_s)
+            words, self._words = self._words, []
+            return words
+
+
+class Inbox:
+    """For all threads of a process. A thread of its own listens from the first wait on."""
+
+    def __init__(self, client: redis.Redis, channel: str) -> None:
+        self.channel = channel
+        self._client = client
+        self._register: _Register[Heard] = _Register(set)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._closed = False
+
+    def close(self) -> None:
+        self._closed = True
+        if self._thread is not None:
+            self._thread.join(2)
+
+    @contextlib.contextmanager
+    def listening(self, words: Iterable[str]) -> Iterator[Heard]:
+        """Hear these while the block runs."""
+        with contextlib.ExitStack() as entered:
+            with self._lock:
+                heard = entered.enter_context(self._register.entered(Heard(), words))
+                if self._thread is None or not self._thread.is_alive():  # a fork has no threads of its parent's
+                    self._ready.clear()
+                    self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
+                    self._thread.start()
+            self._ready.wait(RECHECK_S)
+            try:
+                yield heard
+            finally:
+                with self._lock:
+                    entered.close()
+
+    def _listen(self) -> None:
+        while not self._closed:
+            try:
+                with self._client.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+                    pubsub.subscribe(self.channel)
+                    while not self._closed:
+                        message = pubsub.get_message(timeout=0.25)
+                        if message is None:
+                            continue
+                        self._ready.set()
+                        if message["type"] == "message":
+                            with self._lock:
+                                self._register.tell(message["data"].decode())
+            except (RedisError, OSError):
+                self._ready.set()  # who waits need not wait for this: asking, they meet the error themselves
+                time.sleep(AGAIN_S)
+
+
+# --- for asyncio -----------------------------------------------------------------------------------------
+
+
+class AsyncHeard:
+    """The words for one listener."""
+
+    def __init__(self) -> None:
+        self._words: list[str] = []
+        self._new = asyncio.Event()
+
+    def tell(self, word: str) -> None:
+        self._words.append(word)
+        self._new.set()
+
+    async def wait(self, limit_s: float = RECHECK_S) -> list[str]:
+        """All since the last time; none: the time is up."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._new.wait()
+        self._new.clear()
+        words, self._words = self._words, []
+        return words
+
+
+class AsyncInbox:
+    """For all coroutines of a loop. A task listens from the first wait on."""
+
+    def __init__(self, client: redis.asyncio.Redis, channel: str) -> None:
+        self.channel = channel
+        self._client = client
+        self._register: _Register[AsyncHeard] = _Register(set)
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    async def aclose(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    @contextlib.asynccontextmanager
+    async def listening(self, words: Iterable[str]) -> AsyncIterator[AsyncHeard]:
+        """Hear these while the block runs."""
+        with self._register.entered(AsyncHeard(), words) as heard:
+            if self._task is None:
+                self._task = asyncio.create_task(self._listen())
+            await self._ready.wait()
+            yield heard
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._client.pubsub() as pubsub:
+                    await pubsub.subscribe(self.channel)
+                    async for message in pubsub.listen():
+                        self._ready.set()
+                        if message["type"] == "message":
+                            self._register.tell(message["data"].decode())
+            except (RedisError, OSError):
+                self._ready.set()  # as above
+                await asyncio.sleep(AGAIN_S)
