@@ -9,7 +9,17 @@ if TYPE_CHECKING:
     from turnout.client.blocking import Client, Job
     from turnout.client.nonblocking import AsyncClient, AsyncJob
     from turnout.client.streaming import Restarted
-    from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, JobError, Refused, TurnoutError
+    from turnout.errors import (
+        Cancelled,
+        Conflict,
+        Expired,
+        Failed,
+        IntakeRefused,
+        JobError,
+        Refused,
+        TurnoutError,
+        Unreadable,
+    )
     from turnout.request import (
         InferenceRequest,
         InferenceResponse,
@@ -32,6 +42,7 @@ _HOMES = {
         "JobError",
         "Refused",
         "TurnoutError",
+        "Unreadable",
     ),
     "turnout.request": ("InferenceRequest", "InferenceResponse", "Lane", "RoutingConstraints", "RoutingStrategy"),
     "turnout.result": ("JobResult",),
@@ -58,6 +69,7 @@ __all__ = [
     "RoutingConstraints",
     "RoutingStrategy",
     "TurnoutError",
+    "Unreadable",
 ]
 
 

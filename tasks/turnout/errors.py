@@ -4,6 +4,7 @@ TurnoutError
 ├── IntakeRefused     the job was never accepted
 │   ├── Refused         no registered endpoint could ever serve it; `reasons` by endpoint
 │   └── Conflict        its id belongs to a job of other content
+├── Unreadable        its content is sealed with a key that is not here, or was changed
 └── JobError          an accepted job that ended without an answer; carries its `result`
     ├── Failed          given up after its attempts
     ├── Expired         its deadline or its batch's cost ceiling came first
@@ -12,7 +13,7 @@ TurnoutError
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -54,6 +55,22 @@ class Conflict(IntakeRefused):
         self.job_id = job_id
         self.retryable = False
         self.message = f"job {job_id} exists with other content; submit this request under another id"
+
+
+class Unreadable(TurnoutError):
+    """Something in Redis is sealed, and can't be opened here. Nothing is lost: with the right key it can be read."""
+
+    def __init__(self, place: str, ref: str | None, known: Sequence[str]) -> None:
+        super().__init__(place, ref, tuple(known))
+        self.key = ref
+        """Of the key that is missing, `ID#HASH`; None: the key is here, but what it sealed was changed or moved."""
+
+    def __str__(self) -> str:
+        place, ref, known = self.args
+        if ref is None:
+            return f"{place}: what is stored there was changed, or sealed for another place"
+        there = f"TURNOUT_PAYLOAD_KEYS has {', '.join(known)}" if known else "TURNOUT_PAYLOAD_KEYS is not set"
+        return f"{place}: sealed with the key {ref}, and {there}; add that key"
 
 
 class JobError(TurnoutError):

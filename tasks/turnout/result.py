@@ -64,6 +64,8 @@ class JobResult(Value):
     status: JobStatus
     response: InferenceResponse | None = None
     error: Problem | None = None
+    metadata: dict[str, str] = Field(default_factory=dict)
+    """The caller's own labels, as they came with the request."""
     attempts: tuple[Attempt, ...] = ()
     failovers: int = Field(default=0, ge=0)
     """How often the job moved to another endpoint because one failed."""

@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from tests.chaos.stand import Stand, standing
 
 from turnout.batch import detached
-from turnout.ledger import run
+from turnout.ledger import Keyring, run
 from turnout_workers.commands.batch import batch
 
 FLEET = """
@@ -124,7 +124,7 @@ def test_a_chunk_that_is_fed_twice_is_noted_once(stand: Stand, tmp_path: Path) -
     id = submitted(tmp_path, prompts(3))
     chunk = stand.client.lindex(stand.ledger.keys.batch(id, "input"), 0)
     assert isinstance(chunk, bytes)
-    jobs = detached.chunk_jobs(chunk, id)
+    jobs = detached.chunk_jobs(chunk, id, Keyring())
     assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [True]
     assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [False]
     assert stand.client.hget(stand.ledger.keys.batch(id), "fed") == b"3"

@@ -1,18 +1,28 @@
-"""No prompt, no answer and no key where they don't belong, after a run with failures and with everything watching."""
+"""No prompt, no answer and no key where they don't belong, after a run with failures and with everything watching.
+
+And with keys to seal them, no prompt and no answer anywhere in Redis, or in what it has ever written to its disk.
+"""
 
 from __future__ import annotations
 
 import base64
 import json
+import os
 import urllib.request
 from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
+from click.testing import CliRunner
 from tests.chaos.stand import standing
 
-from turnout.ledger import NewJob, run
+from turnout import Client, Restarted, Unreadable
+from turnout.batch.detached import Batches
+from turnout.batch.lines import Defaults
+from turnout.batch.source import Source
+from turnout.cli import main
+from turnout.ledger import Keyring, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout_workers import process
 
@@ -33,16 +43,17 @@ CONTENT = {"payload", "result"}
 
 
 class Overheard:
-    """Everything that is published in Redis, but Celery's results for whoever waits."""
+    """Everything that is published in Redis; Celery's results, for whoever waits, only if asked for."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, results: bool = False) -> None:
         self.text = ""
+        self._results = results
         pubsub = redis.Redis.from_url(url).pubsub()
         pubsub.psubscribe(**{"*": self._hear})
         self._thread = pubsub.run_in_thread(sleep_time=0.01, daemon=True)
 
     def _hear(self, heard: dict[str, bytes]) -> None:
-        if heard["channel"].startswith(b"celery-task-meta-"):
+        if heard["channel"].startswith(b"celery-task-meta-") and not self._results:
             return
         self.text += heard["data"].decode("utf-8", "replace")
         if b'"body_encoding": "base64"' in heard["data"]:  # one of Celery's events
@@ -99,3 +110,60 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
         for secret in (PROMPT, KEY, *answers):
             assert [name for name, text in places.items() if secret in text] == []
             assert secret not in stories
+
+
+SEALED_FLEET = """
+output_tokens = 30
+[providers.sim]
+s_per_token = 0.005
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+faults = [{ kind = "truncate", for_requests = 1 }]
+"""
+ANSWERS = b"[simulated"
+"""What the simulator's answers begin with, also in their first streamed piece."""
+
+
+def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    keys = tmp_path / "keys"
+    keys.write_text(f"2026a:{base64.b64encode(os.urandom(32)).decode()}")
+    with standing(tmp_path, SEALED_FLEET, concurrency=10) as stand:
+        overheard = Overheard(stand.redis.url, results=True)
+        stand.start_worker()  # it has no key
+        monkeypatch.setenv("TURNOUT_PAYLOAD_KEYS_FILE", str(keys))
+        client = Client(stand.redis.url)
+        job = client.submit(PROMPT, model="llama-3.3-70b", stream=True, metadata={"label": PROMPT})
+        log = tmp_path / "worker-1.log"
+        stand.until(
+            lambda: f"job {job.id} is left queued: its request: sealed with the key 2026a#" in log.read_text(), 20
+        )
+        assert job.status() == "queued"
+        stand.stop_worker(stand.workers[0])
+        stand.start_worker()
+        pieces = list(job.stream())
+        assert any(isinstance(piece, Restarted) for piece in pieces)
+        answer = job.wait(20)
+        assert "".join(pieces).endswith(answer.text)
+        assert answer.text.encode().startswith(ANSWERS)
+        assert job.result() == client.job(job.id).result()
+        batches = Batches(stand.client, Ledger(keyring=Keyring.of(os.environ)))
+        (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPT, "id": "first"}) + "\n")
+        batch = batches.submit(Source(str(tmp_path / "in.jsonl")), Defaults())
+        stand.until(lambda: batches.counts(batch) == {"succeeded": 1}, 20)
+        assert ANSWERS in next(batches.results(batch))[1]
+        monkeypatch.delenv("TURNOUT_PAYLOAD_KEYS_FILE")
+        told = CliRunner().invoke(
+            main, ["explain", job.id], env={"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
+        )
+        assert "sim · llama-3.3-70b · 44 tokens" in " ".join(told.output.split()), "the story needs no key"
+        with (
+            Client(stand.redis.url) as keyless,
+            pytest.raises(Unreadable, match=f"of job {job.id}: sealed with"),
+        ):
+            keyless.job(job.id).wait(5)
+        client.close()
+        overheard.stop()
+        written = {file.name: file.read_bytes() for file in (tmp_path / "appendonlydir").iterdir()}
+        written["published"] = overheard.text.encode()
+    assert b"2026a#" in b"".join(written.values()), "what is looked through has it all"
+    for secret in (PROMPT.encode(), ANSWERS):
+        assert [name for name, text in written.items() if secret in text] == []

@@ -64,9 +64,9 @@ class Answer:
     def __repr__(self) -> str:
         return self._result.summary()
 
-    def __json__(self) -> dict[str, Any]:
-        """What `link` callbacks and chains get."""
-        return self._result.model_dump(mode="json", exclude_defaults=True)
+    def __json__(self) -> Any:
+        """What `link` callbacks and chains get, by way of Redis."""
+        return worker.stored(self._result)
 
 
 class Infer(AsyncTask):

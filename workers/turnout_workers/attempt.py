@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from turnout.errors import Unreadable
 from turnout.ledger import Claimed, Ledger
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest, Lane
@@ -102,10 +103,18 @@ class Attempts:
         """Claim the job and take it as far as it goes now."""
         current_job.set(job_id)
         claimed_at = asyncio.get_running_loop().time()
-        claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
+        try:
+            claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
+        except Unreadable as error:
+            logger.error("%s; the job fails as poison when its leases are over", error)
+            return Skipped("its request can't be read")
         if not isinstance(claim, Claimed):
             if claim.state == "unknown_version":
                 logger.error("job %s has a record of a version unknown here; it is left untouched", job_id)
+            if claim.state == "unknown_key":
+                logger.error(
+                    "job %s is left queued: %s", job_id, Unreadable("its request", claim.key, self._ledger.keyring.refs)
+                )
             return Skipped(f"not to be claimed: {claim.state}")
         self._last_seen[claim.lane] = now = self._fleet.now()
         self._shares.seen(claim.tenant or "", now)

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import redis.asyncio
 
 from turnout.batch.detached import State, chunk_jobs
+from turnout.errors import Unreadable
 from turnout.ledger import Intake, Ledger
 from turnout.ledger.script import Coalescer
+
+logger = logging.getLogger(__name__)
 
 WINDOW = 5000
 """Most jobs of a batch that are queued or at work, as for `turnout run`."""
@@ -43,7 +47,11 @@ class BatchFeeding:
                 return
             if ceiling is not None:
                 await self._client.hset(keys.money, f"batch:{id}|limit", ceiling)
-            jobs = chunk_jobs(chunk, id)
+            try:
+                jobs = chunk_jobs(chunk, id, self._ledger.keyring)
+            except Unreadable as error:
+                logger.error("batch %s is left to a worker that has the key: %s", id, error)
+                return
             answers = await self._call.all(*(self._ledger.enqueue(job) for job in jobs))
             if any(answer.outcome is Intake.FULL for answer in answers):
                 return  # Redis is short of memory: the same chunk again, later

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from typing import Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Ledger
+from turnout.ledger import Ledger, write_result
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
@@ -119,8 +120,8 @@ class Closing:
         except (RedisError, OSError, asyncio.CancelledError) as error:  # or the lease went meanwhile
             why = str(error) or "cut off"
             logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, why)
-            kept = {"job": job.id, "token": claim.token, "batch": claim.batch, "result": result.model_dump(mode="json")}
-            self._spool.keep(kept)
+            stored = json.loads(write_result(result, self._ledger.keyring))
+            self._spool.keep({"job": job.id, "token": claim.token, "batch": claim.batch, "result": stored})
             if isinstance(error, asyncio.CancelledError):
                 raise
             return Skipped("its result waits on disk")

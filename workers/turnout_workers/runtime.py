@@ -20,9 +20,11 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError, ResponseError
 
 from turnout.batch.lines import explain
-from turnout.ledger import Intake, Ledger, NewJob
+from turnout.errors import Unreadable
+from turnout.ledger import Intake, Ledger, NewJob, open_result, write_result
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer
+from turnout.ledger.sealing import Keyring
 from turnout.redis_address import connect_async
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem, celery_record
@@ -83,7 +85,7 @@ class Worker:
             socket_connect_timeout=5,
         )
         self._call = Coalescer(self._client)
-        self._ledger = Ledger(Keys(file.namespace))
+        self._ledger = Ledger(Keys(file.namespace), keyring=Keyring.of(os.environ))
         self._store = RedisFleetStore(self._call, self._ledger.keys)
         self._http = Http()
         self._poller = SnapshotPoller(self._store, Fleet(()))
@@ -216,6 +218,10 @@ class Worker:
             return None
         return await self._refused(job_id, outcome.value, f"the job was not accepted: {outcome}")
 
+    def stored(self, result: JobResult) -> Any:
+        """The result as JSON, and as it may lie in Redis."""
+        return json.loads(write_result(result, self._ledger.keyring))
+
     async def _refused(self, job_id: str, code: str, message: str) -> JobResult:
         result = JobResult(id=job_id, status=JobStatus.FAILED, error=Problem(code=code, message=message))
         key, record = self._ledger.keys.result(job_id), celery_record(result, result.model_dump_json())
@@ -227,7 +233,11 @@ class Worker:
         """Settle what a partition kept from being settled."""
         while True:
             for path, kept in self._spool:
-                result = JobResult.model_validate(kept["result"])
+                try:
+                    result = open_result(kept["result"], kept["job"], self._ledger.keyring)
+                except Unreadable as error:
+                    logger.error("spooled settlement %s waits for its key: %s", path.name, error)
+                    continue
                 kept_s = self._settings.file.retention
                 try:
                     await self._call(

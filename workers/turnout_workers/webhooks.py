@@ -21,6 +21,7 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 from redis.exceptions import RedisError
 
+from turnout.errors import Unreadable
 from turnout.ledger import Hook, Ledger
 from turnout.ledger.script import Coalescer
 from turnout.result import JobResult
@@ -82,7 +83,11 @@ class Webhooks:
                     logger.warning("webhooks wait for Redis: %s", error)
 
     async def _tell(self, job_id: str, public: aiohttp.ClientSession, private: aiohttp.ClientSession) -> None:
-        hook = await self._call(self._ledger.take_hook(job_id, TIMEOUT_S * 2))
+        try:
+            hook = await self._call(self._ledger.take_hook(job_id, TIMEOUT_S * 2))
+        except Unreadable as error:
+            logger.error("the webhook of job %s is left to a worker that has the key: %s", job_id, error)
+            return
         if hook is None:
             return
         webhook = self.configured.get(hook.name)

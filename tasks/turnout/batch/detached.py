@@ -24,7 +24,7 @@ from turnout.batch.lines import BadLine, Defaults, Format, Item, job_id
 from turnout.batch.render import bad_result, render
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
-from turnout.ledger import Ledger, NewJob, Read, run
+from turnout.ledger import Keyring, Ledger, NewJob, Read, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem
 
@@ -102,7 +102,8 @@ class Batches:
     def _put(self, id: str, chunk: list[str], index: list[str]) -> None:
         with self._client.pipeline() as pipe:
             if chunk:
-                pipe.rpush(self._keys.batch(id, "input"), zlib.compress("\n".join(chunk).encode()))
+                packed = zlib.compress("\n".join(chunk).encode())
+                pipe.rpush(self._keys.batch(id, "input"), self._ledger.keyring.seal(f"input of {id}", packed))
             if index:
                 pipe.rpush(self._keys.batch(id, "lines"), *index)
             pipe.execute()
@@ -209,9 +210,10 @@ class Batches:
         return [_line(text) for text in texts]
 
 
-def chunk_jobs(chunk: bytes, batch: str) -> list[NewJob]:
-    """The jobs of one chunk of a batch's input."""
-    pairs = (json.loads(one) for one in zlib.decompress(chunk).decode().split("\n"))
+def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:
+    """The jobs of one chunk of a batch's input. Raises Unreadable."""
+    lines = zlib.decompress(keyring.open(f"input of {batch}", chunk)).decode().split("\n")
+    pairs = (json.loads(one) for one in lines)
     return [NewJob.of(id, InferenceRequest.model_validate_json(payload), batch=batch) for id, payload in pairs]
 
 

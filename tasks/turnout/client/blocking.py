@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -14,7 +15,7 @@ from turnout.client.inbox import RECHECK_S, Inbox
 from turnout.client.streaming import Reader
 from turnout.client.submission import RESULT_TTL_S, check, is_settled, new_job, redis_url
 from turnout.errors import IntakeRefused
-from turnout.ledger import Facts, Keys, Ledger, NewJob, run
+from turnout.ledger import Facts, Keyring, Keys, Ledger, NewJob, run
 from turnout.redis_address import connect
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult
@@ -30,7 +31,7 @@ class Client:
     def __init__(self, url: str | None = None, namespace: str = "turnout") -> None:
         """url: of Redis; None: `REDIS_URL`, else this machine."""
         self._redis = connect(redis_url(url))
-        self._ledger = Ledger(Keys(namespace))
+        self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._inbox = Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
 
     def __enter__(self) -> Client:

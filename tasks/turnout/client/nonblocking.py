@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
 from typing import Any
 from uuid import uuid4
@@ -13,7 +14,7 @@ from turnout.client.inbox import RECHECK_S, AsyncInbox
 from turnout.client.streaming import Reader
 from turnout.client.submission import RESULT_TTL_S, check, is_settled, new_job, redis_url
 from turnout.errors import IntakeRefused
-from turnout.ledger import Coalescer, Keys, Ledger, NewJob
+from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob
 from turnout.redis_address import connect_async
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult
@@ -25,7 +26,7 @@ class AsyncClient:
     def __init__(self, url: str | None = None, namespace: str = "turnout") -> None:
         self._redis = connect_async(redis_url(url))
         self._call = Coalescer(self._redis)
-        self._ledger = Ledger(Keys(namespace))
+        self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._inbox = AsyncInbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
 
     async def __aenter__(self) -> AsyncClient:

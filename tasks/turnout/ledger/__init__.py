@@ -12,10 +12,13 @@ from turnout.ledger.job import (
     NotClaimed,
     Piece,
     Settlement,
+    open_result,
+    write_result,
 )
 from turnout.ledger.keys import Keys
 from turnout.ledger.ledger import Ledger
 from turnout.ledger.script import Call, Coalescer, Read, Script, run
+from turnout.ledger.sealing import Keyring
 
 __all__ = [
     "LIVE",
@@ -27,6 +30,7 @@ __all__ = [
     "Facts",
     "Hook",
     "Intake",
+    "Keyring",
     "Keys",
     "Ledger",
     "NewJob",
@@ -35,5 +39,7 @@ __all__ = [
     "Read",
     "Script",
     "Settlement",
+    "open_result",
     "run",
+    "write_result",
 ]

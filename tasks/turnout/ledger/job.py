@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from base64 import b64decode, b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from turnout.ledger.sealing import Keyring
 from turnout.request import InferenceRequest, Lane
 from turnout.result import JobResult
 
@@ -105,9 +107,11 @@ class Claimed:
 
 @dataclass(frozen=True, slots=True)
 class NotClaimed:
-    """Not to be had: the state it is in, `none`, or `unknown_version`, which is left untouched."""
+    """Not to be had: the state it is in, `none`, or `unknown_version` or `unknown_key`: these are left untouched."""
 
     state: str
+    key: str = ""
+    """The one that is missing."""
 
 
 class Ending(StrEnum):
@@ -154,14 +158,43 @@ class Facts:
     settled_at: float | None
 
 
-def read_result(reply: list[bytes | None]) -> JobResult | None:
+def place(job_id: str, part: str) -> str:
+    """Of a job's content, for its seal."""
+    return f"{part} of job {job_id}"
+
+
+CONTENT = {"text", "tool_calls", "refusal", "embeddings"}
+"""Of a response, what is sealed. The rest tells who answered, when, and for how much."""
+
+
+def write_result(result: JobResult, keyring: Keyring) -> str:
+    """As JSON, with the content of its response sealed if there are keys."""
+    if result.response is None or not keyring:
+        return result.model_dump_json(exclude_defaults=True)
+    stored = result.model_dump(mode="json", exclude_defaults=True, exclude={"response": CONTENT})
+    content = result.response.model_dump_json(exclude_defaults=True, include=CONTENT).encode()
+    stored["response"]["sealed"] = b64encode(keyring.seal(place(result.id, "answer"), content)).decode()
+    return json.dumps(stored, ensure_ascii=False, separators=(",", ":"))
+
+
+def open_result(stored: dict[str, Any], job_id: str, keyring: Keyring | None) -> JobResult:
+    """Of its JSON. Without a keyring, what is sealed is left out. Raises Unreadable."""
+    response = stored.get("response")
+    if response and (sealed := response.pop("sealed", None)) and keyring is not None:
+        response |= json.loads(keyring.open(place(job_id, "answer"), b64decode(sealed)))
+    return JobResult.model_validate_json(json.dumps(stored))
+
+
+def read_result(reply: list[bytes | None], job_id: str, keyring: Keyring | None) -> JobResult | None:
     """The stored result; one written without its worker (expired, cancelled, poison) lacks what the record has."""
-    result, accepted_ms, settled_ms, progress = reply
+    result, accepted_ms, settled_ms, progress, metadata = reply
     if result is None:
         return None
     stored = json.loads(result)
     stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
     stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
+    if metadata and keyring is not None:
+        stored["metadata"] = json.loads(keyring.open(place(job_id, "metadata"), metadata))
     if progress:
         known = json.loads(progress)
         attempts = known.get("attempts", [])
@@ -172,7 +205,7 @@ def read_result(reply: list[bytes | None]) -> JobResult | None:
             "cost_microusd": sum(attempt.get("cost_microusd", 0) for attempt in attempts),
             "unsure_microusd": sum(attempt.get("unsure_microusd", 0) for attempt in attempts),
         }
-    return JobResult.model_validate_json(json.dumps(stored))
+    return open_result(stored, job_id, keyring)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +221,12 @@ class Piece:
     """The job has ended; there is no more."""
 
 
-def read_pieces(reply: list[tuple[bytes, dict[bytes, bytes]]]) -> list[Piece]:
+def read_pieces(reply: list[tuple[bytes, dict[bytes, bytes]]], job_id: str, keyring: Keyring) -> list[Piece]:
     found = []
     for entry, fields in reply:
-        text = fields.get(b"text")
-        call = fields.get(b"call", b"").decode()
+        call, text = fields.get(b"call", b"").decode(), fields.get(b"text")
+        if (sealed := fields.get(b"sealed")) is not None:
+            text = keyring.open(place(job_id, f"call {call}"), sealed)
         found.append(Piece(entry.decode(), call, None if text is None else text.decode(), b"end" in fields))
     return found
 
@@ -208,24 +242,24 @@ class Hook:
     result: JobResult
 
 
-def read_hook(reply: list[Any] | None) -> Hook | None:
+def read_hook(reply: list[Any] | None, job_id: str, keyring: Keyring) -> Hook | None:
     if reply is None:
         return None
     name, tries, *rest = reply
-    result = read_result(rest)
+    result = read_result(rest, job_id, keyring)
     assert result is not None
     return Hook(name.decode(), int(tries or 0), result)
 
 
-def read_claim(reply: list[Any]) -> Claimed | NotClaimed:
+def read_claim(reply: list[Any], job_id: str, keyring: Keyring) -> Claimed | NotClaimed:
     if reply[0] != b"claimed":
-        return NotClaimed(reply[0].decode())
-    _, token, waited_ms, fields, after = reply
+        return NotClaimed(*(part.decode() for part in reply))
+    _, token, waited_ms, (payload, *fields), after = reply
     texts = [None if value is None else value.decode() for value in fields]
-    payload, accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
+    accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
     return Claimed(
         token=token,
-        payload=payload or "",
+        payload=keyring.open(place(job_id, "request"), payload or b"").decode(),
         accepted_at=int(accepted or 0) / 1000,
         deadline=int(deadline) / 1000 if deadline and deadline != "0" else None,
         progress=progress or "",

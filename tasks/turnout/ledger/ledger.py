@@ -16,7 +16,7 @@ paid for. Time is Redis's. Every method here builds a `Call`; who sends it is th
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
@@ -31,15 +31,18 @@ from turnout.ledger.job import (
     NotClaimed,
     Piece,
     Settlement,
+    place,
     read_claim,
     read_facts,
     read_hook,
     read_pieces,
     read_result,
+    write_result,
 )
 from turnout.ledger.keys import Keys
 from turnout.ledger.message import TEMPLATE
 from turnout.ledger.script import CLOCK, Call, Read, Script
+from turnout.ledger.sealing import Keyring
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus, Problem, celery_record
 
@@ -48,10 +51,11 @@ TURNS = 16
 
 
 class Ledger:
-    """Builds the ledger's operations for one namespace. `clock`: see `script.CLOCK`."""
+    """Builds the ledger's operations for one namespace. `clock`: see `script.CLOCK`; `keyring`: seals content."""
 
-    def __init__(self, keys: Keys | None = None, clock: str = CLOCK) -> None:
+    def __init__(self, keys: Keys | None = None, clock: str = CLOCK, keyring: Keyring | None = None) -> None:
         self.keys = keys or Keys()
+        self.keyring = keyring or Keyring()
         shared = files("turnout.ledger").joinpath("lua", "shared.lua").read_text("utf-8")
         constants = f"local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\nlocal TURNS = {TURNS}\n"
         self._prelude = clock + constants + shared
@@ -65,7 +69,7 @@ class Ledger:
         keys = self.keys
         record = {
             "v": CONTRACT_VERSION,
-            "payload": job.payload,
+            "payload": self._sealed(job.id, "request", job.payload),
             "lane": job.lane.value,
             "label": job.label,
             "tenant": job.tenant or "",
@@ -76,8 +80,9 @@ class Ledger:
             "embed": job.embed,
             "webhook": job.webhook,
             "trace": job.trace,
+            "seal": self.keyring.ref,
             "stream": "1" if job.stream else "",
-            "metadata": json.dumps(dict(job.metadata)) if job.metadata else "",
+            "metadata": self._sealed(job.id, "metadata", json.dumps(dict(job.metadata))) if job.metadata else "",
         }
         record |= {name: value for name, value in optional.items() if value}
         return self._call(
@@ -134,8 +139,8 @@ class Ledger:
         return self._call(
             "claim",
             [keys.job(job_id), keys.leases, keys.story(job_id), keys.turns, keys.in_line, *keys.all_pending],
-            [job_id, owner, _ms(ttl_s)],
-            read_claim,
+            [job_id, owner, _ms(ttl_s), *self.keyring.refs],
+            self._opening(read_claim, job_id),
         )
 
     def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Call[list[bool]]:
@@ -240,13 +245,19 @@ class Ledger:
 
     def stream(self, job_id: str, fields: Mapping[str, str], ttl_s: float) -> Call[None]:
         """Add to the answer's pieces: `call` and `text`, or `call` alone where a call begins."""
-        pairs = [part for pair in fields.items() for part in pair]
+        stored: dict[str, str | bytes] = {**fields}
+        if self.keyring and "text" in stored:
+            stored["sealed"] = self._sealed(job_id, f"call {fields['call']}", fields["text"])
+            del stored["text"]
+        pairs = [part for pair in stored.items() for part in pair]
         named = [self.keys.stream(job_id), self.keys.job(job_id)]
         return self._call("stream", named, [job_id, _ms(ttl_s), *pairs], lambda reply: None)
 
     def pieces(self, job_id: str, after: str) -> Read[list[Piece]]:
         """What was added to the stream after this entry (`0`: all), up to 1,000 entries."""
-        return Read(("XRANGE", self.keys.stream(job_id), f"({after}", "+", "COUNT", 1000), read_pieces)
+        return Read(
+            ("XRANGE", self.keys.stream(job_id), f"({after}", "+", "COUNT", 1000), self._opening(read_pieces, job_id)
+        )
 
     def due_hooks(self, limit: int) -> Call[list[str]]:
         """Settled jobs that somebody is to be told of now."""
@@ -255,7 +266,9 @@ class Ledger:
     def take_hook(self, job_id: str, for_s: float) -> Call[Hook | None]:
         """Have the telling of it for so long; None: another worker has it, or it is done."""
         keys = self.keys
-        return self._call("take_hook", [keys.hooks, keys.job(job_id)], [job_id, _ms(for_s)], read_hook)
+        return self._call(
+            "take_hook", [keys.hooks, keys.job(job_id)], [job_id, _ms(for_s)], self._opening(read_hook, job_id)
+        )
 
     def put_off_hook(self, job_id: str, for_s: float) -> Call[None]:
         """Tell it again later."""
@@ -275,10 +288,14 @@ class Ledger:
         names = ("state", "lane", "label", "batch", "tenant", "calls", "crashes", "accepted_ms", "settled_ms")
         return Read(("HMGET", self.keys.job(job_id), *names), read_facts)
 
-    def result(self, job_id: str) -> Read[JobResult | None]:
-        """The result of a settled job; None if it is live, or gone."""
-        names = ("result", "accepted_ms", "settled_ms", "progress")
-        return Read(("HMGET", self.keys.job(job_id), *names), read_result)
+    def result(self, job_id: str, content: bool = True) -> Read[JobResult | None]:
+        """The result of a settled job; None if it is live, or gone. Raises Unreadable.
+
+        content: False for those who have no key: without what is sealed.
+        """
+        names = ("result", "accepted_ms", "settled_ms", "progress", "metadata")
+        keyring = self.keyring if content else None
+        return Read(("HMGET", self.keys.job(job_id), *names), lambda reply: read_result(reply, job_id, keyring))
 
     def story(self, job_id: str) -> Read[list[dict[str, Any]]]:
         """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""
@@ -294,6 +311,12 @@ class Ledger:
         return Read(command, _texts)
 
     # --- shared ----------------------------------------------------------------------------------------
+
+    def _sealed(self, job_id: str, part: str, text: str) -> bytes:
+        return self.keyring.seal(place(job_id, part), text.encode())
+
+    def _opening(self, read: Callable[[Any, str, Keyring], Any], job_id: str) -> Callable[[Any], Any]:
+        return lambda reply: read(reply, job_id, self.keyring)
 
     def _publishing(self, job_id: str, lane: Lane) -> list[str]:
         """The keys of every script that may publish a job, in the order that `publish` wants."""
@@ -321,7 +344,7 @@ class Ledger:
         max_crashes: int = 0,
     ) -> Call[Settlement]:
         keys = self.keys
-        text = result.model_dump_json(exclude_defaults=True)
+        text = write_result(result, self.keyring)
         event: dict[str, Any] = {"event": result.status.value}
         if result.error is not None:
             event["why"] = result.error.code

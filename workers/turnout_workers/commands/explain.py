@@ -26,7 +26,9 @@ COLUMNS = ("id", "score", "cost", "latency_s", "p_late", "wait_s", "error_rate",
 def explain(job: str, as_json: bool, strategy: str | None) -> None:
     """Tell a job's story: waits, decisions with candidates, exclusions and scores, attempts, money, end."""
     here = setting()
-    facts, story, result = here.ask(here.ledger.facts(job), here.ledger.story(job), here.ledger.result(job))
+    facts, story, result = here.ask(
+        here.ledger.facts(job), here.ledger.story(job), here.ledger.result(job, content=False)
+    )
     if facts is None:
         raise click.ClickException(f"there is no job {job}: it never was, or its record has expired")
     if as_json:

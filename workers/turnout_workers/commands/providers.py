@@ -13,6 +13,7 @@ import redis
 from rich.console import Console
 from rich.table import Table
 
+from turnout.errors import Unreadable
 from turnout.ledger import Read
 from turnout.request import CONTRACT_VERSION
 from turnout_workers import redis_fitness
@@ -98,12 +99,17 @@ def doctor() -> None:
 
 
 def _foreign(here: Setting) -> Iterator[tuple[bool, str]]:
-    """Live jobs whose records another release has written, which this one leaves untouched."""
+    """Live jobs that are left untouched: another release wrote their records, or a key is missing to read them."""
     keys = here.ledger.keys
     indexes = (*keys.all_pending, keys.delayed, keys.leases)
     found = here.ask(*(Read(("ZRANGE", index, 0, LOOKED_AT - 1), list) for index in indexes))
     ids = {job_id.decode() for ids in found for job_id in ids}
-    versions = Counter(here.ask(*(Read(("HGET", keys.job(job_id), "v"), lambda v: int(v or 0)) for job_id in ids)))
+    records = here.ask(*(Read(("HMGET", keys.job(job_id), "v", "seal"), list) for job_id in ids))
+    seals = Counter(seal.decode() for _, seal in records if seal)
+    for ref, count in sorted(seals.items()):
+        if ref not in here.ledger.keyring.refs:
+            yield False, f"{count} jobs: {Unreadable('their requests', ref, here.ledger.keyring.refs)}, for the workers"
+    versions = Counter(int(v or 0) for v, _ in records)
     for known, count in sorted(versions.items()):
         if known not in (0, CONTRACT_VERSION):  # 0: gone meanwhile
             what = f"{count} jobs have records of version {known}, and this Turnout knows version {CONTRACT_VERSION}"

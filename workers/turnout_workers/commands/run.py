@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import threading
@@ -24,7 +25,7 @@ from turnout.batch.lines import Defaults
 from turnout.batch.sink import Sink
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
-from turnout.ledger import Keys, Ledger
+from turnout.ledger import Keyring, Keys, Ledger
 from turnout.redis_address import connect
 from turnout.request import MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStrategy
 from turnout.result import JobStatus
@@ -118,7 +119,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any]) ->
         fleet = Fleet(endpoint for account in accounts(here.settings) for endpoint in account.endpoints)
         _announce(console, here, fleet)
         client = connect(here.redis_url, retry=PATIENCE)
-        ledger = Ledger(Keys(here.settings.file.namespace))
+        ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
         ceiling = None if options["max_cost"] is None else round(options["max_cost"] * MICROUSD_PER_USD)
         feeding = Options(
             batch=name,

@@ -10,7 +10,7 @@ import click
 import redis
 
 from turnout.errors import TurnoutError
-from turnout.ledger import Keys, Ledger, Read, run
+from turnout.ledger import Keyring, Keys, Ledger, Read, run
 from turnout.ledger.script import Call
 from turnout.redis_address import connect
 from turnout_workers.config import Settings, configured
@@ -54,8 +54,8 @@ def setting(with_keys: bool = False) -> Setting:
     with_keys: for commands that call providers; the others do without.
     """
     try:
-        settings = configured(os.environ, with_keys=with_keys)
+        settings, keyring = configured(os.environ, with_keys=with_keys), Keyring.of(os.environ)
     except TurnoutError as error:
         raise click.ClickException(str(error)) from None
     fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
-    return Setting(settings, connect(settings.redis_url), Ledger(Keys(settings.file.namespace)), fleet)
+    return Setting(settings, connect(settings.redis_url), Ledger(Keys(settings.file.namespace), keyring=keyring), fleet)

@@ -10,6 +10,7 @@ import click
 from celery.utils.nodenames import default_nodename, host_format
 
 from turnout.errors import TurnoutError
+from turnout.ledger import Keyring
 from turnout.request import Lane
 from turnout_workers import config
 
@@ -28,6 +29,7 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
         os.environ["TURNOUT_CONFIG"] = str(path)
     try:
         settings = config.configured(os.environ)
+        Keyring.of(os.environ)  # what is wrong with it is said now, and not by the loop
     except TurnoutError as error:
         raise click.ClickException(str(error)) from None
     slots = concurrency or settings.file.worker.concurrency

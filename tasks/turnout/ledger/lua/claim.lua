@@ -1,13 +1,19 @@
 #!lua flags=allow-oom
 -- Take a queued job for one worker: the token grows, and fences whoever held it before.
 -- KEYS  job, leases, story, turns, line, pending of each lane
--- ARGV  id, owner, time to live (ms)
--- Returns {state} if it is not to be had, else
+-- ARGV  id, owner, time to live (ms), then what the keys are called that the worker has
+-- Returns {state} if it is not to be had, {'unknown_key', key} if the worker couldn't read it, else
 --         {'claimed', token, waited ms, values of the record, id of the job whose turn is next ('': none)}
-local version, state, queued_ms, turn = unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'queued_ms', 'turn'))
+local version, state, queued_ms, turn, seal =
+  unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'queued_ms', 'turn', 'seal'))
 if not state then return {'none'} end
 if version ~= VERSION then return {'unknown_version'} end
 if state ~= 'queued' then return {state} end
+if seal then
+  local known = false
+  for i = 4, #ARGV do known = known or ARGV[i] == seal end
+  if not known then return {'unknown_key', seal} end
+end
 
 local token = redis.call('HINCRBY', KEYS[1], 'token', 1)
 redis.call('HSET', KEYS[1], 'state', 'leased', 'owner', ARGV[2])

@@ -2,10 +2,12 @@
 -- Take the telling of a settled job for a while, so that no other worker tells it meanwhile.
 -- KEYS  hooks, job
 -- ARGV  id, for how long (ms)
--- Returns {webhook, tries, result, accepted, settled, progress}, or nothing: it isn't due, or the job is gone or live again
+-- Returns {webhook, tries, result, accepted, settled, progress, metadata}, or nothing: it isn't due, or the job is gone
+--         or live again
 local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
 if not due or tonumber(due) > NOW then return nil end
-local job = redis.call('HMGET', KEYS[2], 'webhook', 'hook_tries', 'result', 'accepted_ms', 'settled_ms', 'progress')
+local job = redis.call('HMGET', KEYS[2], 'webhook', 'hook_tries', 'result', 'accepted_ms', 'settled_ms', 'progress',
+  'metadata')
 if not job[1] or not job[3] then
   redis.call('ZREM', KEYS[1], ARGV[1])
   return nil
