@@ -24,7 +24,7 @@ from turnout_workers.closing import Ceilings, Closing
 from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.hedging import Hedging
-from turnout_workers.held import Done, End, HeldJob, Skipped, outcome
+from turnout_workers.held import End, HeldJob, Skipped, outcome
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.logs import current_attempt
 from turnout_workers.monitoring.metrics import Metrics
@@ -130,7 +130,7 @@ class Attempts:
                 end = await self._held(job)
                 if span:
                     span.set_attribute("turnout.outcome", outcome(end))
-                logger.info("%s: %s", outcome(end), end.result.summary() if isinstance(end, Done) else end.note)
+                logger.info("%s: %s", outcome(end), end)
         self._metrics.ended(claim.lane, outcome(end))
         return end
 

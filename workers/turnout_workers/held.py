@@ -27,6 +27,9 @@ class Done:
 
     result: JobResult
 
+    def __str__(self) -> str:
+        return self.result.summary()
+
 
 @dataclass(frozen=True, slots=True)
 class Moved:
@@ -35,12 +38,18 @@ class Moved:
     how: Literal["failed_over", "deferred", "handed_back"]
     note: str
 
+    def __str__(self) -> str:
+        return self.note
+
 
 @dataclass(frozen=True, slots=True)
 class Skipped:
     """Nothing to do here: done already, somebody else's, or no longer ours."""
 
     note: str
+
+    def __str__(self) -> str:
+        return self.note
 
 
 End = Done | Moved | Skipped

@@ -86,8 +86,8 @@ class TaskPool(BasePool):
         self._jobs: dict[int, _Job] = {}
         self._done: deque[_Job] = deque()
         self._wakeup_read, self._wakeup_write = os.pipe()
+        self._woken = False
         os.set_blocking(self._wakeup_read, False)
-        os.set_blocking(self._wakeup_write, False)
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="turnout-loop", daemon=True)
         self._thread.start()
@@ -131,13 +131,15 @@ class TaskPool(BasePool):
             except BaseException as error:  # the tracer reports it, as it would any task's
                 request[OUTCOME] = _raiser(error)
         self._done.append(job)
-        with contextlib.suppress(BlockingIOError):  # a full pipe holds wake-ups enough
+        if not self._woken:
+            self._woken = True
             os.write(self._wakeup_write, b"\0")
 
     def _finish_done(self, *_: Any) -> None:
         """On Celery's thread."""
-        with contextlib.suppress(BlockingIOError):  # one wake-up may have finished another's job
-            os.read(self._wakeup_read, 65536)
+        with contextlib.suppress(BlockingIOError):  # nobody has rung: the pool is stopping
+            os.read(self._wakeup_read, 1)
+        self._woken = False  # before the look at what is done: what comes after it rings anew
         while self._done:
             job = self._done.popleft()
             failed, value, runtime = job.target(*job.args)

@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass, replace
 from typing import Self
 
+from pydantic_core import to_json
+
 from turnout.result import Attempt
 
 
@@ -59,7 +61,7 @@ class Progress:
         return replace(self, deferrals=self.deferrals + 1, tried=frozenset() if new_round else self.tried)
 
     def to_json(self) -> str:
-        return json.dumps(
+        return to_json(
             {
                 "attempts": [attempt.model_dump(mode="json", exclude_defaults=True) for attempt in self.attempts],
                 "tried": sorted(self.tried),
@@ -67,9 +69,8 @@ class Progress:
                 "spent_attempts": self.spent_attempts,
                 "failovers": self.failovers,
                 "deferrals": self.deferrals,
-            },
-            separators=(",", ":"),
-        )
+            }
+        ).decode()
 
     @classmethod
     def from_json(cls, text: str) -> Self:

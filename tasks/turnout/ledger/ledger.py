@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
 from typing import Any
 
+from pydantic_core import to_json
+
 from turnout.ledger.job import (
     Claimed,
     Ending,
@@ -392,7 +394,7 @@ def _ms(seconds: float | None) -> int:
 
 def _event(event: Mapping[str, Any]) -> str:
     """The inside of a JSON object: Lua puts the time before it."""
-    return json.dumps(event, separators=(",", ":"), ensure_ascii=False)[1:-1]
+    return to_json(event)[1:-1].decode()
 
 
 def _texts(reply: list[bytes]) -> list[str]:

@@ -6,7 +6,8 @@ from jobs, so that no flood of models or tenants makes a flood of series.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import cache
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -25,52 +26,50 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
 
-        def counter(name: str, told: str, *labels: str) -> Counter:
-            return Counter(name, told, labels, registry=registry)
+        # Looking a labelled series up costs more than counting in it; there are few, all of the configuration.
+        def counter(name: str, told: str, *labels: str) -> Callable[..., Counter]:
+            return cache(Counter(name, told, labels, registry=registry).labels)
+
+        def histogram(name: str, told: str, label: str, buckets: Sequence[float]) -> Callable[[str], Histogram]:
+            return cache(Histogram(name, told, [label], buckets=buckets, registry=registry).labels)
 
         self._ended = counter("turnout_jobs", "Jobs that left this worker, by how.", "lane", "outcome")
-        self._wait = Histogram(
-            "turnout_queue_wait_seconds",
-            "From acceptance to the first claim.",
-            ["lane"],
-            buckets=WAITS_S,
-            registry=registry,
-        )
+        self._wait = histogram("turnout_queue_wait_seconds", "From acceptance to the first claim.", "lane", WAITS_S)
         self._calls = counter("turnout_calls", "Calls to providers, by how they went.", "endpoint", "outcome")
-        self._call_s = Histogram(
-            "turnout_call_seconds", "Of successful calls.", ["endpoint"], buckets=CALLS_S, registry=registry
-        )
+        self._call_s = histogram("turnout_call_seconds", "Of successful calls.", "endpoint", CALLS_S)
         self._tokens = counter("turnout_tokens", "Tokens of successful calls.", "endpoint", "direction")
         self._spent = counter("turnout_spend_usd", "What calls have cost for sure.", "endpoint")
         self._unsure = counter("turnout_unsure_usd", "What broken calls may have cost.", "endpoint")
         self._moves = counter(
             "turnout_failovers", "Jobs moved from provider to provider.", "source", "target", "failure"
         )
-        self._cut = counter("turnout_lease_losses", "Jobs that were lost to another worker, their calls aborted.")
+        self._cut = Counter(
+            "turnout_lease_losses", "Jobs that were lost to another worker, their calls aborted.", registry=registry
+        )
         self._recovered = counter("turnout_recoveries", "Jobs that housekeeping brought back.", "how")
         self._held = Gauge("turnout_worker_jobs", "Jobs in flight in this process.", registry=registry)
 
     def claimed(self, lane: Lane, waited_s: float) -> None:
-        self._wait.labels(lane.value).observe(max(0.0, waited_s))
+        self._wait(lane.value).observe(max(0.0, waited_s))
 
     def ended(self, lane: Lane, outcome: str) -> None:
         """`outcome`: a job's final status, or `failed_over`, `deferred`, `handed_back`, `skipped`."""
-        self._ended.labels(lane.value, outcome).inc()
+        self._ended(lane.value, outcome).inc()
 
     def called(self, call: Finished) -> None:
         endpoint = call.chosen.endpoint.id
-        self._calls.labels(endpoint, call.failure.kind.value if call.failure else "ok").inc()
-        self._spent.labels(endpoint).inc(call.cost_microusd / MICROUSD_PER_USD)
-        self._unsure.labels(endpoint).inc(call.unsure_microusd / MICROUSD_PER_USD)
+        self._calls(endpoint, call.failure.kind.value if call.failure else "ok").inc()
+        self._spent(endpoint).inc(call.cost_microusd / MICROUSD_PER_USD)
+        self._unsure(endpoint).inc(call.unsure_microusd / MICROUSD_PER_USD)
         if call.outcome is not None:
             response = call.outcome.response
-            self._call_s.labels(endpoint).observe(response.latency_s or 0.0)
-            self._tokens.labels(endpoint, "input").inc(response.usage.input_tokens)
-            self._tokens.labels(endpoint, "output").inc(response.usage.output_tokens)
+            self._call_s(endpoint).observe(response.latency_s or 0.0)
+            self._tokens(endpoint, "input").inc(response.usage.input_tokens)
+            self._tokens(endpoint, "output").inc(response.usage.output_tokens)
 
     def moved(self, failed: Attempt, provider: str) -> None:
         """A job whose last attempt failed is tried at another provider."""
-        self._moves.labels(failed.provider, provider, failed.failure or "").inc()
+        self._moves(failed.provider, provider, failed.failure or "").inc()
 
     def lease_lost(self) -> None:
         self._cut.inc()
@@ -78,7 +77,7 @@ class Metrics:
     def recovered(self, how: str, count: int) -> None:
         """`how`: `woken`, `swept`, `poison`, `expired`, `republished`."""
         if count:
-            self._recovered.labels(how).inc(count)
+            self._recovered(how).inc(count)
 
     def held(self, count: Callable[[], float]) -> None:
         """Where to ask how many jobs are in flight here."""

@@ -20,6 +20,7 @@ from typing import Any
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
+from pydantic_core import PydanticSerializationError, to_json
 
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.classify import classify, scrubbed
@@ -180,7 +181,7 @@ def _request(
     method: str, url: str, headers: Mapping[str, str], body: Mapping[str, Any] | None, connect_s: float
 ) -> httpx.Request:
     """A request with just the headers that are given here; httpx would look for each that it might add."""
-    content = b"" if body is None else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    content = b"" if body is None else to_json(body)
     about = {"user-agent": USER_AGENT, "accept-encoding": "gzip"}
     if content:
         about |= {"content-type": "application/json", "content-length": str(len(content))}
@@ -294,7 +295,7 @@ def classify_exception(error: BaseException) -> Failure:
             return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
         case httpx.TransportError() | aiohttp.ClientError() | OSError() | httpx.StreamError():
             return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
-        case UnicodeEncodeError():
+        case PydanticSerializationError():
             return Failure(FailureKind.INVALID_REQUEST, "the request holds text that is no Unicode")
         case ValueError():
             return Failure(FailureKind.UNAVAILABLE, text)

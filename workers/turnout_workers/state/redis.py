@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, TypeVar
 
+from pydantic_core import to_json
+
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import CLOCK, Call, Coalescer, Read, Script
 from turnout_workers.routing import health, latency
@@ -227,7 +229,7 @@ def _ms(seconds: float) -> int:
 
 
 def _json(body: Mapping[str, Any]) -> str:
-    return json.dumps(body, separators=(",", ":"))
+    return to_json(body).decode()
 
 
 def _text(reply: bytes | str) -> str:
