@@ -44,6 +44,7 @@ from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.policy import InForce, Policy
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
+from turnout_workers.redis_exchange import exchange
 from turnout_workers.reload import Reload
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.spool import Spool
@@ -84,7 +85,7 @@ class Worker:
             socket_timeout=min(20.0, file.worker.lease_s * 2 / 3),
             socket_connect_timeout=5,
         )
-        self._call = Coalescer(self._client)
+        self._call = Coalescer(self._client, exchange=exchange)
         self._ledger = Ledger(Keys(file.namespace), keyring=Keyring.of(os.environ))
         self._store = RedisFleetStore(self._call, self._ledger.keys)
         self._http = Http()

@@ -6,6 +6,7 @@ import asyncio
 import socket
 import traceback
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pytest
 import redis
@@ -15,10 +16,12 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from tests import redis_server
 from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
+from tests.tcp_proxy import between
 
 from turnout.ledger import Coalescer, Intake, Ledger, run
-from turnout.ledger.script import Read
+from turnout.ledger.script import Exchange, Read, pipelined
 from turnout.result import JobStatus
+from turnout_workers import redis_exchange
 
 LEDGER = Ledger()
 
@@ -37,9 +40,13 @@ def test_an_error_of_one_call_leaves_the_others_done(flushed: redis.Redis) -> No
     assert [one.state for one in run(flushed, [LEDGER.facts("a"), LEDGER.facts("b")])] == ["leased", "queued"]
 
 
-async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str) -> None:
+both_ways = pytest.mark.parametrize("exchange", [pipelined, redis_exchange.exchange])
+
+
+@both_ways
+async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str, exchange: Exchange) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        call = Coalescer(client)
+        call = Coalescer(client, exchange=exchange)
         for name in "ab":
             job_ids = [f"{name}{number}" for number in range(20)]
             taken = await call.all(*(LEDGER.enqueue(new_job(job_id)) for job_id in job_ids))
@@ -49,9 +56,10 @@ async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str) -> Non
             await client.script_flush()
 
 
-async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url: str) -> None:
+@both_ways
+async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url: str, exchange: Exchange) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        call = Coalescer(client)
+        call = Coalescer(client, exchange=exchange)
         await call.all(*(LEDGER.enqueue(new_job(f"j{i}", payload=f"p{i}")) for i in range(60)))
         claims = [asyncio.create_task(call(LEDGER.claim(f"j{i}", "w", 30))) for i in range(60)]
         await asyncio.sleep(0)
@@ -86,13 +94,14 @@ def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path:
         server.stop()
 
 
-async def test_a_failure_is_each_callers_own() -> None:
+@both_ways
+async def test_a_failure_is_each_callers_own(exchange: Exchange) -> None:
     """Celery clears the frames of a failed task's traceback, and so ends any coroutine that is suspended in one."""
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         address = unheard.getsockname()
         client = redis.asyncio.Redis(host=address[0], port=address[1], retry=Retry(NoBackoff(), 0))
-        call, failed, go_on = Coalescer(client), asyncio.Event(), asyncio.Event()
+        call, failed, go_on = Coalescer(client, exchange=exchange), asyncio.Event(), asyncio.Event()
 
         async def survivor() -> str:
             try:
@@ -115,10 +124,40 @@ async def test_a_failure_is_each_callers_own() -> None:
         await client.aclose()
 
 
-def test_a_connection_that_was_just_closed_is_a_connection_error_under_uvloop_too(redis_url: str) -> None:
+@both_ways
+async def test_replies_are_read_as_redis_py_reads_them(redis_url: str, exchange: Exchange) -> None:
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await client.zadd("z", {"a": 1})
+        commands = [("PING",), ("GET", "z"), ("ZRANGE", "z", 0, -1, "WITHSCORES"), ("HGETALL", "none")]
+        pong, refused, scores, fields = await exchange(client, commands)
+        assert isinstance(refused, redis.ResponseError)
+        assert (pong, fields) == (True, {})
+        assert scores == await client.execute_command(*commands[2])
+        await client.delete("z")
+
+
+@both_ways
+async def test_of_a_redis_that_answers_too_late_nobody_reads_the_answer(redis_url: str, exchange: Exchange) -> None:
+    port = urlsplit(redis_url).port
+    assert port is not None
+    with between(port) as proxy:
+        client = redis.asyncio.Redis.from_url(proxy.url, socket_timeout=0.2, retry=Retry(NoBackoff(), 0))
+        assert await exchange(client, [("ECHO", "first")]) == [b"first"]
+        proxy.part()
+        with pytest.raises(redis.TimeoutError):
+            await exchange(client, [("ECHO", "late")])
+        proxy.rejoin()
+        assert await exchange(client, [("ECHO", "next")]) == [b"next"]
+        await client.aclose()
+
+
+@both_ways
+def test_a_connection_that_was_just_closed_is_a_connection_error_under_uvloop_too(
+    redis_url: str, exchange: Exchange
+) -> None:
     async def closed_under_a_writer() -> None:
         async with redis.asyncio.Redis.from_url(redis_url) as client:
-            call = Coalescer(client)
+            call = Coalescer(client, exchange=exchange)
             assert await call(Read(("PING",), bool))
             client.connection_pool._available_connections[0]._writer.transport.abort()
             await asyncio.sleep(0)
