@@ -39,7 +39,10 @@ def test_a_settlement_whose_reply_is_cut_in_the_middle_counts_once(tmp_path: Pat
 
 def test_of_a_hundred_lost_messages_each_is_published_again_within_30_s(tmp_path: Path) -> None:
     ids = [f"job-{n}" for n in range(300)]
-    with standing(tmp_path, FLEET, concurrency=1) as stand, between(stand.redis.port) as proxy:
+    with (
+        standing(tmp_path, FLEET.replace("0.2\n", "0.05\n"), concurrency=1) as stand,
+        between(stand.redis.port) as proxy,
+    ):
         proxy.cut_replies(b"BRPOP", times=100)
         stand.submit(ids)
         for _ in range(5):
@@ -66,7 +69,7 @@ def test_replies_that_are_late_make_nothing_happen_twice(tmp_path: Path) -> None
 
 def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: Path) -> None:
     ids = IDS[:5]
-    with standing(tmp_path, FLEET.replace("0.2\n", "6.0\n"), concurrency=5) as stand:
+    with standing(tmp_path, FLEET.replace("0.2\n", "3.0\n"), concurrency=5, lease_s=2.0) as stand:
         with between(stand.redis.port) as proxy:
             stand.start_worker(redis_url=proxy.url)
             stand.submit(ids)

@@ -69,7 +69,7 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
             stand.start_worker(wait=False)
         patient, hasty = [f"patient {n}" for n in range(60)], [f"hasty {n}" for n in range(10)]
         stand.submit(patient)
-        stand.submit(hasty, constraints=RoutingConstraints(deadline_s=8))
+        stand.submit(hasty, constraints=RoutingConstraints(deadline_s=4))
         slots = WORKERS * 5
 
         def open_until() -> list[float]:
@@ -94,7 +94,7 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
 
 def test_without_redis_calls_under_way_end_and_none_begins(tmp_path: Path) -> None:
     slots = 5
-    ids = [f"job-{n}" for n in range(60)]
+    ids = [f"job-{n}" for n in range(30)]
     with standing(tmp_path, fleet("one").replace("0.02", "0.3"), concurrency=slots) as stand:
         worker = stand.start_worker()
         stand.submit(ids)

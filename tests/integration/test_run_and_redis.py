@@ -16,7 +16,7 @@ output_tokens = 8
 ttft_s = 0.2
 models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
 """
-LINES = 400
+LINES = 200
 
 
 def test_a_run_outlives_its_redis_and_does_every_line(tmp_path: Path) -> None:

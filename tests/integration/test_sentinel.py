@@ -43,6 +43,7 @@ class Watched:
         for server in (stand.redis, self.replica):
             with redis.Redis(port=server.port) as admin:
                 admin.execute_command("ACL", "SETUSER", "fleet", "on", ">p@ss", "~*", "&*", "+@all")
+                admin.config_set("shutdown-timeout", 0)
                 admin.config_set("masteruser", "fleet")
                 admin.config_set("masterauth", "p@ss")
                 admin.execute_command("ACL", "SETUSER", "default", "off")
@@ -52,6 +53,8 @@ class Watched:
             open_.callback(process.stop, sentinel)
         self.url = f"sentinel://fleet:p%40ss@{','.join(f'127.0.0.1:{port}' for port in ports)}/jobs/0?password=guard"
         self.asked = [redis.Redis(port=port, password="guard") for port in ports]
+        for asked in self.asked:  # look ten times as often as the usual, which can't be configured
+            asked.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 1000, "PUBLISH-PERIOD", 200)
         stand.client = connect(self.url)
         self.copy = redis.Redis(port=self.replica.port, username="fleet", password="p@ss")
         stand.until(lambda: self.copy.info("replication")["master_link_status"] == "up", 30)
