@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import math
 import random
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -28,6 +29,7 @@ from turnout_workers.held import End, HeldJob, Skipped, outcome
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.logs import current_attempt
 from turnout_workers.monitoring.metrics import Metrics
+from turnout_workers.parking import Parking, line_of
 from turnout_workers.policy import InForce
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import current_job
@@ -39,21 +41,23 @@ from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.tenants import TenantShares
 from turnout_workers.spool import Spool
-from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.snapshot import POLL_S, SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, FleetStore, Granted, NoRoom
 
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
-"""How long a job waits in place, all waits together, before it is parked and its slot serves another."""
+"""How long a job waits in place, all waits together, before it is parked and its slot serves another; a fresh one not
+at all while others are parked, which go before it."""
 MAX_BIDS = 6
 """Candidates offered to one admission; those behind them are offered by the next one."""
 SPREAD = 0.2
 """Most that is added to a wait, as a share of it."""
-NEXT_PERIOD_S = 60.0
-"""How often a job that waits for the next day or month of a ceiling looks again."""
 RECHECK_S = 5.0
-"""Deferral where nobody knows when there will be room."""
+"""Deferral where nobody knows when there will be room; and the longest one, doubled each time that the job is parked
+again: calls that took less than was reserved for them make room before its time."""
+FRESH_S = 2 * POLL_S
+"""After so long the snapshot shows what admission knew."""
 
 
 class Attempts:
@@ -91,6 +95,7 @@ class Attempts:
         self._closing = Closing(
             ledger=ledger, call=call, store=store, fleet=fleet, ceilings=ceilings, spool=spool, in_force=in_force
         )
+        self.parking = Parking(ledger, call)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
         self._hedging = Hedging(in_force.policy.hedge)
         self._last_seen: dict[Lane, float] = {}
@@ -118,6 +123,7 @@ class Attempts:
             return Skipped(f"not to be claimed: {claim.state}")
         self._last_seen[claim.lane] = now = self._fleet.now()
         self._shares.seen(claim.tenant or "", now)
+        self.parking.any_parked = claim.any_parked
         if claim.next_in_turn is not None:
             await self._call(self._ledger.bring(claim.next_in_turn, claim.lane))
         reached("claimed")
@@ -149,9 +155,11 @@ class Attempts:
         if (webhook := job.claim.webhook) and webhook not in known:
             message = f"no webhook is called {webhook}; there are {', '.join(sorted(known)) or 'none'}"
             return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message)
-        patience_s = PATIENCE_S[job.request.constraints.lane]
         again: str | None = None
         retries_here = 0
+        doubted = False
+        woken = progress.deferrals > 0
+        patience_s = PATIENCE_S[job.request.constraints.lane] if woken or not self.parking.any_parked else 0.0
         while True:
             now = self._fleet.now()
             if job.claim.deadline is not None and now >= job.claim.deadline:
@@ -162,6 +170,10 @@ class Attempts:
                 reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
                 message = f"no endpoint can serve this job ({reasons or 'none is configured'})"
                 return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message, decision)
+            if not progress.deferrals and (left_s := self.parking.left_s(decision, job.claim, now)) > 0:
+                return await self._closing.defer(job, progress, left_s, decision, line=_line(job, decision))
+            if woken:  # because there is room, of which the snapshot may not know yet
+                decision, woken = decision.asking(), False
             wait_s = decision.wait_s
             if decision.action is routing.Action.GO:
                 candidates = decision.bids(MAX_BIDS)
@@ -174,7 +186,8 @@ class Attempts:
                 if isinstance(admission, Granted):
                     self._shares.seen(job.claim.tenant or "", now, 1)
                     chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
-                    end = await self._attempt(job, progress, decision, chosen, admission, retries_here)
+                    with self._bringing_others(job, decision):
+                        end = await self._attempt(job, progress, decision, chosen, admission, retries_here)
                     if not isinstance(end, _Again):
                         return end
                     progress, again, retries_here = end.progress, end.endpoint_id, retries_here + 1
@@ -187,17 +200,21 @@ class Attempts:
                     continue
                 if admission.retry_at is not None:
                     wait_s = max(0.01, admission.retry_at - admission.at)
-                elif admission.ceiling is None:
-                    wait_s = RECHECK_S
-                elif admission.ceiling.startswith(("job:", "batch:")):
+                elif admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
                     return await self._closing.at_ceiling(job, progress, admission.ceiling)
-                else:
-                    wait_s = NEXT_PERIOD_S  # a day's or month's ceiling: the next one has room
+                else:  # an operator, or a ceiling of the next day or month, has to make room
+                    wait_s = math.inf
+                if not doubted and decision.leaves_out(candidates):
+                    doubted = True  # since the snapshot was taken these went out: others may have room sooner
+                    wait_s = min(wait_s, FRESH_S)
                 again, retries_here = None, 0
             # Those that wait for the same moment shall not come all at once.
-            wait_s *= 1 + SPREAD * self._rng.random()
+            longest_s = RECHECK_S * 2 ** min(progress.deferrals, 5)
+            wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._rng.random())
             if wait_s > patience_s:
-                return await self._closing.defer(job, progress, wait_s, decision)
+                line = _line(job, decision)
+                self.parking.noted(line, now + wait_s, now)
+                return await self._closing.defer(job, progress, wait_s, decision, line=line)
             patience_s -= wait_s
             with self._waits(decision.waits_for):
                 await asyncio.sleep(wait_s)
@@ -212,6 +229,15 @@ class Attempts:
             yield
         finally:
             self.waiting[endpoint_id] -= 1
+
+    @contextlib.contextmanager
+    def _bringing_others(self, job: HeldJob, decision: routing.Decision) -> Iterator[None]:
+        """Where this job has found room there may be more; and there is when its call has ended."""
+        if self.parking.any_parked:
+            self.parking.bring(_line(job, decision), job.claim.lane, 2)
+        yield
+        if self.parking.any_parked:
+            self.parking.bring(_line(job, decision), job.claim.lane, 1)
 
     def _decide(self, job: HeldJob, progress: Progress, now: float, again: str | None) -> routing.Decision:
         wish = job.request.constraints
@@ -321,6 +347,10 @@ class Attempts:
                 return await closing.give_up(
                     job, progress, JobStatus.FAILED, failure.kind.value, failure.message, decision
                 )
+
+
+def _line(job: HeldJob, decision: routing.Decision) -> str:
+    return line_of(decision, job.claim.tenant, job.claim.batch)
 
 
 def _unmended(request: InferenceRequest, progress: Progress) -> bool:

@@ -92,12 +92,19 @@ class Closing:
         return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
 
     async def defer(
-        self, job: HeldJob, progress: Progress, wait_s: float, decision: Decision, new_round: bool = False
+        self,
+        job: HeldJob,
+        progress: Progress,
+        wait_s: float,
+        decision: Decision,
+        *,
+        new_round: bool = False,
+        line: str = "",
     ) -> Moved:
-        """Park it. In a new round every endpoint may be tried again."""
+        """Park it, behind others of its line. In a new round every endpoint may be tried again."""
         progress = progress.deferred(new_round)
         event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
-        await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
+        await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line))
         return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def hand_back(self, job: HeldJob) -> Moved:

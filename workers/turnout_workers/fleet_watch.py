@@ -5,12 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 
 from redis.exceptions import RedisError
 
 from turnout_workers.reporting import Sight
-from turnout_workers.routing.fleet import Circuit
+from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import Step, after_watch, circuit
 from turnout_workers.routing.strategies import next_shadow_price
 from turnout_workers.state.store import FleetStore
@@ -35,7 +35,9 @@ class FleetWatch:
         worker: str,
         rng: random.Random,
         ejection_s: float,
+        came_back: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
+        """came_back: called when an endpoint is there that was not, or that nobody could say when it would be."""
         self._store = store
         self._fleet = fleet
         self._waiting = waiting
@@ -43,6 +45,9 @@ class FleetWatch:
         self._worker = worker
         self._rng = rng
         self._ejection_s = ejection_s
+        self._came_back = came_back
+        self._fleet_seen: Fleet | None = None
+        self._there: frozenset[str] = frozenset()
         self._judged_at = 0.0
 
     async def run(self) -> None:
@@ -53,11 +58,20 @@ class FleetWatch:
             out = [v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) is Circuit.OPEN]
             if cut := self._under_way.cut_short(out):
                 logger.warning("%d overdue calls to %s are cut short; their jobs move on", cut, ", ".join(out))
-            if now_waiting := {endpoint_id: n for endpoint_id, n in self._waiting.items() if n > 0}:
-                try:
+            try:
+                if now_waiting := {endpoint_id: n for endpoint_id, n in self._waiting.items() if n > 0}:
                     await self._store.publish_waiting(self._worker, now_waiting)
-                except (RedisError, OSError) as error:
-                    logger.debug("what waits can't be told now: %s", error)
+                await self._tell_of_returns(snapshot)
+            except (RedisError, OSError) as error:
+                logger.debug("what waits can't be told now: %s", error)
+
+    async def _tell_of_returns(self, snapshot: Snapshot) -> None:
+        """A new configuration, and what an operator or a good key brings back, come at no time that was foreseen."""
+        gone = (Circuit.DISABLED, Circuit.ISOLATED)
+        there = frozenset(v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) not in gone)
+        if self._came_back and (snapshot.fleet is not self._fleet_seen or there - self._there):
+            await self._came_back()
+        self._fleet_seen, self._there = snapshot.fleet, there
 
     async def judge(self) -> None:
         """Eject endpoints whose calls hang, long before their timeouts, and move the shadow prices a step."""

@@ -26,6 +26,8 @@ EVERY_S = 0.25
 """Between rounds: how late a parked job may wake."""
 BATCH = 1000
 """Most jobs of each kind in one round."""
+NEXT_S = 5.0
+"""After the first of a line of parked jobs, which has brought none, the next one looks."""
 LOST_AFTER_S = 5.0
 """A queued job that has had no message for so long has lost it."""
 MAX_CRASHES = 3
@@ -72,7 +74,8 @@ class Housekeeping:
     async def round(self) -> None:
         """One bounded round."""
         ledger, call, ttl_s = self._ledger, self._call, self._result_ttl_s
-        woken = await call.all(*(ledger.wake(job_id, job.lane) for job_id, job in await self._list(ledger.due(BATCH))))
+        due = await self._list(ledger.due(BATCH))
+        woken = await call.all(*(ledger.wake(job_id, job.lane, NEXT_S) for job_id, job in due))
         self._recovered("woken", sum(woken))
         spare = await self._list(ledger.spare(BATCH))
         await call.all(*(ledger.bring(job_id, job.lane) for job_id, job in spare))

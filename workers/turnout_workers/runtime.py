@@ -119,6 +119,7 @@ class Worker:
             self.name,
             rng,
             file.router.failover_cooldown,
+            self.attempts.parking.hasten,
         )
         housekeeping = Housekeeping(
             self._client,

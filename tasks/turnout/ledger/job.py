@@ -103,6 +103,8 @@ class Claimed:
     queued_for_s: float
     next_in_turn: str | None
     """Another job of its tenant, in line until now: to be brought."""
+    any_parked: bool = False
+    """Whether jobs are parked, this one's likes perhaps among them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,7 +256,7 @@ def read_hook(reply: list[Any] | None, job_id: str, keyring: Keyring) -> Hook | 
 def read_claim(reply: list[Any], job_id: str, keyring: Keyring) -> Claimed | NotClaimed:
     if reply[0] != b"claimed":
         return NotClaimed(*(part.decode() for part in reply))
-    _, token, waited_ms, (payload, *fields), after = reply
+    _, token, waited_ms, (payload, *fields), after, any_parked = reply
     texts = [None if value is None else value.decode() for value in fields]
     accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
     return Claimed(
@@ -274,6 +276,7 @@ def read_claim(reply: list[Any], job_id: str, keyring: Keyring) -> Claimed | Not
         calls=int(calls or 0),
         queued_for_s=waited_ms / 1000,
         next_in_turn=after.decode() or None,
+        any_parked=bool(any_parked),
     )
 
 

@@ -11,7 +11,8 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:turns         zset    queued jobs that take turns with others of their tenant, see `lua/shared.lua`
     {ns}:in_line       zset    queued jobs that wait in line for their turn
     {ns}:leases        zset    jobs that a worker holds, by the time (ms) at which its lease ends
-    {ns}:delayed       zset    parked jobs, by the time (ms) at which they are due
+    {ns}:parked        zset    parked jobs, in lines of those that wait for the same, see `lua/shared.lua`
+    {ns}:delayed       zset    those lines, by the time (ms) at which the first of each looks for room again
     {ns}:deadlines     zset    live jobs that have a deadline, by that time (ms)
     {ns}:failed        zset    dead letters: failed jobs, by the time (ms) at which their record goes
     {ns}:counts        hash    jobs accepted and settled, by outcome
@@ -86,6 +87,10 @@ class Keys:
     @property
     def delayed(self) -> str:
         return self._("delayed")
+
+    @property
+    def parked(self) -> str:
+        return self._("parked")
 
     @property
     def deadlines(self) -> str:

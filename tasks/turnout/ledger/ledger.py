@@ -140,7 +140,15 @@ class Ledger:
         keys = self.keys
         return self._call(
             "claim",
-            [keys.job(job_id), keys.leases, keys.story(job_id), keys.turns, keys.in_line, *keys.all_pending],
+            [
+                keys.job(job_id),
+                keys.leases,
+                keys.story(job_id),
+                keys.turns,
+                keys.in_line,
+                keys.parked,
+                *keys.all_pending,
+            ],
             [job_id, owner, _ms(ttl_s), *self.keyring.refs],
             self._opening(read_claim, job_id),
         )
@@ -172,25 +180,39 @@ class Ledger:
         """Back to its lane's front, as it was: this worker stops. No crash is counted."""
         return self._requeue(job_id, token, lane, "", {"event": "handed_back"}, 0)
 
-    def defer(self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any]) -> Call[bool]:
+    def defer(
+        self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any], line: str = ""
+    ) -> Call[bool]:
+        """Park it. `line`, a word: that of the jobs which wait for the same, by default one of its own."""
         keys = self.keys
         return self._call(
             "defer",
-            [keys.job(job_id), keys.leases, keys.delayed, keys.story(job_id)],
-            [job_id, token, _ms(wait_s), progress, _event(event)],
+            [keys.job(job_id), keys.leases, keys.delayed, keys.parked, keys.story(job_id)],
+            [job_id, token, line or job_id.replace(" ", "_"), _ms(wait_s), progress, _event(event)],
         )
+
+    def following(self, line: str, count: int) -> Read[list[str]]:
+        """The first jobs of a line of parked ones, to `wake` because there is room."""
+        command = ("ZRANGE", self.keys.parked, f"[{line} ", f"({line}!", "BYLEX", "LIMIT", 0, count)
+        return Read(command, lambda reply: [spot.split(" ", 2)[2] for spot in _texts(reply)])
+
+    def hasten(self, limit: int) -> Call[int]:
+        """Let the first of every line of parked jobs look for room at once. Gives the number of lines."""
+        return self._call("hasten", [self.keys.delayed], [limit], int)
 
     # --- housekeeping: lists of ids, and what to do with each ------------------------------------------
 
     def due(self, limit: int) -> Call[list[str]]:
-        """Parked jobs whose time has come, to be woken in this order: each goes before the last, so the first due of
-        those that get a turn at once stands last among them."""
-        return self._due(self.keys.delayed, limit, lambda r: [*_texts(r[TURNS - 1 :: -1]), *_texts(r[TURNS:])])
-
-    def wake(self, job_id: str, lane: Lane) -> Call[bool]:
+        """The first parked job of each line whose time has come, to be woken in this order: each goes to the front."""
         keys = self.keys
-        named = [*self._publishing(job_id, lane), keys.delayed, keys.story(job_id), keys.turns, keys.in_line]
-        return self._call("wake", named, [job_id])
+        return self._call("firsts", [keys.delayed, keys.parked], [limit], lambda reply: _texts(reply[::-1]))
+
+    def wake(self, job_id: str, lane: Lane, next_s: float | None = None) -> Call[bool]:
+        """Publish a parked job, at its lane's front. `next_s`: only if its line is due, whose next job follows after
+        so long, should this one not bring it; None: there is room for it now."""
+        keys = self.keys
+        named = [*self._publishing(job_id, lane), keys.delayed, keys.parked, keys.story(job_id)]
+        return self._call("wake", named, [job_id, "" if next_s is None else _ms(next_s)])
 
     def spare(self, limit: int) -> Call[list[str]]:
         """Give out turns that came free without a claim. Gives the jobs that have them now, to `bring`."""
@@ -324,8 +346,8 @@ class Ledger:
         """The keys of every script that may publish a job, in the order that `publish` wants."""
         return [self.keys.job(job_id), self.keys.pending(lane), self.keys.queue(lane)]
 
-    def _due(self, index: str, limit: int, decode: Any = None) -> Call[list[str]]:
-        return self._call("due", [index], [limit], decode or _texts)
+    def _due(self, index: str, limit: int) -> Call[list[str]]:
+        return self._call("due", [index], [limit], _texts)
 
     def _requeue(
         self, job_id: str, token: int, lane: Lane, progress: str, event: Mapping[str, Any], count: int
@@ -369,6 +391,7 @@ class Ledger:
                 keys.in_line,
                 keys.stream(job_id),
                 keys.hooks,
+                keys.parked,
                 *keys.all_pending,
             ],
             [

@@ -111,7 +111,7 @@ class Bed:
     def everything(self, job_ids: Sequence[str]) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, float]], int]:
         """The records, the indices, and the number of messages."""
         keys = self.keys
-        names = (*keys.all_pending, keys.leases, keys.delayed, keys.deadlines, keys.failed)
+        names = (*keys.all_pending, keys.leases, keys.delayed, keys.parked, keys.deadlines, keys.failed)
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hgetall(keys.job(job_id))
@@ -159,7 +159,7 @@ class Bed:
             case "sweep":
                 return ledger.sweep(job_id, LANE, MAX_CRASHES)
             case "wake":
-                return ledger.wake(job_id, LANE)
+                return ledger.wake(job_id, LANE, next_s=0)
         raise AssertionError(step)
 
     def _begin(self, job_id: str, token: int) -> Any:
@@ -207,7 +207,12 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
         return None if score is None else int(score)
 
     pending = [name for name, members in indices.items() if ":pending" in name and job_id in members]
-    lease, due, deadline = place(keys.leases), place(keys.delayed), place(keys.deadlines)
+    lease, deadline = place(keys.leases), place(keys.deadlines)
+    lines = {spot.split(" ")[0] for spot in indices.get(keys.parked, {})}
+    assert lines == set(indices.get(keys.delayed, {})), "each line has its time, and none is empty"
+    spot = record.get("spot", "")
+    assert bool(spot) == (spot in indices.get(keys.parked, {})), (record, indices)
+    due = int(indices[keys.delayed][spot.split(" ")[0]]) if spot else None
     assert len(pending) == (state == "queued"), (state, indices)
     assert (lease is not None) == (state in ("leased", "calling")), (state, indices)
     assert (due is not None) == (state == "delayed"), (state, indices)

@@ -21,12 +21,12 @@ from tests.properties.ledger import test_lanes as lanes
 from tests.properties.ledger.bed import Bed, Mutant
 from tests.properties.ledger.test_stateful import search
 from tests.properties.ledger.test_walk import walk
-from tests.unit.ledger import test_facts
+from tests.unit.ledger import test_facts, test_parked
 
 MUTANTS = [
     Mutant("claim", "if state ~= 'queued' then return {state} end", ""),
     Mutant("claim", "'HINCRBY', KEYS[1], 'token', 1", "'HINCRBY', KEYS[1], 'token', 0"),
-    Mutant("claim", "for i = 6, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end", ""),
+    Mutant("claim", "for i = 7, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end", ""),
     Mutant("claim", "NOW + ARGV[3]", "NOW"),
     Mutant("claim", "if version ~= VERSION then return {'unknown_version'} end", ""),
     Mutant("enqueue", "known[1] == fingerprint", "true"),
@@ -44,7 +44,14 @@ MUTANTS = [
     Mutant("defer", "or job[2] ~= ARGV[2]", ""),
     Mutant("defer", "redis.call('ZREM', KEYS[2], ARGV[1])", ""),
     Mutant("wake", "> NOW then return 0 end", ">= NOW then return 0 end"),
-    Mutant("wake", "redis.call('ZREM', KEYS[4], ARGV[1])", ""),
+    Mutant("wake", "redis.call('ZREM', parked, spot)", ""),
+    Mutant("wake", "redis.call('ZADD', KEYS[4], NOW + ARGV[2], line_of(spot))", ""),
+    Mutant("wake", "unpark(KEYS[1], spot, KEYS[4], KEYS[5])", ""),
+    Mutant("wake", "redis.call('ZREM', delayed, line)", ""),
+    Mutant("defer", "'LT', NOW", "NOW"),
+    Mutant("defer", "redis.call('HGET', job, 'accepted_ms')", "NOW"),
+    Mutant("firsts", "'-inf', NOW", "'-inf', '+inf'"),
+    Mutant("hasten", "ZADD', KEYS[1], NOW", "ZADD', KEYS[1], NOW + 1"),
     Mutant("sweep", "> NOW then return 'none' end", ">= NOW then return 'none' end"),
     Mutant("sweep", "job[3] + 1 >=", "job[3] + 1 >"),
     Mutant("sweep", "redis.call('ZREM', KEYS[4], ARGV[1])", ""),
@@ -59,9 +66,9 @@ MUTANTS = [
     Mutant("settle", "> NOW or job[6] + 1 <", ">= NOW or job[6] + 1 <"),
     Mutant("settle", "job[6] + 1 < tonumber(ARGV[10])", "false"),
     Mutant("settle", "redis.call('ZREM', KEYS[2], id)", ""),
-    Mutant("settle", "redis.call('ZREM', KEYS[3], id)", ""),
+    Mutant("settle", "if job[12] then unpark(KEYS[1], job[12], KEYS[3], KEYS[14]) end", ""),
     Mutant("settle", "redis.call('ZREM', KEYS[4], id)", ""),
-    Mutant("settle", "for i = 14, #KEYS do redis.call('ZREM', KEYS[i], id) end", ""),
+    Mutant("settle", "for i = 15, #KEYS do redis.call('ZREM', KEYS[i], id) end", ""),
     Mutant("settle", "if job[8] ~= batch then", "if false then"),
     Mutant("settle", "redis.call('PEXPIRE', KEYS[1], ttl)", ""),
     Mutant("settle", "redis.call('PEXPIRE', KEYS[7], ttl)", ""),
@@ -87,7 +94,7 @@ MUTANTS = [
     Mutant("wake", "at_front and front_place(queue) or NOW", "NOW"),
     Mutant("claim", "redis.call('HDEL', KEYS[1], 'missed_ms', 'republished')", ""),
     Mutant("claim", "redis.call('ZADD', KEYS[2]", "redis.call('ZADD', KEYS[2], 'XX'"),
-    Mutant("defer", "redis.call('ZADD', KEYS[3]", "redis.call('ZADD', KEYS[3], 'XX'"),
+    Mutant("defer", "'ZADD', delayed, 'LT'", "'ZADD', delayed, 'XX'"),
     Mutant("lost", "place = NOW", "return {}"),
     Mutant("republish", "or job[2] ~= 'queued'", ""),
     Mutant("replay", "not (state == 'failed' or", "not (state == 'succeeded' or state == 'failed' or"),
@@ -118,7 +125,7 @@ def caught_by(url: str, mutant: Mutant) -> str:
 def checks(url: str, mutant: Mutant) -> Iterator[tuple[str, Callable[[], object]]]:
     """All there are, the quick ones first."""
     yield "walk", lambda: walk(Bed(url, mutant), claims=1)
-    for name, fact in vars(test_facts).items():
+    for name, fact in (vars(test_facts) | vars(test_parked)).items():
         if name.startswith("test_") and name != "test_redis_itself_keeps_the_time":
             for case in cases(fact):
                 yield name, partial(fact, Bed(url, mutant), *case)

@@ -164,9 +164,12 @@ def normal(bed: Bed, store: Store, now: int) -> Store:
             record = _pairs(content)
             for name in ("accepted_ms", "queued_ms", "settled_ms", "calls", "requeues"):
                 record |= {name: "0"} if name in record else {}
+            record |= {"spot": _anytime(record["spot"])} if "spot" in record else {}
             if "missed_ms" in record:
                 record["missed_ms"] = str(moved(record["missed_ms"], -MISSING_MS))
             kept[key] = [kind, [part for pair in sorted(record.items()) for part in pair]]
+        elif key == keys.parked:
+            kept[key] = [kind, [part for spot in _pairs(content) for part in (_anytime(spot), 0)]]
         elif kind == "zset":
             least = -2 if key == keys.pending(LANE) else 0
             times = {name: moved(score, least) for name, score in sorted(_pairs(content).items())}
@@ -218,6 +221,11 @@ def walk(bed: Bed, most: int) -> tuple[int, int]:
                     frontier.append(text)
         tried += len(work)
     return len(known), tried
+
+
+def _anytime(spot: str) -> str:
+    """A place in a line, whenever its job was accepted."""
+    return re.sub(r" \d+ ", " 0 ", spot)
 
 
 def _message(text: str) -> tuple[int, str]:

@@ -340,16 +340,6 @@ def test_celery_can_tell_two_messages_of_one_job_apart(bed: Bed) -> None:
     assert len({json.loads(message)["properties"]["delivery_tag"] for message in bed.messages()}) == 2
 
 
-def test_parked_jobs_run_in_the_order_in_which_they_are_due(bed: Bed) -> None:
-    for job_id, wait_s in (("a", 0.2), ("b", 0.3), ("c", 0.1)):
-        bed.enqueue(job_id, publish=False)
-        bed(bed.ledger.defer(job_id, bed.claimed(job_id).token, wait_s, "", {"event": "deferred"}))
-    bed.advance(1000)
-    for job_id in bed(bed.ledger.due(10)):
-        bed(bed.ledger.wake(job_id, LANE))
-    assert order(bed) == ["c", "a", "b"]
-
-
 def test_a_lost_message_is_found_behind_a_backlog_of_another_lane_and_of_celery(bed: Bed) -> None:
     for number in range(50):
         bed.enqueue(f"j{number}", lane=Lane.BATCH)

@@ -1,4 +1,4 @@
-"""Tenants take turns: a flood of one, fresh or woken, stands in a lane only as a handful of messages."""
+"""Tenants take turns: a flood of one stands in a lane only as a handful of messages."""
 
 from __future__ import annotations
 
@@ -97,19 +97,3 @@ def test_a_job_whose_turn_nobody_published_is_found_like_any_lost_one(bed: Bed) 
     bed.advance(5000)
     assert housekeep(bed) == [ids[-1]]
     assert serve(bed) == [ids[-1]]
-
-
-@pytest.mark.parametrize("tenant", ["loud", None])
-def test_of_many_parked_jobs_that_wake_a_handful_goes_before_a_fresh_one(bed: Bed, tenant: str | None) -> None:
-    ids = flood(bed, 100, tenant)
-    for job_id in serve(bed):
-        bed(bed.ledger.defer(job_id, 1, 1.0, "", {"event": "deferred"}))
-        bed.advance(1)
-    bed.enqueue("fresh")
-    bed.advance(1100)
-    for job_id in bed(bed.ledger.due(1000)):
-        assert bed(bed.ledger.wake(job_id, LANE))
-    served = serve(bed)
-    assert served.index("fresh") == TURNS
-    assert [job for job in served if job != "fresh"] == ids
-    assert nobody_waits_for_a_turn(bed)

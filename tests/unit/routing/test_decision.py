@@ -316,3 +316,19 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
     assert candidates(record)[0]["id"] == "middle/llama"
     assert candidates(record)[0]["cost"] == 62
     assert "secret" not in json.dumps(record)
+
+
+def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_same() -> None:
+    busy = view(endpoint("busy"), load=Load(ready_at=NOW + 0.4))
+    decision = decide(job(), busy)
+    assert (decision.action, decision.bids(6)) == (Action.WAIT, ())
+    asking = decision.asking()
+    assert asking.action is Action.GO
+    assert [bid.endpoint.provider for bid in asking.bids(6)] == ["busy"]
+
+
+def test_bids_that_leave_out_an_endpoint_that_is_back_before_long_are_not_all_there_is() -> None:
+    back_soon = view(endpoint("soon"), Health(blocked_until=NOW + 600, reason="asked to wait"))
+    alone, both = decide(job(), CHEAP), decide(job(), CHEAP, back_soon)
+    assert not alone.leaves_out(alone.bids(6))
+    assert both.leaves_out(both.bids(6))

@@ -101,9 +101,9 @@ def doctor() -> None:
 def _foreign(here: Setting) -> Iterator[tuple[bool, str]]:
     """Live jobs that are left untouched: another release wrote their records, or a key is missing to read them."""
     keys = here.ledger.keys
-    indexes = (*keys.all_pending, keys.delayed, keys.leases)
-    found = here.ask(*(Read(("ZRANGE", index, 0, LOOKED_AT - 1), list) for index in indexes))
-    ids = {job_id.decode() for ids in found for job_id in ids}
+    indexes = (*keys.all_pending, keys.leases, keys.parked)
+    *found, parked = here.ask(*(Read(("ZRANGE", index, 0, LOOKED_AT - 1), list) for index in indexes))
+    ids = {job_id.decode() for ids in found for job_id in ids} | {spot.decode().split(" ", 2)[2] for spot in parked}
     records = here.ask(*(Read(("HMGET", keys.job(job_id), "v", "seal"), list) for job_id in ids))
     seals = Counter(seal.decode() for _, seal in records if seal)
     for ref, count in sorted(seals.items()):

@@ -19,7 +19,7 @@ def reads(keys: Keys) -> list[Read[Any]]:
         *(Read(("LLEN", keys.queue(lane)), int) for lane in Lane),
         *(Read(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest) for lane in Lane),
         Read(("ZCARD", keys.leases), int),
-        Read(("ZCARD", keys.delayed), int),
+        Read(("ZCARD", keys.parked), int),
         Read(("HGETALL", keys.counts), _counts),
         Read(("HMGET", keys.money, *(f"total|{kind}" for kind in KINDS)), lambda sums: [int(sum or 0) for sum in sums]),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -133,6 +133,16 @@ class Decision:
         later = (WAITABLE_S, *rows[0][1:])
         (threshold, *scores), _ = utilities(self.job, [later, *rows], strategy, self.at)
         return tuple(self._candidate(index) for index, score in zip(ready, scores, strict=True) if score <= threshold)
+
+    def asking(self) -> Decision:
+        """The same, but for asking those that were busy a moment ago."""
+        if self.action is not Action.WAIT or not self.busy:
+            return self
+        return replace(self, action=Action.GO, ready=[*self.ready, *self.busy], busy=EMPTY, wait_s=0.0)
+
+    def leaves_out(self, bids: Sequence[Candidate]) -> bool:
+        """Whether, besides those offered to admission, an endpoint could take the job now or before long."""
+        return bool(self.passing) or len(bids) < len(self.ranking.options)
 
     def has_untried(self, endpoint_id: str) -> bool:
         """Whether, besides this one, an endpoint could take the job now or soon that it hasn't tried."""

@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- Park a held job: nothing has room for it now. No attempt is spent.
--- KEYS  job, leases, delayed, story
--- ARGV  id, token, for how long (ms), progress (JSON), event (JSON fields)
+-- KEYS  job, leases, delayed, parked, story
+-- ARGV  id, token, line, for how long (ms) the line waits at most, progress (JSON), event (JSON fields)
 -- Returns 1, or 0 if it is no longer this worker's
 local job = redis.call('HMGET', KEYS[1], 'state', 'token')
 if not is_held(job[1]) or job[2] ~= ARGV[2] then return 0 end
 
-redis.call('HSET', KEYS[1], 'state', 'delayed', 'progress', ARGV[4])
+redis.call('HSET', KEYS[1], 'progress', ARGV[5])
 redis.call('ZREM', KEYS[2], ARGV[1])
-redis.call('ZADD', KEYS[3], NOW + ARGV[3], ARGV[1])
-tell(KEYS[4], ARGV[5])
+park(KEYS[1], ARGV[1], ARGV[3], ARGV[4], KEYS[3], KEYS[4])
+tell(KEYS[5], ARGV[6])
 return 1

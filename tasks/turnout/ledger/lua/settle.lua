@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- End a job, once: store its result, for the ledger and for Celery, and tell who waits.
 -- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done list of its batch,
---       turns, line, stream, hooks, pending of each lane
+--       turns, line, stream, hooks, parked, pending of each lane
 -- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
 --       time to live (ms), time to live if failed (ms), crashes that make it poison, batch ('': none)
 -- authority  token: the worker that holds it, and for a success any that ever held it
@@ -9,7 +9,7 @@
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
 local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[11]
 local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'token', 'settled_token', 'deadline_ms', 'crashes',
-  'watchers', 'batch', 'turn', 'stream', 'webhook')
+  'watchers', 'batch', 'turn', 'stream', 'webhook', 'spot')
 local state, current = job[2], job[3]
 if not state then return {'gone', ''} end
 if job[1] ~= VERSION then return {'refused', state} end
@@ -42,9 +42,9 @@ redis.call('HDEL', KEYS[1], 'owner', 'watchers', 'readers', 'missed_ms', 'republ
 if status == 'succeeded' then redis.call('HDEL', KEYS[1], 'payload', 'embed') end
 if authority == 'token' then redis.call('HDEL', KEYS[1], 'progress') end
 redis.call('ZREM', KEYS[2], id)
-redis.call('ZREM', KEYS[3], id)
+if job[12] then unpark(KEYS[1], job[12], KEYS[3], KEYS[14]) end
 redis.call('ZREM', KEYS[4], id)
-for i = 14, #KEYS do redis.call('ZREM', KEYS[i], id) end
+for i = 15, #KEYS do redis.call('ZREM', KEYS[i], id) end
 if job[9] then end_turn(KEYS[1], job[9], KEYS[10], KEYS[11]) end
 redis.call('HINCRBY', KEYS[6], status, 1)
 

@@ -52,6 +52,27 @@ local function end_turn(job, turn, turns, line)
   redis.call('ZREM', line, turn)
 end
 
+-- Parked jobs that wait for the same thing stand in one line, the first accepted first: `parked` is ordered by text,
+-- LINE ACCEPTED ID. Only the first of a line looks for room, at the time that `delayed` has for the line, and each that
+-- finds it brings others; so those behind cost nothing while they wait.
+local function line_of(spot) return string.match(spot, '^%S+') end
+
+local function park(job, id, line, wait, delayed, parked)
+  local spot = line .. ' ' .. redis.call('HGET', job, 'accepted_ms') .. ' ' .. id
+  redis.call('HSET', job, 'state', 'delayed', 'spot', spot)
+  redis.call('ZADD', parked, 0, spot)
+  redis.call('ZADD', delayed, 'LT', NOW + wait, line)
+end
+
+local function unpark(job, spot, delayed, parked)
+  local line = line_of(spot)
+  redis.call('HDEL', job, 'spot')
+  redis.call('ZREM', parked, spot)
+  if redis.call('ZLEXCOUNT', parked, '[' .. line .. ' ', '(' .. line .. '!') == 0 then
+    redis.call('ZREM', delayed, line)
+  end
+end
+
 -- As JSON, without its quotes.
 local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
 

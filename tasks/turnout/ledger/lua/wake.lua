@@ -1,18 +1,17 @@
 #!lua flags=allow-oom
--- Queue a parked job whose time has come, at its lane's front: it has waited long enough. But of many it waits for
--- its turn, so that they don't keep the lane from all others.
--- KEYS  job, pending, lane queue, delayed, story, turns, line
--- ARGV  id
+-- Queue a parked job at its lane's front: it has waited long enough.
+-- KEYS  job, pending, lane queue, delayed, parked, story
+-- ARGV  id, when the next of its line looks (ms from now), should this one bring none; '': whether the line is due or
+--       not, for there is room
 -- Returns 1, or 0 if it is not parked, or not due
-local job = redis.call('HMGET', KEYS[1], 'v', 'state')
-if job[1] ~= VERSION or job[2] ~= 'delayed' then return 0 end
-if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[1])) > NOW then return 0 end
-
-redis.call('ZREM', KEYS[4], ARGV[1])
-if has_turn(KEYS[1], ARGV[1], KEYS[6], KEYS[7]) then
-  publish(KEYS[1], ARGV[1], KEYS[2], KEYS[3], true)
-else
-  redis.call('HSET', KEYS[1], 'state', 'queued', 'queued_ms', NOW)
+local version, state, spot = unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'spot'))
+if version ~= VERSION or state ~= 'delayed' then return 0 end
+if ARGV[2] ~= '' then
+  if tonumber(redis.call('ZSCORE', KEYS[4], line_of(spot))) > NOW then return 0 end
+  redis.call('ZADD', KEYS[4], NOW + ARGV[2], line_of(spot))
 end
-tell(KEYS[5], '"event":"woken"')
+
+unpark(KEYS[1], spot, KEYS[4], KEYS[5])
+publish(KEYS[1], ARGV[1], KEYS[2], KEYS[3], true)
+tell(KEYS[6], '"event":"woken"')
 return 1

@@ -1,0 +1,98 @@
+"""What jobs cost while they wait for a provider that has no room: `python -m tests.benchmarks.parked`
+
+One worker, with nothing to do at first; then with many parked jobs, of which the provider's limit lets one go a
+second. Compared, in one run: CPU of the worker and of Redis, commands a second, and memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+import time
+from dataclasses import astuple, dataclass
+from pathlib import Path
+
+from tests.benchmarks.measure import cpu_s, keep, rss_mb
+from tests.chaos.stand import Stand, standing
+
+FLEET = """
+output_tokens = 8
+[providers.sim-one]
+ttft_s = 0.1
+limits.{limit}
+models."llama-3.3-70b" = {{ price = {{ input = 0.1, output = 0.3 }} }}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Of one worker and its Redis, over a stretch of time."""
+
+    worker_cpu: float
+    """Part of a core."""
+    redis_cpu: float
+    commands: float
+    """A second."""
+    worker_mb: float
+    redis_mb: float
+
+    def __str__(self) -> str:
+        worker, redis, commands, worker_mb, redis_mb = astuple(self)
+        return (
+            f"worker {worker:6.1%} of a core, {worker_mb:4.0f} MB; "
+            f"Redis {redis:6.1%} of a core, {commands:5.0f} commands/s, {redis_mb:4.0f} MB"
+        )
+
+
+def watched(stand: Stand, for_s: float) -> Cost:
+    """What they cost from now on, with nobody looking on."""
+    pids = (stand.workers[0].pid, stand.redis.proc.pid)
+    before = [cpu_s(pid) for pid in pids]
+    commands = stand.client.info("stats")["total_commands_processed"]
+    began = time.monotonic()
+    time.sleep(for_s)
+    took_s = time.monotonic() - began
+    worker, redis = ((cpu_s(pid) - was) / took_s for pid, was in zip(pids, before, strict=True))
+    done = stand.client.info("stats")["total_commands_processed"] - commands
+    memory = stand.client.info("memory")["used_memory"] / 1e6
+    return Cost(worker, redis, done / took_s, rss_mb(pids[0]), memory)
+
+
+def waiting(stand: Stand) -> int:
+    """Jobs that no worker holds and that have no message."""
+    keys = stand.ledger.keys
+    return sum(map(stand.client.zcard, (keys.parked, keys.in_line)))
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--jobs", type=int, default=100_000)
+    options.add_argument("--for", type=float, default=20.0, dest="for_s", help="seconds of each measurement")
+    options.add_argument("--times", type=int, default=5)
+    options.add_argument("--limit", default="requests_per_minute = 60")
+    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    given = options.parse_args()
+    with (
+        tempfile.TemporaryDirectory(prefix="turnout-parked-") as folder,
+        standing(Path(folder), FLEET.format(limit=given.limit), 200) as stand,
+    ):
+        stand.start_worker()
+        idle = watched(stand, given.for_s)
+        print("idle:  ", idle, flush=True)
+        began = time.monotonic()
+        stand.submit([f"job-{n}" for n in range(given.jobs)])
+        stand.until(lambda: waiting(stand) >= 0.95 * given.jobs, 900)
+        print(f"parked after {time.monotonic() - began:.0f} s", flush=True)
+        settled = stand.settled()
+        costs = []
+        for _ in range(given.times):
+            costs.append(watched(stand, given.for_s))
+            print("parked:", costs[-1], flush=True)
+        went = (stand.settled() - settled) / (given.times * given.for_s)
+        print(f"{went:.2f} jobs/s went on meanwhile")
+        if given.keep:
+            keep("parked", {"jobs": given.jobs, "idle": astuple(idle), "parked": [astuple(cost) for cost in costs]})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Which jobs stand in one line when nothing has room for them."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+from tests.unit.routing.fleets import decide, endpoint, job
+
+from turnout_workers.parking import line_of
+from turnout_workers.routing import Decision, JobProfile
+
+HERE = endpoint()
+
+
+def decided(wish: JobProfile, **options: object) -> Decision:
+    return decide(wish, HERE, **options)
+
+
+def test_jobs_of_equal_wishes_stand_in_one_line_whenever_they_came_and_whenever_they_are_due() -> None:
+    lines = {line_of(decided(wish), "t", None) for wish in (job(), job(deadline_s=5), job(deadline_s=600))}
+    assert len(lines) == 1
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        job(lane="batch"),
+        job(only=("groq",)),
+        job(ignore=("nobody",)),
+        job(max_latency_s=2),
+        job(strategy="cost"),
+        job(max_cost_usd=1),
+        JobProfile(input_tokens=10_000),
+    ],
+)
+def test_what_another_wish_or_size_keeps_waiting_holds_up_no_other(other: JobProfile) -> None:
+    assert line_of(decided(other), None, None) != line_of(decided(job()), None, None)
+
+
+def test_tenants_and_batches_and_those_that_failed_somewhere_have_lines_of_their_own() -> None:
+    usual = decided(job())
+    lines = {line_of(usual, *whose) for whose in ((None, None), ("t", None), (None, "b"))}
+    assert len(lines | {line_of(decided(job(), tried=frozenset({HERE.id})), None, None)}) == 4
+
+
+def test_all_workers_name_a_line_alike() -> None:
+    """Their hashes of texts differ, and so the order of their sets."""
+    code = (
+        "from tests.unit.routing.fleets import *; from turnout_workers.parking import line_of; "
+        "wish = replace(job(), requirements=replace(job().requirements, excluded=frozenset('abcdefgh'))); "
+        "print(line_of(decide(wish, endpoint(), tried=frozenset('abcdefgh')), None, None))"
+    )
+    told = {
+        subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed})
+        for seed in ("1", "2", "3")
+    }
+    assert len(told) == 1
