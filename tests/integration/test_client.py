@@ -14,7 +14,8 @@ import redis
 from celery import Celery
 from pydantic import BaseModel, ValidationError, create_model
 
-from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest
+from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused
+from turnout.client.submission import job_id
 from turnout.ledger import Keys
 from turnout.request import InferenceResponse, ResponseFormat
 from turnout_workers import local, process
@@ -49,6 +50,27 @@ def test_the_same_key_and_content_are_one_job_and_other_content_a_conflict(clien
     assert client.submit("A?", idempotency_key="order-1").id == first.id
     with pytest.raises(Conflict):
         client.submit("B?", idempotency_key="order-1")
+
+
+def test_a_repeated_submit_many_gives_the_same_jobs(client: Client) -> None:
+    first = client.submit_many(["A?", "B?", "A?"], idempotency_key="order-2")
+    again = client.submit_many(["A?", "B?", "A?"], idempotency_key="order-2")
+    assert [job.id for job in first] == [job.id for job in again]
+    assert len({job.id for job in first}) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompt", "told"),
+    [
+        ("x" * 1_000_001, r"has 1,000,\d+ characters of JSON, more than the 1,000,000 .*max_request_chars"),
+        ("\ud800", "half a surrogate pair"),
+    ],
+)
+def test_what_is_too_long_or_no_text_is_refused_before_it_is_sent(client: Client, prompt: str, told: str) -> None:
+    with pytest.raises(IntakeRefused, match=told):
+        client.submit_many(["A?", prompt], idempotency_key="order-3")
+    with pytest.raises(LookupError):
+        client.job(job_id("order-3\0" + "0")).status()
 
 
 class Ticket(BaseModel):

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import islice
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -13,25 +12,38 @@ from redis.exceptions import OutOfMemoryError
 
 from turnout.client.inbox import RECHECK_S, Inbox
 from turnout.client.streaming import Reader
-from turnout.client.submission import RESULT_TTL_S, check, is_settled, new_job, redis_url
+from turnout.client.submission import (
+    MAX_REQUEST_CHARS,
+    RESULT_TTL_S,
+    Request,
+    check,
+    chunks,
+    fitting,
+    is_settled,
+    new_job,
+    redis_url,
+)
 from turnout.errors import IntakeRefused
 from turnout.ledger import Facts, Keyring, Keys, Ledger, NewJob, run
 from turnout.redis_address import connect
-from turnout.request import InferenceRequest, InferenceResponse
+from turnout.request import InferenceResponse
 from turnout.result import JobResult
-
-CHUNK = 500
-"""Jobs in one pipeline of `submit_many`."""
 
 
 class Client:
     """Submits jobs and waits for them. Threads may share one; it holds a pool of connections and, once somebody
     waits, one more connection on which all waiting jobs are told of."""
 
-    def __init__(self, url: str | None = None, namespace: str = "turnout") -> None:
-        """url: of Redis; None: `REDIS_URL`, else this machine."""
+    def __init__(
+        self, url: str | None = None, namespace: str = "turnout", max_request_chars: int = MAX_REQUEST_CHARS
+    ) -> None:
+        """url: of Redis; None: `REDIS_URL`, else this machine. max_request_chars: of a request as JSON, images and all.
+
+        `TURNOUT_PAYLOAD_KEYS` seals what is stored, see docs/security.md. Raises TurnoutError, ValueError.
+        """
         self._redis = connect(redis_url(url))
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
+        self._max_chars = max_request_chars
         self._inbox = Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
 
     def __enter__(self) -> Client:
@@ -45,7 +57,7 @@ class Client:
         self._inbox.close()
         self._redis.close()
 
-    def submit(self, request: InferenceRequest | str | Mapping[str, Any] | None = None, **options: Any) -> Job:
+    def submit(self, request: Request | None = None, **options: Any) -> Job:
         """Accept one job; it is safe in Redis when this returns.
 
         request: an InferenceRequest, a prompt, or a mapping of its fields. options: `messages`, `model`,
@@ -57,11 +69,13 @@ class Client:
         self._accept([job])
         return Job(self, job.id)
 
-    def submit_many(self, requests: Iterable[InferenceRequest | str | Mapping[str, Any]], **options: Any) -> list[Job]:
-        """Accept many jobs, some hundred at a round trip. `options` hold for all of them."""
+    def submit_many(self, requests: Iterable[Request], **options: Any) -> list[Job]:
+        """Accept many jobs, some hundred at a round trip. `options` hold for all of them.
+
+        If it raises, those before are accepted; with an `idempotency_key`, the call can be repeated as a whole.
+        """
         jobs: list[Job] = []
-        rest = iter(requests)
-        while chunk := [new_job(request, **options) for request in islice(rest, CHUNK)]:
+        for chunk in chunks(requests, **options):
             self._accept(chunk)
             jobs += [Job(self, job.id) for job in chunk]
         return jobs
@@ -94,7 +108,7 @@ class Client:
 
     def _accept(self, jobs: Sequence[NewJob]) -> None:
         try:
-            answers = run(self._redis, [self._ledger.enqueue(job) for job in jobs])
+            answers = run(self._redis, [self._ledger.enqueue(job) for job in fitting(jobs, self._max_chars)])
         except OutOfMemoryError:
             raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
         for job, answer in zip(jobs, answers, strict=True):

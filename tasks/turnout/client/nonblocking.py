@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Generator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -12,21 +12,34 @@ from redis.exceptions import OutOfMemoryError
 
 from turnout.client.inbox import RECHECK_S, AsyncInbox
 from turnout.client.streaming import Reader
-from turnout.client.submission import RESULT_TTL_S, check, is_settled, new_job, redis_url
+from turnout.client.submission import (
+    MAX_REQUEST_CHARS,
+    RESULT_TTL_S,
+    Request,
+    check,
+    chunks,
+    fitting,
+    is_settled,
+    new_job,
+    redis_url,
+)
 from turnout.errors import IntakeRefused
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob
 from turnout.redis_address import connect_async
-from turnout.request import InferenceRequest, InferenceResponse
+from turnout.request import InferenceResponse
 from turnout.result import JobResult
 
 
 class AsyncClient:
     """As `Client`, but awaited. What concurrent coroutines ask for at once shares a round trip."""
 
-    def __init__(self, url: str | None = None, namespace: str = "turnout") -> None:
+    def __init__(
+        self, url: str | None = None, namespace: str = "turnout", max_request_chars: int = MAX_REQUEST_CHARS
+    ) -> None:
         self._redis = connect_async(redis_url(url))
         self._call = Coalescer(self._redis)
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
+        self._max_chars = max_request_chars
         self._inbox = AsyncInbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
 
     async def __aenter__(self) -> AsyncClient:
@@ -40,21 +53,19 @@ class AsyncClient:
         await self._inbox.aclose()
         await self._redis.aclose()
 
-    async def submit(
-        self, request: InferenceRequest | str | Mapping[str, Any] | None = None, **options: Any
-    ) -> AsyncJob:
+    async def submit(self, request: Request | None = None, **options: Any) -> AsyncJob:
         """Accept one job; see `Client.submit`."""
         job = new_job(request, **options)
         await self._accept([job])
         return AsyncJob(self, job.id)
 
-    async def submit_many(
-        self, requests: Iterable[InferenceRequest | str | Mapping[str, Any]], **options: Any
-    ) -> list[AsyncJob]:
-        """Accept many jobs; `options` hold for all of them."""
-        jobs = [new_job(request, **options) for request in requests]
-        await self._accept(jobs)
-        return [AsyncJob(self, job.id) for job in jobs]
+    async def submit_many(self, requests: Iterable[Request], **options: Any) -> list[AsyncJob]:
+        """Accept many jobs; see `Client.submit_many`."""
+        jobs: list[AsyncJob] = []
+        for chunk in chunks(requests, **options):
+            await self._accept(chunk)
+            jobs += [AsyncJob(self, job.id) for job in chunk]
+        return jobs
 
     def job(self, job_id: str) -> AsyncJob:
         """A job by its id, whoever submitted it."""
@@ -85,7 +96,7 @@ class AsyncClient:
 
     async def _accept(self, jobs: Sequence[NewJob]) -> None:
         try:
-            answers = await self._call.all(*(self._ledger.enqueue(job) for job in jobs))
+            answers = await self._call.all(*(self._ledger.enqueue(job) for job in fitting(jobs, self._max_chars)))
         except OutOfMemoryError:
             raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
         for job, answer in zip(jobs, answers, strict=True):

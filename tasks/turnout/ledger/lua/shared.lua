@@ -7,8 +7,8 @@ local function is_waiting(state) return state == 'queued' or state == 'delayed' 
 
 -- Add an event, given as the inside of a JSON object, to the job's story. Long stories lose their beginning.
 local function tell(story, event)
-  redis.call('RPUSH', story, '{"at":' .. NOW .. ',' .. event .. '}')
-  redis.call('LTRIM', story, -200, -1)
+  local length = redis.call('RPUSH', story, '{"at":' .. NOW .. ',' .. event .. '}')
+  if length > 200 then redis.call('LTRIM', story, -200, -1) end
 end
 
 -- A lane's list is sorted by `place`, a time (ms) that stands in each message: at the back it is the time now, at
