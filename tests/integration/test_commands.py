@@ -41,11 +41,14 @@ def test_a_jobs_story_is_explained_with_each_candidate_and_exclusion(here: local
     assert "queued" in told
     assert "sim-swift is to be ignored" in told
     assert f"{answer.provider}/llama-3.3-70b: answered after" in told
+    assert f"by balanced: called {answer.provider}/llama-3.3-70b" in told
     assert "secret question" not in told
     story = json.loads(turnout(here, "explain", job.id, "--json"))
     assert story["state"] == "succeeded"
-    assert story["story"][-1]["decision"]["chosen"] == f"{answer.provider}/llama-3.3-70b"
-    assert "With the strategy latency" in turnout(here, "explain", job.id, "--replay", "latency")
+    assert story["story"][-1]["decision"]["called"] == f"{answer.provider}/llama-3.3-70b"
+    assert "By latency, decision 1: " in turnout(here, "explain", job.id, "--replay", "latency")
+    [choice] = json.loads(turnout(here, "explain", job.id, "--json", "--replay", "cost"))["replay"]
+    assert choice["endpoint_id"] == "sim-thrifty/llama-3.3-70b"
     assert "there is no job nope" in error(here, "explain", "nope")
 
 
@@ -63,7 +66,10 @@ def test_status_counts_lanes_jobs_and_endpoints(here: local.Local) -> None:
     assert told["counts"]["succeeded"] >= 1
     assert told["money_usd"]["spent"] > 0
     assert all(one["simulated"] for one in told["endpoints"])
-    assert "sim-thrifty/llama-3.3-70b (simulated)" in turnout(here, "status", "--once")
+    told = turnout(here, "status", "--once")
+    assert "sim-thrifty/llama-3.3-70b" in told
+    assert "simulated: all of them" in told
+    assert "1 worker (" in told
 
 
 def test_an_isolated_provider_gets_no_job_until_it_is_restored(here: local.Local) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import html
 import json
 import os
+import re
+import subprocess
 import sys
 import urllib.error
 import urllib.parse
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from tests.integration.test_main_job import until
+from tests.tools import program
 
 from turnout import Client
 from turnout_workers import local, process
@@ -23,55 +27,126 @@ from turnout_workers.commands.flower import flower as flower_command
 SECRET = "xyzzy-plugh-4711"
 
 
-@pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[local.Local]:
-    monkeypatch.delenv("REDIS_URL", raising=False)
-    with local.running(tmp_path, None, simulate=("--instant", "--no-faults")) as running:
-        yield running
+@pytest.fixture(scope="module")
+def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("REDIS_URL", raising=False)
+        folder = tmp_path_factory.mktemp("local")
+        with local.running(folder, None, simulate=("--instant", "--no-faults")) as running:
+            yield running
 
 
-def test_flower_shows_the_story_and_no_content(here: local.Local, tmp_path: Path) -> None:
-    port, log = process.free_port(), tmp_path / "flower.log"
-    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(tmp_path / "flower")]
-    flower = process.start(command, log, {**here.environ, "FLOWER_UNAUTHENTICATED_API": "true"})
+class Watching:
+    """A Flower that wants no login, and has heard of the worker: events are not kept for late comers."""
 
-    def get(path: str) -> str:
+    def __init__(self, url: str, log: Path) -> None:
+        self.url = url
+        self.log = log
+
+    def get(self, path: str) -> str:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as reply:
+            with urllib.request.urlopen(self.url + path, timeout=5) as reply:
                 return str(reply.read().decode())
         except urllib.error.URLError:
             return ""
 
+
+@pytest.fixture(scope="module")
+def watching(here: local.Local, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watching]:
+    folder, port = tmp_path_factory.mktemp("flower"), process.free_port()
+    log = folder / "flower.log"
+    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(folder / "flower")]
+    flower = process.start(command, log, {**here.environ, "FLOWER_UNAUTHENTICATED_API": "true"})
+    watching = Watching(f"http://127.0.0.1:{port}", log)
     try:
-        process.wait_until(lambda: get("/healthcheck") == "OK", flower, log, 60)
-        # Events are not kept for late comers: Flower has heard of the worker when it listens.
-        until(lambda: "turnout-1@" in get("/api/workers"), 30)
-        with Client(here.redis_url) as client:
-            job = client.submit(f"Remember {SECRET}", model="llama-3.3-70b", metadata={"note": SECRET})
-            answer = job.wait(30)
-            refused = client.submit(f"Refuse {SECRET}", constraints={"only": ["nobody"]})
-            until(lambda: refused.status() == "failed", 20)
-        until(lambda: '"SUCCESS"' in get("/api/tasks") and '"FAILURE"' in get("/api/tasks"), 30)
-        told = json.loads(get("/api/tasks"))
-        shown = told[job.id]
-        assert shown["name"] == "turnout.infer"
-        assert shown["args"] == "interactive · llama-3.3-70b"
-        assert shown["result"].startswith(f"{answer.provider} · llama-3.3-70b · ")
-        assert "simulated" in shown["result"]
-        endpoint = f"{answer.provider}/llama-3.3-70b"
-        told = {one["endpoint"]: one for one in json.loads(get("/api/providers"))["endpoints"]}
-        assert told[endpoint]["calls"] >= 1
-        assert told[endpoint]["p50_s"] is not None
-        assert f'<tr id="{endpoint}">' in get("/providers")
-        assert ">Providers</a>" in get("/tasks")
-        paths = ("/api/tasks", f"/api/task/info/{job.id}", f"/task/{job.id}", "/tasks", "/workers", "/providers")
-        pages = [get(path) for path in paths]
-        for text in (*pages, log.read_text(), *(path.read_text() for path in tmp_path.glob("worker-*.log"))):
-            assert SECRET not in text
-            assert answer.text not in text
+        process.wait_until(lambda: "turnout-1@" in watching.get("/api/workers"), flower, log, 90)
+        yield watching
     finally:
         process.stop(flower)
+
+
+def test_flower_shows_the_story_and_no_content(here: local.Local, watching: Watching) -> None:
+    get = watching.get
+    with Client(here.redis_url) as client:
+        job = client.submit(f"Remember {SECRET}", model="llama-3.3-70b", metadata={"note": SECRET})
+        answer = job.wait(30)
+        refused = client.submit(f"Refuse {SECRET}", constraints={"only": ["nobody"]})
+        until(lambda: refused.status() == "failed", 20)
+    until(lambda: '"SUCCESS"' in get("/api/tasks") and '"FAILURE"' in get("/api/tasks"), 30)
+    told = json.loads(get("/api/tasks"))
+    shown = told[job.id]
+    assert shown["name"] == "turnout.infer"
+    assert shown["args"] == "interactive · llama-3.3-70b"
+    assert shown["result"].startswith(f"{answer.provider} · llama-3.3-70b · ")
+    assert "simulated" in shown["result"]
+    row = json.loads(get("/tasks/datatable?draw=1&start=0&length=9&search[value]=state:FAILURE&order[0][column]=0"))
+    assert "no endpoint can serve this job" in row["data"][0]["result"], "the reason is the result of a job that failed"
+    endpoint = f"{answer.provider}/llama-3.3-70b"
+    told = {one["endpoint"]: one for one in json.loads(get("/api/providers"))["endpoints"]}
+    assert told[endpoint]["calls"] >= 1
+    assert told[endpoint]["p50_s"] is not None
+    paths = ("/api/tasks", f"/api/task/info/{job.id}", f"/task/{job.id}", "/tasks", "/workers", "/providers")
+    pages = [get(path) for path in paths]
+    assert all(pages)
+    worker_log = Path(here.environ["TURNOUT_SPOOL"]).with_name("worker-1.log")
+    for text in (*pages, watching.log.read_text(), worker_log.read_text()):
+        assert SECRET not in text
+        assert answer.text not in text
     assert os.environ.get("REDIS_URL") is None
+
+
+def test_flower_says_that_redis_is_away_and_stops_nevertheless(here: local.Local, tmp_path: Path) -> None:
+    port, nobody, log = process.free_port(), process.free_port(), tmp_path / "flower.log"
+    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(tmp_path / "flower")]
+    flower = process.start(command, log, {**here.environ, "REDIS_URL": f"redis://127.0.0.1:{nobody}/0"})
+    try:
+        process.wait_until(lambda: "Flower: " in log.read_text(), flower, log, 60)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            urllib.request.urlopen(f"http://127.0.0.1:{port}/providers", timeout=10)
+        assert refused.value.code == 503
+        assert refused.value.read().startswith(b"Redis can't be reached")
+        flower.terminate()
+        assert flower.wait(10) == 0
+    finally:
+        process.stop(flower)
+
+
+BROWSER = (
+    "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --hide-scrollbars --window-size=1280,900 --virtual-time-budget=3000"
+)
+
+
+def looked_at(url: str, picture: Path) -> str:
+    """The page as a browser has it once its scripts have run; a picture of it is left in `picture`."""
+    chromium = program("chromium", "chromium")
+    flags = [*BROWSER.split(), f"--user-data-dir={picture.with_suffix('')}", f"--screenshot={picture}", "--dump-dom"]
+    return subprocess.run([chromium, *flags, url], capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_the_pages_as_a_browser_shows_them(here: local.Local, watching: Watching, tmp_path: Path) -> None:
+    """The pictures are kept in FLOWER_PICTURES, if that is set: look at them after each change of a page."""
+    pictures = Path(os.environ.get("FLOWER_PICTURES", tmp_path))
+    with Client(here.redis_url) as client:
+        jobs = [client.submit(f"{n}?", lane=lane) for n, lane in enumerate(["interactive", "standard", "batch"] * 3)]
+        jobs.append(client.submit("?", constraints={"only": ["nobody"]}))
+        until(lambda: {job.status() for job in jobs} == {"succeeded", "failed"}, 30)
+        results = [job.result() for job in jobs]
+    ended = re.compile('"state": "(SUCCESS|FAILURE)"')
+    until(lambda: all(ended.search(watching.get(f"/api/task/info/{job.id}")) for job in jobs), 30)
+    tasks = looked_at(f"{watching.url}/tasks", pictures / "tasks.png")
+    for job, result in zip(jobs, results, strict=True):
+        assert f'title="{job.id}"' in tasks
+        assert result is not None
+        assert result.summary()[:60] in html.unescape(tasks)
+    providers = looked_at(f"{watching.url}/providers", pictures / "providers.png")
+    assert ">Providers</a>" in tasks
+    for endpoint in here.settings.file.providers:
+        assert f'<tr id="{endpoint}/' in providers
+    assert providers.count(">Isolate</button>") == providers.count('<tr id="')
+    for picture in (pictures / "tasks.png", pictures / "providers.png"):
+        assert picture.read_bytes()[12:24] == b"IHDR" + (1280).to_bytes(4) + (900).to_bytes(4)
+        assert picture.stat().st_size > 30_000, "an empty page takes a tenth of it"
 
 
 @pytest.fixture

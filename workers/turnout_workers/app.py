@@ -89,7 +89,7 @@ class Infer(AsyncTask):
                 return lambda: Answer(result)
             case Done(result):
                 return lambda: result.answer()  # raises what it ended with
-            case Moved(note):
+            case Moved(_, note):
                 return lambda: _retried(note)
             case Skipped(note):
                 return lambda: _ignored(note)
@@ -102,8 +102,15 @@ def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
     return args[0] if args and args[0] != job_id else None
 
 
+class MovedOn(Retry):
+    """A retry to Celery and Flower, which show its repr."""
+
+    def __repr__(self) -> str:
+        return str(self.message)
+
+
 def _retried(note: str) -> NoReturn:
-    raise Retry(message=note)
+    raise MovedOn(note)
 
 
 def _ignored(note: str) -> NoReturn:

@@ -304,6 +304,7 @@ class Attempts:
             alone=job.claim.stream,
         )
         reached("after_call")
+        decision = replace(decision, called=chosen.endpoint.id)
         progress = replace(progress, attempts=(*progress.attempts, *stopped))
         reporting = []
         for call in calls:

@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import click
 from rich.console import Console
-from rich.table import Table
+from rich.padding import Padding
+from rich.text import Text
 
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
+from turnout_workers.commands.screen import add, table
 from turnout_workers.commands.setting import setting
 from turnout_workers.routing import record as records
 
-COLUMNS = ("id", "score", "cost", "latency_s", "p_late", "wait_s", "error_rate", "in_flight")
-"""Of a decision's candidates; `--json` has them all. Costs are expected micro-dollars, lower scores are better."""
+COLUMNS = ("candidate", "score", "cost", "latency", "late", "wait", "errors", "in flight")
+"""Of a decision's candidates, as expected then; a lower score is better. `--json` has more."""
 
 
 @click.command()
@@ -31,50 +35,63 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
     )
     if facts is None:
         raise click.ClickException(f"there is no job {job}: it never was, or its record has expired")
+    decisions = [event["decision"] for event in story if "decision" in event]
+    replayed = list(records.choices(decisions, RoutingStrategy(strategy))) if strategy else []
     if as_json:
-        ended = result.model_dump(mode="json", exclude_defaults=True) if result else None
-        click.echo(json.dumps({"job": job, "state": facts.state, "story": story, "result": ended}))
+        told = {"job": job, "state": facts.state, "story": story}
+        told["result"] = result.model_dump(mode="json", exclude_defaults=True) if result else None
+        if strategy:
+            told["replay"] = [choice._asdict() for choice in replayed]
+        click.echo(json.dumps(told))
         return
-    console = Console()
-    console.print(f"[bold]{job}[/]  {facts.lane} · {facts.label} · {facts.state}", highlight=False)
-    began = story[0]["at"] if story else 0
+    console = Console(highlight=False, markup=False)
+    console.print(Text.assemble((job, "bold"), f"  {facts.lane} · {facts.label} · {facts.state}"))
     for event in story:
-        _tell(console, event, began)
+        _tell(console, event, story[0]["at"])
     if result is not None:
         _attempts(console, result)
-    decisions = [event["decision"] for event in story if "decision" in event]
-    if strategy is not None and decisions:
-        told = records.replay(decisions, strategy=RoutingStrategy(strategy))
-        console.print(f"With the strategy {strategy}: {told}", highlight=False)
+    if strategy:
+        _replayed(console, strategy, replayed)
 
 
 def _tell(console: Console, event: dict[str, Any], began: int) -> None:
     at = datetime.fromtimestamp(event["at"] / 1000, UTC)
     rest = {k: v for k, v in event.items() if k not in ("at", "event", "decision")}
     words = ", ".join(f"{name} {value}" for name, value in rest.items())
-    console.print(
-        f"{at:%H:%M:%S.%f}"[:-3] + f"  +{(event['at'] - began) / 1000:.3f} s  [bold]{event['event']}[/]  {words}",
-        highlight=False,
-    )
+    passed_s = (event["at"] - began) / 1000
+    console.print(Text.assemble(f"{at:%H:%M:%S}  +{passed_s:.3f} s  ", (event["event"], "bold"), f"  {words}"))
     if (decision := event.get("decision")) is not None:
         _decision(console, decision)
 
 
 def _decision(console: Console, decision: dict[str, Any]) -> None:
     rows = records.candidates(decision)
+    called = decision.get("called")
+    console.print(f"    by {decision['strategy']}: {_choice(decision, [row['id'] for row in rows], called)}")
     if rows:
-        table = Table(
-            *COLUMNS, title=f"{decision.get('strategy', '')}: {decision.get('action', '')}", title_justify="left"
-        )
+        made = table(*COLUMNS, numbers=COLUMNS[1:])
         for row in rows:
-            table.add_row(*(_short(row[column]) for column in COLUMNS))
-        console.print(table)
+            cost = "?" if row["cost"] is None else dollars(math.ceil(row["cost"]))
+            numbers = [f"{row['score']:.4g}" if row["score"] is not None else "", cost, f"{row['latency_s']:.2f} s"]
+            numbers += [f"{row['p_late']:.0%}", f"{row['wait_s']:.1f} s" if row["wait_s"] else ""]
+            numbers += [f"{row['error_rate']:.0%}", str(row["in_flight"])]
+            add(made, row["id"], *numbers, style="bold" if row["id"] == called else "")
+        console.print(Padding.indent(made, 4))
     for endpoint, (reason, text) in decision["excluded"].items():
-        console.print(f"    not {endpoint}: {text} ({reason})", style="dim", highlight=False)
+        console.print(f"    not {endpoint}: {text} ({reason})", style="dim")
 
 
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+def _choice(decision: dict[str, Any], ranked: Sequence[str], called: str | None) -> str:
+    """What was done, in words."""
+    if called is not None:
+        place = ranked.index(called) + 1 if called in ranked else 1
+        above = "" if place == 1 else f", ranked {place} of {len(ranked)}: no room above it when asked, or called again"
+        return f"called {called}{above}"
+    if decision["waits_for"]:
+        return f"waits for {decision['waits_for']}, {decision['wait_s']:.1f} s"
+    if decision["action"] == "go":
+        return "none of them had room when asked"
+    return "nothing can serve it" if decision["action"] == "refuse" else f"waits {decision['wait_s']:.1f} s"
 
 
 def _attempts(console: Console, result: JobResult) -> None:
@@ -84,7 +101,15 @@ def _attempts(console: Console, result: JobResult) -> None:
         if attempt.unsure_microusd:
             money += f", perhaps {dollars(attempt.unsure_microusd)} more"
         said = f"  {attempt.message}" if attempt.message else ""
-        console.print(
-            f"  {number}. {attempt.endpoint}: {ended} after {attempt.duration_s:.2f} s, {money}{said}", highlight=False
-        )
-    console.print(f"[bold]{result.summary()}[/]", highlight=False)
+        console.print(f"  {number}. {attempt.endpoint}: {ended} after {attempt.duration_s:.2f} s, {money}{said}")
+    console.print(result.summary(), style="bold")
+
+
+def _replayed(console: Console, strategy: str, replayed: Sequence[records.Choice]) -> None:
+    if not replayed:
+        console.print(f"The story has no decision to be made again by {strategy}.")
+    for number, choice in enumerate(replayed, 1):
+        cost = "an unknown price" if choice.cost_microusd == math.inf else dollars(math.ceil(choice.cost_microusd))
+        other = "as before" if choice.endpoint_id == choice.recorded else f"not {choice.recorded}"
+        expected = f"{cost} and {choice.time_s:.1f} s expected"
+        console.print(f"By {strategy}, decision {number}: {choice.endpoint_id} first ({other}), {expected}")

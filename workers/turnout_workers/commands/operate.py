@@ -7,15 +7,17 @@ from datetime import UTC, datetime
 
 import click
 from rich.console import Console
-from rich.table import Table
 
 from turnout.ledger import Facts
 from turnout.ledger.script import Call
 from turnout.result import JobResult
+from turnout_workers.commands.screen import add, table
 from turnout_workers.commands.setting import Setting, setting
 from turnout_workers.state.redis import mark_call
 
 PAGE = 500
+SHOWN = 120
+"""Characters of an error in a table."""
 
 
 def _failed(here: Setting, error: str | None, batch: str | None, limit: int) -> list[tuple[str, Facts, JobResult]]:
@@ -47,12 +49,12 @@ def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> N
         for _, _, result in found:
             click.echo(result.model_dump_json(exclude_defaults=True, exclude={"response"}))
         return
-    table = Table("job", "failed at (UTC)", "model", "error", "attempts")
+    made = table("job", "failed at (UTC)", "model", "attempts", "error", numbers=("attempts",), whole=("job",))
     for job_id, job, result in found:
         at = datetime.fromtimestamp(job.settled_at or 0, UTC)
         problem = f"{result.error.code}: {result.error.message}" if result.error else ""
-        table.add_row(job_id, f"{at:%Y-%m-%d %H:%M:%S}", job.label, problem[:80], str(len(result.attempts)))
-    Console().print(table if found else "No job has failed.")
+        add(made, job_id, f"{at:%m-%d %H:%M:%S}", job.label, str(len(result.attempts)), problem[:SHOWN])
+    Console().print(made if found else "No job has failed.")
 
 
 @click.command()

@@ -11,12 +11,12 @@ from importlib.metadata import version
 import click
 import redis
 from rich.console import Console
-from rich.table import Table
 
 from turnout.errors import Unreadable
 from turnout.ledger import Read
 from turnout.request import CONTRACT_VERSION
 from turnout_workers import redis_fitness
+from turnout_workers.commands.screen import add, table
 from turnout_workers.commands.setting import Setting, setting
 from turnout_workers.endpoints import accounts
 from turnout_workers.providers import Http, build
@@ -31,10 +31,12 @@ LOOKED_AT = 1000
 def providers(check: bool) -> None:
     """List providers, models, prices (USD per million tokens) and limits."""
     here = setting(with_keys=check)
-    table = Table("endpoint", "sent as", "in", "out", "price from", "rpm", "tpm", "context", "can")
+    numbers = ("in", "out", "rpm", "tpm", "context")
+    made = table("endpoint", "sent as", "in", "out", "price from", "rpm", "tpm", "context", "can", numbers=numbers)
     for endpoint in here.fleet.endpoints:
         price, limits = endpoint.price, endpoint.limits
-        table.add_row(
+        add(
+            made,
             endpoint.id + (" (simulated)" if endpoint.simulated else ""),
             endpoint.served_model,
             f"{price.input:g}" if price else "?",
@@ -45,7 +47,7 @@ def providers(check: bool) -> None:
             f"{endpoint.context_tokens:,}" if endpoint.context_tokens else "?",
             ", ".join(sorted(endpoint.capabilities)),
         )
-    Console().print(table)
+    Console().print(made)
     if check:
         sick = asyncio.run(_checked(here))
         sys.exit(1 if sick else 0)

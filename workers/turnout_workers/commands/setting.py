@@ -16,7 +16,6 @@ from turnout.redis_address import connect
 from turnout_workers.config import Settings, configured
 from turnout_workers.endpoints import accounts
 from turnout_workers.routing.fleet import Fleet
-from turnout_workers.state.fleet_view import FleetView
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +31,8 @@ class Setting:
         """Send calls in one round trip. Raises ClickException if Redis can't be reached."""
         try:
             return run(self.client, calls)
-        except redis.ConnectionError as error:
+        except (redis.ConnectionError, redis.TimeoutError) as error:
             raise click.ClickException(f"Redis can't be reached ({error}); set REDIS_URL, or redis_url") from None
-
-    @property
-    def view(self) -> FleetView:
-        return FleetView(self.client, self.ledger.keys, self.fleet)
 
     def endpoints(self, name: str) -> list[str]:
         """Ids of an endpoint, or of all endpoints of a provider."""

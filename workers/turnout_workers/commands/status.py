@@ -1,61 +1,80 @@
-"""`turnout status`: lanes, providers and money at a glance."""
+"""`turnout status`: lanes, workers, providers, pace and money at a glance."""
 
 from __future__ import annotations
 
 import json
 import time
-from collections import Counter
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
+from rich.text import Text
 
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
+from turnout_workers.commands.screen import add, table
 from turnout_workers.commands.setting import Setting, setting
 from turnout_workers.monitoring import backlog
 from turnout_workers.routing.health import circuit
+from turnout_workers.state.redis import state_call
 from turnout_workers.state.store import EndpointState
+
+EVERY_S = 0.5
+PACE_OVER = 20
+"""Looks from the first of which to the last the pace is taken: ten seconds."""
+NAMED = 6
+"""Most workers that are named on the screen."""
+SPARE = {"p50", "calls", "share", "errors"}
+"""Columns that a terminal narrower than `WIDE` does without."""
+WIDE = 100
 
 
 @click.command()
 @click.option("--once", is_flag=True, help="Print once, and end.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, once.")
 def status(once: bool, as_json: bool) -> None:
-    """Show lanes, jobs, providers and spend; until Ctrl-C, twice a second."""
-    here = setting()
+    """Show lanes, workers, providers, pace and spend; until Ctrl-C, twice a second."""
+    here, console = setting(), Console()
     if as_json:
         click.echo(json.dumps(look(here)))
         return
     if once:
-        Console().print(_drawn(look(here)))
+        console.print(_drawn(look(here), "", console.width))
         return
-    with Live(refresh_per_second=4, screen=False) as live:
+    seen: deque[dict[str, Any]] = deque(maxlen=PACE_OVER)
+    with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
-                live.update(_drawn(look(here)))
-                time.sleep(0.5)
+                try:
+                    seen.append(look(here))
+                    drawn: Any = _drawn(seen[-1], _pace(seen[0], seen[-1]), console.width)
+                except click.ClickException as error:  # Redis is away: it may come back
+                    drawn = Text(error.message)
+                live.update(drawn, refresh=True)
+                time.sleep(EVERY_S)
         except KeyboardInterrupt:
             return
 
 
 def look(here: Setting) -> dict[str, Any]:
-    """All of it, as plain values."""
-    workers, *replies = here.ask(here.ledger.workers(), *backlog.reads(here.ledger.keys))
-    snapshot, observed = here.view.read()
-    calls = sum(view.metrics.calls for view in snapshot.views) or 1
+    """All of it, as plain values, in one round trip. Raises ClickException if Redis can't be reached."""
+    keys = here.ledger.keys
+    workers, (at, observed), *replies = here.ask(here.ledger.workers(), state_call(keys), *backlog.reads(keys))
+    snapshot = here.fleet.snapshot(at, observed)
+    all_calls = sum(view.metrics.calls for view in snapshot.views) or 1
     return {
+        "at": at,
         "configuration": here.settings.version,
-        "workers": Counter(workers.values()),
-        **backlog.told(replies, snapshot.at),
+        "workers": workers,
+        **backlog.told(replies, at),
         "endpoints": [
             {
                 "endpoint": view.endpoint.id,
-                "circuit": circuit(view.health, snapshot.at).value,
-                "until_s": round(max(0.0, max(view.health.open_until, view.health.blocked_until) - snapshot.at), 1),
+                "circuit": circuit(view.health, at).value,
+                "until_s": round(max(0.0, max(view.health.open_until, view.health.blocked_until) - at), 1),
                 "reason": view.health.disabled or view.health.reason,
                 "in_flight": view.load.in_flight,
                 "slots": view.endpoint.limits.concurrency,
@@ -63,7 +82,7 @@ def look(here: Setting) -> dict[str, Any]:
                 "p50_s": _latency(observed, view.endpoint.id, 0.5),
                 "p99_s": _latency(observed, view.endpoint.id, 0.99),
                 "calls": view.metrics.calls,
-                "share": round(view.metrics.calls / calls, 3),
+                "share": round(view.metrics.calls / all_calls, 3),
                 "failures": view.metrics.failures,
                 "error_rate": round(view.metrics.error_rate, 3),
                 "spent_usd": view.metrics.spent_microusd / MICROUSD_PER_USD,
@@ -74,45 +93,81 @@ def look(here: Setting) -> dict[str, Any]:
     }
 
 
+def usd(amount: float) -> str:
+    """Money for people."""
+    return dollars(round(amount * MICROUSD_PER_USD))
+
+
 def _latency(observed: Mapping[str, EndpointState], endpoint_id: str, share: float) -> float | None:
     """Upper bound of that share of its successful calls (s); None before there was any."""
     found = observed[endpoint_id].latency_quantile(share) if endpoint_id in observed else None
     return None if found is None else round(found, 3)
 
 
-def _followers(workers: Mapping[str, int], here: str) -> str:
-    """How many workers follow the configuration that is here, and which ones the others follow."""
-    others = [f"{count:,} on {version}" for version, count in workers.items() if version != here]
-    return ", ".join([f"{workers.get(here, 0):,} workers", *others])
+def _pace(first: dict[str, Any], last: dict[str, Any]) -> str:
+    """Jobs settled a second, and money an hour, from one look to another."""
+    if (passed_s := last["at"] - first["at"]) <= 0:
+        return ""
+    jobs, money = (after - before for before, after in zip(_sums(first), _sums(last), strict=True))
+    return f" · {jobs / passed_s:,.1f} jobs/s · {usd(money / passed_s * 3600)} an hour"
 
 
-def _drawn(told: dict[str, Any]) -> Group:
-    lanes = Table("lane", "queued", "oldest", "messages", title="Jobs", title_justify="left")
+def _sums(told: dict[str, Any]) -> tuple[int, float]:
+    settled = sum(count for name, count in told["counts"].items() if name != "accepted")
+    return settled, told["money_usd"]["spent"]
+
+
+def _workers(told: dict[str, Any]) -> str:
+    """How many there are, who, and which of them follow another configuration than the one here."""
+    here, found = told["configuration"], told["workers"]
+    others = [name for name, version in found.items() if version != here]
+    names = ", ".join(name.rpartition(":")[0] for name in [*found][:NAMED]) + (" …" if len(found) > NAMED else "")
+    line = f"{len(found):,} worker{'' if len(found) == 1 else 's'}" + (f" ({names})" if found else "")
+    return line + (f", {len(others):,} of them not on configuration {here}" if others else "")
+
+
+def _drawn(told: dict[str, Any], pace: str, width: int) -> Group:
+    lanes = table("lane", "queued", "oldest", numbers=("queued", "oldest"))
     for lane, numbers in told["lanes"].items():
-        lanes.add_row(lane, f"{numbers['queued']:,}", f"{numbers['oldest_s']:.0f} s", f"{numbers['messages']:,}")
-    workers = _followers(told["workers"], told["configuration"])
-    money = {name: dollars(round(usd * MICROUSD_PER_USD)) for name, usd in told["money_usd"].items()}
-    line = (
-        f"configuration {told['configuration']}: {workers}\n"
-        f"{told['held']:,} with workers · {told['parked']:,} parked · "
-        + " · ".join(f"{count:,} {name}" for name, count in told["counts"].items())
-        + f"\n{money['spent']} spent · {money['reserved']} reserved · {money['unsure']} unsure"
-    )
-    columns = ("endpoint", "circuit", "for", "in flight", "p50", "p99", "calls", "share", "errors", "spent", "why")
-    fleet = Table(*columns, title="Endpoints", title_justify="left")
-    for one in told["endpoints"]:
-        well = one["circuit"] == "closed" and not one["until_s"]
-        fleet.add_row(
-            one["endpoint"] + (" (simulated)" if one["simulated"] else ""),
-            one["circuit"],
-            f"{one['until_s']:.0f} s" if one["until_s"] else "",
-            f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else ""),
-            *("" if one[p] is None else f"{one[p]:.2f} s" for p in ("p50_s", "p99_s")),
-            f"{one['calls']:,}",
-            f"{one['share']:.0%}",
-            f"{one['error_rate']:.0%}",
-            dollars(round(one["spent_usd"] * MICROUSD_PER_USD)),
-            "" if well else one["reason"][:60],
-            style="" if well else "yellow",
-        )
-    return Group(lanes, line, fleet)
+        oldest = f"{numbers['oldest_s']:,.0f} s" if numbers["queued"] else ""
+        add(lanes, lane, f"{numbers['queued']:,}", oldest)
+    counts = [f"{told['held']:,} at work", f"{told['parked']:,} parked"]
+    counts += [f"{count:,} {name}" for name, count in told["counts"].items()]
+    money = [f"{usd(amount)} {name}" for name, amount in told["money_usd"].items() if amount or name == "spent"]
+    rows = [_cells(one) for one in told["endpoints"]]
+    columns = [name for name in rows[0] if width >= WIDE or name not in SPARE]
+    fleet = table(*columns, numbers=columns[2:], whole=("health",))
+    for one, cells in zip(told["endpoints"], rows, strict=True):
+        add(fleet, *(cells[name] for name in columns), style="" if _is_well(one) else "yellow")
+    lines = [_workers(told) + pace, " · ".join(counts), " · ".join(money)]
+    return Group(lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"])))
+
+
+def _cells(one: dict[str, Any]) -> dict[str, str]:
+    """An endpoint's row, by column."""
+    return {
+        "endpoint": one["endpoint"],
+        "health": one["circuit"] + (f" {one['until_s']:.0f} s" if one["until_s"] else ""),
+        "in flight": f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else ""),
+        "p50": _seconds(one["p50_s"]),
+        "p99": _seconds(one["p99_s"]),
+        "calls": f"{one['calls']:,}",
+        "share": f"{one['share']:.0%}",
+        "errors": f"{one['error_rate']:.0%}",
+        "spent": usd(one["spent_usd"]),
+    }
+
+
+def _seconds(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} s"
+
+
+def _is_well(one: dict[str, Any]) -> bool:
+    return one["circuit"] == "closed" and not one["until_s"]
+
+
+def _notes(endpoints: list[dict[str, Any]]) -> Iterator[str]:
+    """What is wrong with whom, and whose answers are made up."""
+    yield from (f"{one['endpoint']}: {one['reason']}" for one in endpoints if not _is_well(one))
+    if made_up := [one["endpoint"] for one in endpoints if one["simulated"]]:
+        yield f"simulated: {'all of them' if len(made_up) == len(endpoints) else ', '.join(made_up)}"

@@ -7,10 +7,11 @@ and no worker: it gets a Celery app that knows the broker and nothing else.
 from __future__ import annotations
 
 import asyncio
-import atexit
+import contextlib
 import os
 import signal
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,17 +19,18 @@ from typing import Any
 import flower.command
 import flower.urls
 from celery import Celery
+from click import ClickException
 from flower.api import BaseApiHandler
 from flower.app import Flower
 from flower.views import BaseHandler
+from flower.views.tasks import TASK_COLUMNS
 from kombu import Queue
 from tornado import template, web
 from tornado.options import options
 
-from turnout.request import MICROUSD_PER_USD, Lane
-from turnout.result import dollars
+from turnout.request import Lane
 from turnout_workers.commands.setting import Setting
-from turnout_workers.commands.status import look
+from turnout_workers.commands.status import look, usd
 from turnout_workers.state.redis import mark_call
 from turnout_workers.transport import celery_settings
 
@@ -42,6 +44,20 @@ TAB = """
       </ul>"""
 
 
+TASKS = "name,args,state,retries,result,received,worker,uuid"
+"""Columns of the list of tasks, unless FLOWER_TASKS_COLUMNS names others."""
+STORY = """<style>
+  .tasks-page table { font-size: .875rem; }
+  .tasks-page td.overflow-auto { max-width: none; white-space: normal !important; }
+  .task-uuid-full { display: none; }
+  .task-uuid-short { display: inline; }
+</style>"""
+"""The list of tasks so that the line that tells how a job went fits; ids are short there, and whole in their links."""
+REASON = 100
+"""Most characters of why a job failed in the list; its own page has all."""
+COLOURS = {"closed": "success", "open": "danger", "disabled": "danger", "isolated": "secondary"}
+
+
 class Loader(template.Loader):
     """Our templates, else Flower's own, its bar of tabs with one more at the end of the first list."""
 
@@ -53,6 +69,8 @@ class Loader(template.Loader):
         text = (folder / name).read_text("utf-8")
         if name == "navbar.html":
             text = text.replace("</ul>", TAB, 1)
+        if name == "tasks.html":
+            text = text.replace("{% block container %}", "{% block container %}" + STORY, 1)
         return template.Template(text, name=name, loader=self)
 
 
@@ -68,8 +86,15 @@ class Providers(BaseHandler):  # type: ignore[misc]
 
     @web.authenticated
     async def get(self) -> None:
-        told = await asyncio.to_thread(look, self._here)
-        self.render("providers.html", told=told, usd=_usd, read_only=options.read_only)
+        told = await _looked(self._here)
+        self.render(
+            "providers.html",
+            told=told,
+            usd=usd,
+            colours=COLOURS,
+            read_only=options.read_only,
+            refresh=options.auto_refresh,
+        )
 
     @web.authenticated
     async def post(self) -> None:
@@ -92,11 +117,21 @@ class ProvidersApi(BaseApiHandler):  # type: ignore[misc]
 
     @web.authenticated
     async def get(self) -> None:
-        self.write(await asyncio.to_thread(look, self._here))
+        self.write(await _looked(self._here))
 
 
-def _usd(amount: float) -> str:
-    return dollars(round(amount * MICROUSD_PER_USD))
+async def _looked(here: Setting) -> dict[str, Any]:
+    try:
+        return await asyncio.to_thread(look, here)
+    except ClickException as error:
+        raise web.HTTPError(503, error.message) from None
+
+
+def told_whole(task: Any) -> Any:
+    """A task as its page and the list show it: how it failed, or where it went, is its result, too."""
+    if task.result is None and task.exception:
+        task.result = textwrap.shorten(task.exception, REASON, placeholder=" …")
+    return task
 
 
 def serve(here: Setting, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
@@ -111,6 +146,10 @@ def serve(here: Setting, address: str, port: int, database: Path, announce: Call
     flower.command.apply_env_options()
     options.address, options.port = address, port
     options.persistent, options.db = True, str(database)
+    options.format_task = told_whole
+    if "FLOWER_TASKS_COLUMNS" not in os.environ:
+        options.tasks_columns = TASKS
+        TASK_COLUMNS.update(args="Lane · model", retries="Failovers")
     database.parent.mkdir(parents=True, exist_ok=True)
     flower.command.extract_settings()
     flower.command.setup_logging()
@@ -120,11 +159,10 @@ def serve(here: Setting, address: str, port: int, database: Path, announce: Call
         web.url(r"/api/providers", ProvidersApi, {"here": here}),
     ]
     server = Flower(capp=app, options=options, **settings)
-    atexit.register(server.stop)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     bound = server.start_http_server()
     announce(f"http://{address}:{bound}{os.environ.get('FLOWER_URL_PREFIX', '')}/")
-    try:
+    with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.start()
-    except (KeyboardInterrupt, SystemExit):
-        return
+    server.stop()  # keeps what it has seen
+    os._exit(0)  # its threads may be waiting for a Redis that is away, and would be waited for

@@ -103,6 +103,8 @@ class Decision:
     tried: frozenset[str] = frozenset()
     last_resort: bool = False
     """Nothing better is left: any job may probe."""
+    called: str | None = None
+    """The endpoint that was called then: the first of those ready that had room when asked. Set by the caller."""
 
     @property
     def waits_for(self) -> str | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import Any
+from typing import Any, NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing.decision import Decision
@@ -30,6 +30,7 @@ def to_record(decision: Decision) -> dict[str, Any]:
         "turn": decision.turn,
         "action": decision.action.value,
         "chosen": decision.best.endpoint.id if decision.best else None,
+        "called": decision.called,
         "wait_s": round(decision.wait_s, 3),
         "waits_for": decision.waits_for,
         "job": {
@@ -79,9 +80,22 @@ def _rounded(value: float) -> float | None:
     return None if value == math.inf else round(value, 4)
 
 
+class Choice(NamedTuple):
+    """What a strategy would take, as predicted when the job was decided."""
+
+    endpoint_id: str
+    recorded: str
+    """What was ranked first then."""
+    cost_microusd: float
+    """Infinite: its price is unknown."""
+    time_s: float
+    """Waiting and latency."""
+    p_late: float
+
+
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What the recorded jobs would have cost and taken, as predicted when they were decided."""
+    """What the recorded jobs would have cost and taken."""
 
     decisions: int
     changed: int
@@ -96,44 +110,48 @@ class Replay:
 
 
 def replay(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Replay:
+    """All recorded decisions made again, added up; see `choices`."""
+    made = list(choices(records, strategy))
+    priced = [choice.cost_microusd for choice in made if choice.cost_microusd != math.inf]
+    return Replay(
+        decisions=len(made),
+        changed=sum(choice.endpoint_id != choice.recorded for choice in made),
+        cost_microusd=math.ceil(sum(priced)),
+        unpriced=len(made) - len(priced),
+        time_s=sum(choice.time_s for choice in made),
+        late=sum(choice.p_late for choice in made),
+    )
+
+
+def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Iterator[Choice]:
     """Decide the recorded jobs again; None: each under its own strategy, which repeats every choice.
 
-    Only the choice is repeated: what a different one would have done to the fleet's load is not modelled.
+    Only the choice is repeated: what a different one would have done to the fleet's load is not modelled. Decisions
+    that had no candidate are left out.
     """
-    decisions = changed = unpriced = 0
-    cost = time_s = late = 0.0
     for turn, record in enumerate(records):
         options = [_option(c) for c in sorted(candidates(record), key=itemgetter("position"))]
         if not options:
             continue
+        job = JobProfile(
+            lane=Lane(record["job"]["lane"]),
+            deadline=record["job"]["deadline"],
+            order=tuple(record["job"]["order"]),
+            failures=record["job"]["failures"],
+        )
         name = strategy or RoutingStrategy(record["strategy"])
-        same = name == record["strategy"]
-        best, p_late = _choice(record, options, name, record["turn"] if same else turn)
-        decisions += 1
-        changed += best.estimate.view.endpoint.model != (record["waits_for"] or record["chosen"])
-        if best.cost == math.inf:
-            unpriced += 1
-        else:
-            cost += best.cost
-        time_s += best.wait_s + best.latency_s
-        late += p_late
-    return Replay(decisions, changed, math.ceil(cost), unpriced, time_s, late)
-
-
-def _choice(
-    record: Mapping[str, Any], options: list[Option], name: RoutingStrategy, turn: int | None
-) -> tuple[Option, float]:
-    job = JobProfile(
-        lane=Lane(record["job"]["lane"]),
-        deadline=record["job"]["deadline"],
-        order=tuple(record["job"]["order"]),
-        failures=record["job"]["failures"],
-    )
-    strategy = STRATEGIES[name]
-    ranked = ranking(job, options, strategy, record["at"], record["seed"], turn)
-    ready = [index for index in ranked.order if options[index][0] <= 0]
-    best = ready[0] if ready and not strategy.patient else ranked.order[0]
-    return options[best], ranked.late[best]
+        turns = record["turn"] if name == record["strategy"] else turn
+        ranked = ranking(job, options, STRATEGIES[name], record["at"], record["seed"], turns)
+        ready = [index for index in ranked.order if options[index][0] <= 0]
+        first = ready[0] if ready and not STRATEGIES[name].patient else ranked.order[0]
+        best = options[first]
+        yield Choice(
+            best.estimate.view.endpoint.model,
+            record["waits_for"] or record["chosen"],
+            best.cost,
+            best.wait_s + best.latency_s,
+            ranked.late[first],
+        )
 
 
 def _option(candidate: Mapping[str, Any]) -> Option:

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
 
 import redis
 
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import run
-from turnout_workers.routing.fleet import Circuit, Fleet, Health, Snapshot
+from turnout_workers.routing.fleet import Circuit, Fleet, Health
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.redis import state_call
-from turnout_workers.state.store import EndpointState
 
 EVERY_S = 0.25
 
@@ -27,17 +25,12 @@ class FleetView:
         self._read_at = float("-inf")
         self._troubles: dict[str, str] = {}
 
-    def read(self) -> tuple[Snapshot, Mapping[str, EndpointState]]:
-        """As of now: the configured endpoints, and all that the store knows, by endpoint id."""
-        at, observed = run(self._client, [self._read])[0]
-        return self._fleet.snapshot(at, observed), observed
-
     def troubles(self) -> dict[str, str]:
         """By provider: what is wrong with it, worst first. Nothing of those that are well."""
         if time.monotonic() - self._read_at >= EVERY_S:
             self._read_at = time.monotonic()
             found: dict[str, tuple[float, str]] = {}
-            snapshot, _ = self.read()
+            snapshot = self._fleet.snapshot(*run(self._client, [self._read])[0])
             for view in snapshot.views:
                 if (trouble := _trouble(view.health, snapshot.at)) is not None:
                     worst = max(found.get(view.endpoint.provider, trouble), trouble)

@@ -1,0 +1,30 @@
+"""What operators' commands print."""
+
+from __future__ import annotations
+
+from io import StringIO
+
+from rich.console import Console
+
+from turnout_workers.commands import screen
+
+
+def printed(made: object, width: int) -> str:
+    out = StringIO()
+    Console(file=out, width=width).print(made)
+    return out.getvalue()
+
+
+def test_what_a_provider_says_is_shown_as_it_is() -> None:
+    made = screen.table("endpoint", "why")
+    screen.add(made, "groq/llama", "unexpected [/INST] in [bold]")
+    assert "unexpected [/INST] in [bold]" in printed(made, 80)
+
+
+def test_a_narrow_screen_breaks_words_but_no_number_and_nothing_whole() -> None:
+    made = screen.table("job", "why", "calls", numbers=["calls"], whole=["job"])
+    screen.add(made, "0123456789abcdef", "some longer words here", "1,234,567")
+    told = printed(made, 44)
+    assert "0123456789abcdef" in told
+    assert "1,234,567" in told
+    assert "longer words here" not in told

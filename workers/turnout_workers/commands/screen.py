@@ -1,0 +1,22 @@
+"""Tables in a terminal. Cells are shown as they are: what providers say is no markup."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+
+def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] = ()) -> Table:
+    """An empty table. `numbers`: columns to be set to the right; they and `whole` ones are never broken."""
+    made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
+    for name in columns:
+        right = name in numbers
+        made.add_column(name, justify="right" if right else "left", no_wrap=right or name in whole, overflow="fold")
+    return made
+
+
+def add(made: Table, *cells: str, style: str = "") -> None:
+    made.add_row(*map(Text, cells), style=style)
