@@ -106,6 +106,12 @@ class ImagePart(Value):
     type: Literal["image_url"] = "image_url"
     image_url: ImageUrl
 
+    @property
+    def inline(self) -> tuple[str, str]:
+        """Media type and base64 data."""
+        head, _, data = self.image_url.url.partition(",")
+        return head.removeprefix("data:").partition(";")[0], data
+
 
 class FunctionCall(Value):
     name: Name
@@ -130,10 +136,14 @@ class Message(Value):
     refusal: str | None = None
 
     @property
-    def text(self) -> str:
+    def parts(self) -> tuple[TextPart | ImagePart, ...]:
         if self.content is None or isinstance(self.content, str):
-            return self.content or ""
-        return "".join(part.text for part in self.content if isinstance(part, TextPart))
+            return (TextPart(text=self.content),) if self.content else ()
+        return self.content
+
+    @property
+    def text(self) -> str:
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
 class FunctionDefinition(Value):

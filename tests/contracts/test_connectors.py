@@ -7,18 +7,26 @@ import gzip
 import json
 import os
 import random
+import re
 import resource
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+import sys
+import time
+import zlib
+from base64 import b64encode
+from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.contracts.serving import always, said, serving
 
 from turnout.request import Capability, FinishReason, InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
 from turnout_workers.providers.base import Timeouts
+from turnout_workers.providers.body import server_sent
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
@@ -34,7 +42,7 @@ MODELS = {
     "e": SimulatedModel(PRICE, capabilities=frozenset({Capability.EMBEDDINGS})),
 }
 SCENARIO = Scenario({kind: SimulatedProvider(MODELS, kind=kind) for kind in KINDS})  # type: ignore[arg-type]
-HOSTILE = int(os.environ.get("TURNOUT_HOSTILE", "900"))
+HOSTILE = int(os.environ.get("TURNOUT_HOSTILE", "10000"))
 """Hostile responses in all."""
 SEED = os.environ.get("TURNOUT_SEED", "1")
 QUICK = Timeouts(connect_s=2, first_byte_s=0.4, idle_s=0.4, total_s=1.5)
@@ -123,45 +131,196 @@ async def test_what_a_provider_does_not_take_is_dropped_or_refused(http: Http, s
     assert error.value.failure.kind is K.UNSUPPORTED
 
 
-# --- servers that misbehave ------------------------------------------------------------------------------
+async def test_a_health_check_takes_any_list_of_models(http: Http) -> None:
+    async with serving(always(said(b'[{"id": "m"}]'))) as url:  # Together's is no object
+        await build(config("openai", url), http).check_health()
 
-Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+# --- what is sent ------------------------------------------------------------------------------------------
+
+TURNS: dict[str, Any] = {
+    "messages": [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Look"},
+                                     {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBOR"}}]},
+        {"role": "assistant", "tool_calls": [{"id": "c1", "function": {"name": "f", "arguments": "{\"a\": 1}"}}]},
+        {"role": "tool", "tool_call_id": "c1", "content": "42"},
+        {"role": "user", "content": "And now?"},
+    ],
+    "max_output_tokens": 9, "temperature": 0.5, "seed": 3, "stop": ["X"], "reasoning_effort": "low",
+    "tools": [{"function": {"name": "f", "parameters": {"type": "object"}}}], "tool_choice": "f",
+    "response_format": {"type": "json_schema", "json_schema": {"type": "object"}},
+}  # fmt: skip
+CLAUDE = {
+    "model": "m",
+    "max_tokens": 9,
+    "system": "Be brief.",
+    "messages": [
+        {"role": "user", "content": [
+            {"type": "text", "text": "Look"},
+            {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": "iVBOR"}}]},
+        {"role": "assistant", "content": [{"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}]},
+        {"role": "user", "content": [{"type": "tool_result", "tool_use_id": "c1", "content": "42"},
+                                     {"type": "text", "text": "And now?"}]},
+    ],
+    "temperature": 0.5,
+    "stop_sequences": ["X"],
+    "tools": [{"name": "f", "description": "", "input_schema": {"type": "object"}}],
+    "tool_choice": {"type": "tool", "name": "f"},
+    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+}  # fmt: skip
+GEMINI = {
+    "systemInstruction": {"parts": [{"text": "Be brief."}]},
+    "contents": [
+        {"role": "user", "parts": [{"text": "Look"}, {"inlineData": {"mimeType": "image/png", "data": "iVBOR"}}]},
+        {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {"a": 1}}}]},
+        {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {"result": "42"}}},
+                                   {"text": "And now?"}]},
+    ],
+    "generationConfig": {
+        "maxOutputTokens": 9, "temperature": 0.5, "seed": 3, "stopSequences": ["X"],
+        "thinkingConfig": {"thinkingBudget": 1024},
+        "responseMimeType": "application/json", "responseJsonSchema": {"type": "object"},
+    },
+    "tools": [{"functionDeclarations": [
+        {"name": "f", "description": "", "parametersJsonSchema": {"type": "object"}}]}],
+    "toolConfig": {"functionCallingConfig": {"mode": "ANY", "allowedFunctionNames": ["f"]}},
+}  # fmt: skip
 
 
 @asynccontextmanager
-async def serving(reply: Callable[[asyncio.StreamWriter], Awaitable[None]]) -> AsyncIterator[str]:
-    """A server that reads one request and then does as it is told."""
+async def recorder(*responses: bytes) -> AsyncIterator[tuple[str, list[tuple[str, Any]]]]:
+    """A server that gives these answers in turn, the last one again and again: its address, and what it was sent."""
+    seen: list[tuple[str, Any]] = []
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            head = await reader.readuntil(b"\r\n\r\n")
-            length = next(
-                (int(x.split(b":")[1]) for x in head.lower().split(b"\r\n") if x.startswith(b"content-length")), 0
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = re.search(rb"content-length: (\d+)", head.lower())
+        assert length
+        path = head.split(b" ")[1].decode()
+        seen.append((path, json.loads(await reader.readexactly(int(length[1])))))
+        writer.write(responses[min(len(seen), len(responses)) - 1])
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}", seen
+
+
+def answer(kind: str) -> bytes:
+    return said(json.dumps(WHOLE[kind]).encode())
+
+
+async def sent(config: ProviderConfig, asked: dict[str, Any], http: Http) -> tuple[str, Any, tuple[str, ...]]:
+    """The path and body that a request becomes, and the warnings of its answer."""
+    async with recorder(answer(config.kind)) as (url, seen):
+        connector = build(replace(config, base_url=url), http)
+        outcome = await connector.call(endpoint(config.kind), InferenceRequest.model_validate(asked), QUICK)
+    ((path, body),) = seen
+    return path, body, outcome.response.warnings
+
+
+async def test_a_request_becomes_each_formats_own(http: Http) -> None:
+    path, body, warnings = await sent(config("anthropic", ""), TURNS, http)
+    assert (path, body, warnings) == ("/v1/messages", CLAUDE, ("anthropic does not take seed; it was left out",))
+    path, body, warnings = await sent(config("gemini", ""), TURNS, http)
+    assert (path, body, warnings) == ("/v1beta/models/m:generateContent", GEMINI, ())
+    path, body, warnings = await sent(config("openai", ""), TURNS, http)
+    assert (path, warnings) == ("/chat/completions", ())
+    assert (body["messages"][0]["role"], body["max_completion_tokens"], body["seed"]) == ("developer", 9, 3)
+    assert body["messages"][1]["content"][1]["image_url"]["url"] == "data:image/png;base64,iVBOR"
+    assert body["tool_choice"] == {"type": "function", "function": {"name": "f"}}
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "asked", "there", "gone"),
+    [
+        ("mistral", {"seed": 3, "max_output_tokens": 9}, {"random_seed": 3, "max_tokens": 9}, "seed"),
+        ("groq", {"max_output_tokens": 9, "reasoning_effort": "low"}, {"max_completion_tokens": 9}, "max_tokens"),
+        ("deepseek", {"seed": 3, "temperature": 1}, {"temperature": 1}, "seed"),
+        ("vllm", {"max_output_tokens": 9}, {"max_tokens": 9}, "max_completion_tokens"),
+    ],
+)
+async def test_a_preset_has_its_own_names(
+    dialect: str, asked: dict[str, Any], there: dict[str, Any], gone: str, http: Http
+) -> None:
+    _, body, _ = await sent(replace(config("openai", ""), dialect=dialect), {"prompt": "?", **asked}, http)
+    assert there.items() <= body.items()
+    assert gone not in body
+
+
+async def test_azures_dated_versions_have_a_path_for_each_deployment(http: Http) -> None:
+    azure = replace(config("openai", ""), dialect="azure", version="2024-10-21")
+    path, _, _ = await sent(azure, {"prompt": "?"}, http)
+    assert path == "/openai/deployments/m/chat/completions?api-version=2024-10-21"
+    assert (await sent(replace(azure, version=None), {"prompt": "?"}, http))[0] == "/chat/completions"
+
+
+@pytest.mark.parametrize("version", ["2023-06-01", "2026-10-21"])
+async def test_anthropics_newer_version_takes_no_temperature_and_none_is_above_one(version: str, http: Http) -> None:
+    for temperature in (0.5, 1.5):
+        asked = {"prompt": "?", "temperature": temperature}
+        _, body, warnings = await sent(replace(config("anthropic", ""), version=version), asked, http)
+        assert ("temperature" in body) == (not warnings) == (version < "2026" and temperature <= 1)
+
+
+async def test_extras_are_one_providers_and_can_not_change_what_a_call_may_cost(http: Http) -> None:
+    asked = {
+        "prompt": "?", "max_output_tokens": 9,
+        "extras": {
+            "gemini": {"generationConfig": {"topK": 4, "maxOutputTokens": 9999}, "cachedContent": "c"},
+            "openai": {"n": 8, "max_completion_tokens": 9999, "messages": [], "user": "u"},
+        },
+    }  # fmt: skip
+    _, body, warnings = await sent(config("gemini", ""), asked, http)
+    assert (body["generationConfig"], body["cachedContent"]) == ({"maxOutputTokens": 9, "topK": 4}, "c")
+    assert warnings == ("extras can't set maxOutputTokens; it was left out",)
+    _, body, warnings = await sent(config("openai", ""), asked, http)
+    assert (body["max_completion_tokens"], body["user"], "n" in body) == (9, "u", False)
+    assert len(warnings) == 3
+    flexible = replace(config("openai", ""), service_tier="flex")
+    asked["extras"] = {"openai": {"service_tier": "priority"}}
+    assert (await sent(flexible, asked, http))[1]["service_tier"] == "flex"
+
+
+REFUSALS = [
+    ("openai", {"error": {"code": "unsupported_value", "param": "temperature", "message": "no"}}),
+    ("openai", {"error": {"code": None, "message": "'temperature' is not supported with this model"}}),
+    (
+        "anthropic",
+        {"error": {"type": "invalid_request_error", "message": "temperature: Extra inputs are not permitted"}},
+    ),
+]
+
+
+@pytest.mark.parametrize(("kind", "refusal"), REFUSALS)
+async def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(
+    kind: str, refusal: dict[str, Any], http: Http
+) -> None:
+    no = said(json.dumps(refusal).encode(), "400 Bad Request")
+    request = InferenceRequest(prompt="?", temperature=0.0, top_p=0.5)
+    async with recorder(no, answer(kind)) as (url, seen):
+        connector = build(config(kind, url), http)
+        for _ in range(2):
+            outcome = await connector.call(endpoint(kind), request, QUICK)
+            assert outcome.response.warnings == (f"{kind} does not take temperature; it was left out",)
+        with pytest.raises(ProviderError, match="does not take temperature"):
+            await connector.call(endpoint(kind), request.model_copy(update={"on_unsupported": "fail"}), QUICK)
+    assert ["temperature" in body for _, body in seen] == [True, False, False]
+    assert all(body["top_p"] == 0.5 for _, body in seen)
+
+
+async def test_a_parameter_that_is_refused_whatever_is_left_out_ends_in_a_failure(http: Http) -> None:
+    no = said(json.dumps(REFUSALS[0][1]).encode(), "400 Bad Request")
+    async with recorder(no) as (url, seen):
+        with pytest.raises(ProviderError) as error:
+            await build(config("openai", url), http).call(
+                endpoint("openai"), InferenceRequest(prompt="?", temperature=0.0), QUICK
             )
-            await reader.readexactly(length)
-            await reply(writer)
-        except (OSError, asyncio.IncompleteReadError):
-            pass
-        finally:
-            writer.close()
-
-    server = await asyncio.start_server(handle, "127.0.0.1", 0)
-    try:
-        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
-    finally:
-        server.close()
+    assert (error.value.failure.kind, len(seen)) == (K.UNSUPPORTED, 2)
 
 
-def said(body: bytes, status: str = "200 OK", headers: str = "content-type: application/json") -> bytes:
-    return f"HTTP/1.1 {status}\r\n{headers}\r\ncontent-length: {len(body)}\r\n\r\n".encode() + body
-
-
-def always(data: bytes) -> Callable[[asyncio.StreamWriter], Awaitable[None]]:
-    async def reply(writer: asyncio.StreamWriter) -> None:
-        writer.write(data)
-        await writer.drain()
-
-    return reply
+# --- servers that misbehave ------------------------------------------------------------------------------
 
 
 async def silent(writer: asyncio.StreamWriter) -> None:
@@ -186,9 +345,10 @@ async def drips(writer: asyncio.StreamWriter) -> None:
         await asyncio.sleep(0.1)
 
 
-NOT_JSON = said(b"<html>hello</html>", headers="content-type: text/html")
-EMPTY = b'{"choices": [{"message": {"content": ""}, "finish_reason": "stop"}]}'
-BOMB = said(gzip.compress(b" " * 200_000_000, 9), headers="content-encoding: gzip")
+async def rejects_silently(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 401 No\r\ncontent-length: 100\r\n\r\n")
+    await writer.drain()
+    await asyncio.sleep(5)
 
 
 @pytest.mark.parametrize(
@@ -197,16 +357,19 @@ BOMB = said(gzip.compress(b" " * 200_000_000, 9), headers="content-encoding: gzi
         (silent, K.TIMED_OUT, Billed.MAYBE),
         (stops, K.TIMED_OUT, Billed.MAYBE),
         (drips, K.TIMED_OUT, Billed.MAYBE),
+        (rejects_silently, K.UNAUTHORIZED, Billed.NO),
         (reset, K.INTERRUPTED, Billed.MAYBE),
         (always(said(b"{}")[:-1]), K.INTERRUPTED, Billed.MAYBE),
-        (always(NOT_JSON), K.MALFORMED, Billed.YES),
+        (always(said(gzip.compress(b"{}")[:-1], headers="content-encoding: gzip")), K.INTERRUPTED, Billed.MAYBE),
+        (always(said(b"not gzip", headers="content-encoding: gzip")), K.MALFORMED, Billed.MAYBE),
+        (always(b"SSH-2.0-OpenSSH_9.7\r\n"), K.MALFORMED, Billed.MAYBE),
+        (always(b"HTTP/1.1 200 OK\r\nx: " + b"y" * 100_000 + b"\r\n\r\n"), K.MALFORMED, Billed.MAYBE),
+        (always(said(b"<html>hello</html>", headers="content-type: text/html")), K.MALFORMED, Billed.YES),
         (always(said(b"[]")), K.MALFORMED, Billed.YES),
-        (always(said(b'{"choices": []}')), K.MALFORMED, Billed.YES),
-        (always(said(EMPTY)), K.MALFORMED, Billed.YES),
-        (always(said(b'{"error": {"type": "server_error", "message": "x"}}')), K.SERVER_ERROR, Billed.MAYBE),
+        (always(said(b"")), K.MALFORMED, Billed.YES),
         (always(said(b"[" * 100_000)), K.MALFORMED, Billed.YES),
         (always(said(b'{"a": ' + b"9" * 5000 + b"}")), K.MALFORMED, Billed.YES),
-        (always(said(b"", "302 Found", "location: http://127.0.0.1:1/")), K.MALFORMED, Billed.NO),
+        (always(said(b"", "204 No Content")), K.MALFORMED, Billed.MAYBE),
         (always(said(b"x", headers="content-encoding: br")), K.MALFORMED, Billed.YES),
     ],
 )  # fmt: skip
@@ -219,22 +382,67 @@ async def test_a_broken_answer_is_classified(reply: Any, kind: FailureKind, bill
     assert "test-key" not in str(error.value)
 
 
-async def test_a_server_that_is_not_there_is_unavailable_and_costs_nothing(http: Http) -> None:
-    connector = build(config("openai", "http://127.0.0.1:9"), http)
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no-such-host.invalid", "https://127.0.0.1:9"])
+async def test_a_server_that_is_not_there_is_unavailable_and_costs_nothing(url: str, http: Http) -> None:
+    connector = build(config("openai", url), http)
     with pytest.raises(ProviderError) as error:
-        await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), QUICK)
+        await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), replace(QUICK, first_byte_s=5))
     assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
 
 
-async def test_a_compressed_bomb_is_cut_off_in_time(http: Http) -> None:
-    before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    async with serving(always(BOMB)) as url:
+async def test_a_server_without_tls_costs_nothing(http: Http) -> None:
+    """Nothing was sent, whether it answers the handshake with plain text or not at all."""
+    for answers in (True, False):
+
+        async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, answers: bool = answers) -> None:
+            if answers:
+                writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+            await reader.read(-1)
+            writer.close()
+
+        async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+            connector = build(config("openai", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"), http)
+            with pytest.raises(ProviderError) as error:
+                await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), replace(QUICK, connect_s=0.2))
+        assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
+
+
+def bomb(status: str) -> bytes:
+    """Of 150 MB, packed piece by piece, that this process never holds them."""
+    packer = zlib.compressobj(9, wbits=31)
+    packed = b"".join(packer.compress(b" " * 1_000_000) for _ in range(150)) + packer.flush()
+    return said(packed, status, "content-encoding: gzip")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is set back by /proc")
+@pytest.mark.parametrize(("status", "kind"), [("200 OK", K.MALFORMED), ("503 Busy", K.OVERLOADED)])
+async def test_a_compressed_bomb_is_cut_off_in_time(status: str, kind: FailureKind, http: Http) -> None:
+    async with serving(always(bomb(status))) as url:
         connector = build(config("openai", url), http)
+        Path("/proc/self/clear_refs").write_text("5")
+        before_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with pytest.raises(ProviderError) as error:
             await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts())
-    assert error.value.failure.kind is K.MALFORMED
-    assert "more than 32 MB" in str(error.value)
+    assert error.value.failure.kind is kind
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb <= 64 * 1024
+
+
+async def test_a_line_without_end_is_read_in_linear_time(http: Http) -> None:
+    """In thousands of pieces, up to the cap: joining each to the rest would copy gigabytes."""
+
+    async def pieces(size: int) -> AsyncIterator[bytes]:
+        for _ in range(size):
+            yield b"x" * 1024
+
+    async def took_s(size: int) -> float:
+        started = time.process_time()
+        assert [event async for event in server_sent(pieces(size))] == []
+        return time.process_time() - started
+
+    await took_s(100)
+    assert await took_s(32_000) < 40 * max(await took_s(3_200), 0.0005), (
+        "ten times as much takes some ten times as long"
+    )
 
 
 async def test_a_request_that_cannot_be_encoded_is_the_callers_fault(http: Http) -> None:
@@ -292,14 +500,34 @@ async def test_a_connection_that_is_not_accepted_in_time_costs_nothing(http: Htt
     assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
 
 
-async def test_no_proxy_of_the_environment_is_used(
+@pytest.mark.filterwarnings("ignore:BasicAuth is:DeprecationWarning", "ignore:The 'proxy_auth':DeprecationWarning")
+async def test_only_a_configured_proxy_is_used(
     http: Http, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, "http://127.0.0.1:9")
         monkeypatch.setenv(name.lower(), "http://127.0.0.1:9")
-    connector = build(config("openai", simulator.base_url("openai")), http)
-    assert (await connector.complete(InferenceRequest(prompt="A?", model="m"))).text
+    direct = config("openai", simulator.base_url("openai"))
+    assert (await build(direct, http).complete(InferenceRequest(prompt="A?", model="m"))).text
+    seen: list[bytes] = []
+
+    async def proxy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        seen.append(await reader.readuntil(b"\r\n\r\n"))
+        writer.write(said(b"", "407 Proxy Authentication Required"))
+        writer.close()
+
+    async with await asyncio.start_server(proxy, "127.0.0.1", 0) as server:
+        address = f"http://us%40er:pass@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for url in ("http://api.example.com", "https://api.example.com"):
+            through = replace(direct, base_url=url, proxy=address)
+            assert "pass" not in repr(through)
+            with pytest.raises(ProviderError) as error:
+                await build(through, http).complete(InferenceRequest(prompt="A?", model="m"))
+            assert "pass" not in str(error.value)
+    assert seen[0].startswith(b"POST http://api.example.com/chat/completions HTTP/1.1\r\n")
+    assert seen[1].startswith(b"CONNECT api.example.com:443 HTTP/1.1\r\n")
+    login = b64encode(b"us@er:pass")
+    assert all(b"Proxy-Authorization: Basic " + login in head for head in seen)
 
 
 async def test_the_total_deadline_holds_while_a_reader_of_the_stream_is_slow(http: Http) -> None:
@@ -316,49 +544,106 @@ async def test_the_total_deadline_holds_while_a_reader_of_the_stream_is_slow(htt
     assert (error.value.failure.kind, error.value.failure.billed) == (K.TIMED_OUT, Billed.MAYBE)
 
 
+# --- 10,000 hostile responses ------------------------------------------------------------------------------
+
+WHOLE: dict[str, Any] = {
+    "openai": {
+        "model": "m",
+        "choices": [{"message": {"content": "Hi", "tool_calls": [{"id": "c", "function": {"name": "f"}}]},
+                     "delta": {"content": "Hi"}, "finish_reason": "stop"}],
+        "usage": {"prompt_tokens": 9, "completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 1}},
+    },
+    "anthropic": {
+        "content": [{"type": "text", "text": "Hi"}, {"type": "tool_use", "name": "f", "input": {}}],
+        "stop_reason": "end_turn", "usage": {"input_tokens": 9, "output_tokens": 3},
+    },
+    "gemini": {
+        "candidates": [{"content": {"parts": [{"text": "Hi"}, {"functionCall": {"name": "f", "args": {}}}]},
+                        "finishReason": "STOP"}],
+        "usageMetadata": {"promptTokenCount": 9, "candidatesTokenCount": 3}, "promptFeedback": {"blockReason": "X"},
+    },
+}  # fmt: skip
+EVENTS: dict[str, list[Any]] = {
+    "openai": [WHOLE["openai"]],
+    "anthropic": [
+        {"type": "message_start", "message": {"model": "m", "usage": {"input_tokens": 9}}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"text": "Hi", "partial_json": "{"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}, "usage": {"output_tokens": 3}},
+        {"type": "message_stop"},
+    ],
+    "gemini": [WHOLE["gemini"]],
+}
+ERROR = {
+    "type": "error", "message": "no", "object": "error", "request_id": "r",
+    "error": {"message": "no", "status": "INTERNAL", "type": "x", "code": "y", "metadata": {"headers": {"a": "b"}},
+              "details": [{"@type": "RetryInfo", "reason": "x", "retryDelay": "1s"}], "innererror": {"code": "z"}},
+}  # fmt: skip
+SCRAPS: list[Any] = [
+    None, [], {}, "", "x", 0, -1, 1e308, True, [None], [[]], [{}], "\x00", "\ud800", 10**300, float("nan"), "9" * 5000,
+]  # fmt: skip
+STATUSES = ["204 No", "302 Go", "400 Bad", "429 Wait", "500 Oh", "599 Odd", "999 What"]
+HEADERS = [
+    "retry-after: soon", "x-ratelimit-limit-tokens: 1e308\r\nx-ratelimit-remaining-tokens: ∞", "content-encoding: gzip",
+    "retry-after-ms: -1", "retry-after: 1e400", "date: yesterday", "transfer-encoding: chunked", "content-length: 5",
+    "x: \xff", "content-type: text/event-stream", "content-type: application/json",
+]  # fmt: skip
+
+
+def spoilt(value: Any, rng: random.Random, share: float) -> Any:
+    """The same with some of what is in it replaced by something else."""
+    if rng.random() < share:
+        return rng.choice(SCRAPS)
+    if isinstance(value, dict):
+        return {name: spoilt(inner, rng, share) for name, inner in value.items() if rng.random() > share / 4}
+    return [spoilt(inner, rng, share) for inner in value] if isinstance(value, list) else value
+
+
+def hostile(kind: str, rng: random.Random) -> list[bytes]:
+    """A response, in pieces, in which something may be wrong everywhere."""
+    share, media = rng.choice([0.0, 0.02, 0.1, 0.3]), "application/json"
+    events = EVENTS[kind] if rng.random() < 0.5 else rng.choices([*EVENTS[kind], ERROR], k=rng.randrange(6))
+    if rng.random() < 0.5:
+        end = rng.choice([b"\n\n", b"\r\n\r\n"]) if rng.random() < 0.9 else b"\n"
+        body = b"".join(b"data: %b%b" % (json.dumps(spoilt(event, rng, share)).encode(), end) for event in events)
+        media = "text/event-stream"
+    else:
+        body = json.dumps(spoilt(WHOLE[kind] if rng.random() < 0.8 else ERROR, rng, share)).encode()
+    if rng.random() < 0.1:
+        body = rng.randbytes(rng.randrange(200))
+    header = f"content-type: {media}" if rng.random() < 0.7 else rng.choice(HEADERS)
+    raw = said(body, "200 OK" if rng.random() < 0.7 else rng.choice(STATUSES), header)
+    if rng.random() < 0.1:
+        raw = raw[: rng.randrange(len(raw))]
+    cut = sorted(rng.randrange(len(raw) + 1) for _ in range(rng.randrange(3)))
+    return [raw[start:end] for start, end in zip([0, *cut], [*cut, len(raw)], strict=True)]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_no_hostile_response_escapes_classification(kind: str, streaming: bool, http: Http) -> None:
     rng = random.Random(f"{SEED}{kind}{streaming}")
-    current = b""
+    request, answers = InferenceRequest(prompt="A?"), 0
+    current: list[bytes] = []
 
     async def reply(writer: asyncio.StreamWriter) -> None:
-        cut = rng.randrange(len(current) + 1)  # in two pieces, at any place
-        for piece in (current[:cut], current[cut:]):
+        for piece in current:
             writer.write(piece)
-            await writer.drain()
-            await asyncio.sleep(0)
+            await asyncio.sleep(0 if rng.random() < 0.99 else QUICK.idle_s * rng.random() / 4)
 
-    async def ignore(_: str) -> None: ...
+    async def hear(piece: str) -> None:
+        assert isinstance(piece, str)
 
     async with serving(reply) as url:
         connector = build(config(kind, url), http)
         for number in range(HOSTILE // 6):
-            current = hostile(rng)
-            on_token = ignore if streaming else None
+            current = hostile(kind, rng)
             try:
-                await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), QUICK, on_token)
-            except ProviderError:
-                pass  # and nothing else may come through
+                outcome = await connector.call(endpoint(kind), request, QUICK, hear if streaming else None)
+                answers += 1
+                outcome.response.model_dump_json().encode()
+            except ProviderError as error:
+                repr(error.failure).encode()
             except Exception as error:
                 raise AssertionError(f"TURNOUT_SEED={SEED}, response {number}: {current!r}") from error
-
-
-def hostile(rng: random.Random) -> bytes:
-    """A response in which something may be wrong everywhere."""
-    scraps: list[Any] = [
-        None, [], {}, "", "x", 0, -1, 1e308, True, [None], [{}], {"message": None}, {"message": {"content": 7}},
-        {"content": {"parts": [None]}}, {"type": "text"}, {"delta": None}, {"functionCall": 3}, [[]], "\x00",
-    ]  # fmt: skip
-    names = ["choices", "content", "candidates", "usage", "usageMetadata", "model", "error", "stop_reason", "type",
-             "message", "index", "delta", "promptFeedback", "data"]  # fmt: skip
-    body = json.dumps({name: rng.choice(scraps) for name in rng.sample(names, rng.randrange(6))}).encode()
-    if rng.random() < 0.3:
-        body = rng.randbytes(rng.randrange(200))
-    if rng.random() < 0.5:
-        body = b"".join(b"data: " + body + rng.choice([b"\n\n", b"\r\n\r\n", b"\n"]) for _ in range(rng.randrange(4)))
-    status = rng.choice(["200 OK"] * 4 + ["204 No", "400 Bad", "429 Wait", "500 Oh", "599 Odd", "999 What"])
-    kinds = ["content-type: application/json", "content-type: text/event-stream", "retry-after: soon"]
-    headers = rng.choice([*kinds, "x-ratelimit-remaining-tokens: ∞", "content-encoding: gzip", "retry-after-ms: -1"])
-    raw = said(body, status, headers)
-    return raw[: rng.randrange(len(raw))] if rng.random() < 0.2 else raw
+    assert answers > HOSTILE / 6 / 50, "some are good answers"

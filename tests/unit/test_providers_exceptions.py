@@ -8,7 +8,7 @@ import aiohttp
 import httpx
 import pytest
 
-from turnout_workers.providers.http import classify_exception
+from turnout_workers.providers.exceptions import classify_exception
 from turnout_workers.routing.failure import Billed, FailureKind
 
 K = FailureKind

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.request import (
-    FinishReason,
-    FunctionCall,
-    ImagePart,
-    InferenceRequest,
-    Message,
-    TextPart,
-    ToolCall,
-    Usage,
-)
-from turnout_workers.providers.base import CallOutcome, OnToken, Timeouts
-from turnout_workers.providers.connector import Connector, Sent, malformed
+from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
+from turnout_workers.providers.connector import Answer, Connector, Gathering, Sent, reported
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
 from turnout_workers.providers.settings import ProviderConfig
-from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -37,7 +25,10 @@ DEFAULT_MAX_TOKENS = 4096
 """The format demands a limit; this is ours where the job sets none and the model's own is larger."""
 WITHOUT_SAMPLING = "2026-10-21"
 """From this version on, `temperature` and `top_p` are refused."""
+HOTTEST = 1.0
+"""Highest temperature, and the usual one: a higher one is left out."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
+EFFORT = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 
 
 class AnthropicConnector(Connector):
@@ -48,32 +39,14 @@ class AnthropicConnector(Connector):
         self._version = config.version or self.dialect.version or "2023-06-01"
         self._headers["anthropic-version"] = self._version
 
-    async def call(
-        self,
-        endpoint: Endpoint,
-        request: InferenceRequest,
-        timeouts: Timeouts = Timeouts(),
-        on_token: OnToken | None = None,
-    ) -> CallOutcome:
+    @property
+    def parameters(self) -> frozenset[str]:
+        refused = {"temperature", "top_p"} if self._version >= WITHOUT_SAMPLING else set()
+        return self.dialect.parameters - refused
+
+    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
         if request.is_embedding:
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
-        parameters = self.dialect.parameters
-        if self._version >= WITHOUT_SAMPLING:
-            parameters -= {"temperature", "top_p"}
-        sent = self.begin(endpoint, request, parameters)
-        body = self._body(endpoint, request, sent)
-        url = f"{self.config.base_url}/v1/messages"
-        if on_token is None:
-            reply = await self.http.json("POST", url, sent.headers, body, timeouts, sent.scrub)
-            return self.end(_response(endpoint, reply.body), endpoint, sent, reply.headers, reply.latency_s, None)
-        started = time.monotonic()
-        answer, headers, first_token_s = await self.gathered(
-            self._stream(url, sent, body, timeouts, on_token, started), timeouts
-        )
-        latency_s = time.monotonic() - started
-        return self.end(_response(endpoint, answer), endpoint, sent, headers, latency_s, first_token_s)
-
-    def _body(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
         limit = request.max_output_tokens or min(endpoint.max_output_tokens or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS)
         body: dict[str, Any] = {
             "model": endpoint.served_model,
@@ -82,15 +55,16 @@ class AnthropicConnector(Connector):
         }
         if system := "\n\n".join(m.text for m in request.chat if m.role in ("system", "developer")):
             body["system"] = system
-        for name in ("temperature", "top_p"):
-            if (value := getattr(request, name)) is not None and sent.takes(name):
-                body[name] = value
+        if request.temperature is not None:
+            named = "temperature" if request.temperature <= HOTTEST else f"a temperature above {HOTTEST:g}"
+            if sent.takes(named):
+                body["temperature"] = request.temperature
+        if request.top_p is not None and sent.takes("top_p"):
+            body["top_p"] = request.top_p
         if request.stop and sent.takes("stop"):
             body["stop_sequences"] = list(request.stop)
         if request.seed is not None:
             sent.takes("seed")
-        if request.reasoning_effort is not None:
-            sent.takes("reasoning_effort")
         if request.tools and sent.takes("tools"):
             body["tools"] = [
                 {
@@ -103,58 +77,74 @@ class AnthropicConnector(Connector):
         if (choice := request.tool_choice) is not None and sent.takes("tool_choice"):
             mode = TOOL_CHOICE.get(choice)
             body["tool_choice"] = {"type": mode} if mode else {"type": "tool", "name": choice}
+        output: dict[str, Any] = {}
         wanted = request.response_format
         if wanted.type == "json_schema" and sent.takes("json_schema"):
-            body["output_config"] = {"format": {"type": "json_schema", "schema": wanted.json_schema}}
+            output["format"] = {"type": "json_schema", "schema": wanted.json_schema}
         elif wanted.type == "json_object":
             sent.takes("json_object")
-        return sent.with_extras(body)
+        if (effort := request.reasoning_effort) is not None and sent.takes("reasoning_effort"):
+            if effort == "none":
+                body["thinking"] = {"type": "disabled"}
+            else:
+                output["effort"] = EFFORT[effort]
+        if output:
+            body["output_config"] = output
+        if stream:
+            body["stream"] = True
+        return "/v1/messages", body
 
-    async def _stream(
-        self, url: str, sent: Sent, body: dict[str, Any], timeouts: Timeouts, on_token: OnToken, started: float
-    ) -> tuple[dict[str, Any], Mapping[str, str], float | None]:
-        """Gather a stream into the answer that the same call would have given without streaming."""
-        answer: dict[str, Any] = {}
-        blocks: dict[int, dict[str, Any]] = {}
-        stopped, first_token_s = False, None
-        headers: Mapping[str, str] = {}
-        events = self.http.events(url, sent.headers, {**body, "stream": True}, timeouts, sent.scrub)
-        async for headers, event in events:  # noqa: B007  (the last ones are returned)
-            match event.get("type"):
-                case "message_start":
-                    answer = dict(event.get("message") or {})
-                case "content_block_start":
-                    block = dict(event.get("content_block") or {})
-                    if block.get("type") == "tool_use":
-                        block["input"] = ""
-                    blocks[event.get("index", 0)] = block
-                case "content_block_delta":
-                    delta, block = event.get("delta") or {}, blocks.setdefault(event.get("index", 0), {})
-                    if piece := delta.get("text"):
-                        if first_token_s is None:
-                            first_token_s = time.monotonic() - started
-                        block["text"] = block.get("text", "") + piece
-                        await on_token(piece)
-                    block["input"] = block.get("input", "") + (delta.get("partial_json") or "")
-                case "message_delta":
-                    answer["stop_reason"] = (event.get("delta") or {}).get("stop_reason")
-                    answer["usage"] = {**(answer.get("usage") or {}), **(event.get("usage") or {})}
-                case "message_stop":
-                    stopped = True
-        if not stopped:
-            raise ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
-        for block in blocks.values():
-            if block.get("type") == "tool_use":
-                block["input"] = _loads(block["input"])
-        answer["content"] = [block for _, block in sorted(blocks.items())]
-        return answer, headers, first_token_s
+    def gathering(self) -> Gathering:
+        return _Events()
+
+    def read(self, request: InferenceRequest, body: Any) -> Answer:
+        content, raw, told = body["content"], body.get("stop_reason"), body.get("usage")
+        return Answer(
+            text="".join(block["text"] for block in content if block["type"] == "text"),
+            tool_calls=tuple(_tool_call(block) for block in content if block["type"] == "tool_use"),
+            finish=FINISH.get(raw, FinishReason.OTHER),
+            finish_raw=raw,
+            usage=reported(_usage, told),
+            service_tier=told.get("service_tier") if isinstance(told, dict) else None,
+            model=body.get("model"),
+        )
 
 
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text or "{}")
-    except ValueError:
-        return text  # as the model wrote it
+class _Events:
+    """Blocks grow by deltas; the message that began is filled with them."""
+
+    def __init__(self) -> None:
+        self._message: dict[str, Any] = {}
+        self._blocks: dict[int, dict[str, Any]] = {}
+        self._stopped = False
+
+    def add(self, event: dict[str, Any]) -> str:
+        match event.get("type"):
+            case "message_start":
+                self._message = dict(event["message"])
+            case "content_block_start":
+                self._blocks[event["index"]] = {**event["content_block"], "json": ""}
+            case "content_block_delta":
+                delta = event["delta"]
+                block = self._blocks.setdefault(event["index"], {"type": "text", "json": ""})
+                block["json"] += delta.get("partial_json") or ""
+                if said := delta.get("text") or "":
+                    block["text"] = block.get("text", "") + said
+                return str(said)
+            case "message_delta":
+                self._message["stop_reason"] = event["delta"].get("stop_reason")
+                self._message["usage"] = {**(self._message.get("usage") or {}), **(event.get("usage") or {})}
+            case "message_stop":
+                self._stopped = True
+        return ""
+
+    def body(self) -> dict[str, Any] | None:
+        if not self._stopped:
+            return None
+        for block in self._blocks.values():
+            if grown := block.pop("json"):
+                block["input"] = _loads(grown)
+        return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
 
 
 def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
@@ -175,75 +165,41 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
         return [{"type": "tool_result", "tool_use_id": message.tool_call_id or "", "content": message.text}]
     blocks: list[dict[str, Any]] = []
-    if isinstance(message.content, tuple):
-        for part in message.content:
-            if isinstance(part, TextPart):
-                blocks.append({"type": "text", "text": part.text})
-            elif isinstance(part, ImagePart):
-                media_type, data = inline_image(part)
-                source = {"type": "base64", "media_type": media_type, "data": data}
-                blocks.append({"type": "image", "source": source})
-    elif message.content:
-        blocks.append({"type": "text", "text": message.content})
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            blocks.append({"type": "text", "text": part.text})
+        elif isinstance(part, ImagePart):
+            media_type, data = part.inline
+            source = {"type": "base64", "media_type": media_type, "data": data}
+            blocks.append({"type": "image", "source": source})
     for call in message.tool_calls:
         called = {"id": call.id, "name": call.function.name, "input": _loads(call.function.arguments)}
         blocks.append({"type": "tool_use", **called})
     return blocks
 
 
-def inline_image(part: ImagePart) -> tuple[str, str]:
-    """Media type and base64 data of a data: URI."""
-    head, _, data = part.image_url.url.partition(",")
-    return head.removeprefix("data:").partition(";")[0], data
-
-
-def _response(endpoint: Endpoint, body: Mapping[str, Any]) -> dict[str, Any]:
-    content = body.get("content")
-    if not isinstance(content, list):
-        raise malformed("an answer without content")
-    raw = body.get("stop_reason")
+def _loads(text: str) -> Any:
     try:
-        text = "".join(block["text"] for block in content if block.get("type") == "text")
-        calls = tuple(
-            ToolCall(
-                id=str(block.get("id") or ""),
-                function=FunctionCall(name=block["name"], arguments=_arguments(block.get("input"))),
-            )
-            for block in content
-            if block.get("type") == "tool_use"
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise malformed("a content block that can't be read") from None
-    finish = FINISH.get(raw, FinishReason.OTHER) if isinstance(raw, str) else FinishReason.OTHER
-    if not text and not calls and finish is not FinishReason.LENGTH:
-        if finish is FinishReason.CONTENT_FILTER:
-            raise ProviderError(Failure(FailureKind.CONTENT_FILTERED, "refused", Billed.YES, status=200))
-        raise malformed("an empty answer")
-    served = body.get("model")
-    return {
-        "text": text,
-        "tool_calls": calls,
-        "finish": finish,
-        "finish_raw": raw if isinstance(raw, str) else None,
-        "usage": _usage(body.get("usage")),
-        "model_served": served if isinstance(served, str) and served else endpoint.served_model,
-    }
+        return json.loads(text or "{}")
+    except ValueError:
+        return text  # as the model wrote it
 
 
-def _arguments(given: Any) -> str:
-    return given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
+def _tool_call(block: Mapping[str, Any]) -> ToolCall:
+    given = block.get("input")
+    arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
+    return ToolCall(id=str(block.get("id") or ""), function=FunctionCall(name=block["name"], arguments=arguments))
 
 
-def _usage(told: Any) -> Usage | None:
+def _usage(told: Any) -> Usage:
     """Cached tokens are told apart from `input_tokens` here; ours include them."""
-    try:
-        read = int(told.get("cache_read_input_tokens") or 0)
-        written = int(told.get("cache_creation_input_tokens") or 0)
-        return Usage(
-            input_tokens=int(told["input_tokens"]) + read + written,
-            cache_read_tokens=read,
-            cache_write_tokens=written,
-            output_tokens=int(told.get("output_tokens") or 0),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return None
+    read = int(told.get("cache_read_input_tokens") or 0)
+    written = int(told.get("cache_creation_input_tokens") or 0)
+    thought = told.get("output_tokens_details") or {}
+    return Usage(
+        input_tokens=int(told["input_tokens"]) + read + written,
+        cache_read_tokens=read,
+        cache_write_tokens=written,
+        output_tokens=int(told.get("output_tokens") or 0),
+        reasoning_tokens=int(thought.get("thinking_tokens") or 0),
+    )

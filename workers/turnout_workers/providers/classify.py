@@ -8,9 +8,13 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from itertools import takewhile
 from typing import Any
 
+from turnout_workers.providers.dialects import STANDARD_LIMITS
+from turnout_workers.providers.errors import request_id
 from turnout_workers.providers.retry_after import retry_after_s
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 
@@ -20,12 +24,14 @@ DAY_QUOTA_S = 3600.0
 _BILLING = (
     "insufficient_quota", "credit_balance_exhausted", "spend_limit_exceeded", "usage_limit_exceeded",
     "billing_hard_limit_reached", "billing_not_active", "account_deactivated", "spend_limit_reached",
-    "billing_unavailable", "organization_on_hold", "billing_error",
+    "billing_unavailable", "organization_on_hold", "billing_error", "payment_required",
 )  # fmt: skip
 _BILLING_WORDS = (
     "specified api usage limits", "specified workspace api usage limits", "credit balance is too low",
+    "insufficient balance", "doesn't have any credits", "monthly spending limit",
 )  # fmt: skip
 _AUTH = ("invalid_api_key", "api_key_invalid", "unauthenticated", "authentication_error", "invalid_authentication")
+_AUTH_WORDS = ("api key not valid", "incorrect api key provided")
 _CONTEXT = (
     "context_length_exceeded", "model_context_window_exceeded", "string_above_max_length",
     "exceed_context_size_error",
@@ -33,6 +39,8 @@ _CONTEXT = (
 _CONTEXT_WORDS = (
     "maximum context length", "prompt is too long", "input token count", "exceeds the maximum number of tokens",
     "context window", "reduce the length of the messages", "exceeds the available context size",
+    "maximum prompt length", "maximum model length", "exceed context limit", "`inputs` tokens + `max_new_tokens`",
+    "maximum allowed number of output tokens", "model supports at most",
 )  # fmt: skip
 _CONTENT = (
     "content_filter",
@@ -49,88 +57,115 @@ _STATUSES = frozenset(map(str, range(400, 600)))
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 _UNSUPPORTED_WORDS = (
     "extra inputs are not permitted", "is not supported with this model", "not supported by this model",
-    "does not support",
+    "does not support", "is unsupported", "type is unavailable now",
 )  # fmt: skip
+_OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort")}
+_OPTIONAL |= {"stop_sequences": "stop", "effort": "reasoning_effort", "thinking": "reasoning_effort"}
+"""Parameters without which a call still makes sense, as vendors and we call them."""
+_MODELS_FAULT = ("json_validate_failed", "tool_use_failed", "output_parse_failed")
+"""Groq: the model wrote no JSON, or no call of a tool, where one was due."""
 
 
-def classify(status: int, headers: Mapping[str, str], body: Any, now: float, scrub: tuple[str, ...] = ()) -> Failure:
+def classify(
+    status: int,
+    headers: Mapping[str, str],
+    body: Any,
+    now: float,
+    scrub: tuple[str, ...] = (),
+    limit_headers: Mapping[str, str] = STANDARD_LIMITS,
+) -> Failure:
     """The failure that a response stands for. `body`: parsed JSON, or text. `scrub`: texts never to be shown."""
-    kind_word, code, said = _envelope(body)
+    kind_word, code, said, upstream = _envelope(body)
     if status == 200 and code in _STATUSES:  # an error in what began as an answer
         status = int(code)
-    words = said.lower()
-    wait_s = retry_after_s(headers, body, now)
-    request_id = headers.get("x-request-id") or headers.get("request-id")
+    words = f"{said} {upstream}".lower()
+    wait_s = retry_after_s(headers, body, now, limit_headers)
+    told_id = body.get("request_id") if isinstance(body, dict) else None
+    call_id = request_id(headers) or (told_id if isinstance(told_id, str) else None)
     message = scrubbed(said or f"HTTP {status}", scrub)
+    should_retry = headers.get("x-should-retry")
 
     def failure(
         kind: FailureKind, billed: Billed = Billed.NO, scope: Scope = Scope.ENDPOINT, after_s: float | None = wait_s
     ) -> Failure:
-        return Failure(kind, message, billed, scope, after_s, status, request_id)
+        return Failure(kind, message, billed, scope, after_s, status, call_id, repeatable=should_retry != "false")
 
     def named(codes: tuple[str, ...]) -> bool:
         return any(known in kind_word or known in code for known in codes)
 
-    if named(_BILLING) or status == 402 or any(text in words for text in _BILLING_WORDS):
+    def says(texts: tuple[str, ...]) -> bool:
+        return any(text in words for text in texts)
+
+    if named(_BILLING) or status == 402 or says(_BILLING_WORDS):
         if status == 402 and wait_s is not None:  # OpenRouter: money of calls in flight, free again in a moment
             return failure(FailureKind.RATE_LIMITED, scope=Scope.ACCOUNT)
         return failure(FailureKind.BILLING, scope=Scope.ACCOUNT)
-    if status == 401 or named(_AUTH) or "api key not valid" in words:
+    if status == 401 or named(_AUTH) or says(_AUTH_WORDS):
         return failure(FailureKind.UNAUTHORIZED, scope=Scope.ACCOUNT)
-    if named(_CONTEXT) or (status in (400, 413, 422) and any(text in words for text in _CONTEXT_WORDS)):
+    if named(_CONTEXT) or (status in (400, 413, 422) and says(_CONTEXT_WORDS)):
         return failure(FailureKind.CONTEXT_LENGTH)
-    if named(_CONTENT) or (status == 403 and ("moderation" in words or "flagged" in words)):
+    if named(_CONTENT) or (status == 403 and says(("moderation", "flagged"))):
         return failure(FailureKind.CONTENT_FILTERED)
-    if named(_MODEL) or status == 404:
+    if named(_MODEL) or status in (404, 405, 410):
         return failure(FailureKind.MODEL_NOT_FOUND)
     if status == 403 or kind_word == "permission_denied":
         return failure(FailureKind.FORBIDDEN, scope=Scope.ENDPOINT if "model" in words else Scope.ACCOUNT)
     if status == 413:
         return failure(FailureKind.CONTEXT_LENGTH)
     if status == 429 or kind_word in ("rate_limit_error", "resource_exhausted"):
-        return _rate_limit(body, words, wait_s, failure)
+        if "limit: 0" in words:  # Gemini: this account has no quota at all for this model
+            return failure(FailureKind.MODEL_NOT_FOUND)
+        if "request too large" in words:
+            return failure(FailureKind.CONTEXT_LENGTH)
+        if "PerDay" in json.dumps(body):
+            return failure(FailureKind.QUOTA_EXHAUSTED, after_s=max(wait_s or 0.0, DAY_QUOTA_S))
+        return failure(FailureKind.RATE_LIMITED)
     if status in (498, 503, 529) or kind_word == "overloaded_error" or code in ("server_is_overloaded", "slow_down"):
         return failure(FailureKind.OVERLOADED)
     if status in (408, 504, 524) or kind_word in ("timeout_error", "deadline_exceeded"):
         return failure(FailureKind.TIMED_OUT, Billed.MAYBE)
     if status in (409, 425):
         return failure(FailureKind.CONFLICT)
-    if status == 424 or status >= 500 or kind_word in ("api_error", "server_error", "internal", "unavailable"):
+    unsure = status == 200 and kind_word in ("api_error", "server_error", "internal", "unavailable")
+    if status == 424 or status >= 500 or unsure:
         return failure(FailureKind.SERVER_ERROR, Billed.MAYBE)
     if kind_word == "failed_precondition":  # Gemini: billing is not enabled for this project or region
         return failure(FailureKind.BILLING, scope=Scope.ACCOUNT)
-    if named(_UNSUPPORTED) or any(text in words for text in _UNSUPPORTED_WORDS):
-        return failure(FailureKind.UNSUPPORTED)
-    if 300 <= status < 400:
-        return failure(FailureKind.MALFORMED)  # a redirect is not followed: it could lead anywhere
+    if named(_UNSUPPORTED) or says(_UNSUPPORTED_WORDS):
+        return replace(failure(FailureKind.UNSUPPORTED), parameter=_parameter(body, words))
+    if named(_MODELS_FAULT):
+        return failure(FailureKind.OFF_SCHEMA, Billed.MAYBE)
+    if should_retry == "true":
+        return failure(FailureKind.CONFLICT)
+    if 200 < status < 300:
+        return failure(FailureKind.MALFORMED, Billed.MAYBE)
+    if 300 <= status < 400 or (status > 400 and status != 422):
+        return failure(FailureKind.MALFORMED)  # no word of the API's; a redirect is not followed, wherever it leads
     if status == 200 and "invalid" not in kind_word:
         return failure(FailureKind.SERVER_ERROR, Billed.MAYBE)  # nothing says that it was the request's fault
     return failure(FailureKind.INVALID_REQUEST)
 
 
-def _rate_limit(body: Any, words: str, wait_s: float | None, failure: Any) -> Failure:
-    if "limit: 0" in words:  # Gemini: this account has no quota at all for this model
-        return failure(FailureKind.MODEL_NOT_FOUND)  # type: ignore[no-any-return]
-    if "request too large" in words:
-        return failure(FailureKind.CONTEXT_LENGTH)  # type: ignore[no-any-return]
-    if "PerDay" in json.dumps(body):
-        return failure(FailureKind.QUOTA_EXHAUSTED, after_s=max(wait_s or 0.0, DAY_QUOTA_S))  # type: ignore[no-any-return]
-    return failure(FailureKind.RATE_LIMITED)  # type: ignore[no-any-return]
+def _parameter(body: Any, words: str) -> str | None:
+    """Which of the parameters that can be left out the error is about: the one it names, or the first it mentions."""
+    error = body.get("error") if isinstance(body, dict) else None
+    told = str(error.get("param")) if isinstance(error, dict) else ""
+    mentioned = re.search(rf"\b({'|'.join(_OPTIONAL)})\b", words)
+    return _OPTIONAL.get(told) or (_OPTIONAL[mentioned[1]] if mentioned and told in ("", "None") else None)
 
 
-def _envelope(body: Any) -> tuple[str, str, str]:
-    """Type or status word, code, and message, out of any vendor's error body. The first two in lower case."""
+def _envelope(body: Any) -> tuple[str, str, str, str]:
+    """Type or status word, code, message, and what a router says of its own provider, out of any vendor's error body.
+    The first two in lower case."""
     if isinstance(body, list) and len(body) == 1:
         body = body[0]  # Gemini, sometimes
     if not isinstance(body, dict):
-        return "", "", body if isinstance(body, str) else ""
+        return "", "", body if isinstance(body, str) else "", ""
     error = body.get("error", body)
-    if isinstance(error, str):
-        return "", "", error
-    if not isinstance(error, dict):
-        error = body
+    if not isinstance(error, dict):  # xAI, Ollama: {"code": …, "error": "what happened"}
+        error = {**body, "message": error if isinstance(error, str) else body.get("message")}
     word = error.get("status") if isinstance(error.get("status"), str) else error.get("type")
-    details, code = error.get("details"), error.get("code")
+    details, code, metadata = error.get("details"), error.get("code"), error.get("metadata")
     if isinstance(details, dict):
         code = details.get("error_code") or code
     for detail in details if isinstance(details, list) else ():
@@ -141,16 +176,43 @@ def _envelope(body: Any) -> tuple[str, str, str]:
         code = f"{code} {inner['code']}"
     said = error.get("message") or body.get("detail") or ""
     text = said if isinstance(said, str) else json.dumps(said)
-    return str(word or "").lower(), str("" if code is None else code).lower(), text
+    upstream = str(metadata.get("raw") or "") if isinstance(metadata, dict) else ""
+    return str(word or "").lower(), str("" if code is None else code).lower(), text, upstream
 
 
 _KEY = re.compile(r"\b(?:sk|gsk|key|AIza|xai|r8|csk|fw|tgp)[-_][A-Za-z0-9_*.-]{8,}|\bAIza[A-Za-z0-9_-]{20,}")
+PIECE = 16
+"""Length of the aligned pieces of a message that are looked for in the prompt: every repetition of twice as many
+characters holds one."""
 
 
 def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """The provider's words without our key, anything that looks like one, or a piece of the prompt; bounded."""
+    """The provider's words without our key, what looks like one, or what they repeat of the prompt; bounded."""
+    text = text[: 4 * MESSAGE_LENGTH]
     for secret in secrets:
         if len(secret) >= 8:
             text = text.replace(secret, "…")
+        if len(secret) >= 2 * PIECE:
+            text = _without(text, secret)
     text = _KEY.sub("…", " ".join(text.split()))
     return text if len(text) <= MESSAGE_LENGTH else f"{text[: MESSAGE_LENGTH - 1]}…"
+
+
+def _without(text: str, secret: str) -> str:
+    """The text without longer pieces of the secret: vendors repeat the beginning of a prompt, or some of its middle."""
+    kept, at = "", 0
+    while at < len(text):
+        piece = text[at : at + PIECE]
+        found = secret.find(piece) if len(piece) == PIECE else -1
+        if found < 0:
+            kept, at = kept + piece, at + PIECE
+            continue
+        before = _common(reversed(kept), reversed(secret[max(0, found - PIECE) : found]))
+        after = _common(text[at:], secret[found : found + len(text)])
+        kept, at = f"{kept[: len(kept) - before]}…", at + after
+    return kept
+
+
+def _common(one: Iterable[str], other: Iterable[str]) -> int:
+    """How many characters are the same at the beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

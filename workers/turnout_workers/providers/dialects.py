@@ -5,7 +5,8 @@ Sources: the vendors' documentation and official clients.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 OPENAI_PARAMETERS = frozenset(
     {
@@ -22,6 +23,13 @@ OPENAI_PARAMETERS = frozenset(
     }
 )
 PLAIN = OPENAI_PARAMETERS - {"reasoning_effort"}
+
+STANDARD_LIMITS = {
+    "x-ratelimit-{}-requests": "requests_per_minute",
+    "x-ratelimit-{}-tokens": "tokens_per_minute",
+}
+"""Headers in which a limit, what remains of it and its reset are told, `{}` being one of the three words, and the
+field of `Limits` that each means."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +49,8 @@ class Dialect:
     stream_usage: bool = True
     """Takes `stream_options.include_usage`."""
     health_path: str = "/models"
+    """Costs nothing, and needs a good key."""
+    limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
     version: str | None = None
     price_id: str | None = None
     """The provider's id in the price list; None: its prices are the operator's to give."""
@@ -68,13 +78,25 @@ DIALECTS: dict[str, Dialect] = {
         key_variables=("GROQ_API_KEY",),
         max_tokens="max_completion_tokens",
         parameters=OPENAI_PARAMETERS,
+        limit_headers={
+            "x-ratelimit-{}-requests": "requests_per_day",
+            "x-ratelimit-{}-tokens": "tokens_per_minute",
+        },
         price_id="groq",
     ),
     "together": Dialect(
         base_url="https://api.together.xyz/v1", key_variables=("TOGETHER_API_KEY",), price_id="together"
     ),
     "fireworks": Dialect(
-        base_url="https://api.fireworks.ai/inference/v1", key_variables=("FIREWORKS_API_KEY",), price_id="fireworks"
+        base_url="https://api.fireworks.ai/inference/v1",
+        key_variables=("FIREWORKS_API_KEY",),
+        parameters=OPENAI_PARAMETERS,
+        limit_headers={
+            "x-ratelimit-{}-requests": "requests_per_minute",
+            "x-ratelimit-{}-tokens-prompt": "input_tokens_per_minute",
+            "x-ratelimit-{}-tokens-generated": "output_tokens_per_minute",
+        },
+        price_id="fireworks",
     ),
     "deepseek": Dialect(
         base_url="https://api.deepseek.com/v1",
@@ -87,12 +109,17 @@ DIALECTS: dict[str, Dialect] = {
         key_variables=("MISTRAL_API_KEY",),
         seed="random_seed",
         stream_usage=False,
+        limit_headers={
+            "x-ratelimit-{}-req-minute": "requests_per_minute",
+            "x-ratelimit-{}-tokens-minute": "tokens_per_minute",
+        },
         price_id="mistral",
     ),
     "openrouter": Dialect(
         base_url="https://openrouter.ai/api/v1",
         key_variables=("OPENROUTER_API_KEY",),
         parameters=OPENAI_PARAMETERS,
+        health_path="/key",  # its list of models is for everybody
         price_id="openrouter",
     ),
     "cerebras": Dialect(
@@ -100,6 +127,12 @@ DIALECTS: dict[str, Dialect] = {
         key_variables=("CEREBRAS_API_KEY",),
         max_tokens="max_completion_tokens",
         parameters=OPENAI_PARAMETERS,
+        limit_headers={
+            "x-ratelimit-{}-requests-day": "requests_per_day",
+            "x-ratelimit-{}-requests-minute": "requests_per_minute",
+            "x-ratelimit-{}-tokens-minute": "tokens_per_minute",
+            "x-ratelimit-{}-tokens-day": "tokens_per_day",
+        },
         price_id="cerebras",
     ),
     "xai": Dialect(
@@ -118,8 +151,14 @@ DIALECTS: dict[str, Dialect] = {
         key_variables=("ANTHROPIC_API_KEY",),
         auth_header="x-api-key",
         auth_prefix="",
-        parameters=frozenset({"temperature", "top_p", "stop", "tools", "tool_choice", "json_schema"}),
+        parameters=OPENAI_PARAMETERS - {"seed", "json_object", "dimensions"},
         health_path="/v1/models",
+        limit_headers={
+            "anthropic-ratelimit-requests-{}": "requests_per_minute",
+            "anthropic-ratelimit-tokens-{}": "tokens_per_minute",
+            "anthropic-ratelimit-input-tokens-{}": "input_tokens_per_minute",
+            "anthropic-ratelimit-output-tokens-{}": "output_tokens_per_minute",
+        },
         version="2023-06-01",
         price_id="anthropic",
     ),

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from turnout_workers.routing.failure import Failure, FailureKind
+from collections.abc import Mapping
+
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import ObservedLimit
 
 
@@ -17,3 +19,15 @@ class ProviderError(Exception):
     @classmethod
     def unsupported(cls, message: str) -> ProviderError:
         return cls(Failure(FailureKind.UNSUPPORTED, message))
+
+
+def malformed(what: str, headers: Mapping[str, str] | None = None) -> ProviderError:
+    """A 200 that is no answer, assumed to have been billed."""
+    failure = Failure(FailureKind.MALFORMED, what, Billed.YES, status=200, request_id=request_id(headers or {}))
+    return ProviderError(failure)
+
+
+def request_id(headers: Mapping[str, str]) -> str | None:
+    """The provider's own name of the call, for its support."""
+    names = ("x-request-id", "request-id", "apim-request-id", "x-generation-id", "cf-ray")
+    return next((headers[name] for name in names if headers.get(name)), None)

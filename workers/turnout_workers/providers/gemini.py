@@ -3,25 +3,12 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.request import (
-    FinishReason,
-    FunctionCall,
-    ImagePart,
-    InferenceRequest,
-    Message,
-    TextPart,
-    ToolCall,
-    Usage,
-)
-from turnout_workers.providers.anthropic import inline_image
-from turnout_workers.providers.base import CallOutcome, OnToken, Timeouts
-from turnout_workers.providers.connector import Connector, Sent, malformed
-from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing.failure import Billed, Failure, FailureKind
+from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
+from turnout_workers.providers.connector import Answer, Connector, Gathering, Sent, filtered, reported
+from turnout_workers.routing.failure import Billed
 from turnout_workers.routing.fleet import Endpoint
 
 FILTERED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"})
@@ -39,116 +26,68 @@ THINKING_TOKENS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high
 class GeminiConnector(Connector):
     """`POST /v1beta/models/MODEL:generateContent`."""
 
-    async def call(
-        self,
-        endpoint: Endpoint,
-        request: InferenceRequest,
-        timeouts: Timeouts = Timeouts(),
-        on_token: OnToken | None = None,
-    ) -> CallOutcome:
-        sent = self.begin(endpoint, request)
-        model = f"{self._root}/models/{endpoint.served_model}"
+    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
+        model = f"{self._version}/models/{endpoint.served_model}"
         if request.is_embedding:
-            return await self._embed(endpoint, request, timeouts, sent, model)
-        body = self._body(request, sent)
-        if on_token is None:
-            reply = await self.http.json("POST", f"{model}:generateContent", sent.headers, body, timeouts, sent.scrub)
-            return self.end(_response(endpoint, reply.body), endpoint, sent, reply.headers, reply.latency_s, None)
-        started = time.monotonic()
-        url = f"{model}:streamGenerateContent?alt=sse"
-        answer, headers, first_token_s = await self.gathered(
-            self._stream(url, sent, body, timeouts, on_token, started), timeouts
-        )
-        latency_s = time.monotonic() - started
-        return self.end(_response(endpoint, answer), endpoint, sent, headers, latency_s, first_token_s)
+            one: dict[str, Any] = {"model": f"models/{endpoint.served_model}"}
+            if request.dimensions is not None and sent.takes("dimensions"):
+                one["outputDimensionality"] = request.dimensions
+            asked = [{**one, "content": {"parts": [{"text": text}]}} for text in request.texts]
+            return f"{model}:batchEmbedContents", {"requests": asked}
+        method = "streamGenerateContent?alt=sse" if stream else "generateContent"
+        return f"{model}:{method}", _body(request, sent)
+
+    def gathering(self) -> Gathering:
+        return _Chunks()
+
+    def read(self, request: InferenceRequest, body: Any) -> Answer:
+        return _embeddings(body) if request.is_embedding else _candidate(body)
 
     @property
-    def _root(self) -> str:
-        return f"{self.config.base_url}/{self.config.version or self.dialect.version}"
+    def health_path(self) -> str:
+        return f"{self._version}{self.dialect.health_path}"
 
-    def _health_url(self) -> str:
-        return f"{self._root}/models"
+    @property
+    def _version(self) -> str:
+        return f"/{self.config.version or self.dialect.version}"
 
-    def _body(self, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
-        options: dict[str, Any] = {}
-        if request.max_output_tokens is not None:
-            options["maxOutputTokens"] = request.max_output_tokens
-        for name, theirs in (("temperature", "temperature"), ("top_p", "topP"), ("seed", "seed")):
-            if (value := getattr(request, name)) is not None and sent.takes(name):
-                options[theirs] = value
-        if request.stop and sent.takes("stop"):
-            options["stopSequences"] = list(request.stop)
-        if request.reasoning_effort is not None and sent.takes("reasoning_effort"):
-            options["thinkingConfig"] = {"thinkingBudget": THINKING_TOKENS[request.reasoning_effort]}
-        wanted = request.response_format
-        if wanted.type != "text" and sent.takes(wanted.type):
-            options["responseMimeType"] = "application/json"
-            if wanted.json_schema is not None:
-                options["responseJsonSchema"] = wanted.json_schema
-        body: dict[str, Any] = {"contents": _contents(request.chat)}
-        if system := "\n\n".join(m.text for m in request.chat if m.role in ("system", "developer")):
-            body["systemInstruction"] = {"parts": [{"text": system}]}
-        if request.tools and sent.takes("tools"):
-            declared = [
-                {
-                    "name": tool.function.name,
-                    "description": tool.function.description or "",
-                    **({"parametersJsonSchema": tool.function.parameters} if tool.function.parameters else {}),
-                }
-                for tool in request.tools
-            ]
-            body["tools"] = [{"functionDeclarations": declared}]
-        if (choice := request.tool_choice) is not None and sent.takes("tool_choice"):
-            mode = TOOL_MODE.get(choice)
-            calling = {"mode": mode} if mode else {"mode": "ANY", "allowedFunctionNames": [choice]}
-            body["toolConfig"] = {"functionCallingConfig": calling}
-        if options:
-            body["generationConfig"] = options
-        return sent.with_extras(body)
 
-    async def _embed(
-        self, endpoint: Endpoint, request: InferenceRequest, timeouts: Timeouts, sent: Sent, model: str
-    ) -> CallOutcome:
-        one: dict[str, Any] = {"model": f"models/{endpoint.served_model}"}
-        if request.dimensions is not None and sent.takes("dimensions"):
-            one["outputDimensionality"] = request.dimensions
-        body = {"requests": [{**one, "content": {"parts": [{"text": text}]}} for text in request.texts]}
-        url = f"{model}:batchEmbedContents"
-        reply = await self.http.json("POST", url, sent.headers, sent.with_extras(body), timeouts, sent.scrub)
-        try:
-            vectors = tuple(tuple(float(x) for x in row["values"]) for row in reply.body["embeddings"])
-        except (KeyError, TypeError, ValueError):
-            vectors = ()
-        if len(vectors) != len(request.texts):
-            raise malformed(f"{len(vectors)} embeddings for {len(request.texts)} texts")
-        used = _usage(reply.body.get("usageMetadata"))
-        answer = {"embeddings": vectors, "usage": used, "model_served": endpoint.served_model}
-        return self.end(answer, endpoint, sent, reply.headers, reply.latency_s, None)
-
-    async def _stream(
-        self, url: str, sent: Sent, body: dict[str, Any], timeouts: Timeouts, on_token: OnToken, started: float
-    ) -> tuple[dict[str, Any], Mapping[str, str], float | None]:
-        """Gather a stream into the answer that the same call would have given without streaming."""
-        answer: dict[str, Any] = {}
-        parts: list[Any] = []
-        finish, first_token_s = None, None
-        headers: Mapping[str, str] = {}
-        async for headers, event in self.http.events(url, sent.headers, body, timeouts, sent.scrub):  # noqa: B007
-            kept = ("usageMetadata", "modelVersion", "promptFeedback", "responseId")
-            answer |= {name: event[name] for name in kept if name in event}
-            for candidate in (event.get("candidates") or ())[:1]:
-                finish = candidate.get("finishReason") or finish
-                for part in (candidate.get("content") or {}).get("parts") or ():
-                    parts.append(part)
-                    if (piece := part.get("text")) and not part.get("thought"):
-                        if first_token_s is None:
-                            first_token_s = time.monotonic() - started
-                        await on_token(piece)
-        if finish is None and "promptFeedback" not in answer:
-            raise ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
-        if finish is not None:
-            answer["candidates"] = [{"content": {"parts": parts}, "finishReason": finish}]
-        return answer, headers, first_token_s
+def _body(request: InferenceRequest, sent: Sent) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if request.max_output_tokens is not None:
+        options["maxOutputTokens"] = request.max_output_tokens
+    for name, theirs in (("temperature", "temperature"), ("top_p", "topP"), ("seed", "seed")):
+        if (value := getattr(request, name)) is not None and sent.takes(name):
+            options[theirs] = value
+    if request.stop and sent.takes("stop"):
+        options["stopSequences"] = list(request.stop)
+    if request.reasoning_effort is not None and sent.takes("reasoning_effort"):
+        options["thinkingConfig"] = {"thinkingBudget": THINKING_TOKENS[request.reasoning_effort]}
+    wanted = request.response_format
+    if wanted.type != "text" and sent.takes(wanted.type):
+        options["responseMimeType"] = "application/json"
+        if wanted.json_schema is not None:
+            options["responseJsonSchema"] = wanted.json_schema
+    body: dict[str, Any] = {"contents": _contents(request.chat)}
+    if system := "\n\n".join(m.text for m in request.chat if m.role in ("system", "developer")):
+        body["systemInstruction"] = {"parts": [{"text": system}]}
+    if request.tools and sent.takes("tools"):
+        declared = [
+            {
+                "name": tool.function.name,
+                "description": tool.function.description or "",
+                **({"parametersJsonSchema": tool.function.parameters} if tool.function.parameters else {}),
+            }
+            for tool in request.tools
+        ]
+        body["tools"] = [{"functionDeclarations": declared}]
+    if (choice := request.tool_choice) is not None and sent.takes("tool_choice"):
+        mode = TOOL_MODE.get(choice)
+        calling = {"mode": mode} if mode else {"mode": "ANY", "allowedFunctionNames": [choice]}
+        body["toolConfig"] = {"functionCallingConfig": calling}
+    if options:
+        body["generationConfig"] = options
+    return body
 
 
 def _contents(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
@@ -171,15 +110,12 @@ def _parts(message: Message, names: Mapping[str, str]) -> list[dict[str, Any]]:
         name = names.get(message.tool_call_id or "", message.name or "tool")
         return [{"functionResponse": {"name": name, "response": {"result": message.text}}}]
     parts: list[dict[str, Any]] = []
-    if isinstance(message.content, tuple):
-        for part in message.content:
-            if isinstance(part, TextPart):
-                parts.append({"text": part.text})
-            elif isinstance(part, ImagePart):
-                media_type, data = inline_image(part)
-                parts.append({"inlineData": {"mimeType": media_type, "data": data}})
-    elif message.content:
-        parts.append({"text": message.content})
+    for part in message.parts:
+        if isinstance(part, TextPart):
+            parts.append({"text": part.text})
+        elif isinstance(part, ImagePart):
+            media_type, data = part.inline
+            parts.append({"inlineData": {"mimeType": media_type, "data": data}})
     for call in message.tool_calls:
         try:
             arguments = json.loads(call.function.arguments)
@@ -189,57 +125,73 @@ def _parts(message: Message, names: Mapping[str, str]) -> list[dict[str, Any]]:
     return parts
 
 
-def _response(endpoint: Endpoint, body: Mapping[str, Any]) -> dict[str, Any]:
-    candidates = body.get("candidates")
-    if not isinstance(candidates, list) or not candidates:
-        feedback = body.get("promptFeedback")
-        if isinstance(feedback, dict) and (why := feedback.get("blockReason")):
-            raise ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"blocked: {why}", status=200))
-        raise malformed("an answer without candidates")
-    raw = candidates[0].get("finishReason") if isinstance(candidates[0], dict) else None
-    try:
-        parts = (candidates[0].get("content") or {}).get("parts") or []
-        text = "".join(part["text"] for part in parts if part.get("text") and not part.get("thought"))
-        calls = tuple(
-            ToolCall(
-                id=str(part["functionCall"].get("id") or f"call_{number}"),
-                function=FunctionCall(
-                    name=part["functionCall"]["name"],
-                    arguments=json.dumps(part["functionCall"].get("args") or {}, ensure_ascii=False),
-                ),
-            )
-            for number, part in enumerate(parts)
-            if part.get("functionCall")
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise malformed("a part that can't be read") from None
-    finish = FINISH.get(raw, FinishReason.OTHER) if isinstance(raw, str) else FinishReason.OTHER
-    if calls and finish is FinishReason.STOP:
-        finish = FinishReason.TOOL_CALLS
-    if not text and not calls and finish is not FinishReason.LENGTH:
-        if finish is FinishReason.CONTENT_FILTER:
-            raise ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"filtered: {raw}", Billed.YES, status=200))
-        raise malformed("an empty answer")
-    served = body.get("modelVersion")
-    return {
-        "text": text,
-        "tool_calls": calls,
-        "finish": finish,
-        "finish_raw": raw if isinstance(raw, str) else None,
-        "usage": _usage(body.get("usageMetadata")),
-        "model_served": served if isinstance(served, str) and served else endpoint.served_model,
-    }
+class _Chunks:
+    """Parts are gathered from chunks that each look like a whole answer."""
+
+    def __init__(self) -> None:
+        self._parts: list[Any] = []
+        self._finish: Any = None
+        self._rest: dict[str, Any] = {}
+
+    def add(self, event: dict[str, Any]) -> str:
+        kept = ("usageMetadata", "modelVersion", "promptFeedback")
+        self._rest |= {name: event[name] for name in kept if name in event}
+        said = ""
+        for candidate in (event.get("candidates") or ())[:1]:
+            self._finish = candidate.get("finishReason") or self._finish
+            parts = (candidate.get("content") or {}).get("parts") or ()
+            self._parts += parts
+            said += _text(parts)
+        return said
+
+    def body(self) -> dict[str, Any] | None:
+        if self._finish is None:
+            return self._rest if "promptFeedback" in self._rest else None
+        return {**self._rest, "candidates": [{"content": {"parts": self._parts}, "finishReason": self._finish}]}
 
 
-def _usage(told: Any) -> Usage | None:
-    """Thoughts are told apart from the candidates' tokens here; ours include them."""
-    try:
-        thoughts = int(told.get("thoughtsTokenCount") or 0)
-        return Usage(
-            input_tokens=int(told["promptTokenCount"]),
-            cache_read_tokens=int(told.get("cachedContentTokenCount") or 0),
-            output_tokens=int(told.get("candidatesTokenCount") or 0) + thoughts,
-            reasoning_tokens=thoughts,
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return None
+def _candidate(body: Any) -> Answer:
+    if not body.get("candidates") and (feedback := body.get("promptFeedback")):
+        raise filtered(feedback["blockReason"], Billed.NO)
+    candidate = body["candidates"][0]
+    parts, raw = (candidate.get("content") or {}).get("parts") or (), candidate.get("finishReason")
+    calls = tuple(
+        _tool_call(part["functionCall"], number) for number, part in enumerate(parts) if part.get("functionCall")
+    )
+    finish = FINISH.get(raw, FinishReason.OTHER)
+    return Answer(
+        text=_text(parts),
+        tool_calls=calls,
+        finish=FinishReason.TOOL_CALLS if calls and finish is FinishReason.STOP else finish,
+        finish_raw=raw,
+        usage=reported(_usage, body.get("usageMetadata")),
+        model=body.get("modelVersion"),
+    )
+
+
+def _text(parts: Any) -> str:
+    return "".join(part["text"] for part in parts if part.get("text") and not part.get("thought"))
+
+
+def _tool_call(call: Mapping[str, Any], number: int) -> ToolCall:
+    arguments = json.dumps(call.get("args") or {}, ensure_ascii=False)
+    return ToolCall(
+        id=str(call.get("id") or f"call_{number}"), function=FunctionCall(name=call["name"], arguments=arguments)
+    )
+
+
+def _embeddings(body: Any) -> Answer:
+    vectors = tuple(tuple(map(float, row["values"])) for row in body["embeddings"])
+    return Answer(embeddings=vectors, usage=reported(_usage, body.get("usageMetadata")))
+
+
+def _usage(told: Any) -> Usage:
+    """Thoughts are told apart from the candidates' tokens here, and tools' results from the prompt's; ours include
+    them."""
+    thoughts = int(told.get("thoughtsTokenCount") or 0)
+    return Usage(
+        input_tokens=int(told["promptTokenCount"]) + int(told.get("toolUsePromptTokenCount") or 0),
+        cache_read_tokens=int(told.get("cachedContentTokenCount") or 0),
+        output_tokens=int(told.get("candidatesTokenCount") or 0) + thoughts,
+        reasoning_tokens=thoughts,
+    )

@@ -1,37 +1,53 @@
 """One HTTP call to a provider: deadlines of our own, a cap on what comes back, and every failure classified.
 
 httpx with aiohttp underneath: httpx's own connection pool is quadratic under load. Its read timeout is per chunk,
-so that a provider which drips a byte a second is never noticed: hence the first-byte, idle and total deadlines
-here. Bodies are decoded here too, for a 64 KB gzip chunk can unpack to 67 MB in one piece.
+so that a provider which drips a byte a second is never noticed: hence the first-byte, idle and total deadlines here.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
+import ssl
 import time
-import zlib
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Any
 
 import aiohttp
 import httpx
 from httpx_aiohttp import AiohttpTransport
-from pydantic_core import PydanticSerializationError, to_json
+from pydantic_core import to_json
 
+from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
-from turnout_workers.providers.classify import classify, scrubbed
-from turnout_workers.providers.errors import ProviderError
+from turnout_workers.providers.classify import classify
+from turnout_workers.providers.dialects import STANDARD_LIMITS
+from turnout_workers.providers.errors import ProviderError, malformed
+from turnout_workers.providers.exceptions import classify_exception
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
-MAX_BODY = 32 * 1024 * 1024
-"""Most decoded bytes of one answer."""
-CONNECTIONS = 5000
+MAX_ERROR = 64 * 1024
+ERROR_S = 2.0
+"""Most bytes that are read, and most seconds that are waited, for what an error response says."""
 USER_AGENT = "turnout"
+
+
+@dataclass(frozen=True, slots=True)
+class Outgoing:
+    """One request, and what is to be known of it where its response is read."""
+
+    url: str
+    headers: Mapping[str, str] = field(repr=False)
+    body: Mapping[str, Any] | None = field(repr=False)
+    """None: a GET."""
+    timeouts: Timeouts
+    scrub: tuple[str, ...] = field(default=(), repr=False)
+    """Keys and prompts, which no message may repeat."""
+    limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
+    proxy: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,98 +63,67 @@ class Http:
     """The HTTP client that all connectors of a process share."""
 
     def __init__(self) -> None:
-        # The transport without a client around it: no redirects, cookies or proxies can come in, and no layer
-        # is paid for that does nothing here.
-        self._transport = AiohttpTransport(client=_session, trust_env=False)
+        self._transports: dict[str | None, AiohttpTransport] = {}
 
     async def aclose(self) -> None:
-        await self._transport.aclose()
+        for transport in self._transports.values():
+            await transport.aclose()
 
-    async def json(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Mapping[str, Any] | None,
-        timeouts: Timeouts,
-        scrub: tuple[str, ...] = (),
-    ) -> Reply:
-        """Send, read whole, parse. Raises ProviderError for all that is not a 200 with a JSON object."""
+    async def json(self, out: Outgoing) -> Reply:
+        """Send, read whole, parse. Raises ProviderError for all that is not a 200 with a JSON object or list."""
         started = time.monotonic()
-        async with self._response(method, url, headers, body, timeouts, scrub) as (told, decoded):
-            parsed = _parse(b"".join([chunk async for chunk in decoded]))
-            if not isinstance(parsed, dict):
-                raise ProviderError(_malformed("a 200 that is no JSON object", told))
-            if parsed.get("error"):
-                raise ProviderError(classify(200, told, parsed, time.time(), scrub))
-            return Reply(parsed, told, time.monotonic() - started)
+        async with self._response(out) as (headers, chunks):
+            told = body.parsed(b"".join([chunk async for chunk in chunks]))
+            _raise_if_error(told, headers, out)
+            if not isinstance(told, dict | list):
+                raise malformed("a 200 that is no JSON", headers)
+            return Reply(told, headers, time.monotonic() - started)
 
-    async def events(
-        self,
-        url: str,
-        headers: Mapping[str, str],
-        body: Mapping[str, Any],
-        timeouts: Timeouts,
-        scrub: tuple[str, ...] = (),
-    ) -> AsyncIterator[tuple[Mapping[str, str], Any]]:
-        """Send and read server-sent events: the response's headers, and each event's data as JSON.
+    async def events(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], dict[str, Any]]]:
+        """Send and read server-sent events: the response's headers, and each event's data.
 
-        `[DONE]` is left out. Whether the stream was complete is for the wire format to say. No deadline runs here
-        while the reader deals with an event, where its end would not be ours to classify: the reader has `within`.
+        Whether the stream was complete is for the wire format to say. No deadline runs here while the reader deals
+        with an event, where its end would not be ours to classify: the reader has `within`.
         """
-        async with self._response("POST", url, headers, body, timeouts, scrub) as (told, decoded):
-            if "text/event-stream" not in told.get("content-type", ""):
-                parsed = _parse(b"".join([chunk async for chunk in decoded]))
-                if isinstance(parsed, dict) and parsed.get("error"):
-                    raise ProviderError(classify(200, told, parsed, time.time(), scrub))
-                raise ProviderError(_malformed("no event stream where one was asked for", told))
+        async with self._response(out) as (headers, chunks):
+            if "text/event-stream" not in headers.get("content-type", ""):
+                _raise_if_error(body.parsed(b"".join([chunk async for chunk in chunks])), headers, out)
+                raise malformed("no event stream where one was asked for", headers)
             begun = False
-            async for data in _sse(decoded):
-                if data.strip() == b"[DONE]":
-                    continue
-                parsed = _parse(data)
-                if not isinstance(parsed, dict):
-                    raise ProviderError(_malformed("an event that is no JSON object", told))
-                if parsed.get("error"):
-                    failure = classify(200, told, parsed, time.time(), scrub)
-                    if begun and failure.billed is Billed.NO:
-                        failure = replace(failure, billed=Billed.MAYBE)  # what was said until then
-                    raise ProviderError(failure)
+            async for data in body.server_sent(chunks):
+                event = body.parsed(data)
+                _raise_if_error(event, headers, out, begun)
+                if not isinstance(event, dict):
+                    raise malformed("an event that is no JSON object", headers)
                 begun = True
-                yield told, parsed
+                yield headers, event
 
     @asynccontextmanager
-    async def _response(
-        self,
-        method: str,
-        url: str,
-        headers: Mapping[str, str],
-        body: Mapping[str, Any] | None,
-        timeouts: Timeouts,
-        scrub: tuple[str, ...],
-    ) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
+    async def _response(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
         """The headers of an open 200 response and its decoded bytes; every way to fail becomes a ProviderError."""
         response: httpx.Response | None = None
         now = asyncio.get_running_loop().time
+        timeouts = out.timeouts
         ends_at = now() + timeouts.total_s
         try:
-            request = _request(method, url, headers, body, timeouts.connect_s)
+            request = _request(out)
             # One deadline, moved on: for the first byte, then for each piece, and never past the end of all.
             async with asyncio.timeout(min(timeouts.first_byte_s, timeouts.total_s)) as deadline:
-                response = await self._transport.handle_async_request(request)
-                told = _headers(response)
+                response = await self._transport(out.proxy).handle_async_request(request)
 
-                def waiting(on: bool) -> None:
-                    deadline.reschedule(min(ends_at, now() + timeouts.idle_s) if on else None)
+                async def pieces(raw: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+                    deadline.reschedule(min(ends_at, now() + timeouts.idle_s))
+                    async for chunk in raw:
+                        deadline.reschedule(None)
+                        yield chunk
+                        deadline.reschedule(min(ends_at, now() + timeouts.idle_s))
+                    deadline.reschedule(None)
 
-                decoded = _decoded(response, told, waiting)
+                headers = _headers(response)
                 if response.status_code != 200:
-                    raw = b"".join([chunk async for chunk in decoded])
-                    parsed = _parse(raw)
-                    text = raw.decode("utf-8", "replace") if parsed is None else parsed
-                    failure = classify(response.status_code, told, text, time.time(), scrub)
-                    raise ProviderError(failure, observed_limits(told, time.time()))
-                yield told, decoded
+                    deadline.reschedule(None)
+                    raise _classified(response.status_code, headers, await _said(response, headers, timeouts), out)
+                yield headers, body.decoded(pieces(response.aiter_raw()), headers)
         except ProviderError:
             raise
         except TimeoutError:
@@ -148,7 +133,16 @@ class Http:
             raise ProviderError(classify_exception(error)) from error
         finally:
             if response is not None:
-                await _close(response)
+                with suppress(Exception):  # what it was to say has been said, or the failure is on its way
+                    await response.aclose()
+
+    def _transport(self, proxy: str | None) -> AiohttpTransport:
+        """Without a client around it: no redirects, cookies or proxies of the environment can come in, and no layer
+        is paid for that does nothing here."""
+        if proxy not in self._transports:
+            way = None if proxy is None else httpx.Proxy(proxy)
+            self._transports[proxy] = AiohttpTransport(_tls(), client=_session, trust_env=False, proxy=way)
+        return self._transports[proxy]
 
 
 @asynccontextmanager
@@ -165,32 +159,33 @@ async def within(total_s: float) -> AsyncIterator[None]:
         raise ProviderError(Failure(FailureKind.TIMED_OUT, message, Billed.MAYBE)) from None
 
 
+@cache
+def _tls() -> ssl.SSLContext:
+    """The system's authorities, or those of SSL_CERT_FILE; read once."""
+    return ssl.create_default_context()
+
+
 def _session() -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(limit=CONNECTIONS, keepalive_timeout=60)
+    # As many connections as calls: how many there are at once is for the worker's slots and the limits to say.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ssl=_tls())
     return aiohttp.ClientSession(
         connector=connector, auto_decompress=False, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
     )
 
 
-async def _close(response: httpx.Response) -> None:
-    with suppress(Exception):  # what it was to say has been said, or the failure is on its way
-        await response.aclose()
-
-
-def _request(
-    method: str, url: str, headers: Mapping[str, str], body: Mapping[str, Any] | None, connect_s: float
-) -> httpx.Request:
+def _request(out: Outgoing) -> httpx.Request:
     """A request with just the headers that are given here; httpx would look for each that it might add."""
-    content = b"" if body is None else to_json(body)
+    content = b"" if out.body is None else to_json(out.body)
     about = {"user-agent": USER_AGENT, "accept-encoding": "gzip"}
     if content:
         about |= {"content-type": "application/json", "content-length": str(len(content))}
+    connect_s = out.timeouts.connect_s
     request = httpx.Request(
-        method,
-        _url(url),
-        headers={**about, **headers},
+        "GET" if out.body is None else "POST",
+        _url(out.url),
+        headers={**about, **out.headers},
         stream=httpx.ByteStream(content),
-        extensions={"timeout": {"connect": connect_s}},
+        extensions={"timeout": {"connect": connect_s, "pool": connect_s}},  # the latter holds for DNS, too
     )
     request.read()  # so that the transport finds bytes, and sends them in one piece
     return request
@@ -207,97 +202,30 @@ def _headers(response: httpx.Response) -> dict[str, str]:
     return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
 
 
-async def _decoded(
-    response: httpx.Response, headers: Mapping[str, str], waiting: Callable[[bool], None]
-) -> AsyncIterator[bytes]:
-    """The body's bytes, unpacked piece by piece, never more than the cap. `waiting`: told when we wait for them."""
-    encoding = headers.get("content-encoding", "identity").lower()
-    if encoding not in ("identity", "gzip", "deflate", ""):
-        raise ProviderError(_malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", headers))
-    inflate = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
-    total = 0
-    waiting(True)
-    async for chunk in response.aiter_raw():
-        if inflate is not None:
-            chunk = inflate.decompress(chunk, MAX_BODY + 1 - total)
-        total += len(chunk)
-        if total > MAX_BODY:
-            raise ProviderError(_malformed(f"more than {MAX_BODY >> 20} MB", headers))
-        waiting(False)
-        yield chunk
-        waiting(True)
-    waiting(False)
-    if inflate is not None and not inflate.eof:
-        raise ProviderError(Failure(FailureKind.INTERRUPTED, "the compressed answer ends early", Billed.MAYBE))
+async def _said(response: httpx.Response, headers: Mapping[str, str], timeouts: Timeouts) -> Any:
+    """What an error response says, as far as it can be had soon: its status alone tells enough."""
+    raw = b""
+    with suppress(Exception):
+        async with asyncio.timeout(min(timeouts.idle_s, ERROR_S)):
+            async for chunk in body.decoded(response.aiter_raw(), headers):
+                raw += chunk
+                if len(raw) > MAX_ERROR:
+                    break
+    told = body.parsed(raw)
+    return raw[:MAX_ERROR].decode("utf-8", "replace") if told is None else told
 
 
-async def _sse(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of each server-sent event."""
-    rest, data = b"", []
-    async for chunk in chunks:
-        *lines, rest = (rest + chunk).split(b"\n")
-        for line in lines:
-            line = line.rstrip(b"\r")
-            if line.startswith(b"data:"):
-                data.append(line[5:].removeprefix(b" "))
-            elif not line and data:
-                yield b"\n".join(data)
-                data = []
-    if rest.startswith(b"data:"):
-        data.append(rest[5:].strip())
-    if data:
-        yield b"\n".join(data)
+def _raise_if_error(told: Any, headers: Mapping[str, str], out: Outgoing, begun: bool = False) -> None:
+    """An error in what began as an answer. begun: something was answered before, and so perhaps billed."""
+    if not isinstance(told, dict) or not (told.get("error") or told.get("object") == "error"):
+        return
+    error = _classified(200, headers, told, out)
+    if begun and error.failure.billed is Billed.NO:
+        error.failure = replace(error.failure, billed=Billed.MAYBE)
+    raise error
 
 
-def _parse(raw: bytes) -> Any:
-    """JSON, or None: also for what is too deep, or no UTF-8, or a number of thousands of digits."""
-    try:
-        return json.loads(raw)
-    except (ValueError, RecursionError):
-        return None
-
-
-def _malformed(what: str, headers: Mapping[str, str]) -> Failure:
-    request_id = headers.get("x-request-id") or headers.get("request-id")
-    return Failure(FailureKind.MALFORMED, what, Billed.YES, status=200, request_id=request_id)
-
-
-def classify_exception(error: BaseException) -> Failure:
-    """What went wrong below HTTP. httpx's exceptions, and those of aiohttp that come through unmapped."""
-    cause = error.__cause__ or error
-    text = scrubbed(f"{type(cause).__name__}: {cause}" if str(cause) else type(cause).__name__)
-    match error:
-        case httpx.PoolTimeout():
-            return Failure(FailureKind.LOCAL, text)
-        case httpx.ConnectError() | httpx.ProxyError() | httpx.UnsupportedProtocol() | httpx.InvalidURL():
-            return Failure(FailureKind.UNAVAILABLE, text)
-        case (
-            aiohttp.ClientConnectorError()
-            | aiohttp.ServerFingerprintMismatch()
-            | aiohttp.ConnectionTimeoutError()
-            | aiohttp.ClientHttpProxyError()
-            | aiohttp.InvalidURL()
-            | aiohttp.NonHttpUrlClientError()
-        ):
-            return Failure(FailureKind.UNAVAILABLE, text)
-        case httpx.ConnectTimeout():
-            # The transport gives this name to lost connections too; those may have been billed.
-            reset = isinstance(cause, aiohttp.ServerDisconnectedError | aiohttp.ClientOSError)
-            if reset and not isinstance(cause, aiohttp.ClientConnectorError):
-                return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
-            return Failure(FailureKind.UNAVAILABLE, text)
-        case httpx.ReadTimeout() | httpx.WriteTimeout() | aiohttp.ServerTimeoutError():
-            return Failure(FailureKind.TIMED_OUT, text, Billed.MAYBE)
-        case httpx.TimeoutException():
-            # aiohttp's ServerTimeoutError: connecting took too long
-            return Failure(FailureKind.UNAVAILABLE, text)
-        case aiohttp.ClientResponseError() | httpx.DecodingError() | httpx.TooManyRedirects():
-            return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
-        case httpx.TransportError() | aiohttp.ClientError() | OSError() | httpx.StreamError():
-            return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
-        case PydanticSerializationError():
-            return Failure(FailureKind.INVALID_REQUEST, "the request holds text that is no Unicode")
-        case ValueError():
-            return Failure(FailureKind.UNAVAILABLE, text)
-        case _:
-            return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
+def _classified(status: int, headers: Mapping[str, str], told: Any, out: Outgoing) -> ProviderError:
+    now = time.time()
+    failure = classify(status, headers, told, now, out.scrub, out.limit_headers)
+    return ProviderError(failure, observed_limits(headers, now, out.limit_headers))

@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.request import (
-    FinishReason,
-    FunctionCall,
-    InferenceRequest,
-    Message,
-    ToolCall,
-    Usage,
-)
-from turnout_workers.providers.base import CallOutcome, OnToken, Timeouts
-from turnout_workers.providers.connector import Connector, Sent, malformed
-from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing.failure import Billed, Failure, FailureKind
+from turnout.request import FinishReason, FunctionCall, InferenceRequest, Message, ToolCall, Usage
+from turnout_workers.providers.connector import Answer, Connector, Gathering, Sent, reported
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -34,36 +23,39 @@ FINISH = {
 class OpenAIConnector(Connector):
     """`POST /chat/completions` and `/embeddings`; the vendor's ways are in its dialect."""
 
-    async def call(
-        self,
-        endpoint: Endpoint,
-        request: InferenceRequest,
-        timeouts: Timeouts = Timeouts(),
-        on_token: OnToken | None = None,
-    ) -> CallOutcome:
-        sent = self.begin(endpoint, request)
+    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
+        model = endpoint.served_model
         if request.is_embedding:
-            return await self._embed(endpoint, request, timeouts, sent)
-        body = self._chat_body(endpoint, request, sent)
-        url = f"{self.config.base_url}/chat/completions"
-        if on_token is None:
-            reply = await self.http.json("POST", url, sent.headers, body, timeouts, sent.scrub)
-            choice, first_token_s = _choice(reply.body), None
-            answer, headers, latency_s = reply.body, reply.headers, reply.latency_s
-        else:
-            started = time.monotonic()
-            answer, headers, first_token_s = await self.gathered(
-                self._stream(url, sent, body, timeouts, on_token, started), timeouts
-            )
-            choice, latency_s = answer["choices"][0], time.monotonic() - started
-        return self.end(_response(endpoint, request, choice, answer), endpoint, sent, headers, latency_s, first_token_s)
+            body: dict[str, Any] = {"model": model, "input": list(request.texts), "encoding_format": "float"}
+            if request.dimensions is not None and sent.takes("dimensions"):
+                body["dimensions"] = request.dimensions
+            return self._path("embeddings", model), body
+        body = {"model": model, **self._chat(request, sent)}
+        if stream:
+            body["stream"] = True
+            if self.dialect.stream_usage:
+                body["stream_options"] = {"include_usage": True}
+        return self._path("chat/completions", model), body
 
-    def _chat_body(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
+    def gathering(self) -> Gathering:
+        return _Chunks()
+
+    def read(self, request: InferenceRequest, body: Any) -> Answer:
+        return _embeddings(body) if request.is_embedding else _completion(body)
+
+    @property
+    def health_path(self) -> str:
+        return f"/openai/models?api-version={self.config.version}" if self.config.version else self.dialect.health_path
+
+    def _path(self, method: str, model: str) -> str:
+        """Azure's dated versions have a path for each deployment."""
+        if self.config.version is None:
+            return f"/{method}"
+        return f"/openai/deployments/{model}/{method}?api-version={self.config.version}"
+
+    def _chat(self, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
         dialect = self.dialect
-        body: dict[str, Any] = {
-            "model": endpoint.served_model,
-            "messages": [_message(message, dialect.system_role) for message in request.chat],
-        }
+        body: dict[str, Any] = {"messages": [_message(message, dialect.system_role) for message in request.chat]}
         if request.max_output_tokens is not None:
             body[dialect.max_tokens] = request.max_output_tokens
         for name in ("temperature", "top_p", "reasoning_effort"):
@@ -85,71 +77,7 @@ class OpenAIConnector(Connector):
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif wanted.type == "json_object" and sent.takes("json_object"):
             body["response_format"] = {"type": "json_object"}
-        return sent.with_extras(body)
-
-    async def _embed(
-        self, endpoint: Endpoint, request: InferenceRequest, timeouts: Timeouts, sent: Sent
-    ) -> CallOutcome:
-        body: dict[str, Any] = {
-            "model": endpoint.served_model,
-            "input": list(request.texts),
-            "encoding_format": "float",
-        }
-        if request.dimensions is not None and sent.takes("dimensions"):
-            body["dimensions"] = request.dimensions
-        url = f"{self.config.base_url}/embeddings"
-        reply = await self.http.json("POST", url, sent.headers, sent.with_extras(body), timeouts, sent.scrub)
-        try:
-            rows = sorted(reply.body["data"], key=lambda row: row.get("index", 0))
-            vectors = tuple(tuple(float(x) for x in row["embedding"]) for row in rows)
-        except (KeyError, TypeError, ValueError, AttributeError):
-            vectors = ()
-        if len(vectors) != len(request.texts):
-            raise malformed(f"{len(vectors)} embeddings for {len(request.texts)} texts")
-        response = {"embeddings": vectors, "usage": usage(reply.body.get("usage")), **_names(endpoint, reply.body)}
-        return self.end(response, endpoint, sent, reply.headers, reply.latency_s, None)
-
-    async def _stream(
-        self,
-        url: str,
-        sent: Sent,
-        body: dict[str, Any],
-        timeouts: Timeouts,
-        on_token: OnToken,
-        started: float,
-    ) -> tuple[dict[str, Any], Mapping[str, str], float | None]:
-        """Gather a stream into the answer that the same call would have given without streaming."""
-        body |= {"stream": True}
-        if self.dialect.stream_usage:
-            body["stream_options"] = {"include_usage": True}
-        text: list[str] = []
-        calls: dict[int, dict[str, Any]] = {}
-        finish: str | None = None
-        answer: dict[str, Any] = {}
-        headers: Mapping[str, str] = {}
-        first_token_s: float | None = None
-        async for headers, event in self.http.events(url, sent.headers, body, timeouts, sent.scrub):  # noqa: B007
-            answer |= {name: event[name] for name in ("id", "model", "usage") if event.get(name)}
-            for choice in event.get("choices") or ():
-                delta = choice.get("delta") or {}
-                if piece := delta.get("content"):
-                    if first_token_s is None:
-                        first_token_s = time.monotonic() - started
-                    text.append(piece)
-                    await on_token(piece)
-                for part in delta.get("tool_calls") or ():
-                    call = calls.setdefault(part.get("index", 0), {"id": "", "name": "", "arguments": ""})
-                    function = part.get("function") or {}
-                    call["id"] = part.get("id") or call["id"]
-                    call["name"] = function.get("name") or call["name"]
-                    call["arguments"] += function.get("arguments") or ""
-                finish = choice.get("finish_reason") or finish
-        if finish is None:
-            raise ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
-        tool_calls = [{"id": c["id"], "function": c} for _, c in sorted(calls.items())]
-        message = {"content": "".join(text), "tool_calls": tool_calls}
-        answer["choices"] = [{"message": message, "finish_reason": finish}]
-        return answer, headers, first_token_s
+        return body
 
 
 def _message(message: Message, system_role: str) -> dict[str, Any]:
@@ -168,76 +96,90 @@ def _message(message: Message, system_role: str) -> dict[str, Any]:
     return body
 
 
-def _choice(body: Mapping[str, Any]) -> Mapping[str, Any]:
-    choices = body.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise malformed("an answer without choices")
-    if not isinstance(choices[0].get("message"), dict):
-        raise malformed("a choice without a message")
-    return choices[0]
+class _Chunks:
+    """Deltas become the message that they are of."""
+
+    def __init__(self) -> None:
+        self._text: list[str] = []
+        self._refusal: list[str] = []
+        self._calls: dict[int, dict[str, Any]] = {}
+        self._finish: Any = None
+        self._rest: dict[str, Any] = {}
+
+    def add(self, event: dict[str, Any]) -> str:
+        self._rest |= {name: event[name] for name in ("model", "usage", "service_tier") if event.get(name)}
+        said = ""
+        for choice in (event.get("choices") or ())[:1]:
+            self._finish = choice.get("finish_reason") or self._finish
+            delta = choice.get("delta") or {}
+            said = delta.get("content") or ""
+            self._text.append(said)
+            self._refusal.append(delta.get("refusal") or "")
+            for part in delta.get("tool_calls") or ():
+                call = self._calls.setdefault(part.get("index", 0), {"id": "", "name": "", "arguments": ""})
+                function = part.get("function") or {}
+                call["id"] = part.get("id") or call["id"]
+                call["name"] = function.get("name") or call["name"]
+                call["arguments"] += function.get("arguments") or ""
+        return said
+
+    def body(self) -> dict[str, Any] | None:
+        if self._finish is None:
+            return None
+        calls = [{"id": call["id"], "function": call} for _, call in sorted(self._calls.items())]
+        message = {"content": "".join(self._text), "refusal": "".join(self._refusal), "tool_calls": calls}
+        return {**self._rest, "choices": [{"message": message, "finish_reason": self._finish}]}
 
 
-def _names(endpoint: Endpoint, body: Mapping[str, Any]) -> dict[str, Any]:
-    served = body.get("model")
-    return {"model_served": served if isinstance(served, str) and served else endpoint.served_model}
-
-
-def _response(
-    endpoint: Endpoint, request: InferenceRequest, choice: Mapping[str, Any], body: Mapping[str, Any]
-) -> dict[str, Any]:
-    message = choice["message"]
-    raw = choice.get("finish_reason")
-    text = _text(message.get("content"))
-    try:
-        calls = tuple(
-            ToolCall(
-                id=str(call.get("id") or ""),
-                function=FunctionCall(
-                    name=call["function"]["name"], arguments=call["function"].get("arguments") or "{}"
-                ),
-            )
-            for call in message.get("tool_calls") or ()
-        )
-    except (KeyError, TypeError, ValueError, AttributeError):
-        raise malformed("a tool call that can't be read") from None
-    finish = FINISH.get(raw, FinishReason.OTHER) if isinstance(raw, str) else FinishReason.OTHER
-    refusal = message.get("refusal")
-    if not text and not calls and not refusal and finish is not FinishReason.LENGTH and not message.get("reasoning"):
-        if finish is FinishReason.CONTENT_FILTER:
-            raise ProviderError(
-                Failure(FailureKind.CONTENT_FILTERED, "the answer was filtered", Billed.YES, status=200)
-            )
-        raise malformed("an empty answer")
-    return {
-        "text": text,
-        "tool_calls": calls,
-        "refusal": refusal if isinstance(refusal, str) else None,
-        "finish": finish,
-        "finish_raw": raw if isinstance(raw, str) else None,
-        "usage": usage(body.get("usage")),
-        "reported_cost_usd": (body.get("usage") or {}).get("cost") if isinstance(body.get("usage"), dict) else None,
-        **_names(endpoint, body),
-    }
+def _completion(body: Any) -> Answer:
+    choice = body["choices"][0]
+    message, raw, refusal = choice["message"], choice.get("finish_reason"), choice["message"].get("refusal")
+    told = body.get("usage")
+    return Answer(
+        text=_text(message.get("content")),
+        tool_calls=tuple(map(_tool_call, message.get("tool_calls") or ())),
+        refusal=refusal or None,
+        finish=FINISH.get(raw, FinishReason.OTHER),
+        finish_raw=raw,
+        usage=reported(usage, told),
+        cost_usd=_cost_usd(told) if isinstance(told, dict) else None,
+        service_tier=body.get("service_tier"),
+        model=body.get("model"),
+    )
 
 
 def _text(content: Any) -> str:
     if isinstance(content, list):  # Mistral and others answer in parts
-        return "".join(part.get("text", "") for part in content if isinstance(part, dict) and part.get("text"))
-    return content if isinstance(content, str) else ""
+        return "".join(part.get("text") or "" for part in content)
+    return content or ""
 
 
-def usage(told: Any) -> Usage | None:
-    """Tokens as reported; None if they weren't, or make no sense."""
-    if not isinstance(told, dict):
-        return None
-    inside = told.get("prompt_tokens_details") or {}
-    outside = told.get("completion_tokens_details") or {}
-    try:
-        return Usage(
-            input_tokens=int(told["prompt_tokens"]),
-            cache_read_tokens=int(inside.get("cached_tokens") or 0),
-            output_tokens=int(told.get("completion_tokens") or 0),
-            reasoning_tokens=int(outside.get("reasoning_tokens") or 0),
-        )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError):
-        return None
+def _tool_call(call: Mapping[str, Any]) -> ToolCall:
+    function = call["function"]
+    named = FunctionCall(name=function["name"], arguments=function.get("arguments") or "{}")
+    return ToolCall(id=str(call.get("id") or ""), function=named)
+
+
+def _embeddings(body: Any) -> Answer:
+    rows = sorted(body["data"], key=lambda row: row.get("index", 0))
+    vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
+    return Answer(embeddings=vectors, usage=reported(usage, body.get("usage")), model=body.get("model"))
+
+
+def usage(told: Any) -> Usage:
+    """Tokens as reported. Where the total says so, reasoning comes on top of the answer (xAI, Gemini's likeness)."""
+    inside, outside = told.get("prompt_tokens_details") or {}, told.get("completion_tokens_details") or {}
+    asked, answered = int(told["prompt_tokens"]), int(told.get("completion_tokens") or 0)
+    return Usage(
+        input_tokens=asked,
+        cache_read_tokens=int(inside.get("cached_tokens") or told.get("prompt_cache_hit_tokens") or 0),
+        cache_write_tokens=int(inside.get("cache_write_tokens") or 0),
+        output_tokens=max(answered, int(told.get("total_tokens") or 0) - asked),
+        reasoning_tokens=int(outside.get("reasoning_tokens") or 0),
+    )
+
+
+def _cost_usd(told: Mapping[str, Any]) -> Any:
+    """OpenRouter says it in dollars, xAI in ten-billionths."""
+    ticks = told.get("cost_in_usd_ticks")
+    return told.get("cost") if ticks is None else ticks / 1e10

@@ -8,20 +8,19 @@ from __future__ import annotations
 import math
 import time
 from datetime import UTC, datetime
-from decimal import Decimal
 from functools import lru_cache
 from importlib.metadata import version
 
 from turnout.request import Usage
 from turnout_workers.routing.fleet import Price
 
-_TOKENS = 1_000_000
 PERIOD_S = 900
 """Prices by the time of day begin and end on a quarter of an hour."""
 
 
 def cost_microusd(price: Price, usage: Usage) -> int:
     """Of one call, rounded up to a whole micro-dollar. Dollars per million tokens are micro-dollars per token."""
+    price = price.of(usage.input_tokens)
     read = price.input if price.cache_read is None else price.cache_read
     write = price.input if price.cache_write is None else price.cache_write
     fresh = usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens
@@ -35,38 +34,59 @@ def period(now: float) -> int:
     return int(now // PERIOD_S)
 
 
-def list_price(provider: str, model: str, now: float | None = None) -> Price | None:
+def list_price(provider: str, model: str, now: float | None = None, tier: str | None = None) -> Price | None:
     """From the price list in the genai-prices package, as of `now` (s since 1970); None if it doesn't know the model.
 
-    provider: its id in the list (`Dialect.price_id`). Prices that depend on the length of the prompt are taken
-    for a short one, and those of a service tier for the standard one: a call in another tier wants the operator's own.
+    provider: its id in the list (`Dialect.price_id`). tier: the provider's name of a service tier; one that the list
+    doesn't have costs as much as usual.
     """
-    return _listed(provider, model, period(time.time() if now is None else now))
+    return _listed(provider, model, period(time.time() if now is None else now), tier)
 
 
 @lru_cache(maxsize=4096)
-def _listed(provider: str, model: str, quarter: int) -> Price | None:
+def list_context_tokens(provider: str, model: str) -> int | None:
+    """The length of a model's context, as far as the price list knows it."""
     from genai_prices import Usage as ListUsage
     from genai_prices import calc_price
 
-    at = datetime.fromtimestamp(quarter * PERIOD_S, UTC)
-
-    def per_million(usage: ListUsage) -> float | None:
-        try:
-            found = calc_price(usage, model, provider_id=provider, genai_request_timestamp=at)
-        except (LookupError, ValueError):
-            return None
-        return round(float(found.total_price * Decimal(_TOKENS / 1000)), 6)
-
-    # A thousand tokens each: a whole million would fall into the dearer tier of long prompts.
-    fresh = per_million(ListUsage(input_tokens=1000, output_tokens=0))
-    answered = per_million(ListUsage(input_tokens=0, output_tokens=1000))
-    if fresh is None or answered is None:
+    try:
+        return calc_price(ListUsage(input_tokens=1), model, provider_id=provider).model.context_window
+    except (LookupError, ValueError):
         return None
-    read = per_million(ListUsage(input_tokens=1000, cache_read_tokens=1000, output_tokens=0))
-    written = per_million(ListUsage(input_tokens=1000, cache_write_tokens=1000, output_tokens=0))
-    return Price(fresh, answered, read, written, _source())
 
 
-def _source() -> str:
-    return f"genai-prices {version('genai-prices')}"
+@lru_cache(maxsize=4096)
+def _listed(provider: str, model: str, quarter: int, tier: str | None) -> Price | None:
+    from genai_prices import Usage as ListUsage
+    from genai_prices import calc_price
+    from genai_prices.types import TieredPrices
+
+    at = datetime.fromtimestamp(quarter * PERIOD_S, UTC)
+    context = {"service_tier": tier} if tier else None
+    one = ListUsage(input_tokens=1, output_tokens=1)
+    try:
+        found = calc_price(one, model, provider_id=provider, genai_request_timestamp=at, price_context=context)
+    except (LookupError, ValueError):
+        return None
+    listed = found.model_price
+    rates = (listed.input_mtok, listed.output_mtok, listed.cache_read_mtok, listed.cache_write_mtok)
+
+    def beyond(start: int) -> list[float | None]:
+        """The rates of calls with more than so many input tokens."""
+        found = (
+            next((tier.price for tier in reversed(rate.tiers) if start >= tier.start), rate.base)
+            if isinstance(rate, TieredPrices)
+            else rate
+            for rate in rates
+        )
+        return [None if rate is None else float(rate) for rate in found]
+
+    starts = {tier.start for rate in rates if isinstance(rate, TieredPrices) for tier in rate.tiers}
+    source, longer = f"genai-prices {version('genai-prices')}", None
+    for start in sorted({0, *starts}, reverse=True):
+        fresh, answered, read, written = beyond(start)
+        if fresh is None:
+            return None
+        price = Price(fresh, answered or 0.0, read, written, source, longer)
+        longer = (start, price)
+    return price

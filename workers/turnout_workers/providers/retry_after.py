@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from turnout_workers.providers.dialects import STANDARD_LIMITS
 from turnout_workers.state.store import ObservedLimit
 
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -16,6 +17,8 @@ _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
 _DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
 LONGEST_S = 30 * 86400.0
 """A longer wait is a mistake, theirs or ours."""
+LARGEST = 1e12
+"""A greater limit is none."""
 
 
 def seconds(text: str | None, now: float) -> float | None:
@@ -57,57 +60,51 @@ def _sent_at(headers: Mapping[str, str], now: float) -> float:
     return now if told_s is None else told_s
 
 
-def retry_after_s(headers: Mapping[str, str], body: Any, now: float) -> float | None:
-    """How long the provider asks to wait: `retry-after-ms`, `retry-after`, Gemini's RetryInfo, else the reset of
-    whichever of its limits says that nothing remains."""
+def retry_after_s(
+    headers: Mapping[str, str], body: Any, now: float, limit_headers: Mapping[str, str] = STANDARD_LIMITS
+) -> float | None:
+    """How long the provider asks to wait: `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset,
+    else the reset of whichever of its limits says that nothing remains."""
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
         return min(ms / 1000, LONGEST_S)
     now = _sent_at(headers, now)
     if (told := seconds(headers.get("retry-after"), now)) is not None:
         return told
     error = body.get("error") if isinstance(body, dict) else None
-    details = error.get("details") if isinstance(error, dict) else None
-    for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, dict) and str(detail.get("@type", "")).endswith("RetryInfo"):
+    error = error if isinstance(error, dict) else {}
+    for detail in _dicts(error.get("details")):
+        if str(detail.get("@type", "")).endswith("RetryInfo"):
             delay = detail.get("retryDelay")
             if (told := seconds(delay if isinstance(delay, str) else None, now)) is not None:
                 return told
-    resets = [limit.reset_s for limit in observed_limits(headers, now) if limit.remaining == 0]
+    # OpenRouter says it of the one limit that was met; of a free model's in the body alone.
+    for metadata in _dicts([error.get("metadata")]):
+        for inner in _dicts([metadata.get("headers")]):
+            headers = {**headers, **{str(name).lower(): str(value) for name, value in inner.items()}}
+    resets = [limit.reset_s for limit in observed_limits(headers, now, limit_headers) if limit.remaining == 0]
+    if _number(headers.get("x-ratelimit-remaining")) == 0:
+        resets.append(seconds(headers.get("x-ratelimit-reset"), now))
     return max((reset for reset in resets if reset is not None), default=None)
 
 
-_KINDS = {
-    "requests": "requests_per_minute",
-    "tokens": "tokens_per_minute",
-    "input-tokens": "input_tokens_per_minute",
-    "output-tokens": "output_tokens_per_minute",
-}
-
-
 def observed_limits(
-    headers: Mapping[str, str], now: float, requests_are_daily: bool = False
+    headers: Mapping[str, str], now: float, limit_headers: Mapping[str, str] = STANDARD_LIMITS
 ) -> tuple[ObservedLimit, ...]:
-    """What `x-ratelimit-*` (OpenAI, Groq and kin) and `anthropic-ratelimit-*` headers say.
-
-    requests_are_daily: Groq's bucket of requests is per day.
-    """
+    """What a provider's headers say of its limits. limit_headers: which they are, as in `Dialect.limit_headers`."""
     if not any("ratelimit" in name for name in headers):
         return ()
     found, now = [], _sent_at(headers, now)
-    for word, kind in _KINDS.items():
-        values = [
-            headers.get(f"x-ratelimit-{part}-{word}") or headers.get(f"anthropic-ratelimit-{word}-{part}")
-            for part in ("limit", "remaining", "reset")
-        ]
-        limit, remaining = _number(values[0]), _number(values[1])
-        if remaining is None or remaining < 0:  # Azure says -1 for "unknown"
+    for name, kind in limit_headers.items():
+        limit, remaining = (_number(headers.get(name.format(word))) for word in ("limit", "remaining"))
+        if remaining is None or not 0 <= remaining <= LARGEST:  # Azure says -1 for "unknown"
             continue
-        if word == "requests" and requests_are_daily:
-            kind = "requests_per_day"
-        found.append(
-            ObservedLimit(kind, None if limit is None else int(limit), int(remaining), seconds(values[2], now))
-        )
+        known = int(limit) if limit is not None and 1 <= limit <= LARGEST else None
+        found.append(ObservedLimit(kind, known, int(remaining), seconds(headers.get(name.format("reset")), now)))
     return tuple(found)
+
+
+def _dicts(values: Any) -> list[dict[str, Any]]:
+    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
 
 
 def _number(text: str | None) -> float | None:

@@ -46,10 +46,20 @@ class ProviderConfig:
     base_url: str
     endpoints: tuple[Endpoint, ...]
     dialect: str = "openai"
+    account: str = ""
+    """Distinguishes several keys of one provider; empty for the first."""
     api_key: Secret | None = None
     version: str | None = None
     """Of the provider's API, where it has one."""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Sent with every request; they may hold credentials, so they aren't shown either."""
+    service_tier: str | None = None
+    """Asked for in every call; None: the provider's usual one."""
+    proxy: str | None = field(default=None, repr=False)
     traceparent: bool = False
     """Whether calls carry `traceparent`."""
+
+    @property
+    def account_id(self) -> str:
+        """`provider`, or `provider#2` of its second key."""
+        return f"{self.name}#{self.account}" if self.account else self.name

@@ -202,7 +202,7 @@ def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
     """The most that one call can cost; None: the price is unknown."""
     if endpoint.price is None:
         return None
-    price, answer = endpoint.price, upper_output_tokens(job, endpoint)
+    price, answer = endpoint.price.of(job.input_tokens), upper_output_tokens(job, endpoint)
     dearest_input = max(price.input, price.cache_write or 0.0)
     return math.ceil(job.input_tokens * dearest_input + answer * price.output)
 

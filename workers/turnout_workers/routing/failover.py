@@ -139,7 +139,7 @@ def judge(
         return ruled(Action.DEFER)
     if rule.waits and told_s is not None and told_s <= SHORT_WAIT_S and retries_here == 0:
         return ruled(Action.RETRY, block_s)
-    if retries_here < rule.retries and retry_budget_left:
+    if retries_here < rule.retries and retry_budget_left and failure.repeatable:
         return ruled(Action.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
         return ruled(Action.DEFER, backoff_s(retries_here + 1, rng))

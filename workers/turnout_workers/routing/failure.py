@@ -59,3 +59,7 @@ class Failure:
     status: int | None = None
     """HTTP status, if one was received."""
     request_id: str | None = None
+    parameter: str | None = None
+    """Our name of the one that is not taken, if the provider says which."""
+    repeatable: bool = True
+    """False: the provider says itself that the same request to the same endpoint would fail again."""

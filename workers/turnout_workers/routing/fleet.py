@@ -15,6 +15,8 @@ from typing import Any, Protocol
 
 from turnout.request import Capability, Quality
 
+OPERATOR = "operator"
+
 
 @dataclass(frozen=True, slots=True)
 class Price:
@@ -26,8 +28,18 @@ class Price:
     """None: cached input costs as much as any."""
     cache_write: float | None = None
     """Of input that the provider stores for later calls; None: as much as any."""
-    source: str = "operator"
+    source: str = OPERATOR
     """Where the price comes from: `operator`, or the name and version of the price list."""
+    longer: tuple[int, Price] | None = None
+    """Of a call with more than so many input tokens: all of its tokens."""
+
+    @property
+    def is_operators(self) -> bool:
+        return self.source == OPERATOR
+
+    def of(self, input_tokens: int) -> Price:
+        """Of a call with so many input tokens."""
+        return self.longer[1].of(input_tokens) if self.longer and input_tokens > self.longer[0] else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,242 @@
+"""What every wire format's answers mean, whole and streamed: text, tools, refusals, and every token and cent."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.contracts.serving import always, said, serving
+
+from turnout.request import FinishReason, InferenceRequest, InferenceResponse
+from turnout_workers.providers import Http, ProviderConfig, build
+from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.routing.failure import Billed, FailureKind
+from turnout_workers.routing.fleet import Endpoint, Price
+
+K = FailureKind
+OPERATORS = Price(2.0, 10.0, cache_read=0.5, cache_write=3.0)
+LISTED = Price(1.25, 10.0, 0.125, source="genai-prices 0")
+
+
+async def answered(
+    dialect: str, body: Any, price: Price | None = OPERATORS, headers: str = "x-test: 1", model: str = "m"
+) -> InferenceResponse:
+    """The answer to a call; a list as the body is sent as a stream of events."""
+    kind, endpoint = DIALECTS[dialect].kind, Endpoint("p", "m", model, price=price)
+    stream = isinstance(body, list)
+    raw = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in body) if stream else body
+    raw = raw if isinstance(raw, bytes) else json.dumps(raw).encode()
+    heard: list[str] = []
+
+    async def hear(piece: str) -> None:
+        heard.append(piece)
+
+    http = Http()
+    try:
+        media = "text/event-stream" if stream else "application/json"
+        async with serving(always(said(raw, headers=f"content-type: {media}\r\n{headers}"))) as url:
+            connector = build(ProviderConfig("p", kind, url, (endpoint,), dialect), http)
+            embeds = isinstance(body, dict) and ("data" in body or "embeddings" in body)
+            request = InferenceRequest(input="x") if embeds else InferenceRequest(prompt="x" * 100)
+            response = (await connector.call(endpoint, request, on_token=hear if stream else None)).response
+    finally:
+        await http.aclose()
+    assert not stream or "".join(heard) == response.text
+    return response
+
+
+def chat(usage: Any = None, finish: Any = "stop", **message: Any) -> dict[str, Any]:
+    message = message or {"content": "Hi"}
+    return {"model": "m-1", "choices": [{"message": message, "finish_reason": finish}], "usage": usage}
+
+
+def chunk(finish: str | None = None, **delta: Any) -> dict[str, Any]:
+    return {"choices": [{"index": 0, "delta": delta, "finish_reason": finish}]}
+
+
+def claude(usage: Any = None, stop: str = "end_turn", *content: Any) -> dict[str, Any]:
+    blocks = content or ({"type": "text", "text": "Hi"},)
+    return {"type": "message", "model": "m-1", "content": list(blocks), "stop_reason": stop, "usage": usage}
+
+
+def gemini(usage: Any = None, finish: str | None = "STOP", *parts: Any) -> dict[str, Any]:
+    candidate = {"content": {"parts": list(parts or ({"text": "Hi"},))}, "finishReason": finish}
+    return {"candidates": [candidate], "usageMetadata": usage, "modelVersion": "m-1"}
+
+
+ASKED = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
+CACHED = {**ASKED, "prompt_tokens_details": {"cached_tokens": 40, "cache_write_tokens": 20}}
+THOUGHT = {"prompt_tokens": 100, "completion_tokens": 10, "completion_tokens_details": {"reasoning_tokens": 7}}
+TICKS = {**ASKED, "total_tokens": 117, "cost_in_usd_ticks": 232_856_000}
+KEPT = {"input_tokens": 40, "cache_read_input_tokens": 40, "cache_creation_input_tokens": 20, "output_tokens": 10}
+TOLD = {"promptTokenCount": 90, "toolUsePromptTokenCount": 10, "candidatesTokenCount": 3, "thoughtsTokenCount": 7}
+
+# Format, body, then tokens: input, cache read, cache write, output, reasoning; and micro-dollars.
+USAGE: list[tuple[str, Any, tuple[int, ...], int]] = [
+    ("openai", chat(ASKED), (100, 0, 0, 10, 0), 300),
+    ("openai", chat(CACHED), (100, 40, 20, 10, 0), 40 * 2 + 40 // 2 + 20 * 3 + 100),
+    ("openai", chat({**THOUGHT, "total_tokens": 110}), (100, 0, 0, 10, 7), 300),
+    ("xai", chat({**THOUGHT, "total_tokens": 117}), (100, 0, 0, 17, 7), 370),
+    ("xai", chat(TICKS), (100, 0, 0, 17, 0), 23286),
+    ("deepseek", chat({**ASKED, "prompt_cache_hit_tokens": 40}), (100, 40, 0, 10, 0), 60 * 2 + 20 + 100),
+    ("openrouter", chat({**ASKED, "cost": 0.00123}), (100, 0, 0, 10, 0), 1230),
+    ("openrouter", chat({**ASKED, "cost": 0}), (100, 0, 0, 10, 0), 0),
+    ("openrouter", chat({**ASKED, "cost": -1}), (100, 0, 0, 10, 0), 300),
+    ("openrouter", chat({**ASKED, "cost": 1e300}), (100, 0, 0, 10, 0), 300),
+    ("anthropic", claude(KEPT), (100, 40, 20, 10, 0), 40 * 2 + 20 + 60 + 100),
+    ("anthropic", claude({**KEPT, "output_tokens_details": {"thinking_tokens": 4}}), (100, 40, 20, 10, 4), 260),
+    ("gemini", gemini(TOLD), (100, 0, 0, 10, 7), 300),
+    ("gemini", gemini({**TOLD, "cachedContentTokenCount": 40}), (100, 40, 0, 10, 7), 240),
+    (
+        "openai",
+        [chunk(content="H"), chunk("stop", content="i"), {"choices": [], "usage": CACHED}],
+        (100, 40, 20, 10, 0),
+        260,
+    ),
+    ("gemini", [gemini({"promptTokenCount": 100}, None), gemini(TOLD)], (100, 0, 0, 10, 7), 300),
+]
+
+
+@pytest.mark.parametrize(("dialect", "body", "tokens", "microusd"), USAGE)
+async def test_every_token_is_counted_and_every_cent(
+    dialect: str, body: Any, tokens: tuple[int, ...], microusd: int
+) -> None:
+    response = await answered(dialect, body)
+    used = response.usage
+    found = (used.input_tokens, used.cache_read_tokens, used.cache_write_tokens, used.output_tokens)
+    assert (*found, used.reasoning_tokens) == tokens
+    assert (response.cost_microusd, used.source) == (microusd, "reported")
+
+
+NONSENSE: list[Any] = [
+    None, [], "many", {}, {"prompt_tokens": "x"}, {"prompt_tokens": -1}, {"prompt_tokens": 10**30},
+    {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 1000}}, {"prompt_tokens": float("nan")},
+    {"prompt_tokens": 1, "completion_tokens": int("9" * 4000)},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("usage", NONSENSE, ids=range(len(NONSENSE)))
+async def test_usage_that_makes_no_sense_is_estimated_instead(usage: Any) -> None:
+    response = await answered("openai", chat(usage))
+    assert (response.usage.source, response.usage.input_tokens) == ("estimated", 58)
+    assert response.cost_microusd == 58 * 2 + 1 * 10
+    assert response.warnings == ("the provider reported no usage; it is estimated",)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "headers", "microusd"),
+    [
+        ("openai", {**chat(ASKED), "service_tier": "default"}, "", 225),
+        ("openai", {**chat(ASKED), "service_tier": "flex"}, "", 113),
+        ("openai", {**chat(ASKED), "service_tier": "priority"}, "", 450),
+        ("openai", [chunk("stop", content="Hi") | {"service_tier": "flex"}, {"usage": ASKED}], "", 113),
+        ("openai", chat(ASKED), "x-gemini-service-tier: priority", 450),
+        ("anthropic", claude({**KEPT, "service_tier": "standard"}), "", 40 * 1.25 + 5 + 25 + 100),
+    ],
+)
+async def test_a_call_costs_what_its_tier_costs(dialect: str, body: Any, headers: str, microusd: float) -> None:
+    response = await answered(dialect, body, LISTED, f"x-test: 1\r\n{headers}".strip(), "gpt-5")
+    assert response.cost_microusd == microusd
+    operators = await answered(dialect, body, OPERATORS, f"x-test: 1\r\n{headers}".strip(), "gpt-5")
+    assert operators.cost_microusd in (260, 300), "the operator's own price holds for every tier"
+
+
+async def test_an_unknown_price_stays_unknown() -> None:
+    assert (await answered("openai", chat(ASKED), None)).cost_microusd is None
+
+
+CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+PARTIAL = [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": '{"a"'}}]
+REST = [{"index": 0, "function": {"arguments": ": 1}"}}]
+TOOL_USE = {"type": "tool_use", "id": "c1", "name": "f", "input": {"a": 1}}
+CLAUDES = [
+    {"type": "message_start", "message": {"model": "m-1", "usage": {"input_tokens": 9, "output_tokens": 1}}},
+    {"type": "ping"},
+    {"type": "content_block_start", "index": 0, "content_block": {"type": "thinking", "thinking": ""}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "thinking_delta", "thinking": "Hm"}},
+    {"type": "content_block_delta", "index": 0, "delta": {"type": "signature_delta", "signature": "x"}},
+    {"type": "content_block_start", "index": 1, "content_block": {"type": "server_tool_use", "input": {}}},
+    {
+        "type": "content_block_start",
+        "index": 2,
+        "content_block": {"type": "tool_use", "id": "c1", "name": "f", "input": {}},
+    },
+    {"type": "content_block_delta", "index": 2, "delta": {"type": "input_json_delta", "partial_json": '{"a"'}},
+    {"type": "content_block_delta", "index": 2, "delta": {"type": "input_json_delta", "partial_json": ": 1}"}},
+    {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 5}},
+    {"type": "message_stop"},
+]
+FUNCTION_CALL = {"functionCall": {"name": "f", "args": {"a": 1}}}
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        ("openai", chat(ASKED, "tool_calls", tool_calls=[CALL])),
+        ("openai", [chunk(tool_calls=PARTIAL), chunk(tool_calls=REST), chunk("tool_calls")]),
+        ("anthropic", claude(KEPT, "tool_use", TOOL_USE)),
+        ("anthropic", CLAUDES),
+        ("gemini", gemini(TOLD, "STOP", {"text": "Hm", "thought": True}, FUNCTION_CALL)),
+        ("gemini", [gemini(None, None, FUNCTION_CALL), gemini(TOLD, "STOP", {"text": ""})]),
+    ],
+)
+async def test_a_call_of_a_tool_is_the_same_from_all(dialect: str, body: Any) -> None:
+    response = await answered(dialect, body)
+    (call,) = response.tool_calls
+    assert (call.function.name, json.loads(call.function.arguments)) == ("f", {"a": 1})
+    assert (response.finish, response.text) == (FinishReason.TOOL_CALLS, "")
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body", "text", "finish", "refusal"),
+    [
+        ("openai", chat(None, "length", content=""), "", FinishReason.LENGTH, None),
+        ("openai", chat(None, "stop", content=None, refusal="I won't"), "", FinishReason.STOP, "I won't"),
+        ("openai", [chunk(refusal="I "), chunk(refusal="won't"), chunk("stop")], "", FinishReason.STOP, "I won't"),
+        ("mistral", chat(None, "model_length", content=[{"text": "Hi"}]), "Hi", FinishReason.LENGTH, None),
+        ("openai", chat(None, "strange"), "Hi", FinishReason.OTHER, None),
+        ("openai", json.dumps(chat(None, content="a\ud800b")).encode(), "a?b", FinishReason.STOP, None),
+        ("anthropic", claude(None, "model_context_window_exceeded"), "Hi", FinishReason.LENGTH, None),
+        ("anthropic", claude(None, "refusal"), "Hi", FinishReason.CONTENT_FILTER, None),
+        ("anthropic", claude(None, "pause_turn"), "Hi", FinishReason.OTHER, None),
+        ("gemini", gemini(None, "MAX_TOKENS"), "Hi", FinishReason.LENGTH, None),
+        ("gemini", gemini(None, "SAFETY"), "Hi", FinishReason.CONTENT_FILTER, None),
+    ],
+)  # fmt: skip
+async def test_an_answer_is_whole_or_says_why_not(
+    dialect: str, body: Any, text: str, finish: FinishReason, refusal: str | None
+) -> None:
+    response = await answered(dialect, body)
+    assert (response.text, response.finish, response.refusal) == (text, finish, refusal)
+
+
+NONE: list[tuple[str, Any, FailureKind, Billed]] = [
+    ("openai", {"choices": []}, K.MALFORMED, Billed.YES),
+    ("openai", chat(ASKED, "stop", content=""), K.MALFORMED, Billed.YES),
+    ("openai", chat(ASKED, "stop", content=None, reasoning_content="Hm"), K.MALFORMED, Billed.YES),
+    ("openai", chat(ASKED, "stop", content=7), K.MALFORMED, Billed.YES),
+    ("openai", chat(ASKED, ["stop"]), K.MALFORMED, Billed.YES),
+    ("openai", chat(ASKED, "content_filter", content=""), K.CONTENT_FILTERED, Billed.YES),
+    ("openrouter", chat(ASKED, "error", content="Hi"), K.SERVER_ERROR, Billed.YES),
+    ("openai", [chunk(content="Hi")], K.INTERRUPTED, Billed.MAYBE),
+    ("openai", [chunk(content=["Hi"])], K.MALFORMED, Billed.YES),
+    ("openai", {"data": [{"embedding": [float("nan")]}]}, K.MALFORMED, Billed.YES),
+    ("openai", {"data": []}, K.MALFORMED, Billed.YES),
+    ("anthropic", claude(KEPT, "refusal", {"type": "text", "text": ""}), K.CONTENT_FILTERED, Billed.YES),
+    ("anthropic", CLAUDES[:-1], K.INTERRUPTED, Billed.MAYBE),
+    ("gemini", {"promptFeedback": {"blockReason": "SAFETY"}}, K.CONTENT_FILTERED, Billed.NO),
+    ("gemini", [{"promptFeedback": {"blockReason": "SAFETY"}}], K.CONTENT_FILTERED, Billed.NO),
+    ("gemini", gemini(TOLD, "SAFETY", {"text": ""}), K.CONTENT_FILTERED, Billed.YES),
+    ("gemini", gemini(TOLD, "MALFORMED_FUNCTION_CALL", {"text": ""}), K.SERVER_ERROR, Billed.YES),
+    ("gemini", {"candidates": []}, K.MALFORMED, Billed.YES),
+    ("gemini", [gemini(None, None)], K.INTERRUPTED, Billed.MAYBE),
+]
+
+
+@pytest.mark.parametrize(("dialect", "body", "kind", "billed"), NONE)
+async def test_a_200_that_is_no_answer_is_a_failure(dialect: str, body: Any, kind: FailureKind, billed: Billed) -> None:
+    with pytest.raises(ProviderError) as error:
+        await answered(dialect, body)
+    assert (error.value.failure.kind, error.value.failure.billed) == (kind, billed)

@@ -1,0 +1,390 @@
+"""What every vendor is known to answer when it refuses or fails, and what each shape means to the router.
+
+The shapes were written for this project from the vendors' documentation, clients and bug reports. Each is sent over
+HTTP to the vendor's own preset: status, headers and body become kind, scope, delay and what may have been billed.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from tests.contracts.serving import always, said, serving
+
+from turnout.request import InferenceRequest
+from turnout_workers.providers import Http, ProviderConfig, Secret, build
+from turnout_workers.providers.base import Timeouts
+from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.routing.failure import Billed, FailureKind, Scope
+from turnout_workers.routing.fleet import Endpoint
+
+K = FailureKind
+ACCOUNT = {K.UNAUTHORIZED, K.BILLING}
+MAYBE = {K.SERVER_ERROR, K.TIMED_OUT, K.OFF_SCHEMA}
+KEY = "key-of-this-test-0123456789"
+PROMPT = 'A prompt of a good length, which\nno error may repeat: not at all, "not" in pieces.'
+HTML = "<html><head><title>Bad gateway</title></head><body>cloud</body></html>"
+
+
+def openai(message: str = "no", type: str | None = None, code: Any = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": type, "param": None, "code": code}}
+
+
+def anthropic(type: str, message: str = "no", code: str | None = None) -> dict[str, Any]:
+    details = {"details": {"error_code": code}} if code else {}
+    return {"type": "error", "error": {"type": type, "message": message, **details}, "request_id": "req_of_body"}
+
+
+def gemini(status: str, message: str = "no", *details: dict[str, Any]) -> dict[str, Any]:
+    return {"error": {"code": 0, "message": message, "status": status, "details": list(details)}}
+
+
+def router(code: int, message: str = "Provider returned error", **metadata: Any) -> dict[str, Any]:
+    return {"error": {"code": code, "message": message, "metadata": metadata}, "user_id": "user_1"}
+
+
+def quota(id: str) -> dict[str, Any]:
+    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": id}]}
+
+
+BAD_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
+RETRY = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "26s"}
+DATE = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
+FREE = {"X-RateLimit-Limit": "20", "X-RateLimit-Remaining": "0", "X-RateLimit-Reset": "1800000009000"}
+
+# Status, headers, body, kind, and where it isn't the usual: delay, scope.
+SHAPES: dict[str, list[tuple[Any, ...]]] = {
+    "openai": [
+        (401, {}, openai("Incorrect API key provided", "invalid_request_error", "invalid_api_key"), K.UNAUTHORIZED),
+        (403, {}, openai("Country, region, or territory not supported", "request_forbidden"), K.FORBIDDEN, None, "a"),
+        (403, {}, openai("Project does not have access to model `m`", None, "model_not_found"), K.MODEL_NOT_FOUND),
+        (404, {}, openai("No such model", "invalid_request_error", "model_not_found"), K.MODEL_NOT_FOUND),
+        (408, {}, openai("timed out"), K.TIMED_OUT),
+        (409, {}, openai("conflict"), K.CONFLICT),
+        (429, {"retry-after-ms": "500", "retry-after": "1"}, openai("Rate limit", "requests"), K.RATE_LIMITED, 0.5),
+        (429, {"retry-after": "20"}, openai("Rate limit", "tokens", "rate_limit_exceeded"), K.RATE_LIMITED, 20),
+        (
+            429,
+            {"x-ratelimit-remaining-requests": "9", "x-ratelimit-reset-requests": "1h",
+             "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"},
+            openai("Rate limit", "tokens"), K.RATE_LIMITED, 360,
+        ),
+        (429, {}, openai("Request too large for m on tokens per min", "tokens"), K.CONTEXT_LENGTH),
+        (429, {}, openai("You exceeded your current quota", "insufficient_quota", "insufficient_quota"), K.BILLING),
+        (429, {}, openai("no", "insufficient_quota", "credit_balance_exhausted"), K.BILLING),
+        (429, {}, openai("no", None, "project_spend_limit_exceeded"), K.BILLING),
+        (400, {}, openai("no", None, "billing_hard_limit_reached"), K.BILLING),
+        (400, {}, openai("no", None, "context_length_exceeded"), K.CONTEXT_LENGTH),
+        (400, {}, openai("max_tokens is too large: 9. This model supports at most 4"), K.CONTEXT_LENGTH),
+        (400, {}, openai("no", None, "content_policy_violation"), K.CONTENT_FILTERED),
+        (400, {}, openai("no", "invalid_request_error", "unsupported_parameter"), K.UNSUPPORTED),
+        (400, {}, openai("'temperature' does not support 0.2", None, "unsupported_value"), K.UNSUPPORTED),
+        (400, {}, openai("Invalid 'messages'", "invalid_request_error"), K.INVALID_REQUEST),
+        (400, {"x-should-retry": "true"}, openai("try again", "invalid_request_error"), K.CONFLICT),
+        (500, {}, openai("The server had an error", "server_error"), K.SERVER_ERROR),
+        (503, {"retry-after": "3"}, openai("no", "server_error", "slow_down"), K.OVERLOADED, 3),
+        (200, {}, openai("late trouble", "server_error"), K.SERVER_ERROR),
+        (200, {}, openai("late trouble", "invalid_request_error"), K.INVALID_REQUEST),
+    ],
+    "azure": [
+        (401, {}, {"error": {"code": "401", "message": "Access denied due to invalid key"}}, K.UNAUTHORIZED),
+        (404, {}, {"error": {"code": "DeploymentNotFound", "message": "no"}}, K.MODEL_NOT_FOUND),
+        (429, {"retry-after-ms": "1200"}, {"error": {"code": "429", "message": "rate limit"}}, K.RATE_LIMITED, 1.2),
+        (
+            400, {}, {"error": {"code": "content_filter", "message": "no", "status": 400,
+                                "innererror": {"code": "ResponsibleAIPolicyViolation"}}}, K.CONTENT_FILTERED,
+        ),
+    ],
+    "groq": [
+        (401, {}, openai("Invalid API Key", "invalid_request_error", "invalid_api_key"), K.UNAUTHORIZED),
+        (404, {}, openai("no", "invalid_request_error", "model_not_found"), K.MODEL_NOT_FOUND),
+        (413, {}, openai("Request too large for model `m`", "tokens", "rate_limit_exceeded"), K.CONTEXT_LENGTH),
+        (429, {"retry-after": "7"}, openai("Rate limit reached", "tokens", "rate_limit_exceeded"), K.RATE_LIMITED, 7),
+        (400, {}, openai("no", "invalid_request_error", "model_decommissioned"), K.MODEL_NOT_FOUND),
+        (400, {}, openai("Failed to generate JSON", "invalid_request_error", "json_validate_failed"), K.OFF_SCHEMA),
+        (400, {}, openai("Failed to call a function", "invalid_request_error", "tool_use_failed"), K.OFF_SCHEMA),
+        (400, {}, openai("property 'seed' is unsupported", "invalid_request_error"), K.UNSUPPORTED),
+        (498, {}, openai("capacity exceeded", "internal_server_error"), K.OVERLOADED),
+    ],
+    "together": [
+        (401, {}, openai("Invalid API key provided", "invalid_request_error", "invalid_api_key"), K.UNAUTHORIZED),
+        (402, {}, openai("Credit limit exceeded", "credit_limit"), K.BILLING),
+        (422, {}, openai("`inputs` tokens + `max_new_tokens` must be <= 4097"), K.CONTEXT_LENGTH),
+        (429, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "4"}, openai("no", "rate"), K.RATE_LIMITED, 4),
+        (503, {}, openai("The server is overloaded", "service_unavailable"), K.OVERLOADED),
+    ],
+    "fireworks": [
+        (401, {}, {"error": {"object": "error", "type": "invalid_request_error", "message": "no"}}, K.UNAUTHORIZED),
+        (412, {}, openai("Account is suspended, possibly for its monthly spending limit"), K.BILLING),
+        (400, {}, openai("The prompt is too long: 140000, maximum 131071"), K.CONTEXT_LENGTH),
+        (429, {}, openai("no", "rate"), K.RATE_LIMITED),
+    ],
+    "deepseek": [
+        (401, {}, openai("Authentication Fails", "authentication_error", "invalid_request_error"), K.UNAUTHORIZED),
+        (402, {}, openai("Insufficient Balance", "unknown_error", "invalid_request_error"), K.BILLING),
+        (400, {}, openai("This response_format type is unavailable now", "invalid_request_error"), K.UNSUPPORTED),
+        (422, {}, openai("missing field `messages`", "invalid_request_error"), K.INVALID_REQUEST),
+        (503, {}, openai("Service is too busy", "service_unavailable_error"), K.OVERLOADED),
+    ],
+    "mistral": [
+        (401, {}, {"message": "Unauthorized", "request_id": "req_of_body"}, K.UNAUTHORIZED),
+        (401, {}, {"detail": "Unauthorized"}, K.UNAUTHORIZED),
+        (
+            429, {}, {"object": "error", "message": "Service tier capacity exceeded", "type": "rate_limited",
+                      "param": None, "code": "3505"}, K.RATE_LIMITED,
+        ),
+        (
+            400, {}, {"object": "error", "message": "Prompt contains 40000 tokens, too large for model with 32768 "
+                      "maximum context length", "type": "invalid_request_error", "code": "3051"}, K.CONTEXT_LENGTH,
+        ),
+        (400, {}, {"object": "error", "message": "Invalid model: m", "type": "invalid_model"}, K.MODEL_NOT_FOUND),
+        (
+            422, {}, {"object": "error", "type": "invalid_request_error", "message": {"detail": [
+                {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}]}}, K.UNSUPPORTED,
+        ),
+        (422, {}, {"detail": [{"loc": ["body", "messages"], "msg": "Field required"}]}, K.INVALID_REQUEST),
+    ],
+    "openrouter": [
+        (401, {}, router(401, "No auth credentials found"), K.UNAUTHORIZED),
+        (402, {}, router(402, "Insufficient credits"), K.BILLING),
+        (402, {"retry-after": "3"}, router(402, "Credits are held for calls in flight"), K.RATE_LIMITED, 3, "a"),
+        (403, {}, router(403, "Your input was flagged", reasons=["violence"]), K.CONTENT_FILTERED),
+        (408, {}, router(408, "Timed out"), K.TIMED_OUT),
+        (429, DATE, router(429, "Rate limit exceeded: free-models-per-min", headers=FREE), K.RATE_LIMITED, 9),
+        (429, {**DATE, **{n.lower(): v for n, v in FREE.items()}}, router(429), K.RATE_LIMITED, 9),
+        (400, {}, router(400, raw='{"error": {"message": "prompt is too long: 9 > 5"}}'), K.CONTEXT_LENGTH),
+        (502, {}, router(502, "Your chosen model is down"), K.SERVER_ERROR),
+        (503, {}, router(503, "No available model provider meets your requirements"), K.OVERLOADED),
+        (200, {}, router(502, raw="upstream"), K.SERVER_ERROR),
+        (200, {}, router(429), K.RATE_LIMITED),
+    ],
+    "cerebras": [
+        (401, {}, {"message": "no", "type": "invalid_request_error", "code": "wrong_api_key"}, K.UNAUTHORIZED),
+        (402, {}, {"message": "no", "type": "payment_required", "code": "payment_required"}, K.BILLING),
+        (
+            429, {"x-ratelimit-remaining-tokens-minute": "0", "x-ratelimit-reset-tokens-minute": "11.5"},
+            {"message": "Tokens per minute limit exceeded", "type": "too_many_tokens_error"}, K.RATE_LIMITED, 11.5,
+        ),
+        (400, {}, {"message": "Please reduce the length of the messages", "code": "context_length_exceeded"},
+         K.CONTEXT_LENGTH),
+    ],
+    "xai": [
+        (400, {}, {"code": "invalid-argument", "error": "Incorrect API key provided: xa***"}, K.UNAUTHORIZED),
+        (403, {}, {"code": "permission-denied", "error": "Your newly created team doesn't have any credits yet."},
+         K.BILLING),
+        (404, {}, {"code": "not-found", "error": "The model m does not exist"}, K.MODEL_NOT_FOUND),
+        (400, {}, {"code": "invalid-argument", "error": "This model's maximum prompt length is 131072"},
+         K.CONTEXT_LENGTH),
+        (429, {}, {"code": "resource-exhausted", "error": "Too many requests"}, K.RATE_LIMITED),
+    ],
+    "vllm": [
+        (400, {}, {"object": "error", "type": "BadRequestError", "code": 400,
+                   "message": "This model's maximum context length is 4096 tokens"}, K.CONTEXT_LENGTH),
+        (400, {}, openai("The decoder prompt (length 9000) is longer than the maximum model length of 4096"),
+         K.CONTEXT_LENGTH),
+        (404, {}, {"object": "error", "message": "The model `m` does not exist.", "code": 404}, K.MODEL_NOT_FOUND),
+        (200, {}, {"object": "error", "message": "EngineCore died", "code": 500}, K.SERVER_ERROR),
+    ],
+    "ollama": [
+        (404, {}, openai("model 'm' not found, try pulling it first", "api_error"), K.MODEL_NOT_FOUND),
+        (404, {}, {"error": "model 'm' not found"}, K.MODEL_NOT_FOUND),
+        (400, {}, openai("m does not support tools", "api_error"), K.UNSUPPORTED),
+    ],
+    "llamacpp": [
+        (400, {}, {"error": {"code": 400, "type": "exceed_context_size_error", "message": "no"}}, K.CONTEXT_LENGTH),
+        (503, {}, {"error": {"code": 503, "type": "unavailable_error", "message": "Loading model"}}, K.OVERLOADED),
+    ],
+    "anthropic": [
+        (401, {}, anthropic("authentication_error", "invalid x-api-key"), K.UNAUTHORIZED),
+        (402, {}, anthropic("billing_error"), K.BILLING),
+        (403, {}, anthropic("permission_error", "not for your key"), K.FORBIDDEN, None, "a"),
+        (404, {}, anthropic("not_found_error", "model: m"), K.MODEL_NOT_FOUND),
+        (409, {}, anthropic("conflict_error"), K.CONFLICT),
+        (413, {}, anthropic("request_too_large"), K.CONTEXT_LENGTH),
+        (429, {"retry-after": "12"}, anthropic("rate_limit_error"), K.RATE_LIMITED, 12),
+        (
+            429, {**DATE, "anthropic-ratelimit-input-tokens-remaining": "0",
+                  "anthropic-ratelimit-input-tokens-reset": "2027-01-15T08:00:04Z"},
+            anthropic("rate_limit_error"), K.RATE_LIMITED, 4,
+        ),
+        (429, {}, anthropic("rate_limit_error", code="enforced_spend_limit_reached"), K.BILLING),
+        (400, {}, anthropic("invalid_request_error", "You have reached your specified API usage limits"), K.BILLING),
+        (400, {}, anthropic("invalid_request_error", "Your credit balance is too low"), K.BILLING),
+        (400, {}, anthropic("invalid_request_error", "prompt is too long: 250 > 200 maximum"), K.CONTEXT_LENGTH),
+        (
+            400, {}, anthropic("invalid_request_error", "input length and `max_tokens` exceed context limit: 9 > 8"),
+            K.CONTEXT_LENGTH,
+        ),
+        (400, {}, anthropic("invalid_request_error", "top_k: Extra inputs are not permitted"), K.UNSUPPORTED),
+        (400, {}, anthropic("invalid_request_error", "messages: at least one is required"), K.INVALID_REQUEST),
+        (500, {}, anthropic("api_error"), K.SERVER_ERROR),
+        (504, {}, anthropic("timeout_error"), K.TIMED_OUT),
+        (529, {"x-should-retry": "true"}, anthropic("overloaded_error"), K.OVERLOADED),
+        (200, {}, anthropic("overloaded_error"), K.OVERLOADED),
+    ],
+    "gemini": [
+        (400, {}, gemini("INVALID_ARGUMENT", "API key not valid.", BAD_KEY), K.UNAUTHORIZED),
+        (401, {}, gemini("UNAUTHENTICATED"), K.UNAUTHORIZED),
+        (403, {}, gemini("PERMISSION_DENIED", "Your project was denied access"), K.FORBIDDEN, None, "a"),
+        (404, {}, gemini("NOT_FOUND", "models/m is not found for API version v1beta"), K.MODEL_NOT_FOUND),
+        (400, {}, [gemini("FAILED_PRECONDITION", "enable billing")], K.BILLING),
+        (400, {}, gemini("INVALID_ARGUMENT", "The input token count (9) exceeds the maximum"), K.CONTEXT_LENGTH),
+        (400, {}, gemini("INVALID_ARGUMENT", "contents is not specified"), K.INVALID_REQUEST),
+        (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("PerMinutePerModel"), RETRY), K.RATE_LIMITED, 26),
+        (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("RequestsPerDay"), RETRY), K.QUOTA_EXHAUSTED, 3600),
+        (429, {}, gemini("RESOURCE_EXHAUSTED", "quota exceeded, limit: 0"), K.MODEL_NOT_FOUND),
+        (500, {}, [gemini("INTERNAL")], K.SERVER_ERROR),
+        (503, {}, gemini("UNAVAILABLE", "The model is overloaded"), K.OVERLOADED),
+        (504, {}, gemini("DEADLINE_EXCEEDED"), K.TIMED_OUT),
+    ],
+}  # fmt: skip
+PROXIES: list[tuple[Any, ...]] = [  # what stands before any of them may say
+    (502, {}, HTML, K.SERVER_ERROR),
+    (503, {"retry-after": "15"}, HTML, K.OVERLOADED, 15),
+    (504, {}, "", K.TIMED_OUT),
+    (520, {}, HTML, K.SERVER_ERROR),
+    (524, {}, "", K.TIMED_OUT),
+    (413, {}, HTML, K.CONTEXT_LENGTH),
+    (404, {}, HTML, K.MODEL_NOT_FOUND),
+    (405, {}, "", K.MODEL_NOT_FOUND),
+    (407, {}, "", K.MALFORMED),
+    (418, {}, [], K.MALFORMED),
+    (302, {"location": "http://127.0.0.1:9/"}, "", K.MALFORMED),
+    (429, {**DATE, "retry-after": "Fri, 15 Jan 2027 08:00:07 GMT"}, "", K.RATE_LIMITED, 7),
+    (429, {"retry-after": "soon"}, {"error": None}, K.RATE_LIMITED),
+    (401, {"content-encoding": "gzip"}, "", K.UNAUTHORIZED),
+    (401, {"content-encoding": "br"}, "?", K.UNAUTHORIZED),
+]
+CASES = [
+    pytest.param(dialect, *(*shape, None, None)[:6], id=f"{dialect}-{shape[0]}-{shape[3]}-{number}")
+    for dialect, shapes in {**SHAPES, "openai ": PROXIES, "gemini ": PROXIES}.items()
+    for number, shape in enumerate(shapes)
+]
+
+
+async def failure(dialect: str, response: bytes, stream: bool = False) -> Any:
+    """What the call to a provider of this preset that answers so raises."""
+
+    async def hear(_: str) -> None: ...
+
+    http = Http()
+    try:
+        async with serving(always(response)) as url:
+            kind, endpoint = DIALECTS[dialect].kind, Endpoint("p", "m", "m")
+            connector = build(ProviderConfig("p", kind, url, (endpoint,), dialect, Secret(KEY)), http)
+            timeouts, request = Timeouts(first_byte_s=2, idle_s=2, total_s=3), InferenceRequest(prompt=PROMPT)
+            with pytest.raises(ProviderError) as error:
+                await connector.call(endpoint, request, timeouts, hear if stream else None)
+    finally:
+        await http.aclose()
+    return error.value
+
+
+def response(status: int, headers: dict[str, str], body: Any) -> bytes:
+    raw = body.encode() if isinstance(body, str) else json.dumps(body).encode()
+    lines = "\r\n".join(f"{name}: {value}" for name, value in {"x-test": "1", **headers}.items())
+    return said(raw, f"{status} X", lines)
+
+
+def test_every_preset_has_its_shapes() -> None:
+    assert set(SHAPES) == set(DIALECTS)
+
+
+@pytest.mark.parametrize(("dialect", "status", "headers", "body", "kind", "after_s", "scope"), CASES)
+async def test_a_shape_means(
+    dialect: str,
+    status: int,
+    headers: dict[str, str],
+    body: Any,
+    kind: FailureKind,
+    after_s: float | None,
+    scope: str | None,
+) -> None:
+    told = (await failure(dialect.strip(), response(status, headers, body))).failure
+    assert (told.kind, told.retry_after_s) == (kind, None if after_s is None else pytest.approx(after_s, abs=0.01))
+    assert (told.scope is Scope.ACCOUNT) == (kind in ACCOUNT or scope == "a")
+    assert told.billed is (Billed.MAYBE if kind in MAYBE else Billed.NO)
+    assert told.status in (status, 429, 500, 502), "that of a 200 is the one it names"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
+@pytest.mark.parametrize("status", [400, 401, 429, 500])
+async def test_a_failure_has_the_providers_words_and_id_and_neither_key_nor_prompt(
+    dialect: str, status: int, stream: bool
+) -> None:
+    repeated = f"no {KEY}, no {PROMPT}, no {PROMPT[:40]}, no {json.dumps(PROMPT)}, no {PROMPT[20:60]!r}: Bad luck"
+    shape = response(status, {"x-request-id": "req_1"}, {"error": {"message": repeated}})
+    error = await failure(dialect, shape, stream)
+    assert error.failure.request_id == "req_1"
+    assert error.failure.message.endswith("Bad luck")
+    for hidden in (KEY, *(PROMPT[at : at + 24] for at in range(len(PROMPT) - 24))):
+        assert hidden not in repr(error.failure)
+
+
+async def test_the_id_of_a_call_may_be_in_the_body() -> None:
+    for dialect, body in (("anthropic", anthropic("api_error")), ("mistral", SHAPES["mistral"][0][2])):
+        assert (await failure(dialect, response(500, {}, body))).failure.request_id == "req_of_body"
+
+
+async def test_a_provider_may_forbid_the_repetition_of_a_call() -> None:
+    told = await failure("openai", response(500, {"x-should-retry": "false"}, openai()))
+    assert (told.failure.kind, told.failure.repeatable) == (K.SERVER_ERROR, False)
+
+
+LIMITS: list[tuple[str, dict[str, str], dict[str, tuple[int | None, int, float | None]]]] = [
+    (
+        "openai",
+        {"x-ratelimit-limit-requests": "100", "x-ratelimit-remaining-requests": "99",
+         "x-ratelimit-reset-requests": "12ms", "x-ratelimit-limit-tokens": "1e999",
+         "x-ratelimit-remaining-tokens": "7", "x-ratelimit-reset-tokens": "1m2s"},
+        {"requests_per_minute": (100, 99, 0.012), "tokens_per_minute": (None, 7, 62)},
+    ),
+    ("azure", {"x-ratelimit-remaining-requests": "-1", "x-ratelimit-remaining-tokens": "5"},
+     {"tokens_per_minute": (None, 5, None)}),
+    (
+        "groq",
+        {"x-ratelimit-limit-requests": "14400", "x-ratelimit-remaining-requests": "14370",
+         "x-ratelimit-reset-requests": "2m59.56s", "x-ratelimit-limit-tokens": "18000",
+         "x-ratelimit-remaining-tokens": "17997", "x-ratelimit-reset-tokens": "7.66s"},
+        {"requests_per_day": (14400, 14370, 179.56), "tokens_per_minute": (18000, 17997, 7.66)},
+    ),
+    (
+        "anthropic",
+        {**DATE, "anthropic-ratelimit-requests-limit": "50", "anthropic-ratelimit-requests-remaining": "0",
+         "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:04Z",
+         "anthropic-ratelimit-output-tokens-limit": "8000", "anthropic-ratelimit-output-tokens-remaining": "7000"},
+        {"requests_per_minute": (50, 0, 4), "output_tokens_per_minute": (8000, 7000, None)},
+    ),
+    (
+        "mistral",
+        {"x-ratelimit-limit-req-minute": "60", "x-ratelimit-remaining-req-minute": "59",
+         "x-ratelimit-limit-tokens-minute": "500000", "x-ratelimit-remaining-tokens-minute": "499000"},
+        {"requests_per_minute": (60, 59, None), "tokens_per_minute": (500000, 499000, None)},
+    ),
+    (
+        "cerebras",
+        {"x-ratelimit-limit-requests-day": "1000", "x-ratelimit-remaining-requests-day": "999",
+         "x-ratelimit-reset-requests-day": "3600.5"},
+        {"requests_per_day": (1000, 999, 3600.5)},
+    ),
+    (
+        "fireworks",
+        {"x-ratelimit-limit-tokens-prompt": "900", "x-ratelimit-remaining-tokens-prompt": "800",
+         "x-ratelimit-limit-tokens-generated": "36", "x-ratelimit-remaining-tokens-generated": "30"},
+        {"input_tokens_per_minute": (900, 800, None), "output_tokens_per_minute": (36, 30, None)},
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("dialect", "headers", "meant"), LIMITS, ids=[dialect for dialect, *_ in LIMITS])
+async def test_a_failure_tells_the_limits_of_the_vendors_own_headers(
+    dialect: str, headers: dict[str, str], meant: dict[str, tuple[int | None, int, float | None]]
+) -> None:
+    error = await failure(dialect, response(429, headers, openai()))
+    told = {limit.kind: (limit.limit, limit.remaining, limit.reset_s) for limit in error.limits}
+    assert told.keys() == meant.keys()
+    for kind, values in meant.items():
+        assert told[kind] == pytest.approx(values, abs=0.01)

@@ -1,0 +1,171 @@
+"""Delays, secrets and prices: the arithmetic of what providers say."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+import pickle
+from datetime import datetime
+
+import aiohttp
+import httpx
+import pytest
+from genai_prices import Usage as ListUsage
+from genai_prices import calc_price
+from hypothesis import given
+from hypothesis import strategies as st
+
+from turnout.request import InferenceRequest, Usage
+from turnout_workers.providers.classify import PIECE, scrubbed
+from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.providers.exceptions import classify_exception
+from turnout_workers.providers.prices import cost_microusd, list_price
+from turnout_workers.providers.retry_after import observed_limits, retry_after_s, seconds
+from turnout_workers.providers.settings import Secret
+from turnout_workers.routing.eligibility import upper_cost_microusd
+from turnout_workers.routing.failure import Billed, FailureKind
+from turnout_workers.routing.fleet import Endpoint, Price
+from turnout_workers.routing.profile import JobProfile
+
+NOW = 1_800_000_000.0
+K = FailureKind
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("6m0s", 360), ("7.66s", 7.66), ("12ms", 0.012), ("1h2m3s", 3723), ("2", 2), (str(int(NOW + 9)), 9),
+        (str(int((NOW + 9) * 1000)), 9), ("2027-01-15T08:00:04Z", 4), ("Fri, 15 Jan 2027 08:00:07 GMT", 7),
+        ("nan", None), ("-3", None), ("soon", None), ("", None), (None, None), ("1e300", 30 * 86400),
+    ],
+)  # fmt: skip
+def test_every_spelling_of_a_delay_is_read(text: str | None, expected: float | None) -> None:
+    assert seconds(text, NOW) == (expected if expected is None else pytest.approx(expected, abs=0.01))
+
+
+@pytest.mark.parametrize("skew_s", [-3600, 0, 3600])
+def test_a_wrong_clock_of_ours_changes_no_delay(skew_s: float) -> None:
+    date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
+    later = {"retry-after": "Fri, 15 Jan 2027 08:00:07 GMT"}
+    assert retry_after_s(date | later, None, NOW + skew_s) == 7
+    limits = {
+        "anthropic-ratelimit-requests-remaining": "0",
+        "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:04Z",
+    }
+    assert retry_after_s(date | limits, None, NOW + skew_s, DIALECTS["anthropic"].limit_headers) == 4
+    (told,) = observed_limits(date | limits, NOW + skew_s, DIALECTS["anthropic"].limit_headers)
+    assert told.reset_s == 4
+
+
+def test_what_looks_like_a_key_is_not_repeated_and_a_message_is_bounded() -> None:
+    assert scrubbed("Incorrect API key provided: sk-abcdefghijkl1234.") == "Incorrect API key provided: …"
+    assert len(scrubbed("x" * 10_000)) == 500
+
+
+@given(st.text("ab", max_size=200), st.text("ab", max_size=200))
+def test_no_long_piece_of_a_prompt_is_repeated(prompt: str, around: str) -> None:
+    told = scrubbed(f"{around}{prompt[5:]}{around}", (prompt,))
+    assert not any(prompt[at : at + 2 * PIECE] in told for at in range(len(prompt) - 2 * PIECE + 1))
+
+
+def test_a_refused_connection_costs_nothing_and_a_lost_one_may() -> None:
+    refused = httpx.ConnectError("refused")
+    assert classify_exception(refused).billed is Billed.NO
+    lost = httpx.ConnectTimeout("x")
+    lost.__cause__ = aiohttp.ServerDisconnectedError()
+    assert classify_exception(lost).kind is K.INTERRUPTED
+    assert classify_exception(lost).billed is Billed.MAYBE
+
+
+def test_a_secret_shows_nowhere() -> None:
+    secret = Secret("sk-very-secret")
+    shown = f"{secret} {secret!r} {[secret]}"
+    assert "very" not in shown
+    with pytest.raises(TypeError):
+        json.dumps(secret)
+    for leak in (pickle.dumps, copy.copy):
+        with pytest.raises(TypeError):
+            leak(secret)
+
+
+def test_a_cost_is_rounded_up_to_a_whole_microdollar() -> None:
+    price = Price(input=0.10, output=0.32, cache_read=0.05)
+    assert cost_microusd(price, Usage(input_tokens=10, output_tokens=10)) == 5  # 4.2
+    assert cost_microusd(price, Usage(input_tokens=100, cache_read_tokens=100)) == 5
+    assert cost_microusd(Price(0, 0), Usage(input_tokens=100)) == 0
+
+
+def test_the_price_list_knows_what_it_knows() -> None:
+    price = list_price("openai", "gpt-4o-mini")
+    assert price is not None
+    assert (price.input, price.output) == (0.15, 0.6)
+    assert price.cache_read == 0.075
+    assert price.source.startswith("genai-prices")
+    assert list_price("openai", "no-such-model-anywhere") is None
+
+
+def test_a_list_price_goes_by_the_date_and_the_time_of_day() -> None:
+    def input_price(model: str, provider: str, at: str) -> float:
+        price = list_price(provider, model, datetime.fromisoformat(at).timestamp())
+        assert price is not None
+        return price.input
+
+    by_day = [input_price("deepseek-v4-pro", "deepseek", f"2026-10-01T{hour}:00+00:00") for hour in ("00", "02", "05")]
+    assert by_day[0] == by_day[2] < by_day[1]
+    assert input_price("o3", "openai", "2025-06-01T00:00+00:00") > input_price("o3", "openai", "2025-07-01T00:00+00:00")
+
+
+def test_cached_and_stored_input_have_prices_of_their_own() -> None:
+    used = Usage(input_tokens=1000, cache_read_tokens=400, cache_write_tokens=500, output_tokens=10)
+    assert cost_microusd(Price(2.0, 10.0, 0.2, 2.5), used) == 100 * 2 + 400 * 0.2 + 500 * 2.5 + 10 * 10
+    assert cost_microusd(Price(2.0, 10.0), used) == 1000 * 2 + 10 * 10
+
+
+def listed(provider: str, model: str, tier: str | None = None) -> Price:
+    price = list_price(provider, model, datetime.fromisoformat("2026-11-26T00:00+00:00").timestamp(), tier)
+    assert price is not None
+    return price
+
+
+def test_the_price_list_knows_what_storing_input_costs() -> None:
+    price = listed("anthropic", "claude-sonnet-4-5")
+    assert (price.input, price.cache_write, price.cache_read) == (3.0, 3.75, 0.3)
+
+
+def test_a_service_tier_has_its_own_price_and_an_unknown_one_the_usual() -> None:
+    usual, flex, priority = (listed("openai", "gpt-5", tier) for tier in ("default", "flex", "priority"))
+    assert (usual.input, usual.output, usual.cache_read) == (1.25, 10.0, 0.125)
+    assert (flex.input, flex.output, flex.cache_read) == (0.625, 5.0, 0.0625)
+    assert (priority.input, priority.output, priority.cache_read) == (2.5, 20.0, 0.25)
+    assert listed("openai", "gpt-5", "velvet") == listed("openai", "gpt-5") == usual
+
+
+def test_a_long_prompt_makes_the_whole_call_dearer() -> None:
+    price = listed("google", "gemini-2.5-pro")
+    short, long = (Usage(input_tokens=tokens, output_tokens=10) for tokens in (200_000, 200_001))
+    assert cost_microusd(price, short) == 200_000 * 1.25 + 10 * 10
+    assert cost_microusd(price, long) == math.ceil(200_001 * 2.5 + 10 * 15)
+
+
+def test_the_most_that_a_call_can_cost_goes_by_the_length_of_its_prompt() -> None:
+    endpoint = Endpoint("google", "m", "m", price=Price(1.0, 2.0, longer=(1000, Price(3.0, 4.0))))
+    most = [
+        upper_cost_microusd(JobProfile.of(InferenceRequest(prompt="x" * size, max_output_tokens=10)), endpoint)
+        for size in (1000, 4000)
+    ]
+    assert most == [508 * 1 + 10 * 2, 2008 * 3 + 10 * 4]
+
+
+@pytest.mark.parametrize(
+    ("provider", "model"), [("openai", "gpt-5"), ("google", "gemini-2.5-pro"), ("x-ai", "grok-4.5")]
+)
+@given(st.integers(0, 600_000), st.integers(0, 100_000), st.integers(0, 60_000))
+def test_our_arithmetic_agrees_with_the_price_lists_own(
+    provider: str, model: str, fresh: int, cached: int, output: int
+) -> None:
+    used = ListUsage(input_tokens=fresh + cached, cache_read_tokens=cached, output_tokens=output)
+    at = datetime.fromisoformat("2026-11-26T00:00+00:00")
+    theirs = calc_price(used, model, provider_id=provider, genai_request_timestamp=at).total_price * 1_000_000
+    ours = Usage(input_tokens=fresh + cached, cache_read_tokens=cached, output_tokens=output)
+    assert cost_microusd(listed(provider, model), ours) == math.ceil(round(theirs, 6))

@@ -1,0 +1,68 @@
+"""What comes back over HTTP: bytes unpacked under a cap, server-sent events, JSON."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+
+from turnout_workers.providers.errors import ProviderError, malformed
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
+
+MAX_BODY = 32 * 1024 * 1024
+"""Most decoded bytes of one answer."""
+
+
+async def decoded(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
+    """The body's bytes, unpacked piece by piece, for a 64 KB chunk of gzip can hold 67 MB; never more than the cap."""
+    encoding = headers.get("content-encoding", "identity").lower()
+    if encoding not in ("identity", "gzip", "deflate", ""):
+        raise malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", headers)
+    inflate = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
+    total = 0
+    async for chunk in chunks:
+        if inflate is not None:
+            chunk = inflate.decompress(chunk, MAX_BODY + 1 - total)
+        total += len(chunk)
+        if total > MAX_BODY:
+            raise malformed(f"more than {MAX_BODY >> 20} MB", headers)
+        yield chunk
+    if inflate is not None and not inflate.eof:
+        raise ProviderError(Failure(FailureKind.INTERRUPTED, "the compressed answer ends early", Billed.MAYBE))
+
+
+async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
+    """The data of each server-sent event; `[DONE]` is none."""
+    begun: list[bytes] = []  # pieces of a line: joined once, for a line may come in thousands of them
+    data: list[bytes] = []
+    async for chunk in chunks:
+        *ended, rest = chunk.split(b"\n")
+        for line in ended:
+            line = b"".join([*begun, line]).rstrip(b"\r")
+            begun.clear()
+            if line.startswith(b"data:"):
+                data.append(line[5:].removeprefix(b" "))
+            elif not line and data:
+                if (event := b"\n".join(data)) != b"[DONE]":
+                    yield event
+                data = []
+        begun.append(rest)
+    if (line := b"".join(begun)).startswith(b"data:"):
+        data.append(line[5:].strip())
+    if data and (event := b"\n".join(data)) != b"[DONE]":
+        yield event
+
+
+def parsed(raw: bytes) -> Any:
+    """JSON, or None: also for what is too deep, or no UTF-8, or a number of thousands of digits.
+
+    Half a surrogate pair, which JSON can spell and UTF-8 can't, becomes a question mark: the answer is paid for.
+    """
+    try:
+        value = json.loads(raw)
+        if b"\\ud" in raw or b"\\uD" in raw:
+            value = json.loads(json.dumps(value, ensure_ascii=False).encode(errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value
