@@ -97,6 +97,12 @@ def test_providers_are_listed_and_checked(here: local.Local) -> None:
     told = turnout(here, "providers", "--check")
     assert "sim-horizon: answers" in told
     assert "simulated" in told
+    found = json.loads(turnout(here, "providers", "--check", "--json"))
+    assert set(found["checks"].values()) == {""}
+    assert {one["health"] for one in found["endpoints"]} == {"well"}
+    turnout(here, "isolate", "sim-horizon")
+    assert "isolated: isolated by an operator" in turnout(here, "providers")
+    turnout(here, "restore", "sim-horizon")
 
 
 def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:
@@ -104,6 +110,7 @@ def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:
     assert "ok   the append-only file is on" in told
     assert "ok   maxmemory-policy is noeviction" in told
     assert "DO   some providers are simulated" in told
+    assert "ok   sim-horizon answers" in told
 
 
 def test_a_misspelt_lane_is_refused_before_anything_starts() -> None:

@@ -92,6 +92,26 @@ def test_a_lane_left_out_keeps_its_own_default() -> None:
     assert [lanes[lane].reserved_share for lane in Lane] == [0.0, 0.2, 0.35]
 
 
+def test_a_vendors_key_is_found_in_its_usual_variable_or_the_file_that_one_names(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("from-file\n")
+    usual, named = "[providers.groq]", "[providers.groq]\napi_key_env = 'OTHER'"
+    file = str(tmp_path / "key")
+    assert settings(usual, "t.toml", {"GROQ_API_KEY": "k"}).keys["groq"] == ("k",)
+    assert settings(usual, "t.toml", {"GROQ_API_KEY_FILE": file}).keys["groq"] == ("from-file",)
+    assert settings(named, "t.toml", {"OTHER_FILE": file, "GROQ_API_KEY": "k"}).keys["groq"] == ("from-file",)
+    assert "GROQ_API_KEY_FILE=/nowhere can't be read: No such file" in told(usual, {"GROQ_API_KEY_FILE": "/nowhere"})
+    elsewhere = "[providers.groq]\nbase_url = 'http://127.0.0.1:9'"
+    assert settings(elsewhere, "t.toml", {"GROQ_API_KEY": "k"}).keys["groq"] == (), "a vendor's key is for the vendor"
+
+
+def test_a_service_tier_has_its_own_list_price() -> None:
+    text = "[providers.flexible]\ndialect = 'openai'\nservice_tier = 'flex'\nmodels = ['gpt-5']"
+    (account,) = accounts(settings(text, "t.toml", {"OPENAI_API_KEY": "k"}))
+    (endpoint,) = account.endpoints
+    assert endpoint.price is not None
+    assert (account.service_tier, endpoint.price.input) == ("flex", 0.625)
+
+
 def test_no_error_and_no_repr_shows_a_key() -> None:
     text = "[providers.groq]\napi_key = ['sk-canary']\nheaders = { x-secret = 'sk-canary' }\n"
     assert "sk-canary" not in repr(settings(text, "t.toml", {}))
@@ -126,6 +146,8 @@ def test_the_example_is_right_and_shows_every_field() -> None:
 
 def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
     text = (ROOT / "turnout.example.toml").read_text("utf-8").replace('api_key_file = "/run/secrets/gemini"', "")
+    assert "providers.gemini: there is no key: set GEMINI_API_KEY or GOOGLE_API_KEY, or" in told(text, ENVIRON)
+    text = text.replace("[providers.gemini]", "[providers.gemini]\napi_key = 'k'")
     fleet = {e.id: e for account in accounts(settings(text, "t.toml", ENVIRON)) for e in account.endpoints}
     assert list(fleet) == [
         "openai/gpt-4.1-mini",

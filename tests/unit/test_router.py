@@ -35,6 +35,7 @@ class Provider:
     endpoints: tuple[Endpoint, ...] = ()
     calls: int = 0
     healthy: bool = True
+    check_fails: FailureKind | None = None
     closed: bool = False
 
     def __post_init__(self) -> None:
@@ -55,8 +56,8 @@ class Provider:
         )  # fmt: skip
 
     async def check_health(self) -> None:
-        if not self.healthy:
-            raise down(K.UNAUTHORIZED)
+        if self.check_fails or not self.healthy:
+            raise down(self.check_fails or K.UNAUTHORIZED)
 
     async def aclose(self) -> None:
         self.closed = True
@@ -222,6 +223,27 @@ async def test_a_refused_key_takes_out_the_account_until_a_health_check_accepts_
     groq.healthy = True
     assert await router.check_health() == {"groq": None, "spare": None}
     assert (await router.complete(request())).text == "from groq"
+
+
+@pytest.mark.parametrize("kind", [K.MODEL_NOT_FOUND, K.FORBIDDEN, K.MALFORMED, K.UNAVAILABLE])
+async def test_a_provider_without_a_health_endpoint_is_called_all_the_same(kind: FailureKind, routers: Any) -> None:
+    router = routers(Provider("plain", check_fails=kind))
+    assert (await router.check_health())["plain"].kind is kind
+    assert (await router.complete(request())).text == "from plain"
+
+
+@pytest.mark.parametrize(("kind", "restored"), [(K.MODEL_NOT_FOUND, True), (K.UNAVAILABLE, False)])
+async def test_where_health_cannot_be_asked_for_a_real_call_is_the_question(
+    kind: FailureKind, restored: bool, routers: Any, clock: Time
+) -> None:
+    plain = Provider("plain", [down(K.UNAUTHORIZED, scope=Scope.ACCOUNT)], check_fails=kind)
+    router = routers(plain, Provider("spare"), default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(request())).text == "from spare"
+    for _ in range(2):  # once when it is seen, and once when it was long enough
+        await router.check_health()
+        clock.now += 301
+    await router.check_health()
+    assert ((await router.snapshot()).views[0].health.disabled is None) is restored
 
 
 async def test_an_operator_can_isolate_and_restore(routers: Any) -> None:

@@ -111,7 +111,7 @@ def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool 
     for name, table in file.providers.items():
         try:
             _check(name, table)
-            keys[name] = _keys(table, environ) if with_keys else _places(table)
+            keys[name] = _keys(name, table, environ) if with_keys else _places(table)
         except ConfigError as error:
             at = toml_lines.at(where, ("providers", name), toml_lines.scan(text))
             problems.append(f"{at}: providers.{name}: {error}")
@@ -173,16 +173,30 @@ def _places(table: ProviderTable) -> tuple[str, ...]:
     return tuple(f"key-{number}" for number, _ in enumerate((*table.api_key, *table.api_key_env, *table.api_key_file)))
 
 
-def _keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
+def _keys(name: str, table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
     """The API keys, each an account of its own; none where a provider (a local one) needs none."""
     found = list(table.api_key)
     for variable in table.api_key_env:
-        if not (value := environ.get(variable, "").strip()):
+        if (key := _variable(variable, environ)) is None:
             raise ConfigError(f"environment variable {variable} is not set; set it, or remove this provider")
-        found.append(value)
-    for file in table.api_key_file:
-        named_by = next((f"{name}=" for name, value in environ.items() if value == file), "api_key_file ")
-        found.append(_text(Path(file), f"{named_by}{file}"))
+        found.append(key)
+    found += [_text(Path(file), f"api_key_file {file}") for file in table.api_key_file]
+    preset = dialect(table.dialect or name, table.kind)
+    if not found and preset.key_variables and not (table.base_url and preset.base_url):
+        # The vendor's own key, to the vendor's own address.
+        keys = (_variable(variable, environ) for variable in preset.key_variables)
+        if (key := next(filter(None, keys), None)) is None:
+            wanted = " or ".join(preset.key_variables)
+            raise ConfigError(f"there is no key: set {wanted}, or say where it is in api_key_env or api_key_file")
+        found.append(key)
     if not all(re.fullmatch(r"[!-~]+", key) for key in found):
         raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
     return tuple(dict.fromkeys(found))
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> str | None:
+    """The key in an environment variable, or in the file that the variable NAME_FILE names."""
+    if key := environ.get(name, "").strip():
+        return key
+    file = environ.get(f"{name}_FILE")
+    return _text(Path(file), f"{name}_FILE={file}") if file else None

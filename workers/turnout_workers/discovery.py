@@ -34,11 +34,7 @@ def from_environment(environ: Mapping[str, str]) -> Tables:
         given = (v for v in dialect.key_variables if environ.get(v) or environ.get(f"{v}_FILE"))
         if not dialect.base_url or (variable := next(given, None)) is None:
             continue  # Azure's address is each customer's own: it takes a file
-        table: Tables = {"kind": dialect.kind, "dialect": name}
-        if environ.get(variable):
-            table["api_key_env"] = variable
-        else:
-            table["api_key_file"] = environ[f"{variable}_FILE"]
+        table: Tables = {"kind": dialect.kind, "dialect": name, "api_key_env": variable}
         if base_url := environ.get(f"{name.upper()}_BASE_URL"):
             table["base_url"] = base_url
         providers[name] = table

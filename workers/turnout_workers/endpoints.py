@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from turnout_workers.config import Settings
 from turnout_workers.providers import catalogue
 from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
-from turnout_workers.providers.prices import list_price
+from turnout_workers.providers.prices import list_context_tokens, list_price
 from turnout_workers.providers.settings import ProviderConfig, Secret
 from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Limits, Price
 from turnout_workers.tables import LimitFields, ModelTable, ProviderTable
@@ -37,9 +37,12 @@ def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterato
             base_url=table.base_url or preset.base_url,
             endpoints=tuple(_endpoints(name, table, preset_name, preset, account)),
             dialect=preset_name,
+            account=account,
             api_key=None if key is None else Secret(key),
             version=table.version or preset.version,
             headers=tuple(table.headers.items()),
+            service_tier=table.service_tier,
+            proxy=table.proxy,
             traceparent=table.traceparent,
         )
 
@@ -61,13 +64,13 @@ def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialec
             account=account,
             priority=table.priority if told.priority is None else told.priority,
             weight=told.weight or table.weight,
-            price=_price(told, preset, served),
+            price=_price(told, preset, served, table.service_tier),
             limits=_limits(told, table),
             shared_limits=_limits(table) if len(models) > 1 else UNLIMITED,
             capabilities=(known.capabilities if known else frozenset())
             if told.capabilities is None
             else told.capabilities,
-            context_tokens=told.context_tokens or (known.context_tokens if known else None),
+            context_tokens=told.context_tokens or _context_tokens(known, preset, served),
             max_output_tokens=told.max_output_tokens or (known.max_output_tokens if known else None),
             quality=told.quality or (known.quality if known else None),
             regions=table.regions,
@@ -82,7 +85,7 @@ def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialec
         )
 
 
-def _price(told: ModelTable, preset: Dialect, served: str) -> Price | None:
+def _price(told: ModelTable, preset: Dialect, served: str, tier: str | None) -> Price | None:
     if told.input_usd_per_mtok is not None and told.output_usd_per_mtok is not None:
         return Price(
             told.input_usd_per_mtok,
@@ -90,7 +93,13 @@ def _price(told: ModelTable, preset: Dialect, served: str) -> Price | None:
             told.cache_read_usd_per_mtok,
             told.cache_write_usd_per_mtok,
         )
-    return list_price(preset.price_id, served) if preset.price_id else None
+    return list_price(preset.price_id, served, tier=tier) if preset.price_id else None
+
+
+def _context_tokens(known: catalogue.Model | None, preset: Dialect, served: str) -> int | None:
+    if known is not None:
+        return known.context_tokens
+    return list_context_tokens(preset.price_id, served) if preset.price_id else None
 
 
 def _limits(*tables: LimitFields) -> Limits:

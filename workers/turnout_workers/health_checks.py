@@ -12,7 +12,6 @@ from redis.exceptions import RedisError
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.reporting import Sight
-from turnout_workers.routing.failover import RULES
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.state.store import FleetStore
 
@@ -20,6 +19,11 @@ logger = logging.getLogger(__name__)
 
 CURABLE = (FailureKind.UNAUTHORIZED.value, FailureKind.FORBIDDEN.value)
 """Reasons of which a good answer is the end. Credit and missing models show in real calls only …"""
+REFUSED = (FailureKind.UNAUTHORIZED, FailureKind.BILLING)
+"""Of a check: nothing else says that real calls fail. A server without a list of models, or a key that may not see
+it, can serve them well."""
+ABSENT = (FailureKind.MODEL_NOT_FOUND, FailureKind.FORBIDDEN)
+"""Of a check: there is nothing to be asked."""
 CHANCE_S = 300.0
 """… of which one is let through this often, while the provider answers its checks well."""
 
@@ -59,25 +63,29 @@ class HealthChecks:
     async def check(self, connector: CloudProviderBase) -> Failure | None:
         """Disable on a bad key, restore on a good answer. An outage is the breaker's business, not ours."""
         endpoint_ids = [endpoint.id for endpoint in connector.endpoints]
+        failure: Failure | None = None
         try:
             await connector.check_health()
         except ProviderError as error:
-            if RULES[error.failure.kind].disables:
+            failure = error.failure
+            if failure.kind in REFUSED:
                 await self._tell(self._store.disable(endpoint_ids, str(error)))
-            return error.failure
-        if cured := [id for id in endpoint_ids if self._is_cured(id)]:
-            logger.info("%s answers well again", ", ".join(cured))
+            if failure.kind not in ABSENT:
+                return failure
+        if cured := [id for id in endpoint_ids if self._is_cured(id, certain=failure is None)]:
+            logger.info("%s may be called again", ", ".join(cured))
             await self._tell(self._store.restore(cured))
-        return None
+        return failure
 
-    def _is_cured(self, endpoint_id: str) -> bool:
+    def _is_cured(self, endpoint_id: str, certain: bool) -> bool:
+        """Whether to let calls through again. certain: the check was answered well."""
         snapshot = self._fleet.snapshot
         view = snapshot.by_id.get(endpoint_id)
         if view is None or view.health.disabled is None:
             self._disabled_since.pop(endpoint_id, None)
             return False
         since = self._disabled_since.setdefault(endpoint_id, snapshot.at)
-        return view.health.disabled.startswith(CURABLE) or snapshot.at - since >= CHANCE_S
+        return (certain and view.health.disabled.startswith(CURABLE)) or snapshot.at - since >= CHANCE_S
 
     async def _tell(self, change: object) -> None:
         try:

@@ -116,6 +116,8 @@ class ProviderTable(LimitFields):
     base_url: Url | None = None
     """None: the preset's."""
     api_key_env: Strings = ()
+    """The key itself, or with `_FILE` after the variable's name the file that holds it. With no key named at all, the
+    preset's own variables."""
     api_key_file: Strings = ()
     api_key: Strings = Field(default=(), repr=False)
     """Several keys, of whichever origin, are several accounts; each has the limits given here, for all its models."""
@@ -128,6 +130,10 @@ class ProviderTable(LimitFields):
     version: str | None = None
     """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta, Azure's."""
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    service_tier: str | None = None
+    """Asked for in every call, with the price list's price for it: flex, priority, … None: the provider's usual one."""
+    proxy: Url | None = Field(default=None, repr=False)
+    """Through which its calls go; None: none, whatever the environment says. May hold user and password."""
     traceparent: bool = False
     """Whether its calls carry W3C trace context: only a server of your own has a use for it."""
     simulated: bool = False

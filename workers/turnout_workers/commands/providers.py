@@ -3,74 +3,145 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
 from importlib.metadata import version
+from typing import Any
 
 import click
 import redis
 from rich.console import Console
+from rich.table import Table
 
 from turnout.errors import Unreadable
-from turnout.ledger import Read
+from turnout.ledger import Read, run
 from turnout.request import CONTRACT_VERSION
 from turnout_workers import redis_fitness
 from turnout_workers.commands.screen import add, table
 from turnout_workers.commands.setting import Setting, setting
 from turnout_workers.endpoints import accounts
-from turnout_workers.providers import Http, build
+from turnout_workers.providers import CloudProviderBase, Http, build
 from turnout_workers.providers.errors import ProviderError
+from turnout_workers.routing.failure import FailureKind
+from turnout_workers.routing.fleet import EndpointView, Limits
+from turnout_workers.state.fleet_view import trouble
+from turnout_workers.state.redis import state_call
 
 LOOKED_AT = 1000
 """Records of each index, the oldest first."""
+UNITS = {
+    "requests_per_minute": "rpm",
+    "tokens_per_minute": "tpm",
+    "input_tokens_per_minute": "input tpm",
+    "output_tokens_per_minute": "output tpm",
+    "requests_per_day": "requests a day",
+    "tokens_per_day": "tokens a day",
+    "concurrency": "at once",
+}
+ADVICE = {
+    FailureKind.UNAUTHORIZED: "put a good key where this one came from",
+    FailureKind.BILLING: "add credit, or raise the spend limit, at the provider",
+    FailureKind.FORBIDDEN: "this key may not list models, which calls don't need; or give it the right",
+    FailureKind.MODEL_NOT_FOUND: "nothing can be asked there for free; or base_url or version is wrong",
+    FailureKind.UNAVAILABLE: "look at base_url, the network, and whether it needs a proxy",
+    FailureKind.TIMED_OUT: "look at base_url and the network",
+    FailureKind.MALFORMED: "look at base_url: something else answers there",
+    FailureKind.RATE_LIMITED: "nothing: the key is good",
+}
+"""What to do about a health check that failed."""
 
 
 @click.command()
-@click.option("--check", is_flag=True, help="Ask each provider's free health endpoint.")
-def providers(check: bool) -> None:
-    """List providers, models, prices (USD per million tokens) and limits."""
+@click.option("--check", is_flag=True, help="Ask each provider's free health endpoint, with each key.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+def providers(check: bool, as_json: bool) -> None:
+    """List providers, models, prices (USD per million tokens), limits and health."""
     here = setting(with_keys=check)
-    numbers = ("in", "out", "rpm", "tpm", "context")
-    made = table("endpoint", "sent as", "in", "out", "price from", "rpm", "tpm", "context", "can", numbers=numbers)
+    told = _look(here)
+    answers = asyncio.run(_answers(here)) if check else {}
+    if as_json:
+        click.echo(json.dumps({"endpoints": told, **({"checks": answers} if check else {})}))
+    else:
+        Console().print(_drawn(told))
+        for name, wrong in answers.items():
+            click.echo(f"{name}: {wrong or 'answers'}")
+    sys.exit(1 if any(answers.values()) else 0)
+
+
+def _look(here: Setting) -> list[dict[str, Any]]:
+    """All endpoints, as plain values. `health` is None where Redis can't be asked."""
+    views: dict[str, EndpointView] = {}
+    at = 0.0
+    try:
+        snapshot = here.fleet.snapshot(*run(here.client, [state_call(here.ledger.keys)])[0])
+        at, views = snapshot.at, {view.endpoint.id: view for view in snapshot.views}
+    except redis.RedisError:
+        pass
+    found = []
     for endpoint in here.fleet.endpoints:
-        price, limits = endpoint.price, endpoint.limits
+        price = endpoint.price
+        wrong = trouble(views[endpoint.id].health, at) if endpoint.id in views else None
+        found.append(
+            {
+                "endpoint": endpoint.id,
+                "sent_as": endpoint.served_model,
+                "input_usd_per_mtok": price.input if price else None,
+                "output_usd_per_mtok": price.output if price else None,
+                "price_from": price.source if price else None,
+                "limits": _told(endpoint.limits),
+                "shared_limits": _told(endpoint.shared_limits),
+                "context_tokens": endpoint.context_tokens,
+                "capabilities": sorted(endpoint.capabilities),
+                "health": None if endpoint.id not in views else wrong[1] if wrong else "well",
+                "simulated": endpoint.simulated,
+            }
+        )
+    return found
+
+
+def _told(limits: Limits) -> dict[str, int]:
+    return {name: value for name in UNITS if (value := getattr(limits, name)) is not None}
+
+
+def _drawn(told: list[dict[str, Any]]) -> Table:
+    columns = ("endpoint", "in", "out", "price", "limits", "context", "can", "health")
+    made = table(*columns, numbers=("in", "out", "context"), whole=("limits",))
+    for one in told:
+        renamed = "" if one["endpoint"].partition("/")[2].split("#")[0] == one["sent_as"] else f"\n= {one['sent_as']}"
+        prices = (one["input_usd_per_mtok"], one["output_usd_per_mtok"])
         add(
             made,
-            endpoint.id + (" (simulated)" if endpoint.simulated else ""),
-            endpoint.served_model,
-            f"{price.input:g}" if price else "?",
-            f"{price.output:g}" if price else "?",
-            price.source if price else "unknown",
-            str(limits.requests_per_minute or ""),
-            str(limits.tokens_per_minute or ""),
-            f"{endpoint.context_tokens:,}" if endpoint.context_tokens else "?",
-            ", ".join(sorted(endpoint.capabilities)),
+            one["endpoint"] + (" (simulated)" if one["simulated"] else "") + renamed,
+            *("?" if price is None else f"{price:g}" for price in prices),
+            (one["price_from"] or "unknown").split()[0],
+            "\n".join(f"{value:,} {UNITS[name]}" for name, value in one["limits"].items()),
+            f"{one['context_tokens']:,}" if one["context_tokens"] else "?",
+            ", ".join(one["capabilities"]),
+            one["health"] or "no Redis",
+            style="" if one["health"] in ("well", None) else "yellow",
         )
-    Console().print(made)
-    if check:
-        sick = asyncio.run(_checked(here))
-        sys.exit(1 if sick else 0)
+    return made
 
 
-async def _checked(here: Setting) -> int:
-    """Ask every account; prints a line each, returns how many did not answer well."""
+async def _answers(here: Setting) -> dict[str, str]:
+    """Ask every account: what is wrong with it and what to do, or nothing."""
+
+    async def ask(connector: CloudProviderBase) -> str:
+        try:
+            await connector.check_health()
+        except ProviderError as error:
+            advice = ADVICE.get(error.failure.kind)
+            return f"{error}; {advice}" if advice else str(error)
+        return ""
+
     http = Http()
     try:
-        connectors = [build(account, http) for account in accounts(here.settings)]
-        answers = await asyncio.gather(*(one.check_health() for one in connectors), return_exceptions=True)
+        asked = {account.account_id: ask(build(account, http)) for account in accounts(here.settings)}
+        return dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
     finally:
         await http.aclose()
-    sick = 0
-    for connector, answer in zip(connectors, answers, strict=True):
-        if isinstance(answer, ProviderError):
-            sick += 1
-            click.echo(f"{connector.name}: {answer}")
-        elif isinstance(answer, BaseException):
-            raise answer
-        else:
-            click.echo(f"{connector.name}: answers")
-    return sick
 
 
 @click.command()
@@ -81,6 +152,7 @@ def doctor() -> None:
     told.append(
         (True, f"{len(here.fleet.endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}")
     )
+    told += [(not wrong, f"{name} {wrong or 'answers'}") for name, wrong in asyncio.run(_answers(here)).items()]
     unpriced = [endpoint.id for endpoint in here.fleet.endpoints if endpoint.price is None]
     if unpriced:
         told.append(

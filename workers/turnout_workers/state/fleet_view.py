@@ -32,15 +32,14 @@ class FleetView:
             found: dict[str, tuple[float, str]] = {}
             snapshot = self._fleet.snapshot(*run(self._client, [self._read])[0])
             for view in snapshot.views:
-                if (trouble := _trouble(view.health, snapshot.at)) is not None:
-                    worst = max(found.get(view.endpoint.provider, trouble), trouble)
-                    found[view.endpoint.provider] = worst
+                if (one := trouble(view.health, snapshot.at)) is not None:
+                    found[view.endpoint.provider] = max(found.get(view.endpoint.provider, one), one)
             self._troubles = {provider: text for provider, (_, text) in found.items()}
         return self._troubles
 
 
-def _trouble(health: Health, now: float) -> tuple[float, str] | None:
-    """Seconds that it will last, and what it is."""
+def trouble(health: Health, now: float) -> tuple[float, str] | None:
+    """What is wrong with an endpoint: seconds that it will last, and what it is. None: nothing."""
     state = circuit(health, now)
     if state in (Circuit.DISABLED, Circuit.ISOLATED):
         return 1e9, f"{state}: {health.disabled or health.reason}"

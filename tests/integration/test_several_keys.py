@@ -1,0 +1,36 @@
+"""Several keys of one provider are accounts: each has limits of its own, and one that is refused is out alone."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from tests.chaos.stand import standing
+
+LIMIT = 20
+FLEET = f"""
+output_tokens = 8
+[providers.sim]
+keys = ["key-one", "key-two"]
+limits = {{ requests_per_minute = {LIMIT} }}
+models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
+"""
+
+
+def test_two_keys_do_more_than_the_limit_of_one_and_neither_passes_its_own(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET) as stand:
+        keys = '["key-one", "key-two", "key-bad"]'
+        stand.config.write_text(stand.config.read_text().replace('["key-one", "key-two"]', keys))
+        stand.start_worker()
+        ids = [f"j{number}" for number in range(LIMIT + 10)]
+        stand.submit(ids)
+        stand.until(lambda: stand.outcomes(ids) == {"succeeded": len(ids)}, 30)
+        attempts = [attempt for result in stand.results(ids) if result for attempt in result.attempts]
+        calls = Counter((attempt.endpoint.partition("#")[2], attempt.failure) for attempt in attempts)
+        told = stand.oracle()["providers"]["sim"]
+    answered = {account: count for (account, failure), count in calls.items() if failure is None}
+    assert answered.keys() == {"", "2"}
+    assert max(answered.values()) <= LIMIT
+    assert {failure for (account, failure) in calls if account == "3"} == {"unauthorized"}
+    assert "429" not in told["statuses"]
+    assert told["statuses"]["200"] == len(ids)
