@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
 from redis.exceptions import AuthenticationError, NoPermissionError
 from tests import redis_server
 
+from turnout.cli import main
 from turnout.ledger import Keys, Ledger, NewJob
 from turnout.ledger.ledger import Claimed, Intake
 from turnout.ledger.script import run
@@ -128,6 +130,14 @@ def test_no_role_can_administer_or_leave_its_keys(port: int, role: str, command:
 def test_a_role_is_refused_what_is_another_ones(port: int, role: str, command: tuple[str, ...]) -> None:
     with pytest.raises(NoPermissionError):
         login(port, role).execute_command(*command)
+
+
+def test_a_command_whose_role_may_not_says_which_one_may(port: int) -> None:
+    environ = {"REDIS_URL": f"redis://monitor:monitor-secret@127.0.0.1:{port}/0", "GROQ_API_KEY": "k"}
+    told = CliRunner().invoke(main, ["status", "--once"], env=environ)
+    assert told.exit_code == 1
+    assert "commands of operators need the role `worker`" in told.stderr
+    assert "secret" not in told.output
 
 
 def test_a_monitor_cannot_read_a_prompt(port: int) -> None:

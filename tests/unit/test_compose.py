@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import yaml
+from tests.tools import program
 
 from turnout.request import Lane
+from turnout.result import JobStatus
 from turnout_workers import config
+from turnout_workers.monitoring import backlog
+from turnout_workers.monitoring.metrics import Recovery
+from turnout_workers.routing.fleet import Circuit
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
@@ -27,12 +33,39 @@ SERVICES: dict[str, dict[str, Any]] = yaml.safe_load((COMPOSE / "compose.yaml").
         ["yamllint", "-s", "-c", "compose/.yamllint.yaml", "compose"],
         ["hadolint", "compose/Dockerfile"],
         ["kubernetes-validate", "--strict", "compose/kubernetes/worker.yaml"],
+        ["promtool", "check", "config", "--syntax-only", "compose/prometheus/prometheus.yml"],
+        ["promtool", "test", "rules", "compose/prometheus/alerts.test.yml"],
     ],
-    ids=lambda command: command[0],
+    ids=lambda command: " ".join(command[:2]),
 )
 def test_a_checker_accepts(command: list[str]) -> None:
-    told = subprocess.run([Path(sys.executable).parent / command[0], *command[1:]], cwd=ROOT, capture_output=True)
+    ours = Path(sys.executable).with_name(command[0])
+    checker = str(ours) if ours.exists() else program(command[0], "prometheus")
+    told = subprocess.run([checker, *command[1:]], cwd=ROOT, capture_output=True)
     assert told.returncode == 0, (told.stdout + told.stderr).decode()
+
+
+ALERTS = yaml.safe_load((COMPOSE / "prometheus/alerts.yml").read_text())["groups"][0]["rules"]
+
+
+def test_each_alert_is_tried_and_the_handbook_says_what_to_do() -> None:
+    tried = yaml.safe_load((COMPOSE / "prometheus/alerts.test.yml").read_text())["tests"]
+    fired = {one["alertname"] for test in tried for one in test["alert_rule_test"] if one.get("exp_alerts")}
+    quiet = {one["alertname"] for test in tried for one in test["alert_rule_test"] if not one.get("exp_alerts")}
+    handbook = (ROOT / "docs/operations.md").read_text().partition("## Incidents")[2]
+    for name in (rule["alert"] for rule in ALERTS):
+        assert name in fired & quiet
+        assert f"`{name}`" in handbook
+
+
+def test_alerts_and_dashboard_ask_for_values_that_labels_can_have() -> None:
+    known = {"lane": set(Lane), "state": set(Circuit), "kind": set(backlog.KINDS), "how": set(get_args(Recovery))}
+    known |= {"job": {"turnout"}, "outcome": set(JobStatus)}
+    asked = [rule["expr"] for rule in ALERTS]
+    board = json.loads((COMPOSE / "grafana/dashboards/turnout.json").read_text())
+    asked += [target["expr"] for panel in board["panels"] for target in panel["targets"]]
+    for label, values in re.findall(r'(\w+)=~?"([^"]+)"', " ".join(asked)):
+        assert set(values.split("|")) <= known[label], label
 
 
 @pytest.mark.parametrize("name", SERVICES)

@@ -18,6 +18,7 @@ from turnout.ledger import Facts, Ledger
 from turnout.ledger.script import Call, Coalescer
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout_workers import redis_fitness
+from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Housekeeping:
         owner: str,
         result_ttl_s: float,
         also: Sequence[Callable[[], Awaitable[None]]],
-        recovered: Callable[[str, int], None],
+        recovered: Callable[[Recovery, int], None],
     ) -> None:
         """also: what else is done once a round. recovered: is told how many jobs were brought back, and how."""
         self._client = client
@@ -82,13 +83,15 @@ class Housekeeping:
         lapsed = await self._list(ledger.lapsed(BATCH))
         fates = await call.all(*(ledger.sweep(job_id, job.lane, MAX_CRASHES) for job_id, job in lapsed))
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
-            self._recovered(fate, fate != "none")
+            if fate == "none":
+                continue
+            self._recovered("poison" if fate == "poison" else "swept", 1)
             if fate == "poison":
                 await call(ledger.settle_poison(job_id, MAX_CRASHES, ttl_s, job.batch))
-            if fate != "none":
-                logger.warning("took back job %s, whose worker has gone: %s", job_id, fate, extra={"job": job_id})
+            logger.warning("took back job %s, whose worker has gone: %s", job_id, fate, extra={"job": job_id})
         overdue = await self._list(ledger.overdue(BATCH))
-        await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
+        late = await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
+        self._recovered("expired", sum(one.accepted for one in late))
         for lane in Lane:
             missing = await call(ledger.lost(lane, BATCH))
             again = await call.all(*(ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))

@@ -33,6 +33,8 @@ class Setting:
             return run(self.client, calls)
         except (redis.ConnectionError, redis.TimeoutError) as error:
             raise click.ClickException(f"Redis can't be reached ({error}); set REDIS_URL, or redis_url") from None
+        except redis.exceptions.NoPermissionError as error:
+            raise click.ClickException(f"{error}; commands of operators need the role `worker` in REDIS_URL") from None
 
     def endpoints(self, name: str) -> list[str]:
         """Ids of an endpoint, or of all endpoints of a provider."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -18,6 +19,8 @@ from turnout_workers.reporting import Finished
 WAITS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200)
 """From at once to half a day, for batches."""
 CALLS_S = (0.1, 0.25, 0.5, 1, 2, 4, 8, 15, 30, 60, 120)
+Recovery = Literal["woken", "swept", "poison", "expired", "republished"]
+"""Room was there for a parked job; its worker had died, or died of it; its deadline passed; its message was lost."""
 
 
 class Metrics:
@@ -74,8 +77,7 @@ class Metrics:
     def lease_lost(self) -> None:
         self._cut.inc()
 
-    def recovered(self, how: str, count: int) -> None:
-        """`how`: `woken`, `swept`, `poison`, `expired`, `republished`."""
+    def recovered(self, how: Recovery, count: int) -> None:
         if count:
             self._recovered(how).inc(count)
 
