@@ -3,22 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.installed
+RUNS := $(VENV)/.runs
 
 help: ## list the commands
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
-$(READY): pyproject.toml
+$(RUNS): pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "Turnout needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version). Set PYTHON=python3.12, say."; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || \
 		{ echo "Python's venv module is missing. On Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@echo "Installing into $(VENV) …"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[worker]'
+	@touch $(RUNS)
+
+$(READY): $(RUNS)
+	@echo "Installing what development needs …"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
 	@touch $(READY)
 
 install: $(READY) ## make the environment, with everything that development needs
 
-run: $(READY) ## the main job: every line of examples/prompts.jsonl, on whatever providers there are
+run: $(RUNS) ## the main job: every line of examples/prompts.jsonl, on whatever providers there are
 	$(BIN)/turnout run examples/prompts.jsonl -o results.jsonl
 
 # Most tests wait for other processes, so three share two cores well; a file's tests stay together, and share its stands.
