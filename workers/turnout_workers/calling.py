@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
+import traceback
 
 from turnout.ledger import Ledger
 from turnout.ledger.script import Coalescer
@@ -18,11 +20,14 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.reporting import STOPPED, Finished, Reporter
 from turnout_workers.routing import failover
 from turnout_workers.routing.decision import Candidate
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.schema import off_schema
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Granted
 from turnout_workers.streaming import Pieces
 from turnout_workers.under_way import CallsUnderWay
+
+logger = logging.getLogger(__name__)
 
 IDLE_S = 30.0
 """Longest silence of a provider between two bytes of its answer."""
@@ -61,6 +66,13 @@ class Calling:
         except ProviderError as error:
             duration_s = time.monotonic() - clock
             return Finished(lease_id, chosen, started_at, duration_s, None, error.failure, error.limits)
+        except (
+            Exception
+        ) as error:  # a connector of another package that breaks its promise; what it says may hold anything
+            where = "".join(traceback.format_tb(error.__traceback__))
+            logger.error("the connector of %s raised %s:\n%s", chosen.endpoint.id, type(error).__name__, where)
+            failure = Failure(FailureKind.MALFORMED, f"its connector raised {type(error).__name__}", Billed.MAYBE)
+            return Finished(lease_id, chosen, started_at, time.monotonic() - clock, None, failure)
         except asyncio.CancelledError:
             call = Finished(lease_id, chosen, started_at, time.monotonic() - clock, None, STOPPED)
             stopped.append(call.attempt)

@@ -25,7 +25,7 @@ from turnout_workers.endpoints import accounts
 from turnout_workers.providers import CloudProviderBase, Http, build
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import FailureKind
-from turnout_workers.routing.fleet import EndpointView, Limits
+from turnout_workers.routing.fleet import OPERATOR, EndpointView, Limits
 from turnout_workers.state.fleet_view import trouble
 from turnout_workers.state.redis import state_call
 
@@ -115,10 +115,10 @@ def _drawn(told: list[dict[str, Any]]) -> Table:
             made,
             one["endpoint"] + (" (simulated)" if one["simulated"] else "") + renamed,
             *("?" if price is None else f"{price:g}" for price in prices),
-            (one["price_from"] or "unknown").split()[0],
+            {None: "?", OPERATOR: "yours"}.get(one["price_from"], "list"),
             "\n".join(f"{value:,} {UNITS[name]}" for name, value in one["limits"].items()),
             f"{one['context_tokens']:,}" if one["context_tokens"] else "?",
-            ", ".join(one["capabilities"]),
+            "\n".join(one["capabilities"]),
             one["health"] or "no Redis",
             style="" if one["health"] in ("well", None) else "yellow",
         )

@@ -1,0 +1,45 @@
+"""One leased call of a worker, whatever its connector does."""
+
+from __future__ import annotations
+
+import math
+import random
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from tests.unit.routing.fleets import endpoint
+
+from turnout.request import InferenceRequest
+from turnout_workers.calling import Calling
+from turnout_workers.routing.failure import Billed, FailureKind
+
+PROMPT = "the secret prompt"
+
+
+class Broken:
+    async def call(self, *_: Any) -> Any:
+        raise ValueError(f"a bug, and {PROMPT}")
+
+
+async def test_a_connector_that_breaks_its_promise_has_failed_the_call_and_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    at: Any = endpoint("acme")
+    parts: Any = {
+        "ledger": None, "call": None, "reporter": None, "rng": random.Random(0),
+        "fleet": SimpleNamespace(now=lambda: 0.0), "in_force": SimpleNamespace(connectors={at.id: Broken()}),
+    }  # fmt: skip
+    leases: set[str] = set()
+    job: Any = SimpleNamespace(
+        id="j", request=InferenceRequest(prompt=PROMPT),
+        hold=SimpleNamespace(leases=leases, valid_until=math.inf), claim=SimpleNamespace(deadline=None, stream=False),
+    )  # fmt: skip
+    chosen: Any = SimpleNamespace(endpoint=at, timeout_s=1.0, overdue_s=1.0)
+    finished = await Calling(**parts)(job, chosen, SimpleNamespace(lease_id="l"), [])  # type: ignore[arg-type]
+    assert finished.failure is not None
+    assert (finished.failure.kind, finished.failure.billed) == (FailureKind.MALFORMED, Billed.MAYBE)
+    assert finished.failure.message == "its connector raised ValueError"
+    assert not leases
+    assert "in call" in caplog.text
+    assert "secret" not in caplog.text
