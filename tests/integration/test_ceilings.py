@@ -20,7 +20,7 @@ ASKED = InferenceRequest(prompt="How much?", max_output_tokens=100)
 def test_a_batch_ends_at_its_ceiling_and_never_passes_it(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET) as stand:
         ids = [f"b{n}" for n in range(60)]
-        stand.client.hset(stand.ledger.keys.money, "batch:night|limit", "1500")
+        run(stand.client, [stand.ledger.set_ceiling("night", 1500)])
         run(stand.client, [stand.ledger.enqueue(NewJob.of(i, ASKED, batch="night")) for i in ids])
         stand.start_worker()
         stand.until(lambda: stand.settled() == len(ids), 30)

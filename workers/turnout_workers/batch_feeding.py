@@ -46,7 +46,7 @@ class BatchFeeding:
             if chunk is None:
                 return
             if ceiling is not None:
-                await self._client.hset(keys.money, f"batch:{id}|limit", ceiling)
+                await self._call(self._ledger.set_ceiling(id, int(ceiling)))
             try:
                 jobs = chunk_jobs(chunk, id, self._ledger.keyring)
             except Unreadable as error:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
+from rich import box
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
 from turnout.batch.lines import BadLine, Item
+from turnout.batch.progress import span
+from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.eligibility import refusal
@@ -43,6 +46,14 @@ class Forecast:
     bad: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     shares: dict[str, Share] = field(default_factory=dict)
+
+    @property
+    def expected_microusd(self) -> int:
+        return sum(share.expected_microusd for share in self.shares.values())
+
+    @property
+    def most_microusd(self) -> int:
+        return sum(share.most_microusd for share in self.shares.values())
 
     def problem(self, code: str, text: str) -> None:
         self.bad[code] += 1
@@ -98,23 +109,34 @@ def _under(limits: Limits, *shares: Share) -> float:
     return max((amount / limit * unit for amount, limit, unit in needs if limit), default=0.0)
 
 
+def summary(told: Forecast, fleet: Fleet, slots: int) -> dict[str, Any]:
+    """For machines."""
+    return {
+        "lines": told.lines,
+        "bad": dict(told.bad),
+        "problems": told.problems,
+        "endpoints": {id: asdict(share) for id, share in told.shares.items()},
+        "expected_usd": told.expected_microusd / MICROUSD_PER_USD,
+        "most_usd": told.most_microusd / MICROUSD_PER_USD,
+        "duration_s": round(duration_s(told, fleet, slots), 1),
+    }
+
+
 def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
     """For people."""
-    table = Table("endpoint", "jobs", "tokens in", "out", "expected", "at most", title="Dry run: nothing was sent")
+    table = Table(title="Dry run: nothing was sent", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, column in enumerate(("endpoint", "jobs", "tokens in", "tokens out", "expected", "at most")):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
     unpriced = {endpoint.id for endpoint in fleet.endpoints if endpoint.price is None}
     for id, share in sorted(told.shares.items(), key=lambda pair: -pair[1].jobs):
-        money = (
-            ("unknown", "unknown")
-            if id in unpriced
-            else (dollars(share.expected_microusd), dollars(share.most_microusd))
-        )
-        table.add_row(id, f"{share.jobs:,}", f"{share.input_tokens:,}", f"{share.output_tokens:,}", *money)
-    expected = dollars(sum(share.expected_microusd for share in told.shares.values()))
-    most = dollars(sum(share.most_microusd for share in told.shares.values()))
+        money = [f"${usd / MICROUSD_PER_USD:,.4f}" for usd in (share.expected_microusd, share.most_microusd)]
+        counts = (share.jobs, share.input_tokens, share.output_tokens)
+        table.add_row(id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
     good = told.lines - told.bad.total()
     sum_up = Text(
-        f"{told.lines:,} lines, {good:,} of them good; about {expected}, at most {most}; "
-        f"about {math.ceil(duration_s(told, fleet, slots)):,} s with {slots} calls at a time"
+        f"{told.lines:,} lines, {good:,} of them good: about {dollars(told.expected_microusd)} and at most "
+        f"{dollars(told.most_microusd)}, in about {span(duration_s(told, fleet, slots))} "
+        f"with {slots:,} calls at a time"
     )
     problems = [Text(text, style="yellow") for text in told.problems]
     if (rest := told.bad.total() - len(problems)) > 0:

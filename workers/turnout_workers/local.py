@@ -7,10 +7,9 @@ import contextlib
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from subprocess import Popen
 
 import redis
 
@@ -27,14 +26,15 @@ class Local:
     settings: config.Settings
     environ: Mapping[str, str]
     """What the workers were given on top of ours."""
-    workers: tuple[Popen[bytes], ...]
+    children: tuple[process.Kept, ...]
+    """Redis, if it is ours, and the workers: started again when they end by themselves."""
     simulator_url: str | None
     """Where the simulated fleet is, if there is one."""
 
     @property
-    def died(self) -> Popen[bytes] | None:
-        """A worker that ended by itself, or None."""
-        return next((worker for worker in self.workers if worker.poll() is not None), None)
+    def given_up(self) -> str | None:
+        """What keeps ending by itself, however often it is started."""
+        return next((child.name for child in self.children if child.given_up), None)
 
 
 @contextlib.contextmanager
@@ -44,17 +44,21 @@ def running(
     workers: int = 1,
     concurrency: int | None = None,
     simulate: tuple[str, ...] | None = None,
+    tell: Callable[[str], None] = lambda said: None,
 ) -> Iterator[Local]:
     """Start what is missing, and stop it again.
 
     config_path: a turnout.toml; None: the one in the working folder, else what the environment's keys give,
     else local servers, else a simulated fleet. simulate: options of `turnout simulate`, to use it in any case.
+    tell: hears of children that had to be started again, from another thread.
     """
+    children: list[process.Kept] = []
     with contextlib.ExitStack() as stack:
         redis_url = os.environ.get("REDIS_URL", "")
         if not redis_url:
-            redis_url = stack.enter_context(process.private_redis(folder / "redis"))
+            redis_url, server = stack.enter_context(process.private_redis(folder / "redis"))
             _end_old_leases(redis_url)
+            children.append(server)
         simulator_url = None
         path = config_path or (config.find(os.environ, Path.cwd()) if simulate is None else None)
         if path is None:
@@ -66,10 +70,10 @@ def running(
         environ = {"REDIS_URL": redis_url, "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
         settings = config.load(path, {**os.environ, **environ})
-        started = tuple(
-            stack.enter_context(_worker(folder, environ, number, concurrency)) for number in range(1, workers + 1)
-        )
-        yield Local(redis_url, settings, environ, started, simulator_url)
+        for number in range(1, workers + 1):
+            children.append(stack.enter_context(_worker(folder, environ, number, concurrency)))
+        stack.enter_context(process.tending(children, tell))
+        yield Local(redis_url, settings, environ, tuple(children), simulator_url)
 
 
 def configuration(config_path: Path | None, simulate: tuple[str, ...] | None) -> config.Settings:
@@ -116,15 +120,15 @@ def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[str, di
 
 
 @contextlib.contextmanager
-def _worker(folder: Path, environ: Mapping[str, str], number: int, concurrency: int | None) -> Iterator[Popen[bytes]]:
+def _worker(folder: Path, environ: Mapping[str, str], number: int, concurrency: int | None) -> Iterator[process.Kept]:
     log = folder / f"worker-{number}.log"
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{number}@%h"]
     if concurrency is not None:
         command += ["-c", str(concurrency)]
-    child = process.start(command, log, environ)
+    child = process.Kept(f"worker {number}", lambda: process.start(command, log, environ))
     try:
-        process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), child, log, limit_s=60)
+        process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), child.process, log, limit_s=60)
         yield child
     finally:
-        process.stop(child, grace_s=40)
+        process.stop(child.process, grace_s=40)

@@ -15,11 +15,15 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
+TENDED_EVERY_S = 0.25
+SHORT_LIFE_S, SHORT_LIVES = 30.0, 3
+"""A child that ends so soon, so often in a row, is not started again."""
 
 
 class StartFailed(Exception):
@@ -51,6 +55,55 @@ def start(
             start_new_session=True,
             preexec_fn=_die_with_parent(on_parent_death),
         )
+
+
+class Kept:
+    """A child that is started again when it ends by itself; given up when it keeps ending at once."""
+
+    def __init__(self, name: str, begin: Callable[[], subprocess.Popen[bytes]]) -> None:
+        self.name = name
+        self.process = begin()
+        self._begin = begin
+        self._began_at = time.monotonic()
+        self._short_lives = 0
+
+    @property
+    def given_up(self) -> bool:
+        return self._short_lives >= SHORT_LIVES
+
+    def tend(self) -> str | None:
+        """Look after it; says what was done, if anything."""
+        code = self.process.poll()
+        if code is None or self.given_up:
+            return None
+        lived_s = time.monotonic() - self._began_at
+        self._short_lives = self._short_lives + 1 if lived_s < SHORT_LIFE_S else 0
+        ended = f"{self.name} ended by itself, " + (f"killed by signal {-code}" if code < 0 else f"with code {code}")
+        if self.given_up:
+            return f"{ended}, {SHORT_LIVES} times within {SHORT_LIFE_S:g} s of its start"
+        self.process, self._began_at = self._begin(), time.monotonic()
+        return f"{ended}, and was started again"
+
+
+@contextlib.contextmanager
+def tending(children: Sequence[Kept], tell: Callable[[str], None]) -> Iterator[None]:
+    """Look after children from a thread as long as the block runs.
+
+    The thread itself stays till our own end: to Linux it is the parent of what it has started.
+    """
+    closing = threading.Event()
+
+    def look_after() -> None:
+        while not closing.wait(TENDED_EVERY_S):
+            for said in filter(None, (child.tend() for child in children)):
+                tell(said)
+        threading.Event().wait()
+
+    threading.Thread(target=look_after, name="tending", daemon=True).start()
+    try:
+        yield
+    finally:
+        closing.set()
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
@@ -105,18 +158,18 @@ def find_redis() -> str:
 
 
 @contextlib.contextmanager
-def private_redis(folder: Path) -> Iterator[str]:
+def private_redis(folder: Path) -> Iterator[tuple[str, Kept]]:
     """A Redis of our own on loopback, its data kept in `folder`, so that an interrupted run can go on."""
     folder.mkdir(parents=True, exist_ok=True)
     port, log = free_port(), folder / "redis.log"
     command = [find_redis(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--databases", "1"]
-    server = start(command, log, on_parent_death=signal.SIGTERM)
+    server = Kept("Redis", lambda: start(command, log, on_parent_death=signal.SIGTERM))
     try:
-        wait_until(lambda: _answers(port), server, log, limit_s=60)
-        yield f"redis://127.0.0.1:{port}/0"
+        wait_until(lambda: _answers(port), server.process, log, limit_s=60)
+        yield f"redis://127.0.0.1:{port}/0", server
     finally:
-        stop(server)
+        stop(server.process)
 
 
 def _answers(port: int) -> bool:

@@ -88,7 +88,7 @@ class Batches:
             lines += 1
             its_job = None
             if isinstance(line, Item):
-                its_job, jobs = job_id(id, line.line, line.request), jobs + 1
+                its_job, jobs = job_id(id, line), jobs + 1
                 chunk.append(json.dumps([its_job, line.request.canonical_json()]))
             index.append(_indexed(line, its_job))
             if len(index) >= CHUNK or sum(map(len, chunk)) >= CHUNK_BYTES:

@@ -7,7 +7,7 @@ line and content, so that whatever dies, the same command finds the jobs that ar
 
 from __future__ import annotations
 
-import hashlib
+import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -17,10 +17,10 @@ from typing import Any
 
 import redis
 
-from turnout.batch.lines import BadLine, Defaults, Item, Uniqueness, detect, job_id, parse
-from turnout.batch.render import bad_result, render
+from turnout.batch.lines import BadLine, Defaults, Item, Uniqueness, detect, job_id, known_id, parse
+from turnout.batch.render import bad_result, copied, render
 from turnout.batch.sink import Sink
-from turnout.batch.source import Source
+from turnout.batch.source import RawLine, Source
 from turnout.batch.tally import Tally, entry
 from turnout.errors import TurnoutError
 from turnout.ledger import LIVE, Intake, Ledger, NewJob, run
@@ -32,118 +32,162 @@ CHUNK = 256
 SYNC_S = 1.0
 """Between two syncs of the journal; as long a finished job's result also stays in Redis."""
 RECHECK_S = 10.0
-"""How often jobs that are still out are asked after, in case word of one was lost with a connection."""
+"""How often jobs that are still out are asked after when none has settled: word of one may have been lost with a
+connection, and the job itself with a Redis that lost its last second."""
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
     """How a batch is fed. Which results it gives depends on `defaults` alone."""
 
-    batch: str
-    """Its name: the same batch resumes."""
     defaults: Defaults = field(default_factory=Defaults)
     window: int = 5000
     """Most jobs in the queue at once."""
     window_bytes: int = 64 * 1024 * 1024
-    """Most bytes of their requests."""
+    """Most bytes of their requests, but for the last one."""
     dedupe: bool = False
     """Ask identical requests once."""
     max_cost_microusd: int | None = None
+    retry_failed: bool = False
+    """Run lines again that have no answer from an earlier run."""
     refusal: Callable[[InferenceRequest], str | None] | None = None
     """Says why no endpoint could ever serve a request; None: one could."""
+
+    @property
+    def kept(self) -> dict[str, Any]:
+        """What may not change while the batch is under way."""
+        return {**self.defaults.request, **self.defaults.constraints}
 
 
 class Stopped(TurnoutError):
     """The batch was interrupted; what is done is kept."""
 
 
-class Feeder:
-    """One run of one batch."""
+@dataclass(slots=True)
+class _Out:
+    """A job in the queue, and the lines that wait for it, without their requests; each with its digest."""
 
-    def __init__(self, client: redis.Redis, ledger: Ledger, source: Source, sink: Sink, options: Options) -> None:
+    job: NewJob
+    lines: list[tuple[Item, int]]
+
+
+class Feeder:
+    """One run of one batch. Raises Stopped between two steps when `stopping()` says so."""
+
+    def __init__(
+        self,
+        client: redis.Redis,
+        ledger: Ledger,
+        source: Source,
+        sink: Sink,
+        options: Options,
+        stopping: Callable[[], object] = lambda: False,
+    ) -> None:
         self._client = client
         self._ledger = ledger
         self._source = source
         self._sink = sink
         self._options = options
-        self._out: dict[str, list[Item]] = {}
-        """Jobs in the queue, with the lines that wait for each; their requests are left out, to save memory."""
-        self._sizes: dict[str, int] = {}
+        self._stopping = stopping
+        self._tally = Tally()
+        self._out: dict[str, _Out] = {}
         self._bytes = 0
         self._purge: list[str] = []
         self._early: deque[str] = deque()
         """Jobs that were settled before this run submitted them."""
+        self._asked: dict[int, int] = {}
+        """With `dedupe`: the line that has a job's result, by the job."""
         self._synced_at = self._rechecked_at = time.monotonic()
-        self.exhausted = False
+        self._exhausted = False
         """The whole input has been read."""
 
-    def run(self, on_progress: Callable[[Tally], None], stopping: Callable[[], bool] = lambda: False) -> Tally:
-        """Feed to the end. Raises Stopped between two steps when `stopping()` says so."""
-        tally = self._sink.begin(self._fingerprint())
-        if self._options.max_cost_microusd is not None:
-            limit = f"batch:{self._options.batch}|limit"
-            self._client.hset(self._ledger.keys.money, limit, str(self._options.max_cost_microusd))
-        lines = self._lines(tally)
-        while not (self.exhausted and not self._out):
-            if stopping():
-                self._checkpoint()
-                raise Stopped("interrupted")
-            fed = self._feed(lines, tally)
-            self._collect(tally, wait=not fed)
-            if time.monotonic() - self._synced_at >= SYNC_S:
-                self._checkpoint()
-            on_progress(tally)
+    def run(self, on_progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
+        """Feed to the end."""
+        self._tally = self._sink.begin(self._options.kept, self._options.retry_failed)
+        run(self._client, [self._ledger.set_ceiling(self._sink.batch, self._options.max_cost_microusd)])
+        lines = self._lines()
+        while not (self._exhausted and not self._out):
+            self._step(wait=not self._feed(lines))
+            on_progress(self._tally)
         self._checkpoint()
-        on_progress(tally)
-        return tally
+        run(self._client, [self._ledger.set_ceiling(self._sink.batch, None)])
+        on_progress(self._tally)
+        return self._tally
 
-    def _fingerprint(self) -> str:
-        """What the results depend on, besides the input itself: the name of the batch and the defaults."""
-        defaults = self._options.defaults
-        text = repr((self._options.batch, sorted(defaults.request.items()), sorted(defaults.constraints.items())))
-        return f"turnout-batch-1 {hashlib.sha256(text.encode()).hexdigest()[:32]}"
+    def _step(self, wait: bool) -> None:
+        if self._stopping():
+            self._checkpoint()
+            raise Stopped("interrupted")
+        self._collect(wait)
+        if time.monotonic() - self._synced_at >= SYNC_S:
+            self._checkpoint()
 
     # --- in ---------------------------------------------------------------------------------------------
 
-    def _lines(self, tally: Tally) -> Iterator[Item]:
-        """The lines that are to be run. Those that can't be are written to the output on the way."""
-        for line in read(self._source, self._options.defaults):
-            tally.lines += 1
-            if self._sink.has(line.line):
+    def _lines(self) -> Iterator[tuple[Item, int] | None]:
+        """The lines that are to be run, with their digests; None for one that has its result or gets it here."""
+        unique, format, last = Uniqueness(), self._source.fixed_format, 0
+        for raw in self._source:
+            self._tally.lines += 1
+            format, digest = format or detect(raw.data), raw.digest
+            if last + 1 < raw.number:
+                self._sink.drop(range(last + 1, raw.number), self._tally)  # blank lines, which may have been none
+            last = raw.number
+            if self._sink.has(raw.number, digest) and not self._options.dedupe:
+                unique.note(known_id(raw.data, format), raw.number)
+                yield None
                 continue
-            if isinstance(line, Item) and (why := self._refused(line)):
-                line = BadLine(line.line, line.custom_id, "refused", why, line.format)
-            if isinstance(line, BadLine):
-                self._write(line, bad_result(line), tally)
-            else:
-                yield line
-        self.exhausted = True
+            line = unique.check(parse(raw.data, raw.number, format, self._options.defaults))
+            yield self._to_run(line, raw, digest)
+        self._sink.drop(range(last + 1, sys.maxsize), self._tally)
+        self._exhausted = True
 
-    def _refused(self, line: Item) -> str | None:
-        return self._options.refusal(line.request) if self._options.refusal else None
+    def _to_run(self, line: Item | BadLine, raw: RawLine, digest: int) -> tuple[Item, int] | None:
+        if self._sink.has(raw.number, digest):
+            if isinstance(line, Item):
+                self._asked.setdefault(_short(self._job_id(line)), line.line)
+            return None
+        self._sink.drop(range(raw.number, raw.number + 1), self._tally)
+        refusal = self._options.refusal
+        if isinstance(line, Item) and refusal and (why := refusal(line.request)):
+            line = BadLine(line.line, line.custom_id, "refused", f"line {line.line}: {why}", line.format)
+        if isinstance(line, Item):
+            return line, digest
+        result = bad_result(line)
+        self._write(line, digest, {**entry(result), "status": "invalid"}, render(line, result))
+        return None
 
-    def _feed(self, lines: Iterator[Item], tally: Tally) -> int:
-        """Top up the window by at most one chunk; returns how many jobs were added."""
-        room = min(CHUNK, self._options.window - len(self._out))
+    def _job_id(self, item: Item) -> str:
+        return job_id(self._sink.batch, item, self._options.dedupe)
+
+    def _feed(self, lines: Iterator[tuple[Item, int] | None]) -> bool:
+        """Read on by at most one chunk, as far as the window has room. Tells whether anything was read."""
+        room, limit = min(CHUNK, self._options.window - len(self._out)), self._options.window_bytes
         if room < CHUNK and len(self._out) > self._options.window // 2:
-            return 0  # let it drain a little, so that pipelines stay long
-        if room <= 0 or self._bytes >= self._options.window_bytes or self.exhausted:
-            return 0
+            return False  # let it drain a little, so that pipelines stay long
+        if room <= 0 or self._bytes >= limit or self._exhausted:
+            return False
         jobs: list[NewJob] = []
-        for item in islice(lines, room):
-            line = None if self._options.dedupe else item.line
-            id = job_id(self._options.batch, line, item.request)
-            waiting = self._out.setdefault(id, [])
-            waiting.append(_light(item))
-            if len(waiting) == 1:
-                job = NewJob.of(id, item.request, batch=self._options.batch)
-                self._sizes[id] = len(job.payload)
+        for to_run in islice(lines, room):
+            if to_run is None:
+                continue
+            item, digest = to_run
+            id, light = self._job_id(item), (replace(item, request=_EMPTY), digest)
+            if id in self._out:
+                self._out[id].lines.append(light)
+            elif self._options.dedupe and (first := self._asked.get(_short(id))) is not None:
+                self._share(first, *light)
+            else:
+                job = NewJob.of(id, item.request, batch=self._sink.batch)
+                self._out[id] = _Out(job, [light])
                 self._bytes += len(job.payload)
                 jobs.append(job)
-        self._submit(jobs, tally)
-        return len(jobs)
+                if self._bytes >= limit:
+                    break
+        self._submit(jobs)
+        return True
 
-    def _submit(self, jobs: list[NewJob], tally: Tally) -> None:
+    def _submit(self, jobs: list[NewJob]) -> None:
         while jobs:
             full = []
             answers = run(self._client, [self._ledger.enqueue(job) for job in jobs])
@@ -155,20 +199,20 @@ class Feeder:
                         self._early.append(job.id)
                     case Intake.EXPIRED:
                         problem = Problem(code="deadline", message="its deadline has passed")
-                        self._ended(job.id, JobResult(id=job.id, status=JobStatus.EXPIRED, error=problem), tally)
+                        self._ended(job.id, JobResult(id=job.id, status=JobStatus.EXPIRED, error=problem))
                     case Intake.CONFLICT:
                         problem = Problem(code="conflict", message="a job of this id exists with other content")
-                        self._ended(job.id, JobResult(id=job.id, status=JobStatus.FAILED, error=problem), tally)
+                        self._ended(job.id, JobResult(id=job.id, status=JobStatus.FAILED, error=problem))
             if full:
-                self._collect(tally, wait=True)  # memory comes back as results leave
-                self._checkpoint()
+                self._step(wait=True)
+                self._checkpoint()  # memory comes back as results leave
             jobs = full
 
     # --- out --------------------------------------------------------------------------------------------
 
-    def _collect(self, tally: Tally, wait: bool) -> None:
+    def _collect(self, wait: bool) -> None:
         """Take what has settled; with `wait`, for up to a quarter of a second if nothing has."""
-        done = self._ledger.keys.done(self._options.batch)
+        done = self._ledger.keys.done(self._sink.batch)
         ids = [self._early.popleft() for _ in range(min(CHUNK, len(self._early)))]
         taken: Any = self._client.lpop(done, CHUNK)
         if taken is None and wait and not ids and self._out:
@@ -177,32 +221,46 @@ class Feeder:
         ids += [one.decode() for one in taken or ()]
         if not ids and wait and time.monotonic() - self._rechecked_at >= RECHECK_S:
             self._rechecked_at = time.monotonic()
-            ids = list(self._out)
-        if ids:
-            results = run(self._client, [self._ledger.result(id) for id in ids])
-            for id, result in zip(ids, results, strict=True):
-                if result is not None:
-                    self._ended(id, result, tally)
+            ids = self._recheck()
+        # Word may come twice, and of a job whose line this run has not reached yet: it is found settled then.
+        ids = [id for id in dict.fromkeys(ids) if id in self._out]
+        for id, result in zip(ids, run(self._client, [self._ledger.result(id) for id in ids]), strict=True):
+            if result is not None:
+                self._ended(id, result)
 
-    def _ended(self, id: str, result: JobResult, tally: Tally) -> None:
-        self._bytes -= self._sizes.pop(id, 0)
-        for number, item in enumerate(self._out.pop(id, ())):
-            self._write(item, result if number == 0 else _shared(result), tally)
+    def _recheck(self) -> list[str]:
+        """Submit again what Redis has lost; gives the jobs that have settled."""
+        ids = list(self._out)
+        facts = dict(zip(ids, run(self._client, [self._ledger.facts(id) for id in ids]), strict=True))
+        self._submit([self._out[id].job for id, job in facts.items() if job is None])
+        return [id for id, job in facts.items() if job is not None and job.state not in LIVE]
+
+    def _ended(self, id: str, result: JobResult) -> None:
+        out = self._out.pop(id)
+        self._bytes -= len(out.job.payload)
+        (first, digest), *others = out.lines
+        self._write(first, digest, entry(result), render(first, result))
+        if self._options.dedupe:
+            self._asked[_short(id)] = first.line
+        for item, digest in others:
+            self._share(first.line, item, digest)
         self._purge.append(id)
 
-    def _write(self, line: Item | BadLine, result: JobResult, tally: Tally) -> None:
-        told = entry(result)
-        if isinstance(line, BadLine):
-            told["status"] = "invalid"
-        tally.add(told)
-        self._sink.write(line.line, told, render(line, result))
+    def _share(self, first: int, item: Item, digest: int) -> None:
+        """Answer a line with what an identical one was answered: it costs nothing."""
+        told, rendered = self._sink.copy(first)
+        self._write(item, digest, {"status": told["status"], "shared": True}, copied(rendered, item))
+
+    def _write(self, line: Item | BadLine, digest: int, told: dict[str, Any], rendered: bytes) -> None:
+        self._tally.count(told)
+        self._sink.write(line.line, digest, told, rendered)
 
     def _checkpoint(self) -> None:
         """Once results are on disk, and not before, they leave Redis."""
         self._sink.sync()
         self._synced_at = time.monotonic()
-        for start in range(0, len(self._purge), CHUNK):
-            run(self._client, [self._ledger.purge(self._purge[start : start + CHUNK])])
+        starts = range(0, len(self._purge), CHUNK)
+        run(self._client, [self._ledger.purge(self._purge[start : start + CHUNK]) for start in starts])
         self._purge.clear()
 
 
@@ -217,11 +275,5 @@ def read(source: Source, defaults: Defaults) -> Iterator[Item | BadLine]:
 _EMPTY = InferenceRequest(prompt="")
 
 
-def _light(item: Item) -> Item:
-    return replace(item, request=_EMPTY)
-
-
-def _shared(result: JobResult) -> JobResult:
-    """The result as a further line of the same content has it: it cost nothing more."""
-    response = result.response and result.response.model_copy(update={"cost_microusd": 0})
-    return result.model_copy(update={"cost_microusd": 0, "unsure_microusd": 0, "attempts": (), "response": response})
+def _short(id: str) -> int:
+    return int(id[:15], 16)

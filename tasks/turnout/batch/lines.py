@@ -25,6 +25,8 @@ from turnout.request import InferenceRequest
 MAX_LINE_BYTES = 1_000_000
 MAX_DEPTH = 64
 MAX_ID_CHARS = 512
+HASH_BITS = 2**60 - 1
+"""As many as Python keeps in 32 bytes: two of a million ids are taken for one with a probability of 10⁻⁶."""
 
 
 class Format(StrEnum):
@@ -98,26 +100,30 @@ def parse(raw: bytes, line: int, format: Format, defaults: Defaults = Defaults()
         return BadLine(line, _legible_id(raw, format), code, f"line {line}: {message}", format)
 
 
-def job_id(batch: str, line: int | None, request: InferenceRequest) -> str:
+def job_id(batch: str, item: Item, dedupe: bool = False) -> str:
     """The same line of the same batch always gives the same id, so that a rerun finds its job.
 
-    Without a line, identical requests of the batch share one job.
+    dedupe: lines that ask for the very same answer share one job.
     """
-    text = f"{batch}\0{'' if line is None else line}\0{request.canonical_json()}"
-    return hashlib.sha256(text.encode()).hexdigest()[:32]
+    which = f"{item.url}\0{item.base64}" if dedupe else item.line
+    return hashlib.sha256(f"{batch}\0{which}\0{item.request.canonical_json()}".encode()).hexdigest()[:32]
 
 
 class Uniqueness:
-    """Remembers which line used an id first: 64-bit hashes only, about 100 bytes an id."""
+    """Remembers which line used an id first: hashes only, about 100 bytes an id."""
 
     def __init__(self) -> None:
         self._first: dict[int, int] = {}
 
+    def note(self, custom_id: str | int | None, line: int) -> int:
+        """The line that used it first: this one, or an earlier one."""
+        if custom_id is None:
+            return line
+        return self._first.setdefault(hash((type(custom_id), custom_id)) & HASH_BITS, line)
+
     def check(self, item: Item | BadLine) -> Item | BadLine:
         """The same line, or a BadLine where its id was used on an earlier one."""
-        if item.custom_id is None:
-            return item
-        first = self._first.setdefault(hash((type(item.custom_id), item.custom_id)), item.line)
+        first = self.note(item.custom_id, item.line)
         if first == item.line or isinstance(item, BadLine):
             return item
         message = f"line {item.line}: id {item.custom_id!r} was used on line {first} already; ids must be unique"
@@ -181,6 +187,15 @@ def _legible_id(raw: bytes, format: Format) -> str | int | None:
         value = None
     if isinstance(value, dict):
         return _usable_id(value.get("custom_id" if format is Format.OPENAI else "id"))
+    return _leading_id(raw)
+
+
+def known_id(raw: bytes, format: Format) -> str | int | None:
+    """The id of a line that was read once before: quickly."""
+    return (None if format is Format.TEXT else _leading_id(raw)) or _legible_id(raw, format)
+
+
+def _leading_id(raw: bytes) -> str | int | None:
     if match := _LEADING_ID.match(raw):
         try:
             return _usable_id(json.loads(match[1]))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 from rich import box
@@ -14,12 +16,13 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from turnout.batch.tally import Tally
+from turnout.batch.tally import ProviderTally, Tally
 from turnout.request import MICROUSD_PER_USD
-from turnout.result import dollars
 
 RATE_WINDOW_S = 10.0
 LINE_EVERY_S = 5.0
+MOST_PROVIDERS = 8
+"""Shown in a bar."""
 
 
 class Progress(Protocol):
@@ -49,13 +52,16 @@ class Pace:
 
 
 class Bar:
-    """A live display for a terminal."""
+    """A live display for a terminal: how far it is, and how each provider is."""
 
-    def __init__(self, console: Console, total: int | None, ceiling_microusd: int | None, title: str) -> None:
+    def __init__(
+        self, console: Console, total: int | None, ceiling_microusd: int | None, title: str, providers: Sequence[str]
+    ) -> None:
         self._console = console
         self._total = total
         self._ceiling = ceiling_microusd
         self._title = title
+        self._providers = providers
         self._pace = Pace()
         self._live = Live(console=console, refresh_per_second=8, transient=True)
         self._drawn_at = 0.0
@@ -71,29 +77,35 @@ class Bar:
         if time.monotonic() - self._drawn_at < 0.1:
             return
         self._drawn_at = time.monotonic()
-        rate = self._pace.rate(tally.finished)
-        total = self._total or max(tally.lines, 1)
-        left = total - tally.finished
-        spend = dollars(tally.cost_microusd)
-        if self._ceiling is not None:
-            spend += f" of {dollars(self._ceiling)}"
-        eta = f"{left / rate:.0f} s" if rate > 0 else "–"
+        rate, total = self._pace.rate(tally.finished), self._total or max(tally.lines, 1)
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=total, completed=tally.finished, width=40)
-        head.add_row(self._title, bar, f"{tally.finished:,} of {total:,}")
-        line = Text(
-            f"{tally.failed:,} failed · {tally.failovers:,} failovers · {spend} · {rate:,.0f} jobs/s · ETA {eta}"
-        )
-        troubles = [Text(f"  {name}: {state}", style="yellow") for name, state in sorted(states.items())]
-        self._live.update(Group(head, line, *troubles))
+        head.add_row(Text(self._title), bar, f"{tally.finished:,} of {total:,}")
+        line = Text(" · ".join(_standing(tally, rate, total, self._ceiling)))
+        self._live.update(Group(head, line, self._table(tally, states)))
+
+    def _table(self, tally: Tally, states: dict[str, str]) -> Table:
+        """The providers, as many as there is room for: those in trouble, then those with most jobs."""
+        shown = Table.grid(padding=(0, 2))
+        for justify in ("left", "right", "right", "left"):
+            shown.add_column(justify=justify, no_wrap=True)
+        parts = {name: tally.providers.get(name, ProviderTally()) for name in self._providers}
+        chosen = sorted(parts, key=lambda name: (name not in states, -parts[name].jobs))
+        for name in sorted(chosen[:MOST_PROVIDERS], key=self._providers.index):
+            state = Text(states[name], style="yellow") if name in states else Text("up", style="green")
+            shown.add_row(Text(f"  {name}"), f"{parts[name].jobs:,} jobs", _usd(parts[name].cost_microusd), state)
+        if (rest := len(chosen) - MOST_PROVIDERS) > 0:
+            shown.add_row(Text(f"  and {rest} more", style="dim"))
+        return shown
 
 
 class Lines:
     """A line of text now and then, for logs; and at once when a provider's state changes."""
 
-    def __init__(self, console: Console, total: int | None) -> None:
+    def __init__(self, console: Console, total: int | None, ceiling_microusd: int | None) -> None:
         self._console = console
         self._total = total
+        self._ceiling = ceiling_microusd
         self._pace = Pace()
         self._said_at = time.monotonic()
         self._states: dict[str, str] = {}
@@ -105,21 +117,43 @@ class Lines:
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         rate = self._pace.rate(tally.finished)
-        kinds = {name: state.split(":")[0] for name, state in states.items()}
-        for name in kinds.keys() - self._states.keys():
-            self._console.print(f"{name}: {states[name]}", highlight=False)
-        for name in self._states.keys() - kinds.keys():
-            self._console.print(f"{name}: back", highlight=False)
-        self._states = kinds
+        for name in states.keys() - self._states.keys():
+            self._say(f"{name}: {states[name]}")
+        for name in self._states.keys() - states.keys():
+            self._say(f"{name}: back")
+        self._states = states
         if time.monotonic() - self._said_at < LINE_EVERY_S:
             return
         self._said_at = time.monotonic()
         total = f" of {self._total:,}" if self._total else ""
-        self._console.print(
-            f"{tally.finished:,}{total} done, {tally.failed:,} failed, {tally.failovers:,} failovers, "
-            f"{dollars(tally.cost_microusd)}, {rate:,.0f} jobs/s",
-            highlight=False,
-        )
+        self._say(f"{tally.finished:,}{total} · {' · '.join(_standing(tally, rate, self._total, self._ceiling))}")
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _standing(tally: Tally, rate: float, total: int | None, ceiling_microusd: int | None) -> Iterator[str]:
+    yield f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"
+    if total is not None:
+        yield f"ETA {span((total - tally.finished) / rate) if rate else '–'}"
+    yield _usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {_usd(ceiling_microusd)}")
+    yield f"{tally.failed:,} failed"
+    yield f"{tally.failovers:,} failovers"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people: `14 s`, `3 min 20 s`, `2 h 5 min`, `1 d 4 h`."""
+    whole = math.ceil(seconds)
+    for unit, size, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
+
+
+def _usd(microusd: int) -> str:
+    """With as many decimals as keep it from jumping."""
+    usd = microusd / MICROUSD_PER_USD
+    return f"${usd:,.2f}" if usd >= 10 else f"${usd:.4f}"
 
 
 class Json:
@@ -145,8 +179,9 @@ def summary(tally: Tally) -> dict[str, Any]:
     return {
         "lines": tally.lines,
         "finished": tally.finished,
-        "by_status": dict(tally.done),
+        "by_status": dict(+tally.done),
         "resumed": tally.resumed,
+        "shared": tally.shared,
         "failovers": tally.failovers,
         "deferrals": tally.deferrals,
         "cost_usd": tally.cost_microusd / MICROUSD_PER_USD,
@@ -173,20 +208,19 @@ def table(tally: Tally) -> Table:
     """The end of a batch, by provider."""
     made_up = any(one.simulated for one in tally.providers.values())
     title = "Simulated providers: no model was run" if made_up else None
-    caption = "failed: calls; in and out: jobs taken over from another provider, and lost to one"
-    shown = Table(title=title, title_style="yellow", caption=caption, box=box.SIMPLE_HEAD, pad_edge=False)
-    columns = ("provider", "jobs", "failed", "in", "out", "tokens", "cost", "p50", "p99")
+    shown = Table(title=title, title_style="yellow", box=box.SIMPLE_HEAD, pad_edge=False)
+    columns = ("\nprovider", "\njobs", "failed\ncalls", "taken\nover", "\nlost", "\ntokens", "\ncost", "\np50", "\np99")
     for number, column in enumerate(columns):
         shown.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
     for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
         shown.add_row(
-            name,
+            Text(name),
             f"{one.jobs:,}",
             f"{one.failures:,}",
             f"{one.failovers_in:,}",
             f"{one.failovers_out:,}",
             f"{one.input_tokens + one.output_tokens:,}",
-            f"${one.cost_microusd / MICROUSD_PER_USD:,.4f}",
+            _usd(one.cost_microusd),
             _seconds(one.latency.quantile(0.5)),
             _seconds(one.latency.quantile(0.99)),
         )
@@ -195,14 +229,16 @@ def table(tally: Tally) -> Table:
 
 def closing_line(tally: Tally, took_s: float) -> str:
     """The sum in one sentence."""
-    ends = ", ".join(f"{count:,} {status}" for status, count in tally.done.most_common())
-    parts = [f"{tally.finished:,} lines in {took_s:.1f} s: {ends or 'nothing to do'}"]
+    ends = ", ".join(f"{count:,} {status}" for status, count in tally.done.most_common() if count)
+    parts = [f"{tally.finished:,} lines in {span(took_s)}: {ends or 'nothing to do'}"]
     if tally.resumed:
         parts.append(f"{tally.resumed:,} of them done before")
+    if tally.shared:
+        parts.append(f"{tally.shared:,} answered as an identical line was")
     parts.append(f"{tally.failovers:,} failovers")
-    parts.append(f"{dollars(tally.cost_microusd)} spent")
+    parts.append(f"{_usd(tally.cost_microusd)} spent")
     if tally.unsure_microusd:
-        parts.append(f"up to {dollars(tally.unsure_microusd)} more that a failed call may have cost")
+        parts.append(f"up to {_usd(tally.unsure_microusd)} more that a failed call may have cost")
     if tally.unpriced:
         parts.append(f"{tally.unpriced:,} calls of unknown price")
     return " · ".join(parts)

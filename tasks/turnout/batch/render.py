@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from hashlib import sha256
 from typing import Any
 
 from turnout.batch import openai_format
@@ -39,6 +40,22 @@ def bad_result(line: BadLine) -> JobResult:
 def render(line: Item | BadLine, result: JobResult) -> bytes:
     """The line of output, with its newline."""
     value = _openai(line, result) if line.format is Format.OPENAI else _plain(line, result)
+    return _line(value)
+
+
+def copied(rendered: bytes, line: Item) -> bytes:
+    """A line of output, as a further line of the same request has it: it cost nothing more, and took no attempt."""
+    value = json.loads(rendered)
+    if line.format is Format.OPENAI:
+        value |= {"id": f"batch_req_{sha256(rendered + str(line.line).encode()).hexdigest()[:32]}"}
+        value |= {"custom_id": line.custom_id}
+    else:
+        value |= {"id": line.line if line.custom_id is None else line.custom_id, "line": line.line}
+        value |= {"cost_usd": 0.0, "unsure_usd": 0.0, "attempts": []}
+    return _line(value)
+
+
+def _line(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
 
 

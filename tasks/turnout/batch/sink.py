@@ -3,24 +3,35 @@
 While a batch runs, each result is appended to a journal beside the output (`OUT.partial`) as it comes. At the end
 the output is put together from it in the input's order, in a temporary file, which takes the output's name only
 when it is complete and on disk. A rerun reads the journal, drops a torn last line, and goes on with what is missing.
+The journal goes when all lines have an answer; else it stays, for the failed ones to be run again.
 
-A line of the journal: number of the input line, TAB, its numbers for the tally as JSON, TAB, the output line.
+A line of the journal: number of the input line, digest of its content, its numbers for the tally as JSON, the output
+line, parted by TABs. The last one for a line counts.
 """
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import json
 import os
 import sys
 from array import array
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+from uuid import uuid4
 
 from turnout.batch.tally import Tally
 from turnout.errors import TurnoutError
+from turnout.result import JobStatus
 
+VERSION = 2
+"""Of the journal."""
 MISSING = -1
+
+Entry = dict[str, Any]
+"""A line's numbers, see `tally.entry`."""
 
 
 class SinkError(TurnoutError):
@@ -28,81 +39,130 @@ class SinkError(TurnoutError):
 
 
 class Sink:
-    """One batch's output. Use as a context manager; `finish` makes the output."""
+    """One batch's output. Use as a context manager, which keeps others from it; `finish` makes the output."""
 
-    def __init__(self, path: str, errors: str | None = None, in_order: bool = True) -> None:
+    def __init__(
+        self, path: str, errors: str | None = None, in_order: bool = True, journal: Path | None = None
+    ) -> None:
         """path: `-` for standard output. errors: a file of their own for lines without an answer."""
         self.path = path
+        self.journal = journal or Path(f"{path}.partial")
+        self.batch = ""
+        """The batch's id, as unique as its journal; known from `begin` on."""
         self._errors = errors
         self._in_order = in_order
-        base = Path(".turnout/stdout") if path == "-" else Path(path)
-        self.journal = base.with_name(base.name + ".partial")
-        self._offsets = array("q")
-        """By input line: where its entry begins in the journal."""
+        self._end = 0
+        self._offsets, self._digests = array("q"), array("Q")
+        """By input line: where its entry begins in the journal, and its content's digest."""
 
     def __enter__(self) -> Sink:
-        try:
+        with self._writing(self.journal):
             self.journal.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.journal.open("a+b")
-        except OSError as error:
-            raise SinkError(f"can't write {self.journal}: {error.strerror}") from None
+            self._file = self.journal.open("ab")
+            self._reader = self.journal.open("rb")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.__exit__()
+            raise SinkError(f"another `turnout run` is writing {self.journal} at this moment") from None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._file.close()
+        with contextlib.suppress(OSError):  # a full disk, of which `write` or `sync` has told
+            self._reader.close()
+            self._file.close()
 
-    def begin(self, fingerprint: str) -> Tally:
-        """Take up the journal of an earlier run of the same batch; one of another batch is not touched.
+    def begin(self, options: Mapping[str, Any], retry_failed: bool = False) -> Tally:
+        """Take up the journal of an earlier run, or begin one. Returns what it holds.
 
-        Returns what it holds. Raises SinkError if it belongs to another batch.
+        options: what may not change between the runs of a batch, for jobs are under way that it holds for.
+        retry_failed: leave out lines that have no answer. Raises SinkError if the options were others.
         """
-        tally = Tally()
-        self._file.seek(0)
-        head = self._file.readline()
+        head = self._reader.readline()
         if not head.endswith(b"\n"):
-            self._file.truncate(0)
-            self._file.write(fingerprint.encode() + b"\n")
-            self.sync()
-            return tally
-        if head.decode(errors="replace").strip() != fingerprint:
-            raise SinkError(
-                f"{self.journal} holds results of another batch (other input or options). "
-                "Move or delete it, or choose another output."
-            )
-        offset = len(head)
-        for raw in self._file:
+            self._start(options)
+            return Tally()
+        self._resume(head, options)
+        tally, superseded, failed = Tally(), array("q"), array("q")
+        self._end = len(head)
+        for raw in self._reader:
             if not raw.endswith(b"\n"):
                 break  # torn by a kill: the line is done again
-            number, entry, _ = raw.split(b"\t", 2)
-            self._note(int(number), offset)
-            tally.add(json.loads(entry))
-            offset += len(raw)
-        self._file.truncate(offset)
-        self._file.seek(offset)
+            number, digest, told, _ = raw.split(b"\t", 3)
+            line, entry = int(number), json.loads(told)
+            if self._knows(line):
+                superseded.append(self._offsets[line])
+            if retry_failed and entry["status"] != JobStatus.SUCCEEDED:
+                failed.append(line)
+            self._note(line, int(digest, 16), self._end)
+            tally.count(entry)
+            self._end += len(raw)
+        self._file.truncate(self._end)
+        for offset in superseded:
+            tally.count(self._read(offset)[0], -1)
+        for line in failed:
+            if self._read(self._offsets[line])[0]["status"] != JobStatus.SUCCEEDED:
+                self.drop(range(line, line + 1), tally)
         tally.resumed = tally.finished
         return tally
 
-    def has(self, line: int) -> bool:
-        return line < len(self._offsets) and self._offsets[line] != MISSING
+    def _start(self, options: Mapping[str, Any]) -> None:
+        self.batch = f"run-{uuid4().hex[:12]}"
+        head = json.dumps({"turnout_journal": VERSION, "batch": self.batch, "options": dict(options)}).encode() + b"\n"
+        with self._writing(self.journal):
+            self._file.truncate(0)
+            self._file.write(head)
+        self._end = len(head)
+        self.sync()
 
-    def write(self, line: int, entry: dict[str, Any], rendered: bytes) -> None:
-        """Add one line's result. It is safe from the next `sync` on."""
+    def _resume(self, head: bytes, options: Mapping[str, Any]) -> None:
         try:
-            self._note(line, self._file.tell())
-            self._file.write(b"%d\t%s\t%s" % (line, json.dumps(entry, separators=(",", ":")).encode(), rendered))
-        except OSError as error:
-            raise SinkError(f"can't write {self.journal}: {error.strerror}") from None
+            known = json.loads(head)
+            version, self.batch, before = known["turnout_journal"], known["batch"], known["options"]
+        except (ValueError, TypeError, KeyError):
+            version = before = None
+        if version != VERSION:
+            raise SinkError(f"{self.journal} is no journal of this release. Move it away, or choose another output.")
+        now = json.loads(json.dumps(dict(options)))
+        if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+            told = ", ".join(f"{name} ({before.get(name)}, now {now.get(name)})" for name in changed)
+            raise SinkError(
+                f"{self.journal} was begun with other options: {told}. Go on with the same ones, "
+                "or move it away to begin anew, or choose another output."
+            )
+
+    def has(self, line: int, digest: int) -> bool:
+        """Whether this very line has its result."""
+        return self._knows(line) and self._digests[line] == digest
+
+    def copy(self, line: int) -> tuple[Entry, bytes]:
+        """What was written for a line."""
+        return self._read(self._offsets[line])
+
+    def drop(self, lines: range, tally: Tally) -> None:
+        """Forget what these lines have: they are others now, or none, or to be run again."""
+        for line in range(lines.start, min(lines.stop, len(self._offsets))):
+            if self._knows(line):
+                tally.count(self._read(self._offsets[line])[0], -1)
+                self._offsets[line] = MISSING
+
+    def write(self, line: int, digest: int, entry: Entry, rendered: bytes) -> None:
+        """Add one line's result. It is safe from the next `sync` on."""
+        told = json.dumps(entry, separators=(",", ":")).encode()
+        raw = b"%d\t%x\t%s\t%s" % (line, digest, told, rendered)
+        with self._writing(self.journal):
+            self._file.write(raw)
+        self._note(line, digest, self._end)
+        self._end += len(raw)
 
     def sync(self) -> None:
         """Put on disk what was written."""
-        try:
+        with self._writing(self.journal):
             self._file.flush()
             os.fsync(self._file.fileno())
-        except OSError as error:
-            raise SinkError(f"can't write {self.journal}: {error.strerror}") from None
 
-    def finish(self) -> None:
-        """Make the output of the journal, and delete the journal."""
+    def finish(self, keep_journal: bool = False) -> None:
+        """Make the output of the journal, and delete the journal unless it is to be kept."""
         self.sync()
         if self.path == "-":
             for _, rendered in self._entries():
@@ -111,34 +171,56 @@ class Sink:
         elif self._errors is None:
             self._replace(self.path, lambda entry: True)
         else:
-            self._replace(self.path, lambda entry: entry["status"] == "succeeded")
-            self._replace(self._errors, lambda entry: entry["status"] != "succeeded")
-        self._file.close()
-        self.journal.unlink(missing_ok=True)
+            self._replace(self.path, lambda entry: entry["status"] == JobStatus.SUCCEEDED)
+            self._replace(self._errors, lambda entry: entry["status"] != JobStatus.SUCCEEDED)
+        if not keep_journal:
+            self.journal.unlink(missing_ok=True)
 
-    def _note(self, line: int, offset: int) -> None:
+    def _knows(self, line: int) -> bool:
+        return line < len(self._offsets) and self._offsets[line] != MISSING
+
+    def _note(self, line: int, digest: int, offset: int) -> None:
         while len(self._offsets) <= line:
-            self._offsets.extend([MISSING] * max(1024, len(self._offsets)))
-        self._offsets[line] = offset
+            more = max(1024, len(self._offsets) // 4)
+            self._offsets.extend([MISSING] * more)
+            self._digests.extend([0] * more)
+        self._offsets[line], self._digests[line] = offset, digest
 
-    def _entries(self) -> Iterator[tuple[dict[str, Any], bytes]]:
-        offsets = [offset for offset in self._offsets if offset != MISSING]
-        if not self._in_order:
-            offsets.sort()
-        for offset in offsets:
-            self._file.seek(offset)
-            _, entry, rendered = self._file.readline().split(b"\t", 2)
-            yield json.loads(entry), rendered
+    def _read(self, offset: int) -> tuple[Entry, bytes]:
+        self._file.flush()
+        self._reader.seek(offset)
+        _, _, told, rendered = self._reader.readline().split(b"\t", 3)
+        return json.loads(told), rendered
 
-    def _replace(self, path: str, wanted: Any) -> None:
-        temporary = Path(f"{path}.tmp")
+    def _entries(self) -> Iterator[tuple[Entry, bytes]]:
+        offsets = array("q", (offset for offset in self._offsets if offset != MISSING))
+        return (self._read(offset) for offset in (offsets if self._in_order else sorted(offsets)))
+
+    def _replace(self, path: str, wanted: Callable[[Entry], bool]) -> None:
+        advice = f"; all results are in {self.journal}, and the same command goes on"
+        with self._writing(path, advice), replacing(path) as file:
+            for entry, rendered in self._entries():
+                if wanted(entry):
+                    file.write(rendered)
+
+    @contextlib.contextmanager
+    def _writing(self, path: object, but: str = "") -> Iterator[None]:
         try:
-            with temporary.open("wb") as file:
-                for entry, rendered in self._entries():
-                    if wanted(entry):
-                        file.write(rendered)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            yield
         except OSError as error:
-            raise SinkError(f"can't write {path}: {error.strerror}; all results are in {self.journal}") from None
+            raise SinkError(f"can't write {path}: {error.strerror}{but}") from None
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[IO[bytes]]:
+    """A file that takes its name when it is whole and on disk; cut off before, it leaves nothing."""
+    temporary = Path(f"{path}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

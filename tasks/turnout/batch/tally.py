@@ -19,8 +19,8 @@ class Histogram:
     def __init__(self) -> None:
         self._buckets: Counter[int] = Counter()
 
-    def add(self, seconds: float) -> None:
-        self._buckets[math.floor(math.log2(max(seconds, 1e-4)) * BUCKETS_PER_DOUBLING)] += 1
+    def add(self, seconds: float, count: int = 1) -> None:
+        self._buckets[math.floor(math.log2(max(seconds, 1e-4)) * BUCKETS_PER_DOUBLING)] += count
 
     def quantile(self, q: float) -> float | None:
         """The upper edge of the bucket that holds it; None if there is nothing."""
@@ -58,6 +58,8 @@ class Tally:
     """By status, or `invalid` for lines that could not be run."""
     resumed: int = 0
     """Of these, found done when the command began."""
+    shared: int = 0
+    """Of these, answered by what an identical line was answered."""
     failovers: int = 0
     deferrals: int = 0
     cost_microusd: int = 0
@@ -77,50 +79,55 @@ class Tally:
     def provider(self, name: str) -> ProviderTally:
         return self.providers.setdefault(name, ProviderTally())
 
-    def add(self, entry: dict[str, Any]) -> None:
-        """Count one line's entry, as `entry` below makes it."""
-        self.done[entry["status"]] += 1
-        self.failovers += entry.get("failovers", 0)
-        self.deferrals += entry.get("deferrals", 0)
-        self.cost_microusd += entry.get("cost", 0)
-        self.unsure_microusd += entry.get("unsure", 0)
+    def count(self, entry: dict[str, Any], by: int = 1) -> None:
+        """Count one line's entry, as `entry` below makes it; by -1: take it back, but for the money, which is spent."""
+        self.done[entry["status"]] += by
+        self.shared += by * entry.get("shared", False)
+        self.failovers += by * entry.get("failovers", 0)
+        self.deferrals += by * entry.get("deferrals", 0)
         failed_at = entry.get("failed_at", ())
-        for provider in failed_at:
-            tally = self.provider(provider)
-            tally.failures += 1
-            tally.failovers_out += entry["status"] == "succeeded" and provider != entry["provider"]
+        for name in failed_at:
+            tally = self.provider(name)
+            tally.failures += by
+            tally.failovers_out += by * (entry["status"] == "succeeded" and name != entry["provider"])
         if (name := entry.get("provider")) is not None:
             tally = self.provider(name)
-            tally.jobs += 1
-            tally.failovers_in += any(provider != name for provider in failed_at)
-            tally.input_tokens += entry["in"]
-            tally.output_tokens += entry["out"]
-            tally.cost_microusd += entry.get("last", 0)
+            tally.jobs += by
+            tally.failovers_in += by * any(other != name for other in failed_at)
+            tally.input_tokens += by * entry["in"]
+            tally.output_tokens += by * entry["out"]
             tally.simulated |= entry.get("simulated", False)
-            tally.latency.add(entry["s"])
-            self.unpriced += entry.get("last") is None
+            tally.latency.add(entry["s"], by)
+            self.unpriced += by * entry.get("unpriced", False)
+        if by > 0:
+            self.unsure_microusd += entry.get("unsure", 0)
+            for name, cost_microusd in entry.get("costs", {}).items():
+                self.cost_microusd += cost_microusd
+                self.provider(name).cost_microusd += cost_microusd
 
 
 def entry(result: JobResult) -> dict[str, Any]:
     """The numbers of one result that a tally needs; kept beside the line, so that a resumed run counts it too."""
-    told: dict[str, Any] = {"status": result.status.value}
+    costs: Counter[str] = Counter()
+    for attempt in result.attempts:
+        costs[attempt.provider] += attempt.cost_microusd
     numbers = {
         "failovers": result.failovers,
         "deferrals": result.deferrals,
-        "cost": result.cost_microusd,
         "unsure": result.unsure_microusd,
+        "costs": +costs,
+        "failed_at": [attempt.provider for attempt in result.attempts if not attempt.succeeded],
     }
-    told |= {name: number for name, number in numbers.items() if number}
-    if failed_at := [attempt.provider for attempt in result.attempts if not attempt.succeeded]:
-        told["failed_at"] = failed_at
+    told = {"status": result.status.value, **{name: number for name, number in numbers.items() if number}}
     if (response := result.response) is not None:
         told |= {
             "provider": response.provider,
             "in": response.usage.input_tokens,
             "out": response.usage.output_tokens,
             "s": round(response.latency_s, 4),
-            "last": response.cost_microusd,
         }
+        if response.cost_microusd is None:
+            told["unpriced"] = True
         if response.simulated:
             told["simulated"] = True
     return told

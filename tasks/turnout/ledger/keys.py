@@ -31,6 +31,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:overdue       zset    call leases, by the time (ms) from which the call counts as hanging
     {ns}:waiting       hash    by worker: how many of its jobs wait for which endpoint
     {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
+    {ns}:ceilings      hash    what a batch may spend, by its account, `batch:BATCH`, in micro-dollars
     {ns}:intake        string  there while no new job is accepted, for want of memory
     {ns}:workers       zset    live workers, `NAME VERSION` (of the configuration), by last sign of life (ms)
     {ns}:mutex:WORK    string  who does a round of fleet-wide housekeeping now
@@ -150,6 +151,10 @@ class Keys:
     @property
     def money(self) -> str:
         return self._("money")
+
+    @property
+    def ceilings(self) -> str:
+        return self._("ceilings")
 
     @property
     def intake(self) -> str:

@@ -261,6 +261,12 @@ class Ledger:
 
     # --- batches ---------------------------------------------------------------------------------------
 
+    def set_ceiling(self, batch: str, microusd: int | None) -> Read[None]:
+        """What a batch may spend from now on, with what it has spent; None: as much as it takes."""
+        command = ("HDEL", self.keys.ceilings) if microusd is None else ("HSET", self.keys.ceilings)
+        named = (f"batch:{batch}",) if microusd is None else (f"batch:{batch}", microusd)
+        return Read((*command, *named), lambda reply: None)
+
     def fed(self, batch: str, number: int, jobs: int) -> Call[bool]:
         """Note that this chunk of a detached batch's input has been fed, and drop it."""
         return self._call("fed", [self.keys.batch(batch), self.keys.batch(batch, "input")], [number, jobs])

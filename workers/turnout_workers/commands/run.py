@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
+import shlex
+import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
+from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 from rich.console import Console
 
@@ -31,7 +36,7 @@ from turnout.request import MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStr
 from turnout.result import JobStatus
 from turnout_workers import local, process
 from turnout_workers.commands.duration import Duration
-from turnout_workers.dry_run import forecast, shown
+from turnout_workers.dry_run import forecast, shown, summary
 from turnout_workers.endpoints import accounts
 from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.fleet import Fleet
@@ -51,6 +56,7 @@ BATCH_OPTIONS = (
     click.option("--lane", type=click.Choice([one.value for one in Lane]), default="batch", show_default=True),
     click.option("--only", multiple=True, help="Provider to use. Repeatable."),
     click.option("--max-cost", type=click.FloatRange(min=0), help="USD for the whole file; the rest then expires."),
+    click.option("--dedupe", is_flag=True, help="Ask identical requests once."),
     click.option(
         "--deadline",
         "--completion-window",
@@ -70,13 +76,13 @@ def batch_options(command: Command) -> Command:
 
 @click.command()
 @click.argument("source")
-@click.option("-o", "--output", required=True, help="Results, a line for each line of SOURCE; - for standard output.")
+@click.option("-o", "--output", help="Results, a line for each line of SOURCE; - for standard output.")
 @click.option("--errors", help="A file of its own for lines without an answer.")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="turnout.toml")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, whatever keys there are. No model is run.")
 @click.option("--scenario", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Of the simulation.")
 @batch_options
-@click.option("--dedupe", is_flag=True, help="Ask identical requests once.")
+@click.option("--retry-failed", is_flag=True, help="Run lines again that found no answer in an earlier run.")
 @click.option("--as-completed", is_flag=True, help="Write results in the order in which they came.")
 @click.option(
     "-w", "--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: those there."
@@ -84,78 +90,108 @@ def batch_options(command: Command) -> Command:
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in each.")
 @click.option("--dry-run", is_flag=True, help="Check every line and estimate tokens, cost and time; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Progress and summary for machines, on standard error.")
-def run(source: str, output: str, **options: Any) -> None:
-    """Run every line of SOURCE and write its result. Interrupted, the same command goes on where it stopped."""
+def run(source: str, output: str | None, **options: Any) -> None:
+    """Run every line of SOURCE (JSONL, text, CSV or Parquet; - for standard input) and write its result.
+
+    Interrupted, the same command goes on where it stopped. Exit code: 0 all lines have an answer, 1 some have none,
+    2 it could not run, 3 stopped.
+    """
     console = Console(stderr=True)
     try:
-        sys.exit(_run(source, output, console, options))
+        if options["dry_run"]:
+            sys.exit(_dry_run(source, options))
+        if output is None:
+            raise click.UsageError("say with -o where results are to go (- for standard output)")
+        sys.exit(_run(source, output, console, options, _stop_on_signals(console)))
+    except (Stopped, KeyboardInterrupt):
+        message = f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}"
+        console.print(message, style="yellow", markup=False, soft_wrap=True)
+        sys.exit(STOPPED)
     except (TurnoutError, process.StartFailed) as error:
-        raise SystemExit(_complain(console, str(error))) from None
-    except redis.ConnectionError as error:
+        sys.exit(_complain(console, str(error)))
+    except NoPermissionError as error:
+        sys.exit(_complain(console, f"REDIS_URL's user may not do that: {error}"))
+    except (redis.ConnectionError, redis.TimeoutError) as error:
         message = f"Redis is away: {error}. What is done is kept; once it is back, the same command goes on."
-        raise SystemExit(_complain(console, message)) from None
+        sys.exit(_complain(console, message))
 
 
 def _complain(console: Console, message: str) -> int:
-    console.print(f"turnout: {message}", style="red", highlight=False, markup=False)
+    console.print(f"turnout: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
     return UNUSABLE
 
 
-def _run(source: str, output: str, console: Console, options: dict[str, Any]) -> int:
+def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:
     name = hashlib.sha256(f"{Path(source).resolve()}\0{Path(output).resolve()}".encode()).hexdigest()[:16]
-    folder = Path(".turnout") / name
-    stop = _stop_on_signals(console)
-    simulate = ("--scenario", str(options["scenario"])) if options["scenario"] else ()
-    wanted = simulate if options["simulate"] or options["scenario"] else None
-    started_at = time.monotonic()
-    total = _count(source)
-    if options["dry_run"]:
-        return _dry_run(source, console, options, wanted)
-    console.print("Starting …", style="dim")
-    with (
-        Sink(output, options["errors"], in_order=not options["as_completed"]) as sink,
-        local.running(folder, options["config"], options["workers"], options["concurrency"], wanted) as here,
-    ):
+    folder, began_at = Path(".turnout") / name, time.monotonic()
+    journal = folder / "stdout.partial" if output == "-" else None
+    tell = partial(console.print, style="yellow", highlight=False, markup=False)
+    with contextlib.ExitStack() as stack:
+        sink = stack.enter_context(Sink(output, options["errors"], not options["as_completed"], journal))
+        total = _count(source)
+        with console.status("Starting …"):
+            parts = local.running(
+                folder, options["config"], options["workers"], options["concurrency"], _simulation(options), tell
+            )
+            here = stack.enter_context(parts)
         fleet = Fleet(endpoint for account in accounts(here.settings) for endpoint in account.endpoints)
-        _announce(console, here, fleet)
+        providers = _announce(console, here, fleet)
         client = connect(here.redis_url, retry=PATIENCE)
         ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
-        ceiling = None if options["max_cost"] is None else round(options["max_cost"] * MICROUSD_PER_USD)
         feeding = Options(
-            batch=name,
             defaults=defaults(options),
             dedupe=options["dedupe"],
-            max_cost_microusd=ceiling,
+            max_cost_microusd=_microusd(options["max_cost"]),
+            retry_failed=options["retry_failed"],
             refusal=lambda request: _refusal(request, fleet),
         )
-        feeder = Feeder(client, ledger, Source(source), sink, feeding)
+        feeder = Feeder(client, ledger, Source(source), sink, feeding, lambda: stop.is_set() or here.given_up)
         view = FleetView(client, ledger.keys, fleet)
-        with _display(console, total, ceiling, options["as_json"], Path(source).name) as shown:
-            try:
-                tally = feeder.run(lambda now: shown.update(now, view.troubles()), lambda: stop.is_set() or _dead(here))
-            except Stopped:
-                _dead(here, tell=True)
-                command = " ".join(sys.argv[1:])
-                message = f"Stopped. What is done is kept; to go on: turnout {command}"
-                console.print(message, style="yellow", markup=False)
-                return STOPPED
-        sink.finish()
+        shown = _display(console, total, feeding.max_cost_microusd, options["as_json"], Path(source).name, providers)
+        try:
+            with shown:
+                tally = feeder.run(lambda now: shown.update(now, view.troubles()))
+        except Stopped:
+            if here.given_up:
+                raise process.StartFailed(f"{here.given_up} keeps ending by itself; see its log in {folder}") from None
+            raise
+        complete = tally.done[JobStatus.SUCCEEDED] == tally.finished
+        sink.finish(keep_journal=not complete)
+    if complete:
+        shutil.rmtree(folder / "redis", ignore_errors=True)
     if options["as_json"]:
         console.out(json.dumps(progress.summary(tally)), highlight=False)
-    else:
-        console.print(progress.table(tally))
-        console.print(progress.closing_line(tally, time.monotonic() - started_at), highlight=False)
-        if output != "-":
-            console.print(f"Results are in {output}", highlight=False, markup=False)
-    return DONE if tally.finished == tally.done[JobStatus.SUCCEEDED.value] else SOME_FAILED
+        return DONE if complete else SOME_FAILED
+    console.print(progress.table(tally))
+    console.print(progress.closing_line(tally, time.monotonic() - began_at), highlight=False)
+    if output != "-":
+        errors = f", those without an answer in {options['errors']}" if options["errors"] else ""
+        console.print(f"Results are in {output}{errors}", highlight=False, markup=False, soft_wrap=True)
+    if not complete:
+        tell(f"{tally.failed:,} lines have no answer; --retry-failed runs them again, and no others", soft_wrap=True)
+    return DONE if complete else SOME_FAILED
 
 
-def _dry_run(source: str, console: Console, options: dict[str, Any], simulate: tuple[str, ...] | None) -> int:
-    settings = local.configuration(options["config"], simulate)
+def _simulation(options: Mapping[str, Any]) -> tuple[str, ...] | None:
+    """Options of `turnout simulate`, if simulated providers are wanted."""
+    if options["scenario"]:
+        return ("--scenario", str(options["scenario"]))
+    return () if options["simulate"] else None
+
+
+def _microusd(usd: float | None) -> int | None:
+    return None if usd is None else round(usd * MICROUSD_PER_USD)
+
+
+def _dry_run(source: str, options: dict[str, Any]) -> int:
+    settings = local.configuration(options["config"], _simulation(options))
     fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
     told = forecast(read(Source(source), defaults(options)), fleet)
-    slots = (options["concurrency"] or settings.file.worker.concurrency) * options["workers"]
-    console.print(shown(told, fleet, slots))
+    slots = (options["concurrency"] or settings.file.worker.concurrency) * max(1, options["workers"])
+    if options["as_json"]:
+        click.echo(json.dumps(summary(told, fleet, slots)))
+    else:
+        Console().print(shown(told, fleet, slots))
     return SOME_FAILED if told.bad else DONE
 
 
@@ -179,22 +215,27 @@ def _refusal(request: InferenceRequest, fleet: Fleet) -> str | None:
     return "no endpoint can serve it: " + "; ".join(f"{name}: {why}" for name, why in reasons.items())
 
 
-def _display(console: Console, total: int | None, ceiling: int | None, as_json: bool, title: str) -> progress.Progress:
+def _display(
+    console: Console, total: int | None, ceiling: int | None, as_json: bool, title: str, providers: Sequence[str]
+) -> progress.Progress:
     if as_json:
         return progress.Json(console)
-    return progress.Bar(console, total, ceiling, title) if console.is_terminal else progress.Lines(console, total)
+    if console.is_terminal:
+        return progress.Bar(console, total, ceiling, title, providers)
+    return progress.Lines(console, total, ceiling)
 
 
-def _announce(console: Console, here: local.Local, fleet: Fleet) -> None:
+def _announce(console: Console, here: local.Local, fleet: Fleet) -> list[str]:
+    """Say which providers there are; gives their names."""
     names = list(dict.fromkeys(endpoint.provider for endpoint in fleet.endpoints))
     if here.settings.simulated:
         console.print(
-            "No provider is configured, or simulation was asked for: these providers are SIMULATED. Their answers "
-            "are made up and no model is run. Set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
-            "GEMINI_API_KEY, …) or write a turnout.toml to run on real ones.",
+            "These providers are SIMULATED: their answers are made up, and no model is run. To run on real ones, set "
+            "an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY, …) or write a turnout.toml.",
             style="yellow",
         )
     console.print(f"Providers: {', '.join(names)}", highlight=False, markup=False)
+    return names
 
 
 def _count(source: str) -> int | None:
@@ -206,16 +247,8 @@ def _count(source: str) -> int | None:
         return sum(1 for line in file if line.strip())
 
 
-def _dead(here: local.Local, tell: bool = False) -> bool:
-    if (child := here.died) is None:
-        return False
-    if tell:
-        raise process.StartFailed(f"a worker ended by itself with code {child.returncode}; see its log in .turnout")
-    return True
-
-
 def _stop_on_signals(console: Console) -> threading.Event:
-    """The first Ctrl-C stops in order; the second one at once."""
+    """The first Ctrl-C stops in order, the second one at once; either may go on later."""
     stop = threading.Event()
 
     def handle(_signal: int, _frame: object) -> None:

@@ -77,7 +77,7 @@ class RedisFleetStore:
 
     def admit_call(self, ask: Ask) -> Call[Admission]:
         places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
-        keys = [*self._held(), self._keys.lease(ask.lease_id), *places]
+        keys = [*self._held(), self._keys.lease(ask.lease_id), self._keys.ceilings, *places]
         body: dict[str, Any] = {
             "id": ask.lease_id,
             "ttl": _ms(ask.ttl_s),
@@ -122,7 +122,7 @@ class RedisFleetStore:
         return self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], _nothing)
 
     def forget_call(self, accounts: Sequence[str]) -> Call[None]:
-        return self._script("forget", [self._keys.money], accounts, _nothing)
+        return self._script("forget", [self._keys.money, self._keys.ceilings], accounts, _nothing)
 
     # --- the port ----------------------------------------------------------------------------------------
 
@@ -173,7 +173,7 @@ class RedisFleetStore:
         await self._call(self.mark_duplicate_call(accounts, cost_microusd))
 
     async def set_limit(self, account: str, limit_microusd: int) -> None:
-        await self._call(Read(("HSET", self._keys.money, f"{account}|limit", limit_microusd), _nothing))
+        await self._call(Read(("HSET", self._keys.ceilings, account, limit_microusd), _nothing))
 
     async def forget(self, accounts: Sequence[str]) -> None:
         await self._call(self.forget_call(accounts))

@@ -1,13 +1,13 @@
 -- Lease the first bid that has room, or say what stands in each one's way, and until when.
 --
--- KEYS  fleet, money, expiry, overdue, lease; then window and calls of each bid's endpoint, and of its account
+-- KEYS  fleet, money, expiry, overdue, lease, ceilings; then window and calls of each bid's endpoint, and of its account
 --       too if it has shared limits; then, if the admission is fenced, the job's record
 -- ARGV  the ask as JSON: id, ttl (ms), headroom, token (text; absent: not fenced), accounts, and bids of
 --       endpoint, input, output, cost, overdue (ms), probe_allowed, limits, shared (limits), accounts;
 --       an account is [name, limit], -1 for none
 -- Returns {'granted', endpoint, at, probe} | {'fenced'} | {'full', now, {endpoint, until, reason} …};
 --       `until` is -1 where waiting doesn't help
-local FLEET, MONEY, EXPIRY, OVERDUE, LEASE = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
+local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, CEILINGS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local NEVER = -1
 -- Every limit: its name, its window, and the counters it adds up (2 requests, 3 input, 4 output).
 local KINDS = {
@@ -158,8 +158,10 @@ local function money(bid, block)
   for _, accounts in ipairs({ask.accounts, bid.accounts}) do
     for _, account in ipairs(accounts) do
       local name, limit = account[1], account[2]
-      -- An account whose limit the ask doesn't say may have one of its own, as a batch has.
-      if limit < 0 then limit = tonumber(redis.call('HGET', MONEY, name .. '|limit')) or limit end
+      -- A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
+      if limit < 0 and string.sub(name, 1, 6) == 'batch:' then
+        limit = tonumber(redis.call('HGET', CEILINGS, name)) or limit
+      end
       if limit >= 0 then
         local sums = redis.call('HMGET', MONEY, name .. '|spent', name .. '|unsure', name .. '|reserved')
         local certain = (tonumber(sums[1]) or 0) + (tonumber(sums[2]) or 0) + bid.cost
@@ -222,7 +224,7 @@ if held[1] then -- a repeated admission, its first answer was lost
   return {'granted', held[1], tonumber(held[2]), tonumber(held[3])}
 end
 
-local refusal, at = {'full', now}, 6
+local refusal, at = {'full', now}, 7
 for _, bid in ipairs(ask.bids) do
   local load, shared = read(KEYS[at], KEYS[at + 1]), nil
   at = at + 2

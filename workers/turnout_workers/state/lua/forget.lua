@@ -1,9 +1,9 @@
 -- Drop accounts.
 --
--- KEYS  money
+-- KEYS  money, ceilings
 -- ARGV  their names
 for _, name in ipairs(ARGV) do
-  redis.call('HDEL', KEYS[1], name .. '|spent', name .. '|reserved', name .. '|unsure', name .. '|duplicate',
-    name .. '|limit')
+  redis.call('HDEL', KEYS[1], name .. '|spent', name .. '|reserved', name .. '|unsure', name .. '|duplicate')
+  redis.call('HDEL', KEYS[2], name)
 end
 return redis.status_reply('OK')

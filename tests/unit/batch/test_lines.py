@@ -1,12 +1,9 @@
-"""Lines of batch files in and out, and where they are written."""
+"""Lines of batch files in and out."""
 
 from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +15,6 @@ from openai.types.chat import ChatCompletion
 
 from turnout.batch.lines import BadLine, Defaults, Format, Item, Uniqueness, detect, job_id, parse
 from turnout.batch.render import bad_result, render
-from turnout.batch.sink import Sink, SinkError
 from turnout.batch.source import Source
 from turnout.batch.tally import Tally, entry
 from turnout.request import InferenceResponse, Usage
@@ -122,9 +118,12 @@ def test_openai_lines_that_failed_or_never_ran_say_so_in_its_way() -> None:
 def test_a_jobs_id_follows_from_batch_line_and_content() -> None:
     item = line({"prompt": "Hi"})
     assert isinstance(item, Item)
-    same = job_id("b", 1, item.request)
-    assert job_id("b", 1, item.request) == same
-    assert len({same, job_id("c", 1, item.request), job_id("b", 2, item.request)}) == 3
+    again, other = line({"prompt": "Hi"}), line({"prompt": "Hi"}, number=5)
+    assert isinstance(again, Item)
+    assert isinstance(other, Item)
+    assert job_id("b", item) == job_id("b", again)
+    assert len({job_id("b", item), job_id("c", item), job_id("b", other)}) == 3
+    assert job_id("b", item, dedupe=True) == job_id("b", other, dedupe=True)
 
 
 def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
@@ -142,7 +141,7 @@ def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
 
 def test_a_tally_knows_who_failed_and_who_took_over() -> None:
     tally = Tally()
-    tally.add(entry(DONE))
+    tally.count(entry(DONE))
     assert (tally.finished, tally.failed, tally.failovers, tally.cost_microusd, tally.unsure_microusd) == (
         1,
         0,
@@ -152,66 +151,3 @@ def test_a_tally_knows_who_failed_and_who_took_over() -> None:
     )
     assert (tally.providers["p"].jobs, tally.providers["p"].failovers_in) == (1, 1)
     assert (tally.providers["q"].failures, tally.providers["q"].failovers_out) == (1, 1)
-
-
-def test_results_come_out_in_the_inputs_order_and_a_torn_line_is_done_again(tmp_path: Path) -> None:
-    path = str(tmp_path / "out")
-    with Sink(path) as sink:
-        sink.begin("f")
-        for number in (3, 1, 2):
-            sink.write(number, {"status": "succeeded"}, b"%d\n" % number)
-        sink.sync()
-    with (tmp_path / "out.partial").open("ab") as journal:
-        journal.write(b'4\t{"status": "succ')
-    with Sink(path) as sink:
-        assert sink.begin("f").resumed == 3
-        assert (sink.has(3), sink.has(4)) == (True, False)
-        sink.write(4, {"status": "failed"}, b"4\n")
-        sink.finish()
-    assert Path(path).read_bytes() == b"1\n2\n3\n4\n"
-    assert not (tmp_path / "out.partial").exists()
-
-
-def test_errors_go_to_a_file_of_their_own_and_another_batchs_journal_is_not_touched(tmp_path: Path) -> None:
-    path, errors = str(tmp_path / "out"), str(tmp_path / "errors")
-    with Sink(path, errors) as sink:
-        sink.begin("f")
-        sink.write(1, {"status": "succeeded"}, b"good\n")
-        sink.write(2, {"status": "failed"}, b"bad\n")
-        sink.sync()
-    with Sink(path, errors) as sink, pytest.raises(SinkError, match="another batch"):
-        sink.begin("g")
-    with Sink(path, errors) as sink:
-        sink.begin("f")
-        sink.finish()
-    assert (Path(path).read_bytes(), Path(errors).read_bytes()) == (b"good\n", b"bad\n")
-
-
-WRITER = """
-import sys
-from turnout.batch.sink import Sink
-with Sink(sys.argv[1]) as sink:
-    sink.begin("f")
-    n = 0
-    while True:
-        n += 1
-        sink.write(n, {"status": "succeeded"}, b"%d\\n" % n)
-        if n % 50 == 0:
-            sink.sync()
-"""
-
-
-def test_a_writer_that_is_killed_leaves_whole_lines(tmp_path: Path) -> None:
-    path = tmp_path / "out"
-    writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)])
-    journal = tmp_path / "out.partial"
-    while not journal.exists() or journal.stat().st_size < 100_000:
-        assert writer.poll() is None
-        time.sleep(0.01)
-    writer.kill()
-    writer.wait()
-    with Sink(str(path)) as sink:
-        held = sink.begin("f").resumed
-        sink.finish()
-    assert held > 1000
-    assert path.read_text().split() == [str(n) for n in range(1, held + 1)]

@@ -1,0 +1,212 @@
+"""The feeder against a real Redis; the worker is the test itself, so that each settlement happens when it is wanted."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from turnout.batch import feeder
+from turnout.batch.feeder import Feeder, Options, Stopped
+from turnout.batch.sink import Sink
+from turnout.batch.source import Source
+from turnout.batch.tally import Tally
+from turnout.ledger import Claimed, Keys, Ledger, run
+from turnout.request import InferenceRequest, InferenceResponse, Lane, Usage
+from turnout.result import Attempt, JobResult, JobStatus, Problem
+
+
+class Bench:
+    """A batch's files, and a worker."""
+
+    def __init__(self, client: redis.Redis, folder: Path) -> None:
+        self.client, self.ledger, self.folder = client, Ledger(Keys()), folder
+        self.source, self.output = folder / "in.jsonl", folder / "out.jsonl"
+        self.asked: list[str] = []
+        """Prompts of the jobs that were worked on, in this order."""
+        self.most_queued = self.most_bytes = 0
+
+    def write(self, *lines: Any) -> None:
+        texts = (line if isinstance(line, str) else json.dumps(line) for line in lines)
+        self.source.write_text("".join(f"{text}\n" for text in texts))
+
+    def work(self, most: int = 10_000, fails: bool = False) -> None:
+        """Answer what is queued now."""
+        sizes = [self.client.hstrlen(self.ledger.keys.job(id), "payload") for id in self.queued()]
+        self.most_queued = max(self.most_queued, len(sizes))
+        self.most_bytes = max(self.most_bytes, sum(sizes))
+        for id in self.queued()[:most]:
+            self.client.rpop(self.ledger.keys.queue(Lane.STANDARD))
+            [claimed] = run(self.client, [self.ledger.claim(id, "worker", 30)])
+            assert isinstance(claimed, Claimed)
+            prompt = InferenceRequest.model_validate_json(claimed.payload).prompt or ""
+            self.asked.append(prompt)
+            call = Attempt(endpoint="p/m", provider="p", model="m", started_at=1.0, cost_microusd=7)
+            answer = InferenceResponse(
+                text=f"re {prompt[:20]}", usage=Usage(input_tokens=3, output_tokens=2), cost_microusd=7, provider="p",
+                model_requested="m", model_served="m",
+            )  # fmt: skip
+            result = JobResult(
+                id=id, status=JobStatus.SUCCEEDED, response=answer, attempts=(call,), cost_microusd=7, settled_at=1.0
+            )
+            if fails:
+                problem = Problem(code="unavailable", message="it is down")
+                result = JobResult(id=id, status=JobStatus.FAILED, error=problem, settled_at=1.0)
+            run(self.client, [self.ledger.settle(id, claimed.token, result, None, 60, batch=claimed.batch)])
+
+    def queued(self) -> list[str]:
+        ids: Any = self.client.zrange(self.ledger.keys.pending(Lane.STANDARD), 0, -1)
+        return [id.decode() for id in ids]
+
+    def feed(self, on_progress: Any = None, stopping: Any = lambda: False, **options: Any) -> Tally:
+        with Sink(str(self.output)) as sink:
+            fed = Feeder(self.client, self.ledger, Source(str(self.source)), sink, Options(**options), stopping)
+            tally = fed.run(on_progress or (lambda tally: self.work()))
+            sink.finish(keep_journal=tally.failed > 0)
+        return tally
+
+    def stop_after(self, lines: int, **options: Any) -> None:
+        """A run that is interrupted when so many have their result."""
+        done = Tally()
+
+        def note(tally: Tally) -> None:
+            nonlocal done
+            done = tally
+            self.work(most=lines - tally.finished)
+
+        with pytest.raises(Stopped):
+            self.feed(note, lambda: done.finished >= lines, **options)
+
+    def told(self) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in self.output.read_text().splitlines()]
+
+    def texts(self) -> list[str | None]:
+        return [line["response"] and line["response"]["text"] for line in self.told()]
+
+
+@pytest.fixture
+def bench(flushed: redis.Redis, tmp_path: Path) -> Iterator[Bench]:
+    return Bench(flushed, tmp_path)
+
+
+def test_every_line_has_its_result_in_order_and_nothing_stays_in_redis(bench: Bench) -> None:
+    bench.write(*({"prompt": f"q{n}", "id": f"i{n}"} for n in range(600)))
+    tally = bench.feed(max_cost_microusd=1_000_000)
+    assert [line["id"] for line in bench.told()] == [f"i{n}" for n in range(600)]
+    assert (tally.lines, tally.finished, tally.cost_microusd) == (600, 600, 4200)
+    left = {key.decode() for key in bench.client.scan_iter()}
+    assert left == {bench.ledger.keys.counts}, "the jobs and the ceiling are gone"
+
+
+def test_the_backlog_stays_within_the_window_of_jobs_and_of_bytes(bench: Bench) -> None:
+    bench.write(*({"prompt": f"q{n}"} for n in range(900)))
+    bench.feed(window=300)
+    assert 250 <= bench.most_queued <= 300
+    bench.write(*({"prompt": "x" * 10_000} for n in range(300)))
+    bench.feed(window_bytes=200_000)
+    assert bench.most_bytes <= 200_000 + 11_000
+
+
+def test_an_interrupted_batch_goes_on_without_asking_anything_twice(bench: Bench) -> None:
+    bench.write(*({"prompt": f"q{n}"} for n in range(900)))
+    bench.stop_after(100)
+    bench.work()  # a worker that goes on while nobody feeds: it settles lines far from the first that is missing
+    bench.stop_after(500)
+    assert bench.feed().resumed >= 500
+    assert bench.texts() == [f"re q{n}" for n in range(900)]
+    assert len(bench.asked) == len(set(bench.asked)) == 900
+
+
+def test_jobs_that_settled_while_nobody_fed_are_taken_once(bench: Bench) -> None:
+    bench.write(*({"prompt": f"q{n}"} for n in range(5)))
+    bench.stop_after(1)
+    bench.work()
+    assert bench.feed(lambda tally: None).finished == 5
+    assert len(bench.asked) == 5
+
+
+def test_a_line_that_was_changed_meanwhile_is_asked_again_and_no_other(bench: Bench) -> None:
+    lines = [{"prompt": f"q{n}"} for n in range(300)]
+    bench.write(*lines[:10], '{"prompt": 5}', *lines[11:])
+    bench.stop_after(300 - 20)
+    bench.asked.clear()
+    lines[3] = {"prompt": "changed"}
+    bench.write(*lines[:250])
+    bench.feed()
+    assert bench.texts() == [f"re {line['prompt']}" for line in lines[:250]]
+    assert set(bench.asked) >= {"changed", "q10"}
+    assert len(bench.asked) <= 2 + 20
+
+
+def test_jobs_that_redis_has_lost_are_submitted_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(feeder, "RECHECK_S", 0.0)
+    bench.write(*({"prompt": f"q{n}"} for n in range(20)))
+    lost = False
+
+    def lose_once(tally: Tally) -> None:
+        nonlocal lost
+        if bench.queued() and not lost:  # a failover to a replica that lacks the last second
+            bench.client.flushdb()
+            lost = True
+        else:
+            bench.work()
+
+    assert bench.feed(lose_once).finished == 20
+
+
+def test_identical_lines_are_asked_once_however_far_apart(bench: Bench) -> None:
+    bench.write(*({"prompt": f"q{n % 3}", "id": n} for n in range(1200)))
+    bench.stop_after(900, dedupe=True, window=300)
+    tally = bench.feed(dedupe=True, window=300)
+    assert sorted(bench.asked) == ["q0", "q1", "q2"]
+    assert [(line["id"], line["response"]["text"]) for line in bench.told()] == [
+        (n, f"re q{n % 3}") for n in range(1200)
+    ]
+    assert sum(line["cost_usd"] for line in bench.told()) == pytest.approx(21e-6)
+    assert (tally.shared, tally.cost_microusd) == (1197, 21)
+
+
+def test_without_dedupe_every_line_is_asked(bench: Bench) -> None:
+    bench.write(*({"prompt": "same"} for _ in range(5)))
+    bench.feed()
+    assert len(bench.asked) == 5
+
+
+def test_failed_lines_are_asked_again_only_when_that_is_wanted(bench: Bench) -> None:
+    bench.write(*({"prompt": f"q{n}"} for n in range(10)))
+    bench.feed(lambda tally: bench.work(fails=True))
+    assert bench.feed().failed == 10, "the same command alone asks nothing again"
+    assert len(bench.asked) == 10
+    tally = bench.feed(retry_failed=True)
+    assert (tally.failed, len(bench.asked)) == (0, 20)
+    assert bench.texts() == [f"re q{n}" for n in range(10)]
+
+
+def test_a_line_that_no_endpoint_can_serve_is_told_its_number_and_the_reason(bench: Bench) -> None:
+    bench.write({"prompt": "good"}, {"prompt": "bad", "model": "m"})
+    tally = bench.feed(refusal=lambda request: "nobody has it" if request.model else None)
+    assert [line["status"] for line in bench.told()] == ["succeeded", "failed"]
+    assert bench.told()[1]["error"] == {"code": "refused", "message": "line 2: nobody has it"}
+    assert tally.done["invalid"] == 1
+
+
+def test_full_redis_is_waited_for_and_may_be_interrupted(bench: Bench) -> None:
+    bench.write(*({"prompt": f"q{n}"} for n in range(5)))
+    bench.client.set(bench.ledger.keys.intake, "memory")
+    with pytest.raises(Stopped):
+        bench.feed(stopping=iter([False] * 3 + [True] * 9).__next__)
+    bench.client.set(bench.ledger.keys.intake, "memory", px=300)
+    assert bench.feed().finished == 5
+
+
+def test_a_lower_ceiling_or_none_holds_from_the_next_run_on(bench: Bench) -> None:
+    bench.write({"prompt": "q"}, {"prompt": "r"})
+    bench.stop_after(1, max_cost_microusd=5)
+    ceilings: Any = bench.client.hvals(bench.ledger.keys.ceilings)
+    assert ceilings == [b"5"]
+    bench.stop_after(1)
+    assert not bench.client.exists(bench.ledger.keys.ceilings)
