@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import time
 from collections.abc import Iterator
@@ -75,6 +76,7 @@ def test_every_line_of_a_batch_has_its_result_in_order_though_a_feeder_dies(stan
     answered = [job["answered"] for job in stand.oracle()["jobs"].values()]
     assert len(answered) == 899
     assert stand.client.llen(stand.ledger.keys.batch(id, "input")) == 0
+    assert stand.client.ttl(stand.ledger.keys.job(next(iter(stand.oracle()["jobs"])))) > 6 * 86_400
 
 
 def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(stand: Stand, tmp_path: Path) -> None:
@@ -118,6 +120,34 @@ def test_a_ceiling_holds_for_the_batch_and_the_rest_expires(stand: Stand, tmp_pa
     assert told["spent_usd"] <= 0.0003
     assert told["counts"]["expired"] > 0
     assert sum(told["counts"].values()) == 40
+
+
+def test_identical_lines_are_asked_once_and_late_ones_never(stand: Stand, tmp_path: Path) -> None:
+    late = {"prompt": "late", "constraints": {"deadline": "2020-01-01T00:00:00Z"}, "id": "late"}
+    lines = [json.dumps({"prompt": f"Question {n % 2}?", "id": n}) for n in range(400)]
+    id = submitted(tmp_path, [*lines, json.dumps(late)], "--dedupe")
+    assert "cancel it first" in turnout("delete", id).output
+    stand.start_worker()
+    assert turnout("watch", id).exit_code == 1
+    assert counts(id) == {"succeeded": 2, "shared": 398, "expired": 1}
+    assert turnout("results", id, "-o", "out.jsonl", "--errors", "bad.jsonl").exit_code == 1
+    told = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
+    assert [line["id"] for line in told] == list(range(400))
+    assert sum(line["cost_usd"] > 0 for line in told) == 2
+    (never,) = (json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines())
+    assert (never["id"], never["status"]) == ("late", "expired")
+    assert len(stand.oracle()["jobs"]) == 2
+    assert turnout("delete", id).exit_code == 0
+    assert "There is no batch" in turnout("list").output
+    assert not list(stand.client.scan_iter("*job:*"))
+
+
+def test_a_file_that_ends_half_way_leaves_no_batch(stand: Stand, tmp_path: Path) -> None:
+    (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress("\n".join(prompts(900)).encode())[:-20])
+    told = turnout("submit", "cut.jsonl.gz")
+    assert told.exit_code == 1
+    assert "can't read cut.jsonl.gz" in told.output
+    assert "There is no batch" in turnout("list").output
 
 
 def test_a_chunk_that_is_fed_twice_is_noted_once(stand: Stand, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import redis.asyncio
 
-from turnout.batch.detached import State, chunk_jobs
+from turnout.batch.detached import Record, State, chunk_jobs, read_record
 from turnout.errors import Unreadable
 from turnout.ledger import Intake, Ledger
 from turnout.ledger.script import Coalescer
@@ -29,32 +29,31 @@ class BatchFeeding:
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
         names: Any = await self._client.zrange(self._ledger.keys.batches, 0, -1)
-        for name in names:
-            await self._feed(name.decode())
+        ids = [name.decode() for name in names]
+        records = await self._call.all(*(read_record(self._ledger.keys, id) for id in ids))
+        for record in records:
+            if record is not None and record.state is State.FEEDING and record.fed < record.jobs:
+                await self._feed(record)
 
-    async def _feed(self, id: str) -> None:
-        keys = self._ledger.keys
-        key, done, source = keys.batch(id), keys.done(id), keys.batch(id, "input")
+    async def _feed(self, record: Record | None) -> None:
+        keys, call, ledger = self._ledger.keys, self._call, self._ledger
         for _ in range(CHUNKS):
-            record: Any = await self._client.hmget(key, ["state", "next", "fed", "max_cost_microusd"])
-            state, number, fed, ceiling = record
-            if state != State.FEEDING.encode():
+            if record is None or record.state is not State.FEEDING or record.under_way >= WINDOW:
                 return
-            if int(fed) - int(await self._client.llen(done)) >= WINDOW:
-                return
-            chunk: Any = await self._client.lindex(source, 0)
+            id = record.id
+            chunk: Any = await self._client.lindex(keys.batch(id, "input"), 0)
             if chunk is None:
                 return
-            if ceiling is not None:
-                await self._call(self._ledger.set_ceiling(id, int(ceiling)))
+            if record.max_cost_microusd is not None:
+                await call(ledger.set_ceiling(id, record.max_cost_microusd))
             try:
-                jobs = chunk_jobs(chunk, id, self._ledger.keyring)
+                jobs = chunk_jobs(chunk, id, ledger.keyring)
             except Unreadable as error:
                 logger.error("batch %s is left to a worker that has the key: %s", id, error)
                 return
-            answers = await self._call.all(*(self._ledger.enqueue(job) for job in jobs))
-            if any(answer.outcome is Intake.FULL for answer in answers):
+            answers = await call.all(*(ledger.enqueue(job) for job in jobs))
+            outcomes = [answer.outcome for answer in answers]
+            if Intake.FULL in outcomes:
                 return  # Redis is short of memory: the same chunk again, later
-            await self._call(self._ledger.fed(id, int(number), len(jobs)))
-            ttl_s = await self._client.ttl(key)
-            await self._client.expire(done, max(1, ttl_s))
+            await call(ledger.fed(id, record.chunks_fed, len(jobs), outcomes.count(Intake.EXPIRED)))
+            record = await call(read_record(keys, id))

@@ -1,8 +1,9 @@
 """Batches that workers feed on their own: handed over once, then looked at, paused or fetched from anywhere.
 
-What Redis holds of a batch, all under its name: a record, an index of its lines (which job each is, or why it is none),
-and the requests that have not been fed yet, in compressed chunks. Workers feed chunk after chunk, as far as a window
-allows (`turnout_workers.batch_feeding`). Job ids follow from batch, line and content: a chunk fed twice is fed once.
+What Redis holds of a batch, all under its name: a record with counts that the ledger keeps, an index of its lines
+(which job each is, or why it is none), and the requests that have not been fed yet, in compressed chunks. Workers feed
+chunk after chunk, as far as a window allows (`turnout_workers.batch_feeding`). Job ids follow from batch, line and
+content: a chunk fed twice is fed once. Results are kept as long as the record.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import time
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -20,19 +21,20 @@ from uuid import uuid4
 import redis
 
 from turnout.batch.feeder import read
-from turnout.batch.lines import BadLine, Defaults, Format, Item, job_id
-from turnout.batch.render import bad_result, render
+from turnout.batch.lines import BadLine, Defaults, Format, Item, job_id, short
+from turnout.batch.render import bad_result, copied, render
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
-from turnout.ledger import Keyring, Ledger, NewJob, Read, run
+from turnout.ledger import Keyring, Keys, Ledger, NewJob, Read, run
+from turnout.ledger.script import Sendable
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem
 
 CHUNK, CHUNK_BYTES = 200, 512 * 1024
 """Lines in a chunk, and the bytes of requests from which on a chunk is closed earlier."""
 PAGE = 500
-KEPT_S = 30 * 86_400
-"""How long a batch's record and index are kept. Results are kept as `[retention]` says."""
+KEPT_S = 7 * 86_400
+"""How long a batch is kept, with its results, from when it is submitted."""
 
 
 class State(StrEnum):
@@ -56,13 +58,47 @@ class Record:
     submitted_at: float
     lines: int
     jobs: int
-    """Lines that are requests; the others are bad."""
+    """Lines that are requests of their own; the others are bad, or share the job of an identical one."""
+    shared: int
     fed: int
+    chunks_fed: int
     max_cost_microusd: int | None
+    settled: Mapping[str, int]
+    """Jobs that have ended, by how."""
+
+    @property
+    def under_way(self) -> int:
+        return max(0, self.fed - sum(self.settled.values()))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Jobs by where they stand, and the lines that are none of their own."""
+        counts = Counter(self.settled)
+        counts["under_way"] = self.under_way
+        counts["cancelled" if self.state is State.CANCELLED else "waiting"] += self.jobs - self.fed
+        counts["invalid"] = self.lines - self.jobs - self.shared
+        counts["shared"] = self.shared
+        return dict(+counts)
+
+    @property
+    def ended(self) -> bool:
+        return self.state is not State.SUBMITTING and not {"under_way", "waiting"} & self.counts.keys()
+
+    @property
+    def complete(self) -> bool:
+        """Every line has an answer."""
+        return self.settled.get(JobStatus.SUCCEEDED, 0) + self.shared == self.lines
 
 
-Line = tuple[Item | BadLine, str | None]
-"""A line without its request, and its job's id."""
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line of the input, without its request."""
+
+    line: Item | BadLine
+    job: str
+    """Its job's id; empty for a bad line."""
+    shared: bool
+    """Whether the job is that of an identical line before it."""
 
 
 class Batches:
@@ -73,31 +109,54 @@ class Batches:
         self._ledger = ledger
         self._keys = ledger.keys
 
-    def submit(self, source: Source, defaults: Defaults, max_cost_microusd: int | None = None) -> str:
-        """Hand a whole input over; gives the batch's id. Until all of it is in Redis, nothing is fed."""
+    def submit(
+        self, source: Source, defaults: Defaults, max_cost_microusd: int | None = None, dedupe: bool = False
+    ) -> str:
+        """Hand a whole input over; gives the batch's id. Until all of it is in Redis, nothing is fed.
+
+        dedupe: ask identical requests once.
+        """
         id, keys = f"batch-{uuid4().hex[:8]}", self._keys
-        record = {"source": source.path, "state": State.SUBMITTING, "at": time.time(), "next": 0, "fed": 0}
+        record = {"source": source.name, "state": State.SUBMITTING, "at": time.time(), "next": 0, "fed": 0}
         if max_cost_microusd is not None:
             record["max_cost_microusd"] = max_cost_microusd
         self._client.hset(keys.batch(id), mapping=record)  # type: ignore[arg-type]
+        self._client.expire(keys.batch(id), KEPT_S)
         self._client.zadd(keys.batches, {id: time.time()})
-        lines = jobs = 0
+        try:
+            counts = self._hand_over(id, read(source, defaults), dedupe)
+        except BaseException:
+            self.delete(id)
+            raise
+        counts["state"] = State.FEEDING
+        self._client.hset(keys.batch(id), mapping=counts)  # type: ignore[arg-type]
+        return id
+
+    def _hand_over(self, id: str, lines: Iterable[Item | BadLine], dedupe: bool) -> dict[str, Any]:
+        counts = {"lines": 0, "jobs": 0, "shared": 0}
         chunk: list[str] = []
         index: list[str] = []
-        for line in read(source, defaults):
-            lines += 1
-            its_job = None
+        known: set[int] = set()
+        size = 0
+        for line in lines:
+            its_job, shared = "", False
             if isinstance(line, Item):
-                its_job, jobs = job_id(id, line), jobs + 1
-                chunk.append(json.dumps([its_job, line.request.canonical_json()]))
-            index.append(_indexed(line, its_job))
-            if len(index) >= CHUNK or sum(map(len, chunk)) >= CHUNK_BYTES:
+                its_job = job_id(id, line, dedupe)
+                shared = short(its_job) in known
+                if dedupe:
+                    known.add(short(its_job))
+                if not shared:
+                    counts["jobs"] += 1
+                    chunk.append(json.dumps([its_job, line.request.canonical_json()]))
+                    size += len(chunk[-1])
+            counts["lines"] += 1
+            counts["shared"] += shared
+            index.append(_indexed(Line(line, its_job, shared)))
+            if len(index) >= CHUNK or size >= CHUNK_BYTES:
                 self._put(id, chunk, index)
+                size = 0
         self._put(id, chunk, index)
-        for key in (keys.batch(id), keys.batch(id, "lines"), keys.batch(id, "input")):
-            self._client.expire(key, KEPT_S)
-        self._client.hset(keys.batch(id), mapping={"lines": lines, "jobs": jobs, "state": State.FEEDING})
-        return id
+        return counts
 
     def _put(self, id: str, chunk: list[str], index: list[str]) -> None:
         with self._client.pipeline() as pipe:
@@ -106,6 +165,8 @@ class Batches:
                 pipe.rpush(self._keys.batch(id, "input"), self._ledger.keyring.seal(f"input of {id}", packed))
             if index:
                 pipe.rpush(self._keys.batch(id, "lines"), *index)
+            for part in ("input", "lines"):
+                pipe.expire(self._keys.batch(id, part), KEPT_S)
             pipe.execute()
         chunk.clear()
         index.clear()
@@ -114,54 +175,34 @@ class Batches:
         """The latest first."""
         self._client.zremrangebyscore(self._keys.batches, "-inf", time.time() - KEPT_S)
         ids: Any = self._client.zrange(self._keys.batches, 0, -1, desc=True)
-        records = run(self._client, [self._read(one.decode()) for one in ids])
+        records = run(self._client, [read_record(self._keys, one.decode()) for one in ids])
         return [record for record in records if record is not None]
 
     def record(self, id: str) -> Record:
         """Raises NoSuchBatch."""
-        found: Record | None = run(self._client, [self._read(id)])[0]
+        found: Record | None = run(self._client, [read_record(self._keys, id)])[0]
         if found is None:
             raise NoSuchBatch(f"there is no batch {id}; `turnout batch list` shows those that there are")
         return found
 
-    def _read(self, id: str) -> Read[Record | None]:
-        names = ("source", "state", "at", "lines", "jobs", "fed", "max_cost_microusd")
-
-        def decode(reply: list[bytes | None]) -> Record | None:
-            source, state, at, lines, jobs, fed, ceiling = (None if v is None else v.decode() for v in reply)
-            if state is None:
-                return None
-            numbers = int(lines or 0), int(jobs or 0), int(fed or 0)
-            return Record(
-                id, source or "", State(state), float(at or 0), *numbers, None if ceiling is None else int(ceiling)
-            )
-
-        return Read(("HMGET", self._keys.batch(id), *names), decode)
-
-    def counts(self, id: str) -> Counter[str]:
-        """Lines by where they stand: a job's state, `waiting` for those not fed yet, `invalid` for bad ones."""
-        found: Counter[str] = Counter()
-        unfed = "cancelled" if self.record(id).state is State.CANCELLED else "waiting"
-        for page in self._pages(id):
-            ids = [its_job for _, its_job in page if its_job is not None]
-            found["invalid"] += len(page) - len(ids)
-            facts = run(self._client, [self._ledger.facts(one) for one in ids])
-            found.update(job.state if job else unfed for job in facts)
-        return +found
-
     def results(self, id: str) -> Iterator[tuple[JobResult, bytes]]:
         """Of all lines that have ended, in the order of the input: the result, and its line of output."""
-        cancelled = self.record(id).state is State.CANCELLED
+        record, number = self.record(id), 0
         for page in self._pages(id):
-            ids = [its_job for _, its_job in page if its_job is not None]
-            results = dict(zip(ids, run(self._client, [self._ledger.result(one) for one in ids]), strict=True))
-            for line, its_job in page:
-                result = bad_result(line) if isinstance(line, BadLine) else results[its_job or ""]
-                if result is None and cancelled:
-                    problem = Problem(code="cancelled", message="its batch was cancelled before it was fed")
-                    result = JobResult(id=its_job or "", status=JobStatus.CANCELLED, error=problem)
+            results = self._ask(self._ledger.result, page)
+            facts = self._ask(self._ledger.facts, [one for one in page if results.get(one.job) is None])
+            for one in page:
+                result: JobResult | None
+                if isinstance(one.line, BadLine):
+                    result = bad_result(one.line)
+                else:
+                    number += not one.shared
+                    result = results[one.job]
+                    if result is None and facts[one.job] is None:
+                        result = _without_job(one.job, record, fed=number <= record.fed)
                 if result is not None:
-                    yield result, render(line, result)
+                    rendered = render(one.line, result)
+                    yield result, copied(rendered, one.line) if one.shared else rendered
 
     def pause(self, id: str) -> None:
         """Feed no more; what is queued goes on."""
@@ -183,9 +224,8 @@ class Batches:
         self._client.delete(self._keys.batch(id, "input"))
         cancelled = 0
         for page in self._pages(id):
-            ids = [its_job for _, its_job in page if its_job is not None]
-            ended = run(self._client, [self._ledger.cancel(one, id, result_ttl_s) for one in ids])
-            cancelled += sum(one.accepted for one in ended)
+            ended = self._ask(lambda one: self._ledger.cancel(one, id, result_ttl_s), page)
+            cancelled += sum(one.accepted for one in ended.values())
         return cancelled
 
     def retry_failed(self, id: str) -> int:
@@ -193,11 +233,21 @@ class Batches:
         self.record(id)
         again = 0
         for page in self._pages(id):
-            ids = [its_job for _, its_job in page if its_job is not None]
-            facts = run(self._client, [self._ledger.facts(one) for one in ids])
-            ended = [(i, job) for i, job in zip(ids, facts, strict=True) if job and job.state in ("failed", "expired")]
-            again += sum(run(self._client, [self._ledger.replay(i, job.lane) for i, job in ended]))
+            facts = self._ask(self._ledger.facts, page)
+            ended = [(one, job.lane) for one, job in facts.items() if job and job.state in ("failed", "expired")]
+            again += sum(run(self._client, [self._ledger.replay(one, lane, id) for one, lane in ended]))
         return again
+
+    def delete(self, id: str) -> None:
+        """Drop it with its results. Raises TurnoutError while jobs of it are to be run or under way."""
+        record = self.record(id)
+        if record.state is not State.SUBMITTING and not record.ended:
+            raise TurnoutError(f"batch {id} has not ended; cancel it first")
+        for page in self._pages(id):
+            run(self._client, [self._ledger.purge([one.job for one in page if one.job])])
+        self._client.delete(*(self._keys.batch(id, part) for part in ("", "lines", "input")))
+        self._client.zrem(self._keys.batches, id)
+        run(self._client, [self._ledger.set_ceiling(id, None)])
 
     def _pages(self, id: str) -> Iterator[list[Line]]:
         start = 0
@@ -209,6 +259,35 @@ class Batches:
         texts: Any = self._client.lrange(self._keys.batch(id, "lines"), start, start + PAGE - 1)
         return [_line(text) for text in texts]
 
+    def _ask(self, what: Callable[[str], Sendable[Any]], page: Sequence[Line]) -> dict[str, Any]:
+        """Of each job of a page."""
+        ids = list({one.job: None for one in page if one.job})
+        return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
+
+
+def read_record(keys: Keys, id: str) -> Read[Record | None]:
+    """None: there is no such batch."""
+
+    def decode(reply: Mapping[bytes, bytes]) -> Record | None:
+        told = {name.decode(): value.decode() for name, value in reply.items()}
+        if "state" not in told:
+            return None
+        return Record(
+            id=id,
+            source=told["source"],
+            state=State(told["state"]),
+            submitted_at=float(told["at"]),
+            lines=int(told.get("lines", 0)),
+            jobs=int(told.get("jobs", 0)),
+            shared=int(told.get("shared", 0)),
+            fed=int(told["fed"]),
+            chunks_fed=int(told["next"]),
+            max_cost_microusd=int(told["max_cost_microusd"]) if "max_cost_microusd" in told else None,
+            settled={status.value: int(told[status]) for status in JobStatus if int(told.get(status, 0))},
+        )
+
+    return Read(("HGETALL", keys.batch(id)), decode)
+
 
 def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:
     """The jobs of one chunk of a batch's input. Raises Unreadable."""
@@ -217,10 +296,21 @@ def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:
     return [NewJob.of(id, InferenceRequest.model_validate_json(payload), batch=batch) for id, payload in pairs]
 
 
-def _indexed(line: Item | BadLine, its_job: str | None) -> str:
-    if isinstance(line, BadLine):
-        return json.dumps([line.line, line.custom_id, line.format, None, line.code, line.message])
-    return json.dumps([line.line, line.custom_id, line.format, its_job, line.url, line.base64])
+def _without_job(id: str, record: Record, fed: bool) -> JobResult | None:
+    """The end of a line that never became a job; None: it may become one."""
+    if fed:
+        problem = Problem(code="deadline", message="its deadline had passed when it was fed")
+        return JobResult(id=id, status=JobStatus.EXPIRED, error=problem)
+    if record.state is State.CANCELLED:
+        problem = Problem(code="cancelled", message="its batch was cancelled before it was fed")
+        return JobResult(id=id, status=JobStatus.CANCELLED, error=problem)
+    return None
+
+
+def _indexed(one: Line) -> str:
+    line = one.line
+    rest = [line.code, line.message] if isinstance(line, BadLine) else [line.url, line.base64, int(one.shared)]
+    return json.dumps([line.line, line.custom_id, line.format, one.job, *rest], separators=(",", ":"))
 
 
 _NOTHING = InferenceRequest(prompt="")
@@ -228,6 +318,6 @@ _NOTHING = InferenceRequest(prompt="")
 
 def _line(text: bytes) -> Line:
     number, custom_id, format, its_job, *rest = json.loads(text)
-    if its_job is None:
-        return BadLine(number, custom_id, rest[0], rest[1], Format(format)), None
-    return Item(number, custom_id, _NOTHING, Format(format), rest[0], rest[1]), its_job
+    if not its_job:
+        return Line(BadLine(number, custom_id, rest[0], rest[1], Format(format)), "", False)
+    return Line(Item(number, custom_id, _NOTHING, Format(format), rest[0], rest[1]), its_job, bool(rest[2]))

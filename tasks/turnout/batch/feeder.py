@@ -17,7 +17,7 @@ from typing import Any
 
 import redis
 
-from turnout.batch.lines import BadLine, Defaults, Item, Uniqueness, detect, job_id, known_id, parse
+from turnout.batch.lines import BadLine, Defaults, Item, Uniqueness, detect, job_id, known_id, parse, short
 from turnout.batch.render import bad_result, copied, render
 from turnout.batch.sink import Sink
 from turnout.batch.source import RawLine, Source
@@ -145,7 +145,7 @@ class Feeder:
     def _to_run(self, line: Item | BadLine, raw: RawLine, digest: int) -> tuple[Item, int] | None:
         if self._sink.has(raw.number, digest):
             if isinstance(line, Item):
-                self._asked.setdefault(_short(self._job_id(line)), line.line)
+                self._asked.setdefault(short(self._job_id(line)), line.line)
             return None
         self._sink.drop(range(raw.number, raw.number + 1), self._tally)
         refusal = self._options.refusal
@@ -175,7 +175,7 @@ class Feeder:
             id, light = self._job_id(item), (replace(item, request=_EMPTY), digest)
             if id in self._out:
                 self._out[id].lines.append(light)
-            elif self._options.dedupe and (first := self._asked.get(_short(id))) is not None:
+            elif self._options.dedupe and (first := self._asked.get(short(id))) is not None:
                 self._share(first, *light)
             else:
                 job = NewJob.of(id, item.request, batch=self._sink.batch)
@@ -241,7 +241,7 @@ class Feeder:
         (first, digest), *others = out.lines
         self._write(first, digest, entry(result), render(first, result))
         if self._options.dedupe:
-            self._asked[_short(id)] = first.line
+            self._asked[short(id)] = first.line
         for item, digest in others:
             self._share(first.line, item, digest)
         self._purge.append(id)
@@ -273,7 +273,3 @@ def read(source: Source, defaults: Defaults) -> Iterator[Item | BadLine]:
 
 
 _EMPTY = InferenceRequest(prompt="")
-
-
-def _short(id: str) -> int:
-    return int(id[:15], 16)

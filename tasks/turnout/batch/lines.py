@@ -109,6 +109,11 @@ def job_id(batch: str, item: Item, dedupe: bool = False) -> str:
     return hashlib.sha256(f"{batch}\0{which}\0{item.request.canonical_json()}".encode()).hexdigest()[:32]
 
 
+def short(job_id: str) -> int:
+    """Enough of it to tell a batch's jobs apart, in little memory."""
+    return int(job_id[:15], 16)
+
+
 class Uniqueness:
     """Remembers which line used an id first: hashes only, about 100 bytes an id."""
 

@@ -43,7 +43,7 @@ def render(line: Item | BadLine, result: JobResult) -> bytes:
     return _line(value)
 
 
-def copied(rendered: bytes, line: Item) -> bytes:
+def copied(rendered: bytes, line: Item | BadLine) -> bytes:
     """A line of output, as a further line of the same request has it: it cost nothing more, and took no attempt."""
     value = json.loads(rendered)
     if line.format is Format.OPENAI:

@@ -16,8 +16,8 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:deadlines     zset    live jobs that have a deadline, by that time (ms)
     {ns}:failed        zset    dead letters: failed jobs, by the time (ms) at which their record goes
     {ns}:counts        hash    jobs accepted and settled, by outcome
-    {ns}:done:BATCH    list    settled job ids of a batch, to be written out by its feeder
-    {ns}:batch:BATCH   hash    a detached batch's own record
+    {ns}:done:BATCH    list    settled job ids of a batch, to be written out by `turnout run`
+    {ns}:batch:BATCH   hash    a detached batch's own record, with its counts; its jobs' results live as long
     {ns}:batch:BATCH:lines  list    which job each of its lines is, or why it is none (JSON)
     {ns}:batch:BATCH:input  list    requests that are still to be fed, in compressed chunks
     {ns}:batches       zset    batch ids, by creation (ms)

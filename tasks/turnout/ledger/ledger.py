@@ -122,10 +122,11 @@ class Ledger:
         result = JobResult(id=job_id, status=JobStatus.CANCELLED, error=problem)
         return self._end("cancel", job_id, 0, result, None, result_ttl_s, batch)
 
-    def replay(self, job_id: str, lane: Lane) -> Call[bool]:
+    def replay(self, job_id: str, lane: Lane, batch: str | None = None) -> Call[bool]:
         """Run a settled job again that did not succeed, from the start and without its old deadline."""
         keys = self.keys
         named = [keys.failed, keys.counts, keys.story(job_id), keys.result(job_id), keys.stream(job_id)]
+        named.append(keys.batch(batch or ""))
         return self._call("replay", [*self._publishing(job_id, lane), *named], [job_id])
 
     def purge(self, job_ids: Sequence[str]) -> Call[int]:
@@ -267,9 +268,12 @@ class Ledger:
         named = (f"batch:{batch}",) if microusd is None else (f"batch:{batch}", microusd)
         return Read((*command, *named), lambda reply: None)
 
-    def fed(self, batch: str, number: int, jobs: int) -> Call[bool]:
-        """Note that this chunk of a detached batch's input has been fed, and drop it."""
-        return self._call("fed", [self.keys.batch(batch), self.keys.batch(batch, "input")], [number, jobs])
+    def fed(self, batch: str, number: int, jobs: int, expired: int = 0) -> Call[bool]:
+        """Note that this chunk of a detached batch's input has been fed, and drop it.
+
+        expired: those of its jobs that were not accepted, for their deadline had passed.
+        """
+        return self._call("fed", [self.keys.batch(batch), self.keys.batch(batch, "input")], [number, jobs, expired])
 
     # --- streams and webhooks --------------------------------------------------------------------------
 
@@ -398,6 +402,7 @@ class Ledger:
                 keys.stream(job_id),
                 keys.hooks,
                 keys.parked,
+                keys.batch(batch or ""),
                 *keys.all_pending,
             ],
             [

@@ -2,30 +2,28 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import click
+import redis
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from turnout.batch.detached import Batches, Record, State
+from turnout.batch.detached import Batches, Record
+from turnout.batch.sink import replacing
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
 from turnout.request import MICROUSD_PER_USD
-from turnout.result import JobStatus, dollars
+from turnout.result import dollars
 from turnout_workers.commands.run import DONE, SOME_FAILED, STOPPED, batch_options, defaults
 from turnout_workers.commands.setting import Setting, setting
-
-ENDED = {*(status.value for status in JobStatus), "invalid"}
 
 
 class Commands(click.Group):
@@ -34,7 +32,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except TurnoutError as error:
+        except (TurnoutError, redis.RedisError, OSError) as error:
             raise click.ClickException(str(error)) from None
 
 
@@ -55,9 +53,9 @@ def submit(source: str, **options: Any) -> None:
     """Hand SOURCE over, all of it, and print the batch's id."""
     _, batches = _here()
     ceiling = None if options["max_cost"] is None else round(options["max_cost"] * MICROUSD_PER_USD)
-    id = batches.submit(Source(source), defaults(options), ceiling)
+    id = batches.submit(Source(source), defaults(options), ceiling, options["dedupe"])
     record = batches.record(id)
-    if bad := record.lines - record.jobs:
+    if bad := record.counts.get("invalid"):
         click.echo(f"{bad} of {record.lines} lines can't be run; `turnout batch results {id}` says why", err=True)
     click.echo(id)
 
@@ -72,10 +70,19 @@ def list_batches(as_json: bool) -> None:
         for record in records:
             click.echo(json.dumps(asdict(record)))
         return
-    table = Table("batch", "submitted (UTC)", "state", "fed", "lines", "from")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("batch", "submitted (UTC)", "state", "lines", "ended", "from"):
+        table.add_column(
+            column,
+            justify="right" if column in ("lines", "ended") else "left",
+            no_wrap=column != "from",
+            overflow="fold",
+        )
     for one in records:
         at = datetime.fromtimestamp(one.submitted_at, UTC)
-        table.add_row(one.id, f"{at:%Y-%m-%d %H:%M:%S}", one.state, f"{one.fed:,}", f"{one.lines:,}", one.source)
+        ended = one.lines - one.counts.get("waiting", 0) - one.counts.get("under_way", 0)
+        state = "ended" if one.ended else one.state
+        table.add_row(one.id, f"{at:%Y-%m-%d %H:%M:%S}", state, f"{one.lines:,}", f"{ended:,}", one.source)
     Console().print(table if records else "There is no batch.")
 
 
@@ -85,7 +92,7 @@ def list_batches(as_json: bool) -> None:
 def show(id: str, as_json: bool) -> None:
     """Show where the lines of a batch stand, and what it has cost."""
     here, batches = _here()
-    told = _told(here, batches, batches.record(id))
+    told = _told(here, batches.record(id))
     click.echo(json.dumps(told) if as_json else _line(told))
 
 
@@ -96,25 +103,28 @@ def watch(id: str) -> None:
     here, batches = _here()
     last = ""
     while True:
-        told = _told(here, batches, batches.record(id))
-        if (line := _line(told)) != last:
+        record = batches.record(id)
+        if (line := _line(_told(here, record))) != last:
             click.echo(line)
             last = line
-        if told["ended"]:
-            sys.exit(DONE if told["counts"].get("succeeded", 0) == told["lines"] else SOME_FAILED)
+        if record.ended:
+            sys.exit(DONE if record.complete else SOME_FAILED)
         time.sleep(1)
 
 
 @batch.command()
 @click.argument("id")
 @click.option("-o", "--output", required=True, help="A line for each line that has ended; - for standard output.")
-def results(id: str, output: str) -> None:
+@click.option("--errors", help="A file of its own for lines without an answer.")
+def results(id: str, output: str, errors: str | None) -> None:
     """Fetch results in the order of the input, as far as there are any. Exit code 3: the batch still goes on."""
     _, batches = _here()
     record, written, succeeded = batches.record(id), 0, 0
-    with _replacing(output) as file:
+    with contextlib.ExitStack() as stack:
+        answers = sys.stdout.buffer if output == "-" else stack.enter_context(replacing(output))
+        others = stack.enter_context(replacing(errors)) if errors else answers
         for result, line in batches.results(id):
-            file.write(line)
+            (answers if result.succeeded else others).write(line)
             written += 1
             succeeded += result.succeeded
     click.echo(f"{written:,} of {record.lines:,} lines have ended, {succeeded:,} of them with an answer", err=True)
@@ -127,6 +137,13 @@ def cancel(id: str) -> None:
     """Cancel all of it that has not ended."""
     here, batches = _here()
     click.echo(f"{batches.cancel(id, here.settings.file.retention.results_s):,} jobs cancelled")
+
+
+@batch.command()
+@click.argument("id")
+def delete(id: str) -> None:
+    """Drop a batch that has ended, with its results. By itself it goes 7 days after it was submitted."""
+    _here()[1].delete(id)
 
 
 @batch.command()
@@ -150,15 +167,13 @@ def retry_failed(id: str) -> None:
     click.echo(f"{_here()[1].retry_failed(id):,} jobs run again")
 
 
-def _told(here: Setting, batches: Batches, record: Record) -> dict[str, Any]:
-    counts = batches.counts(record.id)
+def _told(here: Setting, record: Record) -> dict[str, Any]:
     names = [f"batch:{record.id}|{kind}" for kind in ("spent", "unsure")]
     spent, unsure = (int(one or 0) for one in here.client.hmget(here.ledger.keys.money, names))
-    ended = record.state is not State.SUBMITTING and sum(counts[one] for one in ENDED) == record.lines
     return {
         **asdict(record),
-        "counts": dict(counts),
-        "ended": ended,
+        "counts": record.counts,
+        "ended": record.ended,
         "spent_usd": spent / MICROUSD_PER_USD,
         "unsure_usd": unsure / MICROUSD_PER_USD,
     }
@@ -166,22 +181,8 @@ def _told(here: Setting, batches: Batches, record: Record) -> dict[str, Any]:
 
 def _line(told: dict[str, Any]) -> str:
     state = "ended" if told["ended"] else told["state"]
-    counts = ", ".join(f"{count:,} {name}" for name, count in sorted(told["counts"].items()))
+    counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(told["counts"].items()))
     spent, unsure = (dollars(round(told[name] * MICROUSD_PER_USD)) for name in ("spent_usd", "unsure_usd"))
     ceiling = told["max_cost_microusd"]
     limit = "" if ceiling is None else f" of {dollars(ceiling)}"
     return f"{told['id']}: {state}; {told['lines']:,} lines: {counts}; {spent}{limit} spent, {unsure} unsure"
-
-
-@contextmanager
-def _replacing(output: str) -> Iterator[IO[bytes]]:
-    """A file that takes its name when it is whole, and on disk."""
-    if output == "-":
-        yield sys.stdout.buffer
-        return
-    path, part = Path(output), Path(f"{output}.part")
-    with part.open("wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -70,7 +70,7 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
     ids = list(jobs) or [job_id for job_id, _, _ in _failed(here, error, batch, 1_000_000)]
     facts = here.ask(*(here.ledger.facts(job_id) for job_id in ids))
     known = [(job_id, job) for job_id, job in zip(ids, facts, strict=True) if job is not None]
-    done = here.ask(*(here.ledger.replay(job_id, job.lane) for job_id, job in known))
+    done = here.ask(*(here.ledger.replay(job_id, job.lane, job.batch) for job_id, job in known))
     click.echo(f"{sum(done)} of {len(ids)} jobs run again")
 
 

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- End a job, once: store its result, for the ledger and for Celery, and tell who waits.
 -- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done list of its batch,
---       turns, line, stream, hooks, parked, pending of each lane
+--       turns, line, stream, hooks, parked, record of its batch if that is detached, pending of each lane
 -- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
 --       time to live (ms), time to live if failed (ms), crashes that make it poison, batch ('': none)
 -- authority  token: the worker that holds it, and for a success any that ever held it
@@ -44,11 +44,15 @@ if authority == 'token' then redis.call('HDEL', KEYS[1], 'progress') end
 redis.call('ZREM', KEYS[2], id)
 if job[12] then unpark(KEYS[1], job[12], KEYS[3], KEYS[14]) end
 redis.call('ZREM', KEYS[4], id)
-for i = 15, #KEYS do redis.call('ZREM', KEYS[i], id) end
+for i = 16, #KEYS do redis.call('ZREM', KEYS[i], id) end
 if job[9] then end_turn(KEYS[1], job[9], KEYS[10], KEYS[11]) end
 redis.call('HINCRBY', KEYS[6], status, 1)
 
 local ttl = tonumber(status == 'failed' and ARGV[9] or ARGV[8])
+-- A detached batch counts its own, and its results are kept as long as its record.
+local kept = batch == '' and -2 or redis.call('PTTL', KEYS[15])
+local detached = kept ~= -2
+if kept > ttl then ttl = kept end
 if status == 'failed' then
   redis.call('ZADD', KEYS[5], NOW + ttl, id)
   redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', NOW)
@@ -58,7 +62,11 @@ redis.call('PEXPIRE', KEYS[1], ttl)
 redis.call('PEXPIRE', KEYS[7], ttl)
 redis.call('SET', KEYS[8], ARGV[6], 'PX', ARGV[8])
 redis.call('PUBLISH', KEYS[8], ARGV[6])
-if batch ~= '' then redis.call('RPUSH', KEYS[9], id) end
+if detached then
+  redis.call('HINCRBY', KEYS[15], status, 1)
+elseif batch ~= '' then
+  redis.call('RPUSH', KEYS[9], id)
+end
 if job[10] then
   redis.call('XADD', KEYS[12], '*', 'end', status)
   redis.call('PEXPIRE', KEYS[12], ttl)
