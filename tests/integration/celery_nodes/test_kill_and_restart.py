@@ -61,10 +61,13 @@ def test_a_broker_killed_and_restarted_keeps_its_queue(celery_setup: CeleryTestS
     assert calls(stand) == [1] * 5
 
 
-def test_a_worker_outlives_its_broker(celery_setup: CeleryTestSetup) -> None:
+def test_a_worker_outlives_its_broker(celery_setup: CeleryTestSetup, stand: Stand) -> None:
     assert answers(infer(celery_setup)) == ["succeeded"] * 5
     before = celery_setup.worker.container.id
+    stand.on_disk()
     celery_setup.broker.kill()
     celery_setup.broker.restart()
-    assert answers(infer(celery_setup)) == ["succeeded"] * 5
+    sent = infer(celery_setup)
+    stand.until(lambda: stand.settled() == 10, LIMIT_S)
+    assert answers(sent) == ["succeeded"] * 5
     assert celery_setup.worker.container.id == before
