@@ -173,13 +173,14 @@ GEMINI = {
     "systemInstruction": {"parts": [{"text": "Be brief."}]},
     "contents": [
         {"role": "user", "parts": [{"text": "Look"}, {"inlineData": {"mimeType": "image/png", "data": "iVBOR"}}]},
-        {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {"a": 1}}}]},
+        {"role": "model", "parts": [{"functionCall": {"name": "f", "args": {"a": 1}},
+                                     "thoughtSignature": "skip_thought_signature_validator"}]},
         {"role": "user", "parts": [{"functionResponse": {"name": "f", "response": {"result": "42"}}},
                                    {"text": "And now?"}]},
     ],
     "generationConfig": {
         "maxOutputTokens": 9, "temperature": 0.5, "seed": 3, "stopSequences": ["X"],
-        "thinkingConfig": {"thinkingBudget": 1024},
+        "thinkingConfig": {"thinkingLevel": "low"},
         "responseMimeType": "application/json", "responseJsonSchema": {"type": "object"},
     },
     "tools": [{"functionDeclarations": [
@@ -254,6 +255,16 @@ async def test_azures_dated_versions_have_a_path_for_each_deployment(http: Http)
     path, _, _ = await sent(azure, {"prompt": "?"}, http)
     assert path == "/openai/deployments/m/chat/completions?api-version=2024-10-21"
     assert (await sent(replace(azure, version=None), {"prompt": "?"}, http))[0] == "/chat/completions"
+
+
+async def test_geminis_older_models_think_by_the_token_and_know_no_signatures(http: Http) -> None:
+    old = replace(endpoint("gemini"), served_model="gemini-2.5-flash")
+    async with recorder(answer("gemini")) as (url, seen):
+        await build(config("gemini", url), http).call(old, InferenceRequest.model_validate(TURNS), QUICK)
+    ((path, body),) = seen
+    assert path == "/v1beta/models/gemini-2.5-flash:generateContent"
+    assert body["generationConfig"]["thinkingConfig"] == {"thinkingBudget": 1024}
+    assert "thoughtSignature" not in json.dumps(body)
 
 
 @pytest.mark.parametrize("version", ["2023-06-01", "2026-10-21"])

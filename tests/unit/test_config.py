@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from turnout.request import Lane, RoutingStrategy
+from turnout.request import Capability, Lane, RoutingStrategy
 from turnout_workers import discovery
 from turnout_workers.config import ConfigError, Settings, configured, find, load, settings
 from turnout_workers.endpoints import accounts
-from turnout_workers.routing.fleet import Limits, Price
+from turnout_workers.routing.fleet import Endpoint, Limits, Price
 from turnout_workers.simulator import load as load_scenario
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +102,23 @@ def test_a_vendors_key_is_found_in_its_usual_variable_or_the_file_that_one_names
     assert "GROQ_API_KEY_FILE=/nowhere can't be read: No such file" in told(usual, {"GROQ_API_KEY_FILE": "/nowhere"})
     elsewhere = "[providers.groq]\nbase_url = 'http://127.0.0.1:9'"
     assert settings(elsewhere, "t.toml", {"GROQ_API_KEY": "k"}).keys["groq"] == (), "a vendor's key is for the vendor"
+
+
+def test_a_model_that_is_in_no_catalogue_is_known_by_its_name_and_the_price_list() -> None:
+    text = "[providers.{}]\nmodels = ['{}']"
+    environ = {"OPENAI_API_KEY": "k", "DEEPSEEK_API_KEY": "k", "MISTRAL_API_KEY": "k"}
+
+    def only(provider: str, model: str) -> Endpoint:
+        return accounts(settings(text.format(provider, model), "t.toml", environ))[0].endpoints[0]
+
+    new = only("openai", "gpt-5.4")
+    assert {Capability.TOOLS, Capability.VISION, Capability.JSON_SCHEMA} <= new.capabilities
+    assert new.context_tokens
+    assert new.context_tokens > 200_000
+    assert only("openai", "text-embedding-9").capabilities == {Capability.EMBEDDINGS}
+    assert only("openai", "ft:house-model").capabilities == set()
+    assert Capability.JSON_SCHEMA not in only("deepseek", "deepseek-chat").capabilities, "the vendor doesn't take it"
+    assert Capability.JSON_SCHEMA in only("mistral", "mistral-large").capabilities
 
 
 def test_a_service_tier_has_its_own_list_price() -> None:

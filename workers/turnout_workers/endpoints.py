@@ -1,6 +1,6 @@
 """From a checked configuration to what the fleet is made of: accounts, and their endpoints.
 
-What is said of a model comes from three places: the operator's table first, then the catalogue, then nothing. A
+What is said of a model comes from the operator's table first, then the catalogue, then its name and the price list. A
 price comes from the operator, else from the price list, else it is unknown.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from turnout.request import Capability
 from turnout_workers.config import Settings
 from turnout_workers.providers import catalogue
 from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
@@ -67,9 +68,7 @@ def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialec
             price=_price(told, preset, served, table.service_tier),
             limits=_limits(told, table),
             shared_limits=_limits(table) if len(models) > 1 else UNLIMITED,
-            capabilities=(known.capabilities if known else frozenset())
-            if told.capabilities is None
-            else told.capabilities,
+            capabilities=_capabilities(known, preset, served) if told.capabilities is None else told.capabilities,
             context_tokens=told.context_tokens or _context_tokens(known, preset, served),
             max_output_tokens=told.max_output_tokens or (known.max_output_tokens if known else None),
             quality=told.quality or (known.quality if known else None),
@@ -94,6 +93,13 @@ def _price(told: ModelTable, preset: Dialect, served: str, tier: str | None) -> 
             told.cache_write_usd_per_mtok,
         )
     return list_price(preset.price_id, served, tier=tier) if preset.price_id else None
+
+
+def _capabilities(known: catalogue.Model | None, preset: Dialect, served: str) -> frozenset[Capability]:
+    """What the model can do, without what this vendor doesn't pass on to it."""
+    able = known.capabilities if known else catalogue.likely(served)
+    asked = {Capability.TOOLS: "tools", Capability.JSON_SCHEMA: "json_schema"}
+    return able - {capability for capability, parameter in asked.items() if parameter not in preset.parameters}
 
 
 def _context_tokens(known: catalogue.Model | None, preset: Dialect, served: str) -> int | None:

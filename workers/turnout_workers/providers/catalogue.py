@@ -6,6 +6,7 @@ listed here works as well; its capabilities are then the operator's to state. Fi
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cache
@@ -36,6 +37,15 @@ class Model:
 
 
 MODELS: tuple[Model, ...] = (
+    Model("gpt-5", 400_000, 128_000, THINKING, Quality.BEST, {"openai": "gpt-5", "openrouter": "openai/gpt-5"}),
+    Model(
+        "gpt-5-mini", 400_000, 128_000, THINKING, Quality.GOOD,
+        {"openai": "gpt-5-mini", "openrouter": "openai/gpt-5-mini"},
+    ),
+    Model(
+        "gpt-5-nano", 400_000, 128_000, THINKING, Quality.BASIC,
+        {"openai": "gpt-5-nano", "openrouter": "openai/gpt-5-nano"},
+    ),
     Model(
         "gpt-4.1", 1_047_576, 32_768, VISION, Quality.BEST, {"openai": "gpt-4.1", "openrouter": "openai/gpt-4.1"}
     ),
@@ -129,6 +139,25 @@ MODELS: tuple[Model, ...] = (
     Model("text-embedding-3-large", 8_191, None, EMBEDDING, None, {"openai": "text-embedding-3-large"}),
     Model("gemini-embedding-001", 2_048, None, EMBEDDING, None, {"gemini": "gemini-embedding-001"}),
 )  # fmt: skip
+
+
+FAMILIES: tuple[tuple[re.Pattern[str], frozenset[Capability]], ...] = tuple(
+    (re.compile(rf"(^|[/:.-])({names})", re.IGNORECASE), capabilities)
+    for names, capabilities in (
+        ("embed|text-embedding", EMBEDDING),
+        ("gpt-oss", TEXT_THINKING),
+        ("gpt-|o[1-9]|claude|gemini|grok", THINKING),
+        ("deepseek|qwen|kimi|glm|minimax|magistral", TEXT_THINKING),
+        ("(meta-)?llama|mistral|mixtral|ministral|codestral|command|nova", TOOLS),
+    )
+)
+"""What models of these families can do, for those that aren't in the catalogue: a wrong guess is a call that is refused
+and goes elsewhere, while without one no job with tools would ever be sent."""
+
+
+def likely(name: str) -> frozenset[Capability]:
+    """What a model can do as far as its name tells; empty: it tells nothing."""
+    return next((capabilities for names, capabilities in FAMILIES if names.search(name)), frozenset())
 
 
 @cache

@@ -57,7 +57,8 @@ _STATUSES = frozenset(map(str, range(400, 600)))
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 _UNSUPPORTED_WORDS = (
     "extra inputs are not permitted", "is not supported with this model", "not supported by this model",
-    "does not support", "is unsupported", "type is unavailable now",
+    "is not supported for this model", "only works in thinking mode", "does not support", "is unsupported",
+    "type is unavailable now",
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort")}
 _OPTIONAL |= {"stop_sequences": "stop", "effort": "reasoning_effort", "thinking": "reasoning_effort"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,8 +20,13 @@ FINISH = {
     **dict.fromkeys(FILTERED, FinishReason.CONTENT_FILTER),
 }
 TOOL_MODE = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
+BUDGETED = re.compile(r"gemini-[12]\b")
+"""Models that are told in tokens how much to think; the later ones are told a level."""
+THINKING_LEVEL = {"none": "minimal"}
 THINKING_TOKENS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576}
 """What Google's own OpenAI-compatible layer maps the efforts to."""
+UNSIGNED = "skip_thought_signature_validator"
+"""Google's word for a call of another model's, or whose signature is gone: its later models take none without."""
 
 
 class GeminiConnector(Connector):
@@ -35,7 +41,7 @@ class GeminiConnector(Connector):
             asked = [{**one, "content": {"parts": [{"text": text}]}} for text in request.texts]
             return f"{model}:batchEmbedContents", {"requests": asked}
         method = "streamGenerateContent?alt=sse" if stream else "generateContent"
-        return f"{model}:{method}", _body(request, sent)
+        return f"{model}:{method}", _body(request, sent, endpoint.served_model)
 
     def gathering(self) -> Gathering:
         return _Chunks()
@@ -52,7 +58,7 @@ class GeminiConnector(Connector):
         return f"/{self.config.version or self.dialect.version}"
 
 
-def _body(request: InferenceRequest, sent: Sent) -> dict[str, Any]:
+def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if request.max_output_tokens is not None:
         options["maxOutputTokens"] = request.max_output_tokens
@@ -61,14 +67,18 @@ def _body(request: InferenceRequest, sent: Sent) -> dict[str, Any]:
             options[theirs] = value
     if request.stop and sent.takes("stop"):
         options["stopSequences"] = list(request.stop)
-    if request.reasoning_effort is not None and sent.takes("reasoning_effort"):
-        options["thinkingConfig"] = {"thinkingBudget": THINKING_TOKENS[request.reasoning_effort]}
+    if (effort := request.reasoning_effort) is not None and sent.takes("reasoning_effort"):
+        options["thinkingConfig"] = (
+            {"thinkingBudget": THINKING_TOKENS[effort]}
+            if BUDGETED.match(model)
+            else {"thinkingLevel": THINKING_LEVEL.get(effort, effort)}
+        )
     wanted = request.response_format
     if wanted.type != "text" and sent.takes(wanted.type):
         options["responseMimeType"] = "application/json"
         if wanted.json_schema is not None:
             options["responseJsonSchema"] = wanted.json_schema
-    body: dict[str, Any] = {"contents": _contents(request.chat)}
+    body: dict[str, Any] = {"contents": _contents(request.chat, model)}
     if system := "\n\n".join(m.text for m in request.chat if m.role in ("system", "developer")):
         body["systemInstruction"] = {"parts": [{"text": system}]}
     if request.tools and sent.takes("tools"):
@@ -90,8 +100,9 @@ def _body(request: InferenceRequest, sent: Sent) -> dict[str, Any]:
     return body
 
 
-def _contents(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
+def _contents(messages: tuple[Message, ...], model: str) -> list[dict[str, Any]]:
     """Turns of user and model. A function's result is named by the function, not by the call's id."""
+    signature = {} if BUDGETED.match(model) else {"thoughtSignature": UNSIGNED}
     names = {call.id: call.function.name for message in messages for call in message.tool_calls}
     contents: list[dict[str, Any]] = []
     for message in messages:
@@ -99,13 +110,13 @@ def _contents(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
             continue
         role = "model" if message.role == "assistant" else "user"
         if contents and contents[-1]["role"] == role:
-            contents[-1]["parts"] += _parts(message, names)
+            contents[-1]["parts"] += _parts(message, names, signature)
         else:
-            contents.append({"role": role, "parts": _parts(message, names)})
+            contents.append({"role": role, "parts": _parts(message, names, signature)})
     return contents
 
 
-def _parts(message: Message, names: Mapping[str, str]) -> list[dict[str, Any]]:
+def _parts(message: Message, names: Mapping[str, str], signature: Mapping[str, str]) -> list[dict[str, Any]]:
     if message.role == "tool":
         name = names.get(message.tool_call_id or "", message.name or "tool")
         return [{"functionResponse": {"name": name, "response": {"result": message.text}}}]
@@ -121,7 +132,7 @@ def _parts(message: Message, names: Mapping[str, str]) -> list[dict[str, Any]]:
             arguments = json.loads(call.function.arguments)
         except ValueError:
             arguments = {}
-        parts.append({"functionCall": {"name": call.function.name, "args": arguments}})
+        parts.append({"functionCall": {"name": call.function.name, "args": arguments}, **signature})
     return parts
 
 
