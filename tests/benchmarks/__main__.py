@@ -1,4 +1,6 @@
-"""`make bench`: every benchmark, one after the other. Each runs alone as well; `--help` says how."""
+"""`make bench`: every benchmark, one after the other, and the report of them all in docs/benchmarks.md.
+
+Each runs alone as well, and `--help` says how. An hour or so on two cores that do nothing else."""
 
 from __future__ import annotations
 
@@ -14,7 +16,9 @@ def main() -> int:
     for script in sorted(HERE.glob("*.py")):
         if script.stem not in ("__main__", "bound", "measure", "peers", "report"):
             print(f"\n== {script.stem}", flush=True)
-            worst = max(worst, subprocess.run([sys.executable, "-m", f"tests.benchmarks.{script.stem}"]).returncode)
+            command = [sys.executable, "-m", f"tests.benchmarks.{script.stem}", "--keep"]
+            worst = max(worst, subprocess.run(command).returncode)
+    subprocess.run([sys.executable, "-m", "tests.benchmarks.report"], check=True)
     return worst
 
 

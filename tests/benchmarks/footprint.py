@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from tests.benchmarks import peers
-from tests.benchmarks.measure import keep, pace, rss_mb, spread
+from tests.benchmarks.measure import keep, keeping, pace, rss_mb, spread
 from tests.benchmarks.throughput import FLEET, LIMIT_S
 from tests.chaos.stand import Stand, standing
 
@@ -113,7 +113,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--no-peers", action="store_true")
-    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    keeping(options)
     given = options.parse_args()
     for python in [sys.executable] if given.no_peers else [sys.executable, peers.python()]:
         compiled(python)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -12,7 +13,9 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import redis
 
 KEPT = Path(__file__).parents[2] / "docs" / "benchmarks"
 """Raw numbers of the runs that the report quotes."""
@@ -40,20 +43,30 @@ def rss_mb(pid: int) -> float:
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
-Pace = tuple[float, float]
-"""Done a second, and CPU milliseconds for each."""
+class Pace(NamedTuple):
+    rate: float
+    """Done a second."""
+    cpu_ms: float
+    """For each."""
+    trips: float = 0.0
+    """Times that Redis had something to read, for each: a pipeline is one."""
 
 
-def pace(pid: int, count: Callable[[], int], goal: int, limit_s: float) -> Pace:
+def pace(pid: int, count: Callable[[], int], goal: int, limit_s: float, server: redis.Redis | None = None) -> Pace:
     """The pace of a process and its descendants, from the first that `count` sees to the last: no start-up in it."""
     ends_at = time.monotonic() + limit_s
     while (first := count()) <= 0:
         _in_time(ends_at, first, goal)
-    began, cpu = time.monotonic(), cpu_s(pid)
+    began, cpu, read, looks = time.monotonic(), cpu_s(pid), _reads(server), 1
     while (now := count()) < goal:
+        looks += 1
         _in_time(ends_at, now, goal)
-    done = goal - first
-    return done / (time.monotonic() - began), 1000 * (cpu_s(pid) - cpu) / done
+    done, took_s, trips = goal - first, time.monotonic() - began, _reads(server) - read - looks
+    return Pace(done / took_s, 1000 * (cpu_s(pid) - cpu) / done, max(0, trips) / done)
+
+
+def _reads(server: redis.Redis | None) -> int:
+    return int(server.info("stats")["total_reads_processed"]) if server else 0
 
 
 def _in_time(ends_at: float, count: int, goal: int) -> None:
@@ -64,6 +77,10 @@ def _in_time(ends_at: float, count: int, goal: int) -> None:
 def spread(values: Sequence[float]) -> str:
     """The median, with the least and the most."""
     return f"{statistics.median(values):8.4g}  ({min(values):.4g} … {max(values):.4g})"
+
+
+def keeping(options: argparse.ArgumentParser) -> None:
+    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
 
 
 def keep(name: str, figures: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 
 import redis
 from openai.types.chat import ChatCompletion
-from tests.benchmarks.measure import keep
+from tests.benchmarks.measure import keep, keeping
 from tests.benchmarks.throughput import FLEET, SLOTS
 from tests.chaos.stand import Stand, standing
 
@@ -140,7 +140,7 @@ def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--lines", type=int, default=1_000_000)
     options.add_argument("--kills", type=int, default=5)
-    options.add_argument("--keep", action="store_true", help="write the figures to docs/benchmarks")
+    keeping(options)
     given = options.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="turnout-lines-") as folder,
@@ -176,7 +176,13 @@ def main() -> int:
     print(f"jobs by calls, as the simulator counted: {told['jobs_by_calls']}")
     print("\n".join(wrong) or "every line has one result, in order, and OpenAI's types parse it")
     if given.keep:
-        figures = {"took_s": took, "by_fifths": fifths, "command_mb": run.command_mb, "redis_mb": run.redis_mb}
+        figures = {
+            "lines": given.lines,
+            "took_s": took,
+            "by_fifths": fifths,
+            "command_mb": run.command_mb,
+            "redis_mb": run.redis_mb,
+        }
         keep("million_lines", {**figures, "resumed_s": run.resumed, "jobs_by_calls": told["jobs_by_calls"]})
     return 1 if wrong else 0
 

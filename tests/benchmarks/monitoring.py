@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from tests.benchmarks.measure import Pace, keep, spread
+from tests.benchmarks.measure import Pace, keep, keeping, spread
 from tests.benchmarks.throughput import FLEET, SLOTS, turnout
 from tests.chaos.stand import Stand, standing
 
@@ -66,7 +66,7 @@ def main() -> None:
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--jobs", type=int, default=3000)
     options.add_argument("--parts", action="store_true", help="also the two halves alone")
-    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    keeping(options)
     given = options.parse_args()
     chosen = PARTS if given.parts else {name: PARTS[name] for name in (ON, OFF)}
     found: dict[str, list[Pace]] = {name: [] for name in chosen}
@@ -74,9 +74,9 @@ def main() -> None:
         for _ in range(given.rounds):
             for name, (events, rest) in chosen.items():
                 found[name].append(watched(stand, given.jobs, events, rest))
-    without = statistics.median(rate for rate, _ in found[OFF])
+    without = statistics.median(one.rate for one in found[OFF])
     for name, measured in found.items():
-        rates, cpu_ms = [rate for rate, _ in measured], statistics.median(cpu for _, cpu in measured)
+        rates, cpu_ms = [one.rate for one in measured], statistics.median(one.cpu_ms for one in measured)
         print(f"{name:45} {spread(rates)} jobs/s   {cpu_ms:5.2f} CPU ms a job"
               f"   {statistics.median(rates) / without:.0%}")  # fmt: skip
     if given.keep:

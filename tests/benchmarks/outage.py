@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.benchmarks import peers
-from tests.benchmarks.measure import keep
+from tests.benchmarks.measure import keep, keeping
 from tests.chaos.stand import Stand, standing
 
 JOBS, RATE, DEATH = 1000, 100.0, 500
@@ -116,7 +116,7 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=3)
     options.add_argument("--no-peers", action="store_true")
-    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    keeping(options)
     options.add_argument("--only", choices=DEATHS, action="append", help="this way to die")
     given = options.parse_args()
     runners = {"turnout": ours} if given.no_peers else {"turnout": ours, "litellm": litellm}

@@ -12,7 +12,7 @@ import time
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
-from tests.benchmarks.measure import cpu_s, keep, rss_mb
+from tests.benchmarks.measure import cpu_s, keep, keeping, rss_mb
 from tests.chaos.stand import Stand, standing
 
 FLEET = """
@@ -70,7 +70,7 @@ def main() -> None:
     options.add_argument("--for", type=float, default=20.0, dest="for_s", help="seconds of each measurement")
     options.add_argument("--times", type=int, default=5)
     options.add_argument("--limit", default="requests_per_minute = 60")
-    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    keeping(options)
     given = options.parse_args()
     with (
         tempfile.TemporaryDirectory(prefix="turnout-parked-") as folder,

@@ -1,8 +1,8 @@
-"""What a job takes in Redis, and how fast one Redis does the ledger's part:
-`python -m tests.benchmarks.redis_memory`."""
+"""What a job takes in Redis, and how fast one Redis does the ledger's part."""
 
 from __future__ import annotations
 
+import argparse
 import tempfile
 import time
 import uuid
@@ -10,6 +10,7 @@ from pathlib import Path
 
 import redis
 from tests import redis_server
+from tests.benchmarks.measure import keep, keeping
 
 from turnout.ledger import Ledger, NewJob
 from turnout.ledger.script import run
@@ -19,7 +20,7 @@ from turnout.result import JobResult, JobStatus
 JOBS, BATCH = 5000, 250
 
 
-def measure(client: redis.Redis, prompt_bytes: int) -> str:
+def measure(client: redis.Redis, prompt_bytes: int) -> dict[str, float]:
     ledger, empty = Ledger(), client.info("memory")["used_memory"]
     prompt = ("word " * prompt_bytes)[:prompt_bytes]
     jobs = [NewJob.of(uuid.uuid4().hex, InferenceRequest(prompt=prompt)) for _ in range(JOBS)]
@@ -40,16 +41,32 @@ def measure(client: redis.Redis, prompt_bytes: int) -> str:
         run(client, [ledger.settle(*end, None, 86_400) for end in ends])
     done_s = time.perf_counter() - began
     settled = (client.info("memory")["used_memory"] - empty) // JOBS
-    rates = f"enqueue {JOBS / queued_s:.0f}/s, claim and settle {JOBS / done_s:.0f}/s"
-    return f"prompt {prompt_bytes} B: queued {queued} B, settled {settled} B besides its answer; {rates}"
+    return {
+        "bytes of prompt": prompt_bytes,
+        "bytes queued": queued,
+        "bytes settled, besides the answer": settled,
+        "enqueued/s": round(JOBS / queued_s),
+        "claimed and settled/s": round(JOBS / done_s),
+    }
 
 
-if __name__ == "__main__":
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__)
+    keeping(options)
+    given = options.parse_args()
+    raw = []
     for size in (100, 1000, 10_000):
         with tempfile.TemporaryDirectory() as folder:
             server = redis_server.start(Path(folder))
             try:
                 with redis.Redis.from_url(server.url) as client:
-                    print(measure(client, size))
+                    raw.append(measure(client, size))
             finally:
                 server.stop()
+        print(", ".join(f"{what} {figure}" for what, figure in raw[-1].items()))
+    if given.keep:
+        keep("redis_memory", {"raw": raw})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,6 +1,6 @@
 """A seeded race: strategies and simple baselines over a simulated fleet with one fault, in virtual time.
 
-    python -m tests.benchmarks.routing_race [--faults outage,hang] [--racers balanced,random] [--seeds 1]
+    python -m tests.benchmarks.routing_race [--faults outage,hang] [--racers balanced,random] [--seeds 3]
 
 Eight routers share one store, each with a snapshot up to a quarter of a second old. Five endpoints, six jobs a
 second: 35 % interactive (deadline 5 s), 35 % standard (30 s), 30 % batch (600 s), some bound to a region, a
@@ -24,10 +24,11 @@ import statistics
 import time
 from collections import deque
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from tests.benchmarks.bound import Slot, least_cost
+from tests.benchmarks.measure import keep, keeping
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, Quality, RoutingConstraints, Usage
 from turnout_workers.providers.base import CallOutcome, Timeouts
@@ -401,9 +402,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", default=",".join(FAULTS))
     parser.add_argument("--racers", default=",".join([*RoutingStrategy, "balanced+hedge", *BASELINES]))
-    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--seeds", type=int, default=3)
+    keeping(parser)
     chosen = parser.parse_args()
     logging.disable()
+    raw: dict[str, dict[str, list[dict[str, float | None]]]] = {}
     for fault in chosen.faults.split(","):
         columns = ("goodput", "failed", "spend", "p50", "p99", "wasted", "429", "notice", "return")
         print(f"\n{fault:16}" + "".join(f"{column:>9}" for column in columns))
@@ -413,11 +416,14 @@ def main() -> None:
             for seed in range(chosen.seeds):
                 with asyncio.Runner(loop_factory=VirtualLoop) as runner:
                     results.append(runner.run(race(name, fault, seed)))
+            raw.setdefault(fault, {})[name] = [asdict(result) for result in results]
             cells = []
             for key in Result.__dataclass_fields__:
                 values = [v for r in results if (v := getattr(r, key)) is not None]
                 cells.append(f"{statistics.mean(values):9.2f}" if values else f"{'-':>9}")
             print(f"{name:16}" + "".join(cells) + f"   ({time.perf_counter() - began:.0f} s)", flush=True)
+    if chosen.keep:
+        keep("routing_race", {"unit": "%, jobs, × the lower bound, s, calls", "raw": raw})
 
 
 if __name__ == "__main__":

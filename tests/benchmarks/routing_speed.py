@@ -1,6 +1,6 @@
 """How long a routing decision takes, and litellm.Router's for the same work in the same run.
 
-    python tests/benchmarks/routing_speed.py [--no-peer] [--litellm 1.106.2]
+    python -m tests.benchmarks.routing_speed [--no-peer] [--litellm 1.106.2]
 
 Ours: `rank` with every constraint set, from a snapshot of 20 and of 200 endpoints that serve the model; then
 with all that a job needs before and after (profile, the best candidate), and with a snapshot of its own.
@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+from tests.benchmarks.measure import keep, keeping
 
 ROUNDS, CALLS = 15, 200
 
@@ -155,6 +157,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--litellm", default="1.106.2", metavar="VERSION")
+    keeping(parser)
     chosen = parser.parse_args()
     found: dict[str, list[float]] = {}
     work = ours()
@@ -178,6 +181,8 @@ def main() -> None:
     for name, times in found.items():
         middle = statistics.median(times)
         print(f"{name:40} {middle:9.1f} µs  ({min(times):.1f} … {max(times):.1f})  {middle / base:7.1f} ×")
+    if chosen.keep:
+        keep("routing_speed", {"unit": "µs a decision", "raw": found})
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ One job at a time shows the latency; many at once show what coalescing gives.
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import tempfile
 import time
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import redis.asyncio
 from tests import redis_server
+from tests.benchmarks.measure import keep, keeping
 
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer
+from turnout_workers.redis_exchange import exchange
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, ObservedLimit, Report
@@ -40,8 +43,8 @@ async def job(store: RedisFleetStore, name: str, candidates: int) -> None:
     await store.report(Report(name, grant.endpoint_id, ok=True, **used, **seen))  # type: ignore[arg-type]
 
 
-async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) -> None:
-    store = RedisFleetStore(Coalescer(client), Keys("bench"))
+async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) -> dict[str, float]:
+    store = RedisFleetStore(Coalescer(client, exchange=exchange), Keys("bench"))
     await client.flushall()
     await client.config_resetstat()
     await job(store, "first", candidates)
@@ -63,20 +66,32 @@ async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) ->
     at = time.perf_counter()
     for _ in range(100):
         await store.state()
-    print(f"   reading the state: {(time.perf_counter() - at) * 1e4:.0f} µs")
+    state_us = (time.perf_counter() - at) * 1e4
+    print(f"   reading the state: {state_us:.0f} µs")
+    return {
+        "candidates": candidates,
+        "at once": at_once,
+        "µs of Redis": redis_us,
+        "µs of worker CPU": cpu / JOBS * 1e6,
+        "jobs/s": JOBS / wall,
+    }
 
 
-async def main() -> None:
+async def main(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         server = redis_server.start(Path(directory))
         client = redis.asyncio.Redis.from_url(server.url)
         try:
-            for at_once, candidates in ((1, 1), (1, 4), (100, 1), (100, 4)):
-                await measure(client, at_once, candidates)
+            ways = ((1, 1), (1, 4), (100, 1), (100, 4))
+            raw = [await measure(client, at_once, candidates) for at_once, candidates in ways]
         finally:
             await client.aclose()
             server.stop()
+    if given.keep:
+        keep("state_admit", {"unit": "a job: admission and report", "raw": raw})
 
 
 if __name__ == "__main__":
-    asyncio.run(main())
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    keeping(options)
+    asyncio.run(main(options.parse_args()))

@@ -16,12 +16,13 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
 
 import redis
 from tests.benchmarks import peers
-from tests.benchmarks.measure import Pace, keep, pace, spread
+from tests.benchmarks.measure import Pace, keep, keeping, pace, spread
 from tests.chaos.stand import Stand, standing
 
 from turnout.request import InferenceRequest
@@ -29,6 +30,7 @@ from turnout_workers import process
 from turnout_workers.config import load
 from turnout_workers.endpoints import accounts
 from turnout_workers.providers import Http, build
+from turnout_workers.tables import WorkerTable
 
 FLEET = """
 output_tokens = 8
@@ -41,12 +43,17 @@ LIMIT_S = 180.0
 OURS, LIMIT = "turnout worker", "bare loop (limit)"
 
 
+def serving(folder: Path, delay_s: float) -> AbstractContextManager[Stand]:
+    """With all that is on by default: a lease of 30 s, and task events for Flower."""
+    return standing(folder, FLEET.format(delay=delay_s), SLOTS, WorkerTable().lease_s, task_events=True)
+
+
 def turnout(stand: Stand, jobs: int) -> Pace:
     before = stand.settled()
     ids = [f"{before}-{number}" for number in range(jobs)]
     stand.submit(ids)
     worker = stand.start_worker(wait=False)
-    measured = pace(worker.pid, lambda: stand.settled() - before, jobs, LIMIT_S)
+    measured = pace(worker.pid, lambda: stand.settled() - before, jobs, LIMIT_S, stand.client)
     assert stand.outcomes(ids) == {"succeeded": jobs}
     stand.stop_worker(worker)
     return measured
@@ -67,7 +74,7 @@ def bare(stand: Stand, jobs: int) -> Pace:
 
     began, cpu = time.monotonic(), time.process_time()
     asyncio.run(loop())
-    return jobs / (time.monotonic() - began), 1000 * (time.process_time() - cpu) / jobs
+    return Pace(jobs / (time.monotonic() - began), 1000 * (time.process_time() - cpu) / jobs)
 
 
 def celery(stand: Stand, jobs: int, pool: str, slots: int) -> Pace:
@@ -85,7 +92,7 @@ def celery(stand: Stand, jobs: int, pool: str, slots: int) -> Pace:
     command = [peers.python(), "-m", "celery", "-A", "celery_peer", "worker", "-P", pool, "-c", str(slots)]
     worker = process.start(command, folder / f"{pool}.log", environ)
     try:
-        return pace(worker.pid, lambda: int(results.dbsize()), jobs, LIMIT_S)
+        return pace(worker.pid, lambda: int(results.dbsize()), jobs, LIMIT_S, results)
     finally:
         process.stop(worker)
         results.close()
@@ -94,7 +101,7 @@ def celery(stand: Stand, jobs: int, pool: str, slots: int) -> Pace:
 def litellm(stand: Stand, jobs: int) -> Pace:
     command = [peers.python(), "-c", peers.LITELLM_LOOP, stand.provider_url("sim"), str(jobs), str(SLOTS)]
     told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
-    return told["rate"], told["cpu_ms"]
+    return Pace(told["rate"], told["cpu_ms"])
 
 
 CONTESTANTS: dict[str, tuple[Callable[[Stand, int], Pace], tuple[int, int]]] = {
@@ -112,25 +119,25 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--rounds", type=int, default=5)
     options.add_argument("--no-peers", action="store_true")
-    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    keeping(options)
     given = options.parse_args()
     chosen = dict(list(CONTESTANTS.items())[: 2 if given.no_peers else None])
     raw: dict[str, dict[str, list[Pace]]] = {}
     for nth, delay in enumerate((0.0, 0.2)):
         found: dict[str, list[Pace]] = {name: [] for name in chosen}
-        with tempfile.TemporaryDirectory() as folder, standing(Path(folder), FLEET.format(delay=delay), SLOTS) as stand:
+        with tempfile.TemporaryDirectory() as folder, serving(Path(folder), delay) as stand:
             for _ in range(given.rounds):
                 for name, (run, jobs) in chosen.items():
                     found[name].append(run(stand, jobs[nth]))
-        rate = {name: statistics.median(one for one, _ in measured) for name, measured in found.items()}
+        rate = {name: statistics.median(one.rate for one in measured) for name, measured in found.items()}
         print(f"\n{delay * 1000:.0f} ms answers: median of {given.rounds} rounds, with the least and the most")
         for name, measured in found.items():
-            cpu_ms = statistics.median(one for _, one in measured)
-            print(f"{name:32} {spread([one for one, _ in measured])} jobs/s   {cpu_ms:6.2f} CPU ms a job"
-                  f"   ours is {rate[OURS] / rate[name]:5.2f} ×", flush=True)  # fmt: skip
+            cpu_ms, trips = (statistics.median(one[figure] for one in measured) for figure in (1, 2))
+            print(f"{name:32} {spread([one.rate for one in measured])} jobs/s   {cpu_ms:6.2f} CPU ms a job"
+                  f"   {trips:5.2f} trips to Redis   ours is {rate[OURS] / rate[name]:5.2f} ×", flush=True)  # fmt: skip
         raw[f"{delay * 1000:.0f} ms"] = found
     if given.keep:
-        keep("throughput", {"unit": "jobs/s, CPU ms a job", "raw": raw})
+        keep("throughput", {"unit": "jobs/s, CPU ms a job, trips to Redis a job", "raw": raw})
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ LEASE_S = 3.0
 
 class Stand:
     def __init__(
-        self, folder: Path, fleet: str, concurrency: int, lease_s: float = LEASE_S, drain_s: float = 10.0
+        self, folder: Path, fleet: str, concurrency: int, lease_s: float, drain_s: float, task_events: bool
     ) -> None:
         self.folder = folder
         self.ledger = Ledger(Keys())
@@ -46,7 +46,7 @@ class Stand:
         self._providers: dict[str, str] = told["providers"]
         tables = discovery.simulated(told["providers"], scenario.load(file))
         tables["worker"] = {"lease_s": lease_s, "drain_s": drain_s}
-        tables["monitoring"] = {"task_events": False}
+        tables["monitoring"] = {"task_events": task_events}
         self.config = folder / "turnout.toml"
         self.config.write_text(discovery.toml(tables))
         self.workers: list[Forked] = []
@@ -160,10 +160,16 @@ class Stand:
 
 @contextmanager
 def standing(
-    folder: Path, fleet: str, concurrency: int = 50, lease_s: float = LEASE_S, drain_s: float = 10.0
+    folder: Path,
+    fleet: str,
+    concurrency: int = 50,
+    lease_s: float = LEASE_S,
+    drain_s: float = 10.0,
+    *,
+    task_events: bool = False,
 ) -> Iterator[Stand]:
     os.environ.pop("REDIS_URL", None)
-    stand = Stand(folder, fleet, concurrency, lease_s, drain_s)
+    stand = Stand(folder, fleet, concurrency, lease_s, drain_s, task_events)
     try:
         yield stand
     finally:
