@@ -205,7 +205,7 @@ def main() -> None:
         "# Benchmarks",
         "",
         "Made by `make bench`, or by `python -m tests.benchmarks.report` from the raw numbers in `docs/benchmarks/`.",
-        "Providers are simulated; every job's result was checked. Machines differ: take the ratios, which are of one run each.",
+        "Providers are simulated; every job's result was checked. Machines differ: take the ratios, each of one run.",
         "",
     ]
     for name, write in PARTS.items():
