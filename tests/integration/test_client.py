@@ -41,7 +41,7 @@ def test_an_answer_comes_back(client: Client) -> None:
     assert answer.text.startswith("[simulated by")
     assert answer.simulated
     assert job.status() == "succeeded"
-    assert [event["event"] for event in job.events()] == ["queued", "claimed", "succeeded"]
+    assert [event["event"] for event in job.events()] == ["queued", "claimed", "routed", "succeeded"]
     assert client.job(job.id).result() == job.result()
 
 

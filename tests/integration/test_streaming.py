@@ -64,6 +64,10 @@ def test_a_failover_in_mid_stream_is_told_and_the_answer_begins_anew(stand: Stan
     assert restarts
     assert "".join(pieces[: restarts[0]]) != ""
     assert "".join(pieces[restarts[-1] :]) == job.wait().text
+    told = [(one["event"], one.get("to") or one.get("from")) for one in job.events() if one["event"] != "claimed"]
+    first, second = "sim-first/llama-3.3-70b", "sim-second/llama-3.3-70b"
+    assert told[0] == ("queued", None)
+    assert told[-4:] == [("routed", first), ("failed_over", first), ("routed", second), ("succeeded", None)]
 
 
 def test_a_job_that_does_not_stream_gives_its_answer_in_one_piece(client: Client) -> None:

@@ -269,7 +269,7 @@ class Attempts:
                 bids=bids,
                 ttl_s=self._heartbeat.ttl_s,
                 ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
-                fence=Fence(self._ledger.keys.job(job.id), job.claim.token),
+                fence=Fence(job.id, job.claim.token),
                 headroom=lane_share * self._shares.headroom(tenant, now),
             )
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,11 +33,15 @@ class MemoryFleet:
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
-    def put_job(self, key: str, token: int, state: str) -> None:
-        self.jobs[key] = {"token": token, "state": state}
+    def put_job(self, job_id: str, token: int, state: str) -> None:
+        self.jobs[job_id] = {"token": token, "state": state}
 
-    def job(self, key: str) -> tuple[str, int]:
-        return self.jobs[key]["state"], self.jobs[key].get("calls", 0)
+    def job(self, job_id: str) -> tuple[str, int]:
+        return self.jobs[job_id]["state"], self.jobs[job_id].get("calls", 0)
+
+    def routed(self, job_id: str) -> list[str]:
+        found: list[str] = self.jobs[job_id].get("routed", [])
+        return found
 
     async def close(self) -> None: ...
 
@@ -46,10 +51,11 @@ class RedisFleet:
 
     def __init__(self, url: str) -> None:
         self.now: float = START
+        self._keys = Keys("test")
         self._redis = redis.Redis.from_url(url, decode_responses=True)
         self._client = redis.asyncio.Redis.from_url(url)
         self._redis.set(CLOCK_KEY, START * 1000)
-        self.store: FleetStore = RedisFleetStore(Coalescer(self._client), Keys("test"), HAND_CLOCK)
+        self.store: FleetStore = RedisFleetStore(Coalescer(self._client), self._keys, HAND_CLOCK)
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -58,11 +64,15 @@ class RedisFleet:
             if (ttl_ms := int(self._redis.pttl(key))) >= 0:
                 self._redis.pexpire(key, ttl_ms - round(seconds * 1000))
 
-    def put_job(self, key: str, token: int, state: str) -> None:
-        self._redis.hset(key, mapping={"token": token, "state": state})
+    def put_job(self, job_id: str, token: int, state: str) -> None:
+        self._redis.hset(self._keys.job(job_id), mapping={"token": token, "state": state})
 
-    def job(self, key: str) -> tuple[str, int]:
-        return str(self._redis.hget(key, "state")), int(self._redis.hget(key, "calls") or 0)
+    def job(self, job_id: str) -> tuple[str, int]:
+        state, calls = self._redis.hmget(self._keys.job(job_id), "state", "calls")
+        return str(state), int(calls or 0)
+
+    def routed(self, job_id: str) -> list[str]:
+        return [json.loads(event)["to"] for event in self._redis.lrange(self._keys.story(job_id), 0, -1)]
 
     async def close(self) -> None:
         self._redis.close()

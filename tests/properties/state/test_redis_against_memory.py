@@ -89,7 +89,7 @@ class TwoStores(RuleBasedStateMachine):
     def open(self) -> None:
         self.fleets: tuple[MemoryFleet, RedisFleet] = (MemoryFleet(), RedisFleet(self.url))
         for fleet in self.fleets:
-            fleet.put_job("{test}:job:1", 1, "leased")
+            fleet.put_job("1", 1, "leased")
 
     def teardown(self) -> None:
         self.loop.run_until_complete(self.fleets[1].close())
@@ -123,7 +123,7 @@ class TwoStores(RuleBasedStateMachine):
         token: int | None,
         headroom: float,
     ) -> None:
-        fence = Fence("{test}:job:1", token) if token else None
+        fence = Fence("1", token) if token else None
         ask = Ask(lease, bids, ttl_s, ceilings, fence, headroom)
         self._admit(ask)
 
@@ -185,7 +185,7 @@ class TwoStores(RuleBasedStateMachine):
         for fleet in self.fleets:
             at, states = self.loop.run_until_complete(fleet.store.state())
             known = {e: rounded(astuple(s)) for e, s in states.items() if s != UNKNOWN}
-            seen.append((at, known, fleet.job("{test}:job:1")))
+            seen.append((at, known, fleet.job("1")))
         assert seen[0] == seen[1]
         self.both(lambda store: store.accounts(ACCOUNTS))
 

@@ -87,7 +87,7 @@ KEPT_S = DAY[0] * DAY[1] / 1000
 
 
 class MemoryFleetStore:
-    """`clock` gives seconds; `jobs` the ledger's records by key, for fenced admissions."""
+    """`clock` gives seconds; `jobs` the ledger's records by id, for fenced admissions."""
 
     def __init__(self, clock: Callable[[], float], jobs: MutableMapping[str, dict[str, Any]] | None = None) -> None:
         self._clock = clock
@@ -111,7 +111,7 @@ class MemoryFleetStore:
 
     async def admit(self, ask: Ask) -> Admission:
         now = self._now()
-        job: dict[str, Any] = self._jobs.get(ask.fence.job_key, {}) if ask.fence else {}
+        job: dict[str, Any] = self._jobs.get(ask.fence.job_id, {}) if ask.fence else {}
         if ask.fence and (job.get("token") != ask.fence.token or job.get("state") not in ("leased", "calling")):
             return Fenced()
         if held := self._known(ask.lease_id, now):  # a repeated admission, its first answer was lost
@@ -124,6 +124,7 @@ class MemoryFleetStore:
             if obstacle is None:
                 if ask.fence:
                     job.update(state="calling", calls=job.get("calls", 0) + 1)
+                    job.setdefault("routed", []).append(bid.endpoint_id)
                 return self._grant(bid, ask, now)
             obstacles[bid.endpoint_id] = obstacle
         return NoRoom.of(now, {endpoint_id: (o.until, o.reason) for endpoint_id, o in obstacles.items()})

@@ -86,7 +86,7 @@ class RedisFleetStore:
             "bids": [_bid(bid) for bid in ask.bids],
         }
         if ask.fence:
-            keys.append(ask.fence.job_key)
+            keys += [self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
             body["token"] = str(ask.fence.token)
         return self._script("admit", keys, [_json(body)], lambda reply: _admission(ask.lease_id, reply))
 

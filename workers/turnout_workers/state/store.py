@@ -67,9 +67,9 @@ class Bid:
 
 @dataclass(frozen=True, slots=True)
 class Fence:
-    """Ties the admission to a claimed job: refused unless `token` is the job's current one."""
+    """Ties the admission to a claimed job: refused unless `token` is its current one, else told in its story."""
 
-    job_key: str
+    job_id: str
     token: int
 
 

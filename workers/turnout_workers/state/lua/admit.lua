@@ -1,7 +1,7 @@
 -- Lease the first bid that has room, or say what stands in each one's way, and until when.
 --
 -- KEYS  fleet, money, expiry, overdue, lease, ceilings; then window and calls of each bid's endpoint, and of its account
---       too if it has shared limits; then, if the admission is fenced, the job's record
+--       too if it has shared limits; then, if the admission is fenced, the job's record and story
 -- ARGV  the ask as JSON: id, ttl (ms), headroom, token (text; absent: not fenced), accounts, and bids of
 --       endpoint, input, output, cost, overdue (ms), probe_allowed, limits, shared (limits), accounts;
 --       an account is [name, limit], -1 for none
@@ -208,14 +208,15 @@ local function grant(bid, health, load, shared)
     redis.call('HSET', FLEET, bid.endpoint .. '|probe', ask.id, bid.endpoint .. '|probe_until', now + ask.ttl)
   end
   if ask.token then
-    redis.call('HSET', KEYS[#KEYS], 'state', 'calling')
-    redis.call('HINCRBY', KEYS[#KEYS], 'calls', 1)
+    redis.call('HSET', KEYS[#KEYS - 1], 'state', 'calling')
+    redis.call('HINCRBY', KEYS[#KEYS - 1], 'calls', 1)
+    redis.call('RPUSH', KEYS[#KEYS], '{"at":' .. now .. ',"event":"routed","to":' .. cjson.encode(bid.endpoint) .. '}')
   end
   return {'granted', bid.endpoint, now, probe}
 end
 
 if ask.token then
-  local job = redis.call('HMGET', KEYS[#KEYS], 'token', 'state')
+  local job = redis.call('HMGET', KEYS[#KEYS - 1], 'token', 'state')
   if job[1] ~= ask.token or (job[2] ~= 'leased' and job[2] ~= 'calling') then return {'fenced'} end
 end
 local held = redis.call('HMGET', LEASE, 'endpoint', 'at', 'probe', 'expired')
