@@ -1,4 +1,4 @@
-"""Turnout behind Django, in one file: submit, poll, read the answer as it comes.
+"""Turnout behind Django, in one file: submit, poll, read the answer as it comes, be told when it is done.
 
 python django_app.py runserver      with REDIS_URL, and a `turnout worker` on the same Redis
 """
@@ -13,11 +13,15 @@ from collections.abc import Iterator
 import django
 from django.conf import settings
 from django.core.management import execute_from_command_line
-from django.http import HttpRequest, JsonResponse, StreamingHttpResponse
+from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
 
 from turnout import Client, Conflict, IntakeRefused, JobError, Restarted
+from turnout.webhook import BadSignature, verified
+
+SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
+WEBHOOK = "app" if SECRET else None
 
 if not settings.configured:
     settings.configure(
@@ -34,7 +38,9 @@ client = Client()  # one for the whole process: threads share it
 def ask(request: HttpRequest) -> JsonResponse:
     asked = json.loads(request.body)
     try:
-        job = client.submit(asked["prompt"], model="llama-3.3-70b", stream=True, idempotency_key=asked["order"])
+        job = client.submit(
+            asked["prompt"], model="llama-3.3-70b", stream=True, idempotency_key=asked["order"], webhook=WEBHOOK
+        )
     except Conflict as error:
         return JsonResponse({"error": str(error)}, status=409)
     except IntakeRefused as error:
@@ -66,10 +72,26 @@ def stream(_: HttpRequest, job_id: str) -> StreamingHttpResponse:
     return StreamingHttpResponse(events(), content_type="text/event-stream")
 
 
+told: dict[str, str] = {}
+"""A real application would write to its database."""
+
+
+@csrf_exempt  # the signature is what says who calls
+def hook(request: HttpRequest) -> HttpResponse:
+    """Called by the workers when a job has ended. It may come twice."""
+    try:
+        message = verified(request.headers, request.body, SECRET or "")
+    except BadSignature as error:
+        return JsonResponse({"error": str(error)}, status=401)
+    told[message["data"]["id"]] = message["type"]
+    return HttpResponse(status=204)
+
+
 urlpatterns = [
     path("questions", ask),
     path("questions/<str:job_id>", look),
     path("questions/<str:job_id>/stream", stream),
+    path("hooks/turnout", hook),
 ]
 
 if __name__ == "__main__":

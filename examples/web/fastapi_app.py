@@ -17,6 +17,9 @@ from pydantic import BaseModel
 from turnout import AsyncClient, Conflict, IntakeRefused, JobError, Restarted
 from turnout.webhook import BadSignature, verified
 
+SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
+WEBHOOK = "app" if SECRET else None
+
 
 class Question(BaseModel):
     prompt: str
@@ -38,7 +41,7 @@ app = FastAPI(lifespan=lifespan)
 async def ask(question: Question) -> dict[str, str]:
     try:
         job = await app.state.turnout.submit(
-            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order
+            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
         )
     except Conflict as error:
         raise HTTPException(409, str(error)) from None
@@ -81,9 +84,9 @@ told: dict[str, str] = {}
 
 @app.post("/hooks/turnout", status_code=204)
 async def hook(request: Request) -> None:
-    """Called by the workers for jobs submitted with `webhook="app"`. It may come twice."""
+    """Called by the workers when a job has ended. It may come twice."""
     try:
-        message = verified(request.headers, await request.body(), os.environ["WEBHOOK_SECRET"])
+        message = verified(request.headers, await request.body(), SECRET or "")
     except BadSignature as error:
         raise HTTPException(401, str(error)) from None
     told[message["data"]["id"]] = message["type"]

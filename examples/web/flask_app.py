@@ -1,4 +1,4 @@
-"""Turnout behind Flask: submit, poll, read the answer as it comes.
+"""Turnout behind Flask: submit, poll, read the answer as it comes, be told when it is done.
 
 flask --app flask_app run      with REDIS_URL, and a `turnout worker` on the same Redis
 """
@@ -6,11 +6,16 @@ flask --app flask_app run      with REDIS_URL, and a `turnout worker` on the sam
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 
 from flask import Flask, Response, abort, request, stream_with_context
 
 from turnout import Client, Conflict, IntakeRefused, JobError, Restarted
+from turnout.webhook import BadSignature, verified
+
+SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
+WEBHOOK = "app" if SECRET else None
 
 app = Flask(__name__)
 client = Client()  # one for the whole process: threads share it
@@ -20,7 +25,9 @@ client = Client()  # one for the whole process: threads share it
 def ask() -> tuple[dict[str, str], int]:
     asked = request.get_json()
     try:
-        job = client.submit(asked["prompt"], model="llama-3.3-70b", stream=True, idempotency_key=asked["order"])
+        job = client.submit(
+            asked["prompt"], model="llama-3.3-70b", stream=True, idempotency_key=asked["order"], webhook=WEBHOOK
+        )
     except Conflict as error:
         abort(409, str(error))
     except IntakeRefused as error:
@@ -52,3 +59,18 @@ def stream(job_id: str) -> Response:
             yield "event: done\ndata: {}\n\n"
 
     return Response(stream_with_context(events()), mimetype="text/event-stream")
+
+
+told: dict[str, str] = {}
+"""A real application would write to its database."""
+
+
+@app.post("/hooks/turnout")
+def hook() -> tuple[str, int]:
+    """Called by the workers when a job has ended. It may come twice."""
+    try:
+        message = verified(request.headers, request.get_data(), SECRET or "")
+    except BadSignature as error:
+        abort(401, str(error))
+    told[message["data"]["id"]] = message["type"]
+    return "", 204

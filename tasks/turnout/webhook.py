@@ -37,6 +37,8 @@ def verified(headers: Mapping[str, str], body: bytes, secret: str, now: float | 
 
     headers: as the framework gives them. A message may come twice: its `webhook-id` is the same each time.
     """
+    if not secret:
+        raise BadSignature("there is no secret to check it with")
     named = {name.lower(): value for name, value in headers.items()}
     try:
         message_id, at = named["webhook-id"], int(named["webhook-timestamp"])

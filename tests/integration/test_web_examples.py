@@ -5,17 +5,17 @@ from __future__ import annotations
 import importlib.util
 import json
 import sys
-import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from tests.chaos.stand import Stand, standing
-
-from turnout.webhook import signed
+from tests.receiver import Receiver, receiving
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "web"
 FLEET = """
@@ -25,105 +25,143 @@ s_per_token = 0.005
 models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
 """
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+Post = Callable[[str, bytes, Mapping[str, str]], tuple[int, str]]
 Get = Callable[[str], tuple[int, str]]
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
-        stand.start_worker()
-        yield stand
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
 
 
-def loaded(name: str, stand: Stand, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    monkeypatch.setenv("REDIS_URL", stand.redis.url)
-    spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    monkeypatch.setitem(sys.modules, name, module)
-    spec.loader.exec_module(module)
-    return module
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stand]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEBHOOK_SECRET", SECRET)
+        with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
+            with stand.config.open("a") as config:
+                config.write(
+                    f'\n[webhooks.app]\nurl = "{receiver.url}"\nsecret_env = "WEBHOOK_SECRET"\nprivate = true\n'
+                )
+            stand.start_worker()
+            yield stand
 
 
-def goes_through(stand: Stand, post: Callable[[str, dict[str, Any]], tuple[int, str]], get: Get) -> str:
-    """Submit, stream, poll; gives the job's id."""
-    order = uuid.uuid4().hex
-    status, body = post("/questions", {"prompt": "Why is it called a turnout?", "order": order})
-    assert status == 202
-    job_id = str(json.loads(body)["id"])
-    status, streamed = get(f"/questions/{job_id}/stream")
-    assert status == 200
-    events = [block.split("\n") for block in streamed.strip().split("\n\n")]
-    text = "".join(json.loads(data.removeprefix("data: ")) for event, data in events if event == "event: token")
-    assert events[-1][0] == "event: done"
-    status, body = get(f"/questions/{job_id}")
-    assert (status, json.loads(body)) == (200, {"status": "succeeded", "text": text})
-    assert text.startswith("[simulated by sim]")
-    assert get("/questions/unknown")[0] == 404
-    again = {"prompt": "Why is it called a turnout?", "order": order}
-    assert json.loads(post("/questions", again)[1])["id"] == job_id
-    assert post("/questions", again | {"prompt": "Another?"})[0] == 409
-    stand.submit([f"doomed-{job_id}"], model="a-model-that-nobody-serves")
-    status, streamed = get(f"/questions/doomed-{job_id}/stream")
-    assert (status, streamed.split("\n")[0]) == (200, "event: error")
-    assert "no endpoint can serve this job" in streamed
-    return job_id
+@dataclass
+class Walk:
+    """What a browser and the workers do with an example."""
+
+    stand: Stand
+    receiver: Receiver
+    module: ModuleType
+    post: Post
+    get: Get
+
+    def submitted(self, prompt: str, order: str) -> tuple[int, str]:
+        body = json.dumps({"prompt": prompt, "order": order}).encode()
+        status, text = self.post("/questions", body, {"content-type": "application/json"})
+        return status, str(json.loads(text).get("id")) if status == 202 else text
+
+    def __call__(self) -> None:
+        order = uuid.uuid4().hex
+        status, job_id = self.submitted("Why is it called a turnout?", order)
+        assert status == 202
+        self.streams_and_polls(job_id)
+        assert self.submitted("Why is it called a turnout?", order) == (202, job_id)
+        assert self.submitted("Another?", order)[0] == 409
+        self.is_told(job_id)
+        self.tells_of_failure(f"doomed-{job_id}")
+
+    def streams_and_polls(self, job_id: str) -> None:
+        status, streamed = self.get(f"/questions/{job_id}/stream")
+        assert status == 200
+        events = [block.split("\n") for block in streamed.strip().split("\n\n")]
+        text = "".join(json.loads(data.removeprefix("data: ")) for event, data in events if event == "event: token")
+        assert events[-1][0] == "event: done"
+        status, body = self.get(f"/questions/{job_id}")
+        assert (status, json.loads(body)) == (200, {"status": "succeeded", "text": text})
+        assert text.startswith("[simulated by sim]")
+        assert self.get("/questions/unknown")[0] == 404
+
+    def is_told(self, job_id: str) -> None:
+        self.stand.until(lambda: bool(self.receiver.of(job_id)), 20)
+        headers, body = self.receiver.of(job_id)[0]
+        signed = {name: value for name, value in headers.items() if name.startswith(("webhook-", "content-type"))}
+        assert self.post("/hooks/turnout", body + b" ", signed)[0] == 401
+        assert self.module.told == {}
+        assert self.post("/hooks/turnout", body, signed)[0] == 204
+        assert self.module.told == {job_id: "job.succeeded"}
+
+    def tells_of_failure(self, job_id: str) -> None:
+        self.stand.submit([job_id], model="a-model-that-nobody-serves")
+        status, streamed = self.get(f"/questions/{job_id}/stream")
+        assert (status, streamed.split("\n")[0]) == (200, "event: error")
+        assert "no endpoint can serve this job" in streamed
 
 
-def test_fastapi(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def loaded(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], ModuleType]:
+    def load(name: str) -> ModuleType:
+        monkeypatch.setenv("REDIS_URL", stand.redis.url)
+        spec = importlib.util.spec_from_file_location(name, EXAMPLES / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module
+
+    return load
+
+
+def test_fastapi(stand: Stand, receiver: Receiver, loaded: Callable[[str], ModuleType]) -> None:
     from fastapi.testclient import TestClient
 
-    monkeypatch.setenv("WEBHOOK_SECRET", SECRET)
-    module = loaded("fastapi_app", stand, monkeypatch)
+    module = loaded("fastapi_app")
     with TestClient(module.app) as http:
 
-        def post(path: str, body: dict[str, Any]) -> tuple[int, str]:
-            reply = http.post(path, json=body)
+        def post(path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
+            reply = http.post(path, content=body, headers=dict(headers))
             return reply.status_code, reply.text
 
         def get(path: str) -> tuple[int, str]:
             reply = http.get(path)
             return reply.status_code, reply.text
 
-        job_id = goes_through(stand, post, get)
-        body = json.dumps({"type": "job.succeeded", "data": {"id": job_id}}).encode()
-        headers = signed(SECRET, f"msg_{job_id}", int(time.time()), body)
-        assert http.post("/hooks/turnout", content=body + b" ", headers=headers).status_code == 401
-        assert http.post("/hooks/turnout", content=body, headers=headers).status_code == 204
-        assert module.told == {job_id: "job.succeeded"}
+        Walk(stand, receiver, module, post, get)()
 
 
-def test_flask(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = loaded("flask_app", stand, monkeypatch)
+def test_flask(stand: Stand, receiver: Receiver, loaded: Callable[[str], ModuleType]) -> None:
+    module = loaded("flask_app")
     http = module.app.test_client()
 
-    def post(path: str, body: dict[str, Any]) -> tuple[int, str]:
-        reply = http.post(path, json=body)
+    def post(path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
+        reply = http.post(path, data=body, headers=headers)
         return reply.status_code, reply.text
 
     def get(path: str) -> tuple[int, str]:
         reply = http.get(path)
         return reply.status_code, reply.text
 
-    goes_through(stand, post, get)
-    module.client.close()
+    with closing(module.client):
+        Walk(stand, receiver, module, post, get)()
 
 
-def test_django(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> None:
-    module = loaded("django_app", stand, monkeypatch)
+def test_django(stand: Stand, receiver: Receiver, loaded: Callable[[str], ModuleType]) -> None:
+    module = loaded("django_app")
     from django.test import Client as Http
 
-    http = Http()
+    http = Http(enforce_csrf_checks=True)
 
-    def post(path: str, body: dict[str, Any]) -> tuple[int, str]:
-        reply = http.post(path, json.dumps(body), content_type="application/json")
+    def post(path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, str]:
+        reply = http.post(path, body, content_type=headers["content-type"], headers=headers)
         return reply.status_code, reply.content.decode()
 
     def get(path: str) -> tuple[int, str]:
         reply = http.get(path)
-        parts = reply.streaming_content if reply.streaming else [reply.content]
+        parts: Any = reply.streaming_content if reply.streaming else [reply.content]
         return reply.status_code, b"".join(parts).decode()
 
-    goes_through(stand, post, get)
-    module.client.close()
+    with closing(module.client):
+        Walk(stand, receiver, module, post, get)()

@@ -6,15 +6,13 @@ import base64
 import hashlib
 import hmac
 import json
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from typing import Any
 
 import pytest
 from tests.chaos.stand import Stand, standing
+from tests.receiver import Receiver, receiving
 
-from turnout import Client, Failed
+from turnout import Client, Failed, JobResult
 from turnout_workers import webhooks
 
 FLEET = """
@@ -25,37 +23,10 @@ models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
 KEY = b"0123456789abcdef0123456789abcdef"
 
 
-class Receiver(ThreadingHTTPServer):
-    """Hears messages; answers with the next of `statuses`, then 200."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.heard: list[tuple[dict[str, str], bytes]] = []
-        self.statuses: list[int] = []
-
-    def of(self, job_id: str) -> list[tuple[dict[str, str], bytes]]:
-        return [one for one in self.heard if one[0]["webhook-id"].startswith(f"msg_{job_id}_")]
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Receiver
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["content-length"]))
-        self.server.heard.append(({name.lower(): value for name, value in self.headers.items()}, body))
-        self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
-        self.end_headers()
-
-    def log_message(self, *_: Any) -> None:
-        return
-
-
 @pytest.fixture(scope="module")
 def receiver() -> Iterator[Receiver]:
-    with Receiver() as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield server
-        server.shutdown()
+    with receiving() as receiver:
+        yield receiver
 
 
 @pytest.fixture(scope="module")
@@ -64,10 +35,7 @@ def stand(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Itera
         patch.setenv("HOOK_SECRET", "whsec_" + base64.b64encode(KEY).decode())
         with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
             with stand.config.open("a") as config:
-                config.write(
-                    f'\n[webhooks.app]\nurl = "http://127.0.0.1:{receiver.server_port}/hook"\n'
-                    'secret_env = "HOOK_SECRET"\nprivate = true\n'
-                )
+                config.write(f'\n[webhooks.app]\nurl = "{receiver.url}"\nsecret_env = "HOOK_SECRET"\nprivate = true\n')
             stand.start_worker()
             yield stand
 
@@ -83,7 +51,7 @@ def events(client: Client, job_id: str) -> list[str]:
 
 
 def test_a_settled_job_is_told_once_and_signed(stand: Stand, receiver: Receiver, client: Client) -> None:
-    job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app")
+    job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app", metadata={"ticket": "7"})
     stand.until(lambda: "webhook_told" in events(client, job.id), 20)
     [(headers, body)] = receiver.of(job.id)
     signing = f"{headers['webhook-id']}.{headers['webhook-timestamp']}.".encode() + body
@@ -91,7 +59,9 @@ def test_a_settled_job_is_told_once_and_signed(stand: Stand, receiver: Receiver,
     assert headers["webhook-signature"] == f"v1,{digest}"
     told = json.loads(body)
     assert (told["type"], told["data"]["id"]) == ("job.succeeded", job.id)
+    assert JobResult.model_validate(told["data"]) == job.result()
     assert told["data"]["response"]["text"] == job.wait(5).text
+    assert told["data"]["metadata"] == {"ticket": "7"}
 
 
 def test_it_is_told_again_until_it_is_heard(

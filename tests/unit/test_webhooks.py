@@ -79,6 +79,8 @@ def test_what_was_signed_is_verified_and_nothing_else() -> None:
             verified(headers, changed, secret, now=at)
     with pytest.raises(BadSignature):
         verified({}, body, SECRET, now=1010)
+    with pytest.raises(BadSignature, match="no secret"):
+        verified(signed("", "msg_a", 1000, body), body, "", now=1010)
     with pytest.raises(BadSignature):
         verified(headers | {"webhook-signature": "v1,ü"}, body, SECRET, now=1010)
     assert verified({name.title(): value for name, value in headers.items()}, body, SECRET, now=1010)
