@@ -15,7 +15,7 @@ from celery import Celery
 from pydantic import BaseModel, ValidationError, create_model
 
 from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused
-from turnout.client.submission import job_id
+from turnout.client.submission import Options, job_id
 from turnout.ledger import Keys
 from turnout.request import InferenceResponse, ResponseFormat
 from turnout_workers import local, process
@@ -57,6 +57,19 @@ def test_a_repeated_submit_many_gives_the_same_jobs(client: Client) -> None:
     again = client.submit_many(["A?", "B?", "A?"], idempotency_key="order-2")
     assert [job.id for job in first] == [job.id for job in again]
     assert len({job.id for job in first}) == 3
+
+
+def test_one_of_many_may_have_options_of_its_own(client: Client) -> None:
+    asked = {"prompt": "A?", "idempotency_key": "order-4", "metadata": {"order": "4"}, "stream": True}
+    job, other = client.submit_many([asked, "B?"], max_output_tokens=5, metadata=None)
+    assert job.id == client.submit(asked, max_output_tokens=5).id
+    assert len({one.id for one in client.as_completed([job, other], 20)}) == 2
+    assert [one.result().metadata for one in (job, other)] == [{"order": "4"}, {}]
+
+
+def test_every_field_of_a_request_is_an_option_that_a_type_checker_knows() -> None:
+    beside = {"lane", "idempotency_key", "stream", "webhook", "response_model"}
+    assert Options.__annotations__.keys() == InferenceRequest.model_fields.keys() | beside
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, Unpack
 from uuid import uuid4
 
 from redis.exceptions import OutOfMemoryError
@@ -15,6 +15,7 @@ from turnout.client.streaming import Reader
 from turnout.client.submission import (
     MAX_REQUEST_CHARS,
     RESULT_TTL_S,
+    Options,
     Request,
     check,
     chunks,
@@ -57,19 +58,17 @@ class Client:
         self._inbox.close()
         self._redis.close()
 
-    def submit(self, request: Request | None = None, **options: Any) -> Job:
+    def submit(self, request: Request | None = None, **options: Unpack[Options]) -> Job:
         """Accept one job; it is safe in Redis when this returns.
 
-        request: an InferenceRequest, a prompt, or a mapping of its fields. options: `messages`, `model`,
-        `constraints`, `lane` (interactive), `idempotency_key`, `metadata`, `stream` (False), `webhook` (its name),
-        `response_model` (a pydantic model), and any field of InferenceRequest.
+        request: an InferenceRequest, a prompt, or a mapping of options. options: see `Options`.
         Raises Conflict, IntakeRefused, pydantic.ValidationError.
         """
         job = new_job(request, **options)
         self._accept([job])
         return Job(self, job.id)
 
-    def submit_many(self, requests: Iterable[Request], **options: Any) -> list[Job]:
+    def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[Job]:
         """Accept many jobs, some hundred at a round trip. `options` hold for all of them.
 
         If it raises, those before are accepted; with an `idempotency_key`, the call can be repeated as a whole.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncIterator, Generator, Iterable, Sequence
-from typing import Any
+from typing import Any, Unpack
 from uuid import uuid4
 
 from redis.exceptions import OutOfMemoryError
@@ -15,6 +15,7 @@ from turnout.client.streaming import Reader
 from turnout.client.submission import (
     MAX_REQUEST_CHARS,
     RESULT_TTL_S,
+    Options,
     Request,
     check,
     chunks,
@@ -53,13 +54,13 @@ class AsyncClient:
         await self._inbox.aclose()
         await self._redis.aclose()
 
-    async def submit(self, request: Request | None = None, **options: Any) -> AsyncJob:
+    async def submit(self, request: Request | None = None, **options: Unpack[Options]) -> AsyncJob:
         """Accept one job; see `Client.submit`."""
         job = new_job(request, **options)
         await self._accept([job])
         return AsyncJob(self, job.id)
 
-    async def submit_many(self, requests: Iterable[Request], **options: Any) -> list[AsyncJob]:
+    async def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[AsyncJob]:
         """Accept many jobs; see `Client.submit_many`."""
         jobs: list[AsyncJob] = []
         for chunk in chunks(requests, **options):

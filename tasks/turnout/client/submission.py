@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel
 
@@ -14,7 +14,7 @@ from turnout.client import trace
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import LIVE, Enqueued, Intake, NewJob
 from turnout.redis_address import with_password
-from turnout.request import InferenceRequest, Lane, Message, ResponseFormat, RoutingConstraints
+from turnout.request import InferenceRequest, Lane, Message, ResponseFormat, RoutingConstraints, Tool
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000
@@ -25,7 +25,7 @@ RESULT_TTL_S = 86_400.0
 """How long a cancelled job's record is kept, as the workers' default is for others."""
 
 Request = InferenceRequest | str | Mapping[str, Any]
-"""What can be submitted: all of it, a prompt, or a mapping of its fields."""
+"""What can be submitted: all of it, a prompt, or a mapping of options."""
 
 
 def redis_url(url: str | None) -> str:
@@ -33,57 +33,76 @@ def redis_url(url: str | None) -> str:
     return url or with_password(os.environ).get("REDIS_URL") or DEFAULT_URL
 
 
-def chunks(requests: Iterable[Request], idempotency_key: str | None = None, **options: Any) -> Iterator[list[NewJob]]:
-    """Jobs of many requests. The key is that of the whole call: each job's has its number besides."""
-    rest = enumerate(requests)
+class Options(TypedDict, total=False):
+    """What can be said beside a request, or in its stead; None: nothing is said. For fields, see `InferenceRequest`."""
+
+    lane: Lane | str | None
+    """Interactive, unless this or the constraints say otherwise."""
+    idempotency_key: str | None
+    """The job's id follows from it: the same key and content are the same job."""
+    stream: bool | None
+    """Whether the answer's pieces can be read while they come."""
+    webhook: str | None
+    """The name, in the workers' configuration, of who is told when the job has ended."""
+    response_model: type[BaseModel] | None
+    """The answer is to be JSON of this model; `answer.parsed(Model)` gives the instance."""
+    metadata: Mapping[str, str] | None
+    """The caller's own labels, given back with the result."""
+    constraints: RoutingConstraints | Mapping[str, Any] | None
+    messages: Sequence[Message | Mapping[str, Any]] | None
+    prompt: str | None
+    input: str | Sequence[str] | None
+    model: str | Sequence[str] | None
+    max_output_tokens: int | None
+    temperature: float | None
+    top_p: float | None
+    stop: Sequence[str] | None
+    seed: int | None
+    tools: Sequence[Tool | Mapping[str, Any]] | None
+    tool_choice: str | None
+    response_format: ResponseFormat | Mapping[str, Any] | None
+    reasoning_effort: str | None
+    dimensions: int | None
+    timeout_s: float | None
+    on_unsupported: str | None
+    extras: Mapping[str, Mapping[str, Any]] | None
+
+
+def chunks(requests: Iterable[Request], **options: Unpack[Options]) -> Iterator[list[NewJob]]:
+    """Jobs of many requests. A key is that of the whole call: each job's has its number besides."""
+    rest, key = enumerate(requests), options.get("idempotency_key")
     while chunk := list(islice(rest, CHUNK)):
-        keys = [None if idempotency_key is None else f"{idempotency_key}\0{number}" for number, _ in chunk]
-        yield [new_job(request, idempotency_key=key, **options) for key, (_, request) in zip(keys, chunk, strict=True)]
+        jobs = []
+        for number, request in chunk:
+            if key is not None:
+                options["idempotency_key"] = f"{key}\0{number}"
+            jobs.append(new_job(request, **options))
+        yield jobs
 
 
-def new_job(
-    request: Request | None,
-    *,
-    messages: Sequence[Message | Mapping[str, Any]] | None = None,
-    constraints: RoutingConstraints | Mapping[str, Any] | None = None,
-    lane: Lane | str | None = None,
-    idempotency_key: str | None = None,
-    metadata: Mapping[str, str] | None = None,
-    stream: bool = False,
-    webhook: str | None = None,
-    response_model: type[BaseModel] | None = None,
-    **fields: Any,
-) -> NewJob:
-    """A job of a request, a prompt, messages or a mapping; `fields` are further ones of InferenceRequest.
-
-    stream: the answer's pieces can be read while they come. webhook: the name, in the workers' configuration, of
-    who is told when the job has ended. response_model: the answer is to be JSON of this model; `answer.parsed(Model)`
-    gives the instance. With an idempotency key the id follows from it: the same key and content are the same job.
-    Raises pydantic.ValidationError for what is no request, and IntakeRefused.
-    """
+def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJob:
+    """One job to be accepted. Raises pydantic.ValidationError for what is no request, and IntakeRefused."""
     if isinstance(request, InferenceRequest):
         given: dict[str, Any] = request.model_dump(exclude_unset=True)
     elif isinstance(request, str):
         given = {"prompt": request}
     else:
         given = dict(request or {})
-    given |= fields
-    if messages is not None:
-        given["messages"] = list(messages)
-    wish = constraints if constraints is not None else given.get("constraints")
+    given |= {name: value for name, value in options.items() if value is not None}
+    lane, key, model = (given.pop(name, None) for name in ("lane", "idempotency_key", "response_model"))
+    stream, webhook = given.pop("stream", False), given.pop("webhook", None)
+    wish = given.get("constraints")
     if isinstance(wish, RoutingConstraints):
         wish = wish.model_dump(exclude_unset=True)
     wish = dict(wish or {})
     # A caller that waits for one job is an interactive one, unless it says otherwise.
     wish["lane"] = Lane(lane) if lane is not None else wish.get("lane", Lane.INTERACTIVE)
     given["constraints"] = wish
-    if response_model is not None:
-        given["response_format"] = ResponseFormat.of(response_model)
-    if metadata is not None:
-        given["metadata"] = dict(metadata)
+    if model is not None:
+        given["response_format"] = ResponseFormat.of(model)
     valid = InferenceRequest.model_validate(given)
     try:
-        return NewJob.of(job_id(idempotency_key), valid, stream=stream, webhook=webhook, trace=trace.current())
+        return NewJob.of(job_id(key), valid, stream=stream, webhook=webhook, trace=trace.current())
     except UnicodeEncodeError:
         raise IntakeRefused("a text has half a surrogate pair, which is no character") from None
 
