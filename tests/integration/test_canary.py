@@ -148,7 +148,7 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
         batches = Batches(stand.client, Ledger(keyring=Keyring.of(os.environ)))
         (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPT, "id": "first"}) + "\n")
         batch = batches.submit(Source(str(tmp_path / "in.jsonl")), Defaults())
-        stand.until(lambda: batches.counts(batch) == {"succeeded": 1}, 20)
+        stand.until(lambda: batches.record(batch).counts == {"succeeded": 1}, 20)
         assert ANSWERS in next(batches.results(batch))[1]
         monkeypatch.delenv("TURNOUT_PAYLOAD_KEYS_FILE")
         told = CliRunner().invoke(
