@@ -39,6 +39,8 @@ check: $(READY) ## lint, format and types
 chaos: $(READY) ## kill workers and Redis, take providers down, and count what was lost (minutes)
 	$(BIN)/python -m tests.chaos
 	$(BIN)/python -m tests.chaos.deaths
+	$(BIN)/python -m tests.chaos.deaths --lease 30 --times 20
+	$(BIN)/python -m tests.chaos.faults
 	$(BIN)/python -m tests.chaos.poison
 
 bench: $(READY) ## run every benchmark, one after the other (many minutes)

@@ -32,6 +32,8 @@ models."llama-3.3-70b" = { price = { input = 0.2, output = 0.4 } }
 PLACES = {"claimed": 0, "before_call": 0, "during_call": 1, "after_call": 1, "after_settle": 0}
 """Where a worker can die, and how many calls that costs."""
 AT_A_TIME = 20
+TAKEN_BACK_WITHIN = 1.5
+"""Of the lease: 45 s after the claim at the default one."""
 
 
 def die(stand: Stand, places: Sequence[str], rng: random.Random) -> list[str]:
@@ -93,6 +95,8 @@ def main() -> int:
             ids = die(stand, places, random.Random(f"{given.seed}/{place}"))
             told, waits = faults(stand, ids, places), taken_back_after_s(stand, ids)
         p99 = waits[math.ceil(0.99 * len(waits)) - 1] if waits else 0.0
+        if p99 > TAKEN_BACK_WITHIN * given.lease:
+            told.append("that is too late")
         found = "; ".join(told) or "all promises kept"
         print(f"{place}: {given.times} deaths, taken back within {p99:.1f} s (p99 of claims): {found}", flush=True)
         broken += bool(told)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import random
 import re
 from datetime import datetime
 from pathlib import Path
 
+from tests.chaos import faults
 from tests.chaos.stand import standing
 from tests.integration.test_crashes import FLEET, IDS
 from tests.tcp_proxy import between
@@ -38,23 +40,7 @@ def test_a_settlement_whose_reply_is_cut_in_the_middle_counts_once(tmp_path: Pat
 
 
 def test_of_a_hundred_lost_messages_each_is_published_again_within_30_s(tmp_path: Path) -> None:
-    ids = [f"job-{n}" for n in range(300)]
-    with (
-        standing(tmp_path, FLEET.replace("0.2\n", "0.05\n"), concurrency=1) as stand,
-        between(stand.redis.port) as proxy,
-    ):
-        proxy.cut_replies(b"BRPOP", times=100)
-        stand.submit(ids)
-        for _ in range(5):
-            stand.start_worker(redis_url=proxy.url, wait=False)
-        stand.until(lambda: stand.settled() == len(ids), 90)
-        assert proxy.cut == 100
-        assert stand.outcomes(ids) == {"succeeded": len(ids)}
-        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
-        events = [event for story in run(stand.client, [stand.ledger.story(i) for i in ids]) for event in story]
-        again_at = [event["at"] for event in events if event["event"] == "republished"]
-        assert len(again_at) == 100
-        assert max(again_at) - min(event["at"] for event in events) < 30_000
+    assert not faults.lost_replies(tmp_path, random.Random(1))
 
 
 def test_replies_that_are_late_make_nothing_happen_twice(tmp_path: Path) -> None:

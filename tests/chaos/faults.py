@@ -1,0 +1,128 @@
+"""`python -m tests.chaos.faults`: single faults at their full size, each on a stand of its own, and all is counted.
+
+A hundred replies to BRPOP that are lost with the messages in them; calls that outlast every lease, while the workers
+beside them are killed; a stop with a thousand calls in flight. Prints its seed; exit code 1 if a promise is broken.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from tests.chaos.stand import Stand, standing
+from tests.tcp_proxy import between
+
+from turnout.ledger import run
+
+FLEET = """
+output_tokens = 8
+[providers.sim-one]
+ttft_s = {ttft_s}
+models."llama-3.3-70b" = {{ price = {{ input = 0.1, output = 0.3 }} }}
+[providers.sim-two]
+ttft_s = {ttft_s}
+models."llama-3.3-70b" = {{ price = {{ input = 0.2, output = 0.4 }} }}
+"""
+Fault = Callable[[Path, random.Random], list[str]]
+"""Makes it happen, in a folder for its stand; tells what was not as promised."""
+LOST = 100
+REPUBLISHED_WITHIN_S = 30.0
+CALLS = 1000
+GRACE_S, STOPPED_WITHIN_S = 1.0, 5.0
+
+
+def lost_replies(folder: Path, rng: random.Random) -> list[str]:
+    """Of 300 messages a hundred are lost on their way. What was not as promised."""
+    ids = [f"job-{n}" for n in rng.sample(range(10_000), 3 * LOST)]
+    with standing(folder, FLEET.format(ttft_s=0.05), concurrency=1) as stand, between(stand.redis.port) as proxy:
+        proxy.cut_replies(b"BRPOP", times=LOST)
+        stand.submit(ids)
+        for _ in range(5):
+            stand.start_worker(redis_url=proxy.url, wait=False)
+        stand.until(lambda: stand.settled() >= len(ids), 90)
+        told = _broken(stand, ids, calls_each=1)
+        events = [event for story in run(stand.client, [stand.ledger.story(i) for i in ids]) for event in story]
+        again_at = [event["at"] for event in events if event["event"] == "republished"]
+        if not proxy.cut == len(again_at) == LOST:
+            told.append(f"{proxy.cut} messages were lost, {len(again_at)} were published again")
+        last_s = (max(again_at, default=0) - min(event["at"] for event in events)) / 1000
+        if last_s > REPUBLISHED_WITHIN_S:
+            told.append(f"the last of them after {last_s:.0f} s")
+        return told
+
+
+def long_calls(folder: Path, rng: random.Random) -> list[str]:
+    """Calls of five leases, whose worker lives while others beside it die."""
+    ids = [f"long-{n}" for n in range(8)]
+    with standing(folder, FLEET.format(ttft_s=5.0), concurrency=8, lease_s=1.0) as stand:
+        stand.start_worker()
+        stand.submit(ids)
+        stand.until(lambda: stand.outcomes(ids) == {"calling": len(ids)}, 20)
+        while stand.settled() < len(ids):
+            beside = stand.start_worker(wait=False)
+            time.sleep(rng.uniform(0.2, 1.5))
+            beside.kill()
+        return _broken(stand, ids, calls_each=1)
+
+
+def stop(folder: Path, rng: random.Random, within_s: float = STOPPED_WITHIN_S) -> list[str]:
+    """A thousand calls are in flight when their worker is asked to stop, which it does so soon after its grace."""
+    ids = [f"job-{n}" for n in range(CALLS)]
+    fleet = FLEET.format(ttft_s=6.0)
+    with standing(folder, fleet, concurrency=CALLS, lease_s=30.0, drain_s=GRACE_S) as stand:
+        first = stand.start_worker()
+        stand.submit(ids)
+        stand.until(lambda: stand.outcomes(ids) == {"calling": CALLS}, 60)
+        time.sleep(rng.uniform(0, 0.5))
+        first.send_signal(signal.SIGTERM)
+        try:
+            told = [] if first.wait(GRACE_S + within_s) == 0 else [f"it ended with {first.returncode}"]
+        except subprocess.TimeoutExpired:
+            return ["it did not stop in time"]
+        if not (left := stand.outcomes(ids)).keys() <= {"queued", "succeeded"}:
+            told.append(f"it left {left}")
+        stand.start_worker()
+        stand.until(lambda: stand.settled() >= CALLS, 60)
+        return told + _broken(stand, ids)
+
+
+def _broken(stand: Stand, ids: list[str], calls_each: int | None = None) -> list[str]:
+    told = []
+    if (outcomes := stand.outcomes(ids)) != {"succeeded": len(ids)} or stand.settled() != len(ids):
+        told.append(f"of {len(ids)} jobs: {outcomes}, {stand.settled()} settlements")
+    calls = {job["calls"] for job in stand.oracle()["jobs"].values()}
+    if calls_each is not None and calls != {calls_each}:
+        told.append(f"calls a job: {calls}")
+    return told
+
+
+FAULTS: dict[str, Fault] = {
+    f"{LOST} lost replies to BRPOP": lost_replies,
+    "calls of five leases beside workers that die": long_calls,
+    f"a stop with {CALLS} calls in flight": stop,
+}
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
+    given = options.parse_args()
+    print(f"seed {given.seed}", flush=True)
+    broken = 0
+    for name, fault in FAULTS.items():
+        with tempfile.TemporaryDirectory(prefix="turnout-faults-") as folder:
+            told = fault(Path(folder), random.Random(f"{given.seed}/{name}"))
+        print(f"{name}: {'; '.join(told) or 'all promises kept'}", flush=True)
+        broken += bool(told)
+    return 1 if broken else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
