@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import redis
 from tests import redis_server as servers
+
+os.environ.pop("REDIS_URL", None)  # no test works on a Redis that isn't its own
 
 
 @pytest.fixture(scope="session")

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,41 +10,29 @@ from typing import Any
 
 import redis
 from tests import redis_server
+from tests.chaos.fleet import Fleet
 from tests.forked import Forked
 
 from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult
-from turnout_workers import discovery, process
-from turnout_workers.simulator import scenario
+from turnout_workers import process
 
 LEASE_S = 3.0
 """Short, so that a death is noticed soon."""
 
 
-class Stand:
+class Stand(Fleet):
     def __init__(
         self, folder: Path, fleet: str, concurrency: int, lease_s: float, drain_s: float, task_events: bool
     ) -> None:
+        worker = {"lease_s": lease_s, "drain_s": drain_s}
+        super().__init__(folder, fleet, {"worker": worker, "monitoring": {"task_events": task_events}})
         self.folder = folder
         self.ledger = Ledger(Keys())
         self.redis = redis_server.start(folder)
         self.client = redis.Redis.from_url(self.redis.url)
         self._concurrency = concurrency
-        file = folder / "fleet.toml"
-        file.write_text(fleet)
-        log = folder / "simulator.log"
-        command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--scenario", str(file)]
-        self._simulator = process.start(command, log)
-        process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 30)
-        told = json.loads(log.read_text().splitlines()[0])
-        self.url: str = told["url"]
-        self._providers: dict[str, str] = told["providers"]
-        tables = discovery.simulated(told["providers"], scenario.load(file))
-        tables["worker"] = {"lease_s": lease_s, "drain_s": drain_s}
-        tables["monitoring"] = {"task_events": task_events}
-        self.config = folder / "turnout.toml"
-        self.config.write_text(discovery.toml(tables))
         self.workers: list[Forked] = []
         self._started = 0
 
@@ -56,7 +40,7 @@ class Stand:
         for worker in self.workers:
             worker.kill()
             worker.wait()
-        process.stop(self._simulator)
+        super().close()
         self.client.close()
         self.redis.stop()
 
@@ -82,10 +66,6 @@ class Stand:
     def stop_worker(self, worker: Forked) -> None:
         process.stop(worker)
         self.workers.remove(worker)
-
-    def provider_url(self, provider: str) -> str:
-        """Where one simulated provider is to be called."""
-        return self._providers[provider]
 
     def submit(self, ids: Sequence[str], **fields: Any) -> None:
         jobs = [NewJob.of(i, InferenceRequest(prompt=f"Question {i}?", max_output_tokens=8, **fields)) for i in ids]
@@ -127,23 +107,6 @@ class Stand:
         ended = zip(ids, self.results(ids), strict=True)
         return [job_id for job_id, result in ended if result and result.error and result.error.code == "poison"]
 
-    def oracle(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/control/stats?jobs=1") as reply:
-            told: dict[str, Any] = json.load(reply)
-            return told
-
-    def fail(self, provider: str, **fault: Any) -> dict[str, Any]:
-        """Begin a fault; gives what the provider has seen so far."""
-        body = json.dumps(fault).encode()
-        posted = urllib.request.Request(f"{self.url}/control/{provider}", body, method="POST")
-        with urllib.request.urlopen(posted) as reply:
-            told: dict[str, Any] = json.load(reply)
-            return told
-
-    def heal(self, provider: str) -> None:
-        """End all of its faults."""
-        urllib.request.urlopen(urllib.request.Request(f"{self.url}/control/{provider}", method="DELETE")).close()
-
     def money(self) -> dict[str, int]:
         """The books; every call of every job is charged to the account `total`."""
         told = self.client.hgetall(self.ledger.keys.money)
@@ -168,7 +131,6 @@ def standing(
     *,
     task_events: bool = False,
 ) -> Iterator[Stand]:
-    os.environ.pop("REDIS_URL", None)
     stand = Stand(folder, fleet, concurrency, lease_s, drain_s, task_events)
     try:
         yield stand

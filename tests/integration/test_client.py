@@ -21,14 +21,6 @@ from turnout.request import InferenceResponse, ResponseFormat
 from turnout_workers import local, process
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("REDIS_URL", raising=False)
-        with local.running(tmp_path_factory.mktemp("local"), None, simulate=("--instant", "--no-faults")) as running:
-            yield running
-
-
 @pytest.fixture
 def client(here: local.Local) -> Iterator[Client]:
     with Client(here.redis_url) as client:

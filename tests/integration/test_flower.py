@@ -27,15 +27,6 @@ from turnout_workers.commands.flower import flower as flower_command
 SECRET = "xyzzy-plugh-4711"
 
 
-@pytest.fixture(scope="module")
-def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.delenv("REDIS_URL", raising=False)
-        folder = tmp_path_factory.mktemp("local")
-        with local.running(folder, None, simulate=("--instant", "--no-faults")) as running:
-            yield running
-
-
 class Watching:
     """A Flower that wants no login, and has heard of the worker: events are not kept for late comers."""
 

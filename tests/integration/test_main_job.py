@@ -8,16 +8,13 @@ import signal
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-
-from turnout_workers import discovery, process
-from turnout_workers.simulator import scenario
+from tests.chaos.fleet import Fleet
 
 FLEET = """
 seed = 3
@@ -36,44 +33,20 @@ KEYS = [name for name in os.environ if name.endswith("_API_KEY")]
 
 def environ(folder: Path) -> dict[str, str]:
     kept = {name: value for name, value in os.environ.items() if name not in KEYS}
-    kept.pop("REDIS_URL", None)
     return kept | {"TURNOUT_TEST_MARK": str(folder)}
 
 
-class Oracle:
-    """A simulated fleet in a process of the test's own, which outlives the runs."""
-
-    def __init__(self, url: str, config: Path) -> None:
-        self.url, self.config = url, config
-
-    def stats(self) -> dict[str, Any]:
-        with urllib.request.urlopen(f"{self.url}/control/stats?jobs=1") as reply:
-            return json.load(reply)
-
-    def fail(self, provider: str, **fault: Any) -> None:
-        body = json.dumps(fault).encode()
-        urllib.request.urlopen(urllib.request.Request(f"{self.url}/control/{provider}", body, method="POST"))
-
-    def served(self) -> dict[str, int]:
-        """How often each job was answered, over all providers."""
-        return {job: told["answered"] for job, told in self.stats()["jobs"].items()}
-
-
 @pytest.fixture
-def oracle(tmp_path: Path) -> Iterator[Oracle]:
-    file = tmp_path / "fleet.toml"
-    file.write_text(FLEET)
-    log = tmp_path / "simulator.log"
-    command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--scenario", str(file)]
-    child = process.start(command, log, {"TURNOUT_TEST_MARK": ""})
-    try:
-        process.wait_until(lambda: "\n" in log.read_text(), child, log, 30)
-        told = json.loads(log.read_text().splitlines()[0])
-        config = tmp_path / "turnout.toml"
-        config.write_text(discovery.toml(discovery.simulated(told["providers"], scenario.load(file))))
-        yield Oracle(told["url"], config)
-    finally:
-        process.stop(child)
+def fleet(tmp_path: Path) -> Iterator[Fleet]:
+    """It outlives the runs."""
+    fleet = Fleet(tmp_path, FLEET)
+    yield fleet
+    fleet.close()
+
+
+def served(fleet: Fleet) -> dict[str, int]:
+    """How often each job was answered, over all providers."""
+    return {job: told["answered"] for job, told in fleet.oracle()["jobs"].items()}
 
 
 @contextmanager
@@ -129,28 +102,28 @@ def prompts(path: Path, count: int) -> Path:
     return path
 
 
-def test_every_line_is_done_once_though_a_provider_dies_midway(tmp_path: Path, oracle: Oracle) -> None:
+def test_every_line_is_done_once_though_a_provider_dies_midway(tmp_path: Path, fleet: Fleet) -> None:
     source, output = prompts(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"
-    oracle.fail("sim-cheap", kind="error", status=503, after_requests=100)
-    with running(tmp_path, str(source), "-o", str(output), "--config", str(oracle.config), "-c", "40") as child:
+    fleet.fail("sim-cheap", kind="error", status=503, after_requests=100)
+    with running(tmp_path, str(source), "-o", str(output), "--config", str(fleet.config), "-c", "40") as child:
         code, text = finish(child)
     assert code == 0, text
     told = results(output)
     assert [line["id"] for line in told] == list(range(300)), "one result a line, in the input's order"
     assert {line["status"] for line in told} == {"succeeded"}
     assert all(line["simulated"] for line in told), "a made-up answer says so"
-    served = oracle.served()
-    assert len(served) == 300
-    assert set(served.values()) == {1}, "no line was answered twice"
+    answered = served(fleet)
+    assert len(answered) == 300
+    assert set(answered.values()) == {1}, "no line was answered twice"
     moved = [line for line in told if len(line["attempts"]) > 1]
     assert moved, "the dead provider's jobs moved"
     assert all(line["provider"] == "sim-dear" for line in moved)
     assert not left_behind(tmp_path)
 
 
-def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, oracle: Oracle) -> None:
+def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, fleet: Fleet) -> None:
     source, output = prompts(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
-    arguments = (str(source), "-o", str(output), "--config", str(oracle.config), "-c", "8")
+    arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "8")
     journal = tmp_path / "out.jsonl.partial"
     with running(tmp_path, *arguments) as child:
         until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
@@ -162,13 +135,13 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, oracle: Orac
         code, text = finish(child)
     assert code == 0, text
     assert [line["id"] for line in results(output)] == list(range(200))
-    twice = [job for job, count in oracle.served().items() if count > 1]
+    twice = [job for job, count in served(fleet).items() if count > 1]
     assert len(twice) <= 8, "only what was in flight at the kill may have been called again"
 
 
-def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, oracle: Oracle) -> None:
+def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, fleet: Fleet) -> None:
     source, output = prompts(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
-    arguments = (str(source), "-o", str(output), "--config", str(oracle.config), "-c", "8")
+    arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "8")
     journal = tmp_path / "out.jsonl.partial"
     with running(tmp_path, *arguments) as child:
         until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
@@ -181,10 +154,10 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, orac
         code, text = finish(child)
     assert code == 0, text
     assert len(results(output)) == 200
-    assert set(oracle.served().values()) == {1}, "a stop in order calls nothing twice"
+    assert set(served(fleet).values()) == {1}, "a stop in order calls nothing twice"
 
 
-def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, oracle: Oracle) -> None:
+def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fleet) -> None:
     bad = {
         2: b'{"prompt": "a"',
         3: b'{"prompt": 7}',
@@ -198,7 +171,7 @@ def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, oracle: O
     good = {1: b'{"prompt": "first"}', 10: b'{"prompt": "last"}'}
     source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_bytes(b"\n".join(line for _, line in sorted({**bad, **good}.items())) + b"\n")
-    with running(tmp_path, str(source), "-o", str(output), "--config", str(oracle.config)) as child:
+    with running(tmp_path, str(source), "-o", str(output), "--config", str(fleet.config)) as child:
         code, text = finish(child)
     assert code == 1, text
     told = {line["line"]: line for line in results(output)}

@@ -1,0 +1,54 @@
+"""A simulated fleet in a process of its own: what the tests do to providers, and the oracle of what these have seen."""
+
+from __future__ import annotations
+
+import json
+import sys
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from turnout_workers import discovery, process
+from turnout_workers.simulator import scenario
+
+
+class Fleet:
+    """`config` is a turnout.toml of its providers, with the `tables` given on top."""
+
+    def __init__(self, folder: Path, fleet: str, tables: discovery.Tables | None = None) -> None:
+        file, log = folder / "fleet.toml", folder / "simulator.log"
+        file.write_text(fleet)
+        command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--scenario", str(file)]
+        self._simulator = process.start(command, log)
+        process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 30)
+        told = json.loads(log.read_text().splitlines()[0])
+        self.url: str = told["url"]
+        self._providers: dict[str, str] = told["providers"]
+        self.config = folder / "turnout.toml"
+        simulated = discovery.simulated(self._providers, scenario.load(file))
+        self.config.write_text(discovery.toml({**simulated, **(tables or {})}))
+
+    def close(self) -> None:
+        process.stop(self._simulator)
+
+    def provider_url(self, provider: str) -> str:
+        """Where one simulated provider is to be called."""
+        return self._providers[provider]
+
+    def oracle(self) -> dict[str, Any]:
+        """What the providers have seen, told by provider and by job."""
+        with urllib.request.urlopen(f"{self.url}/control/stats?jobs=1") as reply:
+            told: dict[str, Any] = json.load(reply)
+            return told
+
+    def fail(self, provider: str, **fault: Any) -> dict[str, Any]:
+        """Begin a fault; gives what the provider has seen so far."""
+        body = json.dumps(fault).encode()
+        posted = urllib.request.Request(f"{self.url}/control/{provider}", body, method="POST")
+        with urllib.request.urlopen(posted) as reply:
+            told: dict[str, Any] = json.load(reply)
+            return told
+
+    def heal(self, provider: str) -> None:
+        """End all of its faults."""
+        urllib.request.urlopen(urllib.request.Request(f"{self.url}/control/{provider}", method="DELETE")).close()
