@@ -1,6 +1,6 @@
-"""Worker processes forked from one that has imported all of it already: a start costs a tenth, so tests afford many.
+"""`turnout` commands forked from a process that has imported all of it already: a start costs a tenth.
 
-Everything that a worker reads from its environment, it reads after the fork, as `turnout worker` would.
+Everything that they read from their environment, they read after the fork, as `turnout worker` would.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ PRELOADED = """
 turnout.cli turnout_workers.commands.worker turnout_workers.pool turnout_workers.runtime turnout_workers.monitoring.logs
 celery.apps.worker celery.app.control celery.app.log celery.backends.redis celery.events.dispatcher celery.fixups.django
 celery.worker.autoscale celery.worker.consumer.delayed_delivery celery.worker.strategy kombu.pidbox certifi
+turnout_workers.simulator.command
 """
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(PRELOADED.split())

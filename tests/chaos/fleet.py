@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-import sys
 import urllib.request
 from pathlib import Path
 from typing import Any
+
+from tests.forked import Forked
 
 from turnout_workers import discovery, process
 from turnout_workers.simulator import scenario
@@ -18,8 +19,8 @@ class Fleet:
     def __init__(self, folder: Path, fleet: str, tables: discovery.Tables | None = None) -> None:
         file, log = folder / "fleet.toml", folder / "simulator.log"
         file.write_text(fleet)
-        command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--scenario", str(file)]
-        self._simulator = process.start(command, log)
+        log.touch()
+        self._simulator = Forked(["simulate", "--port", "0", "--json", "--scenario", str(file)], {}, log)
         process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 30)
         told = json.loads(log.read_text().splitlines()[0])
         self.url: str = told["url"]
