@@ -1,6 +1,7 @@
 """What watching costs: one worker with task events, metrics scraped each second and JSON logs, beside one with none.
 
-In turns in one run, against the same simulated provider, whose answers come after 200 ms.
+In turns in one run, against the same simulated provider, whose answers come after 200 ms. Flower listens to the events,
+on the same cores.
 """
 
 from __future__ import annotations
@@ -8,11 +9,12 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
 import threading
 import urllib.request
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from tests.benchmarks.measure import Pace, keep, keeping, spread
@@ -21,10 +23,10 @@ from tests.chaos.stand import Stand, standing
 
 from turnout_workers import process
 
-ON, OFF = "task events, metrics each second, JSON logs", "none of it"
-EVENTS, REST = "task events alone", "metrics and JSON logs alone"
+ON, OFF = "Flower, metrics each second, JSON logs", "none of it"
+EVENTS, REST = "Flower alone", "metrics and JSON logs alone"
 PARTS = {ON: (True, True), OFF: (False, False), EVENTS: (True, False), REST: (False, True)}
-"""By name: with task events? with metrics and JSON logs?"""
+"""By name: with task events and Flower? with metrics and JSON logs?"""
 
 
 @contextmanager
@@ -45,20 +47,35 @@ def scraped(port: int) -> Iterator[None]:
         thread.join()
 
 
+@contextmanager
+def flower(stand: Stand) -> Iterator[None]:
+    port, log = process.free_port(), stand.folder / "flower.log"
+    log.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(stand.folder / "flower")]
+    environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
+    child = process.start(command, log, environ | {"FLOWER_UNAUTHENTICATED_API": "true"})
+    try:
+        process.wait_until(lambda: stand.client.pubsub_numpat() > 0, child, log, 60)
+        yield
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/tasks?limit=1", timeout=60) as reply:
+            assert b"turnout.infer" in reply.read(), "Flower has heard of no task"
+    finally:
+        process.stop(child)
+
+
 def watched(stand: Stand, jobs: int, events: bool, rest: bool) -> Pace:
     text = stand.config.read_text()
     stand.config.write_text(text.replace(f"task_events = {str(not events).lower()}", f"task_events = {events}".lower()))
-    if not rest:
-        os.environ["TURNOUT_LOG_LEVEL"] = "warning"
-        return turnout(stand, jobs)
     port = process.free_port()
-    os.environ |= {"TURNOUT_METRICS_PORT": str(port), "TURNOUT_LOG_FORMAT": "json", "TURNOUT_LOG_LEVEL": "info"}
+    os.environ["TURNOUT_LOG_LEVEL"] = "info" if rest else "warning"
+    if rest:
+        os.environ |= {"TURNOUT_METRICS_PORT": str(port), "TURNOUT_LOG_FORMAT": "json"}
     try:
-        with scraped(port):
+        with flower(stand) if events else nullcontext(), scraped(port) if rest else nullcontext():
             return turnout(stand, jobs)
     finally:
         for name in ("TURNOUT_METRICS_PORT", "TURNOUT_LOG_FORMAT", "TURNOUT_LOG_LEVEL"):
-            del os.environ[name]
+            os.environ.pop(name, None)
 
 
 def main() -> None:

@@ -54,7 +54,7 @@ def turnout(stand: Stand, jobs: int) -> Pace:
     stand.submit(ids)
     worker = stand.start_worker(wait=False)
     measured = pace(worker.pid, lambda: stand.settled() - before, jobs, LIMIT_S, stand.client)
-    assert stand.outcomes(ids) == {"succeeded": jobs}
+    assert (told := stand.outcomes(ids)) == {"succeeded": jobs}, told
     stand.stop_worker(worker)
     return measured
 
