@@ -8,7 +8,13 @@ from __future__ import annotations
 import base64
 import json
 import os
+import re
+import socket
+import sys
+import urllib.error
 import urllib.request
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +32,7 @@ from turnout.ledger import Keyring, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout_workers import process
 
-PROMPT, KEY = "canary-prompt-xyzzy", "canary-key-plugh"
+PROMPT, KEY, PASSWORD = "canary-prompt-xyzzy", "canary-key-plugh", "canary-password-xyzzy"
 FLEET = f"""
 output_tokens = 8
 [providers.sim-weak]
@@ -84,32 +90,82 @@ def stored(client: redis.Redis) -> dict[str, str]:
     return found
 
 
+def pushed(commands: Any, count: int) -> str:
+    """The broker's messages, as the ledger's scripts push them on the lanes."""
+    found: list[str] = []
+    while len(found) < count:
+        told = commands.next_command()
+        if told["client_type"] == "lua" and told["command"].startswith(("LPUSH standard ", "RPUSH standard ")):
+            found.append(told["command"])
+    return "\n".join(found)
+
+
+@contextmanager
+def flower(environ: Mapping[str, str], log: Path) -> Iterator[Callable[[str], str]]:
+    """The real one; gives what it answers."""
+    port = process.free_port()
+    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(log.with_suffix(""))]
+    child = process.start(command, log, {**environ, "FLOWER_UNAUTHENTICATED_API": "true"})
+
+    def get(path: str) -> str:
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+                return str(reply.read().decode())
+        except urllib.error.URLError:
+            return ""
+
+    try:
+        process.wait_until(lambda: "w1@" in get("/api/workers"), child, log, 60)
+        yield get
+    finally:
+        process.stop(child)
+
+
 def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     port = process.free_port()
     monkeypatch.setenv("TURNOUT_METRICS_PORT", str(port))
     monkeypatch.setenv("TURNOUT_LOG_LEVEL", "debug")
     with standing(tmp_path, FLEET, concurrency=10) as stand:
         stand.config.write_text(stand.config.read_text().replace("task_events = false", "task_events = true"))
-        overheard = Overheard(stand.redis.url)
-        stand.start_worker()
-        ids = [str(number) for number in range(20)]
-        jobs = [NewJob.of(i, InferenceRequest(prompt=f"{PROMPT} {i}", max_output_tokens=8)) for i in ids]
-        run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
-        stand.until(lambda: stand.settled() == len(ids), 60)
-        stand.until(lambda: overheard.text.count("task-succeeded") == len(ids), 20)
-        answers = {r.response.text for r in stand.results(ids) if r and r.response}
-        assert len(answers) > 5
-        assert any(attempt.failure for r in stand.results(ids) if r for attempt in r.attempts)
+        stand.client.config_set("requirepass", PASSWORD)
+        url = f"redis://:{PASSWORD}@127.0.0.1:{stand.redis.port}/0"
+        stand.client = redis.Redis.from_url(url)
+        overheard = Overheard(url)
+        worker = stand.start_worker(redis_url=url)
+        with flower({"REDIS_URL": url, "TURNOUT_CONFIG": str(stand.config)}, tmp_path / "flower.log") as get:
+            ids = [str(number) for number in range(20)]
+            jobs = [NewJob.of(i, InferenceRequest(prompt=f"{PROMPT} {i}", max_output_tokens=8)) for i in ids]
+            nobody = {"only": ["nobody"]}
+            jobs.append(NewJob.of("refused", InferenceRequest(prompt=PROMPT, constraints=nobody)))
+            with stand.client.monitor() as commands:
+                run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
+                messages = pushed(commands, len(jobs))
+            stand.until(lambda: stand.settled() == len(jobs), 60)
+            stand.until(lambda: get("/api/tasks").count('"SUCCESS"') == len(ids), 20)
+            answers = {r.response.text for r in stand.results(ids) if r and r.response}
+            assert len(answers) > 5
+            assert any(attempt.failure for r in stand.results(ids) if r for attempt in r.attempts)
+            paths = ["/api/workers?refresh=1", "/api/tasks", "/providers", "/api/providers", "/workers", "/broker"]
+            paths += [f"/worker/w1@{socket.gethostname()}", *(f"/task/{job.id}" for job in jobs)]
+            places = {f"Flower's {path}": get(path) for path in paths}
+            assert [path for path, text in places.items() if not text] == []
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
-            places = {"metrics": reply.read().decode()}
+            places["metrics"] = reply.read().decode()
         places |= stored(stand.client)
-        places |= {path.name: path.read_text("utf-8", "replace") for path in tmp_path.glob("worker-*.log")}
+        places |= {path.name: path.read_text("utf-8", "replace") for path in tmp_path.glob("*.log")}
+        places |= {path.name: path.read_bytes().decode("latin-1") for path in tmp_path.glob("flower*")}
         overheard.stop()
         places["published"] = overheard.text
-        stories = json.dumps(run(stand.client, [stand.ledger.story(job_id) for job_id in ids]))
-        for secret in (PROMPT, KEY, *answers):
+        places["messages"] = messages
+        places["stories"] = json.dumps(run(stand.client, [stand.ledger.story(job_id) for job_id in ids]))
+        assert "Traceback" in places["Flower's /task/refused"], "tracebacks are looked through, too"
+        assert '"broker_url"' in places["Flower's /api/workers?refresh=1"], "and so are Celery's settings"
+        assert re.search(r"failed \(\w+\), over to another", places["published"])
+        assert messages.count("turnout.infer") >= len(jobs)
+        for secret in (PROMPT, KEY, PASSWORD, *answers):
             assert [name for name, text in places.items() if secret in text] == []
-            assert secret not in stories
+        limits = Path(f"/proc/{worker.pid}/limits").read_text()
+        assert re.search(r"Max core file size +0 +0 ", limits), "a crash leaves no copy of its memory"
 
 
 SEALED_FLEET = """

@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import os
 import platform
+import resource
 import shutil
 import signal
 import socket
@@ -20,7 +21,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-PR_SET_PDEATHSIG = 1  # prctl(2)
+PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # prctl(2)
 TENDED_EVERY_S = 0.25
 SHORT_LIFE_S, SHORT_LIVES = 30.0, 3
 """A child that ends so soon, so often in a row, is not started again."""
@@ -35,6 +36,13 @@ def _die_with_parent(signum: int) -> Callable[[], None] | None:
         return None
     libc = ctypes.CDLL(None)  # loaded before the fork: the child may only make simple calls
     return lambda: libc.prctl(PR_SET_PDEATHSIG, signum)
+
+
+def keep_memory_private() -> None:
+    """No core dump of this process, whose memory has keys and prompts, and no look into it by others of its user."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":  # the limit is not asked where dumps go to a program
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
 
 
 def start(

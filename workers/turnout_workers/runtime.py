@@ -42,6 +42,7 @@ from turnout_workers.monitoring import endpoint, tracing
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.policy import InForce, Policy
+from turnout_workers.process import keep_memory_private
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
 from turnout_workers.redis_exchange import exchange
@@ -77,6 +78,7 @@ class Worker:
 
     async def start(self, loop: asyncio.AbstractEventLoop) -> None:
         settings, file = self._settings, self._settings.file
+        keep_memory_private()
         tracing.configure(os.environ)
         self._client = connect_async(
             settings.redis_url,

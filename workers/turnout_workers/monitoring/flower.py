@@ -138,7 +138,7 @@ def serve(here: Setting, address: str, port: int, database: Path, announce: Call
     """Run Flower until SIGTERM or Ctrl-C. Its other options come from `FLOWER_…` variables, as ever."""
     app = Celery("turnout")
     app.conf.update(
-        **celery_settings(here.settings.redis_url),
+        **{**celery_settings(here.settings.redis_url), "broker_transport": None},  # the URL's, which Flower knows
         task_queues=[Queue(lane.value) for lane in Lane],
         accept_content=["json"],
         broker_connection_max_retries=None,
