@@ -201,6 +201,8 @@ class Attempts:
                 if admission.retry_at is not None:
                     wait_s = max(0.01, admission.retry_at - admission.at)
                 elif admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
+                    if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
+                        self.parking.bring(_line(job, decision), job.claim.lane, 2)
                     return await self._closing.at_ceiling(job, progress, admission.ceiling)
                 else:  # an operator, or a ceiling of the next day or month, has to make room
                     wait_s = math.inf
