@@ -32,8 +32,8 @@ KILLED = ("command", "worker", "redis")
 STALLED_S = 120.0
 """Without a single further line: the run has failed."""
 RESUME_LIMIT_S = 60.0
-Point = tuple[float, int]
-"""A moment (s), and the lines done by then."""
+Point = tuple[float, int, float]
+"""A moment (s), the lines done by then, and the CPU time (s) of the command until then, over all of its lives."""
 
 
 class Run:
@@ -47,6 +47,7 @@ class Run:
         self.resumed: list[tuple[str, float]] = []
         """What was killed, and how long it was until the next line was done."""
         self._read = self._done = 0
+        self._cpu_before_s = 0.0
         self.start()
 
     def start(self) -> None:
@@ -66,9 +67,13 @@ class Run:
             self._done += added.count(b"\n")
         return self._done
 
+    def cpu_s(self) -> float:
+        fields = Path(f"/proc/{self.command.pid}/stat").read_text().rpartition(")")[2].split()
+        return self._cpu_before_s + (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
     def watch(self) -> None:
-        self.points.append((time.monotonic(), self.done()))
         if self.command.poll() is None:
+            self.points.append((time.monotonic(), self.done(), self.cpu_s()))
             told = Path(f"/proc/{self.command.pid}/status").read_text()
             self.command_mb = max(self.command_mb, *(int(s.split()[1]) / 1e3 for s in told.splitlines() if "HWM" in s))
         self.redis_mb = max(self.redis_mb, int(self.stand.client.info("memory")["used_memory_peak"]) / 1e6)
@@ -86,6 +91,7 @@ class Run:
     def kill(self, what: str) -> None:
         began, before = time.monotonic(), self.done()
         if what == "command":
+            self._cpu_before_s = self.cpu_s()
             self.command.kill()
             self.command.wait()
             before = self.done()
@@ -122,9 +128,16 @@ def paces(points: list[Point], lines: int) -> list[float]:
         if point[0] - coarse[-1][0] >= 5:
             coarse.append(point)
     spans: list[list[float]] = [[] for _ in range(5)]
-    for (began, first), (ended, last) in pairwise(coarse):
+    for (began, first, _), (ended, last, _) in pairwise(coarse):
         spans[min(4, first * 5 // lines)].append((last - first) / (ended - began))
     return [statistics.median(one) if one else 0.0 for one in spans]
+
+
+def cpu_ms(points: list[Point], first: int, last: int) -> float:
+    """CPU time of the command for each line between these two, in milliseconds."""
+    within = [point for point in points if first <= point[1] <= last]
+    (_, lines, began), (_, more, ended) = within[0], within[-1]
+    return 1000 * (ended - began) / max(1, more - lines)
 
 
 def write(source: Path, lines: int) -> None:
@@ -169,9 +182,11 @@ def main() -> int:
             left = int(client.info("memory")["used_memory"]) / 1e6
     slow = [f"{what}: {took_s:.0f} s" for what, took_s in run.resumed if took_s > RESUME_LIMIT_S]
     wrong += [f"resumed too late: {', '.join(slow)}"] if slow else []
-    fifths = paces(run.points, given.lines)
+    fifths, part = paces(run.points, given.lines), min(10_000, given.lines // 10)
+    first_ms, last_ms = cpu_ms(run.points, 0, part), cpu_ms(run.points, given.lines - part, given.lines)
     print(f"{given.lines} lines in {took:.0f} s, {given.lines / took:.0f}/s over all")
     print(f"lines a second by fifths of the file: {', '.join(f'{one:.0f}' for one in fifths)}")
+    print(f"CPU of the command a line: the first {part} {first_ms:.2f} ms, the last {part} {last_ms:.2f} ms")
     print(f"memory at most: command {run.command_mb:.0f} MB, Redis {run.redis_mb:.0f} MB (at the end {left:.0f} MB)")
     print(f"jobs by calls, as the simulator counted: {told['jobs_by_calls']}")
     print("\n".join(wrong) or "every line has one result, in order, and OpenAI's types parse it")
@@ -180,6 +195,8 @@ def main() -> int:
             "lines": given.lines,
             "took_s": took,
             "by_fifths": fifths,
+            "first_ms": first_ms,
+            "last_ms": last_ms,
             "command_mb": run.command_mb,
             "redis_mb": run.redis_mb,
         }

@@ -141,13 +141,14 @@ class Batches:
         for line in lines:
             its_job, shared = "", False
             if isinstance(line, Item):
-                its_job = job_id(id, line, dedupe)
+                payload = line.request.canonical_json()
+                its_job = job_id(id, line, payload, dedupe)
                 shared = short(its_job) in known
                 if dedupe:
                     known.add(short(its_job))
                 if not shared:
                     counts["jobs"] += 1
-                    chunk.append(json.dumps([its_job, line.request.canonical_json()]))
+                    chunk.append(json.dumps([its_job, payload]))
                     size += len(chunk[-1])
             counts["lines"] += 1
             counts["shared"] += shared

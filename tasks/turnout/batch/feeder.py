@@ -145,7 +145,7 @@ class Feeder:
     def _to_run(self, line: Item | BadLine, raw: RawLine, digest: int) -> tuple[Item, int] | None:
         if self._sink.has(raw.number, digest):
             if isinstance(line, Item):
-                self._asked.setdefault(short(self._job_id(line)), line.line)
+                self._asked.setdefault(short(self._job_id(line, line.request.canonical_json())), line.line)
             return None
         self._sink.drop(range(raw.number, raw.number + 1), self._tally)
         refusal = self._options.refusal
@@ -157,8 +157,8 @@ class Feeder:
         self._write(line, digest, {**entry(result), "status": "invalid"}, render(line, result))
         return None
 
-    def _job_id(self, item: Item) -> str:
-        return job_id(self._sink.batch, item, self._options.dedupe)
+    def _job_id(self, item: Item, payload: str) -> str:
+        return job_id(self._sink.batch, item, payload, self._options.dedupe)
 
     def _feed(self, lines: Iterator[tuple[Item, int] | None]) -> bool:
         """Read on by at most one chunk, as far as the window has room. Tells whether anything was read."""
@@ -172,13 +172,14 @@ class Feeder:
             if to_run is None:
                 continue
             item, digest = to_run
-            id, light = self._job_id(item), (replace(item, request=_EMPTY), digest)
+            payload = item.request.canonical_json()
+            id, light = self._job_id(item, payload), (replace(item, request=_EMPTY), digest)
             if id in self._out:
                 self._out[id].lines.append(light)
             elif self._options.dedupe and (first := self._asked.get(short(id))) is not None:
                 self._share(first, *light)
             else:
-                job = NewJob.of(id, item.request, batch=self._sink.batch)
+                job = NewJob.of(id, item.request, payload, batch=self._sink.batch)
                 self._out[id] = _Out(job, [light])
                 self._bytes += len(job.payload)
                 jobs.append(job)

@@ -100,13 +100,13 @@ def parse(raw: bytes, line: int, format: Format, defaults: Defaults = Defaults()
         return BadLine(line, _legible_id(raw, format), code, f"line {line}: {message}", format)
 
 
-def job_id(batch: str, item: Item, dedupe: bool = False) -> str:
+def job_id(batch: str, item: Item, payload: str, dedupe: bool = False) -> str:
     """The same line of the same batch always gives the same id, so that a rerun finds its job.
 
-    dedupe: lines that ask for the very same answer share one job.
+    payload: the canonical JSON of its request. dedupe: lines that ask for the very same answer share one job.
     """
     which = f"{item.url}\0{item.base64}" if dedupe else item.line
-    return hashlib.sha256(f"{batch}\0{which}\0{item.request.canonical_json()}".encode()).hexdigest()[:32]
+    return hashlib.sha256(f"{batch}\0{which}\0{payload}".encode()).hexdigest()[:32]
 
 
 def short(job_id: str) -> int:

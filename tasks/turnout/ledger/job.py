@@ -46,9 +46,10 @@ class NewJob:
     """False: its message is at hand already."""
 
     @classmethod
-    def of(cls, job_id: str, request: InferenceRequest, **options: Any) -> Self:
-        """Of a request; options are this class's other fields."""
-        wish, payload = request.constraints, request.canonical_json()
+    def of(cls, job_id: str, request: InferenceRequest, payload: str | None = None, **options: Any) -> Self:
+        """Of a request; payload: its canonical JSON, if that is at hand. Options are this class's other fields."""
+        wish = request.constraints
+        payload = payload or request.canonical_json()
         return cls(
             id=job_id,
             payload=payload,

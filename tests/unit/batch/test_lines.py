@@ -121,9 +121,10 @@ def test_a_jobs_id_follows_from_batch_line_and_content() -> None:
     again, other = line({"prompt": "Hi"}), line({"prompt": "Hi"}, number=5)
     assert isinstance(again, Item)
     assert isinstance(other, Item)
-    assert job_id("b", item) == job_id("b", again)
-    assert len({job_id("b", item), job_id("c", item), job_id("b", other)}) == 3
-    assert job_id("b", item, dedupe=True) == job_id("b", other, dedupe=True)
+    same = item.request.canonical_json()
+    assert job_id("b", item, same) == job_id("b", again, same)
+    assert len({job_id("b", item, same), job_id("c", item, same), job_id("b", other, same), job_id("b", item, "")}) == 4
+    assert job_id("b", item, same, dedupe=True) == job_id("b", other, same, dedupe=True)
 
 
 def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
