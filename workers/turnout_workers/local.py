@@ -28,8 +28,6 @@ class Local:
     """What the workers were given on top of ours."""
     children: tuple[process.Kept, ...]
     """Redis, if it is ours, and the workers: started again when they end by themselves."""
-    simulator_url: str | None
-    """Where the simulated fleet is, if there is one."""
 
     @property
     def given_up(self) -> str | None:
@@ -59,12 +57,11 @@ def running(
             redis_url, server = stack.enter_context(process.private_redis(folder / "redis"))
             _end_old_leases(redis_url)
             children.append(server)
-        simulator_url = None
         path = config_path or (config.find(os.environ, Path.cwd()) if simulate is None else None)
         if path is None:
             tables = _discovered() if simulate is None else {}
             if not tables:
-                simulator_url, tables = stack.enter_context(_simulator(folder, simulate or ()))
+                tables = stack.enter_context(_simulator(folder, simulate or ()))
             path = folder / "turnout.toml"
             path.write_text(discovery.toml(tables), "utf-8")
         environ = {"REDIS_URL": redis_url, "TURNOUT_CONFIG": str(path.resolve())}
@@ -73,7 +70,7 @@ def running(
         for number in range(1, workers + 1):
             children.append(stack.enter_context(_worker(folder, environ, number, concurrency)))
         stack.enter_context(process.tending(children, tell))
-        yield Local(redis_url, settings, environ, tuple(children), simulator_url)
+        yield Local(redis_url, settings, environ, tuple(children))
 
 
 def configuration(config_path: Path | None, simulate: tuple[str, ...] | None) -> config.Settings:
@@ -105,7 +102,7 @@ def _discovered() -> discovery.Tables:
 
 
 @contextlib.contextmanager
-def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[str, discovery.Tables]]:
+def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[discovery.Tables]:
     log = folder / "simulator.log"
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--own-ports"]
@@ -114,7 +111,7 @@ def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[tuple[str, di
     try:
         process.wait_until(lambda: "\n" in log.read_text(), child, log, limit_s=30)
         told = json.loads(log.read_text().splitlines()[0])
-        yield told["url"], _made_up(options, told["providers"])
+        yield _made_up(options, told["providers"])
     finally:
         process.stop(child)
 

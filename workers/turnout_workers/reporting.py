@@ -155,7 +155,6 @@ def _report(call: Finished, counts: bool) -> Report:
         endpoint_id=chosen.endpoint.id,
         ok=failure is None,
         counts=counts,
-        kind=failure.kind if failure else None,
         input_tokens=usage.input_tokens if usage else (chosen.input_tokens if call.unsure_microusd else 0),
         output_tokens=usage.output_tokens if usage else 0,
         cached_tokens=usage.cache_read_tokens if usage else 0,

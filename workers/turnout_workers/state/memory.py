@@ -271,7 +271,7 @@ class MemoryFleetStore:
             output_tokens=metrics.output_tokens + report.output_tokens,
             spent_microusd=metrics.spent_microusd + report.cost_microusd,
         )
-        return replace(self._counters(record, now), probe=probe, late=lease.expired_at is not None)
+        return replace(self._counters(record, now), probe=probe)
 
     def _count_outcome(self, record: _Record, ok: bool, now: float) -> None:
         """Decayed sums: the order in which outcomes of one moment arrive makes no difference."""

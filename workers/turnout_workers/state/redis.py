@@ -1,7 +1,6 @@
 """The fleet store in Redis: every operation is one Lua script, so it is atomic and takes one round trip.
 
-Each method builds a `Call` and awaits it. Those that end a job are public, so that a caller may send several
-together, such as a report and the settlement of its job. What the scripts do is specified by `memory.py`.
+What the scripts do is specified by `memory.py`.
 """
 
 from __future__ import annotations
@@ -73,9 +72,7 @@ class RedisFleetStore:
         keys = self._keys
         return (keys.fleet, keys.money, keys.expiry, keys.overdue)
 
-    # --- calls -------------------------------------------------------------------------------------------
-
-    def admit_call(self, ask: Ask) -> Call[Admission]:
+    async def admit(self, ask: Ask) -> Admission:
         places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
         keys = [*self._held(), self._keys.lease(ask.lease_id), self._keys.ceilings, *places]
         body: dict[str, Any] = {
@@ -88,9 +85,9 @@ class RedisFleetStore:
         if ask.fence:
             keys += [self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
             body["token"] = str(ask.fence.token)
-        return self._script("admit", keys, [_json(body)], lambda reply: _admission(ask.lease_id, reply))
+        return await self._call(self._script("admit", keys, [_json(body)], lambda r: _admission(ask.lease_id, r)))
 
-    def report_call(self, report: Report) -> Call[Counters]:
+    async def report(self, report: Report) -> Counters:
         endpoint = report.endpoint_id
         places = (self._keys.lease(report.lease_id), *_places(self._keys, endpoint, True))
         body: dict[str, Any] = {
@@ -116,21 +113,7 @@ class RedisFleetStore:
         if report.latency_s is not None:
             body |= {"latency": report.latency_s, "bucket": store.latency_bucket(report.latency_s)}
             body |= _present(ttft=report.ttft_s, predicted=report.predicted_s)
-        return self._script("report", (*self._held(), *places), [_json(body)], _counters)
-
-    def mark_duplicate_call(self, accounts: Sequence[str], cost_microusd: int) -> Call[None]:
-        return self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], _nothing)
-
-    def forget_call(self, accounts: Sequence[str]) -> Call[None]:
-        return self._script("forget", [self._keys.money, self._keys.ceilings], accounts, _nothing)
-
-    # --- the port ----------------------------------------------------------------------------------------
-
-    async def admit(self, ask: Ask) -> Admission:
-        return await self._call(self.admit_call(ask))
-
-    async def report(self, report: Report) -> Counters:
-        return await self._call(self.report_call(report))
+        return await self._call(self._script("report", (*self._held(), *places), [_json(body)], _counters))
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
@@ -170,13 +153,13 @@ class RedisFleetStore:
         await self._call(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
-        await self._call(self.mark_duplicate_call(accounts, cost_microusd))
+        await self._call(self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], _nothing))
 
     async def set_limit(self, account: str, limit_microusd: int) -> None:
         await self._call(Read(("HSET", self._keys.ceilings, account, limit_microusd), _nothing))
 
     async def forget(self, accounts: Sequence[str]) -> None:
-        await self._call(self.forget_call(accounts))
+        await self._call(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, _nothing))
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
         def decode(reply: Any) -> dict[str, Account]:
@@ -280,8 +263,8 @@ def _admission(lease_id: str, reply: Any) -> Admission:
 
 
 def _counters(reply: Any) -> Counters:
-    now, consecutive, rate, weight, trips, probe, late = reply
-    return Counters(now / 1000, consecutive, float(rate), float(weight), trips, bool(probe), bool(late))
+    now, consecutive, rate, weight, trips, probe = reply
+    return Counters(now / 1000, consecutive, float(rate), float(weight), trips, bool(probe))
 
 
 def _health(reply: Any) -> Health:

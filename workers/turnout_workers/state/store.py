@@ -15,7 +15,6 @@ from itertools import accumulate
 from typing import Protocol
 
 from turnout_workers.routing.decision import Candidate
-from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics
 
 
@@ -149,7 +148,6 @@ class Report:
     ok: bool
     counts: bool = True
     """Whether it says anything on the endpoint's health (a 429 or the job's own fault doesn't)."""
-    kind: FailureKind | None = None
     input_tokens: int = 0
     output_tokens: int = 0
     cached_tokens: int = 0
@@ -175,8 +173,6 @@ class Counters:
     trips: int
     probe: bool
     """The reported call was the probe."""
-    late: bool = False
-    """The lease had expired: its money was moved from unsure, its place in flight was already free."""
 
 
 @dataclass(frozen=True, slots=True)

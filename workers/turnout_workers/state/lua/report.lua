@@ -4,7 +4,7 @@
 -- KEYS  fleet, money, expiry, overdue, lease; window and calls of the endpoint; and of its account
 -- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cached, cost, unsure, latency, ttft, predicted
 --       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
--- Returns {now, consecutive failures, error rate, error weight, trips, probe, late}
+-- Returns {now, consecutive failures, error rate, error weight, trips, probe}
 local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, WINDOW, CALLS, SHARED, SHARED_CALLS = unpack(KEYS)
 local COUNTERS = { -- as in admit.lua: 2 requests, 3 input, 4 output
   requests_per_minute = {2}, tokens_per_minute = {3, 4}, input_tokens_per_minute = {3},
@@ -52,15 +52,15 @@ local function increase(name, amount) set(name, get(name, 0) + amount) end
 local decay = math.exp(-(now - get('outcomes_at', 0)) / 1000 / ERROR_MEMORY_S)
 local weight, bad = get('weight', 0) * decay, get('bad', 0) * decay
 
-local function counters(probe, late)
+local function counters(probe)
   local rate = weight > 0 and bad / weight or 0
   return {now, get('consecutive', 0), string.format('%.17g', rate), string.format('%.17g', weight),
-    get('trips', 0), probe, late}
+    get('trips', 0), probe}
 end
 
 local held = redis.call('HMGET', LEASE, 'at', 'use', 'second', 'quarter', 'charged', 'cost', 'accounts', 'expired',
   'endpoint', 'shared')
-if held[9] ~= report.endpoint then return counters(0, 0) end -- reported before, or forgotten
+if held[9] ~= report.endpoint then return counters(0) end -- reported before, or forgotten
 local at, use, charged, cost, late = tonumber(held[1]), numbers(held[2]), numbers(held[5]), held[6], held[8]
 local member = report.endpoint .. ' ' .. report.id
 redis.call('DEL', LEASE)
@@ -177,4 +177,4 @@ increase('input', report.input)
 increase('output', report.output)
 increase('spent', report.cost)
 redis.call('HSET', FLEET, unpack(writes))
-return counters(probe and 1 or 0, late and 1 or 0)
+return counters(probe and 1 or 0)
