@@ -228,6 +228,17 @@ def test_a_probe_is_a_short_job_that_no_person_waits_for() -> None:
         assert alone.candidates[0].probe_allowed
 
 
+def test_a_person_s_job_probes_what_no_other_job_has_come_for() -> None:
+    spare = view(endpoint("spare"), metrics=observed())
+    cheap, dear = (endpoint("down", price=Price(price, price)) for price in (0.1, 500.0))
+    long_since = replace(HALF_OPEN, open_until=NOW - 30)
+    asked = decide(job(lane=Lane.INTERACTIVE), view(cheap, long_since, observed(error_rate=0.9)), spare)
+    assert chosen(asked) == ["down", "spare"]
+    assert [candidate.probe_allowed for candidate in asked.candidates] == [True, False]
+    unasked = decide(job(lane=Lane.INTERACTIVE), view(dear, long_since, observed(error_rate=0.9)), spare)
+    assert chosen(unasked) == ["spare", "down"], "no worse choice is made for it"
+
+
 def test_a_recovering_endpoint_gets_its_share_and_all_if_it_is_alone() -> None:
     back = view(endpoint("back", price=Price(0.1, 0.1)), Health(recovered_at=NOW - 4), observed())
     found = shares(S.COST_OPTIMIZED, back, endpoint("other"), in_turn=False)

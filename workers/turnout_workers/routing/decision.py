@@ -226,7 +226,7 @@ class Decision:
             overdue_s,
             job.timeout_s or timeout,
             option.probe,
-            self.last_resort or may_probe(job),
+            option.probe or self.last_resort or may_probe(job),
         )
 
     def _full(self, option: Option) -> Exclusion:

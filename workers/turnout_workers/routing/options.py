@@ -26,7 +26,9 @@ COOLDOWN_SPREAD_S = 3.0
 """Time over which waiting jobs return after a cooldown."""
 PROBE_AGAIN_S = 1.0
 PROBE_TOKENS = 512
-"""A probe is a short job: a long one would delay the recovery by as long as it takes."""
+"""A probe is a short job: a long one would delay the recovery by as long as it takes …"""
+PROBE_OVERDUE_S = 30.0
+"""… but any job that would rather go there than elsewhere, once no short one has come for so long."""
 BELIEVED_S = 60.0
 """Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
 
@@ -146,7 +148,9 @@ class Options:
         # Its error rate is of the past: what it is like now is what the probe is to find out.
         odds = option.estimate.odds._replace(error_rate=0.0, tries=1.0)
         option = option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
-        if may_probe(self._job) and option.estimate.view.endpoint.id not in self._tried:
+        view = option.estimate.view
+        overdue = self._now - view.health.open_until >= PROBE_OVERDUE_S
+        if (overdue or may_probe(self._job)) and view.endpoint.id not in self._tried:
             return option
         self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
         return None
