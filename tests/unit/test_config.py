@@ -14,6 +14,7 @@ from turnout.request import Capability, Lane, RoutingStrategy
 from turnout_workers import discovery
 from turnout_workers.config import ConfigError, Settings, configured, find, load, settings
 from turnout_workers.endpoints import accounts
+from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.routing.fleet import Endpoint, Limits, Price
 from turnout_workers.simulator import load as load_scenario
 
@@ -58,6 +59,8 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
             "t.toml:2: providers.groq: environment variable NO_SUCH_KEY is not set; set it, or remove this provider",
         ),
         ("[providers.x]\nmodels = ['m']", "t.toml:1: providers.x: base_url is missing"),
+        ("[providers.groq]\napi_key = 'k'\nversion = '1'", "t.toml:1: providers.groq: version is of Anthropic's"),
+        ("[providers.azure]\nbase_url = 'http://x'\nmodels = ['m']", "there is no key: set AZURE_OPENAI_API_KEY, or"),
         ("[providers.x]\nbase_url = 'http://x'", "t.toml:1: providers.x: models is missing"),
         ("[providers.groq]\nkind = 'soap'", "there is no connector of kind soap; there are anthropic, gemini, openai"),
         ("[providers.groq]\ndialect = 'grok'", "t.toml:2: providers.groq.dialect: there is no such preset; there are "),
@@ -159,6 +162,19 @@ def test_the_example_is_right_and_shows_every_field() -> None:
     file = settings(text, "t.toml", ENVIRON).file
     for table in (file, file.router, file.worker, file.retention, file.monitoring):
         assert [name for name in type(table).model_fields if name not in text] == []
+
+
+def test_the_example_names_every_preset() -> None:
+    told = (ROOT / "turnout.example.toml").read_text("utf-8").replace("\n# ", " ")
+    assert f"Presets: {', '.join(DIALECTS)}." in told
+
+
+def test_a_deployment_has_the_price_of_the_model_that_it_is_of() -> None:
+    text = "[providers.azure]\nbase_url = 'http://x'\napi_key = 'k'\nmodels = { 'gpt-4.1-mini' = 'ours' }"
+    (endpoint,) = accounts(settings(text, "t.toml", {}))[0].endpoints
+    assert endpoint.served_model == "ours"
+    assert endpoint.price is not None
+    assert endpoint.price.input == 0.4
 
 
 def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:

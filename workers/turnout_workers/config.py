@@ -135,6 +135,8 @@ def _check(name: str, table: ProviderTable) -> None:
         raise ConfigError("base_url is missing, and there is no preset of this name")
     if not table.models and not any(served_by(preset)):
         raise ConfigError("models is missing, and the catalogue doesn't know what this provider serves")
+    if table.version and table.kind == "openai" and preset != "azure":
+        raise ConfigError("version is of Anthropic's, Gemini's and Azure's API; this one has none: remove it")
     kinds = WIRE_FORMATS | {entry.name for entry in entry_points(group="turnout.connectors")}
     if table.kind not in kinds:
         raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(kinds))}")

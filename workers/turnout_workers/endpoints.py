@@ -65,7 +65,7 @@ def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialec
             account=account,
             priority=table.priority if told.priority is None else told.priority,
             weight=told.weight or table.weight,
-            price=_price(told, preset, served, table.service_tier),
+            price=_price(told, preset, (served, ours), table.service_tier),
             limits=_limits(told, table),
             shared_limits=_limits(table) if len(models) > 1 else UNLIMITED,
             capabilities=_capabilities(known, preset, served) if told.capabilities is None else told.capabilities,
@@ -84,7 +84,8 @@ def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialec
         )
 
 
-def _price(told: ModelTable, preset: Dialect, served: str, tier: str | None) -> Price | None:
+def _price(told: ModelTable, preset: Dialect, names: tuple[str, ...], tier: str | None) -> Price | None:
+    """names: the model's there and here. A deployment may have any name there, and its own one here."""
     if told.input_usd_per_mtok is not None and told.output_usd_per_mtok is not None:
         return Price(
             told.input_usd_per_mtok,
@@ -92,7 +93,9 @@ def _price(told: ModelTable, preset: Dialect, served: str, tier: str | None) -> 
             told.cache_read_usd_per_mtok,
             told.cache_write_usd_per_mtok,
         )
-    return list_price(preset.price_id, served, tier=tier) if preset.price_id else None
+    if preset.price_id is None:
+        return None
+    return next(filter(None, (list_price(preset.price_id, name, tier=tier) for name in names)), None)
 
 
 def _capabilities(known: catalogue.Model | None, preset: Dialect, served: str) -> frozenset[Capability]:

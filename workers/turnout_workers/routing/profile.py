@@ -139,11 +139,11 @@ def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
     for message in request.chat:
         messages += 1
         size += len(message.text.encode())
-        size += sum(len(call.function.arguments) for call in message.tool_calls)
+        size += sum(len(call.function.arguments.encode()) for call in message.tool_calls)
         if isinstance(message.content, tuple):
             images += sum(part.type == "image_url" for part in message.content)
-    size += sum(len(tool.model_dump_json()) for tool in request.tools)
+    size += sum(len(tool.model_dump_json().encode()) for tool in request.tools)
     if request.response_format.json_schema is not None:
-        size += len(request.response_format.model_dump_json())
+        size += len(request.response_format.model_dump_json().encode())
     fixed = 8 * messages + IMAGE_TOKENS * images
     return max(1, math.ceil(size / 2) + fixed), max(1, math.ceil(size / 4) + fixed)
