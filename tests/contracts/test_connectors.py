@@ -321,6 +321,16 @@ async def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(
     assert all(body["top_p"] == 0.5 for _, body in seen)
 
 
+async def test_a_model_may_refuse_several_parameters_one_after_the_other(http: Http) -> None:
+    no = [said(json.dumps({"error": {"code": "unsupported_parameter", "param": name}}).encode(), "400 Bad Request")
+          for name in ("temperature", "top_p")]  # fmt: skip
+    request = InferenceRequest(prompt="?", temperature=0.0, top_p=0.5, seed=1)
+    async with recorder(*no, answer("openai")) as (url, seen):
+        await build(config("openai", url), http).call(endpoint("openai"), request, QUICK)
+    given = [{"temperature", "top_p", "seed"} & set(body) for _, body in seen]
+    assert given == [{"temperature", "top_p", "seed"}, {"top_p", "seed"}, {"seed"}]
+
+
 async def test_a_parameter_that_is_refused_whatever_is_left_out_ends_in_a_failure(http: Http) -> None:
     no = said(json.dumps(REFUSALS[0][1]).encode(), "400 Bad Request")
     async with recorder(no) as (url, seen):
@@ -398,6 +408,33 @@ async def test_a_server_that_is_not_there_is_unavailable_and_costs_nothing(url: 
     connector = build(config("openai", url), http)
     with pytest.raises(ProviderError) as error:
         await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), replace(QUICK, first_byte_s=5))
+    assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
+
+
+@pytest.mark.parametrize(
+    ("reply", "timeouts"),
+    [
+        (silent, Timeouts(first_byte_s=0.2)),
+        (stops, Timeouts(idle_s=0.2)),
+        (drips, Timeouts(total_s=0.5)),
+        (rejects_silently, Timeouts(idle_s=0.2)),
+    ],
+)  # fmt: skip
+async def test_each_deadline_holds_alone(reply: Any, timeouts: Timeouts, http: Http) -> None:
+    async with serving(reply) as url, asyncio.timeout(3):
+        connector = build(config("openai", url), http)
+        with pytest.raises(ProviderError):
+            await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), timeouts)
+
+
+async def test_a_name_that_is_not_found_in_time_costs_nothing(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def hang(*_: Any, **__: Any) -> Any:
+        await asyncio.sleep(60)
+
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hang)
+    connector = build(config("openai", "http://slow.example.com"), http)
+    with pytest.raises(ProviderError) as error:
+        await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts(connect_s=0.2, first_byte_s=3))
     assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
 
 
