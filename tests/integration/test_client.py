@@ -6,17 +6,20 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 import redis
 from celery import Celery
 from pydantic import BaseModel, ValidationError, create_model
+from tests import redis_server
 
-from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused
+from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused, Job
+from turnout.client import blocking, inbox, nonblocking
 from turnout.client.submission import Options, job_id
-from turnout.ledger import Keys
+from turnout.ledger import Keys, Ledger, run
 from turnout.request import InferenceResponse, ResponseFormat
 from turnout_workers import local, process
 
@@ -110,22 +113,33 @@ def test_what_no_endpoint_can_serve_fails_with_each_ones_reason(client: Client) 
         client.submit("A?", constraints={"only": ["nobody"]}).wait(20)
 
 
-def test_a_thousand_waits_share_one_connection(here: local.Local, client: Client) -> None:
-    jobs = client.submit_many([f"Question {n}?" for n in range(1000)], max_output_tokens=5)
-    with redis.Redis.from_url(here.redis_url) as admin:
-        done = 0
-        for job in client.as_completed(jobs, 60):
-            if done == 0:
-                assert len([c for c in admin.client_list() if int(c["sub"]) and c["name"] == ""]) <= 2
-            done += 1
-            assert job.result() is not None
-    assert done == 1000
+def connections(admin: redis.Redis, name: str) -> int:
+    return sum(client["name"] == name for client in admin.client_list())
+
+
+def test_a_thousand_waits_share_one_connection(here: local.Local) -> None:
+    ledger = Ledger(Keys("nobody-serves-this"))
+    url = f"{here.redis_url}?client_name=many"
+    with Client(url, "nobody-serves-this") as lonely, redis.Redis.from_url(here.redis_url) as admin:
+        jobs = lonely.submit_many(f"Question {n}?" for n in range(1000))
+
+        def end_all() -> int:
+            while not admin.hget(ledger.keys.job(jobs[-1].id), "watchers"):
+                time.sleep(0.02)
+            held = connections(admin, "many")
+            run(admin, [ledger.cancel(job.id, None, 60) for job in reversed(jobs)])
+            return held
+
+        with ThreadPoolExecutor(1) as thread:
+            held = thread.submit(end_all)
+            ended = list(lonely.as_completed(jobs, 60))
+        assert {job.id for job in ended} == {job.id for job in jobs}
+        assert held.result() == 2, "one listens, and one has submitted"
 
 
 async def test_a_thousand_waits_and_readers_share_one_connection_of_an_async_client(here: local.Local) -> None:
     with redis.Redis.from_url(here.redis_url) as admin:
-        before = len(admin.client_list())
-        async with AsyncClient(here.redis_url, "nobody-serves-this") as lonely:
+        async with AsyncClient(f"{here.redis_url}?client_name=amany", "nobody-serves-this") as lonely:
             jobs = await lonely.submit_many([f"Question {n}?" for n in range(1000)], stream=True)
             readers = [asyncio.create_task(read(job)) for job in jobs[:500]]
             waits = [asyncio.create_task(job.wait(60)) for job in jobs[500:]]
@@ -133,7 +147,7 @@ async def test_a_thousand_waits_and_readers_share_one_connection_of_an_async_cli
             while not all(watched):
                 await asyncio.sleep(0.05)
                 watched = [admin.hget(Keys("nobody-serves-this").job(job.id), "watchers") for job in jobs]
-            assert len(admin.client_list()) - before <= 2, "one listens, and one carries all calls"
+            assert connections(admin, "amany") == 2, "one listens, and one carries all calls"
             await asyncio.gather(*(job.cancel() for job in jobs))
             ended = await asyncio.gather(*readers, *waits, return_exceptions=True)
     assert {type(one) for one in ended} == {Cancelled}
@@ -154,11 +168,52 @@ def test_threads_that_read_streams_hold_no_connection(here: local.Local) -> None
         assert {type(one.exception(20)) for one in readers} == {Cancelled}
 
 
-@pytest.mark.parametrize("read", [Client, AsyncClient])
-def test_a_wait_where_redis_is_away_says_so_at_once(read: type[Client] | type[AsyncClient]) -> None:
-    job = read(f"redis://127.0.0.1:{process.free_port()}").job("a")
+def wait(job: Job | AsyncJob) -> None:
+    asyncio.run(job.wait(60)) if isinstance(job, AsyncJob) else job.wait(60)  # type: ignore[arg-type]
+
+
+def stream(job: Job | AsyncJob) -> None:
+    asyncio.run(read(job)) if isinstance(job, AsyncJob) else list(job.stream())
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_wait_where_redis_is_away_says_so_at_once(kind: type[Client] | type[AsyncClient]) -> None:
     with pytest.raises(redis.ConnectionError):
-        asyncio.run(asyncio.wait_for(job.wait(60), 20)) if isinstance(job, AsyncJob) else job.wait(60)
+        wait(kind(f"redis://127.0.0.1:{process.free_port()}").job("a"))
+
+
+@pytest.mark.parametrize("read", [wait, stream])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_wait_outlasts_a_restart_of_redis(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Client] | type[AsyncClient],
+    read: Callable[[Job | AsyncJob], None],
+) -> None:
+    for module in (inbox, blocking, nonblocking):
+        monkeypatch.setattr(module, "RECHECK_S", 0.05)
+    monkeypatch.setattr(inbox.AsyncHeard.wait, "__defaults__", (0.05,))
+    monkeypatch.setattr(inbox.Heard.wait, "__defaults__", (0.05,))
+    server = redis_server.start(tmp_path)
+    with Client(server.url) as client, ThreadPoolExecutor(1) as thread:
+        job = client.submit("A?", stream=True)
+        reading = thread.submit(read, kind(server.url).job(job.id))
+        while client._redis.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0) < 4:
+            time.sleep(0.02)  # until it has asked again, after the first time
+        server.kill()
+        with pytest.raises(redis.ConnectionError):
+            client.submit("B?")
+        time.sleep(0.3)  # for some asking in vain
+        assert not reading.done()
+        server.restart()
+        assert job.cancel()
+        assert type(reading.exception(20)) is Cancelled
+        monkeypatch.setattr(inbox, "AWAY_S", 0.2)
+        reading = thread.submit(read, kind(server.url).job(client.submit("A?").id))
+        while not client._redis.pubsub_channels(Keys().inbox("*")):
+            time.sleep(0.02)
+        server.kill()
+        assert type(reading.exception(20)) is redis.ConnectionError
 
 
 FORKED = """

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 from redis.exceptions import OutOfMemoryError
 
-from turnout.client.inbox import RECHECK_S, Inbox
+from turnout.client.inbox import RECHECK_S, Inbox, Patience
 from turnout.client.streaming import Reader
 from turnout.client.submission import (
+    LIMITS,
     MAX_REQUEST_CHARS,
     RESULT_TTL_S,
     Options,
@@ -42,7 +43,7 @@ class Client:
 
         `TURNOUT_PAYLOAD_KEYS` seals what is stored, see docs/security.md. Raises TurnoutError, ValueError.
         """
-        self._redis = connect(redis_url(url))
+        self._redis = connect(redis_url(url), **LIMITS)
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._max_chars = max_request_chars
         self._inbox = Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
@@ -87,6 +88,7 @@ class Client:
         """The jobs in the order in which they settle. Raises TimeoutError."""
         ends_at = None if timeout is None else time.monotonic() + timeout
         waiting = {job.id: job for job in jobs}
+        patience = Patience()
         with self._inbox.listening(waiting) as heard:
             settled = self._settled(list(waiting))
             while waiting:
@@ -98,7 +100,9 @@ class Client:
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
                 if left <= 0:
                     raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
-                settled = heard.wait(left) or self._settled(list(waiting))
+                settled = heard.wait(left)
+                with patience:
+                    settled = settled or self._settled(list(waiting))
 
     def purge(self, jobs: Iterable[Job | str]) -> int:
         """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
@@ -160,16 +164,20 @@ class Job:
         A `Restarted` among them says to begin anew. A job that was not submitted with `stream=True`, and one whose
         stream has expired, gives its answer in one piece. Raises Failed, Expired, Cancelled, LookupError.
         """
-        client, reader = self._client, Reader()
+        client, reader, patience = self._client, Reader(), Patience()
         with client._inbox.listening([self.id, f"+{self.id}"]) as heard:
             settled = client._settled([self.id], pieces=True)
             while not reader.ended:
-                pieces = run(client._redis, [client._ledger.pieces(self.id, reader.after)])[0]
-                yield from reader.read(pieces)
-                if settled and not pieces:
+                pieces = None
+                with patience:
+                    pieces = run(client._redis, [client._ledger.pieces(self.id, reader.after)])[0]
+                if pieces:
+                    yield from reader.read(pieces)
+                elif settled and pieces is not None:
                     break
-                if not pieces and self.id in (heard.wait() or [self.id]):
-                    settled = client._settled([self.id], pieces=True)
+                elif self.id in (heard.wait() or [self.id]):
+                    with patience:
+                        settled = client._settled([self.id], pieces=True)
         answer = self._answer()
         if not reader.given and answer.text:
             yield answer.text

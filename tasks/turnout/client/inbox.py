@@ -1,7 +1,8 @@
 """What a client waits for: one channel for all of it, and one connection that listens there.
 
 A word on it is the id of a job that has settled, or `+` and the id of one of whose answer there is more to read. Words
-can be lost with the connection, so whoever waits also asks by himself, every RECHECK_S.
+can be lost with the connection, so whoever waits also asks by himself, every RECHECK_S; and bears it that Redis is away
+for a while, as in a restart or a failover.
 """
 
 from __future__ import annotations
@@ -22,6 +23,28 @@ RECHECK_S = 5.0
 """How often a waiting job is asked after, in case word of it was lost."""
 AGAIN_S = 0.2
 """Between two tries to listen."""
+
+
+AWAY_S = 60.0
+"""How long Redis may be away from one who waits, before he is told."""
+
+
+class Patience:
+    """`with patience:` bears errors of a Redis that is away, until it has been so for AWAY_S."""
+
+    def __init__(self) -> None:
+        self._away_since: float | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        if error is None:
+            self._away_since = None
+        elif isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
+            now = time.monotonic()
+            self._away_since = self._away_since or now
+            return now - self._away_since < AWAY_S
+        return False
 
 
 class _Listener(Protocol):

@@ -10,9 +10,10 @@ from uuid import uuid4
 
 from redis.exceptions import OutOfMemoryError
 
-from turnout.client.inbox import RECHECK_S, AsyncInbox
+from turnout.client.inbox import RECHECK_S, AsyncInbox, Patience
 from turnout.client.streaming import Reader
 from turnout.client.submission import (
+    LIMITS,
     MAX_REQUEST_CHARS,
     RESULT_TTL_S,
     Options,
@@ -37,7 +38,7 @@ class AsyncClient:
     def __init__(
         self, url: str | None = None, namespace: str = "turnout", max_request_chars: int = MAX_REQUEST_CHARS
     ) -> None:
-        self._redis = connect_async(redis_url(url))
+        self._redis = connect_async(redis_url(url), **LIMITS)
         self._call = Coalescer(self._redis)
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._max_chars = max_request_chars
@@ -77,6 +78,7 @@ class AsyncClient:
         loop = asyncio.get_running_loop()
         ends_at = None if timeout is None else loop.time() + timeout
         waiting = {job.id: job for job in jobs}
+        patience = Patience()
         async with self._inbox.listening(waiting) as heard:
             settled = await self._settled(list(waiting))
             while waiting:
@@ -88,7 +90,9 @@ class AsyncClient:
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - loop.time())
                 if left <= 0:
                     raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
-                settled = await heard.wait(left) or await self._settled(list(waiting))
+                settled = await heard.wait(left)
+                with patience:
+                    settled = settled or await self._settled(list(waiting))
 
     async def purge(self, jobs: Iterable[AsyncJob | str]) -> int:
         """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
@@ -144,17 +148,21 @@ class AsyncJob:
 
     async def stream(self) -> AsyncIterator[str]:
         """As `Job.stream`: `async for piece in job.stream()`."""
-        client, reader = self._client, Reader()
+        client, reader, patience = self._client, Reader(), Patience()
         async with client._inbox.listening([self.id, f"+{self.id}"]) as heard:
             settled = await client._settled([self.id], pieces=True)
             while not reader.ended:
-                pieces = await client._call(client._ledger.pieces(self.id, reader.after))
-                for text in reader.read(pieces):
-                    yield text
-                if settled and not pieces:
+                pieces = None
+                with patience:
+                    pieces = await client._call(client._ledger.pieces(self.id, reader.after))
+                if pieces:
+                    for text in reader.read(pieces):
+                        yield text
+                elif settled and pieces is not None:
                     break
-                if not pieces and self.id in (await heard.wait() or [self.id]):
-                    settled = await client._settled([self.id], pieces=True)
+                elif self.id in (await heard.wait() or [self.id]):
+                    with patience:
+                        settled = await client._settled([self.id], pieces=True)
         answer = await self._answer()
         if not reader.given and answer.text:
             yield answer.text

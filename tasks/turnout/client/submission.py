@@ -19,6 +19,8 @@ from turnout.request import InferenceRequest, Lane, Message, ResponseFormat, Rou
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000
 """Longest request, as JSON, that a client accepts if it isn't told otherwise."""
+LIMITS = {"socket_timeout": 5, "socket_connect_timeout": 5}
+"""Seconds that Redis may take for an answer, if its address names no others: no web request waits for ever."""
 CHUNK = 500
 """Jobs at a round trip of `submit_many`."""
 RESULT_TTL_S = 86_400.0
