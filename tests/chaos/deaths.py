@@ -30,10 +30,10 @@ ttft_s = 0.12
 models."llama-3.3-70b" = { price = { input = 0.2, output = 0.4 } }
 """
 PLACES = {"claimed": 0, "before_call": 0, "during_call": 1, "after_call": 1, "after_settle": 0}
-"""Where a worker can die, and how many calls that costs."""
+"""Where a worker can die, and how many calls that costs: on a busy machine `during_call` may come before it is sent."""
 AT_A_TIME = 20
-TAKEN_BACK_WITHIN = 1.5
-"""Of the lease: 45 s after the claim at the default one."""
+TAKEN_BACK_WITHIN_S = 45.0
+"""From the claim on, with the default lease of 30 s."""
 
 
 def die(stand: Stand, places: Sequence[str], rng: random.Random) -> list[str]:
@@ -60,7 +60,8 @@ def faults(stand: Stand, ids: Sequence[str], places: Sequence[str]) -> list[str]
     if outcomes.get("succeeded", 0) + len(poison) != len(ids) or stand.settled() != len(ids):
         told.append(f"of {len(ids)} jobs: {outcomes}, {stand.settled()} settlements")
     calls = sum(job["calls"] for job in stand.oracle()["jobs"].values())
-    if calls != (due := outcomes.get("succeeded", 0) + sum(PLACES[place] for place in places)):
+    due = (least := outcomes.get("succeeded", 0)) + sum(PLACES[place] for place in places)
+    if calls > due or calls < (least if "during_call" in places else due):
         told.append(f"{calls} calls, where {due} were due")
     return told + stand.money_faults()
 
@@ -95,7 +96,7 @@ def main() -> int:
             ids = die(stand, places, random.Random(f"{given.seed}/{place}"))
             told, waits = faults(stand, ids, places), taken_back_after_s(stand, ids)
         p99 = waits[math.ceil(0.99 * len(waits)) - 1] if waits else 0.0
-        if p99 > TAKEN_BACK_WITHIN * given.lease:
+        if p99 > TAKEN_BACK_WITHIN_S:
             told.append("that is too late")
         found = "; ".join(told) or "all promises kept"
         print(f"{place}: {given.times} deaths, taken back within {p99:.1f} s (p99 of claims): {found}", flush=True)

@@ -78,7 +78,7 @@ class TaskPool(BasePool):
     """How long a warm shutdown waits for calls in flight before it hands their jobs back."""
     hurried = False
     """Somebody has asked a second time: the grace period is over."""
-    on_loop_start: Callable[[asyncio.AbstractEventLoop], Any] | None = None
+    on_loop_start: Callable[[asyncio.AbstractEventLoop, int], Any] | None = None
     on_loop_stop: Callable[[], Any] | None = None
     """Coroutine functions of the application, run on the loop before the first job and after the last."""
 
@@ -93,7 +93,7 @@ class TaskPool(BasePool):
         self._thread = threading.Thread(target=self._loop.run_forever, name="turnout-loop", daemon=True)
         self._thread.start()
         if self.on_loop_start is not None:
-            asyncio.run_coroutine_threadsafe(self.on_loop_start(self._loop), self._loop).result()
+            asyncio.run_coroutine_threadsafe(self.on_loop_start(self._loop, int(self.limit)), self._loop).result()
         transport.free_slots = self.free_slots
         _collect_garbage_seldom()
 

@@ -76,7 +76,8 @@ class Worker:
         self._retired: list[CloudProviderBase] = []
         self._open = AsyncExitStack()
 
-    async def start(self, loop: asyncio.AbstractEventLoop) -> None:
+    async def start(self, loop: asyncio.AbstractEventLoop, slots: int) -> None:
+        self._slots = slots
         settings, file = self._settings, self._settings.file
         keep_memory_private()
         tracing.configure(os.environ)
@@ -171,7 +172,8 @@ class Worker:
         """Let `turnout status` show which workers there are, and what configuration each of them follows."""
         while True:
             with contextlib.suppress(RedisError, OSError):
-                await self._call(self._ledger.alive(self.name, self._reload.settings.version, 3 * ALIVE_EVERY_S))
+                version = self._reload.settings.version
+                await self._call(self._ledger.alive(self.name, version, self._slots, 3 * ALIVE_EVERY_S))
             await asyncio.sleep(ALIVE_EVERY_S)
 
     async def _connected(self) -> None:

@@ -9,6 +9,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:stream:ID     stream  its answer's pieces, when it streams
     {ns}:pending:LANE  zset    queued jobs of a lane, by the place (ms) of their message in it, see `lua/shared.lua`
     {ns}:turns         zset    queued jobs that take turns with others of their tenant, see `lua/shared.lua`
+    {ns}:turns_each    string  how many of them stand in a lane at a time: a part of all workers' slots
     {ns}:in_line       zset    queued jobs that wait in line for their turn
     {ns}:leases        zset    jobs that a worker holds, by the time (ms) at which its lease ends
     {ns}:parked        zset    parked jobs, in lines of those that wait for the same, see `lua/shared.lua`
@@ -33,7 +34,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
     {ns}:ceilings      hash    what a batch may spend, by its account, `batch:BATCH`, in micro-dollars
     {ns}:intake        string  there while no new job is accepted, for want of memory
-    {ns}:workers       zset    live workers, `NAME VERSION` (of the configuration), by last sign of life (ms)
+    {ns}:workers       zset    live workers, `NAME VERSION SLOTS` (version of what it follows), by sign of life (ms)
     {ns}:mutex:WORK    string  who does a round of fleet-wide housekeeping now
 
     interactive, standard, batch     list    Celery's lane queues
@@ -76,6 +77,10 @@ class Keys:
     @property
     def turns(self) -> str:
         return self._("turns")
+
+    @property
+    def turns_each(self) -> str:
+        return self._("turns_each")
 
     @property
     def in_line(self) -> str:

@@ -48,8 +48,11 @@ from turnout.ledger.sealing import Keyring
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus, Problem, celery_record
 
-TURNS = 16
-"""Jobs of one tenant that stand in a lane at a time. As each one claimed brings the next, so few keep a fleet busy."""
+TURNS = 4
+"""Jobs of one tenant that stand in a lane at a time, at least. As each one claimed brings the next, few keep a worker
+busy …"""
+TURNS_A_SLOT = 1 / 8
+"""… and many workers take more. So a job behind a flood waits an eighth of the time that a call takes."""
 
 
 class Ledger:
@@ -60,6 +63,7 @@ class Ledger:
         self.keyring = keyring or Keyring()
         shared = files("turnout.ledger").joinpath("lua", "shared.lua").read_text("utf-8")
         constants = f"local VERSION = '{CONTRACT_VERSION}'\nlocal MESSAGE = [==[{TEMPLATE}]==]\nlocal TURNS = {TURNS}\n"
+        constants += f"local TURNS_A_SLOT = {TURNS_A_SLOT}\n"
         self._prelude = clock + constants + shared
 
     def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
@@ -97,6 +101,7 @@ class Ledger:
                 keys.intake,
                 keys.turns,
                 keys.in_line,
+                keys.turns_each,
             ],
             [
                 job.id,
@@ -147,6 +152,7 @@ class Ledger:
                 keys.story(job_id),
                 keys.turns,
                 keys.in_line,
+                keys.turns_each,
                 keys.parked,
                 *keys.all_pending,
             ],
@@ -217,7 +223,8 @@ class Ledger:
 
     def spare(self, limit: int) -> Call[list[str]]:
         """Give out turns that came free without a claim. Gives the jobs that have them now, to `bring`."""
-        return self._call("spare", [self.keys.turns, self.keys.in_line, *self.keys.all_pending], [limit], _texts)
+        keys = self.keys
+        return self._call("spare", [keys.turns, keys.in_line, keys.turns_each, *keys.all_pending], [limit], _texts)
 
     def bring(self, job_id: str, lane: Lane) -> Call[bool]:
         """Publish a job that waited in line and whose turn has come."""
@@ -256,9 +263,11 @@ class Ledger:
         named = [*self._publishing(job_id, lane), self.keys.story(job_id)]
         return self._call("republish", named, [job_id, _ms(missing_s)])
 
-    def alive(self, worker: str, version: str, silence_s: float) -> Call[None]:
-        """Note that a worker lives and which configuration it follows; others, silent for so long, are forgotten."""
-        return self._call("alive", [self.keys.workers], [f"{worker} {version}", _ms(silence_s)], lambda reply: None)
+    def alive(self, worker: str, version: str, slots: int, silence_s: float) -> Call[None]:
+        """Note that a worker lives, which configuration it follows and how many jobs it has room for; others, silent
+        for so long, are forgotten."""
+        args = [f"{worker} {version} {slots}", _ms(silence_s)]
+        return self._call("alive", [self.keys.workers, self.keys.turns_each], args, lambda reply: None)
 
     # --- batches ---------------------------------------------------------------------------------------
 
@@ -337,7 +346,9 @@ class Ledger:
 
     def workers(self) -> Read[dict[str, str]]:
         """The workers that live, and the version of the configuration that each follows."""
-        return Read(("ZRANGE", self.keys.workers, 0, -1), lambda reply: dict(one.split(" ") for one in _texts(reply)))
+        return Read(
+            ("ZRANGE", self.keys.workers, 0, -1), lambda reply: dict(one.split(" ")[:2] for one in _texts(reply))
+        )
 
     def failed(self, limit: int, offset: int = 0) -> Read[list[str]]:
         """Ids of failed jobs, the latest first."""

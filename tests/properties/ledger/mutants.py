@@ -26,7 +26,7 @@ from tests.unit.ledger import test_facts, test_parked
 MUTANTS = [
     Mutant("claim", "if state ~= 'queued' then return {state} end", ""),
     Mutant("claim", "'HINCRBY', KEYS[1], 'token', 1", "'HINCRBY', KEYS[1], 'token', 0"),
-    Mutant("claim", "for i = 7, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end", ""),
+    Mutant("claim", "for i = 8, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end", ""),
     Mutant("claim", "NOW + ARGV[3]", "NOW"),
     Mutant("claim", "if version ~= VERSION then return {'unknown_version'} end", ""),
     Mutant("enqueue", "known[1] == fingerprint", "true"),

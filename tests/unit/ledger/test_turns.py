@@ -55,6 +55,19 @@ def test_a_tenants_flood_leaves_another_tenants_job_a_handful_of_places_away(bed
     assert nobody_waits_for_a_turn(bed)
 
 
+def test_more_of_a_tenants_jobs_stand_in_the_lanes_of_more_workers(bed: Bed) -> None:
+    ids = flood(bed, 100)
+    assert order(bed) == ids[:TURNS]
+    for worker in ("one", "two"):
+        bed(bed.ledger.alive(worker, "v", 100, 15.0))
+    for job_id in bed(bed.ledger.spare(1000)):
+        bed(bed.ledger.bring(job_id, LANE))
+    assert order(bed) == ids[:25]
+    assert bed(bed.ledger.workers()) == {"one": "v", "two": "v"}
+    bed.client.delete(bed.keys.turns_each)
+    assert serve(bed) == ids, "with fewer, the next ones wait until so few are left"
+
+
 def test_two_floods_are_served_side_by_side(bed: Bed) -> None:
     flood(bed, 100, "first")
     flood(bed, 100, "second")

@@ -1,8 +1,12 @@
 #!lua flags=allow-oom
--- Note that a worker lives; those that have been silent for long are forgotten.
--- KEYS  workers
--- ARGV  NAME VERSION, silence (ms) after which it is forgotten
+-- Note that a worker lives; those that have been silent for long are forgotten. By the slots of all that live goes how
+-- many jobs of one tenant stand in a lane at a time.
+-- KEYS  workers, turns each
+-- ARGV  NAME VERSION SLOTS, silence (ms) after which it is forgotten
 redis.call('ZADD', KEYS[1], NOW, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', NOW - ARGV[2])
 redis.call('PEXPIRE', KEYS[1], ARGV[2])
+local slots = 0
+for _, worker in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do slots = slots + string.match(worker, '%d+$') end
+redis.call('SET', KEYS[2], math.max(TURNS, math.floor(slots * TURNS_A_SLOT)), 'PX', ARGV[2])
 return redis.status_reply('OK')

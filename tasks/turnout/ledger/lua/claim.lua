@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Take a queued job for one worker: the token grows, and fences whoever held it before.
--- KEYS  job, leases, story, turns, line, parked, pending of each lane
+-- KEYS  job, leases, story, turns, line, turns each, parked, pending of each lane
 -- ARGV  id, owner, time to live (ms), then what the keys are called that the worker has
 -- Returns {state} if it is not to be had, {'unknown_key', key} if the worker couldn't read it, else
 --         {'claimed', token, waited ms, values of the record, id of the job whose turn is next ('': none),
@@ -19,14 +19,15 @@ end
 local token = redis.call('HINCRBY', KEYS[1], 'token', 1)
 redis.call('HSET', KEYS[1], 'state', 'leased', 'owner', ARGV[2])
 redis.call('HDEL', KEYS[1], 'missed_ms', 'republished')
-for i = 7, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+for i = 8, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
 local after = nil
 if turn then
   end_turn(KEYS[1], turn, KEYS[4], KEYS[5])
-  after = next_turn(string.match(turn, '^%S+ %S* '), KEYS[4], KEYS[5], {unpack(KEYS, 7)})
+  local whose = string.match(turn, '^%S+ %S* ')
+  if turns_left(whose, KEYS[4], KEYS[6]) > 0 then after = next_turn(whose, KEYS[4], KEYS[5], {unpack(KEYS, 8)}) end
 end
 redis.call('ZADD', KEYS[2], NOW + ARGV[3], ARGV[1])
 tell(KEYS[3], '"event":"claimed","by":' .. cjson.encode(ARGV[2]))
 return {'claimed', token, NOW - queued_ms, redis.call('HMGET', KEYS[1], 'payload', 'accepted_ms', 'deadline_ms',
   'progress', 'tenant', 'batch', 'lane', 'embed', 'stream', 'webhook', 'trace', 'crashes', 'calls'), after or '',
-  redis.call('EXISTS', KEYS[6])}
+  redis.call('EXISTS', KEYS[7])}

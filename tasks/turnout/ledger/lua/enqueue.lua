@@ -1,6 +1,6 @@
 #!lua
 -- Accept a job and publish its message, both or neither.
--- KEYS  job, pending, lane queue, deadlines, counts, story, intake, turns, line
+-- KEYS  job, pending, lane queue, deadlines, counts, story, intake, turns, line, turns each
 -- ARGV  id, fingerprint, deadline (ms, 0: none), deadline from now (ms, 0: none), 1 to publish the message,
 --       then fields and values of the record
 -- Returns {outcome, state}: queued | duplicate | conflict | full | expired
@@ -20,7 +20,7 @@ redis.call('HSET', KEYS[1], 'state', 'queued', 'fingerprint', fingerprint, 'acce
   'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'calls', 0, 'requeues', 0, unpack(ARGV, 6))
 if ARGV[5] ~= '1' then
   redis.call('ZADD', KEYS[2], NOW, id)
-elseif (redis.call('HGET', KEYS[1], 'tenant') or '') == '' or has_turn(KEYS[1], id, KEYS[8], KEYS[9]) then
+elseif (redis.call('HGET', KEYS[1], 'tenant') or '') == '' or has_turn(KEYS[1], id, KEYS[8], KEYS[9], KEYS[10]) then
   publish(KEYS[1], id, KEYS[2], KEYS[3])
 end
 if deadline > 0 then redis.call('ZADD', KEYS[4], deadline, id) end

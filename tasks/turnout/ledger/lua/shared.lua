@@ -19,13 +19,18 @@ local function front_place(queue)
   return first and tonumber(string.match(first, '"place":(%d+)'))
 end
 
--- Taking turns: of one tenant's jobs only TURNS at a time stand in a lane. The others wait in line, the first
--- accepted first, and each that is claimed brings the next; so a flood is no longer to those behind it than a
+-- Taking turns: of one tenant's jobs only so many at a time stand in a lane, `each`. The others wait in line, the
+-- first accepted first, and each that is claimed brings the next; so a flood is no longer to those behind it than a
 -- handful. `turns` and `line` are ordered by text: LANE TENANT ACCEPTED ID.
-local function has_turn(job, id, turns, line)
+local function turns_left(whose, turns, each)
+  local most = tonumber(redis.call('GET', each) or TURNS)
+  return most - redis.call('ZLEXCOUNT', turns, '[' .. whose, '(' .. whose .. ':')
+end
+
+local function has_turn(job, id, turns, line, each)
   local lane, tenant, accepted = unpack(redis.call('HMGET', job, 'lane', 'tenant', 'accepted_ms'))
   local whose = lane .. ' ' .. tenant .. ' '
-  local free = redis.call('ZLEXCOUNT', turns, '[' .. whose, '(' .. whose .. ':') < TURNS
+  local free = turns_left(whose, turns, each) > 0
   local turn = whose .. accepted .. ' ' .. id
   redis.call('HSET', job, 'turn', turn)
   redis.call('ZADD', free and turns or line, 0, turn)
