@@ -22,7 +22,7 @@ from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer, run
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.routing.health import RAMP_S
-from turnout_workers.state.redis import CONSTANTS, RedisFleetStore, state_call
+from turnout_workers.state.redis import SHARED, RedisFleetStore, state_call
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted
 
 PROCESSES = 8
@@ -73,7 +73,7 @@ def most_in_any_minute(times: list[float]) -> int:
     return max(i - bisect_left(times, at - 60 + 1e-9) + 1 for i, at in enumerate(times))
 
 
-@pytest.mark.parametrize(("limit", "speed"), [(60, 30), (600, 12)])  # 30 and 120 grants a second
+@pytest.mark.parametrize(("limit", "speed"), [(60, 40), (600, 12)])  # 40 and 120 grants a second
 def test_eight_dying_processes_never_pass_a_limit_and_use_it(
     redis_url: str, tmp_path: Path, limit: int, speed: int
 ) -> None:
@@ -81,15 +81,18 @@ def test_eight_dying_processes_never_pass_a_limit_and_use_it(
     minutes = 61 * 3
     times = Fleet(tmp_path, *settings).run(lambda times: len(times) > 0 and times[-1] - times[0] >= minutes)
     assert most_in_any_minute(times) <= limit
-    used = sum(at < times[0] + minutes for at in times) / (limit * minutes / 60)
-    assert used >= 0.97, f"{used:.3f} of the limit"
+    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
+        granted = int(client.hget(Keys("test").window(ENDPOINT), "charged").split()[1])
+    unwritten = granted - len(times)  # a kill came before the line
+    used = (sum(at < times[0] + minutes for at in times) + unwritten) / (limit * minutes / 60)
+    assert used >= 0.97, f"{used:.3f} of the limit, {unwritten} grants unwritten"
 
 
 def test_traffic_that_grows_back_never_passes_the_limit(redis_url: str, tmp_path: Path) -> None:
     limit, speed = 600, 4
     with redis.Redis.from_url(redis_url) as client:
         client.flushall()
-        now_ms = run(client, [state_call(Keys("test"), fast_clock(speed) + CONSTANTS)])[0][0] * 1000
+        now_ms = run(client, [state_call(Keys("test"), fast_clock(speed) + SHARED)])[0][0] * 1000
         # Its probe has just succeeded.
         health = {"open_until": round(now_ms) - 2, "recovered_at": round(now_ms) - 1, "trips": 1}
         client.hset(Keys("test").fleet, mapping={f"{ENDPOINT}|{name}": value for name, value in health.items()})

@@ -10,6 +10,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from importlib.resources import files
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -52,6 +53,7 @@ local SIGMA_STEP, RESIDUAL_FIRST, CACHED_STEP = {memory.SIGMA_STEP}, {SIGMA**2},
 local RESIDUAL_MOST = {memory.RESIDUAL_MOST}
 """
 """Put before every script, so that policy has one home and Lua none of its own."""
+SHARED = CONSTANTS + files("turnout_workers.state").joinpath("lua", "shared.lua").read_text("utf-8")
 
 LIMITS = tuple(Limits.__dataclass_fields__)
 
@@ -62,7 +64,7 @@ class RedisFleetStore:
     def __init__(self, call: Coalescer, keys: Keys, clock: str = CLOCK) -> None:
         self._call = call
         self._keys = keys
-        self._prelude = clock + CONSTANTS
+        self._prelude = clock + SHARED
 
     def _script(self, name: str, keys: Iterable[str], args: Iterable[str | int], decode: Callable[[Any], T]) -> Call[T]:
         script = Script.load("turnout_workers.state", name, self._prelude)
@@ -191,14 +193,14 @@ def mark_call(
     endpoint_ids: Sequence[str],
     reason: str = "",
     for_s: float = 0,
-    prelude: str = CLOCK + CONSTANTS,
+    prelude: str = CLOCK + SHARED,
 ) -> Call[None]:
     """Mark endpoints `blocked`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
     return Call(script, (keys.fleet,), (what, reason, _ms(for_s), *endpoint_ids), _nothing)
 
 
-def state_call(keys: Keys, prelude: str = CLOCK + CONSTANTS) -> Call[tuple[float, Mapping[str, EndpointState]]]:
+def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, EndpointState]]]:
     """Read all that is known, for whoever only looks on, too."""
     script = Script.load("turnout_workers.state", "state", prelude)
     return Call(script, (keys.fleet, keys.overdue, keys.waiting), (), _state)

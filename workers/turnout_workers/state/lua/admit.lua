@@ -9,32 +9,11 @@
 --       `until` is -1 where waiting doesn't help
 local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, CEILINGS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local NEVER = -1
--- Every limit: its name, its window, and the counters it adds up (2 requests, 3 input, 4 output).
-local KINDS = {
-  {'requests_per_minute', 'minute', {2}}, {'tokens_per_minute', 'minute', {3, 4}},
-  {'input_tokens_per_minute', 'minute', {3}}, {'output_tokens_per_minute', 'minute', {4}},
-  {'requests_per_day', 'day', {2}}, {'tokens_per_day', 'day', {3, 4}},
-}
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
 
-local function numbers(text)
-  local first, second, third, fourth = string.match(text or '', '(%d+) (%-?%d+) (%-?%d+) (%-?%d+)')
-  return {tonumber(first) or 0, tonumber(second) or 0, tonumber(third) or 0, tonumber(fourth) or 0}
-end
-
-local function text(values)
-  return string.format('%d %d %d %d', values[1], values[2], values[3], values[4])
-end
-
 local function add(values, others, sign)
   for i = 2, 4 do values[i] = values[i] + sign * others[i] end
-end
-
-local function total(values, counters)
-  local sum = 0
-  for _, counter in ipairs(counters) do sum = sum + values[counter] end
-  return sum
 end
 
 -- A window is {newest bucket, requests, input, output}; buckets that have left it are taken off its sum.

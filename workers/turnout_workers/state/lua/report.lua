@@ -6,28 +6,9 @@
 --       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
 -- Returns {now, consecutive failures, error rate, error weight, trips, probe}
 local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, WINDOW, CALLS, SHARED, SHARED_CALLS = unpack(KEYS)
-local COUNTERS = { -- as in admit.lua: 2 requests, 3 input, 4 output
-  requests_per_minute = {2}, tokens_per_minute = {3, 4}, input_tokens_per_minute = {3},
-  output_tokens_per_minute = {4}, requests_per_day = {2}, tokens_per_day = {3, 4},
-}
 local report = cjson.decode(ARGV[1])
 local now = now_ms()
 local e = report.endpoint .. '|'
-
-local function numbers(text)
-  local first, second, third, fourth = string.match(text or '', '(%d+) (%-?%d+) (%-?%d+) (%-?%d+)')
-  return {tonumber(first) or 0, tonumber(second) or 0, tonumber(third) or 0, tonumber(fourth) or 0}
-end
-
-local function text(values)
-  return string.format('%d %d %d %d', unpack(values))
-end
-
-local function total(values, counters)
-  local sum = 0
-  for _, counter in ipairs(counters) do sum = sum + values[counter] end
-  return sum
-end
 
 -- The endpoint's fields are read once, changed here, and written once.
 local latency_bucket = 'latency' .. (report.bucket or '')
