@@ -358,6 +358,12 @@ async def stops(writer: asyncio.StreamWriter) -> None:
     await asyncio.sleep(5)
 
 
+async def begins(writer: asyncio.StreamWriter) -> None:
+    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
+    await writer.drain()
+    await asyncio.sleep(5)
+
+
 async def drips(writer: asyncio.StreamWriter) -> None:
     writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 1000\r\n\r\n")
     for _ in range(100):
@@ -415,6 +421,7 @@ async def test_a_server_that_is_not_there_is_unavailable_and_costs_nothing(url: 
     ("reply", "timeouts"),
     [
         (silent, Timeouts(first_byte_s=0.2)),
+        (begins, Timeouts(idle_s=0.2)),
         (stops, Timeouts(idle_s=0.2)),
         (drips, Timeouts(total_s=0.5)),
         (rejects_silently, Timeouts(idle_s=0.2)),
