@@ -355,6 +355,8 @@ class Usage(Value):
     input_tokens: int = Field(default=0, ge=0)
     cache_read_tokens: int = Field(default=0, ge=0)
     cache_write_tokens: int = Field(default=0, ge=0)
+    cache_write_hour_tokens: int = Field(default=0, ge=0)
+    """Those of `cache_write_tokens` that are kept for an hour instead of minutes, and cost more."""
     output_tokens: int = Field(default=0, ge=0)
     reasoning_tokens: int = Field(default=0, ge=0)
     source: Literal["reported", "estimated"] = "reported"

@@ -16,7 +16,7 @@ from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 
 K = FailureKind
-OPERATORS = Price(2.0, 10.0, cache_read=0.5, cache_write=3.0)
+OPERATORS = Price(2.0, 10.0, cache_read=0.5, cache_write=3.0, cache_write_hour=4.0)
 LISTED = Price(1.25, 10.0, 0.125, source="genai-prices 0")
 
 
@@ -87,6 +87,7 @@ USAGE: list[tuple[str, Any, tuple[int, ...], int]] = [
     ("openrouter", chat({**ASKED, "cost": 1e300}), (100, 0, 0, 10, 0), 300),
     ("anthropic", claude(KEPT), (100, 40, 20, 10, 0), 40 * 2 + 20 + 60 + 100),
     ("anthropic", claude({**KEPT, "output_tokens_details": {"thinking_tokens": 4}}), (100, 40, 20, 10, 4), 260),
+    ("anthropic", claude({**KEPT, "cache_creation": {"ephemeral_1h_input_tokens": 15}}), (100, 40, 20, 10, 0), 275),
     ("gemini", gemini(TOLD), (100, 0, 0, 10, 7), 300),
     ("gemini", gemini({**TOLD, "cachedContentTokenCount": 40}), (100, 40, 0, 10, 7), 240),
     (

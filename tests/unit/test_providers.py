@@ -130,7 +130,7 @@ def listed(provider: str, model: str, tier: str | None = None) -> Price:
 
 def test_the_price_list_knows_what_storing_input_costs() -> None:
     price = listed("anthropic", "claude-sonnet-4-5")
-    assert (price.input, price.cache_write, price.cache_read) == (3.0, 3.75, 0.3)
+    assert (price.input, price.cache_write, price.cache_write_hour, price.cache_read) == (3.0, 3.75, 6.0, 0.3)
 
 
 def test_a_service_tier_has_its_own_price_and_an_unknown_one_the_usual() -> None:

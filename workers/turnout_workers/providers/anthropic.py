@@ -195,11 +195,12 @@ def _usage(told: Any) -> Usage:
     """Cached tokens are told apart from `input_tokens` here; ours include them."""
     read = int(told.get("cache_read_input_tokens") or 0)
     written = int(told.get("cache_creation_input_tokens") or 0)
-    thought = told.get("output_tokens_details") or {}
+    kept, thought = told.get("cache_creation") or {}, told.get("output_tokens_details") or {}
     return Usage(
         input_tokens=int(told["input_tokens"]) + read + written,
         cache_read_tokens=read,
         cache_write_tokens=written,
+        cache_write_hour_tokens=int(kept.get("ephemeral_1h_input_tokens") or 0),
         output_tokens=int(told.get("output_tokens") or 0),
         reasoning_tokens=int(thought.get("thinking_tokens") or 0),
     )

@@ -291,6 +291,7 @@ def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:
     except UNREADABLE:
         return None
     within_input = used.cache_read_tokens + used.cache_write_tokens <= used.input_tokens
+    within_input &= used.cache_write_hour_tokens <= used.cache_write_tokens
     return used if within_input and used.total_tokens <= MOST_TOKENS else None
 
 

@@ -23,9 +23,10 @@ def cost_microusd(price: Price, usage: Usage) -> int:
     price = price.of(usage.input_tokens)
     read = price.input if price.cache_read is None else price.cache_read
     write = price.input if price.cache_write is None else price.cache_write
+    hour = write if price.cache_write_hour is None else price.cache_write_hour
     fresh = usage.input_tokens - usage.cache_read_tokens - usage.cache_write_tokens
-    exact = fresh * price.input + usage.cache_read_tokens * read + usage.cache_write_tokens * write
-    exact += usage.output_tokens * price.output
+    exact = fresh * price.input + usage.cache_read_tokens * read + usage.output_tokens * price.output
+    exact += usage.cache_write_tokens * write + usage.cache_write_hour_tokens * (hour - write)
     return math.ceil(round(exact, 6))
 
 
@@ -69,7 +70,8 @@ def _listed(provider: str, model: str, quarter: int, tier: str | None) -> Price 
     except (LookupError, ValueError):
         return None
     listed = found.model_price
-    rates = (listed.input_mtok, listed.output_mtok, listed.cache_read_mtok, listed.cache_write_mtok)
+    names = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok")
+    rates = [getattr(listed, name, None) for name in names]
 
     def beyond(start: int) -> list[float | None]:
         """The rates of calls with more than so many input tokens."""
@@ -84,9 +86,9 @@ def _listed(provider: str, model: str, quarter: int, tier: str | None) -> Price 
     starts = {tier.start for rate in rates if isinstance(rate, TieredPrices) for tier in rate.tiers}
     source, longer = f"genai-prices {version('genai-prices')}", None
     for start in sorted({0, *starts}, reverse=True):
-        fresh, answered, read, written = beyond(start)
+        fresh, answered, read, written, hour = beyond(start)
         if fresh is None:
             return None
-        price = Price(fresh, answered or 0.0, read, written, source, longer)
+        price = Price(fresh, answered or 0.0, read, written, hour, source, longer)
         longer = (start, price)
     return price

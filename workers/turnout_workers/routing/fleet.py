@@ -28,6 +28,8 @@ class Price:
     """None: cached input costs as much as any."""
     cache_write: float | None = None
     """Of input that the provider stores for later calls; None: as much as any."""
+    cache_write_hour: float | None = None
+    """The same, stored for an hour; None: as much as `cache_write`."""
     source: str = OPERATOR
     """Where the price comes from: `operator`, or the name and version of the price list."""
     longer: tuple[int, Price] | None = None
