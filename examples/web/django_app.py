@@ -22,6 +22,8 @@ from turnout.webhook import BadSignature, verified
 
 SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""Of a stream: proxies such as nginx would hold its pieces back."""
 
 if not settings.configured:
     settings.configure(
@@ -61,15 +63,15 @@ def look(_: HttpRequest, job_id: str) -> JsonResponse:
 def stream(_: HttpRequest, job_id: str) -> StreamingHttpResponse:
     def events() -> Iterator[str]:
         try:
-            for piece in client.job(job_id).stream():
+            for piece in client.job(job_id).stream(idle_s=15):
                 event = "restart" if isinstance(piece, Restarted) else "token"
                 yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
         except (JobError, LookupError) as error:  # failed, expired or cancelled; or unknown
-            yield f"event: error\ndata: {json.dumps(str(error))}\n\n"
+            yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
         else:
             yield "event: done\ndata: {}\n\n"
 
-    return StreamingHttpResponse(events(), content_type="text/event-stream")
+    return StreamingHttpResponse(events(), content_type="text/event-stream", headers=UNBUFFERED)
 
 
 told: dict[str, str] = {}

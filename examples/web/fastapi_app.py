@@ -19,6 +19,8 @@ from turnout.webhook import BadSignature, verified
 
 SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
+UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+"""Of a stream: proxies such as nginx would hold its pieces back."""
 
 
 class Question(BaseModel):
@@ -63,19 +65,19 @@ async def look(job_id: str) -> dict[str, str | None]:
 
 @app.get("/questions/{job_id}/stream")
 async def stream(job_id: str) -> StreamingResponse:
-    """Server-sent events: `token` with text as JSON, `restart` when it begins anew, then `done` or `error`."""
+    """Server-sent events: `token` with text as JSON, `restart` when it begins anew, then `done` or `failed`."""
 
     async def events() -> AsyncIterator[str]:
         try:
-            async for piece in app.state.turnout.job(job_id).stream():
+            async for piece in app.state.turnout.job(job_id).stream(idle_s=15):
                 event = "restart" if isinstance(piece, Restarted) else "token"
                 yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
         except (JobError, LookupError) as error:  # failed, expired or cancelled; or unknown
-            yield f"event: error\ndata: {json.dumps(str(error))}\n\n"
+            yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
         else:
             yield "event: done\ndata: {}\n\n"
 
-    return StreamingResponse(events(), media_type="text/event-stream")
+    return StreamingResponse(events(), media_type="text/event-stream", headers=UNBUFFERED)
 
 
 told: dict[str, str] = {}

@@ -190,10 +190,8 @@ def test_a_wait_outlasts_a_restart_of_redis(
     kind: type[Client] | type[AsyncClient],
     read: Callable[[Job | AsyncJob], None],
 ) -> None:
-    for module in (inbox, blocking, nonblocking):
+    for module in (blocking, nonblocking):
         monkeypatch.setattr(module, "RECHECK_S", 0.05)
-    monkeypatch.setattr(inbox.AsyncHeard.wait, "__defaults__", (0.05,))
-    monkeypatch.setattr(inbox.Heard.wait, "__defaults__", (0.05,))
     server = redis_server.start(tmp_path)
     with Client(server.url) as client, ThreadPoolExecutor(1) as thread:
         job = client.submit("A?", stream=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 from tests.chaos.stand import Stand, standing
 
-from turnout import AsyncClient, Client, Failed, Restarted
+from turnout import AsyncClient, Cancelled, Client, Failed, Restarted
 
 FLEET = """
 output_tokens = 30
@@ -54,6 +54,21 @@ async def test_several_readers_read_the_same(stand: Stand) -> None:
         first = "".join([piece async for piece in job.stream()])
         second = "".join([piece async for piece in client.job(job.id).stream()])
         assert first == second == (await job).text
+
+
+async def test_who_waits_for_a_piece_is_given_an_empty_one_now_and_then(stand: Stand) -> None:
+    async with AsyncClient(stand.redis.url, "nobody-serves-this") as lonely:
+        job = await lonely.submit("Tell me.", stream=True)
+        stream = job.stream(idle_s=0.05)
+        assert [await anext(stream), await anext(stream)] == ["", ""]
+        with Client(stand.redis.url, "nobody-serves-this") as client:
+            stream_too = client.job(job.id).stream(idle_s=0.05)
+            assert [next(stream_too), next(stream_too)] == ["", ""]
+            assert client.job(job.id).cancel()
+            with pytest.raises(Cancelled):
+                list(stream_too)
+        with pytest.raises(Cancelled):
+            await anext(stream)
 
 
 def test_a_failover_in_mid_stream_is_told_and_the_answer_begins_anew(stand: Stand, client: Client) -> None:

@@ -96,7 +96,7 @@ class Walk:
     def tells_of_failure(self, job_id: str) -> None:
         self.stand.submit([job_id], model="a-model-that-nobody-serves")
         status, streamed = self.get(f"/questions/{job_id}/stream")
-        assert (status, streamed.split("\n")[0]) == (200, "event: error")
+        assert (status, streamed.split("\n")[0]) == (200, "event: failed")
         assert "no endpoint can serve this job" in streamed
 
 

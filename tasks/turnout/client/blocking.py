@@ -158,11 +158,13 @@ class Job:
             pass
         return self._answer()
 
-    def stream(self) -> Iterator[str]:
+    def stream(self, idle_s: float | None = None) -> Iterator[str]:
         """The answer's pieces as they come, from the beginning on, whenever one begins to listen.
 
         A `Restarted` among them says to begin anew. A job that was not submitted with `stream=True`, and one whose
-        stream has expired, gives its answer in one piece. Raises Failed, Expired, Cancelled, LookupError.
+        stream has expired, gives its answer in one piece. idle_s: an empty piece whenever nothing has come for so
+        long, by which a server keeps its connection open, and notices a reader that has gone.
+        Raises Failed, Expired, Cancelled, LookupError.
         """
         client, reader, patience = self._client, Reader(), Patience()
         with client._inbox.listening([self.id, f"+{self.id}"]) as heard:
@@ -175,9 +177,11 @@ class Job:
                     yield from reader.read(pieces)
                 elif settled and pieces is not None:
                     break
-                elif self.id in (heard.wait() or [self.id]):
+                elif not (words := heard.wait(idle_s or RECHECK_S)) or self.id in words:
                     with patience:
                         settled = client._settled([self.id], pieces=True)
+                    if idle_s and not words:
+                        yield ""
         answer = self._answer()
         if not reader.given and answer.text:
             yield answer.text

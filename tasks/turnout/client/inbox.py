@@ -90,7 +90,7 @@ class Heard:
             self._words.append(word)
             self._new.notify()
 
-    def wait(self, limit_s: float = RECHECK_S) -> list[str]:
+    def wait(self, limit_s: float) -> list[str]:
         """All since the last time; none: the time is up."""
         with self._new:
             if not self._words:
@@ -165,7 +165,7 @@ class AsyncHeard:
         self._words.append(word)
         self._new.set()
 
-    async def wait(self, limit_s: float = RECHECK_S) -> list[str]:
+    async def wait(self, limit_s: float) -> list[str]:
         """All since the last time; none: the time is up."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):

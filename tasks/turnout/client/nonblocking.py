@@ -146,7 +146,7 @@ class AsyncJob:
             pass
         return await self._answer()
 
-    async def stream(self) -> AsyncIterator[str]:
+    async def stream(self, idle_s: float | None = None) -> AsyncIterator[str]:
         """As `Job.stream`: `async for piece in job.stream()`."""
         client, reader, patience = self._client, Reader(), Patience()
         async with client._inbox.listening([self.id, f"+{self.id}"]) as heard:
@@ -160,9 +160,11 @@ class AsyncJob:
                         yield text
                 elif settled and pieces is not None:
                     break
-                elif self.id in (await heard.wait() or [self.id]):
+                elif not (words := await heard.wait(idle_s or RECHECK_S)) or self.id in words:
                     with patience:
                         settled = await client._settled([self.id], pieces=True)
+                    if idle_s and not words:
+                        yield ""
         answer = await self._answer()
         if not reader.given and answer.text:
             yield answer.text
