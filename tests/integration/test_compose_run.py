@@ -124,6 +124,19 @@ def test_a_producers_job_goes_through_the_services_of_compose_yaml(here: Here, m
     assert job.status() == "succeeded"
 
 
+def test_an_operator_looks_from_within_a_worker(here: Here) -> None:
+    """As by `docker compose exec worker turnout …`."""
+    service = here.services["worker"]
+    environ = {**os.environ, "PATH": here.path, "COLUMNS": "100"}
+    environ |= {name: here.placed(str(value), service) for name, value in service["environment"].items()}
+    told = subprocess.run(["turnout", "status", "--once"], env=environ, capture_output=True, text=True)
+    assert "sim-thrifty/llama-3.3-70b" in told.stdout, told.stderr
+    told = subprocess.run(["turnout", "doctor"], env=environ, capture_output=True, text=True)
+    assert [line for line in told.stdout.splitlines() if line.startswith("DO")] == [
+        "DO   some providers are simulated: their answers are made up"
+    ]
+
+
 def test_the_server_refused_nothing_to_the_workers_role(here: Here) -> None:
     denied = here.client("admin").execute_command("ACL", "LOG")
     told = [dict(zip(entry[::2], entry[1::2], strict=True)) if isinstance(entry, list) else entry for entry in denied]
