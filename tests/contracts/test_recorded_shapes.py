@@ -71,6 +71,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
              "x-ratelimit-remaining-tokens": "0", "x-ratelimit-reset-tokens": "6m0s"},
             openai("Rate limit", "tokens"), K.RATE_LIMITED, 360,
         ),
+        (429, {}, openai("Rate limit reached. Please try again in 6m0s.", "tokens"), K.RATE_LIMITED, 360),
+        (429, {}, openai("Please try again in 812ms. Visit the console", "tokens"), K.RATE_LIMITED, 0.812),
         (429, {}, openai("Request too large for m on tokens per min", "tokens"), K.CONTEXT_LENGTH),
         (429, {}, openai("You exceeded your current quota", "insufficient_quota", "insufficient_quota"), K.BILLING),
         (429, {}, openai("no", "insufficient_quota", "credit_balance_exhausted"), K.BILLING),
@@ -91,6 +93,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
     "azure": [
         (401, {}, {"error": {"code": "401", "message": "Access denied due to invalid key"}}, K.UNAUTHORIZED),
         (404, {}, {"error": {"code": "DeploymentNotFound", "message": "no"}}, K.MODEL_NOT_FOUND),
+        (429, {}, {"error": {"code": "429", "message": "Please retry after 6 seconds."}}, K.RATE_LIMITED, 6),
         (429, {"retry-after-ms": "1200"}, {"error": {"code": "429", "message": "rate limit"}}, K.RATE_LIMITED, 1.2),
         (
             400, {}, {"error": {"code": "content_filter", "message": "no", "status": 400,
@@ -233,6 +236,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, gemini("INVALID_ARGUMENT", "The input token count (9) exceeds the maximum"), K.CONTEXT_LENGTH),
         (400, {}, gemini("INVALID_ARGUMENT", "contents is not specified"), K.INVALID_REQUEST),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("PerMinutePerModel"), RETRY), K.RATE_LIMITED, 26),
+        (429, {}, [gemini("RESOURCE_EXHAUSTED", "q", quota("PerMinutePerModel"), RETRY)], K.RATE_LIMITED, 26),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("RequestsPerDay"), RETRY), K.QUOTA_EXHAUSTED, 3600),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "quota exceeded, limit: 0"), K.MODEL_NOT_FOUND),
         (400, {}, gemini("INVALID_ARGUMENT", "Budget 0 is invalid. It only works in thinking mode."), K.UNSUPPORTED),

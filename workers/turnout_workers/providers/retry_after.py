@@ -15,6 +15,7 @@ from turnout_workers.state.store import ObservedLimit
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
 _DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
+_SAID = re.compile(rf"(?:try again in|retry after) ({_DURATIONS.pattern}|\d+(?:\.\d+)?)")
 LONGEST_S = 30 * 86400.0
 """A longer wait is a mistake, theirs or ours."""
 LARGEST = 1e12
@@ -63,14 +64,15 @@ def _sent_at(headers: Mapping[str, str], now: float) -> float:
 def retry_after_s(
     headers: Mapping[str, str], body: Any, now: float, limit_headers: Mapping[str, str] = STANDARD_LIMITS
 ) -> float | None:
-    """How long the provider asks to wait: `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset,
-    else the reset of whichever of its limits says that nothing remains."""
+    """How long the provider asks to wait: `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset, the
+    reset of whichever of its limits says that nothing remains, else its words ("try again in 7m12s")."""
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
         return min(ms / 1000, LONGEST_S)
     now = _sent_at(headers, now)
     if (told := seconds(headers.get("retry-after"), now)) is not None:
         return told
-    error = body.get("error") if isinstance(body, dict) else None
+    envelope = body[0] if isinstance(body, list) and len(body) == 1 else body  # Gemini's, sometimes
+    error = envelope.get("error") if isinstance(envelope, dict) else None
     error = error if isinstance(error, dict) else {}
     for detail in _dicts(error.get("details")):
         if str(detail.get("@type", "")).endswith("RetryInfo"):
@@ -84,7 +86,9 @@ def retry_after_s(
     resets = [limit.reset_s for limit in observed_limits(headers, now, limit_headers) if limit.remaining == 0]
     if _number(headers.get("x-ratelimit-remaining")) == 0:
         resets.append(seconds(headers.get("x-ratelimit-reset"), now))
-    return max((reset for reset in resets if reset is not None), default=None)
+    said = _SAID.search(str(error.get("message")))
+    in_words_s = seconds(said[1], now) if said else None
+    return max((reset for reset in resets if reset is not None), default=in_words_s)
 
 
 def observed_limits(
