@@ -29,16 +29,31 @@ class Built(ConnectorConformance):
 class TestOpenAI(Built):
     kind = "openai"
     answer: ClassVar = {"choices": [{"message": {"content": "Hello"}, "finish_reason": "stop"}]}
+    events: ClassVar = (
+        {"choices": [{"delta": {"content": "Hel"}}]},
+        {"choices": [{"delta": {"content": "lo"}, "finish_reason": "stop"}]},
+    )
 
 
 class TestAnthropic(Built):
     kind = "anthropic"
     answer: ClassVar = {"content": [{"type": "text", "text": "Hello"}], "stop_reason": "end_turn"}
+    events: ClassVar = (
+        {"type": "message_start", "message": {}},
+        {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": ""}},
+        {"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": "Hello"}},
+        {"type": "message_delta", "delta": {"stop_reason": "end_turn"}},
+        {"type": "message_stop"},
+    )
 
 
 class TestGemini(Built):
     kind = "gemini"
     answer: ClassVar = {"candidates": [{"content": {"parts": [{"text": "Hello"}]}, "finishReason": "STOP"}]}
+    events: ClassVar = (
+        {"candidates": [{"content": {"parts": [{"text": "Hel"}]}}]},
+        {"candidates": [{"content": {"parts": [{"text": "lo"}]}, "finishReason": "STOP"}]},
+    )
 
 
 _documented: dict[str, object] = {"__name__": "acme_turnout"}

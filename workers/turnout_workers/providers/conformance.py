@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, ClassVar
 
@@ -32,6 +32,8 @@ class ConnectorConformance:
 
     answer: ClassVar[Mapping[str, Any]]
     """The JSON body of a successful response, with a text that is not empty."""
+    events: ClassVar[Sequence[Mapping[str, Any]]] = ()
+    """The same as server-sent events, if your connector reads those."""
 
     def connector(self, base_url: str, key: str, http: Http) -> CloudProviderBase:
         """Your connector for a server at `base_url`, with at least one endpoint that has a price."""
@@ -46,6 +48,17 @@ class ConnectorConformance:
         assert response.usage.source in ("reported", "estimated")
         assert isinstance(response.cost_microusd, int), "whole micro-dollars, of the endpoint's price"
         assert response.cost_microusd >= 0
+
+    def test_a_stream_is_told_as_it_comes_and_gives_the_same_answer(self) -> None:
+        response = _stream(self.events) if self.events else _response(200, self.answer)
+        pieces, outcome = asyncio.run(self._with(response, _listen))
+        assert "".join(pieces) == outcome.response.text
+        assert outcome.response.text == asyncio.run(self._answered())[1].response.text
+
+    def test_a_stream_that_ends_early_may_have_been_billed(self) -> None:
+        if self.events:
+            failure = self._failure(_stream(self.events[:-1]), _listen)
+            assert (failure.kind, failure.billed) == (FailureKind.INTERRUPTED, Billed.MAYBE)
 
     def test_an_accepted_key_is_healthy(self) -> None:
         asyncio.run(self._with(_response(200, self.answer), lambda connector: connector.check_health()))
@@ -126,9 +139,28 @@ async def _call(connector: CloudProviderBase) -> CallOutcome:
     return await connector.call(connector.endpoints[0], InferenceRequest(prompt=PROMPT), TIMEOUTS)
 
 
-def _response(status: int, body: Mapping[str, Any] | bytes, header: str = "x-conformance: 1") -> bytes:
+async def _listen(connector: CloudProviderBase) -> tuple[list[str], CallOutcome]:
+    pieces: list[str] = []
+
+    async def hear(piece: str) -> None:
+        pieces.append(piece)
+
+    return pieces, await connector.call(connector.endpoints[0], InferenceRequest(prompt=PROMPT), TIMEOUTS, hear)
+
+
+def _stream(events: Sequence[Mapping[str, Any]]) -> bytes:
+    body = b"".join(f"data: {json.dumps(event)}\n\n".encode() for event in events)
+    return _response(200, body, media="text/event-stream")
+
+
+def _response(
+    status: int,
+    body: Mapping[str, Any] | bytes,
+    header: str = "x-conformance: 1",
+    media: str = "application/json",
+) -> bytes:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
-    head = f"HTTP/1.1 {status} X\r\n{header}\r\ncontent-type: application/json\r\ncontent-length: {len(raw)}\r\n\r\n"
+    head = f"HTTP/1.1 {status} X\r\n{header}\r\ncontent-type: {media}\r\ncontent-length: {len(raw)}\r\n\r\n"
     return head.encode() + raw
 
 
