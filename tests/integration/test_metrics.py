@@ -73,6 +73,7 @@ def test_what_became_of_jobs_calls_and_money_is_counted(stand: Stand, port: int)
     assert told["turnout_fleet_ceiling_used_ratio", "total", "day"] == pytest.approx(
         (stand.money()["total|spent"] + stand.money()["total|unsure"]) / 2e6
     )
+    stand.until(lambda: scraped(port)["turnout_worker_free_slots",] == 20, 10)
 
 
 def test_a_flood_of_ten_thousand_models_and_a_thousand_tenants_makes_no_new_series(stand: Stand, port: int) -> None:

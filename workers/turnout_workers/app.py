@@ -20,6 +20,7 @@ from turnout.errors import JobError
 from turnout.ledger import message
 from turnout.request import Lane
 from turnout.result import JobResult
+from turnout_workers import transport
 from turnout_workers.config import configured
 from turnout_workers.held import Done, Moved, Skipped
 from turnout_workers.monitoring import logs
@@ -130,7 +131,7 @@ def _stopping(how: str, **_: Any) -> None:
 
 _stops = itertools.count()
 infer = app.register_task(Infer())
-worker = Worker(settings)
+worker = Worker(settings, free_slots=lambda: transport.free_slots())
 TaskPool.grace_s = settings.file.worker.drain_s
 TaskPool.on_loop_start = worker.start
 TaskPool.on_loop_stop = worker.stop

@@ -67,8 +67,10 @@ class Worker:
 
     attempts: Attempts
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, free_slots: Callable[[], int]) -> None:
+        """free_slots: how many more jobs the pool would take now."""
         self._settings = settings
+        self._free_slots = free_slots
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: list[asyncio.Task[None]] = []
         self._in_force = InForce(_policy(settings))
@@ -100,7 +102,7 @@ class Worker:
         rng = random.Random()
         self._ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
         metrics = Metrics()
-        metrics.held(heartbeat.__len__)
+        metrics.held(heartbeat.__len__, self._free_slots)
         self.attempts = Attempts(
             owner=self.name,
             ledger=self._ledger,

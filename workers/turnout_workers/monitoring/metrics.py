@@ -51,6 +51,7 @@ class Metrics:
         )
         self._recovered = counter("turnout_recoveries", "Jobs that housekeeping brought back.", "how")
         self._held = Gauge("turnout_worker_jobs", "Jobs in flight in this process.", registry=registry)
+        self._free = Gauge("turnout_worker_free_slots", "Jobs that this process would take now.", registry=registry)
 
     def claimed(self, lane: Lane, waited_s: float) -> None:
         self._wait(lane.value).observe(max(0.0, waited_s))
@@ -81,6 +82,7 @@ class Metrics:
         if count:
             self._recovered(how).inc(count)
 
-    def held(self, count: Callable[[], float]) -> None:
-        """Where to ask how many jobs are in flight here."""
+    def held(self, count: Callable[[], float], free: Callable[[], float]) -> None:
+        """Where to ask how many jobs are in flight here, and how many more would be taken."""
         self._held.set_function(count)
+        self._free.set_function(free)
