@@ -294,6 +294,19 @@ async def test_extras_are_one_providers_and_can_not_change_what_a_call_may_cost(
     assert (await sent(flexible, asked, http))[1]["service_tier"] == "flex"
 
 
+async def test_neither_embeddings_nor_messages_know_what_is_the_providers_own(http: Http) -> None:
+    """A service tier is asked for answers only; the values of configured headers are secrets."""
+    vectors = said(b'{"data": [{"embedding": [1.0]}]}')
+    no = said(b'{"error": {"message": "who is token-of-the-gateway?"}}', "403 Forbidden")
+    async with recorder(vectors, no) as (url, seen):
+        own = replace(config("openai", url), service_tier="flex", headers=(("x-gateway", "token-of-the-gateway"),))
+        connector = build(own, http)
+        await connector.call(endpoint("openai", "e"), InferenceRequest(input="x"), QUICK)
+        with pytest.raises(ProviderError, match=r"who is …\?"):
+            await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), QUICK)
+    assert ["service_tier" in body for _, body in seen] == [False, True]
+
+
 REFUSALS = [
     ("openai", {"error": {"code": "unsupported_value", "param": "temperature", "message": "no"}}),
     ("openai", {"error": {"code": None, "message": "'temperature' is not supported with this model"}}),

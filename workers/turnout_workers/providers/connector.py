@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
@@ -116,11 +117,11 @@ class Connector(CloudProviderBase):
         self.http = http
         self.dialect: Dialect = dialect(config.dialect, config.kind)
         self._headers = dict(config.headers)
-        self._refused: dict[str, frozenset[str]] = {}
-        self._secrets: tuple[str, ...] = ()
+        self._refused: defaultdict[str, set[str]] = defaultdict(set)
+        self._secrets = tuple(self._headers.values())
         if config.api_key is not None:
             key = config.api_key.reveal()
-            self._secrets = (key,)
+            self._secrets += (key,)
             self._headers[self.dialect.auth_header] = f"{self.dialect.auth_prefix}{key}"
 
     # --- for a wire format to write ---
@@ -159,8 +160,7 @@ class Connector(CloudProviderBase):
         """A parameter that the provider turns out to refuse for this model is left out from then on, and the call
         made again without it: nothing was done for the first one."""
         while True:
-            refused = self._refused.get(endpoint.served_model, frozenset())
-            sent = Sent(request, self.name, self.parameters - refused)
+            sent = Sent(request, self.name, self.parameters - self._refused[endpoint.served_model])
             try:
                 return await self._call(endpoint, sent, timeouts, on_token)
             except ProviderError as error:
@@ -168,14 +168,14 @@ class Connector(CloudProviderBase):
                 if name not in sent.taken or request.on_unsupported == "fail":
                     raise
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
-                self._refused[endpoint.served_model] = refused | {name}
+                self._refused[endpoint.served_model].add(name)
 
     async def _call(self, endpoint: Endpoint, sent: Sent, timeouts: Timeouts, on_token: OnToken | None) -> CallOutcome:
         request = sent.request
         gathering = None if on_token is None or request.is_embedding else self.gathering()
         path, body = self.question(endpoint, request, sent, gathering is not None)
         body = sent.with_extras(body)
-        if self.config.service_tier is not None:
+        if self.config.service_tier is not None and not request.is_embedding:
             body["service_tier"] = self.config.service_tier
         texts = (text for text in (*request.texts, *(message.text for message in request.chat)) if text)
         out = self._outgoing(path, self.headers(endpoint), body, timeouts, tuple(texts))
