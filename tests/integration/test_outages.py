@@ -92,18 +92,23 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
         assert {jobs[job_id]["answered"] for job_id in patient} == {1}
 
 
+def in_flight(stand: Stand) -> int:
+    count: int = stand.oracle()["providers"]["one"]["in_flight"]
+    return count
+
+
 def test_without_redis_calls_under_way_end_and_none_begins(tmp_path: Path) -> None:
     slots = 5
     ids = [f"job-{n}" for n in range(30)]
     with standing(tmp_path, fleet("one").replace("0.02", "0.3"), concurrency=slots) as stand:
         worker = stand.start_worker()
         stand.submit(ids)
-        stand.until(lambda: stand.settled() >= slots, 30)
+        stand.until(lambda: stand.settled() >= slots and in_flight(stand) == slots, 30)
         stand.redis.kill()
         at_death = requests(stand, "one")
         log = stand.folder / "worker-1.log"
         stand.until(lambda: "its result waits on disk" in log.read_text(), 30)
-        stand.until(lambda: stand.oracle()["providers"]["one"]["in_flight"] == 0, 30)
+        stand.until(lambda: in_flight(stand) == 0, 30)
         # Those whose slots are free again: a call that was granted a moment before may have begun a moment after.
         assert requests(stand, "one") <= at_death + slots
         ended = stand.oracle()["providers"]["one"]["answered"]
