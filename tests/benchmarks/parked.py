@@ -1,7 +1,7 @@
 """What jobs cost while they wait for a provider that has no room: `python -m tests.benchmarks.parked`
 
-One worker, with nothing to do at first; then with many parked jobs, of which the provider's limit lets one go a
-second. Compared, in one run: CPU of the worker and of Redis, commands a second, and memory.
+One worker, with nothing to do at first; then with many parked jobs, of which the provider's limit lets few go at a
+time. Compared, in one run: CPU of the worker and of Redis, commands a second, and memory.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--jobs", type=int, default=100_000)
     options.add_argument("--for", type=float, default=20.0, dest="for_s", help="seconds of each measurement")
-    options.add_argument("--times", type=int, default=5)
-    options.add_argument("--limit", default="requests_per_minute = 60")
+    options.add_argument("--times", type=int, default=5, help="measurements of the parked")
+    options.add_argument("--limit", default="requests_per_minute = 60", help="the provider's, as in turnout.toml")
     keeping(options)
     given = options.parse_args()
     with (
@@ -91,7 +91,10 @@ def main() -> None:
         went = (stand.settled() - settled) / (given.times * given.for_s)
         print(f"{went:.2f} jobs/s went on meanwhile")
         if given.keep:
-            keep("parked", {"jobs": given.jobs, "idle": astuple(idle), "parked": [astuple(cost) for cost in costs]})
+            keep(
+                "parked",
+                {"jobs": given.jobs, "limit": given.limit, "idle": astuple(idle), "parked": [*map(astuple, costs)]},
+            )
 
 
 if __name__ == "__main__":

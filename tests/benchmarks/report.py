@@ -12,6 +12,7 @@ from typing import Any
 from tests.benchmarks.measure import KEPT
 from tests.benchmarks.monitoring import OFF
 from tests.benchmarks.redis_memory import BATCH, JOBS
+from tests.benchmarks.tenants import p95
 from tests.benchmarks.throughput import LIMIT, OURS
 
 REPORT = KEPT.with_suffix(".md")
@@ -158,6 +159,27 @@ def state_admit(told: Mapping[str, Any]) -> list[str]:
     return ["## Admission and report", "", about, "", *table(told["raw"])]
 
 
+def parked(told: Mapping[str, Any]) -> list[str]:
+    about = f"One worker and its Redis: idle, and with {told['jobs']:,} parked jobs, behind a limit of {told['limit']}."
+    rows = [("idle", told["idle"]), *(("parked", cost) for cost in told["parked"])]
+    lines = [
+        "| | worker, of a core | Redis, of a core | commands/s | worker MB | Redis MB |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, (worker, redis, commands, worker_mb, redis_mb) in rows:
+        lines.append(f"| {name} | {worker:.1%} | {redis:.1%} | {commands:,.0f} | {worker_mb:.0f} | {redis_mb:.0f} |")
+    return ["## Jobs that wait", "", about, "", *lines, ""]
+
+
+def tenants(told: Mapping[str, Any]) -> list[str]:
+    about = f"One job now and then, alone and beside another tenant's {told['flood']:,}; seconds, 95th percentile."
+    lines = ["| scarce | alone | beside the flood | ratio |", "|---|---|---|---|"]
+    for scarce, took_s in told["seconds"].items():
+        alone, beside = p95(took_s["lone"]), p95(took_s["beside"])
+        lines.append(f"| {scarce} | {alone:.2f} | {beside:.2f} | {beside / alone:.2f} |")
+    return ["## A tenant beside another's flood", "", about, "", *lines, ""]
+
+
 def redis_memory(told: Mapping[str, Any]) -> list[str]:
     about = f"{JOBS:,} jobs, {BATCH} calls a round trip, one client."
     return ["## The ledger in one Redis", "", about, "", *table(told["raw"])]
@@ -193,6 +215,8 @@ PARTS = {
         routing_speed,
         routing_race,
         state_admit,
+        parked,
+        tenants,
         redis_memory,
         million_lines,
     )

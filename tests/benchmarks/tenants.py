@@ -14,7 +14,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.benchmarks.measure import keep, spread
+from tests.benchmarks.measure import keep, keeping, spread
 from tests.chaos.stand import Stand, standing
 
 from turnout.ledger import run
@@ -75,7 +75,7 @@ def main() -> int:
     options.add_argument("--jobs", type=int, default=100, help="of the quiet tenant, in each run")
     options.add_argument("--flood", type=int, default=20_000, help="jobs of the other")
     options.add_argument("--seed", type=int, default=random.SystemRandom().randrange(10**6))
-    options.add_argument("--keep", action="store_true", help="write the raw numbers to docs/benchmarks")
+    keeping(options)
     given = options.parse_args()
     print(f"seed {given.seed}", flush=True)
     rng = random.Random(given.seed)
