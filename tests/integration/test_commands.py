@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from click.testing import CliRunner, Result
 
 from turnout import Client
 from turnout.cli import main
-from turnout_workers import local
+from turnout_workers import discovery, local
+from turnout_workers.commands.providers import providers
 from turnout_workers.commands.worker import worker
 
 
@@ -102,6 +104,29 @@ def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:
     assert "ok   maxmemory-policy is noeviction" in told
     assert "DO   some providers are simulated" in told
     assert "ok   sim-horizon answers" in told
+
+
+def test_providers_that_nobody_configured_are_discovered_on_this_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def servers() -> discovery.Tables:
+        free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
+        table = {"dialect": "ollama", "base_url": "http://127.0.0.1:9/v1", "models": {"llama3.3:70b": free}}
+        return {"providers": {"ollama": table}} if there else {}
+
+    for name in os.environ:
+        if name.endswith(("_API_KEY", "_API_KEY_FILE")) or name in ("TURNOUT_CONFIG", "REDIS_URL"):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9")
+    monkeypatch.setattr(discovery, "from_local_servers", servers)
+    monkeypatch.chdir(tmp_path)
+    there = True
+    told = CliRunner().invoke(providers, ["--json"])
+    assert [one["endpoint"] for one in json.loads(told.output)["endpoints"]] == ["ollama/llama3.3:70b"]
+    assert "ollama: unavailable" in CliRunner().invoke(providers, ["--check"]).output
+    there = False
+    told = CliRunner().invoke(providers)
+    assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (1, True)
 
 
 def test_a_misspelt_lane_is_refused_before_anything_starts() -> None:

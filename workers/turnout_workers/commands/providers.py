@@ -58,7 +58,7 @@ ADVICE = {
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
 def providers(check: bool, as_json: bool) -> None:
     """List providers, models, prices (USD per million tokens), limits and health."""
-    here = setting(with_keys=check)
+    here = setting(with_keys=check, discover=True)
     told = _look(here)
     answers = asyncio.run(_answers(here)) if check else {}
     if as_json:
@@ -147,7 +147,7 @@ async def _answers(here: Setting) -> dict[str, str]:
 @click.command()
 def doctor() -> None:
     """Check configuration, keys, Redis and versions, and say what to do. Exit code 1 if something must be done."""
-    here = setting(with_keys=True)
+    here = setting(with_keys=True, discover=True)
     told = [(True, f"configuration {here.settings.version} from {here.settings.source}")]
     told.append(
         (True, f"{len(here.fleet.endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -13,7 +15,8 @@ from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger, Read, run
 from turnout.ledger.script import Call
 from turnout.redis_address import connect
-from turnout_workers.config import Settings, configured
+from turnout_workers import config, discovery
+from turnout_workers.config import ConfigError, Settings, configured, find
 from turnout_workers.endpoints import accounts
 from turnout_workers.routing.fleet import Fleet
 
@@ -45,14 +48,25 @@ class Setting:
         return found
 
 
-def setting(with_keys: bool = False) -> Setting:
+def setting(with_keys: bool = False, discover: bool = False) -> Setting:
     """Of this environment. Raises ClickException if the configuration can't be used.
 
-    with_keys: for commands that call providers; the others do without.
+    with_keys: for commands that call providers; the others do without. discover: where nothing is configured, look
+    for inference servers on this machine, as `turnout run` does.
     """
     try:
-        settings, keyring = configured(os.environ, with_keys=with_keys), Keyring.of(os.environ)
+        settings, keyring = _settings(with_keys, discover), Keyring.of(os.environ)
     except TurnoutError as error:
         raise click.ClickException(str(error)) from None
     fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
     return Setting(settings, connect(settings.redis_url), Ledger(Keys(settings.file.namespace), keyring=keyring), fleet)
+
+
+def _settings(with_keys: bool, discover: bool) -> Settings:
+    try:
+        return configured(os.environ, with_keys=with_keys)
+    except ConfigError:
+        found = asyncio.run(discovery.from_local_servers()) if discover and not find(os.environ, Path.cwd()) else {}
+        if not found:
+            raise
+        return config.settings(discovery.toml(found), "servers on this machine", os.environ)
