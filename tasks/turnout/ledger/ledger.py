@@ -78,11 +78,10 @@ class Ledger:
             "payload": self._sealed(job.id, "request", job.payload),
             "lane": job.lane.value,
             "label": job.label,
-            "tenant": job.tenant or "",
-            "batch": job.batch or "",
-            "progress": "",
         }
         optional = {
+            "tenant": job.tenant,
+            "batch": job.batch,
             "embed": job.embed,
             "webhook": job.webhook,
             "trace": job.trace,

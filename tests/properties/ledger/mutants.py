@@ -69,7 +69,7 @@ MUTANTS = [
     Mutant("settle", "if job[12] then unpark(KEYS[1], job[12], KEYS[3], KEYS[14]) end", ""),
     Mutant("settle", "redis.call('ZREM', KEYS[4], id)", ""),
     Mutant("settle", "for i = 16, #KEYS do redis.call('ZREM', KEYS[i], id) end", ""),
-    Mutant("settle", "if job[8] ~= batch then", "if false then"),
+    Mutant("settle", "if (job[8] or '') ~= batch then", "if false then"),
     Mutant("settle", "redis.call('PEXPIRE', KEYS[1], ttl)", ""),
     Mutant("settle", "redis.call('PEXPIRE', KEYS[7], ttl)", ""),
     Mutant("settle", "redis.call('HINCRBY', KEYS[6], status, 1)", ""),

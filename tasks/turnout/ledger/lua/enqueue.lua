@@ -20,7 +20,7 @@ redis.call('HSET', KEYS[1], 'state', 'queued', 'fingerprint', fingerprint, 'acce
   'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'calls', 0, 'requeues', 0, unpack(ARGV, 6))
 if ARGV[5] ~= '1' then
   redis.call('ZADD', KEYS[2], NOW, id)
-elseif (redis.call('HGET', KEYS[1], 'tenant') or '') == '' or has_turn(KEYS[1], id, KEYS[8], KEYS[9], KEYS[10]) then
+elseif not redis.call('HGET', KEYS[1], 'tenant') or has_turn(KEYS[1], id, KEYS[8], KEYS[9], KEYS[10]) then
   publish(KEYS[1], id, KEYS[2], KEYS[3])
 end
 if deadline > 0 then redis.call('ZADD', KEYS[4], deadline, id) end

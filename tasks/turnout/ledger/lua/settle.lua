@@ -34,7 +34,9 @@ elseif authority == 'poison' then
     return {'refused', state}
   end
 end
-if job[8] ~= batch then return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. job[8] .. '"') end
+if (job[8] or '') ~= batch then
+  return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. (job[8] or '') .. '"')
+end
 
 redis.call('HSET', KEYS[1], 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
 redis.call('HDEL', KEYS[1], 'owner', 'watchers', 'readers', 'missed_ms', 'republished')

@@ -29,7 +29,7 @@ end
 
 local function has_turn(job, id, turns, line, each)
   local lane, tenant, accepted = unpack(redis.call('HMGET', job, 'lane', 'tenant', 'accepted_ms'))
-  local whose = lane .. ' ' .. tenant .. ' '
+  local whose = lane .. ' ' .. (tenant or '') .. ' '
   local free = turns_left(whose, turns, each) > 0
   local turn = whose .. accepted .. ' ' .. id
   redis.call('HSET', job, 'turn', turn)
