@@ -117,3 +117,21 @@ def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
     with pytest.raises(Cancelled):
         sent.get(timeout=LIMIT_S)
     assert sent.state == "REVOKED"
+
+
+def test_a_revoked_task_is_a_cancelled_job(app: Celery, stand: Stand) -> None:
+    """As Flower's buttons and Celery's commands do it: what waits, what a message alone has, what is called for."""
+    for job_id in ("waits", "in-a-message"):
+        assert app.control.revoke(job_id, reply=True)
+    stand.submit(["waits"])
+    stand.fail("sim", kind="hang", for_requests=1)
+    called = infer(app, "Wait.").apply_async()
+    stand.until(lambda: stand.outcomes([called.id]) == {"calling": 1}, LIMIT_S)
+    app.control.revoke(called.id, terminate=True)
+    sent = infer(app, "A?").apply_async(task_id="in-a-message")
+    for job_id in ("waits", called.id):
+        with Client(stand.redis.url) as client, pytest.raises(Cancelled):
+            client.job(job_id).wait(LIMIT_S)
+    for told in (called, sent):
+        with pytest.raises(Cancelled):
+            told.get(timeout=LIMIT_S)

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from celery import Celery
 from celery.exceptions import Ignore, Retry
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, task_revoked, worker_shutting_down
 from kombu import Queue
 from kombu.serialization import loads
 
@@ -121,6 +121,13 @@ def _ignored(note: str) -> NoReturn:
 @setup_logging.connect
 def _logging(loglevel: int, **_: Any) -> None:
     logs.configure(loglevel, settings.file.monitoring.log_format)
+
+
+@task_revoked.connect
+def _revoked(sender: Any, request: Any, **_: Any) -> None:
+    """In Flower, say, or by `celery control revoke`: the job is to be cancelled, or it would be published again."""
+    if sender.name == Infer.name:
+        worker.revoke(request.id)
 
 
 @worker_shutting_down.connect

@@ -81,6 +81,7 @@ class Worker:
     async def start(self, loop: asyncio.AbstractEventLoop, slots: int) -> None:
         self._slots = slots
         settings, file = self._settings, self._settings.file
+        self._loop = loop
         keep_memory_private()
         tracing.configure(os.environ)
         self._client = connect_async(
@@ -230,8 +231,23 @@ class Worker:
         """The result as JSON, and as it may lie in Redis."""
         return json.loads(write_result(result, self._ledger.keyring))
 
-    async def _refused(self, job_id: str, code: str, message: str) -> JobResult:
-        result = JobResult(id=job_id, status=JobStatus.FAILED, error=Problem(code=code, message=message))
+    def revoke(self, job_id: str) -> None:
+        """Cancel what somebody has revoked by Celery's means, from any thread. Celery has dropped its message."""
+        asyncio.run_coroutine_threadsafe(self._revoked(job_id), self._loop)
+
+    async def _revoked(self, job_id: str) -> None:
+        try:
+            facts = await self._call(self._ledger.facts(job_id))
+            if facts is None:  # it was in its message alone
+                await self._refused(job_id, "cancelled", "it was revoked", JobStatus.CANCELLED)
+            else:
+                await self._call(self._ledger.cancel(job_id, facts.batch, self._in_force.policy.result_ttl_s))
+            logger.info("cancelled, for it was revoked", extra={"job": job_id})
+        except (RedisError, OSError) as error:  # published again it is revoked again
+            logger.warning("job %s was revoked, but can't be cancelled now: %s", job_id, error, extra={"job": job_id})
+
+    async def _refused(self, job_id: str, code: str, message: str, status: JobStatus = JobStatus.FAILED) -> JobResult:
+        result = JobResult(id=job_id, status=status, error=Problem(code=code, message=message))
         key, record = self._ledger.keys.result(job_id), celery_record(result, result.model_dump_json())
         await self._client.set(key, record, ex=int(self._settings.file.retention.results_s))
         await self._client.publish(key, record)
