@@ -81,6 +81,8 @@ MUTANTS = [
     Mutant("settle", "redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', NOW)", ""),
     Mutant("settle", "if job[1] ~= VERSION then return {'refused', state} end", ""),
     Mutant("watch", "' ' .. ARGV[1] .. ' '", "ARGV[1]"),
+    Mutant("watch", "if ARGV[2] == '1' then add('readers', readers) end", "add('readers', readers)"),
+    Mutant("stream", "redis.call('PUBLISH', inbox, '+' .. ARGV[1])", ""),
     Mutant("lost", "'(' .. place", "'+inf'"),
     Mutant("republish", "< tonumber(ARGV[2])", "<= tonumber(ARGV[2])"),
     Mutant("republish", "(2 ^ math.min(times - 1, 10) - 1)", "0"),

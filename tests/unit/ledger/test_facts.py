@@ -162,6 +162,33 @@ def test_all_who_watch_are_told_of_the_end(bed: Bed) -> None:
     assert bed(bed.ledger.watch("none", "late")) == ""
 
 
+def test_who_reads_is_told_of_each_piece_and_who_only_waits_is_not(bed: Bed) -> None:
+    bed.enqueue(stream=True)
+    bed(bed.ledger.watch("a", "waits"))
+    assert bed(bed.ledger.watch("a", "reads", pieces=True)) == "queued"
+    token = bed.claimed().token
+    with bed.client.pubsub() as heard:
+        heard.subscribe("waits", "reads")
+        for fields in ({"call": "1"}, {"call": "1", "text": "Ä"}):
+            bed(bed.ledger.stream("a", fields, KEPT_S))
+        bed.settle(token)
+        told = []
+        while len(told) < 4:
+            message = heard.get_message(timeout=5)
+            assert message is not None, told
+            if message["type"] == "message":
+                told.append((message["channel"], message["data"]))
+    assert told[:2] == [(b"reads", b"+a")] * 2
+    assert sorted(told[2:]) == [(b"reads", b"a"), (b"waits", b"a")]
+    first, second, last = bed(bed.ledger.pieces("a", "0"))
+    assert [(one.call, one.text, one.ends) for one in (first, second, last)] == [
+        ("1", None, False),
+        ("1", "Ä", False),
+        ("", None, True),
+    ]
+    assert bed(bed.ledger.pieces("a", first.entry)) == [second, last]
+
+
 def test_a_batch_learns_of_each_of_its_jobs_once(bed: Bed) -> None:
     bed.enqueue(batch="b1")
     token = bed.claimed().token

@@ -113,14 +113,17 @@ def test_a_job_that_a_worker_cannot_read_is_left_to_those_who_can(redis_url: str
 def test_who_has_no_key_reads_how_a_job_ended_but_not_its_answer(redis_url: str) -> None:
     bed = Bed(redis_url)
     bed.ledger.keyring = ring(OLD)
-    bed.enqueue(metadata={"ticket": "7"})
+    bed.enqueue(metadata={"ticket": "7"}, webhook="app")
     answer = InferenceResponse(text="yes", provider="p", model_requested="m", model_served="m")
     done = JobResult(id="a", status=JobStatus.SUCCEEDED, response=answer)
     bed(bed.ledger.settle("a", bed.claimed().token, done, None, KEPT_S))
     result = bed(bed.ledger.result("a"))
     assert result.response == answer
     assert result.metadata == {"ticket": "7"}
+    assert bed(bed.ledger.take_hook("a", 0)).result == result
     lacking = Ledger(bed.keys)
+    with pytest.raises(Unreadable, match="of job a"):
+        bed(lacking.take_hook("a", 0))
     with pytest.raises(Unreadable, match="of job a"):
         bed(lacking.result("a"))
     told = bed(lacking.result("a", content=False))
