@@ -14,9 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from turnout.batch.lines import BadLine, Item
-from turnout.batch.progress import span
+from turnout.batch.progress import span, usd
 from turnout.request import MICROUSD_PER_USD
-from turnout.result import dollars
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.fleet import Endpoint, Fleet, Limits
@@ -125,17 +124,19 @@ def summary(told: Forecast, fleet: Fleet, slots: int) -> dict[str, Any]:
 def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
     """For people."""
     table = Table(title="Dry run: nothing was sent", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(("endpoint", "jobs", "tokens in", "tokens out", "expected", "at most")):
+    for number, column in enumerate(
+        ("\nendpoint", "\njobs", "tokens\nin", "tokens\nout", "cost\nexpected", "cost\nat most")
+    ):
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     unpriced = {endpoint.id for endpoint in fleet.endpoints if endpoint.price is None}
     for id, share in sorted(told.shares.items(), key=lambda pair: -pair[1].jobs):
-        money = [f"${usd / MICROUSD_PER_USD:,.4f}" for usd in (share.expected_microusd, share.most_microusd)]
+        money = [usd(share.expected_microusd), usd(share.most_microusd)]
         counts = (share.jobs, share.input_tokens, share.output_tokens)
         table.add_row(id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
     good = told.lines - told.bad.total()
     sum_up = Text(
-        f"{told.lines:,} lines, {good:,} of them good: about {dollars(told.expected_microusd)} and at most "
-        f"{dollars(told.most_microusd)}, in about {span(duration_s(told, fleet, slots))} "
+        f"{told.lines:,} lines, {good:,} of them good: about {usd(told.expected_microusd)} and at most "
+        f"{usd(told.most_microusd)}, in about {span(duration_s(told, fleet, slots))} "
         f"with {slots:,} calls at a time"
     )
     problems = [Text(text, style="yellow") for text in told.problems]

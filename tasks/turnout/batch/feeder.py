@@ -20,7 +20,7 @@ import redis
 from turnout.batch.lines import BadLine, Defaults, Item, Uniqueness, detect, job_id, known_id, parse, short
 from turnout.batch.render import bad_result, copied, render
 from turnout.batch.sink import Sink
-from turnout.batch.source import RawLine, Source
+from turnout.batch.source import RawLine, Source, SourceError
 from turnout.batch.tally import Tally, entry
 from turnout.errors import TurnoutError
 from turnout.ledger import LIVE, Intake, Ledger, NewJob, run
@@ -99,10 +99,11 @@ class Feeder:
         """With `dedupe`: the line that has a job's result, by the job."""
         self._synced_at = self._rechecked_at = time.monotonic()
         self._exhausted = False
-        """The whole input has been read."""
+        """The whole input has been read, or as far as it can be."""
+        self._broken: SourceError | None = None
 
     def run(self, on_progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
-        """Feed to the end."""
+        """Feed to the end. Raises SourceError when all is done of an input that can't be read to its end."""
         self._tally = self._sink.begin(self._options.kept, self._options.retry_failed)
         run(self._client, [self._ledger.set_ceiling(self._sink.batch, self._options.max_cost_microusd)])
         lines = self._lines()
@@ -110,6 +111,8 @@ class Feeder:
             self._step(wait=not self._feed(lines))
             on_progress(self._tally)
         self._checkpoint()
+        if self._broken is not None:
+            raise self._broken
         run(self._client, [self._ledger.set_ceiling(self._sink.batch, None)])
         on_progress(self._tally)
         return self._tally
@@ -126,6 +129,13 @@ class Feeder:
 
     def _lines(self) -> Iterator[tuple[Item, int] | None]:
         """The lines that are to be run, with their digests; None for one that has its result or gets it here."""
+        try:
+            yield from self._read()
+        except SourceError as error:
+            self._broken = error
+        self._exhausted = True
+
+    def _read(self) -> Iterator[tuple[Item, int] | None]:
         unique, format, last = Uniqueness(), self._source.fixed_format, 0
         for raw in self._source:
             self._tally.lines += 1
@@ -140,7 +150,6 @@ class Feeder:
             line = unique.check(parse(raw.data, raw.number, format, self._options.defaults))
             yield self._to_run(line, raw, digest)
         self._sink.drop(range(last + 1, sys.maxsize), self._tally)
-        self._exhausted = True
 
     def _to_run(self, line: Item | BadLine, raw: RawLine, digest: int) -> tuple[Item, int] | None:
         if self._sink.has(raw.number, digest):

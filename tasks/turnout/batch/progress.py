@@ -18,6 +18,7 @@ from rich.text import Text
 
 from turnout.batch.tally import ProviderTally, Tally
 from turnout.request import MICROUSD_PER_USD
+from turnout.result import dollars
 
 RATE_WINDOW_S = 10.0
 LINE_EVERY_S = 5.0
@@ -93,7 +94,7 @@ class Bar:
         chosen = sorted(parts, key=lambda name: (name not in states, -parts[name].jobs))
         for name in sorted(chosen[:MOST_PROVIDERS], key=self._providers.index):
             state = Text(states[name], style="yellow") if name in states else Text("up", style="green")
-            shown.add_row(Text(f"  {name}"), f"{parts[name].jobs:,} jobs", _usd(parts[name].cost_microusd), state)
+            shown.add_row(Text(f"  {name}"), f"{parts[name].jobs:,} jobs", usd(parts[name].cost_microusd), state)
         if (rest := len(chosen) - MOST_PROVIDERS) > 0:
             shown.add_row(Text(f"  and {rest} more", style="dim"))
         return shown
@@ -136,7 +137,7 @@ def _standing(tally: Tally, rate: float, total: int | None, ceiling_microusd: in
     yield f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"
     if total is not None:
         yield f"ETA {span((total - tally.finished) / rate) if rate else '–'}"
-    yield _usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {_usd(ceiling_microusd)}")
+    yield usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {dollars(ceiling_microusd)}")
     yield f"{tally.failed:,} failed"
     yield f"{tally.failovers:,} failovers"
 
@@ -150,10 +151,10 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
-def _usd(microusd: int) -> str:
+def usd(microusd: int) -> str:
     """With as many decimals as keep it from jumping."""
-    usd = microusd / MICROUSD_PER_USD
-    return f"${usd:,.2f}" if usd >= 10 else f"${usd:.4f}"
+    whole = microusd / MICROUSD_PER_USD
+    return f"${whole:,.2f}" if whole >= 10 else f"${whole:.4f}"
 
 
 class Json:
@@ -220,7 +221,7 @@ def table(tally: Tally) -> Table:
             f"{one.failovers_in:,}",
             f"{one.failovers_out:,}",
             f"{one.input_tokens + one.output_tokens:,}",
-            _usd(one.cost_microusd),
+            usd(one.cost_microusd),
             _seconds(one.latency.quantile(0.5)),
             _seconds(one.latency.quantile(0.99)),
         )
@@ -236,9 +237,9 @@ def closing_line(tally: Tally, took_s: float) -> str:
     if tally.shared:
         parts.append(f"{tally.shared:,} answered as an identical line was")
     parts.append(f"{tally.failovers:,} failovers")
-    parts.append(f"{_usd(tally.cost_microusd)} spent")
+    parts.append(f"{usd(tally.cost_microusd)} spent")
     if tally.unsure_microusd:
-        parts.append(f"up to {_usd(tally.unsure_microusd)} more that a failed call may have cost")
+        parts.append(f"up to {usd(tally.unsure_microusd)} more that a failed call may have cost")
     if tally.unpriced:
         parts.append(f"{tally.unpriced:,} calls of unknown price")
     return " · ".join(parts)

@@ -64,6 +64,14 @@ class Source:
             return Format.TEXT if suffixes[-1] == ".txt" else Format.PLAIN
         return self.format
 
+    def check(self) -> None:
+        """Raises SourceError if it can't be opened at all."""
+        if self.path != "-":
+            try:
+                Path(self.path).open("rb").close()
+            except OSError as error:
+                raise SourceError(f"can't read {self.name}: {error.strerror}") from None
+
     def __iter__(self) -> Iterator[RawLine]:
         """Every line that isn't blank, numbered as an editor would; raises SourceError."""
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +14,7 @@ import redis
 from turnout.batch import feeder
 from turnout.batch.feeder import Feeder, Options, Stopped
 from turnout.batch.sink import Sink
-from turnout.batch.source import Source
+from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
 from turnout.ledger import Claimed, Keys, Ledger, run
 from turnout.request import InferenceRequest, InferenceResponse, Lane, Usage
@@ -192,6 +193,19 @@ def test_a_line_that_no_endpoint_can_serve_is_told_its_number_and_the_reason(ben
     assert [line["status"] for line in bench.told()] == ["succeeded", "failed"]
     assert bench.told()[1]["error"] == {"code": "refused", "message": "line 2: nobody has it"}
     assert tally.done["invalid"] == 1
+
+
+def test_lines_before_the_place_where_an_input_breaks_off_are_done(bench: Bench) -> None:
+    bench.write(*({"prompt": f"{n} {n**99}"} for n in range(400)))
+    whole = gzip.compress(bench.source.read_bytes())
+    bench.source.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(SourceError, match="can't read"):
+        bench.feed()
+    done = len(bench.asked)
+    assert 0 < done < 400
+    bench.source.write_bytes(whole)
+    assert bench.feed().resumed == done
+    assert len(set(bench.asked)) == len(bench.asked) == 400
 
 
 def test_full_redis_is_waited_for_and_may_be_interrupted(bench: Bench) -> None:

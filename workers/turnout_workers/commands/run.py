@@ -124,6 +124,7 @@ def _complain(console: Console, message: str) -> int:
 def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:
     name = hashlib.sha256(f"{Path(source).resolve()}\0{Path(output).resolve()}".encode()).hexdigest()[:16]
     folder, began_at = Path(".turnout") / name, time.monotonic()
+    Source(source).check()
     journal = folder / "stdout.partial" if output == "-" else None
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     with contextlib.ExitStack() as stack:
