@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit.routing.fleets import NOW, endpoint, request
 
-from turnout.request import InferenceRequest, InferenceResponse, RoutingStrategy, Usage
+from turnout.request import Capability, InferenceRequest, InferenceResponse, ResponseFormat, RoutingStrategy, Usage
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.router import DeadlinePassed
@@ -37,6 +37,7 @@ class Provider:
     healthy: bool = True
     check_fails: FailureKind | None = None
     closed: bool = False
+    texts: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.endpoints = self.endpoints or (endpoint(self.name),)
@@ -47,10 +48,10 @@ class Provider:
         if isinstance(step, BaseException):
             raise step
         await asyncio.sleep(step)
-        usage = Usage(input_tokens=10, output_tokens=20)
+        usage, text = Usage(input_tokens=10, output_tokens=20), self.texts.pop(0) if self.texts else f"from {self.name}"
         return CallOutcome(
             InferenceResponse(
-                text=f"from {self.name}", usage=usage, cost_microusd=50, provider=self.name,
+                text=text, usage=usage, cost_microusd=50, provider=self.name,
                 model_requested=at.model, model_served=at.served_model, latency_s=step or 0.01,
             )
         )  # fmt: skip
@@ -115,6 +116,24 @@ async def test_a_failed_call_is_made_elsewhere_at_once(routers: Any, clock: Time
     assert (await router.complete(request())).text == "from second"
     assert (first.calls, second.calls) == (1, 1)
     assert clock.now == NOW
+
+
+@pytest.mark.parametrize(("repairs", "ends"), [(0, "told"), (1, "answered")])
+async def test_an_answer_off_its_schema_is_asked_for_again_as_often_as_wanted(
+    routers: Any, repairs: int, ends: str
+) -> None:
+    able = {"capabilities": frozenset({Capability.JSON_SCHEMA})}
+    first = Provider("first", endpoints=(endpoint("first", **able),), texts=["no JSON", "{}"])
+    second = Provider("second", endpoints=(endpoint("second", **able),), texts=["{}"])
+    router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
+    form = ResponseFormat(type="json_schema", json_schema={"type": "object"}, max_repairs=repairs)
+    asked = router.complete(InferenceRequest(prompt="Say {}.", response_format=form))
+    if ends == "told":
+        with pytest.raises(ProviderError, match="fails its schema"):
+            await asked
+    else:
+        assert (await asked).text == "{}"
+    assert first.calls + second.calls == 1 + repairs
 
 
 async def test_a_server_error_is_repeated_once_and_then_made_elsewhere(routers: Any) -> None:

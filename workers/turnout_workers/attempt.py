@@ -36,10 +36,10 @@ from turnout_workers.providers.base import current_job
 from turnout_workers.reporting import Finished, Reporter
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
-from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.tenants import TenantShares
+from turnout_workers.schema import unmended
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import POLL_S, SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, FleetStore, Granted, NoRoom
@@ -334,7 +334,7 @@ class Attempts:
         failure, closing = call.failure, self._closing
         if failure is None:
             return await closing.succeed(job, progress, call.response, decision)
-        if _unmended(job.request, progress):
+        if unmended(job.request, progress.attempts):
             return await closing.give_up(job, progress, JobStatus.FAILED, failure.kind.value, failure.message, decision)
         match verdict.action:
             case failover.Action.RETRY:
@@ -354,12 +354,6 @@ class Attempts:
 
 def _line(job: HeldJob, decision: routing.Decision) -> str:
     return line_of(decision, job.claim.tenant, job.claim.batch)
-
-
-def _unmended(request: InferenceRequest, progress: Progress) -> bool:
-    """Whether the answers have failed their schema once more than may be asked for again."""
-    failed = sum(attempt.failure == FailureKind.OFF_SCHEMA for attempt in progress.attempts)
-    return failed > request.response_format.max_repairs
 
 
 @dataclass(frozen=True, slots=True)

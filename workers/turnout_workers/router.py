@@ -40,6 +40,7 @@ from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
+from turnout_workers.schema import off_schema, unmended
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
@@ -217,7 +218,8 @@ class IntelligentRouter:
     async def complete(self, request: InferenceRequest, strategy: RoutingStrategy | None = None) -> InferenceResponse:
         """Route, call, and fail over until an answer is there; with nothing available, wait.
 
-        Raises NoEligibleEndpoint, DeadlinePassed, or ProviderError when there is no more to try.
+        An answer that fails the JSON schema it was asked for is asked for again, `max_repairs` times. Raises
+        NoEligibleEndpoint, DeadlinePassed, or ProviderError when there is no more to try.
         """
         return await self._answer(await self._accepted(request, strategy))
 
@@ -316,10 +318,10 @@ class IntelligentRouter:
             )
             await self._reporter.report(call, verdict)
             job.progress = job.progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
-        if call.response is not None:
+        if call.failure is None:
+            assert call.response is not None
             return call.response
-        if verdict.action is Next.GIVE_UP:
-            assert call.failure is not None
+        if verdict.action is Next.GIVE_UP or unmended(job.request, job.progress.attempts):
             error = ProviderError(call.failure, call.observed)
             error.add_note(job.history)
             raise error
@@ -348,7 +350,8 @@ class IntelligentRouter:
         try:
             async with asyncio.timeout(timeout_s), self._under_way.call(chosen.endpoint.id, chosen.overdue_s):
                 connector = self._owner[chosen.endpoint.id]
-                return finished(await connector.call(chosen.endpoint, job.request, timeouts))
+                outcome = await connector.call(chosen.endpoint, job.request, timeouts)
+            return finished(outcome, off_schema(job.request, outcome.response))
         except ProviderError as error:
             return finished(None, error.failure, error.limits)
         except TimeoutError:

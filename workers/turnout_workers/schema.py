@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 
 from jsonschema import Draft202012Validator
 from jsonschema.exceptions import SchemaError, UnknownType, best_match
@@ -10,6 +11,7 @@ from referencing import Registry
 from referencing.exceptions import Unresolvable
 
 from turnout.request import InferenceRequest, InferenceResponse
+from turnout.result import Attempt
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 
@@ -34,6 +36,12 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
         return None
     place = "/".join(str(part) if isinstance(part, int) else "…" for part in error.absolute_path)
     return _failure(f"at /{place}: {error.validator} is not met")
+
+
+def unmended(request: InferenceRequest, attempts: Iterable[Attempt]) -> bool:
+    """Whether the answers have failed their schema once more than may be asked for again."""
+    failed = sum(attempt.failure == FailureKind.OFF_SCHEMA for attempt in attempts)
+    return failed > request.response_format.max_repairs
 
 
 def _failure(what: str) -> Failure:

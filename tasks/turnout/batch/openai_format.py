@@ -25,9 +25,16 @@ _MAPPED = {
 }
 _FOR_OPENAI_ALONE = {
     CHAT: {"frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user"}
-    | {"service_tier", "store", "prompt_cache_key", "safety_identifier", "prediction"},
+    | {"service_tier", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "prediction"},
     EMBEDDINGS: {"user"},
-    RESPONSES: {"parallel_tool_calls", "user", "service_tier", "prompt_cache_key", "safety_identifier"},
+    RESPONSES: {
+        "parallel_tool_calls",
+        "user",
+        "service_tier",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+    },
 }
 _ONLY_AT: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
@@ -50,17 +57,20 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
     if url not in _MAPPED or not isinstance(url, str):
         raise Unmappable(f"url: must be one of {', '.join(_MAPPED)}")
     body = {name: value for name, value in body.items() if value is not None}  # null means: not given
-    fields: dict[str, Any] = {}
+    alone: dict[str, Any] = {}
     for name, value in body.items():
         if name in _FOR_OPENAI_ALONE[url]:
-            fields.setdefault("extras", {}).setdefault("openai", {})[name] = value
+            alone[name] = value
         elif name in _ONLY_AT and name not in _MAPPED[url]:
             if value not in _ONLY_AT[name]:
                 raise Unmappable(f"body.{name}: only {_ONLY_AT[name][0]!r} is supported")
         elif name not in _MAPPED[url]:
             raise Unmappable(f"body.{name}: unknown or unsupported field")
     mapping = {CHAT: _chat, EMBEDDINGS: _embeddings, RESPONSES: _responses}[url]
-    fields |= {name: body[name] for name in _SAME & body.keys()} | mapping(body)
+    fields = {name: body[name] for name in _SAME & body.keys()} | mapping(body)
+    alone |= fields.pop("for_openai", {})
+    if alone:
+        fields["extras"] = {"openai": alone}
     return fields
 
 
@@ -108,10 +118,13 @@ def _responses(body: Mapping[str, Any]) -> dict[str, Any]:
         fields["tools"] = [_response_tool(tool) for tool in _list(body["tools"], "body.tools")]
     if "tool_choice" in body:
         fields["tool_choice"] = _tool_choice(body["tool_choice"])
-    if (effort := _dict(body.get("reasoning", {}), "body.reasoning").get("effort")) is not None:
+    if (effort := _part(body, "reasoning", "effort").get("effort")) is not None:
         fields["reasoning_effort"] = effort
-    if (form := _dict(body.get("text", {}), "body.text").get("format")) is not None:
-        fields["response_format"] = _response_format(_dict(form, "body.text.format"))
+    text = _part(body, "text", "format", "verbosity")
+    if "format" in text:
+        fields["response_format"] = _response_format(_dict(text["format"], "body.text.format"))
+    if "verbosity" in text:
+        fields["for_openai"] = {"verbosity": text["verbosity"]}
     return fields
 
 
@@ -153,9 +166,12 @@ def _response_tool(tool: Any) -> dict[str, Any]:
 
 
 def _tool_choice(choice: Any) -> Any:
-    if isinstance(choice, dict):
-        return choice.get("name") or _dict(choice.get("function", {}), "body.tool_choice.function").get("name")
-    return choice
+    if not isinstance(choice, dict):
+        return choice
+    name = choice.get("name") or _dict(choice.get("function", {}), "body.tool_choice.function").get("name")
+    if choice.get("type") != "function" or name is None:
+        raise Unmappable("body.tool_choice: only a mode or one function is supported")
+    return name
 
 
 def _response_format(form: Mapping[str, Any]) -> dict[str, Any]:
@@ -163,6 +179,14 @@ def _response_format(form: Mapping[str, Any]) -> dict[str, Any]:
     if unknown := form.keys() - names.keys() - {"description"}:
         raise Unmappable(f"response format: {min(unknown)}: unknown field")
     return {ours: form[theirs] for theirs, ours in names.items() if form.get(theirs) is not None}
+
+
+def _part(body: Mapping[str, Any], name: str, *known: str) -> dict[str, Any]:
+    """An object within the body, without what is null."""
+    given = {key: value for key, value in _dict(body.get(name, {}), f"body.{name}").items() if value is not None}
+    if unknown := given.keys() - set(known):
+        raise Unmappable(f"body.{name}.{min(unknown)}: unknown or unsupported field")
+    return given
 
 
 def _dict(value: Any, where: str) -> dict[str, Any]:

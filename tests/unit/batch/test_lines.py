@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import gzip
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pyarrow
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from openai.types import CreateEmbeddingResponse
-from openai.types.chat import ChatCompletion
+from pyarrow import parquet
 
 from turnout.batch.lines import BadLine, Defaults, Format, Item, Uniqueness, detect, job_id, parse
 from turnout.batch.render import bad_result, render
-from turnout.batch.source import Source
+from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally, entry
 from turnout.request import InferenceResponse, Usage
-from turnout.result import Attempt, JobResult, JobStatus, Problem
+from turnout.result import Attempt, JobResult, JobStatus
 
 CHAT: dict[str, Any] = {
     "custom_id": "a",
@@ -26,7 +27,7 @@ CHAT: dict[str, Any] = {
     "url": "/v1/chat/completions",
     "body": {"model": "gpt-4o-mini", "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 5},
 }
-EMBED = {**CHAT, "url": "/v1/embeddings", "body": {"model": "e", "input": ["a", "b"]}}
+FIELDS = ["custom_id", "method", "url", "body", "id", "prompt", "messages", "role", "content", "tools", "constraints"]
 ANSWER = InferenceResponse(
     text="Hello", usage=Usage(input_tokens=3, output_tokens=2), cost_microusd=7, provider="p", model_requested="m",
     model_served="m-1", latency_s=0.5,
@@ -81,38 +82,33 @@ def test_a_bad_line_is_named_and_reported(raw: bytes, code: str) -> None:
     assert (told["line"], told["status"]) == (4, "failed")
 
 
-@given(st.lists(st.binary(max_size=60) | st.just(b'{"prompt": "x", "id": "k"}'), max_size=20))
-def test_as_many_outcomes_as_lines_whatever_they_hold(raws: list[bytes]) -> None:
+HOSTILE = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.lists(st.binary(max_size=60) | HOSTILE.map(lambda value: json.dumps(value).encode()), max_size=20))
+@pytest.mark.parametrize("format", list(Format))
+def test_as_many_outcomes_as_lines_whatever_they_hold_each_with_its_id(format: Format, raws: list[bytes]) -> None:
+    ids = [f"id-{number}" for number in range(len(raws))]
+    field = "custom_id" if format is Format.OPENAI else "id"
+    named = [
+        raw if i % 2 else b'{"%s": "%s", %s' % (field.encode(), ids[i].encode(), raw) for i, raw in enumerate(raws)
+    ]
     unique = Uniqueness()
-    lines = [unique.check(parse(raw, number, Format.PLAIN)) for number, raw in enumerate(raws, 1)]
+    lines = [unique.check(parse(raw, number, format)) for number, raw in enumerate(named, 1)]
+    told = [json.loads(render(one, bad_result(one) if isinstance(one, BadLine) else DONE)) for one in lines]
     assert [one.line for one in lines] == list(range(1, len(raws) + 1))
-    assert sum(isinstance(one, Item) and one.custom_id == "k" for one in lines) <= 1, "an id serves once"
+    if format is not Format.TEXT:
+        assert [one[field] for one in told[::2]] == ids[::2], "also of a broken line, where its id is legible"
 
 
-def test_openai_lines_come_out_as_its_client_reads_them() -> None:
+def test_openai_lines_are_told_by_their_first() -> None:
     assert detect(json.dumps(CHAT).encode()) is Format.OPENAI
-    chat, embed = line(CHAT, Format.OPENAI), line(EMBED, Format.OPENAI)
-    assert isinstance(chat, Item)
-    assert isinstance(embed, Item)
-    told = json.loads(render(chat, DONE))
-    assert (told["custom_id"], told["error"], told["response"]["status_code"]) == ("a", None, 200)
-    completion = ChatCompletion.model_validate(told["response"]["body"], strict=True)
-    assert completion.choices[0].message.content == "Hello"
-    assert completion.usage is not None
-    assert completion.usage.total_tokens == 5
-    vectors = DONE.model_copy(update={"response": ANSWER.model_copy(update={"embeddings": ((0.1, 0.2), (0.3, 0.4))})})
-    body = json.loads(render(embed, vectors))["response"]["body"]
-    assert len(CreateEmbeddingResponse.model_validate(body).data) == 2
-
-
-def test_openai_lines_that_failed_or_never_ran_say_so_in_its_way() -> None:
-    chat = line(CHAT, Format.OPENAI)
-    problem = Problem(code="rate_limited", message="x")
-    failed = JobResult(id="j", status=JobStatus.FAILED, error=problem, attempts=(BROKEN,))
-    assert json.loads(render(chat, failed))["response"]["status_code"] == 429
-    expired = JobResult(id="j", status=JobStatus.EXPIRED, error=Problem(code="deadline", message="late"))
-    told = json.loads(render(chat, expired))
-    assert (told["response"], told["error"]["code"]) == (None, "batch_expired")
+    assert detect(b'{"custom_id": "a", bro') is Format.OPENAI
+    assert detect(b'{"prompt": "a"}') is Format.PLAIN
 
 
 def test_a_jobs_id_follows_from_batch_line_and_content() -> None:
@@ -138,6 +134,29 @@ def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
     )
     rows = [parse(raw.data, raw.number, Format.PLAIN) for raw in Source(str(tmp_path / "x.csv"))]
     assert [row.request.metadata for row in rows if isinstance(row, Item)] == [{"kind": "1"}, {"kind": "2"}]
+
+
+def test_rows_of_a_parquet_file_are_lines_in_order_with_their_types(tmp_path: Path) -> None:
+    table = pyarrow.table(
+        {
+            "prompt": ["a", None, "c"],
+            "id": ["x", "y", "z"],
+            "max_output_tokens": [5, 6, None],
+            "constraints.only": [["groq"], None, None],
+            "seen": [date(2026, 1, 31), None, None],
+        }
+    )
+    file = str(tmp_path / "in.parquet")
+    parquet.write_table(table, file)
+    first, second, third = (parse(raw.data, raw.number, Format.PLAIN) for raw in Source(file))
+    assert isinstance(first, Item)
+    assert (first.line, first.custom_id, first.request.max_output_tokens) == (1, "x", 5)
+    assert (first.request.constraints.only, first.request.metadata) == (("groq",), {"seen": "2026-01-31"})
+    assert isinstance(second, BadLine), "a row without a prompt harms no other"
+    assert isinstance(third, Item)
+    Path(file).write_bytes(Path(file).read_bytes()[:-8])
+    with pytest.raises(SourceError, match=r"can't read .*in.parquet"):
+        list(Source(file))
 
 
 def test_a_tally_knows_who_failed_and_who_took_over() -> None:

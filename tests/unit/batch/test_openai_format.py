@@ -1,0 +1,170 @@
+"""OpenAI's own bodies, in and out, and each output line as its own types read it."""
+
+from __future__ import annotations
+
+import base64
+import json
+import struct
+from typing import Any
+
+import pytest
+from openai.types import CreateEmbeddingResponse
+from openai.types.chat import ChatCompletion
+from openai.types.responses import Response
+
+from turnout.batch.lines import BadLine, Defaults, Format, Item, parse
+from turnout.batch.openai_format import CHAT, EMBEDDINGS, RESPONSES
+from turnout.batch.render import bad_result, render
+from turnout.request import FinishReason, FunctionCall, InferenceResponse, ToolCall, Usage
+from turnout.result import Attempt, JobResult, JobStatus, Problem
+
+HELLO = [{"role": "user", "content": "Hi"}]
+USAGE = Usage(input_tokens=9, cache_read_tokens=4, output_tokens=5, reasoning_tokens=2)
+BODIES: dict[str, dict[str, Any]] = {
+    CHAT: {"model": "m", "messages": HELLO},
+    EMBEDDINGS: {"model": "m", "input": ["a", "b"]},
+    RESPONSES: {"model": "m", "input": "Hi"},
+}
+
+
+def read(url: str, **body: Any) -> Item | BadLine:
+    line = {"custom_id": "a", "method": "POST", "url": url, "body": {**BODIES[url], **body}}
+    return parse(json.dumps(line).encode(), 7, Format.OPENAI, Defaults())
+
+
+def item(url: str, **body: Any) -> Item:
+    found = read(url, **body)
+    assert isinstance(found, Item), found
+    return found
+
+
+def answered(url: str, body: dict[str, Any] | None = None, **answer: Any) -> dict[str, Any]:
+    """The line of output of a request that was answered so."""
+    response = InferenceResponse(
+        **{"text": "Hello", "usage": USAGE, "provider": "p", "model_requested": "m", "model_served": "m-1", **answer}
+    )
+    result = JobResult(id="j", status=JobStatus.SUCCEEDED, response=response, settled_at=1_700_000_000.5)
+    told: dict[str, Any] = json.loads(render(item(url, **(body or {})), result))
+    assert told.keys() == {"id", "custom_id", "response", "error"}
+    assert (told["custom_id"], told["error"], told["response"]["status_code"]) == ("a", None, 200)
+    return dict(told["response"]["body"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "finish"),
+    [
+        ({}, "stop"),
+        ({"finish": FinishReason.LENGTH}, "length"),
+        ({"finish": FinishReason.CONTENT_FILTER, "refusal": "No."}, "content_filter"),
+        ({"finish": FinishReason.OTHER}, "stop"),
+        (
+            {
+                "text": "",
+                "finish": FinishReason.TOOL_CALLS,
+                "tool_calls": (ToolCall(id="c", function=FunctionCall(name="f", arguments="{}")),),
+            },
+            "tool_calls",
+        ),
+    ],
+)
+def test_completions_parse_strictly(answer: dict[str, Any], finish: str) -> None:
+    completion = ChatCompletion.model_validate(answered(CHAT, **answer), strict=True)
+    (choice,) = completion.choices
+    assert choice.finish_reason == finish
+    assert choice.message.content == (answer.get("text", "Hello") or None)
+    assert bool(choice.message.tool_calls) == bool(answer.get("tool_calls"))
+    usage = completion.usage
+    assert usage is not None
+    assert usage.prompt_tokens_details is not None
+    assert (usage.total_tokens, usage.prompt_tokens_details.cached_tokens) == (14, 4)
+
+
+def test_embeddings_parse_strictly_in_both_encodings() -> None:
+    vectors = ((0.5, 0.25), (1.0, -2.0))
+    floats = CreateEmbeddingResponse.model_validate(answered(EMBEDDINGS, text="", embeddings=vectors))
+    assert [tuple(one.embedding) for one in floats.data] == list(vectors)
+    packed = answered(EMBEDDINGS, {"encoding_format": "base64"}, text="", embeddings=vectors)["data"][1]["embedding"]
+    assert struct.unpack("<2f", base64.b64decode(packed)) == vectors[1]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "kinds"),
+    [
+        ({}, "completed", ["message"]),
+        ({"finish": FinishReason.LENGTH}, "incomplete", ["message"]),
+        ({"text": "", "refusal": "No."}, "completed", ["message"]),
+        (
+            {"text": "", "tool_calls": (ToolCall(id="c", function=FunctionCall(name="f")),)},
+            "completed",
+            ["function_call"],
+        ),
+    ],
+)
+def test_responses_parse_strictly(answer: dict[str, Any], status: str, kinds: list[str]) -> None:
+    response = Response.model_validate(answered(RESPONSES, **answer))
+    assert (response.status, [one.type for one in response.output]) == (status, kinds)
+    assert response.output_text == (answer.get("text", "Hello"))
+    assert response.usage is not None
+    assert response.usage.output_tokens_details.reasoning_tokens == 2
+
+
+CALLED = (Attempt(endpoint="p/m", provider="p", model="m", started_at=1.0, failure="x"),)
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "attempts", "http", "error"),
+    [
+        (JobStatus.FAILED, "rate_limited", CALLED, 429, None),
+        (JobStatus.FAILED, "context_length", CALLED, 400, None),
+        (JobStatus.FAILED, "a_new_one", CALLED, 500, None),
+        (JobStatus.FAILED, "refused", (), None, "refused"),
+        (JobStatus.EXPIRED, "deadline", CALLED, None, "batch_expired"),
+        (JobStatus.CANCELLED, "cancelled", (), None, "batch_cancelled"),
+    ],
+)
+def test_lines_without_an_answer_are_error_lines_of_its_two_shapes(
+    status: JobStatus, code: str, attempts: tuple[Attempt, ...], http: int | None, error: str | None
+) -> None:
+    result = JobResult(id="j", status=status, error=Problem(code=code, message="why"), attempts=attempts)
+    told = json.loads(render(item(CHAT), result))
+    assert told["custom_id"] == "a"
+    if http is None:
+        assert (told["response"], told["error"]) == (None, {"code": error, "message": "why"})
+    else:
+        assert (told["error"], told["response"]["status_code"]) == (None, http)
+        assert told["response"]["body"]["error"] | {"type": ""} == {
+            "message": "why", "type": "", "param": None, "code": code,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("url", "body", "names"),
+    [
+        (CHAT, {"n": 2}, "body.n"),
+        (CHAT, {"stream": True}, "body.stream"),
+        (CHAT, {"audio": {}}, "body.audio"),
+        (CHAT, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "body.tool_choice"),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "odd": 1}}}, "odd"),
+        (EMBEDDINGS, {"encoding_format": "int8"}, "body.encoding_format"),
+        (EMBEDDINGS, {"input": [[1, 2]]}, "input"),
+        (RESPONSES, {"previous_response_id": "r"}, "body.previous_response_id"),
+        (RESPONSES, {"reasoning": {"summary": "auto"}}, "body.reasoning.summary"),
+        (RESPONSES, {"tools": [{"type": "web_search"}]}, "body.tools"),
+        (RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}, "body.input.0.type"),
+    ],
+)
+def test_what_can_not_be_mapped_is_refused_by_name(url: str, body: dict[str, Any], names: str) -> None:
+    bad = read(url, **body)
+    assert isinstance(bad, BadLine), bad
+    assert bad.message.startswith("line 7: ")
+    assert names in bad.message
+    told = json.loads(render(bad, bad_result(bad)))
+    assert (told["custom_id"], told["response"], told["error"]["code"]) == ("a", None, "invalid_request")
+
+
+def test_options_of_openai_alone_are_kept_for_it_and_nulls_are_as_if_not_given() -> None:
+    chat = item(CHAT, user="u", verbosity="low", temperature=None, n=1, stream=False)
+    assert chat.request.extras == {"openai": {"user": "u", "verbosity": "low"}}
+    response = item(RESPONSES, user="u", text={"verbosity": "low"}, reasoning={"effort": "low", "summary": None})
+    assert response.request.extras == {"openai": {"user": "u", "verbosity": "low"}}
+    assert response.request.reasoning_effort == "low"
