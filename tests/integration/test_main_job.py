@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -81,17 +82,17 @@ def results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def left_behind(folder: Path) -> list[str]:
-    """Command lines of processes that a run in this folder has started and that still live."""
+def left_behind(folder: Path) -> dict[int, str]:
+    """Command lines of processes that a run in this folder has started and that still live, by process id."""
     mark = f"TURNOUT_TEST_MARK={folder}".encode()
-    found = []
+    found = {}
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             if (
                 mark in (entry / "environ").read_bytes().split(b"\0")
                 and b"Z" not in (entry / "stat").read_bytes().rpartition(b")")[2].split()[:1]
             ):
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()
         except OSError:
             continue
     return found
@@ -137,6 +138,30 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, fleet: Fleet
     assert [line["id"] for line in results(output)] == list(range(200))
     twice = [job for job, count in served(fleet).items() if count > 1]
     assert len(twice) <= 8, "only what was in flight at the kill may have been called again"
+
+
+def test_a_run_starts_its_worker_and_its_redis_again(tmp_path: Path, fleet: Fleet) -> None:
+    source, output = prompts(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"
+    arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "20")
+    journal = tmp_path / "out.jsonl.partial"
+
+    def kill(name: str) -> None:
+        """Redis overwrites its environment with its title; but where it works, it is alone."""
+        for entry in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                here = (entry / "cwd").resolve().is_relative_to(tmp_path)
+                if here and name in (entry / "cmdline").read_text().replace("\0", " "):
+                    os.kill(int(entry.name), signal.SIGKILL)
+
+    with running(tmp_path, *arguments) as child:
+        until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
+        kill("turnout worker")
+        kill("-server 127.0.0.1")
+        code, text = finish(child)
+    assert code == 0, text
+    assert "worker 1 ended by itself, killed by signal 9, and was started again" in text
+    assert "Redis ended by itself" in text
+    assert len(results(output)) == 300
 
 
 def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, fleet: Fleet) -> None:

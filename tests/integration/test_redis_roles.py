@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -75,6 +76,31 @@ def test_a_producer_submits_and_a_worker_settles_and_the_producer_reads(port: in
     assert run(producer, [LEDGER.replay(job.id, job.lane)]) == [True]
     assert run(producer, [LEDGER.cancel(job.id, None, 60)])[0].accepted
     assert run(producer, [LEDGER.purge([job.id])]) == [1]
+
+
+def test_a_producer_feeds_a_batch_and_caps_its_cost(port: int, tmp_path: Path) -> None:
+    source, log = tmp_path / "in.jsonl", tmp_path / "run.log"
+    source.write_text('{"prompt": "Say yes."}\n')
+    (tmp_path / "turnout.toml").write_text(
+        '[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
+    )
+    environ = {
+        "REDIS_URL": f"redis://producer:producer-secret@127.0.0.1:{port}/0",
+        "TURNOUT_CONFIG": str(tmp_path / "turnout.toml"),
+    }
+    command = [sys.executable, "-m", "turnout", "run", str(source), "-o", str(tmp_path / "out"), "--workers", "0"]
+    child = process.start([*command, "--max-cost", "1", "--lane", "interactive"], log, environ)
+    worker = login(port, "worker")
+    try:
+        process.wait_until(lambda: worker.hlen(KEYS.ceilings) == 1 and worker.llen("interactive") == 1, child, log, 30)
+        (job_id,) = (id.decode() for id in worker.zrange(KEYS.pending("interactive"), 0, -1))
+        [claimed] = run(worker, [LEDGER.claim(job_id, "w", 30)])
+        done = JobResult(id=job_id, status=JobStatus.CANCELLED)
+        run(worker, [LEDGER.settle(job_id, claimed.token, done, None, 60, claimed.batch)])
+        assert child.wait(30) == 1, log.read_text()
+    finally:
+        process.stop(child)
+    assert worker.hlen(KEYS.ceilings) == 0
 
 
 def test_a_monitor_reads_depths_health_and_money(port: int) -> None:

@@ -76,7 +76,7 @@ MUTANTS = [
     Mutant("settle", "redis.call('SET', KEYS[8]", "redis.call('SET', KEYS[8] .. 'x'"),
     Mutant("settle", "redis.call('RPUSH', KEYS[9], id)", ""),
     Mutant("settle", "redis.call('HINCRBY', KEYS[15], status, 1)", ""),
-    Mutant("settle", "if kept > ttl then ttl = kept end", ""),
+    Mutant("settle", "if kept * 1000 > ttl then ttl = kept * 1000 end", ""),
     Mutant("settle", "redis.call('PUBLISH', inbox, id)", ""),
     Mutant("settle", "redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', NOW)", ""),
     Mutant("settle", "if job[1] ~= VERSION then return {'refused', state} end", ""),

@@ -16,7 +16,8 @@ from turnout.batch.feeder import Feeder, Options, Stopped
 from turnout.batch.sink import Sink
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
-from turnout.ledger import Claimed, Keys, Ledger, run
+from turnout.ledger import Claimed, Keys, Ledger, Read, Settlement, run
+from turnout.ledger.script import Call
 from turnout.request import InferenceRequest, InferenceResponse, Lane, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
@@ -37,15 +38,21 @@ class Bench:
 
     def work(self, most: int = 10_000, fails: bool = False) -> None:
         """Answer what is queued now."""
-        sizes = [self.client.hstrlen(self.ledger.keys.job(id), "payload") for id in self.queued()]
-        self.most_queued = max(self.most_queued, len(sizes))
+        ids = self.queued()
+        sizes = run(self.client, [Read(("HSTRLEN", self.ledger.keys.job(id), "payload"), int) for id in ids])
+        self.most_queued = max(self.most_queued, len(ids))
         self.most_bytes = max(self.most_bytes, sum(sizes))
-        for id in self.queued()[:most]:
-            self.client.rpop(self.ledger.keys.queue(Lane.STANDARD))
-            [claimed] = run(self.client, [self.ledger.claim(id, "worker", 30)])
-            assert isinstance(claimed, Claimed)
-            prompt = InferenceRequest.model_validate_json(claimed.payload).prompt or ""
-            self.asked.append(prompt)
+        claims = run(self.client, [self.ledger.claim(id, "worker", 30) for id in ids[:most]])
+        self.client.ltrim(self.ledger.keys.queue(Lane.STANDARD), 0, -len(claims) - 1)
+        run(self.client, [self.settled(id, claim, fails) for id, claim in zip(ids[:most], claims, strict=True)])
+
+    def settled(self, id: str, claim: Claimed, fails: bool) -> Call[Settlement]:
+        prompt = InferenceRequest.model_validate_json(claim.payload).prompt or ""
+        self.asked.append(prompt)
+        result = JobResult(
+            id=id, status=JobStatus.FAILED, error=Problem(code="unavailable", message="it is down"), settled_at=1.0
+        )
+        if not fails:
             call = Attempt(endpoint="p/m", provider="p", model="m", started_at=1.0, cost_microusd=7)
             answer = InferenceResponse(
                 text=f"re {prompt[:20]}", usage=Usage(input_tokens=3, output_tokens=2), cost_microusd=7, provider="p",
@@ -54,10 +61,7 @@ class Bench:
             result = JobResult(
                 id=id, status=JobStatus.SUCCEEDED, response=answer, attempts=(call,), cost_microusd=7, settled_at=1.0
             )
-            if fails:
-                problem = Problem(code="unavailable", message="it is down")
-                result = JobResult(id=id, status=JobStatus.FAILED, error=problem, settled_at=1.0)
-            run(self.client, [self.ledger.settle(id, claimed.token, result, None, 60, batch=claimed.batch)])
+        return self.ledger.settle(id, claim.token, result, None, 60, batch=claim.batch)
 
     def queued(self) -> list[str]:
         ids: Any = self.client.zrange(self.ledger.keys.pending(Lane.STANDARD), 0, -1)

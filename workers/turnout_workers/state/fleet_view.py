@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import redis
+from redis.exceptions import NoPermissionError
 
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import run
@@ -26,11 +27,17 @@ class FleetView:
         self._troubles: dict[str, str] = {}
 
     def troubles(self) -> dict[str, str]:
-        """By provider: what is wrong with it, worst first. Nothing of those that are well."""
+        """By provider: what is wrong with it, worst first. Nothing of those that are well.
+
+        Nothing either where Redis lets a producer see no more than its jobs.
+        """
         if time.monotonic() - self._read_at >= EVERY_S:
             self._read_at = time.monotonic()
             found: dict[str, tuple[float, str]] = {}
-            snapshot = self._fleet.snapshot(*run(self._client, [self._read])[0])
+            try:
+                snapshot = self._fleet.snapshot(*run(self._client, [self._read])[0])
+            except NoPermissionError:
+                return {}
             for view in snapshot.views:
                 if (one := trouble(view.health, snapshot.at)) is not None:
                     found[view.endpoint.provider] = max(found.get(view.endpoint.provider, one), one)

@@ -52,9 +52,9 @@ redis.call('HINCRBY', KEYS[6], status, 1)
 
 local ttl = tonumber(status == 'failed' and ARGV[9] or ARGV[8])
 -- A detached batch counts its own, and its results are kept as long as its record.
-local kept = batch == '' and -2 or redis.call('PTTL', KEYS[15])
+local kept = batch == '' and -2 or redis.call('TTL', KEYS[15])
 local detached = kept ~= -2
-if kept > ttl then ttl = kept end
+if kept * 1000 > ttl then ttl = kept * 1000 end
 if status == 'failed' then
   redis.call('ZADD', KEYS[5], NOW + ttl, id)
   redis.call('ZREMRANGEBYSCORE', KEYS[5], '-inf', NOW)
