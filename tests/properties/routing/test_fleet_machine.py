@@ -86,7 +86,7 @@ class FleetMachine(RuleBasedStateMachine):
         counters = run(
             self.store.report(
                 Report(
-                    lease_id, granted.endpoint_id, failure is None, verdict.counts_for_health, kind,
+                    lease_id, granted.endpoint_id, failure is None, verdict.counts_for_health,
                     input_tokens=1, output_tokens=5, cost_microusd=11 if kind is None else 0,
                     unsure_microusd=0 if kind is None else 21, latency_s=self.now - began,
                 )
