@@ -44,8 +44,11 @@ class Stand(Fleet):
         self.client.close()
         self.redis.stop()
 
-    def start_worker(self, crash: str = "", wait: bool = True, redis_url: str = "", concurrency: int = 0) -> Forked:
-        """A worker; `crash`: the place where it is to die, see `crash_points.py`; `redis_url`: its way to Redis."""
+    def start_worker(
+        self, crash: str = "", wait: bool = True, redis_url: str = "", concurrency: int = 0, spool: str = "spool"
+    ) -> Forked:
+        """A worker; `crash`: the place where it is to die, see `crash_points.py`; `redis_url`: its way to Redis; `spool`:
+        the folder of what it couldn't settle, shared unless said otherwise."""
         self._started += 1
         log = self.folder / f"worker-{self._started}.log"
         name = f"w{self._started}@%h"
@@ -54,7 +57,7 @@ class Stand(Fleet):
             "REDIS_URL": redis_url or self.redis.url,
             "TURNOUT_CONFIG": str(self.config),
             "TURNOUT_CRASH": crash,
-            "TURNOUT_SPOOL": str(self.folder / "spool"),
+            "TURNOUT_SPOOL": str(self.folder / spool),
         }
         log.touch()
         worker = Forked(arguments, environ, log)

@@ -75,6 +75,27 @@ def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: 
         assert stand.outcomes([*ids, "later"]) == {"succeeded": 6}
 
 
+def test_an_answer_that_a_parted_worker_brings_too_late_is_counted_as_a_duplicate(tmp_path: Path) -> None:
+    ids = IDS[:3]
+    with standing(tmp_path, FLEET.replace("0.2\n", "1.0\n"), concurrency=5, lease_s=2.0) as stand:
+        with between(stand.redis.port) as proxy:
+            stand.start_worker(redis_url=proxy.url)
+            stand.submit(ids)
+            stand.until(lambda: stand.outcomes(ids) == {"calling": len(ids)}, 20)
+            proxy.part()
+            spool = tmp_path / "spool"
+            stand.until(lambda: len(list(spool.glob("*.json"))) == len(ids), 20)
+            stand.start_worker(spool="elsewhere")
+            stand.until(lambda: stand.settled() == len(ids), 60)
+            proxy.rejoin()
+            stand.until(lambda: not list(spool.glob("*.json")), 30)
+        results = [result for result in stand.results(ids) if result]
+        paid = sum(result.cost_microusd for result in results)
+        stand.until(lambda: stand.money().get("total|duplicate", 0) == paid, 10)
+        assert stand.oracle()["billed_microusd"] == 2 * paid
+        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {2}
+
+
 def _aborted_at(log: Path) -> dict[str, float]:
     """By the parted worker's own log: when it gave up which job (Unix time)."""
     found = re.findall(r"^(\S+ \S+) .* job (\S+): its lease can't be renewed", log.read_text("utf-8"), re.MULTILINE)

@@ -54,8 +54,8 @@ MAX_BIDS = 6
 SPREAD = 0.2
 """Most that is added to a wait, as a share of it."""
 RECHECK_S = 5.0
-"""Deferral where nobody knows when there will be room; and the longest one, doubled each time that the job is parked
-again: calls that took less than was reserved for them make room before its time."""
+"""The longest deferral, doubled each time that the job is parked again: calls that took less than was reserved for them
+make room before its time, and of an operator's word or the next month's ceiling nobody knows when it comes."""
 FRESH_S = 2 * POLL_S
 """After so long the snapshot shows what admission knew."""
 
@@ -198,14 +198,11 @@ class Attempts:
                 if same:  # it went out since the snapshot was taken: ask the others at once, instead of waiting for it
                     again, retries_here = None, 0
                     continue
-                if admission.retry_at is not None:
-                    wait_s = max(0.01, admission.retry_at - admission.at)
-                elif admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
+                wait_s = math.inf if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
+                if wait_s == math.inf and admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
                     if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
                         self.parking.bring(_line(job, decision), job.claim.lane, 2)
                     return await self._closing.at_ceiling(job, progress, admission.ceiling)
-                else:  # an operator, or a ceiling of the next day or month, has to make room
-                    wait_s = math.inf
                 if not doubted and decision.leaves_out(candidates):
                     doubted = True  # since the snapshot was taken these went out: others may have room sooner
                     wait_s = min(wait_s, FRESH_S)

@@ -116,6 +116,7 @@ class Closing:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         record = decision.to_record() if decision else None
         policy, claim = self._in_force.policy, job.claim
+        accounts = [ceiling.account for ceiling in self._ceilings.of_job(job.id, job.request, claim.batch)]
         settlement = self._ledger.settle(
             job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
         )
@@ -127,17 +128,14 @@ class Closing:
         except (RedisError, OSError, asyncio.CancelledError) as error:  # or the lease went meanwhile
             why = str(error) or "cut off"
             logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, why)
-            stored = json.loads(write_result(result, self._ledger.keyring))
-            self._spool.keep({"job": job.id, "token": claim.token, "batch": claim.batch, "result": stored})
+            kept = {"job": job.id, "token": claim.token, "batch": claim.batch, "accounts": accounts}
+            self._spool.keep({**kept, "result": json.loads(write_result(result, self._ledger.keyring))})
             if isinstance(error, asyncio.CancelledError):
                 raise
             return Skipped("its result waits on disk")
         if not taken.accepted:
             if taken.duplicate and result.cost_microusd:
-                await self._store.mark_duplicate(
-                    [c.account for c in self._ceilings.of_job(job.id, job.request, job.claim.batch)],
-                    result.attempts[-1].cost_microusd,
-                )
+                await self._store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return Skipped(f"settled by another: {taken}")
         reached("after_settle")
         if job.request.constraints.max_cost_microusd is not None:

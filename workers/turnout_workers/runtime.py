@@ -264,7 +264,7 @@ class Worker:
                     continue
                 kept_s = self._settings.file.retention
                 try:
-                    await self._call(
+                    taken = await self._call(
                         self._ledger.settle(
                             kept["job"], kept["token"], result, None, kept_s.results_s, kept["batch"], kept_s.failed_s
                         )
@@ -275,7 +275,10 @@ class Worker:
                     continue
                 except (RedisError, OSError):
                     break  # still away
-                path.unlink(missing_ok=True)
+                with contextlib.suppress(FileNotFoundError):  # another worker on this machine was faster
+                    path.unlink()
+                    if taken.duplicate and result.cost_microusd:
+                        await self._store.mark_duplicate(kept["accounts"], result.attempts[-1].cost_microusd)
             await asyncio.sleep(1)
 
 
