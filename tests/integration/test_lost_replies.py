@@ -55,7 +55,7 @@ def test_replies_that_are_late_make_nothing_happen_twice(tmp_path: Path) -> None
 
 def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: Path) -> None:
     ids = IDS[:5]
-    with standing(tmp_path, FLEET.replace("0.2\n", "5.0\n"), concurrency=5, lease_s=4.0) as stand:
+    with standing(tmp_path, FLEET.replace("0.2\n", "3.0\n"), concurrency=5, lease_s=2.0) as stand:
         with between(stand.redis.port) as proxy:
             stand.start_worker(redis_url=proxy.url)
             stand.submit(ids)

@@ -44,6 +44,7 @@ def test_a_tenants_flood_for_scarce_slots_does_not_hold_up_another(
             stand.until(lambda n=n: stand.outcomes([f"quiet {n}"]) == {"succeeded": 1}, 30)
         assert stand.settled() < FLOOD
         waited = served_before(stand, "quiet", "loud")
-        # Those before it in the lane, those in flight, and as many again while its own call was made.
-        assert max(waited) <= TURNS + 3 * SLOTS, waited
+        # Those before it in the lane, those in flight, as many again while its own call was made, and what a busy
+        # machine adds: far fewer than the flood.
+        assert max(waited) <= TURNS + 5 * SLOTS, waited
         stand.until(lambda: stand.settled() == FLOOD + QUIET, 60)

@@ -95,7 +95,7 @@ class Heartbeat:
         for hold, still_ours in zip(held, renewed, strict=True):
             if still_ours:
                 hold.valid_until = sent_at + self.ttl_s * (1 - MARGIN)
-            elif hold in self._held:
+            elif hold in self._held and not hold.lost:
                 logger.warning("lost the lease of job %s; its call is aborted", hold.job_id, extra={"job": hold.job_id})
                 hold.lose()
 
@@ -108,7 +108,7 @@ class Heartbeat:
     def lose_expired(self) -> None:
         """Abort what can't be renewed before the next round would come."""
         for hold in list(self._held):
-            if hold.valid_until - self._clock() <= self.ttl_s / 3:
+            if not hold.lost and hold.valid_until - self._clock() <= self.ttl_s / 3:
                 logger.warning(
                     "job %s: its lease can't be renewed; its call is aborted", hold.job_id, extra={"job": hold.job_id}
                 )
