@@ -47,8 +47,8 @@ class Stand(Fleet):
     def start_worker(
         self, crash: str = "", wait: bool = True, redis_url: str = "", concurrency: int = 0, spool: str = "spool"
     ) -> Forked:
-        """A worker; `crash`: the place where it is to die, see `crash_points.py`; `redis_url`: its way to Redis; `spool`:
-        the folder of what it couldn't settle, shared unless said otherwise."""
+        """A worker; `crash`: the place where it is to die, see `crash_points.py`; `redis_url`: its way to Redis;
+        `spool`: the folder of what it couldn't settle, by default one for all."""
         self._started += 1
         log = self.folder / f"worker-{self._started}.log"
         name = f"w{self._started}@%h"

@@ -200,8 +200,9 @@ def test_a_batch_learns_of_each_of_its_jobs_once(bed: Bed) -> None:
     assert bed.client.lrange(bed.keys.done("b1"), 0, -1) == [b"a"]
 
 
-def test_a_detached_batch_counts_the_end_of_each_of_its_jobs_once(bed: Bed) -> None:
+def test_a_detached_batch_counts_each_of_its_jobs_once_and_keeps_them_as_long_as_itself(bed: Bed) -> None:
     bed.client.hset(bed.keys.batch("b1"), "next", "0")
+    bed.client.expire(bed.keys.batch("b1"), int(3 * KEPT_S))
     for job_id, status in (("a", JobStatus.SUCCEEDED), ("b", JobStatus.FAILED)):
         bed.enqueue(job_id, batch="b1")
         token = bed.claimed(job_id).token
@@ -209,6 +210,7 @@ def test_a_detached_batch_counts_the_end_of_each_of_its_jobs_once(bed: Bed) -> N
             bed.settle(token, status, job_id, batch="b1")
     assert bed.client.hmget(bed.keys.batch("b1"), "succeeded", "failed") == [b"1", b"1"]
     assert bed.client.exists(bed.keys.done("b1")) == 0
+    assert bed.client.ttl(bed.keys.job("a")) > 2 * KEPT_S
 
 
 def test_the_first_end_stands(bed: Bed) -> None:
