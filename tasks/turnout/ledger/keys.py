@@ -49,11 +49,45 @@ from functools import cache
 from turnout.request import Lane
 
 
+class Single:
+    """A key of which a namespace has one, called as the attribute is. Every call asks for some: each is made once."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+        self._made: dict[str, str] = {}
+
+    def __get__(self, keys: Keys, owner: type) -> str:
+        try:
+            return self._made[keys.namespace]
+        except KeyError:
+            return self._made.setdefault(keys.namespace, keys._(self._name))
+
+
 @dataclass(frozen=True, slots=True)
 class Keys:
     """The keys of one namespace."""
 
     namespace: str = "turnout"
+
+    turns = Single()
+    turns_each = Single()
+    in_line = Single()
+    leases = Single()
+    delayed = Single()
+    parked = Single()
+    deadlines = Single()
+    failed = Single()
+    counts = Single()
+    batches = Single()
+    hooks = Single()
+    fleet = Single()
+    expiry = Single()
+    overdue = Single()
+    waiting = Single()
+    money = Single()
+    ceilings = Single()
+    intake = Single()
+    workers = Single()
 
     def _(self, *parts: str) -> str:
         return ":".join((f"{{{self.namespace}}}", *parts))
@@ -74,42 +108,6 @@ class Keys:
     def all_pending(self) -> tuple[str, ...]:
         return _all_pending(self)
 
-    @property
-    def turns(self) -> str:
-        return self._("turns")
-
-    @property
-    def turns_each(self) -> str:
-        return self._("turns_each")
-
-    @property
-    def in_line(self) -> str:
-        return self._("in_line")
-
-    @property
-    def leases(self) -> str:
-        return self._("leases")
-
-    @property
-    def delayed(self) -> str:
-        return self._("delayed")
-
-    @property
-    def parked(self) -> str:
-        return self._("parked")
-
-    @property
-    def deadlines(self) -> str:
-        return self._("deadlines")
-
-    @property
-    def failed(self) -> str:
-        return self._("failed")
-
-    @property
-    def counts(self) -> str:
-        return self._("counts")
-
     def done(self, batch: str) -> str:
         return self._("done", batch)
 
@@ -117,20 +115,8 @@ class Keys:
         """Its record; or, by `part`, its `lines` or its `input`."""
         return self._("batch", batch, part) if part else self._("batch", batch)
 
-    @property
-    def batches(self) -> str:
-        return self._("batches")
-
     def inbox(self, client: str) -> str:
         return self._("inbox", client)
-
-    @property
-    def hooks(self) -> str:
-        return self._("hooks")
-
-    @property
-    def fleet(self) -> str:
-        return self._("fleet")
 
     def window(self, endpoint: str) -> str:
         return self._("window", endpoint)
@@ -140,34 +126,6 @@ class Keys:
 
     def lease(self, lease: str) -> str:
         return self._("lease", lease)
-
-    @property
-    def expiry(self) -> str:
-        return self._("expiry")
-
-    @property
-    def overdue(self) -> str:
-        return self._("overdue")
-
-    @property
-    def waiting(self) -> str:
-        return self._("waiting")
-
-    @property
-    def money(self) -> str:
-        return self._("money")
-
-    @property
-    def ceilings(self) -> str:
-        return self._("ceilings")
-
-    @property
-    def intake(self) -> str:
-        return self._("intake")
-
-    @property
-    def workers(self) -> str:
-        return self._("workers")
 
     def mutex(self, work: str) -> str:
         return self._("mutex", work)
