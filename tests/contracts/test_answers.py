@@ -218,6 +218,7 @@ NONE: list[tuple[str, Any, FailureKind, Billed]] = [
     ("openai", chat(ASKED, "stop", content=""), K.MALFORMED, Billed.YES),
     ("openai", chat(ASKED, "stop", content=None, reasoning_content="Hm"), K.MALFORMED, Billed.YES),
     ("openai", chat(ASKED, "stop", content=7), K.MALFORMED, Billed.YES),
+    ("openai", chat(None, "stop", content=True), K.MALFORMED, Billed.YES),
     ("openai", chat(ASKED, ["stop"]), K.MALFORMED, Billed.YES),
     ("openai", chat(ASKED, "content_filter", content=""), K.CONTENT_FILTERED, Billed.YES),
     ("openrouter", chat(ASKED, "error", content="Hi"), K.SERVER_ERROR, Billed.YES),

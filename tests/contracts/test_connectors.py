@@ -690,14 +690,14 @@ def hostile(kind: str, rng: random.Random) -> list[bytes]:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("streaming", [False, True])
 async def test_no_hostile_response_escapes_classification(kind: str, streaming: bool, http: Http) -> None:
-    rng = random.Random(f"{SEED}{kind}{streaming}")
+    rng, pace = random.Random(f"{SEED}{kind}{streaming}"), random.Random(SEED)
     request, answers = InferenceRequest(prompt="A?"), 0
     current: list[bytes] = []
 
     async def reply(writer: asyncio.StreamWriter) -> None:
         for piece in current:
             writer.write(piece)
-            await asyncio.sleep(0 if rng.random() < 0.99 else QUICK.idle_s * rng.random() / 4)
+            await asyncio.sleep(0 if pace.random() < 0.99 else QUICK.idle_s * pace.random() / 4)
 
     async def hear(piece: str) -> None:
         assert isinstance(piece, str)

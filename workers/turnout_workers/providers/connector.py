@@ -225,6 +225,8 @@ class Connector(CloudProviderBase):
     def _answer(self, request: InferenceRequest, body: Any) -> Answer:
         """The answer, if it is one."""
         answer = _understood(self.read, request, body)
+        if not isinstance(answer.text, str):
+            raise malformed("text that is none")
         if request.is_embedding:
             if len(answer.embeddings) != len(request.texts):
                 raise malformed(f"{len(answer.embeddings)} embeddings for {len(request.texts)} texts")
