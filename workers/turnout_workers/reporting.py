@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import logging
 import random
 from dataclasses import dataclass
@@ -71,6 +73,10 @@ STOPPED = Failure(FailureKind.CANCELLED, "stopped before it was answered", Bille
 """Of a call that we cancelled ourselves. The provider may have worked all the same."""
 
 
+TOLD_LATER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
+
+
 class Sight(Protocol):
     """What a process sees of the fleet."""
 
@@ -100,6 +106,7 @@ class Reporter:
         self._observer = observer
         self._ejection_s = ejection_s
         self._rng = rng
+        self._late: set[asyncio.Task[None]] = set()
 
     async def report(self, call: Finished, verdict: failover.Verdict) -> None:
         """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
@@ -107,11 +114,27 @@ class Reporter:
         if self._observer:
             self._observer.called(call)
         try:
-            counters = await self._store.report(_report(call, verdict.counts_for_health))
-            await self._follow(call, counters, verdict)
+            await self._tell(call, verdict)
         except (RedisError, OSError) as error:
-            # The lease expires by itself, and its money counts as unsure.
             logger.warning("the call to %s can't be reported now: %s", endpoint.id, error)
+            task = asyncio.create_task(self._tell_later(call, verdict))
+            self._late.add(task)
+            task.add_done_callback(self._late.discard)
+
+    async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:
+        counters = await self._store.report(_report(call, verdict.counts_for_health))
+        await self._follow(call, counters, verdict)
+
+    async def _tell_later(self, call: Finished, verdict: failover.Verdict) -> None:
+        """Redis is back soon, as a rule. Until it is told, the call counts as one that hangs, and ejects its endpoint.
+
+        Told too late, the lease has expired by itself, and its money counts as unsure.
+        """
+        for wait_s in TOLD_LATER_S:
+            await asyncio.sleep(wait_s * self._rng.uniform(1.0, 1.5))
+            with contextlib.suppress(RedisError, OSError):
+                await self._tell(call, verdict)
+                return
 
     async def _follow(self, call: Finished, counters: Counters, verdict: failover.Verdict) -> None:
         endpoint, failure = call.chosen.endpoint, call.failure
