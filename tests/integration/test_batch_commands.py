@@ -29,6 +29,7 @@ def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
     with standing(tmp_path, FLEET, concurrency=50) as stand:
         monkeypatch.setenv("REDIS_URL", stand.redis.url)
         monkeypatch.setenv("TURNOUT_CONFIG", str(stand.config))
+        monkeypatch.setenv("COLUMNS", "250")
         monkeypatch.chdir(tmp_path)
         yield stand
 
@@ -38,7 +39,7 @@ def turnout(*command: str) -> Result:
 
 
 def submitted(folder: Path, lines: list[str], *options: str) -> str:
-    file = folder / "prompts.jsonl"
+    file = folder / "my[bold]prompts.jsonl"  # no markup for a terminal
     file.write_text("\n".join(lines) + "\n")
     told = turnout("submit", str(file), *options)
     assert told.exit_code == 0, told.output
@@ -63,7 +64,9 @@ def test_every_line_of_a_batch_has_its_result_in_order_though_a_feeder_dies(stan
     stand.workers.pop().kill()
     early = turnout("results", id, "-o", "early.jsonl")
     assert early.exit_code == 3
-    assert id in turnout("list").output
+    listed = turnout("list").output
+    assert id in listed
+    assert "my[bold]prompts.jsonl" in listed
     stand.start_worker()
     assert turnout("watch", id).exit_code == 1  # a bad line has no answer
     fetched = turnout("results", id, "-o", "out.jsonl")

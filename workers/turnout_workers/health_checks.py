@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Collection
+from collections.abc import Awaitable, Collection
 
 from redis.exceptions import RedisError
 
@@ -87,8 +87,8 @@ class HealthChecks:
         since = self._disabled_since.setdefault(endpoint_id, snapshot.at)
         return (certain and view.health.disabled.startswith(CURABLE)) or snapshot.at - since >= CHANCE_S
 
-    async def _tell(self, change: object) -> None:
+    async def _tell(self, change: Awaitable[None]) -> None:
         try:
-            await change  # type: ignore[misc]
+            await change
         except (RedisError, OSError) as error:
             logger.warning("a health check's outcome can't be shared now: %s", error)

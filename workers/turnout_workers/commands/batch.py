@@ -12,9 +12,7 @@ from typing import Any
 
 import click
 import redis
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from turnout.batch.detached import Batches, Record
 from turnout.batch.sink import replacing
@@ -23,6 +21,7 @@ from turnout.errors import TurnoutError
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.run import DONE, SOME_FAILED, STOPPED, batch_options, defaults
+from turnout_workers.commands.screen import add, table
 from turnout_workers.commands.setting import Setting, setting
 
 
@@ -70,20 +69,14 @@ def list_batches(as_json: bool) -> None:
         for record in records:
             click.echo(json.dumps(asdict(record)))
         return
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("batch", "submitted (UTC)", "state", "lines", "ended", "from"):
-        table.add_column(
-            column,
-            justify="right" if column in ("lines", "ended") else "left",
-            no_wrap=column != "from",
-            overflow="fold",
-        )
+    columns = ("batch", "submitted (UTC)", "state", "lines", "ended", "from")
+    made = table(*columns, numbers=("lines", "ended"), whole=columns[:3])
     for one in records:
         at = datetime.fromtimestamp(one.submitted_at, UTC)
         ended = one.lines - one.counts.get("waiting", 0) - one.counts.get("under_way", 0)
         state = "ended" if one.ended else one.state
-        table.add_row(one.id, f"{at:%Y-%m-%d %H:%M:%S}", state, f"{one.lines:,}", f"{ended:,}", one.source)
-    Console().print(table if records else "There is no batch.")
+        add(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", state, f"{one.lines:,}", f"{ended:,}", one.source)
+    Console().print(made if records else "There is no batch.")
 
 
 @batch.command()
