@@ -63,6 +63,7 @@ class Http:
     """The HTTP client that all connectors of a process share."""
 
     def __init__(self) -> None:
+        _tls()  # takes some ten milliseconds once, during which no call should wait on the loop
         self._transports: dict[str | None, AiohttpTransport] = {}
 
     async def aclose(self) -> None:
