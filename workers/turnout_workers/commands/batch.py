@@ -31,6 +31,8 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except redis.ConnectionError as error:
+            raise click.ClickException(f"Redis can't be reached ({error}); set REDIS_URL, or redis_url") from None
         except (TurnoutError, redis.RedisError, OSError) as error:
             raise click.ClickException(str(error)) from None
 
