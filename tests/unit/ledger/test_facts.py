@@ -365,6 +365,7 @@ def test_a_replayed_job_keeps_how_it_ended_before_and_what_celery_sent_along(bed
 
 def test_what_a_success_no_longer_needs_goes(bed: Bed) -> None:
     bed.enqueue(embed="{}")
+    bed(bed.ledger.fail_over("a", bed.claimed().token, LANE, "p", {"event": "failed_over"}))
     bed.settle(bed.claimed().token)
     assert not {b"payload", b"embed", b"owner", b"progress"} & set(bed.client.hkeys(bed.keys.job("a")))
 
