@@ -210,12 +210,13 @@ class Attempts:
             # Those that wait for the same moment shall not come all at once.
             longest_s = RECHECK_S * 2 ** min(progress.deferrals, 5)
             wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._rng.random())
-            if wait_s > patience_s:
-                line = _line(job, decision)
+            line = _line(job, decision) if self.parking.any_parked else ""
+            if wait_s > patience_s or line in self.parking.in_place:
+                line = line or _line(job, decision)
                 self.parking.noted(line, now + wait_s, now)
                 return await self._closing.defer(job, progress, wait_s, decision, line=line)
             patience_s -= wait_s
-            with self._waits(decision.waits_for):
+            with self._waits(decision.waits_for), self.parking.waiting_in_place(line):
                 await asyncio.sleep(wait_s)
 
     @contextlib.contextmanager
@@ -233,7 +234,7 @@ class Attempts:
     def _bringing_others(self, job: HeldJob, decision: routing.Decision) -> Iterator[None]:
         """Where this job has found room there may be more; and there is when its call has ended."""
         if self.parking.any_parked:
-            self.parking.bring(_line(job, decision), job.claim.lane, 2)
+            self.parking.bring(_line(job, decision), job.claim.lane, 1)
         yield
         if self.parking.any_parked:
             self.parking.bring(_line(job, decision), job.claim.lane, 1)

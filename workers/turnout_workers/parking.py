@@ -1,16 +1,18 @@
 """Jobs that nothing has room for: which wait for the same, and how those behind the first get their turn.
 
 Parked jobs stand in lines in the ledger. The first of a line looks for room when its time has come. One that is let
-go brings two others, and one more when its call has ended; so a line is woken as fast as room appears, and no faster,
+go brings another, and one more when its call has ended; so a line is woken as fast as room appears, and no faster,
 and those behind cost nothing while they wait.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import asdict
 
 from redis.exceptions import RedisError
@@ -36,6 +38,9 @@ class Parking:
         self._call = call
         self.any_parked = False
         """As of the last claim: otherwise none need be brought."""
+        self.in_place: set[str] = set()
+        """Lines of which one waits here in its slot, so that it has the room in the moment that it appears. Others of
+        them would take slots from those that have somewhere to go."""
         self._until: dict[str, float] = {}
         self._bringing: set[asyncio.Task[None]] = set()
 
@@ -49,6 +54,18 @@ class Parking:
     def left_s(self, decision: Decision, claim: Claimed, now: float) -> float:
         """How long the line of a fresh job waits yet: it is to stand behind those that were there first."""
         return self._until.get(line_of(decision, claim.tenant, claim.batch), 0.0) - now if self._until else 0.0
+
+    @contextlib.contextmanager
+    def waiting_in_place(self, line: str) -> Iterator[None]:
+        """`line`: '' where nothing is parked, and any number may wait."""
+        if not line:
+            yield
+            return
+        self.in_place.add(line)
+        try:
+            yield
+        finally:
+            self.in_place.discard(line)
 
     def bring(self, line: str, lane: Lane, count: int) -> None:
         """Wake the next of the line, in the background."""
