@@ -25,7 +25,7 @@ from turnout_workers.closing import Ceilings, Closing
 from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.hedging import Hedging
-from turnout_workers.held import End, HeldJob, Skipped, outcome
+from turnout_workers.held import End, HeldJob, Moved, Skipped, outcome
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.logs import current_attempt
 from turnout_workers.monitoring.metrics import Metrics
@@ -155,69 +155,82 @@ class Attempts:
         if (webhook := job.claim.webhook) and webhook not in known:
             message = f"no webhook is called {webhook}; there are {', '.join(sorted(known)) or 'none'}"
             return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message)
-        again: str | None = None
-        retries_here = 0
-        doubted = False
         woken = progress.deferrals > 0
         patience_s = PATIENCE_S[job.request.constraints.lane] if woken or not self.parking.any_parked else 0.0
+        search = _Search(progress, patience_s, woken)
         while True:
             now = self._fleet.now()
             if job.claim.deadline is not None and now >= job.claim.deadline:
                 late = "the deadline has passed"
-                return await self._closing.give_up(job, progress, JobStatus.EXPIRED, "deadline", late)
-            decision = self._decide(job, progress, now, again)
+                return await self._closing.give_up(job, search.progress, JobStatus.EXPIRED, "deadline", late)
+            decision = self._decide(job, search, now)
             if decision.action is routing.Action.REFUSE:
                 reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
                 message = f"no endpoint can serve this job ({reasons or 'none is configured'})"
-                return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message, decision)
-            if not progress.deferrals and (left_s := self.parking.left_s(decision, job.claim, now)) > 0:
-                return await self._closing.defer(job, progress, left_s, decision, line=_line(job, decision))
-            if woken:  # because there is room, of which the snapshot may not know yet
-                decision, woken = decision.asking(), False
+                return await self._closing.give_up(job, search.progress, JobStatus.FAILED, "refused", message, decision)
+            if not search.progress.deferrals and (left_s := self.parking.left_s(decision, job.claim, now)) > 0:
+                return await self._closing.defer(job, search.progress, left_s, decision, line=_line(job, decision))
+            if search.woken:
+                decision, search.woken = decision.asking(), False
             wait_s = decision.wait_s
             if decision.action is routing.Action.GO:
-                candidates = decision.bids(MAX_BIDS)
-                same = [candidate for candidate in candidates if candidate.endpoint.id == again]
-                with tracing.span("turnout.decide", **{"turnout.strategy": decision.strategy.value}) as span:
-                    admission = await self._admit(job, progress, same or candidates)
-                    if span:
-                        span.set_attribute("turnout.excluded", len(decision.exclusions))
-                        span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
-                if isinstance(admission, Granted):
-                    self._shares.seen(job.claim.tenant or "", now, 1)
-                    chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
-                    with self._bringing_others(job, decision):
-                        end = await self._attempt(job, progress, decision, chosen, admission, retries_here)
-                    if not isinstance(end, _Again):
-                        return end
-                    progress, again, retries_here = end.progress, end.endpoint_id, retries_here + 1
-                    await asyncio.sleep(end.delay_s)
-                    continue
-                if not isinstance(admission, NoRoom):
-                    return Skipped("the lease was lost")
-                if same:  # it went out since the snapshot was taken: ask the others at once, instead of waiting for it
-                    again, retries_here = None, 0
-                    continue
-                wait_s = math.inf if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
-                if wait_s == math.inf and admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
-                    if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
-                        self.parking.bring(_line(job, decision), job.claim.lane, 2)
-                    return await self._closing.at_ceiling(job, progress, admission.ceiling)
-                if not doubted and decision.leaves_out(candidates):
-                    doubted = True  # since the snapshot was taken these went out: others may have room sooner
-                    wait_s = min(wait_s, FRESH_S)
-                again, retries_here = None, 0
-            # Those that wait for the same moment shall not come all at once.
-            longest_s = RECHECK_S * 2 ** min(progress.deferrals, 5)
-            wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._rng.random())
-            line = _line(job, decision) if self.parking.any_parked else ""
-            if wait_s > patience_s or line in self.parking.in_place:
-                line = line or _line(job, decision)
-                self.parking.noted(line, now + wait_s, now)
-                return await self._closing.defer(job, progress, wait_s, decision, line=line)
-            patience_s -= wait_s
-            with self._waits(decision.waits_for), self.parking.waiting_in_place(line):
-                await asyncio.sleep(wait_s)
+                found = await self._ask(job, search, decision, now)
+                if isinstance(found, End):
+                    return found
+                wait_s = found
+            if wait_s > 0 and (parked := await self._wait(job, search, decision, wait_s, now)):
+                return parked
+
+    async def _ask(self, job: HeldJob, search: _Search, decision: routing.Decision, now: float) -> End | float:
+        """Ask admission for one of the candidates, and make the call it grants. A number: look again after so long."""
+        candidates = decision.bids(MAX_BIDS)
+        same = [candidate for candidate in candidates if candidate.endpoint.id == search.again]
+        with tracing.span("turnout.decide", **{"turnout.strategy": decision.strategy.value}) as span:
+            admission = await self._admit(job, search.progress, same or candidates)
+            if span:
+                span.set_attribute("turnout.excluded", len(decision.exclusions))
+                span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
+        if isinstance(admission, Granted):
+            self._shares.seen(job.claim.tenant or "", now, 1)
+            chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
+            with self._bringing_others(job, decision):
+                end = await self._attempt(job, search, decision, chosen, admission)
+            if not isinstance(end, _Again):
+                return end
+            search.progress, search.again, search.retries_here = end.progress, end.endpoint_id, search.retries_here + 1
+            await asyncio.sleep(end.delay_s)
+            return 0.0
+        if not isinstance(admission, NoRoom):
+            return Skipped("the lease was lost")
+        search.again, search.retries_here = None, 0
+        if same:  # it went out since the snapshot was taken: ask the others at once, instead of waiting for it
+            return 0.0
+        # Without a moment an operator, or a ceiling of the next day or month, has to make room.
+        wait_s = math.inf if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
+        if wait_s == math.inf and admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
+            if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
+                self.parking.bring(_line(job, decision), job.claim.lane, 2)
+            return await self._closing.at_ceiling(job, search.progress, admission.ceiling)
+        if not search.doubted and decision.leaves_out(candidates):
+            search.doubted = True  # since the snapshot was taken these went out: others may have room sooner
+            wait_s = min(wait_s, FRESH_S)
+        return wait_s
+
+    async def _wait(
+        self, job: HeldJob, search: _Search, decision: routing.Decision, wait_s: float, now: float
+    ) -> Moved | None:
+        """Wait in place as long as patience lasts, else park the job."""
+        longest_s = RECHECK_S * 2 ** min(search.progress.deferrals, 5)
+        # Those that wait for the same moment shall not come all at once.
+        wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._rng.random())
+        if wait_s > search.patience_s:
+            line = _line(job, decision)
+            self.parking.noted(line, now + wait_s, now)
+            return await self._closing.defer(job, search.progress, wait_s, decision, line=line)
+        search.patience_s -= wait_s
+        with self._waits(decision.waits_for):
+            await asyncio.sleep(wait_s)
+        return None
 
     @contextlib.contextmanager
     def _waits(self, endpoint_id: str | None) -> Iterator[None]:
@@ -239,7 +252,8 @@ class Attempts:
         if self.parking.any_parked:
             self.parking.bring(_line(job, decision), job.claim.lane, 1)
 
-    def _decide(self, job: HeldJob, progress: Progress, now: float, again: str | None) -> routing.Decision:
+    def _decide(self, job: HeldJob, search: _Search, now: float) -> routing.Decision:
+        progress = search.progress
         wish = job.request.constraints
         ceilings = self._ceilings.of_job(job.id, job.request, job.claim.batch)
         profile = JobProfile.of(
@@ -254,7 +268,12 @@ class Attempts:
         )
         strategy = self._in_force.policy.default_strategy
         return routing.rank(
-            profile, self._fleet.snapshot, now, self._rng, default_strategy=strategy, tried=progress.tried - {again}
+            profile,
+            self._fleet.snapshot,
+            now,
+            self._rng,
+            default_strategy=strategy,
+            tried=progress.tried - {search.again},
         )
 
     async def _admit(
@@ -277,13 +296,13 @@ class Attempts:
     async def _attempt(
         self,
         job: HeldJob,
-        progress: Progress,
+        search: _Search,
         decision: routing.Decision,
         chosen: routing.Candidate,
         grant: Granted,
-        retries_here: int,
     ) -> End | _Again:
         """Make the call that was granted, and act on how it went."""
+        progress = search.progress
         if progress.attempts and progress.attempts[-1].provider != chosen.endpoint.provider:
             self._metrics.moved(progress.attempts[-1], chosen.endpoint.provider)
         stopped: list[Attempt] = []
@@ -313,7 +332,7 @@ class Attempts:
                 call.failure,
                 self._rng,
                 attempt=progress.spent_attempts + 1,
-                retries_here=retries_here,
+                retries_here=search.retries_here,
                 retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
                 has_untried=decision.has_untried(call.chosen.endpoint.id),
                 allow_fallback=job.request.constraints.allow_fallback,
@@ -352,6 +371,22 @@ class Attempts:
 
 def _line(job: HeldJob, decision: routing.Decision) -> str:
     return line_of(decision, job.claim.tenant, job.claim.batch)
+
+
+@dataclass(slots=True)
+class _Search:
+    """Where the search for an endpoint stands, while this worker holds the job."""
+
+    progress: Progress
+    patience_s: float
+    """For how long it may still wait in place."""
+    woken: bool
+    """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
+    again: str | None = None
+    """The endpoint whose failed call is to be repeated there."""
+    retries_here: int = 0
+    doubted: bool = False
+    """It was refused on a snapshot that proved stale; once is enough."""
 
 
 @dataclass(frozen=True, slots=True)
