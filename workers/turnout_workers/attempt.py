@@ -47,8 +47,8 @@ from turnout_workers.state.store import Admission, Ask, Bid, Fence, FleetStore, 
 logger = logging.getLogger(__name__)
 
 PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
-"""How long a job waits in place, all waits together, before it is parked and its slot serves another; a fresh one not
-at all while others are parked, which go before it."""
+"""How long a job waits in place, all waits together, before it is parked and its slot serves another. Where
+others are parked, only one of each line."""
 MAX_BIDS = 6
 """Candidates offered to one admission; those behind them are offered by the next one."""
 SPREAD = 0.2
@@ -155,9 +155,7 @@ class Attempts:
         if (webhook := job.claim.webhook) and webhook not in known:
             message = f"no webhook is called {webhook}; there are {', '.join(sorted(known)) or 'none'}"
             return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message)
-        woken = progress.deferrals > 0
-        patience_s = PATIENCE_S[job.request.constraints.lane] if woken or not self.parking.any_parked else 0.0
-        search = _Search(progress, patience_s, woken)
+        search = _Search(progress, PATIENCE_S[job.request.constraints.lane], woken=progress.deferrals > 0)
         while True:
             now = self._fleet.now()
             if job.claim.deadline is not None and now >= job.claim.deadline:
@@ -223,12 +221,13 @@ class Attempts:
         longest_s = RECHECK_S * 2 ** min(search.progress.deferrals, 5)
         # Those that wait for the same moment shall not come all at once.
         wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._rng.random())
-        if wait_s > search.patience_s:
-            line = _line(job, decision)
+        line = _line(job, decision) if self.parking.any_parked else ""
+        if wait_s > search.patience_s or line in self.parking.in_place:
+            line = line or _line(job, decision)
             self.parking.noted(line, now + wait_s, now)
             return await self._closing.defer(job, search.progress, wait_s, decision, line=line)
         search.patience_s -= wait_s
-        with self._waits(decision.waits_for):
+        with self._waits(decision.waits_for), self.parking.waiting_in_place(line):
             await asyncio.sleep(wait_s)
         return None
 
