@@ -15,10 +15,12 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import redis
 from celery import Celery
 from tests import redis_server
+from tests.benchmarks.measure import keep, keeping
 
 from turnout import Client
 
@@ -55,16 +57,19 @@ def main() -> None:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--jobs", type=int, default=20_000)
     options.add_argument("--rounds", type=int, default=5)
+    keeping(options)
     given = options.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         server = redis_server.start(Path(folder))
         try:
-            _measure(server.url, given.jobs, given.rounds)
+            found = _measure(server.url, given.jobs, given.rounds)
         finally:
             server.stop()
+    if given.keep:
+        keep("submit_many", found)
 
 
-def _measure(url: str, jobs: int, rounds: int) -> None:
+def _measure(url: str, jobs: int, rounds: int) -> dict[str, Any]:
     celery = Celery(broker=url, backend=url, set_as_current=False)
     with Client(url) as client, redis.Redis.from_url(url) as admin:
 
@@ -89,9 +94,11 @@ def _measure(url: str, jobs: int, rounds: int) -> None:
             began = time.monotonic()
             client.submit(f"Question {n}?")
             single.append(1000 * (time.monotonic() - began))
-        print(f"submit       p50 {percentile(single, 0.5):.2f} ms   p99 {percentile(single, 0.99):.2f} ms")
-        woken = _wake_ups(client, url, 200)
-        print(f"wake-up      p50 {percentile(woken, 0.5):.2f} ms   p99 {percentile(woken, 0.99):.2f} ms")
+        took = {"one `submit`": single, "from settling to a waiting client": _wake_ups(client, url, 200)}
+        shares = {name: [percentile(times, 0.5), percentile(times, 0.99)] for name, times in took.items()}
+        for name, (middle_ms, p99_ms) in shares.items():
+            print(f"{name:35} p50 {middle_ms:.2f} ms   p99 {p99_ms:.2f} ms")
+        return {"unit": "jobs/s; ms", "rates": rates, "ms": shares}
 
 
 def _wake_ups(client: Client, url: str, count: int) -> list[float]:
