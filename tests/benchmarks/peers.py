@@ -1,7 +1,8 @@
 """The peers, in a virtual environment of their own: stock Celery with each of its pools, and LiteLLM's router.
 
 Each does what its users would write: a Celery task that calls the provider with httpx and returns the answer,
-with the defaults of Celery and of httpx; a loop of `litellm.Router.acompletion`.
+with the defaults of Celery and of httpx; a loop of `litellm.Router.acompletion`; and, with nothing around the calls, a
+loop of httpx with the aiohttp transport.
 """
 
 from __future__ import annotations
@@ -11,7 +12,14 @@ import sys
 from pathlib import Path
 
 ENVIRONMENT = Path(".turnout") / "peers"
-PACKAGES = ("celery[redis]==5.7.0", "gevent==26.9.0", "httpx==0.28.1", "litellm==1.106.2")
+PACKAGES = (
+    "celery[redis]==5.7.0",
+    "gevent==26.9.0",
+    "httpx==0.28.1",
+    "httpx-aiohttp==0.2.0",
+    "uvloop==0.23.0",
+    "litellm==1.106.2",
+)
 
 CELERY_APP = """
 import os
@@ -68,6 +76,32 @@ async def main():
     print(json.dumps({"rate": jobs / took, "cpu_ms": 1000 * cpu / jobs, "imported_s": imported_s}))
 
 asyncio.run(main())
+"""
+
+HTTPX_LOOP = """
+import asyncio, json, sys, time
+import aiohttp, httpx, uvloop
+from httpx_aiohttp import AiohttpTransport
+url, jobs, slots = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+
+async def main():
+    free = asyncio.Semaphore(slots)
+    session = lambda: aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+    async with httpx.AsyncClient(transport=AiohttpTransport(client=session), timeout=60) as client:
+        async def one(number):
+            async with free:
+                body = {"model": "llama-3.3-70b", "max_tokens": 8,
+                        "messages": [{"role": "user", "content": f"Question {number}?"}]}
+                reply = await client.post(url + "/chat/completions", json=body,
+                                          headers={"authorization": "Bearer simulated"})
+                reply.raise_for_status()
+                assert reply.json()["choices"][0]["message"]["content"]
+        began, cpu = time.perf_counter(), time.process_time()
+        await asyncio.gather(*(one(number) for number in range(jobs)))
+        took, cpu = time.perf_counter() - began, time.process_time() - cpu
+    print(json.dumps({"rate": jobs / took, "cpu_ms": 1000 * cpu / jobs}))
+
+uvloop.run(main())
 """
 
 

@@ -1,7 +1,8 @@
 """Jobs a second of one worker process, from queue to stored result, beside its limit and its peers.
 
-All in one run, in turns, against the same simulated provider, for answers without delay and after 200 ms. The limit is
-a bare asyncio loop of the same HTTP client, with no queue, no routing and no ledger. The peers are in `peers.py`.
+All in one run, in turns, against the same simulated provider, for answers without delay and after 200 ms. The limits
+are bare asyncio loops with no queue, no routing and no ledger: of httpx with the aiohttp transport, and of our own
+connector, which uses aiohttp itself. The peers are in `peers.py`.
 Every queue is filled before its worker starts, and the pace is taken from the first stored result to the last.
 """
 
@@ -40,7 +41,8 @@ models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
 """
 SLOTS = 500
 LIMIT_S = 180.0
-OURS, LIMIT = "turnout worker", "bare loop (limit)"
+OURS = "turnout worker"
+LIMITS = ("httpx in a bare loop (limit)", "our connector in a bare loop (limit)")
 
 
 def serving(folder: Path, delay_s: float) -> AbstractContextManager[Stand]:
@@ -98,16 +100,17 @@ def celery(stand: Stand, jobs: int, pool: str, slots: int) -> Pace:
         results.close()
 
 
-def litellm(stand: Stand, jobs: int) -> Pace:
-    command = [peers.python(), "-c", peers.LITELLM_LOOP, stand.provider_url("sim"), str(jobs), str(SLOTS)]
+def looping(stand: Stand, jobs: int, loop: str) -> Pace:
+    command = [peers.python(), "-c", loop, stand.provider_url("sim"), str(jobs), str(SLOTS)]
     told = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1])
     return Pace(told["rate"], told["cpu_ms"])
 
 
 CONTESTANTS: dict[str, tuple[Callable[[Stand, int], Pace], tuple[int, int]]] = {
     OURS: (turnout, (4000, 4000)),
-    LIMIT: (bare, (4000, 4000)),
-    "litellm.Router in a bare loop": (litellm, (400, 400)),
+    LIMITS[0]: (partial(looping, loop=peers.HTTPX_LOOP), (4000, 4000)),
+    LIMITS[1]: (bare, (4000, 4000)),
+    "litellm.Router in a bare loop": (partial(looping, loop=peers.LITELLM_LOOP), (400, 400)),
     "celery prefork -c 4, httpx": (partial(celery, pool="prefork", slots=4), (2000, 80)),
     "celery threads -c 200, httpx": (partial(celery, pool="threads", slots=200), (1000, 400)),
     "celery gevent -c 500, httpx": (partial(celery, pool="gevent", slots=500), (1000, 400)),
@@ -121,7 +124,7 @@ def main() -> None:
     options.add_argument("--no-peers", action="store_true")
     keeping(options)
     given = options.parse_args()
-    chosen = dict(list(CONTESTANTS.items())[: 2 if given.no_peers else None])
+    chosen = dict(list(CONTESTANTS.items())[: 3 if given.no_peers else None])
     raw: dict[str, dict[str, list[Pace]]] = {}
     for nth, delay in enumerate((0.0, 0.2)):
         found: dict[str, list[Pace]] = {name: [] for name in chosen}
@@ -133,7 +136,7 @@ def main() -> None:
         print(f"\n{delay * 1000:.0f} ms answers: median of {given.rounds} rounds, with the least and the most")
         for name, measured in found.items():
             cpu_ms, trips = (statistics.median(one[figure] for one in measured) for figure in (1, 2))
-            print(f"{name:32} {spread([one.rate for one in measured])} jobs/s   {cpu_ms:6.2f} CPU ms a job"
+            print(f"{name:36} {spread([one.rate for one in measured])} jobs/s   {cpu_ms:6.2f} CPU ms a job"
                   f"   {trips:5.2f} trips to Redis   ours is {rate[OURS] / rate[name]:5.2f} ×", flush=True)  # fmt: skip
         raw[f"{delay * 1000:.0f} ms"] = found
     if given.keep:

@@ -17,7 +17,7 @@ from turnout_workers.providers.base import current_job
 LINES = 50
 """Most lines of one kind, a place in the code, in each second. The next line then tells how many were left out."""
 READABLE = "%(asctime)s %(levelname)s %(name)s [%(job)s] %(message)s%(left_out)s"
-CHATTY = ("httpx", "celery.worker.strategy", "celery.app.trace", "aiohttp.access")
+CHATTY = ("celery.worker.strategy", "celery.app.trace", "aiohttp.access")
 """A line a job or call, which the ledger tells better."""
 
 

@@ -14,22 +14,30 @@ MAX_BODY = 32 * 1024 * 1024
 """Most decoded bytes of one answer."""
 
 
-async def decoded(chunks: AsyncIterator[bytes], headers: Mapping[str, str]) -> AsyncIterator[bytes]:
-    """The body's bytes, unpacked piece by piece, for a 64 KB chunk of gzip can hold 67 MB; never more than the cap."""
-    encoding = headers.get("content-encoding", "identity").lower()
-    if encoding not in ("identity", "gzip", "deflate", ""):
-        raise malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", headers)
-    inflate = None if encoding in ("identity", "") else zlib.decompressobj(wbits=47)  # gzip or zlib, by its header
-    total = 0
-    async for chunk in chunks:
-        if inflate is not None:
-            chunk = inflate.decompress(chunk, MAX_BODY + 1 - total)
-        total += len(chunk)
-        if total > MAX_BODY:
-            raise malformed(f"more than {MAX_BODY >> 20} MB", headers)
-        yield chunk
-    if inflate is not None and not inflate.eof:
-        raise ProviderError(Failure(FailureKind.INTERRUPTED, "the compressed answer ends early", Billed.MAYBE))
+class Unpacked:
+    """Unpacks a body piece by piece, for a 64 KB chunk of gzip can hold 67 MB; never more than the cap in all."""
+
+    def __init__(self, headers: Mapping[str, str]) -> None:
+        encoding = headers.get("content-encoding", "identity").lower()
+        if encoding not in ("identity", "gzip", "deflate", ""):
+            raise malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", headers)
+        packed = encoding in ("gzip", "deflate")
+        self._inflate = zlib.decompressobj(wbits=47) if packed else None  # gzip or zlib, by its header
+        self._headers = headers
+        self._total = 0
+
+    def __call__(self, chunk: bytes) -> bytes:
+        if self._inflate is not None:
+            chunk = self._inflate.decompress(chunk, MAX_BODY + 1 - self._total)
+        self._total += len(chunk)
+        if self._total > MAX_BODY:
+            raise malformed(f"more than {MAX_BODY >> 20} MB", self._headers)
+        return chunk
+
+    def end(self) -> None:
+        """There is no more. Raises ProviderError if there should be."""
+        if self._inflate is not None and not self._inflate.eof:
+            raise ProviderError(Failure(FailureKind.INTERRUPTED, "the compressed answer ends early", Billed.MAYBE))
 
 
 async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

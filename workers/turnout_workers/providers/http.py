@@ -1,7 +1,8 @@
 """One HTTP call to a provider: deadlines of our own, a cap on what comes back, and every failure classified.
 
-httpx with aiohttp underneath: httpx's own connection pool is quadratic under load. Its read timeout is per chunk,
-so that a provider which drips a byte a second is never noticed: hence the first-byte, idle and total deadlines here.
+aiohttp itself, for httpx above it took half of a call's processor time and did nothing here that is not done below.
+A read timeout is per chunk, so that a provider which drips a byte a second is never noticed: hence the first-byte,
+idle and total deadlines.
 """
 
 from __future__ import annotations
@@ -16,9 +17,8 @@ from functools import cache
 from typing import Any
 
 import aiohttp
-import httpx
-from httpx_aiohttp import AiohttpTransport
 from pydantic_core import to_json
+from yarl import URL
 
 from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
@@ -64,21 +64,21 @@ class Http:
 
     def __init__(self) -> None:
         _tls()  # takes some ten milliseconds once, during which no call should wait on the loop
-        self._transports: dict[str | None, AiohttpTransport] = {}
+        self._session: aiohttp.ClientSession | None = None
 
     async def aclose(self) -> None:
-        for transport in self._transports.values():
-            await transport.aclose()
+        if self._session is not None:
+            await self._session.close()
 
     async def json(self, out: Outgoing) -> Reply:
         """Send, read whole, parse. Raises ProviderError for all that is not a 200 with a JSON object or list."""
         started = time.monotonic()
-        async with self._response(out) as (headers, chunks):
-            told = body.parsed(b"".join([chunk async for chunk in chunks]))
-            _raise_if_error(told, headers, out)
+        async with self._answer(out) as answer:
+            told = body.parsed(await answer.rest())
+            _raise_if_error(told, answer.headers, out)
             if not isinstance(told, dict | list):
-                raise malformed("a 200 that is no JSON", headers)
-            return Reply(told, headers, time.monotonic() - started)
+                raise malformed("a 200 that is no JSON", answer.headers)
+            return Reply(told, answer.headers, time.monotonic() - started)
 
     async def events(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], dict[str, Any]]]:
         """Send and read server-sent events: the response's headers, and each event's data.
@@ -86,12 +86,13 @@ class Http:
         Whether the stream was complete is for the wire format to say. No deadline runs here while the reader deals
         with an event, where its end would not be ours to classify: the reader has `within`.
         """
-        async with self._response(out) as (headers, chunks):
+        async with self._answer(out) as answer:
+            headers = answer.headers
             if "text/event-stream" not in headers.get("content-type", ""):
-                _raise_if_error(body.parsed(b"".join([chunk async for chunk in chunks])), headers, out)
+                _raise_if_error(body.parsed(await answer.rest()), headers, out)
                 raise malformed("no event stream where one was asked for", headers)
             begun = False
-            async for data in body.server_sent(chunks):
+            async for data in body.server_sent(answer):
                 event = body.parsed(data)
                 _raise_if_error(event, headers, out, begun)
                 if not isinstance(event, dict):
@@ -100,33 +101,24 @@ class Http:
                 yield headers, event
 
     @asynccontextmanager
-    async def _response(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], AsyncIterator[bytes]]]:
-        """The headers of an open 200 response and its decoded bytes; every way to fail becomes a ProviderError."""
-        response: httpx.Response | None = None
-        now = asyncio.get_running_loop().time
+    async def _answer(self, out: Outgoing) -> AsyncIterator[_Answer]:
+        """An open 200 response; every way to fail, until it is closed, becomes a ProviderError."""
+        response: aiohttp.ClientResponse | None = None
         timeouts = out.timeouts
-        ends_at = now() + timeouts.total_s
+        ends_at = asyncio.get_running_loop().time() + timeouts.total_s
         try:
-            request = _request(out)
             # One deadline, moved on: for the first byte, then for each piece, and never past the end of all.
             async with asyncio.timeout(min(timeouts.first_byte_s, timeouts.total_s)) as deadline:
-                response = await self._transport(out.proxy).handle_async_request(request)
-
-                async def pieces(raw: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-                    deadline.reschedule(min(ends_at, now() + timeouts.idle_s))
-                    async for chunk in raw:
-                        deadline.reschedule(None)
-                        yield chunk
-                        deadline.reschedule(min(ends_at, now() + timeouts.idle_s))
+                response = await self._send(out)
+                headers = {name.lower(): value for name, value in response.headers.items()}
+                if response.status != 200:
                     deadline.reschedule(None)
-
-                headers = _headers(response)
-                if response.status_code != 200:
-                    deadline.reschedule(None)
-                    raise _classified(response.status_code, headers, await _said(response, headers, timeouts), out)
-                yield headers, body.decoded(pieces(response.aiter_raw()), headers)
+                    raise _classified(response.status, headers, await _said(response, headers, timeouts), out)
+                yield _Answer(response, headers, deadline, ends_at, timeouts.idle_s)
         except ProviderError:
             raise
+        except aiohttp.ClientError as error:  # before the next: those that tell of a timeout know which
+            raise ProviderError(classify_exception(error)) from error
         except TimeoutError:
             where = "first byte" if response is None else "rest of the answer"
             raise ProviderError(Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)) from None
@@ -134,16 +126,60 @@ class Http:
             raise ProviderError(classify_exception(error)) from error
         finally:
             if response is not None:
-                with suppress(Exception):  # what it was to say has been said, or the failure is on its way
-                    await response.aclose()
+                response.close()  # unless it was read to its end, when its connection has gone back already
 
-    def _transport(self, proxy: str | None) -> AiohttpTransport:
-        """Without a client around it: no redirects, cookies or proxies of the environment can come in, and no layer
-        is paid for that does nothing here."""
-        if proxy not in self._transports:
-            way = None if proxy is None else httpx.Proxy(proxy)
-            self._transports[proxy] = AiohttpTransport(_tls(), client=_session, trust_env=False, proxy=way)
-        return self._transports[proxy]
+    async def _send(self, out: Outgoing) -> aiohttp.ClientResponse:
+        if self._session is None:
+            self._session = _session()
+        content = None if out.body is None else to_json(out.body)
+        about = {"user-agent": USER_AGENT, "accept-encoding": "gzip"}
+        if content is not None:
+            about["content-type"] = "application/json"
+        return await self._session.request(
+            "GET" if content is None else "POST",
+            _url(out.url),
+            data=content,
+            headers={**about, **out.headers},
+            allow_redirects=False,
+            timeout=_connecting(out.timeouts.connect_s),
+            **(_through(out.proxy) if out.proxy else {}),
+        )
+
+
+class _Answer:
+    """The body of an open response, unpacked piece by piece under its deadlines."""
+
+    def __init__(
+        self,
+        response: aiohttp.ClientResponse,
+        headers: Mapping[str, str],
+        deadline: asyncio.Timeout,
+        ends_at: float,
+        idle_s: float,
+    ) -> None:
+        self.headers = headers
+        self._content = response.content
+        self._unpacked = body.Unpacked(headers)
+        self._deadline = deadline
+        self._ends_at = ends_at
+        self._idle_s = idle_s
+        self._now = asyncio.get_running_loop().time
+
+    async def rest(self) -> bytes:
+        """All that is yet to come."""
+        return b"".join([piece async for piece in self])
+
+    def __aiter__(self) -> _Answer:
+        return self
+
+    async def __anext__(self) -> bytes:
+        self._deadline.reschedule(min(self._ends_at, self._now() + self._idle_s))
+        raw = await self._content.readany()
+        self._deadline.reschedule(None)
+        if not raw:
+            self._unpacked.end()
+            raise StopAsyncIteration
+        return self._unpacked(raw)
 
 
 @asynccontextmanager
@@ -167,6 +203,7 @@ def _tls() -> ssl.SSLContext:
 
 
 def _session() -> aiohttp.ClientSession:
+    """No redirects, cookies or proxies of the environment can come in."""
     # As many connections as calls: how many there are at once is for the worker's slots and the limits to say.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ssl=_tls())
     return aiohttp.ClientSession(
@@ -174,42 +211,40 @@ def _session() -> aiohttp.ClientSession:
     )
 
 
-def _request(out: Outgoing) -> httpx.Request:
-    """A request with just the headers that are given here; httpx would look for each that it might add."""
-    content = b"" if out.body is None else to_json(out.body)
-    about = {"user-agent": USER_AGENT, "accept-encoding": "gzip"}
-    if content:
-        about |= {"content-type": "application/json", "content-length": str(len(content))}
-    connect_s = out.timeouts.connect_s
-    request = httpx.Request(
-        "GET" if out.body is None else "POST",
-        _url(out.url),
-        headers={**about, **out.headers},
-        stream=httpx.ByteStream(content),
-        extensions={"timeout": {"connect": connect_s, "pool": connect_s}},  # the latter holds for DNS, too
-    )
-    request.read()  # so that the transport finds bytes, and sends them in one piece
-    return request
+@cache
+def _url(url: str) -> URL:
+    """Parsed once: a provider has a few."""
+    return URL(url)
 
 
 @cache
-def _url(url: str) -> httpx.URL:
-    """Parsed once: a provider has a few."""
-    return httpx.URL(url)
+def _through(proxy: str) -> dict[str, Any]:
+    """By a proxy; its password apart from its address, which errors tell of.
+
+    What aiohttp finds here as Authorization becomes Proxy-Authorization in the request that the proxy reads: CONNECT
+    for https, else the call itself.
+    """
+    url = URL(proxy)
+    if url.user is None:
+        return {"proxy": url}
+    allowed = aiohttp.encode_basic_auth(url.user, url.password or "")
+    return {"proxy": url.with_user(None), "proxy_headers": {"Authorization": allowed}}
 
 
-def _headers(response: httpx.Response) -> dict[str, str]:
-    """By lower-case name. httpx searches the list of them anew for each one that is asked for."""
-    return {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in response.headers.raw}
+@cache
+def _connecting(connect_s: float) -> aiohttp.ClientTimeout:
+    """Of aiohttp's own deadlines those alone that hold before anything is sent."""
+    return aiohttp.ClientTimeout(total=None, connect=connect_s)
 
 
-async def _said(response: httpx.Response, headers: Mapping[str, str], timeouts: Timeouts) -> Any:
+async def _said(response: aiohttp.ClientResponse, headers: Mapping[str, str], timeouts: Timeouts) -> Any:
     """What an error response says, as far as it can be had soon: its status alone tells enough."""
     raw = b""
     with suppress(Exception):
         async with asyncio.timeout(min(timeouts.idle_s, ERROR_S)):
-            async for chunk in body.decoded(response.aiter_raw(), headers):
-                raw += chunk
+            unpacked = body.Unpacked(headers)
+            async for chunk in response.content.iter_any():
+                raw += unpacked(chunk)
                 if len(raw) > MAX_ERROR:
                     break
     told = body.parsed(raw)
