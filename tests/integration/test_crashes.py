@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import signal
 from pathlib import Path
@@ -122,3 +123,19 @@ def test_a_job_that_kills_its_workers_runs_three_times_and_no_more(tmp_path: Pat
         assert result.error.code == "poison"
         (story,) = run(stand.client, [stand.ledger.story("poison")])
         assert [event["event"] for event in story].count("claimed") == 3
+
+
+def test_workers_that_stall_and_live_make_no_job_poison(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 2.5"), concurrency=5, lease_s=1.0) as stand:
+        for _ in range(2):
+            stand.start_worker()
+        stand.submit(["job"])
+        job = stand.ledger.keys.job("job")
+        for lapse in (1, 2, 3):
+            stand.until(lambda: stand.outcomes(["job"]) == {"calling": 1}, 20)
+            stalled = int(stand.client.hget(job, "owner").split(b":")[1])
+            os.kill(stalled, signal.SIGSTOP)
+            stand.until(lambda lapse=lapse: stand.client.hget(job, "lapses") == b"%d" % lapse, 20)
+            os.kill(stalled, signal.SIGCONT)
+        stand.until(lambda: stand.settled() == 1, 30)
+        assert stand.outcomes(["job"]) == {"succeeded": 1}

@@ -17,6 +17,7 @@ from redis.exceptions import RedisError
 from turnout.ledger import Facts, Ledger
 from turnout.ledger.script import Call, Coalescer
 from turnout.request import CONTRACT_VERSION, Lane
+from turnout.result import Problem
 from turnout_workers import redis_fitness
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state.store import FleetStore
@@ -33,6 +34,14 @@ LOST_AFTER_S = 5.0
 """A queued job that has had no message for so long has lost it."""
 MAX_CRASHES = 3
 """A job that was being worked on at so many deaths of workers is poison."""
+MAX_LAPSES = 10
+"""One whose lease ran out so often is given up though its workers live: it may be what keeps them from renewing."""
+RESPITE_S, RESPITE_LEASES = 15.0, 3
+"""How long the last worker of a poison job has for showing that it lives; at most so many leases."""
+GIVEN_UP = {
+    "poison": f"its worker died {MAX_CRASHES} times while it was being worked on",
+    "lapsed": f"its lease ran out {MAX_LAPSES} times while its workers lived: they do too much, or it stalls them",
+}
 INTAKE_CHECK_S = 2.0
 
 
@@ -46,6 +55,7 @@ class Housekeeping:
         call: Coalescer,
         store: FleetStore,
         owner: str,
+        lease_s: float,
         result_ttl_s: float,
         also: Sequence[Callable[[], Awaitable[None]]],
         recovered: Callable[[Recovery, int], None],
@@ -56,6 +66,7 @@ class Housekeeping:
         self._call = call
         self._store = store
         self._owner = owner.encode()
+        self._respite_s = min(RESPITE_S, RESPITE_LEASES * lease_s)
         self._result_ttl_s = result_ttl_s
         self._also = also
         self._recovered = recovered
@@ -81,14 +92,15 @@ class Housekeeping:
         spare = await self._list(ledger.spare(BATCH))
         await call.all(*(ledger.bring(job_id, job.lane) for job_id, job in spare))
         lapsed = await self._list(ledger.lapsed(BATCH))
-        fates = await call.all(*(ledger.sweep(job_id, job.lane, MAX_CRASHES) for job_id, job in lapsed))
+        limits = (MAX_CRASHES, MAX_LAPSES, self._respite_s)
+        fates = await call.all(*(ledger.sweep(job_id, job.lane, *limits) for job_id, job in lapsed))
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
             if fate == "none":
                 continue
             self._recovered("poison" if fate == "poison" else "swept", 1)
-            if fate == "poison":
-                await call(ledger.settle_poison(job_id, MAX_CRASHES, ttl_s, job.batch))
-            logger.warning("took back job %s, whose worker has gone: %s", job_id, fate, extra={"job": job_id})
+            if fate in GIVEN_UP:
+                await call(ledger.give_up(job_id, Problem(code=fate, message=GIVEN_UP[fate]), ttl_s, job.batch))
+            logger.warning("took back job %s, whose lease ran out: %s", job_id, fate, extra={"job": job_id})
         overdue = await self._list(ledger.overdue(BATCH))
         late = await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
         self._recovered("expired", sum(one.accepted for one in late))

@@ -133,6 +133,7 @@ class Worker:
             self._call,
             self._store,
             self.name,
+            file.worker.lease_s,
             file.retention.results_s,
             (watch.judge, BatchFeeding(self._client, self._ledger, self._call).round),
             metrics.recovered,
@@ -172,12 +173,13 @@ class Worker:
         self._webhooks.configured = settings.webhooks
 
     async def _tell_version(self) -> None:
-        """Let `turnout status` show which workers there are, and what configuration each of them follows."""
+        """Show life: for `turnout status`, with the configuration followed, and lest late renewals count as deaths."""
+        every_s = min(ALIVE_EVERY_S, self._settings.file.worker.lease_s / 3)
         while True:
             with contextlib.suppress(RedisError, OSError):
                 version = self._reload.settings.version
                 await self._call(self._ledger.alive(self.name, version, self._slots, 3 * ALIVE_EVERY_S))
-            await asyncio.sleep(ALIVE_EVERY_S)
+            await asyncio.sleep(every_s)
 
     async def _connected(self) -> None:
         """Begin to follow the fleet's state; a Redis that isn't there yet is waited for, as Celery does."""

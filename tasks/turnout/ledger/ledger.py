@@ -4,7 +4,7 @@
     queued   claim   → leased, with a token that fences all earlier ones
     leased   admit   → calling (the fleet's store does this, in the same step in which it grants the call)
     leased, calling   settle → succeeded | failed | expired;  requeue → queued;  defer → delayed
-                      lease over: sweep → queued, or failed as poison after too many crashes
+                      lease over: sweep → queued, or failed as poison when too many workers died with it
     delayed  wake    → queued
     any live one      cancel → cancelled;  queued, delayed past the deadline: expire → expired
     failed, expired, cancelled   replay → queued
@@ -233,15 +233,16 @@ class Ledger:
         """Jobs whose lease is over."""
         return self._due(self.keys.leases, limit)
 
-    def sweep(self, job_id: str, lane: Lane, max_crashes: int) -> Call[str]:
-        """`queued`, `none`, or `poison`: then `settle_poison` it."""
-        named = [*self._publishing(job_id, lane), self.keys.leases, self.keys.story(job_id)]
-        return self._call("sweep", named, [job_id, max_crashes], bytes.decode)
+    def sweep(self, job_id: str, lane: Lane, max_crashes: int, max_lapses: int, respite_s: float) -> Call[str]:
+        """`queued`, `none`, or why to `give_up`: `poison` after deaths of its workers, `lapsed` after as many lapses as
+        are too many though they live. respite_s: for the last worker to show life."""
+        named = [*self._publishing(job_id, lane), self.keys.leases, self.keys.story(job_id), self.keys.workers]
+        return self._call("sweep", named, [job_id, max_crashes, max_lapses, _ms(respite_s)], bytes.decode)
 
-    def settle_poison(self, job_id: str, max_crashes: int, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
-        message = f"its worker died {max_crashes} times while it was being worked on"
-        result = JobResult(id=job_id, status=JobStatus.FAILED, error=Problem(code="poison", message=message))
-        return self._end("poison", job_id, 0, result, None, result_ttl_s, batch, max_crashes=max_crashes)
+    def give_up(self, job_id: str, why: Problem, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
+        """Fail a job of which `sweep` has said so."""
+        result = JobResult(id=job_id, status=JobStatus.FAILED, error=why)
+        return self._end("sweep", job_id, 0, result, None, result_ttl_s, batch)
 
     def overdue(self, limit: int) -> Call[list[str]]:
         """Live jobs past their deadline."""
@@ -385,7 +386,6 @@ class Ledger:
         result_ttl_s: float,
         batch: str | None,
         failed_ttl_s: float | None = None,
-        max_crashes: int = 0,
     ) -> Call[Settlement]:
         keys = self.keys
         text = write_result(result, self.keyring)
@@ -425,7 +425,6 @@ class Ledger:
                 _event(event),
                 ttl_ms,
                 max(ttl_ms, _ms(failed_ttl_s)),
-                max_crashes,
                 batch or "",
             ],
             lambda reply: Settlement(Ending(reply[0].decode()), reply[1].decode()),

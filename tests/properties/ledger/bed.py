@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
-from tests.properties.ledger.spec import LEAD, MAX_CRASHES, TTL, WAIT, Job, Step
+from tests.properties.ledger.spec import LEAD, MAX_CRASHES, MAX_LAPSES, RESPITE, TTL, WAIT, Job, Step
 
 from turnout.ledger import Call, Claimed, Enqueued, Ledger, NewJob, NotClaimed, Settlement, run
 from turnout.ledger.keys import Keys
@@ -111,7 +111,7 @@ class Bed:
     def everything(self, job_ids: Sequence[str]) -> tuple[dict[str, dict[str, str]], dict[str, dict[str, float]], int]:
         """The records, the indices, and the number of messages."""
         keys = self.keys
-        names = (*keys.all_pending, keys.leases, keys.delayed, keys.parked, keys.deadlines, keys.failed)
+        names = (*keys.all_pending, keys.leases, keys.delayed, keys.parked, keys.deadlines, keys.failed, keys.workers)
         with self.client.pipeline(transaction=False) as pipe:
             for job_id in job_ids:
                 pipe.hgetall(keys.job(job_id))
@@ -154,10 +154,10 @@ class Bed:
                 return ledger.cancel(job_id, None, KEPT_S)
             case "expire":
                 return ledger.expire(job_id, KEPT_S, None)
-            case "poison":
-                return ledger.settle_poison(job_id, MAX_CRASHES, KEPT_S, None)
+            case "give_up":
+                return ledger.give_up(job_id, Problem(code="poison", message="it died"), KEPT_S, None)
             case "sweep":
-                return ledger.sweep(job_id, LANE, MAX_CRASHES)
+                return ledger.sweep(job_id, LANE, MAX_CRASHES, MAX_LAPSES, RESPITE / 1000)
             case "wake":
                 return ledger.wake(job_id, LANE, next_s=0)
         raise AssertionError(step)
@@ -232,4 +232,18 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
         assert record["deadline_ms"] == "0", record
     numbers = (int(record[name]) for name in ("token", "crashes", "calls", "requeues"))
     progress = "" if settled else record.get("progress", "")
-    return Job(state, *numbers, progress, lease, due, deadline, winner)
+    suspect, since, owner = record["suspect"].split(" ") if "suspect" in record else (0, 0, "")
+    signs = [time for name, time in indices.get(keys.workers, {}).items() if name.split(" ")[0] == owner]
+    return Job(
+        state,
+        *numbers,
+        progress,
+        lease,
+        due,
+        deadline,
+        lapses=int(record.get("lapses", 0)),
+        suspect=int(suspect),
+        lives=any(time > int(since) for time in signs),
+        given_up=int(record.get("given_up", 0)),
+        winner=winner,
+    )

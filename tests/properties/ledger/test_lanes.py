@@ -45,7 +45,7 @@ end
 return cjson.encode(dump)
 """
 JOBS = ("a", "b")
-ANYBODY = ("enqueue", "claim", "cancel", "sweep", "poison", "wake")
+ANYBODY = ("enqueue", "claim", "cancel", "sweep", "give_up", "wake")
 WORKER = ("begin", "fail_over", "defer", "succeed", "fail")
 KEEPER = ("republish", "replay", "purge")
 AT_FRONT = ("fail_over", "sweep", "wake")

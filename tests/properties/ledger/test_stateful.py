@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
-from tests.properties.ledger.bed import Bed, Mutant, seen, simple
-from tests.properties.ledger.spec import BY_TOKEN, RULES, TTL, Job, Step, apply
+from tests.properties.ledger.bed import KEPT_S, Bed, Mutant, seen, simple
+from tests.properties.ledger.spec import BY_TOKEN, RULES, TTL, Job, Step, alive, apply
 
 IDS = ("a", "b", "ab")
 LIMIT = 100
@@ -21,6 +21,7 @@ class Jobs(RuleBasedStateMachine):
         super().__init__()
         self.bed.restart()
         self.jobs = dict.fromkeys(IDS, Job())
+        self.suspected: dict[str, int] = {}
         self.settled: dict[str, Job] = {}
         self.messages = 0
 
@@ -38,6 +39,12 @@ class Jobs(RuleBasedStateMachine):
         self.bed.advance(ms)
 
     @rule()
+    def the_worker_shows_life(self) -> None:
+        self.bed(self.bed.ledger.alive("w", "v", 1, KEPT_S))
+        shown = {job_id for job_id, job in self.jobs.items() if job.suspect and self.suspected[job_id] < self.bed.now}
+        self.jobs |= {job_id: alive(self.jobs[job_id]) for job_id in shown}
+
+    @rule()
     def all_are_renewed_in_one_call(self) -> None:
         held = [(job_id, self.jobs[job_id].token) for job_id in IDS]
         after = [apply(self.jobs[job_id], Step("renew", token), self.bed.now) for job_id, token in held]
@@ -47,6 +54,8 @@ class Jobs(RuleBasedStateMachine):
     def _do(self, job_id: str, step: Step) -> None:
         expected = apply(self.jobs[job_id], step, self.bed.now)
         assert simple(self.bed(self.bed.call(step, job_id))) == expected.reply
+        if expected.job.suspect != self.jobs[job_id].suspect:
+            self.suspected[job_id] = self.bed.now
         self.jobs[job_id] = expected.job
         self.messages += expected.pushed
 

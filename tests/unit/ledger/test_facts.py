@@ -13,7 +13,7 @@ from tests.properties.ledger.bed import KEPT_S, LANE, START, Bed, ended
 from turnout.ledger import Intake, Ledger, NotClaimed
 from turnout.ledger.keys import Keys
 from turnout.request import CONTRACT_VERSION, Lane
-from turnout.result import JobStatus
+from turnout.result import JobStatus, Problem
 
 LOST_S = 5.0
 
@@ -42,6 +42,23 @@ def housekeep(bed: Bed) -> list[str]:
     """One round of looking for lost messages; the ids published again."""
     missing = bed(bed.ledger.lost(LANE, 100))
     return [job_id for job_id in missing if bed(bed.ledger.republish(job_id, LANE, LOST_S))]
+
+
+def sweep(bed: Bed) -> str:
+    fate: str = bed(bed.ledger.sweep("a", LANE, max_crashes=3, max_lapses=10, respite_s=15.0))
+    return fate
+
+
+def lapse(bed: Bed, owner: str = "w") -> str:
+    """A worker claims the job and doesn't renew it."""
+    bed(bed.ledger.claim("a", owner, 30.0))
+    bed.advance(30_000)
+    return sweep(bed)
+
+
+def show_life(bed: Bed, owner: str = "w") -> None:
+    bed.advance(1)
+    bed(bed.ledger.alive(owner, "v1", 10, 15.0))
 
 
 @pytest.mark.parametrize("lane", list(Lane))
@@ -217,7 +234,7 @@ def test_the_first_end_stands(bed: Bed) -> None:
     bed.enqueue()
     old = bed.claimed(ttl_s=1).token
     bed.advance(1000)
-    bed(bed.ledger.sweep("a", LANE, 3))
+    assert sweep(bed) == "queued"
     new = bed.claimed().token
     assert bed.settle(old, JobStatus.FAILED).outcome.value == "fenced"
     salvaged = bed.settle(old)
@@ -226,6 +243,54 @@ def test_the_first_end_stands(bed: Bed) -> None:
     late = bed.settle(new)
     assert (late.accepted, late.duplicate) == (False, True)
     assert bed(bed.ledger.result("a")).started_at == old
+
+
+def test_a_job_is_poison_when_three_workers_have_died_with_it_though_others_live(bed: Bed) -> None:
+    bed.enqueue()
+    for owner in ("w1", "w2"):
+        show_life(bed, owner)
+        assert lapse(bed, owner) == "queued"
+    assert lapse(bed, "w3") == "none", "a respite, in which nobody else gets it"
+    bed(bed.ledger.alive("w3", "v1", 10, 15.0))  # at that very moment, so that it may have been before
+    assert bed(bed.ledger.claim("a", "w4", 30.0)) == NotClaimed("leased")
+    for other in ("w", "w33"):
+        show_life(bed, other)
+    bed.advance(15_000)
+    assert sweep(bed) == "poison"
+    assert bed(bed.ledger.give_up("a", Problem(code="poison", message=""), KEPT_S, None)).accepted
+
+
+def test_a_lapse_whose_worker_shows_life_after_it_is_no_crash(bed: Bed) -> None:
+    bed.enqueue()
+    for _ in range(9):
+        assert lapse(bed) == "queued"
+        show_life(bed)
+    assert bed(bed.ledger.facts("a")).crashes == 1, "the last one, until the next lapse"
+    assert lapse(bed) == "lapsed", "but no job goes on like this for ever"
+
+
+def test_the_last_of_three_lapses_is_no_crash_either_if_its_worker_shows_life_or_renews(bed: Bed) -> None:
+    bed.enqueue()
+    assert [lapse(bed, owner) for owner in ("w1", "w2", "w")] == ["queued", "queued", "none"]
+    show_life(bed)
+    bed.advance(15_000)
+    assert sweep(bed) == "queued"
+    assert lapse(bed) == "none"
+    assert bed(bed.ledger.renew([("a", 4)], 30)) == [True]
+    bed.advance(15_000)
+    assert sweep(bed) == "none"
+    assert bed.settle(4).accepted
+
+
+def test_a_replayed_job_starts_without_lapses(bed: Bed) -> None:
+    bed.enqueue()
+    for _ in range(9):
+        lapse(bed)
+        show_life(bed)
+    assert bed.settle(bed.claimed().token, JobStatus.FAILED).accepted
+    bed(bed.ledger.replay("a", LANE))
+    assert lapse(bed) == "queued"
+    assert bed(bed.ledger.facts("a")).crashes == 1
 
 
 def test_renewing_nothing_asks_for_nothing(bed: Bed) -> None:

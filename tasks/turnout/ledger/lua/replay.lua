@@ -8,7 +8,7 @@ local version, state, result = unpack(redis.call('HMGET', KEYS[1], 'v', 'state',
 if version ~= VERSION or not (state == 'failed' or state == 'expired' or state == 'cancelled') then return 0 end
 
 redis.call('HSET', KEYS[1], 'crashes', 0, 'requeues', 0, 'deadline_ms', 0, 'progress', '')
-redis.call('HDEL', KEYS[1], 'result', 'settled_ms', 'settled_token')
+redis.call('HDEL', KEYS[1], 'result', 'settled_ms', 'settled_token', 'lapses')
 redis.call('PERSIST', KEYS[1])
 redis.call('PERSIST', KEYS[6])
 redis.call('ZREM', KEYS[4], ARGV[1])

@@ -3,12 +3,12 @@
 -- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done list of its batch,
 --       turns, line, stream, hooks, parked, record of its batch if that is detached, pending of each lane
 -- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
---       time to live (ms), time to live if failed (ms), crashes that make it poison, batch ('': none)
+--       time to live (ms), time to live if failed (ms), batch ('': none)
 -- authority  token: the worker that holds it, and for a success any that ever held it
---            cancel: anybody; expire: past its deadline, not held; poison: too many crashes, lease over
+--            cancel: anybody; expire: past its deadline, not held; sweep: given up by it, lease over
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
-local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[11]
-local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'token', 'settled_token', 'deadline_ms', 'crashes',
+local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[10]
+local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'token', 'settled_token', 'deadline_ms', 'given_up',
   'watchers', 'batch', 'turn', 'stream', 'webhook', 'spot')
 local state, current = job[2], job[3]
 if not state then return {'gone', ''} end
@@ -29,8 +29,8 @@ if authority == 'token' then
 elseif authority == 'expire' then
   local deadline = tonumber(job[5])
   if is_held(state) or deadline == 0 or deadline > NOW then return {'refused', state} end
-elseif authority == 'poison' then
-  if not is_held(state) or tonumber(redis.call('ZSCORE', KEYS[2], id)) > NOW or job[6] + 1 < tonumber(ARGV[10]) then
+elseif authority == 'sweep' then
+  if not is_held(state) or job[6] ~= current or tonumber(redis.call('ZSCORE', KEYS[2], id)) > NOW then
     return {'refused', state}
   end
 end
@@ -39,7 +39,7 @@ if (job[8] or '') ~= batch then
 end
 
 redis.call('HSET', KEYS[1], 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
-redis.call('HDEL', KEYS[1], 'owner', 'watchers', 'readers', 'missed_ms', 'republished')
+redis.call('HDEL', KEYS[1], 'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect', 'given_up')
 -- What nobody can need again. Progress stays where the result was not written by who knew it.
 if status == 'succeeded' then redis.call('HDEL', KEYS[1], 'payload', 'embed') end
 if authority == 'token' then redis.call('HDEL', KEYS[1], 'progress') end

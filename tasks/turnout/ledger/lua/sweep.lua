@@ -1,15 +1,40 @@
 #!lua flags=allow-oom
--- Take a job back whose lease is over: its worker has died or is cut off.
--- KEYS  job, pending, lane queue, leases, story
--- ARGV  id, crashes that make it poison
--- Returns queued | poison (to be settled as such; nothing was changed) | none (not over, or not held)
-local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'crashes')
-if job[1] ~= VERSION or not is_held(job[2]) then return 'none' end
-if tonumber(redis.call('ZSCORE', KEYS[4], ARGV[1])) > NOW then return 'none' end
-if job[3] + 1 >= tonumber(ARGV[2]) then return 'poison' end
+-- Take a job back whose lease is over: its worker has died, is cut off, or has too much to do to renew in time.
+-- A lapse counts as a crash until its worker shows life after it, which the job's next lapse looks at. Before crashes
+-- make it poison, the last worker has a respite in which to show life, or to renew.
+-- KEYS  job, pending, lane queue, leases, story, workers
+-- ARGV  id, crashes that make it poison, lapses that are too many though its workers live, respite (ms)
+-- Returns queued | poison, lapsed (to be settled as such) | none (not over, not held, or with a respite)
+local id, max_crashes, max_lapses = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
+local version, state, token, owner, suspect =
+  unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'token', 'owner', 'suspect'))
+if version ~= VERSION or not is_held(state) then return 'none' end
+if tonumber(redis.call('ZSCORE', KEYS[4], id)) > NOW then return 'none' end
 
-local crashes = redis.call('HINCRBY', KEYS[1], 'crashes', 1)
-redis.call('ZREM', KEYS[4], ARGV[1])
-publish(KEYS[1], ARGV[1], KEYS[2], KEYS[3], true)
-tell(KEYS[5], '"event":"taken_back","crashes":' .. crashes)
+local of, since, worker = string.match(suspect or '', '^(%d+) (%d+) (.*)$')
+local lives = false
+for _, seen in ipairs(of and redis.call('ZRANGE', KEYS[6], '(' .. since, '+inf', 'BYSCORE') or {}) do
+  lives = lives or string.sub(seen, 1, #worker + 1) == worker .. ' '
+end
+if lives then
+  redis.call('HINCRBY', KEYS[1], 'crashes', -1)
+  redis.call('HDEL', KEYS[1], 'suspect')
+end
+
+local verdict = of == token and not lives and 'poison'
+if of ~= token then
+  redis.call('HSET', KEYS[1], 'suspect', token .. ' ' .. NOW .. ' ' .. owner)
+  if redis.call('HINCRBY', KEYS[1], 'lapses', 1) >= max_lapses then verdict = 'lapsed' end
+  if redis.call('HINCRBY', KEYS[1], 'crashes', 1) >= max_crashes and not verdict then
+    redis.call('ZADD', KEYS[4], NOW + ARGV[4], id)
+    return 'none'
+  end
+end
+if verdict then
+  redis.call('HSET', KEYS[1], 'given_up', token)
+  return verdict
+end
+redis.call('ZREM', KEYS[4], id)
+publish(KEYS[1], id, KEYS[2], KEYS[3], true)
+tell(KEYS[5], '"event":"taken_back","crashes":' .. redis.call('HGET', KEYS[1], 'crashes'))
 return 'queued'
