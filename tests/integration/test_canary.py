@@ -23,7 +23,7 @@ import redis
 from click.testing import CliRunner
 from tests.chaos.stand import standing
 
-from turnout import Client, Restarted, Unreadable
+from turnout import Client, Failed, Restarted, Unreadable
 from turnout.batch.detached import Batches
 from turnout.batch.lines import Defaults
 from turnout.batch.source import Source
@@ -193,11 +193,17 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
             lambda: f"job {job.id} is left queued: its request: sealed with the key 2026a#" in log.read_text(), 20
         )
         assert job.status() == "queued"
+        moved = client.submit("another's", model="llama-3.3-70b")
+        stand.client.hset(
+            f"{{turnout}}:job:{moved.id}", "payload", stand.client.hget(f"{{turnout}}:job:{job.id}", "payload")
+        )
         stand.stop_worker(stand.workers[0])
         stand.start_worker()
         pieces = list(job.stream())
         assert any(isinstance(piece, Restarted) for piece in pieces)
         answer = job.wait(20)
+        with pytest.raises(Failed, match=f"unreadable: request of job {moved.id}: what is stored there was changed"):
+            moved.wait(20)
         assert "".join(pieces).endswith(answer.text)
         assert answer.text.encode().startswith(ANSWERS)
         assert job.result() == client.job(job.id).result()

@@ -15,6 +15,9 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
+from pydantic import ValidationError
+
+from turnout.batch.lines import explain
 from turnout.errors import Unreadable
 from turnout.ledger import Claimed, Ledger
 from turnout.ledger.script import Coalescer
@@ -108,11 +111,7 @@ class Attempts:
         """Claim the job and take it as far as it goes now."""
         current_job.set(job_id)
         claimed_at = asyncio.get_running_loop().time()
-        try:
-            claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
-        except Unreadable as error:
-            logger.error("%s; the job fails as poison when its leases are over", error)
-            return Skipped("its request can't be read")
+        claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
         if not isinstance(claim, Claimed):
             if claim.state == "unknown_version":
                 logger.error("job %s has a record of a version unknown here; it is left untouched", job_id)
@@ -130,7 +129,11 @@ class Attempts:
         if not claim.progress:
             self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
-            request = InferenceRequest.model_validate_json(claim.payload)
+            try:
+                request = _request_of(claim)
+            except (Unreadable, ValidationError) as error:
+                why = explain(error) if isinstance(error, ValidationError) else str(error)
+                return await self._closing.unreadable(job_id, claim, why)
             job = HeldJob(job_id, claim, request, hold)
             with tracing.holding(job) as span:
                 end = await self._held(job)
@@ -366,6 +369,12 @@ class Attempts:
                 return await closing.give_up(
                     job, progress, JobStatus.FAILED, failure.kind.value, failure.message, decision
                 )
+
+
+def _request_of(claim: Claimed) -> InferenceRequest:
+    if isinstance(claim.payload, Unreadable):
+        raise claim.payload
+    return InferenceRequest.model_validate_json(claim.payload)
 
 
 def _line(job: HeldJob, decision: routing.Decision) -> str:

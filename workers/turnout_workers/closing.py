@@ -9,7 +9,7 @@ from typing import Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Ledger, write_result
+from turnout.ledger import Claimed, Ledger, write_result
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
@@ -59,7 +59,9 @@ class Closing:
     async def succeed(
         self, job: HeldJob, progress: Progress, response: InferenceResponse | None, decision: Decision
     ) -> Done | Skipped:
-        return await self._settle(job, self._result(job, progress, JobStatus.SUCCEEDED, response=response), decision)
+        return await self._settle(
+            job, self._result(job.id, job.claim, progress, JobStatus.SUCCEEDED, response=response), decision
+        )
 
     async def give_up(
         self,
@@ -71,7 +73,20 @@ class Closing:
         decision: Decision | None = None,
     ) -> Done | Skipped:
         problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
-        return await self._settle(job, self._result(job, progress, status, problem=problem), decision)
+        return await self._settle(job, self._result(job.id, job.claim, progress, status, problem=problem), decision)
+
+    async def unreadable(self, job_id: str, claim: Claimed, why: str) -> Done | Skipped:
+        """Fail a job whose request was changed in Redis, so that no worker can do it."""
+        logger.error("job %s fails: %s", job_id, why)
+        problem = Problem(code="unreadable", message=why)
+        result = self._result(job_id, claim, Progress.from_json(claim.progress), JobStatus.FAILED, problem=problem)
+        policy = self._in_force.policy
+        taken = await self._call(
+            self._ledger.settle(
+                job_id, claim.token, result, None, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
+            )
+        )
+        return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
     async def at_ceiling(self, job: HeldJob, progress: Progress, account: str) -> Done | Skipped:
         message = f"the cost ceiling of {account} is reached"
@@ -144,7 +159,8 @@ class Closing:
 
     def _result(
         self,
-        job: HeldJob,
+        job_id: str,
+        claim: Claimed,
         progress: Progress,
         status: JobStatus,
         *,
@@ -152,14 +168,14 @@ class Closing:
         problem: Problem | None = None,
     ) -> JobResult:
         return JobResult(
-            id=job.id,
+            id=job_id,
             status=status,
             response=response,
             error=problem,
             attempts=progress.attempts,
             failovers=progress.failovers,
             deferrals=progress.deferrals,
-            accepted_at=job.claim.accepted_at,
+            accepted_at=claim.accepted_at,
             started_at=progress.attempts[0].started_at if progress.attempts else None,
             settled_at=self._fleet.now(),
             cost_microusd=progress.cost_microusd,

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from turnout.errors import Unreadable
 from turnout.ledger.sealing import Keyring
 from turnout.request import InferenceRequest, Lane
 from turnout.result import JobResult
@@ -88,7 +89,8 @@ class Claimed:
     """A job that is this worker's until its lease ends. Times are Unix seconds on Redis's clock."""
 
     token: int
-    payload: str
+    payload: str | Unreadable
+    """The request as canonical JSON; or why nobody can read it, for it was changed."""
     accepted_at: float
     deadline: float | None
     progress: str
@@ -260,9 +262,14 @@ def read_claim(reply: list[Any], job_id: str, keyring: Keyring) -> Claimed | Not
     _, token, waited_ms, (payload, *fields), after, any_parked = reply
     texts = [None if value is None else value.decode() for value in fields]
     accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
+    request: str | Unreadable
+    try:
+        request = keyring.open(place(job_id, "request"), payload or b"").decode()
+    except Unreadable as error:
+        request = error
     return Claimed(
         token=token,
-        payload=keyring.open(place(job_id, "request"), payload or b"").decode(),
+        payload=request,
         accepted_at=int(accepted or 0) / 1000,
         deadline=int(deadline) / 1000 if deadline and deadline != "0" else None,
         progress=progress or "",
