@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from celery import Celery
 from celery.exceptions import Ignore, Retry
 from celery.signals import setup_logging, task_revoked, worker_shutting_down
+from celery.worker.request import Request
 from kombu import Queue
 from kombu.serialization import loads
 
@@ -75,6 +76,7 @@ class Infer(AsyncTask):
 
     name = "turnout.infer"
     throws = (JobError,)
+    Request = f"{__name__}:JobRequest"
     ignore_result = True
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
@@ -108,6 +110,12 @@ class MovedOn(Retry):
 
     def __repr__(self) -> str:
         return str(self.message)
+
+
+class JobRequest(Request):
+    def on_retry(self, exc_info: Any) -> None:
+        """A job that moves on is no error: its event tells where to, and has no traceback."""
+        self.send_event("task-retried", exception=repr(exc_info.exception.exc))
 
 
 def _retried(note: str) -> NoReturn:
