@@ -6,6 +6,7 @@ fixed port a free one. `valkey-cli`, which the image has and the wheel's server 
 
 from __future__ import annotations
 
+import base64
 import os
 import re
 import shutil
@@ -52,6 +53,9 @@ class Here:
         self.path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.data = folder / "data"
         self.set = {"TURNOUT_TOML": "./simulated.toml", "TURNOUT_CONCURRENCY": "20"}
+        self.set["TURNOUT_PAYLOAD_KEYS_FILE"] = "/run/providers/payload_keys"
+        self.payload_keys = self.compose / "secrets/providers/payload_keys"
+        self.payload_keys.write_text(f"2026a:{base64.b64encode(os.urandom(32)).decode()}\n")
         for file in (*self.compose.glob("*.toml"), *self.compose.glob("redis/*.conf")):
             file.write_text(self.placed(file.read_text(), {}))
 
@@ -118,9 +122,11 @@ def test_a_producers_job_goes_through_the_services_of_compose_yaml(here: Here, m
     environ = here.services["worker"]["environment"]
     monkeypatch.setenv("REDIS_URL", here.placed(environ["REDIS_URL"], {}).replace("worker@", "producer@"))
     monkeypatch.setenv("REDIS_PASSWORD_FILE", str(here.compose / "secrets/redis_producer"))
+    monkeypatch.setenv("TURNOUT_PAYLOAD_KEYS_FILE", str(here.payload_keys))
     with Client() as client:
         job = client.submit("Say yes.", model="llama-3.3-70b")
         assert job.wait(timeout=20).text
+    assert here.client("worker").hget(f"{{turnout}}:job:{job.id}", "seal").startswith(b"2026a#")
     assert job.status() == "succeeded"
 
 
