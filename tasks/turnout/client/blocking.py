@@ -5,31 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Unpack
+from typing import Any, TypeVar, Unpack
 from uuid import uuid4
 
-from redis.exceptions import OutOfMemoryError
-
+from turnout.client import submission
 from turnout.client.inbox import RECHECK_S, Inbox, Patience
 from turnout.client.streaming import Reader
-from turnout.client.submission import (
-    LIMITS,
-    MAX_REQUEST_CHARS,
-    RESULT_TTL_S,
-    Options,
-    Request,
-    check,
-    chunks,
-    fitting,
-    is_settled,
-    new_job,
-    redis_url,
-)
-from turnout.errors import IntakeRefused
+from turnout.client.submission import LIMITS, MAX_REQUEST_CHARS, RESULT_TTL_S, Options, Request
 from turnout.ledger import Facts, Keyring, Keys, Ledger, NewJob, run
+from turnout.ledger.script import Sendable
 from turnout.redis_address import connect
 from turnout.request import InferenceResponse
 from turnout.result import JobResult
+
+T = TypeVar("T")
 
 
 class Client:
@@ -43,7 +32,7 @@ class Client:
 
         `TURNOUT_PAYLOAD_KEYS` seals what is stored, see docs/security.md. Raises TurnoutError, ValueError.
         """
-        self._redis = connect(redis_url(url), **LIMITS)
+        self._redis = connect(submission.redis_url(url), **LIMITS)
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._max_chars = max_request_chars
         self._inbox = Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
@@ -65,7 +54,7 @@ class Client:
         request: an InferenceRequest, a prompt, or a mapping of options. options: see `Options`.
         Raises Conflict, IntakeRefused, pydantic.ValidationError.
         """
-        job = new_job(request, **options)
+        job = submission.new_job(request, **options)
         self._accept([job])
         return Job(self, job.id)
 
@@ -75,7 +64,7 @@ class Client:
         If it raises, those before are accepted; with an `idempotency_key`, the call can be repeated as a whole.
         """
         jobs: list[Job] = []
-        for chunk in chunks(requests, **options):
+        for chunk in submission.chunks(requests, **options):
             self._accept(chunk)
             jobs += [Job(self, job.id) for job in chunk]
         return jobs
@@ -107,29 +96,26 @@ class Client:
     def purge(self, jobs: Iterable[Job | str]) -> int:
         """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
         ids = [job if isinstance(job, str) else job.id for job in jobs]
-        return int(run(self._redis, [self._ledger.purge(ids)])[0])
+        return self._call(self._ledger.purge(ids))
+
+    def _call(self, call: Sendable[T]) -> T:
+        reply: T = run(self._redis, [call])[0]
+        return reply
 
     def _accept(self, jobs: Sequence[NewJob]) -> None:
-        try:
-            answers = run(self._redis, [self._ledger.enqueue(job) for job in fitting(jobs, self._max_chars)])
-        except OutOfMemoryError:
-            raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
-        for job, answer in zip(jobs, answers, strict=True):
-            check(job, answer)
+        with submission.intake(jobs, self._max_chars) as answers:
+            answers += run(self._redis, [self._ledger.enqueue(job) for job in jobs])
 
     def _settled(self, job_ids: Sequence[str], pieces: bool = False) -> list[str]:
         """Those that have settled; of the others, word will come, and with `pieces` of each piece of their answers."""
         channel = self._inbox.channel
-        states = run(self._redis, [self._ledger.watch(job_id, channel, pieces) for job_id in job_ids])
-        missing = [job_id for job_id, state in zip(job_ids, states, strict=True) if state == ""]
-        if missing:
-            raise LookupError(f"there is no job {missing[0]}: it never was, or its result has expired")
-        return [job_id for job_id, state in zip(job_ids, states, strict=True) if is_settled(state)]
+        return submission.settled(
+            job_ids, run(self._redis, [self._ledger.watch(job_id, channel, pieces) for job_id in job_ids])
+        )
 
     def _facts(self, job_id: str) -> Facts:
-        facts: Facts | None = run(self._redis, [self._ledger.facts(job_id)])[0]
-        if facts is None:
-            raise LookupError(f"there is no job {job_id}: it never was, or its result has expired")
+        if (facts := self._call(self._ledger.facts(job_id))) is None:
+            raise submission.unknown(job_id)
         return facts
 
 
@@ -149,14 +135,13 @@ class Job:
 
     def result(self) -> JobResult | None:
         """How it ended, with every attempt; None while it goes on."""
-        result: JobResult | None = run(self._client._redis, [self._client._ledger.result(self.id)])[0]
-        return result
+        return self._client._call(self._client._ledger.result(self.id))
 
     def wait(self, timeout: float | None = None) -> InferenceResponse:
         """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
         for _ in self._client.as_completed([self], timeout):
             pass
-        return self._answer()
+        return submission.answer(self.id, self.result())
 
     def stream(self, idle_s: float | None = None) -> Iterator[str]:
         """The answer's pieces as they come, from the beginning on, whenever one begins to listen.
@@ -172,7 +157,7 @@ class Job:
             while not reader.ended:
                 pieces = None
                 with patience:
-                    pieces = run(client._redis, [client._ledger.pieces(self.id, reader.after)])[0]
+                    pieces = client._call(client._ledger.pieces(self.id, reader.after))
                 if pieces:
                     yield from reader.read(pieces)
                 elif settled and pieces is not None:
@@ -182,25 +167,15 @@ class Job:
                         settled = client._settled([self.id], pieces=True)
                     if idle_s and not words:
                         yield ""
-        answer = self._answer()
+        answer = submission.answer(self.id, self.result())
         if not reader.given and answer.text:
             yield answer.text
 
-    def _answer(self) -> InferenceResponse:
-        """Of a job that has ended."""
-        result = self.result()
-        if result is None:
-            raise LookupError(f"the result of job {self.id} was purged")
-        return result.answer()
-
     def cancel(self) -> bool:
         """Cancel it, wherever it is; a call in flight is aborted. False: it had ended already."""
-        client = self._client
-        facts = client._facts(self.id)
-        settlement = run(client._redis, [client._ledger.cancel(self.id, facts.batch, RESULT_TTL_S)])[0]
-        return bool(settlement.accepted)
+        client, facts = self._client, self._client._facts(self.id)
+        return client._call(client._ledger.cancel(self.id, facts.batch, RESULT_TTL_S)).accepted
 
     def events(self) -> list[dict[str, Any]]:
         """What happened to it so far, oldest first: `at` (ms), `event`, and what belongs to it."""
-        story: list[dict[str, Any]] = run(self._client._redis, [self._client._ledger.story(self.id)])[0]
-        return story
+        return self._client._call(self._client._ledger.story(self.id))

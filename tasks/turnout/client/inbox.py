@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Protocol, TypeVar
+from typing import Any
 
 import redis
 import redis.asyncio
@@ -23,8 +24,6 @@ RECHECK_S = 5.0
 """How often a waiting job is asked after, in case word of it was lost."""
 AGAIN_S = 0.2
 """Between two tries to listen."""
-
-
 AWAY_S = 60.0
 """How long Redis may be away from one who waits, before he is told."""
 
@@ -47,23 +46,16 @@ class Patience:
         return False
 
 
-class _Listener(Protocol):
-    def tell(self, word: str) -> None: ...
-
-
-L = TypeVar("L", bound=_Listener)
-
-
-class _Register(defaultdict[str, set[L]]):
-    """Who wants to hear which words."""
+class _Register(defaultdict[str, set[Any]]):
+    """Who wants to hear which words: queues, to which these are put."""
 
     @contextlib.contextmanager
-    def entered(self, listener: L, words: Iterable[str]) -> Iterator[L]:
+    def entered(self, listener: Any, words: Iterable[str]) -> Iterator[None]:
         words = list(words)
         for word in words:
             self[word].add(listener)
         try:
-            yield listener
+            yield
         finally:
             for word in words:
                 self[word].discard(listener)
@@ -72,31 +64,23 @@ class _Register(defaultdict[str, set[L]]):
 
     def tell(self, word: str) -> None:
         for listener in tuple(self.get(word, ())):
-            listener.tell(word)
+            listener.put_nowait(word)
 
 
 # --- for threads -----------------------------------------------------------------------------------------
 
 
-class Heard:
+class Heard(queue.SimpleQueue[str]):
     """The words for one listener."""
-
-    def __init__(self) -> None:
-        self._words: list[str] = []
-        self._new = threading.Condition()
-
-    def tell(self, word: str) -> None:
-        with self._new:
-            self._words.append(word)
-            self._new.notify()
 
     def wait(self, limit_s: float) -> list[str]:
         """All since the last time; none: the time is up."""
-        with self._new:
-            if not self._words:
-                self._new.wait(limit_s)
-            words, self._words = self._words, []
-            return words
+        words = []
+        with contextlib.suppress(queue.Empty):
+            words.append(self.get(timeout=limit_s))
+            while True:
+                words.append(self.get_nowait())
+        return words
 
 
 class Inbox:
@@ -105,7 +89,7 @@ class Inbox:
     def __init__(self, client: redis.Redis, channel: str) -> None:
         self.channel = channel
         self._client = client
-        self._register: _Register[Heard] = _Register(set)
+        self._register = _Register(set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._ready = threading.Event()
@@ -119,9 +103,10 @@ class Inbox:
     @contextlib.contextmanager
     def listening(self, words: Iterable[str]) -> Iterator[Heard]:
         """Hear these while the block runs."""
+        heard = Heard()
         with contextlib.ExitStack() as entered:
             with self._lock:
-                heard = entered.enter_context(self._register.entered(Heard(), words))
+                entered.enter_context(self._register.entered(heard, words))
                 if self._thread is None or not self._thread.is_alive():  # a fork has no threads of its parent's
                     self._ready.clear()
                     self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
@@ -154,24 +139,17 @@ class Inbox:
 # --- for asyncio -----------------------------------------------------------------------------------------
 
 
-class AsyncHeard:
+class AsyncHeard(asyncio.Queue[str]):
     """The words for one listener."""
-
-    def __init__(self) -> None:
-        self._words: list[str] = []
-        self._new = asyncio.Event()
-
-    def tell(self, word: str) -> None:
-        self._words.append(word)
-        self._new.set()
 
     async def wait(self, limit_s: float) -> list[str]:
         """All since the last time; none: the time is up."""
-        with contextlib.suppress(TimeoutError):
+        words = []
+        with contextlib.suppress(TimeoutError, asyncio.QueueEmpty):
             async with asyncio.timeout(limit_s):
-                await self._new.wait()
-        self._new.clear()
-        words, self._words = self._words, []
+                words.append(await self.get())
+            while True:
+                words.append(self.get_nowait())
         return words
 
 
@@ -181,7 +159,7 @@ class AsyncInbox:
     def __init__(self, client: redis.asyncio.Redis, channel: str) -> None:
         self.channel = channel
         self._client = client
-        self._register: _Register[AsyncHeard] = _Register(set)
+        self._register = _Register(set)
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
 
@@ -193,7 +171,8 @@ class AsyncInbox:
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[AsyncHeard]:
         """Hear these while the block runs."""
-        with self._register.entered(AsyncHeard(), words) as heard:
+        heard = AsyncHeard()
+        with self._register.entered(heard, words):
             if self._task is None:
                 self._task = asyncio.create_task(self._listen())
             await self._ready.wait()

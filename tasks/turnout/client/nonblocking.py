@@ -8,25 +8,11 @@ from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from typing import Any, Unpack
 from uuid import uuid4
 
-from redis.exceptions import OutOfMemoryError
-
+from turnout.client import submission
 from turnout.client.inbox import RECHECK_S, AsyncInbox, Patience
 from turnout.client.streaming import Reader
-from turnout.client.submission import (
-    LIMITS,
-    MAX_REQUEST_CHARS,
-    RESULT_TTL_S,
-    Options,
-    Request,
-    check,
-    chunks,
-    fitting,
-    is_settled,
-    new_job,
-    redis_url,
-)
-from turnout.errors import IntakeRefused
-from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob
+from turnout.client.submission import LIMITS, MAX_REQUEST_CHARS, RESULT_TTL_S, Options, Request
+from turnout.ledger import Coalescer, Facts, Keyring, Keys, Ledger, NewJob
 from turnout.redis_address import connect_async
 from turnout.request import InferenceResponse
 from turnout.result import JobResult
@@ -38,7 +24,7 @@ class AsyncClient:
     def __init__(
         self, url: str | None = None, namespace: str = "turnout", max_request_chars: int = MAX_REQUEST_CHARS
     ) -> None:
-        self._redis = connect_async(redis_url(url), **LIMITS)
+        self._redis = connect_async(submission.redis_url(url), **LIMITS)
         self._call = Coalescer(self._redis)
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._max_chars = max_request_chars
@@ -57,14 +43,14 @@ class AsyncClient:
 
     async def submit(self, request: Request | None = None, **options: Unpack[Options]) -> AsyncJob:
         """Accept one job; see `Client.submit`."""
-        job = new_job(request, **options)
+        job = submission.new_job(request, **options)
         await self._accept([job])
         return AsyncJob(self, job.id)
 
     async def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[AsyncJob]:
         """Accept many jobs; see `Client.submit_many`."""
         jobs: list[AsyncJob] = []
-        for chunk in chunks(requests, **options):
+        for chunk in submission.chunks(requests, **options):
             await self._accept(chunk)
             jobs += [AsyncJob(self, job.id) for job in chunk]
         return jobs
@@ -100,20 +86,19 @@ class AsyncClient:
         return await self._call(self._ledger.purge(ids))
 
     async def _accept(self, jobs: Sequence[NewJob]) -> None:
-        try:
-            answers = await self._call.all(*(self._ledger.enqueue(job) for job in fitting(jobs, self._max_chars)))
-        except OutOfMemoryError:
-            raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
-        for job, answer in zip(jobs, answers, strict=True):
-            check(job, answer)
+        with submission.intake(jobs, self._max_chars) as answers:
+            answers += await self._call.all(*(self._ledger.enqueue(job) for job in jobs))
 
     async def _settled(self, job_ids: Sequence[str], pieces: bool = False) -> list[str]:
         channel = self._inbox.channel
-        states = await self._call.all(*(self._ledger.watch(job_id, channel, pieces) for job_id in job_ids))
-        for job_id, state in zip(job_ids, states, strict=True):
-            if state == "":
-                raise LookupError(f"there is no job {job_id}: it never was, or its result has expired")
-        return [job_id for job_id, state in zip(job_ids, states, strict=True) if is_settled(state)]
+        return submission.settled(
+            job_ids, await self._call.all(*(self._ledger.watch(job_id, channel, pieces) for job_id in job_ids))
+        )
+
+    async def _facts(self, job_id: str) -> Facts:
+        if (facts := await self._call(self._ledger.facts(job_id))) is None:
+            raise submission.unknown(job_id)
+        return facts
 
 
 class AsyncJob:
@@ -131,10 +116,7 @@ class AsyncJob:
 
     async def status(self) -> str:
         """queued, delayed, leased, calling, succeeded, failed, expired or cancelled. LookupError: unknown."""
-        facts = await self._client._call(self._client._ledger.facts(self.id))
-        if facts is None:
-            raise LookupError(f"there is no job {self.id}: it never was, or its result has expired")
-        return facts.state
+        return (await self._client._facts(self.id)).state
 
     async def result(self) -> JobResult | None:
         """How it ended, with every attempt; None while it goes on."""
@@ -144,7 +126,7 @@ class AsyncJob:
         """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
         async for _ in self._client.as_completed([self], timeout):
             pass
-        return await self._answer()
+        return submission.answer(self.id, await self.result())
 
     async def stream(self, idle_s: float | None = None) -> AsyncIterator[str]:
         """As `Job.stream`: `async for piece in job.stream()`."""
@@ -165,23 +147,13 @@ class AsyncJob:
                         settled = await client._settled([self.id], pieces=True)
                     if idle_s and not words:
                         yield ""
-        answer = await self._answer()
+        answer = submission.answer(self.id, await self.result())
         if not reader.given and answer.text:
             yield answer.text
 
-    async def _answer(self) -> InferenceResponse:
-        """Of a job that has ended."""
-        result = await self.result()
-        if result is None:
-            raise LookupError(f"the result of job {self.id} was purged")
-        return result.answer()
-
     async def cancel(self) -> bool:
         """Cancel it, wherever it is; a call in flight is aborted. False: it had ended already."""
-        client = self._client
-        facts = await client._call(client._ledger.facts(self.id))
-        if facts is None:
-            raise LookupError(f"there is no job {self.id}: it never was, or its result has expired")
+        client, facts = self._client, await self._client._facts(self.id)
         return (await client._call(client._ledger.cancel(self.id, facts.batch, RESULT_TTL_S))).accepted
 
     async def events(self) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,12 +10,22 @@ from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel
+from redis.exceptions import OutOfMemoryError
 
 from turnout.client import trace
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import LIVE, Enqueued, Intake, NewJob
 from turnout.redis_address import with_password
-from turnout.request import InferenceRequest, Lane, Message, ResponseFormat, RoutingConstraints, Tool
+from turnout.request import (
+    InferenceRequest,
+    InferenceResponse,
+    Lane,
+    Message,
+    ResponseFormat,
+    RoutingConstraints,
+    Tool,
+)
+from turnout.result import JobResult
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000
@@ -109,15 +120,33 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
         raise IntakeRefused("a text has half a surrogate pair, which is no character") from None
 
 
-def fitting(jobs: Sequence[NewJob], max_chars: int) -> Sequence[NewJob]:
-    """The jobs, of which none is larger. Raises IntakeRefused."""
+@contextlib.contextmanager
+def intake(jobs: Sequence[NewJob], max_chars: int) -> Iterator[list[Enqueued]]:
+    """Around asking the ledger for jobs: its answers go into the list. Raises Conflict, IntakeRefused.
+
+    A repetition of an accepted job is none.
+    """
     largest = max((len(job.payload) for job in jobs), default=0)
     if largest > max_chars:
         raise IntakeRefused(
             f"the request has {largest:,} characters of JSON, more than the {max_chars:,} that this client accepts; "
             "shorten it, or set Client(max_request_chars=…)"
         )
-    return jobs
+    answers: list[Enqueued] = []
+    try:
+        yield answers
+    except OutOfMemoryError:
+        raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
+    for job, answer in zip(jobs, answers, strict=True):
+        match answer.outcome:
+            case Intake.CONFLICT:
+                raise Conflict(job.id)
+            case Intake.FULL:
+                raise IntakeRefused(
+                    "Redis is short of memory, so no new jobs are accepted; try again later", retryable=True
+                )
+            case Intake.EXPIRED:
+                raise IntakeRefused("the job's deadline has passed already")
 
 
 def job_id(idempotency_key: str | None) -> str:
@@ -127,18 +156,20 @@ def job_id(idempotency_key: str | None) -> str:
     return hashlib.sha256(f"idempotency\0{idempotency_key}".encode()).hexdigest()[:32]
 
 
-def check(job: NewJob, answer: Enqueued) -> None:
-    """Raise what the ledger's answer means. A repetition of an accepted job is none."""
-    match answer.outcome:
-        case Intake.CONFLICT:
-            raise Conflict(job.id)
-        case Intake.FULL:
-            raise IntakeRefused(
-                "Redis is short of memory, so no new jobs are accepted; try again later", retryable=True
-            )
-        case Intake.EXPIRED:
-            raise IntakeRefused("the job's deadline has passed already")
+def unknown(job_id: str) -> LookupError:
+    return LookupError(f"there is no job {job_id}: it never was, or its result has expired")
 
 
-def is_settled(state: str) -> bool:
-    return state != "" and state not in LIVE
+def settled(job_ids: Sequence[str], states: Sequence[str]) -> list[str]:
+    """Those that have ended. Raises LookupError."""
+    for job_id, state in zip(job_ids, states, strict=True):
+        if state == "":
+            raise unknown(job_id)
+    return [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in LIVE]
+
+
+def answer(job_id: str, result: JobResult | None) -> InferenceResponse:
+    """Of a job that has ended. Raises Failed, Expired, Cancelled, LookupError."""
+    if result is None:
+        raise LookupError(f"the result of job {job_id} was purged")
+    return result.answer()
