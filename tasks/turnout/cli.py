@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
+from typing import Any
 
 import click
 
@@ -11,7 +12,25 @@ GROUP = "turnout.commands"
 
 
 class Commands(click.Group):
-    """Commands of this package, and those that the installed parts of Turnout add to it."""
+    """Commands of this package, and those that the installed parts of Turnout add to it.
+
+    What Turnout and Redis raise on purpose is a line for whoever has called, and no traceback.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except Exception as error:
+            from redis.exceptions import RedisError
+
+            from turnout.errors import TurnoutError
+            from turnout.redis_address import trouble
+
+            if isinstance(error, TurnoutError):
+                raise click.ClickException(str(error)) from error
+            if isinstance(error, RedisError):
+                raise click.ClickException(trouble(error)) from error
+            raise
 
     def _found(self) -> dict[str, EntryPoint]:
         return {entry.name: entry for entry in entry_points(group=GROUP)}
@@ -71,9 +90,7 @@ def submit(
     timeout: float | None,
 ) -> None:
     """Submit one job, of PROMPT or of what comes on stdin, to the Redis of REDIS_URL."""
-    from redis.exceptions import RedisError
-
-    from turnout import Client, TurnoutError
+    from turnout import Client
 
     text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
     if not text.strip():
@@ -84,5 +101,5 @@ def submit(
             click.echo(job.wait(timeout).text if wait else job.id)
     except TimeoutError:
         raise click.ClickException(f"job {job.id} has not ended in {timeout:g} s; it goes on") from None
-    except (TurnoutError, RedisError, ValueError, LookupError) as error:
+    except (ValueError, LookupError) as error:
         raise click.ClickException(str(error)) from error

@@ -14,6 +14,7 @@ import redis.asyncio.sentinel
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
+from redis.exceptions import NoPermissionError, RedisError
 
 from turnout.errors import TurnoutError
 
@@ -100,6 +101,15 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     manager = found.manager(redis.asyncio.sentinel.Sentinel, asking, **options)
     client: redis.asyncio.Redis = manager.master_for(found.service)
     return client
+
+
+def trouble(error: RedisError) -> str:
+    """What an operator is told of an error of Redis, and what to do."""
+    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
+        return f"Redis can't be reached ({error}); set REDIS_URL, or redis_url"
+    if isinstance(error, NoPermissionError):
+        return f"{error}; commands of operators need the role `worker` in REDIS_URL"
+    return str(error)
 
 
 def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from tests.chaos.stand import Stand, standing
 
 from turnout.batch import detached
+from turnout.cli import main
 from turnout.ledger import Keyring, run
-from turnout_workers.commands.batch import batch
 
 FLEET = """
 output_tokens = 8
@@ -35,7 +35,7 @@ def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
 
 
 def turnout(*command: str) -> Result:
-    return CliRunner().invoke(batch, command, catch_exceptions=False)
+    return CliRunner().invoke(main, ["batch", *command], catch_exceptions=False)
 
 
 def submitted(folder: Path, lines: list[str], *options: str) -> str:

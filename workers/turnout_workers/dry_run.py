@@ -8,14 +8,13 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich import box
 from rich.console import Group
-from rich.table import Table
 from rich.text import Text
 
 from turnout.batch.lines import BadLine, Item
 from turnout.batch.progress import span, usd
 from turnout.request import MICROUSD_PER_USD
+from turnout_workers.commands.screen import add, table
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.fleet import Endpoint, Fleet, Limits
@@ -123,16 +122,14 @@ def summary(told: Forecast, fleet: Fleet, slots: int) -> dict[str, Any]:
 
 def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
     """For people."""
-    table = Table(title="Dry run: nothing was sent", box=box.SIMPLE_HEAD, pad_edge=False)
-    for number, column in enumerate(
-        ("\nendpoint", "\njobs", "tokens\nin", "tokens\nout", "cost\nexpected", "cost\nat most")
-    ):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    columns = ("\nendpoint", "\njobs", "tokens\nin", "tokens\nout", "cost\nexpected", "cost\nat most")
+    made = table(*columns, numbers=columns[1:])
+    made.title = "Dry run: nothing was sent"
     unpriced = {endpoint.id for endpoint in fleet.endpoints if endpoint.price is None}
     for id, share in sorted(told.shares.items(), key=lambda pair: -pair[1].jobs):
         money = [usd(share.expected_microusd), usd(share.most_microusd)]
         counts = (share.jobs, share.input_tokens, share.output_tokens)
-        table.add_row(id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
+        add(made, id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
     good = told.lines - told.bad.total()
     sum_up = Text(
         f"{told.lines:,} lines, {good:,} of them good: about {usd(told.expected_microusd)} and at most "
@@ -142,4 +139,4 @@ def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
     problems = [Text(text, style="yellow") for text in told.problems]
     if (rest := told.bad.total() - len(problems)) > 0:
         problems.append(Text(f"and {rest:,} more", style="yellow"))
-    return Group(table, sum_up, *problems)
+    return Group(made, sum_up, *problems)

@@ -14,7 +14,7 @@ from turnout_workers.providers import catalogue
 from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
 from turnout_workers.providers.prices import list_context_tokens, list_price
 from turnout_workers.providers.settings import ProviderConfig, Secret
-from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Limits, Price
+from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits, Price
 from turnout_workers.tables import LimitFields, ModelTable, ProviderTable
 
 
@@ -25,6 +25,11 @@ def accounts(settings: Settings) -> tuple[ProviderConfig, ...]:
         for name, table in settings.file.providers.items()
         for account in _accounts(name, table, settings.keys.get(name, ()))
     )
+
+
+def fleet(settings: Settings) -> Fleet:
+    """The endpoints of them all."""
+    return Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
 
 
 def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterator[ProviderConfig]:

@@ -56,7 +56,7 @@ class Sink:
         """By input line: where its entry begins in the journal, and its content's digest."""
 
     def __enter__(self) -> Sink:
-        with self._writing(self.journal):
+        with _writing(self.journal):
             self.journal.parent.mkdir(parents=True, exist_ok=True)
             self._file = self.journal.open("ab")
             self._reader = self.journal.open("rb")
@@ -109,7 +109,7 @@ class Sink:
     def _start(self, options: Mapping[str, Any]) -> None:
         self.batch = f"run-{uuid4().hex[:12]}"
         head = json.dumps({"turnout_journal": VERSION, "batch": self.batch, "options": dict(options)}).encode() + b"\n"
-        with self._writing(self.journal):
+        with _writing(self.journal):
             self._file.truncate(0)
             self._file.write(head)
         self._end = len(head)
@@ -150,14 +150,14 @@ class Sink:
         """Add one line's result. It is safe from the next `sync` on."""
         told = json.dumps(entry, separators=(",", ":")).encode()
         raw = b"%d\t%x\t%s\t%s" % (line, digest, told, rendered)
-        with self._writing(self.journal):
+        with _writing(self.journal):
             self._file.write(raw)
         self._note(line, digest, self._end)
         self._end += len(raw)
 
     def sync(self) -> None:
         """Put on disk what was written."""
-        with self._writing(self.journal):
+        with _writing(self.journal):
             self._file.flush()
             os.fsync(self._file.fileno())
 
@@ -198,29 +198,31 @@ class Sink:
 
     def _replace(self, path: str, wanted: Callable[[Entry], bool]) -> None:
         advice = f"; all results are in {self.journal}, and the same command goes on"
-        with self._writing(path, advice), replacing(path) as file:
+        with replacing(path, advice) as file:
             for entry, rendered in self._entries():
                 if wanted(entry):
                     file.write(rendered)
 
-    @contextlib.contextmanager
-    def _writing(self, path: object, but: str = "") -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            raise SinkError(f"can't write {path}: {error.strerror}{but}") from None
+
+@contextlib.contextmanager
+def _writing(path: object, advice: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SinkError(f"can't write {path}: {error.strerror}{advice}") from None
 
 
 @contextlib.contextmanager
-def replacing(path: str) -> Iterator[IO[bytes]]:
-    """A file that takes its name when it is whole and on disk; cut off before, it leaves nothing."""
+def replacing(path: str, advice: str = "") -> Iterator[IO[bytes]]:
+    """A file that takes its name when it is whole and on disk; cut off before, it leaves nothing. Raises SinkError."""
     temporary = Path(f"{path}.tmp")
     try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
+        with _writing(path, advice):
+            with temporary.open("wb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

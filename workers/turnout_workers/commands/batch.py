@@ -11,13 +11,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-import redis
 from rich.console import Console
 
 from turnout.batch.detached import Batches, Record
 from turnout.batch.sink import replacing
 from turnout.batch.source import Source
-from turnout.errors import TurnoutError
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.run import DONE, SOME_FAILED, STOPPED, batch_options, defaults
@@ -25,19 +23,7 @@ from turnout_workers.commands.screen import add, table
 from turnout_workers.commands.setting import Setting, setting
 
 
-class Commands(click.Group):
-    """Errors of ours are a line, and no traceback."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except redis.ConnectionError as error:
-            raise click.ClickException(f"Redis can't be reached ({error}); set REDIS_URL, or redis_url") from None
-        except (TurnoutError, redis.RedisError, OSError) as error:
-            raise click.ClickException(str(error)) from None
-
-
-@click.group(cls=Commands)
+@click.group()
 def batch() -> None:
     """Hand files over to a running fleet (REDIS_URL, turnout.toml): its workers go on without this terminal."""
 

@@ -34,10 +34,9 @@ from turnout.ledger import Keyring, Keys, Ledger
 from turnout.redis_address import connect
 from turnout.request import MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStrategy
 from turnout.result import JobStatus
-from turnout_workers import local, process
+from turnout_workers import endpoints, local, process
 from turnout_workers.commands.duration import Duration
 from turnout_workers.dry_run import forecast, shown, summary
-from turnout_workers.endpoints import accounts
 from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.routing.profile import JobProfile
@@ -135,7 +134,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
                 folder, options["config"], options["workers"], options["concurrency"], _simulation(options), tell
             )
             here = stack.enter_context(parts)
-        fleet = Fleet(endpoint for account in accounts(here.settings) for endpoint in account.endpoints)
+        fleet = endpoints.fleet(here.settings)
         providers = _announce(console, here, fleet)
         client = connect(here.redis_url, retry=PATIENCE)
         ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
@@ -186,7 +185,7 @@ def _microusd(usd: float | None) -> int | None:
 
 def _dry_run(source: str, options: dict[str, Any]) -> int:
     settings = local.configuration(options["config"], _simulation(options))
-    fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
+    fleet = endpoints.fleet(settings)
     told = forecast(read(Source(source), defaults(options)), fleet)
     slots = (options["concurrency"] or settings.file.worker.concurrency) * max(1, options["workers"])
     if options["as_json"]:

@@ -11,13 +11,12 @@ from typing import Any
 import click
 import redis
 
-from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger, Read, run
 from turnout.ledger.script import Call
 from turnout.redis_address import connect
 from turnout_workers import config, discovery
 from turnout_workers.config import ConfigError, Settings, configured, find
-from turnout_workers.endpoints import accounts
+from turnout_workers.endpoints import fleet
 from turnout_workers.routing.fleet import Fleet
 
 
@@ -31,13 +30,8 @@ class Setting:
     fleet: Fleet
 
     def ask(self, *calls: Call[Any] | Read[Any]) -> list[Any]:
-        """Send calls in one round trip. Raises ClickException if Redis can't be reached."""
-        try:
-            return run(self.client, calls)
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise click.ClickException(f"Redis can't be reached ({error}); set REDIS_URL, or redis_url") from None
-        except redis.exceptions.NoPermissionError as error:
-            raise click.ClickException(f"{error}; commands of operators need the role `worker` in REDIS_URL") from None
+        """Send calls in one round trip."""
+        return run(self.client, calls)
 
     def endpoints(self, name: str) -> list[str]:
         """Ids of an endpoint, or of all endpoints of a provider."""
@@ -49,17 +43,14 @@ class Setting:
 
 
 def setting(with_keys: bool = False, discover: bool = False) -> Setting:
-    """Of this environment. Raises ClickException if the configuration can't be used.
+    """Of this environment. Raises TurnoutError if the configuration can't be used.
 
     with_keys: for commands that call providers; the others do without. discover: where nothing is configured, look
     for inference servers on this machine, as `turnout run` does.
     """
-    try:
-        settings, keyring = _settings(with_keys, discover), Keyring.of(os.environ)
-    except TurnoutError as error:
-        raise click.ClickException(str(error)) from None
-    fleet = Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
-    return Setting(settings, connect(settings.redis_url), Ledger(Keys(settings.file.namespace), keyring=keyring), fleet)
+    settings = _settings(with_keys, discover)
+    ledger = Ledger(Keys(settings.file.namespace), keyring=Keyring.of(os.environ))
+    return Setting(settings, connect(settings.redis_url), ledger, fleet(settings))
 
 
 def _settings(with_keys: bool, discover: bool) -> Settings:

@@ -9,10 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import click
+from redis.exceptions import RedisError
 from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.screen import add, table
@@ -51,8 +53,8 @@ def status(once: bool, as_json: bool) -> None:
                 try:
                     seen.append(look(here))
                     drawn: Any = _drawn(seen[-1], _pace(seen[0], seen[-1]), console.width)
-                except click.ClickException as error:  # Redis is away: it may come back
-                    drawn = Text(error.message)
+                except RedisError as error:  # it is away, and may come back
+                    drawn = Text(trouble(error))
                 live.update(drawn, refresh=True)
                 time.sleep(EVERY_S)
         except KeyboardInterrupt:
@@ -60,7 +62,7 @@ def status(once: bool, as_json: bool) -> None:
 
 
 def look(here: Setting) -> dict[str, Any]:
-    """All of it, as plain values, in one round trip. Raises ClickException if Redis can't be reached."""
+    """All of it, as plain values, in one round trip."""
     keys = here.ledger.keys
     workers, (at, observed), *replies = here.ask(here.ledger.workers(), state_call(keys), *backlog.reads(keys))
     snapshot = here.fleet.snapshot(at, observed)

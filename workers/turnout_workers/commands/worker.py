@@ -9,7 +9,6 @@ from pathlib import Path
 import click
 from celery.utils.nodenames import default_nodename, host_format
 
-from turnout.errors import TurnoutError
 from turnout.ledger import Keyring
 from turnout.request import Lane
 from turnout_workers import config
@@ -27,11 +26,8 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
         raise click.ClickException(f"there is no lane {', '.join(sorted(unknown))}; there are {', '.join(Lane)}")
     if path is not None:
         os.environ["TURNOUT_CONFIG"] = str(path)
-    try:
-        settings = config.configured(os.environ)
-        Keyring.of(os.environ)  # what is wrong with it is said now, and not by the loop
-    except TurnoutError as error:
-        raise click.ClickException(str(error)) from None
+    settings = config.configured(os.environ)
+    Keyring.of(os.environ)  # what is wrong with it is said now, and not by the loop
     slots = concurrency or settings.file.worker.concurrency
     level = (loglevel or settings.file.monitoring.log_level).upper()
     from turnout_workers.app import app  # reads what was put into the environment here

@@ -20,15 +20,16 @@ from urllib.parse import parse_qsl, urlsplit
 import flower.command
 import flower.urls
 from celery import Celery
-from click import ClickException
 from flower.api import BaseApiHandler
 from flower.app import Flower
 from flower.views import BaseHandler
 from flower.views.tasks import TASK_COLUMNS
 from kombu import Queue
+from redis.exceptions import RedisError
 from tornado import template, web
 from tornado.options import options
 
+from turnout.redis_address import trouble
 from turnout.request import Lane
 from turnout_workers.commands.setting import Setting
 from turnout_workers.commands.status import look, usd
@@ -124,8 +125,8 @@ class ProvidersApi(BaseApiHandler):  # type: ignore[misc]
 async def _looked(here: Setting) -> dict[str, Any]:
     try:
         return await asyncio.to_thread(look, here)
-    except ClickException as error:
-        raise web.HTTPError(503, error.message) from None
+    except RedisError as error:
+        raise web.HTTPError(503, trouble(error)) from None
 
 
 def told_whole(task: Any) -> Any:

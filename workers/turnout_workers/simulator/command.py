@@ -16,7 +16,6 @@ from pathlib import Path
 import click
 from pydantic import ValidationError
 
-from turnout.errors import TurnoutError
 from turnout_workers.process import PR_SET_PDEATHSIG
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.simulator.scenario import DEFAULT, Fault, fault, load
@@ -61,10 +60,7 @@ def simulate(
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
     if die_with_parent:
         _follow_parent()
-    try:
-        scenario = load(file)
-    except TurnoutError as error:
-        raise click.ClickException(str(error)) from None
+    scenario = load(file)
     changed = {}
     for name, provider in scenario.providers.items():
         if no_faults:
