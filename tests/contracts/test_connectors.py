@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contracts.serving import always, said, serving
+from tests.contracts.responses import said
 
 from turnout.request import Capability, FinishReason, InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.body import server_sent
+from turnout_workers.providers.conformance import always, serving, silent
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
@@ -355,10 +356,6 @@ async def test_a_parameter_that_is_refused_whatever_is_left_out_ends_in_a_failur
 
 
 # --- servers that misbehave ------------------------------------------------------------------------------
-
-
-async def silent(writer: asyncio.StreamWriter) -> None:
-    await asyncio.sleep(5)
 
 
 async def reset(writer: asyncio.StreamWriter) -> None:

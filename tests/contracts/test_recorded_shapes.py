@@ -10,11 +10,12 @@ import json
 from typing import Any
 
 import pytest
-from tests.contracts.serving import always, said, serving
+from tests.contracts.responses import said
 
 from turnout.request import InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
 from turnout_workers.providers.base import Timeouts
+from turnout_workers.providers.conformance import always, serving
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind, Scope

@@ -36,54 +36,45 @@ class Model:
     aliases: frozenset[str] = frozenset()
 
 
+def _own(
+    maker: str,
+    name: str,
+    context_tokens: int,
+    max_output_tokens: int | None,
+    capabilities: frozenset[Capability],
+    quality: Quality,
+    at_openrouter: str,
+    *aliases: str,
+) -> Model:
+    """A model that its maker serves under our name, and OpenRouter, too."""
+    names = {maker: name, "openrouter": at_openrouter}
+    return Model(name, context_tokens, max_output_tokens, capabilities, quality, names, frozenset(aliases))
+
+
+BASIC, GOOD, BEST = Quality
 MODELS: tuple[Model, ...] = (
-    Model("gpt-5", 400_000, 128_000, THINKING, Quality.BEST, {"openai": "gpt-5", "openrouter": "openai/gpt-5"}),
-    Model(
-        "gpt-5-mini", 400_000, 128_000, THINKING, Quality.GOOD,
-        {"openai": "gpt-5-mini", "openrouter": "openai/gpt-5-mini"},
+    _own("openai", "gpt-5", 400_000, 128_000, THINKING, BEST, "openai/gpt-5"),
+    _own("openai", "gpt-5-mini", 400_000, 128_000, THINKING, GOOD, "openai/gpt-5-mini"),
+    _own("openai", "gpt-5-nano", 400_000, 128_000, THINKING, BASIC, "openai/gpt-5-nano"),
+    _own("openai", "gpt-4.1", 1_047_576, 32_768, VISION, BEST, "openai/gpt-4.1"),
+    _own("openai", "gpt-4.1-mini", 1_047_576, 32_768, VISION, GOOD, "openai/gpt-4.1-mini"),
+    _own("openai", "gpt-4.1-nano", 1_047_576, 32_768, VISION, BASIC, "openai/gpt-4.1-nano"),
+    _own("openai", "gpt-4o", 128_000, 16_384, VISION, BEST, "openai/gpt-4o"),
+    _own("openai", "gpt-4o-mini", 128_000, 16_384, VISION, GOOD, "openai/gpt-4o-mini"),
+    _own(
+        "anthropic", "claude-sonnet-4-5", 200_000, 64_000, THINKING, BEST, "anthropic/claude-sonnet-4.5",
+        "claude-sonnet",
     ),
-    Model(
-        "gpt-5-nano", 400_000, 128_000, THINKING, Quality.BASIC,
-        {"openai": "gpt-5-nano", "openrouter": "openai/gpt-5-nano"},
+    _own(
+        "anthropic", "claude-haiku-4-5", 200_000, 64_000, THINKING, GOOD, "anthropic/claude-haiku-4.5", "claude-haiku"
     ),
+    _own("gemini", "gemini-2.5-pro", 1_048_576, 65_536, THINKING, BEST, "google/gemini-2.5-pro", "gemini-pro"),
+    _own("gemini", "gemini-2.5-flash", 1_048_576, 65_536, THINKING, GOOD, "google/gemini-2.5-flash", "gemini-flash"),
+    _own("gemini", "gemini-2.5-flash-lite", 1_048_576, 65_536, THINKING, BASIC, "google/gemini-2.5-flash-lite"),
+    _own("deepseek", "deepseek-chat", 128_000, 8_192, TOOLS, GOOD, "deepseek/deepseek-chat"),
+    _own("xai", "grok-4", 256_000, None, THINKING, BEST, "x-ai/grok-4"),
     Model(
-        "gpt-4.1", 1_047_576, 32_768, VISION, Quality.BEST, {"openai": "gpt-4.1", "openrouter": "openai/gpt-4.1"}
-    ),
-    Model(
-        "gpt-4.1-mini", 1_047_576, 32_768, VISION, Quality.GOOD,
-        {"openai": "gpt-4.1-mini", "openrouter": "openai/gpt-4.1-mini"},
-    ),
-    Model(
-        "gpt-4.1-nano", 1_047_576, 32_768, VISION, Quality.BASIC,
-        {"openai": "gpt-4.1-nano", "openrouter": "openai/gpt-4.1-nano"},
-    ),
-    Model("gpt-4o", 128_000, 16_384, VISION, Quality.BEST, {"openai": "gpt-4o", "openrouter": "openai/gpt-4o"}),
-    Model(
-        "gpt-4o-mini", 128_000, 16_384, VISION, Quality.GOOD,
-        {"openai": "gpt-4o-mini", "openrouter": "openai/gpt-4o-mini"},
-    ),
-    Model(
-        "claude-sonnet-4-5", 200_000, 64_000, THINKING, Quality.BEST,
-        {"anthropic": "claude-sonnet-4-5", "openrouter": "anthropic/claude-sonnet-4.5"}, frozenset({"claude-sonnet"}),
-    ),
-    Model(
-        "claude-haiku-4-5", 200_000, 64_000, THINKING, Quality.GOOD,
-        {"anthropic": "claude-haiku-4-5", "openrouter": "anthropic/claude-haiku-4.5"}, frozenset({"claude-haiku"}),
-    ),
-    Model(
-        "gemini-2.5-pro", 1_048_576, 65_536, THINKING, Quality.BEST,
-        {"gemini": "gemini-2.5-pro", "openrouter": "google/gemini-2.5-pro"}, frozenset({"gemini-pro"}),
-    ),
-    Model(
-        "gemini-2.5-flash", 1_048_576, 65_536, THINKING, Quality.GOOD,
-        {"gemini": "gemini-2.5-flash", "openrouter": "google/gemini-2.5-flash"}, frozenset({"gemini-flash"}),
-    ),
-    Model(
-        "gemini-2.5-flash-lite", 1_048_576, 65_536, THINKING, Quality.BASIC,
-        {"gemini": "gemini-2.5-flash-lite", "openrouter": "google/gemini-2.5-flash-lite"},
-    ),
-    Model(
-        "llama-3.3-70b", 131_072, 32_768, TOOLS, Quality.GOOD,
+        "llama-3.3-70b", 131_072, 32_768, TOOLS, GOOD,
         {
             "groq": "llama-3.3-70b-versatile",
             "together": "meta-llama/Llama-3.3-70B-Instruct-Turbo",
@@ -95,7 +86,7 @@ MODELS: tuple[Model, ...] = (
         },
     ),
     Model(
-        "llama-3.1-8b", 131_072, 131_072, TOOLS, Quality.BASIC,
+        "llama-3.1-8b", 131_072, 131_072, TOOLS, BASIC,
         {
             "groq": "llama-3.1-8b-instant",
             "together": "meta-llama/Meta-Llama-3.1-8B-Instruct-Turbo",
@@ -106,7 +97,7 @@ MODELS: tuple[Model, ...] = (
         },
     ),
     Model(
-        "gpt-oss-120b", 131_072, 65_536, TEXT_THINKING, Quality.GOOD,
+        "gpt-oss-120b", 131_072, 65_536, TEXT_THINKING, GOOD,
         {
             "groq": "openai/gpt-oss-120b",
             "together": "openai/gpt-oss-120b",
@@ -118,7 +109,7 @@ MODELS: tuple[Model, ...] = (
         },
     ),
     Model(
-        "gpt-oss-20b", 131_072, 65_536, TEXT_THINKING, Quality.BASIC,
+        "gpt-oss-20b", 131_072, 65_536, TEXT_THINKING, BASIC,
         {
             "groq": "openai/gpt-oss-20b",
             "together": "openai/gpt-oss-20b",
@@ -128,13 +119,8 @@ MODELS: tuple[Model, ...] = (
             "vllm": "openai/gpt-oss-20b",
         },
     ),
-    Model(
-        "deepseek-chat", 128_000, 8_192, TOOLS, Quality.GOOD,
-        {"deepseek": "deepseek-chat", "openrouter": "deepseek/deepseek-chat"},
-    ),
-    Model("mistral-large", 128_000, None, VISION, Quality.BEST, {"mistral": "mistral-large-latest"}),
-    Model("mistral-small", 128_000, None, VISION, Quality.BASIC, {"mistral": "mistral-small-latest"}),
-    Model("grok-4", 256_000, None, THINKING, Quality.BEST, {"xai": "grok-4", "openrouter": "x-ai/grok-4"}),
+    Model("mistral-large", 128_000, None, VISION, BEST, {"mistral": "mistral-large-latest"}),
+    Model("mistral-small", 128_000, None, VISION, BASIC, {"mistral": "mistral-small-latest"}),
     Model("text-embedding-3-small", 8_191, None, EMBEDDING, None, {"openai": "text-embedding-3-small"}),
     Model("text-embedding-3-large", 8_191, None, EMBEDDING, None, {"openai": "text-embedding-3-large"}),
     Model("gemini-embedding-001", 2_048, None, EMBEDDING, None, {"gemini": "gemini-embedding-001"}),

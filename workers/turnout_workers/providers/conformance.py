@@ -24,6 +24,7 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 
 KEY = "conformance-key-0123456789"
 PROMPT = "the prompt, which no error message repeats"
+Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
 TIMEOUTS = Timeouts(connect_s=2, first_byte_s=0.3, idle_s=0.3, total_s=1)
 
 
@@ -125,7 +126,7 @@ class ConnectorConformance:
     async def _with(self, response: bytes | None, act: Callable[[CloudProviderBase], Awaitable[Any]]) -> Any:
         http = Http()
         try:
-            async with _serving(response) as base_url:
+            async with serving(silent if response is None else always(response)) as base_url:
                 connector = self.connector(base_url, KEY, http)
                 try:
                     return await act(connector)
@@ -164,9 +165,25 @@ def _response(
     return head.encode() + raw
 
 
+def always(*pieces: bytes) -> Reply:
+    """Sends these."""
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        for piece in pieces:
+            writer.write(piece)
+            await writer.drain()
+
+    return reply
+
+
+async def silent(writer: asyncio.StreamWriter) -> None:
+    """Sends nothing, for longer than anybody waits."""
+    await asyncio.sleep(60)
+
+
 @asynccontextmanager
-async def _serving(response: bytes | None) -> AsyncIterator[str]:
-    """A server that reads one request and sends these bytes; None: it stays silent until the client leaves."""
+async def serving(reply: Reply) -> AsyncIterator[str]:
+    """The address of a server that reads one request, sends what `reply` writes, and ends the connection."""
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
@@ -174,11 +191,7 @@ async def _serving(response: bytes | None) -> AsyncIterator[str]:
             _, told, rest = head.partition(b"content-length:")
             if told:
                 await reader.readexactly(int(rest.split(b"\r\n")[0]))
-            if response is None:
-                await reader.read()
-            else:
-                writer.write(response)
-                await writer.drain()
+            await reply(writer)
         except (OSError, asyncio.IncompleteReadError):
             pass
         finally:
