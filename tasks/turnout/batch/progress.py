@@ -7,7 +7,8 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
-from typing import Any, Protocol
+from contextlib import AbstractContextManager
+from typing import Any
 
 from rich import box
 from rich.console import Console, Group
@@ -26,15 +27,29 @@ MOST_PROVIDERS = 8
 """Shown in a bar."""
 
 
-class Progress(Protocol):
-    """Is told of a tally now and then."""
+class Progress(AbstractContextManager["Progress"]):
+    """Is told of a tally now and then, within a `with` block."""
 
-    def __enter__(self) -> Progress: ...
-
-    def __exit__(self, *exc: object) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         """`states`: what is wrong with a provider just now, by its name."""
+        raise NotImplementedError
+
+
+class Every:
+    """Whether it is time again: at most once in so many seconds."""
+
+    def __init__(self, seconds: float, last: float = 0.0) -> None:
+        self._seconds = seconds
+        self._last = last
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        if now - self._last < self._seconds:
+            return False
+        self._last = now
+        return True
 
 
 class Pace:
@@ -52,32 +67,27 @@ class Pace:
         return (finished - count) / (now - began) if now > began else 0.0
 
 
-class Bar:
+class Bar(Progress):
     """A live display for a terminal: how far it is, and how each provider is."""
 
     def __init__(
         self, console: Console, total: int | None, ceiling_microusd: int | None, title: str, providers: Sequence[str]
     ) -> None:
-        self._console = console
-        self._total = total
-        self._ceiling = ceiling_microusd
-        self._title = title
-        self._providers = providers
-        self._pace = Pace()
+        self._total, self._ceiling = total, ceiling_microusd
+        self._title, self._providers = title, providers
+        self._pace, self._due = Pace(), Every(0.1)
         self._live = Live(console=console, refresh_per_second=8, transient=True)
-        self._drawn_at = 0.0
 
     def __enter__(self) -> Bar:
-        self._live.__enter__()
+        self._live.start()
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self._live.__exit__(None, None, None)
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
-        if time.monotonic() - self._drawn_at < 0.1:
+        if not self._due():
             return
-        self._drawn_at = time.monotonic()
         rate, total = self._pace.rate(tally.finished), self._total or max(tally.lines, 1)
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=total, completed=tally.finished, width=40)
@@ -100,21 +110,13 @@ class Bar:
         return shown
 
 
-class Lines:
+class Lines(Progress):
     """A line of text now and then, for logs; and at once when a provider's state changes."""
 
     def __init__(self, console: Console, total: int | None, ceiling_microusd: int | None) -> None:
-        self._console = console
-        self._total = total
-        self._ceiling = ceiling_microusd
-        self._pace = Pace()
-        self._said_at = time.monotonic()
+        self._console, self._total, self._ceiling = console, total, ceiling_microusd
+        self._pace, self._due = Pace(), Every(LINE_EVERY_S, time.monotonic())
         self._states: dict[str, str] = {}
-
-    def __enter__(self) -> Lines:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         rate = self._pace.rate(tally.finished)
@@ -123,11 +125,9 @@ class Lines:
         for name in self._states.keys() - states.keys():
             self._say(f"{name}: back")
         self._states = states
-        if time.monotonic() - self._said_at < LINE_EVERY_S:
-            return
-        self._said_at = time.monotonic()
-        total = f" of {self._total:,}" if self._total else ""
-        self._say(f"{tally.finished:,}{total} · {' · '.join(_standing(tally, rate, self._total, self._ceiling))}")
+        if self._due():
+            total = f" of {self._total:,}" if self._total else ""
+            self._say(f"{tally.finished:,}{total} · {' · '.join(_standing(tally, rate, self._total, self._ceiling))}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
@@ -157,21 +157,15 @@ def usd(microusd: int) -> str:
     return f"${whole:,.2f}" if whole >= 10 else f"${whole:.4f}"
 
 
-class Json:
+class Json(Progress):
     """One JSON object a second on standard output."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._said_at = 0.0
-
-    def __enter__(self) -> Json:
-        return self
-
-    def __exit__(self, *exc: object) -> None: ...
+        self._due = Every(1)
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
-        if time.monotonic() - self._said_at >= 1:
-            self._said_at = time.monotonic()
+        if self._due():
             self._console.out(json.dumps({**summary(tally), "providers_down": states}), highlight=False)
 
 
