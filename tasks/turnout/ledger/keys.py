@@ -43,54 +43,53 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Iterable
 
 from turnout.request import Lane
 
 
-class Single:
-    """A key of which a namespace has one, called as the attribute is. Every call asks for some: each is made once."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        self._name = name
-        self._made: dict[str, str] = {}
-
-    def __get__(self, keys: Keys, owner: type) -> str:
-        try:
-            return self._made[keys.namespace]
-        except KeyError:
-            return self._made.setdefault(keys.namespace, keys._(self._name))
-
-
-@dataclass(frozen=True, slots=True)
 class Keys:
-    """The keys of one namespace."""
+    """The keys of one namespace. Those of which it has one are made once, for every call asks for some."""
 
-    namespace: str = "turnout"
-
-    turns = Single()
-    turns_each = Single()
-    in_line = Single()
-    leases = Single()
-    delayed = Single()
-    parked = Single()
-    deadlines = Single()
-    failed = Single()
-    counts = Single()
-    batches = Single()
-    hooks = Single()
-    fleet = Single()
-    expiry = Single()
-    overdue = Single()
-    waiting = Single()
-    money = Single()
-    ceilings = Single()
-    intake = Single()
-    workers = Single()
+    def __init__(self, namespace: str = "turnout") -> None:
+        self.namespace = namespace
+        self.turns = self._("turns")
+        self.turns_each = self._("turns_each")
+        self.in_line = self._("in_line")
+        self.leases = self._("leases")
+        self.delayed = self._("delayed")
+        self.parked = self._("parked")
+        self.deadlines = self._("deadlines")
+        self.failed = self._("failed")
+        self.counts = self._("counts")
+        self.batches = self._("batches")
+        self.hooks = self._("hooks")
+        self.fleet = self._("fleet")
+        self.expiry = self._("expiry")
+        self.overdue = self._("overdue")
+        self.waiting = self._("waiting")
+        self.money = self._("money")
+        self.ceilings = self._("ceilings")
+        self.intake = self._("intake")
+        self.workers = self._("workers")
+        self.all_pending = tuple(self.pending(lane) for lane in Lane)
 
     def _(self, *parts: str) -> str:
         return ":".join((f"{{{self.namespace}}}", *parts))
+
+    def named(self, names: Iterable[str], job: str, lane: str, batch: str) -> list[str]:
+        """The keys that a script names, as attributes here: those of a job, a lane or a batch are of the one given."""
+        whose = {"pending": lane, "queue": lane, "done": batch, "batch": batch}
+        found: list[str] = []
+        for name in names:
+            key = getattr(self, name)
+            if isinstance(key, str):
+                found.append(key)
+            elif isinstance(key, tuple):
+                found += key
+            else:
+                found.append(key(whose.get(name, job)))
+        return found
 
     def job(self, job_id: str) -> str:
         return self._("job", job_id)
@@ -103,10 +102,6 @@ class Keys:
 
     def pending(self, lane: Lane | str) -> str:
         return self._("pending", lane)
-
-    @property
-    def all_pending(self) -> tuple[str, ...]:
-        return _all_pending(self)
 
     def done(self, batch: str) -> str:
         return self._("done", batch)
@@ -137,8 +132,3 @@ class Keys:
     @staticmethod
     def result(job_id: str) -> str:
         return f"celery-task-meta-{job_id}"
-
-
-@cache
-def _all_pending(keys: Keys) -> tuple[str, ...]:
-    return tuple(keys.pending(lane) for lane in Lane)

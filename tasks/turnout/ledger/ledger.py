@@ -66,13 +66,25 @@ class Ledger:
         constants += f"local TURNS_A_SLOT = {TURNS_A_SLOT}\n"
         self._prelude = clock + constants + shared
 
-    def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
-        return Call(Script.load("turnout.ledger", name, self._prelude), tuple(keys), tuple(args), decode)
+    def _call(
+        self,
+        name: str,
+        args: Sequence[Any],
+        decode: Any = bool,
+        *,
+        job: str = "",
+        lane: str = "",
+        batch: str | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> Call[Any]:
+        """keys: of a script that takes any; the others name theirs, which are then of this job, lane and batch."""
+        script = Script.load("turnout.ledger", name, self._prelude)
+        named = self.keys.named(script.keys, job, lane, batch or "") if keys is None else keys
+        return Call(script, tuple(named), tuple(args), decode)
 
     # --- producers -------------------------------------------------------------------------------------
 
     def enqueue(self, job: NewJob) -> Call[Enqueued]:
-        keys = self.keys
         record = {
             "v": CONTRACT_VERSION,
             "payload": self._sealed(job.id, "request", job.payload),
@@ -93,16 +105,6 @@ class Ledger:
         return self._call(
             "enqueue",
             [
-                *self._publishing(job.id, job.lane),
-                keys.deadlines,
-                keys.counts,
-                keys.story(job.id),
-                keys.intake,
-                keys.turns,
-                keys.in_line,
-                keys.turns_each,
-            ],
-            [
                 job.id,
                 job.fingerprint,
                 _ms(job.deadline),
@@ -111,6 +113,8 @@ class Ledger:
                 *(part for pair in record.items() for part in pair),
             ],
             lambda reply: Enqueued(Intake(reply[0].decode()), reply[1].decode()),
+            job=job.id,
+            lane=job.lane,
         )
 
     def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:
@@ -118,7 +122,7 @@ class Ledger:
 
         pieces: and `+ID` whenever its stream has grown.
         """
-        return self._call("watch", [self.keys.job(job_id)], [inbox, int(pieces)], bytes.decode)
+        return self._call("watch", [inbox, int(pieces)], bytes.decode, job=job_id)
 
     def cancel(self, job_id: str, batch: str | None, result_ttl_s: float) -> Call[Settlement]:
         """Cancel a live job. A call in flight is aborted at its worker's next heartbeat."""
@@ -128,42 +132,25 @@ class Ledger:
 
     def replay(self, job_id: str, lane: Lane, batch: str | None = None) -> Call[bool]:
         """Run a settled job again that did not succeed, from the start and without its old deadline."""
-        keys = self.keys
-        named = [keys.failed, keys.counts, keys.story(job_id), keys.result(job_id), keys.stream(job_id)]
-        named.append(keys.batch(batch or ""))
-        return self._call("replay", [*self._publishing(job_id, lane), *named], [job_id])
+        return self._call("replay", [job_id], job=job_id, lane=lane, batch=batch)
 
     def purge(self, job_ids: Sequence[str]) -> Call[int]:
         """Delete settled jobs: record, story, result. Live ones stay. Gives the number of those deleted."""
         keys = self.keys
         doomed = [key(job_id) for job_id in job_ids for key in (keys.job, keys.story, keys.result, keys.stream)]
-        return self._call("purge", [keys.failed, *doomed], job_ids, int)
+        return self._call("purge", job_ids, int, keys=[keys.failed, *doomed])
 
     # --- workers ---------------------------------------------------------------------------------------
 
     def claim(self, job_id: str, owner: str, ttl_s: float) -> Call[Claimed | NotClaimed]:
-        keys = self.keys
-        return self._call(
-            "claim",
-            [
-                keys.job(job_id),
-                keys.leases,
-                keys.story(job_id),
-                keys.turns,
-                keys.in_line,
-                keys.turns_each,
-                keys.parked,
-                *keys.all_pending,
-            ],
-            [job_id, owner, _ms(ttl_s), *self.keyring.refs],
-            self._opening(read_claim, job_id),
-        )
+        args = [job_id, owner, _ms(ttl_s), *self.keyring.refs]
+        return self._call("claim", args, self._opening(read_claim, job_id), job=job_id)
 
     def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Call[list[bool]]:
         """Prolong leases; tells of each whether it is still held."""
         keys = [self.keys.leases, *(self.keys.job(job_id) for job_id, _ in held)]
         pairs = [part for pair in held for part in pair]
-        return self._call("renew", keys, [_ms(ttl_s), *pairs], lambda reply: [bool(one) for one in reply])
+        return self._call("renew", [_ms(ttl_s), *pairs], lambda reply: [bool(one) for one in reply], keys=keys)
 
     def settle(
         self,
@@ -190,12 +177,8 @@ class Ledger:
         self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any], line: str = ""
     ) -> Call[bool]:
         """Park it. `line`, a word: that of the jobs which wait for the same, by default one of its own."""
-        keys = self.keys
-        return self._call(
-            "defer",
-            [keys.job(job_id), keys.leases, keys.delayed, keys.parked, keys.story(job_id)],
-            [job_id, token, line or job_id.replace(" ", "_"), _ms(wait_s), progress, _event(event)],
-        )
+        args = [job_id, token, line or job_id.replace(" ", "_"), _ms(wait_s), progress, _event(event)]
+        return self._call("defer", args, job=job_id)
 
     def following(self, line: str, count: int) -> Read[list[str]]:
         """The first jobs of a line of parked ones, to `wake` because there is room."""
@@ -204,30 +187,26 @@ class Ledger:
 
     def hasten(self, limit: int) -> Call[int]:
         """Let the first of every line of parked jobs look for room at once. Gives the number of lines."""
-        return self._call("hasten", [self.keys.delayed], [limit], int)
+        return self._call("hasten", [limit], int)
 
     # --- housekeeping: lists of ids, and what to do with each ------------------------------------------
 
     def due(self, limit: int) -> Call[list[str]]:
         """The first parked job of each line whose time has come, to be woken in this order: each goes to the front."""
-        keys = self.keys
-        return self._call("firsts", [keys.delayed, keys.parked], [limit], lambda reply: _texts(reply[::-1]))
+        return self._call("firsts", [limit], lambda reply: _texts(reply[::-1]))
 
     def wake(self, job_id: str, lane: Lane, next_s: float | None = None) -> Call[bool]:
         """Publish a parked job, at its lane's front. `next_s`: only if its line is due, whose next job follows after
         so long, should this one not bring it; None: there is room for it now."""
-        keys = self.keys
-        named = [*self._publishing(job_id, lane), keys.delayed, keys.parked, keys.story(job_id)]
-        return self._call("wake", named, [job_id, "" if next_s is None else _ms(next_s)])
+        return self._call("wake", [job_id, "" if next_s is None else _ms(next_s)], job=job_id, lane=lane)
 
     def spare(self, limit: int) -> Call[list[str]]:
         """Give out turns that came free without a claim. Gives the jobs that have them now, to `bring`."""
-        keys = self.keys
-        return self._call("spare", [keys.turns, keys.in_line, keys.turns_each, *keys.all_pending], [limit], _texts)
+        return self._call("spare", [limit], _texts)
 
     def bring(self, job_id: str, lane: Lane) -> Call[bool]:
         """Publish a job that waited in line and whose turn has come."""
-        return self._call("bring", self._publishing(job_id, lane), [job_id])
+        return self._call("bring", [job_id], job=job_id, lane=lane)
 
     def lapsed(self, limit: int) -> Call[list[str]]:
         """Jobs whose lease is over."""
@@ -236,8 +215,8 @@ class Ledger:
     def sweep(self, job_id: str, lane: Lane, max_crashes: int, max_lapses: int, respite_s: float) -> Call[str]:
         """`queued`, `none`, or why to `give_up`: `poison` after deaths of its workers, `lapsed` after as many lapses as
         are too many though they live. respite_s: for the last worker to show life."""
-        named = [*self._publishing(job_id, lane), self.keys.leases, self.keys.story(job_id), self.keys.workers]
-        return self._call("sweep", named, [job_id, max_crashes, max_lapses, _ms(respite_s)], bytes.decode)
+        args = [job_id, max_crashes, max_lapses, _ms(respite_s)]
+        return self._call("sweep", args, bytes.decode, job=job_id, lane=lane)
 
     def give_up(self, job_id: str, why: Problem, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
         """Fail a job of which `sweep` has said so."""
@@ -256,18 +235,17 @@ class Ledger:
 
     def lost(self, lane: Lane, limit: int) -> Call[list[str]]:
         """Queued jobs that seem to have no message any more: candidates for `republish`."""
-        return self._call("lost", [self.keys.pending(lane), self.keys.queue(lane)], [limit], _texts)
+        return self._call("lost", [limit], _texts, lane=lane)
 
     def republish(self, job_id: str, lane: Lane, missing_s: float) -> Call[bool]:
         """Publish a job again that `lost` has named for so long; tells whether it did."""
-        named = [*self._publishing(job_id, lane), self.keys.story(job_id)]
-        return self._call("republish", named, [job_id, _ms(missing_s)])
+        return self._call("republish", [job_id, _ms(missing_s)], job=job_id, lane=lane)
 
     def alive(self, worker: str, version: str, slots: int, silence_s: float) -> Call[None]:
         """Note that a worker lives, which configuration it follows and how many jobs it has room for; others, silent
         for so long, are forgotten."""
         args = [f"{worker} {version} {slots}", _ms(silence_s)]
-        return self._call("alive", [self.keys.workers, self.keys.turns_each], args, lambda reply: None)
+        return self._call("alive", args, lambda reply: None)
 
     # --- batches ---------------------------------------------------------------------------------------
 
@@ -282,7 +260,9 @@ class Ledger:
 
         expired: those of its jobs that were not accepted, for their deadline had passed.
         """
-        return self._call("fed", [self.keys.batch(batch), self.keys.batch(batch, "input")], [number, jobs, expired])
+        return self._call(
+            "fed", [number, jobs, expired], keys=[self.keys.batch(batch), self.keys.batch(batch, "input")]
+        )
 
     # --- streams and webhooks --------------------------------------------------------------------------
 
@@ -293,8 +273,7 @@ class Ledger:
             stored["sealed"] = self._sealed(job_id, f"call {fields['call']}", fields["text"])
             del stored["text"]
         pairs = [part for pair in stored.items() for part in pair]
-        named = [self.keys.stream(job_id), self.keys.job(job_id)]
-        return self._call("stream", named, [job_id, _ms(ttl_s), *pairs], lambda reply: None)
+        return self._call("stream", [job_id, _ms(ttl_s), *pairs], lambda reply: None, job=job_id)
 
     def pieces(self, job_id: str, after: str) -> Read[list[Piece]]:
         """What was added to the stream after this entry (`0`: all), up to 1,000 entries."""
@@ -308,21 +287,15 @@ class Ledger:
 
     def take_hook(self, job_id: str, for_s: float) -> Call[Hook | None]:
         """Have the telling of it for so long; None: another worker has it, or it is done."""
-        keys = self.keys
-        return self._call(
-            "take_hook", [keys.hooks, keys.job(job_id)], [job_id, _ms(for_s)], self._opening(read_hook, job_id)
-        )
+        return self._call("take_hook", [job_id, _ms(for_s)], self._opening(read_hook, job_id), job=job_id)
 
     def put_off_hook(self, job_id: str, for_s: float) -> Call[None]:
         """Tell it again later."""
-        keys = self.keys
-        return self._call("put_off_hook", [keys.hooks], [job_id, _ms(for_s)], lambda reply: None)
+        return self._call("put_off_hook", [job_id, _ms(for_s)], lambda reply: None)
 
     def end_hook(self, job_id: str, event: Mapping[str, Any]) -> Call[None]:
         """It was told, or given up."""
-        keys = self.keys
-        args = [job_id, _event(event)]
-        return self._call("end_hook", [keys.hooks, keys.job(job_id), keys.story(job_id)], args, lambda reply: None)
+        return self._call("end_hook", [job_id, _event(event)], lambda reply: None, job=job_id)
 
     # --- reads -----------------------------------------------------------------------------------------
 
@@ -363,18 +336,13 @@ class Ledger:
     def _opening(self, read: Callable[[Any, str, Keyring], Any], job_id: str) -> Callable[[Any], Any]:
         return lambda reply: read(reply, job_id, self.keyring)
 
-    def _publishing(self, job_id: str, lane: Lane) -> list[str]:
-        """The keys of every script that may publish a job, in the order that `publish` wants."""
-        return [self.keys.job(job_id), self.keys.pending(lane), self.keys.queue(lane)]
-
     def _due(self, index: str, limit: int) -> Call[list[str]]:
-        return self._call("due", [index], [limit], _texts)
+        return self._call("due", [limit], _texts, keys=[index])
 
     def _requeue(
         self, job_id: str, token: int, lane: Lane, progress: str, event: Mapping[str, Any], count: int
     ) -> Call[bool]:
-        named = [*self._publishing(job_id, lane), self.keys.leases, self.keys.story(job_id)]
-        return self._call("requeue", named, [job_id, token, progress, _event(event), count])
+        return self._call("requeue", [job_id, token, progress, _event(event), count], job=job_id, lane=lane)
 
     def _end(
         self,
@@ -387,7 +355,6 @@ class Ledger:
         batch: str | None,
         failed_ttl_s: float | None = None,
     ) -> Call[Settlement]:
-        keys = self.keys
         text = write_result(result, self.keyring)
         event: dict[str, Any] = {"event": result.status.value}
         if result.error is not None:
@@ -397,24 +364,6 @@ class Ledger:
         ttl_ms = max(1, _ms(result_ttl_s))  # Redis takes no lifetime of nothing
         return self._call(
             "settle",
-            [
-                keys.job(job_id),
-                keys.leases,
-                keys.delayed,
-                keys.deadlines,
-                keys.failed,
-                keys.counts,
-                keys.story(job_id),
-                keys.result(job_id),
-                keys.done(batch or ""),
-                keys.turns,
-                keys.in_line,
-                keys.stream(job_id),
-                keys.hooks,
-                keys.parked,
-                keys.batch(batch or ""),
-                *keys.all_pending,
-            ],
             [
                 job_id,
                 authority,
@@ -428,6 +377,8 @@ class Ledger:
                 batch or "",
             ],
             lambda reply: Settlement(Ending(reply[0].decode()), reply[1].decode()),
+            job=job_id,
+            batch=batch,
         )
 
 

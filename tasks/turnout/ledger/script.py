@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import re
 from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from redis.exceptions import NoScriptError
 
 T = TypeVar("T")
 
+_KEYS = re.compile(r"^-- KEYS  (.*(?:\n--   .*)*)", re.MULTILINE)
 CLOCK = """local function now_ms()
   local time = redis.call('TIME')
   return time[1] * 1000 + math.floor(time[2] / 1000)
@@ -37,6 +39,8 @@ class Script:
     name: str
     source: str
     sha: str
+    keys: tuple[str, ...] = ()
+    """What its line `-- KEYS` names, in this order."""
 
     @staticmethod
     @cache
@@ -45,7 +49,9 @@ class Script:
         text = files(package).joinpath("lua", f"{name}.lua").read_text("utf-8")
         shebang, rest = text.split("\n", 1) if text.startswith("#!") else ("", text)
         source = f"{shebang}\n{clock}{rest}" if shebang else clock + rest
-        return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())
+        named = _KEYS.search(text)
+        keys = tuple(re.split(r",(?: |\n-- +)", named[1])) if named else ()
+        return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), keys)
 
 
 @dataclass(frozen=True, slots=True)

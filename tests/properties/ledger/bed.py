@@ -50,8 +50,8 @@ class MutatedLedger(Ledger):
         super().__init__(keys, clock)
         self._mutant = mutant
 
-    def _call(self, name: str, keys: Sequence[str], args: Sequence[Any], decode: Any = bool) -> Call[Any]:
-        call = super()._call(name, keys, args, decode)
+    def _call(self, name: str, args: Sequence[Any], decode: Any = bool, **whose: Any) -> Call[Any]:
+        call = super()._call(name, args, decode, **whose)
         mutant = self._mutant
         if name != mutant.script:
             return call

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Note that a worker lives; those that have been silent for long are forgotten. By the slots of all that live goes how
 -- many jobs of one tenant stand in a lane at a time.
--- KEYS  workers, turns each
+-- KEYS  workers, turns_each
 -- ARGV  NAME VERSION SLOTS, silence (ms) after which it is forgotten
 redis.call('ZADD', KEYS[1], NOW, ARGV[1])
 redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', NOW - ARGV[2])

@@ -1,6 +1,6 @@
 #!lua
 -- Accept a job and publish its message, both or neither.
--- KEYS  job, pending, lane queue, deadlines, counts, story, intake, turns, line, turns each
+-- KEYS  job, pending, queue, deadlines, counts, story, intake, turns, in_line, turns_each
 -- ARGV  id, fingerprint, deadline (ms, 0: none), deadline from now (ms, 0: none), 1 to publish the message,
 --       then fields and values of the record
 -- Returns {outcome, state}: queued | duplicate | conflict | full | expired

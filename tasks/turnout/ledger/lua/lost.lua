@@ -2,7 +2,7 @@
 -- Queued jobs of a lane that seem to have no message any more, oldest first: a message of theirs would stand
 -- before the one at the front, or the lane is empty. A backlog, however long, costs nothing here. Most of these
 -- jobs have just been fetched by a worker, and are claimed a moment later; `republish` tells them apart.
--- KEYS  pending, lane queue
+-- KEYS  pending, queue
 -- ARGV  at most so many
 local place = front_place(KEYS[2])
 if not place then

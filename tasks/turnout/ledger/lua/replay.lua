@@ -1,7 +1,7 @@
 #!lua
 -- Run a settled job again that did not succeed: from the start, without its old deadline. Its story goes on, and
 -- keeps how the run before ended.
--- KEYS  job, pending, lane queue, failed, counts, story, result, stream, record of its batch if that is detached
+-- KEYS  job, pending, queue, failed, counts, story, result, stream, batch
 -- ARGV  id
 -- Returns 1, or 0 if it is gone, live or succeeded
 local version, state, result = unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'result'))

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Publish a queued job again that has had no message for some time. Should it have one all the same, then two
 -- messages compete, and one of them finds the job claimed.
--- KEYS  job, pending, lane queue, story
+-- KEYS  job, pending, queue, story
 -- ARGV  id, for how long (ms) it must have been without; after that, each time twice as long passes
 -- Returns 1, or 0 if it was not published
 local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'missed_ms', 'republished')

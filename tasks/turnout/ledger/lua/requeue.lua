@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Give a held job back to its lane's front: after a failure, to be done elsewhere, or when a worker stops.
--- KEYS  job, pending, lane queue, leases, story
+-- KEYS  job, pending, queue, leases, story
 -- ARGV  id, token, progress (JSON; '': as it was), event (JSON fields), requeues to add (0 or 1)
 -- Returns 1, or 0 if it is no longer this worker's
 local job = redis.call('HMGET', KEYS[1], 'state', 'token')

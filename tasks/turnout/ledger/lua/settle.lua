@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- End a job, once: store its result, for the ledger and for Celery, and tell who waits.
--- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done list of its batch,
---       turns, line, stream, hooks, parked, record of its batch if that is detached, pending of each lane
+-- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done, turns, in_line, stream, hooks, parked, batch,
+--       all_pending
 -- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
 --       time to live (ms), time to live if failed (ms), batch ('': none)
 -- authority  token: the worker that holds it, and for a success any that ever held it

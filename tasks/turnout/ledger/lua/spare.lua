@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Give out turns that nobody has passed on: the jobs that had them were cancelled or expired, or there are more now.
--- KEYS  turns, line, turns each, pending of each lane
+-- KEYS  turns, in_line, turns_each, all_pending
 -- ARGV  at most so many
 -- Returns the ids of those to be published
 local ids, from, pendings = {}, '-', {unpack(KEYS, 4)}

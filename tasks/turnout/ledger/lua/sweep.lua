@@ -2,7 +2,7 @@
 -- Take a job back whose lease is over: its worker has died, is cut off, or has too much to do to renew in time.
 -- A lapse counts as a crash until its worker shows life after it, which the job's next lapse looks at. Before crashes
 -- make it poison, the last worker has a respite in which to show life, or to renew.
--- KEYS  job, pending, lane queue, leases, story, workers
+-- KEYS  job, pending, queue, leases, story, workers
 -- ARGV  id, crashes that make it poison, lapses that are too many though its workers live, respite (ms)
 -- Returns queued | poison, lapsed (to be settled as such) | none (not over, not held, or with a respite)
 local id, max_crashes, max_lapses = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Queue a parked job at its lane's front: it has waited long enough.
--- KEYS  job, pending, lane queue, delayed, parked, story
+-- KEYS  job, pending, queue, delayed, parked, story
 -- ARGV  id, when the next of its line looks (ms from now), should this one bring none; '': whether the line is due or
 --       not, for there is room
 -- Returns 1, or 0 if it is not parked, or not due
