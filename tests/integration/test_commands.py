@@ -12,7 +12,6 @@ from click.testing import CliRunner, Result
 from turnout import Client
 from turnout.cli import main
 from turnout_workers import discovery, local
-from turnout_workers.commands.providers import providers
 from turnout_workers.commands.worker import worker
 
 
@@ -121,11 +120,11 @@ def test_providers_that_nobody_configured_are_discovered_on_this_machine(
     monkeypatch.setattr(discovery, "from_local_servers", servers)
     monkeypatch.chdir(tmp_path)
     there = True
-    told = CliRunner().invoke(providers, ["--json"])
+    told = CliRunner().invoke(main, ["providers", "--json"])
     assert [one["endpoint"] for one in json.loads(told.output)["endpoints"]] == ["ollama/llama3.3:70b"]
-    assert "ollama: unavailable" in CliRunner().invoke(providers, ["--check"]).output
+    assert "ollama: unavailable" in CliRunner().invoke(main, ["providers", "--check"]).output
     there = False
-    told = CliRunner().invoke(providers)
+    told = CliRunner().invoke(main, ["providers"])
     assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (1, True)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from dataclasses import dataclass
 from typing import Protocol
 
 from redis.exceptions import RedisError, ResponseError
@@ -34,27 +35,17 @@ class Ceilings(Protocol):
     def of_provider(self, provider: str) -> tuple[Ceiling, ...]: ...
 
 
+@dataclass(frozen=True, slots=True)
 class Closing:
     """Writes to the ledger what becomes of held jobs."""
 
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        call: Coalescer,
-        store: FleetStore,
-        fleet: SnapshotPoller,
-        ceilings: Ceilings,
-        spool: Spool,
-        in_force: InForce,
-    ) -> None:
-        self._ledger = ledger
-        self._call = call
-        self._store = store
-        self._fleet = fleet
-        self._ceilings = ceilings
-        self._spool = spool
-        self._in_force = in_force
+    ledger: Ledger
+    call: Coalescer
+    store: FleetStore
+    fleet: SnapshotPoller
+    ceilings: Ceilings
+    spool: Spool
+    in_force: InForce
 
     async def succeed(
         self, job: HeldJob, progress: Progress, response: InferenceResponse | None, decision: Decision
@@ -103,7 +94,7 @@ class Closing:
             "decision": decision.to_record(),
         }
         token, lane = job.claim.token, job.claim.lane
-        await self._call(self._ledger.fail_over(job.id, token, lane, progress.to_json(), event))
+        await self.call(self.ledger.fail_over(job.id, token, lane, progress.to_json(), event))
         return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
 
     async def defer(
@@ -119,42 +110,42 @@ class Closing:
         """Park it, behind others of its line. In a new round every endpoint may be tried again."""
         progress = progress.deferred(new_round)
         event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
-        await self._call(self._ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line))
+        await self.call(self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line))
         return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def hand_back(self, job: HeldJob) -> Moved:
         """To its lane's front for another worker, as if nothing had happened."""
-        await self._call(self._ledger.release(job.id, job.claim.token, job.claim.lane))
+        await self.call(self.ledger.release(job.id, job.claim.token, job.claim.lane))
         return Moved("handed_back", "handed back")
 
     async def _settle(self, job: HeldJob, result: JobResult, decision: Decision | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         record = decision.to_record() if decision else None
-        policy, claim = self._in_force.policy, job.claim
-        accounts = [ceiling.account for ceiling in self._ceilings.of_job(job.id, job.request, claim.batch)]
-        settlement = self._ledger.settle(
+        policy, claim = self.in_force.policy, job.claim
+        accounts = [ceiling.account for ceiling in self.ceilings.of_job(job.id, job.request, claim.batch)]
+        settlement = self.ledger.settle(
             job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
         )
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
-                taken = await self._call(settlement)
+                taken = await self.call(settlement)
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours that no waiting mends
         except (RedisError, OSError, asyncio.CancelledError) as error:  # or the lease went meanwhile
             why = str(error) or "cut off"
             logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, why)
             kept = {"job": job.id, "token": claim.token, "batch": claim.batch, "accounts": accounts}
-            self._spool.keep({**kept, "result": json.loads(write_result(result, self._ledger.keyring))})
+            self.spool.keep({**kept, "result": json.loads(write_result(result, self.ledger.keyring))})
             if isinstance(error, asyncio.CancelledError):
                 raise
             return Skipped("its result waits on disk")
         if not taken.accepted:
             if taken.duplicate and result.cost_microusd:
-                await self._store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
+                await self.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return Skipped(f"settled by another: {taken}")
         reached("after_settle")
         if job.request.constraints.max_cost_microusd is not None:
-            await self._store.forget([f"job:{job.id}"])
+            await self.store.forget([f"job:{job.id}"])
         return Done(result)
 
     def _result(
@@ -177,7 +168,7 @@ class Closing:
             deferrals=progress.deferrals,
             accepted_at=claim.accepted_at,
             started_at=progress.attempts[0].started_at if progress.attempts else None,
-            settled_at=self._fleet.now(),
+            settled_at=self.fleet.now(),
             cost_microusd=progress.cost_microusd,
             unsure_microusd=progress.unsure_microusd,
         )
