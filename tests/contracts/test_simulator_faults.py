@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
-import signal
 import subprocess
 import sys
 import time
@@ -267,29 +265,3 @@ def test_the_command_says_what_is_wrong(arguments: list[str], reason: str) -> No
     done = CliRunner().invoke(simulate, arguments)
     assert done.exit_code == 2
     assert reason in done.output
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's parent-death signal is Linux's")
-def test_the_command_dies_with_its_parent() -> None:
-    script = (
-        "import subprocess, sys; p = subprocess.Popen(sys.argv[1:], stdout=subprocess.PIPE);"
-        "p.stdout.readline(); print(p.pid, flush=True); p.wait()"
-    )
-    command = [sys.executable, "-c", script, *COMMAND, "--die-with-parent"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE) as parent:
-        assert parent.stdout
-        child = int(parent.stdout.readline())
-        parent.send_signal(signal.SIGKILL)
-    gone_by = time.monotonic() + 10
-    while _alive(child):
-        assert time.monotonic() < gone_by
-        time.sleep(0.02)
-
-
-def _alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-        with open(f"/proc/{pid}/stat") as stat:
-            return stat.read().rsplit(")", 1)[1].split()[0] != "Z"
-    except (ProcessLookupError, FileNotFoundError):
-        return False

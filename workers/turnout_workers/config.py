@@ -9,15 +9,15 @@ Where there is no file, `discovery.py` makes the same tables from the keys that 
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from pathlib import Path
 
-from turnout.errors import TurnoutError
 from turnout.redis_address import with_password
 from turnout.request import Value
 from turnout_workers import discovery, tables, toml_lines
@@ -100,28 +100,27 @@ def load(path: Path, environ: Mapping[str, str], with_keys: bool = True) -> Sett
 
 def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool = True) -> Settings:
     """The same for a text."""
-    try:
-        environ = with_password(environ)
-    except TurnoutError as error:
-        raise ConfigError(str(error)) from None
+    environ = with_password(environ)
     # pydantic's lax mode, as environment variables are text.
     file = toml_lines.read(text, where, File.model_validate, _FIELDS, environ, FROM_ENVIRONMENT)
     problems: list[str] = []
+
+    @contextlib.contextmanager
+    def table_of(*path: str) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            problems.append(f"{toml_lines.at(where, path, toml_lines.scan(text))}: {'.'.join(path)}: {error}")
+
     keys: dict[str, tuple[str, ...]] = {}
     for name, table in file.providers.items():
-        try:
+        with table_of("providers", name):
             _check(name, table)
             keys[name] = _keys(name, table, environ) if with_keys else _places(table)
-        except ConfigError as error:
-            at = toml_lines.at(where, ("providers", name), toml_lines.scan(text))
-            problems.append(f"{at}: providers.{name}: {error}")
     webhooks: dict[str, Webhook] = {}
     for name, hook in file.webhooks.items() if with_keys else ():
-        try:
+        with table_of("webhooks", name):
             webhooks[name] = _webhook(hook, environ)
-        except ConfigError as error:
-            at = toml_lines.at(where, ("webhooks", name), toml_lines.scan(text))
-            problems.append(f"{at}: webhooks.{name}: {error}")
     if problems:
         raise ConfigError("\n".join(problems))
     version = hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -148,10 +147,8 @@ def _webhook(table: WebhookTable, environ: Mapping[str, str]) -> Webhook:
     if table.secret_env is not None:
         origin, secret = f"environment variable {table.secret_env}", environ.get(table.secret_env, "")
     else:
-        origin, secret = (
-            f"secret_file {table.secret_file}",
-            _text(Path(table.secret_file or ""), f"secret_file {table.secret_file}"),
-        )
+        origin = f"secret_file {table.secret_file}"
+        secret = _text(Path(table.secret_file or ""), origin)
     try:
         known = len(b64decode(secret.strip().removeprefix("whsec_"), validate=True)) >= 24
     except ValueError:

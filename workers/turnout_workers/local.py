@@ -105,8 +105,7 @@ def _discovered() -> discovery.Tables:
 def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[discovery.Tables]:
     log = folder / "simulator.log"
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--own-ports"]
-    command += ["--die-with-parent", *options]
+    command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--own-ports", *options]
     child = process.start(command, log)
     try:
         process.wait_until(lambda: "\n" in log.read_text(), child, log, limit_s=30)

@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import ctypes
 import json
-import os
 import signal
-import sys
-from contextlib import suppress
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 
 import click
+import uvloop
 from pydantic import ValidationError
 
-from turnout_workers.process import PR_SET_PDEATHSIG
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.simulator.scenario import DEFAULT, Fault, fault, load
 from turnout_workers.simulator.server import Simulator
@@ -44,7 +39,6 @@ from turnout_workers.simulator.server import Simulator
 )
 @click.option("--own-ports", is_flag=True, help="Each provider at a port of its own, closed while it is down.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
-@click.option("--die-with-parent", is_flag=True, help="Stop when the parent process ends.")
 def simulate(
     host: str,
     port: int,
@@ -55,11 +49,8 @@ def simulate(
     faults: tuple[str, ...],
     own_ports: bool,
     as_json: bool,
-    die_with_parent: bool,
 ) -> None:
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
-    if die_with_parent:
-        _follow_parent()
     scenario = load(file)
     changed = {}
     for name, provider in scenario.providers.items():
@@ -73,16 +64,13 @@ def simulate(
             raise click.BadParameter(f"no provider {name!r}; there are {', '.join(changed)}", param_hint="--fault")
         changed[name] = replace(changed[name], faults=(*changed[name].faults, added))
     scenario = replace(scenario, providers=changed, seed=scenario.seed if seed is None else seed)
-    runner = asyncio.run if sys.platform == "win32" else import_module("uvloop").run
-    with suppress(KeyboardInterrupt):
-        runner(_serve(Simulator(scenario, host, port, own_ports), as_json, os.getppid() if die_with_parent else None))
+    uvloop.run(_serve(Simulator(scenario, host, port, own_ports), as_json))
 
 
-async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> None:
+async def _serve(simulator: Simulator, as_json: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
-        with suppress(NotImplementedError):
-            asyncio.get_running_loop().add_signal_handler(number, stop.set)
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
         await simulator.__aenter__()
     except OSError as error:
@@ -96,10 +84,7 @@ async def _serve(simulator: Simulator, as_json: bool, parent: int | None) -> Non
             for name, url in urls.items():
                 print(f"  {name:14} {simulator.scenario.providers[name].kind:10} {url}")
             print(f"  control        {simulator.url}/control/stats", flush=True)
-        while parent is None or os.getppid() == parent:
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), None if parent is None else 0.5)
-                return
+        await stop.wait()
     finally:
         await simulator.__aexit__()
 
@@ -113,9 +98,3 @@ def _fault(text: str) -> tuple[str, Fault]:
     except ValueError:
         said = "write it as NAME=JSON"
     raise click.BadParameter(f"{text}: {said}", param_hint="--fault")
-
-
-def _follow_parent() -> None:
-    """End with the parent, even by SIGKILL: at once on Linux, within half a second elsewhere."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
