@@ -5,8 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tests.chaos.stand import Stand, standing
+from tests.receiver import SECRET, Receiver, receiving
 
 from turnout_workers import local
+
+FLEET = """
+output_tokens = 12
+[providers.sim]
+s_per_token = 0.005
+models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -14,3 +23,23 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
     """A Redis, a worker process and a simulated fleet without latency, for all tests of a file."""
     with local.running(tmp_path_factory.mktemp("local"), None, simulate=("--instant", "--no-faults")) as running:
         yield running
+
+
+@pytest.fixture(scope="module")
+def receiver() -> Iterator[Receiver]:
+    with receiving() as receiver:
+        yield receiver
+
+
+@pytest.fixture(scope="module")
+def stand(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stand]:
+    """A Redis, a worker process and one provider, with a webhook `app` that the receiver hears."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("WEBHOOK_SECRET", SECRET)
+        with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
+            with stand.config.open("a") as config:
+                config.write(
+                    f'\n[webhooks.app]\nurl = "{receiver.url}"\nsecret_env = "WEBHOOK_SECRET"\nprivate = true\n'
+                )
+            stand.start_worker()
+            yield stand

@@ -6,7 +6,7 @@ import importlib.util
 import json
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,38 +14,12 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-from tests.chaos.stand import Stand, standing
-from tests.receiver import Receiver, receiving
+from tests.chaos.stand import Stand
+from tests.receiver import Receiver
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "web"
-FLEET = """
-output_tokens = 12
-[providers.sim]
-s_per_token = 0.005
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
-"""
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 Post = Callable[[str, bytes, Mapping[str, str]], tuple[int, str]]
 Get = Callable[[str], tuple[int, str]]
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as receiver:
-        yield receiver
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stand]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("WEBHOOK_SECRET", SECRET)
-        with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
-            with stand.config.open("a") as config:
-                config.write(
-                    f'\n[webhooks.app]\nurl = "{receiver.url}"\nsecret_env = "WEBHOOK_SECRET"\nprivate = true\n'
-                )
-            stand.start_worker()
-            yield stand
 
 
 @dataclass

@@ -9,35 +9,11 @@ import json
 from collections.abc import Iterator
 
 import pytest
-from tests.chaos.stand import Stand, standing
-from tests.receiver import Receiver, receiving
+from tests.chaos.stand import Stand
+from tests.receiver import KEY, Receiver
 
 from turnout import Client, Failed, JobResult
 from turnout_workers import webhooks
-
-FLEET = """
-output_tokens = 8
-[providers.sim]
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
-"""
-KEY = b"0123456789abcdef0123456789abcdef"
-
-
-@pytest.fixture(scope="module")
-def receiver() -> Iterator[Receiver]:
-    with receiving() as receiver:
-        yield receiver
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stand]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("HOOK_SECRET", "whsec_" + base64.b64encode(KEY).decode())
-        with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
-            with stand.config.open("a") as config:
-                config.write(f'\n[webhooks.app]\nurl = "{receiver.url}"\nsecret_env = "HOOK_SECRET"\nprivate = true\n')
-            stand.start_worker()
-            yield stand
 
 
 @pytest.fixture
