@@ -12,7 +12,7 @@ import json
 from datetime import UTC, datetime
 from enum import StrEnum
 from functools import cached_property
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
 
@@ -399,6 +399,3 @@ class InferenceResponse(Value):
     @property
     def cost_usd(self) -> float | None:
         return None if self.cost_microusd is None else self.cost_microusd / MICROUSD_PER_USD
-
-
-JsonObject = dict[str, Any]

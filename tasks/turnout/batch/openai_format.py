@@ -27,14 +27,8 @@ _FOR_OPENAI_ALONE = {
     CHAT: {"frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user"}
     | {"service_tier", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "prediction"},
     EMBEDDINGS: {"user"},
-    RESPONSES: {
-        "parallel_tool_calls",
-        "user",
-        "service_tier",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-    },
+    RESPONSES: {"parallel_tool_calls", "user", "service_tier", "safety_identifier"}
+    | {"prompt_cache_key", "prompt_cache_retention"},
 }
 _ONLY_AT: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
@@ -14,7 +14,7 @@ from turnout.ledger import Keys
 from turnout.ledger.script import Coalescer
 from turnout.request import MICROUSD_PER_USD
 from turnout_workers.monitoring import backlog
-from turnout_workers.routing.fleet import Circuit
+from turnout_workers.routing.fleet import Circuit, EndpointView
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling, FleetStore
@@ -56,55 +56,46 @@ class FleetCollector(Collector):
         self._used = {name: (one.spent + one.reserved + one.unsure) / limits[name] for name, one in money.items()}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        snapshot = self._fleet.snapshot
-        gauges = {
-            name: GaugeMetricFamily(f"turnout_fleet_{name}", told, labels=["endpoint"])
-            for name, told in {
-                "calls_in_flight": "Calls in flight, of all workers.",
-                "free_ratio": "Share of the scarcest limit that is left.",
-                "cooldown_seconds": "Time until the endpoint may be called again.",
-                "error_ratio": "Share of recent calls that failed.",
-                "spend_usd": "Spent at this endpoint since its counters began.",
-                "waiting_jobs": "Jobs that would rather wait for this endpoint than take another.",
-            }.items()
-        }
-        circuits = GaugeMetricFamily("turnout_fleet_circuit", "1 for the state it is in.", labels=["endpoint", "state"])
-        for view in snapshot.views:
-            health, load, now = view.health, view.load, snapshot.at
-            values = {
-                "calls_in_flight": load.in_flight,
-                "free_ratio": load.free,
-                "cooldown_seconds": max(0.0, max(health.open_until, health.blocked_until) - now),
-                "error_ratio": view.metrics.error_rate,
-                "spend_usd": view.metrics.spent_microusd / MICROUSD_PER_USD,
-                "waiting_jobs": load.waiting,
-            }
-            for name, value in values.items():
-                gauges[name].add_metric([view.endpoint.id], value)
-            state = circuit(health, now)
-            for one in Circuit:
-                circuits.add_metric([view.endpoint.id, one.value], float(one is state))
-        yield from gauges.values()
-        yield circuits
-        used = GaugeMetricFamily("turnout_fleet_ceiling_used_ratio", "Of a cost ceiling.", labels=["account", "period"])
-        for name, ratio in self._used.items():
-            account, _, date = name.partition("@")
-            used.add_metric([account, "day" if date.count("-") == 2 else "month"], ratio)
-        yield used
-        if self._backlog:
-            yield from self._of_backlog()
+        views, now = self._fleet.snapshot.views, self._fleet.snapshot.at
 
-    def _of_backlog(self) -> Iterator[GaugeMetricFamily]:
-        backlog = GaugeMetricFamily("turnout_fleet_backlog_jobs", "Jobs queued in a lane.", labels=["lane"])
-        age = GaugeMetricFamily("turnout_fleet_backlog_age_seconds", "Age of a lane's first place.", labels=["lane"])
-        for lane, told in self._backlog["lanes"].items():
-            backlog.add_metric([lane], told["queued"])
-            age.add_metric([lane], told["oldest_s"])
-        money = GaugeMetricFamily("turnout_fleet_money_usd", "The books of all jobs.", labels=["kind"])
-        for kind, usd in self._backlog["money_usd"].items():
-            money.add_metric([kind], usd)
-        yield backlog
-        yield age
-        yield money
-        yield GaugeMetricFamily("turnout_fleet_parked_jobs", "Jobs that wait for room.", value=self._backlog["parked"])
-        yield GaugeMetricFamily("turnout_fleet_held_jobs", "Jobs that workers have.", value=self._backlog["held"])
+        def each(name: str, told: str, value: Callable[[EndpointView], float]) -> GaugeMetricFamily:
+            return _gauge(name, told, ["endpoint"], (([view.endpoint.id], value(view)) for view in views))
+
+        def cooldown_s(view: EndpointView) -> float:
+            return max(0.0, max(view.health.open_until, view.health.blocked_until) - now)
+
+        yield each("calls_in_flight", "Calls in flight, of all workers.", lambda view: view.load.in_flight)
+        yield each("free_ratio", "Share of the scarcest limit that is left.", lambda view: view.load.free)
+        yield each("cooldown_seconds", "Time until the endpoint may be called again.", cooldown_s)
+        yield each("error_ratio", "Share of recent calls that failed.", lambda view: view.metrics.error_rate)
+        spent = "Spent at this endpoint since its counters began."
+        yield each("spend_usd", spent, lambda view: view.metrics.spent_microusd / MICROUSD_PER_USD)
+        waiting = "Jobs that would rather wait for this endpoint than take another."
+        yield each("waiting_jobs", waiting, lambda view: view.load.waiting)
+        states = (
+            ([view.endpoint.id, one.value], float(one is circuit(view.health, now)))
+            for view in views
+            for one in Circuit
+        )
+        yield _gauge("circuit", "1 for the state it is in.", ["endpoint", "state"], states)
+        accounts = ((name.partition("@"), ratio) for name, ratio in self._used.items())
+        used = (([who, "day" if date.count("-") == 2 else "month"], ratio) for (who, _, date), ratio in accounts)
+        yield _gauge("ceiling_used_ratio", "Of a cost ceiling.", ["account", "period"], used)
+        if told := self._backlog:
+            lanes, money = told["lanes"].items(), told["money_usd"].items()
+            queued = (([lane], one["queued"]) for lane, one in lanes)
+            yield _gauge("backlog_jobs", "Jobs queued in a lane.", ["lane"], queued)
+            ages = (([lane], one["oldest_s"]) for lane, one in lanes)
+            yield _gauge("backlog_age_seconds", "Age of a lane's first place.", ["lane"], ages)
+            yield _gauge("money_usd", "The books of all jobs.", ["kind"], (([kind], usd) for kind, usd in money))
+            yield _gauge("parked_jobs", "Jobs that wait for room.", [], [([], told["parked"])])
+            yield _gauge("held_jobs", "Jobs that workers have.", [], [([], told["held"])])
+
+
+def _gauge(
+    name: str, told: str, labels: Sequence[str], series: Iterable[tuple[Sequence[str], float]]
+) -> GaugeMetricFamily:
+    gauge = GaugeMetricFamily(f"turnout_fleet_{name}", told, labels=labels)
+    for values, value in series:
+        gauge.add_metric(values, value)
+    return gauge

@@ -8,21 +8,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-OPENAI_PARAMETERS = frozenset(
-    {
-        "temperature",
-        "top_p",
-        "stop",
-        "seed",
-        "tools",
-        "tool_choice",
-        "json_schema",
-        "json_object",
-        "reasoning_effort",
-        "dimensions",
-    }
-)
-PLAIN = OPENAI_PARAMETERS - {"reasoning_effort"}
+PLAIN = frozenset({"temperature", "top_p", "stop", "seed", "dimensions"})
+PLAIN |= {"tools", "tool_choice", "json_schema", "json_object"}
+OPENAI_PARAMETERS = PLAIN | {"reasoning_effort"}
 
 STANDARD_LIMITS = {
     "x-ratelimit-{}-requests": "requests_per_minute",
