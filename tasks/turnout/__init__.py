@@ -6,9 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from turnout.client.blocking import Client, Job
-    from turnout.client.nonblocking import AsyncClient, AsyncJob
-    from turnout.client.streaming import Restarted
+    from turnout.client import AsyncClient, AsyncJob, Client, Job, Restarted
     from turnout.errors import (
         Cancelled,
         Conflict,
@@ -20,34 +18,8 @@ if TYPE_CHECKING:
         TurnoutError,
         Unreadable,
     )
-    from turnout.request import (
-        InferenceRequest,
-        InferenceResponse,
-        Lane,
-        RoutingConstraints,
-        RoutingStrategy,
-    )
+    from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingConstraints, RoutingStrategy
     from turnout.result import JobResult
-
-_HOMES = {
-    "turnout.client.blocking": ("Client", "Job"),
-    "turnout.client.nonblocking": ("AsyncClient", "AsyncJob"),
-    "turnout.client.streaming": ("Restarted",),
-    "turnout.errors": (
-        "Cancelled",
-        "Conflict",
-        "Expired",
-        "Failed",
-        "IntakeRefused",
-        "JobError",
-        "Refused",
-        "TurnoutError",
-        "Unreadable",
-    ),
-    "turnout.request": ("InferenceRequest", "InferenceResponse", "Lane", "RoutingConstraints", "RoutingStrategy"),
-    "turnout.result": ("JobResult",),
-}
-_HOME = {name: home for home, names in _HOMES.items() for name in names}
 
 __all__ = [
     "AsyncClient",
@@ -72,11 +44,17 @@ __all__ = [
     "Unreadable",
 ]
 
+_CLIENTS = {"Client", "Job", "AsyncClient", "AsyncJob", "Restarted"}
+
 
 def __getattr__(name: str) -> Any:
-    if (home := _HOME.get(name)) is None:
-        raise AttributeError(f"module 'turnout' has no attribute {name!r}")
-    return getattr(import_module(home), name)
+    """Clients bring redis along, and all but the errors pydantic."""
+    if name in __all__:
+        for home in ("client",) if name in _CLIENTS else ("errors", "request", "result"):
+            module = import_module(f"turnout.{home}")
+            if hasattr(module, name):
+                return getattr(module, name)
+    raise AttributeError(f"module 'turnout' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
