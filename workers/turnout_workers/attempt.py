@@ -29,11 +29,11 @@ from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.hedging import Hedging
 from turnout_workers.held import End, HeldJob, Moved, Skipped, outcome
+from turnout_workers.in_force import InForce
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.logs import current_attempt
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.parking import Parking, line_of
-from turnout_workers.policy import InForce
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import current_job
 from turnout_workers.reporting import Finished, Reporter
@@ -91,7 +91,7 @@ class Attempts:
         self._in_force = in_force
         self._rng = rng
         self._metrics = metrics
-        self._reporter = Reporter(store, fleet, in_force.policy.ejection_s, rng, metrics)
+        self._reporter = Reporter(store, fleet, in_force.file.router.failover_cooldown, rng, metrics)
         self._calling = Calling(
             ledger=ledger, call=call, fleet=fleet, reporter=self._reporter, in_force=in_force, rng=rng
         )
@@ -100,7 +100,7 @@ class Attempts:
         )
         self.parking = Parking(ledger, call)
         self._retries = failover.Allowance(ratio=0.1, reserve=10)
-        self._hedging = Hedging(in_force.policy.hedge)
+        self._hedging = Hedging(in_force.file.router.hedge)
         self._last_seen: dict[Lane, float] = {}
         self._shares = TenantShares()
         self.under_way = self._calling.under_way
@@ -154,7 +154,7 @@ class Attempts:
 
     async def _work(self, job: HeldJob) -> End:
         progress = Progress.from_json(job.claim.progress)
-        known = self._in_force.policy.webhooks
+        known = self._in_force.settings.webhooks
         if (webhook := job.claim.webhook) and webhook not in known:
             message = f"no webhook is called {webhook}; there are {', '.join(sorted(known)) or 'none'}"
             return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message)
@@ -268,7 +268,7 @@ class Attempts:
             priced=any(ceiling.limit_microusd is not None for ceiling in ceilings),
             pinned=None if wish.allow_fallback or not progress.attempts else progress.attempts[0].endpoint,
         )
-        strategy = self._in_force.policy.default_strategy
+        strategy = self._in_force.file.router.default_strategy
         return routing.rank(
             profile,
             self._fleet.snapshot,
@@ -283,7 +283,7 @@ class Attempts:
     ) -> Admission:
         bids = tuple(Bid.of(c, self._ceilings.of_provider(c.endpoint.provider)) for c in candidates)
         now, tenant = self._fleet.now(), job.claim.tenant or ""
-        lane_share = headroom(job.claim.lane, self._last_seen, now, self._in_force.policy.reserved)
+        lane_share = headroom(job.claim.lane, self._last_seen, now, self._in_force.reserved)
         return await self._store.admit(
             Ask(
                 lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts) + second}",
@@ -338,7 +338,6 @@ class Attempts:
                 retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
                 has_untried=decision.has_untried(call.chosen.endpoint.id),
                 allow_fallback=job.request.constraints.allow_fallback,
-                max_attempts=self._in_force.policy.max_attempts,
             )
             reporting.append(asyncio.ensure_future(self._reporter.report(call, verdict)))
             progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)

@@ -14,7 +14,7 @@ from turnout.result import Attempt
 from turnout_workers import crash_points
 from turnout_workers.crash_points import reached
 from turnout_workers.held import HeldJob
-from turnout_workers.policy import InForce
+from turnout_workers.in_force import InForce
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.reporting import STOPPED, Finished, Reporter
@@ -99,7 +99,7 @@ class Calling:
         async with self.under_way.call(endpoint.id, chosen.overdue_s):
             if not job.claim.stream:
                 return await connector.call(endpoint, job.request, timeouts)
-            pieces = Pieces(self._ledger, self._call, job.id, lease_id, self._in_force.policy.result_ttl_s)
+            pieces = Pieces(self._ledger, self._call, job.id, lease_id, self._in_force.file.retention.results_s)
             await pieces.begin()
             outcome = await connector.call(endpoint, job.request, timeouts, pieces)
             await pieces.end(outcome.response.text)

@@ -16,8 +16,8 @@ from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.crash_points import reached
 from turnout_workers.held import Done, HeldJob, Moved, Skipped
+from turnout_workers.in_force import InForce
 from turnout_workers.monitoring import tracing
-from turnout_workers.policy import InForce
 from turnout_workers.progress import Progress
 from turnout_workers.routing.decision import Decision
 from turnout_workers.spool import Spool
@@ -121,10 +121,10 @@ class Closing:
     async def _settle(self, job: HeldJob, result: JobResult, decision: Decision | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         record = decision.to_record() if decision else None
-        policy, claim = self.in_force.policy, job.claim
+        retention, claim = self.in_force.file.retention, job.claim
         accounts = [ceiling.account for ceiling in self.ceilings.of_job(job.id, job.request, claim.batch)]
         settlement = self.ledger.settle(
-            job.id, claim.token, result, record, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
+            job.id, claim.token, result, record, retention.results_s, claim.batch, retention.failed_s
         )
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):

@@ -38,10 +38,10 @@ from turnout_workers.fleet_watch import FleetWatch
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
+from turnout_workers.in_force import InForce
 from turnout_workers.monitoring import endpoint, tracing
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
-from turnout_workers.policy import InForce, Policy
 from turnout_workers.process import keep_memory_private
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
@@ -73,7 +73,7 @@ class Worker:
         self._free_slots = free_slots
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: list[asyncio.Task[None]] = []
-        self._in_force = InForce(_policy(settings))
+        self._in_force = InForce(settings)
         self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
         self._retired: list[CloudProviderBase] = []
         self._open = AsyncExitStack()
@@ -168,7 +168,7 @@ class Worker:
         known.update(connectors)
         self._poller.use(fleet)
         self._in_force.connectors = by_endpoint
-        self._in_force.policy = _policy(settings)
+        self._in_force.settings = settings
         self._ceilings.table = settings.file.ceilings
         self._webhooks.configured = settings.webhooks
 
@@ -243,7 +243,7 @@ class Worker:
             if facts is None:  # it was in its message alone
                 await self._refused(job_id, "cancelled", "it was revoked", JobStatus.CANCELLED)
             else:
-                await self._call(self._ledger.cancel(job_id, facts.batch, self._in_force.policy.result_ttl_s))
+                await self._call(self._ledger.cancel(job_id, facts.batch, self._in_force.file.retention.results_s))
             logger.info("cancelled, for it was revoked", extra={"job": job_id})
         except (RedisError, OSError) as error:  # published again it is revoked again
             logger.warning("job %s was revoked, but can't be cancelled now: %s", job_id, error, extra={"job": job_id})
@@ -282,19 +282,6 @@ class Worker:
                     if taken.duplicate and result.cost_microusd:
                         await self._store.mark_duplicate(kept["accounts"], result.attempts[-1].cost_microusd)
             await asyncio.sleep(1)
-
-
-def _policy(settings: Settings) -> Policy:
-    file = settings.file
-    return Policy(
-        default_strategy=file.router.default_strategy,
-        ejection_s=file.router.failover_cooldown,
-        result_ttl_s=file.retention.results_s,
-        failed_ttl_s=file.retention.failed_s,
-        hedge=file.router.hedge,
-        webhooks=frozenset(settings.webhooks),
-        reserved={lane: table.reserved_share for lane, table in file.lanes.items()},
-    )
 
 
 async def _show_life(path: Path) -> None:

@@ -1,0 +1,29 @@
+"""The configuration that a worker follows now, and the connectors made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from turnout.request import Lane
+from turnout_workers.config import Settings
+from turnout_workers.providers.base import CloudProviderBase
+from turnout_workers.tables import File
+
+
+@dataclass(slots=True)
+class InForce:
+    """Both are replaced when the operator changes something."""
+
+    settings: Settings
+    connectors: Mapping[str, CloudProviderBase] = field(default_factory=dict)
+    """By endpoint id."""
+
+    @property
+    def file(self) -> File:
+        return self.settings.file
+
+    @property
+    def reserved(self) -> dict[Lane, float]:
+        """Share of each rate limit that a lane leaves to the more urgent ones, while they have work."""
+        return {lane: table.reserved_share for lane, table in self.file.lanes.items()}
