@@ -10,7 +10,7 @@ from typing import Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Claimed, Ledger, write_result
+from turnout.ledger import Call, Claimed, Ledger, Settlement, write_result
 from turnout.ledger.script import Coalescer
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
@@ -71,12 +71,7 @@ class Closing:
         logger.error("job %s fails: %s", job_id, why)
         problem = Problem(code="unreadable", message=why)
         result = self._result(job_id, claim, Progress.from_json(claim.progress), JobStatus.FAILED, problem=problem)
-        policy = self._in_force.policy
-        taken = await self._call(
-            self._ledger.settle(
-                job_id, claim.token, result, None, policy.result_ttl_s, claim.batch, policy.failed_ttl_s
-            )
-        )
+        taken = await self.call(self._settlement(job_id, claim, result, None))
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
     async def at_ceiling(self, job: HeldJob, progress: Progress, account: str) -> Done | Skipped:
@@ -120,12 +115,9 @@ class Closing:
 
     async def _settle(self, job: HeldJob, result: JobResult, decision: Decision | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
-        record = decision.to_record() if decision else None
-        retention, claim = self.in_force.file.retention, job.claim
+        claim = job.claim
         accounts = [ceiling.account for ceiling in self.ceilings.of_job(job.id, job.request, claim.batch)]
-        settlement = self.ledger.settle(
-            job.id, claim.token, result, record, retention.results_s, claim.batch, retention.failed_s
-        )
+        settlement = self._settlement(job.id, claim, result, decision)
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
                 taken = await self.call(settlement)
@@ -147,6 +139,12 @@ class Closing:
         if job.request.constraints.max_cost_microusd is not None:
             await self.store.forget([f"job:{job.id}"])
         return Done(result)
+
+    def _settlement(
+        self, job_id: str, claim: Claimed, result: JobResult, decision: Decision | None
+    ) -> Call[Settlement]:
+        record, kept = decision.to_record() if decision else None, self.in_force.file.retention
+        return self.ledger.settle(job_id, claim.token, result, record, kept.results_s, claim.batch, kept.failed_s)
 
     def _result(
         self,
