@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import redis
+from celery import Celery
 from click.testing import CliRunner
 from tests.chaos.stand import standing
 
@@ -207,6 +208,14 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
         assert "".join(pieces).endswith(answer.text)
         assert answer.text.encode().startswith(ANSWERS)
         assert job.result() == client.job(job.id).result()
+        celery = Celery(broker=stand.redis.url, set_as_current=False)
+        link = celery.signature("shop.keep", queue="shop")
+        sent = celery.send_task("turnout.infer", kwargs={"request": {"prompt": "A?"}}, queue="standard", link=link)
+        stand.until(lambda: stand.client.llen("shop") == 1, 20)
+        ((given,), *_) = json.loads(base64.b64decode(json.loads(stand.client.lindex("shop", 0))["body"]))
+        assert "text" not in given["response"]
+        assert given["response"]["sealed"]
+        assert client.job(sent.id).result().response.text.encode().startswith(ANSWERS)
         batches = Batches(stand.client, Ledger(keyring=Keyring.of(os.environ)))
         (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPT, "id": "first"}) + "\n")
         batch = batches.submit(Source(str(tmp_path / "in.jsonl")), Defaults())

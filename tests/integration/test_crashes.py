@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import random
 import signal
@@ -11,7 +12,7 @@ import pytest
 from tests.chaos import deaths, faults
 from tests.chaos.stand import standing
 
-from turnout.ledger import run
+from turnout.ledger import Keyring, run
 
 FLEET = """
 output_tokens = 8
@@ -94,7 +95,10 @@ def test_a_cancelled_job_in_flight_is_aborted(tmp_path: Path) -> None:
         assert stand.outcomes(["slow"]) == {"cancelled": 1}
 
 
-def test_an_answer_that_comes_while_redis_is_away_is_kept_and_not_paid_for_twice(tmp_path: Path) -> None:
+def test_an_answer_that_comes_while_redis_is_away_is_kept_sealed_and_not_paid_for_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNOUT_PAYLOAD_KEYS", f"2026a:{base64.b64encode(os.urandom(32)).decode()}")
     with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 2.0"), concurrency=5, lease_s=6.0) as stand:
         stand.start_worker()
         stand.submit(IDS[:5])
@@ -103,11 +107,16 @@ def test_an_answer_that_comes_while_redis_is_away_is_kept_and_not_paid_for_twice
         stand.redis.kill()
         spool = tmp_path / "spool"
         stand.until(lambda: len(list(spool.glob("*.json"))) == 5, 20)
+        kept = "".join(path.read_text() for path in spool.iterdir())
         stand.redis.restart()
         stand.until(lambda: stand.settled() == 5, 30)
         assert stand.outcomes(IDS[:5]) == {"succeeded": 5}
         assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
         stand.until(lambda: not list(spool.glob("*.json")), 10)
+        stand.ledger.keyring = Keyring.of(os.environ)
+        answers = {result.response.text for result in stand.results(IDS[:5]) if result and result.response}
+        assert len(answers) == 5
+        assert not [answer for answer in answers if answer in kept]
 
 
 def test_a_job_that_kills_its_workers_runs_three_times_and_no_more(tmp_path: Path) -> None:
