@@ -6,6 +6,7 @@ HTTP to the vendor's own preset: status, headers and body become kind, scope, de
 
 from __future__ import annotations
 
+import base64
 import json
 from typing import Any
 
@@ -270,7 +271,9 @@ CASES = [
 ]
 
 
-async def failure(dialect: str, response: bytes, stream: bool = False) -> Any:
+async def failure(
+    dialect: str, response: bytes, stream: bool = False, request: InferenceRequest = InferenceRequest(prompt=PROMPT)
+) -> Any:
     """What the call to a provider of this preset that answers so raises."""
 
     async def hear(_: str) -> None: ...
@@ -280,7 +283,7 @@ async def failure(dialect: str, response: bytes, stream: bool = False) -> Any:
         async with serving(always(response)) as url:
             kind, endpoint = DIALECTS[dialect].kind, Endpoint("p", "m", "m")
             connector = build(ProviderConfig("p", kind, url, (endpoint,), dialect, Secret(KEY)), http)
-            timeouts, request = Timeouts(first_byte_s=2, idle_s=2, total_s=3), InferenceRequest(prompt=PROMPT)
+            timeouts = Timeouts(first_byte_s=2, idle_s=2, total_s=3)
             with pytest.raises(ProviderError) as error:
                 await connector.call(endpoint, request, timeouts, hear if stream else None)
     finally:
@@ -328,6 +331,23 @@ async def test_a_failure_has_the_providers_words_and_id_and_neither_key_nor_prom
     assert error.failure.message.endswith("Bad luck")
     for hidden in (KEY, *(PROMPT[at : at + 24] for at in range(len(PROMPT) - 24))):
         assert hidden not in repr(error.failure)
+
+
+@pytest.mark.parametrize("dialect", ["openai", "anthropic", "gemini"])
+async def test_neither_a_tools_arguments_nor_an_image_are_repeated(dialect: str) -> None:
+    arguments = json.dumps({"account": "of-a-customer-0123456789", "amount": 12345})
+    image = f"data:image/png;base64,{base64.b64encode(bytes(range(256)) * 8).decode()}"
+    call = {"id": "c", "function": {"name": "pay", "arguments": arguments}}
+    parts = [{"type": "text", "text": "Pay it."}, {"type": "image_url", "image_url": {"url": image}}]
+    messages = [
+        {"role": "user", "content": parts},
+        {"role": "assistant", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c", "content": "paid"},
+    ]
+    repeated = f"not {arguments}, not {image[30:200]}: Bad luck"
+    shape = response(400, {}, {"error": {"message": repeated}})
+    told = await failure(dialect, shape, request=InferenceRequest.model_validate({"messages": messages}))
+    assert told.failure.message == "not …, not …: Bad luck"
 
 
 async def test_the_id_of_a_call_may_be_in_the_body() -> None:

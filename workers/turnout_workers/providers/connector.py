@@ -10,11 +10,11 @@ import logging
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
-from turnout.request import FinishReason, InferenceRequest, InferenceResponse, ToolCall, Usage
+from turnout.request import FinishReason, ImagePart, InferenceRequest, InferenceResponse, ToolCall, Usage
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
 from turnout_workers.providers.dialects import Dialect, dialect
@@ -40,6 +40,8 @@ PROTECTED = frozenset(
 )  # fmt: skip
 """Fields that a job's extras can't set."""
 HEALTH_TIMEOUTS = Timeouts(connect_s=3, first_byte_s=5, idle_s=5, total_s=8)
+REPEATED = 4000
+"""Characters of an image: vendors repeat the beginning of what they object to, and images are long."""
 MOST_TOKENS = 1e9
 """Of one call; a provider that reports more is not believed."""
 
@@ -177,8 +179,7 @@ class Connector(CloudProviderBase):
         body = sent.with_extras(body)
         if self.config.service_tier is not None and not request.is_embedding:
             body["service_tier"] = self.config.service_tier
-        texts = (text for text in (*request.texts, *(message.text for message in request.chat)) if text)
-        out = self._outgoing(path, self.headers(endpoint), body, timeouts, tuple(texts))
+        out = self._outgoing(path, self.headers(endpoint), body, timeouts, tuple(_said(request)))
         first_token_s: float | None = None
         if gathering is None or on_token is None:
             reply = await self.http.json(out)
@@ -279,6 +280,15 @@ class Connector(CloudProviderBase):
         if price is not None and tier and not price.is_operators and self.dialect.price_id:
             price = list_price(self.dialect.price_id, endpoint.served_model, tier=tier) or price
         return None if price is None else cost_microusd(price, used)
+
+
+def _said(request: InferenceRequest) -> Iterator[str]:
+    """The caller's content, which no error may repeat."""
+    yield from request.texts
+    for message in request.chat:
+        yield message.text
+        yield from (call.function.arguments for call in message.tool_calls)
+        yield from (part.image_url.url[:REPEATED] for part in message.parts if isinstance(part, ImagePart))
 
 
 def filtered(why: str | None, billed: Billed) -> ProviderError:
