@@ -143,7 +143,9 @@ class Message(Value):
 
     @property
     def text(self) -> str:
-        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
 
 class FunctionDefinition(Value):

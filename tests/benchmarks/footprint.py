@@ -102,7 +102,7 @@ def held(folder: Path) -> tuple[float, float]:
         return rate / (IN_FLIGHT / CALL_S), most_mb
 
 
-def scaled(folder: Path, processes: int, jobs: int = 6000) -> float:
+def scaled(folder: Path, processes: int, jobs: int = 12_000) -> float:
     with standing(folder, FLEET.format(delay=0.0), 500) as stand:
         workers = [stand.start_worker() for _ in range(processes)]
         stand.submit([str(number) for number in range(jobs)])

@@ -21,6 +21,7 @@ RECORD_VERSION = 1
 def to_record(decision: Decision) -> dict[str, Any]:
     """All that explains and repeats a decision; no prompt, no key. Micro-dollars and seconds."""
     job = decision.job
+    rows = [_candidate(decision.ranking, index) for index in (*decision.ready, *decision.busy)]
     return {
         "v": RECORD_VERSION,
         "at": decision.at,
@@ -29,7 +30,7 @@ def to_record(decision: Decision) -> dict[str, Any]:
         "seed": decision.seed,
         "turn": decision.turn,
         "action": decision.action.value,
-        "chosen": decision.best.endpoint.id if decision.best else None,
+        "chosen": rows[0][0] if decision.ready else None,
         "called": decision.called,
         "wait_s": round(decision.wait_s, 3),
         "waits_for": decision.waits_for,
@@ -41,7 +42,7 @@ def to_record(decision: Decision) -> dict[str, Any]:
             "order": list(job.order),
             "failures": dict(job.failures),
         },
-        "candidates": [_candidate(decision.ranking, index) for index in (*decision.ready, *decision.busy)],
+        "candidates": rows,
         "excluded": {e.endpoint_id: [e.reason.value, e.text] for e in decision.exclusions},
     }
 
