@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
 import redis.asyncio
@@ -20,28 +21,28 @@ CHUNKS = 4
 """Most chunks of a batch in one round of housekeeping."""
 
 
+@dataclass(frozen=True, slots=True)
 class BatchFeeding:
-    def __init__(self, client: redis.asyncio.Redis, ledger: Ledger, call: Coalescer) -> None:
-        self._client = client
-        self._ledger = ledger
-        self._call = call
+    client: redis.asyncio.Redis
+    ledger: Ledger
+    call: Coalescer
 
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
-        names: Any = await self._client.zrange(self._ledger.keys.batches, 0, -1)
+        names: Any = await self.client.zrange(self.ledger.keys.batches, 0, -1)
         ids = [name.decode() for name in names]
-        records = await self._call.all(*(read_record(self._ledger.keys, id) for id in ids))
+        records = await self.call.all(*(read_record(self.ledger.keys, id) for id in ids))
         for record in records:
             if record is not None and record.state is State.FEEDING and record.fed < record.jobs:
                 await self._feed(record)
 
     async def _feed(self, record: Record | None) -> None:
-        keys, call, ledger = self._ledger.keys, self._call, self._ledger
+        keys, call, ledger = self.ledger.keys, self.call, self.ledger
         for _ in range(CHUNKS):
             if record is None or record.state is not State.FEEDING or record.under_way >= WINDOW:
                 return
             id = record.id
-            chunk: Any = await self._client.lindex(keys.batch(id, "input"), 0)
+            chunk: Any = await self.client.lindex(keys.batch(id, "input"), 0)
             if chunk is None:
                 return
             if record.max_cost_microusd is not None:

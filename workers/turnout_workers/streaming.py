@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
@@ -17,21 +18,21 @@ from turnout.ledger.script import Coalescer
 logger = logging.getLogger(__name__)
 
 
+@dataclass(slots=True)
 class Pieces:
     """What one call streams. What arrives while a write is under way goes with the next one."""
 
-    def __init__(self, ledger: Ledger, call: Coalescer, job_id: str, call_id: str, ttl_s: float) -> None:
-        self._ledger = ledger
-        self._call = call
-        self._job_id = job_id
-        self._call_id = call_id
-        self._ttl_s = ttl_s
-        self._pending: list[str] = []
-        self._writer: asyncio.Task[None] | None = None
-        self._any = False
+    ledger: Ledger
+    call: Coalescer
+    job_id: str
+    call_id: str
+    ttl_s: float
+    _pending: list[str] = field(default_factory=list, init=False)
+    _writer: asyncio.Task[None] | None = field(default=None, init=False)
+    _any: bool = field(default=False, init=False)
 
     async def begin(self) -> None:
-        await self._write({"call": self._call_id})
+        await self._write({"call": self.call_id})
 
     async def __call__(self, piece: str) -> None:
         """One more piece; never waits for Redis."""
@@ -50,11 +51,11 @@ class Pieces:
     async def _drain(self) -> None:
         while self._pending:
             text, self._pending = "".join(self._pending), []
-            await self._write({"call": self._call_id, "text": text})
+            await self._write({"call": self.call_id, "text": text})
 
     async def _write(self, fields: dict[str, str]) -> None:
         try:
-            await self._call(self._ledger.stream(self._job_id, fields, self._ttl_s))
+            await self.call(self.ledger.stream(self.job_id, fields, self.ttl_s))
         except (RedisError, OSError) as error:
             # The answer is whole in the result, and the reader falls back to it.
             logger.warning("a piece of the stream could not be written: %s", error)

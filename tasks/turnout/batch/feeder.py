@@ -71,41 +71,34 @@ class _Out:
     lines: list[tuple[Item, int]]
 
 
+@dataclass(slots=True)
 class Feeder:
     """One run of one batch. Raises Stopped between two steps when `stopping()` says so."""
 
-    def __init__(
-        self,
-        client: redis.Redis,
-        ledger: Ledger,
-        source: Source,
-        sink: Sink,
-        options: Options,
-        stopping: Callable[[], object] = lambda: False,
-    ) -> None:
-        self._client = client
-        self._ledger = ledger
-        self._source = source
-        self._sink = sink
-        self._options = options
-        self._stopping = stopping
-        self._tally = Tally()
-        self._out: dict[str, _Out] = {}
-        self._bytes = 0
-        self._purge: list[str] = []
-        self._early: deque[str] = deque()
-        """Jobs that were settled before this run submitted them."""
-        self._asked: dict[int, int] = {}
-        """With `dedupe`: the line that has a job's result, by the job."""
-        self._synced_at = self._rechecked_at = time.monotonic()
-        self._exhausted = False
-        """The whole input has been read, or as far as it can be."""
-        self._broken: SourceError | None = None
+    client: redis.Redis
+    ledger: Ledger
+    source: Source
+    sink: Sink
+    options: Options
+    stopping: Callable[[], object] = lambda: False
+    _tally: Tally = field(default_factory=Tally, init=False)
+    _out: dict[str, _Out] = field(default_factory=dict, init=False)
+    _bytes: int = field(default=0, init=False)
+    _purge: list[str] = field(default_factory=list, init=False)
+    _early: deque[str] = field(default_factory=deque, init=False)
+    """Jobs that were settled before this run submitted them."""
+    _asked: dict[int, int] = field(default_factory=dict, init=False)
+    """With `dedupe`: the line that has a job's result, by the job."""
+    _synced_at: float = field(default_factory=time.monotonic, init=False)
+    _rechecked_at: float = field(default_factory=time.monotonic, init=False)
+    _exhausted: bool = field(default=False, init=False)
+    """The whole input has been read, or as far as it can be."""
+    _broken: SourceError | None = field(default=None, init=False)
 
     def run(self, on_progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
         """Feed to the end. Raises SourceError when all is done of an input that can't be read to its end."""
-        self._tally = self._sink.begin(self._options.kept, self._options.retry_failed)
-        run(self._client, [self._ledger.set_ceiling(self._sink.batch, self._options.max_cost_microusd)])
+        self._tally = self.sink.begin(self.options.kept, self.options.retry_failed)
+        run(self.client, [self.ledger.set_ceiling(self.sink.batch, self.options.max_cost_microusd)])
         lines = self._lines()
         while not (self._exhausted and not self._out):
             self._step(wait=not self._feed(lines))
@@ -113,12 +106,12 @@ class Feeder:
         self._checkpoint()
         if self._broken is not None:
             raise self._broken
-        run(self._client, [self._ledger.set_ceiling(self._sink.batch, None)])
+        run(self.client, [self.ledger.set_ceiling(self.sink.batch, None)])
         on_progress(self._tally)
         return self._tally
 
     def _step(self, wait: bool) -> None:
-        if self._stopping():
+        if self.stopping():
             self._checkpoint()
             raise Stopped("interrupted")
         self._collect(wait)
@@ -136,28 +129,28 @@ class Feeder:
         self._exhausted = True
 
     def _read(self) -> Iterator[tuple[Item, int] | None]:
-        unique, format, last = Uniqueness(), self._source.fixed_format, 0
-        for raw in self._source:
+        unique, format, last = Uniqueness(), self.source.fixed_format, 0
+        for raw in self.source:
             self._tally.lines += 1
             format, digest = format or detect(raw.data), raw.digest
             if last + 1 < raw.number:
-                self._sink.drop(range(last + 1, raw.number), self._tally)  # blank lines, which may have been none
+                self.sink.drop(range(last + 1, raw.number), self._tally)  # blank lines, which may have been none
             last = raw.number
-            if self._sink.has(raw.number, digest) and not self._options.dedupe:
+            if self.sink.has(raw.number, digest) and not self.options.dedupe:
                 unique.note(known_id(raw.data, format), raw.number)
                 yield None
                 continue
-            line = unique.check(parse(raw.data, raw.number, format, self._options.defaults))
+            line = unique.check(parse(raw.data, raw.number, format, self.options.defaults))
             yield self._to_run(line, raw, digest)
-        self._sink.drop(range(last + 1, sys.maxsize), self._tally)
+        self.sink.drop(range(last + 1, sys.maxsize), self._tally)
 
     def _to_run(self, line: Item | BadLine, raw: RawLine, digest: int) -> tuple[Item, int] | None:
-        if self._sink.has(raw.number, digest):
+        if self.sink.has(raw.number, digest):
             if isinstance(line, Item):
                 self._asked.setdefault(short(self._job_id(line, line.request.canonical_json())), line.line)
             return None
-        self._sink.drop(range(raw.number, raw.number + 1), self._tally)
-        refusal = self._options.refusal
+        self.sink.drop(range(raw.number, raw.number + 1), self._tally)
+        refusal = self.options.refusal
         if isinstance(line, Item) and refusal and (why := refusal(line.request)):
             line = BadLine(line.line, line.custom_id, "refused", f"line {line.line}: {why}", line.format)
         if isinstance(line, Item):
@@ -167,12 +160,12 @@ class Feeder:
         return None
 
     def _job_id(self, item: Item, payload: str) -> str:
-        return job_id(self._sink.batch, item, payload, self._options.dedupe)
+        return job_id(self.sink.batch, item, payload, self.options.dedupe)
 
     def _feed(self, lines: Iterator[tuple[Item, int] | None]) -> bool:
         """Read on by at most one chunk, as far as the window has room. Tells whether anything was read."""
-        room, limit = min(CHUNK, self._options.window - len(self._out)), self._options.window_bytes
-        if room < CHUNK and len(self._out) > self._options.window // 2:
+        room, limit = min(CHUNK, self.options.window - len(self._out)), self.options.window_bytes
+        if room < CHUNK and len(self._out) > self.options.window // 2:
             return False  # let it drain a little, so that pipelines stay long
         if room <= 0 or self._bytes >= limit or self._exhausted:
             return False
@@ -185,10 +178,10 @@ class Feeder:
             id, light = self._job_id(item, payload), (replace(item, request=_EMPTY), digest)
             if id in self._out:
                 self._out[id].lines.append(light)
-            elif self._options.dedupe and (first := self._asked.get(short(id))) is not None:
+            elif self.options.dedupe and (first := self._asked.get(short(id))) is not None:
                 self._share(first, *light)
             else:
-                job = NewJob.of(id, item.request, payload, batch=self._sink.batch)
+                job = NewJob.of(id, item.request, payload, batch=self.sink.batch)
                 self._out[id] = _Out(job, [light])
                 self._bytes += len(job.payload)
                 jobs.append(job)
@@ -200,7 +193,7 @@ class Feeder:
     def _submit(self, jobs: list[NewJob]) -> None:
         while jobs:
             full = []
-            answers = run(self._client, [self._ledger.enqueue(job) for job in jobs])
+            answers = run(self.client, [self.ledger.enqueue(job) for job in jobs])
             for job, answer in zip(jobs, answers, strict=True):
                 match answer.outcome:
                     case Intake.FULL:
@@ -222,11 +215,11 @@ class Feeder:
 
     def _collect(self, wait: bool) -> None:
         """Take what has settled; with `wait`, for up to a quarter of a second if nothing has."""
-        done = self._ledger.keys.done(self._sink.batch)
+        done = self.ledger.keys.done(self.sink.batch)
         ids = [self._early.popleft() for _ in range(min(CHUNK, len(self._early)))]
-        taken: Any = self._client.lpop(done, CHUNK)
+        taken: Any = self.client.lpop(done, CHUNK)
         if taken is None and wait and not ids and self._out:
-            first: Any = self._client.blpop([done], 0.25)
+            first: Any = self.client.blpop([done], 0.25)
             taken = [first[1]] if first else None
         ids += [one.decode() for one in taken or ()]
         if not ids and wait and time.monotonic() - self._rechecked_at >= RECHECK_S:
@@ -234,14 +227,14 @@ class Feeder:
             ids = self._recheck()
         # Word may come twice, and of a job whose line this run has not reached yet: it is found settled then.
         ids = [id for id in dict.fromkeys(ids) if id in self._out]
-        for id, result in zip(ids, run(self._client, [self._ledger.result(id) for id in ids]), strict=True):
+        for id, result in zip(ids, run(self.client, [self.ledger.result(id) for id in ids]), strict=True):
             if result is not None:
                 self._ended(id, result)
 
     def _recheck(self) -> list[str]:
         """Submit again what Redis has lost; gives the jobs that have settled."""
         ids = list(self._out)
-        facts = dict(zip(ids, run(self._client, [self._ledger.facts(id) for id in ids]), strict=True))
+        facts = dict(zip(ids, run(self.client, [self.ledger.facts(id) for id in ids]), strict=True))
         self._submit([self._out[id].job for id, job in facts.items() if job is None])
         return [id for id, job in facts.items() if job is not None and job.state not in LIVE]
 
@@ -250,7 +243,7 @@ class Feeder:
         self._bytes -= len(out.job.payload)
         (first, digest), *others = out.lines
         self._write(first, digest, entry(result), render(first, result))
-        if self._options.dedupe:
+        if self.options.dedupe:
             self._asked[short(id)] = first.line
         for item, digest in others:
             self._share(first.line, item, digest)
@@ -258,19 +251,19 @@ class Feeder:
 
     def _share(self, first: int, item: Item, digest: int) -> None:
         """Answer a line with what an identical one was answered: it costs nothing."""
-        told, rendered = self._sink.copy(first)
+        told, rendered = self.sink.copy(first)
         self._write(item, digest, {"status": told["status"], "shared": True}, copied(rendered, item))
 
     def _write(self, line: Item | BadLine, digest: int, told: dict[str, Any], rendered: bytes) -> None:
         self._tally.count(told)
-        self._sink.write(line.line, digest, told, rendered)
+        self.sink.write(line.line, digest, told, rendered)
 
     def _checkpoint(self) -> None:
         """Once results are on disk, and not before, they leave Redis."""
-        self._sink.sync()
+        self.sink.sync()
         self._synced_at = time.monotonic()
         starts = range(0, len(self._purge), CHUNK)
-        run(self._client, [self._ledger.purge(self._purge[start : start + CHUNK]) for start in starts])
+        run(self.client, [self.ledger.purge(self._purge[start : start + CHUNK]) for start in starts])
         self._purge.clear()
 
 

@@ -78,31 +78,27 @@ class Sink:
         options: what may not change between the runs of a batch, for jobs are under way that it holds for.
         retry_failed: leave out lines that have no answer. Raises SinkError if the options were others.
         """
-        head = self._reader.readline()
-        if not head.endswith(b"\n"):
-            self._start(options)
-            return Tally()
-        self._resume(head, options)
-        tally, superseded, failed = Tally(), array("q"), array("q")
-        self._end = len(head)
-        for raw in self._reader:
-            if not raw.endswith(b"\n"):
-                break  # torn by a kill: the line is done again
-            number, digest, told, _ = raw.split(b"\t", 3)
-            line, entry = int(number), json.loads(told)
-            if self._knows(line):
-                superseded.append(self._offsets[line])
-            if retry_failed and entry["status"] != JobStatus.SUCCEEDED:
-                failed.append(line)
-            self._note(line, int(digest, 16), self._end)
-            tally.count(entry)
-            self._end += len(raw)
-        self._file.truncate(self._end)
-        for offset in superseded:
-            tally.count(self._read(offset)[0], -1)
-        for line in failed:
-            if self._read(self._offsets[line])[0]["status"] != JobStatus.SUCCEEDED:
+        with self.journal.open("rb") as journal:
+            head = journal.readline()
+            if not head.endswith(b"\n"):
+                self._start(options)
+                return Tally()
+            self._resume(head, options)
+            tally, failed = Tally(), set[int]()
+            self._end = len(head)
+            for raw in journal:
+                if not raw.endswith(b"\n"):
+                    break  # torn by a kill: the line is done again
+                number, digest, told, _ = raw.split(b"\t", 3)
+                line, entry = int(number), json.loads(told)
                 self.drop(range(line, line + 1), tally)
+                self._note(line, int(digest, 16), self._end)
+                tally.count(entry)
+                (failed.discard if entry["status"] == JobStatus.SUCCEEDED else failed.add)(line)
+                self._end += len(raw)
+        self._file.truncate(self._end)
+        for line in failed if retry_failed else ():
+            self.drop(range(line, line + 1), tally)
         tally.resumed = tally.finished
         return tally
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
@@ -22,41 +23,34 @@ from turnout_workers.state.store import Ceiling, FleetStore
 logger = logging.getLogger(__name__)
 
 
+@dataclass(eq=False)
 class FleetCollector(Collector):
     """The shared state as of the last `refresh`."""
 
-    def __init__(
-        self,
-        fleet: SnapshotPoller,
-        store: FleetStore,
-        call: Coalescer,
-        keys: Keys,
-        ceilings: Callable[[], Sequence[Ceiling]],
-    ) -> None:
-        """ceilings: those to watch, for the present day and month."""
-        self._fleet = fleet
-        self._store = store
-        self._call = call
-        self._keys = keys
-        self._ceilings = ceilings
-        self._backlog: Mapping[str, Any] = {}
-        self._used: Mapping[str, float] = {}
+    fleet: SnapshotPoller
+    store: FleetStore
+    call: Coalescer
+    keys: Keys
+    ceilings: Callable[[], Sequence[Ceiling]]
+    """Those to watch, for the present day and month."""
+    _backlog: Mapping[str, Any] = field(default_factory=dict, init=False)
+    _used: Mapping[str, float] = field(default_factory=dict, init=False)
 
     async def refresh(self) -> None:
         """Ask Redis for what the worker has no copy of. While it is away, these series are missing."""
         self._backlog, self._used = {}, {}
         try:
-            told = await self._call.all(*backlog.reads(self._keys))
-            limits = {one.account: one.limit_microusd for one in self._ceilings() if one.limit_microusd}
-            money = await self._store.accounts(list(limits))
+            told = await self.call.all(*backlog.reads(self.keys))
+            limits = {one.account: one.limit_microusd for one in self.ceilings() if one.limit_microusd}
+            money = await self.store.accounts(list(limits))
         except (RedisError, OSError) as error:
             logger.warning("metrics without the queues: %s", error)
             return
-        self._backlog = backlog.told(told, self._fleet.now())
+        self._backlog = backlog.told(told, self.fleet.now())
         self._used = {name: (one.spent + one.reserved + one.unsure) / limits[name] for name, one in money.items()}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        views, now = self._fleet.snapshot.views, self._fleet.snapshot.at
+        views, now = self.fleet.snapshot.views, self.fleet.snapshot.at
 
         def each(name: str, told: str, value: Callable[[EndpointView], float]) -> GaugeMetricFamily:
             return _gauge(name, told, ["endpoint"], (([view.endpoint.id], value(view)) for view in views))
