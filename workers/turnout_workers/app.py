@@ -68,7 +68,7 @@ class Answer:
 
     def __json__(self) -> Any:
         """What `link` callbacks and chains get, by way of Redis."""
-        return worker.stored(self._result)
+        return worker.foreign.stored(self._result)
 
 
 class Infer(AsyncTask):
@@ -84,7 +84,7 @@ class Infer(AsyncTask):
         if request.get("origin") != message.ORIGIN:
             args, kwargs, embed = loads(body[0], body[1], body[2], accept={"application/json"}) if body[1] else body[0]
             if (asked := _request_of(args, kwargs, job_id)) is not None:
-                refused = await worker.accept(job_id, asked, embed)
+                refused = await worker.foreign.accept(job_id, asked, embed)
                 if refused is not None:
                     return lambda: refused.answer()
         match await worker.attempts(job_id):

@@ -4,30 +4,23 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
-from typing import Any
 from uuid import uuid4
 
-from pydantic import ValidationError
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import RedisError
 
-from turnout.batch.lines import explain
-from turnout.errors import Unreadable
-from turnout.ledger import Intake, Ledger, NewJob, open_result, write_result
+from turnout.ledger import Ledger
 from turnout.ledger.keys import Keys
 from turnout.ledger.script import Coalescer
 from turnout.ledger.sealing import Keyring
 from turnout.redis_address import connect_async
-from turnout.request import InferenceRequest
-from turnout.result import JobResult, JobStatus, Problem, celery_record
 from turnout_workers import redis_fitness
 from turnout_workers.attempt import Attempts
 from turnout_workers.batch_feeding import BatchFeeding
@@ -35,6 +28,7 @@ from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings
 from turnout_workers.endpoints import accounts
 from turnout_workers.fleet_watch import FleetWatch
+from turnout_workers.foreign import Foreign
 from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
@@ -48,7 +42,7 @@ from turnout_workers.providers.http import Http
 from turnout_workers.redis_exchange import exchange
 from turnout_workers.reload import Reload
 from turnout_workers.routing.fleet import Fleet
-from turnout_workers.spool import Spool
+from turnout_workers.spool import Spool, Unspooling
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.webhooks import Webhooks
@@ -66,6 +60,7 @@ class Worker:
     """What runs on a worker's loop. `start` and `stop` are called there by the pool."""
 
     attempts: Attempts
+    foreign: Foreign
 
     def __init__(self, settings: Settings, free_slots: Callable[[], int]) -> None:
         """free_slots: how many more jobs the pool would take now."""
@@ -98,7 +93,8 @@ class Worker:
         self._poller = SnapshotPoller(self._store, Fleet(()))
         await self._connected()
         await self._look_at_redis()
-        self._spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
+        self.foreign = Foreign(self._client, self._ledger, self._call, self._in_force)
+        spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
         self._ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
@@ -112,7 +108,7 @@ class Worker:
             fleet=self._poller,
             heartbeat=heartbeat,
             ceilings=self._ceilings,
-            spool=self._spool,
+            spool=spool,
             in_force=self._in_force,
             metrics=metrics,
             rng=rng,
@@ -143,8 +139,9 @@ class Worker:
         self._webhooks = Webhooks(self._ledger, self._call)
         self._use(settings)
         self._reload = Reload(settings, self._use)
-        works = (heartbeat, watch, housekeeping, checks, self._reload, self._webhooks)
-        for work in (*(each.run for each in works), self._replay_spool, self._tell_version):
+        unspooling = Unspooling(spool, self._ledger, self._call, self._store, self._in_force)
+        works = (heartbeat, watch, housekeeping, checks, self._reload, self._webhooks, unspooling)
+        for work in (*(each.run for each in works), self._tell_version):
             self._keep_running(work)
         if (port := file.monitoring.metrics_port) is not None:
             shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, self._ceilings.named)
@@ -213,75 +210,9 @@ class Worker:
     def _keep_running(self, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(kept_up(work)))
 
-    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> JobResult | None:
-        """Take a request that came inside a Celery message into the ledger; the message is at hand already.
-
-        What can't be accepted never was a job: its result, for Celery to read, is given back.
-        """
-        try:
-            request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
-        except ValidationError as error:
-            return await self._refused(job_id, "invalid_request", explain(error))
-        callbacks = {name: value for name, value in embed.items() if value}
-        job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
-        outcome = (await self._call(self._ledger.enqueue(job))).outcome
-        if outcome in (Intake.QUEUED, Intake.DUPLICATE):
-            return None
-        return await self._refused(job_id, outcome.value, f"the job was not accepted: {outcome}")
-
-    def stored(self, result: JobResult) -> Any:
-        """The result as JSON, and as it may lie in Redis."""
-        return json.loads(write_result(result, self._ledger.keyring))
-
     def revoke(self, job_id: str) -> None:
-        """Cancel what somebody has revoked by Celery's means, from any thread. Celery has dropped its message."""
-        asyncio.run_coroutine_threadsafe(self._revoked(job_id), self._loop)
-
-    async def _revoked(self, job_id: str) -> None:
-        try:
-            facts = await self._call(self._ledger.facts(job_id))
-            if facts is None:  # it was in its message alone
-                await self._refused(job_id, "cancelled", "it was revoked", JobStatus.CANCELLED)
-            else:
-                await self._call(self._ledger.cancel(job_id, facts.batch, self._in_force.file.retention.results_s))
-            logger.info("cancelled, for it was revoked", extra={"job": job_id})
-        except (RedisError, OSError) as error:  # published again it is revoked again
-            logger.warning("job %s was revoked, but can't be cancelled now: %s", job_id, error, extra={"job": job_id})
-
-    async def _refused(self, job_id: str, code: str, message: str, status: JobStatus = JobStatus.FAILED) -> JobResult:
-        result = JobResult(id=job_id, status=status, error=Problem(code=code, message=message))
-        key, record = self._ledger.keys.result(job_id), celery_record(result, result.model_dump_json())
-        await self._client.set(key, record, ex=int(self._settings.file.retention.results_s))
-        await self._client.publish(key, record)
-        return result
-
-    async def _replay_spool(self) -> None:
-        """Settle what a partition kept from being settled."""
-        while True:
-            for path, kept in self._spool:
-                try:
-                    result = open_result(kept["result"], kept["job"], self._ledger.keyring)
-                except Unreadable as error:
-                    logger.error("spooled settlement %s waits for its key: %s", path.name, error)
-                    continue
-                kept_s = self._settings.file.retention
-                try:
-                    taken = await self._call(
-                        self._ledger.settle(
-                            kept["job"], kept["token"], result, None, kept_s.results_s, kept["batch"], kept_s.failed_s
-                        )
-                    )
-                except ResponseError as error:
-                    logger.error("spooled settlement %s is refused, and put aside: %s", path.name, error)
-                    path.rename(path.with_suffix(".refused"))
-                    continue
-                except (RedisError, OSError):
-                    break  # still away
-                with contextlib.suppress(FileNotFoundError):  # another worker on this machine was faster
-                    path.unlink()
-                    if taken.duplicate and result.cost_microusd:
-                        await self._store.mark_duplicate(kept["accounts"], result.attempts[-1].cost_microusd)
-            await asyncio.sleep(1)
+        """Cancel what somebody has revoked by Celery's means. Called from Celery's thread."""
+        asyncio.run_coroutine_threadsafe(self.foreign.revoked(job_id), self._loop)
 
 
 async def _show_life(path: Path) -> None:

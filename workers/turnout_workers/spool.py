@@ -7,15 +7,27 @@ success as long as nobody else has settled the job, so nothing paid for is throw
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import json
 import logging
 import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from redis.exceptions import RedisError, ResponseError
+
+from turnout.errors import Unreadable
+from turnout.ledger import Coalescer, Ledger, open_result
+from turnout_workers.in_force import InForce
+from turnout_workers.state.store import FleetStore
+
 logger = logging.getLogger(__name__)
+
+EVERY_S = 1.0
 
 
 class Spool:
@@ -36,7 +48,7 @@ class Spool:
         partial.rename(self._folder / f"{name}.json")
 
     def __iter__(self) -> Iterator[tuple[Path, dict[str, Any]]]:
-        """What is waiting. The caller deletes a file when its settlement has been taken."""
+        """What is waiting. The caller drops a file when its settlement has been taken."""
         if not self._folder.is_dir():
             return
         for path in sorted(self._folder.glob("*.json")):
@@ -44,3 +56,51 @@ class Spool:
                 yield path, json.loads(path.read_text("utf-8"))
             except (OSError, ValueError) as error:
                 logger.error("spooled settlement %s can't be read: %s", path.name, error)
+
+    def drop(self, path: Path) -> bool:
+        """False: another worker on this machine was faster."""
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def put_aside(self, path: Path) -> None:
+        path.rename(path.with_suffix(".refused"))
+
+
+@dataclass(frozen=True, slots=True)
+class Unspooling:
+    """Settles what a partition kept from being settled. `run` is background work of every worker."""
+
+    spool: Spool
+    ledger: Ledger
+    call: Coalescer
+    store: FleetStore
+    in_force: InForce
+
+    async def run(self) -> None:
+        while True:
+            with contextlib.suppress(RedisError, OSError):  # still away
+                for path, kept in self.spool:
+                    await self._settle(path, kept)
+            await asyncio.sleep(EVERY_S)
+
+    async def _settle(self, path: Path, kept: dict[str, Any]) -> None:
+        try:
+            result = open_result(kept["result"], kept["job"], self.ledger.keyring)
+            retention = self.in_force.file.retention
+            taken = await self.call(
+                self.ledger.settle(
+                    kept["job"], kept["token"], result, None, retention.results_s, kept["batch"], retention.failed_s
+                )
+            )
+        except Unreadable as error:
+            logger.error("spooled settlement %s waits for its key: %s", path.name, error)
+            return
+        except ResponseError as error:
+            logger.error("spooled settlement %s is refused, and put aside: %s", path.name, error)
+            self.spool.put_aside(path)
+            return
+        if self.spool.drop(path) and taken.duplicate and result.cost_microusd:
+            await self.store.mark_duplicate(kept["accounts"], result.attempts[-1].cost_microusd)
