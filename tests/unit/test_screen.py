@@ -6,6 +6,8 @@ from io import StringIO
 
 from rich.console import Console
 
+from turnout.batch.progress import table
+from turnout.batch.tally import ProviderTally, Tally
 from turnout_workers.commands import screen
 
 
@@ -28,3 +30,11 @@ def test_a_narrow_screen_breaks_words_but_no_number_and_nothing_whole() -> None:
     assert "0123456789abcdef" in told
     assert "1,234,567" in told
     assert "longer words here" not in told
+
+
+def test_a_batchs_end_fits_a_screen_of_80_columns() -> None:
+    one = ProviderTally(124_000, 10, 6, 9, 14_014_000, 4_905_000, 1_900_000, simulated=True)
+    one.latency.add(12.83)
+    told = printed(table(Tally(providers={"anthropic-eu": one})), 80)
+    assert "…" not in told
+    assert all(part in told for part in ("124,000", "18,919,000", "$1.90"))

@@ -203,7 +203,7 @@ def table(tally: Tally) -> Table:
     """The end of a batch, by provider."""
     made_up = any(one.simulated for one in tally.providers.values())
     title = "Simulated providers: no model was run" if made_up else None
-    shown = Table(title=title, title_style="yellow", box=box.SIMPLE_HEAD, pad_edge=False)
+    shown = Table(title=title, title_style="yellow", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
     columns = ("\nprovider", "\njobs", "failed\ncalls", "taken\nover", "\nlost", "\ntokens", "\ncost", "\np50", "\np99")
     for number, column in enumerate(columns):
         shown.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
