@@ -5,17 +5,17 @@ from __future__ import annotations
 import json
 import logging
 import sys
-import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from time import monotonic
 from typing import Any, Literal
 
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.base import current_job
 
 LINES = 50
-"""Most lines of one kind, a place in the code, in each second. The next line then tells how many were left out."""
+"""Most lines of one kind, a place in the code, in each second."""
 READABLE = "%(asctime)s %(levelname)s %(name)s [%(job)s] %(message)s%(left_out)s"
 CHATTY = ("celery.worker.strategy", "celery.app.trace", "aiohttp.access")
 """A line a job or call, which the ledger tells better."""
@@ -37,24 +37,36 @@ class Job(logging.Filter):
 
 
 class Flood(logging.Filter):
-    """Lets so many lines of a kind through each second, and counts the rest."""
+    """Lets so many lines of a kind through each second. The last of the rest is told after that second, when the next
+    line of any kind comes, with how many were left out."""
 
-    def __init__(self, lines: int = LINES, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, tell: Callable[[logging.LogRecord], object], lines: int = LINES, clock: Callable[[], float] = monotonic
+    ) -> None:
         super().__init__()
+        self._tell = tell
         self._lines = lines
         self._clock = clock
-        self._kinds: dict[tuple[str, int], tuple[float, int, int]] = {}
-        """By place in the code, so that it can't grow with what is logged: since when, let through, left out."""
+        self._kinds: dict[tuple[str, int], tuple[float, int]] = {}
+        """By place in the code, so that it can't grow with what is logged: since when, and how many."""
+        self._held: dict[tuple[str, int], tuple[float, int, logging.LogRecord]] = {}
+        """Of those that were not let through: since when, how many before the last one, and that."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         now, kind = self._clock(), (record.pathname, record.lineno)
-        since, let, left_out = self._kinds.get(kind, (now, 0, 0))
+        for flooded, (since, more, last) in list(self._held.items()):
+            if now - since >= 1 and self._held.pop(flooded, None) is not None:
+                last.left_out = f" (and {more} more like it, left out)" if more else ""
+                self._tell(last)
+        since, count = self._kinds.get(kind, (now, 0))
         if now - since >= 1:
-            since, let = now, 0
-        passes = let < self._lines
-        self._kinds[kind] = (since, let + 1, 0) if passes else (since, let, left_out + 1)
-        record.left_out = f" (and {left_out} more like it, left out)" if passes and left_out else ""
-        return passes
+            since, count = now, 0
+        self._kinds[kind] = since, count + 1
+        record.left_out = ""
+        if count < self._lines:
+            return True
+        self._held[kind] = since, count - self._lines, record
+        return False
 
 
 class Json(logging.Formatter):
@@ -82,7 +94,7 @@ def configure(level: int | str, form: Literal["text", "json"]) -> None:
     """Set up the logging of this process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(Job())
-    handler.addFilter(Flood())
+    handler.addFilter(Flood(handler.emit))
     handler.setFormatter(Json() if form == "json" else logging.Formatter(READABLE))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     for name in CHATTY:
