@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from queue import Queue
 from typing import Any
@@ -11,7 +12,9 @@ from celery import Celery, chain, chord, group, signature
 from celery.contrib.testing.worker import start_worker
 from tests.chaos.stand import Stand, standing
 
-from turnout import Cancelled, Client, Failed
+from turnout import Cancelled, Client, Failed, InferenceRequest
+from turnout.ledger import NewJob, run
+from turnout.request import Lane
 
 FLEET = """
 output_tokens = 8
@@ -117,6 +120,20 @@ def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
     with pytest.raises(Cancelled):
         sent.get(timeout=LIMIT_S)
     assert sent.state == "REVOKED"
+
+
+def test_a_revoked_job_is_cancelled_wherever_it_waits_and_runs_when_it_is_replayed(app: Celery, stand: Stand) -> None:
+    other = stand.start_worker()
+    ids = [f"parked-{n}" for n in range(8)]
+    jobs = [NewJob.of(job_id, InferenceRequest(prompt="A?"), publish=False) for job_id in ids]
+    run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
+    app.control.revoke(ids, reply=True)
+    stand.until(lambda: stand.outcomes(ids) == {"cancelled": len(ids)}, LIMIT_S)
+    workers = app.control.inspect([f"w{n}@{socket.gethostname()}" for n in (1, 2)])
+    stand.until(lambda: list((workers.revoked() or {}).values()) == [[], []], LIMIT_S)
+    run(stand.client, [stand.ledger.replay(job_id, Lane.STANDARD) for job_id in ids])
+    stand.until(lambda: stand.outcomes(ids) == {"succeeded": len(ids)}, LIMIT_S)
+    stand.stop_worker(other)
 
 
 def test_a_revoked_task_is_a_cancelled_job(app: Celery, stand: Stand) -> None:

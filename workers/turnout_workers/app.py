@@ -13,7 +13,10 @@ from typing import Any, NoReturn
 from celery import Celery
 from celery.exceptions import Ignore, Retry
 from celery.signals import setup_logging, task_revoked, worker_shutting_down
+from celery.utils.functional import maybe_list
+from celery.worker import control
 from celery.worker.request import Request
+from celery.worker.state import revoked
 from kombu import Queue
 from kombu.serialization import loads
 
@@ -131,11 +134,20 @@ def _logging(loglevel: int, **_: Any) -> None:
     logs.configure(loglevel, settings.file.monitoring.log_format)
 
 
+@control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
+def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
+    """As Celery's own, but jobs are cancelled at once, in Flower, say, and not remembered, so that a replay can run."""
+    told = control.revoke(state, task_id, **options)  # type: ignore[attr-defined]  # the stubs lack it
+    for job_id in worker.revoke(maybe_list(task_id)):
+        revoked.discard(job_id)
+    return told
+
+
 @task_revoked.connect
-def _revoked(sender: Any, request: Any, **_: Any) -> None:
-    """In Flower, say, or by `celery control revoke`: the job is to be cancelled, or it would be published again."""
+def _dropped(sender: Any, request: Any, **_: Any) -> None:
+    """One that was revoked before the ledger had it, or while Redis was away."""
     if sender.name == Infer.name:
-        worker.revoke(request.id)
+        worker.dropped(request.id)
 
 
 @worker_shutting_down.connect

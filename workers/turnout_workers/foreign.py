@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,9 @@ from turnout.result import JobResult, JobStatus, Problem, celery_record
 from turnout_workers.in_force import InForce
 
 logger = logging.getLogger(__name__)
+
+REVOKED_WITHIN_S = 5.0
+"""Celery's thread waits for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +48,31 @@ class Foreign:
             return None
         return await self._ended(job_id, JobStatus.FAILED, outcome.value, f"the job was not accepted: {outcome}")
 
-    async def revoked(self, job_id: str) -> None:
-        """Cancel a job that was revoked. Celery has dropped its message."""
+    async def revoke(self, job_ids: Sequence[str]) -> list[str]:
+        """Cancel those of these jobs that the ledger knows, wherever they wait. Gives them."""
         try:
-            facts = await self.call(self.ledger.facts(job_id))
-            if facts is None:  # it was in its message alone
+            async with asyncio.timeout(REVOKED_WITHIN_S):
+                return await self._cancel(job_ids)
+        except (RedisError, OSError) as error:  # Celery drops their messages when they come
+            logger.warning("can't cancel what was revoked now: %s", str(error) or type(error).__name__)
+            return []
+
+    async def dropped(self, job_id: str) -> None:
+        """Cancel a job whose message Celery has dropped, for it remembers that somebody revoked it."""
+        try:
+            if not await self._cancel([job_id]):  # it was in its message alone
                 await self._ended(job_id, JobStatus.CANCELLED, "cancelled", "it was revoked")
-            else:
-                await self.call(self.ledger.cancel(job_id, facts.batch, self.in_force.file.retention.results_s))
-            logger.info("cancelled, for it was revoked", extra={"job": job_id})
-        except (RedisError, OSError) as error:  # published again it is revoked again
+        except (RedisError, OSError) as error:  # published again it is dropped again
             logger.warning("job %s was revoked, but can't be cancelled now: %s", job_id, error, extra={"job": job_id})
+
+    async def _cancel(self, job_ids: Sequence[str]) -> list[str]:
+        kept_s = self.in_force.file.retention.results_s
+        facts = await self.call.all(*(self.ledger.facts(job_id) for job_id in job_ids))
+        known = {job_id: job for job_id, job in zip(job_ids, facts, strict=True) if job is not None}
+        await self.call.all(*(self.ledger.cancel(job_id, job.batch, kept_s) for job_id, job in known.items()))
+        for job_id in known:
+            logger.info("cancelled, for it was revoked", extra={"job": job_id})
+        return list(known)
 
     def stored(self, result: JobResult) -> Any:
         """The result as JSON, and as it may lie in Redis."""

@@ -8,7 +8,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -210,9 +210,13 @@ class Worker:
     def _keep_running(self, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(kept_up(work)))
 
-    def revoke(self, job_id: str) -> None:
-        """Cancel what somebody has revoked by Celery's means. Called from Celery's thread."""
-        asyncio.run_coroutine_threadsafe(self.foreign.revoked(job_id), self._loop)
+    def revoke(self, job_ids: Sequence[str]) -> list[str]:
+        """Cancel what somebody revokes by Celery's means; see `Foreign.revoke`. Called from Celery's thread."""
+        return asyncio.run_coroutine_threadsafe(self.foreign.revoke(job_ids), self._loop).result()
+
+    def dropped(self, job_id: str) -> None:
+        """Cancel a job whose message Celery has dropped. Called from Celery's thread."""
+        asyncio.run_coroutine_threadsafe(self.foreign.dropped(job_id), self._loop)
 
 
 async def _show_life(path: Path) -> None:
