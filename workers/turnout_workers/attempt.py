@@ -19,8 +19,7 @@ from pydantic import ValidationError
 
 from turnout.batch.lines import explain
 from turnout.errors import Unreadable
-from turnout.ledger import Claimed, Ledger
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Claimed, Coalescer, Ledger
 from turnout.request import InferenceRequest, Lane
 from turnout.result import Attempt, JobStatus
 from turnout_workers.calling import Calling

@@ -10,8 +10,7 @@ import redis.asyncio
 
 from turnout.batch.detached import Record, State, chunk_jobs, read_record
 from turnout.errors import Unreadable
-from turnout.ledger import Intake, Ledger
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Coalescer, Intake, Ledger
 
 logger = logging.getLogger(__name__)
 

@@ -8,8 +8,7 @@ import random
 import time
 import traceback
 
-from turnout.ledger import Ledger
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Coalescer, Ledger
 from turnout.result import Attempt
 from turnout_workers import crash_points
 from turnout_workers.crash_points import reached

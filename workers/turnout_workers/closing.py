@@ -10,8 +10,7 @@ from typing import Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Call, Claimed, Ledger, Settlement, write_result
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Call, Claimed, Coalescer, Ledger, Settlement, write_result
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.crash_points import reached

@@ -17,8 +17,7 @@ from typing import Protocol
 
 from redis.exceptions import RedisError
 
-from turnout.ledger import Ledger
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Coalescer, Ledger
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)

@@ -14,8 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 import redis.asyncio
 from redis.exceptions import RedisError
 
-from turnout.ledger import Facts, Ledger
-from turnout.ledger.script import Call, Coalescer
+from turnout.ledger import Call, Coalescer, Facts, Ledger
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import Problem
 from turnout_workers import redis_fitness

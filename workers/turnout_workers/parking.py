@@ -17,8 +17,7 @@ from dataclasses import asdict
 
 from redis.exceptions import RedisError
 
-from turnout.ledger import Claimed, Ledger
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Claimed, Coalescer, Ledger
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout_workers.routing.decision import Decision
 

@@ -16,10 +16,7 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from turnout.ledger import Ledger
-from turnout.ledger.keys import Keys
-from turnout.ledger.script import Coalescer
-from turnout.ledger.sealing import Keyring
+from turnout.ledger import Coalescer, Keyring, Keys, Ledger
 from turnout.redis_address import connect_async
 from turnout_workers import redis_fitness
 from turnout_workers.attempt import Attempts

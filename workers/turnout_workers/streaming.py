@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
-from turnout.ledger import Ledger
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Coalescer, Ledger
 
 logger = logging.getLogger(__name__)
 

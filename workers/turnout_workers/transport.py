@@ -20,7 +20,7 @@ from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
 from redis.exceptions import NoScriptError
 
-from turnout.ledger.script import Script
+from turnout.ledger import Script
 from turnout.redis_address import sentinels
 from turnout.request import Lane
 

@@ -22,8 +22,7 @@ from aiohttp.resolver import DefaultResolver
 from redis.exceptions import RedisError
 
 from turnout.errors import Unreadable
-from turnout.ledger import Hook, Ledger
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Coalescer, Hook, Ledger
 from turnout.result import JobResult
 from turnout.webhook import signed
 from turnout_workers.providers.settings import Secret

@@ -8,8 +8,7 @@ from datetime import UTC, datetime
 import click
 from rich.console import Console
 
-from turnout.ledger import Facts
-from turnout.ledger.script import Call
+from turnout.ledger import Call, Facts
 from turnout.result import JobResult
 from turnout_workers.commands.screen import add, table
 from turnout_workers.commands.setting import Setting, setting

@@ -11,8 +11,7 @@ from typing import Any
 import click
 import redis
 
-from turnout.ledger import Keyring, Keys, Ledger, Read, run
-from turnout.ledger.script import Call
+from turnout.ledger import Call, Keyring, Keys, Ledger, Read, run
 from turnout.redis_address import connect
 from turnout_workers import config, discovery
 from turnout_workers.config import ConfigError, Settings, configured, find

@@ -11,8 +11,7 @@ from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
-from turnout.ledger import Keys
-from turnout.ledger.script import Coalescer
+from turnout.ledger import Coalescer, Keys
 from turnout.request import MICROUSD_PER_USD
 from turnout_workers.monitoring import backlog
 from turnout_workers.routing.fleet import Circuit, EndpointView

@@ -7,8 +7,7 @@ import time
 import redis
 from redis.exceptions import NoPermissionError
 
-from turnout.ledger.keys import Keys
-from turnout.ledger.script import run
+from turnout.ledger import Keys, run
 from turnout_workers.routing.fleet import Circuit, Fleet, Health
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.redis import state_call

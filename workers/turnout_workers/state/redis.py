@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
-from turnout.ledger.keys import Keys
+from turnout.ledger import Keys
 from turnout.ledger.script import CLOCK, Call, Coalescer, Read, Script
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics, account_id
