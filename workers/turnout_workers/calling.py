@@ -7,6 +7,8 @@ import logging
 import random
 import time
 import traceback
+from dataclasses import dataclass, field
+from typing import Any
 
 from turnout.ledger import Coalescer, Ledger
 from turnout.result import Attempt
@@ -32,50 +34,42 @@ IDLE_S = 30.0
 """Longest silence of a provider between two bytes of its answer."""
 
 
+@dataclass(slots=True, kw_only=True)
 class Calling:
     """Makes the calls that were granted, any number at a time."""
 
-    def __init__(
-        self,
-        *,
-        ledger: Ledger,
-        call: Coalescer,
-        fleet: SnapshotPoller,
-        reporter: Reporter,
-        in_force: InForce,
-        rng: random.Random,
-    ) -> None:
-        self._ledger = ledger
-        self._call = call
-        self._fleet = fleet
-        self._reporter = reporter
-        self._in_force = in_force
-        self._rng = rng
-        self.under_way = CallsUnderWay()
+    ledger: Ledger
+    call: Coalescer
+    fleet: SnapshotPoller
+    reporter: Reporter
+    in_force: InForce
+    rng: random.Random
+    under_way: CallsUnderWay = field(default_factory=CallsUnderWay, init=False)
 
     async def __call__(self, job: HeldJob, chosen: Candidate, grant: Granted, stopped: list[Attempt]) -> Finished:
         """Make the call. If it is cancelled, that is reported here, and the attempt added to `stopped`."""
         lease_id, leases = grant.lease_id, job.hold.leases
         leases.add(lease_id)
-        started_at, clock = self._fleet.now(), time.monotonic()
+        started_at, clock = self.fleet.now(), time.monotonic()
+
+        def ended(outcome: CallOutcome | None, failure: Failure | None, observed: Any = ()) -> Finished:
+            return Finished(lease_id, chosen, started_at, time.monotonic() - clock, outcome, failure, observed)
+
         try:
             outcome = await self._send(job, chosen, lease_id)
-            wrong = off_schema(job.request, outcome.response)
-            return Finished(lease_id, chosen, started_at, time.monotonic() - clock, outcome, wrong)
+            return ended(outcome, off_schema(job.request, outcome.response))
         except ProviderError as error:
-            duration_s = time.monotonic() - clock
-            return Finished(lease_id, chosen, started_at, duration_s, None, error.failure, error.limits)
-        except (
-            Exception
-        ) as error:  # a connector of another package that breaks its promise; what it says may hold anything
+            return ended(None, error.failure, error.limits)
+        except Exception as error:
+            # A connector of another package that breaks its promise; what it says may hold anything.
             where = "".join(traceback.format_tb(error.__traceback__))
             logger.error("the connector of %s raised %s:\n%s", chosen.endpoint.id, type(error).__name__, where)
-            failure = Failure(FailureKind.MALFORMED, f"its connector raised {type(error).__name__}", Billed.MAYBE)
-            return Finished(lease_id, chosen, started_at, time.monotonic() - clock, None, failure)
+            message = f"its connector raised {type(error).__name__}"
+            return ended(None, Failure(FailureKind.MALFORMED, message, Billed.MAYBE))
         except asyncio.CancelledError:
-            call = Finished(lease_id, chosen, started_at, time.monotonic() - clock, None, STOPPED)
+            call = ended(None, STOPPED)
             stopped.append(call.attempt)
-            await self._reporter.report(call, failover.judge(STOPPED, self._rng))
+            await self.reporter.report(call, failover.judge(STOPPED, self.rng))
             raise
         finally:
             leases.discard(lease_id)
@@ -87,9 +81,9 @@ class Calling:
             await asyncio.sleep(0)
         longest_s = chosen.timeout_s
         if job.claim.deadline is not None:  # nobody wants the answer after it
-            longest_s = min(longest_s, max(0.01, job.claim.deadline - self._fleet.now()))
+            longest_s = min(longest_s, max(0.01, job.claim.deadline - self.fleet.now()))
         timeouts = Timeouts(first_byte_s=longest_s, idle_s=min(IDLE_S, longest_s), total_s=longest_s)
-        connector = self._in_force.connectors.get(endpoint.id)
+        connector = self.in_force.connectors.get(endpoint.id)
         if connector is None:
             raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
         reached("before_call")
@@ -98,7 +92,7 @@ class Calling:
         async with self.under_way.call(endpoint.id, chosen.overdue_s):
             if not job.claim.stream:
                 return await connector.call(endpoint, job.request, timeouts)
-            pieces = Pieces(self._ledger, self._call, job.id, lease_id, self._in_force.file.retention.results_s)
+            pieces = Pieces(self.ledger, self.call, job.id, lease_id, self.in_force.file.retention.results_s)
             await pieces.begin()
             outcome = await connector.call(endpoint, job.request, timeouts, pieces)
             await pieces.end(outcome.response.text)

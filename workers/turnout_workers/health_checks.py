@@ -6,6 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Collection
+from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
@@ -28,32 +29,25 @@ CHANCE_S = 300.0
 """… of which one is let through this often, while the provider answers its checks well."""
 
 
+@dataclass(slots=True)
 class HealthChecks:
     """Asks every provider from time to time; each worker at moments of its own."""
 
-    def __init__(
-        self,
-        connectors: Collection[CloudProviderBase],
-        store: FleetStore,
-        fleet: Sight,
-        interval_s: float,
-        rng: random.Random,
-    ) -> None:
-        self._connectors = connectors
-        self._store = store
-        self._fleet = fleet
-        self._interval_s = interval_s
-        self._rng = rng
-        self._disabled_since: dict[str, float] = {}
+    connectors: Collection[CloudProviderBase]
+    store: FleetStore
+    fleet: Sight
+    interval_s: float
+    rng: random.Random
+    _disabled_since: dict[str, float] = field(default_factory=dict, init=False)
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(self._interval_s * self._rng.uniform(0.5, 1.5))
+            await asyncio.sleep(self.interval_s * self.rng.uniform(0.5, 1.5))
             await self.check_all()
 
     async def check_all(self) -> dict[str, Failure | None]:
         """Check every provider now: by name, what was wrong, or None."""
-        connectors = list(self._connectors)
+        connectors = list(self.connectors)
         found = await asyncio.gather(*(self.check(connector) for connector in connectors))
         told: dict[str, Failure | None] = {}
         for connector, failure in zip(connectors, found, strict=True):  # of several keys, one that is refused counts
@@ -69,17 +63,17 @@ class HealthChecks:
         except ProviderError as error:
             failure = error.failure
             if failure.kind in REFUSED:
-                await self._tell(self._store.disable(endpoint_ids, str(error)))
+                await self._tell(self.store.disable(endpoint_ids, str(error)))
             if failure.kind not in ABSENT:
                 return failure
         if cured := [id for id in endpoint_ids if self._is_cured(id, certain=failure is None)]:
             logger.info("%s may be called again", ", ".join(cured))
-            await self._tell(self._store.restore(cured))
+            await self._tell(self.store.restore(cured))
         return failure
 
     def _is_cured(self, endpoint_id: str, certain: bool) -> bool:
         """Whether to let calls through again. certain: the check was answered well."""
-        snapshot = self._fleet.snapshot
+        snapshot = self.fleet.snapshot
         view = snapshot.by_id.get(endpoint_id)
         if view is None or view.health.disabled is None:
             self._disabled_since.pop(endpoint_id, None)

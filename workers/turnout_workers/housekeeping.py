@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
 
 import redis.asyncio
 from redis.exceptions import RedisError
@@ -44,32 +45,22 @@ GIVEN_UP = {
 INTAKE_CHECK_S = 2.0
 
 
+@dataclass(slots=True)
 class Housekeeping:
     """Rounds of fleet-wide work, by whichever worker holds the mutex."""
 
-    def __init__(
-        self,
-        client: redis.asyncio.Redis,
-        ledger: Ledger,
-        call: Coalescer,
-        store: FleetStore,
-        owner: str,
-        lease_s: float,
-        result_ttl_s: float,
-        also: Sequence[Callable[[], Awaitable[None]]],
-        recovered: Callable[[Recovery, int], None],
-    ) -> None:
-        """also: what else is done once a round. recovered: is told how many jobs were brought back, and how."""
-        self._client = client
-        self._ledger = ledger
-        self._call = call
-        self._store = store
-        self._owner = owner.encode()
-        self._respite_s = min(RESPITE_S, RESPITE_LEASES * lease_s)
-        self._result_ttl_s = result_ttl_s
-        self._also = also
-        self._recovered = recovered
-        self._intake_checked_at = 0.0
+    client: redis.asyncio.Redis
+    ledger: Ledger
+    call: Coalescer
+    store: FleetStore
+    owner: str
+    lease_s: float
+    result_ttl_s: float
+    also: Sequence[Callable[[], Awaitable[None]]]
+    """What else is done once a round."""
+    recovered: Callable[[Recovery, int], None]
+    """Is told how many jobs were brought back, and how."""
+    _intake_checked_at: float = field(default=0.0, init=False)
 
     async def run(self) -> None:
         """Round after round, whatever happens to Redis meanwhile."""
@@ -84,40 +75,40 @@ class Housekeeping:
 
     async def round(self) -> None:
         """One bounded round."""
-        ledger, call, ttl_s = self._ledger, self._call, self._result_ttl_s
+        ledger, call, ttl_s = self.ledger, self.call, self.result_ttl_s
         due = await self._list(ledger.due(BATCH))
         woken = await call.all(*(ledger.wake(job_id, job.lane, NEXT_S) for job_id, job in due))
-        self._recovered("woken", sum(woken))
+        self.recovered("woken", sum(woken))
         spare = await self._list(ledger.spare(BATCH))
         await call.all(*(ledger.bring(job_id, job.lane) for job_id, job in spare))
         lapsed = await self._list(ledger.lapsed(BATCH))
-        limits = (MAX_CRASHES, MAX_LAPSES, self._respite_s)
+        limits = (MAX_CRASHES, MAX_LAPSES, min(RESPITE_S, RESPITE_LEASES * self.lease_s))
         fates = await call.all(*(ledger.sweep(job_id, job.lane, *limits) for job_id, job in lapsed))
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
             if fate == "none":
                 continue
-            self._recovered("poison" if fate == "poison" else "swept", 1)
+            self.recovered("poison" if fate == "poison" else "swept", 1)
             if fate in GIVEN_UP:
                 await call(ledger.give_up(job_id, Problem(code=fate, message=GIVEN_UP[fate]), ttl_s, job.batch))
             logger.warning("took back job %s, whose lease ran out: %s", job_id, fate, extra={"job": job_id})
         overdue = await self._list(ledger.overdue(BATCH))
         late = await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
-        self._recovered("expired", sum(one.accepted for one in late))
+        self.recovered("expired", sum(one.accepted for one in late))
         for lane in Lane:
             missing = await call(ledger.lost(lane, BATCH))
             again = await call.all(*(ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
-            self._recovered("republished", sum(again))
+            self.recovered("republished", sum(again))
             if any(again):
                 logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
-        await self._store.expire(BATCH)
-        for work in self._also:
+        await self.store.expire(BATCH)
+        for work in self.also:
             await work()
         await self._guard_intake()
 
     async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:
         """The jobs of an index, with what is known of them."""
-        job_ids = await self._call(listing)
-        facts = await self._call.all(*(self._ledger.facts(job_id) for job_id in job_ids))
+        job_ids = await self.call(listing)
+        facts = await self.call.all(*(self.ledger.facts(job_id) for job_id in job_ids))
         return [(job_id, job) for job_id, job in zip(job_ids, facts, strict=True) if job is not None]
 
     async def _my_turn(self) -> bool:
@@ -126,11 +117,11 @@ class Housekeeping:
         Each contract has its own: a worker of another release leaves our records untouched, and so must not keep us
         from looking after them for as long as it lives.
         """
-        key, ttl_ms = self._ledger.keys.mutex(f"housekeeping:{CONTRACT_VERSION}"), int(EVERY_S * 1000 * 8)
-        if await self._client.set(key, self._owner, nx=True, px=ttl_ms):
+        key, ttl_ms = self.ledger.keys.mutex(f"housekeeping:{CONTRACT_VERSION}"), int(EVERY_S * 1000 * 8)
+        if await self.client.set(key, self.owner, nx=True, px=ttl_ms):
             return True
-        if await self._client.get(key) == self._owner:
-            await self._client.pexpire(key, ttl_ms)
+        if await self.client.get(key) == self.owner.encode():
+            await self.client.pexpire(key, ttl_ms)
             return True
         return False
 
@@ -140,11 +131,11 @@ class Housekeeping:
         if now - self._intake_checked_at < INTAKE_CHECK_S:
             return
         self._intake_checked_at = now
-        memory = await self._client.info("memory")
+        memory = await self.client.info("memory")
         if redis_fitness.is_full(memory):
-            await self._client.set(self._ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
+            await self.client.set(self.ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
             logger.error(
                 "Redis uses %d of %d bytes: no new jobs are accepted", memory["used_memory"], memory["maxmemory"]
             )
         else:
-            await self._client.delete(self._ledger.keys.intake)
+            await self.client.delete(self.ledger.keys.intake)
