@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
@@ -149,16 +150,11 @@ class _Events:
 
 def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
     """User and assistant turns; results of tools are the user's, and neighbours of one role are one turn."""
-    turns: list[dict[str, Any]] = []
-    for message in messages:
-        if message.role in ("system", "developer"):
-            continue
-        role = "assistant" if message.role == "assistant" else "user"
-        if turns and turns[-1]["role"] == role:
-            turns[-1]["content"] += _blocks(message)
-        else:
-            turns.append({"role": role, "content": _blocks(message)})
-    return turns
+    said = (message for message in messages if message.role not in ("system", "developer"))
+    return [
+        {"role": role, "content": [block for message in turn for block in _blocks(message)]}
+        for role, turn in groupby(said, lambda message: "assistant" if message.role == "assistant" else "user")
+    ]
 
 
 def _blocks(message: Message) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any
 
 from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
@@ -104,16 +105,11 @@ def _contents(messages: tuple[Message, ...], model: str) -> list[dict[str, Any]]
     """Turns of user and model. A function's result is named by the function, not by the call's id."""
     signature = {} if BUDGETED.match(model) else {"thoughtSignature": UNSIGNED}
     names = {call.id: call.function.name for message in messages for call in message.tool_calls}
-    contents: list[dict[str, Any]] = []
-    for message in messages:
-        if message.role in ("system", "developer"):
-            continue
-        role = "model" if message.role == "assistant" else "user"
-        if contents and contents[-1]["role"] == role:
-            contents[-1]["parts"] += _parts(message, names, signature)
-        else:
-            contents.append({"role": role, "parts": _parts(message, names, signature)})
-    return contents
+    said = (message for message in messages if message.role not in ("system", "developer"))
+    return [
+        {"role": role, "parts": [part for message in turn for part in _parts(message, names, signature)]}
+        for role, turn in groupby(said, lambda message: "model" if message.role == "assistant" else "user")
+    ]
 
 
 def _parts(message: Message, names: Mapping[str, str], signature: Mapping[str, str]) -> list[dict[str, Any]]:
