@@ -16,8 +16,8 @@ from urllib.parse import quote
 
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from kombu.utils.encoding import bytes_to_str
 from kombu.utils.json import loads
+from pydantic_core import from_json
 from redis.exceptions import NoScriptError
 
 from turnout.ledger import Script
@@ -93,7 +93,12 @@ class Channel(kombu_redis.Channel):
                 client.script_load(script.source)
                 fetched = client.execute_command(*command)
         for index, raw in fetched:
-            self.connection._deliver(loads(bytes_to_str(raw)), queues[index - 1])
+            self.connection._deliver(_read(raw), queues[index - 1])
+
+
+def _read(raw: bytes) -> Any:
+    """A message as kombu reads it; but what is alike in all of them, two thirds of each, is in memory once."""
+    return loads(raw) if b'"__type__"' in raw else from_json(raw)
 
 
 def _urgency(queue: str) -> int:
