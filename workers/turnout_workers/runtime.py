@@ -30,7 +30,7 @@ from turnout_workers.health_checks import HealthChecks
 from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.housekeeping import Housekeeping
 from turnout_workers.in_force import InForce
-from turnout_workers.monitoring import endpoint, tracing
+from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.process import keep_memory_private
@@ -141,6 +141,8 @@ class Worker:
         for work in (*(each.run for each in works), self._tell_version):
             self._keep_running(work)
         if (port := file.monitoring.metrics_port) is not None:
+            from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
+
             shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, self._ceilings.named)
             serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
             await self._open.enter_async_context(serving)

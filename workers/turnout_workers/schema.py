@@ -5,11 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 
-from jsonschema import Draft202012Validator
-from jsonschema.exceptions import SchemaError, UnknownType, best_match
-from referencing import Registry
-from referencing.exceptions import Unresolvable
-
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -23,6 +18,12 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
     schema = request.response_format.json_schema
     if schema is None or response.tool_calls or response.refusal:
         return None
+    # Some 3 MB, which a worker without such jobs can do without.
+    from jsonschema import Draft202012Validator
+    from jsonschema.exceptions import SchemaError, UnknownType, best_match
+    from referencing import Registry
+    from referencing.exceptions import Unresolvable
+
     try:
         answer = json.loads(response.text)
     except (ValueError, RecursionError):
