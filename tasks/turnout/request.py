@@ -320,16 +320,16 @@ class InferenceRequest(Value):
     @property
     def required_capabilities(self) -> frozenset[Capability]:
         """What the request itself shows, and what its constraints add."""
-        shown = set(self.constraints.capabilities)
+        shown = self.constraints.capabilities
         if self.tools:
-            shown.add(Capability.TOOLS)
+            shown |= {Capability.TOOLS}
         if self.response_format.type == "json_schema":
-            shown.add(Capability.JSON_SCHEMA)
+            shown |= {Capability.JSON_SCHEMA}
         if self.is_embedding:
-            shown.add(Capability.EMBEDDINGS)
+            shown |= {Capability.EMBEDDINGS}
         if any(isinstance(p, ImagePart) for m in self.chat if isinstance(m.content, tuple) for p in m.content):
-            shown.add(Capability.VISION)
-        return frozenset(shown)
+            shown |= {Capability.VISION}
+        return shown
 
     def canonical_json(self) -> str:
         """The request as sorted, compact JSON without defaults: equal requests give equal text."""

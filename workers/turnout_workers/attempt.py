@@ -12,8 +12,9 @@ import logging
 import math
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Awaitable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -133,23 +134,24 @@ class Attempts:
             except (Unreadable, ValidationError) as error:
                 why = explain(error) if isinstance(error, ValidationError) else str(error)
                 return await self._closing.unreadable(job_id, claim, why)
+            claim = replace(claim, payload="")  # a long prompt is not to be held twice
             job = HeldJob(job_id, claim, request, hold)
             with tracing.holding(job) as span:
-                end = await self._held(job)
+                try:
+                    end = await self._work(job)
+                except asyncio.CancelledError:
+                    end = await self._stopped(job)
                 if span:
                     span.set_attribute("turnout.outcome", outcome(end))
                 logger.info("%s: %s", outcome(end), end)
         self._metrics.ended(claim.lane, outcome(end))
         return end
 
-    async def _held(self, job: HeldJob) -> End:
-        try:
-            return await self._work(job)
-        except asyncio.CancelledError:
-            if job.hold.lost:
-                self._metrics.lease_lost()
-                return Skipped("the lease was lost")
-            return await self._closing.hand_back(job)  # a graceful stop
+    async def _stopped(self, job: HeldJob) -> End:
+        if job.hold.lost:
+            self._metrics.lease_lost()
+            return Skipped("the lease was lost")
+        return await self._closing.hand_back(job)  # a graceful stop
 
     async def _work(self, job: HeldJob) -> End:
         progress = Progress.from_json(job.claim.progress)
@@ -175,14 +177,18 @@ class Attempts:
             wait_s = decision.wait_s
             if decision.action is routing.Action.GO:
                 found = await self._ask(job, search, decision, now)
+                if isinstance(found, tuple):
+                    found = await self._attempt(job, search, decision, *found)
                 if isinstance(found, End):
                     return found
                 wait_s = found
             if wait_s > 0 and (parked := await self._wait(job, search, decision, wait_s, now)):
                 return parked
 
-    async def _ask(self, job: HeldJob, search: _Search, decision: routing.Decision, now: float) -> End | float:
-        """Ask admission for one of the candidates, and make the call it grants. A number: look again after so long."""
+    async def _ask(
+        self, job: HeldJob, search: _Search, decision: routing.Decision, now: float
+    ) -> tuple[routing.Candidate, Granted] | End | float:
+        """Ask admission for one of the candidates. A number: look again after so long."""
         candidates = decision.bids(MAX_BIDS)
         same = [candidate for candidate in candidates if candidate.endpoint.id == search.again]
         with tracing.span("turnout.decide", **{"turnout.strategy": decision.strategy.value}) as span:
@@ -192,14 +198,7 @@ class Attempts:
                 span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
         if isinstance(admission, Granted):
             self._shares.seen(job.claim.tenant or "", now, 1)
-            chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
-            with self._bringing_others(job, decision):
-                end = await self._attempt(job, search, decision, chosen, admission)
-            if not isinstance(end, _Again):
-                return end
-            search.progress, search.again, search.retries_here = end.progress, end.endpoint_id, search.retries_here + 1
-            await asyncio.sleep(end.delay_s)
-            return 0.0
+            return next(c for c in candidates if c.endpoint.id == admission.endpoint_id), admission
         if not isinstance(admission, NoRoom):
             return Skipped("the lease was lost")
         search.again, search.retries_here = None, 0
@@ -244,12 +243,8 @@ class Attempts:
         finally:
             self.waiting[endpoint_id] -= 1
 
-    @contextlib.contextmanager
-    def _bringing_others(self, job: HeldJob, decision: routing.Decision) -> Iterator[None]:
+    def _bring_another(self, job: HeldJob, decision: routing.Decision) -> None:
         """Where this job has found room there may be more; and there is when its call has ended."""
-        if self.parking.any_parked:
-            self.parking.bring(_line(job, decision), job.claim.lane, 1)
-        yield
         if self.parking.any_parked:
             self.parking.bring(_line(job, decision), job.claim.lane, 1)
 
@@ -274,7 +269,7 @@ class Attempts:
             now,
             self._rng,
             default_strategy=strategy,
-            tried=progress.tried - {search.again},
+            tried=progress.tried - {search.again} if search.again else progress.tried,
         )
 
     async def _admit(
@@ -301,34 +296,26 @@ class Attempts:
         decision: routing.Decision,
         chosen: routing.Candidate,
         grant: Granted,
-    ) -> End | _Again:
-        """Make the call that was granted, and act on how it went."""
+    ) -> End | float:
+        """Make the call that was granted, and act on how it went. A number: look again after so long."""
+        self._bring_another(job, decision)
         progress = search.progress
         if progress.attempts and progress.attempts[-1].provider != chosen.endpoint.provider:
             self._metrics.moved(progress.attempts[-1], chosen.endpoint.provider)
         stopped: list[Attempt] = []
-        before, numbers = len(progress.attempts), dict[str, int]()
-
-        async def begin(candidate: routing.Candidate, lease: Granted) -> Finished:
-            number = numbers[lease.lease_id] = before + len(numbers) + 1
-            current_attempt.set((number, candidate.endpoint.provider))
-            return await tracing.called(job, candidate, self._calling(job, candidate, lease, stopped))
-
         self._retries.deposit()
-        calls = await self._hedging.calls(
-            decision,
-            chosen,
-            grant,
-            admit=lambda others: self._admit(job, progress, others, second=True),
-            call=begin,
-            alone=job.claim.stream,
-        )
+        hedge = self._hedging.plan(decision, chosen, alone=job.claim.stream)
+        if hedge is None:
+            calls = [await self._begin(job, stopped, chosen, grant)]
+        else:
+            begin, admit = partial(self._begin, job, stopped), partial(self._admit, job, progress, second=True)
+            calls = await self._hedging.race(hedge, begin(chosen, grant), admit, begin)
         reached("after_call")
         decision = replace(decision, called=chosen.endpoint.id)
         progress = replace(progress, attempts=(*progress.attempts, *stopped))
         reporting = []
         for call in calls:
-            current_attempt.set((numbers[call.lease_id], call.chosen.endpoint.provider))
+            _tell_logs(call.chosen, call.lease_id)
             verdict = failover.judge(
                 call.failure,
                 self._rng,
@@ -342,7 +329,18 @@ class Attempts:
             progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
         ended = await self._follow(job, progress, decision, call, verdict)
         await asyncio.gather(*reporting)
-        return ended
+        self._bring_another(job, decision)
+        if not isinstance(ended, _Again):
+            return ended
+        search.progress, search.again, search.retries_here = ended.progress, ended.endpoint_id, search.retries_here + 1
+        await asyncio.sleep(ended.delay_s)
+        return 0.0
+
+    def _begin(
+        self, job: HeldJob, stopped: list[Attempt], chosen: routing.Candidate, lease: Granted
+    ) -> Awaitable[Finished]:
+        _tell_logs(chosen, lease.lease_id)
+        return tracing.called(job, chosen, self._calling(job, chosen, lease, stopped))
 
     async def _follow(
         self, job: HeldJob, progress: Progress, decision: routing.Decision, call: Finished, verdict: failover.Verdict
@@ -373,6 +371,11 @@ def _request_of(claim: Claimed) -> InferenceRequest:
     if isinstance(claim.payload, Unreadable):
         raise claim.payload
     return InferenceRequest.model_validate_json(claim.payload)
+
+
+def _tell_logs(chosen: routing.Candidate, lease_id: str) -> None:
+    """Which of the job's attempts it is, by the end of its lease's id, and where."""
+    current_attempt.set((int(lease_id.rpartition(":")[2]) + 1, chosen.endpoint.provider))
 
 
 def _line(job: HeldJob, decision: routing.Decision) -> str:

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Protocol, TypeVar
 
-from turnout_workers.routing.decision import Candidate, Decision
+from turnout_workers.routing.decision import Candidate, Decision, Hedge
 from turnout_workers.routing.failover import Allowance
 from turnout_workers.routing.failure import Failure
 from turnout_workers.state.store import Admission, Granted
@@ -36,25 +36,26 @@ class Hedging:
         self._on = on
         self._allowance = Allowance(SHARE, reserve=1)
 
-    async def calls(
-        self,
-        decision: Decision,
-        chosen: Candidate,
-        granted: Granted,
-        admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
-        call: Callable[[Candidate, Granted], Awaitable[E]],
-        alone: bool = False,
-    ) -> list[E]:
-        """Make the call that was granted; if it is slow, a second one elsewhere.
+    def plan(self, decision: Decision, chosen: Candidate, alone: bool = False) -> Hedge | None:
+        """When and where a call that is about to be made may be followed by a second one; None: it is not to be.
 
-        Returns the calls that ended by themselves, the one that counts last. `call` tells of its own cancellation.
         alone: never make a second one, as for an answer that somebody reads while it comes.
         """
         self._allowance.deposit()
-        hedge = decision.hedge(chosen) if self._on and not alone else None
-        if hedge is None:
-            return [await call(chosen, granted)]
-        running = {asyncio.ensure_future(call(chosen, granted))}
+        return decision.hedge(chosen) if self._on and not alone else None
+
+    async def race(
+        self,
+        hedge: Hedge,
+        first: Awaitable[E],
+        admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
+        call: Callable[[Candidate, Granted], Awaitable[E]],
+    ) -> list[E]:
+        """Make the first call; if it is slow, a second one elsewhere.
+
+        Returns the calls that ended by themselves, the one that counts last. Each tells of its own cancellation.
+        """
+        running = {asyncio.ensure_future(first)}
         try:
             done, _ = await asyncio.wait(running, timeout=hedge.after_s)
             if not done and self._allowance.withdraw():

@@ -52,6 +52,8 @@ class AsyncTask(Task):  # type: ignore[type-arg]
 class _Job:
     """One task under way in the pool."""
 
+    __slots__ = ("__weakref__", "args", "callback", "pid", "running", "started_at", "target")
+
     def __init__(self, pid: int, target: Callable[..., Any], args: tuple[Any, ...], callback: Any) -> None:
         self.pid = pid
         self.target = target

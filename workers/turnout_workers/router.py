@@ -20,6 +20,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -298,43 +299,41 @@ class IntelligentRouter:
         """The answer; or after a failure the endpoint to call again, None for another one."""
         stopped: list[Attempt] = []
         self._retries.deposit()
-        calls = await self._hedging.calls(
-            decision,
-            chosen,
-            granted,
-            admit=lambda others: self._admit(decision, others),
-            call=lambda candidate, lease: self._call(job, decision, candidate, lease, stopped),
-        )
+        call = partial(self._call, job, decision, stopped)
+        if (hedge := self._hedging.plan(decision, chosen)) is None:
+            calls = [await call(chosen, granted)]
+        else:
+            calls = await self._hedging.race(hedge, call(chosen, granted), partial(self._admit, decision), call)
         job.progress = replace(job.progress, attempts=(*job.progress.attempts, *stopped))
-        for call in calls:
+        for ended in calls:
             verdict = judge(
-                call.failure,
+                ended.failure,
                 self._rng,
                 attempt=job.progress.spent_attempts + 1,
                 retries_here=retries,
-                retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
-                has_untried=decision.has_untried(call.chosen.endpoint.id),
+                retry_budget_left=self._retries.left and decision.worth_repeating(ended.chosen),
+                has_untried=decision.has_untried(ended.chosen.endpoint.id),
                 allow_fallback=decision.job.allow_fallback,
             )
-            await self._reporter.report(call, verdict)
-            job.progress = job.progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
-        if call.failure is None:
-            assert call.response is not None
-            return call.response
+            await self._reporter.report(ended, verdict)
+            job.progress = job.progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
+        if ended.failure is None:
+            assert ended.response is not None
+            return ended.response
         if verdict.action is Next.GIVE_UP or unmended(job.request, job.progress.attempts):
-            error = ProviderError(call.failure, call.observed)
+            error = ProviderError(ended.failure, ended.observed)
             error.add_note(job.history)
             raise error
         await self._pause(decision.job, verdict.delay_s)
         if verdict.action is Next.RETRY:
             self._retries.withdraw()
-            return call.chosen.endpoint.id
+            return ended.chosen.endpoint.id
         if verdict.action is Next.DEFER:
             job.progress = job.progress.deferred(new_round=True)
         return None
 
     async def _call(
-        self, job: _Job, decision: Decision, chosen: Candidate, granted: Granted, stopped: list[Attempt]
+        self, job: _Job, decision: Decision, stopped: list[Attempt], chosen: Candidate, granted: Granted
     ) -> Finished:
         """One leased call. If it is stopped, or its connector is broken, it is reported here."""
         timeout_s = chosen.timeout_s

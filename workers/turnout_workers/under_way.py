@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection
-from contextlib import asynccontextmanager
+from collections.abc import Collection
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from types import TracebackType
 
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -14,31 +15,37 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Call:
+    """A class and no generator: thousands of them wait at a time."""
+
     overdue_at: float
     """On the loop's clock."""
     deadline: asyncio.Timeout
+    others: set[_Call]
+    """Of its endpoint, itself among them while it is under way."""
+
+    async def __aenter__(self) -> None:
+        self.others.add(self)
+        await self.deadline.__aenter__()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.others.discard(self)
+        try:
+            await self.deadline.__aexit__(kind, error, trace)
+        except TimeoutError:
+            told = "cut short: overdue, and its endpoint is out"
+            raise ProviderError(Failure(FailureKind.TIMED_OUT, told, Billed.MAYBE)) from None
 
 
 class CallsUnderWay:
     def __init__(self) -> None:
         self._calls: dict[str, set[_Call]] = defaultdict(set)
 
-    @asynccontextmanager
-    async def call(self, endpoint_id: str, overdue_s: float) -> AsyncIterator[None]:
+    def call(self, endpoint_id: str, overdue_s: float) -> AbstractAsyncContextManager[None]:
         """Make a call in this block. Raises ProviderError (timed out) if it is cut short."""
-        deadline = asyncio.timeout(None)
-        call = _Call(asyncio.get_running_loop().time() + overdue_s, deadline)
-        self._calls[endpoint_id].add(call)
-        try:
-            async with deadline:
-                yield
-        except TimeoutError:
-            if not deadline.expired():
-                raise
-            told = "cut short: overdue, and its endpoint is out"
-            raise ProviderError(Failure(FailureKind.TIMED_OUT, told, Billed.MAYBE)) from None
-        finally:
-            self._calls[endpoint_id].discard(call)
+        overdue_at = asyncio.get_running_loop().time() + overdue_s
+        return _Call(overdue_at, asyncio.timeout(None), self._calls[endpoint_id])
 
     def cut_short(self, endpoint_ids: Collection[str]) -> int:
         """End the calls to these endpoints that are overdue, and no others; tells how many."""

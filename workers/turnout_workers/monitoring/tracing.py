@@ -11,7 +11,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -29,6 +29,8 @@ WANTED = ("OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "
 WELL_KNOWN = {"gemini": "gcp.gemini", "azure": "azure.ai.openai", "mistral": "mistral_ai", "xai": "x_ai"}
 """`gen_ai.provider.name` of providers whose name in turnout.toml differs from it."""
 
+NONE = nullcontext()
+"""In the place of a span."""
 _tracer: Tracer | None = None
 
 
@@ -62,16 +64,17 @@ def use(provider: TracerProvider | None) -> None:
     _tracer = provider.get_tracer("turnout") if provider else None
 
 
-@contextmanager
-def span(name: str, **attributes: Any) -> Iterator[Span | None]:
+def span(name: str, **attributes: Any) -> AbstractContextManager[Span | None]:
     """Around a piece of a job's work; gives the span, or None where none is made."""
-    if _tracer is None:
-        yield None
-        return
+    return NONE if _tracer is None else _span(_tracer, name, attributes)
+
+
+@contextmanager
+def _span(tracer: Tracer, name: str, attributes: Mapping[str, Any]) -> Iterator[Span]:
     from opentelemetry.trace import SpanKind
 
     kind = SpanKind.CLIENT if "gen_ai.provider.name" in attributes else SpanKind.INTERNAL
-    with _tracer.start_as_current_span(
+    with tracer.start_as_current_span(
         name, kind=kind, attributes=attributes, record_exception=False, set_status_on_exception=False
     ) as begun:
         try:
@@ -84,12 +87,13 @@ def span(name: str, **attributes: Any) -> Iterator[Span | None]:
             raise
 
 
-@contextmanager
-def holding(job: HeldJob) -> Iterator[Span | None]:
+def holding(job: HeldJob) -> AbstractContextManager[Span | None]:
     """One worker's hold of a job, in the trace of whoever submitted it, and the wait in the queue before it."""
-    if _tracer is None:
-        yield None
-        return
+    return NONE if _tracer is None else _holding(_tracer, job)
+
+
+@contextmanager
+def _holding(tracer: Tracer, job: HeldJob) -> Iterator[Span]:
     from opentelemetry import context
 
     token = context.attach(_context(job.claim.trace))
@@ -97,17 +101,19 @@ def holding(job: HeldJob) -> Iterator[Span | None]:
         about = {"turnout.job.id": job.id, "turnout.lane": job.claim.lane.value}
         now = time.time_ns()
         began = now - round(max(0.0, job.claim.queued_for_s) * 1e9)
-        _tracer.start_span("turnout.queue", start_time=began, attributes=about).end(now)
-        with span("turnout.job", **about) as begun:
+        tracer.start_span("turnout.queue", start_time=began, attributes=about).end(now)
+        with _span(tracer, "turnout.job", about) as begun:
             yield begun
     finally:
         context.detach(token)
 
 
-async def called(job: HeldJob, chosen: Candidate, call: Awaitable[Finished]) -> Finished:
-    """Await a call to a provider inside its span."""
-    if _tracer is None:
-        return await call
+def called(job: HeldJob, chosen: Candidate, call: Awaitable[Finished]) -> Awaitable[Finished]:
+    """A call to a provider, inside its span."""
+    return call if _tracer is None else _called(_tracer, job, chosen, call)
+
+
+async def _called(tracer: Tracer, job: HeldJob, chosen: Candidate, call: Awaitable[Finished]) -> Finished:
     endpoint, operation = chosen.endpoint, "chat" if job.request.input is None else "embeddings"
     about = {
         "gen_ai.operation.name": operation,
@@ -115,8 +121,7 @@ async def called(job: HeldJob, chosen: Candidate, call: Awaitable[Finished]) -> 
         "gen_ai.request.model": endpoint.served_model,
         "turnout.endpoint": endpoint.id,
     }
-    with span(f"{operation} {endpoint.served_model}", **about) as begun:
-        assert begun is not None
+    with _span(tracer, f"{operation} {endpoint.served_model}", about) as begun:
         finished = await call
         if (response := finished.response) is not None:
             begun.set_attribute("gen_ai.response.model", response.model_served)

@@ -84,12 +84,12 @@ class Sent:
     provider: str
     parameters: frozenset[str]
     warnings: list[str] = field(default_factory=list)
-    taken: set[str] = field(default_factory=set)
+    taken: list[str] = field(default_factory=list)
 
     def takes(self, name: str) -> bool:
         """Whether the provider takes this parameter; if not, it is left out with a warning, or the call fails."""
         if name in self.parameters:
-            self.taken.add(name)
+            self.taken.append(name)
             return True
         text = f"{self.provider} does not take {name}"
         if self.request.on_unsupported == "fail":
@@ -162,7 +162,8 @@ class Connector(CloudProviderBase):
         """A parameter that the provider turns out to refuse for this model is left out from then on, and the call
         made again without it: nothing was done for the first one."""
         while True:
-            sent = Sent(request, self.name, self.parameters - self._refused[endpoint.served_model])
+            refused = self._refused.get(endpoint.served_model)
+            sent = Sent(request, self.name, self.parameters - refused if refused else self.parameters)
             try:
                 return await self._call(endpoint, sent, timeouts, on_token)
             except ProviderError as error:
