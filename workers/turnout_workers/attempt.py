@@ -39,6 +39,7 @@ from turnout_workers.providers.base import current_job
 from turnout_workers.reporting import Finished, Reporter
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
+from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.tenants import TenantShares
@@ -278,7 +279,9 @@ class Attempts:
         bids = tuple(Bid.of(c, self._ceilings.of_provider(c.endpoint.provider)) for c in candidates)
         now, tenant = self._fleet.now(), job.claim.tenant or ""
         lane_share = headroom(job.claim.lane, self._last_seen, now, self._in_force.reserved)
-        return await self._store.admit(
+        first = bids[0].endpoint_id
+        amend(self._fleet.snapshot, first, lambda traffic: traffic.begun(now))  # jobs that come together spread
+        admission = await self._store.admit(
             Ask(
                 lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts) + second}",
                 bids=bids,
@@ -288,6 +291,9 @@ class Attempts:
                 headroom=lane_share * self._shares.headroom(tenant, now),
             )
         )
+        if isinstance(admission, Granted) and admission.endpoint_id != first:
+            amend(self._fleet.snapshot, admission.endpoint_id, lambda traffic: traffic.begun(now))
+        return admission
 
     async def _attempt(
         self,

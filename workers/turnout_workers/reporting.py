@@ -16,6 +16,7 @@ from turnout.result import Attempt
 from turnout_workers.providers.base import CallOutcome
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
+from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Snapshot
 from turnout_workers.routing.health import Step, after_report
@@ -113,6 +114,8 @@ class Reporter:
         endpoint = call.chosen.endpoint
         if self._observer:
             self._observer.called(call)
+        ended_at, ok, counts = call.started_at + call.duration_s, call.failure is None, verdict.counts_for_health
+        amend(self._fleet.snapshot, endpoint.id, lambda traffic: traffic.ended(ended_at, ok, counts))
         try:
             await self._tell(call, verdict)
         except (RedisError, OSError) as error:

@@ -13,6 +13,7 @@ from tests.unit.routing.fleets import NOW, chosen, decide, endpoint, job, observ
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing import Action, JobProfile, rank, replay
+from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
 from turnout_workers.routing.record import candidates
@@ -117,6 +118,51 @@ def test_the_busier_of_two_equals_gets_less() -> None:
     busy = view(endpoint("busy"), metrics=observed(), load=Load(in_flight=20))
     found = shares(S.LATENCY_OPTIMIZED, busy, view(endpoint("idle"), metrics=observed()))
     assert found["idle"] == 3000
+
+
+def test_of_two_equals_the_one_that_fails_at_once_gets_less() -> None:
+    failing = view(endpoint("failing"), Health(consecutive_failures=3), observed(), Load(in_flight=1))
+    assert shares(S.BALANCED, failing, view(endpoint("well"), metrics=observed(), load=Load(in_flight=3))) == {
+        "well": 3000
+    }
+
+
+def dead_calls(strategy: RoutingStrategy, jobs_s: float, latency_s: float) -> int:
+    """Calls to one of three equals from the moment on at which it answers no more."""
+    rng, dead, answers = random.Random(7), 0, list[tuple[float, str]]()
+    known = observed(latency_s, 0.0)
+    fleet = snapshot(*(view(endpoint(name), metrics=known) for name in "abc"))
+    for now in (NOW + number / jobs_s for number in range(int(4 * jobs_s))):
+        for answered_at, id in [one for one in sorted(answers) if one[0] <= now]:
+            amend(fleet, id, lambda traffic, at=answered_at: traffic.ended(at, ok=True, counts=True))  # type: ignore[misc]
+            answers.remove((answered_at, id))
+        best = rank(job(strategy=strategy), fleet, now, rng).best
+        assert best is not None
+        amend(fleet, best.endpoint.id, lambda traffic, at=now: traffic.begun(at))  # type: ignore[misc]
+        if best.endpoint.provider == "a" and now > NOW + 2:
+            dead += 1
+        else:
+            answers.append((now + latency_s * rng.uniform(0.8, 1.2), best.endpoint.id))
+    return dead
+
+
+@pytest.mark.parametrize("strategy", [S.BALANCED, S.COST_OPTIMIZED, S.LATENCY_OPTIMIZED])
+def test_an_equal_that_hangs_gets_hardly_more_than_are_on_their_way_before_one_can_be_missed(
+    strategy: RoutingStrategy,
+) -> None:
+    jobs_s, latency_s = 100.0, 0.3
+    assert dead_calls(strategy, jobs_s, latency_s) <= jobs_s / 3 * latency_s + 3
+
+
+def test_jobs_that_come_together_spread_over_equals() -> None:
+    fleet = snapshot(*(view(endpoint(name), metrics=observed()) for name in "abc"))
+    rng, given = random.Random(3), Counter[str]()
+    for _ in range(30):
+        best = rank(job(), fleet, NOW, rng).best
+        assert best is not None
+        amend(fleet, best.endpoint.id, lambda traffic: traffic.begun(NOW))
+        given[best.endpoint.provider] += 1
+    assert max(given.values()) - min(given.values()) <= 2
 
 
 def test_round_robin_keeps_the_weights_exactly() -> None:
@@ -307,7 +353,16 @@ def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() ->
             at = EndpointView(
                 endpoint(f"p{rng.random()}", limits=Limits(concurrency=9)), metrics=observed(rng.random())
             )
-            fleet = snapshot(CHEAP, FAST, MIDDLE, at, view(endpoint("x"), load=Load(ready_at=NOW + 1)))
+            twins = [
+                view(
+                    endpoint(f"twin{n}", price=Price(0.1, 0.1)),
+                    Health(consecutive_failures=rng.randrange(3)),
+                    observed(3.0, latency_at=NOW - rng.random()),
+                    Load(in_flight=rng.randrange(9), oldest_started_at=NOW - 6 * rng.random()),
+                )
+                for n in range(2)
+            ]
+            fleet = snapshot(CHEAP, FAST, MIDDLE, at, *twins, view(endpoint("x"), load=Load(ready_at=NOW + 1)))
             records.append(rank(job(strategy=strategy), fleet, NOW, rng, turn=rng.choice([None, 1, 2])).to_record())
     records = json.loads(json.dumps(records))
     repeated = replay(records)

@@ -13,6 +13,7 @@ from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Load
 from turnout_workers.routing.health import (
     EJECTION_MAX_S,
+    EJECTION_S,
     NOTHING,
     RECOVER,
     Step,
@@ -125,5 +126,6 @@ def test_hanging_calls_eject_before_they_time_out(load: Load, silent_s: float, e
     metrics = observed(latency_at=NOW - silent_s)
     action = after_watch(Health(), load, metrics, NOW, random.Random())
     assert (action.step is Step.TRIP) == ejected
+    assert (action.open_s > 1.5 * EJECTION_S) == ejected, "twice as long: its probe may hang as well"
     assert after_watch(OPEN, load, metrics, NOW, random.Random()) is NOTHING
     assert RECOVER.step is Step.RECOVER

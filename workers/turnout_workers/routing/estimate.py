@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import EndpointView, Price, Snapshot
@@ -32,6 +33,34 @@ class Odds(NamedTuple):
         return cls(sigma, math.exp(CERTAIN_SIGMAS * sigma), error_rate, 1 / (1 - error_rate), shadow_price)
 
 
+class Traffic(NamedTuple):
+    """The calls of an endpoint that have no answer."""
+
+    in_flight: int
+    failures: int
+    """In a row: calls that fail at once would make their endpoint look idle."""
+    oldest_at: float
+    """When the oldest of those in flight began."""
+    answered_at: float
+
+    def begun(self, now: float) -> Traffic:
+        return self._replace(in_flight=self.in_flight + 1, oldest_at=self.oldest_at if self.in_flight else now)
+
+    def ended(self, now: float, ok: bool, counts: bool) -> Traffic:
+        """counts: whether the outcome says anything on the endpoint."""
+        left = self._replace(in_flight=max(0, self.in_flight - 1))
+        if not counts:
+            return left
+        return left._replace(failures=0, answered_at=now) if ok else left._replace(failures=self.failures + 1)
+
+    def silent_s(self, latency_s: float, now: float) -> float:
+        """For how long nothing has come of calls that should take no longer than this."""
+        since = self.oldest_at + latency_s
+        if since < self.answered_at:
+            since = self.answered_at
+        return now - since if self.in_flight and since < now else 0.0
+
+
 class Estimate(NamedTuple):
     """One endpoint's part of the arithmetic."""
 
@@ -43,6 +72,7 @@ class Estimate(NamedTuple):
     special: bool
     """Its circuit is not simply closed, or it is busy: look before you call."""
     odds: Odds
+    traffic: Traffic
     view: EndpointView
     position: int
 
@@ -54,6 +84,13 @@ def estimates(snapshot: Snapshot) -> list[Estimate]:
         found = [_estimate(position, view, snapshot.at) for position, view in enumerate(snapshot.views)]
         snapshot.memo["estimates"] = found
     return found
+
+
+def amend(snapshot: Snapshot, endpoint_id: str, change: Callable[[Traffic], Traffic]) -> None:
+    """Count at once what this process has done itself. Of other processes the next snapshot tells."""
+    if endpoint_id in snapshot.by_id:
+        found, position = estimates(snapshot), snapshot.fleet.ids.index(endpoint_id)
+        found[position] = found[position]._replace(traffic=change(found[position].traffic))
 
 
 def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
@@ -72,6 +109,7 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
         or max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at
         or all_slots_taken(view),
         Odds.of(max(SIGMA_MIN, metrics.sigma), error_rate, load.shadow_price),
+        Traffic(load.in_flight, health.consecutive_failures, load.oldest_started_at, metrics.latency_at),
         view,
         position,
     )

@@ -38,6 +38,8 @@ RAMP_FROM = 0.15
 """After a recovery the endpoint's share of its traffic grows from this to all of it within `RAMP_S`."""
 HANGING_CALLS = 2
 HANGING_SILENCE_S = 1.5
+EJECTIONS_OF_A_HANG = 2
+"""As how many in a row the first one counts: a probe that hangs, too, takes seconds and not a moment to tell."""
 LONE_HANG_S = 20.0
 """Age at which a single overdue call, with no other in flight to compare, counts as a hang."""
 
@@ -154,7 +156,7 @@ def after_watch(
     *,
     base_s: float = EJECTION_S,
 ) -> HealthAction:
-    """Whether calls in flight hang: asked every half second, long before their timeouts.
+    """Whether calls in flight hang: asked four times a second, long before their timeouts.
 
     Two calls older than their own thresholds, if they are half of those in flight or if nothing succeeded
     for 1.5 s; or a lone one that is very old.
@@ -166,8 +168,12 @@ def after_watch(
     alone = load.overdue == load.in_flight and silent_s >= LONE_HANG_S
     if not (several or alone):
         return NOTHING
-    return _trip(health, now, rng, base_s, f"{load.overdue} of {load.in_flight} calls hang")
+    reason = f"{load.overdue} of {load.in_flight} calls hang"
+    return _trip(health, now, rng, base_s, reason, EJECTIONS_OF_A_HANG)
 
 
-def _trip(health: Health, now: float, rng: random.Random, base_s: float, reason: str) -> HealthAction:
-    return HealthAction(Step.TRIP, ejection_s(ejections_in_a_row(health, now), rng, base_s), reason)
+def _trip(
+    health: Health, now: float, rng: random.Random, base_s: float, reason: str, at_least: int = 1
+) -> HealthAction:
+    before = max(ejections_in_a_row(health, now), at_least - 1)
+    return HealthAction(Step.TRIP, ejection_s(before, rng, base_s), reason)

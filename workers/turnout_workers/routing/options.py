@@ -95,7 +95,7 @@ class Options:
         usable: list[Row] = []
         for position in found.positions:
             estimate = estimates[position]
-            ttft, pace, p_in, p_out, special, _, _, _ = estimate
+            ttft, pace, p_in, p_out, special, _, _, _, _ = estimate
             latency = ttft + out * pace
             cost = given * p_in + out * p_out
             if not (special or careful or latency > longest):

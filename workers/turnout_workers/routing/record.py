@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing.decision import Decision
-from turnout_workers.routing.estimate import Estimate, Odds
-from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits, Load
+from turnout_workers.routing.estimate import Estimate, Odds, Traffic
+from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
 
@@ -21,7 +21,7 @@ RECORD_VERSION = 1
 def to_record(decision: Decision) -> dict[str, Any]:
     """All that explains and repeats a decision; no prompt, no key. Micro-dollars and seconds."""
     job = decision.job
-    rows = [_candidate(decision.ranking, index) for index in (*decision.ready, *decision.busy)]
+    rows = [_candidate(decision.ranking, index, decision.at) for index in (*decision.ready, *decision.busy)]
     return {
         "v": RECORD_VERSION,
         "at": decision.at,
@@ -49,21 +49,22 @@ def to_record(decision: Decision) -> dict[str, Any]:
 
 COLUMNS = (
     "id", "score", "cost", "latency_s", "p_late", "wait_s", "sigma", "error_rate", "shadow_price",
-    "probe", "priority", "weight", "in_flight", "slots", "position",
+    "probe", "priority", "weight", "in_flight", "slots", "position", "failures", "silent_ms",
 )  # fmt: skip
-"""Of a record's candidates: rows without names take a third of the space."""
+"""Of a record's candidates: rows without names take a third of the space. The last two are left out where all is
+answered."""
 
 
 def candidates(record: Mapping[str, Any]) -> list[dict[str, Any]]:
     """A record's candidates with their columns' names, for people: those to be called in order, then the busy."""
-    return [dict(zip(COLUMNS, row, strict=True)) for row in record["candidates"]]
+    return [dict(zip(COLUMNS, row, strict=False)) for row in record["candidates"]]
 
 
-def _candidate(ranked: Ranking, index: int) -> list[Any]:
+def _candidate(ranked: Ranking, index: int, at: float) -> list[Any]:
     wait_s, latency_s, cost, probe, estimate = ranked.options[index]
-    endpoint, odds = estimate.view.endpoint, estimate.odds
+    endpoint, odds, traffic = estimate.view.endpoint, estimate.odds, estimate.traffic
     numbers = (latency_s, ranked.late[index], wait_s, odds.sigma, odds.error_rate, odds.shadow_price)
-    return [
+    row = [
         endpoint.id,
         _rounded(ranked.scores[index]),
         _rounded(cost),
@@ -71,10 +72,13 @@ def _candidate(ranked: Ranking, index: int) -> list[Any]:
         int(probe),
         endpoint.priority,
         endpoint.weight,
-        estimate.view.load.in_flight,
+        traffic.in_flight,
         endpoint.limits.concurrency,
         estimate.position,
     ]
+    if traffic.in_flight or traffic.failures:
+        row += (traffic.failures, int(1000 * traffic.silent_s(latency_s, at)))
+    return row
 
 
 def _rounded(value: float) -> float | None:
@@ -131,7 +135,7 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
     that had no candidate are left out.
     """
     for turn, record in enumerate(records):
-        options = [_option(c) for c in sorted(candidates(record), key=itemgetter("position"))]
+        options = [_option(c, record["at"]) for c in sorted(candidates(record), key=itemgetter("position"))]
         if not options:
             continue
         job = JobProfile(
@@ -155,7 +159,7 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
         )
 
 
-def _option(candidate: Mapping[str, Any]) -> Option:
+def _option(candidate: Mapping[str, Any], at: float) -> Option:
     # The endpoint's id stands for its model: a record holds no more of the configuration than ranking reads.
     endpoint = Endpoint(
         candidate["id"].split("/")[0],
@@ -165,8 +169,11 @@ def _option(candidate: Mapping[str, Any]) -> Option:
         weight=candidate["weight"],
         limits=Limits(concurrency=candidate["slots"]),
     )
-    view = EndpointView(endpoint, load=Load(in_flight=candidate["in_flight"]))
+    answered_at = at - candidate.get("silent_ms", 0) / 1000
+    traffic = Traffic(candidate["in_flight"], candidate.get("failures", 0), -math.inf, answered_at)
     cost = math.inf if candidate["cost"] is None else candidate["cost"]
     odds = Odds.of(candidate["sigma"], candidate["error_rate"], candidate["shadow_price"])
-    estimate = Estimate(candidate["latency_s"], 0.0, 0.0, 0.0, False, odds, view, candidate["position"])
+    estimate = Estimate(
+        candidate["latency_s"], 0.0, 0.0, 0.0, False, odds, traffic, EndpointView(endpoint), candidate["position"]
+    )
     return Option(candidate["wait_s"], candidate["latency_s"], cost, bool(candidate["probe"]), estimate)

@@ -105,8 +105,8 @@ def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) ->
 
 
 def _crowding(option: Row) -> float:
-    view = option[4].view
-    return 1 + view.load.in_flight / (view.endpoint.limits.concurrency or SERIAL_CALLS)
+    traffic, slots = option[4].traffic, option[4].view.endpoint.limits.concurrency
+    return 1 + (traffic.in_flight + traffic.failures) / (slots or SERIAL_CALLS)
 
 
 def _fastest(options: Rows, scores: Numbers, late: Numbers, _: float) -> Keys:
@@ -162,7 +162,7 @@ class Ranking(NamedTuple):
 def ranking(
     job: JobProfile, options: Rows, strategy: Strategy, now: float, seed: int, turn: int | None = None
 ) -> Ranking:
-    """The options, best first. Of two random ones among equals, the less busy one comes first."""
+    """The options, best first. Of two random ones among equals, the less burdened one comes first."""
     scores, late = utilities(job, options, strategy, now)
     order = list(range(len(options)))
     groups: Numbers | None = None
@@ -189,16 +189,26 @@ def ranking(
         ):
             equal += 1
         if equal > 1:
-            order.insert(0, order.pop(_two_choices([options[index] for index in order[:equal]], seed)))
+            order.insert(0, order.pop(_two_choices([options[index] for index in order[:equal]], seed, now)))
     return Ranking(options, order, scores, late)
 
 
-def _two_choices(options: Rows, seed: int) -> int:
-    """The index of the less crowded of two different options, picked by `seed`."""
+def _two_choices(options: Rows, seed: int, now: float) -> int:
+    """The index of the less burdened of two different options, picked by `seed`."""
     count = len(options)
     one = seed % count
     other = (one + 1 + (seed >> 16) % (count - 1)) % count
-    return one if _crowding(options[one]) <= _crowding(options[other]) else other
+    return one if _burden(options[one], now) <= _burden(options[other], now) else other
+
+
+def _burden(option: Row, now: float) -> float:
+    """What is unanswered, as a share of capacity, counted once more for each answer that should have come by now.
+
+    One that hangs has no more calls in flight than those which take over its share, but it is silent.
+    """
+    traffic, latency_s = option[4].traffic, max(option[1], 1e-3)
+    missed = traffic.in_flight * traffic.silent_s(latency_s, now) / latency_s
+    return (_crowding(option) - 1) * (1 + missed)
 
 
 def next_shadow_price(price: float, load: Load) -> float:
