@@ -95,10 +95,10 @@ class Unspooling:
                     kept["job"], kept["token"], result, None, retention.results_s, kept["batch"], retention.failed_s
                 )
             )
-        except Unreadable as error:
-            logger.error("spooled settlement %s waits for its key: %s", path.name, error)
-            return
-        except ResponseError as error:
+        except (Unreadable, ResponseError) as error:
+            if isinstance(error, Unreadable) and error.key is not None:
+                logger.error("spooled settlement %s waits for its key: %s", path.name, error)
+                return
             logger.error("spooled settlement %s is refused, and put aside: %s", path.name, error)
             self.spool.put_aside(path)
             return

@@ -1,0 +1,34 @@
+"""What waits on disk sealed is kept for its key, and put aside if no key can open it."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnout.ledger import Keyring, Ledger, write_result
+from turnout.request import InferenceResponse
+from turnout.result import JobResult, JobStatus
+from turnout_workers.spool import Spool, Unspooling
+from turnout_workers.state.memory import MemoryFleetStore
+
+OLD, NEW = (
+    Keyring.of({"TURNOUT_PAYLOAD_KEYS": f"{name}:{base64.b64encode(bytes([n] * 32)).decode()}"})
+    for n, name in enumerate(("old", "new"), 1)
+)
+
+
+@pytest.mark.parametrize(("keyring", "job_id", "left"), [(NEW, "a", ".json"), (OLD, "b", ".refused")])
+async def test_what_cannot_be_opened(tmp_path: Path, keyring: Keyring, job_id: str, left: str) -> None:
+    never: Any = None
+    spool = Spool(tmp_path)
+    answer = InferenceResponse(text="yes", provider="p", model_requested="m", model_served="m")
+    sealed = json.loads(write_result(JobResult(id="a", status=JobStatus.SUCCEEDED, response=answer), OLD))
+    spool.keep({"job": job_id, "result": sealed})
+    ((path, kept),) = spool
+    unspooling = Unspooling(spool, Ledger(keyring=keyring), never, MemoryFleetStore(lambda: 0.0), never)
+    await unspooling._settle(path, kept)
+    assert [file.suffix for file in tmp_path.iterdir()] == [left]
