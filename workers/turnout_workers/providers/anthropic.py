@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from itertools import groupby
 from typing import Any
 
+from multidict import istr
+
 from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
 from turnout_workers.providers.connector import Answer, Connector, Gathering, Sent, reported
 from turnout_workers.providers.errors import ProviderError
@@ -38,7 +40,7 @@ class AnthropicConnector(Connector):
     def __init__(self, config: ProviderConfig, http: Http) -> None:
         super().__init__(config, http)
         self._version = config.version or self.dialect.version or "2023-06-01"
-        self._headers["anthropic-version"] = self._version
+        self._headers[istr("anthropic-version")] = self._version
 
     @property
     def parameters(self) -> frozenset[str]:

@@ -14,6 +14,9 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
+from multidict import istr
+from pydantic_core import PydanticSerializationError, to_json
+
 from turnout.request import FinishReason, ImagePart, InferenceRequest, InferenceResponse, ToolCall, Usage
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
@@ -39,6 +42,7 @@ PROTECTED = frozenset(
     }
 )  # fmt: skip
 """Fields that a job's extras can't set."""
+JOB_HEADER = istr("x-turnout-job")
 HEALTH_TIMEOUTS = Timeouts(connect_s=3, first_byte_s=5, idle_s=5, total_s=8)
 REPEATED = 4000
 """Characters of an image: vendors repeat the beginning of what they object to, and images are long."""
@@ -118,13 +122,13 @@ class Connector(CloudProviderBase):
         self.config = config
         self.http = http
         self.dialect: Dialect = dialect(config.dialect, config.kind)
-        self._headers = dict(config.headers)
+        self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
         self._refused: defaultdict[str, set[str]] = defaultdict(set)
         self._secrets = tuple(self._headers.values())
         if config.api_key is not None:
             key = config.api_key.reveal()
             self._secrets += (key,)
-            self._headers[self.dialect.auth_header] = f"{self.dialect.auth_prefix}{key}"
+            self._headers[istr(self.dialect.auth_header)] = f"{self.dialect.auth_prefix}{key}"
 
     # --- for a wire format to write ---
 
@@ -176,11 +180,7 @@ class Connector(CloudProviderBase):
     async def _call(self, endpoint: Endpoint, sent: Sent, timeouts: Timeouts, on_token: OnToken | None) -> CallOutcome:
         request = sent.request
         gathering = None if on_token is None or request.is_embedding else self.gathering()
-        path, body = self.question(endpoint, request, sent, gathering is not None)
-        body = sent.with_extras(body)
-        if self.config.service_tier is not None and not request.is_embedding:
-            body["service_tier"] = self.config.service_tier
-        out = self._outgoing(path, self.headers(endpoint), body, timeouts, tuple(_said(request)))
+        out = self._asking(endpoint, sent, timeouts, gathering is not None)
         first_token_s: float | None = None
         if gathering is None or on_token is None:
             reply = await self.http.json(out)
@@ -193,19 +193,38 @@ class Connector(CloudProviderBase):
 
     def headers(self, endpoint: Endpoint) -> dict[str, str]:
         """Of a call: the key, and what else the configuration says."""
-        headers = dict(self._headers)
+        headers = self._headers
         if endpoint.simulated and (job_id := current_job.get()):
-            headers["x-turnout-job"] = job_id  # for the simulator's books; real providers get none of our ids
+            headers = headers | {JOB_HEADER: job_id}  # for the simulator's books; real providers get none of our ids
         return headers | tracing.headers() if self.config.traceparent else headers
 
     async def check_health(self) -> None:
         await self.http.json(self._outgoing(self.health_path, self._headers, None, HEALTH_TIMEOUTS))
 
+    def _asking(self, endpoint: Endpoint, sent: Sent, timeouts: Timeouts, stream: bool) -> Outgoing:
+        """The question as it goes out: in bytes, for while it is answered nobody needs what they are made of."""
+        request = sent.request
+        path, body = self.question(endpoint, request, sent, stream)
+        body = sent.with_extras(body)
+        if self.config.service_tier is not None and not request.is_embedding:
+            body["service_tier"] = self.config.service_tier
+        try:
+            content = to_json(body)
+        except PydanticSerializationError:
+            failure = Failure(FailureKind.INVALID_REQUEST, "the request holds text that is no Unicode")
+            raise ProviderError(failure) from None
+        return self._outgoing(path, self.headers(endpoint), content, timeouts, tuple(_said(request)))
+
     def _outgoing(
-        self, path: str, headers: Mapping[str, str], body: Any, timeouts: Timeouts, texts: tuple[str, ...] = ()
+        self,
+        path: str,
+        headers: Mapping[str, str],
+        content: bytes | None,
+        timeouts: Timeouts,
+        texts: tuple[str, ...] = (),
     ) -> Outgoing:
         url, proxy = f"{self.config.base_url}{path}", self.config.proxy
-        return Outgoing(url, headers, body, timeouts, self._secrets + texts, self.dialect.limit_headers, proxy)
+        return Outgoing(url, headers, content, timeouts, self._secrets + texts, self.dialect.limit_headers, proxy)
 
     async def _streamed(self, out: Outgoing, gathering: Gathering, on_token: OnToken) -> tuple[Reply, float | None]:
         """Gather a stream into the reply that the same call would have given without streaming."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import aiohttp
-from pydantic_core import PydanticSerializationError
 
 from turnout_workers.providers.classify import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -28,8 +27,6 @@ def classify_exception(error: BaseException) -> Failure:
             return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
         case aiohttp.ClientError() | OSError():
             return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
-        case PydanticSerializationError():
-            return Failure(FailureKind.INVALID_REQUEST, "the request holds text that is no Unicode")
         case ValueError():
             return Failure(FailureKind.UNAVAILABLE, text)
         case _:

@@ -17,7 +17,7 @@ from functools import cache
 from typing import Any
 
 import aiohttp
-from pydantic_core import to_json
+from aiohttp import hdrs
 from yarl import URL
 
 from turnout_workers.providers import body
@@ -32,7 +32,8 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 MAX_ERROR = 64 * 1024
 ERROR_S = 2.0
 """Most bytes that are read, and most seconds that are waited, for what an error response says."""
-USER_AGENT = "turnout"
+ABOUT_US: dict[str, str] = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "gzip"}
+ABOUT_JSON = {**ABOUT_US, hdrs.CONTENT_TYPE: "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,8 +42,9 @@ class Outgoing:
 
     url: str
     headers: Mapping[str, str] = field(repr=False)
-    body: Mapping[str, Any] | None = field(repr=False)
-    """None: a GET."""
+    """Named by `istr`, which aiohttp would make of each name anew for each call."""
+    content: bytes | None = field(repr=False)
+    """JSON; None: a GET."""
     timeouts: Timeouts
     scrub: tuple[str, ...] = field(default=(), repr=False)
     """Keys and prompts, which no message may repeat."""
@@ -131,15 +133,11 @@ class Http:
     async def _send(self, out: Outgoing) -> aiohttp.ClientResponse:
         if self._session is None:
             self._session = _session()
-        content = None if out.body is None else to_json(out.body)
-        about = {"user-agent": USER_AGENT, "accept-encoding": "gzip"}
-        if content is not None:
-            about["content-type"] = "application/json"
         return await self._session.request(
-            "GET" if content is None else "POST",
+            "GET" if out.content is None else "POST",
             _url(out.url),
-            data=content,
-            headers={**about, **out.headers},
+            data=out.content,
+            headers={**(ABOUT_US if out.content is None else ABOUT_JSON), **out.headers},
             allow_redirects=False,
             timeout=_connecting(out.timeouts.connect_s),
             **(_through(out.proxy) if out.proxy else {}),
