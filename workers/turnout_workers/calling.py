@@ -8,7 +8,6 @@ import random
 import time
 import traceback
 from dataclasses import dataclass, field
-from typing import Any
 
 from turnout.ledger import Coalescer, Ledger
 from turnout.result import Attempt
@@ -24,7 +23,7 @@ from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.schema import off_schema
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Granted
+from turnout_workers.state.store import Granted, ObservedLimit
 from turnout_workers.streaming import Pieces
 from turnout_workers.under_way import CallsUnderWay
 
@@ -49,30 +48,29 @@ class Calling:
     async def __call__(self, job: HeldJob, chosen: Candidate, grant: Granted, stopped: list[Attempt]) -> Finished:
         """Make the call. If it is cancelled, that is reported here, and the attempt added to `stopped`."""
         lease_id, leases = grant.lease_id, job.hold.leases
-        leases.add(lease_id)
+        leases.append(lease_id)
         started_at, clock = self.fleet.now(), time.monotonic()
-
-        def ended(outcome: CallOutcome | None, failure: Failure | None, observed: Any = ()) -> Finished:
-            return Finished(lease_id, chosen, started_at, time.monotonic() - clock, outcome, failure, observed)
-
+        outcome: CallOutcome | None = None
+        observed: tuple[ObservedLimit, ...] = ()
         try:
             outcome = await self._send(job, chosen, lease_id)
-            return ended(outcome, off_schema(job.request, outcome.response))
+            failure = off_schema(job.request, outcome.response)
         except ProviderError as error:
-            return ended(None, error.failure, error.limits)
+            failure, observed = error.failure, error.limits
         except Exception as error:
             # A connector of another package that breaks its promise; what it says may hold anything.
             where = "".join(traceback.format_tb(error.__traceback__))
             logger.error("the connector of %s raised %s:\n%s", chosen.endpoint.id, type(error).__name__, where)
             message = f"its connector raised {type(error).__name__}"
-            return ended(None, Failure(FailureKind.MALFORMED, message, Billed.MAYBE))
+            failure = Failure(FailureKind.MALFORMED, message, Billed.MAYBE)
         except asyncio.CancelledError:
-            call = ended(None, STOPPED)
+            call = Finished(lease_id, chosen, started_at, time.monotonic() - clock, None, STOPPED)
             stopped.append(call.attempt)
             await self.reporter.report(call, failover.judge(STOPPED, self.rng))
             raise
         finally:
-            leases.discard(lease_id)
+            leases.remove(lease_id)
+        return Finished(lease_id, chosen, started_at, time.monotonic() - clock, outcome, failure, observed)
 
     async def _send(self, job: HeldJob, chosen: Candidate, lease_id: str) -> CallOutcome:
         endpoint = chosen.endpoint

@@ -9,11 +9,10 @@ is still being called for here.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, Self
 
 from redis.exceptions import RedisError
 
@@ -32,15 +31,24 @@ class Cancellable(Protocol):
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """One claimed job of this worker, and the calls that are being made for it."""
+    """One claimed job of this worker, and the calls that are being made for it; kept claimed while its block runs."""
 
     job_id: str
     token: int
     task: Cancellable
     valid_until: float
     """On the loop's clock: until then nobody else can have the job."""
-    leases: set[str] = field(default_factory=set)
+    others: set[Hold]
+    """Of this worker, itself among them while it is kept."""
+    leases: list[str] = field(default_factory=list)
     lost: bool = False
+
+    def __enter__(self) -> Self:
+        self.others.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.others.discard(self)
 
     def lose(self) -> None:
         self.lost = True
@@ -63,17 +71,11 @@ class Heartbeat:
     def __len__(self) -> int:
         return len(self._held)
 
-    @contextlib.contextmanager
-    def holding(self, job_id: str, token: int, claimed_at: float) -> Iterator[Hold]:
+    def holding(self, job_id: str, token: int, claimed_at: float) -> Hold:
         """Keep the job claimed while the block runs in this task. `claimed_at`: before the claim was sent."""
         task = asyncio.current_task()
         assert task is not None
-        hold = Hold(job_id, token, task, claimed_at + self.ttl_s * (1 - MARGIN))
-        self._held.add(hold)
-        try:
-            yield hold
-        finally:
-            self._held.discard(hold)
+        return Hold(job_id, token, task, claimed_at + self.ttl_s * (1 - MARGIN), self._held)
 
     async def run(self) -> None:
         """Renew for ever. A round takes a third of a lease, whatever Redis does, so that the watch on time goes on."""
