@@ -8,7 +8,6 @@ idle and total deadlines.
 from __future__ import annotations
 
 import asyncio
-import ssl
 import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -65,7 +64,6 @@ class Http:
     """The HTTP client that all connectors of a process share."""
 
     def __init__(self) -> None:
-        _tls()  # takes some ten milliseconds once, during which no call should wait on the loop
         self._session: aiohttp.ClientSession | None = None
 
     async def aclose(self) -> None:
@@ -194,16 +192,13 @@ async def within(total_s: float) -> AsyncIterator[None]:
         raise ProviderError(Failure(FailureKind.TIMED_OUT, message, Billed.MAYBE)) from None
 
 
-@cache
-def _tls() -> ssl.SSLContext:
-    """The system's authorities, or those of SSL_CERT_FILE; read once."""
-    return ssl.create_default_context()
-
-
 def _session() -> aiohttp.ClientSession:
-    """No redirects, cookies or proxies of the environment can come in."""
+    """No redirects, cookies or proxies of the environment can come in.
+
+    Servers are held to the system's authorities, or to those of SSL_CERT_FILE, which aiohttp has read at its import.
+    """
     # As many connections as calls: how many there are at once is for the worker's slots and the limits to say.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, ssl=_tls())
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     return aiohttp.ClientSession(
         connector=connector, auto_decompress=False, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
     )
