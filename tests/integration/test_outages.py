@@ -61,23 +61,25 @@ def test_a_dying_endpoint_costs_the_fleet_a_handful_of_calls(dying: Stand, name:
 
 
 def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the_end(tmp_path: Path) -> None:
-    providers = ("one", "two")
-    with standing(tmp_path, fleet(*providers), concurrency=5) as stand:
+    """And then all are done within the time that the limits allow, and 2 s."""
+    providers, a_minute = ("one", "two"), 600
+    limited = fleet(*providers).replace("ttft_s", f"limits = {{ requests_per_minute = {a_minute} }}\nttft_s")
+    with standing(tmp_path, limited, concurrency=5) as stand:
         for provider in providers:
             stand.fail(provider, kind="down")
         for _ in range(WORKERS):
             stand.start_worker(wait=False)
-        patient, hasty = [f"patient {n}" for n in range(60)], [f"hasty {n}" for n in range(10)]
+        patient, hasty = [f"patient {n}" for n in range(80)], [f"hasty {n}" for n in range(10)]
         stand.submit(patient)
         stand.submit(hasty, constraints=RoutingConstraints(deadline_s=4))
         slots = WORKERS * 5
 
-        def open_until() -> list[float]:
-            fields = [f"{provider}/llama-3.3-70b|open_until" for provider in providers]
+        def known(name: str) -> list[float]:
+            fields = [f"{provider}/llama-3.3-70b|{name}" for provider in providers]
             return [float(value or 0) / 1000 for value in stand.client.hmget(stand.ledger.keys.fleet, fields)]
 
-        stand.until(lambda: all(open_until()), 30)
-        began_at = min(open_until()) - EJECTION_S * (1 + JITTER)
+        stand.until(lambda: all(known("open_until")), 30)
+        began_at = min(known("open_until")) - EJECTION_S * (1 + JITTER)
         stand.until(lambda: stand.outcomes(hasty) == {"expired": len(hasty)}, 40)
         assert set(stand.outcomes(patient)) <= {"queued", "delayed", "leased", "calling"}
         seconds, microseconds = stand.client.time()
@@ -90,6 +92,11 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
         stand.until(lambda: stand.outcomes(patient) == {"succeeded": len(patient)}, 60)
         jobs = stand.oracle()["jobs"]
         assert {jobs[job_id]["answered"] for job_id in patient} == {1}
+        recovered_at = [at for at in known("recovered_at") if at]  # the last job may come before the second probe
+        ended_at = max(result.settled_at or 0 for result in stand.results(patient) if result)
+        # What those that were back could do by then, each from its recovery on.
+        allowed = sum(ended_at - 2 - at for at in recovered_at) * a_minute / 60
+        assert allowed <= len(patient), f"{allowed:.0f} could have been done 2 s before the last was"
 
 
 def in_flight(stand: Stand) -> int:

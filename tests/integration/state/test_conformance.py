@@ -11,7 +11,7 @@ import pytest
 from tests.integration.state.stores import START, AnyFleet, MemoryFleet, RedisFleet
 
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.routing.health import RAMP_S
+from turnout_workers.routing.health import CONSECUTIVE_FAILURES, RAMP_S
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
     Account,
@@ -373,28 +373,52 @@ async def test_an_ejection_ends_by_exactly_one_probe_and_a_ramp(fleet: AnyFleet)
     assert await burst(fleet, bid(**limits)) == 100 - 57
 
 
-async def test_a_ramp_admits_no_more_a_second_than_the_limit_allows(fleet: AnyFleet) -> None:
+async def recovered(fleet: AnyFleet, **limits: Any) -> None:
     await fleet.store.trip(A, 1, "")
     fleet.advance(1)
-    await end(fleet, await granted(fleet, bid(requests_per_minute=600)))
+    await end(fleet, await granted(fleet, bid(**limits)))
     await fleet.store.recover(A)
-    fleet.advance(1)
+
+
+async def test_while_nothing_is_answered_the_calls_a_second_of_a_ramp_grow_by_time(fleet: AnyFleet) -> None:
+    await recovered(fleet, requests_per_minute=600)
     rates = []
-    for _ in range(7):
+    for _ in range(8):
         rates.append(await burst(fleet, bid(requests_per_minute=600)))
         assert (await refused(fleet, bid(requests_per_minute=600))).reasons == {A: "ramping"}
         fleet.advance(1)
-    assert rates == [2, 3, 4, 5, 6, 7, 8]
+    assert rates == [CONSECUTIVE_FAILURES, 2, 3, 4, 5, 6, 7, 8]
 
 
 async def test_without_a_known_limit_calls_double_each_second_of_a_ramp(fleet: AnyFleet) -> None:
-    await fleet.store.trip(A, 1, "")
-    fleet.advance(1)
-    await end(fleet, await granted(fleet, bid()))
-    await fleet.store.recover(A)
-    assert await burst(fleet, bid()) == 1
+    await recovered(fleet)
+    assert await burst(fleet, bid()) == CONSECUTIVE_FAILURES
     fleet.advance(3)
-    assert await burst(fleet, bid()) == 7
+    assert await burst(fleet, bid()) == 8 - CONSECUTIVE_FAILURES
+
+
+@pytest.mark.parametrize("limits", [{}, {"concurrency": 20}, {"requests_per_minute": 600}])
+async def test_each_call_that_is_answered_makes_room_for_two_in_a_ramp(fleet: AnyFleet, limits: dict[str, int]) -> None:
+    await recovered(fleet, **limits)
+    calls = [await granted(fleet, bid(**limits)) for _ in range(CONSECUTIVE_FAILURES)]
+    for ok in (True, True, False):
+        await refused(fleet, bid(**limits))
+        await end(fleet, calls.pop(0), ok)
+        calls += [await granted(fleet, bid(**limits)) for _ in range(2 if ok else 1)]
+    await refused(fleet, bid(**limits))
+    assert (await health(fleet)).proven == 2
+
+
+@pytest.mark.parametrize(("limit", "rates"), [(600, [12, 12, 12, 12]), (75, [1, 2, 1, 2]), (30, [1, 1, 1, 1])])
+async def test_however_fast_it_answers_a_ramp_stays_below_the_limit_and_a_fifth(
+    fleet: AnyFleet, limit: int, rates: list[int]
+) -> None:
+    await recovered(fleet, requests_per_minute=limit)
+    for rate in rates:
+        fleet.advance(1)
+        for _ in range(rate):
+            await end(fleet, await granted(fleet, bid(requests_per_minute=limit)))
+        assert (await refused(fleet, bid(requests_per_minute=limit))).reasons == {A: "ramping"}
 
 
 async def test_a_failed_probe_counts_another_trip_and_a_dead_one_frees_its_place(fleet: AnyFleet) -> None:

@@ -101,7 +101,6 @@ def test_traffic_that_grows_back_never_passes_the_limit(redis_url: str, tmp_path
     times = Fleet(tmp_path, *settings).run(lambda times: len(times) > 0 and times[-1] > recovered_at + RAMP_S)
     by_second = Counter(int(at) for at in times if at < int(recovered_at + RAMP_S))
     assert max(by_second.values()) <= 1.2 * limit / 60
-    assert by_second[int(recovered_at) + 1] < max(by_second.values()), "it grows"
 
 
 def test_ceilings_hold_while_processes_die(redis_url: str, tmp_path: Path) -> None:

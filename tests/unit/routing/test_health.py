@@ -53,6 +53,8 @@ def after(health: Health = WELL, kind: FailureKind | None = FailureKind.SERVER_E
         (Health(open_until=NOW), Circuit.HALF_OPEN, 0.0),
         (RAMPING, Circuit.RAMPING, 0.575),
         (Health(recovered_at=NOW), Circuit.RAMPING, 0.15),
+        (Health(recovered_at=NOW, proven=20), Circuit.RAMPING, 0.4),
+        (Health(recovered_at=NOW, proven=500), Circuit.RAMPING, 1.0),
         (Health(recovered_at=NOW - 8), Circuit.CLOSED, 1.0),
         (Health(open_until=NOW - 9, recovered_at=NOW - 8), Circuit.CLOSED, 1.0),
         (ISOLATED, Circuit.ISOLATED, 0.0),

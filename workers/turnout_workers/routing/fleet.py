@@ -140,6 +140,8 @@ class Health:
     """Ejections in a row, for doubling; reset after a healthy minute."""
     recovered_at: float = 0.0
     """When the last ejection ended by a successful probe; 0: never. The ramp counts from here."""
+    proven: int = 0
+    """Calls that were answered since then."""
     blocked_until: float = 0.0
     """A cooldown that the provider asked for (429, quota); no verdict on its health."""
     disabled: str | None = None

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from turnout_workers.routing import latency
-from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Limits, Load, ProviderMetrics, account_id
-from turnout_workers.routing.health import ERROR_MEMORY_S, circuit, ejections_in_a_row, ramp
+from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Load, ProviderMetrics, account_id
+from turnout_workers.routing.health import ERROR_MEMORY_S, circuit, ejections_in_a_row, ramp_room
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
     CEILING,
@@ -164,7 +164,7 @@ class MemoryFleetStore:
         for usage in counted_by:
             usage.roll(now)
         if circuit(record.health, now) is Circuit.RAMPING:
-            slots, per_second = self._ramped(limits, ramp(record.health, now), now - record.health.recovered_at)
+            slots, per_second = ramp_room(limits, record.health, len(record.calls), now)
             limits = replace(limits, concurrency=slots)
             if per_second is not None and (until := record.usage.until_the_next_second(per_second)) is not None:
                 found.append(Obstacle(until, "ramping"))
@@ -182,19 +182,6 @@ class MemoryFleetStore:
         if bid.shared_limits == UNLIMITED:
             return (usage,)
         return usage, self._accounts.setdefault(account_id(bid.endpoint_id), Usage())
-
-    @staticmethod
-    def _ramped(limits: Limits, share: float, elapsed_s: float) -> tuple[int | None, int | None]:
-        """Calls in flight and calls a second during a ramp. Without any known limit the calls in flight
-        double each second from one, so that a whole fleet's backlog doesn't hit a server that just woke."""
-        slots, per_second = limits.concurrency, None
-        if limits.requests_per_minute is not None:
-            per_second = max(1, math.floor(share * limits.requests_per_minute / 60))
-        if slots is not None:
-            slots = max(1, math.floor(share * slots))
-        elif per_second is None:
-            slots = 2 ** math.floor(elapsed_s)
-        return slots, per_second
 
     def _money_obstacles(self, ceilings: tuple[Ceiling, ...], cost: int) -> list[Obstacle]:
         found = []
@@ -280,7 +267,7 @@ class MemoryFleetStore:
         record.bad = bad
         record.metrics = replace(record.metrics, error_weight=weight, error_rate=bad / weight)
         row = 0 if ok else record.health.consecutive_failures + 1
-        record.health = replace(record.health, consecutive_failures=row)
+        record.health = replace(record.health, consecutive_failures=row, proven=record.health.proven + ok)
 
     @staticmethod
     def _outcomes(record: _Record, now: float) -> tuple[float, float]:
@@ -365,7 +352,7 @@ class MemoryFleetStore:
         now = self._now()
         record = self._record(endpoint_id)
         if circuit(record.health, now) is Circuit.HALF_OPEN:
-            record.health = replace(record.health, recovered_at=now, consecutive_failures=0)
+            record.health = replace(record.health, recovered_at=now, proven=0, consecutive_failures=0)
             record.probe, record.probe_until = "", 0.0
             record.bad, record.metrics = 0.0, replace(record.metrics, error_rate=0.0, error_weight=0.0)
         return replace(record.health, probing=record.probe_until > now)

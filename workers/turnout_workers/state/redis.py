@@ -45,7 +45,8 @@ local SQUEEZE, SQUEEZE_LEAST = {windows.SQUEEZE}, {windows.SQUEEZE_LEAST}
 local SQUEEZE_HOLD_S, SQUEEZE_REGROWTH = {windows.SQUEEZE_HOLD_S}, {windows.SQUEEZE_REGROWTH}
 local ASK_AGAIN_MS, VERDICT_MS = {store.ASK_AGAIN_S * 1000:.0f}, {store.VERDICT_S * 1000:.0f}
 local WAITING_MS = {store.WAITING_S * 1000:.0f}
-local RAMP_FROM, RAMP_S, WELL_S = {health.RAMP_FROM}, {health.RAMP_S}, {health.WELL_S}
+local RAMP_FROM, RAMP_S, RAMP_EXCESS = {health.RAMP_FROM}, {health.RAMP_S}, {health.RAMP_EXCESS}
+local RAMP_WINDOW, WELL_S = {health.CONSECUTIVE_FAILURES}, {health.WELL_S}
 local ERROR_MEMORY_S, MEMORY_S = {health.ERROR_MEMORY_S}, {latency.MEMORY_S}
 local STEP_SLOWER, STEP_FASTER = {latency.STEP_SLOWER}, {latency.STEP_FASTER}
 local STEP_RELIEF = {latency.STEP_RELIEF}
@@ -270,7 +271,7 @@ def _counters(reply: Any) -> Counters:
 
 
 def _health(reply: Any) -> Health:
-    open_until, trips, recovered_at, blocked_until, disabled, isolated, reason, consecutive, probing = reply
+    open_until, trips, recovered_at, blocked_until, disabled, isolated, reason, consecutive, proven, probing = reply
     return Health(
         open_until=float(open_until or 0) / 1000,
         trips=int(trips or 0),
@@ -280,6 +281,7 @@ def _health(reply: Any) -> Health:
         isolated=bool(isolated),
         reason=_text(reason or ""),
         consecutive_failures=int(consecutive or 0),
+        proven=int(proven or 0),
         probing=bool(probing),
     )
 
@@ -355,4 +357,5 @@ HEALTH = (
     "isolated",
     "reason",
     "consecutive",
+    "proven",
 )

@@ -88,16 +88,20 @@ local function read(window_key, calls_key)
   return load
 end
 
+-- As `health.ramp_room`. Blocks where this second has had its calls; returns how many may be in flight.
 local function ramped(limits, health, load, block)
   local elapsed, slots = (now - health.recovered_at) / 1000, limits.concurrency
+  local window = RAMP_WINDOW + health.proven
   local share = RAMP_FROM + (1 - RAMP_FROM) * elapsed / RAMP_S
-  local per_second = limits.requests_per_minute
-    and math.max(1, math.floor(share * limits.requests_per_minute / 60))
-  if per_second and load.this_second[2] >= per_second then
-    block((load.minute[1] + 1) * MINUTE.width, 'ramping')
+  if limits.requests_per_minute then
+    local fair, second = limits.requests_per_minute / 60, load.minute[1]
+    local most = RAMP_EXCESS * fair
+    local per_second = math.max(1, math.floor((second + 1) * most) - math.floor(second * most))
+    if load.in_flight >= window then per_second = math.min(per_second, math.max(1, math.floor(share * fair))) end
+    if load.this_second[2] >= per_second then block((second + 1) * MINUTE.width, 'ramping') end
   end
-  if slots then return math.max(1, math.floor(share * slots)) end
-  if not per_second then return 2 ^ math.floor(elapsed) end
+  if slots then return math.min(slots, math.max(1, math.floor(share * slots), window)) end
+  if not limits.requests_per_minute then return math.max(2 ^ math.floor(elapsed), window) end
 end
 
 -- Blocks where a limit is full. Returns the free share of the scarcest, and when the scarcest has room again.
@@ -214,11 +218,11 @@ for _, bid in ipairs(ask.bids) do
   end
   local e = bid.endpoint .. '|'
   local known = redis.call('HMGET', FLEET, e .. 'open_until', e .. 'recovered_at', e .. 'blocked_until',
-    e .. 'probe_until', e .. 'share', e .. 'disabled', e .. 'isolated')
+    e .. 'probe_until', e .. 'share', e .. 'proven', e .. 'disabled', e .. 'isolated')
   local health = {
     open_until = tonumber(known[1]) or 0, recovered_at = tonumber(known[2]) or 0,
     blocked_until = tonumber(known[3]) or 0, probe_until = tonumber(known[4]) or 0,
-    share = tonumber(known[5]) or 1, disabled = known[6], isolated = known[7],
+    share = tonumber(known[5]) or 1, proven = tonumber(known[6]) or 0, disabled = known[7], isolated = known[8],
   }
 
   local till, reason = nil, nil -- of what stands longest in the way

@@ -21,8 +21,8 @@ for i = 4, #ARGV do
     redis.call('HSET', FLEET, e .. 'isolated', 1, e .. 'reason', reason)
   else
     local gone = {}
-    for _, name in ipairs({'open_until', 'trips', 'recovered_at', 'blocked_until', 'share', 'disabled', 'isolated',
-      'reason', 'consecutive', 'bad', 'weight', 'probe', 'probe_until'}) do gone[#gone + 1] = e .. name end
+    for _, name in ipairs({'open_until', 'trips', 'recovered_at', 'proven', 'blocked_until', 'share', 'disabled',
+      'isolated', 'reason', 'consecutive', 'bad', 'weight', 'probe', 'probe_until'}) do gone[#gone + 1] = e .. name end
     redis.call('HDEL', FLEET, unpack(gone))
   end
 end

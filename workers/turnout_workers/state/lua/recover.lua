@@ -10,9 +10,10 @@ local known = redis.call('HMGET', KEYS[1], e .. 'open_until', e .. 'recovered_at
 local open_until, recovered_at = tonumber(known[1]) or 0, tonumber(known[2]) or 0
 if not known[3] and not known[4] and open_until > 0 and open_until <= now and recovered_at < open_until then
   redis.call('HSET', KEYS[1], e .. 'recovered_at', now)
-  redis.call('HDEL', KEYS[1], e .. 'probe', e .. 'probe_until', e .. 'consecutive', e .. 'bad', e .. 'weight')
+  redis.call('HDEL', KEYS[1], e .. 'probe', e .. 'probe_until', e .. 'consecutive', e .. 'proven', e .. 'bad',
+    e .. 'weight')
 end
 local health = redis.call('HMGET', KEYS[1], e .. 'open_until', e .. 'trips', e .. 'recovered_at',
-  e .. 'blocked_until', e .. 'disabled', e .. 'isolated', e .. 'reason', e .. 'consecutive', e .. 'probe_until')
-health[9] = (tonumber(health[9] or nil) or 0) > now and 1 or 0
+  e .. 'blocked_until', e .. 'disabled', e .. 'isolated', e .. 'reason', e .. 'consecutive', e .. 'proven', e .. 'probe_until')
+health[10] = (tonumber(health[10] or nil) or 0) > now and 1 or 0
 return health

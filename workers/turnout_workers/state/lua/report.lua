@@ -12,7 +12,7 @@ local e = report.endpoint .. '|'
 
 -- The endpoint's fields are read once, changed here, and written once.
 local latency_bucket = 'latency' .. (report.bucket or '')
-local names = {'consecutive', 'weight', 'bad', 'outcomes_at', 'trips', 'open_until', 'probe', 'ttft', 'pace', 'ttft_low',
+local names = {'consecutive', 'proven', 'weight', 'bad', 'outcomes_at', 'trips', 'open_until', 'probe', 'ttft', 'pace', 'ttft_low',
   'pace_low', 'residual', 'latency_at', 'samples', 'calls', 'failures', 'input', 'output', 'spent', 'cached',
   latency_bucket}
 local fields = {}
@@ -114,6 +114,7 @@ if report.counts and (probe or at >= get('open_until', 0)) then
   set('bad', bad)
   set('outcomes_at', now)
   set('consecutive', report.ok and 0 or get('consecutive', 0) + 1)
+  if report.ok then increase('proven', 1) end
 end
 
 -- As `latency.step`: slow samples count more, and a second one below half the estimate counts most.
