@@ -8,14 +8,13 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 from celery import Celery
 from celery.exceptions import Ignore, Retry
 from celery.signals import setup_logging, task_revoked, worker_shutting_down
 from celery.utils.functional import maybe_list
 from celery.worker import control
-from celery.worker.request import Request
 from celery.worker.state import revoked
 from kombu import Queue
 from kombu.serialization import loads
@@ -79,7 +78,6 @@ class Infer(AsyncTask):
 
     name = "turnout.infer"
     throws = (JobError,)
-    Request = f"{__name__}:JobRequest"
     ignore_result = True
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
@@ -96,9 +94,9 @@ class Infer(AsyncTask):
             case Done(result):
                 return lambda: result.answer()  # raises what it ended with
             case Moved(_, note):
-                return lambda: _retried(note)
+                raise MovedOn(note)
             case Skipped(note):
-                return lambda: _ignored(note)
+                raise Ignore(note)
 
 
 def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
@@ -113,20 +111,6 @@ class MovedOn(Retry):
 
     def __repr__(self) -> str:
         return str(self.message)
-
-
-class JobRequest(Request):
-    def on_retry(self, exc_info: Any) -> None:
-        """A job that moves on is no error: its event tells where to, and has no traceback."""
-        self.send_event("task-retried", exception=repr(exc_info.exception.exc))
-
-
-def _retried(note: str) -> NoReturn:
-    raise MovedOn(note)
-
-
-def _ignored(note: str) -> NoReturn:
-    raise Ignore(note)
 
 
 @setup_logging.connect

@@ -125,7 +125,7 @@ class Attempts:
         self._shares.seen(claim.tenant or "", now)
         self.parking.any_parked = claim.any_parked
         if claim.next_in_turn is not None:
-            await self._call(self._ledger.bring(claim.next_in_turn, claim.lane))
+            self.parking.publish(claim.next_in_turn, claim.lane)
         reached("claimed")
         if not claim.progress:
             self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
@@ -166,13 +166,15 @@ class Attempts:
             if job.claim.deadline is not None and now >= job.claim.deadline:
                 late = "the deadline has passed"
                 return await self._closing.give_up(job, search.progress, JobStatus.EXPIRED, "deadline", late)
-            decision = self._decide(job, search, now)
+            wish = self._wish(job, search.progress)
+            search.line = line_of(wish, search.progress.tried, job.claim.tenant, job.claim.batch)
+            if not search.progress.deferrals and (left_s := self.parking.left_s(search.line, now)) > 0:
+                return await self._closing.defer(job, search.progress, left_s, line=search.line)
+            decision = self._decide(wish, search, now)
             if decision.action is routing.Action.REFUSE:
                 reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
                 message = f"no endpoint can serve this job ({reasons or 'none is configured'})"
                 return await self._closing.give_up(job, search.progress, JobStatus.FAILED, "refused", message, decision)
-            if not search.progress.deferrals and (left_s := self.parking.left_s(decision, job.claim, now)) > 0:
-                return await self._closing.defer(job, search.progress, left_s, decision, line=_line(job, decision))
             if search.woken:
                 decision, search.woken = decision.asking(), False
             wait_s = decision.wait_s
@@ -209,7 +211,7 @@ class Attempts:
         wait_s = math.inf if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
         if wait_s == math.inf and admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
             if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
-                self.parking.bring(_line(job, decision), job.claim.lane, 2)
+                self.parking.bring(search.line, job.claim.lane, 2)
             return await self._closing.at_ceiling(job, search.progress, admission.ceiling)
         if not search.doubted and decision.leaves_out(candidates):
             search.doubted = True  # since the snapshot was taken these went out: others may have room sooner
@@ -223,13 +225,12 @@ class Attempts:
         longest_s = RECHECK_S * 2 ** min(search.progress.deferrals, 5)
         # Those that wait for the same moment shall not come all at once.
         wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._rng.random())
-        line = _line(job, decision) if self.parking.any_parked else ""
-        if wait_s > search.patience_s or line in self.parking.in_place:
-            line = line or _line(job, decision)
-            self.parking.noted(line, now + wait_s, now)
-            return await self._closing.defer(job, search.progress, wait_s, decision, line=line)
+        in_place = search.line if self.parking.any_parked else ""
+        if wait_s > search.patience_s or in_place in self.parking.in_place:
+            self.parking.noted(search.line, now + wait_s, now)
+            return await self._closing.defer(job, search.progress, wait_s, decision, line=search.line)
         search.patience_s -= wait_s
-        with self._waits(decision.waits_for), self.parking.waiting_in_place(line):
+        with self._waits(decision.waits_for), self.parking.waiting_in_place(in_place):
             await asyncio.sleep(wait_s)
         return None
 
@@ -244,16 +245,15 @@ class Attempts:
         finally:
             self.waiting[endpoint_id] -= 1
 
-    def _bring_another(self, job: HeldJob, decision: routing.Decision) -> None:
+    def _bring_another(self, job: HeldJob, search: _Search) -> None:
         """Where this job has found room there may be more; and there is when its call has ended."""
         if self.parking.any_parked:
-            self.parking.bring(_line(job, decision), job.claim.lane, 1)
+            self.parking.bring(search.line, job.claim.lane, 1)
 
-    def _decide(self, job: HeldJob, search: _Search, now: float) -> routing.Decision:
-        progress = search.progress
+    def _wish(self, job: HeldJob, progress: Progress) -> JobProfile:
         wish = job.request.constraints
         ceilings = self._ceilings.of_job(job.id, job.request, job.claim.batch)
-        profile = JobProfile.of(
+        return JobProfile.of(
             job.request,
             accepted_at=job.claim.accepted_at,
             deadline=job.claim.deadline,
@@ -263,14 +263,16 @@ class Attempts:
             priced=any(ceiling.limit_microusd is not None for ceiling in ceilings),
             pinned=None if wish.allow_fallback or not progress.attempts else progress.attempts[0].endpoint,
         )
-        strategy = self._in_force.file.router.default_strategy
+
+    def _decide(self, wish: JobProfile, search: _Search, now: float) -> routing.Decision:
+        tried = search.progress.tried
         return routing.rank(
-            profile,
+            wish,
             self._fleet.snapshot,
             now,
             self._rng,
-            default_strategy=strategy,
-            tried=progress.tried - {search.again} if search.again else progress.tried,
+            default_strategy=self._in_force.file.router.default_strategy,
+            tried=tried - {search.again} if search.again else tried,
         )
 
     async def _admit(
@@ -304,7 +306,7 @@ class Attempts:
         grant: Granted,
     ) -> End | float:
         """Make the call that was granted, and act on how it went. A number: look again after so long."""
-        self._bring_another(job, decision)
+        self._bring_another(job, search)
         progress = search.progress
         if progress.attempts and progress.attempts[-1].provider != chosen.endpoint.provider:
             self._metrics.moved(progress.attempts[-1], chosen.endpoint.provider)
@@ -335,7 +337,7 @@ class Attempts:
             progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
         ended = await self._follow(job, progress, decision, call, verdict)
         await asyncio.gather(*reporting)
-        self._bring_another(job, decision)
+        self._bring_another(job, search)
         if not isinstance(ended, _Again):
             return ended
         search.progress, search.again, search.retries_here = ended.progress, ended.endpoint_id, search.retries_here + 1
@@ -384,10 +386,6 @@ def _tell_logs(chosen: routing.Candidate, lease_id: str) -> None:
     current_attempt.set((int(lease_id.rpartition(":")[2]) + 1, chosen.endpoint.provider))
 
 
-def _line(job: HeldJob, decision: routing.Decision) -> str:
-    return line_of(decision, job.claim.tenant, job.claim.batch)
-
-
 @dataclass(slots=True)
 class _Search:
     """Where the search for an endpoint stands, while this worker holds the job."""
@@ -397,6 +395,8 @@ class _Search:
     """For how long it may still wait in place."""
     woken: bool
     """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
+    line: str = ""
+    """Of all jobs that wait for the same, should this one have to."""
     again: str | None = None
     """The endpoint whose failed call is to be repeated there."""
     retries_here: int = 0

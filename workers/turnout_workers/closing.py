@@ -96,14 +96,18 @@ class Closing:
         job: HeldJob,
         progress: Progress,
         wait_s: float,
-        decision: Decision,
+        decision: Decision | None = None,
         *,
         new_round: bool = False,
         line: str = "",
     ) -> Moved:
-        """Park it, behind others of its line. In a new round every endpoint may be tried again."""
+        """Park it, behind others of its line: without a decision if it is they who wait for one.
+
+        In a new round every endpoint may be tried again.
+        """
         progress = progress.deferred(new_round)
-        event = {"event": "deferred", "for_s": round(wait_s, 3), "decision": decision.to_record()}
+        event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
+        event |= {"decision": decision.to_record()} if decision else {"behind": "others that wait for the same"}
         await self.call(self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line))
         return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 

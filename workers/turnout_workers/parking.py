@@ -12,14 +12,16 @@ import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import asdict
+from functools import lru_cache
+from typing import Any
 
 from redis.exceptions import RedisError
 
-from turnout.ledger import Claimed, Coalescer, Ledger
+from turnout.ledger import Coalescer, Ledger
 from turnout.request import CONTRACT_VERSION, Lane
-from turnout_workers.routing.decision import Decision
+from turnout_workers.routing.profile import JobProfile, Requirements
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ class Parking:
         """Lines of which one waits here in its slot, so that it has the room in the moment that it appears. Others of
         them would take slots from those that have somewhere to go."""
         self._until: dict[str, float] = {}
-        self._bringing: set[asyncio.Task[None]] = set()
+        self._wanted: dict[str, int] = {}
+        """Jobs yet to be woken, by line."""
+        self._tasks: set[asyncio.Task[None]] = set()
 
     def noted(self, line: str, until: float, now: float) -> None:
         """A job of this line was refused, and there is no room before `until`."""
@@ -50,9 +54,9 @@ class Parking:
         self._until[line] = until
         self.any_parked = True
 
-    def left_s(self, decision: Decision, claim: Claimed, now: float) -> float:
-        """How long the line of a fresh job waits yet: it is to stand behind those that were there first."""
-        return self._until.get(line_of(decision, claim.tenant, claim.batch), 0.0) - now if self._until else 0.0
+    def left_s(self, line: str, now: float) -> float:
+        """How long a line waits yet: a fresh job is to stand behind those that were there first."""
+        return self._until.get(line, 0.0) - now if self.any_parked else 0.0
 
     @contextlib.contextmanager
     def waiting_in_place(self, line: str) -> Iterator[None]:
@@ -68,16 +72,30 @@ class Parking:
 
     def bring(self, line: str, lane: Lane, count: int) -> None:
         """Wake the next of the line, in the background."""
-        task = asyncio.create_task(self._bring(line, lane, count))
-        self._bringing.add(task)
-        task.add_done_callback(self._bringing.discard)
+        under_way = line in self._wanted
+        self._wanted[line] = self._wanted.get(line, 0) + count
+        if not under_way:
+            self._in_background(self._bring(line, lane))
 
-    async def _bring(self, line: str, lane: Lane, count: int) -> None:
+    async def _bring(self, line: str, lane: Lane) -> None:
+        following, before = [""], list[str]()
         try:
-            following = await self._call(self._ledger.following(line, count))
-            await self._call.all(*(self._ledger.wake(job_id, lane) for job_id in reversed(following)))
-        except (RedisError, OSError) as error:
-            logger.debug("parked jobs are not brought now, and wait for their line's time: %s", error)
+            while (count := self._wanted[line]) and following != before:
+                before, following = following, await self._call(self._ledger.following(line, count))
+                woken = await self._call.all(*(self._ledger.wake(job_id, lane) for job_id in reversed(following)))
+                # Some another worker may have woken first; then those behind them are wanted.
+                self._wanted[line] -= sum(woken) if len(following) == count else count
+        finally:
+            del self._wanted[line]
+
+    def publish(self, job_id: str, lane: Lane) -> None:
+        """Bring a job whose turn has come to its lane, in the background."""
+        self._in_background(self._call(self._ledger.bring(job_id, lane)))
+
+    def _in_background(self, work: Awaitable[Any]) -> None:
+        task = asyncio.create_task(_tried(work))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def hasten(self) -> None:
         """What jobs wait for may have come: the first of every line looks now."""
@@ -85,22 +103,32 @@ class Parking:
         await self._call(self._ledger.hasten(HASTENED))
 
 
-def line_of(decision: Decision, tenant: str | None, batch: str | None) -> str:
+async def _tried(work: Awaitable[Any]) -> None:
+    try:
+        await work
+    except (RedisError, OSError) as error:
+        logger.debug("waiting jobs are not brought now; housekeeping does it: %s", error)
+
+
+def line_of(wish: JobProfile, tried: frozenset[str], tenant: str | None, batch: str | None) -> str:
     """The line of all jobs for which there is room at the same time: of equal wishes and like size."""
-    wish = decision.job
-    same = (
-        CONTRACT_VERSION,
+    return _named(
+        wish.requirements,
         tenant,
         batch,
         wish.lane,
-        asdict(wish.requirements),
         wish.strategy,
         wish.order,
         wish.max_latency_s,
         wish.max_cost_microusd,
         wish.input_tokens.bit_length(),
         (wish.output_tokens or 0).bit_length(),
-        decision.tried,
+        tried,
     )
-    text = json.dumps(same, default=sorted)
+
+
+@lru_cache(REMEMBERED)
+def _named(requirements: Requirements, *same: Any) -> str:
+    """The same in all workers, whose sets differ in order."""
+    text = json.dumps((CONTRACT_VERSION, asdict(requirements), same), default=sorted)
     return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()

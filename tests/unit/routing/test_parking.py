@@ -7,20 +7,16 @@ import subprocess
 import sys
 
 import pytest
-from tests.unit.routing.fleets import decide, endpoint, job
+from tests.unit.routing.fleets import job
 
 from turnout_workers.parking import line_of
-from turnout_workers.routing import Decision, JobProfile
+from turnout_workers.routing import JobProfile
 
-HERE = endpoint()
-
-
-def decided(wish: JobProfile, **options: object) -> Decision:
-    return decide(wish, HERE, **options)
+NONE: frozenset[str] = frozenset()
 
 
 def test_jobs_of_equal_wishes_stand_in_one_line_whenever_they_came_and_whenever_they_are_due() -> None:
-    lines = {line_of(decided(wish), "t", None) for wish in (job(), job(deadline_s=5), job(deadline_s=600))}
+    lines = {line_of(wish, NONE, "t", None) for wish in (job(), job(deadline_s=5), job(deadline_s=600))}
     assert len(lines) == 1
 
 
@@ -37,13 +33,12 @@ def test_jobs_of_equal_wishes_stand_in_one_line_whenever_they_came_and_whenever_
     ],
 )
 def test_what_another_wish_or_size_keeps_waiting_holds_up_no_other(other: JobProfile) -> None:
-    assert line_of(decided(other), None, None) != line_of(decided(job()), None, None)
+    assert line_of(other, NONE, None, None) != line_of(job(), NONE, None, None)
 
 
 def test_tenants_and_batches_and_those_that_failed_somewhere_have_lines_of_their_own() -> None:
-    usual = decided(job())
-    lines = {line_of(usual, *whose) for whose in ((None, None), ("t", None), (None, "b"))}
-    assert len(lines | {line_of(decided(job(), tried=frozenset({HERE.id})), None, None)}) == 4
+    lines = {line_of(job(), NONE, *whose) for whose in ((None, None), ("t", None), (None, "b"))}
+    assert len(lines | {line_of(job(), frozenset({"groq/llama"}), None, None)}) == 4
 
 
 def test_all_workers_name_a_line_alike() -> None:
@@ -51,7 +46,7 @@ def test_all_workers_name_a_line_alike() -> None:
     code = (
         "from tests.unit.routing.fleets import *; from turnout_workers.parking import line_of; "
         "wish = replace(job(), requirements=replace(job().requirements, excluded=frozenset('abcdefgh'))); "
-        "print(line_of(decide(wish, endpoint(), tried=frozenset('abcdefgh')), None, None))"
+        "print(line_of(wish, frozenset('abcdefgh'), None, None))"
     )
     told = {
         subprocess.check_output([sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed})
