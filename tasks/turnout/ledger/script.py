@@ -40,7 +40,7 @@ class Script:
     source: str
     sha: str
     keys: tuple[str, ...] = ()
-    """What its line `-- KEYS` names, in this order."""
+    """What its line `-- KEYS` names, in this order; the script itself finds them under these names."""
 
     @staticmethod
     @cache
@@ -48,10 +48,18 @@ class Script:
         """Read `lua/NAME.lua` of `package`; the first line may be a `#!lua` shebang, which stays first."""
         text = files(package).joinpath("lua", f"{name}.lua").read_text("utf-8")
         shebang, rest = text.split("\n", 1) if text.startswith("#!") else ("", text)
-        source = f"{shebang}\n{clock}{rest}" if shebang else clock + rest
         named = _KEYS.search(text)
         keys = tuple(re.split(r",(?: |\n-- +)", named[1])) if named else ()
+        source = (f"{shebang}\n" if shebang else "") + clock + "".join(_named(keys)) + rest
         return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), keys)
+
+
+def _named(keys: Sequence[str]) -> Iterator[str]:
+    """Lua that makes `KEYS.story` of `KEYS[3]`, and of an `all_…`, which comes last, the table of all that are left."""
+    for number, name in enumerate(keys, 1):
+        if name.isidentifier():
+            value = f"{{unpack(KEYS, {number})}}" if name.startswith("all_") else f"KEYS[{number}]"
+            yield f"KEYS.{name} = {value}\n"
 
 
 @dataclass(frozen=True, slots=True)

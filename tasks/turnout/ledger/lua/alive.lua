@@ -3,10 +3,10 @@
 -- many jobs of one tenant stand in a lane at a time.
 -- KEYS  workers, turns_each
 -- ARGV  NAME VERSION SLOTS, silence (ms) after which it is forgotten
-redis.call('ZADD', KEYS[1], NOW, ARGV[1])
-redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', NOW - ARGV[2])
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
+redis.call('ZADD', KEYS.workers, NOW, ARGV[1])
+redis.call('ZREMRANGEBYSCORE', KEYS.workers, '-inf', NOW - ARGV[2])
+redis.call('PEXPIRE', KEYS.workers, ARGV[2])
 local slots = 0
-for _, worker in ipairs(redis.call('ZRANGE', KEYS[1], 0, -1)) do slots = slots + string.match(worker, '%d+$') end
-redis.call('SET', KEYS[2], math.max(TURNS, math.floor(slots * TURNS_A_SLOT)), 'PX', ARGV[2])
+for _, worker in ipairs(redis.call('ZRANGE', KEYS.workers, 0, -1)) do slots = slots + string.match(worker, '%d+$') end
+redis.call('SET', KEYS.turns_each, math.max(TURNS, math.floor(slots * TURNS_A_SLOT)), 'PX', ARGV[2])
 return redis.status_reply('OK')

@@ -3,6 +3,6 @@
 -- KEYS  job, pending, queue
 -- ARGV  id
 -- Returns 1, or 0 if it isn't queued any more
-if redis.call('HGET', KEYS[1], 'state') ~= 'queued' then return 0 end
-publish(KEYS[1], ARGV[1], KEYS[2], KEYS[3])
+if redis.call('HGET', KEYS.job, 'state') ~= 'queued' then return 0 end
+publish(ARGV[1])
 return 1

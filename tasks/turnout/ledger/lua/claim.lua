@@ -6,7 +6,7 @@
 --         {'claimed', token, waited ms, values of the record, id of the job whose turn is next ('': none),
 --          1 if any job is parked}
 local version, state, queued_ms, turn, seal =
-  unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'queued_ms', 'turn', 'seal'))
+  unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'queued_ms', 'turn', 'seal'))
 if not state then return {'none'} end
 if version ~= VERSION then return {'unknown_version'} end
 if state ~= 'queued' then return {state} end
@@ -16,18 +16,18 @@ if seal then
   if not known then return {'unknown_key', seal} end
 end
 
-local token = redis.call('HINCRBY', KEYS[1], 'token', 1)
-redis.call('HSET', KEYS[1], 'state', 'leased', 'owner', ARGV[2])
-redis.call('HDEL', KEYS[1], 'missed_ms', 'republished')
-for i = 8, #KEYS do redis.call('ZREM', KEYS[i], ARGV[1]) end
+local token = redis.call('HINCRBY', KEYS.job, 'token', 1)
+redis.call('HSET', KEYS.job, 'state', 'leased', 'owner', ARGV[2])
+redis.call('HDEL', KEYS.job, 'missed_ms', 'republished')
+for _, pending in ipairs(KEYS.all_pending) do redis.call('ZREM', pending, ARGV[1]) end
 local after = nil
 if turn then
-  end_turn(KEYS[1], turn, KEYS[4], KEYS[5])
+  end_turn(turn)
   local whose = string.match(turn, '^%S+ %S* ')
-  if turns_left(whose, KEYS[4], KEYS[6]) > 0 then after = next_turn(whose, KEYS[4], KEYS[5], {unpack(KEYS, 8)}) end
+  if turns_left(whose) > 0 then after = next_turn(whose) end
 end
-redis.call('ZADD', KEYS[2], NOW + ARGV[3], ARGV[1])
-tell(KEYS[3], '"event":"claimed","by":' .. cjson.encode(ARGV[2]))
-return {'claimed', token, NOW - queued_ms, redis.call('HMGET', KEYS[1], 'payload', 'accepted_ms', 'deadline_ms',
+redis.call('ZADD', KEYS.leases, NOW + ARGV[3], ARGV[1])
+tell('"event":"claimed","by":' .. cjson.encode(ARGV[2]))
+return {'claimed', token, NOW - queued_ms, redis.call('HMGET', KEYS.job, 'payload', 'accepted_ms', 'deadline_ms',
   'progress', 'tenant', 'batch', 'lane', 'embed', 'stream', 'webhook', 'trace', 'crashes', 'calls'), after or '',
-  redis.call('EXISTS', KEYS[7])}
+  redis.call('EXISTS', KEYS.parked)}

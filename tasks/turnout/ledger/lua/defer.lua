@@ -3,11 +3,11 @@
 -- KEYS  job, leases, delayed, parked, story
 -- ARGV  id, token, line, for how long (ms) the line waits at most, progress (JSON), event (JSON fields)
 -- Returns 1, or 0 if it is no longer this worker's
-local job = redis.call('HMGET', KEYS[1], 'state', 'token')
+local job = redis.call('HMGET', KEYS.job, 'state', 'token')
 if not is_held(job[1]) or job[2] ~= ARGV[2] then return 0 end
 
-redis.call('HSET', KEYS[1], 'progress', ARGV[5])
-redis.call('ZREM', KEYS[2], ARGV[1])
-park(KEYS[1], ARGV[1], ARGV[3], ARGV[4], KEYS[3], KEYS[4])
-tell(KEYS[5], ARGV[6])
+redis.call('HSET', KEYS.job, 'progress', ARGV[5])
+redis.call('ZREM', KEYS.leases, ARGV[1])
+park(ARGV[1], ARGV[3], ARGV[4])
+tell(ARGV[6])
 return 1

@@ -2,8 +2,8 @@
 -- End the telling of a job.
 -- KEYS  hooks, job, story
 -- ARGV  id, event (JSON fields)
-if redis.call('ZREM', KEYS[1], ARGV[1]) == 1 and redis.call('EXISTS', KEYS[2]) == 1 then
-  redis.call('HDEL', KEYS[2], 'hook_tries')
-  tell(KEYS[3], ARGV[2])
+if redis.call('ZREM', KEYS.hooks, ARGV[1]) == 1 and redis.call('EXISTS', KEYS.job) == 1 then
+  redis.call('HDEL', KEYS.job, 'hook_tries')
+  tell(ARGV[2])
 end
 return 1

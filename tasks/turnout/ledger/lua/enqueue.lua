@@ -6,24 +6,24 @@
 -- Returns {outcome, state}: queued | duplicate | conflict | full | expired
 local id, fingerprint = ARGV[1], ARGV[2]
 
-local known = redis.call('HMGET', KEYS[1], 'fingerprint', 'state')
+local known = redis.call('HMGET', KEYS.job, 'fingerprint', 'state')
 if known[1] then
   return {known[1] == fingerprint and 'duplicate' or 'conflict', known[2]}
 end
-if redis.call('EXISTS', KEYS[7]) == 1 then return {'full', ''} end
+if redis.call('EXISTS', KEYS.intake) == 1 then return {'full', ''} end
 
 local deadline, within = tonumber(ARGV[3]), tonumber(ARGV[4])
 if within > 0 and (deadline == 0 or NOW + within < deadline) then deadline = NOW + within end
 if deadline > 0 and deadline <= NOW then return {'expired', ''} end
 
-redis.call('HSET', KEYS[1], 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', NOW, 'queued_ms', NOW,
+redis.call('HSET', KEYS.job, 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', NOW, 'queued_ms', NOW,
   'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'calls', 0, 'requeues', 0, unpack(ARGV, 6))
 if ARGV[5] ~= '1' then
-  redis.call('ZADD', KEYS[2], NOW, id)
-elseif not redis.call('HGET', KEYS[1], 'tenant') or has_turn(KEYS[1], id, KEYS[8], KEYS[9], KEYS[10]) then
-  publish(KEYS[1], id, KEYS[2], KEYS[3])
+  redis.call('ZADD', KEYS.pending, NOW, id)
+elseif not redis.call('HGET', KEYS.job, 'tenant') or has_turn(id) then
+  publish(id)
 end
-if deadline > 0 then redis.call('ZADD', KEYS[4], deadline, id) end
-redis.call('HINCRBY', KEYS[5], 'accepted', 1)
-tell(KEYS[6], '"event":"queued"')
+if deadline > 0 then redis.call('ZADD', KEYS.deadlines, deadline, id) end
+redis.call('HINCRBY', KEYS.counts, 'accepted', 1)
+tell('"event":"queued"')
 return {'queued', 'queued'}

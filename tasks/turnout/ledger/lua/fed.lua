@@ -3,9 +3,9 @@
 -- KEYS  batch, input
 -- ARGV  the chunk's number, how many jobs it had, how many of them were past their deadline and none of the ledger's
 -- Returns 1, or 0 if it was noted before
-if redis.call('HGET', KEYS[1], 'next') ~= ARGV[1] then return 0 end
-redis.call('LPOP', KEYS[2])
-redis.call('HINCRBY', KEYS[1], 'next', 1)
-redis.call('HINCRBY', KEYS[1], 'fed', ARGV[2])
-if ARGV[3] ~= '0' then redis.call('HINCRBY', KEYS[1], 'expired', ARGV[3]) end
+if redis.call('HGET', KEYS.batch, 'next') ~= ARGV[1] then return 0 end
+redis.call('LPOP', KEYS.input)
+redis.call('HINCRBY', KEYS.batch, 'next', 1)
+redis.call('HINCRBY', KEYS.batch, 'fed', ARGV[2])
+if ARGV[3] ~= '0' then redis.call('HINCRBY', KEYS.batch, 'expired', ARGV[3]) end
 return 1

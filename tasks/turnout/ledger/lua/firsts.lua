@@ -3,8 +3,8 @@
 -- KEYS  delayed, parked
 -- ARGV  at most so many
 local ids = {}
-for _, line in ipairs(redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', NOW, 'LIMIT', 0, ARGV[1])) do
-  local spot = redis.call('ZRANGE', KEYS[2], '[' .. line .. ' ', '(' .. line .. '!', 'BYLEX', 'LIMIT', 0, 1)[1]
+for _, line in ipairs(redis.call('ZRANGEBYSCORE', KEYS.delayed, '-inf', NOW, 'LIMIT', 0, ARGV[1])) do
+  local spot = redis.call('ZRANGE', KEYS.parked, '[' .. line .. ' ', '(' .. line .. '!', 'BYLEX', 'LIMIT', 0, 1)[1]
   ids[#ids + 1] = string.match(spot, '^%S+ %d+ (.*)$')
 end
 return ids

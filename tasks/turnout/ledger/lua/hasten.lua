@@ -3,6 +3,6 @@
 -- KEYS  delayed
 -- ARGV  at most so many lines
 -- Returns how many
-local lines = redis.call('ZRANGEBYSCORE', KEYS[1], '(' .. NOW, '+inf', 'LIMIT', 0, ARGV[1])
-for _, line in ipairs(lines) do redis.call('ZADD', KEYS[1], NOW, line) end
+local lines = redis.call('ZRANGEBYSCORE', KEYS.delayed, '(' .. NOW, '+inf', 'LIMIT', 0, ARGV[1])
+for _, line in ipairs(lines) do redis.call('ZADD', KEYS.delayed, NOW, line) end
 return #lines

@@ -4,18 +4,18 @@
 -- KEYS  job, pending, queue, story
 -- ARGV  id, for how long (ms) it must have been without; after that, each time twice as long passes
 -- Returns 1, or 0 if it was not published
-local job = redis.call('HMGET', KEYS[1], 'v', 'state', 'missed_ms', 'republished')
+local job = redis.call('HMGET', KEYS.job, 'v', 'state', 'missed_ms', 'republished')
 if job[1] ~= VERSION or job[2] ~= 'queued' then return 0 end
 if not job[3] then
-  redis.call('HSET', KEYS[1], 'missed_ms', NOW)
+  redis.call('HSET', KEYS.job, 'missed_ms', NOW)
   return 0
 end
 if NOW - job[3] < tonumber(ARGV[2]) then return 0 end
 
-local times = redis.call('HINCRBY', KEYS[1], 'republished', 1)
-redis.call('HDEL', KEYS[1], 'missed_ms')
-publish(KEYS[1], ARGV[1], KEYS[2], KEYS[3])
+local times = redis.call('HINCRBY', KEYS.job, 'republished', 1)
+redis.call('HDEL', KEYS.job, 'missed_ms')
+publish(ARGV[1])
 -- Placed in the future, it is not looked for until then: what no worker claims must not be published for ever.
-redis.call('ZADD', KEYS[2], NOW + ARGV[2] * (2 ^ math.min(times - 1, 10) - 1), ARGV[1])
-tell(KEYS[4], '"event":"republished"')
+redis.call('ZADD', KEYS.pending, NOW + ARGV[2] * (2 ^ math.min(times - 1, 10) - 1), ARGV[1])
+tell('"event":"republished"')
 return 1

@@ -3,12 +3,12 @@
 -- KEYS  job, pending, queue, leases, story
 -- ARGV  id, token, progress (JSON; '': as it was), event (JSON fields), requeues to add (0 or 1)
 -- Returns 1, or 0 if it is no longer this worker's
-local job = redis.call('HMGET', KEYS[1], 'state', 'token')
+local job = redis.call('HMGET', KEYS.job, 'state', 'token')
 if not is_held(job[1]) or job[2] ~= ARGV[2] then return 0 end
 
-redis.call('HINCRBY', KEYS[1], 'requeues', ARGV[5])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS[1], 'progress', ARGV[3]) end
-redis.call('ZREM', KEYS[4], ARGV[1])
-publish(KEYS[1], ARGV[1], KEYS[2], KEYS[3], true)
-tell(KEYS[5], ARGV[4])
+redis.call('HINCRBY', KEYS.job, 'requeues', ARGV[5])
+if ARGV[3] ~= '' then redis.call('HSET', KEYS.job, 'progress', ARGV[3]) end
+redis.call('ZREM', KEYS.leases, ARGV[1])
+publish(ARGV[1], true)
+tell(ARGV[4])
 return 1

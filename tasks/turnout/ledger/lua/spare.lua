@@ -3,13 +3,13 @@
 -- KEYS  turns, in_line, turns_each, all_pending
 -- ARGV  at most so many
 -- Returns the ids of those to be published
-local ids, from, pendings = {}, '-', {unpack(KEYS, 4)}
+local ids, from = {}, '-'
 while #ids < tonumber(ARGV[1]) do
-  local first = redis.call('ZRANGE', KEYS[2], from, '+', 'BYLEX', 'LIMIT', 0, 1)[1]
+  local first = redis.call('ZRANGE', KEYS.in_line, from, '+', 'BYLEX', 'LIMIT', 0, 1)[1]
   if not first then break end
   local whose = string.match(first, '^%S+ %S* ')
-  for _ = 1, turns_left(whose, KEYS[1], KEYS[3]) do
-    ids[#ids + 1] = next_turn(whose, KEYS[1], KEYS[2], pendings)
+  for _ = 1, turns_left(whose) do
+    ids[#ids + 1] = next_turn(whose)
   end
   from = '(' .. whose .. ':'
 end

@@ -2,9 +2,9 @@
 -- Add to the pieces of an answer, and tell who reads. Of a very long one the beginning is lost to those who come late.
 -- KEYS  stream, job
 -- ARGV  id, time to live (ms), then fields and values
-redis.call('XADD', KEYS[1], 'MAXLEN', '~', 20000, '*', unpack(ARGV, 3))
-redis.call('PEXPIRE', KEYS[1], ARGV[2])
-for inbox in string.gmatch(redis.call('HGET', KEYS[2], 'readers') or '', '%S+') do
+redis.call('XADD', KEYS.stream, 'MAXLEN', '~', 20000, '*', unpack(ARGV, 3))
+redis.call('PEXPIRE', KEYS.stream, ARGV[2])
+for inbox in string.gmatch(redis.call('HGET', KEYS.job, 'readers') or '', '%S+') do
   redis.call('PUBLISH', inbox, '+' .. ARGV[1])
 end
 return 1

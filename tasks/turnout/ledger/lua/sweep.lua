@@ -7,34 +7,34 @@
 -- Returns queued | poison, lapsed (to be settled as such) | none (not over, not held, or with a respite)
 local id, max_crashes, max_lapses = ARGV[1], tonumber(ARGV[2]), tonumber(ARGV[3])
 local version, state, token, owner, suspect =
-  unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'token', 'owner', 'suspect'))
+  unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'token', 'owner', 'suspect'))
 if version ~= VERSION or not is_held(state) then return 'none' end
-if tonumber(redis.call('ZSCORE', KEYS[4], id)) > NOW then return 'none' end
+if tonumber(redis.call('ZSCORE', KEYS.leases, id)) > NOW then return 'none' end
 
 local of, since, worker = string.match(suspect or '', '^(%d+) (%d+) (.*)$')
 local lives = false
-for _, seen in ipairs(of and redis.call('ZRANGE', KEYS[6], '(' .. since, '+inf', 'BYSCORE') or {}) do
+for _, seen in ipairs(of and redis.call('ZRANGE', KEYS.workers, '(' .. since, '+inf', 'BYSCORE') or {}) do
   lives = lives or string.sub(seen, 1, #worker + 1) == worker .. ' '
 end
 if lives then
-  redis.call('HINCRBY', KEYS[1], 'crashes', -1)
-  redis.call('HDEL', KEYS[1], 'suspect')
+  redis.call('HINCRBY', KEYS.job, 'crashes', -1)
+  redis.call('HDEL', KEYS.job, 'suspect')
 end
 
 local verdict = of == token and not lives and 'poison'
 if of ~= token then
-  redis.call('HSET', KEYS[1], 'suspect', token .. ' ' .. NOW .. ' ' .. owner)
-  if redis.call('HINCRBY', KEYS[1], 'lapses', 1) >= max_lapses then verdict = 'lapsed' end
-  if redis.call('HINCRBY', KEYS[1], 'crashes', 1) >= max_crashes and not verdict then
-    redis.call('ZADD', KEYS[4], NOW + ARGV[4], id)
+  redis.call('HSET', KEYS.job, 'suspect', token .. ' ' .. NOW .. ' ' .. owner)
+  if redis.call('HINCRBY', KEYS.job, 'lapses', 1) >= max_lapses then verdict = 'lapsed' end
+  if redis.call('HINCRBY', KEYS.job, 'crashes', 1) >= max_crashes and not verdict then
+    redis.call('ZADD', KEYS.leases, NOW + ARGV[4], id)
     return 'none'
   end
 end
 if verdict then
-  redis.call('HSET', KEYS[1], 'given_up', token)
+  redis.call('HSET', KEYS.job, 'given_up', token)
   return verdict
 end
-redis.call('ZREM', KEYS[4], id)
-publish(KEYS[1], id, KEYS[2], KEYS[3], true)
-tell(KEYS[5], '"event":"taken_back","crashes":' .. redis.call('HGET', KEYS[1], 'crashes'))
+redis.call('ZREM', KEYS.leases, id)
+publish(id, true)
+tell('"event":"taken_back","crashes":' .. redis.call('HGET', KEYS.job, 'crashes'))
 return 'queued'

@@ -4,14 +4,14 @@
 -- ARGV  id, for how long (ms)
 -- Returns {webhook, tries, result, accepted, settled, progress, metadata}, or nothing: it isn't due, or the job is gone
 --         or live again
-local due = redis.call('ZSCORE', KEYS[1], ARGV[1])
+local due = redis.call('ZSCORE', KEYS.hooks, ARGV[1])
 if not due or tonumber(due) > NOW then return nil end
-local job = redis.call('HMGET', KEYS[2], 'webhook', 'hook_tries', 'result', 'accepted_ms', 'settled_ms', 'progress',
+local job = redis.call('HMGET', KEYS.job, 'webhook', 'hook_tries', 'result', 'accepted_ms', 'settled_ms', 'progress',
   'metadata')
 if not job[1] or not job[3] then
-  redis.call('ZREM', KEYS[1], ARGV[1])
+  redis.call('ZREM', KEYS.hooks, ARGV[1])
   return nil
 end
-redis.call('ZADD', KEYS[1], NOW + ARGV[2], ARGV[1])
-redis.call('HINCRBY', KEYS[2], 'hook_tries', 1)
+redis.call('ZADD', KEYS.hooks, NOW + ARGV[2], ARGV[1])
+redis.call('HINCRBY', KEYS.job, 'hook_tries', 1)
 return job

@@ -4,14 +4,14 @@
 -- ARGV  id, when the next of its line looks (ms from now), should this one bring none; '': whether the line is due or
 --       not, for there is room
 -- Returns 1, or 0 if it is not parked, or not due
-local version, state, spot = unpack(redis.call('HMGET', KEYS[1], 'v', 'state', 'spot'))
+local version, state, spot = unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'spot'))
 if version ~= VERSION or state ~= 'delayed' then return 0 end
 if ARGV[2] ~= '' then
-  if tonumber(redis.call('ZSCORE', KEYS[4], line_of(spot))) > NOW then return 0 end
-  redis.call('ZADD', KEYS[4], NOW + ARGV[2], line_of(spot))
+  if tonumber(redis.call('ZSCORE', KEYS.delayed, line_of(spot))) > NOW then return 0 end
+  redis.call('ZADD', KEYS.delayed, NOW + ARGV[2], line_of(spot))
 end
 
-unpark(KEYS[1], spot, KEYS[4], KEYS[5])
-publish(KEYS[1], ARGV[1], KEYS[2], KEYS[3], true)
-tell(KEYS[6], '"event":"woken"')
+unpark(spot)
+publish(ARGV[1], true)
+tell('"event":"woken"')
 return 1

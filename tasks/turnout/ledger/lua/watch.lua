@@ -4,13 +4,13 @@
 -- KEYS  job
 -- ARGV  channel, 1 to be told of pieces too
 -- Returns its state now ('' if there is no such job); if it is settled, nobody will be told
-local state, watchers, readers = unpack(redis.call('HMGET', KEYS[1], 'state', 'watchers', 'readers'))
+local state, watchers, readers = unpack(redis.call('HMGET', KEYS.job, 'state', 'watchers', 'readers'))
 if not state then return '' end
 
 local function add(field, channels)
   channels = channels or ' '
   if string.find(channels, ' ' .. ARGV[1] .. ' ', 1, true) then return end
-  redis.call('HSET', KEYS[1], field, channels .. ARGV[1] .. ' ')
+  redis.call('HSET', KEYS.job, field, channels .. ARGV[1] .. ' ')
 end
 if is_waiting(state) or is_held(state) then
   add('watchers', watchers)
