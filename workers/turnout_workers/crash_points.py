@@ -9,16 +9,22 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+from functools import cache
 
 _times = itertools.count(1)
 
 
 def reached(place: str) -> None:
     """Say where the worker is."""
-    if awaited(place) and next(_times) == int(os.environ["TURNOUT_CRASH"].partition(":")[2] or 1):
+    if awaited(place) and next(_times) == int(_wanted()[2] or 1):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
 def awaited(place: str) -> bool:
     """Whether this is the place: for those that have to arrange for it first."""
-    return os.environ.get("TURNOUT_CRASH", "").partition(":")[0] == place
+    return _wanted()[0] == place
+
+
+@cache
+def _wanted() -> tuple[str, str, str]:
+    return os.environ.get("TURNOUT_CRASH", "").partition(":")

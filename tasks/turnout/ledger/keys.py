@@ -43,9 +43,13 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from turnout.request import Lane
+
+_Way = str | tuple[Callable[[str], str], int]
+_WHOSE = {"pending": 1, "queue": 1, "done": 2, "batch": 2}
+"""What a key is of: a job (0), a lane (1), a batch (2)."""
 
 
 class Keys:
@@ -73,23 +77,24 @@ class Keys:
         self.intake = self._("intake")
         self.workers = self._("workers")
         self.all_pending = tuple(self.pending(lane) for lane in Lane)
+        self._ways: dict[tuple[str, ...], list[_Way]] = {}
 
     def _(self, *parts: str) -> str:
         return ":".join((f"{{{self.namespace}}}", *parts))
 
-    def named(self, names: Iterable[str], job: str, lane: str, batch: str) -> list[str]:
+    def named(self, names: tuple[str, ...], job: str, lane: str, batch: str) -> list[str]:
         """The keys that a script names, as attributes here: those of a job, a lane or a batch are of the one given."""
-        whose = {"pending": lane, "queue": lane, "done": batch, "batch": batch}
-        found: list[str] = []
-        for name in names:
-            key = getattr(self, name)
-            if isinstance(key, str):
-                found.append(key)
-            elif isinstance(key, tuple):
-                found += key
-            else:
-                found.append(key(whose.get(name, job)))
-        return found
+        if (ways := self._ways.get(names)) is None:
+            ways = self._ways[names] = [way for name in names for way in self._way(name)]
+        given = (job, lane, batch)
+        return [way if isinstance(way, str) else way[0](given[way[1]]) for way in ways]
+
+    def _way(self, name: str) -> Iterable[_Way]:
+        """How a name becomes a key, or several."""
+        key = getattr(self, name)
+        if isinstance(key, tuple):
+            return key
+        return [key if isinstance(key, str) else (key, _WHOSE.get(name, 0))]
 
     def job(self, job_id: str) -> str:
         return self._("job", job_id)

@@ -192,12 +192,13 @@ class Coalescer:
             self._flusher = None
 
     async def _send(self, calls: Sequence[Sendable[Any]]) -> list[Any]:
-        replies = await self._execute(calls, _scripts(calls) - self._known)
+        scripts = _scripts(calls)
+        replies = await self._execute(calls, scripts - self._known)
         if missing := _missing(replies):
             again = [calls[i] for i in missing]
             for i, reply in zip(missing, await self._execute(again, _scripts(again)), strict=True):
                 replies[i] = reply
-        self._known |= _scripts(calls)
+        self._known |= scripts
         return replies
 
     async def _execute(self, calls: Sequence[Sendable[Any]], scripts: Collection[Script]) -> list[Any]:

@@ -64,7 +64,8 @@ class Metrics:
         endpoint = call.chosen.endpoint.id
         self._calls(endpoint, call.failure.kind.value if call.failure else "ok").inc()
         self._spent(endpoint).inc(call.cost_microusd / MICROUSD_PER_USD)
-        self._unsure(endpoint).inc(call.unsure_microusd / MICROUSD_PER_USD)
+        if call.unsure_microusd:
+            self._unsure(endpoint).inc(call.unsure_microusd / MICROUSD_PER_USD)
         if call.outcome is not None:
             response = call.outcome.response
             self._call_s(endpoint).observe(response.latency_s or 0.0)

@@ -231,6 +231,7 @@ def _ceilings(ceilings: tuple[Ceiling, ...]) -> list[tuple[str, int]]:
     return [(c.account, -1 if c.limit_microusd is None else c.limit_microusd) for c in ceilings]
 
 
+@lru_cache(maxsize=1024)
 def _limits(limits: Limits) -> dict[str, int]:
     return _present(**{name: getattr(limits, name) for name in LIMITS})
 
