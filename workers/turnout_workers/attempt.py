@@ -230,8 +230,8 @@ class Attempts:
             self.parking.noted(search.line, now + wait_s, now)
             return await self._closing.defer(job, search.progress, wait_s, decision, line=search.line)
         search.patience_s -= wait_s
-        with self._waits(decision.waits_for), self.parking.waiting_in_place(in_place):
-            await asyncio.sleep(wait_s)
+        with self._waits(decision.waits_for):
+            await self.parking.wait_in_place(in_place, wait_s)
         return None
 
     @contextlib.contextmanager

@@ -8,11 +8,10 @@ and those behind cost nothing while they wait.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import logging
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from dataclasses import asdict
 from functools import lru_cache
 from typing import Any
@@ -42,6 +41,7 @@ class Parking:
         self.in_place: set[str] = set()
         """Lines of which one waits here in its slot, so that it has the room in the moment that it appears. Others of
         them would take slots from those that have somewhere to go."""
+        self._changed = asyncio.Event()
         self._until: dict[str, float] = {}
         self._wanted: dict[str, int] = {}
         """Jobs yet to be woken, by line."""
@@ -58,15 +58,15 @@ class Parking:
         """How long a line waits yet: a fresh job is to stand behind those that were there first."""
         return self._until.get(line, 0.0) - now if self.any_parked else 0.0
 
-    @contextlib.contextmanager
-    def waiting_in_place(self, line: str) -> Iterator[None]:
-        """`line`: '' where nothing is parked, and any number may wait."""
-        if not line:
-            yield
-            return
-        self.in_place.add(line)
+    async def wait_in_place(self, line: str, wait_s: float) -> None:
+        """Until the time is over or something has changed. `line`: '' where nothing is parked: any number may wait."""
+        if line:
+            self.in_place.add(line)
         try:
-            yield
+            async with asyncio.timeout(wait_s):
+                await self._changed.wait()
+        except TimeoutError:
+            pass
         finally:
             self.in_place.discard(line)
 
@@ -98,8 +98,10 @@ class Parking:
         task.add_done_callback(self._tasks.discard)
 
     async def hasten(self) -> None:
-        """What jobs wait for may have come: the first of every line looks now."""
+        """What jobs wait for may have come: those in place and the first of every line look now."""
         self._until.clear()
+        self._changed.set()
+        self._changed = asyncio.Event()
         await self._call(self._ledger.hasten(HASTENED))
 
 

@@ -63,7 +63,8 @@ class _Untraced:
     traceback = ""
 
     def __init__(self, error: Retry | Ignore) -> None:
-        self.exception = ExceptionWithTraceback(error, "")
+        # Its frames know the job, which knows this: a circle that would lie about until the next collection.
+        self.exception = ExceptionWithTraceback(error.with_traceback(None), "")
 
 
 class _Job:

@@ -26,15 +26,19 @@ class MemoryFleet:
 
     now: float = START
     jobs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    ceilings: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.store: FleetStore = MemoryFleetStore(lambda: self.now, self.jobs)
+        self.store: FleetStore = MemoryFleetStore(lambda: self.now, self.jobs, self.ceilings)
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
     def put_job(self, job_id: str, token: int, state: str) -> None:
         self.jobs[job_id] = {"token": token, "state": state}
+
+    def put_ceiling(self, account: str, microusd: int) -> None:
+        self.ceilings[account] = microusd
 
     def job(self, job_id: str) -> tuple[str, int]:
         return self.jobs[job_id]["state"], self.jobs[job_id].get("calls", 0)
@@ -66,6 +70,9 @@ class RedisFleet:
 
     def put_job(self, job_id: str, token: int, state: str) -> None:
         self._redis.hset(self._keys.job(job_id), mapping={"token": token, "state": state})
+
+    def put_ceiling(self, account: str, microusd: int) -> None:
+        self._redis.hset(self._keys.ceilings, account, str(microusd))
 
     def job(self, job_id: str) -> tuple[str, int]:
         state, calls = self._redis.hmget(self._keys.job(job_id), "state", "calls")

@@ -169,9 +169,11 @@ def sharing(endpoint: str, own: Limits, **fields: Any) -> Bid:
     return replace(bid(endpoint, **fields), limits=own, shared_limits=Limits(**fields))
 
 
-async def test_an_account_keeps_the_ceiling_that_was_set_for_it(fleet: AnyFleet) -> None:
-    await fleet.store.set_limit("batch:b", 10)
+async def test_a_batch_keeps_the_ceiling_that_was_set_for_it_and_no_other_account_does(fleet: AnyFleet) -> None:
+    for account in ("batch:b", "tenant:t"):
+        fleet.put_ceiling(account, 10)
     kept = (Ceiling("batch:b", None),)
+    assert await burst(fleet, bid(cost_microusd=4), ceilings=(Ceiling("tenant:t", None),), most=5) == 5
     assert await burst(fleet, bid(cost_microusd=4), ceilings=kept) == 2
     assert (await refused(fleet, bid(cost_microusd=4), ceilings=kept)).ceiling == "batch:b"
     await fleet.store.forget(["batch:b"])

@@ -33,7 +33,7 @@ from turnout_workers.state.windows import KINDS
 
 ENDPOINTS = st.sampled_from(["a/x", "a/z", "b/y#2"])
 LEASES = st.sampled_from(["job:1", "job:2", "job:3", "job:4"])
-ACCOUNTS = ["tenant:t", "job:1"]
+ACCOUNTS = ["tenant:t", "job:1", "batch:b"]
 SMALL = st.integers(0, 4)
 SECONDS = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0])
 STEPS = st.sampled_from([0.0, 0.001, 0.5, 1.0, 1.0, 2.0, 3.0, 8.0, 20.0, 59.5, 60.0, 61.0, 900.0, 86_400.0])
@@ -176,6 +176,15 @@ class TwoStores(RuleBasedStateMachine):
     @rule(account=st.sampled_from(ACCOUNTS), cost=SMALL)
     def money(self, account: str, cost: int) -> None:
         self.both(lambda store: store.mark_duplicate([account], cost))
+
+    @rule(account=st.sampled_from(ACCOUNTS), limit=SMALL)
+    def ceiling(self, account: str, limit: int) -> None:
+        for fleet in self.fleets:
+            fleet.put_ceiling(account, limit)
+
+    @rule(account=st.sampled_from(ACCOUNTS))
+    def forget(self, account: str) -> None:
+        self.both(lambda store: store.forget([account]))
 
     @invariant()
     def same_state(self) -> None:

@@ -87,18 +87,24 @@ KEPT_S = DAY[0] * DAY[1] / 1000
 
 
 class MemoryFleetStore:
-    """`clock` gives seconds; `jobs` the ledger's records by id, for fenced admissions."""
+    """`clock` gives seconds; of the ledger's, `jobs` are its records by id, for fenced admissions, and `ceilings` those
+    of batches, by account."""
 
-    def __init__(self, clock: Callable[[], float], jobs: MutableMapping[str, dict[str, Any]] | None = None) -> None:
+    def __init__(
+        self,
+        clock: Callable[[], float],
+        jobs: MutableMapping[str, dict[str, Any]] | None = None,
+        ceilings: MutableMapping[str, int] | None = None,
+    ) -> None:
         self._clock = clock
         self._jobs = {} if jobs is None else jobs
+        self._ceilings = {} if ceilings is None else ceilings
         self._records: dict[str, _Record] = {}
         self._accounts: dict[str, Usage] = {}
         """What the endpoints of an account have used together."""
         self._leases: dict[str, _Lease] = {}
         self._expiry: dict[str, float] = {}
         self._money: dict[str, Account] = {}
-        self._limits: dict[str, int] = {}
         self._waiting: dict[str, tuple[float, Mapping[str, int]]] = {}
 
     def _now(self) -> float:
@@ -189,8 +195,9 @@ class MemoryFleetStore:
             account = self._money.get(ceiling.account, Account())
             certain = account.spent + account.unsure + cost
             limit = ceiling.limit_microusd
-            if limit is None:
-                limit = self._limits.get(ceiling.account)
+            # A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
+            if limit is None and ceiling.account.startswith("batch:"):
+                limit = self._ceilings.get(ceiling.account)
             if limit is None or certain + account.reserved <= limit:
                 continue
             # What only reservations stand against may have room again once those calls are paid.
@@ -388,13 +395,10 @@ class MemoryFleetStore:
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
         return {name: self._money.get(name, Account()) for name in names}
 
-    async def set_limit(self, account: str, limit_microusd: int) -> None:
-        self._limits[account] = limit_microusd
-
     async def forget(self, accounts: Sequence[str]) -> None:
         for name in accounts:
             self._money.pop(name, None)
-            self._limits.pop(name, None)
+            self._ceilings.pop(name, None)
 
     async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
         self._waiting[worker] = (self._now(), dict(waiting))

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from pydantic_core import to_json
 
 from turnout.ledger import Keys
-from turnout.ledger.script import CLOCK, Call, Coalescer, Read, Script
+from turnout.ledger.script import CLOCK, Call, Coalescer, Script
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics, account_id
 from turnout_workers.state import memory, store, windows
@@ -157,9 +157,6 @@ class RedisFleetStore:
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
         await self._call(self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], _nothing))
-
-    async def set_limit(self, account: str, limit_microusd: int) -> None:
-        await self._call(Read(("HSET", self._keys.ceilings, account, limit_microusd), _nothing))
 
     async def forget(self, accounts: Sequence[str]) -> None:
         await self._call(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, _nothing))

@@ -25,7 +25,7 @@ class Ceiling:
     account: str
     """`job:ID`, `batch:ID`, `tenant:NAME@2030-01-31`, `provider:NAME@2030-01` … : a name per period."""
     limit_microusd: int | None
-    """None: the one that was set for the account, if there is one; the account is kept in any case."""
+    """None: the one that a batch's producer has set, if there is one; the account is kept in any case."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,11 +263,8 @@ class FleetStore(Protocol):
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]: ...
 
-    async def set_limit(self, account: str, limit_microusd: int) -> None:
-        """Keep an account's ceiling with it: it holds for asks that name the account without a limit."""
-
     async def forget(self, accounts: Sequence[str]) -> None:
-        """Drop accounts that nobody will charge any more, such as those of settled jobs."""
+        """Drop accounts that nobody will charge any more, such as those of settled jobs, and what was set for them."""
 
     async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
         """How many of this worker's jobs wait for each endpoint; forgotten unless repeated within 3 s."""

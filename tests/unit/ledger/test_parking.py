@@ -1,0 +1,69 @@
+"""What workers do for parked jobs, on a real ledger: wake as many as there is room for, in order, whoever else does."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Iterator
+
+import pytest
+import redis.asyncio
+from tests.properties.ledger.bed import LANE, Bed
+from tests.unit.ledger.test_parked import parked
+
+from turnout.ledger import Coalescer
+from turnout_workers.parking import Parking
+
+
+@pytest.fixture
+def bed(redis_url: str) -> Iterator[Bed]:
+    bed = Bed(redis_url)
+    yield bed
+    bed.close()
+
+
+async def background_work() -> None:
+    await asyncio.gather(*(asyncio.all_tasks() - {asyncio.current_task()}))
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+async def test_calls_that_end_together_bring_a_job_each(bed: Bed, redis_url: str, workers: int) -> None:
+    ids = parked(bed, 20)
+    clients = [redis.asyncio.Redis.from_url(redis_url) for _ in range(workers)]
+    for parking in [Parking(bed.ledger, Coalescer(client)) for client in clients]:
+        for _ in range(5):
+            parking.bring("line", LANE, 1)
+    await background_work()
+    for client in clients:
+        await client.aclose()
+    brought = [json.loads(message)["headers"]["id"] for message in bed.messages()]
+    assert set(brought) == set(ids[: 5 * workers])
+    if workers == 1:
+        assert brought == ids[:5], "the first of them first"
+
+
+async def test_no_more_are_brought_than_are_parked(bed: Bed, redis_url: str) -> None:
+    parked(bed, 2)
+    client = redis.asyncio.Redis.from_url(redis_url)
+    parking = Parking(bed.ledger, Coalescer(client))
+    parking.bring("line", LANE, 5)
+    await background_work()
+    parking.bring("line", LANE, 1)
+    await background_work()
+    assert len(bed.messages()) == 2
+    await client.aclose()
+
+
+async def test_a_change_ends_waiting_in_place_and_lets_fresh_jobs_look(bed: Bed, redis_url: str) -> None:
+    client = redis.asyncio.Redis.from_url(redis_url)
+    parking = Parking(bed.ledger, Coalescer(client))
+    parking.noted("line", until=100.0, now=0.0)
+    assert parking.left_s("line", 40.0) == 60.0
+    waiting = asyncio.create_task(parking.wait_in_place("line", 3600))
+    await asyncio.sleep(0)
+    assert parking.in_place == {"line"}
+    await parking.hasten()
+    await asyncio.wait_for(waiting, 5)
+    assert parking.in_place == set()
+    assert parking.left_s("line", 40.0) <= 0
+    await client.aclose()
