@@ -19,7 +19,7 @@ from turnout.batch.source import Source
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.run import DONE, SOME_FAILED, STOPPED, batch_options, defaults
-from turnout_workers.commands.screen import add, table
+from turnout_workers.commands.screen import add, table, usd
 from turnout_workers.commands.setting import Setting, setting
 
 
@@ -163,7 +163,6 @@ def _told(here: Setting, record: Record) -> dict[str, Any]:
 def _line(told: dict[str, Any]) -> str:
     state = "ended" if told["ended"] else told["state"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(told["counts"].items()))
-    spent, unsure = (dollars(round(told[name] * MICROUSD_PER_USD)) for name in ("spent_usd", "unsure_usd"))
-    ceiling = told["max_cost_microusd"]
-    limit = "" if ceiling is None else f" of {dollars(ceiling)}"
-    return f"{told['id']}: {state}; {told['lines']:,} lines: {counts}; {spent}{limit} spent, {unsure} unsure"
+    limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
+    money = f"{usd(told['spent_usd'])}{limit} spent, {usd(told['unsure_usd'])} unsure"
+    return f"{told['id']}: {state}; {told['lines']:,} lines: {counts}; {money}"

@@ -8,6 +8,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from turnout.request import MICROUSD_PER_USD
+from turnout.result import dollars
+
 
 def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] = ()) -> Table:
     """An empty table. `numbers`: columns to be set to the right; they and `whole` ones are never broken."""
@@ -20,3 +23,8 @@ def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] =
 
 def add(made: Table, *cells: str, style: str = "") -> None:
     made.add_row(*map(Text, cells), style=style)
+
+
+def usd(amount: float) -> str:
+    """Money for people."""
+    return dollars(round(amount * MICROUSD_PER_USD))

@@ -16,8 +16,7 @@ from rich.text import Text
 
 from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
-from turnout.result import dollars
-from turnout_workers.commands.screen import add, table
+from turnout_workers.commands.screen import add, table, usd
 from turnout_workers.commands.setting import Setting, setting
 from turnout_workers.monitoring import backlog
 from turnout_workers.routing.health import circuit
@@ -93,11 +92,6 @@ def look(here: Setting) -> dict[str, Any]:
             for view in snapshot.views
         ],
     }
-
-
-def usd(amount: float) -> str:
-    """Money for people."""
-    return dollars(round(amount * MICROUSD_PER_USD))
 
 
 def _latency(observed: Mapping[str, EndpointState], endpoint_id: str, share: float) -> float | None:

@@ -31,8 +31,9 @@ from tornado.options import options
 
 from turnout.redis_address import trouble
 from turnout.request import Lane
+from turnout_workers.commands.screen import usd
 from turnout_workers.commands.setting import Setting
-from turnout_workers.commands.status import look, usd
+from turnout_workers.commands.status import look
 from turnout_workers.state.redis import mark_call
 from turnout_workers.transport import celery_settings
 
