@@ -43,11 +43,8 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-
 from turnout.request import Lane
 
-_Way = str | tuple[Callable[[str], str], int]
 _WHOSE = {"pending": 1, "queue": 1, "done": 2, "batch": 2}
 """What a key is of: a job (0), a lane (1), a batch (2)."""
 
@@ -77,24 +74,24 @@ class Keys:
         self.intake = self._("intake")
         self.workers = self._("workers")
         self.all_pending = tuple(self.pending(lane) for lane in Lane)
-        self._ways: dict[tuple[str, ...], list[_Way]] = {}
+        self._beginnings: dict[tuple[str, ...], list[tuple[str, int]]] = {}
 
     def _(self, *parts: str) -> str:
         return ":".join((f"{{{self.namespace}}}", *parts))
 
     def named(self, names: tuple[str, ...], job: str, lane: str, batch: str) -> list[str]:
         """The keys that a script names, as attributes here: those of a job, a lane or a batch are of the one given."""
-        if (ways := self._ways.get(names)) is None:
-            ways = self._ways[names] = [way for name in names for way in self._way(name)]
-        given = (job, lane, batch)
-        return [way if isinstance(way, str) else way[0](given[way[1]]) for way in ways]
+        if (beginnings := self._beginnings.get(names)) is None:
+            beginnings = self._beginnings[names] = [each for name in names for each in self._of(name)]
+        given = (job, lane, batch, "")
+        return [beginning + given[whose] for beginning, whose in beginnings]
 
-    def _way(self, name: str) -> Iterable[_Way]:
-        """How a name becomes a key, or several."""
+    def _of(self, name: str) -> list[tuple[str, int]]:
+        """Of a key, or several: how it begins, and what goes on with it."""
         key = getattr(self, name)
-        if isinstance(key, tuple):
-            return key
-        return [key if isinstance(key, str) else (key, _WHOSE.get(name, 0))]
+        if callable(key):
+            return [(key(""), _WHOSE.get(name, 0))]
+        return [(one, 3) for one in ([key] if isinstance(key, str) else key)]
 
     def job(self, job_id: str) -> str:
         return self._("job", job_id)
