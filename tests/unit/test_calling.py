@@ -30,7 +30,7 @@ async def test_a_connector_that_breaks_its_promise_has_failed_the_call_and_no_mo
         "ledger": None, "call": None, "reporter": None, "rng": random.Random(0),
         "fleet": SimpleNamespace(now=lambda: 0.0), "in_force": SimpleNamespace(connectors={at.id: Broken()}),
     }  # fmt: skip
-    leases: set[str] = set()
+    leases: list[str] = []
     job: Any = SimpleNamespace(
         id="j", request=InferenceRequest(prompt=PROMPT),
         hold=SimpleNamespace(leases=leases, valid_until=math.inf), claim=SimpleNamespace(deadline=None, stream=False),
