@@ -32,7 +32,7 @@ HEADERS = (
 
 
 def bids(count: int) -> tuple[Bid, ...]:
-    return tuple(Bid(f"provider{i}/llama-3.3-70b", LIMITS, 800, 400, 900, 6.0) for i in range(count))
+    return tuple(Bid(f"provider{i}/llama-3.3-70b", LIMITS, 800, 400, 900) for i in range(count))
 
 
 async def job(store: RedisFleetStore, name: str, candidates: int) -> None:

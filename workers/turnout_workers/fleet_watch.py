@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 
 from redis.exceptions import RedisError
@@ -20,7 +21,9 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 0.5
 LOOK_S = 0.1
-"""Between looks at the snapshot, which cost no round trip."""
+"""Between looks at this process's own calls."""
+PAUSED_S = 0.5
+"""A look that comes so late finds calls overdue whose answers lie unread."""
 NOTHING = 1e-3
 """A shadow price below this is none."""
 
@@ -51,25 +54,35 @@ class FleetWatch:
         self._fleet_seen: Fleet | None = None
         self._there: frozenset[str] = frozenset()
         self._priced_at = 0.0
+        self._told_at = 0.0
+        self._told: Counter[str] = Counter()
 
     async def run(self) -> None:
-        """Cut short what hangs at endpoints that are out, and tell the fleet what jobs wait for."""
-        told_at = 0.0
+        """Look after this process's calls, again and again."""
+        clock = asyncio.get_running_loop().time
         while True:
+            due_at = clock() + LOOK_S
             await asyncio.sleep(LOOK_S)
-            snapshot = self._fleet.snapshot
-            out = [v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) is Circuit.OPEN]
-            if cut := self._under_way.cut_short(out):
-                logger.warning("%d overdue calls to %s are cut short; their jobs move on", cut, ", ".join(out))
-            if (now := asyncio.get_running_loop().time()) - told_at < EVERY_S:
-                continue
-            told_at = now
-            try:
-                if now_waiting := {endpoint_id: n for endpoint_id, n in self._waiting.items() if n > 0}:
-                    await self._store.publish_waiting(self._worker, now_waiting)
-                await self._tell_of_returns(snapshot)
-            except (RedisError, OSError) as error:
-                logger.debug("what waits can't be told now: %s", error)
+            if clock() - due_at < PAUSED_S:
+                await self.look()
+
+    async def look(self) -> None:
+        """Cut short what hangs at endpoints that are out; tell the fleet what hangs, and what jobs wait for."""
+        snapshot = self._fleet.snapshot
+        out = [v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) is Circuit.OPEN]
+        if cut := self._under_way.cut_short(out):
+            logger.warning("%d overdue calls to %s are cut short; their jobs move on", cut, ", ".join(out))
+        overdue, now = self._under_way.overdue(), asyncio.get_running_loop().time()
+        if overdue == self._told and now - self._told_at < EVERY_S:
+            return
+        waiting = {endpoint_id: count for endpoint_id, count in self._waiting.items() if count > 0}
+        try:
+            if waiting or overdue or self._told:
+                await self._store.publish(self._worker, waiting, overdue)
+            self._told, self._told_at = overdue, now
+            await self._tell_of_returns(snapshot)
+        except (RedisError, OSError) as error:
+            logger.debug("what waits and hangs can't be told now: %s", error)
 
     async def _tell_of_returns(self, snapshot: Snapshot) -> None:
         """A new configuration, and what an operator or a good key brings back, come at no time that was foreseen."""

@@ -129,7 +129,7 @@ class Reporter:
         await self._follow(call, counters, verdict)
 
     async def _tell_later(self, call: Finished, verdict: failover.Verdict) -> None:
-        """Redis is back soon, as a rule. Until it is told, the call counts as one that hangs, and ejects its endpoint.
+        """Redis is back soon, as a rule. Until it is told, the call takes a place among those in flight.
 
         Told too late, the lease has expired by itself, and its money counts as unsure.
         """

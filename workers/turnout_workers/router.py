@@ -138,7 +138,7 @@ class IntelligentRouter:
         self._last_seen: dict[Lane, float] = {}
         self._waiting: Counter[str] = Counter()
         self._retries = Allowance(0.2, reserve=10)
-        self._under_way = CallsUnderWay()
+        self._under_way = CallsUnderWay(clock)
         self._hedging = Hedging(hedge)
         self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
         self._checks = HealthChecks(self._providers, self._store, self._seen, health_check_interval, self._rng)
@@ -375,6 +375,7 @@ class IntelligentRouter:
     async def watch(self) -> None:
         """Eject endpoints whose calls hang, and end leases that were abandoned. Done twice a second."""
         await self._store.expire()
+        await self._watch.look()
         await self.snapshot()
         await self._watch.judge()
 

@@ -1,10 +1,11 @@
-"""The calls that this worker has under way, so that those which hang can be cut short, and their jobs move on."""
+"""The calls that this process has under way: which are overdue, and how those are cut short, so that jobs move on."""
 
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
-from collections.abc import Collection
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Collection
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -18,7 +19,6 @@ class _Call:
     """A class and no generator: thousands of them wait at a time."""
 
     overdue_at: float
-    """On the loop's clock."""
     deadline: asyncio.Timeout
     others: set[_Call]
     """Of its endpoint, itself among them while it is under way."""
@@ -39,23 +39,26 @@ class _Call:
 
 
 class CallsUnderWay:
-    def __init__(self) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
         self._calls: dict[str, set[_Call]] = defaultdict(set)
 
     def call(self, endpoint_id: str, overdue_s: float) -> AbstractAsyncContextManager[None]:
         """Make a call in this block. Raises ProviderError (timed out) if it is cut short."""
-        overdue_at = asyncio.get_running_loop().time() + overdue_s
-        return _Call(overdue_at, asyncio.timeout(None), self._calls[endpoint_id])
+        return _Call(self._clock() + overdue_s, asyncio.timeout(None), self._calls[endpoint_id])
 
     def cut_short(self, endpoint_ids: Collection[str]) -> int:
         """End the calls to these endpoints that are overdue, and no others; tells how many."""
-        now = asyncio.get_running_loop().time()
-        overdue = [
-            call
-            for endpoint_id in endpoint_ids
-            for call in self._calls.get(endpoint_id, ())
-            if call.overdue_at <= now and not call.deadline.expired()
-        ]
+        overdue = [call for endpoint_id in endpoint_ids for call in self._overdue(endpoint_id)]
         for call in overdue:
-            call.deadline.reschedule(now)
+            call.deadline.reschedule(asyncio.get_running_loop().time())
         return len(overdue)
+
+    def overdue(self) -> Counter[str]:
+        """How many, by endpoint."""
+        return +Counter({endpoint_id: len(self._overdue(endpoint_id)) for endpoint_id in self._calls})
+
+    def _overdue(self, endpoint_id: str) -> list[_Call]:
+        now = self._clock()
+        calls = self._calls.get(endpoint_id, ())
+        return [call for call in calls if call.overdue_at <= now and not call.deadline.expired()]

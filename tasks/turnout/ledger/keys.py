@@ -29,8 +29,8 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:calls:E       zset    its calls in flight: lease ids, by start (ms)
     {ns}:lease:ID      hash    what one call reserved
     {ns}:expiry        zset    call leases, by the time (ms) at which they end
-    {ns}:overdue       zset    call leases, by the time (ms) from which the call counts as hanging
     {ns}:waiting       hash    by worker: how many of its jobs wait for which endpoint
+    {ns}:hanging       hash    by worker: how many of its calls to which endpoint are overdue
     {ns}:money         hash    `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
     {ns}:ceilings      hash    what a batch may spend, by its account, `batch:BATCH`, in micro-dollars
     {ns}:intake        string  there while no new job is accepted, for want of memory
@@ -67,7 +67,7 @@ class Keys:
         self.hooks = self._("hooks")
         self.fleet = self._("fleet")
         self.expiry = self._("expiry")
-        self.overdue = self._("overdue")
+        self.hanging = self._("hanging")
         self.waiting = self._("waiting")
         self.money = self._("money")
         self.ceilings = self._("ceilings")

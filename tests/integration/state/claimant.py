@@ -57,7 +57,7 @@ def work(url: str, path: Path, speed: int, skew_s: float, limits: Limits, ceilin
 
     async def main() -> None:
         store = RedisFleetStore(Coalescer(redis.asyncio.Redis.from_url(url)), Keys("test"), fast_clock(speed))
-        bid = Bid(ENDPOINT, limits, 2, 2, cost, 10.0)
+        bid = Bid(ENDPOINT, limits, 2, 2, cost)
         with path.open("w") as out:
             names = (f"{path.stem}-{i}" for i in range(4))
             await asyncio.gather(*(claim(store, name, speed, bid, ceiling, out) for name in names))

@@ -40,8 +40,7 @@ async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[AnyFleet]:
 
 def bid(endpoint: str = A, *, ceilings: tuple[Ceiling, ...] = (), probe: bool = True, **fields: Any) -> Bid:
     sizes = {name: fields.pop(name, 0) for name in ("input_tokens", "output_tokens", "cost_microusd")}
-    overdue_s = fields.pop("overdue_s", 5.0)
-    return Bid(endpoint, Limits(**fields), **sizes, overdue_s=overdue_s, probe_allowed=probe, ceilings=ceilings)
+    return Bid(endpoint, Limits(**fields), **sizes, probe_allowed=probe, ceilings=ceilings)
 
 
 async def admit(fleet: AnyFleet, *bids: Bid, lease: str | None = None, ttl_s: float = 30, **ask: Any) -> Admission:
@@ -490,7 +489,7 @@ async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFl
 
 
 async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
-    grants = [await granted(fleet, bid(overdue_s=i + 1, concurrency=4, cost_microusd=9)) for i in range(3)]
+    grants = [await granted(fleet, bid(concurrency=4, cost_microusd=9)) for _ in range(3)]
     fleet.advance(2)
     await end(
         fleet,
@@ -506,7 +505,7 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
     at, states = await fleet.store.state()
     load, metrics = states[A].load, states[A].metrics
     assert at == START + 2
-    assert (load.in_flight, load.overdue, load.oldest_started_at, load.free) == (2, 1, START, 0.5)
+    assert (load.in_flight, load.oldest_started_at, load.free) == (2, START, 0.5)
     assert (metrics.ttft_s, metrics.s_per_token, metrics.latency_samples) == (0.1, 0.2, 1)
     assert (metrics.input_tokens, metrics.output_tokens, metrics.spent_microusd) == (7, 10, 5)
     assert metrics.cached_share == pytest.approx(0.05)
@@ -522,16 +521,20 @@ async def test_slow_samples_weigh_more_and_two_fast_ones_bring_relief(fleet: Any
     assert [await seen(s) for s in (1, 2, 1, 0.1, 0.1)] == [1, 1.15, 1.138, 1.055, 0.577]
 
 
-async def test_waiting_counts_add_up_over_workers_and_lapse(fleet: AnyFleet) -> None:
+async def test_what_waits_and_hangs_adds_up_over_workers_and_lapses(fleet: AnyFleet) -> None:
     await granted(fleet, bid())
-    await fleet.store.publish_waiting("one", {A: 2, B: 1})
+    await fleet.store.publish("one", {A: 2, B: 1}, {A: 4})
     fleet.advance(2)
-    await fleet.store.publish_waiting("two", {A: 3})
+    await fleet.store.publish("two", {A: 3}, {A: 1})
     await fleet.store.set_shadow_prices({A: 0.25})
     load = (await fleet.store.state())[1][A].load
-    assert (load.waiting, load.shadow_price) == (5, 0.25)
+    assert (load.waiting, load.overdue, load.shadow_price) == (5, 5, 0.25)
     fleet.advance(1)
-    assert (await fleet.store.state())[1][A].load.waiting == 3
+    load = (await fleet.store.state())[1][A].load
+    assert (load.waiting, load.overdue) == (3, 1)
+    await fleet.store.publish("two", {}, {})
+    load = (await fleet.store.state())[1][A].load
+    assert (load.waiting, load.overdue) == (0, 0)
 
 
 async def test_ready_at_tells_when_a_full_endpoint_has_room(fleet: AnyFleet) -> None:

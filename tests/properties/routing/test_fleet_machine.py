@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Coroutine
 from typing import Any
 
@@ -23,6 +24,7 @@ from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, Report
 LIMITS = Limits(requests_per_minute=6, concurrency=3)
 ACCOUNT, CEILING = "tenant:test", 2000
 TTL_S = 30.0
+OVERDUE_S = 2.0
 
 
 def run(step: Coroutine[Any, Any, Any]) -> Any:
@@ -62,10 +64,9 @@ class FleetMachine(RuleBasedStateMachine):
         before = self.snapshot()
         self.number += 1
         bids = tuple(
-            Bid(c.endpoint.id, LIMITS, c.input_tokens, c.output_tokens, c.upper_cost_microusd or 0, c.overdue_s,
-                c.probe_allowed)
+            Bid(c.endpoint.id, LIMITS, c.input_tokens, c.output_tokens, c.upper_cost_microusd or 0, c.probe_allowed)
             for c in decision.candidates
-        )  # fmt: skip
+        )
         ceilings = (Ceiling(ACCOUNT, CEILING),)
         admission = run(self.store.admit(Ask(str(self.number), bids, TTL_S, ceilings)))
         if isinstance(admission, Granted):
@@ -107,6 +108,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule()
     def watch(self) -> None:
+        calls = Counter(granted.endpoint_id for granted, began in self.leases.values() if self.now >= began + OVERDUE_S)
+        run(self.store.publish("worker", {}, calls))
         for view in self.snapshot().views:
             action = after_watch(view.health, view.load, view.metrics, self.now, self.rng)
             if action.step is Step.TRIP:

@@ -43,9 +43,7 @@ CEILINGS = st.lists(st.sampled_from(ACCOUNTS), unique=True, max_size=2).flatmap(
     lambda names: st.tuples(*(st.builds(Ceiling, st.just(name), st.none() | st.integers(0, 9)) for name in names))
 )
 BIDS = st.lists(
-    st.builds(
-        Bid, ENDPOINTS, LIMITS, SMALL, SMALL, SMALL, SECONDS, st.booleans(), shared_limits=st.just(Limits()) | LIMITS
-    ),
+    st.builds(Bid, ENDPOINTS, LIMITS, SMALL, SMALL, SMALL, st.booleans(), shared_limits=st.just(Limits()) | LIMITS),
     min_size=1,
     max_size=2,
     unique_by=lambda bid: bid.endpoint_id,
@@ -134,7 +132,7 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule(endpoint=ENDPOINTS, lease=LEASES)
     def admit_freely(self, endpoint: str, lease: str) -> None:
-        ask = Ask(lease, (Bid(endpoint, Limits(), 1, 1, 1, 1.0),), 3.0, (Ceiling(ACCOUNTS[0], None),))
+        ask = Ask(lease, (Bid(endpoint, Limits(), 1, 1, 1),), 3.0, (Ceiling(ACCOUNTS[0], None),))
         self._admit(ask)
 
     @rule(report=REPORTS, astray=st.sampled_from([False, False, False, True]))
@@ -168,9 +166,9 @@ class TwoStores(RuleBasedStateMachine):
         args = ([endpoint],) if what == "restore" else ([endpoint], "because")
         self.both(lambda store: getattr(store, what)(*args))
 
-    @rule(endpoint=ENDPOINTS, worker=st.sampled_from("vw"), count=SMALL)
-    def wait(self, endpoint: str, worker: str, count: int) -> None:
-        self.both(lambda store: store.publish_waiting(worker, {endpoint: count}))
+    @rule(endpoint=ENDPOINTS, worker=st.sampled_from("vw"), count=SMALL, overdue=SMALL)
+    def wait(self, endpoint: str, worker: str, count: int, overdue: int) -> None:
+        self.both(lambda store: store.publish(worker, {endpoint: count}, {endpoint: overdue}))
         self.both(lambda store: store.set_shadow_prices({endpoint: count / 4}))
 
     @rule(account=st.sampled_from(ACCOUNTS), cost=SMALL)

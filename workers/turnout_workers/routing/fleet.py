@@ -185,7 +185,7 @@ class Load:
 
     in_flight: int = 0
     overdue: int = 0
-    """Calls in flight for longer than their own hang threshold."""
+    """Of them, those that their workers tell of as in flight for longer than their own hang threshold."""
     oldest_started_at: float = 0.0
     free: float = 1.0
     """Share of the scarcest limit that is left in the current window, 0 to 1."""

@@ -7,6 +7,7 @@ passed in. Every method runs without yielding to the event loop, so it is atomic
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,8 +19,8 @@ from turnout_workers.state.store import (
     ASK_AGAIN_S,
     CEILING,
     LATENCY_BUCKETS,
+    PUBLISHED_S,
     VERDICT_S,
-    WAITING_S,
     Account,
     Admission,
     Ask,
@@ -53,7 +54,6 @@ class _Lease:
     """Where the call is counted, the endpoint first."""
     cost: int
     accounts: tuple[str, ...]
-    overdue_at: float
     probe: bool
     expired_at: float | None = None
 
@@ -105,7 +105,7 @@ class MemoryFleetStore:
         self._leases: dict[str, _Lease] = {}
         self._expiry: dict[str, float] = {}
         self._money: dict[str, Account] = {}
-        self._waiting: dict[str, tuple[float, Mapping[str, int]]] = {}
+        self._published: dict[str, tuple[float, Mapping[str, int], Mapping[str, int]]] = {}
 
     def _now(self) -> float:
         return math.floor(self._clock() * 1000 + 1e-6) / 1000
@@ -210,8 +210,7 @@ class MemoryFleetStore:
         probe = circuit(record.health, now) is Circuit.HALF_OPEN
         accounts = tuple(ceiling.account for ceiling in (*ask.ceilings, *bid.ceilings))
         charges = tuple((usage, usage.charge(ask.lease_id, use)) for usage in self._counted_by(bid))
-        overdue_at = now + _ms(bid.overdue_s)
-        lease = _Lease(bid.endpoint_id, now, charges, bid.cost_microusd, accounts, overdue_at, probe)
+        lease = _Lease(bid.endpoint_id, now, charges, bid.cost_microusd, accounts, probe)
         record.calls[ask.lease_id] = lease
         self._leases[ask.lease_id] = lease
         self._expiry[ask.lease_id] = now + _ms(ask.ttl_s)
@@ -400,8 +399,8 @@ class MemoryFleetStore:
             self._money.pop(name, None)
             self._ceilings.pop(name, None)
 
-    async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
-        self._waiting[worker] = (self._now(), dict(waiting))
+    async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
+        self._published[worker] = (self._now(), dict(waiting), dict(overdue))
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
         for endpoint_id, price in prices.items():
@@ -409,23 +408,27 @@ class MemoryFleetStore:
 
     async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
         now = self._now()
-        waiting = [counts for at, counts in self._waiting.values() if at + WAITING_S > now]
+        waiting, overdue = Counter[str](), Counter[str]()
+        for at, jobs, calls in self._published.values():
+            if at + PUBLISHED_S > now:
+                waiting.update(jobs)
+                overdue.update(calls)
         return now, {
             endpoint_id: EndpointState(
                 replace(record.health, probing=record.probe_until > now),
                 replace(record.metrics, error_weight=self._outcomes(record, now)[0]),
-                self._load(record, now, sum(counts.get(endpoint_id, 0) for counts in waiting)),
+                self._load(record, now, waiting[endpoint_id], overdue[endpoint_id]),
                 tuple(record.latencies),
             )
             for endpoint_id, record in self._records.items()
         }
 
     @staticmethod
-    def _load(record: _Record, now: float, waiting: int) -> Load:
+    def _load(record: _Record, now: float, waiting: int, overdue: int) -> Load:
         calls = record.calls.values()
         return Load(
             in_flight=len(calls),
-            overdue=sum(lease.overdue_at <= now for lease in calls),
+            overdue=overdue,
             oldest_started_at=min((lease.at for lease in calls), default=0.0),
             free=free_share(record.free, now - record.free_at, len(calls), record.slots),
             ready_at=record.ready_at if record.ready_at > now else 0.0,

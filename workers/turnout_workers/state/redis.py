@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -44,7 +44,7 @@ local DAY = {{width = {windows.DAY[0]}, span = {windows.DAY[1]}}}
 local SQUEEZE, SQUEEZE_LEAST = {windows.SQUEEZE}, {windows.SQUEEZE_LEAST}
 local SQUEEZE_HOLD_S, SQUEEZE_REGROWTH = {windows.SQUEEZE_HOLD_S}, {windows.SQUEEZE_REGROWTH}
 local ASK_AGAIN_MS, VERDICT_MS = {store.ASK_AGAIN_S * 1000:.0f}, {store.VERDICT_S * 1000:.0f}
-local WAITING_MS = {store.WAITING_S * 1000:.0f}
+local PUBLISHED_MS = {store.PUBLISHED_S * 1000:.0f}
 local RAMP_FROM, RAMP_S, RAMP_EXCESS = {health.RAMP_FROM}, {health.RAMP_S}, {health.RAMP_EXCESS}
 local RAMP_WINDOW, WELL_S = {health.CONSECUTIVE_FAILURES}, {health.WELL_S}
 local ERROR_MEMORY_S, MEMORY_S = {health.ERROR_MEMORY_S}, {latency.MEMORY_S}
@@ -73,7 +73,7 @@ class RedisFleetStore:
 
     def _held(self) -> tuple[str, ...]:
         keys = self._keys
-        return (keys.fleet, keys.money, keys.expiry, keys.overdue)
+        return (keys.fleet, keys.money, keys.expiry)
 
     async def admit(self, ask: Ask) -> Admission:
         places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
@@ -167,8 +167,9 @@ class RedisFleetStore:
 
         return await self._call(self._script("accounts", [self._keys.money], names, decode))
 
-    async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
-        await self._call(self._script("publish", [self._keys.waiting], [worker, _json(dict(waiting))], _nothing))
+    async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
+        keys, args = [self._keys.waiting, self._keys.hanging], [worker, _json(dict(waiting)), _json(dict(overdue))]
+        await self._call(self._script("publish", keys, args, _nothing))
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
         args = [text for endpoint, price in prices.items() for text in (endpoint, repr(price))]
@@ -201,7 +202,7 @@ def mark_call(
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, EndpointState]]]:
     """Read all that is known, for whoever only looks on, too."""
     script = Script.load("turnout_workers.state", "state", prelude)
-    return Call(script, (keys.fleet, keys.overdue, keys.waiting), (), _state)
+    return Call(script, (keys.fleet, keys.waiting, keys.hanging), (), _state)
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------
@@ -239,7 +240,6 @@ def _bid(bid: Bid) -> dict[str, Any]:
         "input": bid.input_tokens,
         "output": bid.output_tokens,
         "cost": bid.cost_microusd,
-        "overdue": _ms(bid.overdue_s),
         "probe_allowed": bid.probe_allowed,
         "limits": _limits(bid.limits),
         **({"shared": _limits(bid.shared_limits)} if bid.shared_limits != UNLIMITED else {}),
@@ -285,22 +285,25 @@ def _health(reply: Any) -> Health:
 
 
 def _state(reply: Any) -> tuple[float, dict[str, EndpointState]]:
-    now_ms, fleet, overdue, waiting = reply
-    hanging = {_text(endpoint): int(count) for endpoint, count in overdue}
-    waits: dict[str, int] = defaultdict(int)
-    for published in waiting[1::2]:
-        at, counts = _text(published).split(" ", 1)
-        if int(at) + store.WAITING_S * 1000 > now_ms:
-            for endpoint, count in json.loads(counts).items():
-                waits[endpoint] += count
+    now_ms, fleet, *published = reply
+    waiting, overdue = (_counts(by_worker, now_ms) for by_worker in published)
     fields: dict[str, dict[str, str]] = defaultdict(dict)
     for key, value in zip(fleet[::2], fleet[1::2], strict=True):
         endpoint, _, name = _text(key).rpartition("|")
         fields[endpoint][name] = _text(value)
     return now_ms / 1000, {
-        endpoint: _endpoint(known, now_ms, hanging.get(endpoint, 0), waits.get(endpoint, 0))
-        for endpoint, known in fields.items()
+        endpoint: _endpoint(known, now_ms, overdue[endpoint], waiting[endpoint]) for endpoint, known in fields.items()
     }
+
+
+def _counts(by_worker: list[Any], now_ms: int) -> Counter[str]:
+    """By endpoint, what the workers have published."""
+    counts: Counter[str] = Counter()
+    for published in by_worker[1::2]:
+        at, found = _text(published).split(" ", 1)
+        if int(at) + store.PUBLISHED_S * 1000 > now_ms:
+            counts.update(json.loads(found))
+    return counts
 
 
 def _endpoint(known: dict[str, str], now_ms: int, overdue: int, waiting: int) -> EndpointState:

@@ -40,8 +40,6 @@ class Bid:
     output_tokens: int
     cost_microusd: int
     """Upper estimate; 0 only where the price is known to be 0."""
-    overdue_s: float
-    """A call older than this counts as hanging."""
     probe_allowed: bool = True
     """False: this job may not be the probe of an endpoint that is half open."""
     ceilings: tuple[Ceiling, ...] = ()
@@ -57,7 +55,6 @@ class Bid:
             candidate.input_tokens,
             candidate.output_tokens,
             candidate.upper_cost_microusd or 0,
-            candidate.overdue_s,
             candidate.probe_allowed,
             ceilings,
             candidate.endpoint.shared_limits,
@@ -223,8 +220,8 @@ ASK_AGAIN_S = 0.25
 """Wait for what has no known end: a call in flight, a probe, money that another call has reserved."""
 VERDICT_S = 2.0
 """After a probe's report the endpoint stays closed to others this long for `trip` or `recover` to follow."""
-WAITING_S = 3.0
-"""How long a worker's waiting counts hold."""
+PUBLISHED_S = 3.0
+"""How long a worker's counts hold."""
 
 
 class FleetStore(Protocol):
@@ -266,8 +263,12 @@ class FleetStore(Protocol):
     async def forget(self, accounts: Sequence[str]) -> None:
         """Drop accounts that nobody will charge any more, such as those of settled jobs, and what was set for them."""
 
-    async def publish_waiting(self, worker: str, waiting: Mapping[str, int]) -> None:
-        """How many of this worker's jobs wait for each endpoint; forgotten unless repeated within 3 s."""
+    async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
+        """How many of this worker's jobs wait for each endpoint, and how many of its calls there are overdue.
+
+        Forgotten unless repeated within 3 s. What is overdue nobody but the worker can tell: the calls of one that
+        died are in flight for as long as their leases last.
+        """
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
         """The dual prices, computed by whoever does this round of housekeeping."""

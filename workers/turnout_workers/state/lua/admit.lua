@@ -1,13 +1,13 @@
 -- Lease the first bid that has room, or say what stands in each one's way, and until when.
 --
--- KEYS  fleet, money, expiry, overdue, lease, ceilings; then window and calls of each bid's endpoint, and of its account
+-- KEYS  fleet, money, expiry, lease, ceilings; then window and calls of each bid's endpoint, and of its account
 --       too if it has shared limits; then, if the admission is fenced, the job's record and story
 -- ARGV  the ask as JSON: id, ttl (ms), headroom, token (text; absent: not fenced), accounts, and bids of
---       endpoint, input, output, cost, overdue (ms), probe_allowed, limits, shared (limits), accounts;
+--       endpoint, input, output, cost, probe_allowed, limits, shared (limits), accounts;
 --       an account is [name, limit], -1 for none
 -- Returns {'granted', endpoint, at, probe} | {'fenced'} | {'full', now, {endpoint, until, reason} …};
 --       `until` is -1 where waiting doesn't help
-local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, CEILINGS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
+local FLEET, MONEY, EXPIRY, LEASE, CEILINGS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5]
 local NEVER = -1
 local ask = cjson.decode(ARGV[1])
 local now = now_ms()
@@ -183,9 +183,7 @@ local function grant(bid, health, load, shared)
   redis.call('HSET', LEASE, 'endpoint', bid.endpoint, 'at', now, 'use', text(use), 'second', load.minute[1],
     'quarter', load.day[1], 'charged', text(load.charged), 'cost', bid.cost,
     'accounts', #accounts > 0 and cjson.encode(accounts) or '[]', 'probe', probe, 'shared', shared and 1 or 0)
-  local member = bid.endpoint .. ' ' .. ask.id
-  redis.call('ZADD', EXPIRY, now + ask.ttl, member)
-  redis.call('ZADD', OVERDUE, now + bid.overdue, member)
+  redis.call('ZADD', EXPIRY, now + ask.ttl, bid.endpoint .. ' ' .. ask.id)
   if load.in_flight == 0 then redis.call('HSET', FLEET, bid.endpoint .. '|oldest', now) end
   if probe == 1 then
     redis.call('HSET', FLEET, bid.endpoint .. '|probe', ask.id, bid.endpoint .. '|probe_until', now + ask.ttl)
@@ -208,7 +206,7 @@ if held[1] then -- a repeated admission, its first answer was lost
   return {'granted', held[1], tonumber(held[2]), tonumber(held[3])}
 end
 
-local refusal, at = {'full', now}, 7
+local refusal, at = {'full', now}, 6
 for _, bid in ipairs(ask.bids) do
   local load, shared = read(KEYS[at], KEYS[at + 1]), nil
   at = at + 2

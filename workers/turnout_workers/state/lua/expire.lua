@@ -2,15 +2,15 @@
 -- End leases that were not renewed: their places are free, their reservations unsure. The lease itself is kept
 -- for a day, so that a late report finds what to move.
 --
--- KEYS  fleet, money, expiry, overdue; then of each lease: itself, calls of its endpoint, calls of its account
+-- KEYS  fleet, money, expiry; then of each lease: itself, calls of its endpoint, calls of its account
 -- ARGV  `ENDPOINT LEASE` of each, in the order of their keys
 -- Returns how many
-local FLEET, MONEY, EXPIRY, OVERDUE = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+local FLEET, MONEY, EXPIRY = KEYS[1], KEYS[2], KEYS[3]
 local now, ended = now_ms(), 0
 for i, member in ipairs(ARGV) do
   local score = tonumber(redis.call('ZSCORE', EXPIRY, member) or nil)
   if score and score <= now then -- neither renewed nor reported meanwhile
-    local lease_key, calls_key, shared_key = KEYS[2 + 3 * i], KEYS[3 + 3 * i], KEYS[4 + 3 * i]
+    local lease_key, calls_key, shared_key = KEYS[1 + 3 * i], KEYS[2 + 3 * i], KEYS[3 + 3 * i]
     local endpoint, id = string.match(member, '^(%S+) (.*)$')
     local lease = redis.call('HMGET', lease_key, 'cost', 'accounts')
     for _, account in ipairs(cjson.decode(lease[2] or '[]')) do
@@ -20,7 +20,6 @@ for i, member in ipairs(ARGV) do
     redis.call('HSET', lease_key, 'expired', 1)
     redis.call('PEXPIRE', lease_key, DAY.width * DAY.span)
     redis.call('ZREM', EXPIRY, member)
-    redis.call('ZREM', OVERDUE, member)
     redis.call('ZREM', calls_key, id)
     redis.call('ZREM', shared_key, id)
     local oldest = redis.call('ZRANGE', calls_key, 0, 0, 'WITHSCORES')

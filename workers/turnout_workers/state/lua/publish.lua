@@ -1,11 +1,13 @@
--- Publish how many of a worker's jobs wait for which endpoint, and sweep out workers that fell silent.
+-- Publish what one worker counts by endpoint, and sweep out workers that fell silent.
 --
--- KEYS  waiting
--- ARGV  worker, JSON of the counts by endpoint
+-- KEYS  waiting, hanging
+-- ARGV  worker, JSON of the counts for each key
 local now = now_ms()
-local known = redis.call('HGETALL', KEYS[1])
-for i = 1, #known, 2 do
-  if tonumber(string.match(known[i + 1], '^%d+')) + WAITING_MS <= now then redis.call('HDEL', KEYS[1], known[i]) end
+for i, key in ipairs(KEYS) do
+  local known = redis.call('HGETALL', key)
+  for j = 1, #known, 2 do
+    if tonumber(string.match(known[j + 1], '^%d+')) + PUBLISHED_MS <= now then redis.call('HDEL', key, known[j]) end
+  end
+  redis.call('HSET', key, ARGV[1], string.format('%d %s', now, ARGV[i + 1]))
 end
-redis.call('HSET', KEYS[1], ARGV[1], string.format('%d %s', now, ARGV[2]))
 return redis.status_reply('OK')

@@ -1,11 +1,11 @@
 #!lua flags=allow-oom
 -- End a lease: free its place, correct tokens and money to what was used, count the outcome.
 --
--- KEYS  fleet, money, expiry, overdue, lease; window and calls of the endpoint; and of its account
+-- KEYS  fleet, money, expiry, lease; window and calls of the endpoint; and of its account
 -- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cached, cost, unsure, latency, ttft, predicted
 --       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
 -- Returns {now, consecutive failures, error rate, error weight, trips, probe}
-local FLEET, MONEY, EXPIRY, OVERDUE, LEASE, WINDOW, CALLS, SHARED, SHARED_CALLS = unpack(KEYS)
+local FLEET, MONEY, EXPIRY, LEASE, WINDOW, CALLS, SHARED, SHARED_CALLS = unpack(KEYS)
 local report = cjson.decode(ARGV[1])
 local now = now_ms()
 local e = report.endpoint .. '|'
@@ -43,10 +43,8 @@ local held = redis.call('HMGET', LEASE, 'at', 'use', 'second', 'quarter', 'charg
   'endpoint', 'shared')
 if held[9] ~= report.endpoint then return counters(0) end -- reported before, or forgotten
 local at, use, charged, cost, late = tonumber(held[1]), numbers(held[2]), numbers(held[5]), held[6], held[8]
-local member = report.endpoint .. ' ' .. report.id
 redis.call('DEL', LEASE)
-redis.call('ZREM', EXPIRY, member)
-redis.call('ZREM', OVERDUE, member)
+redis.call('ZREM', EXPIRY, report.endpoint .. ' ' .. report.id)
 redis.call('ZREM', CALLS, report.id)
 local windows = {WINDOW}
 if held[10] == '1' then
