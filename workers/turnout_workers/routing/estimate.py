@@ -13,6 +13,7 @@ from turnout_workers.routing.latency import SIGMA_MIN, predict
 PRIOR_OUTCOMES = 2.0
 """Imagined successes that temper the error rate of an endpoint which was called only a few times."""
 ERROR_RATE_MAX = 0.95
+LATENCY_LEAST_S = 1e-3
 CERTAIN_SIGMAS = 4.0
 """A deadline this many standard deviations away is not missed: the chance needs no computing."""
 
@@ -53,12 +54,12 @@ class Traffic(NamedTuple):
             return left
         return left._replace(failures=0, answered_at=now) if ok else left._replace(failures=self.failures + 1)
 
-    def silent_s(self, latency_s: float, now: float) -> float:
-        """For how long nothing has come of calls that should take no longer than this."""
+    def missed(self, latency_s: float, now: float) -> float:
+        """How many answers should have come since the last one, if a call takes so long."""
         since = self.oldest_at + latency_s
         if since < self.answered_at:
             since = self.answered_at
-        return now - since if self.in_flight and since < now else 0.0
+        return self.in_flight * (now - since) / max(latency_s, LATENCY_LEAST_S) if since < now else 0.0
 
 
 class Estimate(NamedTuple):

@@ -10,12 +10,14 @@ from typing import Any, NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing.decision import Decision
-from turnout_workers.routing.estimate import Estimate, Odds, Traffic
+from turnout_workers.routing.estimate import LATENCY_LEAST_S, Estimate, Odds, Traffic
 from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
 
 RECORD_VERSION = 1
+NOW = 0.0
+"""Of a repeated decision: beside a Unix time, a float has no room for a short silence."""
 
 
 def to_record(decision: Decision) -> dict[str, Any]:
@@ -49,7 +51,7 @@ def to_record(decision: Decision) -> dict[str, Any]:
 
 COLUMNS = (
     "id", "score", "cost", "latency_s", "p_late", "wait_s", "sigma", "error_rate", "shadow_price",
-    "probe", "priority", "weight", "in_flight", "slots", "position", "failures", "silent_ms",
+    "probe", "priority", "weight", "in_flight", "slots", "position", "failures", "missed",
 )  # fmt: skip
 """Of a record's candidates: rows without names take a third of the space. The last two are left out where all is
 answered."""
@@ -77,7 +79,7 @@ def _candidate(ranked: Ranking, index: int, at: float) -> list[Any]:
         estimate.position,
     ]
     if traffic.in_flight or traffic.failures:
-        row += (traffic.failures, int(1000 * traffic.silent_s(latency_s, at)))
+        row += (traffic.failures, round(traffic.missed(latency_s, at), 4))
     return row
 
 
@@ -135,18 +137,19 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
     that had no candidate are left out.
     """
     for turn, record in enumerate(records):
-        options = [_option(c, record["at"]) for c in sorted(candidates(record), key=itemgetter("position"))]
+        options = [_option(c) for c in sorted(candidates(record), key=itemgetter("position"))]
         if not options:
             continue
+        deadline = record["job"]["deadline"]
         job = JobProfile(
             lane=Lane(record["job"]["lane"]),
-            deadline=record["job"]["deadline"],
+            deadline=deadline and deadline - record["at"],
             order=tuple(record["job"]["order"]),
             failures=record["job"]["failures"],
         )
         name = strategy or RoutingStrategy(record["strategy"])
         turns = record["turn"] if name == record["strategy"] else turn
-        ranked = ranking(job, options, STRATEGIES[name], record["at"], record["seed"], turns)
+        ranked = ranking(job, options, STRATEGIES[name], NOW, record["seed"], turns)
         ready = [index for index in ranked.order if options[index][0] <= 0]
         first = ready[0] if ready and not STRATEGIES[name].patient else ranked.order[0]
         best = options[first]
@@ -159,7 +162,7 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
         )
 
 
-def _option(candidate: Mapping[str, Any], at: float) -> Option:
+def _option(candidate: Mapping[str, Any]) -> Option:
     # The endpoint's id stands for its model: a record holds no more of the configuration than ranking reads.
     endpoint = Endpoint(
         candidate["id"].split("/")[0],
@@ -169,8 +172,9 @@ def _option(candidate: Mapping[str, Any], at: float) -> Option:
         weight=candidate["weight"],
         limits=Limits(concurrency=candidate["slots"]),
     )
-    answered_at = at - candidate.get("silent_ms", 0) / 1000
-    traffic = Traffic(candidate["in_flight"], candidate.get("failures", 0), -math.inf, answered_at)
+    in_flight, missed = candidate["in_flight"], candidate.get("missed", 0.0)
+    answered_at = NOW - missed * max(candidate["latency_s"], LATENCY_LEAST_S) / max(1, in_flight)
+    traffic = Traffic(in_flight, candidate.get("failures", 0), -math.inf, answered_at)
     cost = math.inf if candidate["cost"] is None else candidate["cost"]
     odds = Odds.of(candidate["sigma"], candidate["error_rate"], candidate["shadow_price"])
     estimate = Estimate(

@@ -206,9 +206,7 @@ def _burden(option: Row, now: float) -> float:
 
     One that hangs has no more calls in flight than those which take over its share, but it is silent.
     """
-    traffic, latency_s = option[4].traffic, max(option[1], 1e-3)
-    missed = traffic.in_flight * traffic.silent_s(latency_s, now) / latency_s
-    return (_crowding(option) - 1) * (1 + missed)
+    return (_crowding(option) - 1) * (1 + option[4].traffic.missed(option[1], now))
 
 
 def next_shadow_price(price: float, load: Load) -> float:
