@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from turnout.batch.lines import explain
 from turnout.errors import Unreadable
@@ -162,35 +163,38 @@ class Attempts:
             return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message)
         search = _Search(progress, PATIENCE_S[job.request.constraints.lane], woken=progress.deferrals > 0)
         while True:
-            now = self._fleet.now()
-            if job.claim.deadline is not None and now >= job.claim.deadline:
-                late = "the deadline has passed"
-                return await self._closing.give_up(job, search.progress, JobStatus.EXPIRED, "deadline", late)
-            wish = self._wish(job, search.progress)
-            search.line = line_of(wish, search.progress.tried, job.claim.tenant, job.claim.batch)
-            if not search.progress.deferrals and (left_s := self.parking.left_s(search.line, now)) > 0:
-                return await self._closing.defer(job, search.progress, left_s, line=search.line)
-            decision = self._decide(wish, search, now)
-            if decision.action is routing.Action.REFUSE:
-                reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
-                message = f"no endpoint can serve this job ({reasons or 'none is configured'})"
-                return await self._closing.give_up(job, search.progress, JobStatus.FAILED, "refused", message, decision)
-            if search.woken:
-                decision, search.woken = decision.asking(), False
-            wait_s = decision.wait_s
-            if decision.action is routing.Action.GO:
-                found = await self._ask(job, search, decision, now)
-                if isinstance(found, tuple):
-                    found = await self._attempt(job, search, decision, *found)
-                if isinstance(found, End):
-                    return found
-                wait_s = found
-            if wait_s > 0 and (parked := await self._wait(job, search, decision, wait_s, now)):
-                return parked
+            found = await self._look(job, search)
+            if isinstance(found, _Room):
+                found = await self._attempt(job, search, found)
+            if found is not None:
+                return found
 
-    async def _ask(
-        self, job: HeldJob, search: _Search, decision: routing.Decision, now: float
-    ) -> tuple[routing.Candidate, Granted] | End | float:
+    async def _look(self, job: HeldJob, search: _Search) -> _Room | End | None:
+        """Look for an endpoint that has room, and wait in place if none has. None: look again."""
+        now = self._fleet.now()
+        if job.claim.deadline is not None and now >= job.claim.deadline:
+            late = "the deadline has passed"
+            return await self._closing.give_up(job, search.progress, JobStatus.EXPIRED, "deadline", late)
+        wish = self._wish(job, search.progress)
+        search.line = line_of(wish, search.progress.tried, job.claim.tenant, job.claim.batch)
+        if not search.progress.deferrals and (left_s := self.parking.left_s(search.line, now)) > 0:
+            return await self._closing.defer(job, search.progress, left_s, line=search.line)
+        decision = self._decide(wish, search, now)
+        if decision.action is routing.Action.REFUSE:
+            reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
+            message, record = f"no endpoint can serve this job ({reasons or 'none is configured'})", _record(decision)
+            return await self._closing.give_up(job, search.progress, JobStatus.FAILED, "refused", message, record)
+        if search.woken:
+            decision, search.woken = decision.asking(), False
+        wait_s = decision.wait_s
+        if decision.action is routing.Action.GO:
+            found = await self._ask(job, search, decision, now)
+            if not isinstance(found, float):
+                return found
+            wait_s = found
+        return await self._wait(job, search, decision, wait_s, now) if wait_s > 0 else None
+
+    async def _ask(self, job: HeldJob, search: _Search, decision: routing.Decision, now: float) -> _Room | End | float:
         """Ask admission for one of the candidates. A number: look again after so long."""
         candidates = decision.bids(MAX_BIDS)
         same = [candidate for candidate in candidates if candidate.endpoint.id == search.again]
@@ -201,7 +205,10 @@ class Attempts:
                 span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
         if isinstance(admission, Granted):
             self._shares.seen(job.claim.tenant or "", now, 1)
-            return next(c for c in candidates if c.endpoint.id == admission.endpoint_id), admission
+            chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
+            hedge = self._hedging.plan(decision, chosen, alone=job.claim.stream)
+            record = _record(replace(decision, called=chosen.endpoint.id))
+            return _Room(chosen, admission, hedge, record, decision.untried)
         if not isinstance(admission, NoRoom):
             return Skipped("the lease was lost")
         search.again, search.retries_here = None, 0
@@ -228,7 +235,7 @@ class Attempts:
         in_place = search.line if self.parking.any_parked else ""
         if wait_s > search.patience_s or in_place in self.parking.in_place:
             self.parking.noted(search.line, now + wait_s, now)
-            return await self._closing.defer(job, search.progress, wait_s, decision, line=search.line)
+            return await self._closing.defer(job, search.progress, wait_s, _record(decision), line=search.line)
         search.patience_s -= wait_s
         with self._waits(decision.waits_for):
             await self.parking.wait_in_place(in_place, wait_s)
@@ -297,29 +304,20 @@ class Attempts:
             amend(self._fleet.snapshot, admission.endpoint_id, lambda traffic: traffic.begun(now))
         return admission
 
-    async def _attempt(
-        self,
-        job: HeldJob,
-        search: _Search,
-        decision: routing.Decision,
-        chosen: routing.Candidate,
-        grant: Granted,
-    ) -> End | float:
-        """Make the call that was granted, and act on how it went. A number: look again after so long."""
+    async def _attempt(self, job: HeldJob, search: _Search, room: _Room) -> End | None:
+        """Make the call that was granted, and act on how it went. None: look for an endpoint again."""
         self._bring_another(job, search)
-        progress = search.progress
+        progress, chosen = search.progress, room.chosen
         if progress.attempts and progress.attempts[-1].provider != chosen.endpoint.provider:
             self._metrics.moved(progress.attempts[-1], chosen.endpoint.provider)
         stopped: list[Attempt] = []
         self._retries.deposit()
-        hedge = self._hedging.plan(decision, chosen, alone=job.claim.stream)
-        if hedge is None:
-            calls = [await self._begin(job, stopped, chosen, grant)]
+        if room.hedge is None:
+            calls = [await self._begin(job, stopped, chosen, room.grant)]
         else:
             begin, admit = partial(self._begin, job, stopped), partial(self._admit, job, progress, second=True)
-            calls = await self._hedging.race(hedge, begin(chosen, grant), admit, begin)
+            calls = await self._hedging.race(room.hedge, begin(chosen, room.grant), admit, begin)
         reached("after_call")
-        decision = replace(decision, called=chosen.endpoint.id)
         progress = replace(progress, attempts=(*progress.attempts, *stopped))
         reporting = []
         for call in calls:
@@ -329,20 +327,20 @@ class Attempts:
                 self._rng,
                 attempt=progress.spent_attempts + 1,
                 retries_here=search.retries_here,
-                retry_budget_left=self._retries.left and decision.worth_repeating(call.chosen),
-                has_untried=decision.has_untried(call.chosen.endpoint.id),
+                retry_budget_left=self._retries.left and routing.worth_repeating(call.chosen, job.claim.lane),
+                has_untried=any(other != call.chosen.endpoint.id for other in room.untried),
                 allow_fallback=job.request.constraints.allow_fallback,
             )
             reporting.append(asyncio.ensure_future(self._reporter.report(call, verdict)))
             progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
-        ended = await self._follow(job, progress, decision, call, verdict)
+        ended = await self._follow(job, progress, room.record, call, verdict)
         await asyncio.gather(*reporting)
         self._bring_another(job, search)
         if not isinstance(ended, _Again):
             return ended
         search.progress, search.again, search.retries_here = ended.progress, ended.endpoint_id, search.retries_here + 1
         await asyncio.sleep(ended.delay_s)
-        return 0.0
+        return None
 
     def _begin(
         self, job: HeldJob, stopped: list[Attempt], chosen: routing.Candidate, lease: Granted
@@ -351,27 +349,27 @@ class Attempts:
         return tracing.called(job, chosen, self._calling(job, chosen, lease, stopped))
 
     async def _follow(
-        self, job: HeldJob, progress: Progress, decision: routing.Decision, call: Finished, verdict: failover.Verdict
+        self, job: HeldJob, progress: Progress, record: bytes, call: Finished, verdict: failover.Verdict
     ) -> End | _Again:
         """What becomes of the job after its last call."""
         failure, closing = call.failure, self._closing
         if failure is None:
-            return await closing.succeed(job, progress, call.response, decision)
+            return await closing.succeed(job, progress, call.response, record)
         if unmended(job.request, progress.attempts):
-            return await closing.give_up(job, progress, JobStatus.FAILED, failure.kind.value, failure.message, decision)
+            return await closing.give_up(job, progress, JobStatus.FAILED, failure.kind.value, failure.message, record)
         match verdict.action:
             case failover.Action.RETRY:
                 self._retries.withdraw()
                 return _Again(progress, call.chosen.endpoint.id, verdict.delay_s)
             case failover.Action.FAIL_OVER if verdict.delay_s <= 0:
-                return await closing.fail_over(job, progress, decision, call.attempt)
+                return await closing.fail_over(job, progress, record, call.attempt)
             case failover.Action.FAIL_OVER:
-                return await closing.defer(job, progress.failed_over(), verdict.delay_s, decision)
+                return await closing.defer(job, progress.failed_over(), verdict.delay_s, record)
             case failover.Action.DEFER:
-                return await closing.defer(job, progress, verdict.delay_s, decision, new_round=True)
+                return await closing.defer(job, progress, verdict.delay_s, record, new_round=True)
             case _:
                 return await closing.give_up(
-                    job, progress, JobStatus.FAILED, failure.kind.value, failure.message, decision
+                    job, progress, JobStatus.FAILED, failure.kind.value, failure.message, record
                 )
 
 
@@ -379,6 +377,10 @@ def _request_of(claim: Claimed) -> InferenceRequest:
     if isinstance(claim.payload, Unreadable):
         raise claim.payload
     return InferenceRequest.model_validate_json(claim.payload)
+
+
+def _record(decision: routing.Decision) -> bytes:
+    return to_json(decision.to_record())
 
 
 def _tell_logs(chosen: routing.Candidate, lease_id: str) -> None:
@@ -402,6 +404,18 @@ class _Search:
     retries_here: int = 0
     doubted: bool = False
     """It was refused on a snapshot that proved stale; once is enough."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Room:
+    """A call that was granted. While it is under way the fleet's state by which it was chosen is let go."""
+
+    chosen: routing.Candidate
+    grant: Granted
+    hedge: routing.Hedge | None
+    record: bytes
+    """Of the decision, as JSON."""
+    untried: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

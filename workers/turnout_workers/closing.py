@@ -18,7 +18,6 @@ from turnout_workers.held import Done, HeldJob, Moved, Skipped
 from turnout_workers.in_force import InForce
 from turnout_workers.monitoring import tracing
 from turnout_workers.progress import Progress
-from turnout_workers.routing.decision import Decision
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling, FleetStore
@@ -47,10 +46,10 @@ class Closing:
     in_force: InForce
 
     async def succeed(
-        self, job: HeldJob, progress: Progress, response: InferenceResponse | None, decision: Decision
+        self, job: HeldJob, progress: Progress, response: InferenceResponse | None, record: bytes
     ) -> Done | Skipped:
         return await self._settle(
-            job, self._result(job.id, job.claim, progress, JobStatus.SUCCEEDED, response=response), decision
+            job, self._result(job.id, job.claim, progress, JobStatus.SUCCEEDED, response=response), record
         )
 
     async def give_up(
@@ -60,10 +59,10 @@ class Closing:
         status: JobStatus,
         code: str,
         message: str,
-        decision: Decision | None = None,
+        record: bytes | None = None,
     ) -> Done | Skipped:
         problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
-        return await self._settle(job, self._result(job.id, job.claim, progress, status, problem=problem), decision)
+        return await self._settle(job, self._result(job.id, job.claim, progress, status, problem=problem), record)
 
     async def unreadable(self, job_id: str, claim: Claimed, why: str) -> Done | Skipped:
         """Fail a job whose request was changed in Redis, so that no worker can do it."""
@@ -78,17 +77,12 @@ class Closing:
         status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
         return await self.give_up(job, progress, status, "cost_ceiling", message)
 
-    async def fail_over(self, job: HeldJob, progress: Progress, decision: Decision, failed: Attempt) -> Moved:
+    async def fail_over(self, job: HeldJob, progress: Progress, record: bytes, failed: Attempt) -> Moved:
         """Back to the lane's front, for another endpoint."""
         progress = progress.failed_over()
-        event = {
-            "event": "failed_over",
-            "from": failed.endpoint,
-            "failure": failed.failure,
-            "decision": decision.to_record(),
-        }
+        event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
         token, lane = job.claim.token, job.claim.lane
-        await self.call(self.ledger.fail_over(job.id, token, lane, progress.to_json(), event))
+        await self.call(self.ledger.fail_over(job.id, token, lane, progress.to_json(), event, record))
         return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
 
     async def defer(
@@ -96,19 +90,20 @@ class Closing:
         job: HeldJob,
         progress: Progress,
         wait_s: float,
-        decision: Decision | None = None,
+        record: bytes | None = None,
         *,
         new_round: bool = False,
         line: str = "",
     ) -> Moved:
-        """Park it, behind others of its line: without a decision if it is they who wait for one.
+        """Park it, behind others of its line: without the record of a decision if it is they who wait for one.
 
         In a new round every endpoint may be tried again.
         """
         progress = progress.deferred(new_round)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
-        event |= {"decision": decision.to_record()} if decision else {"behind": "others that wait for the same"}
-        await self.call(self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line))
+        if record is None:
+            event["behind"] = "others that wait for the same"
+        await self.call(self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record))
         return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def hand_back(self, job: HeldJob) -> Moved:
@@ -116,11 +111,11 @@ class Closing:
         await self.call(self.ledger.release(job.id, job.claim.token, job.claim.lane))
         return Moved("handed_back", "handed back")
 
-    async def _settle(self, job: HeldJob, result: JobResult, decision: Decision | None) -> Done | Skipped:
+    async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
         accounts = [ceiling.account for ceiling in self.ceilings.of_job(job.id, job.request, claim.batch)]
-        settlement = self._settlement(job.id, claim, result, decision)
+        settlement = self._settlement(job.id, claim, result, record)
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
                 taken = await self.call(settlement)
@@ -143,10 +138,8 @@ class Closing:
             await self.store.forget([f"job:{job.id}"])
         return Done(result)
 
-    def _settlement(
-        self, job_id: str, claim: Claimed, result: JobResult, decision: Decision | None
-    ) -> Call[Settlement]:
-        record, kept = decision.to_record() if decision else None, self.in_force.file.retention
+    def _settlement(self, job_id: str, claim: Claimed, result: JobResult, record: bytes | None) -> Call[Settlement]:
+        kept = self.in_force.file.retention
         return self.ledger.settle(job_id, claim.token, result, record, kept.results_s, claim.batch, kept.failed_s)
 
     def _result(

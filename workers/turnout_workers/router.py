@@ -33,7 +33,7 @@ from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.reporting import STOPPED, Finished, Reporter
-from turnout_workers.routing.decision import Action, Candidate, Decision, rank
+from turnout_workers.routing.decision import Action, Candidate, Decision, rank, worth_repeating
 from turnout_workers.routing.failover import Action as Next
 from turnout_workers.routing.failover import Allowance, judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -311,8 +311,8 @@ class IntelligentRouter:
                 self._rng,
                 attempt=job.progress.spent_attempts + 1,
                 retries_here=retries,
-                retry_budget_left=self._retries.left and decision.worth_repeating(ended.chosen),
-                has_untried=decision.has_untried(ended.chosen.endpoint.id),
+                retry_budget_left=self._retries.left and worth_repeating(ended.chosen, decision.job.lane),
+                has_untried=any(other != ended.chosen.endpoint.id for other in decision.untried),
                 allow_fallback=decision.job.allow_fallback,
             )
             await self._reporter.report(ended, verdict)

@@ -157,27 +157,42 @@ class Ledger:
         job_id: str,
         token: int,
         result: JobResult,
-        record: Mapping[str, Any] | None,
+        record: bytes | None,
         result_ttl_s: float,
         batch: str | None = None,
         failed_ttl_s: float | None = None,
     ) -> Call[Settlement]:
-        """End the job. `record`: the decision that led here. Failed ones are kept longer, to be replayed."""
+        """End the job. `record`: the decision that led here, as JSON. Failed ones are kept longer, to be replayed."""
         return self._end("token", job_id, token, result, record, result_ttl_s, batch, failed_ttl_s)
 
-    def fail_over(self, job_id: str, token: int, lane: Lane, progress: str, event: Mapping[str, Any]) -> Call[bool]:
+    def fail_over(
+        self,
+        job_id: str,
+        token: int,
+        lane: Lane,
+        progress: str,
+        event: Mapping[str, Any],
+        record: bytes | None = None,
+    ) -> Call[bool]:
         """Back to its lane's front, to be done by another endpoint."""
-        return self._requeue(job_id, token, lane, progress, event, 1)
+        return self._requeue(job_id, token, lane, progress, _event(event, record), 1)
 
     def release(self, job_id: str, token: int, lane: Lane) -> Call[bool]:
         """Back to its lane's front, as it was: this worker stops. No crash is counted."""
-        return self._requeue(job_id, token, lane, "", {"event": "handed_back"}, 0)
+        return self._requeue(job_id, token, lane, "", _event({"event": "handed_back"}), 0)
 
     def defer(
-        self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any], line: str = ""
+        self,
+        job_id: str,
+        token: int,
+        wait_s: float,
+        progress: str,
+        event: Mapping[str, Any],
+        line: str = "",
+        record: bytes | None = None,
     ) -> Call[bool]:
         """Park it. `line`, a word: that of the jobs which wait for the same, by default one of its own."""
-        args = [job_id, token, line or job_id.replace(" ", "_"), _ms(wait_s), progress, _event(event)]
+        args = [job_id, token, line or job_id.replace(" ", "_"), _ms(wait_s), progress, _event(event, record)]
         return self._call("defer", args, job=job_id)
 
     def following(self, line: str, count: int) -> Read[list[str]]:
@@ -339,10 +354,8 @@ class Ledger:
     def _due(self, index: str, limit: int) -> Call[list[str]]:
         return self._call("due", [limit], _texts, keys=[index])
 
-    def _requeue(
-        self, job_id: str, token: int, lane: Lane, progress: str, event: Mapping[str, Any], count: int
-    ) -> Call[bool]:
-        return self._call("requeue", [job_id, token, progress, _event(event), count], job=job_id, lane=lane)
+    def _requeue(self, job_id: str, token: int, lane: Lane, progress: str, event: str, count: int) -> Call[bool]:
+        return self._call("requeue", [job_id, token, progress, event, count], job=job_id, lane=lane)
 
     def _end(
         self,
@@ -350,7 +363,7 @@ class Ledger:
         job_id: str,
         token: int,
         result: JobResult,
-        record: Mapping[str, Any] | None,
+        record: bytes | None,
         result_ttl_s: float,
         batch: str | None,
         failed_ttl_s: float | None = None,
@@ -359,8 +372,6 @@ class Ledger:
         event: dict[str, Any] = {"event": result.status.value}
         if result.error is not None:
             event["why"] = result.error.code
-        if record is not None:
-            event["decision"] = record
         ttl_ms = max(1, _ms(result_ttl_s))  # Redis takes no lifetime of nothing
         return self._call(
             "settle",
@@ -371,7 +382,7 @@ class Ledger:
                 result.status.value,
                 text,
                 celery_record(result, text),
-                _event(event),
+                _event(event, record),
                 ttl_ms,
                 max(ttl_ms, _ms(failed_ttl_s)),
                 batch or "",
@@ -386,9 +397,10 @@ def _ms(seconds: float | None) -> int:
     return 0 if seconds is None else max(0, round(seconds * 1000))
 
 
-def _event(event: Mapping[str, Any]) -> str:
+def _event(event: Mapping[str, Any], record: bytes | None = None) -> str:
     """The inside of a JSON object: Lua puts the time before it."""
-    return to_json(event)[1:-1].decode()
+    inside = to_json(event)[1:-1]
+    return (inside if record is None else b'%b,"decision":%b' % (inside, record)).decode()
 
 
 def _texts(reply: list[bytes]) -> list[str]:

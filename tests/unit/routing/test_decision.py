@@ -13,6 +13,7 @@ from tests.unit.routing.fleets import NOW, chosen, decide, endpoint, job, observ
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing import Action, JobProfile, rank, replay
+from turnout_workers.routing.decision import worth_repeating
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
@@ -237,7 +238,7 @@ def test_an_endpoint_that_fails_often_is_not_called_again_while_a_person_waits()
         (0.05, Lane.INTERACTIVE, True),
     ]:
         decision = decide(job(lane=lane), view(endpoint(), metrics=observed(error_rate=rate)))
-        assert decision.worth_repeating(decision.candidates[0]) == repeated
+        assert worth_repeating(decision.candidates[0], decision.job.lane) == repeated
 
 
 def test_scarce_capacity_is_left_to_those_who_have_no_other() -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from itertools import islice
 from typing import Any, NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
@@ -146,10 +147,12 @@ class Decision:
         """Whether, besides those offered to admission, an endpoint could take the job now or before long."""
         return bool(self.passing) or len(bids) < len(self.ranking.options)
 
-    def has_untried(self, endpoint_id: str) -> bool:
-        """Whether, besides this one, an endpoint could take the job now or soon that it hasn't tried."""
+    @property
+    def untried(self) -> tuple[str, ...]:
+        """Endpoints that could take the job now or soon, and that it hasn't tried: two at most, so that there is one
+        besides any."""
         ids = (option[4].view.endpoint.id for option in self.ranking.options)
-        return any(id != endpoint_id and id not in self.tried for id in ids)
+        return tuple(islice((id for id in ids if id not in self.tried), 2))
 
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
@@ -159,10 +162,6 @@ class Decision:
             *self.passing,
             *(self._full(self.ranking.option(index)) for index in self.busy),
         )
-
-    def worth_repeating(self, chosen: Candidate) -> bool:
-        """Whether a failed call is worth another one there: not for a person who waits, where many fail."""
-        return self.job.lane is not Lane.INTERACTIVE or chosen.error_rate < REPEAT_ERROR_RATE
 
     def hedge(self, chosen: Candidate) -> Hedge | None:
         """When a second call may start if the one to `chosen` has not answered, and to whom.
@@ -282,6 +281,11 @@ def rank(
         tried,
         choice.last_resort,
     )
+
+
+def worth_repeating(chosen: Candidate, lane: Lane) -> bool:
+    """Whether a failed call is worth another one there: not for a person who waits, where many fail."""
+    return lane is not Lane.INTERACTIVE or chosen.error_rate < REPEAT_ERROR_RATE
 
 
 def _outlook(waits: list[float], exclusions: Sequence[Exclusion], now: float) -> tuple[Action, float]:
