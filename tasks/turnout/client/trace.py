@@ -10,12 +10,10 @@ def current() -> str | None:
 
     An application that traces has imported OpenTelemetry; in one that has not, this costs a look into a dict.
     """
-    trace = sys.modules.get("opentelemetry.trace")
-    if trace is None:
+    if "opentelemetry.trace" not in sys.modules:
         return None
-    context = trace.get_current_span().get_span_context()
-    if not context.is_valid:
-        return None
-    parent = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
-    state = context.trace_state.to_header()
-    return f"{parent}\n{state}" if state else parent
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return "\n".join(carrier.values()) or None
