@@ -21,6 +21,8 @@ from turnout_workers.in_force import InForce
 
 logger = logging.getLogger(__name__)
 
+AGAIN_S = 1.0
+
 REVOKED_WITHIN_S = 5.0
 """Celery's thread waits for it."""
 
@@ -35,7 +37,8 @@ class Foreign:
     async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> JobResult | None:
         """Take a request that came inside a Celery message into the ledger; the message is at hand already.
 
-        What can't be accepted never was a job: its result, for Celery to read, is given back.
+        What can't be accepted never was a job: its result, for Celery to read, is given back. A Redis that is away is
+        waited for: nobody else has the request.
         """
         try:
             request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
@@ -43,7 +46,13 @@ class Foreign:
             return await self._ended(job_id, JobStatus.FAILED, "invalid_request", explain(error))
         callbacks = {name: value for name, value in embed.items() if value}
         job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
-        outcome = (await self.call(self.ledger.enqueue(job))).outcome
+        while True:
+            try:
+                outcome = (await self.call(self.ledger.enqueue(job))).outcome
+                break
+            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
+                logger.warning("a request waits for Redis: %s", error, extra={"job": job_id})
+                await asyncio.sleep(AGAIN_S)
         if outcome in (Intake.QUEUED, Intake.DUPLICATE):
             return None
         return await self._ended(job_id, JobStatus.FAILED, outcome.value, f"the job was not accepted: {outcome}")

@@ -1,0 +1,27 @@
+"""Requests that only a Celery message holds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import redis
+
+from turnout.ledger import Enqueued, Intake, Ledger
+from turnout_workers import foreign
+
+
+async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(foreign, "AGAIN_S", 0)
+    replies: list[Any] = [redis.ConnectionError("away"), redis.TimeoutError("slow"), Enqueued(Intake.QUEUED, "queued")]
+
+    async def call(_: object) -> Any:
+        reply = replies.pop(0)
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    nothing: Any = None
+    taken = foreign.Foreign(nothing, Ledger(), call, nothing)  # type: ignore[arg-type]
+    assert await taken.accept("a", "Why?", {}) is None
+    assert not replies
