@@ -12,7 +12,7 @@ from turnout.request import InferenceRequest, RoutingConstraints
 FLEET = """
 output_tokens = 8
 [providers.sim-one]
-ttft_s = 1.0
+ttft_s = 0.2
 models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
 """
 ASKED = InferenceRequest(prompt="How much?", max_output_tokens=100)

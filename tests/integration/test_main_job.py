@@ -144,6 +144,8 @@ def test_a_run_starts_its_worker_and_its_redis_again(tmp_path: Path, fleet: Flee
     source, output = prompts(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"
     arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "20")
     journal = tmp_path / "out.jsonl.partial"
+    with fleet.config.open("a") as config:
+        config.write("\n[worker]\nlease_s = 2.0\n")  # how soon the dead worker's jobs are another's
 
     def kill(name: str) -> None:
         """Redis overwrites its environment with its title; but where it works, it is alone."""
