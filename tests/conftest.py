@@ -7,9 +7,12 @@ from collections.abc import Iterator
 
 import pytest
 import redis
+from hypothesis import settings
 from tests import redis_server as servers
 
 os.environ.pop("REDIS_URL", None)  # no test works on a Redis that isn't its own
+settings.register_profile("any_machine", deadline=None)  # a busy one is slow, and not wrong
+settings.load_profile("any_machine")
 
 
 @pytest.fixture(scope="session")

@@ -52,6 +52,7 @@ healths = st.builds(
     blocked_until=st.just(0.0) | seconds,
     disabled=st.none() | st.none() | st.just("bad key"),
     isolated=st.sampled_from([False, False, False, True]),
+    consecutive_failures=st.integers(0, 3),
     probing=st.booleans(),
 )
 metrics = st.builds(
@@ -65,7 +66,12 @@ metrics = st.builds(
     error_weight=st.floats(0, 99),
 )
 loads = st.builds(
-    Load, in_flight=st.integers(0, 9), free=shares, ready_at=st.just(0.0) | seconds, shadow_price=st.floats(0, 2)
+    Load,
+    in_flight=st.integers(0, 9),
+    oldest_started_at=seconds,
+    free=shares,
+    ready_at=st.just(0.0) | seconds,
+    shadow_price=st.floats(0, 2),
 )
 fleets = st.lists(
     st.builds(EndpointView, endpoints, healths, metrics, loads), max_size=8, unique_by=lambda view: view.endpoint.id
