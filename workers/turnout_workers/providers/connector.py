@@ -168,24 +168,21 @@ class Connector(CloudProviderBase):
         while True:
             refused = self._refused.get(endpoint.served_model)
             sent = Sent(request, self.name, self.parameters - refused if refused else self.parameters)
+            gathering = None if on_token is None or request.is_embedding else self.gathering()
+            out = self._asking(endpoint, sent, timeouts, gathering is not None)
+            first_token_s: float | None = None
             try:
-                return await self._call(endpoint, sent, timeouts, on_token)
+                if gathering is None or on_token is None:
+                    reply = await self.http.json(out)
+                else:
+                    reply, first_token_s = await self._streamed(out, gathering, on_token)
+                break
             except ProviderError as error:
                 name = error.failure.parameter
                 if name not in sent.taken or request.on_unsupported == "fail":
                     raise
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
                 self._refused[endpoint.served_model].add(name)
-
-    async def _call(self, endpoint: Endpoint, sent: Sent, timeouts: Timeouts, on_token: OnToken | None) -> CallOutcome:
-        request = sent.request
-        gathering = None if on_token is None or request.is_embedding else self.gathering()
-        out = self._asking(endpoint, sent, timeouts, gathering is not None)
-        first_token_s: float | None = None
-        if gathering is None or on_token is None:
-            reply = await self.http.json(out)
-        else:
-            reply, first_token_s = await self._streamed(out, gathering, on_token)
         answer = self._answer(request, reply.body)
         if on_token is not None and gathering is None and answer.text:
             await on_token(answer.text)
