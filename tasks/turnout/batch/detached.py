@@ -25,8 +25,7 @@ from turnout.batch.lines import BadLine, Defaults, Format, Item, job_id, short
 from turnout.batch.render import bad_result, copied, render
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
-from turnout.ledger import Keyring, Keys, Ledger, NewJob, Read, run
-from turnout.ledger.script import Sendable
+from turnout.ledger import Call, Keyring, Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem
 
@@ -260,13 +259,13 @@ class Batches:
         texts: Any = self._client.lrange(self._keys.batch(id, "lines"), start, start + PAGE - 1)
         return [_line(text) for text in texts]
 
-    def _ask(self, what: Callable[[str], Sendable[Any]], page: Sequence[Line]) -> dict[str, Any]:
+    def _ask(self, what: Callable[[str], Call[Any]], page: Sequence[Line]) -> dict[str, Any]:
         """Of each job of a page."""
         ids = list({one.job: None for one in page if one.job})
         return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
 
 
-def read_record(keys: Keys, id: str) -> Read[Record | None]:
+def read_record(keys: Keys, id: str) -> Call[Record | None]:
     """None: there is no such batch."""
 
     def decode(reply: Mapping[bytes, bytes]) -> Record | None:
@@ -287,7 +286,7 @@ def read_record(keys: Keys, id: str) -> Read[Record | None]:
             settled={status.value: int(told[status]) for status in JobStatus if int(told.get(status, 0))},
         )
 
-    return Read(("HGETALL", keys.batch(id)), decode)
+    return Call(("HGETALL", keys.batch(id)), decode)
 
 
 def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:

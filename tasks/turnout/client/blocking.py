@@ -13,7 +13,7 @@ from turnout.client.inbox import RECHECK_S, Inbox, Patience
 from turnout.client.streaming import Reader
 from turnout.client.submission import LIMITS, MAX_REQUEST_CHARS, RESULT_TTL_S, Options, Request
 from turnout.ledger import Facts, Keyring, Keys, Ledger, NewJob, run
-from turnout.ledger.script import Sendable
+from turnout.ledger.script import Call
 from turnout.redis_address import connect
 from turnout.request import InferenceResponse
 from turnout.result import JobResult
@@ -98,7 +98,7 @@ class Client:
         ids = [job if isinstance(job, str) else job.id for job in jobs]
         return self._call(self._ledger.purge(ids))
 
-    def _call(self, call: Sendable[T]) -> T:
+    def _call(self, call: Call[T]) -> T:
         reply: T = run(self._redis, [call])[0]
         return reply
 

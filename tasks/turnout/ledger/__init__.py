@@ -17,7 +17,7 @@ from turnout.ledger.job import (
 )
 from turnout.ledger.keys import Keys
 from turnout.ledger.ledger import Ledger
-from turnout.ledger.script import Call, Coalescer, Read, Script, run
+from turnout.ledger.script import Call, Coalescer, Script, run
 from turnout.ledger.sealing import Keyring
 
 __all__ = [
@@ -36,7 +36,6 @@ __all__ = [
     "NewJob",
     "NotClaimed",
     "Piece",
-    "Read",
     "Script",
     "Settlement",
     "open_result",

@@ -43,7 +43,7 @@ from turnout.ledger.job import (
 )
 from turnout.ledger.keys import Keys
 from turnout.ledger.message import TEMPLATE
-from turnout.ledger.script import CLOCK, Call, Read, Script
+from turnout.ledger.script import CLOCK, Call, Script
 from turnout.ledger.sealing import Keyring
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus, Problem, celery_record
@@ -80,7 +80,7 @@ class Ledger:
         """keys: of a script that takes any; the others name theirs, which are then of this job, lane and batch."""
         script = Script.load("turnout.ledger", name, self._prelude)
         named = self.keys.named(script.keys, job, lane, batch or "") if keys is None else keys
-        return Call(script, tuple(named), tuple(args), decode)
+        return script.call(named, args, decode)
 
     # --- producers -------------------------------------------------------------------------------------
 
@@ -195,10 +195,10 @@ class Ledger:
         args = [job_id, token, line or job_id.replace(" ", "_"), _ms(wait_s), progress, _event(event, record)]
         return self._call("defer", args, job=job_id)
 
-    def following(self, line: str, count: int) -> Read[list[str]]:
+    def following(self, line: str, count: int) -> Call[list[str]]:
         """The first jobs of a line of parked ones, to `wake` because there is room."""
         command = ("ZRANGE", self.keys.parked, f"[{line} ", f"({line}!", "BYLEX", "LIMIT", 0, count)
-        return Read(command, lambda reply: [spot.split(" ", 2)[2] for spot in _texts(reply)])
+        return Call(command, lambda reply: [spot.split(" ", 2)[2] for spot in _texts(reply)])
 
     def hasten(self, limit: int) -> Call[int]:
         """Let the first of every line of parked jobs look for room at once. Gives the number of lines."""
@@ -264,11 +264,11 @@ class Ledger:
 
     # --- batches ---------------------------------------------------------------------------------------
 
-    def set_ceiling(self, batch: str, microusd: int | None) -> Read[None]:
+    def set_ceiling(self, batch: str, microusd: int | None) -> Call[None]:
         """What a batch may spend from now on, with what it has spent; None: as much as it takes."""
         command = ("HDEL", self.keys.ceilings) if microusd is None else ("HSET", self.keys.ceilings)
         named = (f"batch:{batch}",) if microusd is None else (f"batch:{batch}", microusd)
-        return Read((*command, *named), lambda reply: None)
+        return Call((*command, *named), lambda reply: None)
 
     def fed(self, batch: str, number: int, jobs: int, expired: int = 0) -> Call[bool]:
         """Note that this chunk of a detached batch's input has been fed, and drop it.
@@ -290,9 +290,9 @@ class Ledger:
         pairs = [part for pair in stored.items() for part in pair]
         return self._call("stream", [job_id, _ms(ttl_s), *pairs], lambda reply: None, job=job_id)
 
-    def pieces(self, job_id: str, after: str) -> Read[list[Piece]]:
+    def pieces(self, job_id: str, after: str) -> Call[list[Piece]]:
         """What was added to the stream after this entry (`0`: all), up to 1,000 entries."""
-        return Read(
+        return Call(
             ("XRANGE", self.keys.stream(job_id), f"({after}", "+", "COUNT", 1000), self._opening(read_pieces, job_id)
         )
 
@@ -314,34 +314,34 @@ class Ledger:
 
     # --- reads -----------------------------------------------------------------------------------------
 
-    def facts(self, job_id: str) -> Read[Facts | None]:
+    def facts(self, job_id: str) -> Call[Facts | None]:
         """What a job is and where it stands, without its content."""
         names = ("state", "lane", "label", "batch", "tenant", "calls", "crashes", "accepted_ms", "settled_ms")
-        return Read(("HMGET", self.keys.job(job_id), *names), read_facts)
+        return Call(("HMGET", self.keys.job(job_id), *names), read_facts)
 
-    def result(self, job_id: str, content: bool = True) -> Read[JobResult | None]:
+    def result(self, job_id: str, content: bool = True) -> Call[JobResult | None]:
         """The result of a settled job; None if it is live, or gone. Raises Unreadable.
 
         content: False for those who have no key: without what is sealed.
         """
         names = ("result", "accepted_ms", "settled_ms", "progress", "metadata")
         keyring = self.keyring if content else None
-        return Read(("HMGET", self.keys.job(job_id), *names), lambda reply: read_result(reply, job_id, keyring))
+        return Call(("HMGET", self.keys.job(job_id), *names), lambda reply: read_result(reply, job_id, keyring))
 
-    def story(self, job_id: str) -> Read[list[dict[str, Any]]]:
+    def story(self, job_id: str) -> Call[list[dict[str, Any]]]:
         """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""
-        return Read(("LRANGE", self.keys.story(job_id), 0, -1), lambda reply: [json.loads(one) for one in reply])
+        return Call(("LRANGE", self.keys.story(job_id), 0, -1), lambda reply: [json.loads(one) for one in reply])
 
-    def workers(self) -> Read[dict[str, str]]:
+    def workers(self) -> Call[dict[str, str]]:
         """The workers that live, and the version of the configuration that each follows."""
-        return Read(
+        return Call(
             ("ZRANGE", self.keys.workers, 0, -1), lambda reply: dict(one.split(" ")[:2] for one in _texts(reply))
         )
 
-    def failed(self, limit: int, offset: int = 0) -> Read[list[str]]:
+    def failed(self, limit: int, offset: int = 0) -> Call[list[str]]:
         """Ids of failed jobs, the latest first."""
         command = ("ZRANGE", self.keys.failed, offset, offset + limit - 1, "REV")
-        return Read(command, _texts)
+        return Call(command, _texts)
 
     # --- shared ----------------------------------------------------------------------------------------
 

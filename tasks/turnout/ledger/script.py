@@ -9,9 +9,9 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import re
-from collections.abc import Awaitable, Callable, Collection, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
@@ -39,7 +39,7 @@ class Script:
     name: str
     source: str
     sha: str
-    keys: tuple[str, ...] = ()
+    keys: tuple[str, ...] = field(default=(), compare=False)
     """What its line `-- KEYS` names, in this order; the script itself finds them under these names."""
 
     @staticmethod
@@ -53,6 +53,10 @@ class Script:
         source = (f"{shebang}\n" if shebang else "") + clock + "".join(_named(keys)) + rest
         return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), keys)
 
+    def call(self, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T]) -> Call[T]:
+        keys = tuple(keys)
+        return Call(("EVALSHA", self.sha, len(keys), *keys, *args), decode, self)
+
 
 def _named(keys: Sequence[str]) -> Iterator[str]:
     """Lua that makes `KEYS.story` of `KEYS[3]`, and of an `all_…`, which comes last, the table of all that are left."""
@@ -64,35 +68,20 @@ def _named(keys: Sequence[str]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One script with its keys and arguments, and how to read the answer."""
-
-    script: Script
-    keys: tuple[str, ...]
-    args: tuple[str | bytes | int | float, ...]
-    decode: Callable[[Any], T]
-
-    @property
-    def command(self) -> tuple[Any, ...]:
-        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
-
-
-@dataclass(frozen=True, slots=True)
-class Read(Generic[T]):
-    """One plain command, and how to read the answer."""
+    """One command, and how to read the answer. `script`: the one that it runs, if it runs one."""
 
     command: tuple[Any, ...]
     decode: Callable[[Any], T]
+    script: Script | None = None
 
 
-Sendable = Call[T] | Read[T]
 Exchange = Callable[[redis.asyncio.Redis, Sequence[tuple[Any, ...]]], Awaitable[list[Any]]]
-
 
 _known: WeakKeyDictionary[redis.Redis, set[Script]] = WeakKeyDictionary()
 """The scripts that each client has loaded."""
 
 
-def run(client: redis.Redis, calls: Sequence[Sendable[Any]]) -> list[Any]:
+def run(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
     """Send all calls in one round trip, in order; raises the first error after all were sent.
 
     Just after a restart of Redis, which has then forgotten the scripts, plain reads may come first.
@@ -108,28 +97,28 @@ def run(client: redis.Redis, calls: Sequence[Sendable[Any]]) -> list[Any]:
     return [_decode(call, reply) for call, reply in zip(calls, replies, strict=True)]
 
 
-def _execute(client: redis.Redis, calls: Sequence[Sendable[Any]], scripts: Collection[Script]) -> list[Any]:
+def _execute(client: redis.Redis, calls: Sequence[Call[Any]], scripts: Collection[Script]) -> list[Any]:
     with client.pipeline(transaction=False) as pipe:
         for command in _commands(calls, scripts):
             pipe.execute_command(*command)  # type: ignore[no-untyped-call]
         return list(pipe.execute(raise_on_error=False))[len(scripts) :]
 
 
-def _commands(calls: Sequence[Sendable[Any]], scripts: Collection[Script]) -> Iterator[tuple[Any, ...]]:
+def _commands(calls: Sequence[Call[Any]], scripts: Collection[Script]) -> Iterator[tuple[Any, ...]]:
     """The scripts are loaded first, so that nothing is held up for want of them, and the order is kept."""
     yield from (("SCRIPT", "LOAD", script.source) for script in scripts)
     yield from (call.command for call in calls)
 
 
-def _scripts(calls: Sequence[Sendable[Any]]) -> set[Script]:
-    return {call.script for call in calls if isinstance(call, Call)}
+def _scripts(calls: Sequence[Call[Any]]) -> set[Script]:
+    return {call.script for call in calls if call.script is not None}
 
 
 def _missing(replies: Sequence[Any]) -> list[int]:
     return [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
 
 
-def _decode(call: Sendable[T], reply: Any) -> T:
+def _decode(call: Call[T], reply: Any) -> T:
     if isinstance(reply, Exception):
         raise reply
     return call.decode(reply)
@@ -159,18 +148,18 @@ class Coalescer:
         self._client = client
         self._max_batch = max_batch
         self._exchange = exchange
-        self._queue: list[tuple[Sendable[Any], asyncio.Future[Any]]] = []
+        self._queue: list[tuple[Call[Any], asyncio.Future[Any]]] = []
         self._flusher: asyncio.Task[None] | None = None
         self._known: set[Script] = set()
 
-    async def __call__(self, call: Sendable[T]) -> T:
+    async def __call__(self, call: Call[T]) -> T:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append((call, future))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
         return _decode(call, await future)
 
-    async def all(self, *calls: Sendable[Any]) -> list[Any]:
+    async def all(self, *calls: Call[Any]) -> list[Any]:
         """Several calls that travel together; they run in this order."""
         return await asyncio.gather(*(self(call) for call in calls))
 
@@ -191,7 +180,7 @@ class Coalescer:
         finally:
             self._flusher = None
 
-    async def _send(self, calls: Sequence[Sendable[Any]]) -> list[Any]:
+    async def _send(self, calls: Sequence[Call[Any]]) -> list[Any]:
         scripts = _scripts(calls)
         replies = await self._execute(calls, scripts - self._known)
         if missing := _missing(replies):
@@ -201,7 +190,7 @@ class Coalescer:
         self._known |= scripts
         return replies
 
-    async def _execute(self, calls: Sequence[Sendable[Any]], scripts: Collection[Script]) -> list[Any]:
+    async def _execute(self, calls: Sequence[Call[Any]], scripts: Collection[Script]) -> list[Any]:
         try:
             return (await self._exchange(self._client, [*_commands(calls, scripts)]))[len(scripts) :]
         except RuntimeError as error:

@@ -58,7 +58,8 @@ class MutatedLedger(Ledger):
         assert mutant.old in call.script.source, f"no such text: {mutant}"
         source = call.script.source.replace(mutant.old, mutant.new, 1)
         sha = hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest()
-        return replace(call, script=replace(call.script, source=source, sha=sha))
+        mutated = replace(call.script, source=source, sha=sha)
+        return replace(call, script=mutated, command=("EVALSHA", sha, *call.command[2:]))
 
 
 class Bed:
@@ -164,7 +165,7 @@ class Bed:
 
     def _begin(self, job_id: str, token: int) -> Any:
         script = replace(self.ledger.wake("", LANE).script, name="begin", source=BEGIN, sha=_BEGIN_SHA)
-        return Call(script, (self.keys.job(job_id),), (token,), int)
+        return script.call([self.keys.job(job_id)], [token], int)
 
 
 _BEGIN_SHA = hashlib.sha1(BEGIN.encode(), usedforsecurity=False).hexdigest()

@@ -16,8 +16,7 @@ from turnout.batch.feeder import Feeder, Options, Stopped
 from turnout.batch.sink import Sink
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
-from turnout.ledger import Claimed, Keys, Ledger, Read, Settlement, run
-from turnout.ledger.script import Call
+from turnout.ledger import Call, Claimed, Keys, Ledger, Settlement, run
 from turnout.request import InferenceRequest, InferenceResponse, Lane, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
@@ -39,7 +38,7 @@ class Bench:
     def work(self, most: int = 10_000, fails: bool = False) -> None:
         """Answer what is queued now."""
         ids = self.queued()
-        sizes = run(self.client, [Read(("HSTRLEN", self.ledger.keys.job(id), "payload"), int) for id in ids])
+        sizes = run(self.client, [Call(("HSTRLEN", self.ledger.keys.job(id), "payload"), int) for id in ids])
         self.most_queued = max(self.most_queued, len(ids))
         self.most_bytes = max(self.most_bytes, sum(sizes))
         claims = run(self.client, [self.ledger.claim(id, "worker", 30) for id in ids[:most]])

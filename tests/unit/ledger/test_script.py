@@ -19,7 +19,7 @@ from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
 from tests.tcp_proxy import between
 
 from turnout.ledger import Coalescer, Intake, Ledger, run
-from turnout.ledger.script import Exchange, Read, pipelined
+from turnout.ledger.script import Call, Exchange, pipelined
 from turnout.result import JobStatus
 from turnout_workers import redis_exchange
 
@@ -105,14 +105,14 @@ async def test_a_failure_is_each_callers_own(exchange: Exchange) -> None:
 
         async def survivor() -> str:
             try:
-                await call(Read(("PING",), bool))
+                await call(Call(("PING",), bool))
             except redis.ConnectionError:
                 failed.set()
                 await go_on.wait()
             return "survived"
 
         async def victim() -> None:
-            await call(Read(("PING",), bool))
+            await call(Call(("PING",), bool))
 
         surviving, dying = asyncio.create_task(survivor()), asyncio.create_task(victim())
         await failed.wait()
@@ -158,12 +158,12 @@ def test_a_connection_that_was_just_closed_is_a_connection_error_under_uvloop_to
     async def closed_under_a_writer() -> None:
         async with redis.asyncio.Redis.from_url(redis_url) as client:
             call = Coalescer(client, exchange=exchange)
-            assert await call(Read(("PING",), bool))
+            assert await call(Call(("PING",), bool))
             client.connection_pool._available_connections[0]._writer.transport.abort()
             await asyncio.sleep(0)
             with pytest.raises(redis.ConnectionError):
-                await call(Read(("PING",), bool))
-            assert await call(Read(("PING",), bool)), "the next call has a new connection"
+                await call(Call(("PING",), bool))
+            assert await call(Call(("PING",), bool)), "the next call has a new connection"
 
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         runner.run(closed_under_a_writer())

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from turnout.errors import Unreadable
-from turnout.ledger import Read, run
+from turnout.ledger import Call, run
 from turnout.request import CONTRACT_VERSION
 from turnout_workers import redis_fitness
 from turnout_workers.commands.screen import add, table
@@ -176,9 +176,9 @@ def _foreign(here: Setting) -> Iterator[tuple[bool, str]]:
     """Live jobs that are left untouched: another release wrote their records, or a key is missing to read them."""
     keys = here.ledger.keys
     indexes = (*keys.all_pending, keys.leases, keys.parked)
-    *found, parked = here.ask(*(Read(("ZRANGE", index, 0, LOOKED_AT - 1), list) for index in indexes))
+    *found, parked = here.ask(*(Call(("ZRANGE", index, 0, LOOKED_AT - 1), list) for index in indexes))
     ids = {job_id.decode() for ids in found for job_id in ids} | {spot.decode().split(" ", 2)[2] for spot in parked}
-    records = here.ask(*(Read(("HMGET", keys.job(job_id), "v", "seal"), list) for job_id in ids))
+    records = here.ask(*(Call(("HMGET", keys.job(job_id), "v", "seal"), list) for job_id in ids))
     seals = Counter(seal.decode() for _, seal in records if seal)
     for ref, count in sorted(seals.items()):
         if ref not in here.ledger.keyring.refs:

@@ -11,7 +11,7 @@ from typing import Any
 import click
 import redis
 
-from turnout.ledger import Call, Keyring, Keys, Ledger, Read, run
+from turnout.ledger import Call, Keyring, Keys, Ledger, run
 from turnout.redis_address import connect
 from turnout_workers import config, discovery
 from turnout_workers.config import ConfigError, Settings, configured, find
@@ -28,7 +28,7 @@ class Setting:
     ledger: Ledger
     fleet: Fleet
 
-    def ask(self, *calls: Call[Any] | Read[Any]) -> list[Any]:
+    def ask(self, *calls: Call[Any]) -> list[Any]:
         """Send calls in one round trip."""
         return run(self.client, calls)
 

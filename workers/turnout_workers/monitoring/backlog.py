@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from turnout.ledger import Keys, Read
+from turnout.ledger import Call, Keys
 from turnout.request import MICROUSD_PER_USD, Lane
 
 KINDS = ("spent", "reserved", "unsure", "duplicate")
 
 
-def reads(keys: Keys) -> list[Read[Any]]:
+def reads(keys: Keys) -> list[Call[Any]]:
     """What to ask Redis, in one round trip; `told` makes sense of the replies."""
     return [
-        *(Read(("ZCARD", keys.pending(lane)), int) for lane in Lane),
-        *(Read(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int) for lane in Lane),
-        *(Read(("LLEN", keys.queue(lane)), int) for lane in Lane),
-        *(Read(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest) for lane in Lane),
-        Read(("ZCARD", keys.leases), int),
-        Read(("ZCARD", keys.parked), int),
-        Read(("HGETALL", keys.counts), _counts),
-        Read(("HMGET", keys.money, *(f"total|{kind}" for kind in KINDS)), lambda sums: [int(sum or 0) for sum in sums]),
+        *(Call(("ZCARD", keys.pending(lane)), int) for lane in Lane),
+        *(Call(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int) for lane in Lane),
+        *(Call(("LLEN", keys.queue(lane)), int) for lane in Lane),
+        *(Call(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest) for lane in Lane),
+        Call(("ZCARD", keys.leases), int),
+        Call(("ZCARD", keys.parked), int),
+        Call(("HGETALL", keys.counts), _counts),
+        Call(("HMGET", keys.money, *(f"total|{kind}" for kind in KINDS)), lambda sums: [int(sum or 0) for sum in sums]),
     ]
 
 

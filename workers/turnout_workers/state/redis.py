@@ -69,7 +69,7 @@ class RedisFleetStore:
 
     def _script(self, name: str, keys: Iterable[str], args: Iterable[str | int], decode: Callable[[Any], T]) -> Call[T]:
         script = Script.load("turnout_workers.state", name, self._prelude)
-        return Call(script, tuple(keys), tuple(args), decode)
+        return script.call(keys, args, decode)
 
     def _held(self) -> tuple[str, ...]:
         keys = self._keys
@@ -196,13 +196,13 @@ def mark_call(
 ) -> Call[None]:
     """Mark endpoints `blocked`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
-    return Call(script, (keys.fleet,), (what, reason, _ms(for_s), *endpoint_ids), _nothing)
+    return script.call([keys.fleet], [what, reason, _ms(for_s), *endpoint_ids], _nothing)
 
 
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, EndpointState]]]:
     """Read all that is known, for whoever only looks on, too."""
     script = Script.load("turnout_workers.state", "state", prelude)
-    return Call(script, (keys.fleet, keys.waiting, keys.hanging), (), _state)
+    return script.call([keys.fleet, keys.waiting, keys.hanging], [], _state)
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------
