@@ -422,6 +422,13 @@ async def test_however_fast_it_answers_a_ramp_stays_below_the_limit_and_a_fifth(
         assert (await refused(fleet, bid(requests_per_minute=limit))).reasons == {A: "ramping"}
 
 
+async def test_a_ramp_keeps_the_reserve_of_more_urgent_jobs(fleet: AnyFleet) -> None:
+    await recovered(fleet, requests_per_minute=600)
+    fleet.advance(RAMP_S - 1)  # 8 a second by time
+    assert await burst(fleet, bid(requests_per_minute=600), headroom=0.65) == 5
+    assert await burst(fleet, bid(requests_per_minute=600)) == 3
+
+
 async def test_a_failed_probe_counts_another_trip_and_a_dead_one_frees_its_place(fleet: AnyFleet) -> None:
     await fleet.store.trip(A, 1, "")
     fleet.advance(1)

@@ -172,8 +172,10 @@ class MemoryFleetStore:
         if circuit(record.health, now) is Circuit.RAMPING:
             slots, per_second = ramp_room(limits, record.health, len(record.calls), now)
             limits = replace(limits, concurrency=slots)
-            if per_second is not None and (until := record.usage.until_the_next_second(per_second)) is not None:
-                found.append(Obstacle(until, "ramping"))
+            if per_second is not None:
+                most = max(1, math.floor(per_second * headroom))
+                if (until := record.usage.until_the_next_second(most)) is not None:
+                    found.append(Obstacle(until, "ramping"))
         record.slots, record.free, record.free_at, record.ready_at = bid.limits.concurrency, 1.0, now, 0.0
         need = Use(1, bid.input_tokens, bid.output_tokens)
         for usage, allowed, share in zip(counted_by, (limits, bid.shared_limits), shares, strict=False):

@@ -98,7 +98,9 @@ local function ramped(limits, health, load, block)
     local most = RAMP_EXCESS * fair
     local per_second = math.max(1, math.floor((second + 1) * most) - math.floor(second * most))
     if load.in_flight >= window then per_second = math.min(per_second, math.max(1, math.floor(share * fair))) end
-    if load.this_second[2] >= per_second then block((second + 1) * MINUTE.width, 'ramping') end
+    if load.this_second[2] >= math.max(1, math.floor(per_second * ask.headroom)) then
+      block((second + 1) * MINUTE.width, 'ramping')
+    end
   end
   if slots then return math.min(slots, math.max(1, math.floor(share * slots), window)) end
   if not limits.requests_per_minute then return math.max(2 ^ math.floor(elapsed), window) end
