@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from tests.chaos.stand import Stand, standing
 
-from turnout.request import RoutingConstraints
+from turnout.ledger import NewJob, run
+from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.routing.health import CONSECUTIVE_FAILURES, EJECTION_S, JITTER
+from turnout_workers.state.redis import mark_call
 
 WORKERS = 3
 MODEL = 'models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }'
@@ -34,7 +36,7 @@ def requests(stand: Stand, provider: str) -> int:
 @pytest.fixture(scope="module")
 def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     """Workers of one slot each, and an ejection that outlasts the tests: no probe is counted among the calls."""
-    with standing(tmp_path_factory.mktemp("dying"), fleet("good", *FAULTS), concurrency=1) as stand:
+    with standing(tmp_path_factory.mktemp("dying"), fleet("good", "other", *FAULTS), concurrency=1) as stand:
         text = stand.config.read_text().replace("[router]\n", "[router]\nfailover_cooldown = 600.0\n")
         stand.config.write_text(text)
         workers = [stand.start_worker(wait=False) for _ in range(WORKERS)]
@@ -42,6 +44,22 @@ def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
         stand.until(lambda: stand.settled() == 1, 60)
         yield stand
         assert all(worker.poll() is None for worker in workers)
+
+
+def test_a_refusal_that_the_snapshot_did_not_foresee_parks_no_job(dying: Stand) -> None:
+    """Another endpoint comes back in the moment in which the one that a worker knows of goes out."""
+    ids = [f"swapped {n}" for n in range(10)]
+    away, there = "good/llama-3.3-70b", "other/llama-3.3-70b"
+    wish = RoutingConstraints(only=("good", "other"))
+    for job_id in ids:
+        new = NewJob.of(job_id, InferenceRequest(prompt="Question?", constraints=wish))
+        marks = [mark_call(dying.ledger.keys, "restored", [away]), mark_call(dying.ledger.keys, "isolated", [there])]
+        run(dying.client, [*marks, dying.ledger.enqueue(new)])
+        away, there = there, away
+        dying.until(lambda id=job_id: dying.outcomes([id]) == {"succeeded": 1}, 30)
+    run(dying.client, [mark_call(dying.ledger.keys, "restored", [away, there])])
+    results = [result for result in dying.results(ids) if result]
+    assert [result.deferrals for result in results] == [0] * len(ids)
 
 
 @pytest.mark.parametrize("name", FAULTS)

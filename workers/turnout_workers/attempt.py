@@ -220,8 +220,9 @@ class Attempts:
             if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
                 self.parking.bring(search.line, job.claim.lane, 2)
             return await self._closing.at_ceiling(job, search.progress, admission.ceiling)
-        if not search.doubted and decision.leaves_out(candidates):
-            search.doubted = True  # since the snapshot was taken these went out: others may have room sooner
+        if decision.at - decision.snapshot_age_s < search.refused_at and decision.leaves_out(candidates):
+            # Since the snapshot was taken these went out: others may have room sooner.
+            search.refused_at = min(search.refused_at, admission.at)
             wait_s = min(wait_s, FRESH_S)
         return wait_s
 
@@ -402,8 +403,8 @@ class _Search:
     again: str | None = None
     """The endpoint whose failed call is to be repeated there."""
     retries_here: int = 0
-    doubted: bool = False
-    """It was refused on a snapshot that proved stale; once is enough."""
+    refused_at: float = math.inf
+    """When it was refused first, on a snapshot that proved stale: one from after that is believed."""
 
 
 @dataclass(frozen=True, slots=True)
