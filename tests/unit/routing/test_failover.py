@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from turnout_workers.routing.failover import RULES, Action, Allowance, backoff_s, judge
+from turnout_workers.routing.failover import MAX_ATTEMPTS, RULES, Action, Allowance, backoff_s, judge
 from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
 K = FailureKind
@@ -106,7 +106,7 @@ def test_without_fallback_no_job_goes_elsewhere(kind: FailureKind) -> None:
 
 @pytest.mark.parametrize("kind", list(FailureKind))
 def test_a_job_ends_after_its_last_attempt_and_waiting_is_none(kind: FailureKind) -> None:
-    last = verdict(kind, attempt=3, max_attempts=3)
+    last = verdict(kind, attempt=MAX_ATTEMPTS)
     assert (last.action is Action.GIVE_UP) == (last.spends_attempt or kind is K.INVALID_REQUEST)
 
 

@@ -109,7 +109,6 @@ def judge(
     retry_budget_left: bool = True,
     has_untried: bool = True,
     allow_fallback: bool = True,
-    max_attempts: int = MAX_ATTEMPTS,
 ) -> Verdict:
     """The verdict on one call. `failure`: None for a success.
 
@@ -133,7 +132,7 @@ def judge(
             action, delay_s, cooldown_s, failure.scope, rule.disables, rule.counts, rule.spends, rule.unsuited
         )
 
-    if rule.fatal or (rule.spends and attempt >= max_attempts):
+    if rule.fatal or (rule.spends and attempt >= MAX_ATTEMPTS):
         return ruled(Action.GIVE_UP)
     if failure.kind is FailureKind.CANCELLED:
         return ruled(Action.DEFER)
