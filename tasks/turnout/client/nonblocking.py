@@ -8,6 +8,10 @@ from collections.abc import AsyncIterator, Generator, Iterable, Sequence
 from typing import Any, Unpack
 from uuid import uuid4
 
+import redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
 from turnout.client import submission
 from turnout.client.inbox import RECHECK_S, AsyncInbox, Patience
 from turnout.client.streaming import Reader
@@ -24,7 +28,10 @@ class AsyncClient:
     def __init__(
         self, url: str | None = None, namespace: str = "turnout", max_request_chars: int = MAX_REQUEST_CHARS
     ) -> None:
-        self._redis = connect_async(submission.redis_url(url), **LIMITS)
+        # A connection may have died since its last use, which only the next one tells: then that is made once more, as
+        # all may that a client asks.
+        again = Retry(NoBackoff(), 1, (redis.ConnectionError,))
+        self._redis = connect_async(submission.redis_url(url), retry=again, **LIMITS)
         self._call = Coalescer(self._redis)
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._max_chars = max_request_chars
