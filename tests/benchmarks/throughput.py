@@ -39,7 +39,8 @@ output_tokens = 8
 ttft_s = {delay}
 models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
 """
-SLOTS = 500
+SLOTS = 1000
+"""Calls in flight of a worker, and of each bare loop."""
 LIMIT_S = 180.0
 OURS = "turnout worker"
 LIMITS = ("httpx in a bare loop (limit)", "our connector in a bare loop (limit)")
