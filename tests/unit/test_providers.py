@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from turnout.request import InferenceRequest, Usage
 from turnout_workers.providers.classify import PIECE, scrubbed
+from turnout_workers.providers.connector import filtered
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.exceptions import classify_exception
 from turnout_workers.providers.prices import cost_microusd, list_price
@@ -73,6 +74,12 @@ def test_a_refused_connection_costs_nothing_and_a_lost_one_may() -> None:
     lost = aiohttp.ServerDisconnectedError()
     assert classify_exception(lost).kind is K.INTERRUPTED
     assert classify_exception(lost).billed is Billed.MAYBE
+
+
+def test_of_a_filter_no_more_than_a_word_is_repeated() -> None:
+    assert filtered("SAFETY", Billed.NO).failure.message == "filtered: SAFETY"
+    for other in ("because of: a prompt", None, ["SAFETY"], "x" * 99):
+        assert filtered(other, Billed.NO).failure.message == "filtered: no reason given"
 
 
 def test_a_secret_shows_nowhere() -> None:

@@ -32,3 +32,11 @@ async def test_what_cannot_be_opened(tmp_path: Path, keyring: Keyring, job_id: s
     unspooling = Unspooling(spool, Ledger(keyring=keyring), never, MemoryFleetStore(lambda: 0.0), never)
     await unspooling._settle(path, kept)
     assert [file.suffix for file in tmp_path.iterdir()] == [left]
+
+
+def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path) -> None:
+    spool = Spool(tmp_path)
+    (tmp_path / "0.json").write_text("half of")
+    spool.keep({"job": "a"})
+    assert [kept for _, kept in spool] == [{"job": "a"}]
+    assert (tmp_path / "0.refused").read_text() == "half of"

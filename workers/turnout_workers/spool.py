@@ -53,9 +53,16 @@ class Spool:
             return
         for path in sorted(self._folder.glob("*.json")):
             try:
-                yield path, json.loads(path.read_text("utf-8"))
-            except (OSError, ValueError) as error:
+                kept = json.loads(path.read_text("utf-8"))
+            except FileNotFoundError:
+                continue  # another worker on this machine was faster
+            except OSError as error:
                 logger.error("spooled settlement %s can't be read: %s", path.name, error)
+            except ValueError:
+                logger.error("spooled settlement %s is no JSON, and put aside", path.name)
+                self.put_aside(path)
+            else:
+                yield path, kept
 
     def drop(self, path: Path) -> bool:
         """False: another worker on this machine was faster."""

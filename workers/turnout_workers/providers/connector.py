@@ -308,9 +308,10 @@ def _said(request: InferenceRequest) -> Iterator[str]:
         yield from (part.image_url.url[:REPEATED] for part in message.parts if isinstance(part, ImagePart))
 
 
-def filtered(why: str | None, billed: Billed) -> ProviderError:
-    """The provider's policy has kept the answer back."""
-    return ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"filtered: {why}", billed, status=200))
+def filtered(why: object, billed: Billed) -> ProviderError:
+    """The provider's policy has kept the answer back. `why`: its word; what is none might repeat the prompt."""
+    word = why if isinstance(why, str) and why.isidentifier() and len(why) <= 40 else "no reason given"
+    return ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", billed, status=200))
 
 
 def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:
