@@ -15,6 +15,7 @@ from celery.exceptions import Ignore, Retry
 from celery.signals import setup_logging, task_revoked, worker_shutting_down
 from celery.utils.functional import maybe_list
 from celery.worker import control
+from celery.worker.request import Request
 from celery.worker.state import revoked
 from kombu import Queue
 from kombu.serialization import loads
@@ -78,6 +79,7 @@ class Infer(AsyncTask):
 
     name = "turnout.infer"
     throws = (JobError,)
+    Request = f"{__name__}:JobRequest"
     ignore_result = True
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
@@ -106,6 +108,13 @@ def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
     return args[0] if args and args[0] != job_id else None
 
 
+class JobRequest(Request):
+    """Settling a job writes its record. Celery would write one of its own before that where a job is revoked, if the
+    sender's message asks for results."""
+
+    store_errors = False
+
+
 class MovedOn(Retry):
     """A retry to Celery and Flower, which show its repr."""
 
@@ -120,9 +129,13 @@ def _logging(loglevel: int, **_: Any) -> None:
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
 def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
-    """As Celery's own, but jobs are cancelled at once, in Flower, say, and not remembered, so that a replay can run."""
+    """As Celery's own, but jobs are cancelled at once, in Flower, say, and not remembered, so that a replay can run.
+
+    Before Celery does its part, which writes a record of its own where there is none.
+    """
+    cancelled = worker.revoke(maybe_list(task_id))
     told = control.revoke(state, task_id, **options)  # type: ignore[attr-defined]  # the stubs lack it
-    for job_id in worker.revoke(maybe_list(task_id)):
+    for job_id in cancelled:
         revoked.discard(job_id)
     return told
 
