@@ -4,7 +4,7 @@
 --
 -- KEYS  fleet
 -- ARGV  endpoint
--- Returns the health, as trip.lua
+-- Returns its health, see shared.lua
 local e, now = ARGV[1] .. '|', now_ms()
 local known = redis.call('HMGET', KEYS[1], e .. 'open_until', e .. 'recovered_at', e .. 'disabled', e .. 'isolated')
 local open_until, recovered_at = tonumber(known[1]) or 0, tonumber(known[2]) or 0
@@ -13,7 +13,4 @@ if not known[3] and not known[4] and open_until > 0 and open_until <= now and re
   redis.call('HDEL', KEYS[1], e .. 'probe', e .. 'probe_until', e .. 'consecutive', e .. 'proven', e .. 'bad',
     e .. 'weight')
 end
-local health = redis.call('HMGET', KEYS[1], e .. 'open_until', e .. 'trips', e .. 'recovered_at',
-  e .. 'blocked_until', e .. 'disabled', e .. 'isolated', e .. 'reason', e .. 'consecutive', e .. 'proven', e .. 'probe_until')
-health[10] = (tonumber(health[10] or nil) or 0) > now and 1 or 0
-return health
+return health_of(KEYS[1], e, now)

@@ -12,8 +12,8 @@ local e = report.endpoint .. '|'
 
 -- The endpoint's fields are read once, changed here, and written once.
 local latency_bucket = 'latency' .. (report.bucket or '')
-local names = {'consecutive', 'proven', 'weight', 'bad', 'outcomes_at', 'trips', 'open_until', 'probe', 'ttft', 'pace', 'ttft_low',
-  'pace_low', 'residual', 'latency_at', 'samples', 'calls', 'failures', 'input', 'output', 'spent', 'cached',
+local names = {'consecutive', 'proven', 'weight', 'bad', 'outcomes_at', 'trips', 'open_until', 'probe', 'ttft', 'pace',
+  'ttft_low', 'pace_low', 'residual', 'latency_at', 'samples', 'calls', 'failures', 'input', 'output', 'spent', 'cached',
   latency_bucket}
 local fields = {}
 for i, name in ipairs(names) do fields[i] = e .. name end

@@ -24,3 +24,12 @@ local KINDS = {
 }
 local COUNTERS = {}
 for _, kind in ipairs(KINDS) do COUNTERS[kind[1]] = kind[3] end
+
+-- The health of an endpoint, `e` being `ENDPOINT|`, as `_health` of redis.py reads it: {open until, trips, recovered at,
+-- blocked until, disabled, isolated, reason, consecutive, proven, probing}.
+local function health_of(fleet, e, now)
+  local health = redis.call('HMGET', fleet, e .. 'open_until', e .. 'trips', e .. 'recovered_at', e .. 'blocked_until',
+    e .. 'disabled', e .. 'isolated', e .. 'reason', e .. 'consecutive', e .. 'proven', e .. 'probe_until')
+  health[10] = (tonumber(health[10] or nil) or 0) > now and 1 or 0
+  return health
+end

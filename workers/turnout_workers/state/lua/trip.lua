@@ -3,8 +3,7 @@
 --
 -- KEYS  fleet
 -- ARGV  endpoint, for (ms), reason
--- Returns {open until, trips, recovered at, blocked until, disabled, isolated, reason, consecutive, proven,
---          probing}
+-- Returns its health, see shared.lua
 local e, now = ARGV[1] .. '|', now_ms()
 local known = redis.call('HMGET', KEYS[1], e .. 'open_until', e .. 'trips', e .. 'recovered_at')
 local open_until, trips = tonumber(known[1]) or 0, tonumber(known[2]) or 0
@@ -16,7 +15,4 @@ end
 redis.call('HSET', KEYS[1], e .. 'open_until', math.max(open_until, now + ARGV[2]), e .. 'trips', trips,
   e .. 'reason', ARGV[3])
 redis.call('HDEL', KEYS[1], e .. 'probe', e .. 'probe_until')
-local health = redis.call('HMGET', KEYS[1], e .. 'open_until', e .. 'trips', e .. 'recovered_at',
-  e .. 'blocked_until', e .. 'disabled', e .. 'isolated', e .. 'reason', e .. 'consecutive', e .. 'proven')
-health[10] = 0
-return health
+return health_of(KEYS[1], e, now)
