@@ -189,4 +189,6 @@ class AsyncInbox:
                             self._register.tell(message["data"].decode())
             except (RedisError, OSError):
                 self._ready.set()  # as above
+                if (task := asyncio.current_task()) and task.cancelling():
+                    return  # redis-py may tell of an end that came while it connected as of a lost connection
                 await asyncio.sleep(AGAIN_S)
