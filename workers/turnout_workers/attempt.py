@@ -28,11 +28,10 @@ from turnout_workers.calling import Calling
 from turnout_workers.closing import Ceilings, Closing
 from turnout_workers.crash_points import reached
 from turnout_workers.heartbeat import Heartbeat
-from turnout_workers.hedging import Hedging
 from turnout_workers.held import End, HeldJob, Moved, Skipped, outcome
 from turnout_workers.in_force import InForce
-from turnout_workers.monitoring import tracing
-from turnout_workers.monitoring.logs import current_attempt
+from turnout_workers.judging import Judged, Judging, Room
+from turnout_workers.monitoring import logs, tracing
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.parking import Parking, line_of
 from turnout_workers.progress import Progress
@@ -44,7 +43,6 @@ from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.tenants import TenantShares
-from turnout_workers.schema import unmended
 from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import POLL_S, SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, FleetStore, Granted, NoRoom
@@ -101,8 +99,7 @@ class Attempts:
             ledger=ledger, call=call, store=store, fleet=fleet, ceilings=ceilings, spool=spool, in_force=in_force
         )
         self.parking = Parking(ledger, call)
-        self._retries = failover.Allowance(ratio=0.1, reserve=10)
-        self._hedging = Hedging(in_force.file.router.hedge)
+        self._judging = Judging(self._reporter, rng, in_force.file.router.hedge)
         self._last_seen: dict[Lane, float] = {}
         self._shares = TenantShares()
         self.under_way = self._calling.under_way
@@ -164,12 +161,12 @@ class Attempts:
         search = _Search(progress, PATIENCE_S[job.request.constraints.lane], woken=progress.deferrals > 0)
         while True:
             found = await self._look(job, search)
-            if isinstance(found, _Room):
+            if isinstance(found, Room):
                 found = await self._attempt(job, search, found)
             if found is not None:
                 return found
 
-    async def _look(self, job: HeldJob, search: _Search) -> _Room | End | None:
+    async def _look(self, job: HeldJob, search: _Search) -> Room | End | None:
         """Look for an endpoint that has room, and wait in place if none has. None: look again."""
         now = self._fleet.now()
         if job.claim.deadline is not None and now >= job.claim.deadline:
@@ -194,7 +191,7 @@ class Attempts:
             wait_s = found
         return await self._wait(job, search, decision, wait_s, now) if wait_s > 0 else None
 
-    async def _ask(self, job: HeldJob, search: _Search, decision: routing.Decision, now: float) -> _Room | End | float:
+    async def _ask(self, job: HeldJob, search: _Search, decision: routing.Decision, now: float) -> Room | End | float:
         """Ask admission for one of the candidates. A number: look again after so long."""
         candidates = decision.bids(MAX_BIDS)
         same = [candidate for candidate in candidates if candidate.endpoint.id == search.again]
@@ -205,10 +202,9 @@ class Attempts:
                 span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
         if isinstance(admission, Granted):
             self._shares.seen(job.claim.tenant or "", now, 1)
-            chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
-            hedge = self._hedging.plan(decision, chosen, alone=job.claim.stream)
-            record = _record(replace(decision, called=chosen.endpoint.id))
-            return _Room(chosen, admission, hedge, record, decision.untried)
+            room = self._judging.room(decision, candidates, admission, alone=job.claim.stream)
+            search.record = _record(replace(decision, called=admission.endpoint_id))
+            return room
         if not isinstance(admission, NoRoom):
             return Skipped("the lease was lost")
         search.again, search.retries_here = None, 0
@@ -259,17 +255,12 @@ class Attempts:
             self.parking.bring(search.line, job.claim.lane, 1)
 
     def _wish(self, job: HeldJob, progress: Progress) -> JobProfile:
-        wish = job.request.constraints
         ceilings = self._ceilings.of_job(job.id, job.request, job.claim.batch)
-        return JobProfile.of(
+        return progress.profile(
             job.request,
             accepted_at=job.claim.accepted_at,
             deadline=job.claim.deadline,
-            spent_microusd=progress.cost_microusd + progress.unsure_microusd,
-            failures=progress.failures,
-            excluded=progress.unsuited,
             priced=any(ceiling.limit_microusd is not None for ceiling in ceilings),
-            pinned=None if wish.allow_fallback or not progress.attempts else progress.attempts[0].endpoint,
         )
 
     def _decide(self, wish: JobProfile, search: _Search, now: float) -> routing.Decision:
@@ -305,63 +296,36 @@ class Attempts:
             amend(self._fleet.snapshot, admission.endpoint_id, lambda traffic: traffic.begun(now))
         return admission
 
-    async def _attempt(self, job: HeldJob, search: _Search, room: _Room) -> End | None:
+    async def _attempt(self, job: HeldJob, search: _Search, room: Room) -> End | None:
         """Make the call that was granted, and act on how it went. None: look for an endpoint again."""
         self._bring_another(job, search)
-        progress, chosen = search.progress, room.chosen
-        if progress.attempts and progress.attempts[-1].provider != chosen.endpoint.provider:
-            self._metrics.moved(progress.attempts[-1], chosen.endpoint.provider)
-        stopped: list[Attempt] = []
-        self._retries.deposit()
-        if room.hedge is None:
-            calls = [await self._begin(job, stopped, chosen, room.grant)]
-        else:
-            begin, admit = partial(self._begin, job, stopped), partial(self._admit, job, progress, second=True)
-            calls = await self._hedging.race(room.hedge, begin(chosen, room.grant), admit, begin)
-        reached("after_call")
-        progress = replace(progress, attempts=(*progress.attempts, *stopped))
-        reporting = []
-        for call in calls:
-            _tell_logs(call.chosen, call.lease_id)
-            verdict = failover.judge(
-                call.failure,
-                self._rng,
-                attempt=progress.spent_attempts + 1,
-                retries_here=search.retries_here,
-                retry_budget_left=self._retries.left and routing.worth_repeating(call.chosen, job.claim.lane),
-                has_untried=any(other != call.chosen.endpoint.id for other in room.untried),
-                allow_fallback=job.request.constraints.allow_fallback,
-            )
-            reporting.append(asyncio.ensure_future(self._reporter.report(call, verdict)))
-            progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
-        ended = await self._follow(job, progress, room.record, call, verdict)
-        await asyncio.gather(*reporting)
+        before, chosen = search.progress, room.chosen
+        if before.attempts and before.attempts[-1].provider != chosen.endpoint.provider:
+            self._metrics.moved(before.attempts[-1], chosen.endpoint.provider)
+        begin, admit = partial(self._begin, job), partial(self._admit, job, before, second=True)
+        judged = await self._judging(room, job.request, before, begin, admit, search.retries_here)
+        again = judged.verdict.action is failover.Action.RETRY
+        end = None if again else await self._follow(job, judged, search.record)
+        await judged.told
         self._bring_another(job, search)
-        if not isinstance(ended, _Again):
-            return ended
-        search.progress, search.again, search.retries_here = ended.progress, ended.endpoint_id, search.retries_here + 1
-        await asyncio.sleep(ended.delay_s)
-        return None
+        if again:
+            search.progress, search.again = judged.progress, judged.call.chosen.endpoint.id
+            search.retries_here += 1
+            await asyncio.sleep(judged.verdict.delay_s)
+        return end
 
     def _begin(
-        self, job: HeldJob, stopped: list[Attempt], chosen: routing.Candidate, lease: Granted
+        self, job: HeldJob, stopped: list[Attempt], chosen: routing.Candidate, grant: Granted
     ) -> Awaitable[Finished]:
-        _tell_logs(chosen, lease.lease_id)
-        return tracing.called(job, chosen, self._calling(job, chosen, lease, stopped))
+        logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
+        return tracing.called(job, chosen, self._calling(job, chosen, grant, stopped))
 
-    async def _follow(
-        self, job: HeldJob, progress: Progress, record: bytes, call: Finished, verdict: failover.Verdict
-    ) -> End | _Again:
-        """What becomes of the job after its last call."""
-        failure, closing = call.failure, self._closing
-        if failure is None:
+    async def _follow(self, job: HeldJob, judged: Judged, record: bytes) -> End:
+        """What becomes of the job after its last call here."""
+        progress, verdict, call, closing = judged.progress, judged.verdict, judged.call, self._closing
+        if call.failure is None:
             return await closing.succeed(job, progress, call.response, record)
-        if unmended(job.request, progress.attempts):
-            return await closing.give_up(job, progress, JobStatus.FAILED, failure.kind.value, failure.message, record)
         match verdict.action:
-            case failover.Action.RETRY:
-                self._retries.withdraw()
-                return _Again(progress, call.chosen.endpoint.id, verdict.delay_s)
             case failover.Action.FAIL_OVER if verdict.delay_s <= 0:
                 return await closing.fail_over(job, progress, record, call.attempt)
             case failover.Action.FAIL_OVER:
@@ -369,9 +333,8 @@ class Attempts:
             case failover.Action.DEFER:
                 return await closing.defer(job, progress, verdict.delay_s, record, new_round=True)
             case _:
-                return await closing.give_up(
-                    job, progress, JobStatus.FAILED, failure.kind.value, failure.message, record
-                )
+                kind, message = call.failure.kind.value, call.failure.message
+                return await closing.give_up(job, progress, JobStatus.FAILED, kind, message, record)
 
 
 def _request_of(claim: Claimed) -> InferenceRequest:
@@ -384,11 +347,6 @@ def _record(decision: routing.Decision) -> bytes:
     return to_json(decision.to_record())
 
 
-def _tell_logs(chosen: routing.Candidate, lease_id: str) -> None:
-    """Which of the job's attempts it is, by the end of its lease's id, and where."""
-    current_attempt.set((int(lease_id.rpartition(":")[2]) + 1, chosen.endpoint.provider))
-
-
 @dataclass(slots=True)
 class _Search:
     """Where the search for an endpoint stands, while this worker holds the job."""
@@ -398,6 +356,8 @@ class _Search:
     """For how long it may still wait in place."""
     woken: bool
     """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
+    record: bytes = b""
+    """Of the decision that found room, as JSON."""
     line: str = ""
     """Of all jobs that wait for the same, should this one have to."""
     again: str | None = None
@@ -405,24 +365,3 @@ class _Search:
     retries_here: int = 0
     refused_at: float = math.inf
     """When it was refused first, on a snapshot that proved stale: one from after that is believed."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Room:
-    """A call that was granted. While it is under way the fleet's state by which it was chosen is let go."""
-
-    chosen: routing.Candidate
-    grant: Granted
-    hedge: routing.Hedge | None
-    record: bytes
-    """Of the decision, as JSON."""
-    untried: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class _Again:
-    """Call the same endpoint again after a moment."""
-
-    progress: Progress
-    endpoint_id: str
-    delay_s: float

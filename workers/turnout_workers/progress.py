@@ -8,7 +8,9 @@ from typing import Self
 
 from pydantic_core import to_json
 
+from turnout.request import InferenceRequest
 from turnout.result import Attempt
+from turnout_workers.routing.profile import JobProfile
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,29 @@ class Progress:
             if not attempt.succeeded:
                 counts[attempt.endpoint] = counts.get(attempt.endpoint, 0) + 1
         return counts
+
+    def profile(
+        self,
+        request: InferenceRequest,
+        *,
+        accepted_at: float,
+        deadline: float | None = None,
+        priced: bool = False,
+        pinned: str | None = None,
+    ) -> JobProfile:
+        """The job as the router sees it by now; see `JobProfile.of`."""
+        if self.attempts and not request.constraints.allow_fallback:
+            pinned = self.attempts[0].endpoint
+        return JobProfile.of(
+            request,
+            accepted_at=accepted_at,
+            deadline=deadline,
+            spent_microusd=self.cost_microusd + self.unsure_microusd,
+            failures=self.failures,
+            excluded=self.unsuited,
+            pinned=pinned,
+            priced=priced,
+        )
 
     def after(self, attempt: Attempt, *, spends: bool, unsuited: bool) -> Self:
         """After a call that failed."""

@@ -28,20 +28,20 @@ from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingSt
 from turnout.result import Attempt
 from turnout_workers.fleet_watch import FleetWatch
 from turnout_workers.health_checks import HealthChecks
-from turnout_workers.hedging import Hedging
+from turnout_workers.judging import Judging, Room
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.reporting import STOPPED, Finished, Reporter
-from turnout_workers.routing.decision import Action, Candidate, Decision, rank, worth_repeating
+from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Action as Next
-from turnout_workers.routing.failover import Allowance, judge
+from turnout_workers.routing.failover import judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.schema import off_schema, unmended
+from turnout_workers.schema import off_schema
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
@@ -71,19 +71,10 @@ class _Job:
     accepted_at: float
     pinned: str | None = None
     progress: Progress = field(default_factory=Progress)
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def profile(self) -> JobProfile:
-        progress = self.progress
-        if not self.request.constraints.allow_fallback and progress.attempts:
-            self.pinned = progress.attempts[0].endpoint
-        profile = JobProfile.of(
-            self.request,
-            accepted_at=self.accepted_at,
-            spent_microusd=progress.cost_microusd + progress.unsure_microusd,
-            failures=progress.failures,
-            excluded=progress.unsuited,
-            pinned=self.pinned,
-        )
+        profile = self.progress.profile(self.request, accepted_at=self.accepted_at, pinned=self.pinned)
         return replace(profile, strategy=self.strategy or profile.strategy)
 
     @property
@@ -137,10 +128,9 @@ class IntelligentRouter:
         self._turn = 0
         self._last_seen: dict[Lane, float] = {}
         self._waiting: Counter[str] = Counter()
-        self._retries = Allowance(0.2, reserve=10)
         self._under_way = CallsUnderWay(clock)
-        self._hedging = Hedging(hedge)
         self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
+        self._judging = Judging(self._reporter, self._rng, hedge)
         self._checks = HealthChecks(self._providers, self._store, self._seen, health_check_interval, self._rng)
         self._watch = FleetWatch(
             self._store, self._seen, self._waiting, self._under_way, uuid.uuid4().hex, self._rng, failover_cooldown
@@ -273,60 +263,44 @@ class IntelligentRouter:
             decision = await self._decide(job, again)
             candidates = decision.bids(BIDS)
             same = [candidate for candidate in candidates if candidate.endpoint.id == again]
-            admission = await self._admit(decision, same or candidates)
+            admission = await self._admit(job, decision, same or candidates)
             if not isinstance(admission, Granted):
                 again, wait_s = None, ROOM_RECHECK_S
                 if isinstance(admission, NoRoom) and admission.retry_at is not None:
                     wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
                 await self._pause(decision.job, wait_s * self._rng.uniform(1.0, 1.5))
                 continue
-            chosen = next(c for c in candidates if c.endpoint.id == admission.endpoint_id)
-            retries = retries if chosen.endpoint.id == again else 0
-            answered = await self._attempt(job, decision, chosen, admission, retries)
+            room = self._judging.room(decision, candidates, admission)
+            retries = retries if room.chosen.endpoint.id == again else 0
+            answered = await self._attempt(job, decision, room, retries)
             if isinstance(answered, InferenceResponse):
                 return answered
             again, retries = answered, retries + 1
 
-    async def _admit(self, decision: Decision, candidates: Sequence[Candidate]) -> Admission:
+    async def _admit(
+        self, job: _Job, decision: Decision, candidates: Sequence[Candidate], *, second: bool = False
+    ) -> Admission:
         bids = tuple(map(Bid.of, candidates))
         longest_s = max(candidate.timeout_s for candidate in candidates)
         share = headroom(decision.job.lane, self._last_seen, decision.at)
-        return await self._store.admit(Ask(uuid.uuid4().hex, bids, longest_s + LEASE_MARGIN_S, headroom=share))
+        lease_id = f"{job.id}:{len(job.progress.attempts) + second}"
+        return await self._store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
 
-    async def _attempt(
-        self, job: _Job, decision: Decision, chosen: Candidate, granted: Granted, retries: int
-    ) -> InferenceResponse | str | None:
+    async def _attempt(self, job: _Job, decision: Decision, room: Room, retries: int) -> InferenceResponse | str | None:
         """The answer; or after a failure the endpoint to call again, None for another one."""
-        stopped: list[Attempt] = []
-        self._retries.deposit()
-        call = partial(self._call, job, decision, stopped)
-        if (hedge := self._hedging.plan(decision, chosen)) is None:
-            calls = [await call(chosen, granted)]
-        else:
-            calls = await self._hedging.race(hedge, call(chosen, granted), partial(self._admit, decision), call)
-        job.progress = replace(job.progress, attempts=(*job.progress.attempts, *stopped))
-        for ended in calls:
-            verdict = judge(
-                ended.failure,
-                self._rng,
-                attempt=job.progress.spent_attempts + 1,
-                retries_here=retries,
-                retry_budget_left=self._retries.left and worth_repeating(ended.chosen, decision.job.lane),
-                has_untried=any(other != ended.chosen.endpoint.id for other in decision.untried),
-                allow_fallback=decision.job.allow_fallback,
-            )
-            await self._reporter.report(ended, verdict)
-            job.progress = job.progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
+        call, admit = partial(self._call, job, decision), partial(self._admit, job, decision, second=True)
+        judged = await self._judging(room, job.request, job.progress, call, admit, retries)
+        await judged.told
+        job.progress, ended, verdict = judged.progress, judged.call, judged.verdict
         if ended.failure is None:
             assert ended.response is not None
             return ended.response
-        if verdict.action is Next.GIVE_UP or unmended(job.request, job.progress.attempts):
+        if verdict.action is Next.GIVE_UP:
             error = ProviderError(ended.failure, ended.observed)
             error.add_note(job.history)
             raise error
         await self._pause(decision.job, verdict.delay_s)
         if verdict.action is Next.RETRY:
-            self._retries.withdraw()
             return ended.chosen.endpoint.id
         if verdict.action is Next.DEFER:
             job.progress = job.progress.deferred(new_round=True)

@@ -25,6 +25,11 @@ current_attempt: ContextVar[tuple[int, str] | None] = ContextVar("current_attemp
 """Of the job at work: the attempt under way, or else its last one here. Its number, from 1, and the provider."""
 
 
+def at_attempt(lease_id: str, provider: str) -> None:
+    """From here on: the attempt of that lease."""
+    current_attempt.set((int(lease_id.rpartition(":")[2]) + 1, provider))
+
+
 class Job(logging.Filter):
     """Gives a line the job that it is of, the attempt and the trace. `extra={"job": …}` names another job."""
 

@@ -1,0 +1,105 @@
+"""A call that admission has granted, and what follows from it: the same for workers and for the router in process."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+from turnout.request import InferenceRequest
+from turnout.result import Attempt
+from turnout_workers.crash_points import reached
+from turnout_workers.hedging import Hedging
+from turnout_workers.progress import Progress
+from turnout_workers.reporting import Finished, Reporter
+from turnout_workers.routing.decision import Candidate, Decision, Hedge, worth_repeating
+from turnout_workers.routing.failover import Action, Allowance, Verdict, judge
+from turnout_workers.schema import unmended
+from turnout_workers.state.store import Admission, Granted
+
+RETRY_SHARE = 0.1
+"""Most repeated calls per call, of one process …"""
+RETRY_RESERVE = 10
+"""… besides so many."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A call that was granted. While it is under way the fleet's state by which it was chosen is let go."""
+
+    chosen: Candidate
+    grant: Granted
+    hedge: Hedge | None
+    untried: tuple[str, ...]
+    """See `Decision.untried`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """How it went."""
+
+    progress: Progress
+    call: Finished
+    """The one that counts: which was answered, or else failed last."""
+    verdict: Verdict
+    """On that call. One to retry is paid for: whoever gets it makes the call."""
+    told: Awaitable[object]
+    """Done when the fleet's store knows."""
+
+
+class Judging:
+    """Makes granted calls, a second one where a first is slow, and judges them."""
+
+    def __init__(self, reporter: Reporter, rng: random.Random, hedge: bool) -> None:
+        self._reporter = reporter
+        self._rng = rng
+        self._hedging = Hedging(hedge)
+        self._retries = Allowance(RETRY_SHARE, RETRY_RESERVE)
+
+    def room(self, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False) -> Room:
+        """What was granted of those that were offered; `alone`: without a second call, however slow it is."""
+        chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
+        return Room(chosen, grant, self._hedging.plan(decision, chosen, alone), decision.untried)
+
+    async def __call__(
+        self,
+        room: Room,
+        request: InferenceRequest,
+        progress: Progress,
+        call: Callable[[list[Attempt], Candidate, Granted], Awaitable[Finished]],
+        admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
+        retries_here: int,
+    ) -> Judged:
+        """call: makes one; if it is cancelled, it reports that itself, and adds the attempt to the list.
+
+        admit: asks for room for a second call. retries_here: how often the endpoint was called again already.
+        """
+        self._retries.deposit()
+        stopped: list[Attempt] = []
+        begin = partial(call, stopped)
+        if room.hedge is None:
+            calls = [await begin(room.chosen, room.grant)]
+        else:
+            calls = await self._hedging.race(room.hedge, begin(room.chosen, room.grant), admit, begin)
+        reached("after_call")
+        progress = replace(progress, attempts=(*progress.attempts, *stopped))
+        wish, told = request.constraints, []
+        for ended in calls:
+            verdict = judge(
+                ended.failure,
+                self._rng,
+                attempt=progress.spent_attempts + 1,
+                retries_here=retries_here,
+                retry_budget_left=self._retries.left and worth_repeating(ended.chosen, wish.lane),
+                has_untried=any(other != ended.chosen.endpoint.id for other in room.untried),
+                allow_fallback=wish.allow_fallback,
+            )
+            told.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
+            progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
+        if ended.failure is not None and unmended(request, progress.attempts):
+            verdict = replace(verdict, action=Action.GIVE_UP)
+        if verdict.action is Action.RETRY:
+            self._retries.withdraw()
+        return Judged(progress, ended, verdict, asyncio.gather(*told))
