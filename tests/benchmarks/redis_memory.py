@@ -12,8 +12,7 @@ import redis
 from tests import redis_server
 from tests.benchmarks.measure import keep, keeping
 
-from turnout.ledger import Ledger, NewJob
-from turnout.ledger.script import run
+from turnout.ledger import Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus
 

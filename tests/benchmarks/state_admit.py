@@ -15,8 +15,8 @@ import redis.asyncio
 from tests import redis_server
 from tests.benchmarks.measure import keep, keeping
 
+from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
-from turnout.ledger.script import Coalescer
 from turnout_workers.redis_exchange import exchange
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.state.redis import RedisFleetStore

@@ -17,7 +17,7 @@ from pydantic import BaseModel, ValidationError, create_model
 from tests import redis_server
 
 from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused, Job
-from turnout.client import blocking, inbox, nonblocking
+from turnout.client import link, nonblocking
 from turnout.client.submission import Options, job_id
 from turnout.ledger import Keys, Ledger, run
 from turnout.request import InferenceResponse, ResponseFormat
@@ -190,13 +190,13 @@ def test_a_wait_outlasts_a_restart_of_redis(
     kind: type[Client] | type[AsyncClient],
     read: Callable[[Job | AsyncJob], None],
 ) -> None:
-    for module in (blocking, nonblocking):
-        monkeypatch.setattr(module, "RECHECK_S", 0.05)
+    monkeypatch.setattr(nonblocking, "RECHECK_S", 0.05)
     server = redis_server.start(tmp_path)
-    with Client(server.url) as client, ThreadPoolExecutor(1) as thread:
+    admin = redis.Redis.from_url(server.url)
+    with admin, Client(server.url) as client, ThreadPoolExecutor(1) as thread:
         job = client.submit("A?", stream=True)
         reading = thread.submit(read, kind(server.url).job(job.id))
-        while client._redis.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0) < 4:
+        while admin.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0) < 4:
             time.sleep(0.02)  # until it has asked again, after the first time
         server.kill()
         with pytest.raises(redis.ConnectionError):
@@ -206,9 +206,9 @@ def test_a_wait_outlasts_a_restart_of_redis(
         server.restart()
         assert job.cancel()
         assert type(reading.exception(20)) is Cancelled
-        monkeypatch.setattr(inbox, "AWAY_S", 0.2)
+        monkeypatch.setattr(link, "AWAY_S", 0.2)
         reading = thread.submit(read, kind(server.url).job(client.submit("A?").id))
-        while not client._redis.pubsub_channels(Keys().inbox("*")):
+        while not admin.pubsub_channels(Keys().inbox("*")):
             time.sleep(0.02)
         server.kill()
         assert type(reading.exception(20)) is redis.ConnectionError
@@ -218,8 +218,8 @@ FORKED = """
 import os, sys
 from contextlib import suppress
 from turnout import Cancelled, Client
-from turnout.client import blocking
-blocking.RECHECK_S = 60  # nobody asks by himself
+from turnout.client import nonblocking
+nonblocking.RECHECK_S = 60  # nobody asks by himself
 client = Client(sys.argv[1], "nobody-serves-this")
 job = client.submit("A?")
 with suppress(TimeoutError):

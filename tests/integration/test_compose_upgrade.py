@@ -8,9 +8,8 @@ import uuid
 import pytest
 import redis
 
-from turnout.ledger import Ledger, NewJob
+from turnout.ledger import Ledger, NewJob, run
 from turnout.ledger.ledger import Claimed, Ending, Intake, NotClaimed
-from turnout.ledger.script import run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus
 

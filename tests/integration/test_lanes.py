@@ -10,7 +10,7 @@ import pytest
 import redis
 from tests.chaos.stand import standing
 
-from turnout.ledger.script import Script
+from turnout.ledger import Script
 from turnout.request import Lane, RoutingConstraints
 from turnout_workers.transport import FETCH_SHARE, LaneOrder
 

@@ -12,8 +12,7 @@ from tests.chaos.stand import standing
 from tests.integration.test_crashes import FLEET, IDS
 from tests.tcp_proxy import between
 
-from turnout.ledger import run
-from turnout.ledger.script import Script
+from turnout.ledger import Script, run
 
 
 def test_jobs_whose_messages_were_lost_on_the_way_are_published_again(tmp_path: Path) -> None:

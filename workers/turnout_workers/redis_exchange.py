@@ -18,7 +18,7 @@ from redis.exceptions import ResponseError
 
 
 async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Send all, and give a reply for each: what Redis refused as the error, unraised. See `script.pipelined`.
+    """Send all, and give a reply for each: what Redis refused as the error, unraised. See `sending.Exchange`.
 
     Raises what redis-py would: ConnectionError, TimeoutError, after as many tries as the client makes.
     """

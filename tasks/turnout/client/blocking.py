@@ -1,24 +1,24 @@
-"""The client for ordinary code: Django, Flask, scripts."""
+"""The client for ordinary code: Django, Flask, scripts. It is `AsyncClient` over a link that blocks."""
 
 from __future__ import annotations
 
-import os
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar, Unpack
-from uuid import uuid4
+from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from typing import Any, Self, TypeVar, Unpack
 
-from turnout.client import submission
-from turnout.client.inbox import RECHECK_S, Inbox, Patience
-from turnout.client.streaming import Reader
-from turnout.client.submission import LIMITS, MAX_REQUEST_CHARS, RESULT_TTL_S, Options, Request
-from turnout.ledger import Facts, Keyring, Keys, Ledger, NewJob, run
-from turnout.ledger.script import Call
-from turnout.redis_address import connect
+from turnout.client.link import ThreadLink
+from turnout.client.nonblocking import AsyncClient, AsyncJob
+from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request
+from turnout.ledger.sending import at_once
 from turnout.request import InferenceResponse
 from turnout.result import JobResult
 
 T = TypeVar("T")
+
+
+class _Core(AsyncClient):
+    """None of its coroutines ever waits for a loop."""
+
+    _reach = ThreadLink
 
 
 class Client:
@@ -32,12 +32,9 @@ class Client:
 
         `TURNOUT_PAYLOAD_KEYS` seals what is stored, see docs/security.md. Raises TurnoutError, ValueError.
         """
-        self._redis = connect(submission.redis_url(url), **LIMITS)
-        self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
-        self._max_chars = max_request_chars
-        self._inbox = Inbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
+        self._core = _Core(url, namespace, max_request_chars)
 
-    def __enter__(self) -> Client:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -45,8 +42,7 @@ class Client:
 
     def close(self) -> None:
         """Free the connections. Jobs go on."""
-        self._inbox.close()
-        self._redis.close()
+        at_once(self._core.aclose())
 
     def submit(self, request: Request | None = None, **options: Unpack[Options]) -> Job:
         """Accept one job; it is safe in Redis when this returns.
@@ -54,94 +50,51 @@ class Client:
         request: an InferenceRequest, a prompt, or a mapping of options. options: see `Options`.
         Raises Conflict, IntakeRefused, pydantic.ValidationError.
         """
-        job = submission.new_job(request, **options)
-        self._accept([job])
-        return Job(self, job.id)
+        return Job(at_once(self._core.submit(request, **options)))
 
     def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[Job]:
         """Accept many jobs, some hundred at a round trip. `options` hold for all of them.
 
         If it raises, those before are accepted; with an `idempotency_key`, the call can be repeated as a whole.
         """
-        jobs: list[Job] = []
-        for chunk in submission.chunks(requests, **options):
-            self._accept(chunk)
-            jobs += [Job(self, job.id) for job in chunk]
-        return jobs
+        return [Job(job) for job in at_once(self._core.submit_many(requests, **options))]
 
     def job(self, job_id: str) -> Job:
         """A job by its id, whoever submitted it."""
-        return Job(self, job_id)
+        return Job(self._core.job(job_id))
 
     def as_completed(self, jobs: Sequence[Job], timeout: float | None = None) -> Iterator[Job]:
-        """The jobs in the order in which they settle. Raises TimeoutError."""
-        ends_at = None if timeout is None else time.monotonic() + timeout
-        waiting = {job.id: job for job in jobs}
-        patience = Patience()
-        with self._inbox.listening(waiting) as heard:
-            settled = self._settled(list(waiting))
-            while waiting:
-                for job_id in settled:
-                    if job := waiting.pop(job_id, None):
-                        yield job
-                if not waiting:
-                    return
-                left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
-                if left <= 0:
-                    raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
-                settled = heard.wait(left)
-                with patience:
-                    settled = settled or self._settled(list(waiting))
+        """The jobs in the order in which they settle. Raises TimeoutError, LookupError."""
+        known = {job.id: job for job in jobs}
+        for done in _each(self._core.as_completed([job._core for job in jobs], timeout)):
+            yield known[done.id]
 
     def purge(self, jobs: Iterable[Job | str]) -> int:
-        """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
-        ids = [job if isinstance(job, str) else job.id for job in jobs]
-        return self._call(self._ledger.purge(ids))
-
-    def _call(self, call: Call[T]) -> T:
-        reply: T = run(self._redis, [call])[0]
-        return reply
-
-    def _accept(self, jobs: Sequence[NewJob]) -> None:
-        with submission.intake(jobs, self._max_chars) as answers:
-            answers += run(self._redis, [self._ledger.enqueue(job) for job in jobs])
-
-    def _settled(self, job_ids: Sequence[str], pieces: bool = False) -> list[str]:
-        """Those that have settled; of the others, word will come, and with `pieces` of each piece of their answers."""
-        channel = self._inbox.channel
-        return submission.settled(
-            job_ids, run(self._redis, [self._ledger.watch(job_id, channel, pieces) for job_id in job_ids])
-        )
-
-    def _facts(self, job_id: str) -> Facts:
-        if (facts := self._call(self._ledger.facts(job_id))) is None:
-            raise submission.unknown(job_id)
-        return facts
+        """Delete settled jobs with their results; live ones are left alone. Gives how many are gone."""
+        return at_once(self._core.purge(job if isinstance(job, str) else job.id for job in jobs))
 
 
 class Job:
     """One submitted job."""
 
-    def __init__(self, client: Client, job_id: str) -> None:
-        self._client = client
-        self.id = job_id
+    def __init__(self, core: AsyncJob) -> None:
+        self._core = core
+        self.id = core.id
 
     def __repr__(self) -> str:
         return f"Job({self.id})"
 
     def status(self) -> str:
         """queued, delayed, leased, calling, succeeded, failed, expired or cancelled. LookupError: unknown."""
-        return self._client._facts(self.id).state
+        return at_once(self._core.status())
 
     def result(self) -> JobResult | None:
         """How it ended, with every attempt; None while it goes on."""
-        return self._client._call(self._client._ledger.result(self.id))
+        return at_once(self._core.result())
 
     def wait(self, timeout: float | None = None) -> InferenceResponse:
         """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
-        for _ in self._client.as_completed([self], timeout):
-            pass
-        return submission.answer(self.id, self.result())
+        return at_once(self._core.wait(timeout))
 
     def stream(self, idle_s: float | None = None) -> Iterator[str]:
         """The answer's pieces as they come, from the beginning on, whenever one begins to listen.
@@ -151,31 +104,23 @@ class Job:
         long, by which a server keeps its connection open, and notices a reader that has gone.
         Raises Failed, Expired, Cancelled, LookupError.
         """
-        client, reader, patience = self._client, Reader(), Patience()
-        with client._inbox.listening([self.id, f"+{self.id}"]) as heard:
-            settled = client._settled([self.id], pieces=True)
-            while not reader.ended:
-                pieces = None
-                with patience:
-                    pieces = client._call(client._ledger.pieces(self.id, reader.after))
-                if pieces:
-                    yield from reader.read(pieces)
-                elif settled and pieces is not None:
-                    break
-                elif not (words := heard.wait(idle_s or RECHECK_S)) or self.id in words:
-                    with patience:
-                        settled = client._settled([self.id], pieces=True)
-                    if idle_s and not words:
-                        yield ""
-        answer = submission.answer(self.id, self.result())
-        if not reader.given and answer.text:
-            yield answer.text
+        return _each(self._core.stream(idle_s))
 
     def cancel(self) -> bool:
         """Cancel it, wherever it is; a call in flight is aborted. False: it had ended already."""
-        client, facts = self._client, self._client._facts(self.id)
-        return client._call(client._ledger.cancel(self.id, facts.batch, RESULT_TTL_S)).accepted
+        return at_once(self._core.cancel())
 
     def events(self) -> list[dict[str, Any]]:
         """What happened to it so far, oldest first: `at` (ms), `event`, and what belongs to it."""
-        return self._client._call(self._client._ledger.story(self.id))
+        return at_once(self._core.events())
+
+
+def _each(items: AsyncGenerator[T, None]) -> Iterator[T]:
+    """`async for` over a generator that never waits for a loop."""
+    try:
+        while True:
+            yield at_once(items.__anext__())
+    except StopAsyncIteration:
+        pass
+    finally:
+        at_once(items.aclose())

@@ -1,43 +1,46 @@
-"""The client for asyncio: FastAPI, Starlette, aiohttp."""
+"""The client for asyncio: FastAPI, Starlette, aiohttp. `Client` is the same over a link that blocks."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Generator, Iterable, Sequence
-from typing import Any, Unpack
+import time
+from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+from typing import Any, ClassVar, Self, TypeVar, Unpack
 from uuid import uuid4
 
-import redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.exceptions import OutOfMemoryError
 
-from turnout.client import submission
-from turnout.client.inbox import RECHECK_S, AsyncInbox, Patience
+from turnout.client.link import LoopLink, Patience, ThreadLink
 from turnout.client.streaming import Reader
-from turnout.client.submission import LIMITS, MAX_REQUEST_CHARS, RESULT_TTL_S, Options, Request
-from turnout.ledger import Coalescer, Facts, Keyring, Keys, Ledger, NewJob
-from turnout.redis_address import connect_async
+from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request, chunks, new_job, redis_url, refusal
+from turnout.errors import IntakeRefused
+from turnout.ledger import LIVE, Call, Facts, Keyring, Keys, Ledger, NewJob
 from turnout.request import InferenceResponse
 from turnout.result import JobResult
+
+T = TypeVar("T")
+
+RECHECK_S = 5.0
+"""How often a waiting job is asked after, in case word of it was lost."""
+RESULT_TTL_S = 86_400.0
+"""How long a cancelled job's record is kept, as the workers' default is for others."""
 
 
 class AsyncClient:
     """As `Client`, but awaited. What concurrent coroutines ask for at once shares a round trip."""
 
+    _reach: ClassVar[type[LoopLink] | type[ThreadLink]] = LoopLink
+
     def __init__(
         self, url: str | None = None, namespace: str = "turnout", max_request_chars: int = MAX_REQUEST_CHARS
     ) -> None:
-        # A connection may have died since its last use, which only the next one tells: then that is made once more, as
-        # all may that a client asks.
-        again = Retry(NoBackoff(), 1, (redis.ConnectionError,))
-        self._redis = connect_async(submission.redis_url(url), retry=again, **LIMITS)
-        self._call = Coalescer(self._redis)
+        """See `Client`."""
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
+        self._channel = self._ledger.keys.inbox(uuid4().hex)
+        self._link = self._reach(redis_url(url), self._channel)
         self._max_chars = max_request_chars
-        self._inbox = AsyncInbox(self._redis, self._ledger.keys.inbox(uuid4().hex))
 
-    async def __aenter__(self) -> AsyncClient:
+    async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -45,67 +48,74 @@ class AsyncClient:
 
     async def aclose(self) -> None:
         """Free the connections. Jobs go on."""
-        await self._inbox.aclose()
-        await self._redis.aclose()
+        await self._link.close()
 
     async def submit(self, request: Request | None = None, **options: Unpack[Options]) -> AsyncJob:
         """Accept one job; see `Client.submit`."""
-        job = submission.new_job(request, **options)
-        await self._accept([job])
-        return AsyncJob(self, job.id)
+        return (await self._accept([new_job(request, **options)]))[0]
 
     async def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[AsyncJob]:
         """Accept many jobs; see `Client.submit_many`."""
-        jobs: list[AsyncJob] = []
-        for chunk in submission.chunks(requests, **options):
-            await self._accept(chunk)
-            jobs += [AsyncJob(self, job.id) for job in chunk]
-        return jobs
+        return [job for chunk in chunks(requests, **options) for job in await self._accept(chunk)]
+
+    async def _accept(self, jobs: Sequence[NewJob]) -> list[AsyncJob]:
+        if (largest := max(len(job.payload) for job in jobs)) > self._max_chars:
+            raise IntakeRefused(
+                f"the request has {largest:,} characters of JSON, more than the {self._max_chars:,} that this client "
+                "accepts; shorten it, or set Client(max_request_chars=…)"
+            )
+        try:
+            answers = await self._link.ask(*map(self._ledger.enqueue, jobs))
+        except OutOfMemoryError:
+            raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
+        for job, answer in zip(jobs, answers, strict=True):
+            if error := refusal(job.id, answer.outcome):
+                raise error
+        return [AsyncJob(self, job.id) for job in jobs]
 
     def job(self, job_id: str) -> AsyncJob:
         """A job by its id, whoever submitted it."""
         return AsyncJob(self, job_id)
 
-    async def as_completed(self, jobs: Sequence[AsyncJob], timeout: float | None = None) -> AsyncIterator[AsyncJob]:
-        """The jobs in the order in which they settle. Raises TimeoutError."""
-        loop = asyncio.get_running_loop()
-        ends_at = None if timeout is None else loop.time() + timeout
+    async def as_completed(
+        self, jobs: Sequence[AsyncJob], timeout: float | None = None
+    ) -> AsyncGenerator[AsyncJob, None]:
+        """The jobs in the order in which they settle. Raises TimeoutError, LookupError."""
+        ends_at = None if timeout is None else time.monotonic() + timeout
         waiting = {job.id: job for job in jobs}
         patience = Patience()
-        async with self._inbox.listening(waiting) as heard:
-            settled = await self._settled(list(waiting))
+        async with self._link.listening(waiting) as heard:
+            settled = await self._settled(waiting)
             while waiting:
                 for job_id in settled:
                     if job := waiting.pop(job_id, None):
                         yield job
                 if not waiting:
                     return
-                left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - loop.time())
+                left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
                 if left <= 0:
                     raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
                 settled = await heard.wait(left)
                 with patience:
-                    settled = settled or await self._settled(list(waiting))
+                    settled = settled or await self._settled(waiting)
 
     async def purge(self, jobs: Iterable[AsyncJob | str]) -> int:
-        """Delete settled jobs with their results; live ones are left alone. Gives how many keys are gone."""
-        ids = [job if isinstance(job, str) else job.id for job in jobs]
-        return await self._call(self._ledger.purge(ids))
+        """Delete settled jobs with their results; live ones are left alone. Gives how many are gone."""
+        return await self._ask(self._ledger.purge([job if isinstance(job, str) else job.id for job in jobs]))
 
-    async def _accept(self, jobs: Sequence[NewJob]) -> None:
-        with submission.intake(jobs, self._max_chars) as answers:
-            answers += await self._call.all(*(self._ledger.enqueue(job) for job in jobs))
+    async def _ask(self, call: Call[T]) -> T:
+        reply: T = (await self._link.ask(call))[0]
+        return reply
 
-    async def _settled(self, job_ids: Sequence[str], pieces: bool = False) -> list[str]:
-        channel = self._inbox.channel
-        return submission.settled(
-            job_ids, await self._call.all(*(self._ledger.watch(job_id, channel, pieces) for job_id in job_ids))
-        )
-
-    async def _facts(self, job_id: str) -> Facts:
-        if (facts := await self._call(self._ledger.facts(job_id))) is None:
-            raise submission.unknown(job_id)
-        return facts
+    async def _settled(self, job_ids: Iterable[str], pieces: bool = False) -> list[str]:
+        """Those that have settled; of the others, word will come, and with `pieces` of each piece of their answers."""
+        job_ids = list(job_ids)
+        states = await self._link.ask(*(self._ledger.watch(job_id, self._channel, pieces) for job_id in job_ids))
+        told = dict(zip(job_ids, states, strict=True))
+        for job_id, state in told.items():
+            if not state:
+                raise _unknown(job_id)
+        return [job_id for job_id, state in told.items() if state not in LIVE]
 
 
 class AsyncJob:
@@ -113,6 +123,7 @@ class AsyncJob:
 
     def __init__(self, client: AsyncClient, job_id: str) -> None:
         self._client = client
+        self._ledger = client._ledger
         self.id = job_id
 
     def __repr__(self) -> str:
@@ -122,28 +133,28 @@ class AsyncJob:
         return self.wait().__await__()
 
     async def status(self) -> str:
-        """queued, delayed, leased, calling, succeeded, failed, expired or cancelled. LookupError: unknown."""
-        return (await self._client._facts(self.id)).state
+        """See `Job.status`."""
+        return (await self._facts()).state
 
     async def result(self) -> JobResult | None:
-        """How it ended, with every attempt; None while it goes on."""
-        return await self._client._call(self._client._ledger.result(self.id))
+        """See `Job.result`."""
+        return await self._client._ask(self._ledger.result(self.id))
 
     async def wait(self, timeout: float | None = None) -> InferenceResponse:
-        """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
+        """See `Job.wait`."""
         async for _ in self._client.as_completed([self], timeout):
             pass
-        return submission.answer(self.id, await self.result())
+        return await self._answer()
 
-    async def stream(self, idle_s: float | None = None) -> AsyncIterator[str]:
-        """As `Job.stream`: `async for piece in job.stream()`."""
+    async def stream(self, idle_s: float | None = None) -> AsyncGenerator[str, None]:
+        """See `Job.stream`: `async for piece in job.stream()`."""
         client, reader, patience = self._client, Reader(), Patience()
-        async with client._inbox.listening([self.id, f"+{self.id}"]) as heard:
+        async with client._link.listening([self.id, f"+{self.id}"]) as heard:
             settled = await client._settled([self.id], pieces=True)
             while not reader.ended:
                 pieces = None
                 with patience:
-                    pieces = await client._call(client._ledger.pieces(self.id, reader.after))
+                    pieces = await client._ask(self._ledger.pieces(self.id, reader.after))
                 if pieces:
                     for text in reader.read(pieces):
                         yield text
@@ -154,15 +165,29 @@ class AsyncJob:
                         settled = await client._settled([self.id], pieces=True)
                     if idle_s and not words:
                         yield ""
-        answer = submission.answer(self.id, await self.result())
+        answer = await self._answer()
         if not reader.given and answer.text:
             yield answer.text
 
     async def cancel(self) -> bool:
-        """Cancel it, wherever it is; a call in flight is aborted. False: it had ended already."""
-        client, facts = self._client, await self._client._facts(self.id)
-        return (await client._call(client._ledger.cancel(self.id, facts.batch, RESULT_TTL_S))).accepted
+        """See `Job.cancel`."""
+        batch = (await self._facts()).batch
+        return (await self._client._ask(self._ledger.cancel(self.id, batch, RESULT_TTL_S))).accepted
 
     async def events(self) -> list[dict[str, Any]]:
-        """What happened to it so far, oldest first: `at` (ms), `event`, and what belongs to it."""
-        return await self._client._call(self._client._ledger.story(self.id))
+        """See `Job.events`."""
+        return await self._client._ask(self._ledger.story(self.id))
+
+    async def _facts(self) -> Facts:
+        if (facts := await self._client._ask(self._ledger.facts(self.id))) is None:
+            raise _unknown(self.id)
+        return facts
+
+    async def _answer(self) -> InferenceResponse:
+        if (result := await self.result()) is None:
+            raise LookupError(f"the result of job {self.id} was purged")
+        return result.answer()
+
+
+def _unknown(job_id: str) -> LookupError:
+    return LookupError(f"there is no job {job_id}: it never was, or its result has expired")

@@ -1,8 +1,7 @@
-"""What both clients share: from a caller's words to a job, and from the ledger's answer to an error. Pure."""
+"""What a caller may say of a job, and the job that is made of it; why the ledger refuses one. Pure."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -10,32 +9,25 @@ from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel
-from redis.exceptions import OutOfMemoryError
 
 from turnout.client import trace
 from turnout.errors import Conflict, IntakeRefused
-from turnout.ledger import LIVE, Enqueued, Intake, NewJob
+from turnout.ledger import Intake, NewJob
 from turnout.redis_address import with_password
 from turnout.request import (
     InferenceRequest,
-    InferenceResponse,
     Lane,
     Message,
     ResponseFormat,
     RoutingConstraints,
     Tool,
 )
-from turnout.result import JobResult
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000
 """Longest request, as JSON, that a client accepts if it isn't told otherwise."""
-LIMITS = {"socket_timeout": 5, "socket_connect_timeout": 5}
-"""Seconds that Redis may take for an answer, if its address names no others: no web request waits for ever."""
 CHUNK = 500
 """Jobs at a round trip of `submit_many`."""
-RESULT_TTL_S = 86_400.0
-"""How long a cancelled job's record is kept, as the workers' default is for others."""
 
 Request = InferenceRequest | str | Mapping[str, Any]
 """What can be submitted: all of it, a prompt, or a mapping of options."""
@@ -120,33 +112,16 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
         raise IntakeRefused("a text has half a surrogate pair, which is no character") from None
 
 
-@contextlib.contextmanager
-def intake(jobs: Sequence[NewJob], max_chars: int) -> Iterator[list[Enqueued]]:
-    """Around asking the ledger for jobs: its answers go into the list. Raises Conflict, IntakeRefused.
-
-    A repetition of an accepted job is none.
-    """
-    largest = max((len(job.payload) for job in jobs), default=0)
-    if largest > max_chars:
-        raise IntakeRefused(
-            f"the request has {largest:,} characters of JSON, more than the {max_chars:,} that this client accepts; "
-            "shorten it, or set Client(max_request_chars=…)"
-        )
-    answers: list[Enqueued] = []
-    try:
-        yield answers
-    except OutOfMemoryError:
-        raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
-    for job, answer in zip(jobs, answers, strict=True):
-        match answer.outcome:
-            case Intake.CONFLICT:
-                raise Conflict(job.id)
-            case Intake.FULL:
-                raise IntakeRefused(
-                    "Redis is short of memory, so no new jobs are accepted; try again later", retryable=True
-                )
-            case Intake.EXPIRED:
-                raise IntakeRefused("the job's deadline has passed already")
+def refusal(job_id: str, outcome: Intake) -> IntakeRefused | None:
+    """What to raise for a job that the ledger has not accepted; None: it has, now or before."""
+    match outcome:
+        case Intake.CONFLICT:
+            return Conflict(job_id)
+        case Intake.FULL:
+            return IntakeRefused("Redis is short of memory, so no new jobs are accepted; try again later", True)
+        case Intake.EXPIRED:
+            return IntakeRefused("the job's deadline has passed already")
+    return None
 
 
 def job_id(idempotency_key: str | None) -> str:
@@ -154,22 +129,3 @@ def job_id(idempotency_key: str | None) -> str:
     if idempotency_key is None:
         return os.urandom(16).hex()
     return hashlib.sha256(f"idempotency\0{idempotency_key}".encode()).hexdigest()[:32]
-
-
-def unknown(job_id: str) -> LookupError:
-    return LookupError(f"there is no job {job_id}: it never was, or its result has expired")
-
-
-def settled(job_ids: Sequence[str], states: Sequence[str]) -> list[str]:
-    """Those that have ended. Raises LookupError."""
-    for job_id, state in zip(job_ids, states, strict=True):
-        if state == "":
-            raise unknown(job_id)
-    return [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in LIVE]
-
-
-def answer(job_id: str, result: JobResult | None) -> InferenceResponse:
-    """Of a job that has ended. Raises Failed, Expired, Cancelled, LookupError."""
-    if result is None:
-        raise LookupError(f"the result of job {job_id} was purged")
-    return result.answer()

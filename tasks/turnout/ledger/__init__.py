@@ -17,8 +17,9 @@ from turnout.ledger.job import (
 )
 from turnout.ledger.keys import Keys
 from turnout.ledger.ledger import Ledger
-from turnout.ledger.script import Call, Coalescer, Script, run
+from turnout.ledger.script import Call, Script
 from turnout.ledger.sealing import Keyring
+from turnout.ledger.sending import Coalescer, run
 
 __all__ = [
     "LIVE",

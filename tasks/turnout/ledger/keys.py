@@ -22,7 +22,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:batch:BATCH:lines  list    which job each of its lines is, or why it is none (JSON)
     {ns}:batch:BATCH:input  list    requests that are still to be fed, in compressed chunks
     {ns}:batches       zset    batch ids, by creation (ms)
-    {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, see `client/inbox.py`
+    {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, see `client/link.py`
     {ns}:hooks         zset    settled jobs whose webhook is still to be told, by when (ms)
     {ns}:fleet         hash    health and metrics of every endpoint, `ENDPOINT|field`
     {ns}:window:E      hash    an endpoint's, or a whole account's, use of its rate limits, by second

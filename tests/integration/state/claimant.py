@@ -14,8 +14,8 @@ from typing import TextIO
 import redis
 import redis.asyncio
 
+from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
-from turnout.ledger.script import Coalescer
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, NoRoom, Report

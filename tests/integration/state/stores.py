@@ -9,8 +9,8 @@ from typing import Any
 import redis
 import redis.asyncio
 
+from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
-from turnout.ledger.script import Coalescer
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.store import FleetStore

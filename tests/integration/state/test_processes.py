@@ -18,8 +18,8 @@ import redis
 import redis.asyncio
 from tests.integration.state.claimant import ENDPOINT, TTL_S, fast_clock, work
 
+from turnout.ledger import Coalescer, run
 from turnout.ledger.keys import Keys
-from turnout.ledger.script import Coalescer, run
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.routing.health import RAMP_S
 from turnout_workers.state.redis import SHARED, RedisFleetStore, state_call

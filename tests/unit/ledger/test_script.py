@@ -19,7 +19,8 @@ from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
 from tests.tcp_proxy import between
 
 from turnout.ledger import Coalescer, Intake, Ledger, run
-from turnout.ledger.script import Call, Exchange, pipelined
+from turnout.ledger.script import Call
+from turnout.ledger.sending import Exchange, pipelined
 from turnout.result import JobStatus
 from turnout_workers import redis_exchange
 

@@ -15,8 +15,8 @@ from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
-from turnout.ledger import Keys
-from turnout.ledger.script import CLOCK, Call, Coalescer, Script
+from turnout.ledger import Call, Coalescer, Keys, Script
+from turnout.ledger.script import CLOCK
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics, account_id
 from turnout_workers.state import memory, store, windows

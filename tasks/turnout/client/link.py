@@ -1,0 +1,203 @@
+"""How a client reaches Redis: it asks, and it listens on one channel of its own. For threads, and for asyncio.
+
+A word on the channel is the id of a job that has settled, or `+` and the id of one of whose answer there is more to
+read. Words can be lost with the connection, so whoever waits also asks again now and then; and has patience with a
+Redis that is away for a while, as in a restart or a failover.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterable, Iterator
+from typing import Any
+
+import redis
+import redis.asyncio
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from turnout.ledger import Call, Coalescer, run
+from turnout.redis_address import connect, connect_async
+
+LIMITS = {"socket_timeout": 5, "socket_connect_timeout": 5}
+"""Seconds that Redis may take for an answer, if its address names no others: no web request waits for ever."""
+READY_S = 5.0
+"""How long a waiting thread lets the one that listens begin."""
+AGAIN_S = 0.2
+"""Between two tries to listen."""
+AWAY_S = 60.0
+"""How long Redis may be away from one who waits, before he is told."""
+
+
+class Patience:
+    """`with patience:` bears errors of a Redis that is away, until it has been so for AWAY_S."""
+
+    def __init__(self) -> None:
+        self._away_since: float | None = None
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
+        if error is None:
+            self._away_since = None
+        elif isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
+            now = time.monotonic()
+            self._away_since = self._away_since or now
+            return now - self._away_since < AWAY_S
+        return False
+
+
+class _Listeners(defaultdict[str, set[Any]]):
+    """Who wants to hear which words: queues, to which these are put."""
+
+    @contextlib.contextmanager
+    def entered(self, listener: Any, words: Iterable[str]) -> Iterator[None]:
+        words = list(words)
+        for word in words:
+            self[word].add(listener)
+        try:
+            yield
+        finally:
+            for word in words:
+                self[word].discard(listener)
+                if not self[word]:
+                    del self[word]
+
+    def tell(self, message: dict[str, Any]) -> None:
+        if message["type"] == "message":
+            word = message["data"].decode()
+            for listener in tuple(self.get(word, ())):
+                listener.put_nowait(word)
+
+
+class LoopHeard(asyncio.Queue[str]):
+    """The words for one listener."""
+
+    async def wait(self, limit_s: float) -> list[str]:
+        """All since the last time; none: the time is up."""
+        words = []
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                words.append(await self.get())
+        while not self.empty():
+            words.append(self.get_nowait())
+        return words
+
+
+class LoopLink:
+    """For the coroutines of a loop: what they ask for at once shares a round trip, and one task listens for all."""
+
+    def __init__(self, url: str, channel: str) -> None:
+        self.channel = channel
+        # A connection may have died since its last use, which only the next one tells: then that is made once more, as
+        # all may that a client asks.
+        again = Retry(NoBackoff(), 1, (redis.ConnectionError,))
+        self._redis = connect_async(url, retry=again, **LIMITS)
+        self._call = Coalescer(self._redis)
+        self._listeners = _Listeners(set)
+        self._task: asyncio.Task[None] | None = None
+        self._ready = asyncio.Event()
+
+    async def ask(self, *calls: Call[Any]) -> list[Any]:
+        """Send calls in one round trip."""
+        return await self._call.all(*calls)
+
+    async def close(self) -> None:
+        """Free the connections."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._redis.aclose()
+
+    @contextlib.asynccontextmanager
+    async def listening(self, words: Iterable[str]) -> AsyncIterator[LoopHeard]:
+        """Hear these words while the block runs. The first that listens begins it."""
+        heard = LoopHeard()
+        with self._listeners.entered(heard, words):
+            if self._task is None or self._task.done():
+                self._task = asyncio.create_task(self._listen())
+            await self._ready.wait()
+            yield heard
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self._redis.pubsub() as pubsub:
+                    await pubsub.subscribe(self.channel)
+                    async for message in pubsub.listen():
+                        self._ready.set()
+                        self._listeners.tell(message)
+            except (RedisError, OSError):
+                self._ready.set()  # who waits need not wait for this: asking, they meet the error themselves
+                if (task := asyncio.current_task()) and task.cancelling():
+                    return  # redis-py may tell of an end that came while it connected as of a lost connection
+                await asyncio.sleep(AGAIN_S)
+
+
+class ThreadHeard(queue.SimpleQueue[str]):
+    async def wait(self, limit_s: float) -> list[str]:
+        words = []
+        with contextlib.suppress(queue.Empty):
+            words.append(self.get(timeout=limit_s))
+        while not self.empty():
+            words.append(self.get_nowait())
+        return words
+
+
+class ThreadLink:
+    """The same for the threads of a process. No coroutine here ever waits for a loop: it blocks, see `at_once`."""
+
+    def __init__(self, url: str, channel: str) -> None:
+        self.channel = channel
+        self._redis = connect(url, **LIMITS)
+        self._listeners = _Listeners(set)
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._ready = threading.Event()
+        self._closed = False
+
+    async def ask(self, *calls: Call[Any]) -> list[Any]:
+        return run(self._redis, calls)
+
+    async def close(self) -> None:
+        self._closed = True
+        if self._thread is not None:
+            self._thread.join(2)
+        self._redis.close()
+
+    @contextlib.asynccontextmanager
+    async def listening(self, words: Iterable[str]) -> AsyncIterator[ThreadHeard]:
+        heard = ThreadHeard()
+        with contextlib.ExitStack() as entered:
+            with self._lock:
+                entered.enter_context(self._listeners.entered(heard, words))
+                if self._thread is None or not self._thread.is_alive():  # a fork has no threads of its parent's
+                    self._ready.clear()
+                    self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
+                    self._thread.start()
+            self._ready.wait(READY_S)
+            try:
+                yield heard
+            finally:
+                with self._lock:
+                    entered.close()
+
+    def _listen(self) -> None:
+        while not self._closed:
+            try:
+                with self._redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
+                    pubsub.subscribe(self.channel)
+                    while not self._closed:
+                        if (message := pubsub.get_message(timeout=0.25)) is not None:
+                            self._ready.set()
+                            with self._lock:
+                                self._listeners.tell(message)
+            except (RedisError, OSError):
+                self._ready.set()  # as above
+                time.sleep(AGAIN_S)

@@ -1,0 +1,139 @@
+"""How calls travel to Redis: `run` sends them over a blocking connection, a `Coalescer` over an asyncio one.
+
+Any number of calls shares a round trip. What both do is written once, as a coroutine; over a blocking connection it
+never has to wait for a loop, so `at_once` runs it to its end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from copy import copy
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import redis
+import redis.asyncio
+from redis.exceptions import NoScriptError
+
+from turnout.ledger.script import Call, Script
+
+T = TypeVar("T")
+
+MAX_BATCH = 256
+"""Calls of a `Coalescer` in one round trip."""
+
+Command = tuple[Any, ...]
+Exchange = Callable[[redis.asyncio.Redis, Sequence[Command]], Awaitable[list[Any]]]
+"""Sends commands in one round trip. Gives a reply for each, in order: what Redis refused as the error, unraised."""
+Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
+"""An exchange with its client."""
+
+_known: WeakKeyDictionary[redis.Redis, set[Script]] = WeakKeyDictionary()
+"""The scripts that each blocking client has loaded."""
+
+
+def run(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
+    """Send all calls in one round trip, in order; raises the first error after all were sent."""
+    replies = at_once(_replies(partial(_execute, client), calls, _known.setdefault(client, set())))
+    return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
+
+
+def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
+    """Run a coroutine that blocks wherever it would have to wait, and so needs no loop."""
+    try:
+        coroutine.send(None)
+    except StopIteration as end:
+        value: T = end.value
+        return value
+    raise RuntimeError("a coroutine that was to block has waited for a loop")
+
+
+async def _execute(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
+    with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
+        return list(pipe.execute(raise_on_error=False))
+
+
+async def pipelined(client: redis.asyncio.Redis, commands: Sequence[Command]) -> list[Any]:
+    """An `Exchange` by redis-py's own means."""
+    async with client.pipeline(transaction=False) as pipe:
+        for command in commands:
+            pipe.execute_command(*command)
+        return list(await pipe.execute(raise_on_error=False))
+
+
+async def _replies(send: Send, calls: Sequence[Call[Any]], known: set[Script]) -> list[Any]:
+    """Send calls in order, after the scripts that Redis isn't known to have: `known` grows by them.
+
+    Just after a restart of Redis, which has then forgotten its scripts, plain reads may come first.
+    """
+    replies = await _sent(send, calls, known)
+    # What was refused for want of its script has not run, so it is safe to send it again.
+    if refused := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+        again = await _sent(send, [calls[i] for i in refused], set())
+        for i, reply in zip(refused, again, strict=True):
+            replies[i] = reply
+    known |= _scripts(calls)
+    return replies
+
+
+async def _sent(send: Send, calls: Sequence[Call[Any]], known: set[Script]) -> list[Any]:
+    missing = [("SCRIPT", "LOAD", script.source) for script in _scripts(calls) - known]
+    return (await send([*missing, *(call.command for call in calls)]))[len(missing) :]
+
+
+def _scripts(calls: Sequence[Call[Any]]) -> set[Script]:
+    return {call.script for call in calls if call.script is not None}
+
+
+class Coalescer:
+    """Sends calls of concurrent coroutines together: what arrives while one batch is under way is the next.
+
+    A caller that is cancelled leaves its command running to its end, and nobody else ever reads its reply.
+    `exchange`: how commands travel, should a caller know a faster way than redis-py's.
+    """
+
+    def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined) -> None:
+        self._client = client
+        self._exchange = exchange
+        self._queue: list[tuple[Call[Any], asyncio.Future[Any]]] = []
+        self._flusher: asyncio.Task[None] | None = None
+        self._known: set[Script] = set()
+
+    async def __call__(self, call: Call[T]) -> T:
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._queue.append((call, future))
+        if self._flusher is None:
+            self._flusher = asyncio.create_task(self._flush())
+        return call.read(await future)
+
+    async def all(self, *calls: Call[Any]) -> list[Any]:
+        """Several calls that travel together; they run in this order."""
+        return await asyncio.gather(*(self(call) for call in calls))
+
+    async def _flush(self) -> None:
+        try:
+            await asyncio.sleep(0)  # let every coroutine that is ready now add its call
+            while self._queue:
+                batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
+                try:
+                    replies = await _replies(self._send, [call for call, _ in batch], self._known)
+                except Exception as error:
+                    # A copy for each: one that all raise would gather the frames of all, and Celery, which clears
+                    # the frames of a failed task, would close the coroutines that go on after it.
+                    replies = [copy(error) for _ in batch]
+                for (_, future), reply in zip(batch, replies, strict=True):
+                    if not future.done():
+                        future.set_result(reply)
+        finally:
+            self._flusher = None
+
+    async def _send(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            return await self._exchange(self._client, commands)
+        except RuntimeError as error:
+            # What uvloop says of writing to a connection that has just been closed, where asyncio has an OSError.
+            raise redis.ConnectionError(str(error)) from error
