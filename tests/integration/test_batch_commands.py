@@ -78,7 +78,7 @@ def test_every_line_of_a_batch_has_its_result_in_order_though_a_feeder_dies(stan
     assert counts(id) == {"succeeded": 899, "invalid": 1}
     answered = [job["answered"] for job in stand.oracle()["jobs"].values()]
     assert len(answered) == 899
-    assert stand.client.llen(stand.ledger.keys.batch(id, "input")) == 0
+    assert stand.client.llen(stand.ledger.keys.batch_input(id)) == 0
     assert stand.client.ttl(stand.ledger.keys.job(next(iter(stand.oracle()["jobs"])))) > 6 * 86_400
 
 
@@ -155,7 +155,7 @@ def test_a_file_that_ends_half_way_leaves_no_batch(stand: Stand, tmp_path: Path)
 
 def test_a_chunk_that_is_fed_twice_is_noted_once(stand: Stand, tmp_path: Path) -> None:
     id = submitted(tmp_path, prompts(3))
-    chunk = stand.client.lindex(stand.ledger.keys.batch(id, "input"), 0)
+    chunk = stand.client.lindex(stand.ledger.keys.batch_input(id), 0)
     assert isinstance(chunk, bytes)
     jobs = detached.chunk_jobs(chunk, id, Keyring())
     assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [True]

@@ -41,7 +41,7 @@ class BatchFeeding:
             if record is None or record.state is not State.FEEDING or record.under_way >= WINDOW:
                 return
             id = record.id
-            chunk: Any = await self.client.lindex(keys.batch(id, "input"), 0)
+            chunk: Any = await self.client.lindex(keys.batch_input(id), 0)
             if chunk is None:
                 return
             if record.max_cost_microusd is not None:

@@ -162,11 +162,11 @@ class Batches:
         with self._client.pipeline() as pipe:
             if chunk:
                 packed = zlib.compress("\n".join(chunk).encode())
-                pipe.rpush(self._keys.batch(id, "input"), self._ledger.keyring.seal(f"input of {id}", packed))
+                pipe.rpush(self._keys.batch_input(id), self._ledger.keyring.seal(f"input of {id}", packed))
             if index:
-                pipe.rpush(self._keys.batch(id, "lines"), *index)
-            for part in ("input", "lines"):
-                pipe.expire(self._keys.batch(id, part), KEPT_S)
+                pipe.rpush(self._keys.batch_lines(id), *index)
+            for key in (self._keys.batch_input(id), self._keys.batch_lines(id)):
+                pipe.expire(key, KEPT_S)
             pipe.execute()
         chunk.clear()
         index.clear()
@@ -221,7 +221,7 @@ class Batches:
         """Feed no more, and cancel what is queued, parked or in flight. Gives how many jobs that were."""
         self.record(id)
         self._client.hset(self._keys.batch(id), "state", State.CANCELLED)
-        self._client.delete(self._keys.batch(id, "input"))
+        self._client.delete(self._keys.batch_input(id))
         cancelled = 0
         for page in self._pages(id):
             ended = self._ask(lambda one: self._ledger.cancel(one, id, result_ttl_s), page)
@@ -245,7 +245,7 @@ class Batches:
             raise TurnoutError(f"batch {id} has not ended; cancel it first")
         for page in self._pages(id):
             run(self._client, [self._ledger.purge([one.job for one in page if one.job])])
-        self._client.delete(*(self._keys.batch(id, part) for part in ("", "lines", "input")))
+        self._client.delete(self._keys.batch(id), self._keys.batch_lines(id), self._keys.batch_input(id))
         self._client.zrem(self._keys.batches, id)
         run(self._client, [self._ledger.set_ceiling(id, None)])
 
@@ -256,7 +256,7 @@ class Batches:
             start += len(found)
 
     def _page(self, id: str, start: int) -> list[Line]:
-        texts: Any = self._client.lrange(self._keys.batch(id, "lines"), start, start + PAGE - 1)
+        texts: Any = self._client.lrange(self._keys.batch_lines(id), start, start + PAGE - 1)
         return [_line(text) for text in texts]
 
     def _ask(self, what: Callable[[str], Call[Any]], page: Sequence[Line]) -> dict[str, Any]:

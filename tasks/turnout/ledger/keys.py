@@ -43,94 +43,66 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
 
 from __future__ import annotations
 
-from turnout.request import Lane
+from collections.abc import Iterable
 
-_WHOSE = {"pending": 1, "queue": 1, "done": 2, "batch": 2}
-"""What a key is of: a job (0), a lane (1), a batch (2)."""
+from turnout.request import Lane
 
 
 class Keys:
-    """The keys of one namespace. Those of which it has one are made once, for every call asks for some."""
+    """The keys of one namespace. Those of which there are many are functions of what they belong to."""
 
     def __init__(self, namespace: str = "turnout") -> None:
-        self.namespace = namespace
-        self.turns = self._("turns")
-        self.turns_each = self._("turns_each")
-        self.in_line = self._("in_line")
-        self.leases = self._("leases")
-        self.delayed = self._("delayed")
-        self.parked = self._("parked")
-        self.deadlines = self._("deadlines")
-        self.failed = self._("failed")
-        self.counts = self._("counts")
-        self.batches = self._("batches")
-        self.hooks = self._("hooks")
-        self.fleet = self._("fleet")
-        self.expiry = self._("expiry")
-        self.hanging = self._("hanging")
-        self.waiting = self._("waiting")
-        self.money = self._("money")
-        self.ceilings = self._("ceilings")
-        self.intake = self._("intake")
-        self.workers = self._("workers")
-        self.all_pending = tuple(self.pending(lane) for lane in Lane)
-        self._beginnings: dict[tuple[str, ...], list[tuple[str, int]]] = {}
+        own = f"{{{namespace}}}:"
+        self.turns = own + "turns"
+        self.turns_each = own + "turns_each"
+        self.in_line = own + "in_line"
+        self.leases = own + "leases"
+        self.delayed = own + "delayed"
+        self.parked = own + "parked"
+        self.deadlines = own + "deadlines"
+        self.failed = own + "failed"
+        self.counts = own + "counts"
+        self.batches = own + "batches"
+        self.hooks = own + "hooks"
+        self.fleet = own + "fleet"
+        self.expiry = own + "expiry"
+        self.hanging = own + "hanging"
+        self.waiting = own + "waiting"
+        self.money = own + "money"
+        self.ceilings = own + "ceilings"
+        self.intake = own + "intake"
+        self.workers = own + "workers"
 
-    def _(self, *parts: str) -> str:
-        return ":".join((f"{{{self.namespace}}}", *parts))
+        self.job = f"{own}job:".__add__
+        self.story = f"{own}story:".__add__
+        self.stream = f"{own}stream:".__add__
+        self.result = "celery-task-meta-".__add__
+        self.pending = f"{own}pending:".__add__
+        self.queue = "".__add__
+        self.done = f"{own}done:".__add__
+        self.batch = f"{own}batch:".__add__
+        self.inbox = f"{own}inbox:".__add__
+        self.window = f"{own}window:".__add__
+        self.calls = f"{own}calls:".__add__
+        self.lease = f"{own}lease:".__add__
+        self.mutex = f"{own}mutex:".__add__
 
-    def named(self, names: tuple[str, ...], job: str, lane: str, batch: str) -> list[str]:
+        self.all_pending = tuple(map(self.pending, Lane))
+
+    def batch_lines(self, batch: str) -> str:
+        return self.batch(f"{batch}:lines")
+
+    def batch_input(self, batch: str) -> str:
+        return self.batch(f"{batch}:input")
+
+    def named(self, names: Iterable[str], job: str, lane: str, batch: str) -> list[str]:
         """The keys that a script names, as attributes here: those of a job, a lane or a batch are of the one given."""
-        if (beginnings := self._beginnings.get(names)) is None:
-            beginnings = self._beginnings[names] = [each for name in names for each in self._of(name)]
-        given = (job, lane, batch, "")
-        return [beginning + given[whose] for beginning, whose in beginnings]
-
-    def _of(self, name: str) -> list[tuple[str, int]]:
-        """Of a key, or several: how it begins, and what goes on with it."""
-        key = getattr(self, name)
-        if callable(key):
-            return [(key(""), _WHOSE.get(name, 0))]
-        return [(one, 3) for one in ([key] if isinstance(key, str) else key)]
-
-    def job(self, job_id: str) -> str:
-        return self._("job", job_id)
-
-    def story(self, job_id: str) -> str:
-        return self._("story", job_id)
-
-    def stream(self, job_id: str) -> str:
-        return self._("stream", job_id)
-
-    def pending(self, lane: Lane | str) -> str:
-        return self._("pending", lane)
-
-    def done(self, batch: str) -> str:
-        return self._("done", batch)
-
-    def batch(self, batch: str, part: str = "") -> str:
-        """Its record; or, by `part`, its `lines` or its `input`."""
-        return self._("batch", batch, part) if part else self._("batch", batch)
-
-    def inbox(self, client: str) -> str:
-        return self._("inbox", client)
-
-    def window(self, endpoint: str) -> str:
-        return self._("window", endpoint)
-
-    def calls(self, endpoint: str) -> str:
-        return self._("calls", endpoint)
-
-    def lease(self, lease: str) -> str:
-        return self._("lease", lease)
-
-    def mutex(self, work: str) -> str:
-        return self._("mutex", work)
-
-    @staticmethod
-    def queue(lane: Lane | str) -> str:
-        return str(lane)
-
-    @staticmethod
-    def result(job_id: str) -> str:
-        return f"celery-task-meta-{job_id}"
+        belongs_to = {"pending": lane, "queue": lane, "done": batch, "batch": batch, "batch_input": batch}
+        found: list[str] = []
+        for name in names:
+            key = getattr(self, name)
+            if callable(key):
+                found.append(key(belongs_to.get(name, job)))
+            else:
+                found += [key] if isinstance(key, str) else key
+        return found

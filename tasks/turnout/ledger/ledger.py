@@ -275,9 +275,7 @@ class Ledger:
 
         expired: those of its jobs that were not accepted, for their deadline had passed.
         """
-        return self._call(
-            "fed", [number, jobs, expired], keys=[self.keys.batch(batch), self.keys.batch(batch, "input")]
-        )
+        return self._call("fed", [number, jobs, expired], batch=batch)
 
     # --- streams and webhooks --------------------------------------------------------------------------
 
