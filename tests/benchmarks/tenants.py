@@ -25,8 +25,8 @@ output_tokens = 8
 [providers.sim-one]
 ttft_s = 0.3
 jitter = 0.2
-limits.{limit}
-models."llama-3.3-70b" = {{ price = {{ input = 0.1, output = 0.3 }} }}
+{limit}
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }}
 """
 SCARCE = {
     "slots of the worker": (20, "concurrency = 1000"),

@@ -37,7 +37,7 @@ FLEET = """
 output_tokens = 8
 [providers.sim]
 ttft_s = {delay}
-models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }}
 """
 SLOTS = 1000
 """Calls in flight of a worker, and of each bare loop."""

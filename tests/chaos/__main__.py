@@ -24,18 +24,18 @@ output_tokens = 8
 ttft_s = 0.1
 s_per_token = 0.002
 jitter = 0.3
-models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }}
 [providers.sim-second]
 ttft_s = 0.2
 s_per_token = 0.002
 jitter = 0.3
-models."llama-3.3-70b" = {{ price = {{ input = 2.0, output = 6.0 }} }}
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 2.0, output_usd_per_mtok = 6.0 }}
 [providers.sim-third]
 kind = "anthropic"
 ttft_s = 0.2
 s_per_token = 0.002
 jitter = 0.3
-models."llama-3.3-70b" = {{ price = {{ input = 3.0, output = 9.0 }} }}
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 3.0, output_usd_per_mtok = 9.0 }}
 """
 WORKERS = 4
 CONCURRENCY = 20

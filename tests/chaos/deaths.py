@@ -24,10 +24,10 @@ FLEET = """
 output_tokens = 8
 [providers.sim-one]
 ttft_s = 0.12
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.3 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
 [providers.sim-two]
 ttft_s = 0.12
-models."llama-3.3-70b" = { price = { input = 0.2, output = 0.4 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 }
 """
 PLACES = {"claimed": 0, "before_call": 0, "during_call": 1, "after_call": 1, "after_settle": 0}
 """Where a worker can die, and how many calls that costs: on a busy machine `during_call` may come before it is sent."""

@@ -26,7 +26,7 @@ class Fleet:
         self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
         self.config = folder / "turnout.toml"
-        simulated = discovery.simulated(self._providers, scenario.load(file))
+        simulated = scenario.load(file).configuration(self._providers)
         self.config.write_text(discovery.toml({**simulated, **(tables or {})}))
 
     def close(self) -> None:

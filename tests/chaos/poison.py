@@ -21,7 +21,7 @@ FLEET = """
 output_tokens = 8
 [providers.sim-one]
 ttft_s = 0.25
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.3 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
 """
 WORKERS = 4
 CONCURRENCY = 25

@@ -31,18 +31,18 @@ from turnout_workers.providers.conformance import always, serving, silent
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
-from turnout_workers.simulator.scenario import Scenario, SimulatedModel, SimulatedProvider
+from turnout_workers.simulator.scenario import Scenario
 from turnout_workers.simulator.server import Simulator
 
 K = FailureKind
 KINDS = ("openai", "anthropic", "gemini")
-PRICE = Price(1.0, 3.0)
+PRICE = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}
 CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEMA, Capability.VISION})
 MODELS = {
-    "m": SimulatedModel(PRICE, capabilities=CHAT),
-    "e": SimulatedModel(PRICE, capabilities=frozenset({Capability.EMBEDDINGS})),
+    "m": {**PRICE, "capabilities": CHAT},
+    "e": {**PRICE, "capabilities": ["embeddings"]},
 }
-SCENARIO = Scenario({kind: SimulatedProvider(MODELS, kind=kind) for kind in KINDS})  # type: ignore[arg-type]
+SCENARIO = Scenario(providers={kind: {"models": MODELS, "kind": kind} for kind in KINDS})
 HOSTILE = int(os.environ.get("TURNOUT_HOSTILE", "10000"))
 """Hostile responses in all."""
 SEED = os.environ.get("TURNOUT_SEED", "1")

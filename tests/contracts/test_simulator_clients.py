@@ -13,9 +13,7 @@ from google import genai
 from google.genai import errors as genai_errors
 from google.genai import types as genai_types
 
-from turnout.request import Capability
-from turnout_workers.routing.fleet import Limits, Price
-from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider
+from turnout_workers.simulator import Fault, Scenario
 from turnout_workers.simulator.server import Simulator
 
 PROMPT = [{"role": "user", "content": "Where does the freight train go?"}]
@@ -25,23 +23,23 @@ PARAMETERS = {
     "required": ["city", "days"],
 }
 ERRORS = [  # fault, and the exception of each client
-    (Fault("error", status=500), "InternalServerError", "InternalServerError", 500),
-    (Fault("error", status=503), "InternalServerError", "ServiceUnavailableError", 503),
-    (Fault("error", status=529), "InternalServerError", "OverloadedError", 529),
-    (Fault("rate_limit", retry_after_s=7), "RateLimitError", "RateLimitError", 429),
+    (Fault(kind="error", status=500), "InternalServerError", "InternalServerError", 500),
+    (Fault(kind="error", status=503), "InternalServerError", "ServiceUnavailableError", 503),
+    (Fault(kind="error", status=529), "InternalServerError", "OverloadedError", 529),
+    (Fault(kind="rate_limit", retry_after_s=7), "RateLimitError", "RateLimitError", 429),
 ]
 
 
 @pytest.fixture
 async def simulator() -> AsyncIterator[Simulator]:
     models = {
-        "m": SimulatedModel(Price(1.0, 2.0), served="m-1", context_tokens=1000),
-        "e": SimulatedModel(Price(0.5, 0.0), capabilities=frozenset({Capability.EMBEDDINGS})),
+        "m": {"name": "m-1", "input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0, "context_tokens": 1000},
+        "e": {"input_usd_per_mtok": 0.5, "output_usd_per_mtok": 0.0, "capabilities": ["embeddings"]},
     }
-    limits = Limits(requests_per_minute=100, tokens_per_minute=100_000, input_tokens_per_minute=90_000)
+    limits = {"requests_per_minute": 100, "tokens_per_minute": 100_000, "input_tokens_per_minute": 90_000}
     scenario = Scenario(
-        {
-            kind: SimulatedProvider(models, kind=kind, limits=limits, keys=("right",))
+        providers={
+            kind: {"models": models, "kind": kind, "api_key": "right", **limits}
             for kind in ("openai", "anthropic", "gemini")
         }
     )

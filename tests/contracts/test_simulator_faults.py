@@ -14,17 +14,17 @@ import aiohttp
 import pytest
 from click.testing import CliRunner
 
-from turnout_workers.routing.fleet import Limits, Price
-from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider
+from turnout_workers.simulator import Fault, Scenario
 from turnout_workers.simulator.command import simulate
 from turnout_workers.simulator.server import Simulator
 
 COMMAND = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json"]
 CLOSED = (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError)
+PRICE = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 2.0}
 
 
 def fleet(**provider: Any) -> Scenario:
-    return Scenario({"p": SimulatedProvider({"m": SimulatedModel(Price(1.0, 2.0))}, **provider)}, output_tokens=20)
+    return Scenario(providers={"p": {"models": {"m": PRICE}, **provider}}, output_tokens=20)
 
 
 @pytest.fixture
@@ -65,7 +65,7 @@ async def test_the_books_tell_how_often_each_job_was_called_and_billed(http: aio
 
 
 async def test_a_call_that_was_never_answered_is_a_call(http: aiohttp.ClientSession) -> None:
-    async with Simulator(fleet(faults=(Fault("down", for_requests=1),))) as simulator:
+    async with Simulator(fleet(faults=(Fault(kind="down", for_requests=1),))) as simulator:
         with pytest.raises(CLOSED):
             await ask(http, simulator.url, "a")
         await ask(http, simulator.url, "a")
@@ -85,12 +85,12 @@ async def test_the_same_question_gets_the_same_answer(http: aiohttp.ClientSessio
 @pytest.mark.parametrize(
     ("fault", "seen", "billed"),
     [
-        (Fault("down"), CLOSED, 0),
-        (Fault("error", status=502), 502, 0),
-        (Fault("rate_limit"), 429, 0),
-        (Fault("bill", status=500), 500, 1),
-        (Fault("garbage"), "<html>", 1),
-        (Fault("truncate"), (aiohttp.ClientPayloadError,), 1),
+        (Fault(kind="down"), CLOSED, 0),
+        (Fault(kind="error", status=502), 502, 0),
+        (Fault(kind="rate_limit"), 429, 0),
+        (Fault(kind="bill", status=500), 500, 1),
+        (Fault(kind="garbage"), "<html>", 1),
+        (Fault(kind="truncate"), (aiohttp.ClientPayloadError,), 1),
     ],
 )
 async def test_a_fault_looks_as_it_should_and_bills_as_it_should(
@@ -111,8 +111,8 @@ async def test_a_fault_looks_as_it_should_and_bills_as_it_should(
 async def test_a_hanging_provider_says_nothing_and_its_place_is_free_when_the_caller_goes(
     http: aiohttp.ClientSession,
 ) -> None:
-    async with Simulator(fleet(limits=Limits(concurrency=1))) as simulator:
-        simulator.fail("p", Fault("hang", for_requests=1))
+    async with Simulator(fleet(concurrency=1)) as simulator:
+        simulator.fail("p", Fault(kind="hang", for_requests=1))
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(ask(http, simulator.url), 0.2)
         assert (await ask(http, simulator.url))[0] == 200
@@ -135,27 +135,27 @@ async def test_a_provider_with_a_port_of_its_own_refuses_connections_while_it_is
 
         async with asyncio.timeout(10):
             await until(200)
-            simulator.fail("p", Fault("down", for_s=0.3))
+            simulator.fail("p", Fault(kind="down", for_s=0.3))
             await until("refused")
             await until(200)
 
 
 async def test_a_slow_provider_takes_so_many_times_longer(http: aiohttp.ClientSession) -> None:
-    async with Simulator(fleet(ttft_s=0.01, faults=(Fault("slow", factor=20),))) as simulator:
+    async with Simulator(fleet(ttft_s=0.01, faults=(Fault(kind="slow", factor=20),))) as simulator:
         started = time.monotonic()
         assert (await ask(http, simulator.url))[0] == 200
     assert time.monotonic() - started >= 0.2
 
 
 async def test_a_fault_begins_and_ends_by_requests(http: aiohttp.ClientSession) -> None:
-    fault = Fault("error", status=503, after_requests=3, for_requests=2)
+    fault = Fault(kind="error", status=503, after_requests=3, for_requests=2)
     async with Simulator(fleet(faults=(fault,))) as simulator:
         seen = [(await ask(http, simulator.url))[0] for _ in range(6)]
     assert seen == [200, 200, 200, 503, 503, 200]
 
 
 async def test_a_fault_begins_and_ends_by_time(http: aiohttp.ClientSession) -> None:
-    async with Simulator(fleet(faults=(Fault("error", after_s=0.15, for_s=0.15),))) as simulator:
+    async with Simulator(fleet(faults=(Fault(kind="error", after_s=0.15, for_s=0.15),))) as simulator:
         seen = []
         while 500 not in seen or seen[-1] != 200:
             seen.append((await ask(http, simulator.url))[0])
@@ -165,7 +165,7 @@ async def test_a_fault_begins_and_ends_by_time(http: aiohttp.ClientSession) -> N
 async def test_a_share_of_calls_fails_by_the_seed(http: aiohttp.ClientSession) -> None:
     runs = []
     for _ in range(2):
-        async with Simulator(fleet(faults=(Fault("error", share=0.5),))) as simulator:
+        async with Simulator(fleet(faults=(Fault(kind="error", share=0.5),))) as simulator:
             runs.append([(await ask(http, simulator.url))[0] for _ in range(40)])
     assert runs[0] == runs[1]
     assert 8 <= runs[0].count(500) <= 32
@@ -211,9 +211,9 @@ async def test_a_request_that_makes_no_sense_is_the_callers_fault(http: aiohttp.
 
 
 async def test_limits_are_kept_for_each_key_and_model(http: aiohttp.ClientSession) -> None:
-    models = {name: SimulatedModel(Price(1.0, 2.0)) for name in ("m", "other")}
-    limits = Limits(requests_per_minute=2)
-    scenario = Scenario({"p": SimulatedProvider(models, limits=limits, keys=("one", "two"))})
+    models = {"m": PRICE, "other": PRICE}
+    provider = {"models": models, "requests_per_minute": 2, "api_key": ["one", "two"]}
+    scenario = Scenario(providers={"p": provider})
     async with Simulator(scenario) as simulator:
         seen = []
         for key, model in (("one", "m"), ("one", "m"), ("one", "m"), ("one", "other"), ("two", "m"), ("three", "m")):
@@ -224,7 +224,7 @@ async def test_limits_are_kept_for_each_key_and_model(http: aiohttp.ClientSessio
 
 
 async def test_calls_beyond_the_concurrency_limit_are_refused(http: aiohttp.ClientSession) -> None:
-    async with Simulator(fleet(ttft_s=0.2, limits=Limits(concurrency=2))) as simulator:
+    async with Simulator(fleet(ttft_s=0.2, concurrency=2)) as simulator:
         answers = await asyncio.gather(*(ask(http, simulator.url) for _ in range(5)))
         assert sorted(status for status, *_ in answers) == [200, 200, 429, 429, 429]
         assert simulator.stats()["providers"]["p"]["peak_in_flight"] == 2

@@ -14,14 +14,14 @@ FLEET = """
 output_tokens = 12
 [providers.sim]
 s_per_token = 0.005
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 """
 
 
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
     """A Redis, a worker process and a simulated fleet without latency, for all tests of a file."""
-    with local.running(tmp_path_factory.mktemp("local"), None, simulate=("--instant", "--no-faults")) as running:
+    with local.running(tmp_path_factory.mktemp("local"), None, simulate=("--instant",)) as running:
         yield running
 
 

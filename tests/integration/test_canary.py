@@ -37,13 +37,13 @@ PROMPT, KEY, PASSWORD = "canary-prompt-xyzzy", "canary-key-plugh", "canary-passw
 FLEET = f"""
 output_tokens = 8
 [providers.sim-weak]
-keys = ["{KEY}-1"]
-models."llama-3.3-70b" = {{ price = {{ input = 0.1, output = 0.1 }} }}
+api_key = ["{KEY}-1"]
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }}
 faults = [{{ kind = "error", for_requests = 3 }}, {{ kind = "garbage", after_requests = 3, for_requests = 3 }}]
 [providers.sim-good]
 kind = "anthropic"
-keys = ["{KEY}-2"]
-models."llama-3.3-70b" = {{ price = {{ input = 5.0, output = 5.0 }} }}
+api_key = ["{KEY}-2"]
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 5.0, output_usd_per_mtok = 5.0 }}
 """
 CONTENT = {"payload", "result"}
 """Fields of a job's record that hold what was asked and answered."""
@@ -173,7 +173,7 @@ SEALED_FLEET = """
 output_tokens = 30
 [providers.sim]
 s_per_token = 0.005
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 faults = [{ kind = "truncate", for_requests = 1 }]
 """
 ANSWERS = b"[simulated"

@@ -18,10 +18,10 @@ FLEET = """
 output_tokens = 8
 [providers.sim-one]
 ttft_s = 0.2
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.3 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
 [providers.sim-two]
 ttft_s = 0.2
-models."llama-3.3-70b" = { price = { input = 0.2, output = 0.4 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 }
 """
 IDS = [f"job-{n}" for n in range(60)]
 

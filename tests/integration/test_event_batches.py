@@ -15,9 +15,9 @@ FLEET = """
 output_tokens = 8
 [providers.sim]
 ttft_s = 0.05
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 [providers.sim-weak]
-models."llama-3.3-70b" = { price = { input = 0.01, output = 0.01 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.01, output_usd_per_mtok = 0.01 }
 faults = [{ kind = "error", status = 504, for_requests = 3 }]
 """
 IDS = [f"job-{n}" for n in range(300)]

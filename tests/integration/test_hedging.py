@@ -13,10 +13,10 @@ FLEET = """
 output_tokens = 8
 [providers.sim-slow]
 ttft_s = 0.05
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.3 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
 [providers.sim-spare]
 ttft_s = 0.05
-models."llama-3.3-70b" = { price = { input = 0.2, output = 0.4 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 }
 """
 
 

@@ -17,7 +17,7 @@ from turnout_workers.transport import FETCH_SHARE, LaneOrder
 FLEET = """
 [providers.sim-one]
 ttft_s = 0.01
-models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 """
 LANES = [lane.value for lane in Lane]
 

@@ -23,11 +23,11 @@ output_tokens = 20
 [providers.sim-cheap]
 ttft_s = 0.1
 s_per_token = 0.002
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.3 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
 [providers.sim-dear]
 ttft_s = 0.1
 s_per_token = 0.002
-models."llama-3.3-70b" = { price = { input = 0.9, output = 0.9 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.9, output_usd_per_mtok = 0.9 }
 """
 KEYS = [name for name in os.environ if name.endswith("_API_KEY")]
 

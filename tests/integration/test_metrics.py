@@ -23,10 +23,10 @@ COMPOSE = Path(__file__).parents[2] / "compose"
 FLEET = """
 output_tokens = 8
 [providers.sim-weak]
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 faults = [{ kind = "error", status = 504, for_requests = 2 }]
 [providers.sim-good]
-models."llama-3.3-70b" = { price = { input = 5.0, output = 5.0 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 5.0, output_usd_per_mtok = 5.0 }
 """
 Series = dict[tuple[str, ...], float]
 

@@ -15,7 +15,7 @@ from turnout_workers.routing.health import CONSECUTIVE_FAILURES, EJECTION_S, JIT
 from turnout_workers.state.redis import mark_call
 
 WORKERS = 3
-MODEL = 'models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }'
+MODEL = 'models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }'
 FAULTS: dict[str, dict[str, Any]] = {
     "refused": {"kind": "down"},
     "error": {"kind": "error", "status": 500},
@@ -81,7 +81,7 @@ def test_a_dying_endpoint_costs_the_fleet_a_handful_of_calls(dying: Stand, name:
 def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the_end(tmp_path: Path) -> None:
     """And then all are done within the time that the limits allow, and 2 s."""
     providers, a_minute = ("one", "two"), 600
-    limited = fleet(*providers).replace("ttft_s", f"limits = {{ requests_per_minute = {a_minute} }}\nttft_s")
+    limited = fleet(*providers).replace("ttft_s", f"requests_per_minute = {a_minute}\nttft_s")
     with standing(tmp_path, limited, concurrency=5) as stand:
         for provider in providers:
             stand.fail(provider, kind="down")

@@ -20,7 +20,7 @@ from turnout.request import Lane
 FLEET = """
 output_tokens = 8
 [providers.sim]
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 """
 LIMIT_S = 20
 

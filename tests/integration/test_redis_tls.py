@@ -33,7 +33,7 @@ from turnout_workers import process
 FLEET = """
 output_tokens = 8
 [providers.sim]
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 """
 
 

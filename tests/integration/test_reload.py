@@ -13,8 +13,8 @@ from turnout_workers.commands import status as command
 
 FLEET = """
 [providers.sim-one]
-keys = ["new-key"]
-models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+api_key = ["new-key"]
+models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 """
 CONFIG = """
 [router]

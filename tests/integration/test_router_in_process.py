@@ -15,26 +15,25 @@ from turnout_workers.endpoints import accounts
 from turnout_workers.providers import Http, build
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import IntelligentRouter, NoEligibleEndpoint
-from turnout_workers.routing.fleet import Price
-from turnout_workers.simulator import Fault, Scenario, SimulatedModel, SimulatedProvider
+from turnout_workers.simulator import Fault, Scenario
 from turnout_workers.simulator.server import Simulator
 
 ASK = InferenceRequest(prompt="Say hello.", max_output_tokens=20)
 
 
-def provider(kind: str, price: float, **more: object) -> SimulatedProvider:
-    return SimulatedProvider({"llama": SimulatedModel(Price(price, price))}, kind=kind, **more)  # type: ignore[arg-type]
+def provider(kind: str, price: float, **more: object) -> dict[str, object]:
+    return {"kind": kind, "models": {"llama": {"input_usd_per_mtok": price, "output_usd_per_mtok": price}}, **more}
 
 
 @contextlib.asynccontextmanager
 async def routing(
-    first: SimulatedProvider, second: SimulatedProvider
+    first: dict[str, object], second: dict[str, object]
 ) -> AsyncIterator[tuple[IntelligentRouter, Simulator]]:
     """A router over two simulated providers of different wire formats, the first one preferred."""
-    scenario = Scenario({"groq": first, "gemini": second}, output_tokens=5)
+    scenario = Scenario.model_validate({"providers": {"groq": first, "gemini": second}, "output_tokens": 5})
     async with Simulator(scenario) as simulator, contextlib.aclosing(Http()) as http:
         urls = {name: simulator.base_url(name) for name in scenario.providers}
-        file = discovery.toml(discovery.simulated(urls, scenario))
+        file = discovery.toml(scenario.configuration(urls))
         configured = settings(file, "a test", {})
         async with IntelligentRouter(RoutingStrategy.PRIORITY, health_check_interval=0.1) as router:
             for priority, account in enumerate(accounts(configured), 1):
@@ -53,7 +52,7 @@ async def test_the_chosen_provider_is_called_and_no_other() -> None:
 
 async def test_a_failing_provider_is_left_within_the_call_and_comes_back_by_itself() -> None:
     async with routing(provider("openai", 1.0), provider("gemini", 0.1)) as (router, simulator):
-        simulator.fail("groq", Fault("error", status=503))
+        simulator.fail("groq", Fault(kind="error", status=503))
         answers = [(await router.complete(ASK)).provider for _ in range(5)]
         assert answers == ["gemini"] * 5
         simulator.heal("groq")
@@ -64,7 +63,7 @@ async def test_a_failing_provider_is_left_within_the_call_and_comes_back_by_itse
 
 async def test_a_key_that_is_refused_takes_its_provider_out_until_a_health_check_accepts_it() -> None:
     async with routing(provider("openai", 1.0), provider("gemini", 0.1)) as (router, simulator):
-        simulator.fail("groq", Fault("error", status=401))
+        simulator.fail("groq", Fault(kind="error", status=401))
         assert (await router.complete(ASK)).provider == "gemini"
         view = (await router.snapshot()).by_id["groq/llama"]
         assert (view.health.disabled or "").startswith("unauthorized")
@@ -79,6 +78,6 @@ async def test_what_cannot_be_done_is_told_with_reasons_and_a_failed_pinned_call
         with pytest.raises(NoEligibleEndpoint, match="groq/llama: its region is not known"):
             await router.complete(ASK.model_copy(update={"constraints": RoutingConstraints(regions=("eu",))}))
         chosen = await router.get_provider_for_request(ASK)
-        simulator.fail("groq", Fault("error", status=503))
+        simulator.fail("groq", Fault(kind="error", status=503))
         with pytest.raises(ProviderError, match="overloaded"):
             await chosen.complete(ASK)

@@ -14,7 +14,7 @@ FLEET = """
 output_tokens = 8
 [providers.sim]
 ttft_s = 0.2
-models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 """
 LINES = 200
 

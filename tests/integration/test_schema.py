@@ -12,7 +12,7 @@ from turnout import Client, Failed
 FLEET = """
 output_tokens = 30
 [providers.sim]
-models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 """
 
 

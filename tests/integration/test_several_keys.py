@@ -11,9 +11,9 @@ LIMIT = 20
 FLEET = f"""
 output_tokens = 8
 [providers.sim]
-keys = ["key-one", "key-two"]
-limits = {{ requests_per_minute = {LIMIT} }}
-models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
+api_key = ["key-one", "key-two"]
+requests_per_minute = {LIMIT}
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }}
 """
 
 

@@ -15,14 +15,14 @@ output_tokens = 30
 [providers.sim-first]
 ttft_s = 0.05
 s_per_token = 0.02
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 [providers.sim-second]
 kind = "anthropic"
-models."llama-3.3-70b" = { price = { input = 5.0, output = 5.0 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 5.0, output_usd_per_mtok = 5.0 }
 [providers.sim-third]
 kind = "gemini"
 s_per_token = 0.01
-models."other" = { price = { input = 5.0, output = 5.0 } }
+models."other" = { input_usd_per_mtok = 5.0, output_usd_per_mtok = 5.0 }
 """
 
 

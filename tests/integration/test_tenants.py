@@ -15,8 +15,8 @@ FLOOD, QUIET, SLOTS = 400, 5, 10
 FLEET = """
 [providers.sim-one]
 ttft_s = 0.1
-limits.concurrency = {concurrency}
-models."llama-3.3-70b" = {{ price = {{ input = 1.0, output = 3.0 }} }}
+concurrency = {concurrency}
+models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }}
 """
 
 

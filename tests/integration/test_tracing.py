@@ -19,10 +19,10 @@ from turnout import Client
 FLEET = """
 output_tokens = 8
 [providers.sim-weak]
-models."llama-3.3-70b" = { price = { input = 0.1, output = 0.1 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 faults = [{ kind = "error", status = 504, for_requests = 1 }]
 [providers.sim-good]
-models."llama-3.3-70b" = { price = { input = 5.0, output = 5.0 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 5.0, output_usd_per_mtok = 5.0 }
 """
 SECRET = "xyzzy-plugh-4711"
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[2]
 FLEET = """
 output_tokens = 8
 [providers.sim]
-models."llama-3.3-70b" = { price = { input = 1.0, output = 3.0 } }
+models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 """
 CLIENT = """
 from turnout import Client

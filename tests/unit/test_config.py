@@ -14,7 +14,7 @@ from turnout.request import Capability, Lane, RoutingStrategy
 from turnout_workers import discovery
 from turnout_workers.config import ConfigError, Settings, configured, find, load, settings
 from turnout_workers.endpoints import accounts
-from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.providers.dialects import DIALECTS, GENERIC
 from turnout_workers.routing.fleet import Endpoint, Limits, Price
 from turnout_workers.simulator import load as load_scenario
 
@@ -42,7 +42,7 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
             "[router]\n\ndefault_strategy = 'cheapest'",
             "t.toml:3: router.default_strategy: Input should be 'balanced'",
         ),
-        ("[lanes.fast]\nreserved_share = 0.5", "t.toml:1: lanes.fast: Input should be 'interactive'"),
+        ("[lanes.fast]\nreserved_share = 0.5", "t.toml:1: lanes.fast: there is no such field"),
         ("[lanes.batch]\nreserved_share = 1.0", "t.toml:2: lanes.batch.reserved_share: "),
         ("[providers.x]\nbase_url = 'ftp://x'", "t.toml:2: providers.x.base_url: must be an http:// or https://"),
         ("[providers.'a b']\n", "t.toml:1: providers.a b: "),
@@ -92,7 +92,7 @@ def test_the_environment_overrides_the_file() -> None:
 
 def test_a_lane_left_out_keeps_its_own_default() -> None:
     lanes = settings("[lanes.standard]\nreserved_share = 0.2", "t.toml", {}).file.lanes
-    assert [lanes[lane].reserved_share for lane in Lane] == [0.0, 0.2, 0.35]
+    assert [getattr(lanes, lane).reserved_share for lane in Lane] == [0.0, 0.2, 0.35]
 
 
 def test_a_vendors_key_is_found_in_its_usual_variable_or_the_file_that_one_names(tmp_path: Path) -> None:
@@ -167,6 +167,21 @@ def test_the_example_is_right_and_shows_every_field() -> None:
 def test_the_example_names_every_preset() -> None:
     told = (ROOT / "turnout.example.toml").read_text("utf-8").replace("\n# ", " ")
     assert f"Presets: {', '.join(DIALECTS)}." in told
+
+
+def test_a_server_of_ones_own_is_no_preset_and_has_no_list_price() -> None:
+    """It takes the wire format and no vendor's additions; what it costs is for the operator to say."""
+    text = "[providers.{}]\nbase_url = 'http://x'\nmodels = ['gpt-4.1-mini']"
+    for name, preset in (("office", GENERIC), ("vllm", DIALECTS["vllm"])):
+        file = settings(text.format(name), "t.toml", {})
+        (endpoint,) = accounts(file)[0].endpoints
+        assert (file.file.providers[name].preset, endpoint.price) == (preset, None)
+
+
+def test_a_vendors_own_format_is_its_preset_under_any_name() -> None:
+    (account,) = accounts(settings("[providers.second]\nkind = 'anthropic'\napi_key = 'k'", "t.toml", {}))
+    assert (account.base_url, account.version) == ("https://api.anthropic.com", "2023-06-01")
+    assert {endpoint.price is None for endpoint in account.endpoints} == {False}
 
 
 def test_a_deployment_has_the_price_of_the_model_that_it_is_of() -> None:
@@ -272,7 +287,7 @@ async def test_local_servers_are_found_by_what_they_answer() -> None:
 def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     scenario = load_scenario()
     urls = {name: f"http://127.0.0.1:1/{name}" for name in scenario.providers}
-    simulated: Settings = settings(discovery.toml(discovery.simulated(urls, scenario)), "t.toml", {})
+    simulated: Settings = settings(discovery.toml(scenario.configuration(urls)), "t.toml", {})
     assert simulated.simulated
     assert all(e.simulated for account in accounts(simulated) for e in account.endpoints)
     swift = simulated.file.providers["sim-swift"]

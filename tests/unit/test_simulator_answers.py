@@ -98,6 +98,6 @@ def test_an_answer_keeps_to_its_limit_and_says_when_it_was_cut(prompt: str, limi
 
 def test_a_wrong_scenario_is_refused_with_file_line_and_field(tmp_path: Path) -> None:
     path = tmp_path / "s.toml"
-    path.write_text("seed = 1\n[providers.a]\nttft = 3\nmodels.m = { price = { input = 1, output = -1 } }\n")
+    path.write_text("seed = 1\n[providers.a]\nttft = 3\nmodels = []\n")
     with pytest.raises(ConfigError, match=r"s.toml:3: providers.a.ttft: there is no such field; did you mean ttft_s\?"):
         load(path)

@@ -37,7 +37,7 @@ settings = configured(os.environ)
 
 app = Celery("turnout", events=Events)
 app.conf.update(
-    **celery_settings(settings.redis_url),
+    **celery_settings(settings.file.redis_url),
     # The ledger is the acknowledgement: a message is only a hint. (With late acks, Celery 5.7.0 exits when
     # Redis restarts.)
     task_acks_late=False,

@@ -1,4 +1,4 @@
-"""Configuration where none was written: from the environment's keys, a local server, or the simulated fleet.
+"""Configuration where none was written: from the environment's keys, or from inference servers on this machine.
 
 Each gives the tables of a `turnout.toml`, as data; `toml` writes them down. Worker processes are always
 started with such a file, so that there is one way only in which a configuration reaches them.
@@ -10,13 +10,11 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 import aiohttp
 
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.simulator import Scenario
 
 Tables = dict[str, Any]
 
@@ -65,50 +63,13 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
     return {"providers": found} if found else {}
 
 
-def simulated(base_urls: Mapping[str, str], scenario: Scenario) -> Tables:
-    """The simulated fleet's providers at the addresses that `turnout simulate` printed."""
-    providers: Tables = {}
-    for name, base_url in base_urls.items():
-        provider = scenario.providers[name]
-        providers[name] = {
-            "kind": provider.kind,
-            "base_url": base_url,
-            "api_key": list(provider.keys) or ["simulated"],
-            "simulated": True,
-            "priority": provider.priority,
-            "weight": provider.weight,
-            "regions": sorted(provider.regions),
-            "no_training": provider.no_training,
-            "zero_retention": provider.zero_retention,
-            "models": {
-                ours: {
-                    "name": model.served or ours,
-                    "input_usd_per_mtok": model.price.input,
-                    "output_usd_per_mtok": model.price.output,
-                    "cache_read_usd_per_mtok": model.price.cache_read,
-                    "context_tokens": model.context_tokens,
-                    "max_output_tokens": model.max_output_tokens,
-                    "capabilities": sorted(model.capabilities),
-                    "quality": model.quality.value,
-                    "aliases": sorted(model.aliases),
-                    "expected_ttft_s": provider.ttft_s or None,
-                    "expected_s_per_token": provider.s_per_token,
-                    **asdict(provider.limits),
-                }
-                for ours, model in provider.models.items()
-            },
-        }
-    # Asked more often than real providers, so that a short demonstration shows a recovery, too.
-    return {"router": {"health_check_interval": 2.0}, "providers": providers}
-
-
 def toml(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
-    """Write tables of strings, numbers, booleans, lists of these, and tables; None is left out."""
+    """Write tables of strings, numbers, booleans, lists and sets of these, and tables; None is left out."""
     inner = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
     plain = {key: value for key, value in tables.items() if key not in inner and value is not None}
     lines = [f"\n[{'.'.join(map(_key, path))}]"] if path and (plain or not inner) else []
     # JSON's strings, numbers, booleans and arrays are TOML's, too.
-    lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False)}" for key, value in plain.items()]
+    lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False, default=sorted)}" for key, value in plain.items()]
     return "\n".join([*lines, *(toml(value, (*path, key)) for key, value in inner.items())])
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from turnout.request import Capability
 from turnout_workers.config import Settings
 from turnout_workers.providers import catalogue
-from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
+from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.prices import list_context_tokens, list_price
 from turnout_workers.providers.settings import ProviderConfig, Secret
 from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits, Price
@@ -33,19 +33,18 @@ def fleet(settings: Settings) -> Fleet:
 
 
 def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterator[ProviderConfig]:
-    preset_name = table.dialect or (name if name in DIALECTS else table.kind)
-    preset = dialect(preset_name, table.kind)
-    for number, key in enumerate(keys or (None,)):
-        account = "" if number == 0 else str(number + 1)
+    models = table.models or {model.name: ModelTable() for model in catalogue.served_by(table.dialect)}
+    for number, key in enumerate(keys or (None,), 1):
+        account = "" if number == 1 else str(number)
         yield ProviderConfig(
             name=name,
             kind=table.kind,
-            base_url=table.base_url or preset.base_url,
-            endpoints=tuple(_endpoints(name, table, preset_name, preset, account)),
-            dialect=preset_name,
+            base_url=table.base_url or table.preset.base_url,
+            endpoints=tuple(_endpoint(name, account, table, len(models), *model) for model in models.items()),
+            dialect=table.dialect,
             account=account,
             api_key=None if key is None else Secret(key),
-            version=table.version or preset.version,
+            version=table.version or table.preset.version,
             headers=tuple(table.headers.items()),
             service_tier=table.service_tier,
             proxy=table.proxy,
@@ -53,54 +52,43 @@ def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterato
         )
 
 
-def _endpoints(name: str, table: ProviderTable, preset_name: str, preset: Dialect, account: str) -> Iterator[Endpoint]:
-    models = table.models or {model.name: ModelTable() for model in catalogue.served_by(preset_name)}
-    for ours, told in models.items():
-        known = catalogue.find(ours) or (catalogue.find(told.name) if told.name else None)
-        # A table's name for it, else the catalogue's for this vendor, else ours. What was written as the vendor's
-        # own name is taken as it is.
-        usual = known.names.get(preset_name, ours) if known and ours in (known.name, *known.aliases) else ours
-        served = told.name or usual
-        defaults = Endpoint(name, ours, served)
-        aliases = frozenset(told.aliases) | (known.aliases | {known.name} if known else frozenset())
-        yield Endpoint(
-            provider=name,
-            model=ours,
-            served_model=served,
-            account=account,
-            priority=table.priority if told.priority is None else told.priority,
-            weight=told.weight or table.weight,
-            price=_price(told, preset, (served, ours), table.service_tier),
-            limits=_limits(told, table),
-            shared_limits=_limits(table) if len(models) > 1 else UNLIMITED,
-            capabilities=_capabilities(known, preset, served) if told.capabilities is None else told.capabilities,
-            context_tokens=told.context_tokens or _context_tokens(known, preset, served),
-            max_output_tokens=told.max_output_tokens or (known.max_output_tokens if known else None),
-            quality=told.quality or (known.quality if known else None),
-            regions=table.regions,
-            no_training=table.no_training,
-            zero_retention=table.zero_retention,
-            aliases=aliases - {ours},
-            expected_ttft_s=told.expected_ttft_s or defaults.expected_ttft_s,
-            expected_s_per_token=defaults.expected_s_per_token
-            if told.expected_s_per_token is None
-            else told.expected_s_per_token,
-            simulated=table.simulated,
-        )
+def _endpoint(provider: str, account: str, table: ProviderTable, models: int, ours: str, told: ModelTable) -> Endpoint:
+    """models: how many share the limits of the provider's table."""
+    known = catalogue.find(ours) or (catalogue.find(told.name) if told.name else None)
+    # A table's name for it, else the catalogue's for this vendor, else ours. What was written as the vendor's
+    # own name is taken as it is.
+    usual = known.names.get(table.dialect or "", ours) if known and ours in (known.name, *known.aliases) else ours
+    served = told.name or usual
+    aliases = {*told.aliases, *(known.aliases | {known.name} if known else ())}
+    expected = {name: getattr(told, name) for name in ("expected_ttft_s", "expected_s_per_token")}
+    return Endpoint(
+        provider=provider,
+        model=ours,
+        served_model=served,
+        account=account,
+        priority=table.priority if told.priority is None else told.priority,
+        weight=told.weight or table.weight,
+        price=_price(told, table, served, ours),
+        limits=_limits(told, table),
+        shared_limits=_limits(table) if models > 1 else UNLIMITED,
+        capabilities=_capabilities(known, table.preset, served) if told.capabilities is None else told.capabilities,
+        context_tokens=told.context_tokens or _context_tokens(known, table.preset, served),
+        max_output_tokens=told.max_output_tokens or (known.max_output_tokens if known else None),
+        quality=told.quality or (known.quality if known else None),
+        regions=table.regions,
+        no_training=table.no_training,
+        zero_retention=table.zero_retention,
+        aliases=frozenset(aliases - {ours}),
+        simulated=table.simulated,
+        **{name: value for name, value in expected.items() if value is not None},
+    )
 
 
-def _price(told: ModelTable, preset: Dialect, names: tuple[str, ...], tier: str | None) -> Price | None:
+def _price(told: ModelTable, table: ProviderTable, *names: str) -> Price | None:
     """names: the model's there and here. A deployment may have any name there, and its own one here."""
-    if told.input_usd_per_mtok is not None and told.output_usd_per_mtok is not None:
-        return Price(
-            told.input_usd_per_mtok,
-            told.output_usd_per_mtok,
-            told.cache_read_usd_per_mtok,
-            told.cache_write_usd_per_mtok,
-        )
-    if preset.price_id is None:
-        return None
-    return next(filter(None, (list_price(preset.price_id, name, tier=tier) for name in names)), None)
+    if (price := told.price) is not None or (provider := table.preset.price_id) is None:
+        return price
+    return next(filter(None, (list_price(provider, name, tier=table.service_tier) for name in names)), None)
 
 
 def _capabilities(known: catalogue.Model | None, preset: Dialect, served: str) -> frozenset[Capability]:

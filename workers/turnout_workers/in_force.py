@@ -26,4 +26,4 @@ class InForce:
     @property
     def reserved(self) -> dict[Lane, float]:
         """Share of each rate limit that a lane leaves to the more urgent ones, while they have work."""
-        return {lane: table.reserved_share for lane, table in self.file.lanes.items()}
+        return {lane: getattr(self.file.lanes, lane).reserved_share for lane in Lane}

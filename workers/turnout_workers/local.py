@@ -86,7 +86,7 @@ def _made_up(options: tuple[str, ...], base_urls: Mapping[str, str] | None) -> d
     """The simulated fleet's tables; without addresses for a fleet that isn't running."""
     file = Path(options[options.index("--scenario") + 1]) if "--scenario" in options else scenario.DEFAULT
     fleet = scenario.load(file)
-    return discovery.simulated(base_urls or dict.fromkeys(fleet.providers, "http://127.0.0.1:9"), fleet)
+    return fleet.configuration(base_urls or dict.fromkeys(fleet.providers, "http://127.0.0.1:9"))
 
 
 def _end_old_leases(redis_url: str) -> None:

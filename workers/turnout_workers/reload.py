@@ -12,16 +12,22 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from turnout.errors import TurnoutError
 from turnout_workers.config import Settings, configured
 from turnout_workers.providers import prices
-from turnout_workers.tables import CeilingsTable, File
+from turnout_workers.tables import File
 
 logger = logging.getLogger(__name__)
 
 EVERY_S = 2.0
 """A change is taken over once it was read twice alike: half a file is no configuration."""
+FOLLOWED: dict[str, Any] = {
+    **dict.fromkeys(("providers", "lanes", "webhooks", "ceilings"), True),
+    "router": {"default_strategy"},
+}
+"""What a running worker takes over; any other change needs a restart."""
 
 
 class Reload:
@@ -72,11 +78,5 @@ class Reload:
 
 def _fixed(before: File, after: File) -> list[str]:
     """Tables and fields that differ, of those that hold for a worker's whole life."""
-
-    def rest(file: File) -> File:
-        router = file.router.model_copy(update={"default_strategy": None})
-        return file.model_copy(
-            update={"providers": {}, "lanes": {}, "webhooks": {}, "ceilings": CeilingsTable(), "router": router}
-        )
-
-    return [name for name in File.model_fields if getattr(rest(before), name) != getattr(rest(after), name)]
+    old, new = (file.model_dump(exclude=FOLLOWED) for file in (before, after))
+    return [name for name in old if old[name] != new[name]]

@@ -77,7 +77,7 @@ class Worker:
         keep_memory_private()
         tracing.configure(os.environ)
         self._client = connect_async(
-            settings.redis_url,
+            settings.file.redis_url,
             max_connections=CONNECTIONS,
             # What takes longer is of no use any more to a job held; and renewals must not pile up behind it.
             socket_timeout=min(20.0, file.worker.lease_s * 2 / 3),

@@ -6,20 +6,22 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from turnout.redis_address import sentinels
-from turnout.request import Capability, Lane, Name, Quality, RoutingStrategy, Value
-from turnout_workers.providers.dialects import DIALECTS, dialect
+from turnout.request import Capability, Name, Quality, RoutingStrategy, Value
+from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
+from turnout_workers.routing.fleet import Price
 
 
 def _listed(value: object) -> object:
     return [value] if isinstance(value, str) else value
 
 
-def _named_models(value: object) -> object:
+def named_models(value: object) -> object:
     """A list of names, or a table whose values may be just the provider's name."""
     if isinstance(value, list):
         return {name: {} for name in value if isinstance(name, str)}
@@ -28,20 +30,18 @@ def _named_models(value: object) -> object:
     return value
 
 
-def _every_lane(value: object) -> object:
-    """A lane that the file leaves out keeps its own default."""
-    return {**_RESERVED, **value} if isinstance(value, dict) else value
+def _with_presets(providers: object) -> object:
+    """A provider that names no dialect has the preset of its own name, if there is one; a preset brings its kind."""
 
-
-def _of_their_kind(providers: object) -> object:
-    """A provider that has a preset, by its dialect or its name, has the preset's wire format, too."""
-
-    def kind(name: str, table: dict[str, object]) -> str:
-        return dialect(str(table.get("dialect", name))).kind
+    def filled(name: str, table: dict[str, object]) -> dict[str, object]:
+        plain = None if table.get("kind") == "openai" else table.get("kind")  # a vendor's own format is its preset, too
+        named = table.get("dialect", name if name in DIALECTS else plain)
+        preset = DIALECTS.get(str(named))
+        return {"kind": preset.kind, "dialect": named, **table} if preset else table
 
     if not isinstance(providers, dict):
         return providers
-    return {n: {"kind": kind(n, t), **t} if isinstance(t, dict) else t for n, t in providers.items()}
+    return {name: filled(name, table) if isinstance(table, dict) else table for name, table in providers.items()}
 
 
 def _http(url: str) -> str:
@@ -105,6 +105,13 @@ class ModelTable(LimitFields):
             raise ValueError("give both input_usd_per_mtok and output_usd_per_mtok, or neither")
         return self
 
+    @property
+    def price(self) -> Price | None:
+        if self.input_usd_per_mtok is None or self.output_usd_per_mtok is None:
+            return None
+        more = (self.cache_read_usd_per_mtok, self.cache_write_usd_per_mtok)
+        return Price(self.input_usd_per_mtok, self.output_usd_per_mtok, *more)
+
 
 class ProviderTable(LimitFields):
     """One provider: how to reach it, and what it offers."""
@@ -112,7 +119,7 @@ class ProviderTable(LimitFields):
     kind: str = "openai"
     """The wire format: openai, anthropic, gemini, or one that another package registers. Left out: the preset's."""
     dialect: Annotated[str, AfterValidator(_preset)] | None = None
-    """A preset of the wire format; None: the provider's name, where there is a preset of that name."""
+    """A preset of the wire format. Left out: that of the provider's name, if there is one, else the plain format."""
     base_url: Url | None = None
     """None: the preset's."""
     api_key_env: Strings = ()
@@ -121,7 +128,7 @@ class ProviderTable(LimitFields):
     api_key_file: Strings = ()
     api_key: Strings = Field(default=(), repr=False)
     """Several keys, of whichever origin, are several accounts; each has the limits given here, for all its models."""
-    models: Annotated[dict[Name, ModelTable], BeforeValidator(_named_models)] = Field(default_factory=dict)
+    models: Annotated[Mapping[Name, ModelTable], BeforeValidator(named_models)] = Field(default_factory=dict)
     priority: int = 100
     weight: Annotated[float, Field(gt=0)] = 1.0
     regions: frozenset[str] = frozenset()
@@ -138,6 +145,10 @@ class ProviderTable(LimitFields):
     """Whether its calls carry W3C trace context: only a server of your own has a use for it."""
     simulated: bool = False
     """Its answers are made up; every result says so."""
+
+    @property
+    def preset(self) -> Dialect:
+        return dialect(self.dialect, self.kind)
 
 
 class RouterTable(Value):
@@ -163,8 +174,12 @@ class LaneTable(Value):
     """Of each rate limit: what this lane leaves to the more urgent ones."""
 
 
-_RESERVED = {"interactive": {}, "standard": {"reserved_share": 0.10}, "batch": {"reserved_share": 0.35}}
-"""Enough to keep interactive jobs fast under three times the load that the limits allow (simulated)."""
+class LanesTable(Value):
+    """The defaults keep interactive jobs fast under three times the load that the limits allow (simulated)."""
+
+    interactive: LaneTable = LaneTable()
+    standard: LaneTable = LaneTable(reserved_share=0.10)
+    batch: LaneTable = LaneTable(reserved_share=0.35)
 
 
 class CeilingTable(Value):
@@ -222,13 +237,11 @@ class File(Value):
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "turnout"
     router: RouterTable = RouterTable()
     worker: WorkerTable = WorkerTable()
-    lanes: Annotated[dict[Lane, LaneTable], BeforeValidator(_every_lane)] = Field(
-        default_factory=dict, validate_default=True
-    )
+    lanes: LanesTable = LanesTable()
     ceilings: CeilingsTable = CeilingsTable()
     retention: RetentionTable = RetentionTable()
     monitoring: MonitoringTable = MonitoringTable()
     webhooks: dict[Name, WebhookTable] = Field(default_factory=dict)
-    providers: Annotated[dict[ProviderName, ProviderTable], BeforeValidator(_of_their_kind)] = Field(
+    providers: Annotated[dict[ProviderName, ProviderTable], BeforeValidator(_with_presets)] = Field(
         default_factory=dict
     )

@@ -5,14 +5,14 @@ from __future__ import annotations
 import difflib
 import re
 import tomllib
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from turnout.errors import TurnoutError
 
-T = TypeVar("T")
+Shape = TypeVar("Shape", bound=BaseModel)
 Path = tuple[str, ...]
 """Of a table or key, from the top."""
 
@@ -24,15 +24,13 @@ class ConfigError(TurnoutError):
 def read(
     text: str,
     where: str,
-    validate: Callable[[dict[str, Any]], T],
-    fields: Collection[str],
+    shape: type[Shape],
     environ: Mapping[str, str] | None = None,
     variables: Mapping[str, Path] | None = None,
-) -> T:
-    """Parse, override by environment variables, validate by pydantic. Raises ConfigError.
+) -> Shape:
+    """Parse, override by environment variables, validate. Raises ConfigError.
 
-    where: the file's name, for errors. fields: all there are, to suggest one for a misspelt one.
-    variables: environment variables, and the fields that they set.
+    where: the file's name, for errors. variables: environment variables, and the fields that they set.
     """
     try:
         data = tomllib.loads(text)
@@ -49,35 +47,43 @@ def read(
                 table[path[-1]] = value
                 overridden[path] = variable
     try:
-        return validate(data)
+        return shape.model_validate(data)
     except ValidationError as error:
-        lines = scan(text)
-        told = (_explain(each, where, lines, overridden, fields) for each in error.errors())
+        line_of = locator(text, where)
+        told = (_explain(each, line_of, overridden, shape) for each in error.errors())
         raise ConfigError("\n".join(told)) from None
 
 
-def at(where: str, path: Path, lines: Mapping[Path, int]) -> str:
-    """`file:line` of a field, or of the innermost table around it that has a line."""
-    known = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-    return where if known is None else f"{where}:{known}"
+def locator(text: str, where: str) -> Callable[[Path], str]:
+    """Gives `file:line: field` of a field, the line being that of the innermost table around it that has one."""
+    lines = scan(text)
+
+    def at(path: Path) -> str:
+        known = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
+        return f"{where if known is None else f'{where}:{known}'}: {'.'.join(path)}"
+
+    return at
 
 
 def _explain(
-    error: Mapping[str, Any],
-    where: str,
-    lines: Mapping[Path, int],
-    overridden: Mapping[Path, str],
-    fields: Collection[str],
+    error: Mapping[str, Any], at: Callable[[Path], str], overridden: Mapping[Path, str], shape: type[BaseModel]
 ) -> str:
     path = tuple(str(step) for step in error["loc"] if step != "[key]")
     said = str(error["msg"]).removeprefix("Value error, ")
     if variable := overridden.get(path):
         return f"environment variable {variable}: {said}"
-    if error["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+    if error["type"] == "extra_forbidden":
         said = "there is no such field"
-        if near := difflib.get_close_matches(path[-1], fields, n=1):
+        if near := difflib.get_close_matches(path[-1], _fields(shape), n=1):
             said += f"; did you mean {near[0]}?"
-    return f"{at(where, path, lines)}: {'.'.join(path)}: {said}"
+    return f"{at(path)}: {said}"
+
+
+def _fields(shape: type[BaseModel]) -> list[str]:
+    """The names of all fields in all tables."""
+    schema = shape.model_json_schema()
+    tables = (schema, *schema.get("$defs", {}).values())
+    return sorted({name for table in tables for name in table.get("properties", ())})
 
 
 _PART = r"""(?:"[^"]*"|'[^']*'|[\w-]+)"""

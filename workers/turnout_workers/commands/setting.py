@@ -49,7 +49,7 @@ def setting(with_keys: bool = False, discover: bool = False) -> Setting:
     """
     settings = _settings(with_keys, discover)
     ledger = Ledger(Keys(settings.file.namespace), keyring=Keyring.of(os.environ))
-    return Setting(settings, connect(settings.redis_url), ledger, fleet(settings))
+    return Setting(settings, connect(settings.file.redis_url), ledger, fleet(settings))
 
 
 def _settings(with_keys: bool, discover: bool) -> Settings:

@@ -140,7 +140,7 @@ def told_whole(task: Any) -> Any:
 def serve(here: Setting, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
     """Run Flower until SIGTERM or Ctrl-C. Its other options come from `FLOWER_…` variables, as ever."""
     app = Celery("turnout")
-    url = here.settings.redis_url
+    url = here.settings.file.redis_url
     app.conf.update(
         **{**celery_settings(url), "broker_transport": None},  # the URL's, which Flower knows
         # Its page of the broker looks for them here alone.

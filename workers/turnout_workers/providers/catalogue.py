@@ -160,6 +160,6 @@ def find(name: str) -> Model | None:
     return _index().get(name)
 
 
-def served_by(dialect: str) -> Iterator[Model]:
-    """The models that are known to be had at a vendor."""
+def served_by(dialect: str | None) -> Iterator[Model]:
+    """The models that are known to be had at a vendor. None: at one that nobody knows."""
     return (model for model in MODELS if dialect in model.names)

@@ -162,11 +162,11 @@ DIALECTS: dict[str, Dialect] = {
         price_id="google",
     ),
 }
-"""By name. A provider of an unlisted name that speaks OpenAI's format uses `GENERIC`."""
-
+"""By name."""
 GENERIC = Dialect()
+"""OpenAI's format and nothing else, as of a server that is not OpenAI's own."""
 
 
-def dialect(name: str, kind: str = "openai") -> Dialect:
-    """The preset of that name, else the plain form of the wire format."""
-    return DIALECTS.get(name) or DIALECTS.get(kind if kind != "openai" else "", GENERIC)
+def dialect(name: str | None, kind: str) -> Dialect:
+    """The preset of that name; None: the plain form of the wire format."""
+    return DIALECTS.get(name or ("" if kind == "openai" else kind), GENERIC)

@@ -45,7 +45,8 @@ class ProviderConfig:
     """The wire format: openai, anthropic, gemini, or one that another package registers."""
     base_url: str
     endpoints: tuple[Endpoint, ...]
-    dialect: str = "openai"
+    dialect: str | None = None
+    """The preset, by name; None: the plain form of the wire format."""
     account: str = ""
     """Distinguishes several keys of one provider; empty for the first."""
     api_key: Secret | None = None

@@ -5,16 +5,15 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
-from dataclasses import replace
 from pathlib import Path
 
 import click
 import uvloop
 from pydantic import ValidationError
 
-from turnout_workers.routing.fleet import Limits
-from turnout_workers.simulator.scenario import DEFAULT, Fault, fault, load
+from turnout_workers.simulator.scenario import DEFAULT, Fault, SimulatedProvider, load
 from turnout_workers.simulator.server import Simulator
+from turnout_workers.tables import LimitFields
 
 
 @click.command()
@@ -27,9 +26,7 @@ from turnout_workers.simulator.server import Simulator
     default=DEFAULT,
     help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
 )
-@click.option("--seed", type=int, help="Seed of answers, jitter and faults.")
-@click.option("--instant", is_flag=True, help="No latency and no limits.")
-@click.option("--no-faults", is_flag=True, help="Drop the scenario's own faults.")
+@click.option("--instant", is_flag=True, help="No latency, no limits, and no faults but those of --fault.")
 @click.option(
     "--fault",
     "faults",
@@ -43,27 +40,19 @@ def simulate(
     host: str,
     port: int,
     file: Path,
-    seed: int | None,
     instant: bool,
-    no_faults: bool,
     faults: tuple[str, ...],
     own_ports: bool,
     as_json: bool,
 ) -> None:
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
     scenario = load(file)
-    changed = {}
-    for name, provider in scenario.providers.items():
-        if no_faults:
-            provider = replace(provider, faults=())
-        if instant:
-            provider = replace(provider, ttft_s=0.0, s_per_token=0.0, jitter=0.0, limits=Limits())
-        changed[name] = provider
+    providers = {name: _instant(one) if instant else one for name, one in scenario.providers.items()}
     for name, added in map(_fault, faults):
-        if name not in changed:
-            raise click.BadParameter(f"no provider {name!r}; there are {', '.join(changed)}", param_hint="--fault")
-        changed[name] = replace(changed[name], faults=(*changed[name].faults, added))
-    scenario = replace(scenario, providers=changed, seed=scenario.seed if seed is None else seed)
+        if name not in providers:
+            raise click.BadParameter(f"no provider {name!r}; there are {', '.join(providers)}", param_hint="--fault")
+        providers[name] = providers[name].model_copy(update={"faults": (*providers[name].faults, added)})
+    scenario = scenario.model_copy(update={"providers": providers})
     uvloop.run(_serve(Simulator(scenario, host, port, own_ports), as_json))
 
 
@@ -89,12 +78,17 @@ async def _serve(simulator: Simulator, as_json: bool) -> None:
         await simulator.__aexit__()
 
 
+def _instant(provider: SimulatedProvider) -> SimulatedProvider:
+    unlimited = dict.fromkeys(LimitFields.model_fields)
+    models = {name: model.model_copy(update=unlimited) for name, model in provider.models.items()}
+    at_once = {"ttft_s": 0.0, "s_per_token": 0.0, "jitter": 0.0, "faults": ()}
+    return provider.model_copy(update={**at_once, **unlimited, "models": models})
+
+
 def _fault(text: str) -> tuple[str, Fault]:
     name, _, value = text.partition("=")
     try:
-        return name, fault(json.loads(value))
+        return name, Fault.model_validate_json(value)
     except ValidationError as error:
-        said = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors())
-    except ValueError:
-        said = "write it as NAME=JSON"
-    raise click.BadParameter(f"{text}: {said}", param_hint="--fault")
+        said = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
+    raise click.BadParameter(f"{text}: {said}; write it as NAME=JSON", param_hint="--fault")

@@ -16,7 +16,7 @@ from turnout_workers.simulator.answers import Answer, Call, answer, digest
 from turnout_workers.simulator.anthropic import Anthropic
 from turnout_workers.simulator.gemini import Gemini
 from turnout_workers.simulator.openai import OpenAI
-from turnout_workers.simulator.oracle import Books, Jobs
+from turnout_workers.simulator.oracle import Books, Jobs, Meter
 from turnout_workers.simulator.scenario import Fault, Scenario
 from turnout_workers.simulator.wire import Problem, Wire
 
@@ -36,8 +36,8 @@ class Exchange:
         self.job = jobs.called(marker, books.name) if marker else None
         self.wire = WIRES[books.provider.kind]
         self.key = self.wire.key(request.headers)
-        self.meter: str | None = None
-        """Whose limits count: a key's, for one model. None until the model is known."""
+        self.meter: Meter | None = None
+        """None until the model is known."""
         self.now = time.monotonic()
         self.struck = books.struck(self.now, check=request.method == "GET")
 
@@ -48,11 +48,11 @@ class Exchange:
             if "hang" in self.struck:
                 self.books.statuses["hang"] += 1
                 await asyncio.sleep(86_400)
-            if self.books.provider.keys and self.key not in self.books.provider.keys:
+            if (keys := self.books.provider.api_key) and self.key not in keys:
                 raise Problem("unauthorized", "Incorrect API key provided.")
             if path == "models" and self.request.method == "GET":
                 self._refuse_if_told()
-                names = {m.served or name: m.context_tokens for name, m in self.books.provider.models.items()}
+                names = {m.name or name: m.context_tokens for name, m in self.books.provider.models.items()}
                 return self._reply(200, self.wire.models(names))
             return await self._call(path)
         except Problem as problem:
@@ -65,13 +65,13 @@ class Exchange:
         model = books.models.get(call.model)
         if model is None or call.embed != (Capability.EMBEDDINGS in model.capabilities):
             raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
-        self.meter = f"{self.key} {call.model}"
+        self.meter = self.key, call.model
         if given.input_tokens > model.context_tokens:
             text = f"{given.input_tokens} tokens > {model.context_tokens} maximum context length"
             raise Problem("context_length", text)
         self._refuse_if_told()
         with books.admitted(self.meter, given, self.now):
-            books.bill(job, model.price, given)
+            books.bill(job, model, given)
             pace = self.struck["slow"].factor if "slow" in self.struck else 1.0
             if provider.jitter:
                 pace *= math.exp(books.rng.gauss(0, provider.jitter))

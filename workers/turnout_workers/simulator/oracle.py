@@ -6,14 +6,16 @@ import math
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from random import Random
 from typing import Any
 
-from turnout_workers.routing.fleet import Limits, Price
 from turnout_workers.simulator.answers import Answer
-from turnout_workers.simulator.scenario import Fault, SimulatedProvider
+from turnout_workers.simulator.scenario import Fault, SimulatedModel, SimulatedProvider
 from turnout_workers.simulator.wire import Gauge, Problem
+
+Meter = tuple[str, str]
+"""Whose limits count: a key's, for one model."""
 
 
 @dataclass(slots=True)
@@ -91,11 +93,11 @@ class Books:
         self.requests, self.in_flight, self.peak, self.answered = 0, 0, 0, 0
         self.checks, self.billed, self.billed_microusd = 0, 0, 0
         self.statuses: Counter[str] = Counter()
-        self.models = {model.served or ours: model for ours, model in provider.models.items()}
+        self.models = {model.name or ours: model for ours, model in provider.models.items()}
         self.rng = Random(f"{seed}/{name}")
         self._faults = [_Timed(fault, now, 0) for fault in provider.faults]
-        self._buckets: dict[str, dict[str, _Bucket]] = {}
-        self._flying: Counter[str] = Counter()
+        self._buckets: dict[Meter, dict[str, _Bucket]] = {}
+        self._flying: Counter[Meter] = Counter()
 
     def announce(self, fault: Fault, now: float) -> None:
         self._faults.append(_Timed(fault, now, self.requests))
@@ -113,16 +115,16 @@ class Books:
         self.requests, self.checks = self.requests + (not check), self.checks + check
         return struck
 
-    def gauges(self, meter: str, now: float) -> dict[str, Gauge]:
+    def gauges(self, meter: Meter, now: float) -> dict[str, Gauge]:
         return {
             kind: Gauge(bucket.limit, int(bucket.refill(now)), bucket.wait_s(bucket.limit))
             for kind, bucket in self._of(meter, now).items()
         }
 
     @contextmanager
-    def admitted(self, meter: str, given: Answer, now: float) -> Iterator[None]:
+    def admitted(self, meter: Meter, given: Answer, now: float) -> Iterator[None]:
         """Hold a place in flight, and charge its limits. Raises Problem when one of them is reached."""
-        limit = self.provider.limits.concurrency
+        limit = self._limits(meter).get("concurrency")
         if limit is not None and self._flying[meter] >= limit:
             raise Problem("rate_limited", f"Too many concurrent requests: limit {limit}.", retry_after_s=1.0)
         total = given.input_tokens + given.output_tokens
@@ -149,9 +151,10 @@ class Books:
             self.in_flight -= 1
             self._flying[meter] -= 1
 
-    def bill(self, job: Job, price: Price, given: Answer) -> None:
+    def bill(self, job: Job, model: SimulatedModel, given: Answer) -> None:
         """Book what this call costs: real providers bill what they generate, whoever still listens."""
-        cost = math.ceil(round(price.input * given.input_tokens + price.output * given.output_tokens, 6))
+        exact = model.input_usd_per_mtok * given.input_tokens + model.output_usd_per_mtok * given.output_tokens
+        cost = math.ceil(round(exact, 6))
         self.billed, self.billed_microusd = self.billed + 1, self.billed_microusd + cost
         job.billed, job.billed_microusd = job.billed + 1, job.billed_microusd + cost
 
@@ -168,13 +171,15 @@ class Books:
             "faults": [fault.kind for fault in self.faults(now)],
         }
 
-    def _of(self, meter: str, now: float) -> dict[str, _Bucket]:
+    def _of(self, meter: Meter, now: float) -> dict[str, _Bucket]:
         if (buckets := self._buckets.get(meter)) is None:
-            limits = self.provider.limits
-            named = ((f.name, getattr(limits, f.name)) for f in fields(Limits) if f.name != "concurrency")
+            limits = self._limits(meter).items()
             buckets = self._buckets[meter] = {
                 kind: _Bucket(limit, 86_400.0 if kind.endswith("day") else 60.0, float(limit), now)
-                for kind, limit in named
-                if limit is not None
+                for kind, limit in limits
+                if kind != "concurrency"
             }
         return buckets
+
+    def _limits(self, meter: Meter) -> dict[str, int]:
+        return self.provider.limits(self.models[meter[1]])

@@ -1,32 +1,33 @@
-"""What the simulated fleet consists of, and what goes wrong with it when: frozen values, from a file."""
+"""What the simulated fleet consists of, and what goes wrong with it when: frozen values, from a file.
+
+A simulated provider is a provider's table of `turnout.toml`, with how fast it is and what goes wrong with it added.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, TypeAdapter
+from pydantic import BeforeValidator, Field
 
-from turnout.request import Capability, Quality
+from turnout.request import Capability, Name, Quality, Value
 from turnout_workers import toml_lines
-from turnout_workers.routing.fleet import Limits, Price
+from turnout_workers.tables import LimitFields, ModelTable, ProviderName, ProviderTable, Usd, named_models
 
-_STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 _CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEMA})
 
-WireFormat = Literal["openai", "anthropic", "gemini"]
+_BEHAVIOUR = {"ttft_s", "s_per_token", "jitter", "faults"}
+"""Fields of a simulated provider that turnout.toml doesn't have."""
+
 FaultKind = Literal["down", "slow", "rate_limit", "hang", "garbage", "error", "truncate", "bill"]
 
 
-@dataclass(frozen=True, slots=True)
-class Fault:
+class Fault(Value):
     """One thing that goes wrong. It begins when `after_s` and `after_requests` have both passed since the
     server started (or the fault was sent to the control endpoint), and ends by `for_s` or `for_requests`
     after that, whichever is first; with neither it stays."""
 
-    __pydantic_config__ = _STRICT
     kind: FaultKind
     """`down` closes the connection without an answer; `slow` multiplies latency by `factor`; `rate_limit`
     answers 429; `hang` accepts and says nothing; `garbage` answers 200 with HTML; `error` answers `status`;
@@ -42,61 +43,56 @@ class Fault:
     retry_after_s: float | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedModel:
-    __pydantic_config__ = _STRICT
-    price: Price
-    served: str = ""
-    """The provider's own name of it; empty: the same as ours."""
+class SimulatedModel(ModelTable):
+    input_usd_per_mtok: Usd
+    output_usd_per_mtok: Usd
     context_tokens: int = 131_072
     max_output_tokens: int = 8_192
     capabilities: frozenset[Capability] = _CHAT
     quality: Quality = Quality.GOOD
-    aliases: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class SimulatedProvider:
-    __pydantic_config__ = _STRICT
-    models: Mapping[str, SimulatedModel]
-    """By our name of the model."""
-    kind: WireFormat = "openai"
+class SimulatedProvider(ProviderTable):
+    """Its limits are of each key and model by itself, as most vendors count. Without a key any is accepted, or none."""
+
+    kind: Literal["openai", "anthropic", "gemini"] = "openai"
+    models: Annotated[Mapping[Name, SimulatedModel], BeforeValidator(named_models)]
+    simulated: bool = True
     ttft_s: float = 0.0
     s_per_token: float = 0.0
     jitter: float = 0.0
     """Standard deviation of the log of the latency."""
-    limits: Limits = field(default_factory=Limits)
-    """For each key and model by itself, as most vendors count."""
-    keys: tuple[str, ...] = ()
-    """The accepted API keys; empty: any key, or none."""
-    priority: int = 100
-    weight: float = 1.0
-    regions: frozenset[str] = frozenset()
-    no_training: bool = False
-    zero_retention: bool = False
     faults: tuple[Fault, ...] = ()
 
+    def limits(self, model: SimulatedModel) -> dict[str, int]:
+        """By name: the model's own, else the provider's."""
+        told = ((name, getattr(model, name) or getattr(self, name)) for name in LimitFields.model_fields)
+        return {name: limit for name, limit in told if limit is not None}
 
-@dataclass(frozen=True, slots=True)
-class Scenario:
-    __pydantic_config__ = _STRICT
-    providers: Mapping[str, SimulatedProvider] = field(default_factory=dict)
+    def table(self, base_url: str) -> dict[str, Any]:
+        """The provider's table in the turnout.toml of those who call it at that address."""
+        expected = {"expected_ttft_s": self.ttft_s or None, "expected_s_per_token": self.s_per_token}
+        models = {ours: {**expected, **told.model_dump(), **self.limits(told)} for ours, told in self.models.items()}
+        own = self.model_dump(exclude={*_BEHAVIOUR, *LimitFields.model_fields})
+        return {**own, "base_url": base_url, "api_key": self.api_key or "simulated", "models": models}
+
+
+class Scenario(Value):
+    providers: dict[ProviderName, SimulatedProvider] = Field(default_factory=dict)
     seed: int = 1
     output_tokens: int = 80
     """Median length of an answer; single answers vary around it."""
 
+    def configuration(self, base_urls: Mapping[str, str]) -> dict[str, Any]:
+        """The tables of a turnout.toml for this fleet at the addresses that `turnout simulate` printed."""
+        providers = {name: self.providers[name].table(base_url) for name, base_url in base_urls.items()}
+        # Asked more often than real providers, so that a short demonstration shows a recovery, too.
+        return {"router": {"health_check_interval": 2.0}, "providers": providers}
 
-_SCENARIO = TypeAdapter(Scenario)
-_FAULT = TypeAdapter(Fault)
-_FIELDS = [f.name for kind in (Scenario, SimulatedProvider, SimulatedModel, Fault, Limits, Price) for f in fields(kind)]
+
 DEFAULT = Path(__file__).with_name("default.toml")
 
 
 def load(path: Path = DEFAULT) -> Scenario:
     """Read a scenario file (TOML). Raises OSError or ConfigError."""
-    return toml_lines.read(path.read_text("utf-8"), str(path), _SCENARIO.validate_python, _FIELDS)
-
-
-def fault(data: Mapping[str, Any]) -> Fault:
-    """A fault from JSON. Raises pydantic.ValidationError."""
-    return _FAULT.validate_python(data)
+    return toml_lines.read(path.read_text("utf-8"), str(path), Scenario)

@@ -11,7 +11,6 @@ A job is recognised by the header `x-turnout-job`, and without it by the hash of
 from __future__ import annotations
 
 import asyncio
-import json
 import time
 from collections.abc import Mapping
 from itertools import count
@@ -22,7 +21,7 @@ from pydantic import ValidationError
 
 from turnout_workers.simulator.exchange import SIMULATED, Exchange, encode
 from turnout_workers.simulator.oracle import Books, Jobs
-from turnout_workers.simulator.scenario import Fault, Scenario, fault
+from turnout_workers.simulator.scenario import Fault, Scenario
 
 _MAX_BODY = 32 * 1024 * 1024
 _DOOR_S = 0.02
@@ -109,11 +108,9 @@ class Simulator:
             self.heal(path)
         else:
             try:
-                self.fail(path, fault(json.loads(await request.read())))
+                self.fail(path, Fault.model_validate_json(await request.read()))
             except ValidationError as error:
                 return _json(400, {"error": error.errors(include_url=False, include_context=False)})
-            except ValueError as error:
-                return _json(400, {"error": str(error)})
         return _json(200, self._books[path].stats(time.monotonic()))
 
     def _unknown(self, name: str) -> web.Response:

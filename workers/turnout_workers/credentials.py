@@ -1,0 +1,77 @@
+"""Where API keys and signing secrets come from: the file itself, the environment, or files that either names."""
+
+from __future__ import annotations
+
+import re
+from base64 import b64decode
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from turnout_workers.providers.settings import Secret
+from turnout_workers.tables import ProviderTable, WebhookTable
+from turnout_workers.toml_lines import ConfigError
+
+
+def api_keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:
+    """The keys, each an account of its own; none where a provider (a local one) needs none. Raises ConfigError."""
+    found = tuple(dict.fromkeys(_api_keys(table, environ)))
+    if not all(re.fullmatch(r"[!-~]+", key) for key in found):
+        raise ConfigError("an API key is empty, or holds spaces or characters that no header can carry")
+    return found
+
+
+def stand_ins(table: ProviderTable) -> tuple[str, ...]:
+    """As many as there are keys, for who has none of them: each is an account, with endpoints of its own."""
+    return tuple(f"key-{number}" for number, _ in enumerate((*table.api_key, *table.api_key_env, *table.api_key_file)))
+
+
+def _api_keys(table: ProviderTable, environ: Mapping[str, str]) -> Iterator[str]:
+    yield from table.api_key
+    for variable in table.api_key_env:
+        if (key := _variable(variable, environ)) is None:
+            raise ConfigError(f"environment variable {variable} is not set; set it, or remove this provider")
+        yield key
+    for file in table.api_key_file:
+        yield _text(file, f"api_key_file {file}")
+    if table.api_key or table.api_key_env or table.api_key_file or (table.base_url and table.preset.base_url):
+        return
+    # The vendor's own key, to the vendor's own address.
+    if variables := table.preset.key_variables:
+        keys = (_variable(variable, environ) for variable in variables)
+        if (key := next(filter(None, keys), None)) is None:
+            wanted = " or ".join(variables)
+            raise ConfigError(f"there is no key: set {wanted}, or say where it is in api_key_env or api_key_file")
+        yield key
+
+
+def signing_secret(table: WebhookTable, environ: Mapping[str, str]) -> Secret:
+    """A webhook's. Raises ConfigError."""
+    if table.secret_env is not None:
+        origin, secret = f"environment variable {table.secret_env}", environ.get(table.secret_env, "").strip()
+    else:
+        origin = f"secret_file {table.secret_file}"
+        secret = _text(table.secret_file or "", origin)
+    try:
+        known = len(b64decode(secret.removeprefix("whsec_"), validate=True)) >= 24
+    except ValueError:
+        known = False
+    if not known:
+        raise ConfigError(f"{origin} holds no signing secret: whsec_ and the base64 of 24 to 64 random bytes")
+    return Secret(secret)
+
+
+def _variable(name: str, environ: Mapping[str, str]) -> str | None:
+    """The key in an environment variable, or in the file that the variable NAME_FILE names."""
+    if key := environ.get(name, "").strip():
+        return key
+    file = environ.get(f"{name}_FILE")
+    return _text(file, f"{name}_FILE={file}") if file else None
+
+
+def _text(file: str, named: str) -> str:
+    """What a file of secrets holds. `named`: it, and who named it."""
+    try:
+        return Path(file).expanduser().read_text("utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "not UTF-8"
+        raise ConfigError(f"{named} can't be read: {reason}; name a file that holds the key") from None
