@@ -12,7 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.chaos.stand import Stand, standing
 
-from turnout.batch import detached
+from turnout.batch.detached import Batches
+from turnout.batch.handover import chunk_jobs
 from turnout.cli import main
 from turnout.ledger import Keyring, run
 
@@ -157,8 +158,8 @@ def test_a_chunk_that_is_fed_twice_is_noted_once(stand: Stand, tmp_path: Path) -
     id = submitted(tmp_path, prompts(3))
     chunk = stand.client.lindex(stand.ledger.keys.batch_input(id), 0)
     assert isinstance(chunk, bytes)
-    jobs = detached.chunk_jobs(chunk, id, Keyring())
+    jobs = chunk_jobs(chunk, id, Keyring())
     assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [True]
     assert run(stand.client, [stand.ledger.fed(id, 0, len(jobs))]) == [False]
     assert stand.client.hget(stand.ledger.keys.batch(id), "fed") == b"3"
-    assert time.time() - detached.Batches(stand.client, stand.ledger).record(id).submitted_at < 60
+    assert time.time() - Batches(stand.client, stand.ledger).record(id).submitted_at < 60

@@ -26,7 +26,7 @@ from tests.chaos.stand import standing
 
 from turnout import Client, Failed, Restarted, Unreadable
 from turnout.batch.detached import Batches
-from turnout.batch.lines import Defaults
+from turnout.batch.line import Defaults
 from turnout.batch.source import Source
 from turnout.cli import main
 from turnout.ledger import Keyring, Ledger, NewJob, run

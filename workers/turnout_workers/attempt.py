@@ -19,11 +19,11 @@ from functools import partial
 from pydantic import ValidationError
 from pydantic_core import to_json
 
-from turnout.batch.lines import explain
 from turnout.errors import Unreadable
 from turnout.ledger import Claimed, Coalescer, Ledger
 from turnout.request import InferenceRequest, Lane
 from turnout.result import Attempt, JobStatus
+from turnout.validation import explain
 from turnout_workers.calling import Calling
 from turnout_workers.closing import Ceilings, Closing
 from turnout_workers.crash_points import reached

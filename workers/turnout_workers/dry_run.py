@@ -11,9 +11,10 @@ from typing import Any
 from rich.console import Group
 from rich.text import Text
 
-from turnout.batch.lines import BadLine, Item
+from turnout.batch.line import Asked, Line
 from turnout.batch.progress import span, usd
 from turnout.request import MICROUSD_PER_USD
+from turnout.result import Problem
 from turnout_workers.commands.screen import add, table
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.eligibility import refusal
@@ -59,20 +60,20 @@ class Forecast:
             self.problems.append(text)
 
 
-def forecast(lines: Iterable[Item | BadLine], fleet: Fleet) -> Forecast:
+def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
     """Give each line to the endpoint that an idle, healthy fleet would choose for it."""
     told, snapshot, rng = Forecast(), fleet.snapshot(0.0, {}), random.Random(0)
-    for line in lines:
+    for line, asked in lines:
         told.lines += 1
-        if isinstance(line, BadLine):
-            told.problem(line.code, line.message)
+        if isinstance(asked, Problem):
+            told.problem(asked.code, asked.message)
             continue
-        profile = JobProfile.of(line.request)
+        profile = JobProfile.of(asked)
         best = rank(profile, snapshot, 0.0, rng).best
         if best is None:
             reasons = refusal(profile, fleet) or {}
             why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            told.problem("refused", f"line {line.line}: no endpoint can serve it: {why}")
+            told.problem("refused", f"line {line.number}: no endpoint can serve it: {why}")
             continue
         share = told.shares.setdefault(best.endpoint.id, Share())
         share.jobs += 1

@@ -13,10 +13,10 @@ import redis.asyncio
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from turnout.batch.lines import explain
 from turnout.ledger import Coalescer, Intake, Ledger, NewJob, write_result
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem, celery_record
+from turnout.validation import explain
 from turnout_workers.in_force import InForce
 
 logger = logging.getLogger(__name__)

@@ -7,24 +7,24 @@ line and content, so that whatever dies, the same command finds the jobs that ar
 
 from __future__ import annotations
 
-import sys
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import redis
 
-from turnout.batch.lines import BadLine, Defaults, Item, Uniqueness, detect, job_id, known_id, parse, short
-from turnout.batch.render import bad_result, copied, render
-from turnout.batch.sink import Sink
-from turnout.batch.source import RawLine, Source, SourceError
+from turnout.batch.ids import job_id, short
+from turnout.batch.journal import Journal
+from turnout.batch.line import Defaults, Line
+from turnout.batch.reading import Reading, Refusal, ToRun
+from turnout.batch.render import copied, render
+from turnout.batch.source import Source
 from turnout.batch.tally import Tally, entry
 from turnout.errors import TurnoutError
 from turnout.ledger import LIVE, Intake, Ledger, NewJob, run
-from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem
 
 CHUNK = 256
@@ -50,13 +50,12 @@ class Options:
     max_cost_microusd: int | None = None
     retry_failed: bool = False
     """Run lines again that have no answer from an earlier run."""
-    refusal: Callable[[InferenceRequest], str | None] | None = None
-    """Says why no endpoint could ever serve a request; None: one could."""
+    refusal: Refusal | None = None
 
     @property
     def kept(self) -> dict[str, Any]:
-        """What may not change while the batch is under way."""
-        return {**self.defaults.request, **self.defaults.constraints}
+        """What may not change while the batch is under way: the ids of its jobs depend on it."""
+        return {**self.defaults.request, **self.defaults.constraints, **({"dedupe": True} if self.dedupe else {})}
 
 
 class Stopped(TurnoutError):
@@ -65,10 +64,10 @@ class Stopped(TurnoutError):
 
 @dataclass(slots=True)
 class _Out:
-    """A job in the queue, and the lines that wait for it, without their requests; each with its digest."""
+    """A job in the queue, and the lines that wait for it, each with its digest."""
 
     job: NewJob
-    lines: list[tuple[Item, int]]
+    lines: list[tuple[Line, int]]
 
 
 @dataclass(slots=True)
@@ -78,37 +77,34 @@ class Feeder:
     client: redis.Redis
     ledger: Ledger
     source: Source
-    sink: Sink
+    journal: Journal
     options: Options
     stopping: Callable[[], object] = lambda: False
-    _tally: Tally = field(default_factory=Tally, init=False)
     _out: dict[str, _Out] = field(default_factory=dict, init=False)
     _bytes: int = field(default=0, init=False)
-    _purge: list[str] = field(default_factory=list, init=False)
+    """Of the requests that are out."""
     _early: deque[str] = field(default_factory=deque, init=False)
     """Jobs that were settled before this run submitted them."""
-    _asked: dict[int, int] = field(default_factory=dict, init=False)
-    """With `dedupe`: the line that has a job's result, by the job."""
+    _purge: list[str] = field(default_factory=list, init=False)
+    """Jobs whose results are written, and may leave Redis once they are on disk."""
     _synced_at: float = field(default_factory=time.monotonic, init=False)
     _rechecked_at: float = field(default_factory=time.monotonic, init=False)
-    _exhausted: bool = field(default=False, init=False)
-    """The whole input has been read, or as far as it can be."""
-    _broken: SourceError | None = field(default=None, init=False)
 
     def run(self, on_progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
         """Feed to the end. Raises SourceError when all is done of an input that can't be read to its end."""
-        self._tally = self.sink.begin(self.options.kept, self.options.retry_failed)
-        run(self.client, [self.ledger.set_ceiling(self.sink.batch, self.options.max_cost_microusd)])
-        lines = self._lines()
-        while not (self._exhausted and not self._out):
-            self._step(wait=not self._feed(lines))
-            on_progress(self._tally)
+        tally = self.journal.begin(self.options.kept, self.options.retry_failed)
+        run(self.client, [self.ledger.set_ceiling(self.journal.batch, self.options.max_cost_microusd)])
+        reading = Reading(self.source, self.journal, self.options.defaults, self.options.refusal)
+        lines = reading.lines()
+        while not reading.ended or self._out:
+            self._step(wait=reading.ended or not self._feed(lines))
+            on_progress(tally)
         self._checkpoint()
-        if self._broken is not None:
-            raise self._broken
-        run(self.client, [self.ledger.set_ceiling(self.sink.batch, None)])
-        on_progress(self._tally)
-        return self._tally
+        if reading.broken is not None:
+            raise reading.broken
+        run(self.client, [self.ledger.set_ceiling(self.journal.batch, None)])
+        on_progress(tally)
+        return tally
 
     def _step(self, wait: bool) -> None:
         if self.stopping():
@@ -120,69 +116,25 @@ class Feeder:
 
     # --- in ---------------------------------------------------------------------------------------------
 
-    def _lines(self) -> Iterator[tuple[Item, int] | None]:
-        """The lines that are to be run, with their digests; None for one that has its result or gets it here."""
-        try:
-            yield from self._read()
-        except SourceError as error:
-            self._broken = error
-        self._exhausted = True
-
-    def _read(self) -> Iterator[tuple[Item, int] | None]:
-        unique, format, last = Uniqueness(), self.source.fixed_format, 0
-        for raw in self.source:
-            self._tally.lines += 1
-            format, digest = format or detect(raw.data), raw.digest
-            if last + 1 < raw.number:
-                self.sink.drop(range(last + 1, raw.number), self._tally)  # blank lines, which may have been none
-            last = raw.number
-            if self.sink.has(raw.number, digest) and not self.options.dedupe:
-                unique.note(known_id(raw.data, format), raw.number)
-                yield None
-                continue
-            line = unique.check(parse(raw.data, raw.number, format, self.options.defaults))
-            yield self._to_run(line, raw, digest)
-        self.sink.drop(range(last + 1, sys.maxsize), self._tally)
-
-    def _to_run(self, line: Item | BadLine, raw: RawLine, digest: int) -> tuple[Item, int] | None:
-        if self.sink.has(raw.number, digest):
-            if isinstance(line, Item):
-                self._asked.setdefault(short(self._job_id(line, line.request.canonical_json())), line.line)
-            return None
-        self.sink.drop(range(raw.number, raw.number + 1), self._tally)
-        refusal = self.options.refusal
-        if isinstance(line, Item) and refusal and (why := refusal(line.request)):
-            line = BadLine(line.line, line.custom_id, "refused", f"line {line.line}: {why}", line.format)
-        if isinstance(line, Item):
-            return line, digest
-        result = bad_result(line)
-        self._write(line, digest, {**entry(result), "status": "invalid"}, render(line, result))
-        return None
-
-    def _job_id(self, item: Item, payload: str) -> str:
-        return job_id(self.sink.batch, item, payload, self.options.dedupe)
-
-    def _feed(self, lines: Iterator[tuple[Item, int] | None]) -> bool:
+    def _feed(self, lines: Iterator[ToRun | None]) -> bool:
         """Read on by at most one chunk, as far as the window has room. Tells whether anything was read."""
-        room, limit = min(CHUNK, self.options.window - len(self._out)), self.options.window_bytes
-        if room < CHUNK and len(self._out) > self.options.window // 2:
+        room, limit = self.options.window - len(self._out), self.options.window_bytes
+        if self._bytes >= limit or room < min(CHUNK, self.options.window / 2):
             return False  # let it drain a little, so that pipelines stay long
-        if room <= 0 or self._bytes >= limit or self._exhausted:
-            return False
         jobs: list[NewJob] = []
-        for to_run in islice(lines, room):
+        for to_run in islice(lines, min(CHUNK, room)):
             if to_run is None:
                 continue
-            item, digest = to_run
-            payload = item.request.canonical_json()
-            id, light = self._job_id(item, payload), (replace(item, request=_EMPTY), digest)
+            line, digest = to_run.line, to_run.digest
+            payload = to_run.request.canonical_json()
+            id = job_id(self.journal.batch, line, payload, self.options.dedupe)
             if id in self._out:
-                self._out[id].lines.append(light)
-            elif self.options.dedupe and (first := self._asked.get(short(id))) is not None:
-                self._share(first, *light)
+                self._out[id].lines.append((line, digest))
+            elif (first := self.journal.line_of(short(id))) is not None:
+                self._share(first, line, digest)
             else:
-                job = NewJob.of(id, item.request, payload, batch=self.sink.batch)
-                self._out[id] = _Out(job, [light])
+                job = NewJob.of(id, to_run.request, payload, batch=self.journal.batch)
+                self._out[id] = _Out(job, [(line, digest)])
                 self._bytes += len(job.payload)
                 jobs.append(job)
                 if self._bytes >= limit:
@@ -215,7 +167,7 @@ class Feeder:
 
     def _collect(self, wait: bool) -> None:
         """Take what has settled; with `wait`, for up to a quarter of a second if nothing has."""
-        done = self.ledger.keys.done(self.sink.batch)
+        done = self.ledger.keys.done(self.journal.batch)
         ids = [self._early.popleft() for _ in range(min(CHUNK, len(self._early)))]
         taken: Any = self.client.lpop(done, CHUNK)
         if taken is None and wait and not ids and self._out:
@@ -242,37 +194,22 @@ class Feeder:
         out = self._out.pop(id)
         self._bytes -= len(out.job.payload)
         (first, digest), *others = out.lines
-        self._write(first, digest, entry(result), render(first, result))
-        if self.options.dedupe:
-            self._asked[short(id)] = first.line
-        for item, digest in others:
-            self._share(first.line, item, digest)
+        told = {**entry(result), "job": short(id)} if self.options.dedupe else entry(result)
+        self.journal.write(first.number, digest, told, render(first, result))
+        for line, digest in others:
+            self._share(first.number, line, digest)
         self._purge.append(id)
 
-    def _share(self, first: int, item: Item, digest: int) -> None:
+    def _share(self, first: int, line: Line, digest: int) -> None:
         """Answer a line with what an identical one was answered: it costs nothing."""
-        told, rendered = self.sink.copy(first)
-        self._write(item, digest, {"status": told["status"], "shared": True}, copied(rendered, item))
-
-    def _write(self, line: Item | BadLine, digest: int, told: dict[str, Any], rendered: bytes) -> None:
-        self._tally.count(told)
-        self.sink.write(line.line, digest, told, rendered)
+        told, rendered = self.journal.entry(first)
+        shared = {"status": told["status"], "shared": True}
+        self.journal.write(line.number, digest, shared, copied(rendered, line))
 
     def _checkpoint(self) -> None:
         """Once results are on disk, and not before, they leave Redis."""
-        self.sink.sync()
+        self.journal.sync()
         self._synced_at = time.monotonic()
         starts = range(0, len(self._purge), CHUNK)
         run(self.client, [self.ledger.purge(self._purge[start : start + CHUNK]) for start in starts])
         self._purge.clear()
-
-
-def read(source: Source, defaults: Defaults) -> Iterator[Item | BadLine]:
-    """Every line of an input, as a request or as the reason why it is none."""
-    unique, format = Uniqueness(), source.fixed_format
-    for raw in source:
-        format = format or detect(raw.data)
-        yield unique.check(parse(raw.data, raw.number, format, defaults))
-
-
-_EMPTY = InferenceRequest(prompt="")

@@ -6,8 +6,8 @@ import json
 from hashlib import sha256
 from typing import Any
 
-from turnout.batch import openai_format
-from turnout.batch.lines import BadLine, Format, Item
+from turnout.batch.line import Format, Line
+from turnout.batch.openai_response import response_body
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
@@ -32,39 +32,37 @@ _HTTP_STATUS = {
 """What OpenAI's error lines would carry for a job that was called and failed; any other code is a 500."""
 
 
-def bad_result(line: BadLine) -> JobResult:
-    """A bad line ends as a failed one, and never was a job."""
-    return JobResult(id="", status=JobStatus.FAILED, error=Problem(code=line.code, message=line.message))
+def never_run(problem: Problem) -> JobResult:
+    """A line that can't be run ends as a failed one, and never was a job."""
+    return JobResult(id="", status=JobStatus.FAILED, error=problem)
 
 
-def render(line: Item | BadLine, result: JobResult) -> bytes:
+def render(line: Line, result: JobResult) -> bytes:
     """The line of output, with its newline."""
-    value = _openai(line, result) if line.format is Format.OPENAI else _plain(line, result)
-    return _line(value)
+    return _written(_openai(line, result) if line.format is Format.OPENAI else _plain(line, result))
 
 
-def copied(rendered: bytes, line: Item | BadLine) -> bytes:
+def copied(rendered: bytes, line: Line) -> bytes:
     """A line of output, as a further line of the same request has it: it cost nothing more, and took no attempt."""
     value = json.loads(rendered)
     if line.format is Format.OPENAI:
-        value |= {"id": f"batch_req_{sha256(rendered + str(line.line).encode()).hexdigest()[:32]}"}
-        value |= {"custom_id": line.custom_id}
+        id = sha256(rendered + str(line.number).encode()).hexdigest()[:32]
+        value |= {"id": f"batch_req_{id}", "custom_id": line.custom_id}
     else:
-        value |= {"id": line.line if line.custom_id is None else line.custom_id, "line": line.line}
-        value |= {"cost_usd": 0.0, "unsure_usd": 0.0, "attempts": []}
-    return _line(value)
+        value |= {"id": line.id, "line": line.number, "cost_usd": 0.0, "unsure_usd": 0.0, "attempts": []}
+    return _written(value)
 
 
-def _line(value: dict[str, Any]) -> bytes:
+def _written(value: dict[str, Any]) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
 
 
-def _plain(line: Item | BadLine, result: JobResult) -> dict[str, Any]:
+def _plain(line: Line, result: JobResult) -> dict[str, Any]:
     response, last = result.response, result.attempts[-1] if result.attempts else None
     error = result.error
     return {
-        "id": line.line if line.custom_id is None else line.custom_id,
-        "line": line.line,
+        "id": line.id,
+        "line": line.number,
         "status": result.status.value,
         "response": response.model_dump(mode="json", include=_CONTENT, exclude_defaults=True) | {"text": response.text}
         if response
@@ -92,22 +90,17 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     return told
 
 
-def _openai(line: Item | BadLine, result: JobResult) -> dict[str, Any]:
-    id = result.id or f"line-{line.line}"
-    value: dict[str, Any] = {
-        "id": f"batch_req_{id}",
-        "custom_id": line.custom_id,
-        "response": None,
-        "error": None,
-    }
+def _openai(line: Line, result: JobResult) -> dict[str, Any]:
+    id = result.id or f"line-{line.number}"
+    value: dict[str, Any] = {"id": f"batch_req_{id}", "custom_id": line.custom_id, "response": None, "error": None}
     problem = result.error or Problem(code=result.status.value, message=result.status.value)
-    if (response := result.response) is not None and isinstance(line, Item):
+    if (response := result.response) is not None:
         created = int(result.settled_at or 0)
         request_id = response.request_id or id
         value["response"] = {
             "status_code": 200,
             "request_id": f"simulated-{request_id}" if response.simulated else request_id,
-            "body": openai_format.response_body(line.url, response, id, created, line.base64),
+            "body": response_body(line.url, response, id, created, line.base64),
         }
     elif result.status is JobStatus.FAILED and result.attempts:
         status = _HTTP_STATUS.get(problem.code, 500)

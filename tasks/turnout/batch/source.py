@@ -14,16 +14,21 @@ import hashlib
 import io
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
 
-from turnout.batch.lines import MAX_LINE_BYTES, Format
+from turnout.batch.ids import Uniqueness
+from turnout.batch.line import Asked, Defaults, Format, Line
+from turnout.batch.parse import MAX_LINE_BYTES, detect, parse
 from turnout.errors import TurnoutError
 from turnout.request import InferenceRequest
 
-TABLES = {".csv", ".tsv", ".parquet"}
+FORMATS = {".txt": Format.TEXT, ".csv": Format.PLAIN, ".tsv": Format.PLAIN, ".parquet": Format.PLAIN}
+"""By the suffix of a file. The others tell their format by their first line."""
+MAX_CELL_CHARS = 64 * MAX_LINE_BYTES
+"""Of a CSV file. So much longer than a line may be that one cell too long is the end of its row alone."""
 _TEXTS = {"prompt", "model", "id", "input"}
 
 
@@ -37,6 +42,7 @@ class RawLine:
 
     number: int
     data: bytes
+    format: Format
 
     @property
     def digest(self) -> int:
@@ -49,20 +55,10 @@ class Source:
     """An input to be read as a stream, any number of times unless it is stdin (`-`)."""
 
     path: str
-    format: Format | None = None
-    """None: by the suffix, else by the first line."""
 
     @property
     def name(self) -> str:
         return "standard input" if self.path == "-" else self.path
-
-    @property
-    def fixed_format(self) -> Format | None:
-        """The format as far as it is known before the first line."""
-        suffixes = [suffix for suffix in Path(self.path).suffixes if suffix != ".gz"]
-        if self.format is None and suffixes and suffixes[-1] in TABLES | {".txt"}:
-            return Format.TEXT if suffixes[-1] == ".txt" else Format.PLAIN
-        return self.format
 
     def check(self) -> None:
         """Raises SourceError if it can't be opened at all."""
@@ -74,25 +70,35 @@ class Source:
 
     def __iter__(self) -> Iterator[RawLine]:
         """Every line that isn't blank, numbered as an editor would; raises SourceError."""
+        suffix = Path(self.path.removesuffix(".gz")).suffix
+        format = FORMATS.get(suffix)
         try:
-            yield from self._read()
+            for number, data in self._read(suffix):
+                format = format or detect(data)
+                yield RawLine(number, data[: MAX_LINE_BYTES + 1], format)
         except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise SourceError(f"can't read {self.name}: {reason}") from error
 
-    def _read(self) -> Iterator[RawLine]:
-        suffixes = [suffix for suffix in Path(self.path).suffixes if suffix != ".gz"]
-        suffix = suffixes[-1] if suffixes else ""
+    def _read(self, suffix: str) -> Iterator[tuple[int, bytes]]:
         if suffix == ".parquet":
-            yield from _rows(_parquet(self.path))
+            yield from enumerate(map(_row, _parquet(self.path)), 1)
             return
         with _opened(self.path) as file:
-            if suffix in TABLES:
+            if suffix in FORMATS.keys() - {".txt"}:
                 text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
-                csv.field_size_limit(MAX_LINE_BYTES)
-                yield from _rows(csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ","))
+                csv.field_size_limit(MAX_CELL_CHARS)
+                yield from enumerate(map(_row, csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")), 1)
             else:
                 yield from _lines(file)
+
+
+def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:
+    """Every line of an input, and what it asks. Raises SourceError."""
+    unique = Uniqueness()
+    for raw in source:
+        line, asked = parse(raw.data, raw.number, raw.format, defaults)
+        yield line, unique.check(line, asked)
 
 
 def _opened(path: str) -> IO[bytes]:
@@ -102,7 +108,7 @@ def _opened(path: str) -> IO[bytes]:
     return file
 
 
-def _lines(file: IO[bytes]) -> Iterator[RawLine]:
+def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
     number = 0
     while data := file.readline(MAX_LINE_BYTES + 2):
         number += 1
@@ -110,15 +116,13 @@ def _lines(file: IO[bytes]) -> Iterator[RawLine]:
         while data and not data.endswith(b"\n"):  # too long, or the last: pass over the rest of it
             data = file.readline(MAX_LINE_BYTES)
         if line.strip():
-            yield RawLine(number, line[: MAX_LINE_BYTES + 1])
+            yield number, line
 
 
-def _rows(rows: Iterable[Mapping[str | None, Any]]) -> Iterator[RawLine]:
-    for number, row in enumerate(rows, 1):
-        # `default=str`: dates and decimals as a person writes them; a bad byte becomes half a surrogate pair,
-        # which is then refused for this row alone.
-        data = json.dumps(_fields(row), default=str).encode()
-        yield RawLine(number, data[: MAX_LINE_BYTES + 1])
+def _row(row: Mapping[str | None, Any]) -> bytes:
+    # `default=str`: dates and decimals as a person writes them; a bad byte becomes half a surrogate pair,
+    # which is then refused for this row alone.
+    return json.dumps(_fields(row), default=str).encode()
 
 
 def _fields(row: Mapping[str | None, Any]) -> dict[str, Any]:

@@ -9,6 +9,8 @@ from typing import Any
 
 from turnout.result import JobResult, JobStatus
 
+Entry = dict[str, Any]
+"""The numbers of one line, see `entry`."""
 BUCKETS_PER_DOUBLING = 8
 """Of the latency histogram: a percentile is right within 9 %."""
 
@@ -79,7 +81,7 @@ class Tally:
     def provider(self, name: str) -> ProviderTally:
         return self.providers.setdefault(name, ProviderTally())
 
-    def count(self, entry: dict[str, Any], by: int = 1) -> None:
+    def count(self, entry: Entry, by: int = 1) -> None:
         """Count one line's entry, as `entry` below makes it; by -1: take it back, but for the money, which is spent."""
         self.done[entry["status"]] += by
         self.shared += by * entry.get("shared", False)
@@ -106,7 +108,7 @@ class Tally:
                 self.provider(name).cost_microusd += cost_microusd
 
 
-def entry(result: JobResult) -> dict[str, Any]:
+def entry(result: JobResult) -> Entry:
     """The numbers of one result that a tally needs; kept beside the line, so that a resumed run counts it too."""
     costs: Counter[str] = Counter()
     for attempt in result.attempts:
@@ -118,7 +120,7 @@ def entry(result: JobResult) -> dict[str, Any]:
         "costs": +costs,
         "failed_at": [attempt.provider for attempt in result.attempts if not attempt.succeeded],
     }
-    told = {"status": result.status.value, **{name: number for name, number in numbers.items() if number}}
+    told: Entry = {"status": result.status.value, **{name: number for name, number in numbers.items() if number}}
     if (response := result.response) is not None:
         told |= {
             "provider": response.provider,

@@ -13,7 +13,8 @@ import redis
 
 from turnout.batch import feeder
 from turnout.batch.feeder import Feeder, Options, Stopped
-from turnout.batch.sink import Sink
+from turnout.batch.journal import Journal, Unwritable
+from turnout.batch.output import write_output
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
 from turnout.ledger import Call, Claimed, Keys, Ledger, Settlement, run
@@ -67,10 +68,12 @@ class Bench:
         return [id.decode() for id in ids]
 
     def feed(self, on_progress: Any = None, stopping: Any = lambda: False, **options: Any) -> Tally:
-        with Sink(str(self.output)) as sink:
-            fed = Feeder(self.client, self.ledger, Source(str(self.source)), sink, Options(**options), stopping)
+        with Journal(self.folder / "partial") as journal:
+            fed = Feeder(self.client, self.ledger, Source(str(self.source)), journal, Options(**options), stopping)
             tally = fed.run(on_progress or (lambda tally: self.work()))
-            sink.finish(keep_journal=tally.failed > 0)
+            write_output(journal, str(self.output))
+            if not tally.failed:
+                journal.path.unlink()
         return tally
 
     def stop_after(self, lines: int, **options: Any) -> None:
@@ -172,6 +175,13 @@ def test_identical_lines_are_asked_once_however_far_apart(bench: Bench) -> None:
     ]
     assert sum(line["cost_usd"] for line in bench.told()) == pytest.approx(21e-6)
     assert (tally.shared, tally.cost_microusd) == (1197, 21)
+
+
+def test_a_batch_goes_on_with_dedupe_only_as_it_was_begun(bench: Bench) -> None:
+    bench.write(*({"prompt": f"q{n}"} for n in range(5)))
+    bench.stop_after(1, dedupe=True)
+    with pytest.raises(Unwritable, match=r"dedupe \(True, now None\)"):
+        bench.feed()
 
 
 def test_without_dedupe_every_line_is_asked(bench: Bench) -> None:

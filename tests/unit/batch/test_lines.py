@@ -14,12 +14,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from turnout.batch.lines import BadLine, Defaults, Format, Item, Uniqueness, detect, job_id, parse
-from turnout.batch.render import bad_result, render
-from turnout.batch.source import Source, SourceError
+from turnout.batch.ids import Uniqueness, job_id
+from turnout.batch.line import Asked, Defaults, Format, Line
+from turnout.batch.parse import detect, parse
+from turnout.batch.render import never_run, render
+from turnout.batch.source import Source, SourceError, read
 from turnout.batch.tally import Tally, entry
-from turnout.request import InferenceResponse, Usage
-from turnout.result import Attempt, JobResult, JobStatus
+from turnout.request import InferenceRequest, InferenceResponse, Usage
+from turnout.result import Attempt, JobResult, JobStatus, Problem
 
 CHAT: dict[str, Any] = {
     "custom_id": "a",
@@ -40,25 +42,29 @@ DONE = JobResult(
 )  # fmt: skip
 
 
-def line(value: Any, format: Format = Format.PLAIN, number: int = 4) -> Item | BadLine:
+def line(value: Any, format: Format = Format.PLAIN, number: int = 4) -> tuple[Line, Asked]:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
     return parse(raw, number, format)
 
 
+def good(told: tuple[Line, Asked]) -> tuple[Line, InferenceRequest]:
+    line, asked = told
+    assert isinstance(asked, InferenceRequest), asked
+    return line, asked
+
+
 def test_plain_lines_are_prompts_messages_or_strings() -> None:
     for value in ({"prompt": "Hi", "id": 7}, {"messages": [{"role": "user", "content": "Hi"}], "id": 7}):
-        item = line(value)
-        assert isinstance(item, Item)
-        assert (item.custom_id, item.request.chat[0].text) == (7, "Hi")
-    assert isinstance(line("just a prompt"), Item)
+        told, request = good(line(value))
+        assert (told.custom_id, request.chat[0].text) == (7, "Hi")
+    good(line("just a prompt"))
 
 
 def test_what_a_line_says_wins_over_the_defaults() -> None:
     defaults = Defaults({"model": "m"}, {"lane": "batch", "only": ["a"]})
-    item = parse(b'{"prompt": "Hi", "constraints": {"only": ["b"]}}', 1, Format.PLAIN, defaults)
-    assert isinstance(item, Item)
-    assert (item.request.models, item.request.constraints.only) == (("m",), ("b",))
-    assert item.request.constraints.lane == "batch"
+    _, request = good(parse(b'{"prompt": "Hi", "constraints": {"only": ["b"]}}', 1, Format.PLAIN, defaults))
+    assert (request.models, request.constraints.only) == (("m",), ("b",))
+    assert request.constraints.lane == "batch"
 
 
 @pytest.mark.parametrize(
@@ -74,11 +80,11 @@ def test_what_a_line_says_wins_over_the_defaults() -> None:
     ],
 )  # fmt: skip
 def test_a_bad_line_is_named_and_reported(raw: bytes, code: str) -> None:
-    bad = line(raw)
-    assert isinstance(bad, BadLine)
+    where, bad = line(raw)
+    assert isinstance(bad, Problem)
     assert bad.code == code
     assert bad.message.startswith("line 4: ")
-    told = json.loads(render(bad, bad_result(bad)))
+    told = json.loads(render(where, never_run(bad)))
     assert (told["line"], told["status"]) == (4, "failed")
 
 
@@ -98,9 +104,11 @@ def test_as_many_outcomes_as_lines_whatever_they_hold_each_with_its_id(format: F
         raw if i % 2 else b'{"%s": "%s", %s' % (field.encode(), ids[i].encode(), raw) for i, raw in enumerate(raws)
     ]
     unique = Uniqueness()
-    lines = [unique.check(parse(raw, number, format)) for number, raw in enumerate(named, 1)]
-    told = [json.loads(render(one, bad_result(one) if isinstance(one, BadLine) else DONE)) for one in lines]
-    assert [one.line for one in lines] == list(range(1, len(raws) + 1))
+    lines = [parse(raw, number, format) for number, raw in enumerate(named, 1)]
+    ends = [unique.check(line, asked) for line, asked in lines]
+    results = [never_run(asked) if isinstance(asked, Problem) else DONE for asked in ends]
+    told = [json.loads(render(line, result)) for (line, _), result in zip(lines, results, strict=True)]
+    assert [line.number for line, _ in lines] == list(range(1, len(raws) + 1))
     if format is not Format.TEXT:
         assert [one[field] for one in told[::2]] == ids[::2], "also of a broken line, where its id is legible"
 
@@ -112,12 +120,9 @@ def test_openai_lines_are_told_by_their_first() -> None:
 
 
 def test_a_jobs_id_follows_from_batch_line_and_content() -> None:
-    item = line({"prompt": "Hi"})
-    assert isinstance(item, Item)
-    again, other = line({"prompt": "Hi"}), line({"prompt": "Hi"}, number=5)
-    assert isinstance(again, Item)
-    assert isinstance(other, Item)
-    same = item.request.canonical_json()
+    item, request = good(line({"prompt": "Hi"}))
+    (again, _), (other, _) = line({"prompt": "Hi"}), line({"prompt": "Hi"}, number=5)
+    same = request.canonical_json()
     assert job_id("b", item, same) == job_id("b", again, same)
     assert len({job_id("b", item, same), job_id("c", item, same), job_id("b", other, same), job_id("b", item, "")}) == 4
     assert job_id("b", item, same, dedupe=True) == job_id("b", other, same, dedupe=True)
@@ -132,8 +137,15 @@ def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
     assert (
         plain == [raw.data for raw in Source(str(tmp_path / "x.jsonl.gz"))] == [b'{"prompt": "a"}', b'{"prompt": "b"}']
     )
-    rows = [parse(raw.data, raw.number, Format.PLAIN) for raw in Source(str(tmp_path / "x.csv"))]
-    assert [row.request.metadata for row in rows if isinstance(row, Item)] == [{"kind": "1"}, {"kind": "2"}]
+    rows = [good(one) for one in read(Source(str(tmp_path / "x.csv")), Defaults())]
+    assert [request.metadata for _, request in rows] == [{"kind": "1"}, {"kind": "2"}]
+
+
+def test_a_cell_that_is_too_long_is_the_end_of_its_row_alone(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text(f"prompt\n{'a' * 1_100_000}\nb\n")
+    (_, first), (_, second) = read(Source(str(tmp_path / "x.csv")), Defaults())
+    assert isinstance(first, Problem)
+    assert (first.code, isinstance(second, InferenceRequest)) == ("too_large", True)
 
 
 def test_rows_of_a_parquet_file_are_lines_in_order_with_their_types(tmp_path: Path) -> None:
@@ -148,12 +160,12 @@ def test_rows_of_a_parquet_file_are_lines_in_order_with_their_types(tmp_path: Pa
     )
     file = str(tmp_path / "in.parquet")
     parquet.write_table(table, file)
-    first, second, third = (parse(raw.data, raw.number, Format.PLAIN) for raw in Source(file))
-    assert isinstance(first, Item)
-    assert (first.line, first.custom_id, first.request.max_output_tokens) == (1, "x", 5)
-    assert (first.request.constraints.only, first.request.metadata) == (("groq",), {"seen": "2026-01-31"})
-    assert isinstance(second, BadLine), "a row without a prompt harms no other"
-    assert isinstance(third, Item)
+    first, (_, second), third = read(Source(file), Defaults())
+    line, request = good(first)
+    assert (line.number, line.custom_id, request.max_output_tokens) == (1, "x", 5)
+    assert (request.constraints.only, request.metadata) == (("groq",), {"seen": "2026-01-31"})
+    assert isinstance(second, Problem), "a row without a prompt harms no other"
+    good(third)
     Path(file).write_bytes(Path(file).read_bytes()[:-8])
     with pytest.raises(SourceError, match=r"can't read .*in.parquet"):
         list(Source(file))

@@ -12,10 +12,11 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from turnout.batch.lines import BadLine, Defaults, Format, Item, parse
-from turnout.batch.openai_format import CHAT, EMBEDDINGS, RESPONSES
-from turnout.batch.render import bad_result, render
-from turnout.request import FinishReason, FunctionCall, InferenceResponse, ToolCall, Usage
+from turnout.batch.line import Asked, Defaults, Format, Line
+from turnout.batch.openai_request import CHAT, EMBEDDINGS, RESPONSES
+from turnout.batch.parse import parse
+from turnout.batch.render import never_run, render
+from turnout.request import FinishReason, FunctionCall, InferenceRequest, InferenceResponse, ToolCall, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
 HELLO = [{"role": "user", "content": "Hi"}]
@@ -27,14 +28,14 @@ BODIES: dict[str, dict[str, Any]] = {
 }
 
 
-def read(url: str, **body: Any) -> Item | BadLine:
+def read(url: str, **body: Any) -> tuple[Line, Asked]:
     line = {"custom_id": "a", "method": "POST", "url": url, "body": {**BODIES[url], **body}}
     return parse(json.dumps(line).encode(), 7, Format.OPENAI, Defaults())
 
 
-def item(url: str, **body: Any) -> Item:
-    found = read(url, **body)
-    assert isinstance(found, Item), found
+def asked(url: str, **body: Any) -> InferenceRequest:
+    _, found = read(url, **body)
+    assert isinstance(found, InferenceRequest), found
     return found
 
 
@@ -44,7 +45,7 @@ def answered(url: str, body: dict[str, Any] | None = None, **answer: Any) -> dic
         **{"text": "Hello", "usage": USAGE, "provider": "p", "model_requested": "m", "model_served": "m-1", **answer}
     )
     result = JobResult(id="j", status=JobStatus.SUCCEEDED, response=response, settled_at=1_700_000_000.5)
-    told: dict[str, Any] = json.loads(render(item(url, **(body or {})), result))
+    told: dict[str, Any] = json.loads(render(read(url, **(body or {}))[0], result))
     assert told.keys() == {"id", "custom_id", "response", "error"}
     assert (told["custom_id"], told["error"], told["response"]["status_code"]) == ("a", None, 200)
     return dict(told["response"]["body"])
@@ -126,7 +127,7 @@ def test_lines_without_an_answer_are_error_lines_of_its_two_shapes(
     status: JobStatus, code: str, attempts: tuple[Attempt, ...], http: int | None, error: str | None
 ) -> None:
     result = JobResult(id="j", status=status, error=Problem(code=code, message="why"), attempts=attempts)
-    told = json.loads(render(item(CHAT), result))
+    told = json.loads(render(read(CHAT)[0], result))
     assert told["custom_id"] == "a"
     if http is None:
         assert (told["response"], told["error"]) == (None, {"code": error, "message": "why"})
@@ -154,17 +155,17 @@ def test_lines_without_an_answer_are_error_lines_of_its_two_shapes(
     ],
 )
 def test_what_can_not_be_mapped_is_refused_by_name(url: str, body: dict[str, Any], names: str) -> None:
-    bad = read(url, **body)
-    assert isinstance(bad, BadLine), bad
+    line, bad = read(url, **body)
+    assert isinstance(bad, Problem), bad
     assert bad.message.startswith("line 7: ")
     assert names in bad.message
-    told = json.loads(render(bad, bad_result(bad)))
+    told = json.loads(render(line, never_run(bad)))
     assert (told["custom_id"], told["response"], told["error"]["code"]) == ("a", None, "invalid_request")
 
 
 def test_options_of_openai_alone_are_kept_for_it_and_nulls_are_as_if_not_given() -> None:
-    chat = item(CHAT, user="u", verbosity="low", temperature=None, n=1, stream=False)
-    assert chat.request.extras == {"openai": {"user": "u", "verbosity": "low"}}
-    response = item(RESPONSES, user="u", text={"verbosity": "low"}, reasoning={"effort": "low", "summary": None})
-    assert response.request.extras == {"openai": {"user": "u", "verbosity": "low"}}
-    assert response.request.reasoning_effort == "low"
+    chat = asked(CHAT, user="u", verbosity="low", temperature=None, n=1, stream=False)
+    assert chat.extras == {"openai": {"user": "u", "verbosity": "low"}}
+    response = asked(RESPONSES, user="u", text={"verbosity": "low"}, reasoning={"effort": "low", "summary": None})
+    assert response.extras == {"openai": {"user": "u", "verbosity": "low"}}
+    assert response.reasoning_effort == "low"

@@ -6,7 +6,6 @@ import contextlib
 import json
 import sys
 import time
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,7 +13,7 @@ import click
 from rich.console import Console
 
 from turnout.batch.detached import Batches, Record
-from turnout.batch.sink import replacing
+from turnout.batch.output import replacing
 from turnout.batch.source import Source
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
@@ -55,7 +54,7 @@ def list_batches(as_json: bool) -> None:
     records = batches.all()
     if as_json:
         for record in records:
-            click.echo(json.dumps(asdict(record)))
+            click.echo(json.dumps(record.model_dump(mode="json")))
         return
     columns = ("batch", "submitted (UTC)", "state", "lines", "ended", "from")
     made = table(*columns, numbers=("lines", "ended"), whole=columns[:3])
@@ -152,7 +151,7 @@ def _told(here: Setting, record: Record) -> dict[str, Any]:
     names = [f"batch:{record.id}|{kind}" for kind in ("spent", "unsure")]
     spent, unsure = (int(one or 0) for one in here.client.hmget(here.ledger.keys.money, names))
     return {
-        **asdict(record),
+        **record.model_dump(mode="json"),
         "counts": record.counts,
         "ended": record.ended,
         "spent_usd": spent / MICROUSD_PER_USD,

@@ -25,10 +25,11 @@ from redis.retry import Retry
 from rich.console import Console
 
 from turnout.batch import progress
-from turnout.batch.feeder import Feeder, Options, Stopped, read
-from turnout.batch.lines import Defaults
-from turnout.batch.sink import Sink
-from turnout.batch.source import Source
+from turnout.batch.feeder import Feeder, Options, Stopped
+from turnout.batch.journal import Journal
+from turnout.batch.line import Defaults
+from turnout.batch.output import write_output
+from turnout.batch.source import Source, read
 from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger
 from turnout.redis_address import connect
@@ -124,10 +125,10 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     name = hashlib.sha256(f"{Path(source).resolve()}\0{Path(output).resolve()}".encode()).hexdigest()[:16]
     folder, began_at = Path(".turnout") / name, time.monotonic()
     Source(source).check()
-    journal = folder / "stdout.partial" if output == "-" else None
+    partial_output = folder / "stdout.partial" if output == "-" else Path(f"{output}.partial")
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     with contextlib.ExitStack() as stack:
-        sink = stack.enter_context(Sink(output, options["errors"], not options["as_completed"], journal))
+        journal = stack.enter_context(Journal(partial_output))
         total = _count(source)
         with console.status("Starting …"):
             parts = local.running(
@@ -145,7 +146,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             retry_failed=options["retry_failed"],
             refusal=lambda request: _refusal(request, fleet),
         )
-        feeder = Feeder(client, ledger, Source(source), sink, feeding, lambda: stop.is_set() or here.given_up)
+        feeder = Feeder(client, ledger, Source(source), journal, feeding, lambda: stop.is_set() or here.given_up)
         view = FleetView(client, ledger.keys, fleet)
         shown = _display(console, total, feeding.max_cost_microusd, options["as_json"], Path(source).name, providers)
         try:
@@ -156,7 +157,9 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
                 raise process.StartFailed(f"{here.given_up} keeps ending by itself; see its log in {folder}") from None
             raise
         complete = tally.done[JobStatus.SUCCEEDED] == tally.finished
-        sink.finish(keep_journal=not complete)
+        write_output(journal, output, options["errors"], in_order=not options["as_completed"])
+        if complete:
+            journal.path.unlink()
     if complete:
         shutil.rmtree(folder / "redis", ignore_errors=True)
     if options["as_json"]:

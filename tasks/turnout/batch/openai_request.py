@@ -1,4 +1,4 @@
-"""OpenAI's own request and response bodies ↔ ours: chat completions, embeddings, responses. Pure.
+"""OpenAI's own request bodies → our requests: chat completions, embeddings, responses. Pure.
 
 A field is mapped, kept for OpenAI alone (`extras`, see `InferenceRequest`), accepted at the one value that
 changes nothing, or refused by name: none is ignored silently.
@@ -6,12 +6,10 @@ changes nothing, or refused by name: none is ignored silently.
 
 from __future__ import annotations
 
-import base64
-import struct
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.request import FinishReason, InferenceResponse
+from turnout.batch.line import Unusable
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 
@@ -42,14 +40,10 @@ _ONLY_AT: Mapping[str, tuple[Any, ...]] = {
 }
 
 
-class Unmappable(Exception):
-    """Which field can't be served, and why."""
-
-
 def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of an `InferenceRequest`, not yet validated; raises `Unmappable`."""
+    """The fields of an `InferenceRequest`, not yet validated; raises Unusable."""
     if url not in _MAPPED or not isinstance(url, str):
-        raise Unmappable(f"url: must be one of {', '.join(_MAPPED)}")
+        raise Unusable(f"url: must be one of {', '.join(_MAPPED)}")
     body = {name: value for name, value in body.items() if value is not None}  # null means: not given
     alone: dict[str, Any] = {}
     for name, value in body.items():
@@ -57,9 +51,9 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
             alone[name] = value
         elif name in _ONLY_AT and name not in _MAPPED[url]:
             if value not in _ONLY_AT[name]:
-                raise Unmappable(f"body.{name}: only {_ONLY_AT[name][0]!r} is supported")
+                raise Unusable(f"body.{name}: only {_ONLY_AT[name][0]!r} is supported")
         elif name not in _MAPPED[url]:
-            raise Unmappable(f"body.{name}: unknown or unsupported field")
+            raise Unusable(f"body.{name}: unknown or unsupported field")
     mapping = {CHAT: _chat, EMBEDDINGS: _embeddings, RESPONSES: _responses}[url]
     fields = {name: body[name] for name in _SAME & body.keys()} | mapping(body)
     alone |= fields.pop("for_openai", {})
@@ -95,7 +89,7 @@ def _message(message: Any) -> Any:
 
 def _embeddings(body: Mapping[str, Any]) -> dict[str, Any]:
     if body.get("encoding_format", "float") not in ("float", "base64"):
-        raise Unmappable("body.encoding_format: must be 'float' or 'base64'")
+        raise Unusable("body.encoding_format: must be 'float' or 'base64'")
     return {name: body[name] for name in ("model", "input", "dimensions") if name in body}
 
 
@@ -137,7 +131,7 @@ def _response_item(item: Any, where: str) -> dict[str, Any]:
         case "function_call_output":
             return {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
         case _:
-            raise Unmappable(f"{where}.type: only messages, function calls and their outputs are supported")
+            raise Unusable(f"{where}.type: only messages, function calls and their outputs are supported")
 
 
 def _response_part(part: Any, where: str) -> dict[str, Any]:
@@ -149,13 +143,13 @@ def _response_part(part: Any, where: str) -> dict[str, Any]:
             image = {"url": part.get("image_url"), "detail": part.get("detail")}
             return {"type": "image_url", "image_url": image}
         case _:
-            raise Unmappable(f"{where}.type: only input_text, input_image and output_text are supported")
+            raise Unusable(f"{where}.type: only input_text, input_image and output_text are supported")
 
 
 def _response_tool(tool: Any) -> dict[str, Any]:
     tool = _dict(tool, "body.tools")
     if tool.get("type") != "function":
-        raise Unmappable("body.tools: only function tools are supported")
+        raise Unusable("body.tools: only function tools are supported")
     return {"type": "function", "function": {name: value for name, value in tool.items() if name != "type"}}
 
 
@@ -164,14 +158,14 @@ def _tool_choice(choice: Any) -> Any:
         return choice
     name = choice.get("name") or _dict(choice.get("function", {}), "body.tool_choice.function").get("name")
     if choice.get("type") != "function" or name is None:
-        raise Unmappable("body.tool_choice: only a mode or one function is supported")
+        raise Unusable("body.tool_choice: only a mode or one function is supported")
     return name
 
 
 def _response_format(form: Mapping[str, Any]) -> dict[str, Any]:
     names = {"type": "type", "name": "name", "schema": "json_schema", "strict": "strict"}
     if unknown := form.keys() - names.keys() - {"description"}:
-        raise Unmappable(f"response format: {min(unknown)}: unknown field")
+        raise Unusable(f"response format: {min(unknown)}: unknown field")
     return {ours: form[theirs] for theirs, ours in names.items() if form.get(theirs) is not None}
 
 
@@ -179,124 +173,17 @@ def _part(body: Mapping[str, Any], name: str, *known: str) -> dict[str, Any]:
     """An object within the body, without what is null."""
     given = {key: value for key, value in _dict(body.get(name, {}), f"body.{name}").items() if value is not None}
     if unknown := given.keys() - set(known):
-        raise Unmappable(f"body.{name}.{min(unknown)}: unknown or unsupported field")
+        raise Unusable(f"body.{name}.{min(unknown)}: unknown or unsupported field")
     return given
 
 
 def _dict(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise Unmappable(f"{where}: must be a JSON object")
+        raise Unusable(f"{where}: must be a JSON object")
     return value
 
 
 def _list(value: Any, where: str) -> list[Any]:
     if not isinstance(value, list):
-        raise Unmappable(f"{where}: must be a JSON array")
+        raise Unusable(f"{where}: must be a JSON array")
     return value
-
-
-# --- answers ---------------------------------------------------------------------------------------------
-
-
-def response_body(
-    url: str, response: InferenceResponse, job_id: str, created: int, in_base64: bool = False
-) -> dict[str, Any]:
-    """The body that OpenAI's own endpoint would have answered with."""
-    if url == EMBEDDINGS:
-        return _embeddings_body(response, in_base64)
-    return (_response_body if url == RESPONSES else _completion_body)(response, job_id, created)
-
-
-def _completion_body(response: InferenceResponse, job_id: str, created: int) -> dict[str, Any]:
-    message: dict[str, Any] = {
-        "role": "assistant",
-        "content": response.text if response.text or not response.tool_calls else None,
-        "refusal": response.refusal,
-    }
-    if response.tool_calls:
-        message["tool_calls"] = [call.model_dump(mode="json") for call in response.tool_calls]
-    finish = response.finish if response.finish in ("length", "tool_calls", "content_filter") else "stop"
-    usage = response.usage
-    return {
-        "id": f"chatcmpl-{job_id}",
-        "object": "chat.completion",
-        "created": created,
-        "model": response.model_served,
-        "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": str(finish)}],
-        "usage": {
-            "prompt_tokens": usage.input_tokens,
-            "completion_tokens": usage.output_tokens,
-            "total_tokens": usage.total_tokens,
-            "prompt_tokens_details": {"cached_tokens": usage.cache_read_tokens},
-            "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-        },
-        "system_fingerprint": f"turnout:{'simulated:' * response.simulated}{response.provider}",
-    }
-
-
-def _embeddings_body(response: InferenceResponse, in_base64: bool) -> dict[str, Any]:
-    def encoded(vector: tuple[float, ...]) -> Any:
-        if not in_base64:
-            return vector
-        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-
-    return {
-        "object": "list",
-        "data": [
-            {"object": "embedding", "index": i, "embedding": encoded(vector)}
-            for i, vector in enumerate(response.embeddings)
-        ],
-        "model": response.model_served,
-        "usage": {"prompt_tokens": response.usage.input_tokens, "total_tokens": response.usage.total_tokens},
-    }
-
-
-def _response_body(response: InferenceResponse, job_id: str, created: int) -> dict[str, Any]:
-    cut = {FinishReason.LENGTH: "max_output_tokens", FinishReason.CONTENT_FILTER: "content_filter"}
-    reason = cut.get(response.finish)
-    status = "incomplete" if reason else "completed"
-    content: list[dict[str, Any]] = []
-    if response.text:
-        content.append({"type": "output_text", "text": response.text, "annotations": []})
-    if response.refusal:
-        content.append({"type": "refusal", "refusal": response.refusal})
-    output: list[dict[str, Any]] = []
-    if content or not response.tool_calls:
-        message = {"type": "message", "id": f"msg_{job_id}", "role": "assistant"}
-        output.append({**message, "status": status, "content": content})
-    output += [
-        {
-            "type": "function_call",
-            "id": f"fc_{job_id}_{i}",
-            "call_id": call.id,
-            "name": call.function.name,
-            "arguments": call.function.arguments,
-            "status": "completed",
-        }
-        for i, call in enumerate(response.tool_calls)
-    ]
-    usage = response.usage
-    return {
-        "id": f"resp_{job_id}",
-        "object": "response",
-        "created_at": created,
-        "status": status,
-        "error": None,
-        "incomplete_details": {"reason": reason} if reason else None,
-        "model": response.model_served,
-        "output": output,
-        "parallel_tool_calls": True,
-        "tool_choice": "auto",
-        "tools": [],
-        "metadata": {},
-        "usage": {
-            "input_tokens": usage.input_tokens,
-            "input_tokens_details": {
-                "cached_tokens": usage.cache_read_tokens,
-                "cache_write_tokens": usage.cache_write_tokens,
-            },
-            "output_tokens": usage.output_tokens,
-            "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
-            "total_tokens": usage.total_tokens,
-        },
-    }

@@ -1,0 +1,125 @@
+"""How the lines of a detached batch are kept in Redis: an index of all of them, and the requests that are to be fed.
+
+The index says of each line which job it is, or why it is none. The requests wait in compressed chunks, from which
+workers take them. Job ids follow from batch, line and content: a chunk that is fed twice is fed once.
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import redis
+
+from turnout.batch.ids import job_id, short
+from turnout.batch.line import Asked, Format, Line
+from turnout.ledger import Keyring, Ledger, NewJob
+from turnout.request import InferenceRequest
+from turnout.result import Problem
+
+CHUNK, CHUNK_BYTES = 200, 512 * 1024
+"""Lines in a chunk, and the bytes of requests from which on a chunk is closed earlier."""
+PAGE = 500
+KEPT_S = 7 * 86_400
+"""How long a batch is kept, with its results, from when it is submitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Handed:
+    """A line of the input, without its request."""
+
+    line: Line
+    job: str = ""
+    """Its job's id; empty for a line that can't be run."""
+    shared: bool = False
+    """Whether the job is that of an identical line before it."""
+    problem: Problem | None = None
+    """Why it can't be run."""
+
+    def to_json(self) -> str:
+        line, problem = self.line, self.problem
+        rest = [problem.code, problem.message] if problem else [line.url, line.base64, int(self.shared)]
+        return json.dumps([line.number, line.custom_id, line.format, self.job, *rest], separators=(",", ":"))
+
+    @classmethod
+    def of_json(cls, text: bytes) -> Self:
+        number, custom_id, format, job, *rest = json.loads(text)
+        if not job:
+            return cls(Line(number, custom_id, Format(format)), problem=Problem(code=rest[0], message=rest[1]))
+        return cls(Line(number, custom_id, Format(format), rest[0], rest[1]), job, bool(rest[2]))
+
+
+@dataclass(slots=True)
+class HandOver:
+    """Puts an input into Redis, chunk by chunk."""
+
+    client: redis.Redis
+    ledger: Ledger
+    batch: str
+    dedupe: bool
+    """Ask identical requests once."""
+    _index: list[str] = field(default_factory=list)
+    _requests: list[str] = field(default_factory=list)
+    _known: set[int] = field(default_factory=set)
+
+    def all(self, lines: Iterable[tuple[Line, Asked]]) -> dict[str, int]:
+        """Gives how many `lines` there are, how many `jobs` of their own, and how many that have `shared` another's."""
+        counts = {"lines": 0, "jobs": 0, "shared": 0}
+        for line, asked in lines:
+            handed = Handed(line, problem=asked) if isinstance(asked, Problem) else self._job(line, asked)
+            self._index.append(handed.to_json())
+            counts["lines"] += 1
+            counts["jobs"] += handed.problem is None and not handed.shared
+            counts["shared"] += handed.shared
+            if len(self._index) >= CHUNK or sum(map(len, self._requests)) >= CHUNK_BYTES:
+                self._put()
+        self._put()
+        return counts
+
+    def _job(self, line: Line, request: InferenceRequest) -> Handed:
+        payload = request.canonical_json()
+        job = job_id(self.batch, line, payload, self.dedupe)
+        if short(job) in self._known:
+            return Handed(line, job, shared=True)
+        if self.dedupe:
+            self._known.add(short(job))
+        self._requests.append(json.dumps([job, payload]))
+        return Handed(line, job)
+
+    def _put(self) -> None:
+        keys = self.ledger.keys
+        with self.client.pipeline() as pipe:
+            if self._requests:
+                packed = zlib.compress("\n".join(self._requests).encode())
+                pipe.rpush(keys.batch_input(self.batch), self.ledger.keyring.seal(_place(self.batch), packed))
+            if self._index:
+                pipe.rpush(keys.batch_lines(self.batch), *self._index)
+            pipe.expire(keys.batch_input(self.batch), KEPT_S)
+            pipe.expire(keys.batch_lines(self.batch), KEPT_S)
+            pipe.execute()
+        self._requests.clear()
+        self._index.clear()
+
+
+def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:
+    """The jobs of one chunk of a batch's input. Raises Unreadable."""
+    lines = zlib.decompress(keyring.open(_place(batch), chunk)).decode().split("\n")
+    pairs = (json.loads(one) for one in lines)
+    return [NewJob.of(id, InferenceRequest.model_validate_json(payload), batch=batch) for id, payload in pairs]
+
+
+def _place(batch: str) -> str:
+    """Of a batch's requests, for their seal."""
+    return f"input of {batch}"
+
+
+def pages(client: redis.Redis, key: str) -> Iterator[list[Handed]]:
+    """The index, some hundred lines at a time."""
+    start = 0
+    while found := client.lrange(key, start, start + PAGE - 1):
+        texts: Any = found
+        yield [Handed.of_json(text) for text in texts]
+        start += PAGE

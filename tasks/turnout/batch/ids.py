@@ -1,0 +1,84 @@
+"""The ids of lines and of their jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from typing import Any
+
+from turnout.batch.line import Asked, Format, Line
+from turnout.result import Problem
+
+MAX_ID_CHARS = 512
+HASH_BITS = 2**60 - 1
+"""As many as Python keeps in 32 bytes: two of a million ids are taken for one with a probability of 10⁻⁶."""
+
+_LENIENT = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 20 else None)
+_LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")')
+
+
+def job_id(batch: str, line: Line, payload: str, dedupe: bool = False) -> str:
+    """The same line of the same batch always gives the same id, so that a rerun finds its job.
+
+    payload: the canonical JSON of its request. dedupe: lines that ask for the very same answer share one job.
+    """
+    which = f"{line.url}\0{line.base64}" if dedupe else line.number
+    return hashlib.sha256(f"{batch}\0{which}\0{payload}".encode()).hexdigest()[:32]
+
+
+def short(job_id: str) -> int:
+    """Enough of it to tell a batch's jobs apart, in little memory."""
+    return int(job_id[:15], 16)
+
+
+class Uniqueness:
+    """Remembers which line used an id first: hashes only, about 100 bytes an id."""
+
+    def __init__(self) -> None:
+        self._first: dict[int, int] = {}
+
+    def note(self, custom_id: str | int | None, number: int) -> int:
+        """The line that used it first: this one, or an earlier one."""
+        if custom_id is None:
+            return number
+        return self._first.setdefault(hash((type(custom_id), custom_id)) & HASH_BITS, number)
+
+    def check(self, line: Line, asked: Asked) -> Asked:
+        """What it asks; or a problem, if an earlier line has its id."""
+        first = self.note(line.custom_id, line.number)
+        if first == line.number or isinstance(asked, Problem):
+            return asked
+        used = f"id {line.custom_id!r} was used on line {first} already; ids must be unique"
+        return Problem(code="duplicate_custom_id", message=f"line {line.number}: {used}")
+
+
+def usable_id(value: Any) -> str | int | None:
+    """The value, if it can be the id of a line."""
+    if isinstance(value, str):
+        return value if 0 < len(value) <= MAX_ID_CHARS and value.isprintable() else None
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def legible_id(raw: bytes, format: Format) -> str | int | None:
+    """The id of a line that can't be run: its field, or in broken JSON the text that it opens with; never a guess."""
+    if format is Format.TEXT:
+        return None
+    try:
+        value = _LENIENT.decode(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return _leading_id(raw)
+    return usable_id(value.get("custom_id" if format is Format.OPENAI else "id")) if isinstance(value, dict) else None
+
+
+def known_id(raw: bytes, format: Format) -> str | int | None:
+    """The id of a line that was read once before: quickly."""
+    return (None if format is Format.TEXT else _leading_id(raw)) or legible_id(raw, format)
+
+
+def _leading_id(raw: bytes) -> str | int | None:
+    match = _LEADING_ID.match(raw)
+    try:
+        return usable_id(json.loads(match[1])) if match else None
+    except ValueError:
+        return None

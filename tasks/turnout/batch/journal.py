@@ -1,0 +1,189 @@
+"""What a batch has come to so far, kept so that neither a kill nor a full disk leaves half a line or loses a whole one.
+
+Each result is appended to a file beside the output (`OUT.partial`) as it comes. A rerun reads it, drops a torn last
+line, and goes on with what is missing. It goes when all lines have an answer; else it stays, for the failed ones to be
+run again.
+
+A line of it: number of the input line, digest of its content, its numbers for the tally as JSON, the output line,
+parted by TABs. The last one for a line counts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from array import array
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from turnout.batch.tally import Entry, Tally
+from turnout.errors import TurnoutError
+from turnout.result import JobStatus
+
+VERSION = 2
+"""Of the format."""
+MISSING = -1
+
+
+class Unwritable(TurnoutError):
+    """The results can't be written."""
+
+
+class Journal:
+    """One batch's results. Use as a context manager, which keeps others from it, and `begin` before all else."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.batch = ""
+        """The batch's id, as unique as its journal."""
+        self.tally = Tally()
+        """What it holds."""
+        self._end = 0
+        self._offsets, self._digests = array("q"), array("Q")
+        """By input line: where its entry begins, and its content's digest."""
+        self._of_job: dict[int, int] = {}
+        """The line that has a job's result, of entries that name their job."""
+
+    def __enter__(self) -> Journal:
+        with writing(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+            self._reader = self.path.open("rb")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.__exit__()
+            raise Unwritable(f"another `turnout run` is writing {self.path} at this moment") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):  # a full disk, of which `write` or `sync` has told
+            self._reader.close()
+            self._file.close()
+
+    def begin(self, options: Mapping[str, Any], retry_failed: bool = False) -> Tally:
+        """Take up the journal of an earlier run, or begin one. Returns what it holds, which is kept up to date.
+
+        options: what may not change between the runs of a batch, for jobs are under way that it holds for.
+        retry_failed: leave out lines that have no answer. Raises Unwritable if the options were others.
+        """
+        with self.path.open("rb") as file:
+            head = file.readline()
+            if not head.endswith(b"\n"):
+                self._start(options)
+                return self.tally
+            self._resume(head, options)
+            failed = set[int]()
+            self._end = len(head)
+            for raw in file:
+                if not raw.endswith(b"\n"):
+                    break  # torn by a kill: the line is done again
+                number, digest, told, _ = raw.split(b"\t", 3)
+                line, entry = int(number), json.loads(told)
+                self.drop(range(line, line + 1))
+                self._note(line, int(digest, 16), entry)
+                (failed.discard if entry["status"] == JobStatus.SUCCEEDED else failed.add)(line)
+                self._end += len(raw)
+        self._file.truncate(self._end)
+        for line in failed if retry_failed else ():
+            self.drop(range(line, line + 1))
+        self.tally.resumed = self.tally.finished
+        return self.tally
+
+    def _start(self, options: Mapping[str, Any]) -> None:
+        self.batch = f"run-{uuid4().hex[:12]}"
+        head = json.dumps({"turnout_journal": VERSION, "batch": self.batch, "options": dict(options)}).encode() + b"\n"
+        with writing(self.path):
+            self._file.truncate(0)
+            self._file.write(head)
+        self._end = len(head)
+        self.sync()
+
+    def _resume(self, head: bytes, options: Mapping[str, Any]) -> None:
+        try:
+            known = json.loads(head)
+            version, self.batch, before = known["turnout_journal"], known["batch"], known["options"]
+        except (ValueError, TypeError, KeyError):
+            version = before = None
+        if version != VERSION:
+            raise Unwritable(f"{self.path} is no journal of this release. Move it away, or choose another output.")
+        now = json.loads(json.dumps(dict(options)))
+        if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+            told = ", ".join(f"{name} ({before.get(name)}, now {now.get(name)})" for name in changed)
+            raise Unwritable(
+                f"{self.path} was begun with other options: {told}. Go on with the same ones, "
+                "or move it away to begin anew, or choose another output."
+            )
+
+    def has(self, line: int, digest: int) -> bool:
+        """Whether this very line has its result."""
+        return self._knows(line) and self._digests[line] == digest
+
+    def line_of(self, job: int) -> int | None:
+        """The line that has this job's result, if its entry names the job."""
+        return self._of_job.get(job)
+
+    def entry(self, line: int) -> tuple[Entry, bytes]:
+        """What was written for a line: its numbers, and its line of output."""
+        return self._read(self._offsets[line])
+
+    def entries(self, in_order: bool) -> Iterator[tuple[Entry, bytes]]:
+        """All of them: in the order of the input, or in that in which they came."""
+        offsets = array("q", (offset for offset in self._offsets if offset != MISSING))
+        return (self._read(offset) for offset in (offsets if in_order else sorted(offsets)))
+
+    def drop(self, lines: range) -> None:
+        """Forget what these lines have: they are others now, or none, or to be run again."""
+        for line in range(lines.start, min(lines.stop, len(self._offsets))):
+            if self._knows(line):
+                entry, _ = self.entry(line)
+                self.tally.count(entry, -1)
+                if self._of_job.get(entry.get("job", MISSING)) == line:
+                    del self._of_job[entry["job"]]
+                self._offsets[line] = MISSING
+
+    def write(self, line: int, digest: int, entry: Entry, rendered: bytes) -> None:
+        """Add one line's result. It is safe from the next `sync` on."""
+        raw = b"%d\t%x\t%s\t%s" % (line, digest, json.dumps(entry, separators=(",", ":")).encode(), rendered)
+        with writing(self.path):
+            self._file.write(raw)
+        self._note(line, digest, entry)
+        self._end += len(raw)
+
+    def sync(self) -> None:
+        """Put on disk what was written."""
+        with writing(self.path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+
+    def _knows(self, line: int) -> bool:
+        return line < len(self._offsets) and self._offsets[line] != MISSING
+
+    def _note(self, line: int, digest: int, entry: Entry) -> None:
+        """An entry for this line begins at the end of what is there."""
+        while len(self._offsets) <= line:
+            more = max(1024, len(self._offsets) // 4)
+            self._offsets.extend([MISSING] * more)
+            self._digests.extend([0] * more)
+        self._offsets[line], self._digests[line] = self._end, digest
+        self.tally.count(entry)
+        if "job" in entry:
+            self._of_job[entry["job"]] = line
+
+    def _read(self, offset: int) -> tuple[Entry, bytes]:
+        self._file.flush()
+        self._reader.seek(offset)
+        _, _, told, rendered = self._reader.readline().split(b"\t", 3)
+        return json.loads(told), rendered
+
+
+@contextlib.contextmanager
+def writing(path: object, advice: str = "") -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unwritable(f"can't write {path}: {error.strerror}{advice}") from None

@@ -1,0 +1,57 @@
+"""A line of a batch file: its format, what holds where it says nothing, and what its result needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from pydantic import JsonValue
+
+from turnout.request import InferenceRequest
+from turnout.result import Problem
+
+
+class Format(StrEnum):
+    PLAIN = "plain"
+    OPENAI = "openai"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """What holds for every line that doesn't say otherwise: fields of the request and of its constraints."""
+
+    request: Mapping[str, JsonValue] = field(default_factory=dict)
+    constraints: Mapping[str, JsonValue] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A line without what it asks: enough to write its result."""
+
+    number: int
+    """From 1, as an editor counts."""
+    custom_id: str | int | None = None
+    """The caller's own id (`custom_id`, or `id` in plain lines), given back with the result."""
+    format: Format = Format.PLAIN
+    url: str = ""
+    """OpenAI format: the endpoint, on which the shape of the answer depends."""
+    base64: bool = False
+    """OpenAI format: embeddings were asked for in base64."""
+
+    @property
+    def id(self) -> str | int:
+        return self.number if self.custom_id is None else self.custom_id
+
+
+Asked = InferenceRequest | Problem
+"""What a line asks, or why it can't be run. A problem holds nothing of the line's content but names of fields."""
+
+
+class Unusable(Exception):
+    """Why a line can't be run."""
+
+    def __init__(self, message: str, code: str = "invalid_request") -> None:
+        super().__init__(message)
+        self.message, self.code = message, code

@@ -1,0 +1,104 @@
+"""One line of a batch file → one request, or the reason why it is none. Pure, and never raises.
+
+Three formats, told apart by a file's first line:
+
+    plain    {"prompt" | "messages" | "input": …, "model": …, "constraints": {…}, "id": …}, or a JSON string
+    openai   {"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}
+    text     each line is a prompt as it stands (a file that is called .txt)
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import ValidationError
+
+from turnout.batch import openai_request
+from turnout.batch.ids import MAX_ID_CHARS, legible_id, usable_id
+from turnout.batch.line import Asked, Defaults, Format, Line, Unusable
+from turnout.batch.strict_json import as_text, decoded
+from turnout.request import InferenceRequest
+from turnout.result import Problem
+from turnout.validation import explain
+
+MAX_LINE_BYTES = 1_000_000
+
+
+def detect(first_line: bytes) -> Format:
+    """The format of a file, by its first line."""
+    try:
+        value = json.loads(first_line)
+    except (ValueError, RecursionError):
+        return Format.OPENAI if first_line.lstrip().startswith(b'{"custom_id"') else Format.PLAIN
+    openai_fields = {"custom_id", "method", "url", "body"}
+    if isinstance(value, dict) and len(openai_fields & value.keys()) >= 2:
+        return Format.OPENAI
+    return Format.PLAIN
+
+
+def parse(raw: bytes, number: int, format: Format, defaults: Defaults = Defaults()) -> tuple[Line, Asked]:
+    """Read one line. One that can't be run keeps its id where that is legible."""
+    try:
+        if len(raw) > MAX_LINE_BYTES:
+            raise Unusable(f"the line is longer than {MAX_LINE_BYTES:,} bytes", "too_large")
+        if format is Format.TEXT:
+            line, fields = Line(number, None, format), {"prompt": as_text(raw)}
+        else:
+            line, fields = (_openai if format is Format.OPENAI else _plain)(decoded(raw), number)
+        return line, _request(fields, defaults)
+    except Unusable as error:
+        problem = Problem(code=error.code, message=f"line {number}: {error.message}")
+        return Line(number, legible_id(raw, format), format), problem
+
+
+def _plain(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
+    if isinstance(value, str):
+        value = {"prompt": value}
+    if not isinstance(value, dict):
+        raise Unusable(f"must be a JSON object or string, not {_kind(value)}")
+    custom_id = None
+    if (given := value.pop("id", None)) is not None and (custom_id := usable_id(given)) is None:
+        raise Unusable(f"id: must be a whole number, or 1 to {MAX_ID_CHARS} printable characters")
+    return Line(number, custom_id), value
+
+
+def _openai(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
+    if not isinstance(value, dict):
+        raise Unusable(f"must be a JSON object, not {_kind(value)}")
+    if unknown := value.keys() - {"custom_id", "method", "url", "body", "constraints"}:
+        raise Unusable(f"{min(unknown)}: unknown field")
+    custom_id = usable_id(value.get("custom_id"))
+    if not isinstance(custom_id, str):
+        raise Unusable(f"custom_id: must be 1 to {MAX_ID_CHARS} printable characters")
+    if value.get("method", "POST") != "POST":
+        raise Unusable('method: must be "POST"')
+    url, body = value.get("url"), value.get("body")
+    if not isinstance(body, dict):
+        raise Unusable(f"body: must be a JSON object, not {_kind(body)}")
+    fields = openai_request.request_fields(url, body)
+    if (constraints := value.get("constraints")) is not None:
+        fields["constraints"] = constraints
+    return Line(number, custom_id, Format.OPENAI, str(url), body.get("encoding_format") == "base64"), fields
+
+
+def _kind(value: Any) -> str:
+    names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
+    return names.get(type(value), "a number")
+
+
+def _request(fields: dict[str, Any], defaults: Defaults) -> InferenceRequest:
+    fields = {**defaults.request, **fields}
+    if isinstance(own := fields.get("constraints", {}), dict):
+        fields["constraints"] = {**defaults.constraints, **own}
+    try:
+        # Written out once more, for two checks at once: JSON has strict types where Python's objects don't,
+        # and a lone surrogate or an overflown number can be read but not written.
+        text = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
+        return InferenceRequest.model_validate_json(text, strict=True)
+    except UnicodeEncodeError:
+        raise Unusable("a text has half a surrogate pair, which is no character", "invalid_text") from None
+    except ValidationError as error:
+        raise Unusable(explain(error)) from None
+    except ValueError:
+        raise Unusable("a number is too large", "invalid_number") from None

@@ -1,0 +1,72 @@
+"""Reads on in a batch's input: gives the lines that are to be run, and writes the result of those that can't be."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from turnout.batch.ids import Uniqueness, known_id
+from turnout.batch.journal import Journal
+from turnout.batch.line import Asked, Defaults, Line
+from turnout.batch.parse import parse
+from turnout.batch.render import never_run, render
+from turnout.batch.source import Source, SourceError
+from turnout.request import InferenceRequest
+from turnout.result import Problem
+
+Refusal = Callable[[InferenceRequest], str | None]
+"""Says why no endpoint could ever serve a request; None: one could."""
+
+
+@dataclass(frozen=True, slots=True)
+class ToRun:
+    line: Line
+    digest: int
+    request: InferenceRequest
+
+
+@dataclass(slots=True)
+class Reading:
+    """One passage through an input, beside its journal."""
+
+    source: Source
+    journal: Journal
+    defaults: Defaults
+    refusal: Refusal | None
+    ended: bool = False
+    broken: SourceError | None = None
+    """Why it ended, if the input breaks off."""
+
+    def lines(self) -> Iterator[ToRun | None]:
+        """The lines that are to be run; None for one that has its result, or gets it here."""
+        unique, following = Uniqueness(), 1
+        try:
+            for raw in self.source:
+                digest = raw.digest
+                known = self.journal.has(raw.number, digest)
+                # Of what the journal has, this line may have been another one, and those left out no blank ones.
+                self.journal.drop(range(following, raw.number if known else raw.number + 1))
+                following = raw.number + 1
+                self.journal.tally.lines += 1
+                if known:
+                    unique.note(known_id(raw.data, raw.format), raw.number)
+                    yield None
+                    continue
+                line, asked = parse(raw.data, raw.number, raw.format, self.defaults)
+                asked = self._servable(line, unique.check(line, asked))
+                if isinstance(asked, Problem):
+                    rendered = render(line, never_run(asked))
+                    self.journal.write(line.number, digest, {"status": "invalid"}, rendered)
+                    yield None
+                else:
+                    yield ToRun(line, digest, asked)
+            self.journal.drop(range(following, sys.maxsize))
+        except SourceError as error:
+            self.broken = error
+        self.ended = True
+
+    def _servable(self, line: Line, asked: Asked) -> Asked:
+        if isinstance(asked, Problem) or self.refusal is None or not (why := self.refusal(asked)):
+            return asked
+        return Problem(code="refused", message=f"line {line.number}: {why}")

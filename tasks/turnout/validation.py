@@ -1,0 +1,25 @@
+"""What is wrong with a request, told by field and without any of its content."""
+
+from __future__ import annotations
+
+from pydantic import ValidationError
+
+SHOWN = 3
+"""Problems that are told one by one."""
+_UNION_MEMBERS = {"str", "int", "float", "bool", "list", "dict", "none"}
+
+
+def explain(error: ValidationError) -> str:
+    """The most telling problems: of nested fields the innermost."""
+    found: dict[tuple[str, ...], str] = {}
+    for problem in error.errors(include_input=False, include_url=False, include_context=False):
+        path: tuple[str, ...] = ()
+        for part in map(str, problem["loc"]):
+            # A union adds its members' names to the path: `str`, `tuple[…]`, or a tag equal to its field.
+            if part not in _UNION_MEMBERS and "[" not in part and part not in path[-1:]:
+                path += (part[:100],)
+        unknown = problem["type"] == "extra_forbidden"
+        found.setdefault(path, "unknown field" if unknown else problem["msg"].removeprefix("Value error, "))
+    deepest = {p: m for p, m in found.items() if not any(q[: len(p)] == p and q != p for q in found)}
+    told = [f"{'.'.join(path)}: {message}" if path else message for path, message in deepest.items()]
+    return "; ".join(told[:SHOWN]) + (f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else "")

@@ -1,0 +1,53 @@
+"""Detached batches against a real Redis, and what may come between."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from turnout.batch.detached import Batches, NoSuchBatch, State
+from turnout.batch.line import Defaults
+from turnout.batch.source import RawLine, Source
+from turnout.errors import TurnoutError
+from turnout.ledger import Ledger
+
+
+class Interrupted(Source):
+    """An input in the midst of which something else happens."""
+
+    happens: Callable[[], None]
+
+    def __iter__(self) -> Iterator[RawLine]:
+        for raw in super().__iter__():
+            yield raw
+            self.happens()
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Interrupted:
+    (tmp_path / "in.txt").write_text("A?\n")
+    return Interrupted(str(tmp_path / "in.txt"))
+
+
+def test_a_batch_that_is_deleted_while_it_is_handed_over_leaves_nothing(
+    flushed: redis.Redis, source: Interrupted
+) -> None:
+    batches = Batches(flushed, Ledger())
+    Interrupted.happens = staticmethod(lambda: batches.delete(batches.all()[0].id))
+    with pytest.raises(NoSuchBatch, match="deleted while it was being handed over"):
+        batches.submit(source, Defaults())
+    assert not flushed.keys()
+
+
+def test_a_batch_can_not_be_cancelled_while_it_is_handed_over(flushed: redis.Redis, source: Interrupted) -> None:
+    batches = Batches(flushed, Ledger())
+
+    def cancel() -> None:
+        with pytest.raises(TurnoutError, match="delete it"):
+            batches.cancel(batches.all()[0].id, 60)
+
+    Interrupted.happens = staticmethod(cancel)
+    assert batches.record(batches.submit(source, Defaults())).state is State.FEEDING

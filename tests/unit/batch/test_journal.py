@@ -1,0 +1,195 @@
+"""The journal of a batch, and the output that is made of it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from turnout.batch.journal import Journal, Unwritable
+from turnout.batch.output import write_output
+
+OK = {"status": "succeeded", "provider": "p", "in": 1, "out": 1, "s": 0.5, "costs": {"p": 7}}
+FAILED = {"status": "failed", "failed_at": ["p"], "costs": {"p": 5}}
+
+
+@pytest.fixture
+def output(tmp_path: Path) -> str:
+    return str(tmp_path / "out")
+
+
+def partial(output: str) -> Path:
+    return Path(f"{output}.partial")
+
+
+def written(output: str, entries: dict[int, dict[str, Any]], **options: Any) -> None:
+    """A run that ends before its batch does."""
+    with Journal(partial(output)) as journal:
+        journal.begin(options)
+        for number, entry in entries.items():
+            journal.write(number, 100 + number, entry, b"%d\n" % number)
+
+
+def test_results_come_out_in_the_inputs_order_and_a_torn_line_is_done_again(output: str) -> None:
+    written(output, {3: OK, 1: OK, 2: OK})
+    with partial(output).open("ab") as journal:
+        journal.write(b'4\t68\t{"status": "succ')
+    with Journal(partial(output)) as journal:
+        assert journal.begin({}).resumed == 3
+        assert (journal.has(3, 103), journal.has(4, 104)) == (True, False)
+        journal.write(4, 104, FAILED, b"4\n")
+        write_output(journal, output)
+    assert Path(output).read_bytes() == b"1\n2\n3\n4\n"
+
+
+def test_results_may_come_out_as_completed(output: str) -> None:
+    with Journal(partial(output)) as journal:
+        journal.begin({})
+        for number in (3, 1, 2):
+            journal.write(number, 0, OK, b"%d\n" % number)
+        write_output(journal, output, in_order=False)
+    assert Path(output).read_bytes() == b"3\n1\n2\n"
+
+
+def test_a_changed_line_has_no_result_and_the_last_one_written_counts(output: str) -> None:
+    written(output, {1: FAILED, 2: OK})
+    with Journal(partial(output)) as journal:
+        tally = journal.begin({})
+        assert not journal.has(1, 999)
+        journal.drop(range(1, 2))
+        assert (tally.finished, tally.cost_microusd) == (1, 12), "what was spent stays spent"
+        journal.write(1, 999, OK, b"changed\n")
+    with Journal(partial(output)) as journal:
+        tally = journal.begin({})
+        assert journal.has(1, 999)
+        assert (tally.done["failed"], tally.done["succeeded"], tally.cost_microusd) == (0, 2, 19)
+        write_output(journal, output)
+    assert Path(output).read_bytes() == b"changed\n2\n"
+
+
+def test_lines_without_an_answer_are_left_out_where_they_are_to_be_run_again(output: str) -> None:
+    written(output, {1: FAILED, 2: OK, 3: FAILED})
+    with Journal(partial(output)) as journal:
+        journal.begin({})
+        journal.write(3, 103, OK, b"3\n")
+    with Journal(partial(output)) as journal:
+        tally = journal.begin({}, retry_failed=True)
+        assert [journal.has(number, 100 + number) for number in (1, 2, 3)] == [False, True, True]
+        assert (tally.finished, tally.failed) == (2, 0)
+
+
+def test_errors_go_to_a_file_of_their_own(output: str) -> None:
+    with Journal(partial(output)) as journal:
+        journal.begin({})
+        journal.write(1, 0, OK, b"good\n")
+        journal.write(2, 0, FAILED, b"bad\n")
+        write_output(journal, output, f"{output}.errors")
+    assert (Path(output).read_bytes(), Path(f"{output}.errors").read_bytes()) == (b"good\n", b"bad\n")
+
+
+def test_errors_have_their_file_beside_standard_output_too(output: str, capfdbinary: Any) -> None:
+    written(output, {1: OK, 2: FAILED})
+    with Journal(partial(output)) as journal:
+        journal.begin({})
+        write_output(journal, "-", f"{output}.errors")
+    assert (capfdbinary.readouterr().out, Path(f"{output}.errors").read_bytes()) == (b"1\n", b"2\n")
+
+
+def test_a_journal_keeps_its_batch_and_refuses_other_options_by_name(output: str) -> None:
+    written(output, {1: OK}, model="m", lane="batch")
+    with Journal(partial(output)) as journal:
+        journal.begin({"model": "m", "lane": "batch"})
+        first = journal.batch
+    with Journal(partial(output)) as journal, pytest.raises(Unwritable, match=r"other options: model \(m, now None\)"):
+        journal.begin({"lane": "batch"})
+    partial(output).unlink()
+    with Journal(partial(output)) as journal:
+        journal.begin({})
+        assert journal.batch != first
+
+
+def test_a_strange_file_in_the_journals_place_is_not_touched(output: str) -> None:
+    partial(output).write_text("my notes\n")
+    with Journal(partial(output)) as journal, pytest.raises(Unwritable, match="no journal"):
+        journal.begin({})
+    assert partial(output).read_text() == "my notes\n"
+
+
+def test_one_run_at_a_time_writes_an_output(output: str) -> None:
+    with Journal(partial(output)), pytest.raises(Unwritable, match="another `turnout run`"), Journal(partial(output)):
+        pass
+
+
+LIMITED = """
+import json, resource, signal, sys
+from pathlib import Path
+from turnout.batch.journal import Journal, Unwritable
+from turnout.batch.output import write_output
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # what a full disk is like
+try:
+    with Journal(Path(sys.argv[1] + ".partial")) as journal:
+        done = journal.begin({}).finished
+        for n in range(done + 1, 1001):
+            journal.write(n, n, {"status": "succeeded"}, b"%d\\n" % n)
+            journal.sync()
+        write_output(journal, sys.argv[1])
+except Unwritable as error:
+    print(error)
+"""
+
+
+def test_a_full_disk_loses_nothing_that_was_safe(output: str) -> None:
+    def fill(limit: int) -> str:
+        command = [sys.executable, "-c", LIMITED, output, str(limit)]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    Path(output).write_text("as before")
+    assert "can't write" in fill(10_000)
+    assert Path(output).read_text() == "as before"
+    assert fill(1_000_000) == ""
+    assert Path(output).read_text().split() == [str(n) for n in range(1, 1001)]
+
+
+def test_an_output_that_can_not_be_written_leaves_the_journal_and_no_half_file(output: str) -> None:
+    Path(output).mkdir()
+    with Journal(partial(output)) as journal:
+        journal.begin({})
+        journal.write(1, 0, OK, b"1\n")
+        with pytest.raises(Unwritable, match="all results are in"):
+            write_output(journal, output)
+    assert {path.name for path in Path(output).parent.iterdir()} == {"out", "out.partial"}
+
+
+WRITER = """
+import sys
+from pathlib import Path
+from turnout.batch.journal import Journal
+with Journal(Path(sys.argv[1] + ".partial")) as journal:
+    journal.begin({})
+    n = 0
+    while True:
+        n += 1
+        journal.write(n, n, {"status": "succeeded"}, b"%d\\n" % n)
+        if n % 50 == 0:
+            journal.sync()
+"""
+
+
+def test_a_writer_that_is_killed_leaves_whole_lines(output: str) -> None:
+    writer = subprocess.Popen([sys.executable, "-c", WRITER, output])
+    journal = partial(output)
+    while not journal.exists() or journal.stat().st_size < 100_000:
+        assert writer.poll() is None
+        time.sleep(0.01)
+    writer.kill()
+    writer.wait()
+    with Journal(partial(output)) as journal:
+        held = journal.begin({}).resumed
+        write_output(journal, output)
+    assert held > 1000
+    assert Path(output).read_text().split() == [str(n) for n in range(1, held + 1)]
