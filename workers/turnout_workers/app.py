@@ -15,10 +15,8 @@ from celery.exceptions import Ignore, Retry
 from celery.signals import setup_logging, task_revoked, worker_shutting_down
 from celery.utils.functional import maybe_list
 from celery.worker import control
-from celery.worker.request import Request
 from celery.worker.state import revoked
 from kombu import Queue
-from kombu.serialization import loads
 
 from turnout.errors import JobError
 from turnout.ledger import message
@@ -29,7 +27,7 @@ from turnout_workers.config import configured
 from turnout_workers.held import Done, Moved, Skipped
 from turnout_workers.monitoring import logs
 from turnout_workers.monitoring.events import Events
-from turnout_workers.pool import AsyncTask, TaskPool
+from turnout_workers.pool import AsyncRequest, AsyncTask, TaskPool
 from turnout_workers.runtime import Worker
 from turnout_workers.transport import celery_settings
 
@@ -85,7 +83,7 @@ class Infer(AsyncTask):
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
         job_id: str = request["id"]
         if request.get("origin") != message.ORIGIN:
-            args, kwargs, embed = loads(body[0], body[1], body[2], accept={"application/json"}) if body[1] else body[0]
+            args, kwargs, embed = body
             if (asked := _request_of(args, kwargs, job_id)) is not None:
                 refused = await worker.foreign.accept(job_id, asked, embed)
                 if refused is not None:
@@ -108,7 +106,7 @@ def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
     return args[0] if args and args[0] != job_id else None
 
 
-class JobRequest(Request):
+class JobRequest(AsyncRequest):
     """Settling a job writes its record. Celery would write one of its own before that where a job is revoked, if the
     sender's message asks for results."""
 

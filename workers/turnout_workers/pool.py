@@ -29,6 +29,7 @@ from celery import Task
 from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Retry
 from celery.utils.log import get_logger
+from celery.worker.request import Request
 
 from turnout_workers import transport
 
@@ -38,16 +39,27 @@ OUTCOME = "turnout_outcome"
 """Where in a task's request its `run` finds what its `execute` gave."""
 HAND_BACK_S = 5.0
 """After the grace period: for the ledger to take back what is left. What it can't take falls back with its lease."""
+OBJECTS_A_JOB = 100
+"""That a job under way has in memory, as the garbage collector counts them."""
+
+
+class AsyncRequest(Request):
+    """Of an `AsyncTask`: the message is read once, and not by the tracer again."""
+
+    def __init__(self, message: Any, *, body: Any = None, decoded: bool = False, **options: Any) -> None:
+        super().__init__(message, body=body if decoded else message.payload, decoded=True, **options)
 
 
 class AsyncTask(Task):  # type: ignore[type-arg]
     """A task whose work is a coroutine: override `execute`; `run` stays."""
 
     abstract = True
+    Request = f"{__name__}:AsyncRequest"
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
         """Do the work; what it returns is called by `run`, to give the result or to raise.
 
+        body: the message's arguments, its named arguments, and what else it carries, callbacks and such.
         Raises Retry or Ignore if this is not the task's end.
         """
         raise NotImplementedError
@@ -116,7 +128,7 @@ class TaskPool(BasePool):
         if self.on_loop_start is not None:
             asyncio.run_coroutine_threadsafe(self.on_loop_start(self._loop, int(self.limit)), self._loop).result()
         transport.free_slots = self.free_slots
-        _collect_garbage_seldom()
+        _collect_garbage_seldom(int(self.limit))
 
     def free_slots(self) -> int:
         """How many more jobs may be fetched. Nothing is fetched to wait in this process's memory."""
@@ -145,12 +157,11 @@ class TaskPool(BasePool):
 
     async def _execute(self, job: _Job) -> None:
         """On the loop's thread."""
-        name, _, request, body, content_type, content_encoding = job.args
+        name, _, request, body, *_ = job.args
         task = self.app.tasks[name]
         if isinstance(task, AsyncTask):
-            message = (body, content_type, content_encoding)
             try:
-                request[OUTCOME] = await task.execute(request, message)
+                request[OUTCOME] = await task.execute(request, body)
             except (Retry, Ignore) as error:
                 job.goes_on = _Untraced(error)
             except BaseException as error:  # the tracer reports it, as it would any task's
@@ -220,12 +231,12 @@ class TaskPool(BasePool):
         return {**info, "running": len(self._jobs)}
 
 
-def _collect_garbage_seldom() -> None:
+def _collect_garbage_seldom(slots: int) -> None:
     """Nearly all that a job makes is freed by its last reference; looking for cycles among what lives costs a sixth
-    of a worker's time at Python's thresholds, made for small programs."""
+    of a worker's time at Python's thresholds, made for small programs. A wave of calls that begin is no garbage."""
     gc.collect()
     gc.freeze()  # modules, classes, the configuration: never garbage
-    gc.set_threshold(50_000, 20, 20)
+    gc.set_threshold(50_000 + OBJECTS_A_JOB * slots, 20, 20)
 
 
 def _raiser(error: BaseException) -> Callable[[], Any]:
