@@ -13,7 +13,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from pydantic import ValidationError
@@ -128,12 +128,9 @@ class Attempts:
         if not claim.progress:
             self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
-            try:
-                request = _request_of(claim)
-            except (Unreadable, ValidationError) as error:
-                why = explain(error) if isinstance(error, ValidationError) else str(error)
+            if not isinstance(request := claim.request, InferenceRequest):
+                why = explain(request) if isinstance(request, ValidationError) else str(request)
                 return await self._closing.unreadable(job_id, claim, why)
-            claim = replace(claim, payload="")  # a long prompt is not to be held twice
             job = HeldJob(job_id, claim, request, hold)
             with tracing.holding(job) as span:
                 try:
@@ -203,7 +200,7 @@ class Attempts:
         if isinstance(admission, Granted):
             self._shares.seen(job.claim.tenant or "", now, 1)
             room = self._judging.room(decision, candidates, admission, alone=job.claim.stream)
-            search.record = _record(replace(decision, called=admission.endpoint_id))
+            search.record = _record(decision, admission.endpoint_id)
             return room
         if not isinstance(admission, NoRoom):
             return Skipped("the lease was lost")
@@ -306,7 +303,7 @@ class Attempts:
         judged = await self._judging(room, job.request, before, begin, admit, search.retries_here)
         again = judged.verdict.action is failover.Action.RETRY
         end = None if again else await self._follow(job, judged, search.record)
-        await judged.told
+        await judged.told()
         self._bring_another(job, search)
         if again:
             search.progress, search.again = judged.progress, judged.call.chosen.endpoint.id
@@ -337,14 +334,8 @@ class Attempts:
                 return await closing.give_up(job, progress, JobStatus.FAILED, kind, message, record)
 
 
-def _request_of(claim: Claimed) -> InferenceRequest:
-    if isinstance(claim.payload, Unreadable):
-        raise claim.payload
-    return InferenceRequest.model_validate_json(claim.payload)
-
-
-def _record(decision: routing.Decision) -> bytes:
-    return to_json(decision.to_record())
+def _record(decision: routing.Decision, called: str | None = None) -> bytes:
+    return to_json(decision.to_record(called))
 
 
 @dataclass(slots=True)

@@ -45,8 +45,13 @@ class Judged:
     """The one that counts: which was answered, or else failed last."""
     verdict: Verdict
     """On that call. One to retry is paid for: whoever gets it makes the call."""
-    told: Awaitable[object]
-    """Done when the fleet's store knows."""
+    reports: Sequence[Awaitable[None]]
+    """Under way to the fleet's store."""
+
+    async def told(self) -> None:
+        """Returns when the fleet's store knows."""
+        for report in self.reports:
+            await report
 
 
 class Judging:
@@ -84,8 +89,9 @@ class Judging:
         else:
             calls = await self._hedging.race(room.hedge, begin(room.chosen, room.grant), admit, begin)
         reached("after_call")
-        progress = replace(progress, attempts=(*progress.attempts, *stopped))
-        wish, told = request.constraints, []
+        if stopped:
+            progress = replace(progress, attempts=(*progress.attempts, *stopped))
+        wish, reports = request.constraints, []
         for ended in calls:
             verdict = judge(
                 ended.failure,
@@ -96,10 +102,10 @@ class Judging:
                 has_untried=any(other != ended.chosen.endpoint.id for other in room.untried),
                 allow_fallback=wish.allow_fallback,
             )
-            told.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
+            reports.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
             progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
         if ended.failure is not None and unmended(request, progress.attempts):
             verdict = replace(verdict, action=Action.GIVE_UP)
         if verdict.action is Action.RETRY:
             self._retries.withdraw()
-        return Judged(progress, ended, verdict, asyncio.gather(*told))
+        return Judged(progress, ended, verdict, reports)

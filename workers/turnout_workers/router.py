@@ -290,7 +290,7 @@ class IntelligentRouter:
         """The answer; or after a failure the endpoint to call again, None for another one."""
         call, admit = partial(self._call, job, decision), partial(self._admit, job, decision, second=True)
         judged = await self._judging(room, job.request, job.progress, call, admit, retries)
-        await judged.told
+        await judged.told()
         job.progress, ended, verdict = judged.progress, judged.call, judged.verdict
         if ended.failure is None:
             assert ended.response is not None

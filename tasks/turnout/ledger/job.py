@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Self
 
+from pydantic import ValidationError
+
 from turnout.errors import Unreadable
 from turnout.ledger.sealing import Keyring
 from turnout.request import InferenceRequest, Lane
@@ -89,8 +91,8 @@ class Claimed:
     """A job that is this worker's until its lease ends. Times are Unix seconds on Redis's clock."""
 
     token: int
-    payload: str | Unreadable
-    """The request as canonical JSON; or why nobody can read it, for it was changed."""
+    request: InferenceRequest | Unreadable | ValidationError
+    """Or why nobody can read it, for it was changed."""
     accepted_at: float
     deadline: float | None
     progress: str
@@ -262,14 +264,14 @@ def read_claim(reply: list[Any], job_id: str, keyring: Keyring) -> Claimed | Not
     _, token, waited_ms, (payload, *fields), after, any_parked = reply
     texts = [None if value is None else value.decode() for value in fields]
     accepted, deadline, progress, tenant, batch, lane, embed, stream, webhook, trace, crashes, calls = texts
-    request: str | Unreadable
+    request: InferenceRequest | Unreadable | ValidationError
     try:
-        request = keyring.open(place(job_id, "request"), payload or b"").decode()
-    except Unreadable as error:
+        request = InferenceRequest.model_validate_json(keyring.open(place(job_id, "request"), payload or b""))
+    except (Unreadable, ValidationError) as error:
         request = error
     return Claimed(
         token=token,
-        payload=request,
+        request=request,
         accepted_at=int(accepted or 0) / 1000,
         deadline=int(deadline) / 1000 if deadline and deadline != "0" else None,
         progress=progress or "",

@@ -18,7 +18,7 @@ from turnout.batch.output import write_output
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
 from turnout.ledger import Call, Claimed, Keys, Ledger, Settlement, run
-from turnout.request import InferenceRequest, InferenceResponse, Lane, Usage
+from turnout.request import InferenceResponse, Lane, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
 
@@ -47,7 +47,7 @@ class Bench:
         run(self.client, [self.settled(id, claim, fails) for id, claim in zip(ids[:most], claims, strict=True)])
 
     def settled(self, id: str, claim: Claimed, fails: bool) -> Call[Settlement]:
-        prompt = InferenceRequest.model_validate_json(claim.payload).prompt or ""
+        prompt = claim.request.prompt or ""
         self.asked.append(prompt)
         result = JobResult(
             id=id, status=JobStatus.FAILED, error=Problem(code="unavailable", message="it is down"), settled_at=1.0

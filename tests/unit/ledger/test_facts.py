@@ -12,7 +12,7 @@ from tests.properties.ledger.bed import KEPT_S, LANE, START, Bed, ended
 
 from turnout.ledger import Intake, Ledger, NotClaimed
 from turnout.ledger.keys import Keys
-from turnout.request import CONTRACT_VERSION, Lane
+from turnout.request import CONTRACT_VERSION, InferenceRequest, Lane
 from turnout.result import JobStatus, Problem
 
 LOST_S = 5.0
@@ -115,7 +115,7 @@ def test_a_claim_tells_all_that_the_producer_said(bed: Bed) -> None:
     bed.advance(1500)
     claim = bed.claimed()
     assert {name: getattr(claim, name) for name in said} == said
-    assert (claim.payload, claim.lane, claim.accepted_at) == ('{"prompt":"ä"}', LANE, START / 1000)
+    assert (claim.request, claim.lane, claim.accepted_at) == (InferenceRequest(prompt="ä"), LANE, START / 1000)
     assert (claim.queued_for_s, claim.crashes, claim.calls, claim.progress) == (1.5, 0, 0, "")
 
 
@@ -298,7 +298,7 @@ def test_renewing_nothing_asks_for_nothing(bed: Bed) -> None:
 
 
 def test_failed_jobs_are_listed_and_replayed_with_their_story_kept(bed: Bed) -> None:
-    bed.enqueue(deadline_s=5)
+    bed.enqueue(payload='{"prompt":"ä"}', deadline_s=5)
     bed.settle(bed.claimed().token, JobStatus.FAILED)
     assert bed(bed.ledger.failed(10)) == ["a"]
     assert bed(bed.ledger.replay("a", LANE))
@@ -308,7 +308,7 @@ def test_failed_jobs_are_listed_and_replayed_with_their_story_kept(bed: Bed) -> 
     assert bed.client.ttl(bed.keys.job("a")) == bed.client.ttl(bed.keys.story("a")) == -1
     assert not bed.client.exists(bed.keys.result("a"))
     claim = bed.claimed()
-    assert (claim.token, claim.deadline, claim.payload) == (2, None, "{}")
+    assert (claim.token, claim.deadline, claim.request) == (2, None, InferenceRequest(prompt="ä"))
     events = [event["event"] for event in bed(bed.ledger.story("a"))]
     assert events == ["queued", "claimed", "failed", "replayed", "claimed"]
 

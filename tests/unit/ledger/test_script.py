@@ -21,6 +21,7 @@ from tests.tcp_proxy import between
 from turnout.ledger import Coalescer, Intake, Ledger, run
 from turnout.ledger.script import Call
 from turnout.ledger.sending import Exchange, pipelined
+from turnout.request import InferenceRequest
 from turnout.result import JobStatus
 from turnout_workers import redis_exchange
 
@@ -61,7 +62,7 @@ async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str, exchan
 async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url: str, exchange: Exchange) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         call = Coalescer(client, exchange=exchange)
-        await call.all(*(LEDGER.enqueue(new_job(f"j{i}", payload=f"p{i}")) for i in range(60)))
+        await call.all(*(LEDGER.enqueue(new_job(f"j{i}", payload=f'{{"prompt":"p{i}"}}')) for i in range(60)))
         claims = [asyncio.create_task(call(LEDGER.claim(f"j{i}", "w", 30))) for i in range(60)]
         await asyncio.sleep(0)
         for claim in claims[::3]:
@@ -69,7 +70,7 @@ async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url:
         await asyncio.gather(*claims, return_exceptions=True)
         kept = {i: claim.result() for i, claim in enumerate(claims) if not claim.cancelled()}
         assert len(kept) == 40
-        assert all(claim.payload == f"p{i}" for i, claim in kept.items())
+        assert all(claim.request == InferenceRequest(prompt=f"p{i}") for i, claim in kept.items())
 
 
 def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from tests.properties.ledger.bed import CLOCK_KEY, KEPT_S, Bed
 
 from turnout.errors import TurnoutError, Unreadable
 from turnout.ledger import Keyring, Ledger, NotClaimed
-from turnout.request import InferenceResponse
+from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus
 
 OLD, NEW, OTHER_OLD = (
@@ -106,7 +106,7 @@ def test_a_job_that_a_worker_cannot_read_is_left_to_those_who_can(redis_url: str
     assert bed(Ledger(bed.keys).claim("a", "w", 30)).state == "unknown_key"
     assert everything(bed) == before
     bed.ledger.keyring = ring(NEW, OLD)
-    assert bed.claimed().payload == '{"prompt":"secret"}'
+    assert bed.claimed().request == InferenceRequest(prompt="secret")
     bed.close()
 
 

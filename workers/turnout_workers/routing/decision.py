@@ -104,8 +104,6 @@ class Decision:
     tried: frozenset[str] = frozenset()
     last_resort: bool = False
     """Nothing better is left: any job may probe."""
-    called: str | None = None
-    """The endpoint that was called then: the first of those ready that had room when asked. Set by the caller."""
 
     @property
     def waits_for(self) -> str | None:
@@ -185,11 +183,14 @@ class Decision:
         )
         return Hedge(after_s, others[:HEDGE_BIDS]) if others else None
 
-    def to_record(self) -> dict[str, Any]:
-        """All that explains and repeats this decision, as compact JSON values; see `record.replay`."""
+    def to_record(self, called: str | None = None) -> dict[str, Any]:
+        """All that explains and repeats this decision, as compact JSON values; see `record.replay`.
+
+        called: the endpoint that was called then, the first of those ready that had room when asked.
+        """
         from turnout_workers.routing.record import to_record
 
-        return to_record(self)
+        return to_record(self, called)
 
     def raise_if_refused(self) -> None:
         """Raises `NoEligibleEndpoint` with each endpoint's reason."""

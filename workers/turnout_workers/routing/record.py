@@ -20,7 +20,7 @@ NOW = 0.0
 """Of a repeated decision: beside a Unix time, a float has no room for a short silence."""
 
 
-def to_record(decision: Decision) -> dict[str, Any]:
+def to_record(decision: Decision, called: str | None = None) -> dict[str, Any]:
     """All that explains and repeats a decision; no prompt, no key. Micro-dollars and seconds."""
     job = decision.job
     rows = [_candidate(decision.ranking, index, decision.at) for index in (*decision.ready, *decision.busy)]
@@ -33,7 +33,7 @@ def to_record(decision: Decision) -> dict[str, Any]:
         "turn": decision.turn,
         "action": decision.action.value,
         "chosen": rows[0][0] if decision.ready else None,
-        "called": decision.called,
+        "called": called,
         "wait_s": round(decision.wait_s, 3),
         "waits_for": decision.waits_for,
         "job": {
