@@ -41,6 +41,6 @@ async def test_a_report_that_redis_did_not_take_is_sent_again_without_holding_up
     assert best is not None
     store = Away(times=3)
     reporter = Reporter(store, seen, 2.0, random.Random(0))
-    await reporter.report(Finished("lease", best, 0.0, 1.0, None, STOPPED), failover.judge(STOPPED, random.Random(0)))
+    await reporter.report(Finished("job:1:0", best, 0.0, 1.0, None, STOPPED), failover.judge(STOPPED, random.Random(0)))
     assert not store.told.is_set()
     await asyncio.wait_for(store.told.wait(), 10)
