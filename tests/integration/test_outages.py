@@ -12,7 +12,7 @@ from tests.chaos.stand import Stand, standing
 from turnout.ledger import NewJob, run
 from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.routing.health import CONSECUTIVE_FAILURES, EJECTION_S, JITTER
-from turnout_workers.state.redis import mark_call
+from turnout_workers.state.redis import mark_call, state_call
 
 WORKERS = 3
 MODEL = 'models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }'
@@ -93,8 +93,9 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
         slots = WORKERS * 5
 
         def known(name: str) -> list[float]:
-            fields = [f"{provider}/llama-3.3-70b|{name}" for provider in providers]
-            return [float(value or 0) / 1000 for value in stand.client.hmget(stand.ledger.keys.fleet, fields)]
+            _, endpoints = run(stand.client, [state_call(stand.ledger.keys)])[0]
+            found = [endpoints.get(f"{provider}/llama-3.3-70b") for provider in providers]
+            return [getattr(endpoint.health, name) if endpoint else 0.0 for endpoint in found]
 
         stand.until(lambda: all(known("open_until")), 30)
         began_at = min(known("open_until")) - EJECTION_S * (1 + JITTER)

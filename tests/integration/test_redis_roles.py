@@ -106,7 +106,7 @@ def test_a_monitor_reads_depths_health_and_money(port: int) -> None:
     monitor = login(port, "monitor")
     assert monitor.info("memory")["maxmemory"] == 100 << 20
     for read in (monitor.hgetall, monitor.type):
-        read(KEYS.fleet)
+        read(KEYS.endpoints)
         read(KEYS.money)
     assert monitor.llen("standard") >= 0
     assert monitor.zcard(KEYS.leases) == 0
@@ -141,7 +141,7 @@ def test_no_role_can_administer_or_leave_its_keys(port: int, role: str, command:
     ("role", "command"),
     [
         ("producer", ("HSET", KEYS.money, "all|spent", "0")),
-        ("producer", ("HSET", KEYS.fleet, "x|state", "closed")),
+        ("producer", ("HSET", KEYS.endpoints, "x|state", "closed")),
         ("producer", ("BRPOP", "standard", "1")),
         ("producer", ("INFO",)),
         ("monitor", ("HGET", "celery-task-meta-x", "x")),

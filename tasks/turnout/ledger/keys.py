@@ -24,8 +24,8 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:batches       zset    batch ids, by creation (ms)
     {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, see `client/link.py`
     {ns}:hooks         zset    settled jobs whose webhook is still to be told, by when (ms)
-    {ns}:fleet         hash    health and metrics of every endpoint, `ENDPOINT|field`
-    {ns}:window:E      hash    an endpoint's, or a whole account's, use of its rate limits, by second
+    {ns}:endpoints     hash    health, metrics and load of every endpoint, packed, see `state/lua/shared.lua`
+    {ns}:usage:E       hash    an endpoint's, or a whole account's, use of its rate limits, and by second, packed
     {ns}:calls:E       zset    its calls in flight: lease ids, by start (ms)
     {ns}:lease:ID      hash    what one call reserved
     {ns}:expiry        zset    call leases, by the time (ms) at which they end
@@ -64,7 +64,7 @@ class Keys:
         self.counts = own + "counts"
         self.batches = own + "batches"
         self.hooks = own + "hooks"
-        self.fleet = own + "fleet"
+        self.endpoints = own + "endpoints"
         self.expiry = own + "expiry"
         self.hanging = own + "hanging"
         self.waiting = own + "waiting"
@@ -82,7 +82,7 @@ class Keys:
         self.done = f"{own}done:".__add__
         self.batch = f"{own}batch:".__add__
         self.inbox = f"{own}inbox:".__add__
-        self.window = f"{own}window:".__add__
+        self.usage = f"{own}usage:".__add__
         self.calls = f"{own}calls:".__add__
         self.lease = f"{own}lease:".__add__
         self.mutex = f"{own}mutex:".__add__

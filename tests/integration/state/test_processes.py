@@ -18,11 +18,11 @@ import redis
 import redis.asyncio
 from tests.integration.state.claimant import ENDPOINT, TTL_S, fast_clock, work
 
-from turnout.ledger import Coalescer, run
+from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.routing.health import RAMP_S
-from turnout_workers.state.redis import SHARED, RedisFleetStore, state_call
+from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted
 
 PROCESSES = 8
@@ -81,8 +81,9 @@ def test_eight_dying_processes_never_pass_a_limit_and_use_it(
     minutes = 61 * 3
     times = Fleet(tmp_path, *settings).run(lambda times: len(times) > 0 and times[-1] - times[0] >= minutes)
     assert most_in_any_minute(times) <= limit
-    with redis.Redis.from_url(redis_url, decode_responses=True) as client:
-        granted = int(client.hget(Keys("test").window(ENDPOINT), "charged").split()[1])
+    with redis.Redis.from_url(redis_url) as client:
+        charged = "return cmsgpack.unpack(redis.call('HGET', KEYS[1], 'now')).charged[1]"
+        granted = int(client.eval(charged, 1, Keys("test").usage(ENDPOINT)))
     unwritten = granted - len(times)  # a kill came before the line
     used = (sum(at < times[0] + minutes for at in times) + unwritten) / (limit * minutes / 60)
     assert used >= 0.97, f"{used:.3f} of the limit, {unwritten} grants unwritten"
@@ -90,14 +91,18 @@ def test_eight_dying_processes_never_pass_a_limit_and_use_it(
 
 def test_traffic_that_grows_back_never_passes_the_limit(redis_url: str, tmp_path: Path) -> None:
     limit, speed = 600, 4
-    with redis.Redis.from_url(redis_url) as client:
-        client.flushall()
-        now_ms = run(client, [state_call(Keys("test"), fast_clock(speed) + SHARED)])[0][0] * 1000
-        # Its probe has just succeeded.
-        health = {"open_until": round(now_ms) - 2, "recovered_at": round(now_ms) - 1, "trips": 1}
-        client.hset(Keys("test").fleet, mapping={f"{ENDPOINT}|{name}": value for name, value in health.items()})
+
+    async def recovered() -> float:
+        client = redis.asyncio.Redis.from_url(redis_url)
+        await client.flushall()
+        store = RedisFleetStore(Coalescer(client), Keys("test"), fast_clock(speed))
+        await store.trip(ENDPOINT, 0.0, "refused")
+        health = await store.recover(ENDPOINT)
+        await client.aclose()
+        return health.recovered_at
+
     settings = (redis_url, speed, Limits(requests_per_minute=limit), Ceiling("tenant:t", None), 3)
-    recovered_at = now_ms / 1000
+    recovered_at = asyncio.run(recovered())
     times = Fleet(tmp_path, *settings).run(lambda times: len(times) > 0 and times[-1] > recovered_at + RAMP_S)
     by_second = Counter(int(at) for at in times if at < int(recovered_at + RAMP_S))
     assert max(by_second.values()) <= 1.2 * limit / 60

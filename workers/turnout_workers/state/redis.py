@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from pydantic_core import to_json
+from pydantic_core import from_json, to_json
 
 from turnout.ledger import Call, Coalescer, Keys, Script
 from turnout.ledger.script import CLOCK
@@ -73,7 +73,7 @@ class RedisFleetStore:
 
     def _held(self) -> tuple[str, ...]:
         keys = self._keys
-        return (keys.fleet, keys.money, keys.expiry)
+        return (keys.endpoints, keys.money, keys.expiry)
 
     async def admit(self, ask: Ask) -> Admission:
         places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
@@ -120,7 +120,7 @@ class RedisFleetStore:
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
-            keys = (self._keys.fleet, self._keys.expiry, *map(self._keys.lease, lease_ids))
+            keys = (self._keys.endpoints, self._keys.expiry, *map(self._keys.lease, lease_ids))
             await self._call(self._script("renew", keys, (_ms(ttl_s), *lease_ids), _nothing))
 
     async def expire(self, limit: int = 1000) -> int:
@@ -135,10 +135,10 @@ class RedisFleetStore:
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
         args = (endpoint_id, _ms(open_s), reason)
-        return await self._call(self._script("trip", [self._keys.fleet], args, _health))
+        return await self._call(self._script("trip", [self._keys.endpoints], args, _health))
 
     async def recover(self, endpoint_id: str) -> Health:
-        return await self._call(self._script("recover", [self._keys.fleet], [endpoint_id], _health))
+        return await self._call(self._script("recover", [self._keys.endpoints], [endpoint_id], _health))
 
     async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
         await self._mark("blocked", endpoint_ids, reason, for_s)
@@ -173,7 +173,7 @@ class RedisFleetStore:
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
         args = [text for endpoint, price in prices.items() for text in (endpoint, repr(price))]
-        await self._call(self._script("price", [self._keys.fleet], args, _nothing))
+        await self._call(self._script("price", [self._keys.endpoints], args, _nothing))
 
     async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
         return await self._call(state_call(self._keys, self._prelude))
@@ -183,7 +183,7 @@ class RedisFleetStore:
 def _places(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
     """Where a call to an endpoint is counted; `shared`: and with what else its account does."""
     names = (endpoint_id, account_id(endpoint_id)) if shared else (endpoint_id,)
-    return tuple(key(name) for name in names for key in (keys.window, keys.calls))
+    return tuple(key(name) for name in names for key in (keys.usage, keys.calls))
 
 
 def mark_call(
@@ -196,13 +196,13 @@ def mark_call(
 ) -> Call[None]:
     """Mark endpoints `blocked`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
-    return script.call([keys.fleet], [what, reason, _ms(for_s), *endpoint_ids], _nothing)
+    return script.call([keys.endpoints], [what, reason, _ms(for_s), *endpoint_ids], _nothing)
 
 
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, EndpointState]]]:
     """Read all that is known, for whoever only looks on, too."""
     script = Script.load("turnout_workers.state", "state", prelude)
-    return script.call([keys.fleet, keys.waiting, keys.hanging], [], _state)
+    return script.call([keys.endpoints, keys.waiting, keys.hanging], [], _state)
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------
@@ -269,30 +269,31 @@ def _counters(reply: Any) -> Counters:
 
 
 def _health(reply: Any) -> Health:
-    open_until, trips, recovered_at, blocked_until, disabled, isolated, reason, consecutive, proven, probing = reply
+    now_ms, known = reply
+    return _circuit(from_json(known), now_ms)
+
+
+def _circuit(known: dict[str, Any], now_ms: int) -> Health:
     return Health(
-        open_until=float(open_until or 0) / 1000,
-        trips=int(trips or 0),
-        recovered_at=float(recovered_at or 0) / 1000,
-        blocked_until=float(blocked_until or 0) / 1000,
-        disabled=None if disabled is None else _text(disabled),
-        isolated=bool(isolated),
-        reason=_text(reason or ""),
-        consecutive_failures=int(consecutive or 0),
-        proven=int(proven or 0),
-        probing=bool(probing),
+        open_until=known["open_until"] / 1000,
+        trips=known["trips"],
+        recovered_at=known["recovered_at"] / 1000,
+        blocked_until=known["blocked_until"] / 1000,
+        disabled=known.get("disabled"),
+        isolated=known["isolated"],
+        reason=known.get("reason", ""),
+        consecutive_failures=known["consecutive"],
+        proven=known["proven"],
+        probing=known["probe_until"] > now_ms,
     )
 
 
 def _state(reply: Any) -> tuple[float, dict[str, EndpointState]]:
-    now_ms, fleet, *published = reply
+    now_ms, endpoints, *published = reply
     waiting, overdue = (_counts(by_worker, now_ms) for by_worker in published)
-    fields: dict[str, dict[str, str]] = defaultdict(dict)
-    for key, value in zip(fleet[::2], fleet[1::2], strict=True):
-        endpoint, _, name = _text(key).rpartition("|")
-        fields[endpoint][name] = _text(value)
     return now_ms / 1000, {
-        endpoint: _endpoint(known, now_ms, overdue[endpoint], waiting[endpoint]) for endpoint, known in fields.items()
+        endpoint: _endpoint(known, now_ms, overdue[endpoint], waiting[endpoint])
+        for endpoint, known in from_json(endpoints).items()
     }
 
 
@@ -306,57 +307,33 @@ def _counts(by_worker: list[Any], now_ms: int) -> Counter[str]:
     return counts
 
 
-def _endpoint(known: dict[str, str], now_ms: int, overdue: int, waiting: int) -> EndpointState:
-    def integer(name: str) -> int:
-        return int(known.get(name, 0))
-
-    def number(name: str, default: float = 0.0) -> float:
-        return float(known.get(name, default))
-
-    def maybe(name: str) -> float | None:
-        return float(known[name]) if name in known else None
-
-    weight, bad = number("weight"), number("bad")
-    decay = math.exp(-(now_ms - number("outcomes_at")) / 1000 / health.ERROR_MEMORY_S)
-    in_flight, slots, ready_at = integer("in_flight"), integer("slots"), number("ready_at")
+def _endpoint(known: dict[str, Any], now_ms: int, overdue: int, waiting: int) -> EndpointState:
+    weight, in_flight = known["weight"], known["in_flight"]
+    decay = math.exp(-(now_ms - known["outcomes_at"]) / 1000 / health.ERROR_MEMORY_S)
     metrics = ProviderMetrics(
-        ttft_s=maybe("ttft"),
-        s_per_token=maybe("pace"),
-        sigma=max(latency.SIGMA_MIN, math.sqrt(number("residual", SIGMA**2))),
-        latency_at=number("latency_at") / 1000,
-        latency_samples=integer("samples"),
-        error_rate=bad / weight if weight else 0.0,
+        ttft_s=known.get("ttft"),
+        s_per_token=known.get("pace"),
+        sigma=max(latency.SIGMA_MIN, math.sqrt(known["residual"])),
+        latency_at=known["latency_at"] / 1000,
+        latency_samples=known["samples"],
+        error_rate=known["bad"] / weight if weight else 0.0,
         error_weight=weight * decay,
-        cached_share=number("cached"),
-        calls=integer("calls"),
-        failures=integer("failures"),
-        input_tokens=integer("input"),
-        output_tokens=integer("output"),
-        spent_microusd=integer("spent"),
+        cached_share=known["cached"],
+        calls=known["calls"],
+        failures=known["failures"],
+        input_tokens=known["input"],
+        output_tokens=known["output"],
+        spent_microusd=known["spent"],
     )
+    since_ask_s, slots = (now_ms - known["free_at"]) / 1000, max(0, known["slots"])
     load = Load(
         in_flight=in_flight,
         overdue=overdue,
-        oldest_started_at=number("oldest") / 1000 if in_flight else 0.0,
-        free=store.free_share(number("free", 1), (now_ms - number("free_at")) / 1000, in_flight, max(0, slots)),
-        ready_at=ready_at / 1000 if ready_at > now_ms else 0.0,
+        oldest_started_at=known["oldest"] / 1000 if in_flight else 0.0,
+        free=store.free_share(known["free"], since_ask_s, in_flight, slots),
+        ready_at=known["ready_at"] / 1000 if known["ready_at"] > now_ms else 0.0,
         waiting=waiting,
-        shadow_price=number("shadow_price"),
+        shadow_price=known["shadow_price"],
     )
-    circuit = (known.get(name) for name in HEALTH)
-    probing = number("probe_until") > now_ms
-    latencies = tuple(integer(f"latency{bucket}") for bucket in range(store.LATENCY_BUCKETS))
-    return EndpointState(_health((*circuit, probing)), metrics, load, latencies)
-
-
-HEALTH = (
-    "open_until",
-    "trips",
-    "recovered_at",
-    "blocked_until",
-    "disabled",
-    "isolated",
-    "reason",
-    "consecutive",
-    "proven",
-)
+    latencies = tuple(known.get(f"latency{bucket}", 0) for bucket in range(store.LATENCY_BUCKETS))
+    return EndpointState(_circuit(known, now_ms), metrics, load, latencies)

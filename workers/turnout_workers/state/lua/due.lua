@@ -3,4 +3,4 @@
 -- KEYS  expiry
 -- ARGV  how many at most
 -- Returns `ENDPOINT LEASE` of each
-return redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now_ms(), 'LIMIT', 0, ARGV[1])
+return redis.call('ZRANGEBYSCORE', KEYS.expiry, '-inf', NOW, 'LIMIT', 0, ARGV[1])

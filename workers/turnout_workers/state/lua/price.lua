@@ -1,6 +1,10 @@
 -- Set the dual prices of endpoints' scarce capacity.
 --
--- KEYS  fleet
+-- KEYS  endpoints
 -- ARGV  endpoint, price …
-for i = 1, #ARGV, 2 do redis.call('HSET', KEYS[1], ARGV[i] .. '|shadow_price', ARGV[i + 1]) end
+for i = 1, #ARGV, 2 do
+  local known = known_of(ARGV[i])
+  known.shadow_price = tonumber(ARGV[i + 1])
+  keep(ARGV[i], known)
+end
 return redis.status_reply('OK')

@@ -1,17 +1,19 @@
 #!lua flags=allow-oom
 -- Prolong the leases that have not expired.
 --
--- KEYS  fleet, expiry; then the leases
--- ARGV  ttl (ms); then the lease ids, in the order of their keys
-local now = now_ms()
+-- KEYS  endpoints, expiry, then the leases
+-- ARGV  ttl (ms), then the lease ids, in the order of their keys
 for i = 2, #ARGV do
-  local endpoint = redis.call('HGET', KEYS[i + 1], 'endpoint') or ''
-  local member, probe = endpoint .. ' ' .. ARGV[i], endpoint .. '|probe'
-  local ends_at = redis.call('ZSCORE', KEYS[2], member)
-  if ends_at and tonumber(ends_at) > now then
-    redis.call('ZADD', KEYS[2], now + ARGV[1], member)
-    if redis.call('HGET', KEYS[1], probe) == ARGV[i] then
-      redis.call('HSET', KEYS[1], probe .. '_until', now + ARGV[1])
+  local held = redis.call('HGET', KEYS[i + 1], 'call')
+  local call = held and cmsgpack.unpack(held) or {}
+  local member = (call.endpoint or '') .. ' ' .. ARGV[i]
+  local ends_at = redis.call('ZSCORE', KEYS.expiry, member)
+  if ends_at and tonumber(ends_at) > NOW then
+    redis.call('ZADD', KEYS.expiry, NOW + ARGV[1], member)
+    local known = call.probe == 1 and known_of(call.endpoint) or {}
+    if known.probe == ARGV[i] then
+      known.probe_until = NOW + ARGV[1]
+      keep(call.endpoint, known)
     end
   end
 end

@@ -1,35 +1,52 @@
 -- Put before every script of the fleet's state, after the clock and the constants of redis.py.
+local NOW = now_ms()
 
--- What calls take is kept as text: {bucket or total of a window, requests, input tokens, output tokens}.
-local function numbers(text)
-  local first, second, third, fourth = string.match(text or '', '(%d+) (%-?%d+) (%-?%d+) (%-?%d+)')
-  return {tonumber(first) or 0, tonumber(second) or 0, tonumber(third) or 0, tonumber(fourth) or 0}
+-- All that is known of an endpoint is one record, packed: so a script reads it and writes it in one step each.
+-- Records that an older release made lack the fields that are new since.
+local function known_of(endpoint)
+  local packed = redis.call('HGET', KEYS.endpoints, endpoint)
+  if packed then return cmsgpack.unpack(packed) end
+  return {
+    -- Its health. There may be, too: `disabled` and `reason`, texts, and `probe`, the lease of the probe.
+    open_until = 0, trips = 0, recovered_at = 0, blocked_until = 0, share = 1, isolated = false, probe_until = 0,
+    consecutive = 0, proven = 0, weight = 0, bad = 0, outcomes_at = 0,
+    -- Its metrics. Once there were samples, also: `ttft`, `pace`, whether the last of each was low, and `latency7`, how
+    -- many latencies were in bucket 7.
+    residual = RESIDUAL_FIRST, latency_at = 0, samples = 0, cached = 0,
+    calls = 0, failures = 0, input = 0, output = 0, spent = 0,
+    -- Its load.
+    in_flight = 0, oldest = 0, free = 1, free_at = 0, ready_at = 0, slots = -1, shadow_price = 0,
+  }
 end
 
-local function text(values)
-  return string.format('%d %d %d %d', values[1], values[2], values[3], values[4])
+local function keep(endpoint, known) redis.call('HSET', KEYS.endpoints, endpoint, cmsgpack.pack(known)) end
+
+-- What calls take: {requests, input tokens, output tokens}.
+local function add(values, others, sign)
+  for i = 1, 3 do values[i] = values[i] + (sign or 1) * others[i] end
 end
 
-local function total(values, counters)
-  local sum = 0
-  for _, counter in ipairs(counters) do sum = sum + values[counter] end
-  return sum
+-- What the calls to an endpoint, or a whole account, took: all that were ever made, and those of a minute and a day.
+-- A window has the number of its newest bucket, what is in it, and the sum of all; its older buckets lie beside it.
+-- `headers` is what the provider said, by limit.
+local function usage_of(key)
+  local packed = redis.call('HGET', key, 'now')
+  if packed then return cmsgpack.unpack(packed) end
+  local function window() return {newest = 0, bucket = {0, 0, 0}, sum = {0, 0, 0}} end
+  return {minute = window(), day = window(), charged = {0, 0, 0}, headers = {}}
 end
 
--- Every limit: its name, its window, and the counters it adds up (2 requests, 3 input, 4 output).
+local function keep_usage(key, usage) redis.call('HSET', key, 'now', cmsgpack.pack(usage)) end
+
+-- Every limit: its name, its window, and the first and last of the counters that it adds up.
 local KINDS = {
-  {'requests_per_minute', 'minute', {2}}, {'tokens_per_minute', 'minute', {3, 4}},
-  {'input_tokens_per_minute', 'minute', {3}}, {'output_tokens_per_minute', 'minute', {4}},
-  {'requests_per_day', 'day', {2}}, {'tokens_per_day', 'day', {3, 4}},
+  {'requests_per_minute', 'minute', 1, 1}, {'tokens_per_minute', 'minute', 2, 3},
+  {'input_tokens_per_minute', 'minute', 2, 2}, {'output_tokens_per_minute', 'minute', 3, 3},
+  {'requests_per_day', 'day', 1, 1}, {'tokens_per_day', 'day', 2, 3},
 }
-local COUNTERS = {}
-for _, kind in ipairs(KINDS) do COUNTERS[kind[1]] = kind[3] end
 
--- The health of an endpoint, `e` being `ENDPOINT|`, as `_health` of redis.py reads it: {open until, trips, recovered at,
--- blocked until, disabled, isolated, reason, consecutive, proven, probing}.
-local function health_of(fleet, e, now)
-  local health = redis.call('HMGET', fleet, e .. 'open_until', e .. 'trips', e .. 'recovered_at', e .. 'blocked_until',
-    e .. 'disabled', e .. 'isolated', e .. 'reason', e .. 'consecutive', e .. 'proven', e .. 'probe_until')
-  health[10] = (tonumber(health[10] or nil) or 0) > now and 1 or 0
-  return health
+local function total(values, kind)
+  local sum = 0
+  for i = kind[3], kind[4] do sum = sum + values[i] end
+  return sum
 end
