@@ -9,11 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import aiohttp
 from aiohttp import hdrs
@@ -73,7 +74,8 @@ class Http:
     async def json(self, out: Outgoing) -> Reply:
         """Send, read whole, parse. Raises ProviderError for all that is not a 200 with a JSON object or list."""
         started = time.monotonic()
-        async with self._answer(out) as answer:
+        async with _Exchange(out.timeouts) as exchange:
+            answer = await self._answer(out, exchange)
             told = body.parsed(await answer.rest())
             _raise_if_error(told, answer.headers, out)
             if not isinstance(told, dict | list):
@@ -86,7 +88,8 @@ class Http:
         Whether the stream was complete is for the wire format to say. No deadline runs here while the reader deals
         with an event, where its end would not be ours to classify: the reader has `within`.
         """
-        async with self._answer(out) as answer:
+        async with _Exchange(out.timeouts) as exchange:
+            answer = await self._answer(out, exchange)
             headers = answer.headers
             if "text/event-stream" not in headers.get("content-type", ""):
                 _raise_if_error(body.parsed(await answer.rest()), headers, out)
@@ -100,38 +103,19 @@ class Http:
                 begun = True
                 yield headers, event
 
-    @asynccontextmanager
-    async def _answer(self, out: Outgoing) -> AsyncIterator[_Answer]:
-        """An open 200 response; every way to fail, until it is closed, becomes a ProviderError."""
-        response: aiohttp.ClientResponse | None = None
-        timeouts = out.timeouts
-        ends_at = asyncio.get_running_loop().time() + timeouts.total_s
-        try:
-            # One deadline, moved on: for the first byte, then for each piece, and never past the end of all.
-            async with asyncio.timeout(min(timeouts.first_byte_s, timeouts.total_s)) as deadline:
-                response = await self._send(out)
-                headers = {name.lower(): value for name, value in response.headers.items()}
-                if response.status != 200:
-                    deadline.reschedule(None)
-                    raise _classified(response.status, headers, await _said(response, headers, timeouts), out)
-                yield _Answer(response, headers, deadline, ends_at, timeouts.idle_s)
-        except ProviderError:
-            raise
-        except aiohttp.ClientError as error:  # before the next: those that tell of a timeout know which
-            raise ProviderError(classify_exception(error)) from error
-        except TimeoutError:
-            where = "first byte" if response is None else "rest of the answer"
-            raise ProviderError(Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)) from None
-        except Exception as error:
-            raise ProviderError(classify_exception(error)) from error
-        finally:
-            if response is not None:
-                response.close()  # unless it was read to its end, when its connection has gone back already
+    async def _answer(self, out: Outgoing, exchange: _Exchange) -> _Answer:
+        """Send, and wait for a 200."""
+        exchange.response = response = await self._send(out)
+        headers = {name.lower(): value for name, value in response.headers.items()}
+        if response.status != 200:
+            exchange.deadline.reschedule(None)
+            raise _classified(response.status, headers, await _said(response, headers, out.timeouts), out)
+        return _Answer(response, headers, exchange.deadline, exchange.ends_at, out.timeouts.idle_s)
 
-    async def _send(self, out: Outgoing) -> aiohttp.ClientResponse:
+    def _send(self, out: Outgoing) -> Awaitable[aiohttp.ClientResponse]:
         if self._session is None:
             self._session = _session()
-        return await self._session.request(
+        return self._session.request(
             "GET" if out.content is None else "POST",
             _url(out.url),
             data=out.content,
@@ -140,6 +124,44 @@ class Http:
             timeout=_connecting(out.timeouts.connect_s),
             **(_through(out.proxy) if out.proxy else {}),
         )
+
+
+class _Exchange:
+    """Every way to fail in this block becomes a ProviderError. A class and no generator: thousands wait at a time.
+
+    One deadline, moved on: for the first byte, then for each piece, and never past the end of all.
+    """
+
+    __slots__ = ("deadline", "ends_at", "response")
+
+    def __init__(self, timeouts: Timeouts) -> None:
+        now = asyncio.get_running_loop().time()
+        self.ends_at = now + timeouts.total_s
+        self.deadline = asyncio.timeout_at(min(self.ends_at, now + timeouts.first_byte_s))
+        self.response: aiohttp.ClientResponse | None = None
+
+    async def __aenter__(self) -> Self:
+        await self.deadline.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            await self.deadline.__aexit__(kind, error, trace)
+        except TimeoutError as late:
+            error = late
+        if self.response is not None:
+            self.response.close()  # unless it was read to its end, when its connection has gone back already
+        if isinstance(error, Exception) and not isinstance(error, ProviderError):
+            raise ProviderError(self._failure(error)) from error
+
+    def _failure(self, error: Exception) -> Failure:
+        # aiohttp's first: those that tell of a timeout know which.
+        if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
+            where = "first byte" if self.response is None else "rest of the answer"
+            return Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)
+        return classify_exception(error)
 
 
 class _Answer:
