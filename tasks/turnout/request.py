@@ -11,7 +11,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from enum import StrEnum
-from functools import cached_property
 from typing import Annotated, Literal, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
@@ -294,7 +293,7 @@ class InferenceRequest(Value):
             raise ValueError(f"{given[0]} is empty")
         return self
 
-    @cached_property
+    @property
     def chat(self) -> tuple[Message, ...]:
         """The conversation, whichever way it was given; empty for embeddings."""
         if self.prompt is not None:
@@ -327,7 +326,9 @@ class InferenceRequest(Value):
             shown |= {Capability.JSON_SCHEMA}
         if self.is_embedding:
             shown |= {Capability.EMBEDDINGS}
-        if any(isinstance(p, ImagePart) for m in self.chat if isinstance(m.content, tuple) for p in m.content):
+        if any(
+            isinstance(p, ImagePart) for m in self.messages or () if isinstance(m.content, tuple) for p in m.content
+        ):
             shown |= {Capability.VISION}
         return shown
 

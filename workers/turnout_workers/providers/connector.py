@@ -305,7 +305,8 @@ def _said(request: InferenceRequest) -> Iterator[str]:
     for message in request.chat:
         yield message.text
         yield from (call.function.arguments for call in message.tool_calls)
-        yield from (part.image_url.url[:REPEATED] for part in message.parts if isinstance(part, ImagePart))
+        if isinstance(message.content, tuple):
+            yield from (part.image_url.url[:REPEATED] for part in message.content if isinstance(part, ImagePart))
 
 
 def filtered(why: object, billed: Billed) -> ProviderError:
