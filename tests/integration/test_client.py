@@ -6,7 +6,7 @@ import asyncio
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -14,10 +14,12 @@ import pytest
 import redis
 from celery import Celery
 from pydantic import BaseModel, ValidationError, create_model
+from redis.asyncio import Connection
 from tests import redis_server
 
 from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused, Job
 from turnout.client import link, nonblocking
+from turnout.client.link import LoopLink
 from turnout.client.submission import Options, job_id
 from turnout.ledger import Keys, Ledger, run
 from turnout.request import InferenceResponse, ResponseFormat
@@ -212,6 +214,24 @@ def test_a_wait_outlasts_a_restart_of_redis(
             time.sleep(0.02)
         server.kill()
         assert type(reading.exception(20)) is redis.ConnectionError
+
+
+async def test_listening_ends_though_its_cancellation_is_lost_while_it_begins(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send = Connection._send_packed_command
+
+    async def send_and_cancel(self: Connection, command: Iterable[bytes]) -> None:
+        await send(self, command)
+        if b"SUBSCRIBE" in b"".join(command):
+            (task,) = (each for each in asyncio.all_tasks() if each.get_coro() is listening)
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    monkeypatch.setattr(Connection, "_send_packed_command", send_and_cancel)
+    reach = LoopLink(here.redis_url, "a-channel")
+    listening = reach._listen()
+    done, _ = await asyncio.wait({asyncio.create_task(listening)}, timeout=10)
+    assert done
 
 
 FORKED = """

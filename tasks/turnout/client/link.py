@@ -126,17 +126,21 @@ class LoopLink:
             yield heard
 
     async def _listen(self) -> None:
-        while True:
+        task = asyncio.current_task()
+        assert task is not None
+        while not task.cancelling():
             try:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(self.channel)
                     async for message in pubsub.listen():
                         self._ready.set()
+                        # redis-py sends by `asyncio.wait_for`, which until Python 3.12 loses a cancellation that comes
+                        # in the moment of its end. The next message is the one that confirms what was sent.
+                        if task.cancelling():
+                            return
                         self._listeners.tell(message)
             except (RedisError, OSError):
                 self._ready.set()  # who waits need not wait for this: asking, they meet the error themselves
-                if (task := asyncio.current_task()) and task.cancelling():
-                    return  # redis-py may tell of an end that came while it connected as of a lost connection
                 await asyncio.sleep(AGAIN_S)
 
 
