@@ -10,7 +10,6 @@ from typing import Any
 from tests.forked import Forked
 
 from turnout_workers import discovery, process
-from turnout_workers.simulator import scenario
 
 
 class Fleet:
@@ -26,8 +25,7 @@ class Fleet:
         self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
         self.config = folder / "turnout.toml"
-        simulated = scenario.load(file).configuration(self._providers)
-        self.config.write_text(discovery.toml({**simulated, **(tables or {})}))
+        self.config.write_text(discovery.toml({**told["configuration"], **(tables or {})}))
 
     def close(self) -> None:
         process.stop(self._simulator)

@@ -8,7 +8,8 @@ import pytest
 from tests.chaos.stand import Stand, standing
 from tests.receiver import SECRET, Receiver, receiving
 
-from turnout_workers import local
+from turnout_workers import discovery, local
+from turnout_workers.simulator import load
 
 FLEET = """
 output_tokens = 12
@@ -21,7 +22,10 @@ models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 @pytest.fixture(scope="module")
 def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
     """A Redis, a worker process and a simulated fleet without latency, for all tests of a file."""
-    with local.running(tmp_path_factory.mktemp("local"), None, simulate=("--instant",)) as running:
+    folder = tmp_path_factory.mktemp("local")
+    scenario = folder / "scenario.toml"
+    scenario.write_text(discovery.toml(load().instant().model_dump()))
+    with local.running(folder, None, scenario) as running:
         yield running
 
 

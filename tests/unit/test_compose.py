@@ -17,7 +17,7 @@ from tests.tools import program
 from turnout.request import Lane
 from turnout.result import JobStatus
 from turnout_workers import config
-from turnout_workers.monitoring import backlog
+from turnout_workers.monitoring import overview
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.routing.fleet import Circuit
 
@@ -59,7 +59,7 @@ def test_each_alert_is_tried_and_the_handbook_says_what_to_do() -> None:
 
 
 def test_alerts_and_dashboard_ask_for_values_that_labels_can_have() -> None:
-    known = {"lane": set(Lane), "state": set(Circuit), "kind": set(backlog.KINDS), "how": set(get_args(Recovery))}
+    known = {"lane": set(Lane), "state": set(Circuit), "kind": set(overview.KINDS), "how": set(get_args(Recovery))}
     known |= {"job": {"turnout"}, "outcome": set(JobStatus)}
     asked = [rule["expr"] for rule in ALERTS]
     board = json.loads((COMPOSE / "grafana/dashboards/turnout.json").read_text())

@@ -15,7 +15,7 @@ import redis
 
 from turnout.ledger import Keys
 from turnout_workers import config, discovery, process
-from turnout_workers.simulator import scenario
+from turnout_workers.simulator.scenario import DEFAULT, load
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +39,15 @@ class Local:
 def running(
     folder: Path,
     config_path: Path | None,
+    scenario: Path | None,
     workers: int = 1,
     concurrency: int | None = None,
-    simulate: tuple[str, ...] | None = None,
     tell: Callable[[str], None] = lambda said: None,
 ) -> Iterator[Local]:
     """Start what is missing, and stop it again.
 
-    config_path: a turnout.toml; None: the one in the working folder, else what the environment's keys give,
-    else local servers, else a simulated fleet. simulate: options of `turnout simulate`, to use it in any case.
+    config_path: a turnout.toml. scenario: a simulated fleet, to be used whatever else there is. With neither: the file
+    in the working folder, else what the environment's keys give, else local servers, else the usual simulated fleet.
     tell: hears of children that had to be started again, from another thread.
     """
     children: list[process.Kept] = []
@@ -57,11 +57,8 @@ def running(
             redis_url, server = stack.enter_context(process.private_redis(folder / "redis"))
             _end_old_leases(redis_url)
             children.append(server)
-        path = config_path or (config.find(os.environ, Path.cwd()) if simulate is None else None)
-        if path is None:
-            tables = _discovered() if simulate is None else {}
-            if not tables:
-                tables = stack.enter_context(_simulator(folder, simulate or ()))
+        if (path := _file(config_path, scenario)) is None:
+            tables = _discovered(scenario) or stack.enter_context(_simulator(folder, scenario or DEFAULT))
             path = folder / "turnout.toml"
             path.write_text(discovery.toml(tables), "utf-8")
         environ = {"REDIS_URL": redis_url, "TURNOUT_CONFIG": str(path.resolve())}
@@ -73,20 +70,24 @@ def running(
         yield Local(redis_url, settings, environ, tuple(children))
 
 
-def configuration(config_path: Path | None, simulate: tuple[str, ...] | None) -> config.Settings:
+def configuration(config_path: Path | None, scenario: Path | None) -> config.Settings:
     """The configuration with which `running` would run, without starting anything."""
-    path = config_path or (config.find(os.environ, Path.cwd()) if simulate is None else None)
-    if path is not None:
+    if (path := _file(config_path, scenario)) is not None:
         return config.load(path, os.environ)
-    tables = (_discovered() if simulate is None else {}) or _made_up(simulate or (), None)
+    if not (tables := _discovered(scenario)):
+        fleet = load(scenario or DEFAULT)
+        tables = fleet.configuration(dict.fromkeys(fleet.providers, "http://127.0.0.1:9"))
     return config.settings(discovery.toml(tables), "the environment", os.environ)
 
 
-def _made_up(options: tuple[str, ...], base_urls: Mapping[str, str] | None) -> discovery.Tables:
-    """The simulated fleet's tables; without addresses for a fleet that isn't running."""
-    file = Path(options[options.index("--scenario") + 1]) if "--scenario" in options else scenario.DEFAULT
-    fleet = scenario.load(file)
-    return fleet.configuration(base_urls or dict.fromkeys(fleet.providers, "http://127.0.0.1:9"))
+def _file(config_path: Path | None, scenario: Path | None) -> Path | None:
+    return config_path or (None if scenario else config.find(os.environ, Path.cwd()))
+
+
+def _discovered(scenario: Path | None) -> discovery.Tables:
+    if scenario is not None:
+        return {}
+    return discovery.from_environment(os.environ) or asyncio.run(discovery.from_local_servers())
 
 
 def _end_old_leases(redis_url: str) -> None:
@@ -97,20 +98,15 @@ def _end_old_leases(redis_url: str) -> None:
             client.zunionstore(index, {index: 0})
 
 
-def _discovered() -> discovery.Tables:
-    return discovery.from_environment(os.environ) or asyncio.run(discovery.from_local_servers())
-
-
 @contextlib.contextmanager
-def _simulator(folder: Path, options: tuple[str, ...]) -> Iterator[discovery.Tables]:
+def _simulator(folder: Path, scenario: Path) -> Iterator[discovery.Tables]:
     log = folder / "simulator.log"
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json", "--own-ports", *options]
-    child = process.start(command, log)
+    options = ["--port", "0", "--json", "--own-ports", "--scenario", str(scenario)]
+    child = process.start([sys.executable, "-m", "turnout", "simulate", *options], log)
     try:
         process.wait_until(lambda: "\n" in log.read_text(), child, log, limit_s=30)
-        told = json.loads(log.read_text().splitlines()[0])
-        yield _made_up(options, told["providers"])
+        yield json.loads(log.read_text().splitlines()[0])["configuration"]
     finally:
         process.stop(child)
 

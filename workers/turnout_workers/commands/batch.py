@@ -17,9 +17,9 @@ from turnout.batch.output import replacing
 from turnout.batch.source import Source
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
-from turnout_workers.commands.run import DONE, SOME_FAILED, STOPPED, batch_options, defaults
+from turnout_workers.commands.lines import DONE, SOME_FAILED, STOPPED, defaults, line_options, max_cost_microusd
 from turnout_workers.commands.screen import add, table, usd
-from turnout_workers.commands.setting import Setting, setting
+from turnout_workers.deployment import Deployment, deployment
 
 
 @click.group()
@@ -27,19 +27,18 @@ def batch() -> None:
     """Hand files over to a running fleet (REDIS_URL, turnout.toml): its workers go on without this terminal."""
 
 
-def _here() -> tuple[Setting, Batches]:
-    here = setting()
+def _here() -> tuple[Deployment, Batches]:
+    here = deployment()
     return here, Batches(here.client, here.ledger)
 
 
 @batch.command()
 @click.argument("source")
-@batch_options
+@line_options
 def submit(source: str, **options: Any) -> None:
     """Hand SOURCE over, all of it, and print the batch's id."""
     _, batches = _here()
-    ceiling = None if options["max_cost"] is None else round(options["max_cost"] * MICROUSD_PER_USD)
-    id = batches.submit(Source(source), defaults(options), ceiling, options["dedupe"])
+    id = batches.submit(Source(source), defaults(options), max_cost_microusd(options), options["dedupe"])
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
         click.echo(f"{bad} of {record.lines} lines can't be run; `turnout batch results {id}` says why", err=True)
@@ -147,7 +146,7 @@ def retry_failed(id: str) -> None:
     click.echo(f"{_here()[1].retry_failed(id):,} jobs run again")
 
 
-def _told(here: Setting, record: Record) -> dict[str, Any]:
+def _told(here: Deployment, record: Record) -> dict[str, Any]:
     names = [f"batch:{record.id}|{kind}" for kind in ("spent", "unsure")]
     spent, unsure = (int(one or 0) for one in here.client.hmget(here.ledger.keys.money, names))
     return {

@@ -16,7 +16,7 @@ from rich.text import Text
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
 from turnout_workers.commands.screen import add, table
-from turnout_workers.commands.setting import setting
+from turnout_workers.deployment import deployment
 from turnout_workers.routing import record as records
 
 COLUMNS = ("candidate", "score", "cost", "latency", "late", "wait", "errors", "in flight")
@@ -29,7 +29,7 @@ COLUMNS = ("candidate", "score", "cost", "latency", "late", "wait", "errors", "i
 @click.option("--replay", "strategy", type=click.Choice([one.value for one in RoutingStrategy]), help="What if?")
 def explain(job: str, as_json: bool, strategy: str | None) -> None:
     """Tell a job's story: waits, decisions with candidates, exclusions and scores, attempts, money, end."""
-    here = setting()
+    here = deployment()
     facts, story, result = here.ask(
         here.ledger.facts(job), here.ledger.story(job), here.ledger.result(job, content=False)
     )

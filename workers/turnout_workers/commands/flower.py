@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from turnout_workers.commands.setting import setting
+from turnout_workers.deployment import deployment
 
 
 @click.command()
@@ -38,7 +38,7 @@ def flower(address: str, port: int, db: Path) -> None:
         )
     from turnout_workers.monitoring.flower import serve
 
-    serve(setting(), address, port, db, lambda url: click.echo(f"Flower: {url}"))
+    serve(deployment(), address, port, db, lambda url: click.echo(f"Flower: {url}"))
 
 
 def _is_loopback(address: str) -> bool:

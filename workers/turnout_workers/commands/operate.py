@@ -11,7 +11,7 @@ from rich.console import Console
 from turnout.ledger import Call, Facts
 from turnout.result import JobResult
 from turnout_workers.commands.screen import add, table
-from turnout_workers.commands.setting import Setting, setting
+from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
 
 PAGE = 500
@@ -19,7 +19,7 @@ SHOWN = 120
 """Characters of an error in a table."""
 
 
-def _failed(here: Setting, error: str | None, batch: str | None, limit: int) -> list[tuple[str, Facts, JobResult]]:
+def _failed(here: Deployment, error: str | None, batch: str | None, limit: int) -> list[tuple[str, Facts, JobResult]]:
     """Failed jobs whose records are still there, the latest first."""
     found: list[tuple[str, Facts, JobResult]] = []
     offset = 0
@@ -43,7 +43,7 @@ def _failed(here: Setting, error: str | None, batch: str | None, limit: int) -> 
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> None:
     """List failed jobs, the latest first."""
-    found = _failed(setting(), error, batch, limit)
+    found = _failed(deployment(), error, batch, limit)
     if as_json:
         for _, _, result in found:
             click.echo(result.model_dump_json(exclude_defaults=True, exclude={"response"}))
@@ -65,7 +65,7 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
     """Run jobs again that failed, expired or were cancelled. Their story goes on."""
     if not jobs and not (everything or error or batch):
         raise click.UsageError("name jobs, or give --all, --error or --batch")
-    here = setting()
+    here = deployment()
     ids = list(jobs) or [job_id for job_id, _, _ in _failed(here, error, batch, 1_000_000)]
     facts = here.ask(*(here.ledger.facts(job_id) for job_id in ids))
     known = [(job_id, job) for job_id, job in zip(ids, facts, strict=True) if job is not None]
@@ -77,7 +77,7 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
 @click.argument("jobs", nargs=-1, required=True)
 def cancel(jobs: tuple[str, ...]) -> None:
     """Cancel jobs, wherever they are. A call in flight is aborted at its worker's next heartbeat."""
-    here = setting()
+    here = deployment()
     ttl_s = here.settings.file.retention.results_s
     facts = here.ask(*(here.ledger.facts(job_id) for job_id in jobs))
     for job_id, job in zip(jobs, facts, strict=True):
@@ -93,7 +93,7 @@ def cancel(jobs: tuple[str, ...]) -> None:
 @click.option("--reason", default="isolated by an operator", show_default=True)
 def isolate(name: str, reason: str) -> None:
     """Take a provider, or one endpoint of it, out of the fleet until it is restored."""
-    here = setting()
+    here = deployment()
     _tell(here, mark_call(here.ledger.keys, "isolated", here.endpoints(name), reason), "isolated", name)
 
 
@@ -101,10 +101,10 @@ def isolate(name: str, reason: str) -> None:
 @click.argument("name")
 def restore(name: str) -> None:
     """Bring a provider or endpoint back: whatever it was isolated, disabled, ejected or cooled down for."""
-    here = setting()
+    here = deployment()
     _tell(here, mark_call(here.ledger.keys, "restored", here.endpoints(name)), "restored", name)
 
 
-def _tell(here: Setting, call: Call[None], done: str, name: str) -> None:
+def _tell(here: Deployment, call: Call[None], done: str, name: str) -> None:
     here.ask(call)
     click.echo(f"{done}: {json.dumps(here.endpoints(name))}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -15,13 +15,9 @@ from rich.live import Live
 from rich.text import Text
 
 from turnout.redis_address import trouble
-from turnout.request import MICROUSD_PER_USD
 from turnout_workers.commands.screen import add, table, usd
-from turnout_workers.commands.setting import Setting, setting
-from turnout_workers.monitoring import backlog
-from turnout_workers.routing.health import circuit
-from turnout_workers.state.redis import state_call
-from turnout_workers.state.store import EndpointState
+from turnout_workers.deployment import deployment
+from turnout_workers.monitoring.overview import overview
 
 EVERY_S = 0.5
 PACE_OVER = 20
@@ -38,19 +34,19 @@ WIDE = 100
 @click.option("--json", "as_json", is_flag=True, help="As JSON, once.")
 def status(once: bool, as_json: bool) -> None:
     """Show lanes, workers, providers, pace and spend; until Ctrl-C, twice a second."""
-    here, console = setting(), Console()
+    here, console = deployment(), Console()
     if as_json:
-        click.echo(json.dumps(look(here)))
+        click.echo(json.dumps(overview(here)))
         return
     if once:
-        console.print(_drawn(look(here), "", console.width))
+        console.print(_drawn(overview(here), "", console.width))
         return
     seen: deque[dict[str, Any]] = deque(maxlen=PACE_OVER)
     with Live(console=console, auto_refresh=False) as live:
         try:
             while True:
                 try:
-                    seen.append(look(here))
+                    seen.append(overview(here))
                     drawn: Any = _drawn(seen[-1], _pace(seen[0], seen[-1]), console.width)
                 except RedisError as error:  # it is away, and may come back
                     drawn = Text(trouble(error))
@@ -58,46 +54,6 @@ def status(once: bool, as_json: bool) -> None:
                 time.sleep(EVERY_S)
         except KeyboardInterrupt:
             return
-
-
-def look(here: Setting) -> dict[str, Any]:
-    """All of it, as plain values, in one round trip."""
-    keys = here.ledger.keys
-    workers, (at, observed), *replies = here.ask(here.ledger.workers(), state_call(keys), *backlog.reads(keys))
-    snapshot = here.fleet.snapshot(at, observed)
-    all_calls = sum(view.metrics.calls for view in snapshot.views) or 1
-    return {
-        "at": at,
-        "configuration": here.settings.version,
-        "workers": workers,
-        **backlog.told(replies, at),
-        "endpoints": [
-            {
-                "endpoint": view.endpoint.id,
-                "circuit": circuit(view.health, at).value,
-                "until_s": round(max(0.0, max(view.health.open_until, view.health.blocked_until) - at), 1),
-                "reason": view.health.disabled or view.health.reason,
-                "in_flight": view.load.in_flight,
-                "slots": view.endpoint.limits.concurrency,
-                "free": round(view.load.free, 3),
-                "p50_s": _latency(observed, view.endpoint.id, 0.5),
-                "p99_s": _latency(observed, view.endpoint.id, 0.99),
-                "calls": view.metrics.calls,
-                "share": round(view.metrics.calls / all_calls, 3),
-                "failures": view.metrics.failures,
-                "error_rate": round(view.metrics.error_rate, 3),
-                "spent_usd": view.metrics.spent_microusd / MICROUSD_PER_USD,
-                "simulated": view.endpoint.simulated,
-            }
-            for view in snapshot.views
-        ],
-    }
-
-
-def _latency(observed: Mapping[str, EndpointState], endpoint_id: str, share: float) -> float | None:
-    """Upper bound of that share of its successful calls (s); None before there was any."""
-    found = observed[endpoint_id].latency_quantile(share) if endpoint_id in observed else None
-    return None if found is None else round(found, 3)
 
 
 def _pace(first: dict[str, Any], last: dict[str, Any]) -> str:

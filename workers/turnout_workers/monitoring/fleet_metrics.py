@@ -12,14 +12,22 @@ from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Keys
-from turnout.request import MICROUSD_PER_USD
-from turnout_workers.monitoring import backlog
-from turnout_workers.routing.fleet import Circuit, EndpointView
-from turnout_workers.routing.health import circuit
+from turnout_workers.monitoring import overview
+from turnout_workers.routing.fleet import Circuit
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling, FleetStore
 
 logger = logging.getLogger(__name__)
+
+BY_ENDPOINT = (
+    ("calls_in_flight", "Calls in flight, of all workers.", "in_flight"),
+    ("free_ratio", "Share of the scarcest limit that is left.", "free"),
+    ("cooldown_seconds", "Time until the endpoint may be called again.", "until_s"),
+    ("error_ratio", "Share of recent calls that failed.", "error_rate"),
+    ("spend_usd", "Spent at this endpoint since its counters began.", "spent_usd"),
+    ("waiting_jobs", "Jobs that would rather wait for this endpoint than take another.", "waiting"),
+)
+"""Name, meaning, and the column of `overview.endpoints`."""
 
 
 @dataclass(eq=False)
@@ -39,37 +47,20 @@ class FleetCollector(Collector):
         """Ask Redis for what the worker has no copy of. While it is away, these series are missing."""
         self._backlog, self._used = {}, {}
         try:
-            told = await self.call.all(*backlog.reads(self.keys))
+            told = await self.call.all(*overview.backlog_calls(self.keys))
             limits = {one.account: one.limit_microusd for one in self.ceilings() if one.limit_microusd}
             money = await self.store.accounts(list(limits))
         except (RedisError, OSError) as error:
             logger.warning("metrics without the queues: %s", error)
             return
-        self._backlog = backlog.told(told, self.fleet.now())
+        self._backlog = overview.backlog(told, self.fleet.now())
         self._used = {name: (one.spent + one.reserved + one.unsure) / limits[name] for name, one in money.items()}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        views, now = self.fleet.snapshot.views, self.fleet.snapshot.at
-
-        def each(name: str, told: str, value: Callable[[EndpointView], float]) -> GaugeMetricFamily:
-            return _gauge(name, told, ["endpoint"], (([view.endpoint.id], value(view)) for view in views))
-
-        def cooldown_s(view: EndpointView) -> float:
-            return max(0.0, max(view.health.open_until, view.health.blocked_until) - now)
-
-        yield each("calls_in_flight", "Calls in flight, of all workers.", lambda view: view.load.in_flight)
-        yield each("free_ratio", "Share of the scarcest limit that is left.", lambda view: view.load.free)
-        yield each("cooldown_seconds", "Time until the endpoint may be called again.", cooldown_s)
-        yield each("error_ratio", "Share of recent calls that failed.", lambda view: view.metrics.error_rate)
-        spent = "Spent at this endpoint since its counters began."
-        yield each("spend_usd", spent, lambda view: view.metrics.spent_microusd / MICROUSD_PER_USD)
-        waiting = "Jobs that would rather wait for this endpoint than take another."
-        yield each("waiting_jobs", waiting, lambda view: view.load.waiting)
-        states = (
-            ([view.endpoint.id, one.value], float(one is circuit(view.health, now)))
-            for view in views
-            for one in Circuit
-        )
+        rows = overview.endpoints(self.fleet.snapshot)
+        for name, meaning, column in BY_ENDPOINT:
+            yield _gauge(name, meaning, ["endpoint"], (([row["endpoint"]], row[column]) for row in rows))
+        states = (([row["endpoint"], one.value], float(one == row["circuit"])) for row in rows for one in Circuit)
         yield _gauge("circuit", "1 for the state it is in.", ["endpoint", "state"], states)
         accounts = ((name.partition("@"), ratio) for name, ratio in self._used.items())
         used = (([who, "day" if date.count("-") == 2 else "month"], ratio) for (who, _, date), ratio in accounts)

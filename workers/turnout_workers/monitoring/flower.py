@@ -32,8 +32,8 @@ from tornado.options import options
 from turnout.redis_address import trouble
 from turnout.request import Lane
 from turnout_workers.commands.screen import usd
-from turnout_workers.commands.setting import Setting
-from turnout_workers.commands.status import look
+from turnout_workers.deployment import Deployment
+from turnout_workers.monitoring.overview import overview
 from turnout_workers.state.redis import mark_call
 from turnout_workers.transport import celery_settings
 
@@ -80,7 +80,7 @@ class Loader(template.Loader):
 class Providers(BaseHandler):  # type: ignore[misc]
     """The tab. GET shows; POST isolates or restores an endpoint."""
 
-    def initialize(self, here: Setting) -> None:
+    def initialize(self, here: Deployment) -> None:
         self._here = here
 
     def check_xsrf_cookie(self) -> None:
@@ -115,7 +115,7 @@ class Providers(BaseHandler):  # type: ignore[misc]
 class ProvidersApi(BaseApiHandler):  # type: ignore[misc]
     """The same as JSON, as `turnout status --json` prints it."""
 
-    def initialize(self, here: Setting) -> None:
+    def initialize(self, here: Deployment) -> None:
         self._here = here
 
     @web.authenticated
@@ -123,9 +123,9 @@ class ProvidersApi(BaseApiHandler):  # type: ignore[misc]
         self.write(await _looked(self._here))
 
 
-async def _looked(here: Setting) -> dict[str, Any]:
+async def _looked(here: Deployment) -> dict[str, Any]:
     try:
-        return await asyncio.to_thread(look, here)
+        return await asyncio.to_thread(overview, here)
     except RedisError as error:
         raise web.HTTPError(503, trouble(error)) from None
 
@@ -137,7 +137,7 @@ def told_whole(task: Any) -> Any:
     return task
 
 
-def serve(here: Setting, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
+def serve(here: Deployment, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
     """Run Flower until SIGTERM or Ctrl-C. Its other options come from `FLOWER_…` variables, as ever."""
     app = Celery("turnout")
     url = here.settings.file.redis_url

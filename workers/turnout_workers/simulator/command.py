@@ -11,9 +11,8 @@ import click
 import uvloop
 from pydantic import ValidationError
 
-from turnout_workers.simulator.scenario import DEFAULT, Fault, SimulatedProvider, load
+from turnout_workers.simulator.scenario import DEFAULT, Fault, load
 from turnout_workers.simulator.server import Simulator
-from turnout_workers.tables import LimitFields
 
 
 @click.command()
@@ -35,7 +34,7 @@ from turnout_workers.tables import LimitFields
     help="""Add a fault, e.g. sim-swift='{"kind": "hang", "after_s": 5, "for_s": 10}'. Repeatable.""",
 )
 @click.option("--own-ports", is_flag=True, help="Each provider at a port of its own, closed while it is down.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line: base URLs, and a turnout.toml's tables.")
 def simulate(
     host: str,
     port: int,
@@ -46,8 +45,8 @@ def simulate(
     as_json: bool,
 ) -> None:
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
-    scenario = load(file)
-    providers = {name: _instant(one) if instant else one for name, one in scenario.providers.items()}
+    scenario = load(file).instant() if instant else load(file)
+    providers = dict(scenario.providers)
     for name, added in map(_fault, faults):
         if name not in providers:
             raise click.BadParameter(f"no provider {name!r}; there are {', '.join(providers)}", param_hint="--fault")
@@ -67,7 +66,8 @@ async def _serve(simulator: Simulator, as_json: bool) -> None:
     try:
         urls = {name: simulator.base_url(name) for name in simulator.scenario.providers}
         if as_json:
-            print(json.dumps({"url": simulator.url, "providers": urls}), flush=True)
+            told = {"url": simulator.url, "providers": urls, "configuration": simulator.scenario.configuration(urls)}
+            print(json.dumps(told, default=sorted), flush=True)
         else:
             print("Simulated providers: answers are made up, no model is run.")
             for name, url in urls.items():
@@ -76,13 +76,6 @@ async def _serve(simulator: Simulator, as_json: bool) -> None:
         await stop.wait()
     finally:
         await simulator.__aexit__()
-
-
-def _instant(provider: SimulatedProvider) -> SimulatedProvider:
-    unlimited = dict.fromkeys(LimitFields.model_fields)
-    models = {name: model.model_copy(update=unlimited) for name, model in provider.models.items()}
-    at_once = {"ttft_s": 0.0, "s_per_token": 0.0, "jitter": 0.0, "faults": ()}
-    return provider.model_copy(update={**at_once, **unlimited, "models": models})
 
 
 def _fault(text: str) -> tuple[str, Fault]:

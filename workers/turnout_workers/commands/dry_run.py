@@ -1,23 +1,27 @@
-"""What a file would cost and how long it would take, before anything is sent."""
+"""`turnout run --dry-run`: what a file would cost and how long it would take, before anything is sent."""
 
 from __future__ import annotations
 
+import json
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from rich.console import Group
+import click
+from rich.console import Console, Group
 from rich.text import Text
 
 from turnout.batch.line import Asked, Line
 from turnout.batch.progress import span, usd
+from turnout.batch.source import Source, read
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import Problem
+from turnout_workers import endpoints, local
+from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
 from turnout_workers.commands.screen import add, table
 from turnout_workers.routing.decision import rank
-from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.fleet import Endpoint, Fleet, Limits
 from turnout_workers.routing.profile import JobProfile
 
@@ -60,6 +64,19 @@ class Forecast:
             self.problems.append(text)
 
 
+def dry_run(source: str, options: Mapping[str, Any]) -> int:
+    """The command; gives its exit code."""
+    settings = local.configuration(options["config"], options["scenario"])
+    fleet = endpoints.fleet(settings)
+    told = forecast(read(Source(source), defaults(options)), fleet)
+    slots = (options["concurrency"] or settings.file.worker.concurrency) * max(1, options["workers"])
+    if options["as_json"]:
+        click.echo(json.dumps(summary(told, fleet, slots)))
+    else:
+        Console().print(shown(told, fleet, slots))
+    return SOME_FAILED if told.bad else DONE
+
+
 def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
     """Give each line to the endpoint that an idle, healthy fleet would choose for it."""
     told, snapshot, rng = Forecast(), fleet.snapshot(0.0, {}), random.Random(0)
@@ -71,9 +88,7 @@ def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
         profile = JobProfile.of(asked)
         best = rank(profile, snapshot, 0.0, rng).best
         if best is None:
-            reasons = refusal(profile, fleet) or {}
-            why = "; ".join(f"{name}: {reason}" for name, reason in reasons.items())
-            told.problem("refused", f"line {line.number}: no endpoint can serve it: {why}")
+            told.problem("refused", f"line {line.number}: {refusal(asked, fleet)}")
             continue
         share = told.shares.setdefault(best.endpoint.id, Share())
         share.jobs += 1

@@ -1,0 +1,67 @@
+"""What commands that take a file share: options that hold for all of its lines, and how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
+
+import click
+
+from turnout.batch.line import Defaults
+from turnout.request import MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStrategy
+from turnout_workers.commands.duration import Duration
+from turnout_workers.routing import eligibility
+from turnout_workers.routing.fleet import Fleet
+from turnout_workers.routing.profile import JobProfile
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+DONE, SOME_FAILED, UNUSABLE, STOPPED = range(4)
+"""Exit codes."""
+
+OPTIONS = (
+    click.option("--model", help="For lines that name none."),
+    click.option("--strategy", type=click.Choice([one.value for one in RoutingStrategy]), help="As --model."),
+    click.option("--lane", type=click.Choice([one.value for one in Lane]), default="batch", show_default=True),
+    click.option("--only", multiple=True, help="Provider to use. Repeatable."),
+    click.option("--max-cost", type=click.FloatRange(min=0), help="USD for the whole file; the rest then expires."),
+    click.option("--dedupe", is_flag=True, help="Ask identical requests once."),
+    click.option(
+        "--deadline",
+        "--completion-window",
+        "deadline",
+        type=Duration(),
+        help="For each line, from when it is queued: 90s, 30m, 24h.",
+    ),
+)
+
+
+def line_options(command: Command) -> Command:
+    """Adds them to a command; `defaults` and `max_cost_microusd` read them."""
+    for option in reversed(OPTIONS):
+        command = option(command)
+    return command
+
+
+def defaults(options: Mapping[str, Any]) -> Defaults:
+    """What a line gets that does not say it itself."""
+    constraints = {
+        "strategy": options["strategy"],
+        "lane": options["lane"],
+        "only": list(options["only"]) or None,
+        "deadline_s": options["deadline"],
+    }
+    request = {"model": options["model"]}
+    given = [{k: v for k, v in fields.items() if v is not None} for fields in (request, constraints)]
+    return Defaults(given[0], given[1])
+
+
+def max_cost_microusd(options: Mapping[str, Any]) -> int | None:
+    return None if (usd := options["max_cost"]) is None else round(usd * MICROUSD_PER_USD)
+
+
+def refusal(request: InferenceRequest, fleet: Fleet) -> str | None:
+    """Why no endpoint of the fleet can ever serve it; None: one can."""
+    reasons = eligibility.refusal(JobProfile.of(request), fleet)
+    if reasons is None:
+        return None
+    return "no endpoint can serve it: " + "; ".join(f"{name}: {why}" for name, why in reasons.items())

@@ -1,0 +1,59 @@
+"""What commands and Flower start from, which look on from outside: configuration, Redis, ledger and fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import redis
+
+from turnout.errors import TurnoutError
+from turnout.ledger import Call, Keyring, Keys, Ledger, run
+from turnout.redis_address import connect
+from turnout_workers import config, discovery
+from turnout_workers.config import Settings
+from turnout_workers.endpoints import fleet
+from turnout_workers.routing.fleet import Fleet
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    settings: Settings
+    client: redis.Redis
+    ledger: Ledger
+    fleet: Fleet
+
+    def ask(self, *calls: Call[Any]) -> list[Any]:
+        """Send calls in one round trip."""
+        return run(self.client, calls)
+
+    def endpoints(self, name: str) -> list[str]:
+        """Ids of an endpoint, or of all endpoints of a provider. Raises TurnoutError."""
+        found = [e.id for e in self.fleet.endpoints if name in (e.id, e.provider, e.account_id)]
+        if not found:
+            known = ", ".join(dict.fromkeys(e.provider for e in self.fleet.endpoints))
+            raise TurnoutError(f"no provider or endpoint is called {name}; there are {known}")
+        return found
+
+
+def deployment(with_keys: bool = False) -> Deployment:
+    """Of this environment. Raises ConfigError if the configuration can't be used.
+
+    with_keys: for commands that call providers; the others do without.
+    """
+    settings = _settings(with_keys)
+    ledger = Ledger(Keys(settings.file.namespace), keyring=Keyring.of(os.environ))
+    return Deployment(settings, connect(settings.file.redis_url), ledger, fleet(settings))
+
+
+def _settings(with_keys: bool) -> Settings:
+    try:
+        return config.configured(os.environ, with_keys=with_keys)
+    except config.ConfigError:
+        # Where nothing is configured, inference servers on this machine will do, as for `turnout run`.
+        if config.find(os.environ, Path.cwd()) or not (found := asyncio.run(discovery.from_local_servers())):
+            raise
+        return config.settings(discovery.toml(found), "servers on this machine", os.environ)

@@ -1,0 +1,118 @@
+"""What waits, what is at work, what it has cost, how each endpoint is: for the terminal, Flower and Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from turnout.ledger import Call, Keys
+from turnout.request import MICROUSD_PER_USD, Lane
+from turnout_workers.deployment import Deployment
+from turnout_workers.routing.fleet import EndpointView, Snapshot
+from turnout_workers.routing.health import circuit
+from turnout_workers.state.redis import state_call
+from turnout_workers.state.store import EndpointState
+
+KINDS = ("spent", "reserved", "unsure", "duplicate")
+"""Of money in the books."""
+
+
+def overview(here: Deployment) -> dict[str, Any]:
+    """All of it as plain values, in one round trip."""
+    keys = here.ledger.keys
+    workers, (at, observed), *replies = here.ask(here.ledger.workers(), state_call(keys), *backlog_calls(keys))
+    rows = endpoints(here.fleet.snapshot(at, observed))
+    return {
+        "at": at,
+        "configuration": here.settings.version,
+        "workers": workers,
+        **backlog(replies, at),
+        "endpoints": [row | _latencies(observed, row["endpoint"]) for row in rows],
+    }
+
+
+def backlog_calls(keys: Keys) -> list[Call[Any]]:
+    """What to ask Redis, in one round trip; `backlog` makes sense of the replies."""
+    kinds = (f"total|{kind}" for kind in KINDS)
+    return [
+        *(call for lane in Lane for call in _lane_calls(keys, lane)),
+        Call(("ZCARD", keys.leases), int),
+        Call(("ZCARD", keys.parked), int),
+        Call(("HGETALL", keys.counts), _counts),
+        Call(("HMGET", keys.money, *kinds), lambda sums: [int(one or 0) for one in sums]),
+    ]
+
+
+def _lane_calls(keys: Keys, lane: Lane) -> tuple[Call[Any], ...]:
+    return (
+        Call(("ZCARD", keys.pending(lane)), int),
+        Call(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int),
+        Call(("LLEN", keys.queue(lane)), int),
+        Call(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest),
+    )
+
+
+def backlog(replies: Sequence[Any], now: float) -> dict[str, Any]:
+    """Plain values. `now`: Redis's time, for the age of what waits longest."""
+    *of_lanes, held, parked, counts, money = replies
+    lanes: dict[str, dict[str, Any]] = {}
+    for lane in Lane:
+        published, in_line, messages, since, *of_lanes = of_lanes
+        oldest_s = round(max(0.0, now - since), 1) if since else 0.0
+        lanes[lane.value] = {"queued": published + in_line, "messages": messages, "oldest_s": oldest_s}
+    return {
+        "lanes": lanes,
+        "held": held,
+        "parked": parked,
+        "counts": counts,
+        "money_usd": {kind: value / MICROUSD_PER_USD for kind, value in zip(KINDS, money, strict=True)},
+    }
+
+
+def _oldest(reply: Any) -> float | None:
+    """When the lane's first job was queued (s); RESP2 and RESP3 nest the reply differently."""
+    if not reply:
+        return None
+    score = reply[0][1] if isinstance(reply[0], list | tuple) else reply[1]
+    return float(score) / 1000
+
+
+def _counts(reply: Any) -> dict[str, int]:
+    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
+    return {name.decode(): int(count) for name, count in pairs}
+
+
+def endpoints(snapshot: Snapshot) -> list[dict[str, Any]]:
+    """A row of plain values for each endpoint."""
+    all_calls = sum(view.metrics.calls for view in snapshot.views) or 1
+    return [_row(view, snapshot.at, all_calls) for view in snapshot.views]
+
+
+def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
+    health, metrics, load = view.health, view.metrics, view.load
+    return {
+        "endpoint": view.endpoint.id,
+        "circuit": circuit(health, now).value,
+        "until_s": round(max(0.0, max(health.open_until, health.blocked_until) - now), 1),
+        "reason": health.disabled or health.reason,
+        "in_flight": load.in_flight,
+        "waiting": load.waiting,
+        "slots": view.endpoint.limits.concurrency,
+        "free": round(load.free, 3),
+        "calls": metrics.calls,
+        "share": round(metrics.calls / all_calls, 3),
+        "failures": metrics.failures,
+        "error_rate": round(metrics.error_rate, 3),
+        "spent_usd": metrics.spent_microusd / MICROUSD_PER_USD,
+        "simulated": view.endpoint.simulated,
+    }
+
+
+def _latencies(observed: Mapping[str, EndpointState], endpoint_id: str) -> dict[str, float | None]:
+    """Upper bounds of half and of nearly all of its successful calls (s); None before there was any."""
+
+    def quantile(share: float) -> float | None:
+        found = observed[endpoint_id].latency_quantile(share) if endpoint_id in observed else None
+        return None if found is None else round(found, 3)
+
+    return {"p50_s": quantile(0.5), "p99_s": quantile(0.99)}
