@@ -14,7 +14,6 @@ if TYPE_CHECKING:
         Failed,
         IntakeRefused,
         JobError,
-        Refused,
         TurnoutError,
         Unreadable,
     )
@@ -36,7 +35,6 @@ __all__ = [
     "JobError",
     "JobResult",
     "Lane",
-    "Refused",
     "Restarted",
     "RoutingConstraints",
     "RoutingStrategy",
@@ -44,13 +42,11 @@ __all__ = [
     "Unreadable",
 ]
 
-_CLIENTS = {"Client", "Job", "AsyncClient", "AsyncJob", "Restarted"}
-
 
 def __getattr__(name: str) -> Any:
-    """Clients bring redis along, and all but the errors pydantic."""
+    """The cheapest home first: all but the errors bring pydantic along, and clients redis."""
     if name in __all__:
-        for home in ("client",) if name in _CLIENTS else ("errors", "request", "result"):
+        for home in ("errors", "request", "result", "client"):
             module = import_module(f"turnout.{home}")
             if hasattr(module, name):
                 return getattr(module, name)

@@ -2,7 +2,6 @@
 
 TurnoutError
 ├── IntakeRefused     the job was never accepted
-│   ├── Refused         no registered endpoint could ever serve it; `reasons` by endpoint
 │   └── Conflict        its id belongs to a job of other content
 ├── Unreadable        its content is sealed with a key that is not here, or was changed
 └── JobError          an accepted job that ended without an answer; carries its `result`
@@ -34,17 +33,6 @@ class IntakeRefused(TurnoutError):
 
     def __str__(self) -> str:
         return self.message
-
-
-class Refused(IntakeRefused):
-    """No registered endpoint could ever serve the request. `reasons` says why, by endpoint."""
-
-    def __init__(self, reasons: Mapping[str, str]) -> None:
-        Exception.__init__(self, dict(reasons))
-        self.reasons = dict(reasons)
-        self.retryable = False
-        why = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in self.reasons.items())
-        self.message = f"no endpoint can serve this request ({why or 'none is registered'})"
 
 
 class Conflict(IntakeRefused):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from enum import StrEnum
+from typing import Self
 
 from pydantic import Field
 
@@ -79,6 +80,11 @@ class JobResult(Value):
     cost_microusd: int = Field(default=0, ge=0)
     """Over all attempts. A call of unknown price adds nothing here: see `response.cost_microusd`."""
     unsure_microusd: int = Field(default=0, ge=0)
+
+    @classmethod
+    def unanswered(cls, id: str, status: JobStatus, code: str, message: str) -> Self:
+        """The end of a job that was never called for, or of which nobody knows more."""
+        return cls(id=id, status=status, error=Problem(code=code, message=message))
 
     @property
     def cost_usd(self) -> float:

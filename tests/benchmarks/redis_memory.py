@@ -34,7 +34,7 @@ def measure(client: redis.Redis, prompt_bytes: int) -> dict[str, float]:
     for chunk in chunks:
         claims = run(client, [ledger.claim(job.id, "w", 30) for job in chunk])
         ends = [
-            (job.id, claim.token, JobResult(id=job.id, status=JobStatus.SUCCEEDED))
+            (claim.token, JobResult(id=job.id, status=JobStatus.SUCCEEDED))
             for job, claim in zip(chunk, claims, strict=True)
         ]
         run(client, [ledger.settle(*end, None, 86_400) for end in ends])

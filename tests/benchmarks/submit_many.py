@@ -38,7 +38,7 @@ for line in sys.stdin:
     time.sleep(0.02)  # the client waits by now
     result = JobResult(id=job_id, status=JobStatus.SUCCEEDED, response=answer)
     began = time.monotonic()
-    run(client, [ledger.settle(job_id, token, result, None, 60)])
+    run(client, [ledger.settle(token, result, None, 60)])
     print(began, flush=True)
 """
 

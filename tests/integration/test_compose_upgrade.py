@@ -25,7 +25,7 @@ def job(flushed: redis.Redis) -> NewJob:
 
 
 def settle(job: NewJob, token: int) -> object:
-    return LEDGER.settle(job.id, token, JobResult(id=job.id, status=JobStatus.CANCELLED), None, 60)
+    return LEDGER.settle(token, JobResult(id=job.id, status=JobStatus.CANCELLED), None, 60)
 
 
 def test_a_record_of_another_contract_is_left_as_it_is(flushed: redis.Redis, job: NewJob) -> None:

@@ -69,7 +69,7 @@ def test_a_producer_submits_and_a_worker_settles_and_the_producer_reads(port: in
     [claimed] = run(worker, [LEDGER.claim(job.id, "w", 30)])
     assert isinstance(claimed, Claimed)
     done = JobResult(id=job.id, status=JobStatus.CANCELLED)
-    assert run(worker, [LEDGER.settle(job.id, claimed.token, done, None, 60)])[0].accepted
+    assert run(worker, [LEDGER.settle(claimed.token, done, None, 60)])[0].accepted
     assert [one for one in (listening.get_message(timeout=2) for _ in range(2)) if one][-1]["data"] == job.id.encode()
     assert run(producer, [LEDGER.result(job.id)])[0].status is JobStatus.CANCELLED
     assert run(producer, [LEDGER.replay(job.id, job.lane)]) == [True]
@@ -95,7 +95,7 @@ def test_a_producer_feeds_a_batch_and_caps_its_cost(port: int, tmp_path: Path) -
         (job_id,) = (id.decode() for id in worker.zrange(KEYS.pending("interactive"), 0, -1))
         [claimed] = run(worker, [LEDGER.claim(job_id, "w", 30)])
         done = JobResult(id=job_id, status=JobStatus.CANCELLED)
-        run(worker, [LEDGER.settle(job_id, claimed.token, done, None, 60, claimed.batch)])
+        run(worker, [LEDGER.settle(claimed.token, done, None, 60, claimed.batch)])
         assert child.wait(30) == 1, log.read_text()
     finally:
         process.stop(child)

@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, Refused, TurnoutError
+from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, TurnoutError
 from turnout.request import InferenceResponse, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem, dollars
 
@@ -77,8 +77,6 @@ def test_result_survives_its_json() -> None:
 @pytest.mark.parametrize(
     ("error", "says"),
     [
-        (Refused({"groq/llama": "context is 8192 tokens"}), "groq/llama: context is 8192 tokens"),
-        (Refused({}), "none is registered"),
         (Conflict("job-1"), "job job-1 exists with other content"),
         (IntakeRefused("Redis memory is 80 % full", retryable=True), "80 % full"),
         (Failed(JobResult(id="a", status="failed", attempts=(DOWN,))), "job a failed · 1 attempt"),

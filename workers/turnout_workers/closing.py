@@ -69,7 +69,7 @@ class Closing:
         logger.error("job %s fails: %s", job_id, why)
         problem = Problem(code="unreadable", message=why)
         result = self._result(job_id, claim, Progress.from_json(claim.progress), JobStatus.FAILED, problem=problem)
-        taken = await self.call(self._settlement(job_id, claim, result, None))
+        taken = await self.call(self._settlement(claim, result, None))
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
     async def at_ceiling(self, job: HeldJob, progress: Progress, account: str) -> Done | Skipped:
@@ -115,7 +115,7 @@ class Closing:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
         accounts = [ceiling.account for ceiling in self.ceilings.of_job(job.id, job.request, claim.batch)]
-        settlement = self._settlement(job.id, claim, result, record)
+        settlement = self._settlement(claim, result, record)
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
                 taken = await self.call(settlement)
@@ -138,9 +138,9 @@ class Closing:
             await self.store.forget([f"job:{job.id}"])
         return Done(result)
 
-    def _settlement(self, job_id: str, claim: Claimed, result: JobResult, record: bytes | None) -> Call[Settlement]:
+    def _settlement(self, claim: Claimed, result: JobResult, record: bytes | None) -> Call[Settlement]:
         kept = self.in_force.file.retention
-        return self.ledger.settle(job_id, claim.token, result, record, kept.results_s, claim.batch, kept.failed_s)
+        return self.ledger.settle(claim.token, result, record, kept.results_s, claim.batch, kept.failed_s)
 
     def _result(
         self,

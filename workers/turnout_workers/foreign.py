@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Intake, Ledger, NewJob, write_result
 from turnout.request import InferenceRequest
-from turnout.result import JobResult, JobStatus, Problem, celery_record
+from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import explain
 from turnout_workers.in_force import InForce
 
@@ -88,7 +88,7 @@ class Foreign:
         return json.loads(write_result(result, self.ledger.keyring))
 
     async def _ended(self, job_id: str, status: JobStatus, code: str, message: str) -> JobResult:
-        result = JobResult(id=job_id, status=status, error=Problem(code=code, message=message))
+        result = JobResult.unanswered(job_id, status, code, message)
         key, record = self.ledger.keys.result(job_id), celery_record(result, result.model_dump_json())
         await self.client.set(key, record, ex=int(self.in_force.file.retention.results_s))
         await self.client.publish(key, record)

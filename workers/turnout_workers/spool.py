@@ -98,9 +98,7 @@ class Unspooling:
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
             retention = self.in_force.file.retention
             taken = await self.call(
-                self.ledger.settle(
-                    kept["job"], kept["token"], result, None, retention.results_s, kept["batch"], retention.failed_s
-                )
+                self.ledger.settle(kept["token"], result, None, retention.results_s, kept["batch"], retention.failed_s)
             )
         except (Unreadable, ResponseError) as error:
             if isinstance(error, Unreadable) and error.key is not None:

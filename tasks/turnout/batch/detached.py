@@ -23,7 +23,7 @@ from turnout.batch.source import Source, read
 from turnout.errors import TurnoutError
 from turnout.ledger import Call, Keys, Ledger, run
 from turnout.request import Value
-from turnout.result import JobResult, JobStatus, Problem
+from turnout.result import JobResult, JobStatus
 
 
 class State(StrEnum):
@@ -221,9 +221,9 @@ class Batches:
 def _without_job(id: str, record: Record, fed: bool) -> JobResult | None:
     """The end of a line that never became a job; None: it may become one."""
     if fed:
-        problem = Problem(code="deadline", message="its deadline had passed when it was fed")
-        return JobResult(id=id, status=JobStatus.EXPIRED, error=problem)
+        late = "its deadline had passed when it was fed"
+        return JobResult.unanswered(id, JobStatus.EXPIRED, "deadline", late)
     if record.state is State.CANCELLED:
-        problem = Problem(code="cancelled", message="its batch was cancelled before it was fed")
-        return JobResult(id=id, status=JobStatus.CANCELLED, error=problem)
+        why = "its batch was cancelled before it was fed"
+        return JobResult.unanswered(id, JobStatus.CANCELLED, "cancelled", why)
     return None

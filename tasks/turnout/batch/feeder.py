@@ -25,7 +25,7 @@ from turnout.batch.source import Source
 from turnout.batch.tally import Tally, entry
 from turnout.errors import TurnoutError
 from turnout.ledger import LIVE, Intake, Ledger, NewJob, run
-from turnout.result import JobResult, JobStatus, Problem
+from turnout.result import JobResult, JobStatus
 
 CHUNK = 256
 """Jobs in one pipeline."""
@@ -153,11 +153,11 @@ class Feeder:
                     case Intake.DUPLICATE if answer.state not in LIVE:
                         self._early.append(job.id)
                     case Intake.EXPIRED:
-                        problem = Problem(code="deadline", message="its deadline has passed")
-                        self._ended(job.id, JobResult(id=job.id, status=JobStatus.EXPIRED, error=problem))
+                        late = ("deadline", "its deadline has passed")
+                        self._ended(JobResult.unanswered(job.id, JobStatus.EXPIRED, *late))
                     case Intake.CONFLICT:
-                        problem = Problem(code="conflict", message="a job of this id exists with other content")
-                        self._ended(job.id, JobResult(id=job.id, status=JobStatus.FAILED, error=problem))
+                        other = ("conflict", "a job of this id exists with other content")
+                        self._ended(JobResult.unanswered(job.id, JobStatus.FAILED, *other))
             if full:
                 self._step(wait=True)
                 self._checkpoint()  # memory comes back as results leave
@@ -179,9 +179,9 @@ class Feeder:
             ids = self._recheck()
         # Word may come twice, and of a job whose line this run has not reached yet: it is found settled then.
         ids = [id for id in dict.fromkeys(ids) if id in self._out]
-        for id, result in zip(ids, run(self.client, [self.ledger.result(id) for id in ids]), strict=True):
+        for result in run(self.client, [self.ledger.result(id) for id in ids]):
             if result is not None:
-                self._ended(id, result)
+                self._ended(result)
 
     def _recheck(self) -> list[str]:
         """Submit again what Redis has lost; gives the jobs that have settled."""
@@ -190,8 +190,8 @@ class Feeder:
         self._submit([self._out[id].job for id, job in facts.items() if job is None])
         return [id for id, job in facts.items() if job is not None and job.state not in LIVE]
 
-    def _ended(self, id: str, result: JobResult) -> None:
-        out = self._out.pop(id)
+    def _ended(self, result: JobResult) -> None:
+        id, out = result.id, self._out.pop(result.id)
         self._bytes -= len(out.job.payload)
         (first, digest), *others = out.lines
         told = {**entry(result), "job": short(id)} if self.options.dedupe else entry(result)

@@ -1,20 +1,7 @@
 """The job ledger: the truth about every job, in Redis. See `ledger.py` for its states."""
 
-from turnout.ledger.job import (
-    LIVE,
-    Claimed,
-    Ending,
-    Enqueued,
-    Facts,
-    Hook,
-    Intake,
-    NewJob,
-    NotClaimed,
-    Piece,
-    Settlement,
-    open_result,
-    write_result,
-)
+from turnout.ledger.content import Hook, Piece, open_result, write_result
+from turnout.ledger.job import LIVE, Claimed, Ending, Enqueued, Facts, Intake, NewJob, NotClaimed, Settlement
 from turnout.ledger.keys import Keys
 from turnout.ledger.ledger import Ledger
 from turnout.ledger.script import Call, Script

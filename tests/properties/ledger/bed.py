@@ -100,10 +100,13 @@ class Bed:
         return claim
 
     def settle(self, token: int, status: JobStatus = JobStatus.SUCCEEDED, job_id: str = "a", **more: Any) -> Settlement:
-        return self(self.ledger.settle(job_id, token, ended(job_id, status, token), None, KEPT_S, **more))
+        return self(self.ledger.settle(token, ended(job_id, status, token), None, KEPT_S, **more))
 
     def state(self, job_id: str = "a") -> str:
         return (self.client.hget(self.keys.job(job_id), "state") or b"none").decode()
+
+    def crashes(self, job_id: str = "a") -> int:
+        return int(self.client.hget(self.keys.job(job_id), "crashes") or 0)
 
     def messages(self, lane: Lane = LANE) -> list[bytes]:
         """The lane's messages, the next one first."""
@@ -150,7 +153,7 @@ class Bed:
                 return ledger.defer(job_id, token, WAIT / 1000, "parked", {"event": "deferred"})
             case "succeed" | "fail":
                 status = JobStatus.SUCCEEDED if step.name == "succeed" else JobStatus.FAILED
-                return ledger.settle(job_id, token, ended(job_id, status, token), None, KEPT_S)
+                return ledger.settle(token, ended(job_id, status, token), None, KEPT_S)
             case "cancel":
                 return ledger.cancel(job_id, None, KEPT_S)
             case "expire":

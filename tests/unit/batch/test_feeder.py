@@ -61,7 +61,7 @@ class Bench:
             result = JobResult(
                 id=id, status=JobStatus.SUCCEEDED, response=answer, attempts=(call,), cost_microusd=7, settled_at=1.0
             )
-        return self.ledger.settle(id, claim.token, result, None, 60, batch=claim.batch)
+        return self.ledger.settle(claim.token, result, None, 60, batch=claim.batch)
 
     def queued(self) -> list[str]:
         ids: Any = self.client.zrange(self.ledger.keys.pending(Lane.STANDARD), 0, -1)

@@ -36,7 +36,7 @@ def test_calls_and_reads_run_in_order_also_the_first_time(flushed: redis.Redis) 
 
 
 def test_an_error_of_one_call_leaves_the_others_done(flushed: redis.Redis) -> None:
-    wrong = LEDGER.settle("a", 1, ended("a", JobStatus.SUCCEEDED, 1), None, KEPT_S, batch="not its own")
+    wrong = LEDGER.settle(1, ended("a", JobStatus.SUCCEEDED, 1), None, KEPT_S, batch="not its own")
     with pytest.raises(redis.ResponseError, match="batch"):
         run(flushed, [LEDGER.enqueue(new_job()), LEDGER.claim("a", "w", 30), wrong, LEDGER.enqueue(new_job("b"))])
     assert [one.state for one in run(flushed, [LEDGER.facts("a"), LEDGER.facts("b")])] == ["leased", "queued"]

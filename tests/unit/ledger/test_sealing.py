@@ -116,7 +116,7 @@ def test_who_has_no_key_reads_how_a_job_ended_but_not_its_answer(redis_url: str)
     bed.enqueue(metadata={"ticket": "7"}, webhook="app")
     answer = InferenceResponse(text="yes", provider="p", model_requested="m", model_served="m")
     done = JobResult(id="a", status=JobStatus.SUCCEEDED, response=answer)
-    bed(bed.ledger.settle("a", bed.claimed().token, done, None, KEPT_S))
+    bed(bed.ledger.settle(bed.claimed().token, done, None, KEPT_S))
     result = bed(bed.ledger.result("a"))
     assert result.response == answer
     assert result.metadata == {"ticket": "7"}

@@ -3,8 +3,8 @@
 -- KEYS  job, leases, story, turns, in_line, turns_each, parked, all_pending
 -- ARGV  id, owner, time to live (ms), then what the keys are called that the worker has
 -- Returns {state} if it is not to be had, {'unknown_key', key} if the worker couldn't read it, else
---         {'claimed', token, waited ms, values of the record, id of the job whose turn is next ('': none),
---          1 if any job is parked}
+--         {'claimed', token, waited ms, id of the job whose turn is next ('': none), 1 if any job is parked,
+--          values of CLAIMED}
 local version, state, queued_ms, turn, seal =
   unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'queued_ms', 'turn', 'seal'))
 if not state then return {'none'} end
@@ -28,6 +28,5 @@ if turn then
 end
 redis.call('ZADD', KEYS.leases, NOW + ARGV[3], ARGV[1])
 tell('"event":"claimed","by":' .. cjson.encode(ARGV[2]))
-return {'claimed', token, NOW - queued_ms, redis.call('HMGET', KEYS.job, 'payload', 'accepted_ms', 'deadline_ms',
-  'progress', 'tenant', 'batch', 'lane', 'embed', 'stream', 'webhook', 'trace', 'crashes', 'calls'), after or '',
-  redis.call('EXISTS', KEYS.parked)}
+return {'claimed', token, NOW - queued_ms, after or '', redis.call('EXISTS', KEYS.parked),
+  redis.call('HMGET', KEYS.job, unpack(CLAIMED))}

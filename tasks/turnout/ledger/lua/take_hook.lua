@@ -2,12 +2,10 @@
 -- Take the telling of a settled job for a while, so that no other worker tells it meanwhile.
 -- KEYS  hooks, job
 -- ARGV  id, for how long (ms)
--- Returns {webhook, tries, result, accepted, settled, progress, metadata}, or nothing: it isn't due, or the job is gone
---         or live again
+-- Returns webhook, tries, and values of RESULT; or nothing: it isn't due, or the job is gone or live again
 local due = redis.call('ZSCORE', KEYS.hooks, ARGV[1])
 if not due or tonumber(due) > NOW then return nil end
-local job = redis.call('HMGET', KEYS.job, 'webhook', 'hook_tries', 'result', 'accepted_ms', 'settled_ms', 'progress',
-  'metadata')
+local job = redis.call('HMGET', KEYS.job, 'webhook', 'hook_tries', unpack(RESULT))
 if not job[1] or not job[3] then
   redis.call('ZREM', KEYS.hooks, ARGV[1])
   return nil

@@ -1,0 +1,106 @@
+"""A job's content in Redis, sealed if there are keys: its request, its answer, the pieces of a stream, its labels."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from turnout.ledger.sealing import Keyring
+from turnout.result import JobResult
+
+CONTENT = {"text", "tool_calls", "refusal", "embeddings"}
+"""Of a response, what is sealed. The rest tells who answered, when, and for how much."""
+RESULT = ("result", "accepted_ms", "settled_ms", "progress", "metadata")
+"""Fields of a job's record that make its result."""
+
+
+def place(job_id: str, part: str) -> str:
+    """Of a job's content, for its seal."""
+    return f"{part} of job {job_id}"
+
+
+def write_result(result: JobResult, keyring: Keyring) -> str:
+    """As JSON, with the content of its response sealed if there are keys."""
+    if result.response is None or not keyring:
+        return result.model_dump_json(exclude_defaults=True)
+    stored = result.model_dump(mode="json", exclude_defaults=True, exclude={"response": CONTENT})
+    content = result.response.model_dump_json(exclude_defaults=True, include=CONTENT).encode()
+    stored["response"]["sealed"] = b64encode(keyring.seal(place(result.id, "answer"), content)).decode()
+    return json.dumps(stored, ensure_ascii=False, separators=(",", ":"))
+
+
+def open_result(stored: dict[str, Any], job_id: str, keyring: Keyring | None) -> JobResult:
+    """Of its JSON. Without a keyring, what is sealed is left out. Raises Unreadable."""
+    response = stored.get("response")
+    if response and (sealed := response.pop("sealed", None)) and keyring is not None:
+        response |= json.loads(keyring.open(place(job_id, "answer"), b64decode(sealed)))
+    return JobResult.model_validate_json(json.dumps(stored))
+
+
+def read_result(reply: Sequence[bytes | None], job_id: str, keyring: Keyring | None) -> JobResult | None:
+    """The stored result; one written without its worker (expired, cancelled, poison) lacks what the record has."""
+    result, accepted_ms, settled_ms, progress, metadata = reply
+    if result is None:
+        return None
+    stored = json.loads(result)
+    stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
+    stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
+    if metadata and keyring is not None:
+        stored["metadata"] = json.loads(keyring.open(place(job_id, "metadata"), metadata))
+    if progress:
+        known = json.loads(progress)
+        attempts = known.get("attempts", [])
+        stored |= {
+            "attempts": attempts,
+            "failovers": known.get("failovers", 0),
+            "deferrals": known.get("deferrals", 0),
+            "cost_microusd": sum(attempt.get("cost_microusd", 0) for attempt in attempts),
+            "unsure_microusd": sum(attempt.get("unsure_microusd", 0) for attempt in attempts),
+        }
+    return open_result(stored, job_id, keyring)
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """An entry of an answer's stream."""
+
+    entry: str
+    """Its id in Redis."""
+    call: str
+    text: str | None
+    """None: the call begins here."""
+    ends: bool = False
+    """The job has ended; there is no more."""
+
+
+def read_pieces(reply: list[tuple[bytes, dict[bytes, bytes]]], job_id: str, keyring: Keyring) -> list[Piece]:
+    found = []
+    for entry, fields in reply:
+        call, text = fields.get(b"call", b"").decode(), fields.get(b"text")
+        if (sealed := fields.get(b"sealed")) is not None:
+            text = keyring.open(place(job_id, f"call {call}"), sealed)
+        found.append(Piece(entry.decode(), call, None if text is None else text.decode(), b"end" in fields))
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Hook:
+    """A settled job that somebody is to be told of."""
+
+    name: str
+    """Of the webhook, in turnout.toml."""
+    tries: int
+    """Made before this one."""
+    result: JobResult
+
+
+def read_hook(reply: list[Any] | None, job_id: str, keyring: Keyring) -> Hook | None:
+    if reply is None:
+        return None
+    name, tries, *rest = reply
+    result = read_result(rest, job_id, keyring)
+    assert result is not None
+    return Hook(name.decode(), int(tries or 0), result)
