@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, astuple, dataclass, field
 from typing import Any
 
 import click
@@ -22,7 +23,7 @@ from turnout_workers import endpoints, local
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
 from turnout_workers.commands.screen import add, table
 from turnout_workers.routing.decision import rank
-from turnout_workers.routing.fleet import Endpoint, Fleet, Limits
+from turnout_workers.routing.fleet import Fleet, Limits
 from turnout_workers.routing.profile import JobProfile
 
 SHOWN = 20
@@ -31,7 +32,7 @@ SHOWN = 20
 
 @dataclass(slots=True)
 class Share:
-    """What would go to one endpoint, if all goes well."""
+    """What would go to one endpoint, or to several, if all goes well."""
 
     jobs: int = 0
     input_tokens: int = 0
@@ -39,6 +40,10 @@ class Share:
     expected_microusd: int = 0
     most_microusd: int = 0
     work_s: float = 0.0
+
+    @classmethod
+    def sum(cls, shares: Iterable[Share]) -> Share:
+        return cls(*map(sum, zip(*map(astuple, shares), strict=True)))
 
 
 @dataclass(slots=True)
@@ -49,14 +54,7 @@ class Forecast:
     bad: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     shares: dict[str, Share] = field(default_factory=dict)
-
-    @property
-    def expected_microusd(self) -> int:
-        return sum(share.expected_microusd for share in self.shares.values())
-
-    @property
-    def most_microusd(self) -> int:
-        return sum(share.most_microusd for share in self.shares.values())
+    """By endpoint id."""
 
     def problem(self, code: str, text: str) -> None:
         self.bad[code] += 1
@@ -102,36 +100,42 @@ def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
 
 def duration_s(told: Forecast, fleet: Fleet, slots: int) -> float:
     """Expected, if the choice stays as it is: the slowest endpoint under its limits, or our own slots."""
-    longest = sum(share.work_s for share in told.shares.values()) / slots
-    accounts: dict[str, list[tuple[Endpoint, Share]]] = defaultdict(list)
+    times = [Share.sum(told.shares.values()).work_s / slots]
+    accounts: dict[tuple[str, Limits], list[Share]] = defaultdict(list)
     for endpoint in fleet.endpoints:
         if share := told.shares.get(endpoint.id):
-            longest = max(longest, _under(endpoint.limits, share))
-            accounts[endpoint.account_id].append((endpoint, share))
-    for parts in accounts.values():
-        longest = max(longest, _under(parts[0][0].shared_limits, *(share for _, share in parts)))
-    return longest
+            times.append(_under(endpoint.limits, share))
+            accounts[endpoint.account_id, endpoint.shared_limits].append(share)
+    times += [_under(limits, Share.sum(parts)) for (_, limits), parts in accounts.items()]
+    return max(times)
 
 
-def _under(limits: Limits, *shares: Share) -> float:
-    """Seconds that these take together under their limits."""
-    needs = (
-        (sum(share.jobs for share in shares), limits.requests_per_minute, 60.0),
-        (sum(share.input_tokens + share.output_tokens for share in shares), limits.tokens_per_minute, 60.0),
-        (sum(share.work_s for share in shares), limits.concurrency, 1.0),
+def _under(limits: Limits, share: Share) -> float:
+    """Seconds that it takes under these limits. What a day allows may all go in its first moment."""
+    tokens = share.input_tokens + share.output_tokens
+    a_minute = (
+        (share.jobs, limits.requests_per_minute),
+        (tokens, limits.tokens_per_minute),
+        (share.input_tokens, limits.input_tokens_per_minute),
+        (share.output_tokens, limits.output_tokens_per_minute),
     )
-    return max((amount / limit * unit for amount, limit, unit in needs if limit), default=0.0)
+    a_day = ((share.jobs, limits.requests_per_day), (tokens, limits.tokens_per_day))
+    times = [share.work_s / (limits.concurrency or math.inf)]
+    times += [amount / limit * 60 for amount, limit in a_minute if limit]
+    times += [(math.ceil(amount / limit) - 1) * 86_400 for amount, limit in a_day if limit]
+    return max(times)
 
 
 def summary(told: Forecast, fleet: Fleet, slots: int) -> dict[str, Any]:
     """For machines."""
+    total = Share.sum(told.shares.values())
     return {
         "lines": told.lines,
         "bad": dict(told.bad),
         "problems": told.problems,
         "endpoints": {id: asdict(share) for id, share in told.shares.items()},
-        "expected_usd": told.expected_microusd / MICROUSD_PER_USD,
-        "most_usd": told.most_microusd / MICROUSD_PER_USD,
+        "expected_usd": total.expected_microusd / MICROUSD_PER_USD,
+        "most_usd": total.most_microusd / MICROUSD_PER_USD,
         "duration_s": round(duration_s(told, fleet, slots), 1),
     }
 
@@ -146,11 +150,10 @@ def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
         money = [usd(share.expected_microusd), usd(share.most_microusd)]
         counts = (share.jobs, share.input_tokens, share.output_tokens)
         add(made, id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
-    good = told.lines - told.bad.total()
+    total, time = Share.sum(told.shares.values()), span(duration_s(told, fleet, slots))
     sum_up = Text(
-        f"{told.lines:,} lines, {good:,} of them good: about {usd(told.expected_microusd)} and at most "
-        f"{usd(told.most_microusd)}, in about {span(duration_s(told, fleet, slots))} "
-        f"with {slots:,} calls at a time"
+        f"{told.lines:,} lines, {total.jobs:,} of them good: about {usd(total.expected_microusd)} and at most "
+        f"{usd(total.most_microusd)}, in about {time} with {slots:,} calls at a time"
     )
     problems = [Text(text, style="yellow") for text in told.problems]
     if (rest := told.bad.total() - len(problems)) > 0:

@@ -7,6 +7,7 @@ import logging
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Literal
@@ -19,7 +20,6 @@ LINES = 50
 READABLE = "%(asctime)s %(levelname)s %(name)s [%(job)s] %(message)s%(left_out)s"
 CHATTY = ("celery.worker.strategy", "celery.app.trace", "aiohttp.access")
 """A line a job or call, which the ledger tells better."""
-
 
 current_attempt: ContextVar[tuple[int, str] | None] = ContextVar("current_attempt", default=None)
 """Of the job at work: the attempt under way, or else its last one here. Its number, from 1, and the provider."""
@@ -41,6 +41,15 @@ class Job(logging.Filter):
         return True
 
 
+@dataclass(slots=True)
+class _Second:
+    """In which lines of one kind came: how many, and the last of those that were not let through."""
+
+    began: float
+    lines: int = 0
+    last: logging.LogRecord | None = None
+
+
 class Flood(logging.Filter):
     """Lets so many lines of a kind through each second. The last of the rest is told after that second, when the next
     line of any kind comes, with how many were left out."""
@@ -52,26 +61,24 @@ class Flood(logging.Filter):
         self._tell = tell
         self._lines = lines
         self._clock = clock
-        self._kinds: dict[tuple[str, int], tuple[float, int]] = {}
-        """By place in the code, so that it can't grow with what is logged: since when, and how many."""
-        self._held: dict[tuple[str, int], tuple[float, int, logging.LogRecord]] = {}
-        """Of those that were not let through: since when, how many before the last one, and that."""
+        self._seconds: dict[tuple[str, int], _Second] = {}
+        """By place in the code, so that it can't grow with what is logged."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        now, kind = self._clock(), (record.pathname, record.lineno)
-        for flooded, (since, more, last) in list(self._held.items()):
-            if now - since >= 1 and self._held.pop(flooded, None) is not None:
+        now = self._clock()
+        for kind, second in list(self._seconds.items()):
+            if now - second.began < 1 or self._seconds.pop(kind, None) is None:
+                continue
+            if (last := second.last) is not None:
+                more = second.lines - self._lines - 1
                 last.left_out = f" (and {more} more like it, left out)" if more else ""
                 self._tell(last)
-        since, count = self._kinds.get(kind, (now, 0))
-        if now - since >= 1:
-            since, count = now, 0
-        self._kinds[kind] = since, count + 1
+        second = self._seconds.setdefault((record.pathname, record.lineno), _Second(now))
+        second.lines += 1
         record.left_out = ""
-        if count < self._lines:
-            return True
-        self._held[kind] = since, count - self._lines, record
-        return False
+        if second.lines > self._lines:
+            second.last = record
+        return second.lines <= self._lines
 
 
 class Json(logging.Formatter):

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from multidict import istr
 
 from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
-from turnout_workers.providers.connector import Answer, Connector, Gathering, Sent, reported
+from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
 from turnout_workers.providers.settings import ProviderConfig
+from turnout_workers.providers.wire import Answer, Gathering, Sent, reported, system, turns
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -54,20 +54,15 @@ class AnthropicConnector(Connector):
         body: dict[str, Any] = {
             "model": endpoint.served_model,
             "max_tokens": limit,
-            "messages": _turns(request.chat),
+            "messages": _turns(request),
         }
-        if system := "\n\n".join(m.text for m in request.chat if m.role in ("system", "developer")):
-            body["system"] = system
+        if told := system(request):
+            body["system"] = told
         if request.temperature is not None:
             named = "temperature" if request.temperature <= HOTTEST else f"a temperature above {HOTTEST:g}"
             if sent.takes(named):
                 body["temperature"] = request.temperature
-        if request.top_p is not None and sent.takes("top_p"):
-            body["top_p"] = request.top_p
-        if request.stop and sent.takes("stop"):
-            body["stop_sequences"] = list(request.stop)
-        if request.seed is not None:
-            sent.takes("seed")
+        body |= sent.given(top_p="top_p", stop="stop_sequences", seed="seed")
         if request.tools and sent.takes("tools"):
             body["tools"] = [
                 {
@@ -150,12 +145,11 @@ class _Events:
         return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
 
 
-def _turns(messages: tuple[Message, ...]) -> list[dict[str, Any]]:
-    """User and assistant turns; results of tools are the user's, and neighbours of one role are one turn."""
-    said = (message for message in messages if message.role not in ("system", "developer"))
+def _turns(request: InferenceRequest) -> list[dict[str, Any]]:
+    """User and assistant turns; results of tools are the user's."""
     return [
-        {"role": role, "content": [block for message in turn for block in _blocks(message)]}
-        for role, turn in groupby(said, lambda message: "assistant" if message.role == "assistant" else "user")
+        {"role": "assistant" if models else "user", "content": [block for one in turn for block in _blocks(one)]}
+        for models, turn in turns(request)
     ]
 
 

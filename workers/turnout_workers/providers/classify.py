@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
-from itertools import takewhile
 from typing import Any
 
 from turnout_workers.providers.dialects import STANDARD_LIMITS
 from turnout_workers.providers.errors import request_id
 from turnout_workers.providers.retry_after import retry_after_s
+from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 
-MESSAGE_LENGTH = 500
 DAY_QUOTA_S = 3600.0
 
 _BILLING = (
@@ -179,41 +178,3 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
     text = said if isinstance(said, str) else json.dumps(said)
     upstream = str(metadata.get("raw") or "") if isinstance(metadata, dict) else ""
     return str(word or "").lower(), str("" if code is None else code).lower(), text, upstream
-
-
-_KEY = re.compile(r"\b(?:sk|gsk|key|AIza|xai|r8|csk|fw|tgp)[-_][A-Za-z0-9_*.-]{8,}|\bAIza[A-Za-z0-9_-]{20,}")
-PIECE = 16
-"""Length of the aligned pieces of a message that are looked for in the prompt: every repetition of twice as many
-characters holds one."""
-
-
-def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
-    """The provider's words without our key, what looks like one, or what they repeat of the prompt; bounded."""
-    text = text[: 4 * MESSAGE_LENGTH]
-    for secret in secrets:
-        if len(secret) >= 8:
-            text = text.replace(secret, "…")
-        if len(secret) >= 2 * PIECE:
-            text = _without(text, secret)
-    text = _KEY.sub("…", " ".join(text.split()))
-    return text if len(text) <= MESSAGE_LENGTH else f"{text[: MESSAGE_LENGTH - 1]}…"
-
-
-def _without(text: str, secret: str) -> str:
-    """The text without longer pieces of the secret: vendors repeat the beginning of a prompt, or some of its middle."""
-    kept, at = "", 0
-    while at < len(text):
-        piece = text[at : at + PIECE]
-        found = secret.find(piece) if len(piece) == PIECE else -1
-        if found < 0:
-            kept, at = kept + piece, at + PIECE
-            continue
-        before = _common(reversed(kept), reversed(secret[max(0, found - PIECE) : found]))
-        after = _common(text[at:], secret[found : found + len(text)])
-        kept, at = f"{kept[: len(kept) - before]}…", at + after
-    return kept
-
-
-def _common(one: Iterable[str], other: Iterable[str]) -> int:
-    """How many characters are the same at the beginning."""
-    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))

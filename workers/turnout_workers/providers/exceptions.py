@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import aiohttp
 
-from turnout_workers.providers.classify import scrubbed
+from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from itertools import groupby
 from typing import Any
 
 from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
-from turnout_workers.providers.connector import Answer, Connector, Gathering, Sent, filtered, reported
+from turnout_workers.providers.connector import Connector
+from turnout_workers.providers.wire import Answer, Gathering, Sent, filtered, reported, system, turns
 from turnout_workers.routing.failure import Billed
 from turnout_workers.routing.fleet import Endpoint
 
@@ -36,9 +36,7 @@ class GeminiConnector(Connector):
     def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
         model = f"{self._version}/models/{endpoint.served_model}"
         if request.is_embedding:
-            one: dict[str, Any] = {"model": f"models/{endpoint.served_model}"}
-            if request.dimensions is not None and sent.takes("dimensions"):
-                one["outputDimensionality"] = request.dimensions
+            one = {"model": f"models/{endpoint.served_model}", **sent.given(dimensions="outputDimensionality")}
             asked = [{**one, "content": {"parts": [{"text": text}]}} for text in request.texts]
             return f"{model}:batchEmbedContents", {"requests": asked}
         method = "streamGenerateContent?alt=sse" if stream else "generateContent"
@@ -63,11 +61,7 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if request.max_output_tokens is not None:
         options["maxOutputTokens"] = request.max_output_tokens
-    for name, theirs in (("temperature", "temperature"), ("top_p", "topP"), ("seed", "seed")):
-        if (value := getattr(request, name)) is not None and sent.takes(name):
-            options[theirs] = value
-    if request.stop and sent.takes("stop"):
-        options["stopSequences"] = list(request.stop)
+    options |= sent.given(temperature="temperature", top_p="topP", seed="seed", stop="stopSequences")
     if (effort := request.reasoning_effort) is not None and sent.takes("reasoning_effort"):
         options["thinkingConfig"] = (
             {"thinkingBudget": THINKING_TOKENS[effort]}
@@ -79,9 +73,9 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
         options["responseMimeType"] = "application/json"
         if wanted.json_schema is not None:
             options["responseJsonSchema"] = wanted.json_schema
-    body: dict[str, Any] = {"contents": _contents(request.chat, model)}
-    if system := "\n\n".join(m.text for m in request.chat if m.role in ("system", "developer")):
-        body["systemInstruction"] = {"parts": [{"text": system}]}
+    body: dict[str, Any] = {"contents": _contents(request, model)}
+    if told := system(request):
+        body["systemInstruction"] = {"parts": [{"text": told}]}
     if request.tools and sent.takes("tools"):
         declared = [
             {
@@ -101,14 +95,16 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
     return body
 
 
-def _contents(messages: tuple[Message, ...], model: str) -> list[dict[str, Any]]:
+def _contents(request: InferenceRequest, model: str) -> list[dict[str, Any]]:
     """Turns of user and model. A function's result is named by the function, not by the call's id."""
     signature = {} if BUDGETED.match(model) else {"thoughtSignature": UNSIGNED}
-    names = {call.id: call.function.name for message in messages for call in message.tool_calls}
-    said = (message for message in messages if message.role not in ("system", "developer"))
+    names = {call.id: call.function.name for message in request.chat for call in message.tool_calls}
     return [
-        {"role": role, "parts": [part for message in turn for part in _parts(message, names, signature)]}
-        for role, turn in groupby(said, lambda message: "model" if message.role == "assistant" else "user")
+        {
+            "role": "model" if models else "user",
+            "parts": [part for message in turn for part in _parts(message, names, signature)],
+        }
+        for models, turn in turns(request)
     ]
 
 

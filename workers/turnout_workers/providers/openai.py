@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from turnout.request import FinishReason, FunctionCall, InferenceRequest, Message, ToolCall, Usage
-from turnout_workers.providers.connector import Answer, Connector, Gathering, Sent, reported
+from turnout_workers.providers.connector import Connector
+from turnout_workers.providers.wire import Answer, Gathering, Sent, reported
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -27,9 +28,7 @@ class OpenAIConnector(Connector):
         model = endpoint.served_model
         if request.is_embedding:
             body: dict[str, Any] = {"model": model, "input": list(request.texts), "encoding_format": "float"}
-            if request.dimensions is not None and sent.takes("dimensions"):
-                body["dimensions"] = request.dimensions
-            return self._path("embeddings", model), body
+            return self._path("embeddings", model), body | sent.given(dimensions="dimensions")
         body = {"model": model, **self._chat(request, sent)}
         if stream:
             body["stream"] = True
@@ -58,13 +57,8 @@ class OpenAIConnector(Connector):
         body: dict[str, Any] = {"messages": [_message(message, dialect.system_role) for message in request.chat]}
         if request.max_output_tokens is not None:
             body[dialect.max_tokens] = request.max_output_tokens
-        for name in ("temperature", "top_p", "reasoning_effort"):
-            if (value := getattr(request, name)) is not None and sent.takes(name):
-                body[name] = value
-        if request.stop and sent.takes("stop"):
-            body["stop"] = list(request.stop)
-        if request.seed is not None and sent.takes("seed"):
-            body[dialect.seed] = request.seed
+        body |= sent.given(temperature="temperature", top_p="top_p", stop="stop", seed=dialect.seed)
+        body |= sent.given(reasoning_effort="reasoning_effort")
         if request.tools and sent.takes("tools"):
             body["tools"] = [tool.model_dump(mode="json", exclude_none=True) for tool in request.tools]
         if request.tool_choice is not None and sent.takes("tool_choice"):

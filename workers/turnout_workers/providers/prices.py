@@ -12,10 +12,28 @@ from functools import lru_cache
 from importlib.metadata import version
 
 from turnout.request import Usage
-from turnout_workers.routing.fleet import Price
+from turnout_workers.routing.fleet import Endpoint, Price
 
+MOST_USD = 1e6
+"""Of one call; a provider that reports more is not believed."""
 PERIOD_S = 900
 """Prices by the time of day begin and end on a quarter of an hour."""
+
+
+def call_cost_microusd(
+    endpoint: Endpoint, listed_as: str | None, usage: Usage, told_usd: float | None, tier: str | None
+) -> int | None:
+    """Of one call; None: unknown. listed_as: the provider's id in the price list.
+
+    told_usd: what the provider itself says that it cost. tier: the service tier in which it was served, which may have
+    another list price than the one that was asked for.
+    """
+    if isinstance(told_usd, int | float) and 0 <= told_usd < MOST_USD:
+        return math.ceil(told_usd * 1e6 - 1e-9)
+    price = endpoint.price
+    if price is not None and tier and listed_as and not price.is_operators:
+        price = list_price(listed_as, endpoint.served_model, tier=tier) or price
+    return None if price is None else cost_microusd(price, usage)
 
 
 def cost_microusd(price: Price, usage: Usage) -> int:

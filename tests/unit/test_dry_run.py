@@ -1,0 +1,47 @@
+"""What a dry run says before anything is sent."""
+
+from __future__ import annotations
+
+import pytest
+from tests.unit.routing.fleets import endpoint
+
+from turnout_workers.commands.dry_run import Forecast, Share, duration_s
+from turnout_workers.routing.fleet import Fleet, Limits
+
+DAY_S = 86_400
+
+
+def took_s(limits: Limits, slots: int = 100, *shares: Share) -> float:
+    """By jobs at one endpoint with these limits; or of shares at several, which have them together."""
+    if not shares:
+        alone = endpoint("a", limits=limits)
+        return duration_s(Forecast(shares={alone.id: Share(600, 9000, 3000, work_s=1200.0)}), Fleet([alone]), slots)
+    models = [endpoint("a", model=model, shared_limits=limits) for model in ("m", "n")]
+    told = Forecast(shares=dict(zip([one.id for one in models], shares, strict=True)))
+    return duration_s(told, Fleet(models), slots)
+
+
+@pytest.mark.parametrize(
+    ("limits", "expected_s"),
+    [
+        (Limits(), 12.0),
+        (Limits(concurrency=4), 300.0),
+        (Limits(requests_per_minute=60), 600.0),
+        (Limits(tokens_per_minute=6000), 120.0),
+        (Limits(input_tokens_per_minute=900), 600.0),
+        (Limits(output_tokens_per_minute=1000), 180.0),
+        (Limits(requests_per_day=600), 12.0),
+        (Limits(requests_per_day=250), 2 * DAY_S),
+        (Limits(tokens_per_day=6000), 1 * DAY_S),
+    ],
+)
+def test_a_file_takes_as_long_as_its_scarcest_limit(limits: Limits, expected_s: float) -> None:
+    assert took_s(limits) == expected_s
+
+
+def test_what_models_have_together_counts_for_them_together() -> None:
+    assert took_s(Limits(requests_per_minute=60), 100, Share(jobs=60), Share(jobs=120)) == 180.0
+
+
+def test_a_file_without_a_good_line_takes_no_time() -> None:
+    assert duration_s(Forecast(), Fleet([]), 100) == 0

@@ -1,0 +1,59 @@
+"""Keeping keys and prompts out of what providers say: they repeat either in their error messages."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from itertools import takewhile
+
+from turnout.request import ImagePart, InferenceRequest
+
+_KEY = re.compile(r"\b(?:sk|gsk|key|AIza|xai|r8|csk|fw|tgp)[-_][A-Za-z0-9_*.-]{8,}|\bAIza[A-Za-z0-9_-]{20,}")
+MESSAGE_LENGTH = 500
+REPEATED = 4000
+"""Characters of an image: vendors repeat the beginning of what they object to, and images are long."""
+PIECE = 16
+"""Length of the aligned pieces of a message that are looked for in the prompt: every repetition of twice as many
+characters holds one."""
+
+
+def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
+    """The provider's words without our key, what looks like one, or what they repeat of the prompt; bounded."""
+    text = text[: 4 * MESSAGE_LENGTH]
+    for secret in secrets:
+        if len(secret) >= 8:
+            text = text.replace(secret, "…")
+        if len(secret) >= 2 * PIECE:
+            text = _without(text, secret)
+    text = _KEY.sub("…", " ".join(text.split()))
+    return text if len(text) <= MESSAGE_LENGTH else f"{text[: MESSAGE_LENGTH - 1]}…"
+
+
+def _without(text: str, secret: str) -> str:
+    """The text without longer pieces of the secret: vendors repeat the beginning of a prompt, or some of its middle."""
+    kept, at = "", 0
+    while at < len(text):
+        piece = text[at : at + PIECE]
+        found = secret.find(piece) if len(piece) == PIECE else -1
+        if found < 0:
+            kept, at = kept + piece, at + PIECE
+            continue
+        before = _common(reversed(kept), reversed(secret[max(0, found - PIECE) : found]))
+        after = _common(text[at:], secret[found : found + len(text)])
+        kept, at = f"{kept[: len(kept) - before]}…", at + after
+    return kept
+
+
+def _common(one: Iterable[str], other: Iterable[str]) -> int:
+    """How many characters are the same at the beginning."""
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+
+
+def contents(request: InferenceRequest) -> Iterator[str]:
+    """The caller's content, which no error may repeat."""
+    yield from request.texts
+    for message in request.chat:
+        yield message.text
+        yield from (call.function.arguments for call in message.tool_calls)
+        if isinstance(message.content, tuple):
+            yield from (part.image_url.url[:REPEATED] for part in message.content if isinstance(part, ImagePart))

@@ -1,0 +1,152 @@
+"""What a wire format and `Connector` tell each other: what is sent, and what an answer says in neutral terms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any, Protocol, TypeVar
+
+from turnout.request import FinishReason, InferenceRequest, Message, ToolCall, Usage
+from turnout_workers.providers.errors import ProviderError, malformed
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
+
+T = TypeVar("T")
+
+PROTECTED = frozenset(
+    {
+        "model", "messages", "contents", "input", "system", "systemInstruction", "stream", "stream_options", "requests",
+        # what the call may cost was worked out, and perhaps held back, for these
+        "max_tokens", "max_completion_tokens", "maxOutputTokens", "n", "candidateCount",
+    }
+)  # fmt: skip
+"""Fields that a job's extras can't set."""
+MOST_TOKENS = 1e9
+"""Of one call; a provider that reports more is not believed."""
+UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+"""What reading a body of the wrong shape may raise."""
+
+
+@dataclass(slots=True)
+class Sent:
+    """One request on its way out, and what had to be left out of it."""
+
+    request: InferenceRequest
+    provider: str
+    parameters: frozenset[str]
+    warnings: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
+
+    def takes(self, name: str) -> bool:
+        """Whether the provider takes this parameter; if not, it is left out with a warning, or the call fails."""
+        if name in self.parameters:
+            self.taken.append(name)
+            return True
+        text = f"{self.provider} does not take {name}"
+        if self.request.on_unsupported == "fail":
+            raise ProviderError.unsupported(text)
+        self.warnings.append(f"{text}; it was left out")
+        return False
+
+    def given(self, **names: str) -> dict[str, Any]:
+        """What the request sets of these parameters and the provider takes; each by its name there (`top_p="topP"`)."""
+        values = ((name, theirs, getattr(self.request, name)) for name, theirs in names.items())
+        return {theirs: value for name, theirs, value in values if value not in (None, ()) and self.takes(name)}
+
+    def with_extras(self, body: Mapping[str, Any], extras: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """The body with the job's own fields for this provider; those of a table go into it one by one."""
+        merged = dict(body)
+        for name, value in (self.request.extras.get(self.provider, {}) if extras is None else extras).items():
+            if name in PROTECTED:
+                self.warnings.append(f"extras can't set {name}; it was left out")
+            elif isinstance(value, dict) and isinstance(merged.get(name), dict):
+                merged[name] = self.with_extras(merged[name], value)
+            else:
+                merged[name] = value
+        return merged
+
+
+def system(request: InferenceRequest) -> str:
+    """What the system says, for formats that have a place of its own for it."""
+    return "\n\n".join(message.text for message in request.chat if message.role in ("system", "developer"))
+
+
+def turns(request: InferenceRequest) -> Iterator[tuple[bool, Iterator[Message]]]:
+    """The rest, neighbours of one role together: whether it is the model's turn, and its messages."""
+    said = (message for message in request.chat if message.role not in ("system", "developer"))
+    return groupby(said, lambda message: message.role == "assistant")
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A provider's answer in neutral terms, as far as its body says it."""
+
+    text: str = ""
+    tool_calls: tuple[ToolCall, ...] = ()
+    refusal: str | None = None
+    embeddings: tuple[tuple[float, ...], ...] = ()
+    finish: FinishReason = FinishReason.STOP
+    finish_raw: str | None = None
+    usage: Usage | None = None
+    """None: not reported, or not to be believed."""
+    cost_usd: float | None = None
+    """What the provider itself says that the call cost."""
+    service_tier: str | None = None
+    """In which it was served."""
+    model: str | None = None
+    """Which was served, in the provider's words."""
+
+
+class Gathering(Protocol):
+    """The events of one stream, on their way to the body that the same call would have had without streaming."""
+
+    def add(self, event: dict[str, Any]) -> str:
+        """Take the next event. Returns the piece of the answer's text in it, if any."""
+
+    def body(self) -> dict[str, Any] | None:
+        """The whole. None: the stream has ended too early."""
+
+
+def checked(answer: Answer, request: InferenceRequest) -> Answer:
+    """The answer, if it is one. Raises ProviderError."""
+    if not isinstance(answer.text, str):
+        raise malformed("text that is none")
+    if request.is_embedding:
+        if len(answer.embeddings) != len(request.texts):
+            raise malformed(f"{len(answer.embeddings)} embeddings for {len(request.texts)} texts")
+        return answer
+    if answer.finish is FinishReason.ERROR:
+        message = f"the answer ended in an error ({answer.finish_raw})"
+        raise ProviderError(Failure(FailureKind.SERVER_ERROR, message, Billed.YES, status=200))
+    if not (answer.text or answer.tool_calls or answer.refusal or answer.finish is FinishReason.LENGTH):
+        if answer.finish is FinishReason.CONTENT_FILTER:
+            raise filtered(answer.finish_raw, Billed.YES)
+        raise malformed("an empty answer")
+    return answer
+
+
+def filtered(why: object, billed: Billed) -> ProviderError:
+    """The provider's policy has kept the answer back. `why`: its word; what is none might repeat the prompt."""
+    word = why if isinstance(why, str) and why.isidentifier() and len(why) <= 40 else "no reason given"
+    return ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", billed, status=200))
+
+
+def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:
+    """Tokens as reported; None if they weren't, or make no sense."""
+    try:
+        used = read(told)
+    except UNREADABLE:
+        return None
+    within_input = used.cache_read_tokens + used.cache_write_tokens <= used.input_tokens
+    within_input &= used.cache_write_hour_tokens <= used.cache_write_tokens
+    return used if within_input and used.total_tokens <= MOST_TOKENS else None
+
+
+def understood(read: Callable[..., T], *arguments: Any) -> T:
+    """What reading gives. A body can have any shape at all."""
+    try:
+        return read(*arguments)
+    except KeyError as error:
+        raise malformed(f"an answer without {str(error)[:40]}") from None
+    except UNREADABLE:
+        raise malformed("an answer that can't be read") from None
