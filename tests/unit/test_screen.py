@@ -6,9 +6,9 @@ from io import StringIO
 
 from rich.console import Console
 
-from turnout.batch.progress import table
 from turnout.batch.tally import ProviderTally, Tally
 from turnout_workers.commands import screen
+from turnout_workers.commands.run_summary import table
 
 
 def printed(made: object, width: int) -> str:

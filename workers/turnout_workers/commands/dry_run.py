@@ -15,12 +15,12 @@ from rich.console import Console, Group
 from rich.text import Text
 
 from turnout.batch.line import Asked, Line
-from turnout.batch.progress import span, usd
 from turnout.batch.source import Source, read
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import Problem
 from turnout_workers import endpoints, local
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
+from turnout_workers.commands.run_summary import span, usd
 from turnout_workers.commands.screen import add, table
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.fleet import Fleet, Limits

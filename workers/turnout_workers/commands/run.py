@@ -23,7 +23,6 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 from rich.console import Console
 
-from turnout.batch import progress
 from turnout.batch.feeder import Feeder, Options, Stopped
 from turnout.batch.journal import Journal
 from turnout.batch.output import write_output
@@ -33,6 +32,7 @@ from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger
 from turnout.redis_address import connect
 from turnout_workers import endpoints, local, process
+from turnout_workers.commands import run_progress, run_summary
 from turnout_workers.commands.dry_run import dry_run
 from turnout_workers.commands.lines import (
     DONE,
@@ -125,15 +125,15 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         )
         feeder = Feeder(client, ledger, Source(source), journal, feeding, lambda: stop.is_set() or here.given_up)
         view = FleetView(client, ledger.keys, fleet)
-        shown: progress.Progress
+        shown: run_progress.Progress
         if options["as_json"]:
-            shown = progress.Json(console)
+            shown = run_progress.Json(console)
         else:
             providers = _announce(console, here, fleet)
             if console.is_terminal:
-                shown = progress.Bar(console, total, ceiling, Path(source).name, providers)
+                shown = run_progress.Bar(console, total, ceiling, Path(source).name, providers)
             else:
-                shown = progress.Lines(console, total, ceiling)
+                shown = run_progress.Lines(console, total, ceiling)
         try:
             with shown:
                 tally = feeder.run(lambda now: shown.update(now, view.troubles()))
@@ -148,15 +148,15 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     if complete:
         shutil.rmtree(folder / "redis", ignore_errors=True)
     if options["as_json"]:
-        console.out(json.dumps(progress.summary(tally)), highlight=False)
+        console.out(json.dumps(run_summary.summary(tally)), highlight=False)
     else:
         _sum_up(console, tally, time.monotonic() - began_at, output, options["errors"])
     return DONE if complete else SOME_FAILED
 
 
 def _sum_up(console: Console, tally: Tally, took_s: float, output: str, errors: str | None) -> None:
-    console.print(progress.table(tally))
-    console.print(progress.closing_line(tally, took_s), highlight=False)
+    console.print(run_summary.table(tally))
+    console.print(run_summary.closing_line(tally, took_s), highlight=False)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if output != "-":
         say(f"Results are in {output}" + (f", those without an answer in {errors}" if errors else ""))

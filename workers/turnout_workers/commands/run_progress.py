@@ -1,16 +1,13 @@
-"""What a running batch shows: a bar on a terminal, plain lines elsewhere, JSON for machines; a table at the end."""
+"""What `turnout run` shows while it runs: a bar on a terminal, plain lines elsewhere, JSON for machines."""
 
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
 
-from rich import box
 from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
@@ -18,8 +15,8 @@ from rich.table import Table
 from rich.text import Text
 
 from turnout.batch.tally import ProviderTally, Tally
-from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
+from turnout_workers.commands.run_summary import span, summary, usd
 
 RATE_WINDOW_S = 10.0
 LINE_EVERY_S = 5.0
@@ -142,21 +139,6 @@ def _standing(tally: Tally, rate: float, total: int | None, ceiling_microusd: in
     yield f"{tally.failovers:,} failovers"
 
 
-def span(seconds: float) -> str:
-    """A length of time for people: `14 s`, `3 min 20 s`, `2 h 5 min`, `1 d 4 h`."""
-    whole = math.ceil(seconds)
-    for unit, size, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // part} {smaller}"
-    return f"{whole} s"
-
-
-def usd(microusd: int) -> str:
-    """With as many decimals as keep it from jumping."""
-    whole = microusd / MICROUSD_PER_USD
-    return f"${whole:,.2f}" if whole >= 10 else f"${whole:.4f}"
-
-
 class Json(Progress):
     """One JSON object a second on standard output."""
 
@@ -167,77 +149,3 @@ class Json(Progress):
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         if self._due():
             self._console.out(json.dumps({**summary(tally), "providers_down": states}), highlight=False)
-
-
-def summary(tally: Tally) -> dict[str, Any]:
-    """A tally for machines."""
-    return {
-        "lines": tally.lines,
-        "finished": tally.finished,
-        "by_status": dict(+tally.done),
-        "resumed": tally.resumed,
-        "shared": tally.shared,
-        "failovers": tally.failovers,
-        "deferrals": tally.deferrals,
-        "cost_usd": tally.cost_microusd / MICROUSD_PER_USD,
-        "unsure_usd": tally.unsure_microusd / MICROUSD_PER_USD,
-        "providers": {
-            name: {
-                "jobs": one.jobs,
-                "failures": one.failures,
-                "failovers_in": one.failovers_in,
-                "failovers_out": one.failovers_out,
-                "input_tokens": one.input_tokens,
-                "output_tokens": one.output_tokens,
-                "cost_usd": one.cost_microusd / MICROUSD_PER_USD,
-                "p50_s": one.latency.quantile(0.5),
-                "p99_s": one.latency.quantile(0.99),
-                "simulated": one.simulated,
-            }
-            for name, one in tally.providers.items()
-        },
-    }
-
-
-def table(tally: Tally) -> Table:
-    """The end of a batch, by provider."""
-    made_up = any(one.simulated for one in tally.providers.values())
-    title = "Simulated providers: no model was run" if made_up else None
-    shown = Table(title=title, title_style="yellow", box=box.SIMPLE_HEAD, pad_edge=False, padding=0)
-    columns = ("\nprovider", "\njobs", "failed\ncalls", "taken\nover", "\nlost", "\ntokens", "\ncost", "\np50", "\np99")
-    for number, column in enumerate(columns):
-        shown.add_column(column, justify="left" if number == 0 else "right", no_wrap=True)
-    for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
-        shown.add_row(
-            Text(name),
-            f"{one.jobs:,}",
-            f"{one.failures:,}",
-            f"{one.failovers_in:,}",
-            f"{one.failovers_out:,}",
-            f"{one.input_tokens + one.output_tokens:,}",
-            usd(one.cost_microusd),
-            _seconds(one.latency.quantile(0.5)),
-            _seconds(one.latency.quantile(0.99)),
-        )
-    return shown
-
-
-def closing_line(tally: Tally, took_s: float) -> str:
-    """The sum in one sentence."""
-    ends = ", ".join(f"{count:,} {status}" for status, count in tally.done.most_common() if count)
-    parts = [f"{tally.finished:,} lines in {span(took_s)}: {ends or 'nothing to do'}"]
-    if tally.resumed:
-        parts.append(f"{tally.resumed:,} of them done before")
-    if tally.shared:
-        parts.append(f"{tally.shared:,} answered as an identical line was")
-    parts.append(f"{tally.failovers:,} failovers")
-    parts.append(f"{usd(tally.cost_microusd)} spent")
-    if tally.unsure_microusd:
-        parts.append(f"up to {usd(tally.unsure_microusd)} more that a failed call may have cost")
-    if tally.unpriced:
-        parts.append(f"{tally.unpriced:,} calls of unknown price")
-    return " · ".join(parts)
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} s"
