@@ -43,7 +43,7 @@ class Worker:
         await asyncio.sleep(0)
 
     async def _call(self, lease_id: str) -> None:
-        async with self.calls.call(A.id, 2.0):
+        with self.calls.call(A.id, 2.0):
             await self.answer.wait()
         await self.store.report(Report(lease_id, A.id, ok=True, latency_s=0.1))
 

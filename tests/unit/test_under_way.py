@@ -12,7 +12,7 @@ from turnout_workers.under_way import CallsUnderWay
 
 
 async def hanging(calls: CallsUnderWay, endpoint_id: str, overdue_s: float) -> None:
-    async with calls.call(endpoint_id, overdue_s):
+    with calls.call(endpoint_id, overdue_s):
         await asyncio.Event().wait()
 
 
@@ -45,6 +45,5 @@ async def test_calls_in_time_and_calls_elsewhere_go_on() -> None:
 
 
 async def test_a_timeout_of_the_connector_itself_is_not_taken_for_a_cut() -> None:
-    with pytest.raises(TimeoutError):
-        async with CallsUnderWay().call("a", 60.0):
-            raise TimeoutError
+    with pytest.raises(TimeoutError), CallsUnderWay().call("a", 60.0):
+        raise TimeoutError

@@ -87,7 +87,7 @@ class Calling:
         reached("before_call")
         if crash_points.awaited("during_call"):
             asyncio.get_running_loop().call_later(0.05, reached, "during_call")
-        async with self.under_way.call(endpoint.id, chosen.overdue_s):
+        with self.under_way.call(endpoint.id, chosen.overdue_s):
             if not job.claim.stream:
                 return await connector.call(endpoint, job.request, timeouts)
             pieces = Pieces(self.ledger, self.call, job.id, lease_id, self.in_force.file.retention.results_s)

@@ -321,9 +321,10 @@ class IntelligentRouter:
             return Finished(granted.lease_id, chosen, began, duration_s, outcome, failure, observed)
 
         try:
-            async with asyncio.timeout(timeout_s), self._under_way.call(chosen.endpoint.id, chosen.overdue_s):
-                connector = self._owner[chosen.endpoint.id]
-                outcome = await connector.call(chosen.endpoint, job.request, timeouts)
+            connector = self._owner[chosen.endpoint.id]
+            async with asyncio.timeout(timeout_s):
+                with self._under_way.call(chosen.endpoint.id, chosen.overdue_s):
+                    outcome = await connector.call(chosen.endpoint, job.request, timeouts)
             return finished(outcome, off_schema(job.request, outcome.response))
         except ProviderError as error:
             return finished(None, error.failure, error.limits)

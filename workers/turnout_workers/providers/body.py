@@ -7,6 +7,8 @@ import zlib
 from collections.abc import AsyncIterator, Mapping
 from typing import Any
 
+from pydantic_core import from_json
+
 from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
@@ -63,10 +65,15 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def parsed(raw: bytes) -> Any:
-    """JSON, or None: also for what is too deep, or no UTF-8, or a number of thousands of digits.
+    """JSON, or None: also for what is too deep, or no UTF-8, or a number of thousands of digits."""
+    try:
+        return from_json(raw)
+    except ValueError:
+        return _parsed_once_more(raw)
 
-    Half a surrogate pair, which JSON can spell and UTF-8 can't, becomes a question mark: the answer is paid for.
-    """
+
+def _parsed_once_more(raw: bytes) -> Any:
+    """Half a surrogate pair, which JSON can spell and UTF-8 can't, becomes a question mark: the answer is paid for."""
     try:
         value = json.loads(raw)
         if b"\\ud" in raw or b"\\uD" in raw:

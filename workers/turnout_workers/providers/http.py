@@ -106,9 +106,9 @@ class Http:
     async def _answer(self, out: Outgoing, exchange: _Exchange) -> _Answer:
         """Send, and wait for a 200."""
         exchange.response = response = await self._send(out)
+        exchange.deadline.reschedule(None)
         headers = {name.lower(): value for name, value in response.headers.items()}
         if response.status != 200:
-            exchange.deadline.reschedule(None)
             raise _classified(response.status, headers, await _said(response, headers, out.timeouts), out)
         return _Answer(response, headers, exchange.deadline, exchange.ends_at, out.timeouts.idle_s)
 
@@ -129,7 +129,7 @@ class Http:
 class _Exchange:
     """Every way to fail in this block becomes a ProviderError. A class and no generator: thousands wait at a time.
 
-    One deadline, moved on: for the first byte, then for each piece, and never past the end of all.
+    One deadline: for the first byte, then for each piece that is waited for, and never past the end of all.
     """
 
     __slots__ = ("deadline", "ends_at", "response")
@@ -191,9 +191,11 @@ class _Answer:
         return self
 
     async def __anext__(self) -> bytes:
-        self._deadline.reschedule(min(self._ends_at, self._now() + self._idle_s))
-        raw = await self._content.readany()
-        self._deadline.reschedule(None)
+        raw = self._content.read_nowait()
+        if not raw and not self._content.at_eof():
+            self._deadline.reschedule(min(self._ends_at, self._now() + self._idle_s))
+            raw = await self._content.readany()
+            self._deadline.reschedule(None)
         if not raw:
             self._unpacked.end()
             raise StopAsyncIteration
