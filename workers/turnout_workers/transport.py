@@ -10,13 +10,16 @@ taken, many at once or one at a time, so that no lane waits for ever. Where Redi
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from functools import cached_property
 from typing import Any
 from urllib.parse import quote
 
+from kombu.serialization import register
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from kombu.utils.json import loads
+from kombu.utils.json import dumps, loads
 from pydantic_core import from_json
 from redis.exceptions import NoScriptError
 
@@ -68,6 +71,15 @@ class Channel(kombu_redis.Channel):
     QoS = QoS  # type: ignore[assignment]
     _fetch_script: Script | None = None
 
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """One client for all commands; kombu makes one for each, which takes as long as ten commands."""
+        yield client or self._at_hand
+
+    @cached_property
+    def _at_hand(self) -> Any:
+        return self._create_client()  # type: ignore[attr-defined]
+
     @property
     def serves_lanes(self) -> bool:
         """Whether this is a worker's channel for jobs; events and remote control have channels of their own."""
@@ -96,9 +108,17 @@ class Channel(kombu_redis.Channel):
             self.connection._deliver(_read(raw), queues[index - 1])
 
 
-def _read(raw: bytes) -> Any:
-    """A message as kombu reads it; but what is alike in all of them, two thirds of each, is in memory once."""
-    return loads(raw) if b'"__type__"' in raw else from_json(raw)
+def _read(raw: str | bytes) -> Any:
+    """JSON as kombu reads it, for a fifth of the time, and with what is alike in all messages, two thirds of each, in
+    memory once."""
+    typed = b'"__type__"' in raw if isinstance(raw, bytes) else '"__type__"' in raw
+    try:
+        return loads(raw) if typed else from_json(raw)
+    except ValueError:  # half a surrogate pair, perhaps
+        return loads(raw)
+
+
+register("json", dumps, _read, "application/json")
 
 
 def _urgency(queue: str) -> int:

@@ -9,12 +9,27 @@ from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
 from kombu import Producer
 from kombu.asynchronous import get_event_loop
+from kombu.serialization import register
+from kombu.utils.json import dumps
+from pydantic_core import PydanticSerializationError, to_json
 from redis.exceptions import RedisError
 
 GATHER_S = 0.25
 """How long events wait for others, and so how much later Flower shows them."""
 GATHER = 500
 """Most events in one message."""
+SERIALIZER = "turnout-events"
+
+
+def _written(events: Any) -> str:
+    """As JSON, for a quarter of the time that kombu takes; it writes what only it can, half a surrogate pair, say."""
+    try:
+        return to_json(events).decode()
+    except PydanticSerializationError:
+        return dumps(events)
+
+
+register(SERIALIZER, _written, None, "application/json")
 
 
 class Dispatcher(EventDispatcher):
@@ -24,6 +39,7 @@ class Dispatcher(EventDispatcher):
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "buffer_limit": GATHER})
+        self.serializer = SERIALIZER
         self._gathering = False
         if options.get("on_send_buffered") is not None:
             self.on_send_buffered = self._gather
