@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
-import pytest
+import asyncio
+import socket
+from collections.abc import Awaitable
+from typing import ClassVar
 
+import pytest
+from tests.receiver import receiving
+
+from turnout.ledger import Hook
 from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
+from turnout_workers import webhooks
 from turnout_workers.config import ConfigError, settings
-from turnout_workers.webhooks import address_trouble, is_public, message_id
+from turnout_workers.providers.settings import Secret
+from turnout_workers.public_addresses import address_trouble, is_public
+from turnout_workers.webhooks import Webhook, Webhooks, message_id
 
 PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nmodels = ["m"]\n'
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
@@ -86,3 +96,38 @@ def test_what_was_signed_is_verified_and_nothing_else() -> None:
     assert verified({name.title(): value for name, value in headers.items()}, body, SECRET, now=1010)
     while_rotating = headers | {"webhook-signature": f"v1,b2xk {headers['webhook-signature']}"}
     assert verified(while_rotating, body, SECRET, now=1010)
+
+
+async def test_one_that_is_slow_to_hear_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
+    told = asyncio.Event()
+
+    class Hooks:
+        """Of two jobs: `slow` is due from the first, `quick` once that one is being told."""
+
+        taken: ClassVar[list[str]] = []
+
+        async def due_hooks(self, limit: int) -> list[str]:
+            return ["quick" if self.taken else "slow"]
+
+        async def take_hook(self, job_id: str, for_s: float) -> Hook | None:
+            if job_id in self.taken:
+                return None
+            self.taken.append(job_id)
+            return Hook(job_id, 0, JobResult(id=job_id, status=JobStatus.CANCELLED, settled_at=1.0))
+
+        async def end_hook(self, job_id: str, event: dict[str, str]) -> None:
+            assert (job_id, event["event"]) == ("quick", "webhook_told")
+            told.set()
+
+    async def called(call: Awaitable[object]) -> object:
+        return await call
+
+    with socket.create_server(("127.0.0.1", 0)) as silent, receiving() as receiver:
+        running = Webhooks(Hooks(), called)  # type: ignore[arg-type]
+        urls = {"slow": f"http://127.0.0.1:{silent.getsockname()[1]}", "quick": receiver.url}
+        running.configured = {name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()}
+        task = asyncio.create_task(running.run())
+        await asyncio.wait_for(told.wait(), 5)
+        task.cancel()
+        await asyncio.wait([task])

@@ -17,11 +17,13 @@ from typing import TypeVar
 
 from turnout.redis_address import with_password
 from turnout_workers import credentials, discovery, toml_lines
+from turnout_workers.provider_tables import ProviderTable
 from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.tables import File, ProviderTable, WebhookTable
+from turnout_workers.public_addresses import address_trouble
+from turnout_workers.tables import File, WebhookTable
 from turnout_workers.toml_lines import ConfigError as ConfigError
-from turnout_workers.webhooks import Webhook, address_trouble
+from turnout_workers.webhooks import Webhook
 
 T = TypeVar("T")
 Made = TypeVar("Made")

@@ -7,8 +7,9 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+from turnout_workers.provider_tables import ProviderTable
 from turnout_workers.providers.settings import Secret
-from turnout_workers.tables import ProviderTable, WebhookTable
+from turnout_workers.tables import WebhookTable
 from turnout_workers.toml_lines import ConfigError
 
 

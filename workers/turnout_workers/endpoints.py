@@ -10,12 +10,12 @@ from collections.abc import Iterator
 
 from turnout.request import Capability
 from turnout_workers.config import Settings
+from turnout_workers.provider_tables import LimitFields, ModelTable, ProviderTable
 from turnout_workers.providers import catalogue
 from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.prices import list_context_tokens, list_price
 from turnout_workers.providers.settings import ProviderConfig, Secret
 from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits, Price
-from turnout_workers.tables import LimitFields, ModelTable, ProviderTable
 
 
 def accounts(settings: Settings) -> tuple[ProviderConfig, ...]:

@@ -6,149 +6,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from turnout.redis_address import sentinels
-from turnout.request import Capability, Name, Quality, RoutingStrategy, Value
-from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
-from turnout_workers.routing.fleet import Price
-
-
-def _listed(value: object) -> object:
-    return [value] if isinstance(value, str) else value
-
-
-def named_models(value: object) -> object:
-    """A list of names, or a table whose values may be just the provider's name."""
-    if isinstance(value, list):
-        return {name: {} for name in value if isinstance(name, str)}
-    if isinstance(value, dict):
-        return {ours: {"name": told} if isinstance(told, str) else told for ours, told in value.items()}
-    return value
-
-
-def _with_presets(providers: object) -> object:
-    """A provider that names no dialect has the preset of its own name, if there is one; a preset brings its kind."""
-
-    def filled(name: str, table: dict[str, object]) -> dict[str, object]:
-        plain = None if table.get("kind") == "openai" else table.get("kind")  # a vendor's own format is its preset, too
-        named = table.get("dialect", name if name in DIALECTS else plain)
-        preset = DIALECTS.get(str(named))
-        return {"kind": preset.kind, "dialect": named, **table} if preset else table
-
-    if not isinstance(providers, dict):
-        return providers
-    return {name: filled(name, table) if isinstance(table, dict) else table for name, table in providers.items()}
-
-
-def _http(url: str) -> str:
-    if not re.match(r"https?://[^\s/]+", url):
-        raise ValueError("must be an http:// or https:// address")
-    return url.rstrip("/")
-
-
-def _preset(name: str) -> str:
-    if name not in DIALECTS:
-        raise ValueError(f"there is no such preset; there are {', '.join(sorted(DIALECTS))}")
-    return name
+from turnout.request import Name, RoutingStrategy, Value
+from turnout_workers.provider_tables import ProviderName, ProviderTable, Seconds, Url, Usd, with_presets
 
 
 def _redis(url: str) -> str:
     if sentinels(url) is None and not re.match(r"(rediss?|unix)://.", url):
         raise ValueError("must be a redis://, rediss://, sentinel:// or unix:// address")
     return url
-
-
-ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
-Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Url = Annotated[str, AfterValidator(_http)]
-Usd = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
-
-
-class LimitFields(Value):
-    requests_per_minute: Count | None = None
-    tokens_per_minute: Count | None = None
-    input_tokens_per_minute: Count | None = None
-    output_tokens_per_minute: Count | None = None
-    requests_per_day: Count | None = None
-    tokens_per_day: Count | None = None
-    concurrency: Count | None = None
-
-
-class ModelTable(LimitFields):
-    """What the operator knows better than the catalogue, of one model at one provider."""
-
-    name: str | None = None
-    """The provider's own name; None: as the catalogue has it, else ours."""
-    input_usd_per_mtok: Usd | None = None
-    output_usd_per_mtok: Usd | None = None
-    cache_read_usd_per_mtok: Usd | None = None
-    cache_write_usd_per_mtok: Usd | None = None
-    context_tokens: Count | None = None
-    max_output_tokens: Count | None = None
-    capabilities: frozenset[Capability] | None = None
-    quality: Quality | None = None
-    aliases: Strings = ()
-    priority: int | None = None
-    weight: Annotated[float, Field(gt=0)] | None = None
-    expected_ttft_s: Seconds | None = None
-    expected_s_per_token: Annotated[float, Field(ge=0)] | None = None
-
-    @model_validator(mode="after")
-    def _whole_price(self) -> ModelTable:
-        if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
-            raise ValueError("give both input_usd_per_mtok and output_usd_per_mtok, or neither")
-        return self
-
-    @property
-    def price(self) -> Price | None:
-        if self.input_usd_per_mtok is None or self.output_usd_per_mtok is None:
-            return None
-        more = (self.cache_read_usd_per_mtok, self.cache_write_usd_per_mtok)
-        return Price(self.input_usd_per_mtok, self.output_usd_per_mtok, *more)
-
-
-class ProviderTable(LimitFields):
-    """One provider: how to reach it, and what it offers."""
-
-    kind: str = "openai"
-    """The wire format: openai, anthropic, gemini, or one that another package registers. Left out: the preset's."""
-    dialect: Annotated[str, AfterValidator(_preset)] | None = None
-    """A preset of the wire format. Left out: that of the provider's name, if there is one, else the plain format."""
-    base_url: Url | None = None
-    """None: the preset's."""
-    api_key_env: Strings = ()
-    """The key itself, or with `_FILE` after the variable's name the file that holds it. With no key named at all, the
-    preset's own variables."""
-    api_key_file: Strings = ()
-    api_key: Strings = Field(default=(), repr=False)
-    """Several keys, of whichever origin, are several accounts; each has the limits given here, for all its models."""
-    models: Annotated[Mapping[Name, ModelTable], BeforeValidator(named_models)] = Field(default_factory=dict)
-    priority: int = 100
-    weight: Annotated[float, Field(gt=0)] = 1.0
-    regions: frozenset[str] = frozenset()
-    no_training: bool = False
-    zero_retention: bool = False
-    version: str | None = None
-    """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta, Azure's."""
-    headers: dict[str, str] = Field(default_factory=dict, repr=False)
-    service_tier: str | None = None
-    """Asked for in every call, with the price list's price for it: flex, priority, … None: the provider's usual one."""
-    proxy: Url | None = Field(default=None, repr=False)
-    """Through which its calls go; None: none, whatever the environment says. May hold user and password."""
-    traceparent: bool = False
-    """Whether its calls carry W3C trace context: only a server of your own has a use for it."""
-    simulated: bool = False
-    """Its answers are made up; every result says so."""
-
-    @property
-    def preset(self) -> Dialect:
-        return dialect(self.dialect, self.kind)
 
 
 class RouterTable(Value):
@@ -242,6 +112,4 @@ class File(Value):
     retention: RetentionTable = RetentionTable()
     monitoring: MonitoringTable = MonitoringTable()
     webhooks: dict[Name, WebhookTable] = Field(default_factory=dict)
-    providers: Annotated[dict[ProviderName, ProviderTable], BeforeValidator(_with_presets)] = Field(
-        default_factory=dict
-    )
+    providers: Annotated[dict[ProviderName, ProviderTable], BeforeValidator(with_presets)] = Field(default_factory=dict)
