@@ -71,7 +71,7 @@ def find(environ: Mapping[str, str], folder: Path) -> Path | None:
 def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys: bool = True) -> Settings:
     """The configuration of this process: the file that `find` finds, else the environment's keys.
 
-    with_keys: False for who only looks on, so that an operator's machine need not have the workers' keys.
+    with_keys: False for commands that only look on: an operator's machine need not have the workers' keys.
     """
     if (path := find(environ, folder or Path.cwd())) is not None:
         return load(path, environ, with_keys)

@@ -22,7 +22,7 @@ def api_keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...
 
 
 def stand_ins(table: ProviderTable) -> tuple[str, ...]:
-    """As many as there are keys, for who has none of them: each is an account, with endpoints of its own."""
+    """One for each key, where the keys themselves are not at hand: each is an account, with endpoints of its own."""
     return tuple(f"key-{number}" for number, _ in enumerate((*table.api_key, *table.api_key_env, *table.api_key_file)))
 
 
@@ -33,7 +33,7 @@ def _api_keys(table: ProviderTable, environ: Mapping[str, str]) -> Iterator[str]
             raise ConfigError(f"environment variable {variable} is not set; set it, or remove this provider")
         yield key
     for file in table.api_key_file:
-        yield _text(file, f"api_key_file {file}")
+        yield secret_text(file, f"api_key_file {file}")
     if table.api_key or table.api_key_env or table.api_key_file or (table.base_url and table.preset.base_url):
         return
     # The vendor's own key, to the vendor's own address.
@@ -51,7 +51,7 @@ def signing_secret(table: WebhookTable, environ: Mapping[str, str]) -> Secret:
         origin, secret = f"environment variable {table.secret_env}", environ.get(table.secret_env, "").strip()
     else:
         origin = f"secret_file {table.secret_file}"
-        secret = _text(table.secret_file or "", origin)
+        secret = secret_text(table.secret_file or "", origin)
     try:
         known = len(b64decode(secret.removeprefix("whsec_"), validate=True)) >= 24
     except ValueError:
@@ -66,11 +66,11 @@ def _variable(name: str, environ: Mapping[str, str]) -> str | None:
     if key := environ.get(name, "").strip():
         return key
     file = environ.get(f"{name}_FILE")
-    return _text(file, f"{name}_FILE={file}") if file else None
+    return secret_text(file, f"{name}_FILE={file}") if file else None
 
 
-def _text(file: str, named: str) -> str:
-    """What a file of secrets holds. `named`: it, and who named it."""
+def secret_text(file: str, named: str) -> str:
+    """What a file of secrets holds. `named`: it, and who named it. Raises ConfigError."""
     try:
         return Path(file).expanduser().read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

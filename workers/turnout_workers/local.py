@@ -48,7 +48,7 @@ def running(
 
     config_path: a turnout.toml. scenario: a simulated fleet, to be used whatever else there is. With neither: the file
     in the working folder, else what the environment's keys give, else local servers, else the usual simulated fleet.
-    tell: hears of children that had to be started again, from another thread.
+    tell: is called, from another thread, when a child had to be started again.
     """
     children: list[process.Kept] = []
     with contextlib.ExitStack() as stack:

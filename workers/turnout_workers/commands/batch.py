@@ -10,11 +10,13 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
+from redis.exceptions import RedisError
 from rich.console import Console
 
 from turnout.batch.detached import Batches, Record
 from turnout.batch.output import replacing
 from turnout.batch.source import Source
+from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.lines import DONE, SOME_FAILED, STOPPED, defaults, line_options, max_cost_microusd
@@ -27,9 +29,9 @@ def batch() -> None:
     """Hand files over to a running fleet (REDIS_URL, turnout.toml): its workers go on without this terminal."""
 
 
-def _here() -> tuple[Deployment, Batches]:
-    here = deployment()
-    return here, Batches(here.client, here.ledger)
+def _batches(here: Deployment | None = None) -> Batches:
+    here = here or deployment()
+    return Batches(here.client, here.ledger)
 
 
 @batch.command()
@@ -37,7 +39,7 @@ def _here() -> tuple[Deployment, Batches]:
 @line_options
 def submit(source: str, **options: Any) -> None:
     """Hand SOURCE over, all of it, and print the batch's id."""
-    _, batches = _here()
+    batches = _batches()
     id = batches.submit(Source(source), defaults(options), max_cost_microusd(options), options["dedupe"])
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
@@ -49,7 +51,7 @@ def submit(source: str, **options: Any) -> None:
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def list_batches(as_json: bool) -> None:
     """List batches, the latest first."""
-    _, batches = _here()
+    batches = _batches()
     records = batches.all()
     if as_json:
         for record in records:
@@ -70,8 +72,8 @@ def list_batches(as_json: bool) -> None:
 @click.option("--json", "as_json", is_flag=True)
 def show(id: str, as_json: bool) -> None:
     """Show where the lines of a batch stand, and what it has cost."""
-    here, batches = _here()
-    told = _told(here, batches.record(id))
+    here = deployment()
+    told = _told(here, _batches(here).record(id))
     click.echo(json.dumps(told) if as_json else _line(told))
 
 
@@ -79,14 +81,18 @@ def show(id: str, as_json: bool) -> None:
 @click.argument("id")
 def watch(id: str) -> None:
     """Show it again and again, until it has ended."""
-    here, batches = _here()
-    last = ""
+    here, last = deployment(), ""
+    batches = _batches(here)
     while True:
-        record = batches.record(id)
-        if (line := _line(_told(here, record))) != last:
+        try:
+            record = batches.record(id)
+            line, ended = _line(_told(here, record)), record.ended
+        except RedisError as error:  # it is away, and may come back
+            line, ended = trouble(error), False
+        if line != last:
             click.echo(line)
             last = line
-        if record.ended:
+        if ended:
             sys.exit(DONE if record.complete else SOME_FAILED)
         time.sleep(1)
 
@@ -97,7 +103,7 @@ def watch(id: str) -> None:
 @click.option("--errors", help="A file of its own for lines without an answer.")
 def results(id: str, output: str, errors: str | None) -> None:
     """Fetch results in the order of the input, as far as there are any. Exit code 3: the batch still goes on."""
-    _, batches = _here()
+    batches = _batches()
     record, written, succeeded = batches.record(id), 0, 0
     with contextlib.ExitStack() as stack:
         answers = sys.stdout.buffer if output == "-" else stack.enter_context(replacing(output))
@@ -114,36 +120,36 @@ def results(id: str, output: str, errors: str | None) -> None:
 @click.argument("id")
 def cancel(id: str) -> None:
     """Cancel all of it that has not ended."""
-    here, batches = _here()
-    click.echo(f"{batches.cancel(id, here.settings.file.retention.results_s):,} jobs cancelled")
+    here = deployment()
+    click.echo(f"{_batches(here).cancel(id, here.settings.file.retention.results_s):,} jobs cancelled")
 
 
 @batch.command()
 @click.argument("id")
 def delete(id: str) -> None:
     """Drop a batch that has ended, with its results. By itself it goes 7 days after it was submitted."""
-    _here()[1].delete(id)
+    _batches().delete(id)
 
 
 @batch.command()
 @click.argument("id")
 def pause(id: str) -> None:
     """Feed no more of it; what is queued goes on."""
-    _here()[1].pause(id)
+    _batches().pause(id)
 
 
 @batch.command()
 @click.argument("id")
 def resume(id: str) -> None:
     """Feed it on."""
-    _here()[1].resume(id)
+    _batches().resume(id)
 
 
 @batch.command("retry-failed")
 @click.argument("id")
 def retry_failed(id: str) -> None:
     """Run its failed and expired jobs again."""
-    click.echo(f"{_here()[1].retry_failed(id):,} jobs run again")
+    click.echo(f"{_batches().retry_failed(id):,} jobs run again")
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:

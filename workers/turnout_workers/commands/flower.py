@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 
+from turnout_workers.credentials import secret_text
 from turnout_workers.deployment import deployment
 
 
@@ -27,10 +28,7 @@ def flower(address: str, port: int, db: Path) -> None:
     On any address but loopback it wants a login: FLOWER_BASIC_AUTH=user:password, or FLOWER_BASIC_AUTH_FILE.
     """
     if file := os.environ.pop("FLOWER_BASIC_AUTH_FILE", None):
-        try:
-            os.environ["FLOWER_BASIC_AUTH"] = Path(file).read_text("utf-8").strip()
-        except OSError as error:
-            raise click.ClickException(f"FLOWER_BASIC_AUTH_FILE {file} can't be read: {error.strerror}") from None
+        os.environ["FLOWER_BASIC_AUTH"] = secret_text(file, f"FLOWER_BASIC_AUTH_FILE={file}")
     if not _is_loopback(address) and not (os.environ.get("FLOWER_BASIC_AUTH") or os.environ.get("FLOWER_AUTH")):
         raise click.ClickException(
             f"{address} can be reached by others: set FLOWER_BASIC_AUTH=user:password (or FLOWER_BASIC_AUTH_FILE, or "

@@ -37,7 +37,7 @@ def _failed(here: Deployment, error: str | None, batch: str | None, limit: int) 
 
 
 @click.command()
-@click.option("--limit", default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
 @click.option("--error", help="Only those that ended with this code.")
 @click.option("--batch", help="Only those of this batch.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")

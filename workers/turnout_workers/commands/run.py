@@ -82,6 +82,10 @@ def run(source: str, output: str | None, **options: Any) -> None:
             sys.exit(dry_run(source, options))
         if output is None:
             raise click.UsageError("say with -o where results are to go (- for standard output)")
+        if options["workers"] == 0 and not os.environ.get("REDIS_URL"):
+            raise click.UsageError(
+                "--workers 0 leaves the work to workers that are there: set REDIS_URL to their Redis"
+            )
         sys.exit(_run(source, output, console, options, _stop_on_signals(console)))
     except (Stopped, KeyboardInterrupt):
         message = f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}"

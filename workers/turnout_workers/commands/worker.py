@@ -13,16 +13,21 @@ from turnout.ledger import Keyring
 from turnout.request import Lane
 from turnout_workers import config
 
+LEVELS = ("debug", "info", "warning", "error")
+
 
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="turnout.toml")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in this process.")
 @click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, most urgent first, by comma.")
 @click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name.")
-@click.option("-l", "--loglevel", help="As the configuration says, if not given.")
+@click.option(
+    "-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), help="Left out: the configuration's."
+)
 def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, loglevel: str | None) -> None:
     """Serve jobs until stopped. SIGTERM lets calls in flight end; a second one hands everything back at once."""
-    if unknown := set(lanes.split(",")) - set(Lane):
+    queues = [lane.strip() for lane in lanes.split(",")]
+    if unknown := set(queues) - set(Lane):
         raise click.ClickException(f"there is no lane {', '.join(sorted(unknown))}; there are {', '.join(Lane)}")
     if path is not None:
         os.environ["TURNOUT_CONFIG"] = str(path)
@@ -39,7 +44,7 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
         hostname=host_format(default_nodename(name)),
         pool_cls=TaskPool,
         concurrency=slots,
-        queues=lanes,
+        queues=",".join(queues),
         loglevel=level,
         without_gossip=True,
         without_mingle=True,

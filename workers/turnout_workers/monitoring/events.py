@@ -1,4 +1,4 @@
-"""Celery's task events, a message for many: Celery alone publishes what it has at every turn of its loop."""
+"""Celery's task events, many in one message. By itself Celery publishes what it has at each turn of its loop."""
 
 from __future__ import annotations
 

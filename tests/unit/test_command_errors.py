@@ -1,0 +1,43 @@
+"""What a command is told wrongly is said in a line, with what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from turnout.cli import main
+
+NO_TEXT = b"\xff\xfe"
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        ("run p.txt -o out --workers 0", "set REDIS_URL to their Redis"),
+        ("run p.txt", "say with -o where results are to go"),
+        ("worker -l loud", "'loud' is not one of 'debug', 'info', 'warning', 'error'"),
+        ("worker --lanes standard,fast", "there is no lane fast; there are interactive, standard, batch"),
+        ("failed --limit 0", "0 is not in the range x>=1"),
+        ("replay", "name jobs, or give --all, --error or --batch"),
+        ("isolate nobody", "no provider or endpoint is called nobody; there are openai"),
+        ("flower --address 0.0.0.0", "FLOWER_BASIC_AUTH_FILE=no-text can't be read: not UTF-8"),
+    ],
+)
+def test_a_wrong_command_is_refused_in_a_line(
+    command: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("A?")
+    (tmp_path / "no-text").write_bytes(NO_TEXT)
+    environ = {"OPENAI_API_KEY": "k", "FLOWER_BASIC_AUTH_FILE": "no-text"}
+    done = CliRunner().invoke(main, command.split(), env=environ)
+    assert done.exit_code in (1, 2)
+    assert told in done.output
+    assert isinstance(done.exception, SystemExit), "and no traceback"
+
+
+def test_a_flower_that_others_can_reach_wants_a_login() -> None:
+    done = CliRunner().invoke(main, ["flower", "--address", "0.0.0.0"], env={"OPENAI_API_KEY": "k"})
+    assert "0.0.0.0 can be reached by others: set FLOWER_BASIC_AUTH=user:password" in done.output
