@@ -294,6 +294,10 @@ def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     limit = swift.models["llama-3.3-70b"].requests_per_minute
     assert (swift.base_url, limit) == ("http://127.0.0.1:1/sim-swift", 240)
     model = swift.models["llama-3.3-70b"]
+    assert (model.expected_ttft_s, model.expected_s_per_token) == (
+        scenario.providers["sim-swift"].ttft_s,
+        scenario.providers["sim-swift"].s_per_token,
+    )
     assert (model.name, model.input_usd_per_mtok, model.output_usd_per_mtok) == (
         "llama-3.3-70b-versatile",
         0.59,

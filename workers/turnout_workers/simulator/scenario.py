@@ -79,7 +79,10 @@ class SimulatedProvider(ProviderTable):
     def table(self, base_url: str) -> dict[str, Any]:
         """The provider's table in the turnout.toml of those who call it at that address."""
         expected = {"expected_ttft_s": self.ttft_s or None, "expected_s_per_token": self.s_per_token}
-        models = {ours: {**expected, **told.model_dump(), **self.limits(told)} for ours, told in self.models.items()}
+        models = {
+            ours: {**expected, **told.model_dump(exclude_none=True), **self.limits(told)}
+            for ours, told in self.models.items()
+        }
         own = self.model_dump(exclude={*_BEHAVIOUR, *LimitFields.model_fields})
         return {**own, "base_url": base_url, "api_key": self.api_key or "simulated", "models": models}
 
