@@ -112,11 +112,6 @@ class JobRequest(AsyncRequest):
 
     store_errors = False
 
-    def acknowledge(self) -> None:
-        """When the pool takes it. Then nobody asks for the message any more, which is a fifth of what Celery holds."""
-        super().acknowledge()
-        self._message = self._on_ack = self._on_reject = None
-
 
 class MovedOn(Retry):
     """A retry to Celery and Flower, which show its repr."""
