@@ -8,8 +8,7 @@ import uuid
 import pytest
 import redis
 
-from turnout.ledger import Ledger, NewJob, run
-from turnout.ledger.ledger import Claimed, Ending, Intake, NotClaimed
+from turnout.ledger import Claimed, Ending, Intake, Ledger, NewJob, NotClaimed, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus
 

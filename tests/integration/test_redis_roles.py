@@ -15,8 +15,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from tests import redis_server
 
 from turnout.cli import main
-from turnout.ledger import Keys, Ledger, NewJob, run
-from turnout.ledger.ledger import Claimed, Intake
+from turnout.ledger import Claimed, Intake, Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus
 from turnout_workers import process

@@ -8,7 +8,7 @@ import pytest
 from tests.chaos.stand import Stand, standing
 
 from turnout.ledger import run
-from turnout.ledger.ledger import TURNS
+from turnout.ledger.operations import TURNS
 from turnout.request import RoutingConstraints
 
 FLOOD, QUIET, SLOTS = 400, 5, 10

@@ -17,7 +17,6 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, Facts, Ledger
 from turnout.request import CONTRACT_VERSION, Lane
-from turnout.result import Problem
 from turnout_workers import redis_fitness
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state.store import FleetStore
@@ -89,7 +88,7 @@ class Housekeeping:
                 continue
             self.recovered("poison" if fate == "poison" else "swept", 1)
             if fate in GIVEN_UP:
-                await call(ledger.give_up(job_id, Problem(code=fate, message=GIVEN_UP[fate]), ttl_s, job.batch))
+                await call(ledger.give_up(job_id, fate, GIVEN_UP[fate], ttl_s, job.batch))
             logger.warning("took back job %s, whose lease ran out: %s", job_id, fate, extra={"job": job_id})
         overdue = await self._list(ledger.overdue(BATCH))
         late = await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))

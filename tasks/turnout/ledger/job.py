@@ -176,7 +176,7 @@ class Settlement:
         return self.outcome is Ending.DUPLICATE
 
 
-FACTS = ("state", "lane", "label", "batch", "settled_ms")
+FACTS = ("state", "lane", "label", "batch", "accepted_ms", "settled_ms")
 
 
 class Facts(Value):
@@ -186,6 +186,7 @@ class Facts(Value):
     lane: Lane
     label: str
     batch: str | None = None
+    accepted_at: Seconds = Field(validation_alias="accepted_ms")
     settled_at: Seconds | None = Field(None, validation_alias="settled_ms")
 
 

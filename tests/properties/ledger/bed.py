@@ -50,8 +50,8 @@ class MutatedLedger(Ledger):
         super().__init__(keys, clock)
         self._mutant = mutant
 
-    def _call(self, name: str, args: Sequence[Any], decode: Any = bool, **whose: Any) -> Call[Any]:
-        call = super()._call(name, args, decode, **whose)
+    def call(self, name: str, *args: Any, **more: Any) -> Call[Any]:
+        call = super().call(name, *args, **more)
         mutant = self._mutant
         if name != mutant.script:
             return call
@@ -159,7 +159,7 @@ class Bed:
             case "expire":
                 return ledger.expire(job_id, KEPT_S, None)
             case "give_up":
-                return ledger.give_up(job_id, Problem(code="poison", message="it died"), KEPT_S, None)
+                return ledger.give_up(job_id, "poison", "it died", KEPT_S, None)
             case "sweep":
                 return ledger.sweep(job_id, LANE, MAX_CRASHES, MAX_LAPSES, RESPITE / 1000)
             case "wake":

@@ -13,7 +13,7 @@ from tests.properties.ledger.bed import KEPT_S, LANE, START, Bed, ended
 from turnout.ledger import Intake, Ledger, NotClaimed
 from turnout.ledger.keys import Keys
 from turnout.request import CONTRACT_VERSION, InferenceRequest, Lane
-from turnout.result import JobStatus, Problem
+from turnout.result import JobStatus
 
 LOST_S = 5.0
 
@@ -256,7 +256,7 @@ def test_a_job_is_poison_when_three_workers_have_died_with_it_though_others_live
         show_life(bed, other)
     bed.advance(15_000)
     assert sweep(bed) == "poison"
-    assert bed(bed.ledger.give_up("a", Problem(code="poison", message=""), KEPT_S, None)).accepted
+    assert bed(bed.ledger.give_up("a", "poison", "it died", KEPT_S, None)).accepted
 
 
 def test_a_lapse_whose_worker_shows_life_after_it_is_no_crash(bed: Bed) -> None:

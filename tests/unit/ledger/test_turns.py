@@ -9,7 +9,7 @@ from tests.properties.ledger.bed import KEPT_S, LANE, Bed
 from tests.unit.ledger.test_facts import fetch, housekeep, order
 
 from turnout.ledger import Claimed
-from turnout.ledger.ledger import TURNS
+from turnout.ledger.operations import TURNS
 from turnout.request import Lane
 
 

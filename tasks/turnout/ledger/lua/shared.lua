@@ -1,4 +1,4 @@
--- What the scripts share. Put before each of them, after `now_ms` and the constants of `ledger.py`.
+-- What the scripts share. Put before each of them, after `now_ms` and the constants of `operations.py`.
 -- Keys are found by the names under which a script lists them.
 local NOW = now_ms()
 

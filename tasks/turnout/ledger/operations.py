@@ -1,0 +1,109 @@
+"""How the ledger's operations are built: a script of `lua/` with its keys, its arguments and a reader of its reply."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from importlib.resources import files
+from itertools import chain
+from typing import Any
+
+from pydantic_core import to_json
+
+from turnout.ledger.content import RESULT, place, write_result
+from turnout.ledger.job import CLAIMED, Ending, Settlement
+from turnout.ledger.keys import Keys
+from turnout.ledger.message import TEMPLATE
+from turnout.ledger.script import CLOCK, Call, Script
+from turnout.ledger.sealing import Keyring
+from turnout.request import CONTRACT_VERSION
+from turnout.result import JobResult, celery_record
+
+TURNS = 4
+"""At least so many jobs of one tenant stand in a lane at a time. Each one that is claimed brings the next, so a few are
+enough to keep a worker busy."""
+TURNS_A_SLOT = 1 / 8
+"""With many workers there are more of them: one for every eight jobs that all workers have room for. So a job behind a
+flood waits an eighth of the time that a call takes."""
+
+CONSTANTS = f"""local VERSION = '{CONTRACT_VERSION}'
+local MESSAGE = [==[{TEMPLATE}]==]
+local TURNS, TURNS_A_SLOT = {TURNS}, {TURNS_A_SLOT}
+local CLAIMED, RESULT = {{'{"','".join(CLAIMED)}'}}, {{'{"','".join(RESULT)}'}}
+"""
+"""Put before every script, so that each of these has one home."""
+
+
+class Operations:
+    """Builds calls for one namespace. `clock`: see `script.CLOCK`; `keyring`: seals content."""
+
+    def __init__(self, keys: Keys | None = None, clock: str = CLOCK, keyring: Keyring | None = None) -> None:
+        self.keys = keys or Keys()
+        self.keyring = keyring or Keyring()
+        shared = files("turnout.ledger").joinpath("lua", "shared.lua").read_text("utf-8")
+        self._prelude = clock + CONSTANTS + shared
+
+    def call(
+        self,
+        name: str,
+        *args: Any,
+        decode: Any = bool,
+        job: str = "",
+        lane: str = "",
+        batch: str | None = None,
+        keys: Sequence[str] | None = None,
+    ) -> Call[Any]:
+        """Run a script. Its file names its keys; those of a job, a lane or a batch are of the one given here.
+
+        keys: for the few scripts that take a list of keys instead.
+        """
+        script = Script.load("turnout.ledger", name, self._prelude)
+        named = self.keys.named(script.keys, job, lane, batch or "") if keys is None else keys
+        return script.call(named, args, decode)
+
+    def sealed(self, job_id: str, part: str, text: str) -> bytes:
+        return self.keyring.seal(place(job_id, part), text.encode())
+
+    def opening(self, read: Callable[[Any, str, Keyring], Any], job_id: str) -> Callable[[Any], Any]:
+        return lambda reply: read(reply, job_id, self.keyring)
+
+    def end(
+        self,
+        authority: str,
+        result: JobResult,
+        result_ttl_s: float,
+        batch: str | None,
+        token: int = 0,
+        record: bytes | None = None,
+        failed_ttl_s: float | None = None,
+    ) -> Call[Settlement]:
+        text, status = write_result(result, self.keyring), result.status.value
+        event = {"event": status} | ({"why": result.error.code} if result.error else {})
+        stored = (text, celery_record(result, text), event_json(event, record))
+        ttl_ms = max(1, ms(result_ttl_s))  # Redis takes no lifetime of nothing
+        args = (result.id, authority, token, status, *stored, ttl_ms, max(ttl_ms, ms(failed_ttl_s)), batch or "")
+        return self.call("settle", *args, decode=_settled, job=result.id, batch=batch)
+
+
+def ms(seconds: float | None) -> int:
+    return 0 if seconds is None else max(0, round(seconds * 1000))
+
+
+def event_json(event: Mapping[str, Any], record: bytes | None = None) -> str:
+    """An event for the job's story, without its braces: Lua adds the time. `record`: a decision, as JSON."""
+    inside = to_json(event)[1:-1]
+    return (inside if record is None else b'%b,"decision":%b' % (inside, record)).decode()
+
+
+def texts(reply: list[bytes]) -> list[str]:
+    return [one.decode() for one in reply]
+
+
+def flat(pairs: Iterable[Iterable[Any]]) -> Iterator[Any]:
+    return chain.from_iterable(pairs)
+
+
+def nothing(reply: Any) -> None: ...
+
+
+def _settled(reply: list[bytes]) -> Settlement:
+    return Settlement(Ending(reply[0].decode()), reply[1].decode())

@@ -1,0 +1,100 @@
+"""Housekeeping's part of the ledger: lists of jobs that need something done, and what to do with each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from turnout.ledger.content import Hook, read_hook
+from turnout.ledger.job import Settlement
+from turnout.ledger.operations import Operations, event_json, ms, nothing, texts
+from turnout.ledger.script import Call
+from turnout.request import Lane
+from turnout.result import JobResult, JobStatus
+
+
+class Upkeep(Operations):
+    """Each list gives job ids, at most `limit` of them."""
+
+    def due(self, limit: int) -> Call[list[str]]:
+        """The first parked job of each line whose time has come. `wake` them in this order: the last one woken is the
+        first in its lane."""
+        return self.call("firsts", limit, decode=lambda reply: texts(reply[::-1]))
+
+    def wake(self, job_id: str, lane: Lane, next_s: float | None = None) -> Call[bool]:
+        """Publish a parked job at the front of its lane; tells whether it did.
+
+        next_s: wake it only if its line is due, and let the next of the line follow after so long, unless this one
+        brings it earlier. None: wake it in any case, for there is room.
+        """
+        return self.call("wake", job_id, "" if next_s is None else ms(next_s), job=job_id, lane=lane)
+
+    def spare(self, limit: int) -> Call[list[str]]:
+        """Give out turns that came free without a claim, to the jobs of this list: `bring` them."""
+        return self.call("spare", limit, decode=texts)
+
+    def bring(self, job_id: str, lane: Lane) -> Call[bool]:
+        """Publish a job that waited in line and whose turn has come."""
+        return self.call("bring", job_id, job=job_id, lane=lane)
+
+    def lapsed(self, limit: int) -> Call[list[str]]:
+        """Jobs whose lease is over."""
+        return self._due(self.keys.leases, limit)
+
+    def sweep(self, job_id: str, lane: Lane, max_crashes: int, max_lapses: int, respite_s: float) -> Call[str]:
+        """Take a job back whose lease is over. Gives `queued`, `none` if there was nothing to do, or why to `give_up`.
+
+        `poison`: too many of its workers died. `lapsed`: its lease ran out too often though they live.
+        respite_s: time for its last worker to show life, before the job counts as poison.
+        """
+        args = (job_id, max_crashes, max_lapses, ms(respite_s))
+        return self.call("sweep", *args, decode=bytes.decode, job=job_id, lane=lane)
+
+    def give_up(self, job_id: str, code: str, why: str, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
+        """Fail a job of which `sweep` has said that it is to be given up."""
+        result = JobResult.unanswered(job_id, JobStatus.FAILED, code, why)
+        return self.end("sweep", result, result_ttl_s, batch)
+
+    def overdue(self, limit: int) -> Call[list[str]]:
+        """Live jobs whose deadline has passed."""
+        return self._due(self.keys.deadlines, limit)
+
+    def expire(self, job_id: str, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
+        """Expire a job that waits. One that is being worked on is its worker's to expire."""
+        late = "its deadline passed before it was done"
+        result = JobResult.unanswered(job_id, JobStatus.EXPIRED, "deadline", late)
+        return self.end("expire", result, result_ttl_s, batch)
+
+    def lost(self, lane: Lane, limit: int) -> Call[list[str]]:
+        """Queued jobs that seem to have no message any more: candidates for `republish`."""
+        return self.call("lost", limit, decode=texts, lane=lane)
+
+    def republish(self, job_id: str, lane: Lane, missing_s: float) -> Call[bool]:
+        """Publish a job again that has been on the list of `lost` for so long; tells whether it did."""
+        return self.call("republish", job_id, ms(missing_s), job=job_id, lane=lane)
+
+    def alive(self, worker: str, version: str, slots: int, silence_s: float) -> Call[None]:
+        """Note that a worker lives, which version of the configuration it follows, and how many jobs it has room for.
+        Workers that have been silent for `silence_s` are forgotten."""
+        return self.call("alive", f"{worker} {version} {slots}", ms(silence_s), decode=nothing)
+
+    # --- webhooks ---------------------------------------------------------------------------------------
+
+    def due_hooks(self, limit: int) -> Call[list[str]]:
+        """Settled jobs whose webhook is to be called now."""
+        return self._due(self.keys.hooks, limit)
+
+    def take_hook(self, job_id: str, for_s: float) -> Call[Hook | None]:
+        """Reserve the webhook's call for this worker, for so long. None: another worker has it, or it is done."""
+        return self.call("take_hook", job_id, ms(for_s), decode=self.opening(read_hook, job_id), job=job_id)
+
+    def put_off_hook(self, job_id: str, for_s: float) -> Call[None]:
+        """Call the webhook again later."""
+        return self.call("put_off_hook", job_id, ms(for_s), decode=nothing)
+
+    def end_hook(self, job_id: str, event: Mapping[str, Any]) -> Call[None]:
+        """The webhook was called, or given up."""
+        return self.call("end_hook", job_id, event_json(event), decode=nothing, job=job_id)
+
+    def _due(self, index: str, limit: int) -> Call[list[str]]:
+        return self.call("due", limit, decode=texts, keys=[index])
