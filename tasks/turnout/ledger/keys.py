@@ -24,7 +24,7 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
     {ns}:batches       zset    batch ids, by creation (ms)
     {ns}:inbox:CLIENT  pub/sub a client's one channel: ids of jobs that it watches, see `client/link.py`
     {ns}:hooks         zset    settled jobs whose webhook is still to be told, by when (ms)
-    {ns}:endpoints     hash    health, metrics and load of every endpoint, packed, see `state/lua/shared.lua`
+    {ns}:endpoints     hash    health, metrics and load of every endpoint, packed, see `state/record.py`
     {ns}:usage:E       hash    an endpoint's, or a whole account's, use of its rate limits, and by second, packed
     {ns}:calls:E       zset    its calls in flight: lease ids, by start (ms)
     {ns}:lease:ID      hash    what one call reserved

@@ -25,8 +25,8 @@ from tests.unit.ledger import test_facts, test_parked
 
 MUTANTS = [
     Mutant("claim", "if state ~= 'queued' then return {state} end", ""),
-    Mutant("claim", "'HINCRBY', KEYS.job, 'token', 1", "'HINCRBY', KEYS.job, 'token', 0"),
-    Mutant("claim", "for _, pending in ipairs(KEYS.all_pending) do redis.call('ZREM', pending, ARGV[1]) end", ""),
+    Mutant("claim", "token = token + 1", ""),
+    Mutant("claim", "redis.call('ZREM', pending_of(lane), ARGV[1])", ""),
     Mutant("claim", "NOW + ARGV[3]", "NOW"),
     Mutant("claim", "if version ~= VERSION then return {'unknown_version'} end", ""),
     Mutant("enqueue", "known[1] == fingerprint", "true"),
@@ -72,10 +72,10 @@ MUTANTS = [
     Mutant("settle", "if is_held(state) or deadline == 0", "if deadline == 0"),
     Mutant("settle", "redis.call('ZSCORE', KEYS.leases, id)) > NOW", "redis.call('ZSCORE', KEYS.leases, id)) >= NOW"),
     Mutant("settle", "or job[6] ~= current", ""),
-    Mutant("settle", "redis.call('ZREM', KEYS.leases, id)", ""),
+    Mutant("settle", "if is_held(state) then redis.call('ZREM', KEYS.leases, id) end", ""),
     Mutant("settle", "if job[12] then unpark(job[12]) end", ""),
-    Mutant("settle", "redis.call('ZREM', KEYS.deadlines, id)", ""),
-    Mutant("settle", "for _, pending in ipairs(KEYS.all_pending) do redis.call('ZREM', pending, id) end", ""),
+    Mutant("settle", "if job[5] ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end", ""),
+    Mutant("settle", "if state == 'queued' then redis.call('ZREM', pending_of(job[13]), id) end", ""),
     Mutant("settle", "if (job[8] or '') ~= batch then", "if false then"),
     Mutant("settle", "redis.call('PEXPIRE', KEYS.job, ttl)", ""),
     Mutant("settle", "redis.call('PEXPIRE', KEYS.story, ttl)", ""),
@@ -111,7 +111,7 @@ MUTANTS = [
     Mutant("republish", "or job[2] ~= 'queued'", ""),
     Mutant("replay", "not (state == 'failed' or", "not (state == 'succeeded' or state == 'failed' or"),
     Mutant("settle", "and job[4] == token", "and false"),
-    Mutant("settle", "if authority == 'token' then redis.call('HDEL', KEYS.job, 'progress') end", ""),
+    Mutant("settle", "if authority == 'token' then gone[#gone + 1] = 'progress' end", ""),
     Mutant("settle", "redis.call('ZADD', KEYS.failed, NOW + ttl, id)", ""),
 ]
 """Of each kind: a check left out, an edge moved by one, an index or a lifetime forgotten, somebody not told."""

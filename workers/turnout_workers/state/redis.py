@@ -7,19 +7,20 @@ from __future__ import annotations
 
 import json
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any, TypeVar
 
-from pydantic_core import from_json, to_json
+from pydantic_core import to_json
 
 from turnout.ledger import Call, Coalescer, Keys, Script
 from turnout.ledger.script import CLOCK
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics, account_id
-from turnout_workers.state import memory, store, windows
+from turnout_workers.state import memory, record, store, windows
+from turnout_workers.state.record import unpacked
 from turnout_workers.state.store import (
     Account,
     Admission,
@@ -36,8 +37,6 @@ from turnout_workers.state.store import (
 
 T = TypeVar("T")
 
-SIGMA = ProviderMetrics().sigma
-
 CONSTANTS = f"""
 local MINUTE = {{width = {windows.MINUTE[0]}, span = {windows.MINUTE[1]}}}
 local DAY = {{width = {windows.DAY[0]}, span = {windows.DAY[1]}}}
@@ -50,11 +49,11 @@ local RAMP_WINDOW, WELL_S = {health.CONSECUTIVE_FAILURES}, {health.WELL_S}
 local ERROR_MEMORY_S, MEMORY_S = {health.ERROR_MEMORY_S}, {latency.MEMORY_S}
 local STEP_SLOWER, STEP_FASTER = {latency.STEP_SLOWER}, {latency.STEP_FASTER}
 local STEP_RELIEF = {latency.STEP_RELIEF}
-local SIGMA_STEP, RESIDUAL_FIRST, CACHED_STEP = {memory.SIGMA_STEP}, {SIGMA**2}, {memory.CACHED_STEP}
+local SIGMA_STEP, CACHED_STEP = {memory.SIGMA_STEP}, {memory.CACHED_STEP}
 local RESIDUAL_MOST = {memory.RESIDUAL_MOST}
 """
 """Put before every script, so that policy has one home and Lua none of its own."""
-SHARED = CONSTANTS + files("turnout_workers.state").joinpath("lua", "shared.lua").read_text("utf-8")
+SHARED = CONSTANTS + record.LUA + files("turnout_workers.state").joinpath("lua", "shared.lua").read_text("utf-8")
 
 LIMITS = tuple(Limits.__dataclass_fields__)
 
@@ -269,31 +268,39 @@ def _counters(reply: Any) -> Counters:
 
 
 def _health(reply: Any) -> Health:
-    now_ms, known = reply
-    return _circuit(from_json(known), now_ms)
+    now_ms, packed, reason, disabled = reply
+    return _circuit(unpacked(packed), now_ms, {"reason": reason, "disabled": disabled})
 
 
-def _circuit(known: dict[str, Any], now_ms: int) -> Health:
+def _circuit(known: Mapping[str, float], now_ms: int, beside: Mapping[str, Any]) -> Health:
     return Health(
         open_until=known["open_until"] / 1000,
-        trips=known["trips"],
+        trips=int(known["trips"]),
         recovered_at=known["recovered_at"] / 1000,
         blocked_until=known["blocked_until"] / 1000,
-        disabled=known.get("disabled"),
-        isolated=known["isolated"],
-        reason=known.get("reason", ""),
-        consecutive_failures=known["consecutive"],
-        proven=known["proven"],
+        disabled=_text(beside["disabled"]) if known["disabled"] else None,
+        isolated=bool(known["isolated"]),
+        reason=_text(beside.get("reason", "")),
+        consecutive_failures=int(known["consecutive"]),
+        proven=int(known["proven"]),
         probing=known["probe_until"] > now_ms,
     )
 
 
 def _state(reply: Any) -> tuple[float, dict[str, EndpointState]]:
-    now_ms, endpoints, *published = reply
+    now_ms, fields, *published = reply
     waiting, overdue = (_counts(by_worker, now_ms) for by_worker in published)
+    records: dict[str, Mapping[str, float]] = {}
+    beside: dict[str, dict[str, Any]] = defaultdict(dict)
+    for key, value in zip(map(_text, fields[::2]), fields[1::2], strict=True):
+        endpoint, mark, name = key.partition("|")
+        if mark:
+            beside[endpoint][name] = value
+        else:
+            records[endpoint] = unpacked(value)
     return now_ms / 1000, {
-        endpoint: _endpoint(known, now_ms, overdue[endpoint], waiting[endpoint])
-        for endpoint, known in from_json(endpoints).items()
+        endpoint: _endpoint(known, now_ms, beside[endpoint], overdue[endpoint], waiting[endpoint])
+        for endpoint, known in records.items()
     }
 
 
@@ -307,25 +314,30 @@ def _counts(by_worker: list[Any], now_ms: int) -> Counter[str]:
     return counts
 
 
-def _endpoint(known: dict[str, Any], now_ms: int, overdue: int, waiting: int) -> EndpointState:
-    weight, in_flight = known["weight"], known["in_flight"]
+def _endpoint(
+    known: Mapping[str, float], now_ms: int, beside: Mapping[str, Any], overdue: int, waiting: int
+) -> EndpointState:
+    def sampled(name: str) -> float | None:
+        return known[name] if known[name] >= 0 else None
+
+    weight, in_flight = known["weight"], int(known["in_flight"])
     decay = math.exp(-(now_ms - known["outcomes_at"]) / 1000 / health.ERROR_MEMORY_S)
     metrics = ProviderMetrics(
-        ttft_s=known.get("ttft"),
-        s_per_token=known.get("pace"),
+        ttft_s=sampled("ttft"),
+        s_per_token=sampled("pace"),
         sigma=max(latency.SIGMA_MIN, math.sqrt(known["residual"])),
         latency_at=known["latency_at"] / 1000,
-        latency_samples=known["samples"],
+        latency_samples=int(known["samples"]),
         error_rate=known["bad"] / weight if weight else 0.0,
         error_weight=weight * decay,
         cached_share=known["cached"],
-        calls=known["calls"],
-        failures=known["failures"],
-        input_tokens=known["input"],
-        output_tokens=known["output"],
-        spent_microusd=known["spent"],
+        calls=int(known["calls"]),
+        failures=int(known["failures"]),
+        input_tokens=int(known["input"]),
+        output_tokens=int(known["output"]),
+        spent_microusd=int(known["spent"]),
     )
-    since_ask_s, slots = (now_ms - known["free_at"]) / 1000, max(0, known["slots"])
+    since_ask_s, slots = (now_ms - known["free_at"]) / 1000, max(0, int(known["slots"]))
     load = Load(
         in_flight=in_flight,
         overdue=overdue,
@@ -335,5 +347,5 @@ def _endpoint(known: dict[str, Any], now_ms: int, overdue: int, waiting: int) ->
         waiting=waiting,
         shadow_price=known["shadow_price"],
     )
-    latencies = tuple(known.get(f"latency{bucket}", 0) for bucket in range(store.LATENCY_BUCKETS))
-    return EndpointState(_circuit(known, now_ms), metrics, load, latencies)
+    latencies = tuple(int(beside.get(f"latency{bucket}", 0)) for bucket in range(store.LATENCY_BUCKETS))
+    return EndpointState(_circuit(known, now_ms, beside), metrics, load, latencies)

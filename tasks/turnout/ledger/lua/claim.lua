@@ -5,8 +5,8 @@
 -- Returns {state} if it is not to be had, {'unknown_key', key} if the worker couldn't read it, else
 --         {'claimed', token, waited ms, id of the job whose turn is next ('': none), 1 if any job is parked,
 --          values of CLAIMED}
-local version, state, queued_ms, turn, seal =
-  unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'queued_ms', 'turn', 'seal'))
+local version, state, queued_ms, turn, seal, lane, token =
+  unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'queued_ms', 'turn', 'seal', 'lane', 'token'))
 if not state then return {'none'} end
 if version ~= VERSION then return {'unknown_version'} end
 if state ~= 'queued' then return {state} end
@@ -16,10 +16,10 @@ if seal then
   if not known then return {'unknown_key', seal} end
 end
 
-local token = redis.call('HINCRBY', KEYS.job, 'token', 1)
-redis.call('HSET', KEYS.job, 'state', 'leased', 'owner', ARGV[2])
+token = token + 1
+redis.call('ZREM', pending_of(lane), ARGV[1])
+redis.call('HSET', KEYS.job, 'state', 'leased', 'owner', ARGV[2], 'token', token)
 redis.call('HDEL', KEYS.job, 'missed_ms', 'republished')
-for _, pending in ipairs(KEYS.all_pending) do redis.call('ZREM', pending, ARGV[1]) end
 local after = nil
 if turn then
   end_turn(turn)

@@ -9,7 +9,7 @@
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
 local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[10]
 local job = redis.call('HMGET', KEYS.job, 'v', 'state', 'token', 'settled_token', 'deadline_ms', 'given_up',
-  'watchers', 'batch', 'turn', 'stream', 'webhook', 'spot')
+  'watchers', 'batch', 'turn', 'stream', 'webhook', 'spot', 'lane')
 local state, current = job[2], job[3]
 if not state then return {'gone', ''} end
 if job[1] ~= VERSION then return {'refused', state} end
@@ -38,15 +38,16 @@ if (job[8] or '') ~= batch then
   return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. (job[8] or '') .. '"')
 end
 
+if state == 'queued' then redis.call('ZREM', pending_of(job[13]), id) end
 redis.call('HSET', KEYS.job, 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
-redis.call('HDEL', KEYS.job, 'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect', 'given_up')
 -- What nobody can need again. Progress stays where the result was not written by who knew it.
-if status == 'succeeded' then redis.call('HDEL', KEYS.job, 'payload', 'embed') end
-if authority == 'token' then redis.call('HDEL', KEYS.job, 'progress') end
-redis.call('ZREM', KEYS.leases, id)
+local gone = {'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect', 'given_up'}
+if authority == 'token' then gone[#gone + 1] = 'progress' end
+if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end
+redis.call('HDEL', KEYS.job, unpack(gone))
+if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
+if job[5] ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
 if job[12] then unpark(job[12]) end
-redis.call('ZREM', KEYS.deadlines, id)
-for _, pending in ipairs(KEYS.all_pending) do redis.call('ZREM', pending, id) end
 if job[9] then end_turn(job[9]) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 

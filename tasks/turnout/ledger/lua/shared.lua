@@ -38,6 +38,13 @@ local function has_turn(id)
   return free
 end
 
+-- A script that may find a job in any lane has `pending` of all.
+local function pending_of(lane)
+  for _, pending in ipairs(KEYS.all_pending) do
+    if string.sub(pending, -#lane) == lane then return pending end
+  end
+end
+
 -- Give a turn that came free to the next in line, whose message is still to be published: until then it counts as
 -- queued without one, so that it is found should nobody do it.
 local function next_turn(whose)
@@ -46,9 +53,7 @@ local function next_turn(whose)
   local lane, id = string.match(turn, '^(%S+) %S* %d+ (.*)$')
   redis.call('ZREM', KEYS.in_line, turn)
   redis.call('ZADD', KEYS.turns, 0, turn)
-  for _, pending in ipairs(KEYS.all_pending) do
-    if string.sub(pending, -#lane) == lane then redis.call('ZADD', pending, NOW, id) end
-  end
+  redis.call('ZADD', pending_of(lane), NOW, id)
   return id
 end
 

@@ -58,30 +58,30 @@ end
 -- Blocks where the circuit lets no call through. Returns whether it is half open, and whether it ramps.
 local function circuit(known, bid, block)
   local half_open, ramping = false, false
-  if known.isolated then
+  if known[ISOLATED] == 1 then
     block(NEVER, 'isolated')
-  elseif known.disabled then
+  elseif known[DISABLED] == 1 then
     block(NEVER, 'disabled')
-  elseif known.open_until > NOW then
-    block(known.open_until, 'open')
-  elseif known.open_until > 0 and known.recovered_at < known.open_until then
+  elseif known[OPEN_UNTIL] > NOW then
+    block(known[OPEN_UNTIL], 'open')
+  elseif known[OPEN_UNTIL] > 0 and known[RECOVERED_AT] < known[OPEN_UNTIL] then
     half_open = true
-    if known.probe_until > NOW then
+    if known[PROBE_UNTIL] > NOW then
       block(NOW + ASK_AGAIN_MS, 'probing')
     elseif not bid.probe_allowed then
       block(NOW + ASK_AGAIN_MS, 'probe not allowed')
     end
   else
-    ramping = known.recovered_at > 0 and NOW - known.recovered_at < RAMP_S * 1000
+    ramping = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] < RAMP_S * 1000
   end
-  if known.blocked_until > NOW then block(known.blocked_until, 'cooldown') end
+  if known[BLOCKED_UNTIL] > NOW then block(known[BLOCKED_UNTIL], 'cooldown') end
   return half_open, ramping
 end
 
 -- As `health.ramp_room`. Blocks where this second has had its calls; returns how many may be in flight.
 local function ramped(limits, known, load, block)
-  local elapsed, slots = (NOW - known.recovered_at) / 1000, limits.concurrency
-  local window = RAMP_WINDOW + known.proven
+  local elapsed, slots = (NOW - known[RECOVERED_AT]) / 1000, limits.concurrency
+  local window = RAMP_WINDOW + known[PROVEN]
   local share = RAMP_FROM + (1 - RAMP_FROM) * elapsed / RAMP_S
   if limits.requests_per_minute then
     local fair, second = limits.requests_per_minute / 60, load.usage.minute.newest
@@ -175,7 +175,7 @@ local function grant(bid, loads, probe)
     charged = loads[1].usage.charged}
   redis.call('HSET', KEYS.lease, 'call', cmsgpack.pack(call), 'cost', bid.cost, 'accounts', cjson.encode(accounts))
   redis.call('ZADD', KEYS.expiry, NOW + ask.ttl, bid.endpoint .. ' ' .. ask.id)
-  return {'granted', bid.endpoint, NOW, probe}
+  return {'granted', bid.endpoint, NOW, math.min(probe, 1)}
 end
 
 local job
@@ -187,7 +187,7 @@ local held, expired = unpack(redis.call('HMGET', KEYS.lease, 'call', 'expired'))
 if expired then return {'fenced'} end
 if held then -- a repeated admission, its first answer was lost
   local call = cmsgpack.unpack(held)
-  return {'granted', call.endpoint, call.at, call.probe}
+  return {'granted', call.endpoint, call.at, math.min(call.probe, 1)}
 end
 
 local refusal, at = {'full', NOW}, 6
@@ -207,7 +207,7 @@ for _, bid in ipairs(ask.bids) do
   local slots = bid.limits.concurrency
   if ramping then slots = ramped(bid.limits, known, load, block) end
   local squeezed = math.min(
-    1, known.share + SQUEEZE_REGROWTH * math.max(0, (NOW - known.blocked_until) / 1000 - SQUEEZE_HOLD_S))
+    1, known[SHARE] + SQUEEZE_REGROWTH * math.max(0, (NOW - known[BLOCKED_UNTIL]) / 1000 - SQUEEZE_HOLD_S))
   local free, ready_at = capacity(load, bid.limits, slots, squeezed, bid, block)
   if bid.shared then
     local also_free, also_at = capacity(loads[2], bid.shared, bid.shared.concurrency, 1, bid, block)
@@ -215,13 +215,16 @@ for _, bid in ipairs(ask.bids) do
   end
   money(bid, block)
 
-  known.free, known.free_at, known.ready_at, known.slots = free, NOW, ready_at, bid.limits.concurrency or -1
-  known.in_flight = load.in_flight
+  known[FREE], known[FREE_AT], known[READY_AT], known[SLOTS] = free, NOW, ready_at, bid.limits.concurrency or -1
+  known[IN_FLIGHT] = load.in_flight
   if not till then
-    local probe = half_open and 1 or 0
-    if load.in_flight == 0 then known.oldest = NOW end
-    if half_open then known.probe, known.probe_until = ask.id, NOW + ask.ttl end
-    known.in_flight = load.in_flight + 1
+    if load.in_flight == 0 then known[OLDEST] = NOW end
+    local probe = 0
+    if half_open then
+      probe = known[PROBES] + 1
+      known[PROBE], known[PROBES], known[PROBE_UNTIL] = probe, probe, NOW + ask.ttl
+    end
+    known[IN_FLIGHT] = load.in_flight + 1
     keep(bid.endpoint, known)
     if job then
       local record, story = KEYS[#KEYS - 1], KEYS[#KEYS]

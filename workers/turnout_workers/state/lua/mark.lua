@@ -5,22 +5,24 @@
 -- ARGV  blocked | disabled | isolated | restored, reason, for (ms), then the endpoints
 local what, reason = ARGV[1], ARGV[2]
 for i = 4, #ARGV do
-  local known = known_of(ARGV[i])
+  local endpoint, text = ARGV[i], '|reason'
+  local known = known_of(endpoint)
   if what == 'blocked' then
-    if known.blocked_until <= NOW then -- once a cooldown, however many calls ran into it
-      local regrown = SQUEEZE_REGROWTH * math.max(0, (NOW - known.blocked_until) / 1000 - SQUEEZE_HOLD_S)
-      known.share = math.max(SQUEEZE_LEAST, math.min(1, known.share + regrown) * SQUEEZE)
+    if known[BLOCKED_UNTIL] <= NOW then -- once a cooldown, however many calls ran into it
+      local regrown = SQUEEZE_REGROWTH * math.max(0, (NOW - known[BLOCKED_UNTIL]) / 1000 - SQUEEZE_HOLD_S)
+      known[SHARE] = math.max(SQUEEZE_LEAST, math.min(1, known[SHARE] + regrown) * SQUEEZE)
     end
-    known.blocked_until, known.reason = math.max(known.blocked_until, NOW + ARGV[3]), reason
+    known[BLOCKED_UNTIL] = math.max(known[BLOCKED_UNTIL], NOW + ARGV[3])
   elseif what == 'disabled' then
-    known.disabled = reason
+    known[DISABLED], text = 1, '|disabled'
   elseif what == 'isolated' then
-    known.isolated, known.reason = true, reason
+    known[ISOLATED] = 1
   else
-    known.open_until, known.trips, known.recovered_at, known.blocked_until, known.share = 0, 0, 0, 0, 1
-    known.disabled, known.isolated, known.reason, known.probe, known.probe_until = nil, false, nil, nil, 0
-    known.consecutive, known.proven, known.bad, known.weight = 0, 0, 0, 0
+    local first = fresh()
+    for _, field in ipairs({OPEN_UNTIL, TRIPS, RECOVERED_AT, BLOCKED_UNTIL, SHARE, DISABLED, ISOLATED, PROBE,
+      PROBE_UNTIL, CONSECUTIVE, PROVEN, WEIGHT, BAD}) do known[field] = first[field] end
   end
-  keep(ARGV[i], known)
+  keep(endpoint, known)
+  redis.call('HSET', KEYS.endpoints, endpoint .. text, reason)
 end
 return redis.status_reply('OK')

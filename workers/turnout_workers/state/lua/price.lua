@@ -4,7 +4,7 @@
 -- ARGV  endpoint, price …
 for i = 1, #ARGV, 2 do
   local known = known_of(ARGV[i])
-  known.shadow_price = tonumber(ARGV[i + 1])
+  known[SHADOW_PRICE] = tonumber(ARGV[i + 1])
   keep(ARGV[i], known)
 end
 return redis.status_reply('OK')

@@ -4,12 +4,12 @@
 --
 -- KEYS  endpoints
 -- ARGV  endpoint
--- Returns {now, what is known of it as JSON}
+-- Returns its health, see shared.lua
 local known = known_of(ARGV[1])
-local over = known.open_until > 0 and known.open_until <= NOW and known.recovered_at < known.open_until
-if over and not known.disabled and not known.isolated then
-  known.recovered_at, known.probe, known.probe_until = NOW, nil, 0
-  known.consecutive, known.proven, known.bad, known.weight = 0, 0, 0, 0
+local over = known[OPEN_UNTIL] > 0 and known[OPEN_UNTIL] <= NOW and known[RECOVERED_AT] < known[OPEN_UNTIL]
+if over and known[DISABLED] == 0 and known[ISOLATED] == 0 then
+  known[RECOVERED_AT], known[PROBE], known[PROBE_UNTIL] = NOW, 0, 0
+  known[CONSECUTIVE], known[PROVEN], known[BAD], known[WEIGHT] = 0, 0, 0, 0
   keep(ARGV[1], known)
 end
-return {NOW, cjson.encode(known)}
+return health_of(ARGV[1], known)

@@ -10,9 +10,9 @@ for i = 2, #ARGV do
   local ends_at = redis.call('ZSCORE', KEYS.expiry, member)
   if ends_at and tonumber(ends_at) > NOW then
     redis.call('ZADD', KEYS.expiry, NOW + ARGV[1], member)
-    local known = call.probe == 1 and known_of(call.endpoint) or {}
-    if known.probe == ARGV[i] then
-      known.probe_until = NOW + ARGV[1]
+    local known = call.probe > 0 and known_of(call.endpoint)
+    if known and known[PROBE] == call.probe then
+      known[PROBE_UNTIL] = NOW + ARGV[1]
       keep(call.endpoint, known)
     end
   end

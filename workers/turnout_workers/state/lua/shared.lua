@@ -1,25 +1,21 @@
 -- Put before every script of the fleet's state, after the clock and the constants of redis.py.
 local NOW = now_ms()
 
--- All that is known of an endpoint is one record, packed: so a script reads it and writes it in one step each.
--- Records that an older release made lack the fields that are new since.
+-- What is known of an endpoint, see record.py: a table of numbers, `known[TRIPS]`.
 local function known_of(endpoint)
   local packed = redis.call('HGET', KEYS.endpoints, endpoint)
-  if packed then return cmsgpack.unpack(packed) end
-  return {
-    -- Its health. There may be, too: `disabled` and `reason`, texts, and `probe`, the lease of the probe.
-    open_until = 0, trips = 0, recovered_at = 0, blocked_until = 0, share = 1, isolated = false, probe_until = 0,
-    consecutive = 0, proven = 0, weight = 0, bad = 0, outcomes_at = 0,
-    -- Its metrics. Once there were samples, also: `ttft`, `pace`, whether the last of each was low, and `latency7`, how
-    -- many latencies were in bucket 7.
-    residual = RESIDUAL_FIRST, latency_at = 0, samples = 0, cached = 0,
-    calls = 0, failures = 0, input = 0, output = 0, spent = 0,
-    -- Its load.
-    in_flight = 0, oldest = 0, free = 1, free_at = 0, ready_at = 0, slots = -1, shadow_price = 0,
-  }
+  return packed and {struct.unpack(LAYOUT, packed)} or fresh()
 end
 
-local function keep(endpoint, known) redis.call('HSET', KEYS.endpoints, endpoint, cmsgpack.pack(known)) end
+local function keep(endpoint, known)
+  redis.call('HSET', KEYS.endpoints, endpoint, struct.pack(LAYOUT, unpack(known)))
+end
+
+-- As `_health` of redis.py reads it.
+local function health_of(endpoint, known)
+  local texts = redis.call('HMGET', KEYS.endpoints, endpoint .. '|reason', endpoint .. '|disabled')
+  return {NOW, struct.pack(LAYOUT, unpack(known)), texts[1] or '', texts[2] or ''}
+end
 
 -- What calls take: {requests, input tokens, output tokens}.
 local function add(values, others, sign)

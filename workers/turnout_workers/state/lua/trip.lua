@@ -3,13 +3,14 @@
 --
 -- KEYS  endpoints
 -- ARGV  endpoint, for (ms), reason
--- Returns {now, what is known of it as JSON}
+-- Returns its health, see shared.lua
 local known = known_of(ARGV[1])
-if known.open_until <= NOW then
-  local well = known.recovered_at > 0 and NOW - known.recovered_at >= WELL_S * 1000
-  known.trips = (well and 0 or known.trips) + 1
+if known[OPEN_UNTIL] <= NOW then
+  local well = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] >= WELL_S * 1000
+  known[TRIPS] = (well and 0 or known[TRIPS]) + 1
 end
-known.open_until, known.reason = math.max(known.open_until, NOW + ARGV[2]), ARGV[3]
-known.probe, known.probe_until = nil, 0
+known[OPEN_UNTIL] = math.max(known[OPEN_UNTIL], NOW + ARGV[2])
+known[PROBE], known[PROBE_UNTIL] = 0, 0
+redis.call('HSET', KEYS.endpoints, ARGV[1] .. '|reason', ARGV[3])
 keep(ARGV[1], known)
-return {NOW, cjson.encode(known)}
+return health_of(ARGV[1], known)
