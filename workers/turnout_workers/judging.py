@@ -83,10 +83,10 @@ class Judging:
         """
         self._retries.deposit()
         stopped: list[Attempt] = []
-        begin = partial(call, stopped)
         if room.hedge is None:
-            calls = [await begin(room.chosen, room.grant)]
+            calls = [await call(stopped, room.chosen, room.grant)]
         else:
+            begin = partial(call, stopped)
             calls = await self._hedging.race(room.hedge, begin(room.chosen, room.grant), admit, begin)
         reached("after_call")
         if stopped:
