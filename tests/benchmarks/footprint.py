@@ -21,8 +21,8 @@ from tests.benchmarks.measure import keep, keeping, pace, rss_mb, spread
 from tests.benchmarks.throughput import FLEET, LIMIT_S
 from tests.chaos.stand import Stand, standing
 
-from turnout_workers import process
-from turnout_workers.tables import WorkerTable
+from turnout_workers.config.tables import WorkerTable
+from turnout_workers.local import process
 
 IN_FLIGHT, CALL_S = 2000, 10.0
 LEASE_S = WorkerTable().lease_s

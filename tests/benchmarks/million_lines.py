@@ -24,7 +24,7 @@ from tests.benchmarks.measure import keep, keeping
 from tests.benchmarks.throughput import FLEET, SLOTS
 from tests.chaos.stand import Stand, standing
 
-from turnout_workers import process
+from turnout_workers.local import process
 
 WORKERS = 2
 KILLED = ("command", "worker", "redis")

@@ -21,7 +21,7 @@ from tests.benchmarks.measure import Pace, keep, keeping, spread
 from tests.benchmarks.throughput import FLEET, SLOTS, turnout
 from tests.chaos.stand import Stand, standing
 
-from turnout_workers import process
+from turnout_workers.local import process
 
 ON, OFF = "Flower, metrics each second, JSON logs", "none of it"
 EVENTS, REST = "Flower alone", "metrics and JSON logs alone"

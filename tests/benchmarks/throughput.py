@@ -27,11 +27,10 @@ from tests.benchmarks.measure import Pace, keep, keeping, pace, spread
 from tests.chaos.stand import Stand, standing
 
 from turnout.request import InferenceRequest
-from turnout_workers import process
-from turnout_workers.config import load
-from turnout_workers.endpoints import accounts
+from turnout_workers.config import accounts, load
+from turnout_workers.config.tables import WorkerTable
+from turnout_workers.local import process
 from turnout_workers.providers import Http, build
-from turnout_workers.tables import WorkerTable
 
 FLEET = """
 output_tokens = 8

@@ -9,7 +9,8 @@ from typing import Any
 
 from tests.forked import Forked
 
-from turnout_workers import discovery, process
+from turnout_workers.config import discovery
+from turnout_workers.local import process
 
 
 class Fleet:

@@ -16,7 +16,7 @@ from tests.forked import Forked
 from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult
-from turnout_workers import process
+from turnout_workers.local import process
 
 LEASE_S = 3.0
 """Short, so that a death is noticed soon."""

@@ -8,7 +8,8 @@ import pytest
 from tests.chaos.stand import Stand, standing
 from tests.receiver import SECRET, Receiver, receiving
 
-from turnout_workers import discovery, local
+from turnout_workers import local
+from turnout_workers.config import discovery
 from turnout_workers.simulator import load
 
 FLEET = """

@@ -31,7 +31,7 @@ from turnout.batch.source import Source
 from turnout.cli import main
 from turnout.ledger import Keyring, Ledger, NewJob, run
 from turnout.request import InferenceRequest
-from turnout_workers import process
+from turnout_workers.local import process
 
 PROMPT, KEY, PASSWORD = "canary-prompt-xyzzy", "canary-key-plugh", "canary-password-xyzzy"
 FLEET = f"""

@@ -23,7 +23,8 @@ from turnout.client.link import LoopLink
 from turnout.client.submission import Options, job_id
 from turnout.ledger import Keys, Ledger, run
 from turnout.request import InferenceResponse, ResponseFormat
-from turnout_workers import local, process
+from turnout_workers import local
+from turnout_workers.local import process
 
 
 @pytest.fixture

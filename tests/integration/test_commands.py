@@ -11,8 +11,9 @@ from click.testing import CliRunner, Result
 
 from turnout import Client
 from turnout.cli import main
-from turnout_workers import discovery, local
+from turnout_workers import local
 from turnout_workers.commands.worker import worker
+from turnout_workers.config import discovery
 
 
 def invoked(here: local.Local, *arguments: str, stdin: str = "") -> Result:

@@ -23,7 +23,7 @@ import yaml
 from tests import redis_server
 
 from turnout import Client
-from turnout_workers import process
+from turnout_workers.local import process
 
 SOURCE = Path(__file__).parents[2] / "compose"
 CLI = """#!{python}

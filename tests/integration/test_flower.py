@@ -21,8 +21,9 @@ from tests.integration.test_main_job import until
 from tests.tools import program
 
 from turnout import Client
-from turnout_workers import local, process
+from turnout_workers import local
 from turnout_workers.commands.flower import flower as flower_command
+from turnout_workers.local import process
 
 SECRET = "xyzzy-plugh-4711"
 

@@ -17,7 +17,7 @@ from tests.tools import program
 
 from turnout.ledger import NewJob, run
 from turnout.request import InferenceRequest
-from turnout_workers import process
+from turnout_workers.local import process
 
 COMPOSE = Path(__file__).parents[2] / "compose"
 FLEET = """

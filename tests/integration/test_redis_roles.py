@@ -18,7 +18,7 @@ from turnout.cli import main
 from turnout.ledger import Claimed, Intake, Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus
-from turnout_workers import process
+from turnout_workers.local import process
 
 COMPOSE = Path(__file__).parents[2] / "compose"
 ROLES = ("admin", "producer", "worker", "monitor")

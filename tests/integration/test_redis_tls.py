@@ -28,7 +28,7 @@ from tests.chaos.stand import standing
 
 from turnout import Client
 from turnout.cli import main
-from turnout_workers import process
+from turnout_workers.local import process
 
 FLEET = """
 output_tokens = 8

@@ -9,9 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
-from turnout_workers import discovery
-from turnout_workers.config import settings
-from turnout_workers.endpoints import accounts
+from turnout_workers.config import accounts, discovery, settings
 from turnout_workers.providers import Http, build
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import IntelligentRouter, NoEligibleEndpoint

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tests.chaos.stand import standing
 
-from turnout_workers import process
+from turnout_workers.local import process
 
 FLEET = """
 output_tokens = 8

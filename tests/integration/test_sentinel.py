@@ -18,7 +18,7 @@ from tests.integration.test_crashes import FLEET
 
 from turnout import AsyncClient, Client
 from turnout.redis_address import connect
-from turnout_workers import process
+from turnout_workers.local import process
 
 SENTINEL = """port {port}
 bind 127.0.0.1

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from tests.chaos.stand import Stand, standing
 
-from turnout_workers import process
+from turnout_workers.local import process
 
 ROOT = Path(__file__).parents[2]
 FLEET = """

@@ -13,7 +13,7 @@ from tests.chaos.stand import Stand
 from tests.receiver import KEY, Receiver
 
 from turnout import Client, Failed, JobResult
-from turnout_workers import webhooks
+from turnout_workers.background import webhooks
 
 
 @pytest.fixture

@@ -11,9 +11,7 @@ import pytest
 from aiohttp import web
 
 from turnout.request import Capability, Lane, RoutingStrategy
-from turnout_workers import discovery
-from turnout_workers.config import ConfigError, Settings, configured, find, load, settings
-from turnout_workers.endpoints import accounts
+from turnout_workers.config import ConfigError, Settings, accounts, configured, discovery, find, load, settings
 from turnout_workers.providers.dialects import DIALECTS, GENERIC
 from turnout_workers.routing.fleet import Endpoint, Limits, Price
 from turnout_workers.simulator import load as load_scenario

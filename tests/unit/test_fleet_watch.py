@@ -11,8 +11,8 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.unit.routing.fleets import NOW, endpoint
 
-from turnout_workers import fleet_watch
-from turnout_workers.fleet_watch import FleetWatch
+from turnout_workers.background import fleet_watch
+from turnout_workers.background.fleet_watch import FleetWatch
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore

@@ -6,7 +6,7 @@ import asyncio
 from typing import Any
 
 from turnout.ledger import Ledger
-from turnout_workers.heartbeat import Heartbeat
+from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.state.memory import MemoryFleetStore
 
 

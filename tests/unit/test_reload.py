@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from turnout_workers.background.reload import Reload
 from turnout_workers.config import Settings, load
-from turnout_workers.reload import Reload
 
 GOOD = """
 [providers.office]
@@ -84,7 +84,7 @@ async def test_a_new_key_in_a_key_file_is_a_change(worker: Worker) -> None:
 async def test_a_wrong_one_is_told_once_and_changes_nothing(
     worker: Worker, caplog: pytest.LogCaptureFixture, text: str, told: str
 ) -> None:
-    caplog.set_level(logging.WARNING, "turnout_workers.reload")
+    caplog.set_level(logging.WARNING, "turnout_workers.background.reload")
     before = worker.uses
     worker.write(text)
     for _ in range(3):
@@ -100,7 +100,7 @@ async def test_a_wrong_one_is_told_once_and_changes_nothing(
 async def test_what_holds_for_a_workers_life_is_said_to_need_a_restart(
     worker: Worker, caplog: pytest.LogCaptureFixture
 ) -> None:
-    caplog.set_level(logging.WARNING, "turnout_workers.reload")
+    caplog.set_level(logging.WARNING, "turnout_workers.background.reload")
     worker.write("namespace = 'other'\n[router]\nfailover_cooldown = 5\ndefault_strategy = 'cost'\n" + GOOD)
     await worker.follows()
     (record,) = caplog.records

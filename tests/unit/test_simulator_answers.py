@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
+from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.simulator.answers import Call, answer
 from turnout_workers.simulator.scenario import load
 from turnout_workers.simulator.schemas import example
-from turnout_workers.toml_lines import ConfigError
 
 TREE = {
     "$ref": "#/$defs/node",

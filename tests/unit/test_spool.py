@@ -12,7 +12,7 @@ import pytest
 from turnout.ledger import Keyring, Ledger, write_result
 from turnout.request import InferenceResponse
 from turnout.result import JobResult, JobStatus
-from turnout_workers.spool import Spool, Unspooling
+from turnout_workers.background.spool import Spool, Unspooling
 from turnout_workers.state.memory import MemoryFleetStore
 
 OLD, NEW = (

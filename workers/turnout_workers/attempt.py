@@ -24,12 +24,13 @@ from turnout.ledger import Claimed, Coalescer, Ledger
 from turnout.request import InferenceRequest, Lane
 from turnout.result import Attempt, JobStatus
 from turnout.validation import explain
+from turnout_workers.background.heartbeat import Heartbeat
+from turnout_workers.background.spool import Spool
 from turnout_workers.calling import Calling
 from turnout_workers.closing import Ceilings, Closing
+from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
-from turnout_workers.heartbeat import Heartbeat
 from turnout_workers.held import End, HeldJob, Moved, Skipped, outcome
-from turnout_workers.in_force import InForce
 from turnout_workers.judging import Judged, Judging, Room
 from turnout_workers.monitoring import logs, tracing
 from turnout_workers.monitoring.metrics import Metrics
@@ -43,7 +44,6 @@ from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.tenants import TenantShares
-from turnout_workers.spool import Spool
 from turnout_workers.state.snapshot import POLL_S, SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, FleetStore, Granted, NoRoom
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from turnout.ledger import Coalescer, Ledger
 from turnout.result import Attempt
 from turnout_workers import crash_points
+from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
 from turnout_workers.held import HeldJob
-from turnout_workers.in_force import InForce
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.reporting import STOPPED, Finished, Reporter

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from turnout.request import MICROUSD_PER_USD, InferenceRequest
+from turnout_workers.config.tables import CeilingsTable, CeilingTable
 from turnout_workers.state.store import Ceiling
-from turnout_workers.tables import CeilingsTable, CeilingTable
 
 ANY_TENANT = "*"
 NO_CEILING = CeilingTable()

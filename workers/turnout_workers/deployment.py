@@ -13,9 +13,8 @@ import redis
 from turnout.errors import TurnoutError
 from turnout.ledger import Call, Keyring, Keys, Ledger, run
 from turnout.redis_address import connect
-from turnout_workers import config, discovery
-from turnout_workers.config import Settings
-from turnout_workers.endpoints import fleet
+from turnout_workers import config
+from turnout_workers.config import Settings, discovery, fleet
 from turnout_workers.routing.fleet import Fleet
 
 

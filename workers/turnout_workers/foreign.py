@@ -17,7 +17,7 @@ from turnout.ledger import Coalescer, Intake, Ledger, NewJob, write_result
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import explain
-from turnout_workers.in_force import InForce
+from turnout_workers.config.in_force import InForce
 
 logger = logging.getLogger(__name__)
 

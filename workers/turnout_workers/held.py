@@ -8,7 +8,7 @@ from typing import Literal
 from turnout.ledger import Claimed
 from turnout.request import InferenceRequest
 from turnout.result import JobResult
-from turnout_workers.heartbeat import Hold
+from turnout_workers.background.heartbeat import Hold
 
 
 @dataclass(frozen=True, slots=True)

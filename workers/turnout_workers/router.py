@@ -26,8 +26,8 @@ from typing import Any, Self
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.result import Attempt
-from turnout_workers.fleet_watch import FleetWatch
-from turnout_workers.health_checks import HealthChecks
+from turnout_workers.background.fleet_watch import FleetWatch
+from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.judging import Judging, Room
 from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CloudProviderBase, Timeouts

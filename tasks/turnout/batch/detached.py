@@ -1,7 +1,7 @@
 """Batches that workers feed on their own: handed over once, then looked at, paused or fetched from anywhere.
 
 Redis holds a record of each, with counts that the ledger keeps, and its lines, see `handover.py`. Workers feed chunk
-after chunk, as far as a window allows (`turnout_workers.batch_feeding`). Results are kept as long as the record.
+after chunk, as far as a window allows (`background/batch_feeding.py`). Results are kept as long as the record.
 """
 
 from __future__ import annotations

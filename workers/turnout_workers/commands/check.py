@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import aclosing
 
-from turnout_workers.config import Settings
-from turnout_workers.endpoints import accounts
+from turnout_workers.config import Settings, accounts
 from turnout_workers.providers import CloudProviderBase, Http, build
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import FailureKind

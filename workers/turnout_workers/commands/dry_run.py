@@ -18,10 +18,11 @@ from turnout.batch.line import Asked, Line
 from turnout.batch.source import Source, read
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import Problem
-from turnout_workers import endpoints, local
+from turnout_workers import local
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
 from turnout_workers.commands.run_summary import span, usd
 from turnout_workers.commands.screen import add, table
+from turnout_workers.config import endpoints
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.fleet import Fleet, Limits
 from turnout_workers.routing.profile import JobProfile

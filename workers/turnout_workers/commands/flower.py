@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from turnout_workers.credentials import secret_text
+from turnout_workers.config.credentials import secret_text
 from turnout_workers.deployment import deployment
 
 

@@ -31,7 +31,7 @@ from turnout.batch.tally import Tally
 from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger
 from turnout.redis_address import connect
-from turnout_workers import endpoints, local, process
+from turnout_workers import local
 from turnout_workers.commands import run_progress, run_summary
 from turnout_workers.commands.dry_run import dry_run
 from turnout_workers.commands.lines import (
@@ -44,6 +44,8 @@ from turnout_workers.commands.lines import (
     max_cost_microusd,
     refusal,
 )
+from turnout_workers.config import endpoints
+from turnout_workers.local import process
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field
 
 from turnout.request import Capability, Name, Quality, Value
-from turnout_workers import toml_lines
-from turnout_workers.provider_tables import LimitFields, ModelTable, ProviderName, ProviderTable, Usd, named_models
+from turnout_workers.config import toml_lines
+from turnout_workers.config.providers import LimitFields, ModelTable, ProviderName, ProviderTable, Usd, named_models
 
 _CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEMA})
 

@@ -10,7 +10,6 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import aiohttp
@@ -20,7 +19,7 @@ from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Hook, Ledger
 from turnout.result import JobResult
 from turnout.webhook import signed
-from turnout_workers.providers.settings import Secret
+from turnout_workers.config import Webhook
 from turnout_workers.public_addresses import PublicResolver
 
 logger = logging.getLogger(__name__)
@@ -32,16 +31,6 @@ TIMEOUT_S = 15.0
 NOBODY = "no webhook of this name is configured"
 RETRY_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
 """Waits after each failed telling; then it is given up. Close to what the Standard Webhooks specification proposes."""
-
-
-@dataclass(frozen=True, slots=True)
-class Webhook:
-    """Somebody to be told."""
-
-    url: str
-    secret: Secret
-    private: bool = False
-    """Whether its address may be a private one."""
 
 
 def message(result: JobResult) -> bytes:

@@ -7,10 +7,10 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from turnout_workers.provider_tables import ProviderTable
+from turnout_workers.config.providers import ProviderTable
+from turnout_workers.config.tables import WebhookTable
+from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.settings import Secret
-from turnout_workers.tables import WebhookTable
-from turnout_workers.toml_lines import ConfigError
 
 
 def api_keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:

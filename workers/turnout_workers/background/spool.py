@@ -22,7 +22,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Ledger, open_result
-from turnout_workers.in_force import InForce
+from turnout_workers.config.in_force import InForce
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from typing import Any
 
 from turnout.errors import TurnoutError
 from turnout_workers.config import Settings, configured
+from turnout_workers.config.tables import File
 from turnout_workers.providers import prices
-from turnout_workers.tables import File
 
 logger = logging.getLogger(__name__)
 

@@ -1,4 +1,4 @@
-"""Everything on one machine: a Redis, a configuration and workers, for as long as a `with` block runs."""
+"""A Redis, a configuration and workers on this machine, for as long as a `with` block runs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pathlib import Path
 import redis
 
 from turnout.ledger import Keys
-from turnout_workers import config, discovery, process
+from turnout_workers import config
+from turnout_workers.config import discovery
+from turnout_workers.local import process
+from turnout_workers.local.private_redis import private_redis
 from turnout_workers.simulator.scenario import DEFAULT, load
 
 
@@ -54,7 +57,7 @@ def running(
     with contextlib.ExitStack() as stack:
         redis_url = os.environ.get("REDIS_URL", "")
         if not redis_url:
-            redis_url, server = stack.enter_context(process.private_redis(folder / "redis"))
+            redis_url, server = stack.enter_context(private_redis(folder / "redis"))
             _end_old_leases(redis_url)
             children.append(server)
         if (path := _file(config_path, scenario)) is None:

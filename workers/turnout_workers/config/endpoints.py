@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from turnout.request import Capability
-from turnout_workers.config import Settings
-from turnout_workers.provider_tables import LimitFields, ModelTable, ProviderTable
+from turnout_workers.config.loading import Settings
+from turnout_workers.config.providers import LimitFields, ModelTable, ProviderTable
 from turnout_workers.providers import catalogue
 from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.prices import list_context_tokens, list_price

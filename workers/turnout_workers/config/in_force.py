@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from turnout.request import Lane
 from turnout_workers.config import Settings
+from turnout_workers.config.tables import File
 from turnout_workers.providers.base import CloudProviderBase
-from turnout_workers.tables import File
 
 
 @dataclass(slots=True)

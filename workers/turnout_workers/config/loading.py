@@ -1,4 +1,4 @@
-"""Configuration: `turnout.toml` and the environment become frozen values, checked once.
+"""`turnout.toml` and the environment become frozen values, checked once.
 
 The file is described by `tables.py` and shown whole in `turnout.example.toml`. Every error names file,
 line and field, or the environment variable, and what to do. To follow a changed file is to load it again.
@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import TypeVar
 
 from turnout.redis_address import with_password
-from turnout_workers import credentials, discovery, toml_lines
-from turnout_workers.provider_tables import ProviderTable
+from turnout_workers.config import credentials, discovery, toml_lines
+from turnout_workers.config.providers import ProviderTable
+from turnout_workers.config.tables import File, WebhookTable
+from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.providers.settings import Secret
 from turnout_workers.public_addresses import address_trouble
-from turnout_workers.tables import File, WebhookTable
-from turnout_workers.toml_lines import ConfigError as ConfigError
-from turnout_workers.webhooks import Webhook
 
 T = TypeVar("T")
 Made = TypeVar("Made")
@@ -39,6 +39,16 @@ FROM_ENVIRONMENT = {
 }
 """Environment variables that override the file, and the fields that they set."""
 WIRE_FORMATS = {preset.kind for preset in DIALECTS.values()}
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """Somebody to be told."""
+
+    url: str
+    secret: Secret
+    private: bool = False
+    """Whether its address may be a private one."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from turnout.redis_address import sentinels
 from turnout.request import Name, RoutingStrategy, Value
-from turnout_workers.provider_tables import ProviderName, ProviderTable, Seconds, Url, Usd, with_presets
+from turnout_workers.config.providers import ProviderName, ProviderTable, Seconds, Url, Usd, with_presets
 
 
 def _redis(url: str) -> str:
