@@ -90,7 +90,10 @@ def submit(
     timeout: float | None,
 ) -> None:
     """Submit one job, of PROMPT or of what comes on stdin, to the Redis of REDIS_URL."""
+    from pydantic import ValidationError
+
     from turnout import Client
+    from turnout.validation import explain
 
     text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
     if not text.strip():
@@ -101,5 +104,7 @@ def submit(
             click.echo(job.wait(timeout).text if wait else job.id)
     except TimeoutError:
         raise click.ClickException(f"job {job.id} has not ended in {timeout:g} s; it goes on") from None
+    except ValidationError as error:
+        raise click.ClickException(explain(error)) from error
     except (ValueError, LookupError) as error:
         raise click.ClickException(str(error)) from error

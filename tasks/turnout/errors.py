@@ -51,7 +51,7 @@ class Unreadable(TurnoutError):
     def __init__(self, place: str, ref: str | None, known: Sequence[str]) -> None:
         super().__init__(place, ref, tuple(known))
         self.key = ref
-        """Of the key that is missing, `ID#HASH`; None: the key is here, but what it sealed was changed or moved."""
+        """The missing key, `ID#HASH`; None: the key is here, but what it sealed was changed or moved."""
 
     def __str__(self) -> str:
         place, ref, known = self.args

@@ -38,7 +38,7 @@ class Sentinels:
 
     @property
     def sentinel_options(self) -> dict[str, Any]:
-        """How a blocking client connects to a sentinel. One that is silent is not asked again: there are others."""
+        """How a blocking client connects to a sentinel. A silent one is not asked again, because there are others."""
         limits = {"socket_timeout": SENTINEL_LIMIT_S, "socket_connect_timeout": SENTINEL_LIMIT_S}
         return {**self.sentinel_login, **limits, "retry": redis.retry.Retry(NoBackoff(), 0)}
 

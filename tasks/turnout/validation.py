@@ -6,7 +6,8 @@ from pydantic import ValidationError
 
 SHOWN = 3
 """Problems that are told one by one."""
-_UNION_MEMBERS = {"str", "int", "float", "bool", "list", "dict", "none"}
+_UNION_MEMBERS = {"str", "constrained-str", "int", "float", "bool", "list", "dict", "none"}
+_PLAINER = {"extra_forbidden": "unknown field", "string_pattern_mismatch": "must be a name without spaces"}
 
 
 def explain(error: ValidationError) -> str:
@@ -18,8 +19,7 @@ def explain(error: ValidationError) -> str:
             # A union adds its members' names to the path: `str`, `tuple[…]`, or a tag equal to its field.
             if part not in _UNION_MEMBERS and "[" not in part and part not in path[-1:]:
                 path += (part[:100],)
-        unknown = problem["type"] == "extra_forbidden"
-        found.setdefault(path, "unknown field" if unknown else problem["msg"].removeprefix("Value error, "))
+        found.setdefault(path, _PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, ")))
     deepest = {p: m for p, m in found.items() if not any(q[: len(p)] == p and q != p for q in found)}
     told = [f"{'.'.join(path)}: {message}" if path else message for path, message in deepest.items()]
     return "; ".join(told[:SHOWN]) + (f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else "")

@@ -151,4 +151,4 @@ def test_a_prompt_from_stdin_is_waited_for(here: local.Local) -> None:
 def test_what_can_not_be_submitted_or_answered_says_why(here: local.Local) -> None:
     assert "there is no prompt" in error(here, "submit")
     assert "no endpoint can serve this job" in error(here, "submit", "A?", "--model", "nobody's", "--wait")
-    assert "Error: " in error(here, "submit", "A?", "--model", "")
+    assert "model.0: must be a name without spaces" in error(here, "submit", "A?", "--model", "a b")

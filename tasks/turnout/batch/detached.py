@@ -142,7 +142,7 @@ class Batches:
         return found
 
     def results(self, id: str) -> Iterator[tuple[JobResult, bytes]]:
-        """Of all lines that have ended, in the order of the input: the result, and its line of output."""
+        """For each line that has ended, in the order of the input: its result, and its line of output."""
         record, number = self.record(id), 0
         for page in self._pages(id):
             results = self._ask(self._ledger.result, page)
@@ -213,7 +213,7 @@ class Batches:
         return pages(self._client, self._keys.batch_lines(id))
 
     def _ask(self, what: Callable[[str], Call[Any]], page: Sequence[Handed]) -> dict[str, Any]:
-        """Of each job of a page."""
+        """Ask something about each job of a page. Gives the replies by job id."""
         ids = list({one.job: None for one in page if one.job})
         return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
 

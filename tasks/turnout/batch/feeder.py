@@ -1,8 +1,8 @@
-"""Feeds a batch through the ledger: a bounded window of jobs in, results out as they settle, nothing twice.
+"""Feeds a batch through the ledger: a bounded window of jobs goes in, results come out as jobs settle.
 
-One thread and one connection; every step is a pipeline of many jobs. The window bounds the queue's backlog, in
-jobs and bytes, and so Redis's memory: results leave Redis when they are safe on disk. A job's id comes from batch,
-line and content, so that whatever dies, the same command finds the jobs that are under way or done.
+There is one thread and one connection, and every step is a pipeline of many jobs. The window bounds the backlog of the
+queue, in jobs and bytes, and so Redis's memory; results leave Redis when they are safe on disk. A job's id follows from
+batch, line and content, so whatever dies, the same command finds the jobs that are under way or done.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from turnout.result import JobResult, JobStatus
 CHUNK = 256
 """Jobs in one pipeline."""
 SYNC_S = 1.0
-"""Between two syncs of the journal; as long a finished job's result also stays in Redis."""
+"""Time between two syncs of the journal. A finished job's result stays in Redis until the next one."""
 RECHECK_S = 10.0
-"""How often jobs that are still out are asked after when none has settled: word of one may have been lost with a
-connection, and the job itself with a Redis that lost its last second."""
+"""If no job has settled for so long, all that are out are looked up: word of one may have been lost with a connection,
+and the job itself with a Redis that lost its last second."""
 
 
 @dataclass(frozen=True, slots=True)

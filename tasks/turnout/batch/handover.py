@@ -112,7 +112,7 @@ def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:
 
 
 def _place(batch: str) -> str:
-    """Of a batch's requests, for their seal."""
+    """The name under which a batch's requests are sealed, see `Keyring.seal`."""
     return f"input of {batch}"
 
 

@@ -12,7 +12,7 @@ from turnout.result import Problem
 
 MAX_ID_CHARS = 512
 HASH_BITS = 2**60 - 1
-"""As many as Python keeps in 32 bytes: two of a million ids are taken for one with a probability of 10⁻⁶."""
+"""What Python keeps in 32 bytes. Among a million ids, two are mistaken for one with a probability of 10⁻⁶."""
 
 _LENIENT = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 20 else None)
 _LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")')

@@ -13,14 +13,16 @@ from turnout.batch.line import Unusable
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 
-_SAME = {"model", "temperature", "top_p", "metadata"}
 _MAPPED = {
-    CHAT: _SAME
-    | {"messages", "max_tokens", "max_completion_tokens", "stop", "seed", "tools", "tool_choice"}
-    | {"response_format", "reasoning_effort"},
+    CHAT: {"model", "temperature", "top_p", "metadata", "messages", "max_tokens", "max_completion_tokens", "stop"}
+    | {"seed", "tools", "tool_choice", "response_format", "reasoning_effort"},
     EMBEDDINGS: {"model", "input", "dimensions", "encoding_format"},
-    RESPONSES: _SAME | {"input", "instructions", "max_output_tokens", "tools", "tool_choice", "text", "reasoning"},
+    RESPONSES: {"model", "temperature", "top_p", "metadata", "input", "instructions", "max_output_tokens"}
+    | {"tools", "tool_choice", "text", "reasoning"},
 }
+_SAME = {"model", "temperature", "top_p", "metadata", "seed", "reasoning_effort", "dimensions"}
+"""Of these, what we call by the same name."""
+_MOST_TOKENS = {"max_tokens", "max_completion_tokens", "max_output_tokens"}
 _FOR_OPENAI_ALONE = {
     CHAT: {"frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user"}
     | {"service_tier", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "prediction"},
@@ -54,8 +56,12 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
                 raise Unusable(f"body.{name}: only {_ONLY_AT[name][0]!r} is supported")
         elif name not in _MAPPED[url]:
             raise Unusable(f"body.{name}: unknown or unsupported field")
-    mapping = {CHAT: _chat, EMBEDDINGS: _embeddings, RESPONSES: _responses}[url]
-    fields = {name: body[name] for name in _SAME & body.keys()} | mapping(body)
+    fields = {name: body[name] for name in _SAME & body.keys()}
+    for name in _MOST_TOKENS & body.keys():
+        fields["max_output_tokens"] = body[name]
+    if "tool_choice" in body:
+        fields["tool_choice"] = _tool_choice(body["tool_choice"])
+    fields |= {CHAT: _chat, EMBEDDINGS: _embeddings, RESPONSES: _responses}[url](body)
     alone |= fields.pop("for_openai", {})
     if alone:
         fields["extras"] = {"openai": alone}
@@ -63,15 +69,11 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chat(body: Mapping[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {name: body[name] for name in ("seed", "tools", "reasoning_effort") if name in body}
-    fields["messages"] = [_message(message) for message in _list(body.get("messages"), "body.messages")]
-    for name in ("max_tokens", "max_completion_tokens"):
-        if name in body:
-            fields["max_output_tokens"] = body[name]
+    fields: dict[str, Any] = {"messages": [*map(_message, _list(body.get("messages"), "body.messages"))]}
+    if "tools" in body:
+        fields["tools"] = body["tools"]
     if "stop" in body:
         fields["stop"] = [body["stop"]] if isinstance(body["stop"], str) else body["stop"]
-    if "tool_choice" in body:
-        fields["tool_choice"] = _tool_choice(body["tool_choice"])
     if "response_format" in body:
         form = _dict(body["response_format"], "body.response_format")
         inner = _dict(form["json_schema"], "body.response_format.json_schema") if "json_schema" in form else {}
@@ -80,17 +82,18 @@ def _chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _message(message: Any) -> Any:
-    # Answers of the API, pasted back as history, carry these even when there is nothing in them.
+    """Without empty fields, which answers of the API carry when they are pasted back as history."""
     if not isinstance(message, dict):
         return message
-    kept = {name: value for name, value in message.items() if value is not None}
-    return {name: value for name, value in kept.items() if not (name == "annotations" and value == [])}
+    return {
+        name: value for name, value in message.items() if value is not None and (name, value) != ("annotations", [])
+    }
 
 
 def _embeddings(body: Mapping[str, Any]) -> dict[str, Any]:
     if body.get("encoding_format", "float") not in ("float", "base64"):
         raise Unusable("body.encoding_format: must be 'float' or 'base64'")
-    return {name: body[name] for name in ("model", "input", "dimensions") if name in body}
+    return {"input": body.get("input")}
 
 
 def _responses(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,12 +103,8 @@ def _responses(body: Mapping[str, Any]) -> dict[str, Any]:
     if "instructions" in body:
         messages.insert(0, {"role": "system", "content": body["instructions"]})
     fields: dict[str, Any] = {"messages": messages}
-    if "max_output_tokens" in body:
-        fields["max_output_tokens"] = body["max_output_tokens"]
     if "tools" in body:
         fields["tools"] = [_response_tool(tool) for tool in _list(body["tools"], "body.tools")]
-    if "tool_choice" in body:
-        fields["tool_choice"] = _tool_choice(body["tool_choice"])
     if (effort := _part(body, "reasoning", "effort").get("effort")) is not None:
         fields["reasoning_effort"] = effort
     text = _part(body, "text", "format", "verbosity")

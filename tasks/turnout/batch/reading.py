@@ -1,4 +1,4 @@
-"""Reads on in a batch's input: gives the lines that are to be run, and writes the result of those that can't be."""
+"""Reads a batch's input: gives the lines that are to be run, and writes the results of those that can't be."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class ToRun:
 
 @dataclass(slots=True)
 class Reading:
-    """One passage through an input, beside its journal."""
+    """One reading of an input, compared with what its journal has."""
 
     source: Source
     journal: Journal
@@ -45,7 +45,7 @@ class Reading:
             for raw in self.source:
                 digest = raw.digest
                 known = self.journal.has(raw.number, digest)
-                # Of what the journal has, this line may have been another one, and those left out no blank ones.
+                # The input may have changed since the journal was written: this line, or blank ones before it.
                 self.journal.drop(range(following, raw.number if known else raw.number + 1))
                 following = raw.number + 1
                 self.journal.tally.lines += 1

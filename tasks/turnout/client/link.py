@@ -1,8 +1,8 @@
 """How a client reaches Redis: it asks, and it listens on one channel of its own. For threads, and for asyncio.
 
-A word on the channel is the id of a job that has settled, or `+` and the id of one of whose answer there is more to
-read. Words can be lost with the connection, so whoever waits also asks again now and then; and has patience with a
-Redis that is away for a while, as in a restart or a failover.
+Each word on the channel is the id of a job that has settled, or `+` and the id of a job whose answer has grown. Words
+can be lost with the connection, so whoever waits also asks again now and then. Waiting goes on while Redis is away for
+a moment, as in a restart or a failover.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ READY_S = 5.0
 AGAIN_S = 0.2
 """Between two tries to listen."""
 AWAY_S = 60.0
-"""How long Redis may be away from one who waits, before he is told."""
+"""How long waiting goes on while Redis is away. After that, its error is raised."""
 
 
 class Patience:
-    """`with patience:` bears errors of a Redis that is away, until it has been so for AWAY_S."""
+    """`with patience:` suppresses the errors of a Redis that is away, until it has been away for AWAY_S."""
 
     def __init__(self) -> None:
         self._away_since: float | None = None
@@ -54,7 +54,7 @@ class Patience:
 
 
 class _Listeners(defaultdict[str, set[Any]]):
-    """Who wants to hear which words: queues, to which these are put."""
+    """Who listens for which words. A listener is a queue, and each of its words is put into it."""
 
     @contextlib.contextmanager
     def entered(self, listener: Any, words: Iterable[str]) -> Iterator[None]:
@@ -80,7 +80,7 @@ class LoopHeard(asyncio.Queue[str]):
     """The words for one listener."""
 
     async def wait(self, limit_s: float) -> list[str]:
-        """All since the last time; none: the time is up."""
+        """All words since the last call; none if there was none within the limit."""
         words = []
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(limit_s):
@@ -95,8 +95,8 @@ class LoopLink:
 
     def __init__(self, url: str, channel: str) -> None:
         self.channel = channel
-        # A connection may have died since its last use, which only the next one tells: then that is made once more, as
-        # all may that a client asks.
+        # A connection may have died since its last use, and only the next use shows it. So each request is made once
+        # more, which is safe for all that a client asks.
         again = Retry(NoBackoff(), 1, (redis.ConnectionError,))
         self._redis = connect_async(url, retry=again, **LIMITS)
         self._call = Coalescer(self._redis)
@@ -117,7 +117,7 @@ class LoopLink:
 
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[LoopHeard]:
-        """Hear these words while the block runs. The first that listens begins it."""
+        """Hear these words while the block runs."""
         heard = LoopHeard()
         with self._listeners.entered(heard, words):
             if self._task is None or self._task.done():

@@ -25,7 +25,7 @@ class Reader:
         self._call = ""
 
     def read(self, pieces: Iterable[Piece]) -> list[str]:
-        """What there is to yield. Pieces of any call but the one that began last are nobody's any more."""
+        """What there is to yield. Only the call that began last counts; pieces of earlier ones are dropped."""
         texts: list[str] = []
         for piece in pieces:
             self.after = piece.entry

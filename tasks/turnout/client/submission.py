@@ -1,4 +1,4 @@
-"""What a caller may say of a job, and the job that is made of it; why the ledger refuses one. Pure."""
+"""What a caller may say of a job, how a job is made of it, and why the ledger may refuse it. Pure."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def redis_url(url: str | None) -> str:
 
 
 class Options(TypedDict, total=False):
-    """What can be said beside a request, or in its stead; None: nothing is said. For fields, see `InferenceRequest`."""
+    """What can be given beside a request, or instead of one; None is as if not given. See also `InferenceRequest`."""
 
     lane: Lane | str | None
     """Interactive, unless this or the constraints say otherwise."""
@@ -74,7 +74,7 @@ class Options(TypedDict, total=False):
 
 
 def chunks(requests: Iterable[Request], **options: Unpack[Options]) -> Iterator[list[NewJob]]:
-    """Jobs of many requests. A key is that of the whole call: each job's has its number besides."""
+    """Jobs of many requests. An idempotency key is for the whole call; each job's own key adds its number to it."""
     rest, key = enumerate(requests), options.get("idempotency_key")
     while chunk := list(islice(rest, CHUNK)):
         jobs = []

@@ -18,12 +18,12 @@ RESULT = ("result", "accepted_ms", "settled_ms", "progress", "metadata")
 
 
 def place(job_id: str, part: str) -> str:
-    """Of a job's content, for its seal."""
+    """The name of a part of a job's content: what is sealed under it can be opened under no other."""
     return f"{part} of job {job_id}"
 
 
 def write_result(result: JobResult, keyring: Keyring) -> str:
-    """As JSON, with the content of its response sealed if there are keys."""
+    """A result as JSON, with the content of its response sealed if there are keys."""
     if result.response is None or not keyring:
         return result.model_dump_json(exclude_defaults=True)
     stored = result.model_dump(mode="json", exclude_defaults=True, exclude={"response": CONTENT})
@@ -33,7 +33,7 @@ def write_result(result: JobResult, keyring: Keyring) -> str:
 
 
 def open_result(stored: dict[str, Any], job_id: str, keyring: Keyring | None) -> JobResult:
-    """Of its JSON. Without a keyring, what is sealed is left out. Raises Unreadable."""
+    """Read a result's JSON. Without a keyring, what is sealed is left out. Raises Unreadable."""
     response = stored.get("response")
     if response and (sealed := response.pop("sealed", None)) and keyring is not None:
         response |= json.loads(keyring.open(place(job_id, "answer"), b64decode(sealed)))
@@ -41,7 +41,7 @@ def open_result(stored: dict[str, Any], job_id: str, keyring: Keyring | None) ->
 
 
 def read_result(reply: Sequence[bytes | None], job_id: str, keyring: Keyring | None) -> JobResult | None:
-    """The stored result; one written without its worker (expired, cancelled, poison) lacks what the record has."""
+    """A job's result. One that no worker wrote (expired, cancelled, poison) is completed from the job's record."""
     result, accepted_ms, settled_ms, progress, metadata = reply
     if result is None:
         return None

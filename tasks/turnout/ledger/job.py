@@ -30,26 +30,26 @@ class NewJob:
     fingerprint: str
     lane: Lane
     label: str
-    """The wanted model, for people."""
+    """The model that is asked for, as people read it."""
     tenant: str | None = None
     batch: str | None = None
     deadline: float | None = None
     """Unix time."""
     deadline_s: float | None = None
-    """From acceptance on; the earlier of both counts."""
+    """Counted from when the job is accepted. With both, the earlier one holds."""
     metadata: Mapping[str, str] = field(default_factory=dict)
     embed: str | None = None
-    """Callbacks and such, as JSON, of a job that a plain Celery app has sent."""
+    """Callbacks and the like, as JSON, of a job that a plain Celery app has sent."""
     stream: bool = False
     webhook: str | None = None
     trace: str | None = None
-    """W3C trace context of whoever submitted it: `traceparent`, and on a second line `tracestate`."""
+    """The submitter's W3C trace context: `traceparent`, and on a second line `tracestate`."""
     publish: bool = True
-    """False: its message is at hand already."""
+    """False: there is a message already."""
 
     @classmethod
     def of(cls, job_id: str, request: InferenceRequest, payload: str | None = None, **options: Any) -> Self:
-        """Of a request; payload: its canonical JSON, if that is at hand. Options are this class's other fields."""
+        """The job that a request asks for. payload: its canonical JSON, if that is known. Options: other fields."""
         wish = request.constraints
         payload = payload or request.canonical_json()
         return cls(
@@ -105,7 +105,7 @@ class Claimed:
 
     token: int
     request: InferenceRequest | InstanceOf[Unreadable] | InstanceOf[ValidationError]
-    """Or why nobody can read it, for it was changed."""
+    """Or why it can't be read: it was changed in Redis."""
     accepted_at: Seconds = Field(validation_alias="accepted_ms")
     deadline: Annotated[float | None, BeforeValidator(lambda ms: int(ms) / 1000 or None)] = Field(
         None, validation_alias="deadline_ms"
@@ -119,18 +119,19 @@ class Claimed:
     trace: str | None = None
     queued_for_s: float
     next_in_turn: str | None
-    """Another job of its tenant, in line until now: to be brought."""
+    """Another job of its tenant whose turn has come: `bring` it."""
     any_parked: bool
-    """Whether jobs are parked, this one's likes perhaps among them."""
+    """Whether there are parked jobs, which perhaps wait for the same thing as this one."""
 
 
 @dataclass(frozen=True, slots=True)
 class NotClaimed:
-    """Not to be had: the state it is in, `none`, or `unknown_version` or `unknown_key`: these are left untouched."""
+    """Why a job can't be claimed: the state it is in, or `none`. With `unknown_version` and `unknown_key` it is left as
+    it is, for workers that know better."""
 
     state: str
     key: str = ""
-    """The one that is missing."""
+    """The name of the missing key."""
 
 
 def read_claim(reply: list[Any], job_id: str, keyring: Keyring) -> Claimed | NotClaimed:
@@ -150,11 +151,11 @@ def read_claim(reply: list[Any], job_id: str, keyring: Keyring) -> Claimed | Not
 class Ending(StrEnum):
     SETTLED = "settled"
     SALVAGED = "salvaged"
-    """A success of an attempt that had lost its lease."""
+    """It was a success, of an attempt that had lost its lease."""
     REPEATED = "repeated"
-    """This very attempt has settled it before."""
+    """The same attempt has settled the job before."""
     DUPLICATE = "duplicate"
-    """Another attempt has: this result is not kept."""
+    """Another attempt has settled the job before: this result is not kept."""
     FENCED = "fenced"
     """Another attempt has the job now."""
     REFUSED = "refused"
@@ -165,7 +166,7 @@ class Ending(StrEnum):
 class Settlement:
     outcome: Ending
     state: str
-    """Before."""
+    """The job's, before this."""
 
     @property
     def accepted(self) -> bool:

@@ -96,7 +96,7 @@ class Keys:
         return self.batch(f"{batch}:input")
 
     def named(self, names: Iterable[str], job: str, lane: str, batch: str) -> list[str]:
-        """The keys that a script names, as attributes here: those of a job, a lane or a batch are of the one given."""
+        """The keys that a script names by their attributes here; those of a job, lane or batch are of the given one."""
         belongs_to = {"pending": lane, "queue": lane, "done": batch, "batch": batch, "batch_input": batch}
         found: list[str] = []
         for name in names:

@@ -1,7 +1,7 @@
 """The Celery message of a job: protocol 2, as kombu's Redis transport wants it, with no prompt in it.
 
-The scripts in `lua/` push it in the same step in which they queue the job, and put in what stands between angle
-brackets (`shared.lua`). What a plain Celery app has sent along, callbacks and such, is put in again each time.
+The scripts in `lua/` push it in the same step in which they queue the job, and fill in what stands in angle brackets
+(`shared.lua`). Callbacks and the like that a plain Celery app has sent with a job are put into each of its messages.
 """
 
 from __future__ import annotations

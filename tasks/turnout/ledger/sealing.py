@@ -47,7 +47,7 @@ class Keyring:
 
     @classmethod
     def of(cls, environ: Mapping[str, str]) -> Keyring:
-        """Those that the environment names. Raises TurnoutError for what is no key."""
+        """The keys that the environment names. Raises TurnoutError for what is no key."""
         name, entries = "TURNOUT_PAYLOAD_KEYS", environ.get("TURNOUT_PAYLOAD_KEYS", "")
         if path := environ.get("TURNOUT_PAYLOAD_KEYS_FILE"):
             name = f"TURNOUT_PAYLOAD_KEYS_FILE {path}"
@@ -64,16 +64,16 @@ class Keyring:
 
     @property
     def refs(self) -> tuple[str, ...]:
-        """What its keys are called in Redis."""
+        """The names under which Redis refers to the keys."""
         return tuple(self._keys)
 
     @property
     def ref(self) -> str | None:
-        """Of the key that seals."""
+        """The name of the key that seals; None without keys."""
         return self._first.ref if self._first else None
 
     def seal(self, place: str, content: bytes) -> bytes:
-        """As it is to be stored there; unchanged if there is no key."""
+        """The content, sealed to be stored at this place; unchanged if there is no key."""
         if self._first is None:
             return content
         nonce = os.urandom(NONCE_BYTES)

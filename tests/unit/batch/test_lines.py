@@ -88,6 +88,21 @@ def test_a_bad_line_is_named_and_reported(raw: bytes, code: str) -> None:
     assert (told["line"], told["status"]) == (4, "failed")
 
 
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"model": "a b"}, "model: must be a name without spaces"),
+        ({"model": ["m", "a b"]}, "model.1: must be a name without spaces"),
+        ({"modle": "m"}, "modle: unknown field"),
+        ({"constraints": {"deadline": "2030-01-31T12:00:00"}}, "constraints.deadline: must carry a time zone"),
+    ],
+)
+def test_a_problem_names_its_field_and_says_what_is_wrong(fields: dict[str, Any], told: str) -> None:
+    _, bad = line({"prompt": "A?", **fields})
+    assert isinstance(bad, Problem)
+    assert bad.message.startswith(f"line 4: {told}")
+
+
 HOSTILE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4),
