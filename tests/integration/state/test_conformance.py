@@ -218,9 +218,9 @@ async def test_the_first_bid_with_room_is_taken(fleet: AnyFleet) -> None:
 
 
 async def test_a_repeated_admission_gets_the_same_answer_and_charges_once(fleet: AnyFleet) -> None:
-    first = await granted(fleet, bid(requests_per_minute=2), lease="job:1")
+    first = await granted(fleet, bid(requests_per_minute=2), lease="repeated")
     fleet.advance(1)
-    assert await granted(fleet, bid(B), lease="job:1") == first
+    assert await granted(fleet, bid(B), lease="repeated") == first
     assert await burst(fleet, bid(requests_per_minute=2)) == 1
 
 
