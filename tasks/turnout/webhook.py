@@ -47,7 +47,10 @@ def verified(headers: Mapping[str, str], body: bytes, secret: str, now: float | 
         raise BadSignature("webhook-id, webhook-timestamp or webhook-signature is missing") from None
     if abs((time.time() if now is None else now) - at) > TOLERANCE_S:
         raise BadSignature("the message is too old, or a clock is wrong")
-    wanted = signed(secret, message_id, at, body)["webhook-signature"].encode()
+    try:
+        wanted = signed(secret, message_id, at, body)["webhook-signature"].encode()
+    except ValueError:
+        raise BadSignature("the secret to check it with must be base64, with whsec_ before it") from None
     # As bytes: of texts, compare_digest takes ASCII only, and whoever sends may send anything.
     if not any(hmac.compare_digest(one.encode(), wanted) for one in given):
         raise BadSignature("the signature is not one of this secret")

@@ -91,6 +91,8 @@ def test_what_was_signed_is_verified_and_nothing_else() -> None:
         verified({}, body, SECRET, now=1010)
     with pytest.raises(BadSignature, match="no secret"):
         verified(signed("", "msg_a", 1000, body), body, "", now=1010)
+    with pytest.raises(BadSignature, match="must be base64"):
+        verified(headers, body, "whsec_cut", now=1010)
     with pytest.raises(BadSignature):
         verified(headers | {"webhook-signature": "v1,ü"}, body, SECRET, now=1010)
     assert verified({name.title(): value for name, value in headers.items()}, body, SECRET, now=1010)

@@ -27,7 +27,7 @@ class Histogram:
     def quantile(self, q: float) -> float | None:
         """The upper edge of the bucket that holds it; None if there is nothing."""
         rank = math.ceil(q * self._buckets.total())
-        for bucket in sorted(self._buckets):
+        for bucket in sorted(+self._buckets):
             rank -= self._buckets[bucket]
             if rank <= 0:
                 return float(2 ** ((bucket + 1) / BUCKETS_PER_DOUBLING))
