@@ -26,6 +26,8 @@ from turnout.result import JobStatus
 
 VERSION = 2
 """Of the format."""
+HEAD = b'{"turnout_journal":'
+"""How the first line begins."""
 MISSING = -1
 
 
@@ -73,7 +75,7 @@ class Journal:
         """
         with self.path.open("rb") as file:
             head = file.readline()
-            if not head.endswith(b"\n"):
+            if not head.endswith(b"\n") and HEAD.startswith(head[: len(HEAD)]):  # new, or torn in its first line
                 self._start(options)
                 return self.tally
             self._resume(head, options)

@@ -112,11 +112,19 @@ def test_a_journal_keeps_its_batch_and_refuses_other_options_by_name(output: str
         assert journal.batch != first
 
 
-def test_a_strange_file_in_the_journals_place_is_not_touched(output: str) -> None:
-    partial(output).write_text("my notes\n")
+@pytest.mark.parametrize("strange", ["my notes\n", "my notes"])
+def test_a_strange_file_in_the_journals_place_is_not_touched(output: str, strange: str) -> None:
+    partial(output).write_text(strange)
     with Journal(partial(output)) as journal, pytest.raises(Unwritable, match="no journal"):
         journal.begin({})
-    assert partial(output).read_text() == "my notes\n"
+    assert partial(output).read_text() == strange
+
+
+def test_a_journal_that_is_torn_in_its_first_line_is_begun_anew(output: str) -> None:
+    partial(output).write_text('{"turnout_jou')
+    written(output, {1: OK})
+    with Journal(partial(output)) as journal:
+        assert journal.begin({}).resumed == 1
 
 
 def test_one_run_at_a_time_writes_an_output(output: str) -> None:
