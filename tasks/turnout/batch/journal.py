@@ -133,10 +133,12 @@ class Journal:
         """What was written for a line: its numbers, and its line of output."""
         return self._read(self._offsets[line])
 
-    def entries(self, in_order: bool) -> Iterator[tuple[Entry, bytes]]:
-        """All of them: in the order of the input, or in that in which they came."""
+    def output(self, in_order: bool = True) -> Iterator[tuple[bool, bytes]]:
+        """The lines of output, each with whether it has an answer: in the input's order, or in that of their coming."""
         offsets = array("q", (offset for offset in self._offsets if offset != MISSING))
-        return (self._read(offset) for offset in (offsets if in_order else sorted(offsets)))
+        for offset in offsets if in_order else sorted(offsets):
+            entry, rendered = self._read(offset)
+            yield entry["status"] == JobStatus.SUCCEEDED, rendered
 
     def drop(self, lines: range) -> None:
         """Forget what these lines have: they are others now, or none, or to be run again."""

@@ -1,36 +1,39 @@
-"""A batch's output: put together from its journal, and under its name only when it is whole and on disk."""
+"""A batch's output: under its name only when it is whole and on disk."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import sys
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
-from turnout.batch.journal import Journal, writing
-from turnout.result import JobStatus
+from turnout.batch.journal import writing
 
 
-def write_output(journal: Journal, path: str, errors: str | None = None, in_order: bool = True) -> None:
-    """Write the lines of output, in the order of the input or in that in which they came. Raises Unwritable.
+def write_output(
+    lines: Iterable[tuple[bool, bytes]], path: str, errors: str | None = None, advice: str = ""
+) -> Counter[bool]:
+    """Write lines of output, each with whether it has an answer. Counts both kinds. Raises Unwritable.
 
-    path: `-` for standard output. errors: a file of their own for lines without an answer.
+    path: `-` for standard output. errors: a file of their own for lines without an answer. advice: for the error.
     """
-    journal.sync()
-    advice = f"; all results are in {journal.path}, and the same command goes on"
+    written: Counter[bool] = Counter()
     with contextlib.ExitStack() as stack:
-        answers = sys.stdout.buffer if path == "-" else stack.enter_context(replacing(path, advice))
-        others = stack.enter_context(replacing(errors, advice)) if errors else answers
-        for entry, rendered in journal.entries(in_order):
-            (answers if entry["status"] == JobStatus.SUCCEEDED else others).write(rendered)
+        answers = sys.stdout.buffer if path == "-" else stack.enter_context(_replacing(path, advice))
+        others = stack.enter_context(_replacing(errors, advice)) if errors else answers
+        for answered, line in lines:
+            (answers if answered else others).write(line)
+            written[answered] += 1
         answers.flush()
+    return written
 
 
 @contextlib.contextmanager
-def replacing(path: str, advice: str = "") -> Iterator[IO[bytes]]:
-    """A file that takes its name when it is whole and on disk; cut off before, it leaves nothing. Raises Unwritable."""
+def _replacing(path: str, advice: str) -> Iterator[IO[bytes]]:
+    """A file that takes its name when it is whole and on disk; cut off before, it leaves nothing."""
     temporary = Path(f"{path}.tmp")
     try:
         with writing(path, advice):

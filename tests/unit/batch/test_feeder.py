@@ -71,7 +71,7 @@ class Bench:
         with Journal(self.folder / "partial") as journal:
             fed = Feeder(self.client, self.ledger, Source(str(self.source)), journal, Options(**options), stopping)
             tally = fed.run(on_progress or (lambda tally: self.work()))
-            write_output(journal, str(self.output))
+            write_output(journal.output(), str(self.output))
             if not tally.failed:
                 journal.path.unlink()
         return tally

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import sys
 import time
@@ -14,7 +13,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from turnout.batch.detached import Batches, Record
-from turnout.batch.output import replacing
+from turnout.batch.output import write_output
 from turnout.batch.source import Source
 from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
@@ -104,16 +103,11 @@ def watch(id: str) -> None:
 def results(id: str, output: str, errors: str | None) -> None:
     """Fetch results in the order of the input, as far as there are any. Exit code 3: the batch still goes on."""
     batches = _batches()
-    record, written, succeeded = batches.record(id), 0, 0
-    with contextlib.ExitStack() as stack:
-        answers = sys.stdout.buffer if output == "-" else stack.enter_context(replacing(output))
-        others = stack.enter_context(replacing(errors)) if errors else answers
-        for result, line in batches.results(id):
-            (answers if result.succeeded else others).write(line)
-            written += 1
-            succeeded += result.succeeded
-    click.echo(f"{written:,} of {record.lines:,} lines have ended, {succeeded:,} of them with an answer", err=True)
-    sys.exit(STOPPED if written < record.lines else DONE if succeeded == written else SOME_FAILED)
+    record = batches.record(id)
+    written = write_output(((result.succeeded, line) for result, line in batches.results(id)), output, errors)
+    ended, succeeded = written.total(), written[True]
+    click.echo(f"{ended:,} of {record.lines:,} lines have ended, {succeeded:,} of them with an answer", err=True)
+    sys.exit(STOPPED if ended < record.lines else DONE if succeeded == ended else SOME_FAILED)
 
 
 @batch.command()

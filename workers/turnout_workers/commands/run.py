@@ -148,7 +148,8 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
                 raise process.StartFailed(f"{here.given_up} keeps ending by itself; see its log in {folder}") from None
             raise
         complete = not tally.failed
-        write_output(journal, output, options["errors"], in_order=not options["as_completed"])
+        advice = f"; all results are in {journal.path}, and the same command goes on"
+        write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
         if complete:
             journal.path.unlink()
     if complete:
