@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from turnout.request import InferenceRequest, Usage
+from turnout_workers.providers.account import Secret
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.providers.exceptions import classify_exception
+from turnout_workers.providers.errors import classify_exception
 from turnout_workers.providers.prices import cost_microusd, list_price
 from turnout_workers.providers.retry_after import observed_limits, retry_after_s, seconds
 from turnout_workers.providers.scrub import PIECE, scrubbed
-from turnout_workers.providers.settings import Secret
 from turnout_workers.providers.wire import filtered
 from turnout_workers.routing.eligibility import upper_cost_microusd
 from turnout_workers.routing.failure import Billed, FailureKind

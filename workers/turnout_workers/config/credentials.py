@@ -10,7 +10,7 @@ from pathlib import Path
 from turnout_workers.config.providers import ProviderTable
 from turnout_workers.config.tables import WebhookTable
 from turnout_workers.config.toml_lines import ConfigError
-from turnout_workers.providers.settings import Secret
+from turnout_workers.providers.account import Secret
 
 
 def api_keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...]:

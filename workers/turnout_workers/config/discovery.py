@@ -10,16 +10,17 @@ import asyncio
 import json
 import re
 from collections.abc import Mapping
+from contextlib import aclosing
 from typing import Any
 
-import aiohttp
-
+from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.providers.http import Http, Outgoing
 
 Tables = dict[str, Any]
 
 _LOCAL = {name: DIALECTS[name].base_url for name in ("ollama", "vllm")}
-_MAX_ANSWER = 1 << 20
 
 
 def from_environment(environ: Mapping[str, str]) -> Tables:
@@ -41,23 +42,19 @@ def from_environment(environ: Mapping[str, str]) -> Tables:
 
 async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: float = 0.5) -> Tables:
     """A provider for every inference server on this machine that lists models at its usual port."""
+    timeouts = Timeouts(timeout_s, timeout_s, timeout_s, timeout_s)
 
     async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
         try:
-            async with session.get(f"{base_url}/models", allow_redirects=False) as response:
-                body = bytearray()
-                async for chunk in response.content.iter_any():
-                    body += chunk
-                    if len(body) > _MAX_ANSWER:
-                        return None
-            models = [str(model["id"]) for model in json.loads(body)["data"]]
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError, TypeError):
+            reply = await http.json(Outgoing(f"{base_url}/models", {}, None, timeouts))
+            models = [str(model["id"]) for model in reply.body["data"]]
+        except (ProviderError, LookupError, TypeError):
             return None  # no server there, or another one than we mean
         free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
         table = {"kind": "openai", "dialect": name, "base_url": base_url, "models": dict.fromkeys(models, free)}
         return (name, table) if models else None
 
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s)) as session:
+    async with aclosing(Http()) as http:
         answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
     found = dict(answer for answer in answers if answer)
     return {"providers": found} if found else {}

@@ -12,9 +12,9 @@ from turnout.request import Capability
 from turnout_workers.config.loading import Settings
 from turnout_workers.config.providers import LimitFields, ModelTable, ProviderTable
 from turnout_workers.providers import catalogue
+from turnout_workers.providers.account import ProviderConfig, Secret
 from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.prices import list_context_tokens, list_price
-from turnout_workers.providers.settings import ProviderConfig, Secret
 from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits, Price
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from importlib.metadata import entry_points
 
+from turnout_workers.providers.account import ProviderConfig, Secret
 from turnout_workers.providers.anthropic import AnthropicConnector
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.gemini import GeminiConnector
 from turnout_workers.providers.http import Http
 from turnout_workers.providers.openai import OpenAIConnector
-from turnout_workers.providers.settings import ProviderConfig, Secret
 
 __all__ = ["CloudProviderBase", "Http", "ProviderConfig", "Secret", "build"]
 

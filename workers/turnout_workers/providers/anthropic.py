@@ -9,10 +9,10 @@ from typing import Any
 from multidict import istr
 
 from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
+from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
-from turnout_workers.providers.settings import ProviderConfig
 from turnout_workers.providers.wire import Answer, Gathering, Sent, reported, system, turns
 from turnout_workers.routing.fleet import Endpoint
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, ClassVar
 
 from turnout.request import InferenceRequest
@@ -124,16 +124,13 @@ class ConnectorConformance:
         raise AssertionError("the connector took this for an answer")
 
     async def _with(self, response: bytes | None, act: Callable[[CloudProviderBase], Awaitable[Any]]) -> Any:
-        http = Http()
-        try:
-            async with serving(silent if response is None else always(response)) as base_url:
-                connector = self.connector(base_url, KEY, http)
-                try:
-                    return await act(connector)
-                finally:
-                    await connector.aclose()
-        finally:
-            await http.aclose()
+        reply = silent if response is None else always(response)
+        async with (
+            aclosing(Http()) as http,
+            serving(reply) as base_url,
+            aclosing(self.connector(base_url, KEY, http)) as connector,
+        ):
+            return await act(connector)
 
 
 async def _call(connector: CloudProviderBase) -> CallOutcome:

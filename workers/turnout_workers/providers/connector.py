@@ -18,6 +18,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout_workers.monitoring import tracing
+from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
 from turnout_workers.providers.dialects import Dialect, dialect
 from turnout_workers.providers.errors import ProviderError, malformed, request_id
@@ -25,7 +26,6 @@ from turnout_workers.providers.http import Http, Outgoing, Reply, within
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.providers.scrub import contents
-from turnout_workers.providers.settings import ProviderConfig
 from turnout_workers.providers.wire import Answer, Gathering, Sent, checked, understood
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint

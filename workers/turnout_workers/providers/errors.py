@@ -1,9 +1,12 @@
-"""Provider errors: one exception that carries a `Failure`, named by what the router does next."""
+"""Provider errors: one exception that carries a `Failure`, and what each of aiohttp's means."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+import aiohttp
+
+from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import ObservedLimit
 
@@ -31,3 +34,28 @@ def request_id(headers: Mapping[str, str]) -> str | None:
     """The provider's own name of the call, for its support."""
     names = ("x-request-id", "request-id", "apim-request-id", "x-generation-id", "cf-ray")
     return next((headers[name] for name in names if headers.get(name)), None)
+
+
+def classify_exception(error: BaseException) -> Failure:
+    """Of a call that is not known to have been answered."""
+    text = scrubbed(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    match error:
+        case (
+            aiohttp.ClientConnectorError()
+            | aiohttp.ServerFingerprintMismatch()
+            | aiohttp.ConnectionTimeoutError()
+            | aiohttp.ClientHttpProxyError()
+            | aiohttp.InvalidURL()
+            | aiohttp.NonHttpUrlClientError()
+        ):
+            return Failure(FailureKind.UNAVAILABLE, text)
+        case aiohttp.ServerTimeoutError():
+            return Failure(FailureKind.TIMED_OUT, text, Billed.MAYBE)
+        case aiohttp.ClientResponseError():
+            return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
+        case aiohttp.ClientError() | OSError():
+            return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
+        case ValueError():
+            return Failure(FailureKind.UNAVAILABLE, text)
+        case _:
+            return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)

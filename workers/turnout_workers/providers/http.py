@@ -24,8 +24,7 @@ from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.classify import classify
 from turnout_workers.providers.dialects import STANDARD_LIMITS
-from turnout_workers.providers.errors import ProviderError, malformed
-from turnout_workers.providers.exceptions import classify_exception
+from turnout_workers.providers.errors import ProviderError, classify_exception, malformed
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 

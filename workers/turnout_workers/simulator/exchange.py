@@ -46,7 +46,7 @@ class Exchange:
             if "down" in self.struck:
                 return self._hang_up("down")
             if "hang" in self.struck:
-                self.books.statuses["hang"] += 1
+                self.books.counts.replied("hang")
                 await asyncio.sleep(86_400)
             if (keys := self.books.provider.api_key) and self.key not in keys:
                 raise Problem("unauthorized", "Incorrect API key provided.")
@@ -86,7 +86,7 @@ class Exchange:
                 response = await self._whole(self.wire.body(call, given))
         if not self.struck.keys() & {"truncate", "garbage"}:
             job.answered += 1
-            books.answered += 1
+            books.counts.answered += 1
         return response
 
     async def _read(self, path: str) -> tuple[Call, Answer]:
@@ -112,7 +112,7 @@ class Exchange:
         if fault := self.struck.get("bill"):
             self._fail(fault)
         if "garbage" in self.struck:
-            self.books.statuses["garbage"] += 1
+            self.books.counts.replied("garbage")
             return web.Response(body=_GARBAGE, content_type="text/html", headers=self._headers())
         if "truncate" not in self.struck:
             return self._reply(200, body)
@@ -133,7 +133,7 @@ class Exchange:
             await response.write(data)
         if cut is not None:
             return self._hang_up("truncate", response)
-        self.books.statuses["200"] += 1
+        self.books.counts.replied("200")
         return response
 
     def _headers(self) -> dict[str, str]:
@@ -141,7 +141,7 @@ class Exchange:
         return self.wire.headers(gauges, time.time(), self.id) | SIMULATED
 
     def _reply(self, status: int, body: Mapping[str, Any], retry_after_s: float | None = None) -> web.Response:
-        self.books.statuses[str(status)] += 1
+        self.books.counts.replied(str(status))
         headers = self._headers()
         if retry_after_s is not None and self.wire.tells_retry_after:
             headers["retry-after"] = str(max(1, math.ceil(retry_after_s)))
@@ -149,7 +149,7 @@ class Exchange:
 
     def _hang_up(self, why: str, response: web.StreamResponse | None = None) -> web.StreamResponse:
         """Close the connection: what was written arrives, nothing else does."""
-        self.books.statuses[why] += 1
+        self.books.counts.replied(why)
         if self.request.transport is not None:
             self.request.transport.close()
         return response or web.Response()

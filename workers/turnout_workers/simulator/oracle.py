@@ -85,14 +85,30 @@ class Jobs(dict[str, Job]):
         return told | ({"jobs": {marker: asdict(job) for marker, job in self.items()}} if each else {})
 
 
+@dataclass(slots=True)
+class Counts:
+    """What one simulated provider has seen."""
+
+    requests: int = 0
+    checks: int = 0
+    answered: int = 0
+    billed: int = 0
+    billed_microusd: int = 0
+    in_flight: int = 0
+    peak_in_flight: int = 0
+    statuses: dict[str, int] = field(default_factory=dict)
+    """HTTP statuses, and in other words what was no answer."""
+
+    def replied(self, status: str) -> None:
+        self.statuses[status] = self.statuses.get(status, 0) + 1
+
+
 class Books:
     """State of one simulated provider."""
 
     def __init__(self, name: str, provider: SimulatedProvider, now: float, seed: int) -> None:
         self.name, self.provider = name, provider
-        self.requests, self.in_flight, self.peak, self.answered = 0, 0, 0, 0
-        self.checks, self.billed, self.billed_microusd = 0, 0, 0
-        self.statuses: Counter[str] = Counter()
+        self.counts = Counts()
         self.models = {model.name or ours: model for ours, model in provider.models.items()}
         self.rng = Random(f"{seed}/{name}")
         self._faults = [_Timed(fault, now, 0) for fault in provider.faults]
@@ -100,19 +116,20 @@ class Books:
         self._flying: Counter[Meter] = Counter()
 
     def announce(self, fault: Fault, now: float) -> None:
-        self._faults.append(_Timed(fault, now, self.requests))
+        self._faults.append(_Timed(fault, now, self.counts.requests))
 
     def clear(self) -> None:
         self._faults.clear()
 
     def faults(self, now: float) -> Iterator[Fault]:
         """Those that are on now."""
-        return (timed.fault for timed in self._faults if timed.active(now, self.requests))
+        return (timed.fault for timed in self._faults if timed.active(now, self.counts.requests))
 
     def struck(self, now: float, check: bool) -> dict[str, Fault]:
         """Count a request (or a health check); the faults that hit it, by kind."""
         struck: dict[str, Fault] = {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
-        self.requests, self.checks = self.requests + (not check), self.checks + check
+        self.counts.requests += not check
+        self.counts.checks += check
         return struck
 
     def gauges(self, meter: Meter, now: float) -> dict[str, Gauge]:
@@ -142,34 +159,25 @@ class Books:
                 raise Problem("rate_limited", text, retry_after_s=wait_s)
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)
-        self.in_flight += 1
+        self.counts.in_flight += 1
+        self.counts.peak_in_flight = max(self.counts.peak_in_flight, self.counts.in_flight)
         self._flying[meter] += 1
-        self.peak = max(self.peak, self.in_flight)
         try:
             yield
         finally:
-            self.in_flight -= 1
+            self.counts.in_flight -= 1
             self._flying[meter] -= 1
 
     def bill(self, job: Job, model: SimulatedModel, given: Answer) -> None:
         """Book what this call costs: real providers bill what they generate, whoever still listens."""
         exact = model.input_usd_per_mtok * given.input_tokens + model.output_usd_per_mtok * given.output_tokens
         cost = math.ceil(round(exact, 6))
-        self.billed, self.billed_microusd = self.billed + 1, self.billed_microusd + cost
-        job.billed, job.billed_microusd = job.billed + 1, job.billed_microusd + cost
+        for sums in (self.counts, job):
+            sums.billed += 1
+            sums.billed_microusd += cost
 
     def stats(self, now: float) -> dict[str, Any]:
-        return {
-            "requests": self.requests,
-            "checks": self.checks,
-            "answered": self.answered,
-            "statuses": dict(self.statuses),
-            "billed": self.billed,
-            "billed_microusd": self.billed_microusd,
-            "in_flight": self.in_flight,
-            "peak_in_flight": self.peak,
-            "faults": [fault.kind for fault in self.faults(now)],
-        }
+        return {**asdict(self.counts), "faults": [fault.kind for fault in self.faults(now)]}
 
     def _of(self, meter: Meter, now: float) -> dict[str, _Bucket]:
         if (buckets := self._buckets.get(meter)) is None:

@@ -85,7 +85,7 @@ class Simulator:
         now = time.monotonic()
         return {
             "providers": {name: books.stats(now) for name, books in self._books.items()},
-            "billed_microusd": sum(books.billed_microusd for books in self._books.values()),
+            "billed_microusd": sum(books.counts.billed_microusd for books in self._books.values()),
             **self.jobs.stats(each=jobs),
         }
 
