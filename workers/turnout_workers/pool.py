@@ -6,8 +6,9 @@ some thousand others. When it ends, its outcome is handed back to Celery's threa
 calls the task's `run`, which merely returns or raises that outcome. So events, callbacks, chords and signals are
 Celery's own; no Celery code ever blocks the loop, and no connection of Celery's is shared by threads.
 
-Only what is no end of the task, a `Retry` or `Ignore`, passes the tracer by: that would make a traceback which nobody
-reads, at three quarters of what it takes to park a job.
+Two things pass the tracer by. What is no end of the task, a `Retry` or `Ignore`: that would make a traceback which
+nobody reads, at three quarters of what it takes to park a job. And a success of which nothing but Celery's event is to
+tell, which the tracer would take as long for as for all else that Celery does at a job's end.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
 from celery import Task
 from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Retry
+from celery.signals import task_postrun, task_prerun, task_success
 from celery.utils.log import get_logger
 from celery.worker.request import Request
 
@@ -39,6 +41,8 @@ OUTCOME = "turnout_outcome"
 """Where in a task's request its `run` finds what its `execute` gave."""
 HAND_BACK_S = 5.0
 """After the grace period: for the ledger to take back what is left. What it can't take falls back with its lease."""
+TRACED = (task_prerun, task_postrun, task_success)
+"""Signals that the tracer sends of a success."""
 OBJECTS_A_JOB = 100
 """That a job under way has in memory, as the garbage collector counts them."""
 
@@ -101,6 +105,25 @@ class _Job:
     @property
     def request(self) -> dict[str, Any]:
         return self.args[2]  # type: ignore[no-any-return]
+
+    def traced(self) -> tuple[Any, Any, float]:
+        """How it ended, as the tracer tells: whether it failed, the value's repr or the error, and for how long it ran.
+
+        The tracer is asked unless all that it would do is to call `run`.
+        """
+        if self.goes_on:
+            return True, self.goes_on, 0.0
+        if OUTCOME in self.request and self.request.get("ignore_result") and not self._followed:
+            with contextlib.suppress(Exception):
+                return False, repr(self.request[OUTCOME]()), 0.0
+        told: tuple[Any, Any, float] = self.target(*self.args)
+        return told
+
+    @property
+    def _followed(self) -> bool:
+        """Whether more than an event is to tell of its success: callbacks, a chain, a chord, receivers of signals."""
+        _, _, embed = self.args[3]
+        return any((embed or {}).values()) or any(signal.receivers for signal in TRACED)
 
     def terminate(self, signal: Any = None) -> None:
         """Called by Celery's `revoke(terminate=True)`."""
@@ -169,6 +192,8 @@ class TaskPool(BasePool):
                 request[OUTCOME] = await task.execute(request, body)
             except (Retry, Ignore) as error:
                 job.goes_on = _Untraced(error)
+            except asyncio.CancelledError:  # before it was begun: the tracer would let it pass, and end the worker
+                job.goes_on = _Untraced(Ignore("stopped before it was begun"))
             except BaseException as error:  # the tracer reports it, as it would any task's
                 request[OUTCOME] = _raiser(error)
         self._done.append(job)
@@ -183,7 +208,7 @@ class TaskPool(BasePool):
         self._woken = False  # before the look at what is done: what comes after it rings anew
         while self._done:
             job = self._done.popleft()
-            failed, value, runtime = (True, job.goes_on, 0.0) if job.goes_on else job.target(*job.args)
+            failed, value, runtime = job.traced()
             if isinstance(self.app.tasks[job.args[0]], AsyncTask):
                 runtime = monotonic() - job.started_at  # the tracer saw only the hand-over
             self._jobs.pop(job.pid, None)
