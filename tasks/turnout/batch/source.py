@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import sys
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +77,7 @@ class Source:
             for number, data in self._read(suffix):
                 format = format or detect(data)
                 yield RawLine(number, data[: MAX_LINE_BYTES + 1], format)
-        except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error) as error:
             reason = getattr(error, "strerror", None) or error
             raise SourceError(f"can't read {self.name}: {reason}") from error
 

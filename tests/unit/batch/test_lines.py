@@ -163,6 +163,16 @@ def test_a_cell_that_is_too_long_is_the_end_of_its_row_alone(tmp_path: Path) -> 
     assert (first.code, isinstance(second, InferenceRequest)) == ("too_large", True)
 
 
+ZIPPED = gzip.compress(bytes(range(256)) * 50)
+
+
+@pytest.mark.parametrize("broken", [b"\x1f\x8bno", ZIPPED[:-9], ZIPPED[:60] + b"~~~~" + ZIPPED[64:]])
+def test_an_input_that_is_no_gzip_or_cut_off_or_changed_in_its_midst_says_so(tmp_path: Path, broken: bytes) -> None:
+    (tmp_path / "x.gz").write_bytes(broken)
+    with pytest.raises(SourceError, match=r"can't read .*x.gz"):
+        list(Source(str(tmp_path / "x.gz")))
+
+
 def test_rows_of_a_parquet_file_are_lines_in_order_with_their_types(tmp_path: Path) -> None:
     table = pyarrow.table(
         {
