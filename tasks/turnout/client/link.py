@@ -13,7 +13,7 @@ import queue
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections.abc import AsyncIterator, Iterable
 from typing import Any
 
 import redis
@@ -56,18 +56,15 @@ class Patience:
 class _Listeners(defaultdict[str, set[Any]]):
     """Who listens for which words. A listener is a queue, and each of its words is put into it."""
 
-    @contextlib.contextmanager
-    def entered(self, listener: Any, words: Iterable[str]) -> Iterator[None]:
-        words = list(words)
+    def add(self, listener: Any, words: Iterable[str]) -> None:
         for word in words:
             self[word].add(listener)
-        try:
-            yield
-        finally:
-            for word in words:
-                self[word].discard(listener)
-                if not self[word]:
-                    del self[word]
+
+    def remove(self, listener: Any, words: Iterable[str]) -> None:
+        for word in words:
+            self[word].discard(listener)
+            if not self[word]:
+                del self[word]
 
     def tell(self, message: dict[str, Any]) -> None:
         if message["type"] == "message":
@@ -118,12 +115,15 @@ class LoopLink:
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[LoopHeard]:
         """Hear these words while the block runs."""
-        heard = LoopHeard()
-        with self._listeners.entered(heard, words):
+        heard, words = LoopHeard(), tuple(words)
+        self._listeners.add(heard, words)
+        try:
             if self._task is None or self._task.done():
                 self._task = asyncio.create_task(self._listen())
             await self._ready.wait()
             yield heard
+        finally:
+            self._listeners.remove(heard, words)
 
     async def _listen(self) -> None:
         task = asyncio.current_task()
@@ -177,20 +177,19 @@ class ThreadLink:
 
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[ThreadHeard]:
-        heard = ThreadHeard()
-        with contextlib.ExitStack() as entered:
-            with self._lock:
-                entered.enter_context(self._listeners.entered(heard, words))
-                if self._thread is None or not self._thread.is_alive():  # a fork has no threads of its parent's
-                    self._ready.clear()
-                    self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
-                    self._thread.start()
+        heard, words = ThreadHeard(), tuple(words)
+        with self._lock:
+            self._listeners.add(heard, words)
+            if self._thread is None or not self._thread.is_alive():  # a fork has no threads of its parent's
+                self._ready.clear()
+                self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
+                self._thread.start()
+        try:
             self._ready.wait(READY_S)
-            try:
-                yield heard
-            finally:
-                with self._lock:
-                    entered.close()
+            yield heard
+        finally:
+            with self._lock:
+                self._listeners.remove(heard, words)
 
     def _listen(self) -> None:
         while not self._closed:
