@@ -12,6 +12,7 @@ from tests.chaos.stand import Stand, standing
 from turnout.cli import main
 from turnout.ledger import NewJob, run
 from turnout.request import InferenceRequest
+from turnout_workers.commands import operate
 
 FLEET = """
 output_tokens = 8
@@ -34,7 +35,10 @@ def settled_as(stand: Stand, ids: list[str], state: str) -> None:
     stand.until(lambda: stand.outcomes(ids) == {state: len(ids)}, 30)
 
 
-def test_failed_jobs_run_again_by_batch_by_error_and_all_and_keep_their_story(tmp_path: Path) -> None:
+def test_failed_jobs_run_again_by_batch_by_error_and_all_and_keep_their_story(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(operate, "PAGE", 3)  # so that four failed jobs take two looks
     with standing(tmp_path, FLEET) as stand:
         stand.start_worker()
         stand.submit(["d"], response_format={"type": "json_schema", "json_schema": OUT_OF_REACH, "max_repairs": 0})

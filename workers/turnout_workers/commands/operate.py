@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+from collections.abc import Iterator
 from datetime import UTC, datetime
 
 import click
@@ -19,21 +21,19 @@ SHOWN = 120
 """Characters of an error in a table."""
 
 
-def _failed(here: Deployment, error: str | None, batch: str | None, limit: int) -> list[tuple[str, Facts, JobResult]]:
+def _failed(here: Deployment, error: str | None, batch: str | None) -> Iterator[tuple[str, Facts, JobResult]]:
     """Failed jobs whose records are still there, the latest first."""
-    found: list[tuple[str, Facts, JobResult]] = []
-    offset = 0
-    while len(found) < limit and (ids := here.ask(here.ledger.failed(PAGE, offset))[0]):
-        offset += PAGE
+    for offset in itertools.count(0, PAGE):
+        if not (ids := here.ask(here.ledger.failed(PAGE, offset))[0]):
+            return
         facts = here.ask(*(here.ledger.facts(job_id) for job_id in ids))
-        results = here.ask(*(here.ledger.result(job_id) for job_id in ids))
+        results = here.ask(*(here.ledger.result(job_id, content=False) for job_id in ids))
         for job_id, job, result in zip(ids, facts, results, strict=True):
             if job is None or result is None or job.state != "failed":
                 continue
             code = result.error.code if result.error else ""
             if (error is None or code == error) and (batch is None or job.batch == batch):
-                found.append((job_id, job, result))
-    return found[:limit]
+                yield job_id, job, result
 
 
 @click.command()
@@ -43,7 +43,7 @@ def _failed(here: Deployment, error: str | None, batch: str | None, limit: int) 
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
 def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> None:
     """List failed jobs, the latest first."""
-    found = _failed(deployment(), error, batch, limit)
+    found = list(itertools.islice(_failed(deployment(), error, batch), limit))
     if as_json:
         for _, _, result in found:
             click.echo(result.model_dump_json(exclude_defaults=True, exclude={"response"}))
@@ -66,11 +66,14 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
     if not jobs and not (everything or error or batch):
         raise click.UsageError("name jobs, or give --all, --error or --batch")
     here = deployment()
-    ids = list(jobs) or [job_id for job_id, _, _ in _failed(here, error, batch, 1_000_000)]
-    facts = here.ask(*(here.ledger.facts(job_id) for job_id in ids))
-    known = [(job_id, job) for job_id, job in zip(ids, facts, strict=True) if job is not None]
-    done = here.ask(*(here.ledger.replay(job_id, job.lane, job.batch) for job_id, job in known))
-    click.echo(f"{sum(done)} of {len(ids)} jobs run again")
+    if jobs:
+        facts = here.ask(*(here.ledger.facts(job_id) for job_id in jobs))
+        known = [(job_id, job.lane, job.batch) for job_id, job in zip(jobs, facts, strict=True) if job is not None]
+    else:
+        known = [(job_id, job.lane, job.batch) for job_id, job, _ in _failed(here, error, batch)]
+    pages = (known[at : at + PAGE] for at in range(0, len(known), PAGE))
+    done = sum(sum(here.ask(*(here.ledger.replay(*one) for one in page))) for page in pages)
+    click.echo(f"{done} of {len(jobs) or len(known)} jobs run again")
 
 
 @click.command()

@@ -93,7 +93,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
         message = f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}"
         console.print(message, style="yellow", markup=False, soft_wrap=True)
         sys.exit(STOPPED)
-    except (TurnoutError, process.StartFailed) as error:
+    except TurnoutError as error:
         sys.exit(_complain(console, str(error)))
     except NoPermissionError as error:
         sys.exit(_complain(console, f"REDIS_URL's user may not do that: {error}"))

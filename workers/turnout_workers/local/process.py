@@ -18,13 +18,15 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from turnout.errors import TurnoutError
+
 PR_SET_PDEATHSIG = 1  # prctl(2)
 TENDED_EVERY_S = 0.25
 SHORT_LIFE_S, SHORT_LIVES = 30.0, 3
 """A child that ends so soon, so often in a row, is not started again."""
 
 
-class StartFailed(Exception):
+class StartFailed(TurnoutError):
     """A child did not come up. The message says why, and what to do."""
 
 

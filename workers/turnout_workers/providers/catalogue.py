@@ -43,36 +43,34 @@ def _own(
     max_output_tokens: int | None,
     capabilities: frozenset[Capability],
     quality: Quality,
-    at_openrouter: str,
     *aliases: str,
+    at_openrouter: str | None = None,
 ) -> Model:
-    """A model that its maker serves under our name, and OpenRouter, too."""
-    names = {maker: name, "openrouter": at_openrouter}
+    """A model that its maker serves under our name, and OpenRouter, too, as `maker/name` if not told otherwise."""
+    names = {maker: name, "openrouter": at_openrouter or f"{MAKERS_AT_OPENROUTER.get(maker, maker)}/{name}"}
     return Model(name, context_tokens, max_output_tokens, capabilities, quality, names, frozenset(aliases))
 
 
+MAKERS_AT_OPENROUTER = {"gemini": "google", "xai": "x-ai"}
 BASIC, GOOD, BEST = Quality
 MODELS: tuple[Model, ...] = (
-    _own("openai", "gpt-5", 400_000, 128_000, THINKING, BEST, "openai/gpt-5"),
-    _own("openai", "gpt-5-mini", 400_000, 128_000, THINKING, GOOD, "openai/gpt-5-mini"),
-    _own("openai", "gpt-5-nano", 400_000, 128_000, THINKING, BASIC, "openai/gpt-5-nano"),
-    _own("openai", "gpt-4.1", 1_047_576, 32_768, VISION, BEST, "openai/gpt-4.1"),
-    _own("openai", "gpt-4.1-mini", 1_047_576, 32_768, VISION, GOOD, "openai/gpt-4.1-mini"),
-    _own("openai", "gpt-4.1-nano", 1_047_576, 32_768, VISION, BASIC, "openai/gpt-4.1-nano"),
-    _own("openai", "gpt-4o", 128_000, 16_384, VISION, BEST, "openai/gpt-4o"),
-    _own("openai", "gpt-4o-mini", 128_000, 16_384, VISION, GOOD, "openai/gpt-4o-mini"),
-    _own(
-        "anthropic", "claude-sonnet-4-5", 200_000, 64_000, THINKING, BEST, "anthropic/claude-sonnet-4.5",
-        "claude-sonnet",
-    ),
-    _own(
-        "anthropic", "claude-haiku-4-5", 200_000, 64_000, THINKING, GOOD, "anthropic/claude-haiku-4.5", "claude-haiku"
-    ),
-    _own("gemini", "gemini-2.5-pro", 1_048_576, 65_536, THINKING, BEST, "google/gemini-2.5-pro", "gemini-pro"),
-    _own("gemini", "gemini-2.5-flash", 1_048_576, 65_536, THINKING, GOOD, "google/gemini-2.5-flash", "gemini-flash"),
-    _own("gemini", "gemini-2.5-flash-lite", 1_048_576, 65_536, THINKING, BASIC, "google/gemini-2.5-flash-lite"),
-    _own("deepseek", "deepseek-chat", 128_000, 8_192, TOOLS, GOOD, "deepseek/deepseek-chat"),
-    _own("xai", "grok-4", 256_000, None, THINKING, BEST, "x-ai/grok-4"),
+    _own("openai", "gpt-5", 400_000, 128_000, THINKING, BEST),
+    _own("openai", "gpt-5-mini", 400_000, 128_000, THINKING, GOOD),
+    _own("openai", "gpt-5-nano", 400_000, 128_000, THINKING, BASIC),
+    _own("openai", "gpt-4.1", 1_047_576, 32_768, VISION, BEST),
+    _own("openai", "gpt-4.1-mini", 1_047_576, 32_768, VISION, GOOD),
+    _own("openai", "gpt-4.1-nano", 1_047_576, 32_768, VISION, BASIC),
+    _own("openai", "gpt-4o", 128_000, 16_384, VISION, BEST),
+    _own("openai", "gpt-4o-mini", 128_000, 16_384, VISION, GOOD),
+    _own("anthropic", "claude-sonnet-4-5", 200_000, 64_000, THINKING, BEST, "claude-sonnet",
+         at_openrouter="anthropic/claude-sonnet-4.5"),
+    _own("anthropic", "claude-haiku-4-5", 200_000, 64_000, THINKING, GOOD, "claude-haiku",
+         at_openrouter="anthropic/claude-haiku-4.5"),
+    _own("gemini", "gemini-2.5-pro", 1_048_576, 65_536, THINKING, BEST, "gemini-pro"),
+    _own("gemini", "gemini-2.5-flash", 1_048_576, 65_536, THINKING, GOOD, "gemini-flash"),
+    _own("gemini", "gemini-2.5-flash-lite", 1_048_576, 65_536, THINKING, BASIC),
+    _own("deepseek", "deepseek-chat", 128_000, 8_192, TOOLS, GOOD),
+    _own("xai", "grok-4", 256_000, None, THINKING, BEST),
     Model(
         "llama-3.3-70b", 131_072, 32_768, TOOLS, GOOD,
         {
