@@ -1,9 +1,7 @@
 """The contract between producers and workers: what is asked, under which constraints, and what comes back.
 
-Everything here is a frozen pydantic model: validated once at the edge, shared freely afterwards. Unknown
-fields are refused, so that a misspelt constraint is an error and never a constraint silently ignored.
-Money is integer micro-dollars (`_microusd`) wherever it is added up, and dollars (`_usd`) only where a person
-writes or reads it. Times are seconds (`_s`); absolute times carry a time zone.
+Money is integer micro-dollars (`_microusd`) wherever it is added up, and dollars (`_usd`) only where a person writes or
+reads it. Times are seconds (`_s`); absolute times carry a time zone.
 """
 
 from __future__ import annotations
@@ -11,9 +9,12 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Annotated, Literal, Self, TypeVar
+from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, field_validator, model_validator
+from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
+
+from turnout.messages import ImagePart, Message, ResponseFormat, Tool, ToolCall
+from turnout.value import Name, Value
 
 CONTRACT_VERSION = 1
 """Major version of messages and records. A worker leaves a job of an unknown major untouched."""
@@ -21,17 +22,6 @@ CONTRACT_VERSION = 1
 MICROUSD_PER_USD = 1_000_000
 
 M = TypeVar("M", bound=BaseModel)
-ModelClass = type[BaseModel]
-
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f]+$")]
-
-
-class Value(BaseModel):
-    """A frozen value that refuses unknown fields, NaN and infinities."""
-
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
-    )
 
 
 class RoutingStrategy(StrEnum):
@@ -81,120 +71,6 @@ class Quality(StrEnum):
 
 
 # --- the request -----------------------------------------------------------------------------------------
-
-
-class TextPart(Value):
-    type: Literal["text"] = "text"
-    text: str
-
-
-class ImageUrl(Value):
-    url: str
-    """A `data:` URI. Remote addresses are refused: a job can't make a worker or a provider fetch a URL."""
-    detail: Literal["auto", "low", "high"] | None = None
-
-    @field_validator("url")
-    @classmethod
-    def _inline_only(cls, url: str) -> str:
-        if not url.startswith("data:image/"):
-            raise ValueError("must be a data:image/… URI; remote images are not fetched")
-        return url
-
-
-class ImagePart(Value):
-    type: Literal["image_url"] = "image_url"
-    image_url: ImageUrl
-
-    @property
-    def inline(self) -> tuple[str, str]:
-        """Media type and base64 data."""
-        head, _, data = self.image_url.url.partition(",")
-        return head.removeprefix("data:").partition(";")[0], data
-
-
-class FunctionCall(Value):
-    name: Name
-    arguments: str = "{}"
-    """The arguments as a JSON text, exactly as the model wrote them (it may be invalid JSON)."""
-
-
-class ToolCall(Value):
-    id: str
-    type: Literal["function"] = "function"
-    function: FunctionCall
-
-
-class Message(Value):
-    """One message, in the shape of OpenAI's chat format, the one that most users already have."""
-
-    role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | tuple[Annotated[TextPart | ImagePart, Field(discriminator="type")], ...] | None = None
-    name: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
-    tool_call_id: str | None = None
-    refusal: str | None = None
-
-    @property
-    def parts(self) -> tuple[TextPart | ImagePart, ...]:
-        if self.content is None or isinstance(self.content, str):
-            return (TextPart(text=self.content),) if self.content else ()
-        return self.content
-
-    @property
-    def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
-
-
-class FunctionDefinition(Value):
-    name: Name
-    description: str | None = None
-    parameters: dict[str, JsonValue] = Field(default_factory=dict)
-    strict: bool | None = None
-
-
-class Tool(Value):
-    type: Literal["function"] = "function"
-    function: FunctionDefinition
-
-
-class ResponseFormat(Value):
-    """What the answer must be: free text, any JSON object, or JSON of a schema."""
-
-    type: Literal["text", "json_object", "json_schema"] = "text"
-    name: str = "answer"
-    json_schema: dict[str, JsonValue] | None = None
-    strict: bool = True
-    max_repairs: int = Field(default=1, ge=0, le=5)
-    """How often an answer that fails its schema is asked for again before the job fails as malformed."""
-
-    @model_validator(mode="after")
-    def _schema_given(self) -> Self:
-        if (self.type == "json_schema") != (self.json_schema is not None):
-            raise ValueError("json_schema must be given with type 'json_schema', and only then")
-        return self
-
-    @classmethod
-    def of(cls, model: ModelClass) -> Self:
-        """JSON of a pydantic model's schema. Read the answer with `InferenceResponse.parsed`."""
-        schema = model.model_json_schema()
-        return cls(type="json_schema", name=model.__name__[:64], json_schema=schema, strict=_is_strict(schema))
-
-
-def _is_strict(schema: JsonValue) -> bool:
-    """Whether every object in it is closed and needs all of its fields: OpenAI's strict mode refuses others."""
-    if isinstance(schema, list):
-        return all(map(_is_strict, schema))
-    if not isinstance(schema, dict):
-        return True
-    if schema.get("type") == "object":
-        fields, required = schema.get("properties", {}), schema.get("required", [])
-        assert isinstance(fields, dict)
-        assert isinstance(required, list)
-        if schema.get("additionalProperties") is not False or set(fields) != set(required):
-            return False
-    return all(map(_is_strict, schema.values()))
 
 
 class RoutingConstraints(Value):

@@ -10,7 +10,8 @@ from typing import Self
 from pydantic import Field
 
 from turnout.errors import Cancelled, Expired, Failed, JobError
-from turnout.request import MICROUSD_PER_USD, InferenceResponse, Value
+from turnout.request import MICROUSD_PER_USD, InferenceResponse
+from turnout.value import Value
 
 
 class JobStatus(StrEnum):

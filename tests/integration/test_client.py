@@ -22,7 +22,8 @@ from turnout.client import link, nonblocking
 from turnout.client.link import LoopLink
 from turnout.client.submission import Options, job_id
 from turnout.ledger import Keys, Ledger, run
-from turnout.request import InferenceResponse, ResponseFormat
+from turnout.messages import ResponseFormat
+from turnout.request import InferenceResponse
 from turnout_workers import local
 from turnout_workers.local import process
 

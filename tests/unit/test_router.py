@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from tests.unit.routing.fleets import NOW, endpoint, request
 
-from turnout.request import Capability, InferenceRequest, InferenceResponse, ResponseFormat, RoutingStrategy, Usage
+from turnout.messages import ResponseFormat
+from turnout.request import Capability, InferenceRequest, InferenceResponse, RoutingStrategy, Usage
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.router import DeadlinePassed

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from turnout.request import InferenceRequest, InferenceResponse, ResponseFormat
+from turnout.messages import ResponseFormat
+from turnout.request import InferenceRequest, InferenceResponse
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.schema import off_schema
 

@@ -22,8 +22,8 @@ from turnout.batch.render import copied, never_run, render
 from turnout.batch.source import Source, read
 from turnout.errors import TurnoutError
 from turnout.ledger import Call, Keys, Ledger, run
-from turnout.request import Value
 from turnout.result import JobResult, JobStatus
+from turnout.value import Value
 
 
 class State(StrEnum):

@@ -13,15 +13,9 @@ from pydantic import BaseModel
 from turnout.client import trace
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
+from turnout.messages import Message, ResponseFormat, Tool
 from turnout.redis_address import with_password
-from turnout.request import (
-    InferenceRequest,
-    Lane,
-    Message,
-    ResponseFormat,
-    RoutingConstraints,
-    Tool,
-)
+from turnout.request import InferenceRequest, Lane, RoutingConstraints
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000

@@ -14,7 +14,8 @@ from pydantic.dataclasses import dataclass as pydantic_dataclass
 from turnout.errors import Unreadable
 from turnout.ledger.content import place
 from turnout.ledger.sealing import Keyring
-from turnout.request import InferenceRequest, Lane, Value
+from turnout.request import InferenceRequest, Lane
+from turnout.value import Value
 
 LIVE = frozenset({"queued", "delayed", "leased", "calling"})
 """States of a job that is not settled."""

@@ -16,7 +16,8 @@ from turnout.batch.line import Asked, Defaults, Format, Line
 from turnout.batch.openai_request import CHAT, EMBEDDINGS, RESPONSES
 from turnout.batch.parse import parse
 from turnout.batch.render import never_run, render
-from turnout.request import FinishReason, FunctionCall, InferenceRequest, InferenceResponse, ToolCall, Usage
+from turnout.messages import FunctionCall, ToolCall
+from turnout.request import FinishReason, InferenceRequest, InferenceResponse, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
 HELLO = [{"role": "user", "content": "Hi"}]

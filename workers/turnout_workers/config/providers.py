@@ -8,7 +8,8 @@ from typing import Annotated
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from turnout.request import Capability, Name, Quality, Value
+from turnout.request import Capability, Quality
+from turnout.value import Name, Value
 from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
 from turnout_workers.routing.fleet import Price
 

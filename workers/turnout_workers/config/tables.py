@@ -11,7 +11,8 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from turnout.redis_address import sentinels
-from turnout.request import Name, RoutingStrategy, Value
+from turnout.request import RoutingStrategy
+from turnout.value import Name, Value
 from turnout_workers.config.providers import ProviderName, ProviderTable, Seconds, Url, Usd, with_presets
 
 

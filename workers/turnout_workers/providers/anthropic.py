@@ -8,7 +8,8 @@ from typing import Any
 
 from multidict import istr
 
-from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
+from turnout.messages import FunctionCall, ImagePart, Message, TextPart, ToolCall
+from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.errors import ProviderError

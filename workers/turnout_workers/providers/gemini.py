@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.request import FinishReason, FunctionCall, ImagePart, InferenceRequest, Message, TextPart, ToolCall, Usage
+from turnout.messages import FunctionCall, ImagePart, Message, TextPart, ToolCall
+from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.wire import Answer, Gathering, Sent, filtered, reported, system, turns
 from turnout_workers.routing.failure import Billed

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.request import FinishReason, FunctionCall, InferenceRequest, Message, ToolCall, Usage
+from turnout.messages import FunctionCall, Message, ToolCall
+from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.wire import Answer, Gathering, Sent, reported
 from turnout_workers.routing.fleet import Endpoint

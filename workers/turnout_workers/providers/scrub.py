@@ -6,7 +6,8 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
-from turnout.request import ImagePart, InferenceRequest
+from turnout.messages import ImagePart
+from turnout.request import InferenceRequest
 
 _KEY = re.compile(r"\b(?:sk|gsk|key|AIza|xai|r8|csk|fw|tgp)[-_][A-Za-z0-9_*.-]{8,}|\bAIza[A-Za-z0-9_-]{20,}")
 MESSAGE_LENGTH = 500

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
-from turnout.request import FinishReason, InferenceRequest, Message, ToolCall, Usage
+from turnout.messages import Message, ToolCall
+from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 

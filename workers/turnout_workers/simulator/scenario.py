@@ -11,7 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from turnout.request import Capability, Name, Quality, Value
+from turnout.request import Capability, Quality
+from turnout.value import Name, Value
 from turnout_workers.config import toml_lines
 from turnout_workers.config.providers import LimitFields, ModelTable, ProviderName, ProviderTable, Usd, named_models
 

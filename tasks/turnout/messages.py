@@ -1,0 +1,125 @@
+"""Conversations, tools and the form of an answer, in the shape of OpenAI's chat format."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
+
+from turnout.value import Name, Value
+
+ModelClass = type[BaseModel]
+
+
+class TextPart(Value):
+    type: Literal["text"] = "text"
+    text: str
+
+
+class ImageUrl(Value):
+    url: str
+    """A `data:` URI. Remote addresses are refused: a job can't make a worker or a provider fetch a URL."""
+    detail: Literal["auto", "low", "high"] | None = None
+
+    @field_validator("url")
+    @classmethod
+    def _inline_only(cls, url: str) -> str:
+        if not url.startswith("data:image/"):
+            raise ValueError("must be a data:image/… URI; remote images are not fetched")
+        return url
+
+
+class ImagePart(Value):
+    type: Literal["image_url"] = "image_url"
+    image_url: ImageUrl
+
+    @property
+    def inline(self) -> tuple[str, str]:
+        """Media type and base64 data."""
+        head, _, data = self.image_url.url.partition(",")
+        return head.removeprefix("data:").partition(";")[0], data
+
+
+class FunctionCall(Value):
+    name: Name
+    arguments: str = "{}"
+    """The arguments as a JSON text, exactly as the model wrote them (it may be invalid JSON)."""
+
+
+class ToolCall(Value):
+    id: str
+    type: Literal["function"] = "function"
+    function: FunctionCall
+
+
+class Message(Value):
+    """One message, in the shape of OpenAI's chat format, the one that most users already have."""
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | tuple[Annotated[TextPart | ImagePart, Field(discriminator="type")], ...] | None = None
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+    refusal: str | None = None
+
+    @property
+    def parts(self) -> tuple[TextPart | ImagePart, ...]:
+        if self.content is None or isinstance(self.content, str):
+            return (TextPart(text=self.content),) if self.content else ()
+        return self.content
+
+    @property
+    def text(self) -> str:
+        if isinstance(self.content, str):
+            return self.content
+        return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
+
+
+class FunctionDefinition(Value):
+    name: Name
+    description: str | None = None
+    parameters: dict[str, JsonValue] = Field(default_factory=dict)
+    strict: bool | None = None
+
+
+class Tool(Value):
+    type: Literal["function"] = "function"
+    function: FunctionDefinition
+
+
+class ResponseFormat(Value):
+    """What the answer must be: free text, any JSON object, or JSON of a schema."""
+
+    type: Literal["text", "json_object", "json_schema"] = "text"
+    name: str = "answer"
+    json_schema: dict[str, JsonValue] | None = None
+    strict: bool = True
+    max_repairs: int = Field(default=1, ge=0, le=5)
+    """How often an answer that fails its schema is asked for again before the job fails as malformed."""
+
+    @model_validator(mode="after")
+    def _schema_given(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema must be given with type 'json_schema', and only then")
+        return self
+
+    @classmethod
+    def of(cls, model: ModelClass) -> Self:
+        """JSON of a pydantic model's schema. Read the answer with `InferenceResponse.parsed`."""
+        schema = model.model_json_schema()
+        return cls(type="json_schema", name=model.__name__[:64], json_schema=schema, strict=_is_strict(schema))
+
+
+def _is_strict(schema: JsonValue) -> bool:
+    """Whether every object in it is closed and needs all of its fields: OpenAI's strict mode refuses others."""
+    if isinstance(schema, list):
+        return all(map(_is_strict, schema))
+    if not isinstance(schema, dict):
+        return True
+    if schema.get("type") == "object":
+        fields, required = schema.get("properties", {}), schema.get("required", [])
+        assert isinstance(fields, dict)
+        assert isinstance(required, list)
+        if schema.get("additionalProperties") is not False or set(fields) != set(required):
+            return False
+    return all(map(_is_strict, schema.values()))

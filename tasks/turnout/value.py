@@ -1,0 +1,20 @@
+"""What all values of the contract are: validated once at the edge, frozen, and shared freely afterwards.
+
+Unknown fields are refused, so that a misspelt constraint is an error and never a constraint silently ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f]+$")]
+
+
+class Value(BaseModel):
+    """A frozen value that refuses unknown fields, NaN and infinities."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
+    )
