@@ -94,17 +94,13 @@ def run(source: str, output: str | None, **options: Any) -> None:
         console.print(message, style="yellow", markup=False, soft_wrap=True)
         sys.exit(STOPPED)
     except TurnoutError as error:
-        sys.exit(_complain(console, str(error)))
+        trouble = str(error)
     except NoPermissionError as error:
-        sys.exit(_complain(console, f"REDIS_URL's user may not do that: {error}"))
+        trouble = f"REDIS_URL's user may not do that: {error}"
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        message = f"Redis is away: {error}. What is done is kept; once it is back, the same command goes on."
-        sys.exit(_complain(console, message))
-
-
-def _complain(console: Console, message: str) -> int:
-    console.print(f"turnout: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
-    return UNUSABLE
+        trouble = f"Redis is away: {error}. What is done is kept; once it is back, the same command goes on."
+    console.print(f"turnout: {trouble}", style="red", highlight=False, markup=False, soft_wrap=True)
+    sys.exit(UNUSABLE)
 
 
 def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:

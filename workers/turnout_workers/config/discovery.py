@@ -33,10 +33,7 @@ def from_environment(environ: Mapping[str, str]) -> Tables:
         given = (v for v in dialect.key_variables if environ.get(v) or environ.get(f"{v}_FILE"))
         if not dialect.base_url or (variable := next(given, None)) is None:
             continue  # Azure's address is each customer's own: it takes a file
-        table: Tables = {"kind": dialect.kind, "dialect": name, "api_key_env": variable}
-        if base_url := environ.get(f"{name.upper()}_BASE_URL"):
-            table["base_url"] = base_url
-        providers[name] = table
+        providers[name] = {"api_key_env": variable, "base_url": environ.get(f"{name.upper()}_BASE_URL") or None}
     return {"providers": providers} if providers else {}
 
 
@@ -51,8 +48,7 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
         except (ProviderError, LookupError, TypeError):
             return None  # no server there, or another one than we mean
         free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
-        table = {"kind": "openai", "dialect": name, "base_url": base_url, "models": dict.fromkeys(models, free)}
-        return (name, table) if models else None
+        return (name, {"base_url": base_url, "models": dict.fromkeys(models, free)}) if models else None
 
     async with aclosing(Http()) as http:
         answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
