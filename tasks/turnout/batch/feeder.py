@@ -36,28 +36,6 @@ RECHECK_S = 10.0
 and the job itself with a Redis that lost its last second."""
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """How a batch is fed. Which results it gives depends on `defaults` alone."""
-
-    defaults: Defaults = field(default_factory=Defaults)
-    window: int = 5000
-    """Most jobs in the queue at once."""
-    window_bytes: int = 64 * 1024 * 1024
-    """Most bytes of their requests, but for the last one."""
-    dedupe: bool = False
-    """Ask identical requests once."""
-    max_cost_microusd: int | None = None
-    retry_failed: bool = False
-    """Run lines again that have no answer from an earlier run."""
-    refusal: Refusal | None = None
-
-    @property
-    def kept(self) -> dict[str, Any]:
-        """What may not change while the batch is under way: the ids of its jobs depend on it."""
-        return {**self.defaults.request, **self.defaults.constraints, **({"dedupe": True} if self.dedupe else {})}
-
-
 class Stopped(TurnoutError):
     """The batch was interrupted; what is done is kept."""
 
@@ -72,14 +50,25 @@ class _Out:
 
 @dataclass(slots=True)
 class Feeder:
-    """One run of one batch. Raises Stopped between two steps when `stopping()` says so."""
+    """One run of one batch. Which results it gives depends on `source` and `defaults` alone."""
 
     client: redis.Redis
     ledger: Ledger
     source: Source
     journal: Journal
-    options: Options
     stopping: Callable[[], object] = lambda: False
+    """Asked between two steps; what is true then raises Stopped."""
+    defaults: Defaults = field(default_factory=Defaults)
+    window: int = 5000
+    """Most jobs in the queue at once."""
+    window_bytes: int = 64 * 1024 * 1024
+    """Most bytes of their requests, but for the last one."""
+    dedupe: bool = False
+    """Ask identical requests once."""
+    max_cost_microusd: int | None = None
+    retry_failed: bool = False
+    """Run lines again that have no answer from an earlier run."""
+    refusal: Refusal | None = None
     _out: dict[str, _Out] = field(default_factory=dict, init=False)
     _bytes: int = field(default=0, init=False)
     """Of the requests that are out."""
@@ -92,9 +81,11 @@ class Feeder:
 
     def run(self, on_progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
         """Feed to the end. Raises SourceError when all is done of an input that can't be read to its end."""
-        tally = self.journal.begin(self.options.kept, self.options.retry_failed)
-        run(self.client, [self.ledger.set_ceiling(self.journal.batch, self.options.max_cost_microusd)])
-        reading = Reading(self.source, self.journal, self.options.defaults, self.options.refusal)
+        # What may not change while the batch is under way: the ids of its jobs depend on it.
+        kept = {**self.defaults.request, **self.defaults.constraints, **({"dedupe": True} if self.dedupe else {})}
+        tally = self.journal.begin(kept, self.retry_failed)
+        run(self.client, [self.ledger.set_ceiling(self.journal.batch, self.max_cost_microusd)])
+        reading = Reading(self.source, self.journal, self.defaults, self.refusal)
         lines = reading.lines()
         while not reading.ended or self._out:
             self._step(wait=reading.ended or not self._feed(lines))
@@ -118,8 +109,8 @@ class Feeder:
 
     def _feed(self, lines: Iterator[ToRun | None]) -> bool:
         """Read on by at most one chunk, as far as the window has room. Tells whether anything was read."""
-        room, limit = self.options.window - len(self._out), self.options.window_bytes
-        if self._bytes >= limit or room < min(CHUNK, self.options.window / 2):
+        room, limit = self.window - len(self._out), self.window_bytes
+        if self._bytes >= limit or room < min(CHUNK, self.window / 2):
             return False  # let it drain a little, so that pipelines stay long
         jobs: list[NewJob] = []
         for to_run in islice(lines, min(CHUNK, room)):
@@ -127,7 +118,7 @@ class Feeder:
                 continue
             line, digest = to_run.line, to_run.digest
             payload = to_run.request.canonical_json()
-            id = job_id(self.journal.batch, line, payload, self.options.dedupe)
+            id = job_id(self.journal.batch, line, payload, self.dedupe)
             if id in self._out:
                 self._out[id].lines.append((line, digest))
             elif (first := self.journal.line_of(short(id))) is not None:
@@ -194,7 +185,7 @@ class Feeder:
         id, out = result.id, self._out.pop(result.id)
         self._bytes -= len(out.job.payload)
         (first, digest), *others = out.lines
-        told = {**entry(result), "job": short(id)} if self.options.dedupe else entry(result)
+        told = {**entry(result), "job": short(id)} if self.dedupe else entry(result)
         self.journal.write(first.number, digest, told, render(first, result))
         for line, digest in others:
             self._share(first.number, line, digest)

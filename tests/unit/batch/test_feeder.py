@@ -12,7 +12,7 @@ import pytest
 import redis
 
 from turnout.batch import feeder
-from turnout.batch.feeder import Feeder, Options, Stopped
+from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, Unwritable
 from turnout.batch.output import write_output
 from turnout.batch.source import Source, SourceError
@@ -69,7 +69,7 @@ class Bench:
 
     def feed(self, on_progress: Any = None, stopping: Any = lambda: False, **options: Any) -> Tally:
         with Journal(self.folder / "partial") as journal:
-            fed = Feeder(self.client, self.ledger, Source(str(self.source)), journal, Options(**options), stopping)
+            fed = Feeder(self.client, self.ledger, Source(str(self.source)), journal, stopping, **options)
             tally = fed.run(on_progress or (lambda tally: self.work()))
             write_output(journal.output(), str(self.output))
             if not tally.failed:

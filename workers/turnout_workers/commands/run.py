@@ -23,7 +23,7 @@ from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 from rich.console import Console
 
-from turnout.batch.feeder import Feeder, Options, Stopped
+from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal
 from turnout.batch.output import write_output
 from turnout.batch.source import Source
@@ -118,14 +118,18 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         fleet = endpoints.fleet(here.settings)
         client = connect(here.redis_url, retry=PATIENCE)
         ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
-        feeding = Options(
+        feeder = Feeder(
+            client,
+            ledger,
+            Source(source),
+            journal,
+            stopping=lambda: stop.is_set() or here.given_up,
             defaults=defaults(options),
             dedupe=options["dedupe"],
             max_cost_microusd=(ceiling := max_cost_microusd(options)),
             retry_failed=options["retry_failed"],
             refusal=lambda request: refusal(request, fleet),
         )
-        feeder = Feeder(client, ledger, Source(source), journal, feeding, lambda: stop.is_set() or here.given_up)
         view = FleetView(client, ledger.keys, fleet)
         shown: run_progress.Progress
         if options["as_json"]:
