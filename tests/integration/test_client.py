@@ -20,7 +20,7 @@ from tests import redis_server
 from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused, Job
 from turnout.client import link, nonblocking
 from turnout.client.link import LoopLink
-from turnout.client.submission import Options, job_id
+from turnout.client.submission import Options, job_id, new_job
 from turnout.ledger import Keys, Ledger, run
 from turnout.messages import ResponseFormat
 from turnout.request import InferenceResponse
@@ -69,6 +69,19 @@ def test_one_of_many_may_have_options_of_its_own(client: Client) -> None:
 def test_every_field_of_a_request_is_an_option_that_a_type_checker_knows() -> None:
     beside = {"lane", "idempotency_key", "stream", "webhook", "response_model"}
     assert Options.__annotations__.keys() == InferenceRequest.model_fields.keys() | beside
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"lane": "urgent"}, "constraints.lane\n.*'interactive', 'standard' or 'batch'"),
+        ({"constraints": "cheap"}, "constraints\n"),
+        ({"constraints": {"onyl": ["groq"]}}, "constraints.onyl\n"),
+    ],
+)
+def test_an_option_that_can_not_be_is_named(options: Options, told: str) -> None:
+    with pytest.raises(ValidationError, match=told):
+        new_job("A?", **options)
 
 
 @pytest.mark.parametrize(

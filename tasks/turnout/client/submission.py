@@ -90,12 +90,12 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
     given |= {name: value for name, value in options.items() if value is not None}
     lane, key, model = (given.pop(name, None) for name in ("lane", "idempotency_key", "response_model"))
     stream, webhook = given.pop("stream", False), given.pop("webhook", None)
-    wish = given.get("constraints")
+    wish = given.get("constraints") or {}
     if isinstance(wish, RoutingConstraints):
         wish = wish.model_dump(exclude_unset=True)
-    wish = dict(wish or {})
-    # A caller that waits for one job is an interactive one, unless it says otherwise.
-    wish["lane"] = Lane(lane) if lane is not None else wish.get("lane", Lane.INTERACTIVE)
+    if isinstance(wish, Mapping):
+        # A caller that waits for one job is an interactive one, unless it says otherwise.
+        wish = {"lane": Lane.INTERACTIVE, **wish} | ({} if lane is None else {"lane": lane})
     given["constraints"] = wish
     if model is not None:
         given["response_format"] = ResponseFormat.of(model)
