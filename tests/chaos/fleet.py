@@ -11,6 +11,7 @@ from tests.forked import Forked
 
 from turnout_workers.config import discovery
 from turnout_workers.local import process
+from turnout_workers.simulator import load
 
 
 class Fleet:
@@ -26,7 +27,7 @@ class Fleet:
         self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
         self.config = folder / "turnout.toml"
-        self.config.write_text(discovery.toml({**told["configuration"], **(tables or {})}))
+        self.config.write_text(discovery.toml({**load(file).configuration(self._providers), **(tables or {})}))
 
     def close(self) -> None:
         process.stop(self._simulator)

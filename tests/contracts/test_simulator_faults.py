@@ -8,12 +8,14 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import aiohttp
 import pytest
 from click.testing import CliRunner
 
+from turnout_workers.config import load
 from turnout_workers.simulator import Fault, Scenario
 from turnout_workers.simulator.command import simulate
 from turnout_workers.simulator.server import Simulator
@@ -241,13 +243,18 @@ async def test_health_checks_are_not_counted_as_calls(http: aiohttp.ClientSessio
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_its_addresses_and_takes_faults() -> None:
+def test_the_command_prints_its_addresses_takes_faults_and_writes_its_callers_configuration(tmp_path: Path) -> None:
+    file = tmp_path / "turnout.toml"
     hang_up = """sim-swift={"kind": "down"}"""
-    with subprocess.Popen([*COMMAND, "--instant", "--fault", hang_up], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        [*COMMAND, "--instant", "--fault", hang_up, "--toml", str(file)], stdout=subprocess.PIPE
+    ) as process:
         assert process.stdout
         told = json.loads(process.stdout.readline())
         assert set(told["providers"]) >= {"sim-swift", "sim-thrifty"}
         assert told["providers"]["sim-swift"] == f"{told['url']}/sim-swift/v1"
+        tables = load(file, {}).file.providers
+        assert {name: table.base_url for name, table in tables.items()} == told["providers"]
         process.terminate()
         assert process.wait(10) == 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -61,9 +60,11 @@ def running(
             _end_old_leases(redis_url)
             children.append(server)
         if (path := _file(config_path, scenario)) is None:
-            tables = _discovered(scenario) or stack.enter_context(_simulator(folder, scenario or DEFAULT))
             path = folder / "turnout.toml"
-            path.write_text(discovery.toml(tables), "utf-8")
+            if tables := _discovered(scenario):
+                path.write_text(discovery.toml(tables), "utf-8")
+            else:
+                stack.enter_context(_simulator(folder, scenario or DEFAULT, path))
         environ = {"REDIS_URL": redis_url, "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
         settings = config.load(path, {**os.environ, **environ})
@@ -102,14 +103,15 @@ def _end_old_leases(redis_url: str) -> None:
 
 
 @contextlib.contextmanager
-def _simulator(folder: Path, scenario: Path) -> Iterator[discovery.Tables]:
+def _simulator(folder: Path, scenario: Path, config_path: Path) -> Iterator[None]:
+    """A simulated fleet; `config_path`: where it writes the turnout.toml of those who call it."""
     log = folder / "simulator.log"
     log.unlink(missing_ok=True)
-    options = ["--port", "0", "--json", "--own-ports", "--scenario", str(scenario)]
+    options = ["--port", "0", "--json", "--own-ports", "--scenario", str(scenario), "--toml", str(config_path)]
     child = process.start([sys.executable, "-m", "turnout", "simulate", *options], log)
     try:
         process.wait_until(lambda: "\n" in log.read_text(), child, log, limit_s=30)
-        yield json.loads(log.read_text().splitlines()[0])["configuration"]
+        yield
     finally:
         process.stop(child)
 

@@ -11,6 +11,7 @@ import click
 import uvloop
 from pydantic import ValidationError
 
+from turnout_workers.config import discovery
 from turnout_workers.simulator.scenario import DEFAULT, Fault, load
 from turnout_workers.simulator.server import Simulator
 
@@ -34,7 +35,10 @@ from turnout_workers.simulator.server import Simulator
     help="""Add a fault, e.g. sim-swift='{"kind": "hang", "after_s": 5, "for_s": 10}'. Repeatable.""",
 )
 @click.option("--own-ports", is_flag=True, help="Each provider at a port of its own, closed while it is down.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line: base URLs, and a turnout.toml's tables.")
+@click.option(
+    "--toml", type=click.Path(path_type=Path, dir_okay=False), help="Write a turnout.toml for this fleet to this file."
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
 def simulate(
     host: str,
     port: int,
@@ -42,6 +46,7 @@ def simulate(
     instant: bool,
     faults: tuple[str, ...],
     own_ports: bool,
+    toml: Path | None,
     as_json: bool,
 ) -> None:
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
@@ -52,10 +57,10 @@ def simulate(
             raise click.BadParameter(f"no provider {name!r}; there are {', '.join(providers)}", param_hint="--fault")
         providers[name] = providers[name].model_copy(update={"faults": (*providers[name].faults, added)})
     scenario = scenario.model_copy(update={"providers": providers})
-    uvloop.run(_serve(Simulator(scenario, host, port, own_ports), as_json))
+    uvloop.run(_serve(Simulator(scenario, host, port, own_ports), toml, as_json))
 
 
-async def _serve(simulator: Simulator, as_json: bool) -> None:
+async def _serve(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -64,18 +69,24 @@ async def _serve(simulator: Simulator, as_json: bool) -> None:
     except OSError as error:
         raise click.ClickException(f"{error.strerror or error}. Choose another port with --port, or 0.") from None
     try:
-        urls = {name: simulator.base_url(name) for name in simulator.scenario.providers}
-        if as_json:
-            told = {"url": simulator.url, "providers": urls, "configuration": simulator.scenario.configuration(urls)}
-            print(json.dumps(told, default=sorted), flush=True)
-        else:
-            print("Simulated providers: answers are made up, no model is run.")
-            for name, url in urls.items():
-                print(f"  {name:14} {simulator.scenario.providers[name].kind:10} {url}")
-            print(f"  control        {simulator.url}/control/stats", flush=True)
+        _announce(simulator, toml, as_json)
         await stop.wait()
     finally:
         await simulator.__aexit__()
+
+
+def _announce(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
+    scenario = simulator.scenario
+    urls = {name: simulator.base_url(name) for name in scenario.providers}
+    if toml is not None:
+        toml.write_text(discovery.toml(scenario.configuration(urls)), "utf-8")
+    if as_json:
+        print(json.dumps({"url": simulator.url, "providers": urls}), flush=True)
+        return
+    print("Simulated providers: answers are made up, no model is run.")
+    for name, url in urls.items():
+        print(f"  {name:14} {scenario.providers[name].kind:10} {url}")
+    print(f"  control        {simulator.url}/control/stats", flush=True)
 
 
 def _fault(text: str) -> tuple[str, Fault]:
