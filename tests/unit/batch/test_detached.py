@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import redis
 
-from turnout.batch.detached import Batches, NoSuchBatch, State
+from turnout.batch.detached import Batches, NoSuchBatch
 from turnout.batch.line import Defaults
+from turnout.batch.record import State
 from turnout.batch.source import RawLine, Source
 from turnout.errors import TurnoutError
 from turnout.ledger import Ledger

@@ -8,8 +8,8 @@ from typing import Any
 
 import redis.asyncio
 
-from turnout.batch.detached import Record, State, read_record
 from turnout.batch.handover import chunk_jobs
+from turnout.batch.record import Record, State, read_record
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Intake, Ledger
 

@@ -12,8 +12,9 @@ import click
 from redis.exceptions import RedisError
 from rich.console import Console
 
-from turnout.batch.detached import Batches, Record
+from turnout.batch.detached import Batches
 from turnout.batch.output import write_output
+from turnout.batch.record import Record
 from turnout.batch.source import Source
 from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
