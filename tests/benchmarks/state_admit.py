@@ -17,8 +17,8 @@ from tests.benchmarks.measure import keep, keeping
 
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
-from turnout_workers.redis_exchange import exchange
 from turnout_workers.routing.fleet import Limits
+from turnout_workers.state.exchange import exchange
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, ObservedLimit, Report
 

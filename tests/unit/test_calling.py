@@ -11,7 +11,7 @@ import pytest
 from tests.unit.routing.fleets import endpoint
 
 from turnout.request import InferenceRequest
-from turnout_workers.calling import Calling
+from turnout_workers.attempts.calling import Calling
 from turnout_workers.routing.failure import Billed, FailureKind
 
 PROMPT = "the secret prompt"

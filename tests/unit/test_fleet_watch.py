@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.unit.routing.fleets import NOW, endpoint
 
+from turnout_workers.attempts.under_way import CallsUnderWay
 from turnout_workers.background import fleet_watch
 from turnout_workers.background.fleet_watch import FleetWatch
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits
@@ -18,7 +19,6 @@ from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ask, Bid, Granted, Report
-from turnout_workers.under_way import CallsUnderWay
 
 A = endpoint("a")
 

@@ -20,7 +20,9 @@ class Clock:
 
 
 def line(number: int = 0, lineno: int = 1) -> logging.LogRecord:
-    return logging.LogRecord("turnout_workers.attempt", logging.WARNING, "a.py", lineno, "job %d", (number,), None)
+    return logging.LogRecord(
+        "turnout_workers.attempts.attempt", logging.WARNING, "a.py", lineno, "job %d", (number,), None
+    )
 
 
 def test_a_flood_of_one_kind_is_cut_and_told_with_the_next_line_of_any() -> None:
@@ -62,7 +64,7 @@ def test_both_formats_write_a_line(form: str, capsys: pytest.CaptureFixture[str]
     before = list(root.handlers), root.level
     try:
         logs.configure("INFO", form)  # type: ignore[arg-type]
-        logging.getLogger("turnout_workers.attempt").info("it %s", "goes")
+        logging.getLogger("turnout_workers.attempts.attempt").info("it %s", "goes")
     finally:
         root.handlers, root.level = before[0], before[1]
     assert "it goes" in capsys.readouterr().err

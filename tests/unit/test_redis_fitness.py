@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from turnout_workers import redis_fitness
+from turnout_workers.state import fitness as redis_fitness
 
 
 @pytest.fixture

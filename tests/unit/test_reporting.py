@@ -10,8 +10,8 @@ import pytest
 import redis
 from tests.unit.routing.fleets import endpoint, request, snapshot
 
-from turnout_workers import reporting
-from turnout_workers.reporting import STOPPED, Finished, Reporter
+from turnout_workers.attempts import reporting
+from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.routing import JobProfile, failover, rank
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.store import Counters, Report

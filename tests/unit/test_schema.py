@@ -8,8 +8,8 @@ import pytest
 
 from turnout.messages import ResponseFormat
 from turnout.request import InferenceRequest, InferenceResponse
+from turnout_workers.attempts.schema import off_schema
 from turnout_workers.routing.failure import Billed, FailureKind
-from turnout_workers.schema import off_schema
 
 SCHEMA = {
     "type": "object",

@@ -127,7 +127,7 @@ async def test_without_a_provider_of_tracers_nothing_is_made() -> None:
 def test_without_the_extra_all_goes_and_a_worker_that_is_asked_for_spans_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['opentelemetry'] = None\n"
-        "from turnout.client.submission import new_job; import turnout_workers.attempt\n"
+        "from turnout.client.submission import new_job; import turnout_workers.attempts.attempt\n"
         "from turnout_workers.monitoring import tracing\n"
         "tracing.configure({}); tracing.configure({'OTEL_EXPORTER_OTLP_ENDPOINT': 'http://127.0.0.1:9'})\n"
         "sys.exit(new_job('?').trace is not None or tracing.headers() != {})"

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
+from turnout_workers.attempts.under_way import CallsUnderWay
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
-from turnout_workers.under_way import CallsUnderWay
 
 
 async def hanging(calls: CallsUnderWay, endpoint_id: str, overdue_s: float) -> None:

@@ -16,8 +16,8 @@ from turnout.webhook import BadSignature, signed, verified
 from turnout_workers.background import webhooks
 from turnout_workers.background.webhooks import Webhook, Webhooks, message_id
 from turnout_workers.config import ConfigError, settings
+from turnout_workers.config.public_addresses import address_trouble, is_public
 from turnout_workers.providers.account import Secret
-from turnout_workers.public_addresses import address_trouble, is_public
 
 PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nmodels = ["m"]\n'
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"

@@ -23,8 +23,8 @@ from turnout.ledger import message
 from turnout.request import Lane
 from turnout.result import JobResult
 from turnout_workers import transport
+from turnout_workers.attempts.held import Done, Moved, Skipped
 from turnout_workers.config import configured
-from turnout_workers.held import Done, Moved, Skipped
 from turnout_workers.monitoring import logs
 from turnout_workers.monitoring.events import Events
 from turnout_workers.pool import AsyncRequest, AsyncTask, TaskPool

@@ -26,13 +26,15 @@ from typing import Any, Self
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.result import Attempt
+from turnout_workers.attempts.judging import Judging, Room
+from turnout_workers.attempts.progress import Progress
+from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
+from turnout_workers.attempts.schema import off_schema
+from turnout_workers.attempts.under_way import CallsUnderWay
 from turnout_workers.background.fleet_watch import FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
-from turnout_workers.judging import Judging, Room
-from turnout_workers.progress import Progress
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.reporting import STOPPED, Finished, Reporter
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Action as Next
 from turnout_workers.routing.failover import judge
@@ -41,11 +43,9 @@ from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.schema import off_schema
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
-from turnout_workers.under_way import CallsUnderWay
 
 logger = logging.getLogger(__name__)
 

@@ -18,8 +18,8 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger
 from turnout.redis_address import connect_async
-from turnout_workers import redis_fitness
-from turnout_workers.attempt import Attempts
+from turnout_workers.attempts.attempt import Attempts
+from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.background.batch_feeding import BatchFeeding
 from turnout_workers.background.fleet_watch import FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
@@ -28,7 +28,6 @@ from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.reload import Reload
 from turnout_workers.background.spool import Spool, Unspooling
 from turnout_workers.background.webhooks import Webhooks
-from turnout_workers.ceilings import ConfiguredCeilings
 from turnout_workers.config import Settings, accounts
 from turnout_workers.config.in_force import InForce
 from turnout_workers.foreign import Foreign
@@ -38,8 +37,9 @@ from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.private_memory import keep_memory_private
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
-from turnout_workers.redis_exchange import exchange
 from turnout_workers.routing.fleet import Fleet
+from turnout_workers.state import fitness as redis_fitness
+from turnout_workers.state.exchange import exchange
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 

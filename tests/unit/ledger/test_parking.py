@@ -12,7 +12,7 @@ from tests.properties.ledger.bed import LANE, Bed
 from tests.unit.ledger.test_parked import parked
 
 from turnout.ledger import Coalescer
-from turnout_workers.parking import Parking
+from turnout_workers.attempts.parking import Parking
 
 
 @pytest.fixture

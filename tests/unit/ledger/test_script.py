@@ -23,7 +23,7 @@ from turnout.ledger.script import Call
 from turnout.ledger.sending import Exchange, pipelined
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
-from turnout_workers import redis_exchange
+from turnout_workers.state import exchange as redis_exchange
 
 LEDGER = Ledger()
 

@@ -9,7 +9,7 @@ import sys
 import pytest
 from tests.unit.routing.fleets import job
 
-from turnout_workers.parking import line_of
+from turnout_workers.attempts.parking import line_of
 from turnout_workers.routing import JobProfile
 
 NONE: frozenset[str] = frozenset()
@@ -44,7 +44,7 @@ def test_tenants_and_batches_and_those_that_failed_somewhere_have_lines_of_their
 def test_all_workers_name_a_line_alike() -> None:
     """Their hashes of texts differ, and so the order of their sets."""
     code = (
-        "from tests.unit.routing.fleets import *; from turnout_workers.parking import line_of; "
+        "from tests.unit.routing.fleets import *; from turnout_workers.attempts.parking import line_of; "
         "wish = replace(job(), requirements=replace(job().requirements, excluded=frozenset('abcdefgh'))); "
         "print(line_of(wish, frozenset('abcdefgh'), None, None))"
     )

@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Mapping
 
 from redis.exceptions import RedisError
 
-from turnout_workers.reporting import Sight
+from turnout_workers.attempts.reporting import Sight
+from turnout_workers.attempts.under_way import CallsUnderWay
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import Step, after_watch, circuit
 from turnout_workers.routing.strategies import next_shadow_price
 from turnout_workers.state.store import FleetStore
-from turnout_workers.under_way import CallsUnderWay
 
 logger = logging.getLogger(__name__)
 

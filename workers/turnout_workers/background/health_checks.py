@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
+from turnout_workers.attempts.reporting import Sight
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.reporting import Sight
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.state.store import FleetStore
 

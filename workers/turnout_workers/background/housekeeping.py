@@ -17,8 +17,8 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, Facts, Ledger
 from turnout.request import CONTRACT_VERSION, Lane
-from turnout_workers import redis_fitness
 from turnout_workers.monitoring.metrics import Recovery
+from turnout_workers.state import fitness as redis_fitness
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from turnout.ledger import Coalescer, Hook, Ledger
 from turnout.result import JobResult
 from turnout.webhook import signed
 from turnout_workers.config import Webhook
-from turnout_workers.public_addresses import PublicResolver
+from turnout_workers.config.public_addresses import PublicResolver
 
 logger = logging.getLogger(__name__)
 

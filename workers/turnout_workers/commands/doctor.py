@@ -14,9 +14,9 @@ import redis
 from turnout.errors import Unreadable
 from turnout.ledger import Call
 from turnout.request import CONTRACT_VERSION
-from turnout_workers import redis_fitness
 from turnout_workers.commands.check import answers_of
 from turnout_workers.deployment import Deployment, deployment
+from turnout_workers.state import fitness as redis_fitness
 
 LOOKED_AT = 1000
 """Records of each index, the oldest first."""

@@ -18,12 +18,12 @@ from typing import TypeVar
 from turnout.redis_address import with_password
 from turnout_workers.config import credentials, discovery, toml_lines
 from turnout_workers.config.providers import ProviderTable
+from turnout_workers.config.public_addresses import address_trouble
 from turnout_workers.config.tables import File, WebhookTable
 from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.public_addresses import address_trouble
 
 T = TypeVar("T")
 Made = TypeVar("Made")

@@ -14,7 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from turnout.request import MICROUSD_PER_USD, Lane
 from turnout.result import Attempt
-from turnout_workers.reporting import Finished
+from turnout_workers.attempts.reporting import Finished
 
 WAITS_S = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 43200)
 """From at once to half a day, for batches."""

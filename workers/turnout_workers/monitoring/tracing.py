@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-    from turnout_workers.held import HeldJob
-    from turnout_workers.reporting import Finished
+    from turnout_workers.attempts.held import HeldJob
+    from turnout_workers.attempts.reporting import Finished
     from turnout_workers.routing.decision import Candidate
 
 logger = logging.getLogger(__name__)

@@ -12,20 +12,20 @@ from dataclasses import dataclass, field
 from turnout.ledger import Coalescer, Ledger
 from turnout.result import Attempt
 from turnout_workers import crash_points
+from turnout_workers.attempts.held import HeldJob
+from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
+from turnout_workers.attempts.schema import off_schema
+from turnout_workers.attempts.streaming import Pieces
+from turnout_workers.attempts.under_way import CallsUnderWay
 from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
-from turnout_workers.held import HeldJob
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.reporting import STOPPED, Finished, Reporter
 from turnout_workers.routing import failover
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
-from turnout_workers.schema import off_schema
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Granted, ObservedLimit
-from turnout_workers.streaming import Pieces
-from turnout_workers.under_way import CallsUnderWay
 
 logger = logging.getLogger(__name__)
 

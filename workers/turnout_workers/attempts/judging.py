@@ -10,13 +10,13 @@ from functools import partial
 
 from turnout.request import InferenceRequest
 from turnout.result import Attempt
+from turnout_workers.attempts.hedging import Hedging
+from turnout_workers.attempts.progress import Progress
+from turnout_workers.attempts.reporting import Finished, Reporter
+from turnout_workers.attempts.schema import unmended
 from turnout_workers.crash_points import reached
-from turnout_workers.hedging import Hedging
-from turnout_workers.progress import Progress
-from turnout_workers.reporting import Finished, Reporter
 from turnout_workers.routing.decision import Candidate, Decision, Hedge, worth_repeating
 from turnout_workers.routing.failover import Action, Allowance, Verdict, judge
-from turnout_workers.schema import unmended
 from turnout_workers.state.store import Admission, Granted
 
 RETRY_SHARE = 0.1

@@ -13,12 +13,12 @@ from redis.exceptions import RedisError, ResponseError
 from turnout.ledger import Call, Claimed, Coalescer, Ledger, Settlement, write_result
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
+from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
+from turnout_workers.attempts.progress import Progress
 from turnout_workers.background.spool import Spool
 from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
-from turnout_workers.held import Done, HeldJob, Moved, Skipped
 from turnout_workers.monitoring import tracing
-from turnout_workers.progress import Progress
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling, FleetStore
 

@@ -24,20 +24,20 @@ from turnout.ledger import Claimed, Coalescer, Ledger
 from turnout.request import InferenceRequest, Lane
 from turnout.result import Attempt, JobStatus
 from turnout.validation import explain
+from turnout_workers.attempts.calling import Calling
+from turnout_workers.attempts.closing import Ceilings, Closing
+from turnout_workers.attempts.held import End, HeldJob, Moved, Skipped, outcome
+from turnout_workers.attempts.judging import Judged, Judging, Room
+from turnout_workers.attempts.parking import Parking, line_of
+from turnout_workers.attempts.progress import Progress
+from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.spool import Spool
-from turnout_workers.calling import Calling
-from turnout_workers.closing import Ceilings, Closing
 from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
-from turnout_workers.held import End, HeldJob, Moved, Skipped, outcome
-from turnout_workers.judging import Judged, Judging, Room
 from turnout_workers.monitoring import logs, tracing
 from turnout_workers.monitoring.metrics import Metrics
-from turnout_workers.parking import Parking, line_of
-from turnout_workers.progress import Progress
 from turnout_workers.providers.base import current_job
-from turnout_workers.reporting import Finished, Reporter
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
 from turnout_workers.routing.estimate import amend

@@ -1,0 +1,1 @@
+"""What a worker does with a job: an attempt, from its claim to where it goes next."""
