@@ -35,7 +35,7 @@ from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.spool import Spool
 from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
-from turnout_workers.monitoring import logs, tracing
+from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers.base import current_job
 from turnout_workers.routing import decision as routing
@@ -314,7 +314,6 @@ class Attempts:
     def _begin(
         self, job: HeldJob, stopped: list[Attempt], chosen: routing.Candidate, grant: Granted
     ) -> Awaitable[Finished]:
-        logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
         return tracing.called(job, chosen, self._calling(job, chosen, grant, stopped))
 
     async def _follow(self, job: HeldJob, judged: Judged, record: bytes) -> End:

@@ -6,7 +6,6 @@ import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 
 from turnout.request import InferenceRequest
 from turnout.result import Attempt
@@ -15,6 +14,7 @@ from turnout_workers.attempts.progress import Progress
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
 from turnout_workers.crash_points import reached
+from turnout_workers.monitoring import logs
 from turnout_workers.routing.decision import Candidate, Decision, Hedge, worth_repeating
 from turnout_workers.routing.failover import Action, Allowance, Verdict, judge
 from turnout_workers.state.store import Admission, Granted
@@ -83,16 +83,21 @@ class Judging:
         """
         self._retries.deposit()
         stopped: list[Attempt] = []
+
+        def begin(chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
+            logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
+            return call(stopped, chosen, grant)
+
         if room.hedge is None:
-            calls = [await call(stopped, room.chosen, room.grant)]
+            calls = [await begin(room.chosen, room.grant)]
         else:
-            begin = partial(call, stopped)
             calls = await self._hedging.race(room.hedge, begin(room.chosen, room.grant), admit, begin)
         reached("after_call")
         if stopped:
             progress = replace(progress, attempts=(*progress.attempts, *stopped))
         wish, reports = request.constraints, []
         for ended in calls:
+            logs.at_attempt(ended.lease_id, ended.chosen.endpoint.provider)
             verdict = judge(
                 ended.failure,
                 self._rng,

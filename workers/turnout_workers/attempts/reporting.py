@@ -13,7 +13,6 @@ from redis.exceptions import RedisError
 
 from turnout.request import InferenceResponse
 from turnout.result import Attempt
-from turnout_workers.monitoring import logs
 from turnout_workers.providers.base import CallOutcome
 from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
@@ -113,7 +112,6 @@ class Reporter:
     async def report(self, call: Finished, verdict: failover.Verdict) -> None:
         """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
         endpoint = call.chosen.endpoint
-        logs.at_attempt(call.lease_id, endpoint.provider)
         if self._observer:
             self._observer.called(call)
         ended_at, ok, counts = call.started_at + call.duration_s, call.failure is None, verdict.counts_for_health
