@@ -49,6 +49,7 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
             "[providers.x]\nmodels = { m = { input_usd_per_mtok = 1 } }",
             "t.toml:2: providers.x.models.m: give both input_usd_per_mtok and output_usd_per_mtok",
         ),
+        ("[providers.x]\nmodels = ['m', 3]", "t.toml:2: providers.x.models: must be a list of names, or a "),
         ("[providers.x]\nrequests_per_minute = 0", "t.toml:2: providers.x.requests_per_minute: "),
         ("[ceilings.total]\nper_day_usd = nan", "t.toml:2: ceilings.total.per_day_usd: "),
         ("redis_url = 'localhost'", "t.toml:1: redis_url: must be a redis://"),

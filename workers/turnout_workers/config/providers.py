@@ -20,11 +20,11 @@ def _listed(value: object) -> object:
 
 def named_models(value: object) -> object:
     """A list of names, or a table whose values may be just the provider's name."""
-    if isinstance(value, list):
-        return {name: {} for name in value if isinstance(name, str)}
+    if isinstance(value, list) and all(isinstance(name, str) for name in value):
+        return {name: {} for name in value}
     if isinstance(value, dict):
         return {ours: {"name": told} if isinstance(told, str) else told for ours, told in value.items()}
-    return value
+    raise ValueError("must be a list of names, or a table by name")
 
 
 def _http(url: str) -> str:
