@@ -6,9 +6,8 @@ import contextlib
 import os
 import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO
 
 from turnout.batch.journal import writing
 
@@ -22,23 +21,29 @@ def write_output(
     """
     written: Counter[bool] = Counter()
     with contextlib.ExitStack() as stack:
-        answers = sys.stdout.buffer if path == "-" else stack.enter_context(_replacing(path, advice))
-        others = stack.enter_context(_replacing(errors, advice)) if errors else answers
+        answer = sys.stdout.buffer.write if path == "-" else stack.enter_context(_replacing(path, advice))
+        other = stack.enter_context(_replacing(errors, advice)) if errors else answer
         for answered, line in lines:
-            (answers if answered else others).write(line)
+            (answer if answered else other)(line)
             written[answered] += 1
-        answers.flush()
+        if path == "-":
+            sys.stdout.buffer.flush()
     return written
 
 
 @contextlib.contextmanager
-def _replacing(path: str, advice: str) -> Iterator[IO[bytes]]:
-    """A file that takes its name when it is whole and on disk; cut off before, it leaves nothing."""
+def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
+    """Writes a file that takes its name when it is whole and on disk; cut off before, it leaves nothing."""
     temporary = Path(f"{path}.tmp")
     try:
         with writing(path, advice):
             with temporary.open("wb") as file:
-                yield file
+
+                def write(line: bytes) -> None:
+                    with writing(path, advice):  # here, lest it be told as the other file's trouble
+                        file.write(line)
+
+                yield write
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)
