@@ -44,7 +44,7 @@ _ONLY_AT: Mapping[str, tuple[Any, ...]] = {
 
 def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an `InferenceRequest`, not yet validated; raises Unusable."""
-    if url not in _MAPPED or not isinstance(url, str):
+    if not isinstance(url, str) or url not in _MAPPED:
         raise Unusable(f"url: must be one of {', '.join(_MAPPED)}")
     body = {name: value for name, value in body.items() if value is not None}  # null means: not given
     alone: dict[str, Any] = {}

@@ -103,6 +103,13 @@ def test_a_problem_names_its_field_and_says_what_is_wrong(fields: dict[str, Any]
     assert bad.message.startswith(f"line 4: {told}")
 
 
+@pytest.mark.parametrize("url", [None, 3, [], {}, "/v1/images"])
+def test_an_openai_line_with_a_wrong_url_is_bad_whatever_stands_there(url: Any) -> None:
+    _, bad = line({**CHAT, "url": url}, Format.OPENAI)
+    assert isinstance(bad, Problem)
+    assert bad.message.startswith("line 4: url: must be one of /v1/chat/completions, ")
+
+
 HOSTILE = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("\ud800"),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS) | st.text(), inner, max_size=4),
