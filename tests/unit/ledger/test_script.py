@@ -96,6 +96,24 @@ def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path:
         server.stop()
 
 
+@pytest.mark.parametrize(
+    "refusal",
+    [("CONFIG", "SET", "maxmemory", 1), ("REPLICAOF", "127.0.0.1", 1), ("CONFIG", "SET", "min-replicas-to-write", 1)],
+    ids=["memory is full", "it is a replica", "its replicas are gone"],
+)
+async def test_a_redis_that_takes_no_writes_is_away_to_a_worker(tmp_path: Path, refusal: tuple[str | int, ...]) -> None:
+    """So an answer that is paid for waits on disk, and a request that only a message holds in memory."""
+    server = redis_server.start(tmp_path)
+    try:
+        async with redis.asyncio.Redis.from_url(server.url) as client:
+            await client.execute_command(*refusal)
+            call = Coalescer(client, exchange=redis_exchange.exchange)
+            with pytest.raises(redis.ConnectionError, match="takes no writes"):
+                await call(LEDGER.enqueue(new_job("a")))
+    finally:
+        server.stop()
+
+
 @both_ways
 async def test_a_failure_is_each_callers_own(exchange: Exchange) -> None:
     """Celery clears the frames of a failed task's traceback, and so ends any coroutine that is suspended in one."""

@@ -14,7 +14,7 @@ from typing import Any
 import redis.asyncio
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import ResponseError
+from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 
 async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -38,6 +38,14 @@ async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ..
     ]
 
 
+def _away(error: ResponseError) -> Exception:
+    """A Redis that takes no writes now, its memory or disk full, or a replica since a failover, is to a worker one that
+    is away: what was to be written waits."""
+    if isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith(("MISCONF", "NOREPLICAS")):
+        return redis.ConnectionError(f"Redis takes no writes: {error}")
+    return error
+
+
 async def _exchange(connection: AbstractConnection, packed: bytes, count: int) -> list[Any]:
     await connection.send_packed_command(packed)
     replies: list[Any] = []
@@ -48,7 +56,7 @@ async def _exchange(connection: AbstractConnection, packed: bytes, count: int) -
                     # The read's own timeout off: it is one for each reply, where here is one for all.
                     replies.append(await connection.read_response(timeout=math.inf))
                 except ResponseError as error:
-                    replies.append(error)
+                    replies.append(_away(error))
     except TimeoutError:
         await connection.disconnect(nowait=True)
         raise redis.TimeoutError("Timeout reading from Redis") from None
