@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import socket
+import time
 from collections.abc import Iterator
 from queue import Queue
 from typing import Any
@@ -16,6 +18,7 @@ from tests.chaos.stand import Stand, standing
 from turnout import Cancelled, Client, Failed, InferenceRequest
 from turnout.ledger import NewJob, run
 from turnout.request import Lane
+from turnout_workers.transport import celery_settings
 
 FLEET = """
 output_tokens = 8
@@ -156,3 +159,56 @@ def test_a_revoked_task_is_a_cancelled_job(app: Celery, stand: Stand) -> None:
     with pytest.raises((Cancelled, TaskRevokedError)):  # Celery's until the message comes, for nobody knows the job
         sent.get(timeout=LIMIT_S)
     stand.until(lambda: isinstance(app.AsyncResult(sent.id).result, Cancelled), LIMIT_S)
+
+
+def message(body: str, task_id: Any = "a") -> str:
+    """One for `turnout.infer`."""
+    said = {"body": body, "content-type": "application/json", "content-encoding": "utf-8"}
+    properties = {"delivery_tag": "1", "delivery_info": {}, "body_encoding": None}
+    return json.dumps({**said, "headers": {"task": "turnout.infer", "id": task_id}, "properties": properties})
+
+
+GARBAGE = (
+    *("garbage", "[]", "{}", '{"properties": {}}', message("[[], {}, {}]", ["a"])),
+    *map(message, ("", "[]", "[1, 2, 3]", "[[], {}, []]")),
+)
+
+
+def test_what_is_no_message_ends_no_worker_and_takes_no_other_with_it(app: Celery, stand: Stand) -> None:
+    stand.client.lpush("standard", *GARBAGE * 5)
+    jobs = [infer(app).apply_async() for _ in range(5)]
+    stand.client.lpush("standard", *GARBAGE)
+    assert [job.get(timeout=LIMIT_S)["status"] for job in jobs] == ["succeeded"] * 5
+    assert infer(app).apply_async().get(timeout=LIMIT_S)["status"] == "succeeded"
+    assert stand.workers[0].poll() is None
+
+
+def test_a_message_that_is_put_back_is_there_again(app: Celery, stand: Stand) -> None:
+    """As Celery does with one that comes when the worker has ceased to listen."""
+    with Celery(set_as_current=False, **celery_settings(stand.redis.url)).connection_for_read() as connection:
+        queue = connection.SimpleQueue("put-back")
+        queue.put({"say": "first"})
+        queue.put({"say": "second"})
+        queue.get(timeout=LIMIT_S).reject(requeue=True)
+        assert [queue.get(timeout=LIMIT_S).payload["say"] for _ in range(2)] == ["first", "second"]
+
+
+def test_a_job_for_later_outlives_its_worker_and_is_not_begun_before(app: Celery, stand: Stand) -> None:
+    asked_at = time.time()
+    sent = infer(app).apply_async(countdown=3)
+    stand.until(lambda: stand.outcomes([sent.id]) == {"delayed": 1}, LIMIT_S)
+    run(stand.client, [stand.ledger.hasten(10)])  # as a change of the configuration does
+    for worker in stand.workers:
+        worker.kill()
+        worker.wait()
+    stand.workers.clear()
+    stand.start_worker()
+    result = sent.get(timeout=LIMIT_S)
+    assert result["status"] == "succeeded"
+    assert result["attempts"][0]["started_at"] >= asked_at + 3
+
+
+def test_a_job_for_later_that_expires_before_is_not_begun(app: Celery) -> None:
+    sent = infer(app).apply_async(countdown=1.5, expires=0.5)
+    with pytest.raises((Cancelled, TaskRevokedError)):
+        sent.get(timeout=LIMIT_S)

@@ -57,6 +57,9 @@ app.conf.update(
     worker_send_task_events=settings.file.monitoring.task_events,
 )
 
+NOT_BEFORE = "turnout_not_before"
+"""Where in a task's request stands, as Unix time, what its message says as `eta`."""
+
 
 class Answer:
     """A result as Celery's events and callbacks see it: its repr tells the story and never the answer."""
@@ -88,7 +91,7 @@ class Infer(AsyncTask):
                 refused = await worker.foreign.accept(job_id, asked, embed)
                 if refused is not None:
                     return lambda: refused.answer()
-        match await worker.attempts(job_id):
+        match await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0)):
             case Done(result) if result.succeeded:
                 return lambda: Answer(result)
             case Done(result):
@@ -111,6 +114,15 @@ class JobRequest(AsyncRequest):
     sender's message asks for results."""
 
     store_errors = False
+
+    def __init__(self, message: Any, **options: Any) -> None:
+        """Celery would keep one with an `eta` in memory, and lose it with the process: the ledger does.
+
+        But for one that expires before, of which nothing is to be kept.
+        """
+        super().__init__(message, **options)
+        if self.eta is not None and (self.expires is None or self.eta < self.expires):
+            self.request_dict[NOT_BEFORE], self._eta = self.eta.timestamp(), None
 
 
 class MovedOn(Retry):

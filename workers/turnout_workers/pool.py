@@ -51,7 +51,12 @@ class AsyncRequest(Request):
     """Of an `AsyncTask`: the message is read once, and not by the tracer again."""
 
     def __init__(self, message: Any, *, body: Any = None, decoded: bool = False, **options: Any) -> None:
-        super().__init__(message, body=body if decoded else message.payload, decoded=True, **options)
+        body = body if decoded else message.payload
+        match body:
+            case [list(), dict(), dict() | None]:
+                super().__init__(message, body=body, decoded=True, **options)
+            case _:
+                raise ValueError("no arguments of a task")
 
     def acknowledge(self) -> None:
         """From then on nobody asks for the message, which is nearly half of what Celery holds of a job."""

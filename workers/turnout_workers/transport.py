@@ -9,10 +9,12 @@ taken, many at once or one at a time, so that no lane waits for ever. Where Redi
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from queue import Empty
 from typing import Any
 from urllib.parse import quote
 
@@ -21,11 +23,13 @@ from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps, loads
 from pydantic_core import from_json
-from redis.exceptions import NoScriptError
+from redis.exceptions import NoScriptError, RedisError
 
 from turnout.ledger import Script
 from turnout.redis_address import sentinels
 from turnout.request import Lane
+
+logger = logging.getLogger(__name__)
 
 free_slots: Callable[[], int] = lambda: 0  # noqa: E731
 """Set by the pool: how many more jobs this process has room for. There is one pool a process."""
@@ -88,7 +92,8 @@ class Channel(kombu_redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         """The reply to BRPOP is the first message of a fetch; the rest of the free slots is filled at once."""
         try:
-            return super()._brpop_read(**options)  # type: ignore[misc]
+            with _sense("a lane"):
+                return super()._brpop_read(**options)  # type: ignore[misc]
         finally:
             if self.serves_lanes and (room := free_slots()) > 0:
                 self._fetch(room)
@@ -105,7 +110,40 @@ class Channel(kombu_redis.Channel):
                 client.script_load(script.source)
                 fetched = client.execute_command(*command)
         for index, raw in fetched:
-            self.connection._deliver(_read(raw), queues[index - 1])
+            with _sense(queues[index - 1]):
+                self.connection._deliver(_read(raw), queues[index - 1])
+
+    def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str | None, **options: Any) -> str:
+        def taken(message: Any) -> None:
+            with _sense(queue):
+                callback(message)
+                return
+            if not message.acknowledged:  # else it would take a place for ever
+                message.ack()
+
+        tag: str = super().basic_consume(queue, no_ack, taken, consumer_tag, **options)
+        return tag
+
+    def _restore(self, message: Any, leftmost: bool = False) -> None:
+        """Back to its queue, as it is at hand: kombu would look for it in the record that isn't kept here."""
+        raw, info = dumps(message.serializable()), message.delivery_info
+        with self.conn_or_acquire() as client:
+            for queue in self._lookup(info["exchange"], info["routing_key"]):
+                (client.rpush if leftmost else client.lpush)(queue, raw)
+
+
+@contextmanager
+def _sense(queue: str) -> Iterator[None]:
+    """Drop what is no task's message: Celery would end the worker at it, and the rest of a fetch would be lost.
+
+    No word of what it says, which may be a prompt.
+    """
+    try:
+        yield
+    except (RedisError, OSError, Empty):  # of Redis
+        raise
+    except Exception as error:
+        logger.error("what came in %s is no task's message, and is dropped: %s", queue, type(error).__name__)
 
 
 def _read(raw: str | bytes) -> Any:

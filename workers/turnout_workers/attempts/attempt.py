@@ -13,7 +13,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Awaitable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 from pydantic import ValidationError
@@ -106,8 +106,8 @@ class Attempts:
         self.waiting: Counter[str] = Counter()
         """Jobs of this worker that wait for an endpoint rather than take another, by endpoint id."""
 
-    async def __call__(self, job_id: str) -> End:
-        """Claim the job and take it as far as it goes now."""
+    async def __call__(self, job_id: str, not_before: float = 0.0) -> End:
+        """Claim the job and take it as far as it goes now: until `not_before`, Unix time, it is parked."""
         current_job.set(job_id)
         claimed_at = asyncio.get_running_loop().time()
         claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
@@ -134,7 +134,7 @@ class Attempts:
             job = HeldJob(job_id, claim, request, hold)
             with tracing.holding(job) as span:
                 try:
-                    end = await self._work(job)
+                    end = await self._work(job, not_before)
                 except asyncio.CancelledError:
                     end = await self._stopped(job)
                 if span:
@@ -149,12 +149,15 @@ class Attempts:
             return Skipped("the lease was lost")
         return await self._closing.hand_back(job)  # a graceful stop
 
-    async def _work(self, job: HeldJob) -> End:
+    async def _work(self, job: HeldJob, not_before: float) -> End:
         progress = Progress.from_json(job.claim.progress)
+        progress = replace(progress, not_before=max(progress.not_before, not_before))
         known = self._in_force.settings.webhooks
         if (webhook := job.claim.webhook) and webhook not in known:
             message = f"no webhook is called {webhook}; there are {', '.join(sorted(known)) or 'none'}"
             return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message)
+        if (early_s := progress.not_before - self._fleet.now()) > 0:
+            return await self._closing.put_off(job, progress, early_s)
         search = _Search(progress, PATIENCE_S[job.request.constraints.lane], woken=progress.deferrals > 0)
         while True:
             found = await self._look(job, search)

@@ -106,6 +106,12 @@ class Closing:
         await self.call(self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record))
         return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
+    async def put_off(self, job: HeldJob, progress: Progress, wait_s: float) -> Moved:
+        """Park it until it may begin."""
+        event = {"event": "deferred", "for_s": round(wait_s, 3), "until": "the moment that its sender named"}
+        await self.call(self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
+        return Moved("deferred", f"deferred for {wait_s:.1f} s, for its sender said so")
+
     async def hand_back(self, job: HeldJob) -> Moved:
         """To its lane's front for another worker, as if nothing had happened."""
         await self.call(self.ledger.release(job.id, job.claim.token, job.claim.lane))

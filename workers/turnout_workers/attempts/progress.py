@@ -26,6 +26,8 @@ class Progress:
     """Attempts that count towards the job's last."""
     failovers: int = 0
     deferrals: int = 0
+    not_before: float = 0.0
+    """Unix time: what a plain Celery app has asked for as `eta` or `countdown`."""
 
     @property
     def cost_microusd(self) -> int:
@@ -94,6 +96,7 @@ class Progress:
                 "spent_attempts": self.spent_attempts,
                 "failovers": self.failovers,
                 "deferrals": self.deferrals,
+                "not_before": self.not_before,
             }
         ).decode()
 
@@ -109,4 +112,5 @@ class Progress:
             stored["spent_attempts"],
             stored["failovers"],
             stored["deferrals"],
+            stored.get("not_before", 0.0),
         )
