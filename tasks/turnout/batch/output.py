@@ -9,7 +9,20 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from turnout.batch.journal import writing
+from turnout.batch.journal import Unwritable, writing
+
+
+def check_places(output: str, errors: str | None = None, source: str = "-") -> None:
+    """Raises Unwritable if output would replace its own source, or what is no file, or had one place for two."""
+    seen = {} if source == "-" else {Path(source).resolve(): "the input"}
+    for path, name in ((output, "the output"), (errors, "the file of errors")):
+        if path is None or (path == "-" and name == "the output"):
+            continue
+        place = Path(path).resolve()
+        if place.exists() and not place.is_file():
+            raise Unwritable(f"can't write {path}: it is no regular file")
+        if (other := seen.setdefault(place, name)) is not name:
+            raise Unwritable(f"{path} is {other}, and would be overwritten; choose another place for {name}")
 
 
 def write_output(

@@ -97,7 +97,7 @@ def _request(fields: dict[str, Any], defaults: Defaults) -> InferenceRequest:
         text = json.dumps(fields, ensure_ascii=False, allow_nan=False).encode()
         return InferenceRequest.model_validate_json(text, strict=True)
     except UnicodeEncodeError:
-        raise Unusable("a text has half a surrogate pair, which is no character", "invalid_text") from None
+        raise Unusable("a text is not UTF-8, or has half a surrogate pair", "invalid_text") from None
     except ValidationError as error:
         raise Unusable(explain(error)) from None
     except ValueError:

@@ -15,7 +15,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
@@ -31,6 +31,8 @@ FORMATS = {".txt": Format.TEXT, ".csv": Format.PLAIN, ".tsv": Format.PLAIN, ".pa
 MAX_CELL_CHARS = 64 * MAX_LINE_BYTES
 """Of a CSV file. So much longer than a line may be that one cell too long is the end of its row alone."""
 _TEXTS = {"prompt", "model", "id", "input"}
+_SURPLUS = "more cells than the header has (a text with a comma needs quotes)"
+"""No field is called so, and the row is refused for it: half of its text may be in there."""
 
 
 class SourceError(TurnoutError):
@@ -89,7 +91,10 @@ class Source:
             if suffix in FORMATS.keys() - {".txt"}:
                 text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
                 csv.field_size_limit(MAX_CELL_CHARS)
-                yield from enumerate(map(_row, csv.DictReader(text, delimiter="\t" if suffix == ".tsv" else ",")), 1)
+                rows = csv.DictReader(text, restkey=_SURPLUS, delimiter="\t" if suffix == ".tsv" else ",")
+                if rows.fieldnames:
+                    _check_columns(rows.fieldnames, self.path)
+                yield from enumerate(map(_row, rows), 1)
             else:
                 yield from _lines(file)
 
@@ -120,18 +125,28 @@ def _lines(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:
             yield number, line
 
 
-def _row(row: Mapping[str | None, Any]) -> bytes:
-    # `default=str`: dates and decimals as a person writes them; a bad byte becomes half a surrogate pair,
-    # which is then refused for this row alone.
+def _check_columns(columns: Iterable[str], path: str) -> None:
+    if not {"prompt", "messages", "input"}.intersection(names := list(columns)):
+        raise SourceError(
+            f"can't read {path}: no column is called prompt, messages or input; there are {', '.join(names)[:100]!r}"
+        )
+
+
+def _row(row: Mapping[str, Any]) -> bytes:
+    # `default=str`: dates and decimals as a person writes them; a byte that is no UTF-8 becomes half a surrogate
+    # pair, which is then refused for this row alone.
     return json.dumps(_fields(row), default=str).encode()
 
 
-def _fields(row: Mapping[str | None, Any]) -> dict[str, Any]:
+def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for column, cell in row.items():
-        if cell is None or cell == "" or column is None:
+        if cell is None or cell == "":
             continue
-        if column.startswith("constraints."):
+        if column == _SURPLUS:
+            if any(cell):  # empty ones are a spreadsheet's
+                fields[column] = cell
+        elif column.startswith("constraints."):
             fields.setdefault("constraints", {})[column.removeprefix("constraints.")] = _cell(cell)
         elif column in _TEXTS:
             fields[column] = cell
@@ -149,7 +164,7 @@ def _cell(cell: Any) -> Any:
         return cell
 
 
-def _parquet(path: str) -> Iterator[Mapping[str | None, Any]]:
+def _parquet(path: str) -> Iterator[Mapping[str, Any]]:
     try:
         from pyarrow import ArrowException
         from pyarrow.parquet import ParquetFile
@@ -157,6 +172,7 @@ def _parquet(path: str) -> Iterator[Mapping[str | None, Any]]:
         raise SourceError(f"can't read {path}: Parquet needs pyarrow; pip install 'turnout[parquet]'") from None
     try:
         with ParquetFile(path) as file:
+            _check_columns(file.schema_arrow.names, path)
             for batch in file.iter_batches(batch_size=1000):
                 yield from batch.to_pylist()
     except ArrowException as error:

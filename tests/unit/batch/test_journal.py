@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from turnout.batch.journal import Journal, Unwritable
-from turnout.batch.output import write_output
+from turnout.batch.output import check_places, write_output
 
 OK = {"status": "succeeded", "provider": "p", "in": 1, "out": 1, "s": 0.5, "costs": {"p": 7}}
 FAILED = {"status": "failed", "failed_at": ["p"], "costs": {"p": 5}}
@@ -179,6 +179,23 @@ def test_an_output_that_can_not_be_written_leaves_the_journal_and_no_half_file(o
         with pytest.raises(Unwritable, match=r"can't write .*out: "):
             write_output(journal.output(), output)
     assert {path.name for path in Path(output).parent.iterdir()} == {"out", "out.partial"}
+
+
+def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what_is_no_file(output: str) -> None:
+    source = Path(output).with_name("in.jsonl")
+    source.touch()
+    Path(output).symlink_to(source)
+    for places, told in (
+        ((output, None, str(source)), "is the input"),
+        (("-", str(source), str(source)), "is the input"),
+        (("new", "./new"), "is the output"),
+        (("/dev/null",), "no regular file"),
+        ((str(source.parent),), "no regular file"),
+    ):
+        with pytest.raises(Unwritable, match=told):
+            check_places(*places)
+    check_places("-", str(source), "-")
+    check_places("new", "other", str(source))
 
 
 WRITER = """

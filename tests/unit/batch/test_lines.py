@@ -170,6 +170,24 @@ def test_a_cell_that_is_too_long_is_the_end_of_its_row_alone(tmp_path: Path) -> 
     assert (first.code, isinstance(second, InferenceRequest)) == ("too_large", True)
 
 
+def test_a_row_whose_text_a_comma_has_cut_is_refused_and_empty_cells_harm_none(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_bytes(b"prompt,kind\nHello, world, 1\nb,2,,\ncaf\xe9,3\n")
+    cut, whole, latin = read(Source(str(tmp_path / "x.csv")), Defaults())
+    assert good(whole)[1].metadata == {"kind": "2"}
+    assert isinstance(cut[1], Problem)
+    assert isinstance(latin[1], Problem)
+    assert "line 1: more cells than the header has" in cut[1].message
+    assert "line 3: a text is not UTF-8" in latin[1].message
+
+
+def test_a_table_without_a_column_of_prompts_is_refused_as_a_whole(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text("prompt;kind\na;1\n")
+    parquet.write_table(pyarrow.table({"question": ["a"]}), tmp_path / "x.parquet")
+    for name, columns in (("x.csv", "prompt;kind"), ("x.parquet", "question")):
+        with pytest.raises(SourceError, match=f"{name}: no column is called prompt, .* there are '{columns}'"):
+            list(Source(str(tmp_path / name)))
+
+
 ZIPPED = gzip.compress(bytes(range(256)) * 50)
 
 

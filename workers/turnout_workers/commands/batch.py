@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 from rich.console import Console
 
 from turnout.batch.detached import Batches
-from turnout.batch.output import write_output
+from turnout.batch.output import check_places, write_output
 from turnout.batch.record import Record
 from turnout.batch.source import Source
 from turnout.redis_address import trouble
@@ -103,6 +103,7 @@ def watch(id: str) -> None:
 @click.option("--errors", help="A file of its own for lines without an answer.")
 def results(id: str, output: str, errors: str | None) -> None:
     """Fetch results in the order of the input, as far as there are any. Exit code 3: the batch still goes on."""
+    check_places(output, errors)
     batches = _batches()
     record = batches.record(id)
     written = write_output(((result.succeeded, line) for result, line in batches.results(id)), output, errors)

@@ -25,7 +25,7 @@ from rich.console import Console
 
 from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal
-from turnout.batch.output import write_output
+from turnout.batch.output import check_places, write_output
 from turnout.batch.source import Source
 from turnout.batch.tally import Tally
 from turnout.errors import TurnoutError
@@ -107,6 +107,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     name = hashlib.sha256(f"{Path(source).resolve()}\0{Path(output).resolve()}".encode()).hexdigest()[:16]
     folder, began_at = Path(".turnout") / name, time.monotonic()
     Source(source).check()
+    check_places(output, options["errors"], source)
     partial_output = folder / "stdout.partial" if output == "-" else Path(f"{output}.partial")
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     with contextlib.ExitStack() as stack:

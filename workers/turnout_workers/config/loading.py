@@ -95,11 +95,7 @@ def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys
 
 def load(path: Path, environ: Mapping[str, str], with_keys: bool = True) -> Settings:
     """Read and check a file. Raises ConfigError. Keys come from `environ` and the files that it names."""
-    try:
-        text = path.read_text("utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: can't be read: {getattr(error, 'strerror', None) or error}") from None
-    return settings(text, str(path), environ, with_keys)
+    return settings(toml_lines.text_of(path), str(path), environ, with_keys)
 
 
 def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool = True) -> Settings:

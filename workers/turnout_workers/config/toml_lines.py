@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import pathlib
 import re
 import tomllib
 from collections.abc import Callable, Mapping
@@ -19,6 +20,14 @@ Path = tuple[str, ...]
 
 class ConfigError(TurnoutError):
     """A configuration that can't be used. Its text is for the operator, one problem a line."""
+
+
+def text_of(file: pathlib.Path) -> str:
+    """What a file holds. Raises ConfigError."""
+    try:
+        return file.read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{file}: can't be read: {getattr(error, 'strerror', None) or error}") from None
 
 
 def read(

@@ -105,6 +105,7 @@ def _end_old_leases(redis_url: str) -> None:
 @contextlib.contextmanager
 def _simulator(folder: Path, scenario: Path, config_path: Path) -> Iterator[None]:
     """A simulated fleet; `config_path`: where it writes the turnout.toml of those who call it."""
+    load(scenario)  # what is wrong with it is said by this process, not in a child's log
     log = folder / "simulator.log"
     log.unlink(missing_ok=True)
     options = ["--port", "0", "--json", "--own-ports", "--scenario", str(scenario), "--toml", str(config_path)]

@@ -109,5 +109,5 @@ DEFAULT = Path(__file__).with_name("default.toml")
 
 
 def load(path: Path = DEFAULT) -> Scenario:
-    """Read a scenario file (TOML). Raises OSError or ConfigError."""
-    return toml_lines.read(path.read_text("utf-8"), str(path), Scenario)
+    """Read a scenario file (TOML). Raises ConfigError."""
+    return toml_lines.read(toml_lines.text_of(path), str(path), Scenario)
