@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import subprocess
 import sys
+import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -56,6 +58,16 @@ def test_a_repeated_submit_many_gives_the_same_jobs(client: Client) -> None:
     again = client.submit_many(["A?", "B?", "A?"], idempotency_key="order-2")
     assert [job.id for job in first] == [job.id for job in again]
     assert len({job.id for job in first}) == 3
+
+
+def test_one_request_for_many_and_what_is_none_among_many_are_refused(client: Client) -> None:
+    for single in ("A?", {"prompt": "A?"}, InferenceRequest(prompt="A?")):
+        with pytest.raises(TypeError, match="a single one, for submit"):
+            client.submit_many(single)  # type: ignore[arg-type]
+    for strange, kind in ((5, TypeError), ({"prompt": 5}, ValidationError)):
+        with pytest.raises(kind) as told:
+            client.submit_many(["A?", strange])  # type: ignore[list-item]
+        assert told.value.__notes__ == ["It is requests[1]."]
 
 
 def test_one_of_many_may_have_options_of_its_own(client: Client) -> None:
@@ -281,6 +293,33 @@ def test_a_forked_process_hears_of_its_jobs(here: local.Local) -> None:
                 time.sleep(0.05)
             other.job(job_id).cancel()
         assert forked.wait(20) == 0
+
+
+def test_a_client_that_nobody_waits_with_any_more_holds_no_thread_nor_itself(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(link, "LINGER_S", 0.1)
+    client = Client(here.redis_url)
+    client.submit("A?", max_output_tokens=5).wait(20)
+    gone = threading.Event()
+    weakref.finalize(client._core._link, gone.set)
+    del client
+    assert gone.wait(20)
+
+
+def test_an_async_client_in_another_loop_says_so(here: local.Local) -> None:
+    client = AsyncClient(here.redis_url)
+
+    async def asked() -> str:
+        return (await (await client.submit("A?", max_output_tokens=5)).wait(20)).text
+
+    with asyncio.Runner() as runner:
+        runner.run(asked())
+        for elsewhere in (asked, client.aclose):
+            with pytest.raises(RuntimeError, match="belongs to another event loop: open one in each"):
+                asyncio.run(elsewhere())
+        assert runner.run(asked())
+        runner.run(client.aclose())
 
 
 async def test_the_async_client_awaits_jobs(here: local.Local) -> None:

@@ -31,6 +31,8 @@ READY_S = 5.0
 """How long a waiting thread lets the one that listens begin."""
 AGAIN_S = 0.2
 """Between two tries to listen."""
+LINGER_S = 5.0
+"""How long a thread listens on when nobody waits any more. It holds its client, so it must end."""
 AWAY_S = 60.0
 """How long waiting goes on while Redis is away. After that, its error is raised."""
 
@@ -100,13 +102,16 @@ class LoopLink:
         self._listeners = _Listeners(set)
         self._task: asyncio.Task[None] | None = None
         self._ready = asyncio.Event()
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def ask(self, *calls: Call[Any]) -> list[Any]:
         """Send calls in one round trip."""
+        self._check_loop()
         return await self._call.all(*calls)
 
     async def close(self) -> None:
         """Free the connections."""
+        self._check_loop()
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -124,6 +129,13 @@ class LoopLink:
             yield heard
         finally:
             self._listeners.remove(heard, words)
+
+    def _check_loop(self) -> None:
+        """Connections live in the loop that opened them; in another they would fail now and then, and obscurely."""
+        loop = asyncio.get_running_loop()
+        self._loop = self._loop or loop
+        if self._loop is not loop:
+            raise RuntimeError("this AsyncClient belongs to another event loop: open one in each, or use Client")
 
     async def _listen(self) -> None:
         task = asyncio.current_task()
@@ -163,6 +175,7 @@ class ThreadLink:
         self._listeners = _Listeners(set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
+        self._wanted_at = 0.0
         self._ready = threading.Event()
         self._closed = False
 
@@ -171,8 +184,8 @@ class ThreadLink:
 
     async def close(self) -> None:
         self._closed = True
-        if self._thread is not None:
-            self._thread.join(2)
+        if (thread := self._thread) is not None:
+            thread.join(2)
         self._redis.close()
 
     @contextlib.asynccontextmanager
@@ -192,15 +205,28 @@ class ThreadLink:
                 self._listeners.remove(heard, words)
 
     def _listen(self) -> None:
-        while not self._closed:
+        while True:
             try:
                 with self._redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
                     pubsub.subscribe(self.channel)
-                    while not self._closed:
+                    while self._goes_on():
                         if (message := pubsub.get_message(timeout=0.25)) is not None:
                             self._ready.set()
                             with self._lock:
                                 self._listeners.tell(message)
+                    return
             except (RedisError, OSError):
                 self._ready.set()  # as above
                 time.sleep(AGAIN_S)
+                if not self._goes_on():
+                    return
+
+    def _goes_on(self) -> bool:
+        with self._lock:
+            now = time.monotonic()
+            if self._listeners:
+                self._wanted_at = now
+            if self._closed or now - self._wanted_at > LINGER_S:
+                self._thread = None  # whoever waits next starts another
+                return False
+            return True

@@ -69,13 +69,19 @@ class Options(TypedDict, total=False):
 
 def chunks(requests: Iterable[Request], **options: Unpack[Options]) -> Iterator[list[NewJob]]:
     """Jobs of many requests. An idempotency key is for the whole call; each job's own key adds its number to it."""
+    if isinstance(requests, str | Mapping | BaseModel):  # each can be iterated over, to no good
+        raise TypeError("many requests are a list of them; this is a single one, for submit")
     rest, key = enumerate(requests), options.get("idempotency_key")
     while chunk := list(islice(rest, CHUNK)):
         jobs = []
         for number, request in chunk:
             if key is not None:
                 options["idempotency_key"] = f"{key}\0{number}"
-            jobs.append(new_job(request, **options))
+            try:
+                jobs.append(new_job(request, **options))
+            except Exception as error:
+                error.add_note(f"It is requests[{number}].")
+                raise
         yield jobs
 
 
@@ -85,8 +91,12 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
         given: dict[str, Any] = request.model_dump(exclude_unset=True)
     elif isinstance(request, str):
         given = {"prompt": request}
-    else:
+    elif request is None or isinstance(request, Mapping):
         given = dict(request or {})
+    else:
+        raise TypeError(
+            f"a request is a prompt, an InferenceRequest or a mapping of options, and no {type(request).__name__}"
+        )
     given |= {name: value for name, value in options.items() if value is not None}
     lane, key, model = (given.pop(name, None) for name in ("lane", "idempotency_key", "response_model"))
     stream, webhook = given.pop("stream", False), given.pop("webhook", None)
