@@ -144,3 +144,24 @@ def test_without_redis_calls_under_way_end_and_none_begins(tmp_path: Path) -> No
         stand.until(lambda: stand.settled() == len(ids), 60)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
         assert worker.poll() is None
+        assert (
+            "raised unexpected" not in log.read_text()
+        )  # nor was Celery told of an end, and so anybody's `link_error`
+
+
+def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) -> None:
+    """As a primary after a failover to another, or one whose disk is full."""
+    ids = [f"job-{n}" for n in range(200)]
+    with standing(tmp_path, fleet("one"), concurrency=5) as stand:
+        worker = stand.start_worker()
+        log = stand.folder / "worker-1.log"
+        stand.submit(ids)
+        stand.client.replicaof("127.0.0.1", 1)
+        stand.until(lambda: log.read_text().count("Trying to re-establish") >= 2, 30)
+        stand.until(lambda: "takes no writes" in log.read_text(), 30)
+        assert stand.settled() < len(ids)
+        stand.client.replicaof("NO", "ONE")
+        stand.until(lambda: stand.settled() == len(ids), 60)
+        assert stand.outcomes(ids) == {"succeeded": len(ids)}
+        assert worker.poll() is None
+        assert "raised unexpected" not in log.read_text()

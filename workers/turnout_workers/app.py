@@ -6,6 +6,7 @@ celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout wo
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from celery.utils.functional import maybe_list
 from celery.worker import control
 from celery.worker.state import revoked
 from kombu import Queue
+from redis.exceptions import RedisError
 
 from turnout.errors import JobError
 from turnout.ledger import message
@@ -31,6 +33,8 @@ from turnout_workers.pool import AsyncRequest, AsyncTask, TaskPool
 from turnout_workers.runtime import Worker
 from turnout_workers.transport import celery_settings
 
+logger = logging.getLogger(__name__)
+
 settings = configured(os.environ)
 
 app = Celery("turnout", events=Events)
@@ -41,6 +45,7 @@ app.conf.update(
     task_acks_late=False,
     broker_connection_retry_on_startup=True,
     broker_connection_max_retries=None,
+    broker_channel_error_retry=True,  # a Redis that takes no writes; else Celery ends the worker
     task_queues=[Queue(lane.value) for lane in Lane],
     task_default_queue=Lane.STANDARD.value,
     # Callbacks and chains of other apps go on in queues of theirs, which only their signatures name.
@@ -91,7 +96,12 @@ class Infer(AsyncTask):
                 refused = await worker.foreign.accept(job_id, asked, embed)
                 if refused is not None:
                     return lambda: refused.answer()
-        match await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0)):
+        try:
+            end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
+        except (RedisError, OSError) as error:  # no end of the job: nobody's `link_error` is to hear of it
+            logger.warning("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
+            raise Ignore("Redis is away") from None
+        match end:
             case Done(result) if result.succeeded:
                 return lambda: Answer(result)
             case Done(result):
