@@ -89,8 +89,8 @@ class Upkeep(Operations):
         return self.call("take_hook", job_id, ms(for_s), decode=self.opening(read_hook, job_id), job=job_id)
 
     def put_off_hook(self, job_id: str, for_s: float) -> Call[None]:
-        """Call the webhook again later."""
-        return self.call("put_off_hook", job_id, ms(for_s), decode=nothing)
+        """The webhook was called in vain: call it again later."""
+        return self.call("put_off_hook", job_id, ms(for_s), decode=nothing, job=job_id)
 
     def end_hook(self, job_id: str, event: Mapping[str, Any]) -> Call[None]:
         """The webhook was called, or given up."""

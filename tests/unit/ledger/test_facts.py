@@ -466,3 +466,20 @@ def test_redis_itself_keeps_the_time(redis_url: str) -> None:
         seconds, micros = client.time()
         assert abs(bed.claimed().accepted_at - (seconds + micros / 1e6)) < 5
         bed.close()
+
+
+def test_a_webhooks_tries_are_those_made_in_vain_since_the_job_ended(bed: Bed) -> None:
+    def settled() -> int:
+        bed.settle(bed.claimed().token, JobStatus.FAILED)
+        return tries()
+
+    def tries() -> int:
+        return int(bed(bed.ledger.take_hook("a", 0)).tries)
+
+    bed.enqueue(webhook="app")
+    assert settled() == 0
+    assert tries() == 0, "its worker has died meanwhile"
+    bed(bed.ledger.put_off_hook("a", 0))
+    assert tries() == 1
+    bed(bed.ledger.replay("a", LANE))
+    assert settled() == 0

@@ -11,5 +11,4 @@ if not job[1] or not job[3] then
   return nil
 end
 redis.call('ZADD', KEYS.hooks, NOW + ARGV[2], ARGV[1])
-redis.call('HINCRBY', KEYS.job, 'hook_tries', 1)
 return job
