@@ -91,6 +91,8 @@ class Journal:
                 (failed.discard if entry["status"] == JobStatus.SUCCEEDED else failed.add)(line)
                 self._end += len(raw)
         self._file.truncate(self._end)
+        self._reader.close()  # it may have read ahead into the torn line
+        self._reader = self.path.open("rb")
         for line in failed if retry_failed else ():
             self.drop(range(line, line + 1))
         self.tally.resumed = self.tally.finished

@@ -71,6 +71,16 @@ def test_a_changed_line_has_no_result_and_the_last_one_written_counts(output: st
     assert Path(output).read_bytes() == b"changed\n2\n"
 
 
+def test_what_follows_a_torn_line_is_read_as_it_was_written(output: str) -> None:
+    written(output, {1: FAILED, 2: OK})
+    with partial(output).open("ab") as file:
+        file.write(b'1\t65\t{"status":"failed"}\tagain\n1004\tabcdef\t{"status"')
+    with Journal(partial(output)) as journal:
+        journal.begin({})
+        journal.write(3, 103, OK, b"3\n")
+        assert journal.entry(3) == (OK, b"3\n")
+
+
 def test_lines_without_an_answer_are_left_out_where_they_are_to_be_run_again(output: str) -> None:
     written(output, {1: FAILED, 2: OK, 3: FAILED})
     with Journal(partial(output)) as journal:

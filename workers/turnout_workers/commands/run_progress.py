@@ -140,7 +140,7 @@ def _standing(tally: Tally, rate: float, total: int | None, ceiling_microusd: in
 
 
 class Json(Progress):
-    """One JSON object a second on standard output."""
+    """One JSON object a second."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
