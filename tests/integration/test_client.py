@@ -8,9 +8,10 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
@@ -21,6 +22,7 @@ from tests import redis_server
 
 from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused, Job
 from turnout.client import link, nonblocking
+from turnout.client.blocking import _each
 from turnout.client.link import LoopLink
 from turnout.client.submission import Options, job_id, new_job
 from turnout.ledger import Keys, Ledger, run
@@ -307,6 +309,19 @@ def test_a_client_that_nobody_waits_with_any_more_holds_no_thread_nor_itself(
     assert gone.wait(20)
 
 
+def test_a_blocking_stream_outlives_a_loop_in_which_it_was_begun() -> None:
+    async def pieces() -> AsyncGenerator[str, None]:
+        for piece in ("A", "B"):
+            yield piece
+
+    async def begun() -> Iterator[str]:
+        stream = _each(pieces())
+        assert next(stream) == "A"
+        return stream
+
+    assert list(asyncio.run(begun())) == ["B"]
+
+
 def test_an_async_client_in_another_loop_says_so(here: local.Local) -> None:
     client = AsyncClient(here.redis_url)
 
@@ -372,8 +387,12 @@ def test_a_plain_celery_app_sends_a_request_and_gets_its_result(here: local.Loca
     assert sent.get(timeout=20)["status"] == "succeeded"
 
 
-def test_a_plain_celery_apps_bad_request_fails_its_task(here: local.Local) -> None:
+@pytest.mark.parametrize(
+    ("kwargs", "told"),
+    [({"request": {"promt": "A?"}}, "promt: "), ({"requests": {"prompt": "A?"}}, "requests: "), ({}, "got none")],
+)
+def test_a_plain_celery_apps_bad_request_fails_its_task(here: local.Local, kwargs: dict[str, Any], told: str) -> None:
     app = Celery(broker=here.redis_url, backend=here.redis_url)
-    sent = app.send_task("turnout.infer", kwargs={"request": {"promt": "A?"}}, queue="standard")
-    with pytest.raises(Exception, match="promt"):
+    sent = app.send_task("turnout.infer", kwargs=kwargs, queue="standard")
+    with pytest.raises(Exception, match=told):
         sent.get(timeout=20)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -38,6 +42,15 @@ def test_a_wrong_command_is_refused_in_a_line(
     assert done.exit_code in (1, 2)
     assert told in done.output
     assert isinstance(done.exception, SystemExit), "and no traceback"
+
+
+def test_a_flower_whose_port_is_taken_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        command = [sys.executable, "-m", "turnout", "flower", "--port", str(taken.getsockname()[1])]
+        environ = {**os.environ, "OPENAI_API_KEY": "k"}
+        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: Address already in use; see --address, --port and --db\n")
 
 
 def test_a_flower_that_others_can_reach_wants_a_login() -> None:

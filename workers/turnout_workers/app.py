@@ -113,10 +113,13 @@ class Infer(AsyncTask):
 
 
 def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
-    """The request that a plain Celery app has put into the message, or None if it names a job of the ledger."""
-    if "request" in kwargs:
-        return kwargs["request"]
-    return args[0] if args and args[0] != job_id else None
+    """The request that a plain Celery app has put into the message, or None if it names a job of the ledger.
+
+    One that has neither is taken at its word, and refused by the names that it gives: its sender waits for an answer.
+    """
+    if args and "request" not in kwargs:
+        return args[0] if args[0] != job_id else None
+    return kwargs.get("request", kwargs)
 
 
 class JobRequest(AsyncRequest):

@@ -119,8 +119,12 @@ def _each(items: AsyncGenerator[T, None]) -> Iterator[T]:
     """`async for` over a generator that never waits for a loop."""
     try:
         while True:
-            yield at_once(items.__anext__())
+            yield at_once(_next(items))
     except StopAsyncIteration:
         pass
     finally:
         at_once(items.aclose())
+
+
+async def _next(items: AsyncGenerator[T, None]) -> T:
+    return await anext(items)  # not before `at_once` has begun: a loop gets to know of a generator at its first step

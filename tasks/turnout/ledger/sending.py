@@ -7,6 +7,7 @@ never has to wait for a loop, so `at_once` runs it to its end.
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from copy import copy
 from functools import partial
@@ -41,12 +42,19 @@ def run(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
 
 
 def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
-    """Run a coroutine that blocks wherever it would have to wait, and so needs no loop."""
+    """Run a coroutine that blocks wherever it would have to wait, and so needs no loop.
+
+    A loop that runs in this thread is not to know of its generators either, for it would close them at its own end.
+    """
+    hooks = sys.get_asyncgen_hooks()
     try:
+        sys.set_asyncgen_hooks(None, None)
         coroutine.send(None)
     except StopIteration as end:
         value: T = end.value
         return value
+    finally:
+        sys.set_asyncgen_hooks(*hooks)
     raise RuntimeError("a coroutine that was to block has waited for a loop")
 
 

@@ -36,7 +36,10 @@ def flower(address: str, port: int, db: Path) -> None:
         )
     from turnout_workers.monitoring.flower import serve
 
-    serve(deployment(), address, port, db, lambda url: click.echo(f"Flower: {url}"))
+    try:
+        serve(deployment(), address, port, db, lambda url: click.echo(f"Flower: {url}"))
+    except OSError as error:
+        raise click.ClickException(f"{error.strerror or error}; see --address, --port and --db") from None
 
 
 def _is_loopback(address: str) -> bool:
