@@ -89,19 +89,6 @@ def test_a_link_error_is_called_and_the_result_raises(app: Celery) -> None:
         sent.get(timeout=LIMIT_S)
 
 
-def test_messages_with_another_body_than_celerys_are_dropped_and_the_worker_goes_on(app: Celery, stand: Stand) -> None:
-    named, good = {"task": "turnout.infer", "id": "odd"}, [["odd"], {}, None]
-    odd = (None, 3, {"a": 1}, [[], {}], [1, 2, 3], ["x", {}, None], [[], [], {}])
-    first_version = {"task": "turnout.infer", "args": []}
-    with app.connection_for_write() as connection:
-        producer = connection.Producer(routing_key="interactive", serializer="json")
-        for headers, body in [*((named, one) for one in odd), ({"task": "turnout.infer"}, good), ({}, first_version)]:
-            producer.publish(body, headers=headers)
-    stand.until(lambda: not stand.client.llen("interactive"), LIMIT_S)
-    assert infer(app).apply_async().get(timeout=LIMIT_S)["status"] == "succeeded"
-    assert stand.workers[0].poll() is None
-
-
 def test_a_chain_hands_the_result_on(app: Celery) -> None:
     text = chain(infer(app), own(app, "shop.answered")).apply_async().get(timeout=LIMIT_S)
     called.get(timeout=LIMIT_S)

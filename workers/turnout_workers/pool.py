@@ -32,7 +32,6 @@ from celery.exceptions import Ignore, Retry
 from celery.signals import task_postrun, task_prerun, task_success
 from celery.utils.log import get_logger
 from celery.worker.request import Request
-from celery.worker.strategy import default
 
 from turnout_workers import transport
 
@@ -70,7 +69,6 @@ class AsyncTask(Task):  # type: ignore[type-arg]
 
     abstract = True
     Request = f"{__name__}:AsyncRequest"
-    Strategy = f"{__name__}:strategy"
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
         """Do the work; what it returns is called by `run`, to give the result or to raise.
@@ -83,21 +81,6 @@ class AsyncTask(Task):  # type: ignore[type-arg]
     def run(self, *_args: Any, **_kwargs: Any) -> Any:
         outcome: Callable[[], Any] = self.request.get(OUTCOME)
         return outcome()
-
-
-def strategy(task: Any, app: Any, consumer: Any, **options: Any) -> Callable[..., None]:
-    """Celery's own, for messages in the form of either of its protocols: any other would end the worker."""
-    handle = default(task, app, consumer, **options)
-
-    def received(message: Any, body: Any, *rest: Any) -> None:
-        match body or message.payload, body or message.headers:
-            case ({"args": _} | [[*_], {}, {} | None], {"id": str()}):
-                handle(message, body, *rest)
-            case _:
-                logger.error("a message is dropped: it has no id, or its body is not [args, kwargs, embed]")
-                message.reject_log_error(logger, consumer.connection_errors)
-
-    return received
 
 
 class _Untraced:
