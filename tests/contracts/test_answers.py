@@ -243,3 +243,28 @@ async def test_a_200_that_is_no_answer_is_a_failure(dialect: str, body: Any, kin
     with pytest.raises(ProviderError) as error:
         await answered(dialect, body)
     assert (error.value.failure.kind, error.value.failure.billed) == (kind, billed)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        b"the prompt\r\n",
+        b"HTTP/1.1 the prompt\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx-echo: the prompt\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: the prompt\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{the prompt}",
+        b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nthe prompt\r\n",
+    ],
+)
+async def test_what_is_no_http_is_not_repeated(raw: bytes) -> None:
+    """It may be the prompt, or somebody's answer."""
+    http, endpoint = Http(), Endpoint("p", "m", "m")
+    try:
+        async with serving(always(raw)) as url:
+            connector = build(ProviderConfig("p", "openai", url, (endpoint,)), http)
+            with pytest.raises(ProviderError) as error:
+                await connector.call(endpoint, InferenceRequest(prompt="x"))
+    finally:
+        await http.aclose()
+    assert error.value.failure.billed is Billed.MAYBE
+    assert "prompt" not in error.value.failure.message

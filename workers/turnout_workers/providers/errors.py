@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 import aiohttp
@@ -9,6 +10,9 @@ import aiohttp
 from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import ObservedLimit
+
+_QUOTATION = re.compile(r"\n|\\n|<Raw")
+"""Where aiohttp begins to repeat what came: an answer, or a prompt or key that somebody echoes."""
 
 
 class ProviderError(Exception):
@@ -38,7 +42,8 @@ def request_id(headers: Mapping[str, str]) -> str | None:
 
 def classify_exception(error: BaseException) -> Failure:
     """Of a call that is not known to have been answered."""
-    text = scrubbed(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+    said = _QUOTATION.split(str(error))[0].rstrip(" :'\"")
+    text = scrubbed(f"{type(error).__name__}: {said}" if said else type(error).__name__)
     match error:
         case (
             aiohttp.ClientConnectorError()

@@ -17,6 +17,7 @@ if seal then
 end
 
 token = token + 1
+redis.call('ZADD', KEYS.leases, NOW + ARGV[3], ARGV[1])
 redis.call('ZREM', pending_of(lane), ARGV[1])
 redis.call('HSET', KEYS.job, 'state', 'leased', 'owner', ARGV[2], 'token', token)
 redis.call('HDEL', KEYS.job, 'missed_ms', 'republished')
@@ -26,7 +27,6 @@ if turn then
   local whose = string.match(turn, '^%S+ %S* ')
   if turns_left(whose) > 0 then after = next_turn(whose) end
 end
-redis.call('ZADD', KEYS.leases, NOW + ARGV[3], ARGV[1])
 tell('"event":"claimed","by":' .. cjson.encode(ARGV[2]))
 return {'claimed', token, NOW - queued_ms, after or '', redis.call('EXISTS', KEYS.parked),
   redis.call('HMGET', KEYS.job, unpack(CLAIMED))}
