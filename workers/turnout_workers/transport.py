@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import logging
 import random
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import cached_property
@@ -92,7 +93,7 @@ class Channel(kombu_redis.Channel):
     def _brpop_read(self, **options: Any) -> Any:
         """The reply to BRPOP is the first message of a fetch; the rest of the free slots is filled at once."""
         try:
-            with _sense("a lane"):
+            with _odd_dropped("a lane"):
                 return super()._brpop_read(**options)  # type: ignore[misc]
         finally:
             if self.serves_lanes and (room := free_slots()) > 0:
@@ -110,12 +111,12 @@ class Channel(kombu_redis.Channel):
                 client.script_load(script.source)
                 fetched = client.execute_command(*command)
         for index, raw in fetched:
-            with _sense(queues[index - 1]):
+            with _odd_dropped(queues[index - 1]):
                 self.connection._deliver(_read(raw), queues[index - 1])
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str | None, **options: Any) -> str:
         def taken(message: Any) -> None:
-            with _sense(queue):
+            with _odd_dropped(queue):
                 callback(message)
                 return
             if not message.acknowledged:  # else it would take a place for ever
@@ -133,17 +134,19 @@ class Channel(kombu_redis.Channel):
 
 
 @contextmanager
-def _sense(queue: str) -> Iterator[None]:
+def _odd_dropped(queue: str) -> Iterator[None]:
     """Drop what is no task's message: Celery would end the worker at it, and the rest of a fetch would be lost.
 
-    No word of what it says, which may be a prompt.
+    No word of what it says, which may be a prompt: only where it was found out.
     """
     try:
         yield
     except (RedisError, OSError, Empty):  # of Redis
         raise
     except Exception as error:
-        logger.error("what came in %s is no task's message, and is dropped: %s", queue, type(error).__name__)
+        at = traceback.extract_tb(error.__traceback__)[-1]
+        told = (queue, type(error).__name__, at.filename, at.lineno)
+        logger.error("what came in %s is no task's message, and is dropped: %s at %s:%d", *told)
 
 
 def _read(raw: str | bytes) -> Any:
