@@ -9,7 +9,8 @@ from urllib.parse import urlsplit
 from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 
-NAT64 = ipaddress.ip_network("64:ff9b::/96")
+NAT64, OWN_NAT64 = map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48"))
+"""Of gateways from IPv6 to IPv4: anybody's, and those of one's own network, which older Pythons take for public."""
 
 
 class PublicResolver(AbstractResolver):
@@ -39,7 +40,7 @@ def is_public(address: str) -> bool:
     if isinstance(found, ipaddress.IPv6Address):
         # A gateway on the way hands on to the IPv4 address within.
         within = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if found in NAT64 else found.sixtofour
-        return found.is_global and (within is None or within.is_global)
+        return found.is_global and found not in OWN_NAT64 and (within is None or within.is_global)
     return found.is_global
 
 
