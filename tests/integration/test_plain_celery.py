@@ -161,6 +161,13 @@ def test_a_revoked_task_is_a_cancelled_job(app: Celery, stand: Stand) -> None:
     stand.until(lambda: isinstance(app.AsyncResult(sent.id).result, Cancelled), LIMIT_S)
 
 
+def test_another_job_under_a_used_id_fails_and_leaves_the_answer_alone(app: Celery) -> None:
+    first = infer(app).apply_async().get(timeout=LIMIT_S)
+    infer(app, "B?").apply_async(task_id=first["id"], link_error=own(app, "shop.failed"))
+    assert called.get(timeout=LIMIT_S) == ("failed", first["id"])
+    assert app.AsyncResult(first["id"]).result == first
+
+
 def message(body: str, task_id: Any = "a") -> str:
     """One for `turnout.infer`."""
     said = {"body": body, "content-type": "application/json", "content-encoding": "utf-8"}

@@ -55,7 +55,10 @@ class Foreign:
                 await asyncio.sleep(AGAIN_S)
         if outcome in (Intake.QUEUED, Intake.DUPLICATE):
             return None
-        return await self._ended(job_id, JobStatus.FAILED, outcome.value, f"the job was not accepted: {outcome}")
+        code, why = outcome.value, f"the job was not accepted: {outcome}"
+        if outcome is Intake.CONFLICT:  # the record is the other's, and may tell of an answer
+            return JobResult.unanswered(job_id, JobStatus.FAILED, code, why)
+        return await self._ended(job_id, JobStatus.FAILED, code, why)
 
     async def revoke(self, job_ids: Sequence[str]) -> list[str]:
         """Cancel those of these jobs that the ledger knows, wherever they wait. Gives them."""
