@@ -84,11 +84,12 @@ class Journal:
             for raw in file:
                 if not raw.endswith(b"\n"):
                     break  # torn by a kill: the line is done again
-                number, digest, told, _ = raw.split(b"\t", 3)
-                line, entry = int(number), json.loads(told)
-                self.drop(range(line, line + 1))
-                self._note(line, int(digest, 16), entry)
-                (failed.discard if entry["status"] == JobStatus.SUCCEEDED else failed.add)(line)
+                with contextlib.suppress(ValueError):  # a gap that a power cut has left: the line is done again
+                    number, digest, told, _ = raw.split(b"\t", 3)
+                    line, entry = int(number), json.loads(told)
+                    self.drop(range(line, line + 1))
+                    self._note(line, int(digest, 16), entry)
+                    (failed.discard if entry["status"] == JobStatus.SUCCEEDED else failed.add)(line)
                 self._end += len(raw)
         self._file.truncate(self._end)
         self._reader.close()  # it may have read ahead into the torn line

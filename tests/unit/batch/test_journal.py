@@ -81,6 +81,17 @@ def test_what_follows_a_torn_line_is_read_as_it_was_written(output: str) -> None
         assert journal.entry(3) == (OK, b"3\n")
 
 
+def test_a_gap_that_a_power_cut_has_left_costs_no_more_than_its_line(output: str) -> None:
+    written(output, {1: OK, 2: OK, 3: OK})
+    raw = partial(output).read_bytes().splitlines(keepends=True)
+    raw[2] = bytes(len(raw[2]) - 1) + b"\n"
+    partial(output).write_bytes(b"".join(raw))
+    with Journal(partial(output)) as journal:
+        assert journal.begin({}).finished == 2
+        assert [journal.has(number, 100 + number) for number in (1, 2, 3)] == [True, False, True]
+        assert journal.entry(3) == (OK, b"3\n")
+
+
 def test_lines_without_an_answer_are_left_out_where_they_are_to_be_run_again(output: str) -> None:
     written(output, {1: FAILED, 2: OK, 3: FAILED})
     with Journal(partial(output)) as journal:
