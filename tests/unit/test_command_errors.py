@@ -23,6 +23,7 @@ NO_TEXT = b"\xff\xfe"
         ("run p.txt", "say with -o where results are to go"),
         ("run p.txt -o p.txt", "p.txt is the input, and would be overwritten"),
         ("run p.txt -o out --scenario no-text", "no-text: can't be read: 'utf-8' codec can't decode"),
+        ("simulate --port 99999", "99999 is not in the range 0<=x<=65535"),
         ("worker -l loud", "'loud' is not one of 'debug', 'info', 'warning', 'error'"),
         ("worker --lanes standard,fast", "there is no lane fast; there are interactive, standard, batch"),
         ("failed --limit 0", "0 is not in the range x>=1"),

@@ -100,6 +100,7 @@ async def test_the_face_works_as_it_was_designed(routers: Any) -> None:
     router.register_provider(groq, priority=2, cost_per_1k_tokens=0.0001)
     provider = await router.get_provider_for_request(request(), strategy=RoutingStrategy.COST_OPTIMIZED)
     assert provider.name == "groq"
+    assert repr(provider) == f"RoutedProvider({provider.endpoint.id})"
     assert provider.endpoint.price == Price(0.1, 0.1)
     assert (await provider.complete(request())).text == "from groq"
     router.unregister_provider("groq")

@@ -90,7 +90,10 @@ class RoutedProvider:
     name: str
     endpoint: Endpoint
     decision: Decision
-    _complete: Callable[[InferenceRequest, str], Awaitable[InferenceResponse]] = field(repr=False)
+    _complete: Callable[[InferenceRequest, str], Awaitable[InferenceResponse]]
+
+    def __repr__(self) -> str:
+        return f"RoutedProvider({self.endpoint.id})"
 
     async def complete(self, request: InferenceRequest) -> InferenceResponse:
         """Call this endpoint once there is room. Raises ProviderError if the call fails."""

@@ -6,6 +6,7 @@ changes nothing, or refused by name: none is ignored silently.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -53,7 +54,7 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
             alone[name] = value
         elif name in _ONLY_AT and name not in _MAPPED[url]:
             if value not in _ONLY_AT[name]:
-                raise Unusable(f"body.{name}: only {_ONLY_AT[name][0]!r} is supported")
+                raise Unusable(f"body.{name}: only {json.dumps(_ONLY_AT[name][0])} is supported")
         elif name not in _MAPPED[url]:
             raise Unusable(f"body.{name}: unknown or unsupported field")
     fields = {name: body[name] for name in _SAME & body.keys()}

@@ -14,7 +14,7 @@ from turnout_workers.deployment import deployment
 
 @click.command()
 @click.option("--address", default="127.0.0.1", show_default=True, help="To listen on.")
-@click.option("--port", default=5555, show_default=True)
+@click.option("--port", type=click.IntRange(0, 65_535), default=5555, show_default=True)
 @click.option(
     "--db",
     type=click.Path(path_type=Path, dir_okay=False),

@@ -18,7 +18,9 @@ from turnout_workers.simulator.server import Simulator
 
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8787, show_default=True, help="Port; 0: any free one, printed.")
+@click.option(
+    "--port", type=click.IntRange(0, 65_535), default=8787, show_default=True, help="Port; 0: any free one, printed."
+)
 @click.option(
     "--scenario",
     "file",
