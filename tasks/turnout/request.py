@@ -130,23 +130,26 @@ class RoutingConstraints(Value):
 
 
 class InferenceRequest(Value):
-    """One inference to be done. Exactly one of `prompt`, `messages` and `input` (embeddings) is given."""
+    """One inference to be done. Exactly one of `prompt`, `messages` and `input` (embeddings) is given.
 
-    prompt: str | None = None
-    messages: tuple[Message, ...] | None = None
-    input: str | tuple[str, ...] | None = None
+    What is asked is not in its repr, nor an answer in that of a response: tracebacks with values end up anywhere.
+    """
+
+    prompt: str | None = Field(default=None, repr=False)
+    messages: tuple[Message, ...] | None = Field(default=None, repr=False)
+    input: str | tuple[str, ...] | None = Field(default=None, repr=False)
     """Texts to embed."""
     model: Name | tuple[Name, ...] | None = None
     """A model, or several acceptable ones, by our name or any alias; None or "auto": any model will do."""
     max_output_tokens: int | None = Field(default=None, gt=0)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: tuple[str, ...] = ()
+    stop: tuple[str, ...] = Field(default=(), repr=False)
     seed: int | None = None
-    tools: tuple[Tool, ...] = ()
+    tools: tuple[Tool, ...] = Field(default=(), repr=False)
     tool_choice: Literal["auto", "none", "required"] | Name | None = None
     """A mode, or the name of the one function to call."""
-    response_format: ResponseFormat = ResponseFormat()
+    response_format: ResponseFormat = Field(default=ResponseFormat(), repr=False)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
     dimensions: int | None = Field(default=None, gt=0)
     """Size of an embedding."""
@@ -154,7 +157,7 @@ class InferenceRequest(Value):
     """Longest duration of one call; None: derived from what the endpoint usually takes."""
     on_unsupported: Literal["drop", "fail"] = "drop"
     """A parameter that the chosen endpoint does not take is dropped with a warning, or fails the call there."""
-    extras: dict[Name, dict[str, JsonValue]] = Field(default_factory=dict)
+    extras: dict[Name, dict[str, JsonValue]] = Field(default_factory=dict, repr=False)
     """Further body fields by provider, so that a failover never leaks one vendor's options to another."""
     metadata: dict[str, str] = Field(default_factory=dict)
     """The caller's own labels; never sent to a provider."""
@@ -249,10 +252,10 @@ class Usage(Value):
 class InferenceResponse(Value):
     """What one successful call gave."""
 
-    text: str = ""
-    tool_calls: tuple[ToolCall, ...] = ()
-    refusal: str | None = None
-    embeddings: tuple[tuple[float, ...], ...] = ()
+    text: str = Field(default="", repr=False)
+    tool_calls: tuple[ToolCall, ...] = Field(default=(), repr=False)
+    refusal: str | None = Field(default=None, repr=False)
+    embeddings: tuple[tuple[float, ...], ...] = Field(default=(), repr=False)
     finish: FinishReason = FinishReason.STOP
     finish_raw: str | None = None
     usage: Usage = Usage()

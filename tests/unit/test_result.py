@@ -5,7 +5,8 @@ import pickle
 import pytest
 
 from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, TurnoutError
-from turnout.request import InferenceResponse, Usage
+from turnout.ledger import NewJob
+from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem, dollars
 
 ANSWER = InferenceResponse(
@@ -87,3 +88,10 @@ def test_errors_say_what_happened_also_after_pickling(error: TurnoutError, says:
     assert type(again) is type(error)
     assert says in str(error)
     assert str(again) == str(error)
+
+
+def test_no_repr_shows_what_is_asked_or_answered() -> None:
+    asked = [InferenceRequest(prompt="canary"), InferenceRequest(messages=({"role": "user", "content": "canary"},))]
+    values = [*asked, InferenceRequest(input="canary"), ANSWER.model_copy(update={"text": "canary"})]
+    result = JobResult(id="a", status="succeeded", response=values[-1])
+    assert "canary" not in repr([*values, result, NewJob.of("a", asked[0])])

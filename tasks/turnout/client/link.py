@@ -124,6 +124,7 @@ class LoopLink:
         self._listeners.add(heard, words)
         try:
             if self._task is None or self._task.done():
+                self._ready.clear()
                 self._task = asyncio.create_task(self._listen())
             await self._ready.wait()
             yield heard

@@ -26,7 +26,7 @@ class NewJob:
     """A job to be accepted."""
 
     id: str
-    payload: str
+    payload: str = field(repr=False)
     """The request as canonical JSON."""
     fingerprint: str
     lane: Lane
@@ -39,7 +39,7 @@ class NewJob:
     deadline_s: float | None = None
     """Counted from when the job is accepted. With both, the earlier one holds."""
     metadata: Mapping[str, str] = field(default_factory=dict)
-    embed: str | None = None
+    embed: str | None = field(default=None, repr=False)
     """Callbacks and the like, as JSON, of a job that a plain Celery app has sent."""
     stream: bool = False
     webhook: str | None = None
