@@ -73,7 +73,7 @@ class Source:
 
     def __iter__(self) -> Iterator[RawLine]:
         """Every line that isn't blank, numbered as an editor would; raises SourceError."""
-        suffix = Path(self.path.removesuffix(".gz")).suffix
+        suffix = Path(self.path.lower().removesuffix(".gz")).suffix
         format = FORMATS.get(suffix)
         try:
             for number, data in self._read(suffix):

@@ -16,7 +16,7 @@ def decoded(raw: bytes) -> Any:
     try:
         value = _DECODER.decode(as_text(raw))
     except json.JSONDecodeError as error:
-        raise Unusable(f"{error.msg} at column {error.colno}", "invalid_json") from None
+        raise Unusable(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}", "invalid_json") from None
     except RecursionError:
         raise too_deep from None
     if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:

@@ -88,6 +88,13 @@ def test_a_bad_line_is_named_and_reported(raw: bytes, code: str) -> None:
     assert (told["line"], told["status"]) == (4, "failed")
 
 
+def test_what_is_no_json_is_told_its_place() -> None:
+    assert [getattr(line(raw)[1], "message", None) for raw in (b"A?", b'{"prompt": "a')] == [
+        "line 4: not JSON: Expecting value at column 1",
+        "line 4: not JSON: Unterminated string starting at column 12",
+    ]
+
+
 @pytest.mark.parametrize(
     ("fields", "told"),
     [
@@ -154,12 +161,12 @@ def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
     text = b'{"prompt": "a"}\n\n{"prompt": "b"}\n'
     (tmp_path / "x.jsonl").write_bytes(text)
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text))
-    (tmp_path / "x.csv").write_text("prompt,kind\na,1\nb,2\n")
+    (tmp_path / "X.CSV").write_text("prompt,kind\na,1\nb,2\n")
     plain = [raw.data for raw in Source(str(tmp_path / "x.jsonl"))]
     assert (
         plain == [raw.data for raw in Source(str(tmp_path / "x.jsonl.gz"))] == [b'{"prompt": "a"}', b'{"prompt": "b"}']
     )
-    rows = [good(one) for one in read(Source(str(tmp_path / "x.csv")), Defaults())]
+    rows = [good(one) for one in read(Source(str(tmp_path / "X.CSV")), Defaults())]
     assert [request.metadata for _, request in rows] == [{"kind": "1"}, {"kind": "2"}]
 
 

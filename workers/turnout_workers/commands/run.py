@@ -71,7 +71,7 @@ PATIENCE = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), retries=120)
 @click.option("--dry-run", is_flag=True, help="Check every line and estimate tokens, cost and time; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Progress and summary for machines, on standard error.")
 def run(source: str, output: str | None, **options: Any) -> None:
-    """Run every line of SOURCE (JSONL, text, CSV or Parquet; - for standard input) and write its result.
+    """Run every line of SOURCE (JSONL, text, CSV or Parquet; - for JSONL on standard input), and write results.
 
     Interrupted, the same command goes on where it stopped. Exit code: 0 all lines have an answer, 1 some have none,
     2 it could not run, 3 stopped.
