@@ -45,6 +45,16 @@ def test_a_wrong_command_is_refused_in_a_line(
     assert isinstance(done.exception, SystemExit), "and no traceback"
 
 
+def test_a_working_folder_that_can_not_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("A?")
+    (tmp_path / ".turnout").touch()
+    done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out"])
+    assert done.exit_code == 2
+    assert "can't write .turnout/" in done.output
+    assert {path.name for path in tmp_path.iterdir()} == {"p.txt", ".turnout"}
+
+
 def test_a_flower_whose_port_is_taken_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:

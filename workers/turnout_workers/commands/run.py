@@ -24,7 +24,7 @@ from redis.retry import Retry
 from rich.console import Console
 
 from turnout.batch.feeder import Feeder, Stopped
-from turnout.batch.journal import Journal
+from turnout.batch.journal import Journal, writing
 from turnout.batch.output import check_places, write_output
 from turnout.batch.source import Source
 from turnout.batch.tally import Tally
@@ -98,7 +98,9 @@ def run(source: str, output: str | None, **options: Any) -> None:
     except NoPermissionError as error:
         trouble = f"REDIS_URL's user may not do that: {error}"
     except (redis.ConnectionError, redis.TimeoutError) as error:
-        trouble = f"Redis is away: {error}. What is done is kept; once it is back, the same command goes on."
+        trouble = (
+            f"Redis is away: {str(error).rstrip('.')}. What is done is kept; once it is back, the same command goes on."
+        )
     console.print(f"turnout: {trouble}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(UNUSABLE)
 
@@ -108,6 +110,8 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     folder, began_at = Path(".turnout") / name, time.monotonic()
     Source(source).check()
     check_places(output, options["errors"], source)
+    with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
+        folder.mkdir(parents=True, exist_ok=True)
     partial_output = folder / "stdout.partial" if output == "-" else Path(f"{output}.partial")
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     with contextlib.ExitStack() as stack:
