@@ -25,7 +25,7 @@ $(READY): $(RUNS)
 install: $(READY) ## make the environment, with everything that development needs
 
 run: $(RUNS) ## the main job: every line of examples/prompts.jsonl, on whatever providers there are
-	$(BIN)/turnout run examples/prompts.jsonl -o results.jsonl
+	$(BIN)/turnout run examples/prompts.jsonl -o results.jsonl --anew
 
 # Most tests wait for other processes, so three share two cores well; a file's tests stay together, and share its stands.
 test: $(READY) ## the tests

@@ -58,7 +58,7 @@ class Run:
 
     def done(self) -> int:
         """Lines in the journal; only what was added since the last look is read."""
-        journal = self.output.with_name(self.output.name + ".partial")
+        journal = self.output.with_name(self.output.name + ".journal")
         if journal.exists():
             with journal.open("rb") as file:
                 file.seek(self._read)

@@ -125,7 +125,7 @@ def test_every_line_is_done_once_though_a_provider_dies_midway(tmp_path: Path, f
 def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, fleet: Fleet) -> None:
     source, output = prompts(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
     arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "8")
-    journal = tmp_path / "out.jsonl.partial"
+    journal = tmp_path / "out.jsonl.journal"
     with running(tmp_path, *arguments) as child:
         until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
         child.send_signal(signal.SIGKILL)
@@ -143,7 +143,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, fleet: Fleet
 def test_a_run_starts_its_worker_and_its_redis_again(tmp_path: Path, fleet: Fleet) -> None:
     source, output = prompts(tmp_path / "in.jsonl", 300), tmp_path / "out.jsonl"
     arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "20")
-    journal = tmp_path / "out.jsonl.partial"
+    journal = tmp_path / "out.jsonl.journal"
     with fleet.config.open("a") as config:
         config.write("\n[worker]\nlease_s = 2.0\n")  # how soon the dead worker's jobs are another's
 
@@ -169,7 +169,7 @@ def test_a_run_starts_its_worker_and_its_redis_again(tmp_path: Path, fleet: Flee
 def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, fleet: Fleet) -> None:
     source, output = prompts(tmp_path / "in.jsonl", 200), tmp_path / "out.jsonl"
     arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "8")
-    journal = tmp_path / "out.jsonl.partial"
+    journal = tmp_path / "out.jsonl.journal"
     with running(tmp_path, *arguments) as child:
         until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
         child.send_signal(signal.SIGINT)
@@ -182,6 +182,27 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, flee
     assert code == 0, text
     assert len(results(output)) == 200
     assert set(served(fleet).values()) == {1}, "a stop in order calls nothing twice"
+
+
+def test_the_same_command_pays_for_no_line_twice_unless_all_are_to_be_run_anew(tmp_path: Path, fleet: Fleet) -> None:
+    source, output = prompts(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
+    arguments = (str(source), "-o", str(output), "--config", str(fleet.config))
+
+    def run(*more: str) -> tuple[str, int]:
+        with running(tmp_path, *arguments, *more) as child:
+            code, text = finish(child)
+        assert code == 0, text
+        assert [line["id"] for line in results(output)] == list(range(20))
+        return text, sum(served(fleet).values())
+
+    assert run()[1] == 20
+    output.unlink()
+    assert run()[1] == 20
+    source.write_text(source.read_text().replace("Question 7?", "Another question?"))
+    text, calls = run()
+    assert calls == 21
+    assert "19 of them done before" in text, text
+    assert run("--anew")[1] == 41
 
 
 def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fleet) -> None:

@@ -1,8 +1,8 @@
 """What a batch has come to so far, kept so that neither a kill nor a full disk leaves half a line or loses a whole one.
 
-Each result is appended to a file beside the output (`OUT.partial`) as it comes. A rerun reads it, drops a torn last
-line, and goes on with what is missing. It goes when all lines have an answer; else it stays, for the failed ones to be
-run again.
+Each result is appended to a file beside the output (`OUT.journal`) as it comes. A rerun reads it, drops a torn last
+line, and goes on with what is missing: lines that were edited or added since, and failed ones if they are to be run
+again. It stays when all lines have an answer, so that the same command never pays for one twice.
 
 A line of it: number of the input line, digest of its content, its numbers for the tally as JSON, the output line,
 parted by TABs. The last one for a line counts.
@@ -66,6 +66,11 @@ class Journal:
         with contextlib.suppress(OSError):  # a full disk, of which `write` or `sync` has told
             self._reader.close()
             self._file.close()
+
+    def forget(self) -> None:
+        """Whatever it holds: the next `begin` begins anew."""
+        with writing(self.path):
+            self._file.truncate(0)
 
     def begin(self, options: Mapping[str, Any], retry_failed: bool = False) -> Tally:
         """Take up the journal of an earlier run, or begin one. Returns what it holds, which is kept up to date.
@@ -149,6 +154,7 @@ class Journal:
             if self._knows(line):
                 entry, _ = self.entry(line)
                 self.tally.count(entry, -1)
+                self.tally.resumed -= 1
                 if self._of_job.get(entry.get("job", MISSING)) == line:
                     del self._of_job[entry["job"]]
                 self._offsets[line] = MISSING

@@ -68,12 +68,10 @@ class Bench:
         return [id.decode() for id in ids]
 
     def feed(self, on_progress: Any = None, stopping: Any = lambda: False, **options: Any) -> Tally:
-        with Journal(self.folder / "partial") as journal:
+        with Journal(self.folder / "journal") as journal:
             fed = Feeder(self.client, self.ledger, Source(str(self.source)), journal, stopping, **options)
             tally = fed.run(on_progress or (lambda tally: self.work()))
             write_output(journal.output(), str(self.output))
-            if not tally.failed:
-                journal.path.unlink()
         return tally
 
     def stop_after(self, lines: int, **options: Any) -> None:

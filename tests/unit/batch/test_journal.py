@@ -23,7 +23,7 @@ def output(tmp_path: Path) -> str:
 
 
 def partial(output: str) -> Path:
-    return Path(f"{output}.partial")
+    return Path(f"{output}.journal")
 
 
 def written(output: str, entries: dict[int, dict[str, Any]], **options: Any) -> None:
@@ -161,7 +161,7 @@ from turnout.batch.output import write_output
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)  # what a full disk is like
 try:
-    with Journal(Path(sys.argv[1] + ".partial")) as journal:
+    with Journal(Path(sys.argv[1] + ".journal")) as journal:
         done = journal.begin({}).finished
         for n in range(done + 1, 1001):
             journal.write(n, n, {"status": "succeeded"}, b"%d\\n" % n)
@@ -199,7 +199,7 @@ def test_an_output_that_can_not_be_written_leaves_the_journal_and_no_half_file(o
         journal.write(1, 0, OK, b"1\n")
         with pytest.raises(Unwritable, match=r"can't write .*out: "):
             write_output(journal.output(), output)
-    assert {path.name for path in Path(output).parent.iterdir()} == {"out", "out.partial"}
+    assert {path.name for path in Path(output).parent.iterdir()} == {"out", "out.journal"}
 
 
 def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what_is_no_file(output: str) -> None:
@@ -223,7 +223,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from turnout.batch.journal import Journal
-with Journal(Path(sys.argv[1] + ".partial")) as journal:
+with Journal(Path(sys.argv[1] + ".journal")) as journal:
     journal.begin({})
     n = 0
     while True:

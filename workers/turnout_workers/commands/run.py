@@ -63,6 +63,7 @@ PATIENCE = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), retries=120)
 @click.option("--scenario", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Of the simulation.")
 @line_options
 @click.option("--retry-failed", is_flag=True, help="Run lines again that found no answer in an earlier run.")
+@click.option("--anew", is_flag=True, help="Run every line again, whatever an earlier run has done.")
 @click.option("--as-completed", is_flag=True, help="Write results in the order in which they came.")
 @click.option(
     "-w", "--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: those there."
@@ -73,7 +74,8 @@ PATIENCE = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), retries=120)
 def run(source: str, output: str | None, **options: Any) -> None:
     """Run every line of SOURCE (JSONL, text, CSV or Parquet; - for JSONL on standard input), and write results.
 
-    Interrupted, the same command goes on where it stopped. Exit code: 0 all lines have an answer, 1 some have none,
+    The same command once more goes on where it stopped, or runs what was edited since, and pays for nothing twice: for
+    all lines again, say --anew. Exit code: 0 all lines have an answer, 1 some have none,
     2 it could not run, 3 stopped.
     """
     console = Console(stderr=True)
@@ -112,10 +114,13 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     check_places(output, options["errors"], source)
     with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
         folder.mkdir(parents=True, exist_ok=True)
-    partial_output = folder / "stdout.partial" if output == "-" else Path(f"{output}.partial")
+    journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
     tell = partial(console.print, style="yellow", highlight=False, markup=False)
     with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(Journal(partial_output))
+        journal = stack.enter_context(Journal(journal_path))
+        if options["anew"]:
+            journal.forget()
+            shutil.rmtree(folder / "redis", ignore_errors=True)
         total = _count(source)
         wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
         with console.status("Starting …"):
@@ -155,7 +160,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         complete = not tally.failed
         advice = f"; all results are in {journal.path}, and the same command goes on"
         write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
-        if complete:
+        if complete and output == "-":
             journal.path.unlink()
     if complete:
         shutil.rmtree(folder / "redis", ignore_errors=True)

@@ -57,7 +57,7 @@ def closing_line(tally: Tally, took_s: float) -> str:
     ends = ", ".join(f"{count:,} {status}" for status, count in tally.done.most_common() if count)
     parts = [f"{tally.finished:,} lines in {span(took_s)}: {ends or 'nothing to do'}"]
     if tally.resumed:
-        parts.append(f"{tally.resumed:,} of them done before")
+        parts.append(f"{tally.resumed:,} of them done before, which --anew runs again")
     if tally.shared:
         parts.append(f"{tally.shared:,} answered as an identical line was")
     parts.append(f"{tally.failovers:,} failovers")
