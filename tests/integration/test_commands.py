@@ -78,12 +78,16 @@ def test_an_isolated_provider_gets_no_job_until_it_is_restored(here: local.Local
 
 def test_failed_jobs_are_listed_and_run_again(here: local.Local) -> None:
     with Client(here.redis_url) as client:
-        job = client.submit("A?", constraints={"only": ["nobody"]})
+        job, done = client.submit("A?", constraints={"only": ["nobody"]}), client.submit("B?")
         with pytest.raises(Exception, match="refused"):
             job.wait(20)
+        done.wait(20)
     assert job.id in turnout(here, "failed")
     assert json.loads(turnout(here, "failed", "--json", "--error", "refused").splitlines()[0])["status"] == "failed"
-    assert "1 of 1 jobs run again" in turnout(here, "replay", job.id)
+    told = turnout(here, "replay", job.id, done.id, "x")
+    assert "1 of 3 jobs run again" in told
+    assert f"{done.id}: is succeeded, and not run again" in told
+    assert "x: no such job" in told
 
 
 def test_providers_are_listed_and_checked(here: local.Local) -> None:

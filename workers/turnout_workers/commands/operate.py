@@ -68,12 +68,20 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
     here = deployment()
     if jobs:
         facts = here.ask(*(here.ledger.facts(job_id) for job_id in jobs))
-        known = [(job_id, job.lane, job.batch) for job_id, job in zip(jobs, facts, strict=True) if job is not None]
+        for job_id in (job_id for job_id, job in zip(jobs, facts, strict=True) if job is None):
+            click.echo(f"{job_id}: no such job")
+        found = [(job_id, job) for job_id, job in zip(jobs, facts, strict=True) if job is not None]
     else:
-        known = [(job_id, job.lane, job.batch) for job_id, job, _ in _failed(here, error, batch)]
-    pages = (known[at : at + PAGE] for at in range(0, len(known), PAGE))
-    done = sum(sum(here.ask(*(here.ledger.replay(*one) for one in page))) for page in pages)
-    click.echo(f"{done} of {len(jobs) or len(known)} jobs run again")
+        found = [(job_id, job) for job_id, job, _ in _failed(here, error, batch)]
+    done = 0
+    for at in range(0, len(found), PAGE):
+        page = found[at : at + PAGE]
+        replies = here.ask(*(here.ledger.replay(job_id, job.lane, job.batch) for job_id, job in page))
+        for (job_id, job), again in zip(page, replies, strict=True):
+            done += again
+            if not again:
+                click.echo(f"{job_id}: is {job.state}, and not run again")
+    click.echo(f"{done} of {len(jobs) or len(found)} jobs run again")
 
 
 @click.command()
