@@ -1,7 +1,8 @@
 """What it takes to start, and to hold thousands of calls: time and memory of the client, of a worker, and of LiteLLM.
 
 Then one worker with 2,000 calls of 10 s in flight: its memory and its part of the pace that these calls allow. And
-how the pace grows with worker processes, as far as the cores that are left by Redis and by the provider allow.
+how the pace grows with worker processes: with all the work that the cores take, and with less, so that Redis, the
+provider and the cores leave room.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from turnout_workers.config.tables import WorkerTable
 from turnout_workers.local import process
 
 IN_FLIGHT, CALL_S = 2000, 10.0
+PROCESSES = (1, 2, 4)
+CURVES = {"cores full": (500, 0.0, 8_000), "room left": (200, 1.0, 3_000)}
+"""How much each process may have in flight, how long a call takes, and the jobs of each."""
 LEASE_S = WorkerTable().lease_s
 """As in production: the stand's own is short, so that tests notice a death soon, and is renewed ten times as often."""
 IMPORT = """
@@ -102,11 +106,12 @@ def held(folder: Path) -> tuple[float, float]:
         return rate / (IN_FLIGHT / CALL_S), most_mb
 
 
-def scaled(folder: Path, processes: int, jobs: int = 12_000) -> float:
-    with standing(folder, FLEET.format(delay=0.0), 500) as stand:
+def scaled(folder: Path, processes: int, slots: int, call_s: float, jobs: int) -> float:
+    """Jobs a second of so many processes together, each with as many jobs to do as one has alone."""
+    with standing(folder, FLEET.format(delay=call_s), slots) as stand:
         workers = [stand.start_worker() for _ in range(processes)]
-        stand.submit([str(number) for number in range(jobs)])
-        return pace(workers[0].pid, stand.settled, jobs, LIMIT_S)[0]
+        stand.submit([str(number) for number in range(jobs * processes)])
+        return pace(workers[0].pid, stand.settled, jobs * processes, LIMIT_S)[0]
 
 
 def main() -> None:
@@ -133,15 +138,17 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         share, most_mb = held(Path(folder))
     print(f"{IN_FLIGHT} calls of {CALL_S:g} s in flight: {share:.0%} of the possible pace, at most {most_mb:.0f} MB")
-    curve: dict[int, list[float]] = {}
+    curves: dict[str, dict[int, list[float]]] = {name: {} for name in CURVES}
     for _ in range(max(1, given.rounds // 2)):
-        for processes in (1, 2, 4):
-            with tempfile.TemporaryDirectory() as folder:
-                curve.setdefault(processes, []).append(scaled(Path(folder), processes))
-    for processes, rates in curve.items():
-        print(f"{processes} worker processes on {os.cpu_count()} cores: {spread(rates)} jobs/s")
+        for name, work in CURVES.items():
+            for processes in PROCESSES:
+                with tempfile.TemporaryDirectory() as folder:
+                    curves[name].setdefault(processes, []).append(scaled(Path(folder), processes, *work))
+    for name, curve in curves.items():
+        for processes, rates in curve.items():
+            print(f"{name}, {processes} worker processes on {os.cpu_count()} cores: {spread(rates)} jobs/s")
     if given.keep:
-        raw = {"starts": found, "held": {"share": share, "mb": most_mb}, "processes": curve}
+        raw = {"starts": found, "held": {"share": share, "mb": most_mb}, "processes": curves}
         keep("footprint", json.loads(json.dumps(raw)))
 
 

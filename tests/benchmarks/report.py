@@ -110,12 +110,17 @@ def footprint(told: Mapping[str, Any]) -> list[str]:
         f"2,000 calls of 10 s in flight in one process: {held['share']:.0%} of the possible pace, "
         f"at most {held['mb']:.0f} MB.",
         "",
-        "Worker processes, on the cores that Redis and the provider share with them: "
-        + ", ".join(f"{count}: {statistics.median(rates):,.0f} jobs/s" for count, rates in told["processes"].items())
-        + ".",
+        "Worker processes, on the cores that Redis and the provider share with them; for each as much work as for one. "
+        "Cores full: calls that answer at once. Room left: calls of 1 s, 200 at a time in each process.",
         "",
+        "| processes | " + " | ".join(f"{name}, jobs/s | of one" for name in told["processes"]) + " |",
+        "|---|" + "---|---|" * len(told["processes"]),
     ]
-    return lines
+    curves = [{int(count): statistics.median(rates) for count, rates in c.items()} for c in told["processes"].values()]
+    for count in curves[0]:
+        cells = " | ".join(f"{curve[count]:,.0f} | {curve[count] / curve[1]:.2f} ×" for curve in curves)
+        lines.append(f"| {count} | {cells} |")
+    return [*lines, ""]
 
 
 def monitoring(told: Mapping[str, Any]) -> list[str]:
