@@ -7,6 +7,7 @@ import logging
 
 import pytest
 
+from turnout_workers.background.ending import end
 from turnout_workers.runtime import kept_up
 
 
@@ -29,3 +30,22 @@ async def test_work_that_an_error_ended_is_told_of_and_begun_again(caplog: pytes
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
+
+
+async def test_work_that_loses_a_cancellation_is_ended_all_the_same() -> None:
+    lost = 0
+
+    async def work() -> None:
+        nonlocal lost
+        while True:
+            try:
+                await asyncio.sleep(60)
+            except asyncio.CancelledError:
+                lost += 1
+                if lost == 2:
+                    raise
+
+    task = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    await asyncio.wait_for(end([task]), 5)
+    assert task.cancelled()

@@ -31,6 +31,7 @@ from turnout_workers.attempts.progress import Progress
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.under_way import CallsUnderWay
+from turnout_workers.background.ending import end
 from turnout_workers.background.fleet_watch import FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
@@ -373,8 +374,6 @@ class IntelligentRouter:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         for connector in self._providers:
             await connector.aclose()

@@ -21,6 +21,7 @@ from turnout.redis_address import connect_async
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.background.batch_feeding import BatchFeeding
+from turnout_workers.background.ending import end
 from turnout_workers.background.fleet_watch import FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.heartbeat import Heartbeat
@@ -195,9 +196,7 @@ class Worker:
             logger.warning("can't look at Redis's settings (%s); `turnout doctor` can, as a user who may", error)
 
     async def stop(self) -> None:
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await end(self._tasks)
         await self._open.aclose()
         await self._poller.stop()
         for connector in (*self._connectors.values(), *self._retired):

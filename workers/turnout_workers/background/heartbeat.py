@@ -91,7 +91,8 @@ class Heartbeat:
         renewing = asyncio.create_task(self._renew(held))
         renewing.add_done_callback(lambda late: late.cancelled() or late.exception())  # perhaps nobody waits any more
         try:
-            renewed = await asyncio.wait_for(asyncio.shield(renewing), self.ttl_s / 3)
+            async with asyncio.timeout(self.ttl_s / 3):
+                renewed = await asyncio.shield(renewing)
         except (RedisError, OSError, TimeoutError) as error:
             logger.warning("can't renew %d leases: %s", len(held), str(error) or type(error).__name__)
             return
