@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import redis
 
-from turnout_workers.state import fitness as redis_fitness
+from turnout_workers.state import fitness
 
 
 @pytest.fixture
@@ -16,7 +16,7 @@ def info(flushed: redis.Redis) -> dict[str, Any]:
 
 
 def wrong(info: dict[str, Any]) -> list[str]:
-    return [text for well, text in redis_fitness.checks(info) if not well]
+    return [text for well, text in fitness.checks(info) if not well]
 
 
 def test_a_durable_redis_that_evicts_nothing_is_fit(info: dict[str, Any]) -> None:

@@ -39,7 +39,7 @@ from turnout_workers.private_memory import keep_memory_private
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
 from turnout_workers.routing.fleet import Fleet
-from turnout_workers.state import fitness as redis_fitness
+from turnout_workers.state import fitness
 from turnout_workers.state.exchange import exchange
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -189,7 +189,7 @@ class Worker:
     async def _look_at_redis(self) -> None:
         """Say what a production Redis must have and this one lacks; the operator decides whether it matters."""
         try:
-            for well, text in redis_fitness.checks(await self._client.info()):
+            for well, text in fitness.checks(await self._client.info()):
                 if not well:
                     logger.error("Redis is not fit for production: %s", text)
         except (RedisError, OSError) as error:

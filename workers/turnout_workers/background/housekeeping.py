@@ -18,7 +18,7 @@ from redis.exceptions import RedisError
 from turnout.ledger import Call, Coalescer, Facts, Ledger
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout_workers.monitoring.metrics import Recovery
-from turnout_workers.state import fitness as redis_fitness
+from turnout_workers.state import fitness
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -131,7 +131,7 @@ class Housekeeping:
             return
         self._intake_checked_at = now
         memory = await self.client.info("memory")
-        if redis_fitness.is_full(memory):
+        if fitness.is_full(memory):
             await self.client.set(self.ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
             logger.error(
                 "Redis uses %d of %d bytes: no new jobs are accepted", memory["used_memory"], memory["maxmemory"]

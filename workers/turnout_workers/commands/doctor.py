@@ -16,7 +16,7 @@ from turnout.ledger import Call
 from turnout.request import CONTRACT_VERSION
 from turnout_workers.commands.check import answers_of
 from turnout_workers.deployment import Deployment, deployment
-from turnout_workers.state import fitness as redis_fitness
+from turnout_workers.state import fitness
 
 LOOKED_AT = 1000
 """Records of each index, the oldest first."""
@@ -38,7 +38,7 @@ def doctor() -> None:
     if here.settings.simulated:
         told.append((False, "some providers are simulated: their answers are made up"))
     try:
-        told += redis_fitness.checks(here.client.info())
+        told += fitness.checks(here.client.info())
         told += _foreign(here)
     except redis.ResponseError as error:
         told.append((False, f"Redis doesn't let us look ({error}); ask again as a user who may"))

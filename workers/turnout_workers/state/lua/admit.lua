@@ -206,9 +206,7 @@ for _, bid in ipairs(ask.bids) do
   local half_open, ramping = circuit(known, bid, block)
   local slots = bid.limits.concurrency
   if ramping then slots = ramped(bid.limits, known, load, block) end
-  local squeezed = math.min(
-    1, known[SHARE] + SQUEEZE_REGROWTH * math.max(0, (NOW - known[BLOCKED_UNTIL]) / 1000 - SQUEEZE_HOLD_S))
-  local free, ready_at = capacity(load, bid.limits, slots, squeezed, bid, block)
+  local free, ready_at = capacity(load, bid.limits, slots, share_of(known), bid, block)
   if bid.shared then
     local also_free, also_at = capacity(loads[2], bid.shared, bid.shared.concurrency, 1, bid, block)
     free, ready_at = math.min(free, also_free), math.max(ready_at, also_at)

@@ -22,8 +22,7 @@ for i, member in ipairs(ARGV) do
     redis.call('ZREM', calls_key, id)
     redis.call('ZREM', shared_key, id)
     local known = known_of(endpoint)
-    known[IN_FLIGHT] = redis.call('ZCARD', calls_key)
-    known[OLDEST] = tonumber(redis.call('ZRANGE', calls_key, 0, 0, 'WITHSCORES')[2] or 0)
+    count_calls(known, calls_key)
     keep(endpoint, known)
     ended = ended + 1
   end

@@ -9,8 +9,7 @@ for i = 4, #ARGV do
   local known = known_of(endpoint)
   if what == 'blocked' then
     if known[BLOCKED_UNTIL] <= NOW then -- once a cooldown, however many calls ran into it
-      local regrown = SQUEEZE_REGROWTH * math.max(0, (NOW - known[BLOCKED_UNTIL]) / 1000 - SQUEEZE_HOLD_S)
-      known[SHARE] = math.max(SQUEEZE_LEAST, math.min(1, known[SHARE] + regrown) * SQUEEZE)
+      known[SHARE] = math.max(SQUEEZE_LEAST, share_of(known) * SQUEEZE)
     end
     known[BLOCKED_UNTIL] = math.max(known[BLOCKED_UNTIL], NOW + ARGV[3])
   elseif what == 'disabled' then

@@ -22,8 +22,7 @@ if call.endpoint ~= report.endpoint then return counters(0) end -- reported befo
 redis.call('DEL', KEYS.lease)
 redis.call('ZREM', KEYS.expiry, report.endpoint .. ' ' .. report.id)
 for i in ipairs(call.buckets) do redis.call('ZREM', calls_keys[i], report.id) end
-known[IN_FLIGHT] = redis.call('ZCARD', KEYS.calls)
-known[OLDEST] = tonumber(redis.call('ZRANGE', KEYS.calls, 0, 0, 'WITHSCORES')[2] or 0)
+count_calls(known, KEYS.calls)
 
 local function book(account, amount)
   if amount ~= 0 then redis.call('HINCRBY', KEYS.money, account, amount) end

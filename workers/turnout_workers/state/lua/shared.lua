@@ -11,6 +11,18 @@ local function keep(endpoint, known)
   redis.call('HSET', KEYS.endpoints, endpoint, struct.pack(LAYOUT, unpack(known)))
 end
 
+-- What its calls in flight say: how many there are, and when the oldest began.
+local function count_calls(known, calls_key)
+  known[IN_FLIGHT] = redis.call('ZCARD', calls_key)
+  known[OLDEST] = tonumber(redis.call('ZRANGE', calls_key, 0, 0, 'WITHSCORES')[2] or 0)
+end
+
+-- The share of its limits that it may have, squeezed by a cooldown and regrown since.
+local function share_of(known)
+  local since_s = (NOW - known[BLOCKED_UNTIL]) / 1000
+  return math.min(1, known[SHARE] + SQUEEZE_REGROWTH * math.max(0, since_s - SQUEEZE_HOLD_S))
+end
+
 -- As `_health` of redis.py reads it.
 local function health_of(endpoint, known)
   local texts = redis.call('HMGET', KEYS.endpoints, endpoint .. '|reason', endpoint .. '|disabled')
