@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from typing import Any
+
+import pytest
 
 from turnout.ledger import Ledger
 from turnout_workers.background.heartbeat import Heartbeat
@@ -31,3 +34,35 @@ async def test_what_can_not_be_renewed_is_aborted_a_third_before_its_lease_ends_
     tidied.set()
     await working
     assert aborted == [1.8]
+
+
+@pytest.mark.parametrize("ending", [True, False])
+async def test_a_renewal_that_comes_after_the_jobs_own_end_aborts_nothing(ending: bool) -> None:
+    """The ledger knows the job no more as ours: we have ended it, but there is still a call to be reported."""
+    renewals, told = 0, asyncio.Event()
+
+    async def no_longer_ours(_call: object) -> list[bool]:
+        nonlocal renewals
+        renewals += 1
+        if renewals == 2:
+            told.set()
+        return [False]
+
+    call: Any = no_longer_ours
+    heartbeat = Heartbeat(Ledger(), call, MemoryFleetStore(lambda: 0.0), 0.01, lambda: 0.0)
+
+    async def work() -> str:
+        with heartbeat.holding("job", 1, 0.0) as hold:
+            hold.ending = ending
+            hold.valid_until = math.inf
+            try:
+                await told.wait()
+            except asyncio.CancelledError:
+                return "aborted"
+            return "reported"
+
+    working = asyncio.create_task(work())
+    await asyncio.sleep(0)
+    beating = asyncio.create_task(heartbeat.run())
+    assert await asyncio.wait_for(working, 10) == ("reported" if ending else "aborted")
+    beating.cancel()

@@ -130,7 +130,7 @@ class Attempts:
         with self._heartbeat.holding(job_id, claim.token, claimed_at) as hold:
             if not isinstance(request := claim.request, InferenceRequest):
                 why = explain(request) if isinstance(request, ValidationError) else str(request)
-                return await self._closing.unreadable(job_id, claim, why)
+                return await self._closing.unreadable(hold, claim, why)
             job = HeldJob(job_id, claim, request, hold)
             with tracing.holding(job) as span:
                 try:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -15,6 +15,7 @@ from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
 from turnout_workers.attempts.progress import Progress
+from turnout_workers.background.heartbeat import Hold
 from turnout_workers.background.spool import Spool
 from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
@@ -23,6 +24,8 @@ from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling, FleetStore
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 class Ceilings(Protocol):
@@ -64,12 +67,13 @@ class Closing:
         problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
         return await self._settle(job, self._result(job.id, job.claim, progress, status, problem=problem), record)
 
-    async def unreadable(self, job_id: str, claim: Claimed, why: str) -> Done | Skipped:
+    async def unreadable(self, hold: Hold, claim: Claimed, why: str) -> Done | Skipped:
         """Fail a job whose request was changed in Redis, so that no worker can do it."""
-        logger.error("job %s fails: %s", job_id, why)
+        logger.error("job %s fails: %s", hold.job_id, why)
         problem = Problem(code="unreadable", message=why)
-        result = self._result(job_id, claim, Progress.from_json(claim.progress), JobStatus.FAILED, problem=problem)
-        taken = await self.call(self._settlement(claim, result, None))
+        progress = Progress.from_json(claim.progress)
+        result = self._result(hold.job_id, claim, progress, JobStatus.FAILED, problem=problem)
+        taken = await self._end(hold, self._settlement(claim, result, None))
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
     async def at_ceiling(self, job: HeldJob, progress: Progress, account: str) -> Done | Skipped:
@@ -82,7 +86,7 @@ class Closing:
         progress = progress.failed_over()
         event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
         token, lane = job.claim.token, job.claim.lane
-        await self.call(self.ledger.fail_over(job.id, token, lane, progress.to_json(), event, record))
+        await self._end(job.hold, self.ledger.fail_over(job.id, token, lane, progress.to_json(), event, record))
         return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
 
     async def defer(
@@ -103,19 +107,24 @@ class Closing:
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if record is None:
             event["behind"] = "others that wait for the same"
-        await self.call(self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record))
+        token = job.claim.token
+        await self._end(job.hold, self.ledger.defer(job.id, token, wait_s, progress.to_json(), event, line, record))
         return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
 
     async def put_off(self, job: HeldJob, progress: Progress, wait_s: float) -> Moved:
         """Park it until it may begin."""
         event = {"event": "deferred", "for_s": round(wait_s, 3), "until": "the moment that its sender named"}
-        await self.call(self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
+        await self._end(job.hold, self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
         return Moved("deferred", f"deferred for {wait_s:.1f} s, for its sender said so")
 
     async def hand_back(self, job: HeldJob) -> Moved:
         """To its lane's front for another worker, as if nothing had happened."""
-        await self.call(self.ledger.release(job.id, job.claim.token, job.claim.lane))
+        await self._end(job.hold, self.ledger.release(job.id, job.claim.token, job.claim.lane))
         return Moved("handed_back", "handed back")
+
+    async def _end(self, hold: Hold, call: Call[T]) -> T:
+        hold.ending = True
+        return await self.call(call)
 
     async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
@@ -124,7 +133,7 @@ class Closing:
         settlement = self._settlement(claim, result, record)
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
-                taken = await self.call(settlement)
+                taken = await self._end(job.hold, settlement)
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours that no waiting mends
         except (RedisError, OSError, asyncio.CancelledError) as error:  # or the lease went meanwhile

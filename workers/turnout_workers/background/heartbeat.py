@@ -42,6 +42,8 @@ class Hold:
     """Of this worker, itself among them while it is kept."""
     leases: list[str] = field(default_factory=list)
     lost: bool = False
+    ending: bool = False
+    """The job's end is on its way to the ledger, which tells there whose the job was: no longer ours proves nothing."""
 
     def __enter__(self) -> Self:
         self.others.add(self)
@@ -99,7 +101,7 @@ class Heartbeat:
         for hold, still_ours in zip(held, renewed, strict=True):
             if still_ours:
                 hold.valid_until = sent_at + self.ttl_s * (1 - MARGIN)
-            elif hold in self._held and not hold.lost:
+            elif hold in self._held and not hold.lost and not hold.ending:
                 logger.warning("lost the lease of job %s; its call is aborted", hold.job_id, extra={"job": hold.job_id})
                 hold.lose()
 
