@@ -141,13 +141,16 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
             with stand.client.monitor() as commands:
                 run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
                 messages = pushed(commands, len(jobs))
-            stand.until(lambda: stand.settled() == len(jobs), 60)
-            stand.until(lambda: get("/api/tasks").count('"SUCCESS"') == len(ids), 20)
+            # Its own message holds its prompt, but nothing that tells of it.
+            asked = {"request": {"prompt": PROMPT, "max_output_tokens": 8}}
+            plain = Celery(broker=url, set_as_current=False).send_task("turnout.infer", kwargs=asked, queue="standard")
+            stand.until(lambda: stand.settled() == len(jobs) + 1, 60)
+            stand.until(lambda: get("/api/tasks").count('"SUCCESS"') == len(ids) + 1, 20)
             answers = {r.response.text for r in stand.results(ids) if r and r.response}
             assert len(answers) > 5
             assert any(attempt.failure for r in stand.results(ids) if r for attempt in r.attempts)
             paths = ["/api/workers?refresh=1", "/api/tasks", "/providers", "/api/providers", "/workers", "/broker"]
-            paths += [f"/worker/w1@{socket.gethostname()}", *(f"/task/{job.id}" for job in jobs)]
+            paths += [f"/worker/w1@{socket.gethostname()}", f"/task/{plain.id}", *(f"/task/{job.id}" for job in jobs)]
             places = {f"Flower's {path}": get(path) for path in paths}
             assert [path for path, text in places.items() if not text] == []
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:

@@ -120,6 +120,8 @@ def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
     with Client(stand.redis.url) as client:
         job = client.job(sent.id)
         stand.until(lambda: stand.outcomes([sent.id]) == {"calling": 1}, LIMIT_S)
+        (((shown,),),) = [app.control.inspect([f"w1@{socket.gethostname()}"]).active().values()]
+        assert (shown["id"], shown["args"], shown["kwargs"]) == (sent.id, ["standard · sent by Celery"], {})
         assert job.cancel()
     with pytest.raises(Cancelled):
         sent.get(timeout=LIMIT_S)

@@ -128,14 +128,24 @@ class JobRequest(AsyncRequest):
 
     store_errors = False
 
-    def __init__(self, message: Any, **options: Any) -> None:
+    def __init__(self, sent: Any, **options: Any) -> None:
         """Celery would keep one with an `eta` in memory, and lose it with the process: the ledger does.
 
         But for one that expires before, of which nothing is to be kept.
         """
-        super().__init__(message, **options)
+        super().__init__(sent, **options)
         if self.eta is not None and (self.expires is None or self.eta < self.expires):
             self.request_dict[NOT_BEFORE], self._eta = self.eta.timestamp(), None
+        if self.request_dict.get("origin") != message.ORIGIN:
+            self._hide()
+
+    def _hide(self) -> None:
+        """What Celery shows of a request that its message carries, in events, in `inspect` and in logs, and so Flower:
+        its lane, as of a job whose message the ledger has written."""
+        shown = f"{self.delivery_info['routing_key']} · sent by Celery"
+        self._args, self._kwargs = [shown], dict[str, Any]()
+        self._argsrepr, self._kwargsrepr = shown, ""
+        self.request_dict.update(argsrepr=shown, kwargsrepr="")
 
 
 class MovedOn(Retry):
