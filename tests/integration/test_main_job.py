@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import json
 import os
 import signal
@@ -228,6 +229,16 @@ def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fl
     for number in range(2, 9):
         assert told[number]["error"]["message"].startswith(f"line {number}: "), told[number]
     assert "sim-cheap/llama-3.3-70b: only nobody may be used" in told[9]["error"]["message"]
+
+    cut = tmp_path / "in.jsonl.gz"
+    cut.write_bytes(gzip.compress(source.read_bytes())[:-8])
+    before = output.read_bytes()
+    output.unlink()
+    with running(tmp_path, str(cut), "-o", str(output), "--config", str(fleet.config)) as child:
+        code, text = finish(child)
+    assert (code, output.read_bytes()) == (2, before)
+    assert "can't read" in text
+    assert "The lines before that place are done" in text.replace("\n", " ")
 
 
 def test_a_bad_configuration_names_file_line_and_field(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -27,11 +28,27 @@ class Defaults:
 
 
 @dataclass(frozen=True, slots=True)
+class RawLine:
+    """A line as it stands. One longer than a line may be is cut there, one byte too long."""
+
+    number: int
+    """From 1, as an editor counts."""
+    data: bytes
+    format: Format
+    flaw: str = ""
+    """Why it is no line after all."""
+
+    @property
+    def digest(self) -> int:
+        """64 bits that tell whether the line is still the same one."""
+        return int.from_bytes(hashlib.blake2b(self.data + self.flaw.encode(), digest_size=8).digest())
+
+
+@dataclass(frozen=True, slots=True)
 class Line:
     """A line without what it asks: enough to write its result."""
 
     number: int
-    """From 1, as an editor counts."""
     custom_id: str | int | None = None
     """The caller's own id (`custom_id`, or `id` in plain lines), given back with the result."""
     format: Format = Format.PLAIN

@@ -23,7 +23,8 @@ _MAPPED = {
 }
 _SAME = {"model", "temperature", "top_p", "metadata", "seed", "reasoning_effort", "dimensions"}
 """Of these, what we call by the same name."""
-_MOST_TOKENS = {"max_tokens", "max_completion_tokens", "max_output_tokens"}
+_MOST_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
+"""Of several the last: which one holds must be the same at each run."""
 _FOR_OPENAI_ALONE = {
     CHAT: {"frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user"}
     | {"service_tier", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "prediction"},
@@ -58,8 +59,9 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
         elif name not in _MAPPED[url]:
             raise Unusable(f"body.{name}: unknown or unsupported field")
     fields = {name: body[name] for name in _SAME & body.keys()}
-    for name in _MOST_TOKENS & body.keys():
-        fields["max_output_tokens"] = body[name]
+    for name in _MOST_TOKENS:
+        if name in body:
+            fields["max_output_tokens"] = body[name]
     if "tool_choice" in body:
         fields["tool_choice"] = _tool_choice(body["tool_choice"])
     fields |= {CHAT: _chat, EMBEDDINGS: _embeddings, RESPONSES: _responses}[url](body)

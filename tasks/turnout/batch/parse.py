@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from turnout.batch import openai_request
 from turnout.batch.ids import MAX_ID_CHARS, legible_id, usable_id
-from turnout.batch.line import Asked, Defaults, Format, Line, Unusable
+from turnout.batch.line import Asked, Defaults, Format, Line, RawLine, Unusable
 from turnout.batch.strict_json import as_text, decoded
 from turnout.request import InferenceRequest
 from turnout.result import Problem
@@ -37,19 +37,22 @@ def detect(first_line: bytes) -> Format:
     return Format.PLAIN
 
 
-def parse(raw: bytes, number: int, format: Format, defaults: Defaults = Defaults()) -> tuple[Line, Asked]:
+def parse(raw: RawLine, defaults: Defaults = Defaults()) -> tuple[Line, Asked]:
     """Read one line. One that can't be run keeps its id where that is legible."""
+    number, data, format = raw.number, raw.data, raw.format
     try:
-        if len(raw) > MAX_LINE_BYTES:
+        if len(data) > MAX_LINE_BYTES:
             raise Unusable(f"the line is longer than {MAX_LINE_BYTES:,} bytes", "too_large")
+        if raw.flaw:
+            raise Unusable(raw.flaw)
         if format is Format.TEXT:
-            line, fields = Line(number, None, format), {"prompt": as_text(raw)}
+            line, fields = Line(number, None, format), {"prompt": as_text(data)}
         else:
-            line, fields = (_openai if format is Format.OPENAI else _plain)(decoded(raw), number)
+            line, fields = (_openai if format is Format.OPENAI else _plain)(decoded(data), number)
         return line, _request(fields, defaults)
     except Unusable as error:
         problem = Problem(code=error.code, message=f"line {number}: {error.message}")
-        return Line(number, legible_id(raw, format), format), problem
+        return Line(number, legible_id(data, format), format), problem
 
 
 def _plain(value: Any, number: int) -> tuple[Line, dict[str, Any]]:

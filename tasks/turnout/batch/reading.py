@@ -53,7 +53,7 @@ class Reading:
                     unique.note(known_id(raw.data, raw.format), raw.number)
                     yield None
                     continue
-                line, asked = parse(raw.data, raw.number, raw.format, self.defaults)
+                line, asked = parse(raw, self.defaults)
                 asked = self._servable(line, unique.check(line, asked))
                 if isinstance(asked, Problem):
                     rendered = render(line, never_run(asked))

@@ -9,9 +9,9 @@ import pytest
 import redis
 
 from turnout.batch.detached import Batches, NoSuchBatch
-from turnout.batch.line import Defaults
+from turnout.batch.line import Defaults, RawLine
 from turnout.batch.record import State
-from turnout.batch.source import RawLine, Source
+from turnout.batch.source import Source
 from turnout.errors import TurnoutError
 from turnout.ledger import Ledger
 

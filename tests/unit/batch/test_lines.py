@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from turnout.batch.ids import Uniqueness, job_id
-from turnout.batch.line import Asked, Defaults, Format, Line
+from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
 from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, render
 from turnout.batch.source import Source, SourceError, read
@@ -44,7 +44,7 @@ DONE = JobResult(
 
 def line(value: Any, format: Format = Format.PLAIN, number: int = 4) -> tuple[Line, Asked]:
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
-    return parse(raw, number, format)
+    return parse(RawLine(number, raw, format))
 
 
 def good(told: tuple[Line, Asked]) -> tuple[Line, InferenceRequest]:
@@ -62,7 +62,7 @@ def test_plain_lines_are_prompts_messages_or_strings() -> None:
 
 def test_what_a_line_says_wins_over_the_defaults() -> None:
     defaults = Defaults({"model": "m"}, {"lane": "batch", "only": ["a"]})
-    _, request = good(parse(b'{"prompt": "Hi", "constraints": {"only": ["b"]}}', 1, Format.PLAIN, defaults))
+    _, request = good(parse(RawLine(1, b'{"prompt": "Hi", "constraints": {"only": ["b"]}}', Format.PLAIN), defaults))
     assert (request.models, request.constraints.only) == (("m",), ("b",))
     assert request.constraints.lane == "batch"
 
@@ -133,7 +133,7 @@ def test_as_many_outcomes_as_lines_whatever_they_hold_each_with_its_id(format: F
         raw if i % 2 else b'{"%s": "%s", %s' % (field.encode(), ids[i].encode(), raw) for i, raw in enumerate(raws)
     ]
     unique = Uniqueness()
-    lines = [parse(raw, number, format) for number, raw in enumerate(named, 1)]
+    lines = [parse(RawLine(number, raw, format)) for number, raw in enumerate(named, 1)]
     ends = [unique.check(line, asked) for line, asked in lines]
     results = [never_run(asked) if isinstance(asked, Problem) else DONE for asked in ends]
     told = [json.loads(render(line, result)) for (line, _), result in zip(lines, results, strict=True)]
@@ -185,6 +185,39 @@ def test_a_row_whose_text_a_comma_has_cut_is_refused_and_empty_cells_harm_none(t
     assert isinstance(latin[1], Problem)
     assert "line 1: more cells than the header has" in cut[1].message
     assert "line 3: a text is not UTF-8" in latin[1].message
+
+
+@pytest.mark.parametrize(
+    ("stray", "id"),
+    [
+        ('b,"open', "b"),
+        ('b,"say "hi" to him"', "b"),
+        ('"b","open', 2),
+    ],
+)
+def test_a_stray_quote_is_the_end_of_its_row_alone(tmp_path: Path, stray: str, id: str | int) -> None:
+    (tmp_path / "x.csv").write_text(f'id,prompt\na,"A, ""B"""\n{stray}\nc,"two\nlines"\n\nd,last\n')
+    first, bad, *others = read(Source(str(tmp_path / "x.csv")), Defaults())
+    assert good(first)[1].prompt == 'A, "B"'
+    assert isinstance(bad[1], Problem)
+    assert bad[0].id == id, "as far as it is legible"
+    assert [good(one)[1].prompt for one in others] == ["two\nlines", "last"]
+
+
+def test_a_cell_of_the_wrong_type_is_refused_beside_columns_for_its_parts(tmp_path: Path) -> None:
+    rows = 'prompt,metadata,kind,constraints,constraints.lane\na,no,x,no,batch\nb,,x,"{""only"":[""p""]}",batch\n'
+    (tmp_path / "x.csv").write_text(rows)
+    (_, bad), whole = read(Source(str(tmp_path / "x.csv")), Defaults())
+    assert isinstance(bad, Problem)
+    _, request = good(whole)
+    assert (request.metadata, request.constraints.only, request.constraints.lane) == ({"kind": "x"}, ("p",), "batch")
+
+
+def test_a_table_that_loses_a_column_is_refused_as_a_whole(tmp_path: Path) -> None:
+    for header, told in (("prompt,prompt,,", "two columns are called prompt"), ('prompt,"kind', "its header has")):
+        (tmp_path / "x.csv").write_text(f"{header}\na,b,,\n")
+        with pytest.raises(SourceError, match=told):
+            list(Source(str(tmp_path / "x.csv")))
 
 
 def test_a_table_without_a_column_of_prompts_is_refused_as_a_whole(tmp_path: Path) -> None:

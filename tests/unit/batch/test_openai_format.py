@@ -12,7 +12,7 @@ from openai.types import CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 
-from turnout.batch.line import Asked, Defaults, Format, Line
+from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
 from turnout.batch.openai_request import CHAT, EMBEDDINGS, RESPONSES
 from turnout.batch.parse import parse
 from turnout.batch.render import never_run, render
@@ -31,7 +31,7 @@ BODIES: dict[str, dict[str, Any]] = {
 
 def read(url: str, **body: Any) -> tuple[Line, Asked]:
     line = {"custom_id": "a", "method": "POST", "url": url, "body": {**BODIES[url], **body}}
-    return parse(json.dumps(line).encode(), 7, Format.OPENAI, Defaults())
+    return parse(RawLine(7, json.dumps(line).encode(), Format.OPENAI), Defaults())
 
 
 def asked(url: str, **body: Any) -> InferenceRequest:

@@ -26,7 +26,7 @@ from rich.console import Console
 from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, writing
 from turnout.batch.output import check_places, write_output
-from turnout.batch.source import Source
+from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
 from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger
@@ -150,14 +150,17 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
                 shown = run_progress.Bar(console, total, ceiling, Path(source).name, providers)
             else:
                 shown = run_progress.Lines(console, total, ceiling)
+        tally, broken = journal.tally, None
         try:
             with shown:
-                tally = feeder.run(lambda now: shown.update(now, view.troubles()))
+                feeder.run(lambda now: shown.update(now, view.troubles()))
+        except SourceError as error:
+            broken = f"{error}. The lines before that place are done, and their results are in {output}"
         except Stopped:
             if here.given_up:
                 raise process.StartFailed(f"{here.given_up} keeps ending by itself; see its log in {folder}") from None
             raise
-        complete = not tally.failed
+        complete = not tally.failed and not broken
         advice = f"; all results are in {journal.path}, and the same command goes on"
         write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
         if complete and output == "-":
@@ -168,6 +171,8 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         console.out(json.dumps(run_summary.summary(tally)), highlight=False)
     else:
         _sum_up(console, tally, time.monotonic() - began_at, output, options["errors"])
+    if broken:
+        raise TurnoutError(broken)
     return DONE if complete else SOME_FAILED
 
 

@@ -1,0 +1,124 @@
+"""Rows of a CSV or Parquet file as plain JSON lines.
+
+Columns named as fields of a plain line are those fields (`prompt`, `id`, `model`, `max_output_tokens` …),
+`constraints.NAME` is a constraint, and every other column is a label in the request's `metadata`. Cells of fields other
+than texts are read as JSON. Row 1 is the first below the header. A row of which nobody knows where it ends is its first
+line alone.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from turnout.batch.parse import MAX_LINE_BYTES
+from turnout.request import InferenceRequest
+
+MAX_CELL_CHARS = 64 * MAX_LINE_BYTES
+"""Of a CSV file. So much longer than a line may be that one cell too long is the end of its row alone."""
+SURPLUS = "more cells than the header has (a text with a comma needs quotes)"
+STRAY = 'a quote that is not closed, or not doubled ("") within its text'
+_TEXTS = {"prompt", "model", "id", "input"}
+
+Row = tuple[bytes, str]
+"""A JSON line, and why it is none after all: its text may be cut short, or be that of others. '' if all is well."""
+
+
+class NoTable(Exception):
+    """Why a file can't be read as a table, or not further."""
+
+
+def csv_rows(text: Iterator[str], delimiter: str) -> Iterator[Row]:
+    csv.field_size_limit(MAX_CELL_CHARS)
+    records = filter(None, _records(text, delimiter))  # blank lines are none
+    if (columns := next(records, None)) is None:
+        return
+    if isinstance(columns, str):
+        raise NoTable(f"its header has {STRAY}")
+    _check(columns)
+    for record in records:
+        if isinstance(record, str):
+            sure = record.partition('"')[0].split(delimiter)[:-1]
+            yield _line(dict(zip(columns, sure, strict=False))), STRAY
+        else:
+            surplus = any(record[len(columns) :])  # empty ones are a spreadsheet's
+            yield _line(dict(zip(columns, record, strict=False))), SURPLUS if surplus else ""
+
+
+def _records(text: Iterator[str], delimiter: str) -> Iterator[list[str] | str]:
+    """The records of a CSV file. One with a stray quote is its first line as it stands, and the next one begins below,
+    lest those that the quote has swallowed are lost."""
+    taken: list[str] = []
+    """Lines of the record that is being read."""
+    again: deque[str] = deque()
+
+    def lines() -> Iterator[str]:
+        while (line := again.popleft() if again else next(text, None)) is not None:
+            taken.append(line)
+            yield line
+
+    while True:
+        try:
+            for record in csv.reader(lines(), delimiter=delimiter, strict=True):
+                yield record
+                taken.clear()
+            return
+        except csv.Error:
+            yield taken[0]
+            again.extendleft(reversed(taken[1:]))
+            taken.clear()
+
+
+def parquet_rows(path: str) -> Iterator[Row]:
+    try:
+        from pyarrow import ArrowException
+        from pyarrow.parquet import ParquetFile
+    except ImportError:
+        raise NoTable("Parquet needs pyarrow; pip install 'turnout[parquet]'") from None
+    try:
+        with ParquetFile(path) as file:
+            _check(file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=1000):
+                yield from ((_line(row), "") for row in batch.to_pylist())
+    except ArrowException as error:
+        raise NoTable(str(error)) from error
+
+
+def _check(columns: Sequence[str]) -> None:
+    if not {"prompt", "messages", "input"}.intersection(columns):
+        found = ", ".join(columns)[:100]
+        raise NoTable(f"no column is called prompt, messages or input; there are {found!r}")
+    if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+        raise NoTable(f"two columns are called {twice}")
+
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    fields: dict[str, Any] = {}
+    parts: dict[str, dict[str, Any]] = {"constraints": {}, "metadata": {}}
+    for column, cell in row.items():
+        if cell is None or cell == "":
+            continue
+        if column.startswith("constraints."):
+            parts["constraints"][column.removeprefix("constraints.")] = _value(cell)
+        elif column in _TEXTS:
+            fields[column] = cell
+        elif column in InferenceRequest.model_fields:
+            fields[column] = _value(cell)
+        else:
+            parts["metadata"][column] = str(cell)
+    for name, part in parts.items():
+        if part and isinstance(whole := fields.get(name, {}), dict):
+            fields[name] = whole | part
+    # `default=str`: dates and decimals as a person writes them; a byte that is no UTF-8 becomes half a surrogate
+    # pair, which is then refused for this row alone.
+    return json.dumps(fields, default=str).encode()
+
+
+def _value(cell: Any) -> Any:
+    try:
+        return json.loads(cell) if isinstance(cell, str) else cell
+    except (ValueError, RecursionError):
+        return cell
