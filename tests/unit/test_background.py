@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from pathlib import Path
 
 import pytest
+import redis.asyncio
+from tests import redis_server
+from tests.properties.ledger.bed import new_job
 
+from turnout.ledger import Coalescer, Ledger
 from turnout_workers.background.ending import end
+from turnout_workers.background.housekeeping import Housekeeping
+from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.runtime import kept_up
+from turnout_workers.state.exchange import exchange
+from turnout_workers.state.memory import MemoryFleetStore
 
 
 async def test_work_that_an_error_ended_is_told_of_and_begun_again(caplog: pytest.LogCaptureFixture) -> None:
@@ -49,3 +58,26 @@ async def test_work_that_loses_a_cancellation_is_ended_all_the_same() -> None:
     await asyncio.sleep(0)
     await asyncio.wait_for(end([task]), 5)
     assert task.cancelled()
+
+
+async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same(tmp_path: Path) -> None:
+    server = redis_server.start(tmp_path)
+    client = redis.asyncio.Redis.from_url(server.url)
+    call, ledger, swept = Coalescer(client, exchange=exchange), Ledger(), asyncio.Event()
+
+    def recovered(how: Recovery, count: int) -> None:
+        if how == "swept" and count:
+            swept.set()
+
+    store = MemoryFleetStore(lambda: 0.0)
+    housekeeping = Housekeeping(client, ledger, call, store, "w", 30.0, 60.0, (), recovered)
+    try:
+        await call(ledger.enqueue(new_job("a")))
+        await call(ledger.claim("a", "dead", 0.001))
+        await client.config_set("maxmemory", 1)
+        task = asyncio.create_task(housekeeping.run())
+        await asyncio.wait_for(swept.wait(), 10)
+        await end([task])
+    finally:
+        await client.aclose()
+        server.stop()

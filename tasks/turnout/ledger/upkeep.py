@@ -9,12 +9,21 @@ from turnout.ledger.content import Hook, read_hook
 from turnout.ledger.job import Settlement
 from turnout.ledger.operations import Operations, event_json, ms, nothing, texts
 from turnout.ledger.script import Call
-from turnout.request import Lane
+from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus
 
 
 class Upkeep(Operations):
     """Each list gives job ids, at most `limit` of them."""
+
+    def my_turn(self, owner: str, for_s: float) -> Call[bool]:
+        """Whether `owner` does the housekeeping; if so nobody else does for so long.
+
+        Each contract has its own: a worker of another release leaves our records untouched, and so must not keep us
+        from looking after them for as long as it lives.
+        """
+        mutex = self.keys.mutex(f"housekeeping:{CONTRACT_VERSION}")
+        return self.call("my_turn", owner, ms(for_s), keys=[mutex])
 
     def due(self, limit: int) -> Call[list[str]]:
         """The first parked job of each line whose time has come. `wake` them in this order: the last one woken is the

@@ -8,15 +8,16 @@ operation on one job.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import redis.asyncio
-from redis.exceptions import RedisError
+from redis.exceptions import OutOfMemoryError, RedisError
 
 from turnout.ledger import Call, Coalescer, Facts, Ledger
-from turnout.request import CONTRACT_VERSION, Lane
+from turnout.request import Lane
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state import fitness
 from turnout_workers.state.store import FleetStore
@@ -25,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 0.25
 """Between rounds: how late a parked job may wake."""
+TURN_S = 2.0
+"""How long nobody else does a round after a worker's last one: as a rule only if that worker has died."""
 BATCH = 1000
 """Most jobs of each kind in one round."""
 NEXT_S = 5.0
@@ -66,7 +69,7 @@ class Housekeeping:
         while True:
             await asyncio.sleep(EVERY_S)
             try:
-                if await self._my_turn():
+                if await self.call(self.ledger.my_turn(self.owner, TURN_S)):
                     await self.round()
             except (RedisError, OSError) as error:
                 logger.warning("housekeeping waits for Redis: %s", error)
@@ -100,29 +103,15 @@ class Housekeeping:
             if any(again):
                 logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
         await self.store.expire(BATCH)
+        await self._guard_intake()
         for work in self.also:
             await work()
-        await self._guard_intake()
 
     async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:
         """The jobs of an index, with what is known of them."""
         job_ids = await self.call(listing)
         facts = await self.call.all(*(self.ledger.facts(job_id) for job_id in job_ids))
         return [(job_id, job) for job_id, job in zip(job_ids, facts, strict=True) if job is not None]
-
-    async def _my_turn(self) -> bool:
-        """Whether this worker does the round. The mutex outlives the round only if the worker dies in it.
-
-        Each contract has its own: a worker of another release leaves our records untouched, and so must not keep us
-        from looking after them for as long as it lives.
-        """
-        key, ttl_ms = self.ledger.keys.mutex(f"housekeeping:{CONTRACT_VERSION}"), int(EVERY_S * 1000 * 8)
-        if await self.client.set(key, self.owner, nx=True, px=ttl_ms):
-            return True
-        if await self.client.get(key) == self.owner.encode():
-            await self.client.pexpire(key, ttl_ms)
-            return True
-        return False
 
     async def _guard_intake(self) -> None:
         """Close the intake while memory is short, so that what was accepted can be settled."""
@@ -132,9 +121,10 @@ class Housekeeping:
         self._intake_checked_at = now
         memory = await self.client.info("memory")
         if fitness.is_full(memory):
-            await self.client.set(self.ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
             logger.error(
                 "Redis uses %d of %d bytes: no new jobs are accepted", memory["used_memory"], memory["maxmemory"]
             )
+            with contextlib.suppress(OutOfMemoryError):  # then Redis itself accepts none
+                await self.client.set(self.ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
         else:
             await self.client.delete(self.ledger.keys.intake)
