@@ -34,6 +34,16 @@ async def test_what_cannot_be_opened(tmp_path: Path, keyring: Keyring, job_id: s
     assert [file.suffix for file in tmp_path.iterdir()] == [left]
 
 
+@pytest.mark.parametrize("other", [{}, [], 3, {"job": "a", "result": "yes"}, {"job": "a", "result": {"id": 1}}])
+async def test_what_another_release_has_kept_is_put_aside_and_holds_nothing_up(tmp_path: Path, other: Any) -> None:
+    never: Any = None
+    spool = Spool(tmp_path)
+    spool.keep(other)
+    ((path, kept),) = spool
+    await Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never)._settle(path, kept)
+    assert [file.suffix for file in tmp_path.iterdir()] == [".refused"]
+
+
 def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     (tmp_path / "0.json").write_text("half of")

@@ -28,6 +28,8 @@ from turnout_workers.state.store import FleetStore
 logger = logging.getLogger(__name__)
 
 EVERY_S = 1.0
+MISSHAPEN = (AttributeError, LookupError, TypeError, ValueError)
+"""What reading a file raises that is no settlement, or is of another release."""
 
 
 class Spool:
@@ -100,11 +102,11 @@ class Unspooling:
             taken = await self.call(
                 self.ledger.settle(kept["token"], result, None, retention.results_s, kept["batch"], retention.failed_s)
             )
-        except (Unreadable, ResponseError) as error:
+        except (Unreadable, ResponseError, *MISSHAPEN) as error:
             if isinstance(error, Unreadable) and error.key is not None:
                 logger.error("spooled settlement %s waits for its key: %s", path.name, error)
                 return
-            logger.error("spooled settlement %s is refused, and put aside: %s", path.name, error)
+            logger.error("spooled settlement %s is refused, and put aside: %r", path.name, error)
             self.spool.put_aside(path)
             return
         if self.spool.drop(path) and taken.duplicate and result.cost_microusd:
