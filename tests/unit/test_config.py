@@ -43,6 +43,13 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
         ("[lanes.fast]\nreserved_share = 0.5", "t.toml:1: lanes.fast: there is no such field"),
         ("[lanes.batch]\nreserved_share = 1.0", "t.toml:2: lanes.batch.reserved_share: "),
         ("[providers.x]\nbase_url = 'ftp://x'", "t.toml:2: providers.x.base_url: must be an http:// or https://"),
+        *(
+            (f"[providers.x]\nbase_url = '{url}'", "t.toml:2: providers.x.base_url: must be an http:// or https://")
+            for url in ("http://", "https:///path", "http://h:port", "http://h:70000", "https://[::1", "http://a..b")
+        ),
+        ("[webhooks.x]\nurl = 'https://[::1'\nsecret_env = 'S'", "t.toml:2: webhooks.x.url: must be an http://"),
+        ("providers = 1", "t.toml:1: providers: must be a table"),
+        ("[providers.x]\nmodels = { m = 1 }", "t.toml:2: providers.x.models.m: must be a table"),
         ("[providers.'a b']\n", "t.toml:1: providers.a b: "),
         ("[providers.x]\n[providers.x.models.m]\ncontext = 3", "did you mean context_tokens?"),
         (
@@ -68,6 +75,12 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
 )
 def test_an_error_names_file_line_and_field(text: str, expected: str) -> None:
     assert expected in told(text)
+
+
+def test_no_part_of_a_password_that_makes_an_address_unreadable_is_told() -> None:
+    said = told("redis_url = 'redis://:slash/in-it@h:1'")
+    assert "must be a redis://" in said
+    assert "slash" not in said
 
 
 def test_all_errors_are_told_at_once() -> None:

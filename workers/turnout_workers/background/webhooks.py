@@ -107,7 +107,7 @@ async def _post(session: aiohttp.ClientSession, webhook: Webhook, result: JobRes
     try:
         async with session.post(webhook.url, data=body, headers=headers, allow_redirects=False) as reply:
             return None if 200 <= reply.status < 300 else f"status {reply.status}"
-    except (aiohttp.ClientError, OSError, TimeoutError) as error:
+    except (aiohttp.ClientError, OSError, ValueError) as error:  # the last: of a name that can't be looked up
         return type(error).__name__
 
 

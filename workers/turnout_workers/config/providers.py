@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated
+from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
@@ -28,7 +28,12 @@ def named_models(value: object) -> object:
 
 
 def _http(url: str) -> str:
-    if not re.match(r"https?://[^\s/]+", url):
+    try:
+        parts = urlsplit(url)
+        known = parts.scheme in ("http", "https") and parts.port != 0 and (parts.hostname or "").encode("idna")
+    except ValueError:  # a port that is no number, a bracket left open, a label that no name has
+        known = False
+    if not known:
         raise ValueError("must be an http:// or https:// address")
     return url.rstrip("/")
 

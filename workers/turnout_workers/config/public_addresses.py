@@ -49,8 +49,7 @@ def address_trouble(url: str, private: bool) -> str | None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not private:
         return "url must begin with https://; set private = true for a server of your own network"
-    if not (host := parts.hostname):
-        return "url names no host"
+    host = parts.hostname or ""
     literal = ":" in host or host.replace(".", "").isdigit()
     if literal and not private and not is_public(host):
         return f"{host} is a private address; set private = true if that is meant"

@@ -5,10 +5,10 @@
 
 from __future__ import annotations
 
-import re
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from redis.connection import parse_url
 
 from turnout.redis_address import sentinels
 from turnout.request import RoutingStrategy
@@ -17,8 +17,12 @@ from turnout_workers.config.providers import ProviderName, ProviderTable, Second
 
 
 def _redis(url: str) -> str:
-    if sentinels(url) is None and not re.match(r"(rediss?|unix)://.", url):
-        raise ValueError("must be a redis://, rediss://, sentinel:// or unix:// address")
+    if sentinels(url) is None:
+        try:
+            parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError:  # whose text may hold a part of a password
+            wanted = "must be a redis://, rediss://, sentinel:// or unix:// address"
+            raise ValueError(f"{wanted}, what is special in its password written as %2F and the like") from None
     return url
 
 

@@ -81,7 +81,9 @@ def _explain(
     said = str(error["msg"]).removeprefix("Value error, ")
     if variable := overridden.get(path):
         return f"environment variable {variable}: {said}"
-    if error["type"] == "extra_forbidden":
+    if error["type"] in ("dict_type", "model_type"):
+        said = "must be a table"
+    elif error["type"] == "extra_forbidden":
         said = "there is no such field"
         if near := difflib.get_close_matches(path[-1], _fields(shape), n=1):
             said += f"; did you mean {near[0]}?"
