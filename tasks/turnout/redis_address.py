@@ -11,6 +11,7 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import redis.asyncio
 import redis.asyncio.retry
 import redis.asyncio.sentinel
+import redis.connection
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
@@ -78,8 +79,19 @@ def _node(host: str) -> tuple[str, int]:
     except ValueError:
         name, port = None, None
     if not name:
-        raise ValueError(f"names a sentinel that is no host[:port]: {host!r}")
+        raise ValueError("names a sentinel that is no host[:port]")
     return name, port or SENTINEL_PORT
+
+
+def checked(url: str) -> str:
+    """The address as it is. Raises ValueError, which doesn't quote it: part of a password may be in what is wrong."""
+    if sentinels(url) is None:
+        try:
+            redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+        except ValueError:
+            known = "redis://, rediss://, unix:// or sentinel:// address"
+            raise ValueError(f"must be a {known} (in a password, / is written as %2F)") from None
+    return url
 
 
 def connect(url: str, **options: Any) -> redis.Redis:

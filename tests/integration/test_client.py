@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -23,7 +25,7 @@ from tests import redis_server
 from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused, Job
 from turnout.client import link, nonblocking
 from turnout.client.blocking import _each
-from turnout.client.link import LoopLink
+from turnout.client.link import LoopLink, ThreadLink
 from turnout.client.submission import Options, job_id, new_job
 from turnout.ledger import Keys, Ledger, run
 from turnout.messages import ResponseFormat
@@ -60,6 +62,30 @@ def test_a_repeated_submit_many_gives_the_same_jobs(client: Client) -> None:
     again = client.submit_many(["A?", "B?", "A?"], idempotency_key="order-2")
     assert [job.id for job in first] == [job.id for job in again]
     assert len({job.id for job in first}) == 3
+
+
+def test_an_empty_key_is_refused_for_it_would_make_all_jobs_one(client: Client) -> None:
+    with pytest.raises(IntakeRefused, match="the idempotency key is empty"):
+        client.submit("A?", idempotency_key="")
+    with pytest.raises(IntakeRefused, match="the idempotency key is empty"):
+        client.submit_many(["A?"], idempotency_key="")
+
+
+def test_a_fork_waits_whatever_threads_its_parent_had(client: Client) -> None:
+    job = client.submit("A?")
+    job.wait(20)  # now a thread listens
+    reach = client._core._link
+    assert isinstance(reach, ThreadLink)
+    with reach._lock:  # as that thread has it now and then
+        if not (child := os.fork()):
+            signal.alarm(20)
+            ended = 1
+            try:
+                ended = not job.wait(20)
+            finally:
+                os._exit(ended)
+    assert os.waitpid(child, 0)[1] == 0
+    job.wait(20)
 
 
 def test_one_request_for_many_and_what_is_none_among_many_are_refused(client: Client) -> None:

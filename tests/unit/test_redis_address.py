@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from turnout.errors import TurnoutError
-from turnout.redis_address import Sentinels, sentinels, with_password
+from turnout.redis_address import Sentinels, checked, sentinels, with_password
 
 
 @pytest.mark.parametrize(
@@ -40,6 +40,15 @@ def test_a_file_that_is_not_there_is_named() -> None:
 
 def test_without_a_file_nothing_changes() -> None:
     assert with_password({"REDIS_URL": "redis://x"}) == {"REDIS_URL": "redis://x"}
+
+
+@pytest.mark.parametrize(
+    "url", ["redis", "htp://h", "redis://w:zq/zq@h:1/0", "redis://h:70000", "sentinel://w:zq/zq@h"]
+)
+def test_what_is_no_address_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ValueError, match=r"^(must be|names) ") as refused:
+        checked(url)
+    assert "zq" not in str(refused.value)
 
 
 def test_sentinels_are_read_from_one_address_that_hides_its_passwords() -> None:

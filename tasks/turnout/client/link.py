@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import queue
 import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from typing import Any
+from weakref import WeakSet
 
 import redis
 import redis.asyncio
@@ -173,12 +175,17 @@ class ThreadLink:
     def __init__(self, url: str, channel: str) -> None:
         self.channel = channel
         self._redis = connect(url, **LIMITS)
+        self._closed = False
+        self.begin()
+        _thread_links.add(self)
+
+    def begin(self) -> None:
+        """With nobody who listens."""
         self._listeners = _Listeners(set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wanted_at = 0.0
         self._ready = threading.Event()
-        self._closed = False
 
     async def ask(self, *calls: Call[Any]) -> list[Any]:
         return run(self._redis, calls)
@@ -194,7 +201,7 @@ class ThreadLink:
         heard, words = ThreadHeard(), tuple(words)
         with self._lock:
             self._listeners.add(heard, words)
-            if self._thread is None or not self._thread.is_alive():  # a fork has no threads of its parent's
+            if self._thread is None:
                 self._ready.clear()
                 self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
                 self._thread.start()
@@ -231,3 +238,15 @@ class ThreadLink:
                 self._thread = None  # whoever waits next starts another
                 return False
             return True
+
+
+_thread_links: WeakSet[ThreadLink] = WeakSet()
+
+
+def _forked() -> None:
+    """A fork has no threads of its parent's: neither those that listen, nor those that would let go of a lock."""
+    for link in _thread_links:
+        link.begin()
+
+
+os.register_at_fork(after_in_child=_forked)

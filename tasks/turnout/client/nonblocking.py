@@ -15,6 +15,7 @@ from turnout.client.streaming import Reader
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request, chunks, new_job, redis_url, refusal
 from turnout.errors import IntakeRefused
 from turnout.ledger import LIVE, Call, Facts, Keyring, Keys, Ledger, NewJob
+from turnout.redis_address import checked
 from turnout.request import InferenceResponse
 from turnout.result import JobResult
 
@@ -37,7 +38,10 @@ class AsyncClient:
         """See `Client`."""
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._channel = self._ledger.keys.inbox(uuid4().hex)
-        self._link = self._reach(redis_url(url), self._channel)
+        try:
+            self._link = self._reach(checked(redis_url(url)), self._channel)
+        except ValueError as error:
+            raise ValueError(f"{'url' if url else 'REDIS_URL'} {error}") from None
         self._max_chars = max_request_chars
 
     async def __aenter__(self) -> Self:

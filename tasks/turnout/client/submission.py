@@ -75,7 +75,7 @@ def chunks(requests: Iterable[Request], **options: Unpack[Options]) -> Iterator[
     while chunk := list(islice(rest, CHUNK)):
         jobs = []
         for number, request in chunk:
-            if key is not None:
+            if key:
                 options["idempotency_key"] = f"{key}\0{number}"
             try:
                 jobs.append(new_job(request, **options))
@@ -132,4 +132,6 @@ def job_id(idempotency_key: str | None) -> str:
     """A new id, or the one that belongs to the key."""
     if idempotency_key is None:
         return os.urandom(16).hex()
+    if not idempotency_key:
+        raise IntakeRefused("the idempotency key is empty, so all jobs would be one; give None for no key")
     return hashlib.sha256(f"idempotency\0{idempotency_key}".encode()).hexdigest()[:32]

@@ -89,8 +89,14 @@ async def _replies(send: Send, calls: Sequence[Call[Any]], known: set[Script]) -
 
 
 async def _sent(send: Send, calls: Sequence[Call[Any]], known: set[Script]) -> list[Any]:
-    missing = [("SCRIPT", "LOAD", script.source) for script in _scripts(calls) - known]
-    return (await send([*missing, *(call.command for call in calls)]))[len(missing) :]
+    missing = list(_scripts(calls) - known)
+    loading = [("SCRIPT", "LOAD", script.source) for script in missing]
+    replies = await send([*loading, *(call.command for call in calls)])
+    loaded: dict[Script | None, Any] = dict(zip(missing, replies, strict=False))
+    for i, reply in enumerate(told := replies[len(missing) :]):
+        if isinstance(reply, NoScriptError) and isinstance(error := loaded.get(calls[i].script), Exception):
+            told[i] = error  # why it can't be loaded tells more than that it isn't there
+    return told
 
 
 def _scripts(calls: Sequence[Call[Any]]) -> set[Script]:

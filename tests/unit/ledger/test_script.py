@@ -42,6 +42,12 @@ def test_an_error_of_one_call_leaves_the_others_done(flushed: redis.Redis) -> No
     assert [one.state for one in run(flushed, [LEDGER.facts("a"), LEDGER.facts("b")])] == ["leased", "queued"]
 
 
+def test_a_script_that_redis_cannot_load_is_told_as_that(flushed: redis.Redis) -> None:
+    wrong = Ledger(clock="no Lua\n").enqueue(new_job())
+    with pytest.raises(redis.ResponseError, match="compiling"):
+        run(flushed, [LEDGER.facts("a"), wrong])
+
+
 both_ways = pytest.mark.parametrize("exchange", [pipelined, redis_exchange.exchange])
 
 
@@ -92,6 +98,7 @@ def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path:
         assert bed(ledger.wake("b", LANE))
         assert bed(ledger.sweep("c", LANE, 3, 10, 15.0)) == "queued"
         assert bed.claimed("d").token == 1
+        assert bed(ledger.watch("e", "inbox")) == "queued"
         assert bed(ledger.cancel("e", None, KEPT_S)).accepted
     finally:
         server.stop()

@@ -8,22 +8,11 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
-from redis.connection import parse_url
 
-from turnout.redis_address import sentinels
+from turnout.redis_address import checked
 from turnout.request import RoutingStrategy
 from turnout.value import Name, Value
 from turnout_workers.config.providers import ProviderName, ProviderTable, Seconds, Url, Usd, with_presets
-
-
-def _redis(url: str) -> str:
-    if sentinels(url) is None:
-        try:
-            parse_url(url)  # type: ignore[no-untyped-call]
-        except ValueError:  # whose text may hold a part of a password
-            wanted = "must be a redis://, rediss://, sentinel:// or unix:// address"
-            raise ValueError(f"{wanted}, what is special in its password written as %2F and the like") from None
-    return url
 
 
 class RouterTable(Value):
@@ -108,7 +97,7 @@ class WebhookTable(Value):
 class File(Value):
     """The whole of turnout.toml."""
 
-    redis_url: Annotated[str, AfterValidator(_redis)] = "redis://127.0.0.1:6379/0"
+    redis_url: Annotated[str, AfterValidator(checked)] = "redis://127.0.0.1:6379/0"
     namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "turnout"
     router: RouterTable = RouterTable()
     worker: WorkerTable = WorkerTable()

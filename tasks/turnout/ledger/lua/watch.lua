@@ -1,4 +1,4 @@
-#!lua
+#!lua flags=allow-oom
 -- Ask to be told of a job on the caller's own channel: by its id when it settles, and by `+` and its id of each piece
 -- of its answer.
 -- KEYS  job
