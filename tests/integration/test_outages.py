@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -164,4 +166,8 @@ def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) 
         stand.until(lambda: stand.settled() == len(ids), 60)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
         assert worker.poll() is None
-        assert "raised unexpected" not in log.read_text()
+        said = log.read_text()
+        assert "raised unexpected" not in said
+        lost = [datetime.fromisoformat(line[:23]) for line in said.splitlines() if "(server:ReadOnly" in line]
+        assert all(b - a > timedelta(seconds=0.9) for a, b in pairwise(lost)), "Celery gives it a second each time"
+        assert "CPendingDeprecationWarning" not in said

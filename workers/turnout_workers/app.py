@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -16,9 +17,10 @@ from celery.exceptions import Ignore, Retry
 from celery.signals import setup_logging, task_revoked, worker_shutting_down
 from celery.utils.functional import maybe_list
 from celery.worker import control
+from celery.worker.consumer import Consumer
 from celery.worker.state import revoked
 from kombu import Queue
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from turnout.errors import JobError
 from turnout.ledger import message
@@ -58,10 +60,14 @@ app.conf.update(
     accept_content=["json"],
     worker_prefetch_multiplier=1,
     worker_disable_rate_limits=True,
-    worker_cancel_long_running_tasks_on_connection_loss=False,
+    worker_consumer=f"{__name__}:PatientConsumer",
+    # For those that are acknowledged late, and so for none; but without it Celery warns at each reconnect.
+    worker_cancel_long_running_tasks_on_connection_loss=True,
+    worker_enable_prefetch_count_reduction=False,  # the pool's free slots are the limit
     worker_send_task_events=settings.file.monitoring.task_events,
 )
 
+REST_S = 1.0
 NOT_BEFORE = "turnout_not_before"
 """Where in a task's request stands, as Unix time, what its message says as `eta`."""
 
@@ -146,6 +152,16 @@ class JobRequest(AsyncRequest):
         self._args, self._kwargs = [shown], dict[str, Any]()
         self._argsrepr, self._kwargsrepr = shown, ""
         self.request_dict.update(argsrepr=shown, kwargsrepr="")
+
+
+class PatientConsumer(Consumer):
+    """Connects anew when Redis refuses a command, as a primary does after a failover to another. But one that takes no
+    writes, for its disk is full, say, would refuse the next at once."""
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        super().on_connection_error_after_connected(exc)
+        if isinstance(exc, ResponseError):
+            time.sleep(REST_S)
 
 
 class MovedOn(Retry):

@@ -13,7 +13,7 @@ import logging
 import random
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cached_property
 from queue import Empty
 from typing import Any
@@ -24,7 +24,7 @@ from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps, loads
 from pydantic_core import from_json
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, RedisError, ResponseError
 
 from turnout.ledger import Script
 from turnout.redis_address import sentinels
@@ -98,6 +98,11 @@ class Channel(kombu_redis.Channel):
         finally:
             if self.serves_lanes and (room := free_slots()) > 0:
                 self._fetch(room)
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Asked each second. A refusal needs no traceback: housekeeping tells of a Redis that takes no writes."""
+        with suppress(ResponseError):
+            super().maybe_refresh_binding_expiry()  # type: ignore[misc]
 
     def _fetch(self, room: int) -> None:
         script = self._fetch_script = self._fetch_script or Script.load("turnout_workers", "fetch")
