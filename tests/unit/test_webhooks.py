@@ -49,6 +49,8 @@ def test_a_public_address_is() -> None:
         ("https://10.0.0.1/hook", True, None),
         ("https://127.1/hook", False, "private address"),
         ("https://2130706433/hook", False, "private address"),
+        ("https://127\u30020.0\uff0e1/hook", False, "private address"),
+        ("https://\uff11\uff12\uff17.0.0.1/hook", False, "private address"),
     ],
 )
 def test_only_the_operator_can_allow_an_inner_address(url: str, private: bool, trouble: str | None) -> None:

@@ -128,7 +128,7 @@ class Worker:
             self.name,
             file.worker.lease_s,
             file.retention.results_s,
-            (watch.judge, BatchFeeding(self._client, self._ledger, self._call).round),
+            (watch.judge, BatchFeeding(self._client, self._ledger, self._call, file.retention.results_s).round),
             metrics.recovered,
         )
         interval_s = file.router.health_check_interval

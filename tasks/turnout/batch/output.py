@@ -18,11 +18,11 @@ def check_places(output: str, errors: str | None = None, source: str = "-") -> N
     for path, name in ((output, "the output"), (errors, "the file of errors")):
         if path is None or (path == "-" and name == "the output"):
             continue
-        place = Path(path).resolve()
-        if place.exists() and not place.is_file():
+        if (place := Path(path).resolve()).exists() and not place.is_file():
             raise Unwritable(f"can't write {path}: it is no regular file")
-        if (other := seen.setdefault(place, name)) is not name:
-            raise Unwritable(f"{path} is {other}, and would be overwritten; choose another place for {name}")
+        for written in (path, f"{path}.tmp", f"{path}.journal"):
+            if (other := seen.setdefault(Path(written).resolve(), name)) is not name:
+                raise Unwritable(f"{written} is {other}, and would be overwritten; choose another place for {name}")
 
 
 def write_output(

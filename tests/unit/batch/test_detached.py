@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+import redis.asyncio
 
 from turnout.batch.detached import Batches, NoSuchBatch
+from turnout.batch.handover import chunk_jobs
 from turnout.batch.line import Defaults, RawLine
 from turnout.batch.record import State
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
-from turnout.ledger import Ledger
+from turnout.ledger import Coalescer, Ledger, NewJob
+from turnout_workers.background import batch_feeding
 
 
 class Interrupted(Source):
@@ -52,3 +56,21 @@ def test_a_batch_can_not_be_cancelled_while_it_is_handed_over(flushed: redis.Red
 
     Interrupted.happens = staticmethod(cancel)
     assert batches.record(batches.submit(source, Defaults())).state is State.FEEDING
+
+
+async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_alive(
+    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches = Batches(flushed, Ledger())
+    Interrupted.happens = staticmethod(lambda: None)
+    id = batches.submit(source, Defaults())
+
+    def read_and_cancelled(*chunk: Any) -> list[NewJob]:
+        assert batches.cancel(id, 60) == 0, "its job is not there yet"
+        return chunk_jobs(*chunk)
+
+    monkeypatch.setattr(batch_feeding, "chunk_jobs", read_and_cancelled)
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await batch_feeding.BatchFeeding(client, Ledger(), Coalescer(client), 60).round()
+    record = batches.record(id)
+    assert (record.ended, record.counts) == (True, {"cancelled": 1})

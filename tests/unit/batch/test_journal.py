@@ -209,7 +209,9 @@ def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what
     for places, told in (
         ((output, None, str(source)), "is the input"),
         (("-", str(source), str(source)), "is the input"),
+        (("new", None, "new.tmp"), "is the input"),
         (("new", "./new"), "is the output"),
+        (("new", "new.journal"), "is the output"),
         (("/dev/null",), "no regular file"),
         ((str(source.parent),), "no regular file"),
     ):

@@ -26,6 +26,7 @@ class BatchFeeding:
     client: redis.asyncio.Redis
     ledger: Ledger
     call: Coalescer
+    result_ttl_s: float
 
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
@@ -54,7 +55,10 @@ class BatchFeeding:
                 return
             answers = await call.all(*(ledger.enqueue(job) for job in jobs))
             outcomes = [answer.outcome for answer in answers]
-            if Intake.FULL in outcomes:
-                return  # Redis is short of memory: the same chunk again, later
-            await call(ledger.fed(id, record.chunks_fed, len(jobs), outcomes.count(Intake.EXPIRED)))
+            if not (full := Intake.FULL in outcomes):
+                await call(ledger.fed(id, record.chunks_fed, len(jobs), outcomes.count(Intake.EXPIRED)))
             record = await call(read_record(keys, id))
+            if record is not None and record.state is State.CANCELLED:  # when these were not there to be cancelled
+                await call.all(*(ledger.cancel(job.id, id, self.result_ttl_s) for job in jobs))
+            if full:
+                return  # Redis is short of memory: the same chunk again, later

@@ -49,7 +49,7 @@ def address_trouble(url: str, private: bool) -> str | None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not private:
         return "url must begin with https://; set private = true for a server of your own network"
-    host = parts.hostname or ""
+    host = (parts.hostname or "").encode("idna").decode()  # as it is called: the dots of other scripts are dots, too
     literal = ":" in host or host.replace(".", "").isdigit()
     if literal and not private and not is_public(host):
         return f"{host} is a private address; set private = true if that is meant"
