@@ -13,7 +13,7 @@ from turnout import Client
 from turnout.cli import main
 from turnout_workers import local
 from turnout_workers.commands.worker import worker
-from turnout_workers.config import discovery
+from turnout_workers.config import discovery, fleet
 
 
 def invoked(here: local.Local, *arguments: str, stdin: str = "") -> Result:
@@ -100,6 +100,16 @@ def test_providers_are_listed_and_checked(here: local.Local) -> None:
     turnout(here, "isolate", "sim-horizon")
     assert "isolated: isolated by an operator" in turnout(here, "providers")
     turnout(here, "restore", "sim-horizon")
+
+
+@pytest.mark.parametrize("command", ["providers", "failed"])
+def test_a_list_breaks_no_name_on_a_screen_of_80_columns(here: local.Local, command: str) -> None:
+    with Client(here.redis_url) as client, pytest.raises(Exception, match="refused"):
+        (job := client.submit("A?", constraints={"only": ["nobody"]})).wait(20)
+    told = CliRunner().invoke(main, [command], env={**here.environ, "COLUMNS": "80"}).stdout
+    names = [job.id] if command == "failed" else [endpoint.id for endpoint in fleet(here.settings).endpoints]
+    assert [name for name in names if name not in told] == []
+    assert max(map(len, told.splitlines())) <= 80
 
 
 def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:

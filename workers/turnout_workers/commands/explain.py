@@ -15,7 +15,7 @@ from rich.text import Text
 
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
-from turnout_workers.commands.screen import add, table
+from turnout_workers.commands.screen import add, indented, table
 from turnout_workers.deployment import deployment
 from turnout_workers.routing import record as records
 
@@ -78,7 +78,7 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
             add(made, row["id"], *numbers, style="bold" if row["id"] == called else "")
         console.print(Padding.indent(made, 4))
     for endpoint, (reason, text) in decision["excluded"].items():
-        console.print(f"    not {endpoint}: {text} ({reason})", style="dim")
+        console.print(indented(f"not {endpoint}: {text} ({reason})", 4, "dim"))
 
 
 def _choice(decision: dict[str, Any], ranked: Sequence[str], called: str | None) -> str:
@@ -101,7 +101,8 @@ def _attempts(console: Console, result: JobResult) -> None:
         if attempt.unsure_microusd:
             money += f", perhaps {dollars(attempt.unsure_microusd)} more"
         said = f"  {attempt.message}" if attempt.message else ""
-        console.print(f"  {number}. {attempt.endpoint}: {ended} after {attempt.duration_s:.2f} s, {money}{said}")
+        told = f"{number}. {attempt.endpoint}: {ended} after {attempt.duration_s:.2f} s, {money}{said}"
+        console.print(indented(told, 2))
     console.print(result.summary(), style="bold")
 
 

@@ -12,13 +12,13 @@ from rich.console import Console
 
 from turnout.ledger import Call, Facts
 from turnout.result import JobResult
-from turnout_workers.commands.screen import add, table
+from turnout_workers.commands.screen import indented
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
 
 PAGE = 500
-SHOWN = 120
-"""Characters of an error in a table."""
+SHOWN = 200
+"""Characters of an error in the list; `turnout explain` has it all."""
 
 
 def _failed(here: Deployment, error: str | None, batch: str | None) -> Iterator[tuple[str, Facts, JobResult]]:
@@ -48,12 +48,14 @@ def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> N
         for _, _, result in found:
             click.echo(result.model_dump_json(exclude_defaults=True, exclude={"response"}))
         return
-    made = table("job", "failed at (UTC)", "model", "attempts", "error", numbers=("attempts",), whole=("job",))
+    console = Console(highlight=False, markup=False)
     for job_id, job, result in found:
         at = datetime.fromtimestamp(job.settled_at or 0, UTC)
-        problem = f"{result.error.code}: {result.error.message}" if result.error else ""
-        add(made, job_id, f"{at:%m-%d %H:%M:%S}", job.label, str(len(result.attempts)), problem[:SHOWN])
-    Console().print(made if found else "No job has failed.")
+        console.print(f"{job_id}  {at:%m-%d %H:%M:%S} UTC  {job.label}, {len(result.attempts)} attempts")
+        if result.error:
+            console.print(indented(f"{result.error.code}: {result.error.message}"[:SHOWN], 4))
+    if not found:
+        console.print("No job has failed.")
 
 
 @click.command()

@@ -5,25 +5,25 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
 import redis
 from rich.console import Console
-from rich.table import Table
 
 from turnout_workers.commands.check import answers_of
-from turnout_workers.commands.screen import add, table
+from turnout_workers.commands.screen import indented
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.routing.fleet import OPERATOR, EndpointView, Limits
 from turnout_workers.state.fleet_view import trouble
 from turnout_workers.state.redis import state_call
 
 UNITS = {
-    "requests_per_minute": "rpm",
-    "tokens_per_minute": "tpm",
-    "input_tokens_per_minute": "input tpm",
-    "output_tokens_per_minute": "output tpm",
+    "requests_per_minute": "requests a minute",
+    "tokens_per_minute": "tokens a minute",
+    "input_tokens_per_minute": "input tokens a minute",
+    "output_tokens_per_minute": "output tokens a minute",
     "requests_per_day": "requests a day",
     "tokens_per_day": "tokens a day",
     "concurrency": "at once",
@@ -41,7 +41,12 @@ def providers(check: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"endpoints": told, **({"checks": answers} if check else {})}))
     else:
-        Console().print(_drawn(told))
+        console = Console(highlight=False, markup=False)
+        for one in told:
+            health = one["health"] or "health unknown, for Redis can't be asked"
+            console.print(f"{one['endpoint']}: {health}", style="" if health == "well" else "yellow")
+            for line in _lines(one):
+                console.print(indented(line, 4))
         for name, wrong in answers.items():
             click.echo(f"{name}: {wrong or 'answers'}")
     sys.exit(1 if any(answers.values()) else 0)
@@ -82,21 +87,16 @@ def _told(limits: Limits) -> dict[str, int]:
     return {name: value for name in UNITS if (value := getattr(limits, name)) is not None}
 
 
-def _drawn(told: list[dict[str, Any]]) -> Table:
-    columns = ("endpoint", "in", "out", "price", "limits", "context", "can", "health")
-    made = table(*columns, numbers=("in", "out", "context"), whole=("limits",))
-    for one in told:
-        renamed = "" if one["endpoint"].partition("/")[2].split("#")[0] == one["sent_as"] else f"\n= {one['sent_as']}"
-        prices = (one["input_usd_per_mtok"], one["output_usd_per_mtok"])
-        add(
-            made,
-            one["endpoint"] + (" (simulated)" if one["simulated"] else "") + renamed,
-            *("?" if price is None else f"{price:g}" for price in prices),
-            {None: "?", OPERATOR: "yours"}.get(one["price_from"], "list"),
-            "\n".join(f"{value:,} {UNITS[name]}" for name, value in one["limits"].items()),
-            f"{one['context_tokens']:,}" if one["context_tokens"] else "?",
-            "\n".join(one["capabilities"]),
-            one["health"] or "no Redis",
-            style="" if one["health"] in ("well", None) else "yellow",
-        )
-    return made
+def _lines(one: dict[str, Any]) -> Iterator[str]:
+    if one["endpoint"].partition("/")[2].split("#")[0] != one["sent_as"]:
+        yield f"sent as {one['sent_as']}"
+    if one["input_usd_per_mtok"] is None:
+        yield "price unknown"
+    else:
+        whose = "yours" if one["price_from"] == OPERATOR else one["price_from"]
+        yield f"${one['input_usd_per_mtok']:g} in, ${one['output_usd_per_mtok']:g} out ({whose})"
+    context = f"{one['context_tokens']:,} tokens of context" if one["context_tokens"] else "context unknown"
+    yield ", ".join([context, *one["capabilities"], *(["simulated"] if one["simulated"] else [])])
+    for limits, of in ((one["limits"], ""), (one["shared_limits"], ", all of its models together")):
+        if limits:
+            yield ", ".join(f"{value:,} {UNITS[name]}" for name, value in limits.items()) + of

@@ -1,10 +1,11 @@
-"""Tables in a terminal. Cells are shown as they are: what providers say is no markup."""
+"""Tables and paragraphs in a terminal. Texts are shown as they are: what providers say is no markup."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 
 from rich import box
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
@@ -23,6 +24,11 @@ def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] =
 
 def add(made: Table, *cells: str, style: str = "") -> None:
     made.add_row(*map(Text, cells), style=style)
+
+
+def indented(text: str, columns: int, style: str = "") -> Padding:
+    """A paragraph, all lines of it."""
+    return Padding.indent(Text(text, style), columns)
 
 
 def usd(amount: float) -> str:
