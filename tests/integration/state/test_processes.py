@@ -26,7 +26,7 @@ from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted
 
 PROCESSES = 8
-FORK = multiprocessing.get_context("fork")
+CONTEXT = multiprocessing.get_context("forkserver")
 
 
 class Fleet:
@@ -44,7 +44,7 @@ class Fleet:
         url, speed, *rest = self.settings
         skew_s = self.rng.choice([-3600, 0, 3600])
         path = self.directory / f"{self.started}.txt"
-        proc = FORK.Process(target=work, args=(url, path, speed, skew_s, *rest), daemon=True)
+        proc = CONTEXT.Process(target=work, args=(url, path, speed, skew_s, *rest), daemon=True)
         proc.start()
         return proc
 
