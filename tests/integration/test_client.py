@@ -383,9 +383,18 @@ def test_a_cancelled_job_ends_as_cancelled(here: local.Local) -> None:
         assert job.cancel() is False, "there is nothing left to cancel"
 
 
-def test_waiting_for_an_unknown_job_says_so(client: Client) -> None:
-    with pytest.raises(LookupError, match="never was"):
-        client.job("nope").wait(1)
+def test_an_unknown_job_says_so_whatever_it_is_asked(client: Client) -> None:
+    job = client.job("nope")
+    for ask in (job.wait, job.status, job.result, job.events, job.cancel, lambda: list(job.stream())):
+        with pytest.raises(LookupError, match="never was"):
+            ask()
+
+
+def test_jobs_may_be_given_as_they_come_and_one_to_be_purged_by_its_id(client: Client) -> None:
+    jobs = client.submit_many(["A?", "B?", "C?"], max_output_tokens=5)
+    assert {job.id for job in client.as_completed((job for job in jobs), 20)} == {job.id for job in jobs}
+    assert client.purge(jobs[0].id) == 1
+    assert client.purge(job for job in jobs) == 2
 
 
 def test_a_wait_that_takes_too_long_ends(client: Client, here: local.Local) -> None:

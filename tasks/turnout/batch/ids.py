@@ -14,7 +14,6 @@ MAX_ID_CHARS = 512
 HASH_BITS = 2**60 - 1
 """What Python keeps in 32 bytes. Among a million ids, two are mistaken for one with a probability of 10⁻⁶."""
 
-_LENIENT = json.JSONDecoder(parse_int=lambda digits: int(digits) if len(digits) < 20 else None)
 _LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -65,7 +64,7 @@ def legible_id(raw: bytes, format: Format) -> str | int | None:
     if format is Format.TEXT:
         return None
     try:
-        value = _LENIENT.decode(raw.decode("utf-8-sig"))
+        value = json.loads(raw.decode("utf-8-sig"))
     except (ValueError, RecursionError):
         return _leading_id(raw)
     return usable_id(value.get("custom_id" if format is Format.OPENAI else "id")) if isinstance(value, dict) else None

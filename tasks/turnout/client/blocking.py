@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterable, Iterator
 from typing import Any, Self, TypeVar, Unpack
 
 from turnout.client.link import ThreadLink
-from turnout.client.nonblocking import AsyncClient, AsyncJob
+from turnout.client.nonblocking import AsyncClient, AsyncJob, ids
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request
 from turnout.ledger.sending import at_once
 from turnout.request import InferenceResponse
@@ -63,15 +63,15 @@ class Client:
         """A job by its id, whoever submitted it."""
         return Job(self._core.job(job_id))
 
-    def as_completed(self, jobs: Sequence[Job], timeout: float | None = None) -> Iterator[Job]:
+    def as_completed(self, jobs: Iterable[Job], timeout: float | None = None) -> Iterator[Job]:
         """The jobs in the order in which they settle. Raises TimeoutError, LookupError."""
         known = {job.id: job for job in jobs}
-        for done in _each(self._core.as_completed([job._core for job in jobs], timeout)):
+        for done in _each(self._core.as_completed([job._core for job in known.values()], timeout)):
             yield known[done.id]
 
     def purge(self, jobs: Iterable[Job | str]) -> int:
         """Delete settled jobs with their results; live ones are left alone. Gives how many are gone."""
-        return at_once(self._core.purge(job if isinstance(job, str) else job.id for job in jobs))
+        return at_once(self._core.purge(ids(jobs)))
 
 
 class Job:
@@ -89,7 +89,7 @@ class Job:
         return at_once(self._core.status())
 
     def result(self) -> JobResult | None:
-        """How it ended, with every attempt; None while it goes on."""
+        """How it ended, with every attempt; None while it goes on. LookupError: unknown."""
         return at_once(self._core.result())
 
     def wait(self, timeout: float | None = None) -> InferenceResponse:
@@ -111,7 +111,7 @@ class Job:
         return at_once(self._core.cancel())
 
     def events(self) -> list[dict[str, Any]]:
-        """What happened to it so far, oldest first: `at` (ms), `event`, and what belongs to it."""
+        """What happened so far, oldest first: `at` (ms), `event`, and what belongs to it. LookupError: unknown."""
         return at_once(self._core.events())
 
 

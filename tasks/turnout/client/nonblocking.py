@@ -78,16 +78,16 @@ class AsyncClient:
         return [AsyncJob(self, job.id) for job in jobs]
 
     def job(self, job_id: str) -> AsyncJob:
-        """A job by its id, whoever submitted it."""
+        """See `Client.job`."""
         return AsyncJob(self, job_id)
 
     async def as_completed(
-        self, jobs: Sequence[AsyncJob], timeout: float | None = None
+        self, jobs: Iterable[AsyncJob], timeout: float | None = None
     ) -> AsyncGenerator[AsyncJob, None]:
-        """The jobs in the order in which they settle. Raises TimeoutError, LookupError."""
+        """See `Client.as_completed`."""
         ends_at = None if timeout is None else time.monotonic() + timeout
         waiting = {job.id: job for job in jobs}
-        patience = Patience()
+        count, patience = len(waiting), Patience()
         async with self._link.listening(waiting) as heard:
             settled = await self._settled(waiting)
             while waiting:
@@ -98,14 +98,14 @@ class AsyncClient:
                     return
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
                 if left <= 0:
-                    raise TimeoutError(f"{len(waiting)} of {len(jobs)} jobs have not settled")
+                    raise TimeoutError(f"{len(waiting)} of {count} jobs have not settled")
                 settled = await heard.wait(left)
                 with patience:
                     settled = settled or await self._settled(waiting)
 
     async def purge(self, jobs: Iterable[AsyncJob | str]) -> int:
-        """Delete settled jobs with their results; live ones are left alone. Gives how many are gone."""
-        return await self._ask(self._ledger.purge([job if isinstance(job, str) else job.id for job in jobs]))
+        """See `Client.purge`."""
+        return await self._ask(self._ledger.purge(ids(jobs)))
 
     async def _ask(self, call: Call[T]) -> T:
         reply: T = (await self._link.ask(call))[0]
@@ -142,7 +142,9 @@ class AsyncJob:
 
     async def result(self) -> JobResult | None:
         """See `Job.result`."""
-        return await self._client._ask(self._ledger.result(self.id))
+        if (result := await self._client._ask(self._ledger.result(self.id))) is None:
+            await self._facts()  # which raises LookupError
+        return result
 
     async def wait(self, timeout: float | None = None) -> InferenceResponse:
         """See `Job.wait`."""
@@ -180,7 +182,9 @@ class AsyncJob:
 
     async def events(self) -> list[dict[str, Any]]:
         """See `Job.events`."""
-        return await self._client._ask(self._ledger.story(self.id))
+        if not (events := await self._client._ask(self._ledger.story(self.id))):
+            raise _unknown(self.id)
+        return events
 
     async def _facts(self) -> Facts:
         if (facts := await self._client._ask(self._ledger.facts(self.id))) is None:
@@ -189,8 +193,13 @@ class AsyncJob:
 
     async def _answer(self) -> InferenceResponse:
         if (result := await self.result()) is None:
-            raise LookupError(f"the result of job {self.id} was purged")
+            raise LookupError(f"job {self.id} had settled, and was replayed just then")
         return result.answer()
+
+
+def ids(jobs: Iterable[Any]) -> list[str]:
+    """Of jobs, or of what are ids already; a single one is not its letters."""
+    return [jobs] if isinstance(jobs, str) else [job if isinstance(job, str) else job.id for job in jobs]
 
 
 def _unknown(job_id: str) -> LookupError:

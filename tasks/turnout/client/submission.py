@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel
 
-from turnout.client import trace
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
 from turnout.messages import Message, ResponseFormat, Tool
@@ -111,9 +111,23 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
         given["response_format"] = ResponseFormat.of(model)
     valid = InferenceRequest.model_validate(given)
     try:
-        return NewJob.of(job_id(key), valid, stream=stream, webhook=webhook, trace=trace.current())
+        return NewJob.of(job_id(key), valid, stream=stream, webhook=webhook, trace=_trace())
     except UnicodeEncodeError:
         raise IntakeRefused("a text has half a surrogate pair, which is no character") from None
+
+
+def _trace() -> str | None:
+    """The W3C trace context of whoever submits, `traceparent` and perhaps `tracestate`; None outside of a trace.
+
+    An application that traces has imported OpenTelemetry; in one that has not, this costs a look into a dict.
+    """
+    if "opentelemetry.trace" not in sys.modules:
+        return None
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    carrier: dict[str, str] = {}
+    TraceContextTextMapPropagator().inject(carrier)
+    return "\n".join(carrier.values()) or None
 
 
 def refusal(job_id: str, outcome: Intake) -> IntakeRefused | None:
