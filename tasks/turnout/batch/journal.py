@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from turnout.batch.ids import LineByHash
 from turnout.batch.tally import Entry, Tally
 from turnout.errors import TurnoutError
 from turnout.result import JobStatus
@@ -47,8 +48,8 @@ class Journal:
         self._end = 0
         self._offsets, self._digests = array("q"), array("Q")
         """By input line: where its entry begins, and its content's digest."""
-        self._of_job: dict[int, int] = {}
-        """The line that has a job's result, of entries that name their job."""
+        self._of_job = LineByHash()
+        """The line that has, or had, a job's result, of entries that name their job."""
 
     def __enter__(self) -> Journal:
         with writing(self.path):
@@ -135,7 +136,8 @@ class Journal:
 
     def line_of(self, job: int) -> int | None:
         """The line that has this job's result, if its entry names the job."""
-        return self._of_job.get(job)
+        line = self._of_job.get(job)
+        return line if line and self._knows(line) and self.entry(line)[0].get("job") == job else None
 
     def entry(self, line: int) -> tuple[Entry, bytes]:
         """What was written for a line: its numbers, and its line of output."""
@@ -155,8 +157,6 @@ class Journal:
                 entry, _ = self.entry(line)
                 self.tally.count(entry, -1)
                 self.tally.resumed -= 1
-                if self._of_job.get(entry.get("job", MISSING)) == line:
-                    del self._of_job[entry["job"]]
                 self._offsets[line] = MISSING
 
     def write(self, line: int, digest: int, entry: Entry, rendered: bytes) -> None:
@@ -185,7 +185,7 @@ class Journal:
         self._offsets[line], self._digests[line] = self._end, digest
         self.tally.count(entry)
         if "job" in entry:
-            self._of_job[entry["job"]] = line
+            self._of_job.put(entry["job"], line)
 
     def _read(self, offset: int) -> tuple[Entry, bytes]:
         self._file.flush()
