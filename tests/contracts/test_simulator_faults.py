@@ -272,3 +272,14 @@ def test_the_command_says_what_is_wrong(arguments: list[str], reason: str) -> No
     done = CliRunner().invoke(simulate, arguments)
     assert done.exit_code == 2
     assert reason in done.output
+
+
+@pytest.mark.parametrize(("dialect", "limit"), [("groq", "1000"), ("vllm", "60")])
+async def test_limits_are_told_in_the_words_of_the_providers_dialect(
+    http: aiohttp.ClientSession, dialect: str, limit: str
+) -> None:
+    """Groq's header of that name is of a day's requests, others' of a minute's."""
+    table = {"dialect": dialect, "models": {"m": PRICE}, "requests_per_minute": 60, "requests_per_day": 1000}
+    async with Simulator(Scenario(providers={"p": table})) as simulator:
+        _, _, headers = await ask(http, simulator.url)
+    assert headers["x-ratelimit-limit-requests"] == limit

@@ -158,6 +158,7 @@ DIALECTS: dict[str, Dialect] = {
         auth_prefix="",
         parameters=OPENAI_PARAMETERS,
         health_path="/models",
+        limit_headers={},  # it tells of none
         version="v1beta",
         price_id="google",
     ),

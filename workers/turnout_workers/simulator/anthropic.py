@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
-from turnout_workers.simulator.wire import STATUS, Gauge, Problem, content_text, event
+from turnout_workers.simulator.wire import STATUS, Problem, content_text, event
 
 _FINISH = {"stop": "end_turn", "length": "max_tokens", "tool": "tool_use"}
 _ERRORS = {
@@ -19,19 +18,12 @@ _ERRORS = {
     "server_error": "api_error",
     "overloaded": "overloaded_error",
 }
-_LIMITS = {
-    "requests_per_minute": "requests",
-    "tokens_per_minute": "tokens",
-    "input_tokens_per_minute": "input-tokens",
-    "output_tokens_per_minute": "output-tokens",
-}
 
 
 class Anthropic:
+    request_id_header = "request-id"
     tells_retry_after = True
-
-    def key(self, headers: Mapping[str, str]) -> str:
-        return headers.get("x-api-key") or headers.get("authorization", "").removeprefix("Bearer ").strip()
+    tells_moments = True
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         if path != "messages":
@@ -92,16 +84,6 @@ class Anthropic:
         status = problem.status or (529 if problem.kind == "overloaded" else STATUS[problem.kind])
         error = {"type": kind, "message": message}
         return status, {"type": "error", "error": error, "request_id": f"req_{request_id}"}
-
-    def headers(self, gauges: Mapping[str, Gauge], now: float, request_id: str) -> dict[str, str]:
-        told = {"request-id": f"req_{request_id}"}
-        for kind, gauge in gauges.items():
-            if name := _LIMITS.get(kind):
-                at = datetime.fromtimestamp(now + gauge.reset_s, UTC).isoformat(timespec="seconds")
-                told[f"anthropic-ratelimit-{name}-limit"] = str(gauge.limit)
-                told[f"anthropic-ratelimit-{name}-remaining"] = str(gauge.remaining)
-                told[f"anthropic-ratelimit-{name}-reset"] = at.replace("+00:00", "Z")
-        return told
 
 
 def _block(answer: Answer, *, full: bool) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -34,8 +35,9 @@ class Exchange:
         self.scenario, self.books, self.jobs, self.request, self.id = scenario, books, jobs, request, request_id
         marker = request.headers.get(JOB_HEADER)
         self.job = jobs.called(marker, books.name) if marker else None
-        self.wire = WIRES[books.provider.kind]
-        self.key = self.wire.key(request.headers)
+        self.wire, self.preset = WIRES[books.provider.kind], books.provider.preset
+        named = request.headers.get(self.preset.auth_header) or request.headers.get("authorization")
+        self.key = (named or "").removeprefix("Bearer ").strip()
         self.meter: Meter | None = None
         """None until the model is known."""
         self.now = time.monotonic()
@@ -137,8 +139,21 @@ class Exchange:
         return response
 
     def _headers(self) -> dict[str, str]:
+        """Limits are told in the words of the provider's dialect, by which its callers understand them."""
+        told = (
+            {**SIMULATED, self.wire.request_id_header: f"req_{self.id}"} if self.wire.request_id_header else SIMULATED
+        )
         gauges = {} if self.meter is None else self.books.gauges(self.meter, self.now)
-        return self.wire.headers(gauges, time.time(), self.id) | SIMULATED
+        for name, kind in self.preset.limit_headers.items():
+            if gauge := gauges.get(kind):
+                values = {"limit": gauge.limit, "remaining": gauge.remaining, "reset": self._reset(gauge.reset_s)}
+                told = told | {name.format(word): str(value) for word, value in values.items()}
+        return told
+
+    def _reset(self, after_s: float) -> str:
+        if not self.wire.tells_moments:
+            return f"{after_s:.3f}s"
+        return f"{datetime.fromtimestamp(time.time() + after_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
     def _reply(self, status: int, body: Mapping[str, Any], retry_after_s: float | None = None) -> web.Response:
         self.books.counts.replied(str(status))

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
-from turnout_workers.simulator.wire import STATUS, Gauge, Problem, content_text, event
+from turnout_workers.simulator.wire import STATUS, Problem, content_text, event
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "tool": "STOP"}
 _ERRORS = {
@@ -22,10 +22,9 @@ _TYPE = "type.googleapis.com/google.rpc."
 
 
 class Gemini:
+    request_id_header = ""
     tells_retry_after = False  # it says it in the body
-
-    def key(self, headers: Mapping[str, str]) -> str:
-        return headers.get("x-goog-api-key", "")
+    tells_moments = False
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         name, _, method = path.removeprefix("models/").partition(":")
@@ -104,9 +103,6 @@ class Gemini:
         elif problem.kind == "context_length":
             message = f"The input token count exceeds the maximum number of tokens allowed: {message}"
         return status, {"error": {"code": status, "message": message, "status": name, "details": details}}
-
-    def headers(self, gauges: Mapping[str, Gauge], now: float, request_id: str) -> dict[str, str]:
-        return {}
 
 
 def _chunk(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
-from turnout_workers.simulator.wire import STATUS, Gauge, Problem, content_text, event
+from turnout_workers.simulator.wire import STATUS, Problem, content_text, event
 
 _CREATED = 1_893_456_000
 _FINISH = {"stop": "stop", "length": "length", "tool": "tool_calls"}
@@ -24,10 +24,9 @@ _ERRORS = {
 
 
 class OpenAI:
+    request_id_header = "x-request-id"
     tells_retry_after = True
-
-    def key(self, headers: Mapping[str, str]) -> str:
-        return headers.get("authorization", "").removeprefix("Bearer ").strip() or headers.get("api-key", "")
+    tells_moments = False
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         if path == "embeddings":
@@ -105,16 +104,6 @@ class OpenAI:
         kind, code = _ERRORS.get(problem.kind, ("invalid_request_error", None))
         error = {"message": problem.message, "type": kind, "param": None, "code": code}
         return problem.status or STATUS[problem.kind], {"error": error}
-
-    def headers(self, gauges: Mapping[str, Gauge], now: float, request_id: str) -> dict[str, str]:
-        told = {"x-request-id": f"req_{request_id}"}
-        for kind, gauge in gauges.items():
-            name = "requests" if kind == "requests_per_minute" else "tokens" if kind == "tokens_per_minute" else ""
-            if name:
-                told[f"x-ratelimit-limit-{name}"] = str(gauge.limit)
-                told[f"x-ratelimit-remaining-{name}"] = str(gauge.remaining)
-                told[f"x-ratelimit-reset-{name}"] = f"{gauge.reset_s:.3f}s"
-        return told
 
 
 def _frame(call: Call, answer: Answer, kind: str) -> dict[str, Any]:

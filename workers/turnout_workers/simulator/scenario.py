@@ -14,7 +14,15 @@ from pydantic import BeforeValidator, Field
 from turnout.request import Capability, Quality
 from turnout.value import Name, Value
 from turnout_workers.config import toml_lines
-from turnout_workers.config.providers import LimitFields, ModelTable, ProviderName, ProviderTable, Usd, named_models
+from turnout_workers.config.providers import (
+    LimitFields,
+    ModelTable,
+    ProviderName,
+    ProviderTable,
+    Usd,
+    named_models,
+    with_presets,
+)
 
 _CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEMA})
 
@@ -89,7 +97,9 @@ class SimulatedProvider(ProviderTable):
 
 
 class Scenario(Value):
-    providers: dict[ProviderName, SimulatedProvider] = Field(default_factory=dict)
+    providers: Annotated[dict[ProviderName, SimulatedProvider], BeforeValidator(with_presets)] = Field(
+        default_factory=dict
+    )
     seed: int = 1
     output_tokens: int = 80
     """Median length of an answer; single answers vary around it."""

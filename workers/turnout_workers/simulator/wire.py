@@ -43,10 +43,12 @@ class Gauge:
 class Wire(Protocol):
     """One wire format. Paths come without the provider's base path and version."""
 
+    request_id_header: str
+    """Empty: there is none."""
     tells_retry_after: bool
     """Whether the header `retry-after` is sent."""
-
-    def key(self, headers: Mapping[str, str]) -> str: ...
+    tells_moments: bool
+    """Whether a limit's reset is told as a moment; else as the time until then."""
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         """Raises Problem, KeyError, TypeError, ValueError or AttributeError on a body it can't read."""
@@ -60,8 +62,6 @@ class Wire(Protocol):
         """The answer to `GET models`, from names and context lengths."""
 
     def error(self, problem: Problem, request_id: str) -> tuple[int, dict[str, Any]]: ...
-
-    def headers(self, gauges: Mapping[str, Gauge], now: float, request_id: str) -> dict[str, str]: ...
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
