@@ -33,7 +33,8 @@ async def test_a_connector_that_breaks_its_promise_has_failed_the_call_and_no_mo
     leases: list[str] = []
     job: Any = SimpleNamespace(
         id="j", request=InferenceRequest(prompt=PROMPT),
-        hold=SimpleNamespace(leases=leases, valid_until=math.inf), claim=SimpleNamespace(deadline=None, stream=False),
+        hold=SimpleNamespace(leases=leases, valid_until=math.inf, lost=False),
+        claim=SimpleNamespace(deadline=None, stream=False),
     )  # fmt: skip
     chosen: Any = SimpleNamespace(endpoint=at, timeout_s=1.0, overdue_s=1.0)
     finished = await Calling(**parts)(job, chosen, SimpleNamespace(lease_id="l"), [])  # type: ignore[arg-type]

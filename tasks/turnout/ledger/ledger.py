@@ -121,9 +121,12 @@ class Ledger(Upkeep):
         """Put it back at the front of its lane, to be done by another endpoint."""
         return self._requeue(job_id, token, lane, progress, event_json(event, record), 1)
 
-    def release(self, job_id: str, token: int, lane: Lane) -> Call[bool]:
-        """Put it back at the front of its lane as it was, because this worker stops. No crash is counted."""
-        return self._requeue(job_id, token, lane, "", event_json({"event": "handed_back"}), 0)
+    def release(self, job_id: str, token: int, lane: Lane, progress: str = "") -> Call[bool]:
+        """Put it back at the front of its lane because this worker stops. No crash is counted.
+
+        progress: '' leaves it as it was.
+        """
+        return self._requeue(job_id, token, lane, progress, event_json({"event": "handed_back"}), 0)
 
     def defer(
         self,

@@ -19,6 +19,7 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from turnout.ledger.script import Call, Script
+from turnout.uncut import uncut
 
 T = TypeVar("T")
 
@@ -106,7 +107,8 @@ def _scripts(calls: Sequence[Call[Any]]) -> set[Script]:
 class Coalescer:
     """Sends calls of concurrent coroutines together: what arrives while one batch is under way is the next.
 
-    A caller that is cancelled leaves its command running to its end, and nobody else ever reads its reply.
+    A caller that is cancelled leaves its command running to its end, and nobody ever reads its reply, unless it has
+    asked for the `whole`.
     `exchange`: how commands travel, should a caller know a faster way than redis-py's.
     """
 
@@ -118,11 +120,18 @@ class Coalescer:
         self._known: set[Script] = set()
 
     async def __call__(self, call: Call[T]) -> T:
+        return call.read(await self._queued(call))
+
+    async def whole(self, call: Call[T]) -> T:
+        """As a call, but `uncut`: for what must not be done without the caller's knowing."""
+        return call.read(await uncut(self._queued(call)))
+
+    def _queued(self, call: Call[Any]) -> asyncio.Future[Any]:
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self._queue.append((call, future))
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
-        return call.read(await future)
+        return future
 
     async def all(self, *calls: Call[Any]) -> list[Any]:
         """Several calls that travel together; they run in this order."""

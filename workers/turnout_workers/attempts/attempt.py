@@ -110,7 +110,7 @@ class Attempts:
         """Claim the job and take it as far as it goes now: until `not_before`, Unix time, it is parked."""
         current_job.set(job_id)
         claimed_at = asyncio.get_running_loop().time()
-        claim = await self._call(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
+        claim = await self._call.whole(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
         if not isinstance(claim, Claimed):
             if claim.state == "unknown_version":
                 logger.error("job %s has a record of a version unknown here; it is left untouched", job_id)
@@ -133,21 +133,19 @@ class Attempts:
                 return await self._closing.unreadable(hold, claim, why)
             job = HeldJob(job_id, claim, request, hold)
             with tracing.holding(job) as span:
-                try:
-                    end = await self._work(job, not_before)
-                except asyncio.CancelledError:
-                    end = await self._stopped(job)
+                end = await self._work(job, not_before)
                 if span:
                     span.set_attribute("turnout.outcome", outcome(end))
                 logger.info("%s: %s", outcome(end), end)
         self._metrics.ended(claim.lane, outcome(end))
         return end
 
-    async def _stopped(self, job: HeldJob) -> End:
+    async def _stopped(self, job: HeldJob, progress: Progress) -> End:
+        """What becomes of a job that was cancelled where it waited: for a provider, for room, or to repeat a call."""
         if job.hold.lost:
             self._metrics.lease_lost()
             return Skipped("the lease was lost")
-        return await self._closing.hand_back(job)  # a graceful stop
+        return await self._closing.hand_back(job, progress)  # a graceful stop
 
     async def _work(self, job: HeldJob, not_before: float) -> End:
         progress = Progress.from_json(job.claim.progress)
@@ -159,12 +157,15 @@ class Attempts:
         if (early_s := progress.not_before - self._fleet.now()) > 0:
             return await self._closing.put_off(job, progress, early_s)
         search = _Search(progress, PATIENCE_S[job.request.constraints.lane], woken=progress.deferrals > 0)
-        while True:
-            found = await self._look(job, search)
-            if isinstance(found, Room):
-                found = await self._attempt(job, search, found)
-            if found is not None:
-                return found
+        try:
+            while True:
+                found = await self._look(job, search)
+                if isinstance(found, Room):
+                    found = await self._attempt(job, search, found)
+                if found is not None:
+                    return found
+        except asyncio.CancelledError:
+            return await self._stopped(job, search.progress)
 
     async def _look(self, job: HeldJob, search: _Search) -> Room | End | None:
         """Look for an endpoint that has room, and wait in place if none has. None: look again."""
@@ -224,7 +225,7 @@ class Attempts:
 
     async def _wait(
         self, job: HeldJob, search: _Search, decision: routing.Decision, wait_s: float, now: float
-    ) -> Moved | None:
+    ) -> Moved | Skipped | None:
         """Wait in place as long as patience lasts, else park the job."""
         longest_s = RECHECK_S * 2 ** min(search.progress.deferrals, 5)
         # Those that wait for the same moment shall not come all at once.

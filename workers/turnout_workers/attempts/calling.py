@@ -76,7 +76,8 @@ class Calling:
         endpoint = chosen.endpoint
         if asyncio.get_running_loop().time() >= job.hold.valid_until:
             job.hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
-            await asyncio.sleep(0)
+        if job.hold.lost or ((task := asyncio.current_task()) and task.cancelling()):
+            await asyncio.sleep(0)  # cancelled while the call was admitted: let nothing be sent
         longest_s = chosen.timeout_s
         if job.claim.deadline is not None:  # nobody wants the answer after it
             longest_s = min(longest_s, max(0.01, job.claim.deadline - self.fleet.now()))

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from pathlib import Path
+from typing import Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -24,8 +26,6 @@ from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling, FleetStore
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class Ceilings(Protocol):
@@ -73,7 +73,8 @@ class Closing:
         problem = Problem(code="unreadable", message=why)
         progress = Progress.from_json(claim.progress)
         result = self._result(hold.job_id, claim, progress, JobStatus.FAILED, problem=problem)
-        taken = await self._end(hold, self._settlement(claim, result, None))
+        hold.ending = True
+        taken = await self.call.whole(self._settlement(claim, result, None))
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
     async def at_ceiling(self, job: HeldJob, progress: Progress, account: str) -> Done | Skipped:
@@ -81,13 +82,14 @@ class Closing:
         status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
         return await self.give_up(job, progress, status, "cost_ceiling", message)
 
-    async def fail_over(self, job: HeldJob, progress: Progress, record: bytes, failed: Attempt) -> Moved:
+    async def fail_over(self, job: HeldJob, progress: Progress, record: bytes, failed: Attempt) -> Moved | Skipped:
         """Back to the lane's front, for another endpoint."""
         progress = progress.failed_over()
         event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
         token, lane = job.claim.token, job.claim.lane
-        await self._end(job.hold, self.ledger.fail_over(job.id, token, lane, progress.to_json(), event, record))
-        return Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
+        call = self.ledger.fail_over(job.id, token, lane, progress.to_json(), event, record)
+        moved = Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
+        return await self._move(job, call, moved)
 
     async def defer(
         self,
@@ -98,7 +100,7 @@ class Closing:
         *,
         new_round: bool = False,
         line: str = "",
-    ) -> Moved:
+    ) -> Moved | Skipped:
         """Park it, behind others of its line: without the record of a decision if it is they who wait for one.
 
         In a new round every endpoint may be tried again.
@@ -107,51 +109,58 @@ class Closing:
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if record is None:
             event["behind"] = "others that wait for the same"
-        token = job.claim.token
-        await self._end(job.hold, self.ledger.defer(job.id, token, wait_s, progress.to_json(), event, line, record))
-        return Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room")
+        call = self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record)
+        return await self._move(job, call, Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room"))
 
-    async def put_off(self, job: HeldJob, progress: Progress, wait_s: float) -> Moved:
+    async def put_off(self, job: HeldJob, progress: Progress, wait_s: float) -> Moved | Skipped:
         """Park it until it may begin."""
         event = {"event": "deferred", "for_s": round(wait_s, 3), "until": "the moment that its sender named"}
-        await self._end(job.hold, self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event))
-        return Moved("deferred", f"deferred for {wait_s:.1f} s, for its sender said so")
+        call = self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event)
+        return await self._move(job, call, Moved("deferred", f"deferred for {wait_s:.1f} s, for its sender said so"))
 
-    async def hand_back(self, job: HeldJob) -> Moved:
-        """To its lane's front for another worker, as if nothing had happened."""
-        await self._end(job.hold, self.ledger.release(job.id, job.claim.token, job.claim.lane))
-        return Moved("handed_back", "handed back")
+    async def hand_back(self, job: HeldJob, progress: Progress) -> Moved | Skipped:
+        """To its lane's front for another worker, with what has been tried here."""
+        call = self.ledger.release(job.id, job.claim.token, job.claim.lane, progress.to_json())
+        return await self._move(job, call, Moved("handed_back", "handed back"))
 
-    async def _end(self, hold: Hold, call: Call[T]) -> T:
-        hold.ending = True
-        return await self.call(call)
+    async def _move(self, job: HeldJob, call: Call[bool], moved: Moved) -> Moved | Skipped:
+        job.hold.ending = True
+        return moved if await self.call.whole(call) else Skipped("it was no longer ours")
 
     async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
         accounts = [ceiling.account for ceiling in self.ceilings.of_job(job.id, job.request, claim.batch)]
         settlement = self._settlement(claim, result, record)
+        kept: Path | None = None
+        job.hold.ending = True
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
-                taken = await self._end(job.hold, settlement)
+                try:
+                    taken = await self.call(settlement)
+                except asyncio.CancelledError:  # the worker stops, or its lease is over: perhaps Redis is away
+                    kept = self._keep(job, result, accounts)
+                    taken = await self.call.whole(settlement)  # once more; the ledger takes it once
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours that no waiting mends
-        except (RedisError, OSError, asyncio.CancelledError) as error:  # or the lease went meanwhile
-            why = str(error) or "cut off"
-            logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, why)
-            kept = {"job": job.id, "token": claim.token, "batch": claim.batch, "accounts": accounts}
-            self.spool.keep({**kept, "result": json.loads(write_result(result, self.ledger.keyring))})
-            if isinstance(error, asyncio.CancelledError):
-                raise
+        except (RedisError, OSError) as error:
+            logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
+            if kept is None:
+                self._keep(job, result, accounts)
             return Skipped("its result waits on disk")
+        alone = kept is None or self.spool.drop(kept)  # else it was settled from disk meanwhile, and booked
         if not taken.accepted:
-            if taken.duplicate and result.cost_microusd:
+            if alone and taken.duplicate and result.cost_microusd:
                 await self.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return Skipped(f"settled by another: {taken}")
         reached("after_settle")
         if job.request.constraints.max_cost_microusd is not None:
             await self.store.forget([f"job:{job.id}"])
         return Done(result)
+
+    def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path:
+        kept = {"job": job.id, "token": job.claim.token, "batch": job.claim.batch, "accounts": accounts}
+        return self.spool.keep({**kept, "result": json.loads(write_result(result, self.ledger.keyring))})
 
     def _settlement(self, claim: Claimed, result: JobResult, record: bytes | None) -> Call[Settlement]:
         kept = self.in_force.file.retention

@@ -7,9 +7,10 @@ than a small share of all calls, for a fleet that is slow everywhere must not be
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Protocol, TypeVar
 
+from turnout.uncut import cancel_later, uncut
 from turnout_workers.routing.decision import Candidate, Decision, Hedge
 from turnout_workers.routing.failover import Allowance
 from turnout_workers.routing.failure import Failure
@@ -56,6 +57,7 @@ class Hedging:
         Returns the calls that ended by themselves, the one that counts last. Each tells of its own cancellation.
         """
         running = {asyncio.ensure_future(first)}
+        ended: list[E] = []
         try:
             done, _ = await asyncio.wait(running, timeout=hedge.after_s)
             if not done and self._allowance.withdraw():
@@ -64,12 +66,21 @@ class Hedging:
                     other = next(c for c in hedge.candidates if c.endpoint.id == admission.endpoint_id)
                     running.add(asyncio.ensure_future(call(other, admission)))
                     await asyncio.sleep(0)  # a call that was never begun would not tell of its end
-            ended: list[E] = []
             while running and not (ended and ended[-1].failure is None):
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                ended += sorted((task.result() for task in done), key=lambda one: one.failure is None)
-            return ended
+                ended += _ended(done)
+        except asyncio.CancelledError:
+            ended += _ended(call for call in running if call.done())
+            if not ended:
+                raise
+            cancel_later()  # what has ended in the same moment counts first
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            left = [call for call in running if not call.done()]
+            for one in left:
+                one.cancel()
+            await uncut(asyncio.gather(*left, return_exceptions=True))
+        return ended
+
+
+def _ended(calls: Iterable[asyncio.Future[E]]) -> list[E]:
+    return sorted((call.result() for call in calls), key=lambda one: one.failure is None)

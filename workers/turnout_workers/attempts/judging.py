@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
 from turnout.result import Attempt
+from turnout.uncut import uncut
 from turnout_workers.attempts.hedging import Hedging
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.attempts.reporting import Finished, Reporter
@@ -45,13 +46,13 @@ class Judged:
     """The one that counts: which was answered, or else failed last."""
     verdict: Verdict
     """On that call. One to retry is paid for: whoever gets it makes the call."""
-    reports: Sequence[Awaitable[None]]
+    reports: Sequence[asyncio.Future[None]]
     """Under way to the fleet's store."""
 
     async def told(self) -> None:
-        """Returns when the fleet's store knows."""
+        """Returns when the fleet's store knows, and not before."""
         for report in self.reports:
-            await report
+            await uncut(report)
 
 
 class Judging:

@@ -38,7 +38,7 @@ class Spool:
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
-    def keep(self, settlement: dict[str, Any]) -> None:
+    def keep(self, settlement: dict[str, Any]) -> Path:
         """Write it so that it is there whole or not at all. Readable by this user only: it holds an answer."""
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = uuid4().hex
@@ -47,7 +47,7 @@ class Spool:
             json.dump(settlement, file)
             file.flush()
             os.fsync(file.fileno())
-        partial.rename(self._folder / f"{name}.json")
+        return partial.rename(self._folder / f"{name}.json")
 
     def __iter__(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """What is waiting. The caller drops a file when its settlement has been taken."""

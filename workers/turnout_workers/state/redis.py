@@ -62,7 +62,7 @@ class RedisFleetStore:
     """Sends its calls through `call`; `clock` is the Lua that defines `now_ms()`."""
 
     def __init__(self, call: Coalescer, keys: Keys, clock: str = CLOCK) -> None:
-        self._call = call
+        self._call = call.whole
         self._keys = keys
         self._prelude = clock + SHARED
 

@@ -1,0 +1,469 @@
+"""A job's coroutine is cancelled at its every suspension, on a real Redis: nothing is lost, leaked or told wrongly.
+
+A scenario first runs undisturbed, and tells how often it is suspended. Then it runs once for each of these suspensions,
+and is struck there: as it begins to wait, or when what it waits for is there already but was not read yet.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import logging
+import random
+import selectors
+import types
+import warnings
+from collections.abc import Awaitable, Callable, Generator, Sequence
+from dataclasses import dataclass, field
+from itertools import count, product
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+import redis.asyncio
+from tests.integration.state.stores import CLOCK_KEY, HAND_CLOCK
+
+from turnout.ledger import Coalescer, Keys, Ledger, NewJob, run
+from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingConstraints, Usage
+from turnout.result import JobResult
+from turnout_workers.attempts.attempt import Attempts
+from turnout_workers.attempts.ceilings import ConfiguredCeilings
+from turnout_workers.attempts.held import Done, End, Moved, Skipped
+from turnout_workers.background.heartbeat import Heartbeat
+from turnout_workers.background.housekeeping import Housekeeping
+from turnout_workers.background.spool import Spool, Unspooling
+from turnout_workers.config import Settings
+from turnout_workers.config.in_force import InForce
+from turnout_workers.config.tables import File, RouterTable
+from turnout_workers.monitoring.metrics import Metrics
+from turnout_workers.providers.base import CallOutcome, CloudProviderBase
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
+from turnout_workers.routing.fleet import Capability, Endpoint, Fleet, Limits, Price
+from turnout_workers.state.exchange import exchange
+from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import Ask, Bid, Granted, Report
+
+START = 1_000_000_000
+LEASE_S = 36_000.0
+"""Never over by itself here, for the clock of the ledger stands still unless it is moved."""
+HASTE = 500
+"""So much faster the loop's clock goes, by which an attempt waits in place, and before it repeats a call."""
+JOB = "job"
+Strike = Callable[["Bench"], None]
+CHEAP, DEAR = (
+    Endpoint(
+        name,
+        "m",
+        "m",
+        price=Price(cost, cost),
+        capabilities=frozenset({Capability.JSON_SCHEMA}),
+        limits=Limits(concurrency=1),
+        simulated=True,
+    )
+    for name, cost in (("cheap", 1.0), ("dear", 2.0))
+)
+
+
+PATIENT: Any = {"socket_timeout": LEASE_S, "socket_connect_timeout": LEASE_S}
+METRICS = Metrics()
+
+
+class Selector(selectors.DefaultSelector):
+    def select(self, timeout: float | None = None) -> Any:
+        return super().select(timeout and timeout / HASTE)
+
+
+class HastyLoop(asyncio.SelectorEventLoop):
+    def __init__(self) -> None:
+        super().__init__(Selector())
+
+    def time(self) -> float:
+        return super().time() * HASTE
+
+
+def answer(text: str = "yes") -> InferenceResponse:
+    return InferenceResponse(
+        text=text, usage=Usage(input_tokens=5, output_tokens=5), provider="", model_requested="m", model_served="m"
+    )
+
+
+def failing(kind: FailureKind, billed: Billed = Billed.NO, **fields: Any) -> Failure:
+    return Failure(kind, "as scripted", billed, **fields)
+
+
+HANGS = "hangs"
+Act = InferenceResponse | Failure | str
+
+
+@dataclass
+class Simulated(CloudProviderBase):
+    """A provider that makes its answers up: one after the other of `script`, then always the last. Keeps the bill."""
+
+    script: Sequence[Act]
+    billed: int = 0
+    calls: int = 0
+
+    async def check_health(self) -> None: ...
+
+    async def call(self, endpoint: Endpoint, request: Any, timeouts: Any = None, on_token: Any = None) -> CallOutcome:
+        script = self.script or [answer()]
+        act = script[min(self.calls, len(script) - 1)]
+        self.calls += 1
+        assert endpoint.price is not None
+        cost = round(10 * endpoint.price.input)
+        if not isinstance(act, Failure) or act.billed is not Billed.NO:
+            self.billed += cost  # at once, so that one that is cut off is billed, too
+        await asyncio.sleep(0.01)
+        if act == HANGS:
+            await asyncio.Future()
+        if isinstance(act, Failure):
+            raise ProviderError(act)
+        assert isinstance(act, InferenceResponse)
+        if on_token:
+            for piece in ("y", "es"):
+                await on_token(piece)
+                await asyncio.sleep(0.01)
+        return CallOutcome(act.model_copy(update={"cost_microusd": cost, "provider": endpoint.provider}))
+
+
+@dataclass(frozen=True)
+class Scenario:
+    wish: dict[str, Any] = field(default_factory=dict)
+    cheap: Sequence[Act] = ()
+    stream: bool = False
+    full: bool = False
+    """Others have taken all room at first."""
+    asked: dict[str, Any] = field(default_factory=dict)
+    not_before_s: float = 0.0
+    late_s: float = 0.0
+    """So much time goes by before the job is begun."""
+    ends: str = "succeeded"
+
+
+SCENARIOS = {
+    "success": Scenario(),
+    "failover": Scenario(cheap=[failing(FailureKind.TIMED_OUT, Billed.MAYBE)]),
+    "retry in place": Scenario(
+        wish={"only": ["cheap"]}, cheap=[failing(FailureKind.SERVER_ERROR, Billed.MAYBE), answer()]
+    ),
+    "repair": Scenario(
+        wish={"only": ["cheap"]},
+        cheap=[answer("no JSON"), answer('{"a": 1}')],
+        asked={"response_format": {"type": "json_schema", "name": "n", "json_schema": {"type": "object"}}},
+    ),
+    "deferral": Scenario(
+        wish={"only": ["cheap"]}, cheap=[failing(FailureKind.RATE_LIMITED, retry_after_s=30.0), answer()]
+    ),
+    "parking": Scenario(full=True),
+    "put off": Scenario(not_before_s=60.0),
+    "second call": Scenario(wish={"lane": Lane.INTERACTIVE}, cheap=[HANGS]),
+    "stream": Scenario(stream=True),
+    "own ceiling": Scenario(wish={"max_cost_usd": 1.0}),
+    "refused": Scenario(wish={"only": ["nobody"]}, ends="failed"),
+    "given up": Scenario(cheap=[failing(FailureKind.INVALID_REQUEST)], ends="failed"),
+    "deadline": Scenario(wish={"deadline_s": 60.0}, late_s=61.0, ends="expired"),
+}
+
+
+class Struck:
+    """Awaits work, and counts its suspensions; from number `at` on each has a strike, as the wait begins or ends."""
+
+    def __init__(self, bench: Bench, strikes: Sequence[Strike], at: int, late: bool) -> None:
+        self._bench, self._strikes, self._at, self._late = bench, list(strikes), at, late
+        self.suspensions = 0
+        self.done = False
+
+    @types.coroutine
+    def __call__(self, work: Awaitable[Any]) -> Generator[Any, Any, Any]:
+        steps: Any = work.__await__()
+        step, value = steps.send, None
+        while True:
+            try:
+                awaited = step(value)
+            except StopIteration as end:
+                return end.value
+            self._suspended(awaited)
+            try:
+                step, value = steps.send, (yield awaited)
+            except BaseException as error:
+                step, value = steps.throw, error
+
+    def _suspended(self, awaited: Any) -> None:
+        self.suspensions += 1
+        if self.suspensions >= self._at and self._strikes:
+            strike = self._strikes.pop(0)
+            self.done = True
+            if self._late and awaited is not None:
+                awaited.add_done_callback(lambda _: strike(self._bench))  # comes before the task's own
+            else:
+                strike(self._bench)
+
+
+class Worker:
+    def __init__(self, bench: Bench, name: str) -> None:
+        clock = asyncio.get_running_loop().time
+        self.heartbeat = Heartbeat(bench.ledger, bench.call, bench.store, LEASE_S, clock)
+        self.attempts = Attempts(
+            owner=name,
+            ledger=bench.ledger,
+            call=bench.call,
+            store=bench.store,
+            fleet=bench.poller,
+            heartbeat=self.heartbeat,
+            ceilings=bench.ceilings,
+            spool=bench.spool,
+            in_force=bench.in_force,
+            metrics=METRICS,
+            rng=random.Random(1),
+        )
+
+    def left(self) -> list[str]:
+        """What should not be there when no job is."""
+        attempts = self.attempts
+        told = {
+            "held": len(self.heartbeat),
+            "calls": sum(map(len, attempts.under_way._calls.values())),
+            "waiting": sum(attempts.waiting.values()),
+            "in place": len(attempts.parking.in_place),
+            "to be woken": len(attempts.parking._wanted),
+        }
+        return [f"{what}: {number}" for what, number in told.items() if number]
+
+
+class Bench:
+    """An empty Redis, two providers and two workers; the first one is struck."""
+
+    def __init__(self, client: redis.Redis, shared: redis.asyncio.Redis, spool: Path, scenario: Scenario) -> None:
+        self.scenario = scenario
+        self.client = client
+        self.client.flushall()
+        self.client.set(CLOCK_KEY, START * 1000)
+        self.call = Coalescer(shared, exchange=exchange)
+        self.ledger = Ledger(Keys("t"), HAND_CLOCK)
+        self.store = RedisFleetStore(self.call, self.ledger.keys, HAND_CLOCK)
+        self.fleet = Fleet((CHEAP, DEAR))
+        self.poller = SnapshotPoller(self.store, self.fleet, monotonic=lambda: 0.0)
+        self.providers = [Simulated(scenario.cheap), Simulated(())]
+        file = File(router=RouterTable(default_strategy="cost", hedge=True))
+        by_endpoint = dict(zip((CHEAP.id, DEAR.id), self.providers, strict=True))
+        self.in_force = InForce(Settings(file, {}, {}, "1", "the test"), by_endpoint)
+        self.ceilings = ConfiguredCeilings(file.ceilings, self.poller.now)
+        self.spool = Spool(spool)
+        self.keeping = Housekeeping(
+            shared, self.ledger, self.call, self.store, "keeper", LEASE_S, 3600.0, (), lambda *_: None
+        )
+        self.worker, self.other = Worker(self, "struck"), Worker(self, "other")
+        self.ends: list[End | None] = []
+
+    def advance(self, seconds: float) -> None:
+        self.client.incrby(CLOCK_KEY, round(seconds * 1000))
+
+    def state(self) -> str:
+        (facts,) = run(self.client, [self.ledger.facts(JOB)])
+        return facts.state if facts else "none"
+
+    def story(self) -> list[str]:
+        (told,) = run(self.client, [self.ledger.story(JOB)])
+        return [event["event"] for event in told]
+
+    async def begin(self) -> None:
+        scenario = self.scenario
+        wish = RoutingConstraints(**scenario.wish)
+        request = InferenceRequest(prompt="?", max_output_tokens=50, constraints=wish, **scenario.asked)
+        run(self.client, [self.ledger.enqueue(NewJob.of(JOB, request, stream=scenario.stream))])
+        self.taken = []
+        if scenario.full:
+            for endpoint in (CHEAP, DEAR):
+                ask = Ask(f"others:{endpoint.id}", (Bid(endpoint.id, endpoint.limits, 1, 1, 0),), LEASE_S)
+                self.taken.append(await self.store.admit(ask))
+        self.advance(scenario.late_s)
+
+    async def make_room(self) -> None:
+        for granted in self.taken:
+            assert isinstance(granted, Granted)
+            await self.store.report(Report(granted.lease_id, granted.endpoint_id, ok=True))
+        self.taken.clear()
+
+    async def attempt(self, worker: Worker, through: Callable[[Awaitable[Any]], Awaitable[Any]]) -> None:
+        """One attempt, in a task of its own as in the pool. None: it ended as cancelled."""
+        await self.poller.poll()
+        not_before = START + self.scenario.not_before_s
+
+        async def attempt() -> End:
+            end: End = await through(worker.attempts(JOB, not_before))
+            self.ends.append(end)
+            return end
+
+        self.task = asyncio.create_task(attempt())
+        ends = len(self.ends)
+        await asyncio.wait((self.task,), timeout=LEASE_S)
+        assert self.task.done(), "it hangs"
+        if len(self.ends) == ends:
+            assert self.task.cancelled(), self.task.exception()
+            self.ends.append(None)
+
+    async def rest(self) -> None:
+        """Until nothing goes on in the background."""
+        while tasks := asyncio.all_tasks() - {asyncio.current_task()}:
+            _, late = await asyncio.wait(tasks, timeout=LEASE_S)
+            assert not late, late
+
+    async def wake(self) -> None:
+        """Bring a parked job back to its lane."""
+        self.advance(61.0)
+        await self.keeping.round()
+
+    async def until_struck(self, struck: Struck) -> None:
+        """The first worker does the job, until it is struck or done."""
+        while not struck.done and self.state() in ("queued", "delayed"):
+            if self.state() == "delayed":
+                await self.make_room()
+                await self.wake()
+            await self.attempt(self.worker, struck)
+        await self.rest()
+
+    async def finish(self) -> None:
+        """The other one does what is left of it."""
+        await self.make_room()
+        for _ in range(10):
+            match self.state():
+                case "queued":
+                    await self.attempt(self.other, lambda work: work)
+                case "delayed":
+                    await self.wake()
+                case "leased" | "calling":
+                    self.advance(LEASE_S + 1)
+                    await self.keeping.round()
+                case _:
+                    break
+        await self.rest()
+        unspooling = Unspooling(self.spool, self.ledger, self.call, self.store, self.in_force)
+        for path, kept in self.spool:
+            await unspooling._settle(path, kept)
+        self.advance(LEASE_S + 1)
+        await self.store.expire()
+
+    def in_flight(self) -> list[str]:
+        keys = self.ledger.keys
+        told = {endpoint.id: self.client.zcard(keys.calls(endpoint.id)) for endpoint in (CHEAP, DEAR)}
+        return [f"{number} calls to {name}" for name, number in told.items() if number]
+
+    def settled(self) -> dict[str, int]:
+        counts = self.client.hgetall(self.ledger.keys.counts)
+        return {name.decode(): int(number) for name, number in counts.items() if name != b"accepted"}
+
+    def money_faults(self) -> list[str]:
+        told = {name.decode(): int(value) for name, value in self.client.hgetall(self.ledger.keys.money).items()}
+        spent, unsure, reserved = (told.get(f"total|{what}", 0) for what in ("spent", "unsure", "reserved"))
+        billed = sum(provider.billed for provider in self.providers)
+        faults = [f"reserved {reserved}"] if reserved else []
+        if not spent <= billed <= spent + unsure:
+            faults.append(f"billed {billed}, confirmed {spent}, unsure {unsure}")
+        if (result := self.result()) and result.cost_microusd + told.get("total|duplicate", 0) > spent:
+            faults.append(f"the job says {result.cost_microusd}, the books {spent}")
+        return faults
+
+    def result(self) -> JobResult | None:
+        (result,) = run(self.client, [self.ledger.result(JOB)])
+        return result
+
+
+def lose(bench: Bench) -> None:
+    """The worker can't be sure of its lease any more."""
+    for hold in list(bench.worker.heartbeat._held):
+        hold.lose()
+
+
+def taken(bench: Bench) -> None:
+    """Its lease is over indeed, and the job waits for others."""
+    held = list(bench.worker.heartbeat._held)
+    if held:
+        bench.advance(LEASE_S + 1)
+        run(bench.client, [bench.ledger.sweep(JOB, Lane(bench.scenario.wish.get("lane", "standard")), 3, 10, 0.0)])
+    for hold in held:
+        hold.lose()
+
+
+def stop(bench: Bench) -> None:
+    """The worker stops, and hands back what it has."""
+    bench.task.cancel()
+
+
+def revoke(bench: Bench) -> None:
+    """Somebody cancels the job, by Celery's `revoke(terminate=True)`."""
+    run(bench.client, [bench.ledger.cancel(JOB, None, 60)])
+    bench.task.cancel()
+
+
+STRIKES = {
+    "stop": (stop,),
+    "stop, stop, lease over": (stop, stop, lose),
+    "revoke": (revoke,),
+    "lease over": (lose,),
+    "taken back": (taken,),
+}
+
+
+async def story(bench: Bench, strikes: Sequence[Strike], at: int, late: bool) -> tuple[int, list[str]]:
+    """Run it once. Gives the suspensions of the first worker, and what was wrong."""
+    struck = Struck(bench, strikes, at, late)
+    await bench.begin()
+    await bench.until_struck(struck)
+    faults, state, end = [], bench.state(), bench.ends[-1]
+    faults += bench.worker.left()
+    if not bench.scenario.full or not bench.taken:
+        faults += bench.in_flight()
+    if strikes[0] is stop:
+        match end:
+            case Done(result):
+                right = state == result.status.value
+            case Moved("deferred"):
+                right = state == "delayed"
+            case Moved() | None:
+                right = state == "queued"
+            case Skipped():
+                right = lose in strikes
+        if not right:
+            faults.append(f"told {end!r}, where it is {state}")
+    elif isinstance(end, Moved) and end.how not in bench.story():
+        faults.append(f"told {end!r}, which it was not")
+    first_end = bench.state()
+    await bench.finish()
+    faults += [f"then {fault}" for fault in (*bench.worker.left(), *bench.other.left(), *bench.in_flight())]
+    expected = {bench.scenario.ends, *(["cancelled"] if revoke in strikes else ())}
+    if sum(bench.settled().values()) != 1 or not bench.settled().keys() <= expected:
+        faults.append(f"settled {bench.settled()}, after {first_end}")
+    faults += bench.money_faults()
+    if list(bench.spool):
+        faults.append("a settlement is left on disk")
+    return struck.suspensions, faults
+
+
+@pytest.mark.parametrize("name", SCENARIOS)
+def test_whereever_a_job_is_cut_off_it_ends_once(
+    name: str, redis_url: str, flushed: redis.Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.CRITICAL)
+    found: list[str] = []
+
+    async def explore() -> None:
+        asyncio.get_running_loop().set_exception_handler(lambda _, told: found.append(str(told)))
+        async with redis.asyncio.Redis.from_url(redis_url, **PATIENT) as shared:
+            for strike, late in product(STRIKES, (False, True)):
+                for at in count(1):
+                    bench = Bench(flushed, shared, tmp_path, SCENARIOS[name])
+                    suspensions, faults = await story(bench, STRIKES[strike], at, late)
+                    moment = "when it is over" if late else "as it begins"
+                    found.extend(f"{strike} at {at}, {moment}: {fault}" for fault in faults)
+                    if suspensions < at:
+                        break
+
+    with warnings.catch_warnings(record=True) as warned, asyncio.Runner(loop_factory=HastyLoop) as runner:
+        warnings.simplefilter("always")
+        runner.run(explore())
+        gc.collect()
+    found += [str(warning.message) for warning in warned]
+    assert not found, "\n" + "\n".join(found)
