@@ -11,7 +11,6 @@ from urllib.parse import parse_qsl, quote, unquote, urlsplit
 import redis.asyncio
 import redis.asyncio.retry
 import redis.asyncio.sentinel
-import redis.connection
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
@@ -43,9 +42,11 @@ class Sentinels:
         limits = {"socket_timeout": SENTINEL_LIMIT_S, "socket_connect_timeout": SENTINEL_LIMIT_S}
         return {**self.sentinel_login, **limits, "retry": redis.retry.Retry(NoBackoff(), 0)}
 
-    def manager(self, kind: Any, asking: Mapping[str, Any], **options: Any) -> Any:
-        """redis-py's `Sentinel` of `kind`; `asking`: options for the sentinels, `options`: for Redis itself."""
-        return kind(self.nodes, sentinel_kwargs=asking, db=self.database, **self.login, **options)
+    def primary(self, kind: Any, retry: Any, **options: Any) -> Any:
+        """A client that follows the primary. kind, retry: redis-py's `Sentinel` and `Retry`, blocking or for asyncio."""
+        asking = self.sentinel_options | {"retry": retry(NoBackoff(), 0)}
+        manager = kind(self.nodes, sentinel_kwargs=asking, db=self.database, **self.login, **options)
+        return manager.master_for(self.service)
 
 
 def sentinels(url: str) -> Sentinels | None:
@@ -87,10 +88,15 @@ def checked(url: str) -> str:
     """The address as it is. Raises ValueError, which doesn't quote it: part of a password may be in what is wrong."""
     if sentinels(url) is None:
         try:
-            redis.connection.parse_url(url)  # type: ignore[no-untyped-call]
+            pool = redis.ConnectionPool.from_url(url)
+            pool.make_connection()  # without connecting: it refuses options that it doesn't know
         except ValueError:
             known = "redis://, rediss://, unix:// or sentinel:// address"
             raise ValueError(f"must be a {known} (in a password, / is written as %2F)") from None
+        except TypeError:
+            raise ValueError("must have no options after its ? but those of redis-py's connections") from None
+        if pool.connection_kwargs.get("decode_responses"):
+            raise ValueError("must be without decode_responses: what is stored is read as bytes")
     return url
 
 
@@ -99,9 +105,7 @@ def connect(url: str, **options: Any) -> redis.Redis:
     if (found := sentinels(url)) is None:
         # Threads that find all connections in use wait for one; redis-py's default pool would raise at the hundredth.
         return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(url, **options))
-    client: redis.Redis = found.manager(redis.sentinel.Sentinel, found.sentinel_options, **options).master_for(
-        found.service
-    )
+    client: redis.Redis = found.primary(redis.sentinel.Sentinel, redis.retry.Retry, **options)
     return client
 
 
@@ -109,9 +113,8 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     """The same for asyncio."""
     if (found := sentinels(url)) is None:
         return redis.asyncio.Redis.from_url(url, **options)
-    asking = {**found.sentinel_options, "retry": redis.asyncio.retry.Retry(NoBackoff(), 0)}
-    manager = found.manager(redis.asyncio.sentinel.Sentinel, asking, **options)
-    client: redis.asyncio.Redis = manager.master_for(found.service)
+    kind, retry = redis.asyncio.sentinel.Sentinel, redis.asyncio.retry.Retry
+    client: redis.asyncio.Redis = found.primary(kind, retry, **options)
     return client
 
 

@@ -43,10 +43,19 @@ def test_without_a_file_nothing_changes() -> None:
 
 
 @pytest.mark.parametrize(
-    "url", ["redis", "htp://h", "redis://w:zq/zq@h:1/0", "redis://h:70000", "sentinel://w:zq/zq@h"]
+    "url",
+    [
+        "redis",
+        "htp://h",
+        "redis://w:zq/zq@h:1/0",
+        "redis://h:70000",
+        "redis://w:zq@h?decode_responses=True",
+        "redis://w:zq@h?nonsense=zq",
+        "sentinel://w:zq/zq@h",
+    ],
 )
 def test_what_is_no_address_is_refused_without_showing_it(url: str) -> None:
-    with pytest.raises(ValueError, match=r"^(must be|names) ") as refused:
+    with pytest.raises(ValueError, match=r"^(must|names) ") as refused:
         checked(url)
     assert "zq" not in str(refused.value)
 

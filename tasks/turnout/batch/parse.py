@@ -17,12 +17,12 @@ from pydantic import ValidationError
 from turnout.batch import openai_request
 from turnout.batch.ids import MAX_ID_CHARS, legible_id, usable_id
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine, Unusable
-from turnout.batch.strict_json import as_text, decoded
 from turnout.request import InferenceRequest
 from turnout.result import Problem
 from turnout.validation import explain
 
 MAX_LINE_BYTES = 1_000_000
+MAX_DEPTH = 64
 
 
 def detect(first_line: bytes) -> Format:
@@ -46,13 +46,55 @@ def parse(raw: RawLine, defaults: Defaults = Defaults()) -> tuple[Line, Asked]:
         if raw.flaw:
             raise Unusable(raw.flaw)
         if format is Format.TEXT:
-            line, fields = Line(number, None, format), {"prompt": as_text(data)}
+            line, fields = Line(number, None, format), {"prompt": _as_text(data)}
         else:
-            line, fields = (_openai if format is Format.OPENAI else _plain)(decoded(data), number)
+            line, fields = (_openai if format is Format.OPENAI else _plain)(_decoded(data), number)
         return line, _request(fields, defaults)
     except Unusable as error:
         problem = Problem(code=error.code, message=f"line {number}: {error.message}")
         return Line(number, legible_id(data, format), format), problem
+
+
+def _decoded(raw: bytes) -> Any:
+    """The value of JSON within limits: what passes can be stored, sent on and written again."""
+    too_deep = Unusable(f"nested deeper than {MAX_DEPTH} levels", "too_deep")
+    try:
+        value = _DECODER.decode(_as_text(raw))
+    except json.JSONDecodeError as error:
+        raise Unusable(f"not JSON: {error.msg.removesuffix(' at')} at column {error.colno}", "invalid_json") from None
+    except RecursionError:
+        raise too_deep from None
+    if raw.count(b"[") + raw.count(b"{") > MAX_DEPTH and _depth(value) > MAX_DEPTH:
+        raise too_deep
+    return value
+
+
+def _as_text(raw: bytes) -> str:
+    try:
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Unusable(f"byte {error.start + 1} is not valid UTF-8", "invalid_utf8") from None
+
+
+def _int64(digits: str) -> int:
+    if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
+        raise Unusable("a whole number has more than 64 bits", "invalid_number")
+    return int(digits)
+
+
+def _not_a_number(name: str) -> float:
+    raise Unusable(f"{name} is no JSON number", "invalid_number")
+
+
+_DECODER = json.JSONDecoder(parse_int=_int64, parse_constant=_not_a_number)
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [v for v in level if isinstance(v, dict | list)]:
+        depth += 1
+        level = [child for v in level for child in (v.values() if isinstance(v, dict) else v)]
+    return depth
 
 
 def _plain(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
