@@ -12,6 +12,7 @@ from tests.integration.state.stores import START, AnyFleet, MemoryFleet, RedisFl
 
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.routing.health import CONSECUTIVE_FAILURES, RAMP_S
+from turnout_workers.routing.latency import quantile_seen
 from turnout_workers.state.store import (
     ASK_AGAIN_S,
     Account,
@@ -492,6 +493,13 @@ async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFl
     assert not (await granted(fleet, bid(B))).probe
 
 
+async def test_what_failed_a_day_ago_counts_no_more(fleet: AnyFleet) -> None:
+    await end(fleet, await granted(fleet, bid()), ok=False)
+    fleet.advance(86_400)
+    late = await end(fleet, Granted("job:unknown", A, START), ok=False)
+    assert (late.error_rate, late.error_weight) == (0, 0)
+
+
 # --- what all workers see ----------------------------------------------------------------------------------
 
 
@@ -517,7 +525,7 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
     assert (metrics.input_tokens, metrics.output_tokens, metrics.spent_microusd) == (7, 10, 5)
     assert metrics.cached_share == pytest.approx(0.05)
     assert metrics.sigma < 0.5
-    assert states[A].latency_quantile(0.5) == pytest.approx(2.56)
+    assert quantile_seen(metrics.latencies, 0.5) == 2.56
 
 
 async def test_slow_samples_weigh_more_and_two_fast_ones_bring_relief(fleet: AnyFleet) -> None:

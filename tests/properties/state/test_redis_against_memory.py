@@ -16,13 +16,12 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from tests.integration.state.stores import MemoryFleet, RedisFleet
 
-from turnout_workers.routing.fleet import Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.fleet import Limits, Observed, ProviderMetrics
+from turnout_workers.routing.latency import BUCKETS
 from turnout_workers.state.store import (
-    LATENCY_BUCKETS,
     Ask,
     Bid,
     Ceiling,
-    EndpointState,
     Fence,
     FleetStore,
     Granted,
@@ -66,7 +65,7 @@ REPORTS = st.builds(
     predicted_s=LATENCY,
     limits=st.lists(HEADERS, max_size=2).map(tuple),
 )
-UNKNOWN = EndpointState(Health(), ProviderMetrics(), Load(), (0,) * LATENCY_BUCKETS)
+UNKNOWN = Observed(metrics=ProviderMetrics(latencies=(0,) * BUCKETS))
 
 
 def rounded(value: Any) -> Any:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from turnout_workers.routing.fleet import Circuit, Endpoint, Fleet
+from turnout_workers.routing.fleet import Circuit, Endpoint, Fleet, Observed
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import EndpointState
 
 GROQ = Endpoint("groq", "llama", "llama-3.3")
 OPENAI = Endpoint("openai", "gpt", "gpt-5")
@@ -24,7 +23,7 @@ class Flaky(MemoryFleetStore):
         super().__init__(lambda: now)
         self.asked = asyncio.Event()
 
-    async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
+    async def state(self) -> tuple[float, Mapping[str, Observed]]:
         self.asked.set()
         if self.away:
             raise ConnectionError("connection refused")

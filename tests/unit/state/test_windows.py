@@ -47,5 +47,5 @@ def test_a_clock_that_goes_back_stays_in_the_newest_bucket() -> None:
 
 
 def test_a_squeezed_limit_holds_and_then_grows_back() -> None:
-    shares = [squeezed(0.7, 100, now) for now in (90, 105, 110, 112.5, 200)]
+    shares = [squeezed(0.7, 100_000, now) for now in (90_000, 105_000, 110_000, 112_500, 200_000)]
     assert [round(share, 3) for share in shares] == [0.7, 0.7, 0.9, 1.0, 1.0]

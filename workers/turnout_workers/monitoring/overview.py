@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from turnout.ledger import Call, Keys
@@ -10,8 +10,8 @@ from turnout.request import MICROUSD_PER_USD, Lane
 from turnout_workers.deployment import Deployment
 from turnout_workers.routing.fleet import EndpointView, Snapshot
 from turnout_workers.routing.health import circuit
+from turnout_workers.routing.latency import quantile_seen
 from turnout_workers.state.redis import state_call
-from turnout_workers.state.store import EndpointState
 
 KINDS = ("spent", "reserved", "unsure", "duplicate")
 """Of money in the books."""
@@ -21,13 +21,12 @@ def overview(here: Deployment) -> dict[str, Any]:
     """All of it as plain values, in one round trip."""
     keys = here.ledger.keys
     workers, (at, observed), *replies = here.ask(here.ledger.workers(), state_call(keys), *backlog_calls(keys))
-    rows = endpoints(here.fleet.snapshot(at, observed))
     return {
         "at": at,
         "configuration": here.settings.version,
         "workers": workers,
         **backlog(replies, at),
-        "endpoints": [row | _latencies(observed, row["endpoint"]) for row in rows],
+        "endpoints": endpoints(here.fleet.snapshot(at, observed)),
     }
 
 
@@ -105,14 +104,6 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
         "error_rate": round(metrics.error_rate, 3),
         "spent_usd": metrics.spent_microusd / MICROUSD_PER_USD,
         "simulated": view.endpoint.simulated,
+        "p50_s": quantile_seen(metrics.latencies, 0.5),
+        "p99_s": quantile_seen(metrics.latencies, 0.99),
     }
-
-
-def _latencies(observed: Mapping[str, EndpointState], endpoint_id: str) -> dict[str, float | None]:
-    """Upper bounds of half and of nearly all of its successful calls (s); None before there was any."""
-
-    def quantile(share: float) -> float | None:
-        found = observed[endpoint_id].latency_quantile(share) if endpoint_id in observed else None
-        return None if found is None else round(found, 3)
-
-    return {"p50_s": quantile(0.5), "p99_s": quantile(0.99)}

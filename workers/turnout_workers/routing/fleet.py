@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any, Protocol
+from typing import Any
 
 from turnout.request import Capability, Quality
 
@@ -167,6 +167,8 @@ class ProviderMetrics:
     latency_at: float = 0.0
     """When latency was last observed."""
     latency_samples: int = 0
+    latencies: tuple[int, ...] = ()
+    """Successful calls by their latency's bucket; see `latency.quantile_seen`."""
     error_rate: float = 0.0
     error_weight: float = 0.0
     """Effective number of outcomes behind `error_rate`."""
@@ -197,15 +199,16 @@ class Load:
     """Dual price μ of its scarce capacity, see `strategies.py`."""
 
 
-class Observed(Protocol):
-    """What a store knows of one endpoint."""
+@dataclass(frozen=True, slots=True)
+class Observed:
+    """What is known of one endpoint. One of which nothing is known yet is healthy."""
 
-    @property
-    def health(self) -> Health: ...
-    @property
-    def metrics(self) -> ProviderMetrics: ...
-    @property
-    def load(self) -> Load: ...
+    health: Health = Health()
+    metrics: ProviderMetrics = ProviderMetrics()
+    load: Load = Load()
+
+
+UNKNOWN = Observed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,12 +237,11 @@ class Fleet:
         self.memo: dict[Any, Any] = {}
 
     def snapshot(self, at: float, observed: Mapping[str, Observed]) -> Snapshot:
-        """The fleet at `at` on the store's clock. An endpoint of which nothing is known yet is healthy."""
+        """The fleet at `at` on the store's clock; `observed`: by endpoint id."""
+        found = [observed.get(id, UNKNOWN) for id in self.ids]
         views = tuple(
             EndpointView(endpoint, known.health, known.metrics, known.load)
-            if (known := observed.get(id))
-            else EndpointView(endpoint)
-            for id, endpoint in zip(self.ids, self.endpoints, strict=True)
+            for endpoint, known in zip(self.endpoints, found, strict=True)
         )
         return Snapshot.of(at, views, self)
 

@@ -8,6 +8,8 @@ chance. Stores update them with `step`; the router reads them through `predict`.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from itertools import accumulate
 
 from turnout_workers.routing.fleet import Endpoint, ProviderMetrics
 
@@ -23,6 +25,7 @@ QUIET_S = 5.0
 DRIFT_S = 15.0
 """… with this time constant."""
 SIGMA_MIN = 0.25
+BUCKETS = 24
 Z95, Z99 = 1.645, 2.326
 
 
@@ -62,6 +65,20 @@ def chance_of_exceeding(limit_s: float, median_s: float, sigma: float) -> float:
     if limit_s <= 1e-9:  # nothing is done in a nanosecond, and nothing divides by less
         return 1.0
     return 0.5 * math.erfc(math.log(limit_s / median_s) / (sigma * math.sqrt(2)))
+
+
+def bucket(latency_s: float) -> int:
+    """By which latencies are counted: number `i` ends at 0.01·2^(i/2) s, at about 40 s the last but one."""
+    return min(BUCKETS - 1, max(0, math.floor(2 * math.log2(max(latency_s, 1e-3) / 0.01)) + 1))
+
+
+def quantile_seen(latencies: Sequence[int], share: float) -> float | None:
+    """Upper bound of the latency (s) of this share of calls, counted by `bucket`; None: there was none."""
+    rank = share * sum(latencies)
+    for number, seen in enumerate(accumulate(latencies)):
+        if seen > 0 and seen >= rank:
+            return round(0.01 * 2 ** (number / 2), 3)
+    return None
 
 
 def overdue_after(median_s: float, sigma: float) -> float:

@@ -1,65 +1,143 @@
-"""What Redis keeps of an endpoint: its numbers, packed into one record that a script reads and writes in one step.
+"""What a store keeps of an endpoint: one record of numbers, and how it reads as health, metrics and load.
 
-Beside it in the same hash lie `ENDPOINT|reason` and `ENDPOINT|disabled`, texts for people, and `ENDPOINT|latency7`, how
-many latencies were in bucket 7. Another layout of the record needs a key of another name.
+`memory.py` changes it as an object. In Redis it lies packed, so that a script reads and writes it in one step; beside
+it in the same hash lie `ENDPOINT|reason` and `ENDPOINT|disabled`, texts for people, and `ENDPOINT|latency7`, how many
+latencies were in bucket 7. Another layout of the record needs a key of another name.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from struct import Struct
 
-from turnout_workers.routing.fleet import ProviderMetrics
+from turnout_workers.routing.fleet import Health, Load, Observed, ProviderMetrics
+from turnout_workers.routing.health import ERROR_MEMORY_S
+from turnout_workers.routing.latency import SIGMA_MIN
 
-FRESH: dict[str, float] = {
-    # Health, times in ms. `probe`: the number of the one that is out, 0 if none is.
-    "open_until": 0,
-    "trips": 0,
-    "recovered_at": 0,
-    "blocked_until": 0,
-    "share": 1,
-    "disabled": 0,
-    "isolated": 0,
-    "probe": 0,
-    "probes": 0,
-    "probe_until": 0,
-    "consecutive": 0,
-    "proven": 0,
-    "weight": 0,
-    "bad": 0,
-    "outcomes_at": 0,
-    # Metrics. -1: there was no sample. `_low`: the last one was below half the estimate.
-    "ttft": -1,
-    "ttft_low": 0,
-    "pace": -1,
-    "pace_low": 0,
-    "residual": ProviderMetrics().sigma ** 2,
-    "latency_at": 0,
-    "samples": 0,
-    "cached": 0,
-    "calls": 0,
-    "failures": 0,
-    "input": 0,
-    "output": 0,
-    "spent": 0,
-    # Load.
-    "in_flight": 0,
-    "oldest": 0,
-    "free": 1,
-    "free_at": 0,
-    "ready_at": 0,
-    "slots": -1,
-    "shadow_price": 0,
-}
-"""The fields in their order, and what they are at first."""
-_LAYOUT = Struct("<" + "d" * len(FRESH))
+
+@dataclass(slots=True)
+class Record:
+    """Times in ms, 0: never. -1: there was no sample, or there is no such limit."""
+
+    open_until: float = 0
+    trips: float = 0
+    recovered_at: float = 0
+    blocked_until: float = 0
+    share: float = 1
+    """Of its limits, what was left by the last cooldown."""
+    disabled: float = 0
+    isolated: float = 0
+    probe: float = 0
+    """The number of the one that is out; 0: none is."""
+    probes: float = 0
+    probe_until: float = 0
+    consecutive: float = 0
+    proven: float = 0
+    weight: float = 0
+    """Of recent outcomes, as of `outcomes_at`, and of the bad ones among them."""
+    bad: float = 0
+    outcomes_at: float = 0
+    ttft: float = -1
+    ttft_low: float = 0
+    """Whether the last sample was below half the estimate."""
+    pace: float = -1
+    pace_low: float = 0
+    residual: float = ProviderMetrics().sigma ** 2
+    """Mean square of the log of observed / predicted latency."""
+    latency_at: float = 0
+    samples: float = 0
+    cached: float = 0
+    calls: float = 0
+    failures: float = 0
+    input: float = 0
+    output: float = 0
+    spent: float = 0
+    in_flight: float = 0
+    oldest: float = 0
+    free: float = 1
+    """Share of the scarcest limit, when it was last looked at."""
+    free_at: float = 0
+    ready_at: float = 0
+    slots: float = -1
+    shadow_price: float = 0
+
+    def decay(self, now: int) -> float:
+        """What is left now of the weight of outcomes."""
+        return math.exp(-(now - self.outcomes_at) / 1000 / ERROR_MEMORY_S)
+
+    def health(self, now: int, reason: str, disabled: str) -> Health:
+        """`reason`, `disabled`: the texts beside the record."""
+        return Health(
+            open_until=self.open_until / 1000,
+            trips=int(self.trips),
+            recovered_at=self.recovered_at / 1000,
+            proven=int(self.proven),
+            blocked_until=self.blocked_until / 1000,
+            disabled=disabled if self.disabled else None,
+            isolated=bool(self.isolated),
+            reason=reason,
+            consecutive_failures=int(self.consecutive),
+            probing=self.probe_until > now,
+        )
+
+    def observed(
+        self, now: int, reason: str, disabled: str, latencies: Sequence[int], waiting: int, overdue: int
+    ) -> Observed:
+        """All of it, with what isn't in the record: latencies by bucket, and what workers have published."""
+        metrics = ProviderMetrics(
+            ttft_s=sampled(self.ttft),
+            s_per_token=sampled(self.pace),
+            sigma=max(SIGMA_MIN, math.sqrt(self.residual)),
+            latency_at=self.latency_at / 1000,
+            latency_samples=int(self.samples),
+            latencies=tuple(latencies),
+            error_rate=self.bad / self.weight if self.weight else 0.0,
+            error_weight=self.weight * self.decay(now),
+            cached_share=self.cached,
+            calls=int(self.calls),
+            failures=int(self.failures),
+            input_tokens=int(self.input),
+            output_tokens=int(self.output),
+            spent_microusd=int(self.spent),
+        )
+        free = min(1.0, self.free + (now - self.free_at) / 60_000)  # since then the window has been emptying
+        if self.slots > 0:
+            free = min(free, max(0.0, 1 - self.in_flight / self.slots))
+        load = Load(
+            in_flight=int(self.in_flight),
+            overdue=overdue,
+            oldest_started_at=self.oldest / 1000 if self.in_flight else 0.0,
+            free=free,
+            ready_at=self.ready_at / 1000 if self.ready_at > now else 0.0,
+            waiting=waiting,
+            shadow_price=self.shadow_price,
+        )
+        return Observed(self.health(now, reason, disabled), metrics, load)
+
+
+def sampled(value: float) -> float | None:
+    return value if value >= 0 else None
+
+
+FRESH = Record()
+NAMES = tuple(field.name for field in fields(Record))
+RESTORED = (
+    *("open_until", "trips", "recovered_at", "blocked_until", "share", "disabled", "isolated"),
+    *("probe", "probe_until", "consecutive", "proven", "weight", "bad"),
+)
+"""What an operator's or a health check's word makes fresh again."""
+_LAYOUT = Struct("<" + "d" * len(NAMES))
 
 LUA = f"""
-local {", ".join(map(str.upper, FRESH))} = {", ".join(map(str, range(1, len(FRESH) + 1)))}
+local {", ".join(map(str.upper, NAMES))} = {", ".join(map(str, range(1, len(NAMES) + 1)))}
+local RESTORED = {{{", ".join(map(str.upper, RESTORED))}}}
 local LAYOUT = '{_LAYOUT.format}'
-local function fresh() return {{{", ".join(map(str, FRESH.values()))}}} end
+local function fresh() return {{{", ".join(str(getattr(FRESH, name)) for name in NAMES)}}} end
 """
 """For scripts: in a record that is unpacked to a table, `OPEN_UNTIL` and so on say where each field is."""
 
 
-def unpacked(record: bytes) -> dict[str, float]:
-    return dict(zip(FRESH, _LAYOUT.unpack(record), strict=True))
+def unpacked(packed: bytes) -> Record:
+    return Record(*_LAYOUT.unpack(packed))

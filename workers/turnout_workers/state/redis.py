@@ -6,8 +6,7 @@ What the scripts do is specified by `memory.py`.
 from __future__ import annotations
 
 import json
-import math
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
@@ -18,7 +17,7 @@ from pydantic_core import to_json
 from turnout.ledger import Call, Coalescer, Keys, Script
 from turnout.ledger.script import CLOCK
 from turnout_workers.routing import health, latency
-from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics, account_id
+from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Observed, account_id
 from turnout_workers.state import memory, record, store, windows
 from turnout_workers.state.record import unpacked
 from turnout_workers.state.store import (
@@ -28,7 +27,6 @@ from turnout_workers.state.store import (
     Bid,
     Ceiling,
     Counters,
-    EndpointState,
     Fenced,
     Granted,
     NoRoom,
@@ -113,7 +111,7 @@ class RedisFleetStore:
             ],
         }
         if report.latency_s is not None:
-            body |= {"latency": report.latency_s, "bucket": store.latency_bucket(report.latency_s)}
+            body |= {"latency": report.latency_s, "bucket": latency.bucket(report.latency_s)}
             body |= _present(ttft=report.ttft_s, predicted=report.predicted_s)
         return await self._call(self._script("report", (*self._held(), *places), [_json(body)], _counters))
 
@@ -123,7 +121,7 @@ class RedisFleetStore:
             await self._call(self._script("renew", keys, (_ms(ttl_s), *lease_ids), _nothing))
 
     async def expire(self, limit: int = 1000) -> int:
-        due = await self._call(self._script("due", [self._keys.expiry], [limit], lambda r: [_text(m) for m in r]))
+        due = await self._call(self._script("due", [self._keys.expiry], [limit], lambda r: [m.decode() for m in r]))
         if not due:
             return 0
         keys = list(self._held())
@@ -174,7 +172,7 @@ class RedisFleetStore:
         args = [text for endpoint, price in prices.items() for text in (endpoint, repr(price))]
         await self._call(self._script("price", [self._keys.endpoints], args, _nothing))
 
-    async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
+    async def state(self) -> tuple[float, Mapping[str, Observed]]:
         return await self._call(state_call(self._keys, self._prelude))
 
 
@@ -198,7 +196,7 @@ def mark_call(
     return script.call([keys.endpoints], [what, reason, _ms(for_s), *endpoint_ids], _nothing)
 
 
-def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, EndpointState]]]:
+def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, Observed]]]:
     """Read all that is known, for whoever only looks on, too."""
     script = Script.load("turnout_workers.state", "state", prelude)
     return script.call([keys.endpoints, keys.waiting, keys.hanging], [], _state)
@@ -213,10 +211,6 @@ def _ms(seconds: float) -> int:
 
 def _json(body: Mapping[str, Any]) -> str:
     return to_json(body).decode()
-
-
-def _text(reply: bytes | str) -> str:
-    return reply.decode() if isinstance(reply, bytes) else reply
 
 
 def _present(**fields: Any) -> dict[str, Any]:
@@ -246,18 +240,18 @@ def _bid(bid: Bid) -> dict[str, Any]:
     }
 
 
-def _nothing(reply: Any) -> None:
-    return None
+def _nothing(reply: Any) -> None: ...
 
 
 def _admission(lease_id: str, reply: Any) -> Admission:
-    match _text(reply[0]):
+    match reply[0].decode():
         case "granted":
-            return Granted(lease_id, _text(reply[1]), reply[2] / 1000, bool(reply[3]))
+            return Granted(lease_id, reply[1].decode(), reply[2] / 1000, bool(reply[3]))
         case "fenced":
             return Fenced()
     obstacles = {
-        _text(endpoint): (None if until < 0 else until / 1000, _text(reason)) for endpoint, until, reason in reply[2:]
+        endpoint.decode(): (None if until < 0 else until / 1000, reason.decode())
+        for endpoint, until, reason in reply[2:]
     }
     return NoRoom.of(reply[1] / 1000, obstacles)
 
@@ -269,38 +263,24 @@ def _counters(reply: Any) -> Counters:
 
 def _health(reply: Any) -> Health:
     now_ms, packed, reason, disabled = reply
-    return _circuit(unpacked(packed), now_ms, {"reason": reason, "disabled": disabled})
+    return unpacked(packed).health(now_ms, reason.decode(), disabled.decode())
 
 
-def _circuit(known: Mapping[str, float], now_ms: int, beside: Mapping[str, Any]) -> Health:
-    return Health(
-        open_until=known["open_until"] / 1000,
-        trips=int(known["trips"]),
-        recovered_at=known["recovered_at"] / 1000,
-        blocked_until=known["blocked_until"] / 1000,
-        disabled=_text(beside["disabled"]) if known["disabled"] else None,
-        isolated=bool(known["isolated"]),
-        reason=_text(beside.get("reason", "")),
-        consecutive_failures=int(known["consecutive"]),
-        proven=int(known["proven"]),
-        probing=known["probe_until"] > now_ms,
-    )
-
-
-def _state(reply: Any) -> tuple[float, dict[str, EndpointState]]:
+def _state(reply: Any) -> tuple[float, dict[str, Observed]]:
     now_ms, fields, *published = reply
     waiting, overdue = (_counts(by_worker, now_ms) for by_worker in published)
-    records: dict[str, Mapping[str, float]] = {}
-    beside: dict[str, dict[str, Any]] = defaultdict(dict)
-    for key, value in zip(map(_text, fields[::2]), fields[1::2], strict=True):
-        endpoint, mark, name = key.partition("|")
-        if mark:
-            beside[endpoint][name] = value
-        else:
-            records[endpoint] = unpacked(value)
+    kept = dict(zip(map(bytes.decode, fields[::2]), fields[1::2], strict=True))
     return now_ms / 1000, {
-        endpoint: _endpoint(known, now_ms, beside[endpoint], overdue[endpoint], waiting[endpoint])
-        for endpoint, known in records.items()
+        id: unpacked(packed).observed(
+            now_ms,
+            kept.get(f"{id}|reason", b"").decode(),
+            kept.get(f"{id}|disabled", b"").decode(),
+            [int(kept.get(f"{id}|latency{bucket}", 0)) for bucket in range(latency.BUCKETS)],
+            waiting[id],
+            overdue[id],
+        )
+        for id, packed in kept.items()
+        if "|" not in id
     }
 
 
@@ -308,44 +288,7 @@ def _counts(by_worker: list[Any], now_ms: int) -> Counter[str]:
     """By endpoint, what the workers have published."""
     counts: Counter[str] = Counter()
     for published in by_worker[1::2]:
-        at, found = _text(published).split(" ", 1)
+        at, found = published.decode().split(" ", 1)
         if int(at) + store.PUBLISHED_S * 1000 > now_ms:
             counts.update(json.loads(found))
     return counts
-
-
-def _endpoint(
-    known: Mapping[str, float], now_ms: int, beside: Mapping[str, Any], overdue: int, waiting: int
-) -> EndpointState:
-    def sampled(name: str) -> float | None:
-        return known[name] if known[name] >= 0 else None
-
-    weight, in_flight = known["weight"], int(known["in_flight"])
-    decay = math.exp(-(now_ms - known["outcomes_at"]) / 1000 / health.ERROR_MEMORY_S)
-    metrics = ProviderMetrics(
-        ttft_s=sampled("ttft"),
-        s_per_token=sampled("pace"),
-        sigma=max(latency.SIGMA_MIN, math.sqrt(known["residual"])),
-        latency_at=known["latency_at"] / 1000,
-        latency_samples=int(known["samples"]),
-        error_rate=known["bad"] / weight if weight else 0.0,
-        error_weight=weight * decay,
-        cached_share=known["cached"],
-        calls=int(known["calls"]),
-        failures=int(known["failures"]),
-        input_tokens=int(known["input"]),
-        output_tokens=int(known["output"]),
-        spent_microusd=int(known["spent"]),
-    )
-    since_ask_s, slots = (now_ms - known["free_at"]) / 1000, max(0, int(known["slots"]))
-    load = Load(
-        in_flight=in_flight,
-        overdue=overdue,
-        oldest_started_at=known["oldest"] / 1000 if in_flight else 0.0,
-        free=store.free_share(known["free"], since_ask_s, in_flight, slots),
-        ready_at=known["ready_at"] / 1000 if known["ready_at"] > now_ms else 0.0,
-        waiting=waiting,
-        shadow_price=known["shadow_price"],
-    )
-    latencies = tuple(int(beside.get(f"latency{bucket}", 0)) for bucket in range(store.LATENCY_BUCKETS))
-    return EndpointState(_circuit(known, now_ms, beside), metrics, load, latencies)

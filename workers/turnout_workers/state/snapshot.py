@@ -11,8 +11,8 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 
-from turnout_workers.routing.fleet import Fleet, Snapshot
-from turnout_workers.state.store import EndpointState, FleetStore
+from turnout_workers.routing.fleet import Fleet, Observed, Snapshot
+from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,7 @@ class SnapshotPoller:
         self._store = store
         self._interval_s = interval_s
         self._monotonic = monotonic
-        self._observed: Mapping[str, EndpointState] = {}
+        self._observed: Mapping[str, Observed] = {}
         self._ahead_s = 0.0
         self._task: asyncio.Task[None] | None = None
         self.snapshot = fleet.snapshot(0.0, {})

@@ -8,14 +8,12 @@ limits and reserved money; it is reported on once, or it expires, and then its m
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Protocol
 
 from turnout_workers.routing.decision import Candidate
-from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Observed
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,40 +180,6 @@ class Account:
     duplicate: int = 0
 
 
-LATENCY_BUCKETS = 24
-"""Latencies are counted in buckets that double: below 10 ms, below 14 ms … (`latency_bucket`)."""
-
-
-def latency_bucket(latency_s: float) -> int:
-    """Bucket of a latency: number `i` ends at 0.01·2^(i/2) s, about 40 s for the last but one."""
-    return min(LATENCY_BUCKETS - 1, max(0, math.floor(2 * math.log2(max(latency_s, 1e-3) / 0.01)) + 1))
-
-
-def free_share(at_last_ask: float, ago_s: float, in_flight: int, slots: int | None) -> float:
-    """Share of the scarcest limit that is free. Since it was last looked at, the window has been emptying."""
-    free = min(1.0, at_last_ask + ago_s / 60)
-    return min(free, max(0.0, 1 - in_flight / slots)) if slots else free
-
-
-@dataclass(frozen=True, slots=True)
-class EndpointState:
-    """What is known of one endpoint."""
-
-    health: Health
-    metrics: ProviderMetrics
-    load: Load
-    latencies: tuple[int, ...] = ()
-    """Successful calls by `latency_bucket`."""
-
-    def latency_quantile(self, share: float) -> float | None:
-        """Upper bound of the latency (s) of this share of successful calls; None: there was none."""
-        rank = share * sum(self.latencies)
-        for bucket, seen in enumerate(accumulate(self.latencies)):
-            if seen > 0 and seen >= rank:
-                return 0.01 * 2 ** (bucket / 2)
-        return None
-
-
 ASK_AGAIN_S = 0.25
 """Wait for what has no known end: a call in flight, a probe, money that another call has reserved."""
 VERDICT_S = 2.0
@@ -273,5 +237,5 @@ class FleetStore(Protocol):
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
         """The dual prices, computed by whoever does this round of housekeeping."""
 
-    async def state(self) -> tuple[float, Mapping[str, EndpointState]]:
+    async def state(self) -> tuple[float, Mapping[str, Observed]]:
         """The store's time, and all that is known, by endpoint id."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.state.store import ObservedLimit
+from turnout_workers.state.store import ASK_AGAIN_S, ObservedLimit
 from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, Use, Window
 
+ASK_AGAIN_MS = round(ASK_AGAIN_S * 1000)
 
-@dataclass(frozen=True, slots=True)
-class Obstacle:
-    """What keeps a bid from being admitted, and until when (s); None: time alone won't help, 0: nobody knows."""
+
+class Obstacle(NamedTuple):
+    """What keeps a bid from being admitted, and until when (ms); None: time alone won't help."""
 
     until: float | None
     reason: str
@@ -35,7 +37,7 @@ class _Cap:
     """`remaining` of a provider's header, as the total of charges that must not be passed until a time."""
 
     total: int
-    until: float
+    until: int
     told: int
     """Total of charges when the call was admitted that brought the header: later news replaces earlier."""
 
@@ -47,23 +49,24 @@ class Usage:
         self._charged = NOTHING
         self._observed: dict[str, int] = {}
         self._caps: dict[str, _Cap] = {}
-        self._calls: set[str] = set()
+        self.calls: dict[str, int] = {}
+        """Those in flight, by lease: since when (ms)."""
 
-    def roll(self, now: float) -> None:
+    def roll(self, now: int) -> None:
         for window in (self._minute, self._day):
-            window.roll(round(now * 1000))
+            window.roll(now)
 
     def room(
-        self, limits: Limits, need: Use, share: float, headroom: float, now: float
-    ) -> tuple[float, float, list[Obstacle]]:
-        """Share of the scarcest limit that is free, when the scarcest has room again, and what is in the way.
+        self, limits: Limits, need: Use, share: float, headroom: float, now: int
+    ) -> tuple[float, int, list[Obstacle]]:
+        """Share of the scarcest limit that is free, when (ms) the scarcest has room again, and what is in the way.
 
         share: of the rate limits, what is in force. headroom: of all limits, what this job may fill. After `roll`.
         """
-        found, free, ready_at = [], 1.0, 0.0
+        found, free, ready_at = [], 1.0, 0
         slots = limits.concurrency
-        if slots is not None and len(self._calls) >= min(slots, max(1, math.floor(slots * headroom))):
-            found.append(Obstacle(0, "concurrency"))
+        if slots is not None and len(self.calls) >= min(slots, max(1, math.floor(slots * headroom))):
+            found.append(Obstacle(now + ASK_AGAIN_MS, "concurrency"))
         for name, kind in KINDS.items():
             known = [limit for limit in (getattr(limits, name), self._observed.get(name)) if limit is not None]
             amount = kind.of(need)
@@ -81,31 +84,30 @@ class Usage:
             free = min(free, max(0.0, 1 - kind.of(window.used) / max(limit, 1)))
             at = window.room_at(kind, _fits(amount, full, limit * headroom))
             if at != 0:
-                found.append(Obstacle(at and at / 1000, name))
-                if (at := window.room_at(kind, _fits(amount, full, limit))) is not None:
-                    ready_at = max(ready_at, at / 1000)
+                found.append(Obstacle(at, name))
+                ready_at = max(ready_at, window.room_at(kind, _fits(amount, full, limit)) or 0)
         return free, ready_at, found
 
-    def until_the_next_second(self, requests: int) -> float | None:
-        """When (s) the next second begins, if this one has had so many requests. After `roll`."""
+    def until_the_next_second(self, requests: int) -> int | None:
+        """When (ms) the next second begins, if this one has had so many requests. After `roll`."""
         second = self._minute.newest
         had = self._minute.buckets.get(second, NOTHING).requests
-        return (second + 1) * MINUTE[0] / 1000 if had >= requests else None
+        return (second + 1) * MINUTE[0] if had >= requests else None
 
-    def charge(self, lease_id: str, use: Use) -> Charge:
+    def charge(self, lease_id: str, use: Use, now: int) -> Charge:
         """Begin a call. After `roll`."""
         self._charged = self._charged.plus(use)
         charge = Charge(use, self._minute.newest, self._day.newest, self._charged)
         self._minute.add(charge.second, use)
         self._day.add(charge.quarter, use)
-        self._calls.add(lease_id)
+        self.calls[lease_id] = now
         return charge
 
     def release(self, lease_id: str) -> None:
         """The call holds no place any more."""
-        self._calls.discard(lease_id)
+        self.calls.pop(lease_id, None)
 
-    def correct(self, charge: Charge, real: Use, now: float) -> None:
+    def correct(self, charge: Charge, real: Use, now: int) -> None:
         """Set a charge right, in the buckets in which it was made. A request stays a request."""
         error = real.minus(charge.use)
         self._charged = self._charged.plus(error)
@@ -113,7 +115,7 @@ class Usage:
         self._minute.add(charge.second, error)
         self._day.add(charge.quarter, error)
 
-    def learn(self, charge: Charge, observed: ObservedLimit, now: float) -> None:
+    def learn(self, charge: Charge, observed: ObservedLimit, now: int) -> None:
         """Take over what headers say. `remaining` counted this call, and perhaps not those after it: so it
         caps the total of charges, and only until the reset."""
         if observed.limit is not None:
@@ -123,7 +125,7 @@ class Usage:
         told = KINDS[observed.kind].of(charge.total)
         old = self._caps.get(observed.kind)
         if old is None or old.until <= now or told >= old.told:
-            until = now + round(observed.reset_s * 1000) / 1000
+            until = now + round(observed.reset_s * 1000)
             self._caps[observed.kind] = _Cap(told + observed.remaining, until, told)
 
 

@@ -101,6 +101,7 @@ class Window:
         return None
 
 
-def squeezed(share: float, blocked_until: float, now: float) -> float:
+def squeezed(share: float, blocked_until_ms: float, now_ms: int) -> float:
     """Share of the configured limits that is in force, having been `share` when the cooldown ended."""
-    return min(1.0, share + SQUEEZE_REGROWTH * max(0.0, now - blocked_until - SQUEEZE_HOLD_S))
+    since_s = (now_ms - blocked_until_ms) / 1000
+    return min(1.0, share + SQUEEZE_REGROWTH * max(0.0, since_s - SQUEEZE_HOLD_S))

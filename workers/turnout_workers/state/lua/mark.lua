@@ -18,8 +18,7 @@ for i = 4, #ARGV do
     known[ISOLATED] = 1
   else
     local first = fresh()
-    for _, field in ipairs({OPEN_UNTIL, TRIPS, RECOVERED_AT, BLOCKED_UNTIL, SHARE, DISABLED, ISOLATED, PROBE,
-      PROBE_UNTIL, CONSECUTIVE, PROVEN, WEIGHT, BAD}) do known[field] = first[field] end
+    for _, field in ipairs(RESTORED) do known[field] = first[field] end
   end
   keep(endpoint, known)
   redis.call('HSET', KEYS.endpoints, endpoint .. text, reason)
