@@ -42,9 +42,9 @@ class Sentinels:
         limits = {"socket_timeout": SENTINEL_LIMIT_S, "socket_connect_timeout": SENTINEL_LIMIT_S}
         return {**self.sentinel_login, **limits, "retry": redis.retry.Retry(NoBackoff(), 0)}
 
-    def primary(self, kind: Any, retry: Any, **options: Any) -> Any:
-        """A client that follows the primary. kind, retry: redis-py's `Sentinel` and `Retry`, blocking or for asyncio."""
-        asking = self.sentinel_options | {"retry": retry(NoBackoff(), 0)}
+    def primary(self, kind: Any, never: Any, options: Mapping[str, Any]) -> Any:
+        """A client that follows the primary. kind: redis-py's `Sentinel`; never: to retry; both blocking, or not."""
+        asking = self.sentinel_options | {"retry": never}
         manager = kind(self.nodes, sentinel_kwargs=asking, db=self.database, **self.login, **options)
         return manager.master_for(self.service)
 
@@ -105,7 +105,7 @@ def connect(url: str, **options: Any) -> redis.Redis:
     if (found := sentinels(url)) is None:
         # Threads that find all connections in use wait for one; redis-py's default pool would raise at the hundredth.
         return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(url, **options))
-    client: redis.Redis = found.primary(redis.sentinel.Sentinel, redis.retry.Retry, **options)
+    client: redis.Redis = found.primary(redis.sentinel.Sentinel, redis.retry.Retry(NoBackoff(), 0), options)
     return client
 
 
@@ -113,8 +113,8 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     """The same for asyncio."""
     if (found := sentinels(url)) is None:
         return redis.asyncio.Redis.from_url(url, **options)
-    kind, retry = redis.asyncio.sentinel.Sentinel, redis.asyncio.retry.Retry
-    client: redis.asyncio.Redis = found.primary(kind, retry, **options)
+    never = redis.asyncio.retry.Retry(NoBackoff(), 0)
+    client: redis.asyncio.Redis = found.primary(redis.asyncio.sentinel.Sentinel, never, options)
     return client
 
 
