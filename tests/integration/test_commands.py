@@ -120,27 +120,45 @@ def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:
     assert "ok   sim-horizon answers" in told
 
 
-def test_providers_that_nobody_configured_are_discovered_on_this_machine(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async def servers() -> discovery.Tables:
-        free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
-        table = {"dialect": "ollama", "base_url": "http://127.0.0.1:9/v1", "models": {"llama3.3:70b": free}}
-        return {"providers": {"ollama": table}} if there else {}
-
+@pytest.fixture
+def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A folder and an environment in which nothing is configured."""
     for name in os.environ:
         if name.endswith(("_API_KEY", "_API_KEY_FILE")) or name in ("TURNOUT_CONFIG", "REDIS_URL"):
             monkeypatch.delenv(name)
-    monkeypatch.setenv("REDIS_URL", "redis://127.0.0.1:9")
-    monkeypatch.setattr(discovery, "from_local_servers", servers)
     monkeypatch.chdir(tmp_path)
-    there = True
+    return monkeypatch
+
+
+def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
+    here: local.Local, bare: pytest.MonkeyPatch
+) -> None:
+    async def none() -> discovery.Tables:
+        return {}
+
+    bare.setenv("REDIS_URL", here.redis_url)
+    bare.setattr(discovery, "from_local_servers", none)
+    Path("in.jsonl").write_text('{"prompt": "A?"}\n')
+    batch = CliRunner().invoke(main, ["batch", "submit", "in.jsonl"]).stdout.strip()
+    assert CliRunner().invoke(main, ["batch", "watch", batch]).exit_code == 0
+    for command in (["failed"], ["batch", "list"], ["replay", "x"], ["cancel", "x"]):
+        assert CliRunner().invoke(main, command).exit_code == 0, command
+    for command in (["status", "--once"], ["isolate", "x"], ["providers"], ["doctor"], ["flower"]):
+        told = CliRunner().invoke(main, command)
+        assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (1, True), command
+
+
+def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: pytest.MonkeyPatch) -> None:
+    async def servers() -> discovery.Tables:
+        free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
+        table = {"dialect": "ollama", "base_url": "http://127.0.0.1:9/v1", "models": {"llama3.3:70b": free}}
+        return {"providers": {"ollama": table}}
+
+    bare.setenv("REDIS_URL", "redis://127.0.0.1:9")
+    bare.setattr(discovery, "from_local_servers", servers)
     told = CliRunner().invoke(main, ["providers", "--json"])
     assert [one["endpoint"] for one in json.loads(told.output)["endpoints"]] == ["ollama/llama3.3:70b"]
     assert "ollama: unavailable" in CliRunner().invoke(main, ["providers", "--check"]).output
-    there = False
-    told = CliRunner().invoke(main, ["providers"])
-    assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (1, True)
 
 
 def test_a_misspelt_lane_is_refused_before_anything_starts() -> None:

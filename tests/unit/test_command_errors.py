@@ -24,6 +24,10 @@ NO_TEXT = b"\xff\xfe"
         ("run p.txt -o p.txt", "p.txt is the input, and would be overwritten"),
         ("run p.txt -o out --scenario no-text", "no-text: can't be read: 'utf-8' codec can't decode"),
         ("simulate --port 99999", "99999 is not in the range 0<=x<=65535"),
+        ("simulate --port 0 --toml none/t.toml", "can't write none/t.toml: No such file or directory"),
+        ("simulate --port 0 --host 192.0.2.1", "; see --host and --port"),
+        ("simulate --scenario empty", "empty: providers: Field required"),
+        ('simulate --fault sim-swift={"kind":"error","status":9000}', "status: Input should be less than or equal"),
         ("worker -l loud", "'loud' is not one of 'debug', 'info', 'warning', 'error'"),
         ("worker --lanes standard,fast", "there is no lane fast; there are interactive, standard, batch"),
         ("failed --limit 0", "0 is not in the range x>=1"),
@@ -38,6 +42,7 @@ def test_a_wrong_command_is_refused_in_a_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.txt").write_text("A?")
     (tmp_path / "no-text").write_bytes(NO_TEXT)
+    (tmp_path / "empty").touch()
     environ = {"OPENAI_API_KEY": "k", "FLOWER_BASIC_AUTH_FILE": "no-text"}
     done = CliRunner().invoke(main, command.split(), env=environ)
     assert done.exit_code in (1, 2)

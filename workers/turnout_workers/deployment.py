@@ -23,7 +23,14 @@ class Deployment:
     settings: Settings
     client: redis.Redis
     ledger: Ledger
-    fleet: Fleet
+    _fleet: Fleet
+
+    @property
+    def fleet(self) -> Fleet:
+        """Raises ConfigError if no provider is configured, which commands that deal with jobs alone can do without."""
+        if not self._fleet.endpoints:
+            raise config.ConfigError(config.UNCONFIGURED)
+        return self._fleet
 
     def ask(self, *calls: Call[Any]) -> list[Any]:
         """Send calls in one round trip."""
@@ -49,10 +56,8 @@ def deployment(with_keys: bool = False) -> Deployment:
 
 
 def _settings(with_keys: bool) -> Settings:
-    try:
+    if config.find(os.environ, Path.cwd()) or discovery.from_environment(os.environ):
         return config.configured(os.environ, with_keys=with_keys)
-    except config.ConfigError:
-        # Where nothing is configured, inference servers on this machine will do, as for `turnout run`.
-        if config.find(os.environ, Path.cwd()) or not (found := asyncio.run(discovery.from_local_servers())):
-            raise
-        return config.settings(discovery.toml(found), "servers on this machine", os.environ)
+    # Where nothing is configured, inference servers on this machine will do, as for `turnout run`.
+    found = asyncio.run(discovery.from_local_servers())
+    return config.settings(discovery.toml(found), "servers on this machine", os.environ)

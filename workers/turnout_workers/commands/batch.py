@@ -26,7 +26,7 @@ from turnout_workers.deployment import Deployment, deployment
 
 @click.group()
 def batch() -> None:
-    """Hand files over to a running fleet (REDIS_URL, turnout.toml): its workers go on without this terminal."""
+    """Hand files over to the fleet of REDIS_URL (or turnout.toml): its workers go on without this terminal."""
 
 
 def _batches(here: Deployment | None = None) -> Batches:

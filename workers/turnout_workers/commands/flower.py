@@ -34,10 +34,12 @@ def flower(address: str, port: int, db: Path) -> None:
             f"{address} can be reached by others: set FLOWER_BASIC_AUTH=user:password (or FLOWER_BASIC_AUTH_FILE, or "
             "FLOWER_AUTH for OAuth), or listen on 127.0.0.1"
         )
+    here = deployment()
+    _ = here.fleet  # if there is none, it is said now, and not by the tab
     from turnout_workers.monitoring.flower import serve
 
     try:
-        serve(deployment(), address, port, db, lambda url: click.echo(f"Flower: {url}"))
+        serve(here, address, port, db, lambda url: click.echo(f"Flower: {url}"))
     except OSError as error:
         raise click.ClickException(f"{error.strerror or error}; see --address, --port and --db") from None
 

@@ -38,6 +38,10 @@ FROM_ENVIRONMENT = {
     "TURNOUT_LOG_FORMAT": ("monitoring", "log_format"),
 }
 """Environment variables that override the file, and the fields that they set."""
+UNCONFIGURED = (
+    "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
+    "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
+)
 WIRE_FORMATS = {preset.kind for preset in DIALECTS.values()}
 
 
@@ -87,10 +91,7 @@ def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys
         return load(path, environ, with_keys)
     if found := discovery.from_environment(environ):
         return settings(discovery.toml(found), "the environment", environ, with_keys)
-    raise ConfigError(
-        "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
-        "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
-    )
+    raise ConfigError(UNCONFIGURED)
 
 
 def load(path: Path, environ: Mapping[str, str], with_keys: bool = True) -> Settings:

@@ -69,7 +69,7 @@ async def _serve(simulator: Simulator, toml: Path | None, as_json: bool) -> None
     try:
         await simulator.__aenter__()
     except OSError as error:
-        raise click.ClickException(f"{error.strerror or error}. Choose another port with --port, or 0.") from None
+        raise click.ClickException(f"{error.strerror or error}; see --host and --port (0: any free one)") from None
     try:
         _announce(simulator, toml, as_json)
         await stop.wait()
@@ -81,7 +81,10 @@ def _announce(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
     scenario = simulator.scenario
     urls = {name: simulator.base_url(name) for name in scenario.providers}
     if toml is not None:
-        toml.write_text(discovery.toml(scenario.configuration(urls)), "utf-8")
+        try:
+            toml.write_text(discovery.toml(scenario.configuration(urls)), "utf-8")
+        except OSError as error:
+            raise click.ClickException(f"can't write {toml}: {error.strerror}") from None
     if as_json:
         print(json.dumps({"url": simulator.url, "providers": urls}), flush=True)
         return

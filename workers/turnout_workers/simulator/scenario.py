@@ -15,6 +15,7 @@ from turnout.request import Capability, Quality
 from turnout.value import Name, Value
 from turnout_workers.config import toml_lines
 from turnout_workers.config.providers import (
+    Count,
     LimitFields,
     ModelTable,
     ProviderName,
@@ -29,6 +30,7 @@ _CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEM
 _BEHAVIOUR = {"ttft_s", "s_per_token", "jitter", "faults"}
 """Fields of a simulated provider that turnout.toml doesn't have."""
 
+NotNegative = Annotated[float, Field(ge=0)]
 FaultKind = Literal["down", "slow", "rate_limit", "hang", "garbage", "error", "truncate", "bill"]
 
 
@@ -41,15 +43,15 @@ class Fault(Value):
     """`down` closes the connection without an answer; `slow` multiplies latency by `factor`; `rate_limit`
     answers 429; `hang` accepts and says nothing; `garbage` answers 200 with HTML; `error` answers `status`;
     `truncate` cuts the answer off half-way; `bill` answers `status`, and bills as if it had succeeded."""
-    after_s: float = 0.0
-    after_requests: int = 0
-    for_s: float | None = None
-    for_requests: int | None = None
-    share: float = 1.0
+    after_s: NotNegative = 0.0
+    after_requests: Annotated[int, Field(ge=0)] = 0
+    for_s: NotNegative | None = None
+    for_requests: Annotated[int, Field(ge=0)] | None = None
+    share: Annotated[float, Field(ge=0, le=1)] = 1.0
     """Of the calls in that time, how many it hits; which ones is drawn from the scenario's seed."""
-    factor: float = 10.0
-    status: int = 500
-    retry_after_s: float | None = None
+    factor: NotNegative = 10.0
+    status: Annotated[int, Field(ge=300, le=599)] = 500
+    retry_after_s: NotNegative | None = None
 
 
 class SimulatedModel(ModelTable):
@@ -67,9 +69,9 @@ class SimulatedProvider(ProviderTable):
     kind: Literal["openai", "anthropic", "gemini"] = "openai"
     models: Annotated[Mapping[Name, SimulatedModel], BeforeValidator(named_models)]
     simulated: bool = True
-    ttft_s: float = 0.0
-    s_per_token: float = 0.0
-    jitter: float = 0.0
+    ttft_s: NotNegative = 0.0
+    s_per_token: NotNegative = 0.0
+    jitter: NotNegative = 0.0
     """Standard deviation of the log of the latency."""
     faults: tuple[Fault, ...] = ()
 
@@ -97,11 +99,9 @@ class SimulatedProvider(ProviderTable):
 
 
 class Scenario(Value):
-    providers: Annotated[dict[ProviderName, SimulatedProvider], BeforeValidator(with_presets)] = Field(
-        default_factory=dict
-    )
+    providers: Annotated[dict[ProviderName, SimulatedProvider], BeforeValidator(with_presets), Field(min_length=1)]
     seed: int = 1
-    output_tokens: int = 80
+    output_tokens: Count = 80
     """Median length of an answer; single answers vary around it."""
 
     def instant(self) -> Scenario:
