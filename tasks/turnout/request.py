@@ -7,7 +7,7 @@ reads it. Times are seconds (`_s`); absolute times carry a time zone.
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Literal, Self, TypeVar
 
@@ -121,12 +121,9 @@ class RoutingConstraints(Value):
 
     def deadline_at(self, accepted_at: float) -> float | None:
         """The earlier of both deadlines as a Unix time, for a job accepted at `accepted_at`."""
-        ends = []
-        if self.deadline is not None:
-            ends.append(self.deadline.astimezone(UTC).timestamp())
-        if self.deadline_s is not None:
-            ends.append(accepted_at + self.deadline_s)
-        return min(ends, default=None)
+        absolute = None if self.deadline is None else self.deadline.timestamp()
+        relative = None if self.deadline_s is None else accepted_at + self.deadline_s
+        return min((at for at in (absolute, relative) if at is not None), default=None)
 
 
 class InferenceRequest(Value):

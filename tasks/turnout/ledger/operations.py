@@ -25,6 +25,9 @@ TURNS_A_SLOT = 1 / 8
 """With many workers there are more of them: one for every eight jobs that all workers have room for. So a job behind a
 flood waits an eighth of the time that a call takes."""
 
+MOST_MS = 2**52
+"""Longer times are as long as this, so that a time from now is still a number that Lua writes with all its digits."""
+
 CONSTANTS = f"""local VERSION = '{CONTRACT_VERSION}'
 local MESSAGE = [==[{TEMPLATE}]==]
 local TURNS, TURNS_A_SLOT = {TURNS}, {TURNS_A_SLOT}
@@ -85,7 +88,7 @@ class Operations:
 
 
 def ms(seconds: float | None) -> int:
-    return 0 if seconds is None else max(0, round(seconds * 1000))
+    return 0 if seconds is None else min(max(0, round(seconds * 1000)), MOST_MS)
 
 
 def event_json(event: Mapping[str, Any], record: bytes | None = None) -> str:

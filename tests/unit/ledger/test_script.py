@@ -42,6 +42,11 @@ def test_an_error_of_one_call_leaves_the_others_done(flushed: redis.Redis) -> No
     assert [one.state for one in run(flushed, [LEDGER.facts("a"), LEDGER.facts("b")])] == ["leased", "queued"]
 
 
+def test_a_deadline_that_is_ages_away_is_a_deadline(flushed: redis.Redis) -> None:
+    _, claimed = run(flushed, [LEDGER.enqueue(new_job(deadline_s=1e300)), LEDGER.claim("a", "w", 30)])
+    assert claimed.deadline > 1e12
+
+
 def test_a_script_that_redis_cannot_load_is_told_as_that(flushed: redis.Redis) -> None:
     wrong = Ledger(clock="no Lua\n").enqueue(new_job())
     with pytest.raises(redis.ResponseError, match="compiling"):
