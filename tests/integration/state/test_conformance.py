@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.integration.state.stores import START, AnyFleet, MemoryFleet, RedisFleet
 
-from turnout_workers.routing.fleet import Limits
+from turnout_workers.routing.fleet import Endpoint, Limits
 from turnout_workers.routing.health import CONSECUTIVE_FAILURES, RAMP_S
 from turnout_workers.routing.latency import quantile_seen
 from turnout_workers.state.store import (
@@ -189,6 +189,15 @@ async def test_models_of_an_account_share_its_limits_and_keep_their_own(fleet: A
     fleet.advance(61)
     assert await burst(fleet, two) == 6
     assert await burst(fleet, one) == 4
+
+
+async def test_a_deployment_named_with_a_hash_is_of_its_providers_account(fleet: AnyFleet) -> None:
+    name = "accounts/fireworks/models/llama#accounts/mine/deployments/d"
+    first, second = (sharing(f"fireworks/{name}{key}", Limits(), requests_per_minute=2) for key in ("", "#2"))
+    assert await burst(fleet, sharing("fireworks/llama", Limits(), requests_per_minute=2)) == 2
+    await refused(fleet, first)
+    assert await burst(fleet, second) == 2
+    assert Endpoint("fireworks", name, name).account_id == "fireworks"
 
 
 async def test_slots_of_an_account_are_free_again_after_a_report_or_when_the_lease_expires(fleet: AnyFleet) -> None:

@@ -63,10 +63,13 @@ UNLIMITED = Limits()
 
 
 def account_id(endpoint_id: str) -> str:
-    """The provider and account of an endpoint, `provider` or `provider#account`."""
+    """The provider and account of an endpoint, `provider` or `provider#account`.
+
+    A `#` with a slash after it belongs to the model's name, as in those of deployments at Fireworks.
+    """
     provider, _, rest = endpoint_id.partition("/")
     _, mark, account = rest.rpartition("#")
-    return f"{provider}#{account}" if mark else provider
+    return f"{provider}#{account}" if mark and "/" not in account else provider
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +116,7 @@ class Endpoint:
     @property
     def account_id(self) -> str:
         """What an account-wide failure (bad key, no credit) takes out."""
-        return f"{self.provider}#{self.account}" if self.account else self.provider
+        return account_id(self.id)
 
     def serves(self, model: str) -> bool:
         return model == self.model or model == self.served_model or model in self.aliases
