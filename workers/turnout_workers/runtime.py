@@ -137,7 +137,7 @@ class Worker:
         self._use(settings)
         self._reload = Reload(settings, self._use)
         unspooling = Unspooling(spool, self._ledger, self._call, self._store, self._in_force)
-        works = (heartbeat, watch, housekeeping, checks, self._reload, self._webhooks, unspooling)
+        works = (self._poller, heartbeat, watch, housekeeping, checks, self._reload, self._webhooks, unspooling)
         for work in (*(each.run for each in works), self._tell_version):
             self._keep_running(work)
         if (port := file.monitoring.metrics_port) is not None:
@@ -178,10 +178,11 @@ class Worker:
             await asyncio.sleep(every_s)
 
     async def _connected(self) -> None:
-        """Begin to follow the fleet's state; a Redis that isn't there yet is waited for, as Celery does."""
+        """See the fleet's state for the first time; a Redis that isn't there yet is waited for, as Celery does."""
         while True:
             try:
-                return await self._poller.start()
+                await self._poller.poll()
+                return
             except (RedisError, OSError) as error:
                 logger.warning("Redis can't be reached, trying again: %s", error)
                 await asyncio.sleep(1)
@@ -198,7 +199,6 @@ class Worker:
     async def stop(self) -> None:
         await end(self._tasks)
         await self._open.aclose()
-        await self._poller.stop()
         for connector in (*self._connectors.values(), *self._retired):
             await connector.aclose()
         await self._http.aclose()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+from turnout_workers.background.ending import end
 from turnout_workers.routing.fleet import Circuit, Endpoint, Fleet, Observed
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore
@@ -52,18 +53,20 @@ async def test_the_stores_clock_is_carried_on_by_the_local_one() -> None:
 async def test_what_others_report_is_seen_in_the_background() -> None:
     store = Flaky(1_000.0)
     poller = SnapshotPoller(store, Fleet([GROQ]), interval_s=0.001)
-    await poller.start()
+    await poller.poll()
+    following = asyncio.create_task(poller.run())
     await store.trip(GROQ.id, 10, "refused")
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
-    await poller.stop()
+    await end([following])
 
 
 async def test_the_last_snapshot_stands_while_the_store_is_away() -> None:
     store = Flaky(1_000.0)
     await store.trip(GROQ.id, 10, "refused")
     poller = SnapshotPoller(store, Fleet([GROQ]), interval_s=0.001)
-    await poller.start()
+    await poller.poll()
+    following = asyncio.create_task(poller.run())
     store.away = True
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
@@ -71,7 +74,7 @@ async def test_the_last_snapshot_stands_while_the_store_is_away() -> None:
     await store.restore([GROQ.id])
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 0
-    await poller.stop()
+    await end([following])
 
 
 async def test_a_new_configuration_is_taken_over_at_once() -> None:

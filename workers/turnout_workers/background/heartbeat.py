@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Self
 
 from redis.exceptions import RedisError
 
@@ -25,17 +25,13 @@ MARGIN = 0.1
 """A lease counts as lost this part of its length before it ends, for the network's sake."""
 
 
-class Cancellable(Protocol):
-    def cancel(self) -> object: ...
-
-
 @dataclass(slots=True, eq=False)
 class Hold:
     """One claimed job of this worker, and the calls that are being made for it; kept claimed while its block runs."""
 
     job_id: str
     token: int
-    task: Cancellable
+    task: asyncio.Task[Any]
     valid_until: float
     """On the loop's clock: until then nobody else can have the job."""
     others: set[Hold]

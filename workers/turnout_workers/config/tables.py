@@ -10,15 +10,17 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from turnout.redis_address import checked
-from turnout.request import RoutingStrategy
+from turnout.request import Lane, RoutingStrategy
 from turnout.value import Name, Value
 from turnout_workers.config.providers import ProviderName, ProviderTable, Seconds, Url, Usd, with_presets
+from turnout_workers.routing.health import EJECTION_S
+from turnout_workers.routing.options import RESERVED
 
 
 class RouterTable(Value):
     default_strategy: RoutingStrategy = RoutingStrategy.BALANCED
     health_check_interval: Seconds = 30.0
-    failover_cooldown: Seconds = 2.0
+    failover_cooldown: Seconds = EJECTION_S
     """The first ejection of a failing endpoint; doubled by each further one in a row, up to 10 s."""
     hedge: bool = False
     """Whether an interactive call slower than 95 % of its endpoint's may be doubled, for at most 3 % of all calls."""
@@ -42,8 +44,8 @@ class LanesTable(Value):
     """The defaults keep interactive jobs fast under three times the load that the limits allow (simulated)."""
 
     interactive: LaneTable = LaneTable()
-    standard: LaneTable = LaneTable(reserved_share=0.10)
-    batch: LaneTable = LaneTable(reserved_share=0.35)
+    standard: LaneTable = LaneTable(reserved_share=RESERVED[Lane.STANDARD])
+    batch: LaneTable = LaneTable(reserved_share=RESERVED[Lane.BATCH])
 
 
 class CeilingTable(Value):

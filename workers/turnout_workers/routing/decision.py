@@ -50,8 +50,6 @@ class Candidate(NamedTuple):
     """An endpoint that may be called now, and what this job can expect of it."""
 
     endpoint: Endpoint
-    score: float
-    """Lower is better; comparable within one decision only."""
     expected_cost_microusd: int | None
     """None: the price is unknown."""
     upper_cost_microusd: int | None
@@ -61,7 +59,6 @@ class Candidate(NamedTuple):
     latency_s: float
     """Predicted median."""
     sigma: float
-    p_late: float
     error_rate: float
     overdue_s: float
     """Age at which the call counts as hanging."""
@@ -214,14 +211,12 @@ class Decision:
             timeout = min(timeout, max(overdue_s, job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,
-            self.ranking.scores[index],
             None if option.cost == math.inf else math.ceil(option.cost),
             upper_cost_microusd(job, endpoint),
             job.input_tokens,
             answer,
             option.latency_s,
             estimate.odds.sigma,
-            self.ranking.late[index],
             estimate.odds.error_rate,
             overdue_s,
             job.timeout_s or timeout,

@@ -46,16 +46,13 @@ def may_probe(job: JobProfile) -> bool:
 
 
 def headroom(
-    lane: Lane, last_seen: Mapping[Lane, float], now: float, reserved: Mapping[Lane, float] | None = None
+    lane: Lane, last_seen: Mapping[Lane, float], now: float, reserved: Mapping[Lane, float] = RESERVED
 ) -> float:
-    """Share of each rate limit that a job of this lane may fill; `last_seen`: when each lane had a job.
-
-    `reserved`: what each lane leaves to the more urgent ones while they have work; None: as in `RESERVED`.
-    """
+    """Share of each rate limit that a job of this lane may fill; `last_seen`: when each lane had a job."""
     lanes = list(Lane)
     urgent = lanes[: lanes.index(lane)]
     contended = any(now - last_seen.get(other, -math.inf) < RESERVED_FOR_S for other in urgent)
-    return 1 - (reserved or RESERVED)[lane] if contended else 1.0
+    return 1 - reserved[lane] if contended else 1.0
 
 
 class Options:

@@ -32,10 +32,17 @@ from turnout_workers.state.store import (
     NoRoom,
     Report,
 )
+from turnout_workers.state.windows import Use
 
 T = TypeVar("T")
 
+KINDS = ", ".join(
+    f"{{'{name}', '{kind.window}', {', '.join(str(1 + Use._fields.index(counter)) for counter in kind.counters)}}}"
+    for name, kind in windows.KINDS.items()
+)
+"""For Lua, of each limit: its name, its window, and which of the three counters it adds up."""
 CONSTANTS = f"""
+local KINDS = {{{KINDS}}}
 local MINUTE = {{width = {windows.MINUTE[0]}, span = {windows.MINUTE[1]}}}
 local DAY = {{width = {windows.DAY[0]}, span = {windows.DAY[1]}}}
 local SQUEEZE, SQUEEZE_LEAST = {windows.SQUEEZE}, {windows.SQUEEZE_LEAST}

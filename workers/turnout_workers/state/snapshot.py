@@ -39,7 +39,6 @@ class SnapshotPoller:
         self._monotonic = monotonic
         self._observed: Mapping[str, Observed] = {}
         self._ahead_s = 0.0
-        self._task: asyncio.Task[None] | None = None
         self.snapshot = fleet.snapshot(0.0, {})
 
     def now(self) -> float:
@@ -58,23 +57,11 @@ class SnapshotPoller:
         self.snapshot = self.snapshot.fleet.snapshot(at, self._observed)
         return self.snapshot
 
-    async def start(self) -> None:
-        """Poll once, so that a wrong address is an error at start; then go on in the background."""
-        await self.poll()
-        self._task = asyncio.create_task(self._run())
-
-    async def stop(self) -> None:
-        """End it between two polls: a command to the store is never cut off half-way."""
-        task, self._task = self._task, None
-        if task is not None:
-            await task
-
-    async def _run(self) -> None:
+    async def run(self) -> None:
+        """Read it again and again, in the background."""
         away = False
         while True:
             await asyncio.sleep(self._interval_s)
-            if self._task is None:
-                return
             try:
                 await self.poll()
                 if away:

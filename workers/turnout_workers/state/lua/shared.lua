@@ -46,15 +46,9 @@ end
 
 local function keep_usage(key, usage) redis.call('HSET', key, 'now', cmsgpack.pack(usage)) end
 
--- Every limit: its name, its window, and the first and last of the counters that it adds up.
-local KINDS = {
-  {'requests_per_minute', 'minute', 1, 1}, {'tokens_per_minute', 'minute', 2, 3},
-  {'input_tokens_per_minute', 'minute', 2, 2}, {'output_tokens_per_minute', 'minute', 3, 3},
-  {'requests_per_day', 'day', 1, 1}, {'tokens_per_day', 'day', 2, 3},
-}
-
+-- What of it a limit counts; `kind`: see KINDS in redis.py.
 local function total(values, kind)
   local sum = 0
-  for i = kind[3], kind[4] do sum = sum + values[i] end
+  for i = 3, #kind do sum = sum + values[kind[i]] end
   return sum
 end
