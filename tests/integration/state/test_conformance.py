@@ -490,6 +490,34 @@ async def test_outcomes_are_counted_unless_they_say_nothing(fleet: AnyFleet) -> 
     assert (round(metrics.error_weight, 2), metrics.calls, metrics.failures) == (1.10, 4, 3)
 
 
+@pytest.mark.parametrize(
+    ("ends", "row"),
+    [
+        ("2- 3- 4- 5-", 4),
+        ("2- 3- 1+ 4- 0+ 5-", 4),  # what was begun before says nothing on what came since
+        ("3- 4- 2- 5-", 4),
+        ("4- 2- 5- 3-", 3),  # 2, apart from the row when it ended, is forgotten
+        ("2- 4-", 1),  # 3 may still be answered
+        ("2- 3+ 4-", 1),
+        ("4+ 2- 3-", 0),
+        ("2- 3- 4+", 0),
+        ("5- 4+ 3-", 1),
+    ],
+)
+async def test_a_row_of_failures_is_told_as_the_calls_began_too(fleet: AnyFleet, ends: str, row: int) -> None:
+    grants = [await granted(fleet, bid()) for _ in range(6)]
+    for number, how in ends.split():  # as begun, and whether it is answered
+        told = await end(fleet, grants[int(number)], ok=how == "+")
+    assert told.failures_as_begun == row
+
+
+async def test_a_restored_endpoint_has_no_row_of_failures(fleet: AnyFleet) -> None:
+    for row in (1, 2):
+        assert (await end(fleet, await granted(fleet, bid()), ok=False)).failures_as_begun == row
+    await fleet.store.restore([A])
+    assert (await end(fleet, await granted(fleet, bid()), ok=False)).failures_as_begun == 1
+
+
 async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFleet) -> None:
     await fleet.store.disable([A], "the key is not accepted")
     await fleet.store.isolate([B], "maintenance")

@@ -34,6 +34,7 @@ DISABLED = Health(disabled="bad key")
 @dataclass(frozen=True)
 class Counts:
     consecutive_failures: int = 0
+    failures_as_begun: int = 0
     error_rate: float = 0.0
     error_weight: float = 0.0
     probe: bool = False
@@ -77,6 +78,10 @@ def test_the_circuit_at_a_time(health: Health, state: Circuit, share: float) -> 
         ({"consecutive_failures": 1, "kind": FailureKind.UNAVAILABLE}, Step.NONE),
         ({"consecutive_failures": 1, "billed": True}, Step.NONE),
         ({"consecutive_failures": 4, "counts_for_health": False}, Step.NONE),
+        ({"failures_as_begun": 4}, Step.NONE),
+        ({"failures_as_begun": 5}, Step.TRIP),
+        ({"failures_as_begun": 3, "kind": FailureKind.UNAVAILABLE}, Step.TRIP),
+        ({"failures_as_begun": 2, "billed": True}, Step.NONE),
         ({"error_rate": 0.61, "error_weight": 6.1}, Step.TRIP),
         ({"error_rate": 0.60, "error_weight": 60}, Step.NONE),
         ({"error_rate": 1.0, "error_weight": 6.0}, Step.NONE),

@@ -18,7 +18,8 @@ from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
 
 CONSECUTIVE_FAILURES = 4
-"""Failures in a row, over the whole fleet, that open a circuit."""
+"""Failures in a row, over the whole fleet, that open a circuit. As the calls ended; or one more as they began, for an
+endpoint that breaks goes on answering what it had begun before, but two looks at bad luck find more of it than one."""
 CONSECUTIVE_UNREACHED = 2
 """The same where nobody answers at all: few successes stand against it, and a needless ejection costs 2 s."""
 CONSECUTIVE_WHEN_BILLED = 2
@@ -54,6 +55,8 @@ class Counts(Protocol):
 
     @property
     def consecutive_failures(self) -> int: ...
+    @property
+    def failures_as_begun(self) -> int: ...
     @property
     def error_rate(self) -> float: ...
     @property
@@ -171,8 +174,9 @@ def after_report(
         return NOTHING
     enough = CONSECUTIVE_UNREACHED if failure is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
     enough = CONSECUTIVE_WHEN_BILLED if billed else enough
-    if counts.consecutive_failures >= enough:
-        return _trip(health, now, rng, base_s, f"{counts.consecutive_failures} failures in a row: {failure}")
+    if counts.consecutive_failures >= enough or counts.failures_as_begun > enough:
+        row = max(counts.consecutive_failures, counts.failures_as_begun)
+        return _trip(health, now, rng, base_s, f"{row} failures in a row: {failure}")
     if counts.error_rate > ERROR_RATE and counts.error_weight > ERROR_WEIGHT:
         return _trip(health, now, rng, base_s, f"{counts.error_rate:.0%} of recent calls failed: {failure}")
     return NOTHING

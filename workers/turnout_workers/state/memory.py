@@ -237,6 +237,7 @@ class MemoryFleetStore:
             known.weight, known.bad, known.outcomes_at = known.weight * decay + 1, known.bad * decay + (not ok), now
             known.consecutive = 0 if ok else known.consecutive + 1
             known.proven += ok
+            _count_as_begun(known, lease.charges[0][1].total.requests, ok)
         if ok and report.latency_s is not None:
             _count_latency(known, report, report.latency_s, now)
         if ok and report.input_tokens:
@@ -358,7 +359,24 @@ def _counters(known: Record, now: int) -> Counters:
     decay = known.decay(now)
     weight, bad = known.weight * decay, known.bad * decay
     rate = bad / weight if weight else 0.0
-    return Counters(now / 1000, int(known.consecutive), rate, weight, int(known.trips), probe=False)
+    as_begun = int(known.row_to - known.row_from) + 1
+    return Counters(now / 1000, int(known.consecutive), as_begun, rate, weight, int(known.trips), probe=False)
+
+
+def _count_as_begun(known: Record, number: int, ok: bool) -> None:
+    """Failures in a row by the order in which calls began, of which each has its number.
+
+    A success breaks only a row that began before it, and a call that has not ended stands in its place like one.
+    """
+    if ok:
+        if number > known.row_to:
+            known.row_from, known.row_to = number + 1, number
+    elif number == known.row_from - 1:
+        known.row_from = number
+    elif number > known.row_to:
+        if number > known.row_to + 1:
+            known.row_from = number
+        known.row_to = number
 
 
 def _count_latency(known: _Endpoint, report: Report, latency_s: float, now: int) -> None:

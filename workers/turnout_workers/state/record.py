@@ -34,6 +34,9 @@ class Record:
     probes: float = 0
     probe_until: float = 0
     consecutive: float = 0
+    row_from: float = 1
+    row_to: float = 0
+    """Of the calls in a row, as they began, that failed last: the numbers of the first and of the last."""
     proven: float = 0
     weight: float = 0
     """Of recent outcomes, as of `outcomes_at`, and of the bad ones among them."""
@@ -125,7 +128,7 @@ FRESH = Record()
 NAMES = tuple(field.name for field in fields(Record))
 RESTORED = (
     *("open_until", "trips", "recovered_at", "blocked_until", "share", "disabled", "isolated"),
-    *("probe", "probe_until", "consecutive", "proven", "weight", "bad"),
+    *("probe", "probe_until", "consecutive", "row_from", "row_to", "proven", "weight", "bad"),
 )
 """What an operator's or a health check's word makes fresh again."""
 _LAYOUT = Struct("<" + "d" * len(NAMES))

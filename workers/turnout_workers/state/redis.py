@@ -264,8 +264,8 @@ def _admission(lease_id: str, reply: Any) -> Admission:
 
 
 def _counters(reply: Any) -> Counters:
-    now, consecutive, rate, weight, trips, probe = reply
-    return Counters(now / 1000, consecutive, float(rate), float(weight), trips, bool(probe))
+    now, consecutive, as_begun, rate, weight, trips, probe = reply
+    return Counters(now / 1000, consecutive, as_begun, float(rate), float(weight), trips, bool(probe))
 
 
 def _health(reply: Any) -> Health:

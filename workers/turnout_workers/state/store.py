@@ -163,6 +163,10 @@ class Counters:
 
     at: float
     consecutive_failures: int
+    """As the calls ended."""
+    failures_as_begun: int
+    """In a row, too, but of calls that began one after the other: neither a success of one that began before them, nor
+    the order in which they ended, makes a difference."""
     error_rate: float
     error_weight: float
     trips: int

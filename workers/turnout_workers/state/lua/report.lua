@@ -4,7 +4,7 @@
 -- KEYS  endpoints, money, expiry, lease, usage, calls, then usage and calls of the account
 -- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cached, cost, unsure, latency, ttft, predicted
 --       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
--- Returns {now, consecutive failures, error rate, error weight, trips, probe}
+-- Returns {now, consecutive failures, those as they began, error rate, error weight, trips, probe}
 local usage_keys, calls_keys = {KEYS.usage, KEYS[7]}, {KEYS.calls, KEYS[8]} -- of the endpoint, and of its account
 local report = cjson.decode(ARGV[1])
 local known = known_of(report.endpoint)
@@ -13,7 +13,9 @@ local weight, bad = known[WEIGHT] * decay, known[BAD] * decay
 
 local function counters(probe)
   local rate = weight > 0 and bad / weight or 0
-  return {NOW, known[CONSECUTIVE], string.format('%.17g', rate), string.format('%.17g', weight), known[TRIPS], probe}
+  local as_begun = known[ROW_TO] - known[ROW_FROM] + 1
+  return {NOW, known[CONSECUTIVE], as_begun, string.format('%.17g', rate), string.format('%.17g', weight),
+    known[TRIPS], probe}
 end
 
 local held, cost, accounts, late = unpack(redis.call('HMGET', KEYS.lease, 'call', 'cost', 'accounts', 'expired'))
@@ -81,6 +83,19 @@ if error[2] ~= 0 or error[3] ~= 0 or #report.limits > 0 then
   end
 end
 
+-- Failures in a row by the order in which calls began, of which each has its number: a success breaks only a row that
+-- began before it, and a call that has not ended stands in its place like one.
+local function row(number)
+  if report.ok then
+    if number > known[ROW_TO] then known[ROW_FROM], known[ROW_TO] = number + 1, number end
+  elseif number == known[ROW_FROM] - 1 then
+    known[ROW_FROM] = number
+  elseif number > known[ROW_TO] then
+    if number > known[ROW_TO] + 1 then known[ROW_FROM] = number end
+    known[ROW_TO] = number
+  end
+end
+
 -- What a call says that was made before an ejection is no news; but a probe's outcome always is.
 local probe = call.probe > 0 and call.probe == known[PROBE]
 if probe then known[PROBE_UNTIL] = NOW + VERDICT_MS end
@@ -89,6 +104,7 @@ if report.counts and (probe or call.at >= known[OPEN_UNTIL]) then
   known[WEIGHT], known[BAD], known[OUTCOMES_AT] = weight, bad, NOW
   known[CONSECUTIVE] = report.ok and 0 or known[CONSECUTIVE] + 1
   known[PROVEN] = known[PROVEN] + (report.ok and 1 or 0)
+  row(call.charged[1])
 end
 
 -- As `latency.step`: slow samples count more, and a second one below half the estimate counts most.
