@@ -128,20 +128,22 @@ def test_of_two_equals_the_one_that_fails_at_once_gets_less() -> None:
     }
 
 
-def dead_calls(strategy: RoutingStrategy, jobs_s: float, latency_s: float) -> int:
-    """Calls to one of three equals from the moment on at which it answers no more."""
+def dead_calls(strategy: RoutingStrategy, jobs_s: float, latency_s: float, *, fails: bool = False) -> int:
+    """Calls to one of three equals from the moment on at which it answers no more, or fails at once."""
     rng, dead, answers = random.Random(7), 0, list[tuple[float, str]]()
     known = observed(latency_s, 0.0)
     fleet = snapshot(*(view(endpoint(name), metrics=known) for name in "abc"))
     for now in (NOW + number / jobs_s for number in range(int(4 * jobs_s))):
         for answered_at, id in [one for one in sorted(answers) if one[0] <= now]:
-            amend(fleet, id, lambda traffic, at=answered_at: traffic.ended(at, ok=True, counts=True))  # type: ignore[misc]
+            amend(fleet, id, lambda seen, at=answered_at: seen.ended(at, ok=True, counts=True))  # type: ignore[misc]
             answers.remove((answered_at, id))
         best = rank(job(strategy=strategy), fleet, now, rng).best
         assert best is not None
-        amend(fleet, best.endpoint.id, lambda traffic, at=now: traffic.begun(at))  # type: ignore[misc]
+        amend(fleet, best.endpoint.id, lambda seen, at=now: seen.begun(at))  # type: ignore[misc]
         if best.endpoint.provider == "a" and now > NOW + 2:
             dead += 1
+            if fails:
+                amend(fleet, best.endpoint.id, lambda seen, at=now: seen.ended(at, ok=False, counts=True))  # type: ignore[misc]
         else:
             answers.append((now + latency_s * rng.uniform(0.8, 1.2), best.endpoint.id))
     return dead
@@ -155,13 +157,18 @@ def test_an_equal_that_hangs_gets_hardly_more_than_are_on_their_way_before_one_c
     assert dead_calls(strategy, jobs_s, latency_s) <= jobs_s / 3 * latency_s + 3
 
 
+@pytest.mark.parametrize("strategy", [S.BALANCED, S.COST_OPTIMIZED])
+def test_an_equal_that_fails_is_none_any_more_before_a_snapshot_tells(strategy: RoutingStrategy) -> None:
+    assert dead_calls(strategy, 100.0, 0.3, fails=True) <= 2
+
+
 def test_jobs_that_come_together_spread_over_equals() -> None:
     fleet = snapshot(*(view(endpoint(name), metrics=observed()) for name in "abc"))
     rng, given = random.Random(3), Counter[str]()
     for _ in range(30):
         best = rank(job(), fleet, NOW, rng).best
         assert best is not None
-        amend(fleet, best.endpoint.id, lambda traffic: traffic.begun(NOW))
+        amend(fleet, best.endpoint.id, lambda seen: seen.begun(NOW))
         given[best.endpoint.provider] += 1
     assert max(given.values()) - min(given.values()) <= 2
 

@@ -282,7 +282,7 @@ class Attempts:
         now, tenant = self._fleet.now(), job.claim.tenant or ""
         lane_share = headroom(job.claim.lane, self._last_seen, now, self._in_force.reserved)
         first = bids[0].endpoint_id
-        amend(self._fleet.snapshot, first, lambda traffic: traffic.begun(now))  # jobs that come together spread
+        amend(self._fleet.snapshot, first, lambda seen: seen.begun(now))  # jobs that come together spread
         admission = await self._store.admit(
             Ask(
                 lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts) + second}",
@@ -294,7 +294,7 @@ class Attempts:
             )
         )
         if isinstance(admission, Granted) and admission.endpoint_id != first:
-            amend(self._fleet.snapshot, admission.endpoint_id, lambda traffic: traffic.begun(now))
+            amend(self._fleet.snapshot, admission.endpoint_id, lambda seen: seen.begun(now))
         return admission
 
     async def _attempt(self, job: HeldJob, search: _Search, room: Room) -> End | None:

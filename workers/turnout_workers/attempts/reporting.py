@@ -115,7 +115,7 @@ class Reporter:
         if self._observer:
             self._observer.called(call)
         ended_at, ok, counts = call.started_at + call.duration_s, call.failure is None, verdict.counts_for_health
-        amend(self._fleet.snapshot, endpoint.id, lambda traffic: traffic.ended(ended_at, ok, counts))
+        amend(self._fleet.snapshot, endpoint.id, lambda seen: seen.ended(ended_at, ok, counts))
         try:
             await self._tell(call, verdict)
         except (RedisError, OSError) as error:

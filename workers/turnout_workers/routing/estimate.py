@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import EndpointView, Price, Snapshot
@@ -30,6 +31,12 @@ class Odds(NamedTuple):
     shadow_price: float
 
     @classmethod
+    def seen(cls, view: EndpointView) -> Odds:
+        metrics = view.metrics
+        error_rate = metrics.error_rate * metrics.error_weight / (metrics.error_weight + PRIOR_OUTCOMES)
+        return cls.of(max(SIGMA_MIN, metrics.sigma), min(ERROR_RATE_MAX, error_rate), view.load.shadow_price)
+
+    @classmethod
     def of(cls, sigma: float, error_rate: float, shadow_price: float) -> Odds:
         return cls(sigma, math.exp(CERTAIN_SIGMAS * sigma), error_rate, 1 / (1 - error_rate), shadow_price)
 
@@ -48,7 +55,6 @@ class Traffic(NamedTuple):
         return self._replace(in_flight=self.in_flight + 1, oldest_at=self.oldest_at if self.in_flight else now)
 
     def ended(self, now: float, ok: bool, counts: bool) -> Traffic:
-        """counts: whether the outcome says anything on the endpoint."""
         left = self._replace(in_flight=max(0, self.in_flight - 1))
         if not counts:
             return left
@@ -77,6 +83,20 @@ class Estimate(NamedTuple):
     view: EndpointView
     position: int
 
+    def begun(self, now: float) -> Estimate:
+        return self._replace(traffic=self.traffic.begun(now))
+
+    def ended(self, now: float, ok: bool, counts: bool) -> Estimate:
+        """counts: whether the outcome says anything on the endpoint. One success more changes its odds too little."""
+        traffic = self.traffic.ended(now, ok, counts)
+        if ok or not counts:
+            return self._replace(traffic=traffic)
+        metrics = self.view.metrics
+        weight = metrics.error_weight + 1
+        error_rate = (metrics.error_rate * metrics.error_weight + 1) / weight
+        view = replace(self.view, metrics=replace(metrics, error_rate=error_rate, error_weight=weight))
+        return self._replace(traffic=traffic, view=view, odds=Odds.seen(view))
+
 
 def estimates(snapshot: Snapshot) -> list[Estimate]:
     """Of all endpoints, in the order of the fleet; computed at the first call, then remembered."""
@@ -87,18 +107,16 @@ def estimates(snapshot: Snapshot) -> list[Estimate]:
     return found
 
 
-def amend(snapshot: Snapshot, endpoint_id: str, change: Callable[[Traffic], Traffic]) -> None:
+def amend(snapshot: Snapshot, endpoint_id: str, change: Callable[[Estimate], Estimate]) -> None:
     """Count at once what this process has done itself. Of other processes the next snapshot tells."""
     if endpoint_id in snapshot.by_id:
         found, position = estimates(snapshot), snapshot.fleet.ids.index(endpoint_id)
-        found[position] = found[position]._replace(traffic=change(found[position].traffic))
+        found[position] = change(found[position])
 
 
 def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
     endpoint, health, metrics, load = view.endpoint, view.health, view.metrics, view.load
     ttft, pace = predict(endpoint, metrics, at)
-    weight = metrics.error_weight
-    error_rate = min(ERROR_RATE_MAX, metrics.error_rate * weight / (weight + PRIOR_OUTCOMES))
     price = endpoint.price
     troubled = health.isolated or health.disabled is not None or health.open_until > 0
     return Estimate(
@@ -109,7 +127,7 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
         troubled
         or max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at
         or all_slots_taken(view),
-        Odds.of(max(SIGMA_MIN, metrics.sigma), error_rate, load.shadow_price),
+        Odds.seen(view),
         Traffic(load.in_flight, health.consecutive_failures, load.oldest_started_at, metrics.latency_at),
         view,
         position,
