@@ -214,6 +214,7 @@ def test_a_batch_learns_of_each_of_its_jobs_once(bed: Bed) -> None:
     bed.settle(token, batch="b1")
     bed.settle(token, batch="b1")
     assert bed.client.lrange(bed.keys.done("b1"), 0, -1) == [b"a"]
+    assert bed.client.pttl(bed.keys.done("b1")) > 0, "nobody may ever fetch it"
 
 
 def test_a_detached_batch_counts_each_of_its_jobs_once_and_keeps_them_as_long_as_itself(bed: Bed) -> None:

@@ -69,6 +69,7 @@ if detached then
   redis.call('HINCRBY', KEYS.batch, status, 1)
 elseif batch ~= '' then
   redis.call('RPUSH', KEYS.done, id)
+  redis.call('PEXPIRE', KEYS.done, ttl)
 end
 if job[10] then
   redis.call('XADD', KEYS.stream, '*', 'end', status)
