@@ -131,7 +131,7 @@ def test_every_candidate_is_eligible_and_may_be_called_now(
         if job.max_cost_microusd is not None and not job.requirements.priced and candidate.endpoint.price:
             assert candidate.upper_cost_microusd <= job.max_cost_microusd
         assert candidate.timeout_s > 0
-        assert 0 <= candidate.p_late <= 1
+    assert all(0 <= p_late <= 1 for p_late in made.ranking.late)
 
 
 @given(jobs | simple, fleets, seeds)
