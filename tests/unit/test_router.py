@@ -268,6 +268,18 @@ async def test_where_health_cannot_be_asked_for_a_real_call_is_the_question(
     assert ((await router.snapshot()).views[0].health.disabled is None) is restored
 
 
+async def test_an_account_without_credit_gets_one_chance_in_five_minutes(routers: Any, clock: Time) -> None:
+    broke = Provider("broke", [down(K.BILLING, scope=Scope.ACCOUNT)] * 100)
+    store = MemoryFleetStore(lambda: clock.now)
+    both = [routers(broke, Provider("spare"), default_strategy=RoutingStrategy.FAILOVER, store=store) for _ in "ab"]
+    for _ in range(40):  # twenty minutes of two processes
+        for router in both:
+            await router.check_health()
+            assert (await router.complete(request())).text == "from spare"
+        clock.now += 30
+    assert broke.calls == 1 + 3
+
+
 async def test_an_operator_can_isolate_and_restore(routers: Any) -> None:
     first, second = Provider("first"), Provider("second")
     router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)

@@ -38,7 +38,8 @@ class HealthChecks:
     fleet: Sight
     interval_s: float
     rng: random.Random
-    _disabled_since: dict[str, float] = field(default_factory=dict, init=False)
+    _disabled_since: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
+    """Its calls so far, and when it was first seen with them: a chance that any worker gave it begins the time anew."""
 
     async def run(self) -> None:
         while True:
@@ -78,7 +79,10 @@ class HealthChecks:
         if view is None or view.health.disabled is None:
             self._disabled_since.pop(endpoint_id, None)
             return False
-        since = self._disabled_since.setdefault(endpoint_id, snapshot.at)
+        calls, since = self._disabled_since.get(endpoint_id, (-1, 0.0))
+        if calls != view.metrics.calls:  # of a disabled one there are no new ones, but for the chance that it was given
+            since = snapshot.at
+            self._disabled_since[endpoint_id] = view.metrics.calls, since
         return (certain and view.health.disabled.startswith(CURABLE)) or snapshot.at - since >= CHANCE_S
 
     async def _tell(self, change: Awaitable[None]) -> None:
