@@ -93,10 +93,13 @@ def test_flower_says_that_redis_is_away_and_stops_nevertheless(here: local.Local
     flower = process.start(command, log, {**here.environ, "REDIS_URL": f"redis://127.0.0.1:{nobody}/0"})
     try:
         process.wait_until(lambda: "Flower: " in log.read_text(), flower, log, 60)
-        with pytest.raises(urllib.error.HTTPError) as refused:
-            urllib.request.urlopen(f"http://127.0.0.1:{port}/providers", timeout=10)
-        assert refused.value.code == 503
-        assert refused.value.read().startswith(b"Redis can't be reached")
+        button = {"endpoint": "sim-swift/llama-3.3-70b", "action": "isolated", "_xsrf": "ab"}
+        for form in (None, urllib.parse.urlencode(button).encode()):
+            request = urllib.request.Request(f"http://127.0.0.1:{port}/providers", form, {"Cookie": "_xsrf=ab"})
+            with pytest.raises(urllib.error.HTTPError) as refused:
+                urllib.request.urlopen(request, timeout=10)
+            assert refused.value.code == 503
+            assert refused.value.read().startswith(b"Redis can't be reached")
         flower.terminate()
         assert flower.wait(10) == 0
     finally:

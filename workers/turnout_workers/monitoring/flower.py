@@ -89,7 +89,7 @@ class Providers(BaseHandler):  # type: ignore[misc]
 
     @web.authenticated
     async def get(self) -> None:
-        told = await _looked(self._here)
+        told = await _asked(overview, self._here)
         self.render(
             "providers.html",
             told=told,
@@ -108,7 +108,7 @@ class Providers(BaseHandler):  # type: ignore[misc]
             raise web.HTTPError(400, "no such endpoint or action")
         reason = "isolated in Flower" if action == "isolated" else ""
         call = mark_call(self._here.ledger.keys, action, [endpoint], reason)
-        await asyncio.to_thread(self._here.ask, call)
+        await _asked(self._here.ask, call)
         self.redirect(self.reverse_url("providers"))
 
 
@@ -120,12 +120,13 @@ class ProvidersApi(BaseApiHandler):  # type: ignore[misc]
 
     @web.authenticated
     async def get(self) -> None:
-        self.write(await _looked(self._here))
+        self.write(await _asked(overview, self._here))
 
 
-async def _looked(here: Deployment) -> dict[str, Any]:
+async def _asked(work: Callable[..., Any], argument: object) -> Any:
+    """What Redis answers to it."""
     try:
-        return await asyncio.to_thread(overview, here)
+        return await asyncio.to_thread(work, argument)
     except RedisError as error:
         raise web.HTTPError(503, trouble(error)) from None
 
