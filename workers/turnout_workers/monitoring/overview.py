@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any
 
 from turnout.ledger import Call, Keys
@@ -11,10 +12,7 @@ from turnout_workers.deployment import Deployment
 from turnout_workers.routing.fleet import EndpointView, Snapshot
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.latency import quantile_seen
-from turnout_workers.state.redis import state_call
-
-KINDS = ("spent", "reserved", "unsure", "duplicate")
-"""Of money in the books."""
+from turnout_workers.state.redis import accounts_call, state_call
 
 
 def overview(here: Deployment) -> dict[str, Any]:
@@ -32,13 +30,12 @@ def overview(here: Deployment) -> dict[str, Any]:
 
 def backlog_calls(keys: Keys) -> list[Call[Any]]:
     """What to ask Redis, in one round trip; `backlog` makes sense of the replies."""
-    kinds = (f"total|{kind}" for kind in KINDS)
     return [
         *(call for lane in Lane for call in _lane_calls(keys, lane)),
         Call(("ZCARD", keys.leases), int),
         Call(("ZCARD", keys.parked), int),
         Call(("HGETALL", keys.counts), _counts),
-        Call(("HMGET", keys.money, *kinds), lambda sums: [int(one or 0) for one in sums]),
+        accounts_call(keys, ["total"]),
     ]
 
 
@@ -64,7 +61,7 @@ def backlog(replies: Sequence[Any], now: float) -> dict[str, Any]:
         "held": held,
         "parked": parked,
         "counts": counts,
-        "money_usd": {kind: value / MICROUSD_PER_USD for kind, value in zip(KINDS, money, strict=True)},
+        "money_usd": {kind: value / MICROUSD_PER_USD for kind, value in asdict(money["total"]).items()},
     }
 
 

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from importlib.resources import files
+from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
@@ -60,7 +61,7 @@ local RESIDUAL_MOST = {memory.RESIDUAL_MOST}
 """Put before every script, so that policy has one home and Lua none of its own."""
 SHARED = CONSTANTS + record.LUA + files("turnout_workers.state").joinpath("lua", "shared.lua").read_text("utf-8")
 
-LIMITS = tuple(Limits.__dataclass_fields__)
+LIMITS, COLUMNS = tuple(Limits.__dataclass_fields__), tuple(Account.__dataclass_fields__)
 
 
 class RedisFleetStore:
@@ -166,10 +167,7 @@ class RedisFleetStore:
         await self._call(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, _nothing))
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
-        def decode(reply: Any) -> dict[str, Account]:
-            return {name: Account(*(int(sum_ or 0) for sum_ in sums)) for name, sums in zip(names, reply, strict=True)}
-
-        return await self._call(self._script("accounts", [self._keys.money], names, decode))
+        return await self._call(accounts_call(self._keys, names)) if names else {}
 
     async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
         keys, args = [self._keys.waiting, self._keys.hanging], [worker, _json(dict(waiting)), _json(dict(overdue))]
@@ -207,6 +205,16 @@ def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, M
     """Read all that is known, for whoever only looks on, too."""
     script = Script.load("turnout_workers.state", "state", prelude)
     return script.call([keys.endpoints, keys.waiting, keys.hanging], [], _state)
+
+
+def accounts_call(keys: Keys, names: Sequence[str]) -> Call[Mapping[str, Account]]:
+    """Read what accounts, at least one, have spent; also for whoever only looks on."""
+
+    def decode(reply: Any) -> dict[str, Account]:
+        sums = iter([int(one or 0) for one in reply])
+        return {name: Account(*islice(sums, len(COLUMNS))) for name in names}
+
+    return Call(("HMGET", keys.money, *(f"{name}|{column}" for name in names for column in COLUMNS)), decode)
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------
