@@ -17,7 +17,7 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.router import DeadlinePassed
 from turnout_workers.routing import Endpoint, IntelligentRouter, NoEligibleEndpoint
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
-from turnout_workers.routing.fleet import Circuit, Limits, Price
+from turnout_workers.routing.fleet import Circuit, Health, Limits, Price
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore
 
@@ -266,6 +266,17 @@ async def test_where_health_cannot_be_asked_for_a_real_call_is_the_question(
         clock.now += 301
     await router.check_health()
     assert ((await router.snapshot()).views[0].health.disabled is None) is restored
+
+
+async def test_a_good_health_check_does_not_undo_an_operators_isolation(routers: Any) -> None:
+    groq = Provider("groq", [down(K.UNAUTHORIZED, scope=Scope.ACCOUNT)])
+    router = routers(groq, Provider("spare"), default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(request())).text == "from spare"
+    await router.isolate("groq")
+    assert await router.check_health() == {"groq": None, "spare": None}
+    assert (await router.snapshot()).views[0].health.isolated
+    await router.restore("groq")
+    assert (await router.snapshot()).views[0].health == Health()
 
 
 async def test_an_account_without_credit_gets_one_chance_in_five_minutes(routers: Any, clock: Time) -> None:
