@@ -73,13 +73,13 @@ class Http:
     async def json(self, out: Outgoing) -> Reply:
         """Send, read whole, parse. Raises ProviderError for all that is not a 200 with a JSON object or list."""
         started = time.monotonic()
-        async with _Exchange(out.timeouts) as exchange:
-            answer = await self._answer(out, exchange)
-            told = body.parsed(await answer.rest())
-            _raise_if_error(told, answer.headers, out)
+        async with _Exchange(out) as exchange:
+            await exchange.begin(self._send(out))
+            told = body.parsed(await exchange.rest())
+            exchange.raise_if_error(told)
             if not isinstance(told, dict | list):
-                raise malformed("a 200 that is no JSON", answer.headers)
-            return Reply(told, answer.headers, time.monotonic() - started)
+                raise malformed("a 200 that is no JSON", exchange.headers)
+            return Reply(told, exchange.headers, time.monotonic() - started)
 
     async def events(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], dict[str, Any]]]:
         """Send and read server-sent events: the response's headers, and each event's data.
@@ -87,29 +87,20 @@ class Http:
         Whether the stream was complete is for the wire format to say. No deadline runs here while the reader deals
         with an event, where its end would not be ours to classify: the reader has `within`.
         """
-        async with _Exchange(out.timeouts) as exchange:
-            answer = await self._answer(out, exchange)
-            headers = answer.headers
+        async with _Exchange(out) as exchange:
+            await exchange.begin(self._send(out))
+            headers = exchange.headers
             if "text/event-stream" not in headers.get("content-type", ""):
-                _raise_if_error(body.parsed(await answer.rest()), headers, out)
+                exchange.raise_if_error(body.parsed(await exchange.rest()))
                 raise malformed("no event stream where one was asked for", headers)
             begun = False
-            async for data in body.server_sent(answer):
+            async for data in body.server_sent(exchange):
                 event = body.parsed(data)
-                _raise_if_error(event, headers, out, begun)
+                exchange.raise_if_error(event, begun)
                 if not isinstance(event, dict):
                     raise malformed("an event that is no JSON object", headers)
                 begun = True
                 yield headers, event
-
-    async def _answer(self, out: Outgoing, exchange: _Exchange) -> _Answer:
-        """Send, and wait for a 200."""
-        exchange.response = response = await self._send(out)
-        exchange.deadline.reschedule(None)
-        headers = {name.lower(): value for name, value in response.headers.items()}
-        if response.status != 200:
-            raise _classified(response.status, headers, await _said(response, headers, out.timeouts), out)
-        return _Answer(response, headers, exchange.deadline, exchange.ends_at, out.timeouts.idle_s)
 
     def _send(self, out: Outgoing) -> Awaitable[aiohttp.ClientResponse]:
         if self._session is None:
@@ -126,79 +117,86 @@ class Http:
 
 
 class _Exchange:
-    """Every way to fail in this block becomes a ProviderError. A class and no generator: thousands wait at a time.
+    """A request and its response, whose body it gives piece by piece. Every way to fail in its block becomes a
+    ProviderError. A class and no generator: thousands wait at a time.
 
     One deadline: for the first byte, then for each piece that is waited for, and never past the end of all.
     """
 
-    __slots__ = ("deadline", "ends_at", "response")
+    __slots__ = ("_deadline", "_ends_at", "_now", "_out", "_response", "_unpacked", "headers")
 
-    def __init__(self, timeouts: Timeouts) -> None:
-        now = asyncio.get_running_loop().time()
-        self.ends_at = now + timeouts.total_s
-        self.deadline = asyncio.timeout_at(min(self.ends_at, now + timeouts.first_byte_s))
-        self.response: aiohttp.ClientResponse | None = None
+    def __init__(self, out: Outgoing) -> None:
+        self._out = out
+        self._now = asyncio.get_running_loop().time
+        self._ends_at = self._now() + out.timeouts.total_s
+        self._deadline = asyncio.timeout_at(min(self._ends_at, self._now() + out.timeouts.first_byte_s))
+        self._response: aiohttp.ClientResponse | None = None
 
     async def __aenter__(self) -> Self:
-        await self.deadline.__aenter__()
+        await self._deadline.__aenter__()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            await self.deadline.__aexit__(kind, error, trace)
+            await self._deadline.__aexit__(kind, error, trace)
         except TimeoutError as late:
             error = late
-        if self.response is not None:
-            self.response.close()  # unless it was read to its end, when its connection has gone back already
+        if self._response is not None:
+            self._response.close()  # unless it was read to its end, when its connection has gone back already
         if isinstance(error, Exception) and not isinstance(error, ProviderError):
             raise ProviderError(self._failure(error)) from error
 
     def _failure(self, error: Exception) -> Failure:
         # aiohttp's first: those that tell of a timeout know which.
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
-            where = "first byte" if self.response is None else "rest of the answer"
+            where = "first byte" if self._response is None else "rest of the answer"
             return Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)
         return classify_exception(error)
 
-
-class _Answer:
-    """The body of an open response, unpacked piece by piece under its deadlines."""
-
-    def __init__(
-        self,
-        response: aiohttp.ClientResponse,
-        headers: Mapping[str, str],
-        deadline: asyncio.Timeout,
-        ends_at: float,
-        idle_s: float,
-    ) -> None:
-        self.headers = headers
-        self._content = response.content
-        self._unpacked = body.Unpacked(headers)
-        self._deadline = deadline
-        self._ends_at = ends_at
-        self._idle_s = idle_s
-        self._now = asyncio.get_running_loop().time
+    async def begin(self, sending: Awaitable[aiohttp.ClientResponse]) -> None:
+        """Wait for a 200."""
+        self._response = response = await sending
+        self._deadline.reschedule(None)
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        if response.status != 200:
+            raise self._classified(response.status, await _said(response, self.headers, self._out.timeouts))
+        self._unpacked = body.Unpacked(self.headers)
 
     async def rest(self) -> bytes:
         """All that is yet to come."""
         return b"".join([piece async for piece in self])
 
-    def __aiter__(self) -> _Answer:
+    def __aiter__(self) -> Self:
         return self
 
     async def __anext__(self) -> bytes:
-        raw = self._content.read_nowait()
-        if not raw and not self._content.at_eof():
-            self._deadline.reschedule(min(self._ends_at, self._now() + self._idle_s))
-            raw = await self._content.readany()
+        assert self._response is not None, "it has begun"
+        content = self._response.content
+        raw = content.read_nowait()
+        if not raw and not content.at_eof():
+            self._deadline.reschedule(min(self._ends_at, self._now() + self._out.timeouts.idle_s))
+            raw = await content.readany()
             self._deadline.reschedule(None)
         if not raw:
             self._unpacked.end()
             raise StopAsyncIteration
         return self._unpacked(raw)
+
+    def raise_if_error(self, told: Any, begun: bool = False) -> None:
+        """An error in what began as an answer. begun: something was answered before, and so perhaps billed."""
+        if not isinstance(told, dict) or not (told.get("error") or told.get("object") == "error"):
+            return
+        error = self._classified(200, told)
+        if begun and error.failure.billed is Billed.NO:
+            error.failure = replace(error.failure, billed=Billed.MAYBE)
+        raise error
+
+    def _classified(self, status: int, told: Any) -> ProviderError:
+        now, limit_headers = time.time(), self._out.limit_headers
+        failure = classify(status, self.headers, told, now, self._out.scrub, limit_headers)
+        return ProviderError(failure, observed_limits(self.headers, now, limit_headers))
 
 
 @asynccontextmanager
@@ -265,19 +263,3 @@ async def _said(response: aiohttp.ClientResponse, headers: Mapping[str, str], ti
                     break
     told = body.parsed(raw)
     return raw[:MAX_ERROR].decode("utf-8", "replace") if told is None else told
-
-
-def _raise_if_error(told: Any, headers: Mapping[str, str], out: Outgoing, begun: bool = False) -> None:
-    """An error in what began as an answer. begun: something was answered before, and so perhaps billed."""
-    if not isinstance(told, dict) or not (told.get("error") or told.get("object") == "error"):
-        return
-    error = _classified(200, headers, told, out)
-    if begun and error.failure.billed is Billed.NO:
-        error.failure = replace(error.failure, billed=Billed.MAYBE)
-    raise error
-
-
-def _classified(status: int, headers: Mapping[str, str], told: Any, out: Outgoing) -> ProviderError:
-    now = time.time()
-    failure = classify(status, headers, told, now, out.scrub, out.limit_headers)
-    return ProviderError(failure, observed_limits(headers, now, out.limit_headers))
