@@ -8,6 +8,7 @@ from rich.console import Console
 
 from turnout.batch.tally import ProviderTally, Tally
 from turnout_workers.commands import screen
+from turnout_workers.commands.run_progress import Bar
 from turnout_workers.commands.run_summary import table
 
 
@@ -38,3 +39,14 @@ def test_a_batchs_end_fits_a_screen_of_80_columns() -> None:
     told = printed(table(Tally(providers={"anthropic-eu": one})), 80)
     assert "…" not in told
     assert all(part in told for part in ("124,000", "18,919,000", "$1.90"))
+
+
+def test_a_providers_state_is_cut_on_a_narrow_screen_and_no_name_or_number() -> None:
+    out = StringIO()
+    bar = Bar(
+        Console(file=out, width=80, force_terminal=True, color_system=None), 200, None, "prompts.jsonl", ["sim-thrifty"]
+    )
+    with bar:
+        one = ProviderTally(jobs=80, cost_microusd=1500)
+        bar.update(Tally(providers={"sim-thrifty": one}), {"sim-thrifty": f"out for another 8 s: {'failed ' * 20}"})
+    assert "sim-thrifty  80 jobs  $0.0015  out for another 8 s: failed" in out.getvalue()

@@ -19,7 +19,6 @@ from turnout.result import dollars
 from turnout_workers.commands.run_summary import span, summary, usd
 
 RATE_WINDOW_S = 10.0
-LINE_EVERY_S = 5.0
 MOST_PROVIDERS = 8
 """Shown in a bar."""
 
@@ -27,25 +26,21 @@ MOST_PROVIDERS = 8
 class Progress(AbstractContextManager["Progress"]):
     """Is told of a tally now and then, within a `with` block."""
 
+    every_s: float
+    """How often it shows something, at most."""
+    _shown_at = 0.0
+
     def __exit__(self, *_: object) -> None: ...
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         """`states`: what is wrong with a provider just now, by its name."""
         raise NotImplementedError
 
-
-class Every:
-    """Whether it is time again: at most once in so many seconds."""
-
-    def __init__(self, seconds: float, last: float = 0.0) -> None:
-        self._seconds = seconds
-        self._last = last
-
-    def __call__(self) -> bool:
+    def _due(self) -> bool:
         now = time.monotonic()
-        if now - self._last < self._seconds:
+        if now - self._shown_at < self.every_s:
             return False
-        self._last = now
+        self._shown_at = now
         return True
 
 
@@ -67,12 +62,14 @@ class Pace:
 class Bar(Progress):
     """A live display for a terminal: how far it is, and how each provider is."""
 
+    every_s = 0.1
+
     def __init__(
         self, console: Console, total: int | None, ceiling_microusd: int | None, title: str, providers: Sequence[str]
     ) -> None:
         self._total, self._ceiling = total, ceiling_microusd
         self._title, self._providers = title, providers
-        self._pace, self._due = Pace(), Every(0.1)
+        self._pace = Pace()
         self._live = Live(console=console, refresh_per_second=8, transient=True)
 
     def __enter__(self) -> Bar:
@@ -94,9 +91,10 @@ class Bar(Progress):
 
     def _table(self, tally: Tally, states: dict[str, str]) -> Table:
         """The providers, as many as there is room for: those in trouble, then those with most jobs."""
-        shown = Table.grid(padding=(0, 2))
-        for justify in ("left", "right", "right", "left"):
+        shown = Table.grid(padding=(0, 2), expand=True)
+        for justify in ("left", "right", "right"):
             shown.add_column(justify=justify, no_wrap=True)
+        shown.add_column(no_wrap=True, ratio=1)  # of a state, as much as there is room for
         parts = {name: tally.providers.get(name, ProviderTally()) for name in self._providers}
         chosen = sorted(parts, key=lambda name: (name not in states, -parts[name].jobs))
         for name in sorted(chosen[:MOST_PROVIDERS], key=self._providers.index):
@@ -110,10 +108,12 @@ class Bar(Progress):
 class Lines(Progress):
     """A line of text now and then, for logs; and at once when a provider's state changes."""
 
+    every_s = 5.0
+
     def __init__(self, console: Console, total: int | None, ceiling_microusd: int | None) -> None:
         self._console, self._total, self._ceiling = console, total, ceiling_microusd
-        self._pace, self._due = Pace(), Every(LINE_EVERY_S, time.monotonic())
-        self._states: dict[str, str] = {}
+        self._pace, self._states = Pace(), dict[str, str]()
+        self._shown_at = time.monotonic()
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         rate = self._pace.rate(tally.finished)
@@ -142,9 +142,10 @@ def _standing(tally: Tally, rate: float, total: int | None, ceiling_microusd: in
 class Json(Progress):
     """One JSON object a second."""
 
+    every_s = 1.0
+
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._due = Every(1)
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         if self._due():
