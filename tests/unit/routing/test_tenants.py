@@ -23,6 +23,14 @@ def test_one_that_had_more_than_its_share_leaves_room_while_another_takes_part()
     assert shares.headroom("loud", 1.0 + ACTIVE_S) == 1.0
 
 
+def test_a_call_that_is_repeated_after_a_long_while_is_of_a_tenant_that_takes_part() -> None:
+    shares = TenantShares()
+    shares.seen("slow", 0.0, 1)
+    assert shares.headroom("slow", ACTIVE_S) == 1.0
+    shares.seen("other", ACTIVE_S)
+    assert shares.headroom("slow", 3 * ACTIVE_S) == 1.0
+
+
 @pytest.mark.parametrize("tenants", [2, 5])
 def test_with_more_work_than_room_all_come_to_have_equally_much(tenants: int) -> None:
     """A window of 100 calls, of which one empties at a time; who asks first is the one with most work."""

@@ -29,7 +29,8 @@ class TenantShares:
         self._all = (_left(self._all, now) + calls, now)
 
     def headroom(self, tenant: str, now: float) -> float:
-        """Share of each limit that it may fill now. `seen` must have been told of it."""
+        """Share of each limit that it may fill now, for a call of a job of it."""
+        self.seen(tenant, now)  # its last job may be as old as the call that is to be repeated
         if now - self._looked_at >= 1:
             self._looked_at = now
             for name in [name for name, (_, at) in self._had.items() if now - at >= ACTIVE_S]:
