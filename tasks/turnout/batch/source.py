@@ -36,7 +36,7 @@ class Source:
 
     def check(self) -> None:
         """Raises SourceError if it can't be opened at all."""
-        if self.path != "-":
+        if self.path != "-" and not Path(self.path).is_fifo():  # whose writer would take a look for all of the reading
             try:
                 Path(self.path).open("rb").close()
             except OSError as error:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import random
+import threading
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -179,6 +181,14 @@ def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
     )
     rows = [good(one) for one in read(Source(str(tmp_path / "X.CSV")), Defaults())]
     assert [request.metadata for _, request in rows] == [{"kind": "1"}, {"kind": "2"}]
+
+
+def test_a_pipe_is_not_opened_before_it_is_read(tmp_path: Path) -> None:
+    os.mkfifo(pipe := tmp_path / "pipe.jsonl")
+    looking = threading.Thread(target=Source(str(pipe)).check, daemon=True)
+    looking.start()
+    looking.join(20)
+    assert not looking.is_alive(), "there is nobody who writes yet"
 
 
 def test_a_cell_that_is_too_long_is_the_end_of_its_row_alone(tmp_path: Path) -> None:
