@@ -97,24 +97,14 @@ def usable_id(value: Any) -> str | int | None:
 
 
 def legible_id(raw: bytes, format: Format) -> str | int | None:
-    """The id of a line that can't be run: its field, or in broken JSON the text that it opens with; never a guess."""
+    """The id of any line, also of one that can't be run: what it opens with, or its field; never a guess."""
     if format is Format.TEXT:
         return None
-    try:
-        value = json.loads(raw.decode("utf-8-sig"))
-    except (ValueError, RecursionError):
-        return _leading_id(raw)
-    return usable_id(value.get("custom_id" if format is Format.OPENAI else "id")) if isinstance(value, dict) else None
-
-
-def known_id(raw: bytes, format: Format) -> str | int | None:
-    """The id of a line that was read once before: quickly."""
-    return (None if format is Format.TEXT else _leading_id(raw)) or legible_id(raw, format)
-
-
-def _leading_id(raw: bytes) -> str | int | None:
     match = _LEADING_ID.match(raw)
     try:
-        return usable_id(json.loads(match[1])) if match else None
-    except ValueError:
+        if match and (opening := usable_id(json.loads(match[1]))) is not None:
+            return opening
+        value = json.loads(raw.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
         return None
+    return usable_id(value.get("custom_id" if format is Format.OPENAI else "id")) if isinstance(value, dict) else None

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from turnout.batch.ids import Uniqueness, known_id
+from turnout.batch.ids import Uniqueness, legible_id
 from turnout.batch.journal import Journal
 from turnout.batch.line import Asked, Defaults, Line
 from turnout.batch.parse import parse
@@ -50,7 +50,7 @@ class Reading:
                 following = raw.number + 1
                 self.journal.tally.lines += 1
                 if known:
-                    unique.note(known_id(raw.data, raw.format), raw.number)
+                    unique.note(legible_id(raw.data, raw.format), raw.number)
                     yield None
                     continue
                 line, asked = parse(raw, self.defaults)
