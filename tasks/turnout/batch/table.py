@@ -96,22 +96,21 @@ def _check(columns: Sequence[str]) -> None:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
+    # In the order of the columns, for by its bytes a rerun knows a line again.
     fields: dict[str, Any] = {}
-    parts: dict[str, dict[str, Any]] = {"constraints": {}, "metadata": {}}
     for column, cell in row.items():
         if cell is None or cell == "":
             continue
-        if column.startswith("constraints."):
-            parts["constraints"][column.removeprefix("constraints.")] = _value(cell)
-        elif column in _TEXTS:
+        if column in _TEXTS:
             fields[column] = cell
         elif column in InferenceRequest.model_fields:
-            fields[column] = _value(cell)
+            value = _value(cell)
+            fields[column] = value | fields.get(column, {}) if isinstance(value, dict) else value
         else:
-            parts["metadata"][column] = str(cell)
-    for name, part in parts.items():
-        if part and isinstance(whole := fields.get(name, {}), dict):
-            fields[name] = whole | part
+            constraint = column.startswith("constraints.")
+            whole = fields.setdefault("constraints" if constraint else "metadata", {})
+            if isinstance(whole, dict):  # else the row is refused for it
+                whole[column.removeprefix("constraints.")] = _value(cell) if constraint else str(cell)
     # `default=str`: dates and decimals as a person writes them; a byte that is no UTF-8 becomes half a surrogate
     # pair, which is then refused for this row alone.
     return json.dumps(fields, default=str).encode()

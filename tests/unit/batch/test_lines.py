@@ -174,13 +174,17 @@ def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
     text = b'{"prompt": "a"}\n\n{"prompt": "b"}\n'
     (tmp_path / "x.jsonl").write_bytes(text)
     (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(text))
-    (tmp_path / "X.CSV").write_text("prompt,kind\na,1\nb,2\n")
+    (tmp_path / "X.CSV").write_text("kind,prompt\n1,a\n2,b\n")
     plain = [raw.data for raw in Source(str(tmp_path / "x.jsonl"))]
     assert (
         plain == [raw.data for raw in Source(str(tmp_path / "x.jsonl.gz"))] == [b'{"prompt": "a"}', b'{"prompt": "b"}']
     )
     rows = [good(one) for one in read(Source(str(tmp_path / "X.CSV")), Defaults())]
     assert [request.metadata for _, request in rows] == [{"kind": "1"}, {"kind": "2"}]
+    first = next(iter(Source(str(tmp_path / "X.CSV"))))
+    assert first.data == b'{"metadata": {"kind": "1"}, "prompt": "a"}', (
+        "a rerun, of any release, knows it by these bytes"
+    )
 
 
 def test_a_pipe_is_not_opened_before_it_is_read(tmp_path: Path) -> None:
