@@ -171,3 +171,13 @@ def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) 
         lost = [datetime.fromisoformat(line[:23]) for line in said.splitlines() if "(server:ReadOnly" in line]
         assert all(b - a > timedelta(seconds=0.9) for a, b in pairwise(lost)), "Celery gives it a second each time"
         assert "CPendingDeprecationWarning" not in said
+
+
+def test_a_worker_that_waits_for_redis_at_its_start_can_be_stopped(tmp_path: Path) -> None:
+    with standing(tmp_path, fleet("one")) as stand:
+        stand.redis.kill()
+        worker = stand.start_worker(wait=False)
+        log = stand.folder / "worker-1.log"
+        stand.until(lambda: "Redis can't be reached, trying again" in log.read_text(), 30)
+        worker.terminate()
+        assert worker.wait(20) == 0

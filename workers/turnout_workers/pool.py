@@ -21,6 +21,7 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import wait
 from time import monotonic
 from typing import Any
 
@@ -32,6 +33,7 @@ from celery.exceptions import Ignore, Retry
 from celery.signals import task_postrun, task_prerun, task_success
 from celery.utils.log import get_logger
 from celery.worker.request import Request
+from celery.worker.state import maybe_shutdown
 
 from turnout_workers import transport
 
@@ -43,6 +45,8 @@ HAND_BACK_S = 5.0
 """After the grace period: for the ledger to take back what is left. What it can't take falls back with its lease."""
 TRACED = (task_prerun, task_postrun, task_success)
 """Signals that the tracer sends of a success."""
+STOP_SEEN_S = 0.1
+"""How soon a stop is noticed that is asked for while the pool starts."""
 OBJECTS_A_JOB = 100
 """That a job under way has in memory, as the garbage collector counts them."""
 
@@ -159,7 +163,10 @@ class TaskPool(BasePool):
         self._thread = threading.Thread(target=self._loop.run_forever, name="turnout-loop", daemon=True)
         self._thread.start()
         if self.on_loop_start is not None:
-            asyncio.run_coroutine_threadsafe(self.on_loop_start(self._loop, int(self.limit)), self._loop).result()
+            begun = asyncio.run_coroutine_threadsafe(self.on_loop_start(self._loop, int(self.limit)), self._loop)
+            while not wait([begun], STOP_SEEN_S).done:  # for a Redis that is away, perhaps
+                maybe_shutdown()
+            begun.result()
         transport.free_slots = self.free_slots
         _collect_garbage_seldom(int(self.limit))
 
