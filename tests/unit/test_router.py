@@ -20,6 +20,7 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Price
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.store import ObservedLimit
 
 K = FailureKind
 
@@ -40,6 +41,7 @@ class Provider:
     check_fails: FailureKind | None = None
     closed: bool = False
     texts: list[str] = field(default_factory=list)
+    limits: tuple[ObservedLimit, ...] = ()
 
     def __post_init__(self) -> None:
         self.endpoints = self.endpoints or (endpoint(self.name),)
@@ -55,7 +57,8 @@ class Provider:
             InferenceResponse(
                 text=text, usage=usage, cost_microusd=50, provider=self.name,
                 model_requested=at.model, model_served=at.served_model, latency_s=step or 0.01,
-            )
+            ),
+            self.limits,
         )  # fmt: skip
 
     async def check_health(self) -> None:
@@ -300,6 +303,29 @@ async def test_an_operator_can_isolate_and_restore(routers: Any) -> None:
     assert (await router.complete(request())).text == "from first"
     with pytest.raises(KeyError, match="no provider or endpoint is called 'third'"):
         await router.isolate("third")
+
+
+@pytest.mark.parametrize("strategy", RoutingStrategy)
+async def test_a_request_larger_than_a_providers_limit_goes_elsewhere_at_once_or_is_refused(
+    strategy: RoutingStrategy, routers: Any, clock: Time
+) -> None:
+    small = endpoint("small", limits=Limits(tokens_per_minute=1000), price=Price(0.1, 0.1))
+    router = routers(Provider("small", endpoints=(small,)), Provider("large"), default_strategy=strategy)
+    assert (await router.complete(request("x" * 4000))).text == "from large"
+    assert clock.now == NOW
+    router.unregister_provider("large")
+    with pytest.raises(NoEligibleEndpoint, match="its limits are 1000 tokens, about 1108 needed"):
+        await router.complete(request("x" * 4000))
+
+
+async def test_a_limit_that_a_provider_tells_of_holds_no_usual_request_up_for_ever(routers: Any, clock: Time) -> None:
+    """Free accounts have fewer tokens a minute than some models can give in one answer."""
+    told = (ObservedLimit("tokens_per_minute", 6000, 5900, 1.0),)
+    free = Provider("free", endpoints=(endpoint("free", max_output_tokens=131_072),), limits=told)
+    router = routers(free)
+    for _ in range(10):
+        assert (await router.complete(request(max_output_tokens=None))).text == "from free"
+    assert clock.now == NOW
 
 
 async def test_limits_hold_over_concurrent_requests(routers: Any, clock: Time) -> None:

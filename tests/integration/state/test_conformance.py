@@ -155,8 +155,18 @@ async def test_headroom_reserves_and_never_shuts_a_large_job_out(fleet: AnyFleet
     assert await burst(fleet, large, headroom=0.65) == 1
     fleet.advance(61)
     assert await burst(fleet, large, headroom=0.65) == 1
-    never = await refused(fleet, bid(B, tokens_per_minute=100, input_tokens=101))
-    assert never.retry_at is None
+
+
+async def test_a_job_larger_than_a_limit_waits_until_it_is_alone_and_not_for_ever(fleet: AnyFleet) -> None:
+    larger = bid(tokens_per_minute=100, input_tokens=101)
+    grant = await granted(fleet, larger)
+    assert (await refused(fleet, larger)).retry_at == START + 61
+    await end(fleet, grant, input_tokens=60, limits=(ObservedLimit("tokens_per_minute", 50, 0, 1.0),))
+    fleet.advance(1)
+    assert (await refused(fleet, bid(input_tokens=51))).retry_at == START + 61, "by the header's word"
+    assert (await fleet.store.state())[1][A].load.ready_at == START + 61, "as routing sees"
+    fleet.advance(60)
+    await granted(fleet, bid(input_tokens=51))
 
 
 async def test_headroom_reserves_slots_where_there_is_more_than_one(fleet: AnyFleet) -> None:

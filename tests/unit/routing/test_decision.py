@@ -343,6 +343,9 @@ def test_two_calls_at_once_stay_below_the_jobs_ceiling_together() -> None:
 
 
 def test_a_candidate_carries_what_admission_and_the_call_need() -> None:
+    wordy = replace(MIDDLE, endpoint=replace(MIDDLE.endpoint, max_output_tokens=131_072))
+    best = decide(job(max_output_tokens=None), wordy).candidates[0]
+    assert (best.output_tokens, best.upper_cost_microusd) == (256, 13 + 131_072), "as is usual, and at most"
     best = decide(job(), MIDDLE).candidates[0]
     assert (best.input_tokens, best.output_tokens, best.upper_cost_microusd) == (13, 100, 113)
     assert best.expected_cost_microusd == 61

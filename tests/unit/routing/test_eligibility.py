@@ -10,7 +10,7 @@ from tests.unit.routing.fleets import chosen, decide, endpoint, job, reasons, re
 from turnout.request import Capability, Quality
 from turnout_workers.routing import Action, Fleet, JobProfile, NoEligibleEndpoint, refusal
 from turnout_workers.routing.eligibility import upper_cost_microusd
-from turnout_workers.routing.fleet import Price
+from turnout_workers.routing.fleet import Limits, Price
 from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS
 
 UNKNOWN_PRICE = {"price": None}
@@ -46,6 +46,10 @@ CASES: list[tuple[dict[str, Any], dict[str, Any], str | None]] = [
     ({"max_output_tokens": 500}, {"max_output_tokens": 500}, None),
     ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"context_tokens": 1107}, "context"),
     ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"context_tokens": 1108}, None),
+    ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"limits": Limits(tokens_per_minute=1107)}, "limit"),
+    ({"prompt": "x" * 4000, "max_output_tokens": 100}, {"limits": Limits(tokens_per_minute=1108)}, None),
+    ({"prompt": "x" * 4000, "max_output_tokens": None}, {"shared_limits": Limits(tokens_per_day=1000)}, "limit"),
+    ({"prompt": "x" * 4000, "max_output_tokens": None}, {"shared_limits": Limits(tokens_per_day=1100)}, None),
     ({"max_input_usd_per_mtok": 1.0}, {}, None),
     ({"max_input_usd_per_mtok": 0.99}, {}, "price"),
     ({"max_output_usd_per_mtok": 2.0}, {}, None),

@@ -55,7 +55,8 @@ class Candidate(NamedTuple):
     upper_cost_microusd: int | None
     input_tokens: int
     output_tokens: int
-    """Upper estimates, for admission."""
+    """What rate limits are charged until it is known: the answer's own limit, else what is usual, for the longest that
+    a model can give is more than many limits have in a minute."""
     latency_s: float
     """Predicted median."""
     sigma: float
@@ -214,7 +215,7 @@ class Decision:
             None if option.cost == math.inf else math.ceil(option.cost),
             upper_cost_microusd(job, endpoint),
             job.input_tokens,
-            answer,
+            answer if job.output_tokens is not None else min(answer, job.expected_output_tokens),
             option.latency_s,
             estimate.odds.sigma,
             estimate.odds.error_rate,

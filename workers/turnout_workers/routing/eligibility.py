@@ -41,6 +41,7 @@ class Reason(StrEnum):
     QUALITY = "quality"
     CONTEXT = "context"
     OUTPUT = "output"
+    LIMIT = "limit"
     PRICE_UNKNOWN = "price_unknown"
     PRICE = "price"
     COST = "cost"
@@ -86,8 +87,9 @@ class Match:
 
     positions: tuple[int, ...]
     exclusions: tuple[Exclusion, ...]
-    context_tokens: float
-    """The smallest context of those that match. A job below this and the next four needs no further check."""
+    tokens: float
+    """The fewest that a call may have at one of those that match. A job below this and the next four needs no further
+    check."""
     output_tokens: float
     """The smallest limit on the answer."""
     answer_tokens: float
@@ -120,7 +122,7 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
     return Match(
         tuple(positions),
         tuple(exclusions),
-        min((endpoint.context_tokens or math.inf for endpoint in found), default=math.inf),
+        min((min(endpoint.context_tokens or math.inf, _at_once(endpoint)) for endpoint in found), default=math.inf),
         min((endpoint.max_output_tokens or math.inf for endpoint in found), default=math.inf),
         max((endpoint.max_output_tokens or LARGEST_OUTPUT_TOKENS for endpoint in found), default=0.0),
         max((price.input if price else math.inf for price in prices), default=0.0),
@@ -185,10 +187,19 @@ def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
     needed = job.expected_input_tokens + answer
     if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
         return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
+    if needed > (most := _at_once(endpoint)):
+        return Reason.LIMIT, f"its limits are {most:g} tokens, about {needed} needed"
     cost, left = upper_cost_microusd(job, endpoint), job.cost_left_microusd
     if cost is not None and cost > left:
         return Reason.COST, f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} of its ceiling left"
     return None
+
+
+def _at_once(endpoint: Endpoint) -> float:
+    """The most tokens of one call for which its rate limits can ever have room."""
+    both = (endpoint.limits, endpoint.shared_limits)
+    told = (limit for limits in both for limit in (limits.tokens_per_minute, limits.tokens_per_day))
+    return min((limit for limit in told if limit is not None), default=math.inf)
 
 
 def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:

@@ -83,7 +83,7 @@ class Options:
         given, out, answer = job.expected_input_tokens, job.expected_output_tokens, job.output_tokens or 0
         longest = job.max_latency_s or math.inf
         self._tight = (
-            job.expected_input_tokens + answer > found.context_tokens
+            job.expected_input_tokens + answer > found.tokens
             or answer > found.output_tokens
             or job.cost_left_microusd
             <= job.input_tokens * found.input_price + (answer or found.answer_tokens) * found.output_price

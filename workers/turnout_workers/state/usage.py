@@ -78,14 +78,13 @@ class Usage:
                 ready_at = max(ready_at, cap.until)
             if not known:
                 continue
-            full = min(known)
-            limit = full * share
+            limit = min(known) * share
             window = self._minute if kind.window == "minute" else self._day
             free = min(free, max(0.0, 1 - kind.of(window.used) / max(limit, 1)))
-            at = window.room_at(kind, _fits(amount, full, limit * headroom))
+            at = window.room_at(kind, _fits(amount, limit * headroom))
             if at != 0:
                 found.append(Obstacle(at, name))
-                ready_at = max(ready_at, window.room_at(kind, _fits(amount, full, limit)) or 0)
+                ready_at = max(ready_at, window.room_at(kind, _fits(amount, limit)))
         return free, ready_at, found
 
     def until_the_next_second(self, requests: int) -> int | None:
@@ -129,7 +128,7 @@ class Usage:
             self._caps[observed.kind] = _Cap(told + observed.remaining, until, told)
 
 
-def _fits(amount: int, full: int, limit: float) -> Callable[[int], bool]:
-    """Room for `amount` more: within `limit`, or alone in the window when even that is more than a reduced
-    limit gives, so that reserves and squeezes delay a large job and never shut it out."""
-    return lambda used: used + amount <= limit or (used == 0 and amount <= full)
+def _fits(amount: int, limit: float) -> Callable[[int], bool]:
+    """Room for `amount` more: within `limit`, or alone in the window. So reserves and squeezes delay a large job and
+    never shut it out; and of one whose estimate is larger than the limit the provider has the last word."""
+    return lambda used: used + amount <= limit or used == 0

@@ -85,20 +85,16 @@ class Window:
             self.buckets[bucket] = self.buckets.get(bucket, NOTHING).plus(use)
             self.used = self.used.plus(use)
 
-    def leaves(self, bucket: int) -> int:
-        """When (ms) a bucket leaves the window."""
-        return (bucket + self.span + 1) * self.width_ms
-
-    def room_at(self, kind: Kind, fits: Callable[[int], bool]) -> int | None:
-        """When (ms) `fits(used)` will hold if nothing is charged until then; None: not even when empty."""
+    def room_at(self, kind: Kind, fits: Callable[[int], bool]) -> int:
+        """When (ms) `fits(used)` will hold if nothing is charged until then: at the latest when the window is empty."""
         used = kind.of(self.used)
         if fits(used):
             return 0
         for bucket in sorted(self.buckets):
             used -= kind.of(self.buckets[bucket])
             if fits(used):
-                return self.leaves(bucket)
-        return None
+                break
+        return (bucket + self.span + 1) * self.width_ms
 
 
 def squeezed(share: float, blocked_until_ms: float, now_ms: int) -> float:

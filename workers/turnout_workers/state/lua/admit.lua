@@ -35,24 +35,22 @@ local function load_of(usage_key, calls_key)
   return {key = usage_key, calls_key = calls_key, usage = usage, in_flight = redis.call('ZCARD', calls_key)}
 end
 
--- Room within the limit; or alone in the window, when a reserve or a squeeze leaves less than one large job.
-local function fits(used, amount, full, limit)
-  return used + amount <= limit or (used == 0 and amount <= full)
-end
+-- Room within the limit; or alone in the window, when a reserve, a squeeze or the limit itself gives less than one job.
+local function fits(used, amount, limit) return used + amount <= limit or used == 0 end
 
-local function room_at(key, kind, window, amount, full, limit)
+local function room_at(key, kind, window, amount, limit)
   local used, name = total(window.sum, kind), kind[2]
   local size = name == 'minute' and MINUTE or DAY
-  if fits(used, amount, full, limit) then return 0 end
+  if fits(used, amount, limit) then return 0 end
   local first, older = window.newest - size.span, {}
   for bucket = first, window.newest - 1 do older[#older + 1] = name .. bucket end
   for i, bucket in ipairs(redis.call('HMGET', key, unpack(older))) do
     if bucket then
       used = used - total(cmsgpack.unpack(bucket), kind)
-      if fits(used, amount, full, limit) then return (first + i + size.span) * size.width end
+      if fits(used, amount, limit) then return (first + i + size.span) * size.width end
     end
   end
-  return fits(0, amount, full, limit) and (window.newest + 1 + size.span) * size.width or NEVER
+  return (window.newest + 1 + size.span) * size.width
 end
 
 -- Blocks where the circuit lets no call through. Returns whether it is half open, and whether it ramps.
@@ -114,10 +112,10 @@ local function capacity(load, limits, slots, squeezed, bid, block)
       if full then
         local limit, window = full * squeezed, usage[kind[2]]
         free = math.min(free, math.max(0, 1 - total(window.sum, kind) / math.max(limit, 1)))
-        local at = room_at(load.key, kind, window, amount, full, limit * ask.headroom)
+        local at = room_at(load.key, kind, window, amount, limit * ask.headroom)
         if at ~= 0 then
           block(at, name)
-          at = room_at(load.key, kind, window, amount, full, limit)
+          at = room_at(load.key, kind, window, amount, limit)
           ready_at = math.max(ready_at, at)
         end
       end
