@@ -1,20 +1,26 @@
-"""What is told of a call when Redis is not there to be told."""
+"""What is told of a call: also when Redis is not there to be told, and what a whole answer doesn't tell."""
 
 from __future__ import annotations
 
 import asyncio
 import random
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import redis
 from tests.unit.routing.fleets import endpoint, request, snapshot
 
+from turnout.request import InferenceResponse, Usage
 from turnout_workers.attempts import reporting
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
+from turnout_workers.providers.base import CallOutcome
 from turnout_workers.routing import JobProfile, failover, rank
+from turnout_workers.routing.fleet import Fleet
+from turnout_workers.routing.latency import SIGMA_MIN, predict
 from turnout_workers.state.memory import MemoryFleetStore
-from turnout_workers.state.store import Counters, Report
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import Ask, Bid, Counters, Report
 
 
 class Away(MemoryFleetStore):
@@ -44,3 +50,39 @@ async def test_a_report_that_redis_did_not_take_is_sent_again_without_holding_up
     await reporter.report(Finished("job:1:0", best, 0.0, 1.0, None, STOPPED), failover.judge(STOPPED, random.Random(0)))
     assert not store.told.is_set()
     await asyncio.wait_for(store.told.wait(), 10)
+
+
+@pytest.mark.parametrize(
+    ("ttft_s", "s_per_token", "sizes"),
+    [(0.2, 0.0, [8]), (0.3, 0.005, [50]), (3.0, 0.1, [50]), (0.5, 0.02, [20, 300])],
+)
+async def test_what_answers_take_is_learned_from_whole_ones(
+    ttft_s: float, s_per_token: float, sizes: list[int]
+) -> None:
+    """Nobody tells when their first token was there, and the endpoint's prior is another (0.5 s, 10 ms)."""
+    clock, rng = [1e6], random.Random(0)
+    store = MemoryFleetStore(lambda: clock[0])
+    seen = SnapshotPoller(store, Fleet([endpoint()]), monotonic=lambda: clock[0])
+    reporter = Reporter(store, seen, 2.0, rng)
+    for number in range(400):
+        await seen.poll()
+        size = rng.choice(sizes)
+        profile = replace(JobProfile.of(request(), accepted_at=clock[0]), expected_output_tokens=size)
+        best = rank(profile, seen.snapshot, clock[0], rng).best
+        assert best is not None
+        await store.admit(Ask(str(number), (Bid.of(best),), 60.0))
+        took_s = (ttft_s + size * s_per_token) * rng.lognormvariate(0, 0.2)
+        usage = Usage(input_tokens=9, output_tokens=size)
+        response = InferenceResponse(
+            usage=usage, provider="groq", model_requested="m", model_served="m", latency_s=took_s
+        )
+        began, clock[0] = clock[0], clock[0] + took_s
+        await reporter.report(
+            Finished(str(number), best, began, took_s, CallOutcome(response)), failover.judge(None, rng)
+        )
+    await seen.poll()
+    view = seen.snapshot.views[0]
+    first_s, each_s = predict(view.endpoint, view.metrics, clock[0])
+    for size in sizes:
+        assert first_s + size * each_s == pytest.approx(ttft_s + size * s_per_token, rel=0.5)
+    assert view.metrics.sigma < 2 * SIGMA_MIN

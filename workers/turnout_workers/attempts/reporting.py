@@ -20,6 +20,7 @@ from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Snapshot
 from turnout_workers.routing.health import Step, after_report
+from turnout_workers.routing.latency import first_token, predict
 from turnout_workers.state.store import Counters, FleetStore, ObservedLimit, Report
 
 logger = logging.getLogger(__name__)
@@ -125,8 +126,18 @@ class Reporter:
             task.add_done_callback(self._late.discard)
 
     async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:
-        counters = await self._store.report(_report(call, verdict.counts_for_health))
+        counters = await self._store.report(_report(call, verdict.counts_for_health, self._first_token_s(call)))
         await self._follow(call, counters, verdict)
+
+    def _first_token_s(self, call: Finished) -> float | None:
+        response, snapshot = call.response, self._fleet.snapshot
+        if response is None or response.time_to_first_token_s is not None:
+            return response.time_to_first_token_s if response else None
+        view = snapshot.by_id.get(call.chosen.endpoint.id)
+        if view is None:
+            return None
+        expected = predict(view.endpoint, view.metrics, snapshot.at)
+        return first_token(response.latency_s, response.usage.output_tokens, *expected)
 
     async def _tell_later(self, call: Finished, verdict: failover.Verdict) -> None:
         """Redis is back soon, as a rule. Until it is told, the call takes a place among those in flight.
@@ -172,7 +183,7 @@ class Reporter:
             logger.info("%s recovered", endpoint.id)
 
 
-def _report(call: Finished, counts: bool) -> Report:
+def _report(call: Finished, counts: bool, ttft_s: float | None) -> Report:
     chosen, failure = call.chosen, call.failure
     response = call.response
     usage = response.usage if response else None
@@ -187,7 +198,7 @@ def _report(call: Finished, counts: bool) -> Report:
         cost_microusd=call.cost_microusd,
         unsure_microusd=call.unsure_microusd,
         latency_s=response.latency_s if response else None,
-        ttft_s=response.time_to_first_token_s if response else None,
+        ttft_s=ttft_s,
         predicted_s=chosen.latency_s,
         limits=call.outcome.limits if call.outcome else call.observed,
     )

@@ -163,7 +163,7 @@ class ProviderMetrics:
     """What calls to an endpoint have shown lately. EWMAs; their time constants are in `health.py`."""
 
     ttft_s: float | None = None
-    """Time to first token; None: never observed, the endpoint's prior stands."""
+    """Time to first token, in part estimated, see `latency.first_token`; None: the endpoint's prior stands."""
     s_per_token: float | None = None
     sigma: float = 0.5
     """Standard deviation of the log of (observed / predicted) latency."""

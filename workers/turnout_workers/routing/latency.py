@@ -55,6 +55,15 @@ def predict(endpoint: Endpoint, metrics: ProviderMetrics, now: float) -> tuple[f
     return ttft, pace
 
 
+def first_token(latency_s: float, output_tokens: int, ttft_s: float, s_per_token: float) -> float:
+    """What of the time of an answer that came as a whole is put down to its first token: the share that was expected.
+
+    So both estimates give way until their sum is what answers take.
+    """
+    expected_s = ttft_s + output_tokens * s_per_token
+    return latency_s * ttft_s / expected_s if expected_s > 0 else latency_s
+
+
 def quantile(median_s: float, sigma: float, z: float) -> float:
     """The lognormal quantile at `z` standard deviations."""
     return median_s * math.exp(z * sigma)
