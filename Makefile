@@ -41,6 +41,8 @@ chaos: $(READY) ## kill workers and Redis, take providers down, and count what w
 	$(BIN)/python -m tests.chaos.deaths
 	$(BIN)/python -m tests.chaos.deaths --lease 30 --times 20
 	$(BIN)/python -m tests.chaos.faults
+	$(BIN)/python -m tests.chaos.events
+	$(BIN)/python -m tests.chaos.events --kills 5
 	$(BIN)/python -m tests.chaos.poison
 
 bench: $(READY) ## run every benchmark, one after the other (many minutes)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import redis
+from tests.chaos.events import hearing
 from tests.chaos.stand import standing
+
+from turnout.ledger import run
 
 FLEET = """
 output_tokens = 8
@@ -51,3 +54,30 @@ def test_events_are_published_in_batches_and_the_last_of_them_before_a_worker_en
     moved = [event for event in told if event["type"] == "task-retried"]
     assert any(event["exception"].endswith("failed (timed_out), over to another") for event in moved), moved
     assert not any(event["traceback"] for event in moved), "to move on is no error"
+
+
+ONE_AT_A_TIME = """
+[providers.sim]
+ttft_s = 60.0
+concurrency = 1
+models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
+"""
+
+
+def test_every_end_is_told_also_of_a_job_that_no_worker_has(tmp_path: Path) -> None:
+    with standing(tmp_path, ONE_AT_A_TIME, task_events=True) as stand, hearing(stand.redis.url) as heard:
+
+        def cancel(*job_ids: str) -> None:
+            run(stand.client, [stand.ledger.cancel(job_id, None, 60) for job_id in job_ids])
+
+        stand.submit(["queued"])
+        cancel("queued")
+        stand.start_worker()
+        stand.submit(["called"])
+        stand.until(lambda: stand.outcomes(["called"]) == {"calling": 1}, 20)
+        stand.submit(["late"], constraints={"deadline_s": 3.0})
+        stand.submit(["parked"])
+        stand.until(lambda: stand.outcomes(["parked"]) == {"delayed": 1}, 20)
+        cancel("called", "parked")
+        due = {"queued": "REVOKED", "called": "REVOKED", "parked": "REVOKED", "late": "FAILURE"}
+        stand.until(lambda: {name: task.state for name, task in heard.state.tasks.items()} == due, 20)

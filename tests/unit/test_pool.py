@@ -12,15 +12,16 @@ import pytest
 from celery.exceptions import Ignore
 from celery.signals import task_success
 
-from turnout_workers.pool import OUTCOME, AsyncTask, TaskPool, _Job
+from turnout_workers.pool import OUTCOME, AsyncTask, Ended, TaskPool, _Job
 
 TRACED = (0, "by the tracer", 1.5)
+never: Any = None
 
 
 def ended(outcome: Callable[[], Any], embed: dict[str, Any] | None = None, **request: Any) -> tuple[Any, Any, float]:
     said = {"ignore_result": True, **request, OUTCOME: outcome}
     args = ("turnout.infer", "id", said, [["id"], {}, embed], None, None)
-    return _Job(1, lambda *_: TRACED, args, None).traced()
+    return _Job(1, never, lambda *_: TRACED, args, None).traced()
 
 
 def failing() -> Any:
@@ -53,7 +54,18 @@ def test_so_are_signals_that_somebody_receives() -> None:
     assert ended(lambda: "answer") != TRACED
 
 
-async def test_a_job_that_is_stopped_before_it_has_begun_does_not_end_the_worker() -> None:
+def test_an_end_that_came_about_elsewhere_is_told_and_nothing_follows_from_it() -> None:
+    job = _Job(1, never, lambda *_: TRACED, ("turnout.infer", "id", {}, [[], {}, {"chord": {}}], None, None), None)
+    job.passes = Ended(lambda: "answer")
+    assert job.traced() == (False, "'answer'", 0.0)
+    job.passes = Ended(failing)
+    failed, error, _ = job.traced()
+    assert failed
+    assert isinstance(error.exception, ValueError)
+
+
+@pytest.mark.parametrize("begun", [True, False])
+async def test_a_job_that_is_stopped_before_it_has_claimed_ends_and_not_the_worker(begun: bool) -> None:
     class Waiting(AsyncTask):
         name = "waiting"
 
@@ -62,11 +74,14 @@ async def test_a_job_that_is_stopped_before_it_has_begun_does_not_end_the_worker
 
     pool = object.__new__(TaskPool)  # without its loop and thread
     pool.app, pool._done, pool._woken = SimpleNamespace(tasks={"waiting": Waiting()}), deque(), True
-    job = _Job(1, lambda *_: TRACED, ("waiting", "id", {}, [[], {}, None], None, None), None)
-    running = asyncio.ensure_future(pool._execute(job))
-    await asyncio.sleep(0)
-    running.cancel()
-    await running
+    pool._loop = asyncio.get_running_loop()
+    job = _Job(1, pool._loop, lambda *_: TRACED, ("waiting", "id", {}, [[], {}, None], None, None), None)
+    pool._begin(job)
+    if begun:
+        await asyncio.sleep(0)
+    job.terminate()
+    while not pool._done:
+        await asyncio.sleep(0)
     failed, error, _ = job.traced()
     assert failed
-    assert isinstance(error.exception.exc, Ignore)
+    assert isinstance(error.exception, Ignore)

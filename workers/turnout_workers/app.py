@@ -22,7 +22,7 @@ from celery.worker.state import revoked
 from kombu import Queue
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.errors import JobError
+from turnout.errors import Cancelled, JobError
 from turnout.ledger import message
 from turnout.request import Lane
 from turnout.result import JobResult
@@ -30,8 +30,8 @@ from turnout_workers import transport
 from turnout_workers.attempts.held import Done, Moved, Skipped
 from turnout_workers.config import configured
 from turnout_workers.monitoring import logs
-from turnout_workers.monitoring.events import Events
-from turnout_workers.pool import AsyncRequest, AsyncTask, TaskPool
+from turnout_workers.monitoring.events import Dispatcher, Events
+from turnout_workers.pool import AsyncRequest, AsyncTask, Ended, TaskPool
 from turnout_workers.runtime import Worker
 from turnout_workers.transport import celery_settings
 
@@ -86,6 +86,11 @@ class Answer:
         return worker.foreign.stored(self._result)
 
 
+def told(result: JobResult) -> Callable[[], Any]:
+    """How a job ended, as its task's outcome: called, it gives the answer or raises what there is instead."""
+    return (lambda: Answer(result)) if result.succeeded else result.answer
+
+
 class Infer(AsyncTask):
     """`turnout.infer`: takes a job's id. Sent by a plain Celery app, it may carry the request itself."""
 
@@ -104,18 +109,17 @@ class Infer(AsyncTask):
                     return lambda: refused.answer()
         try:
             end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
+            ended = await worker.ended(job_id) if isinstance(end, Skipped) else None
         except (RedisError, OSError) as error:  # no end of the job: nobody's `link_error` is to hear of it
             logger.warning("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
             raise Ignore("Redis is away") from None
         match end:
-            case Done(result) if result.succeeded:
-                return lambda: Answer(result)
             case Done(result):
-                return lambda: result.answer()  # raises what it ended with
+                return told(result)
             case Moved(_, note):
                 raise MovedOn(note)
             case Skipped(note):
-                raise Ignore(note)
+                raise Ended(told(ended)) if ended else Ignore(note)
 
 
 def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
@@ -133,6 +137,8 @@ class JobRequest(AsyncRequest):
     sender's message asks for results."""
 
     store_errors = False
+    _already_revoked: bool
+    _announce_revoked: Any
 
     def __init__(self, sent: Any, **options: Any) -> None:
         """Celery would keep one with an `eta` in memory, and lose it with the process: the ledger does.
@@ -144,6 +150,18 @@ class JobRequest(AsyncRequest):
             self.request_dict[NOT_BEFORE], self._eta = self.eta.timestamp(), None
         if self.request_dict.get("origin") != message.ORIGIN:
             self._hide()
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """A job that was cancelled is a revoked task."""
+        if not isinstance(exc_info.exception, Cancelled):
+            super().on_failure(exc_info, send_failed_event, return_ok)
+        elif not self._already_revoked:
+            self._announce_revoked("cancelled", False, None, False)
+
+    def on_retry(self, exc_info: Any) -> None:
+        """One that was revoked meanwhile goes on nowhere."""
+        if not self._already_revoked:
+            super().on_retry(exc_info)
 
     def _hide(self) -> None:
         """What Celery shows of a request that its message carries, in events, in `inspect` and in logs, and so Flower:
@@ -208,3 +226,4 @@ worker = Worker(settings, free_slots=lambda: transport.free_slots())
 TaskPool.grace_s = settings.file.worker.drain_s
 TaskPool.on_loop_start = worker.start
 TaskPool.on_loop_stop = worker.stop
+TaskPool.on_moved = Dispatcher.tell_now

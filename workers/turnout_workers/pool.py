@@ -6,9 +6,10 @@ some thousand others. When it ends, its outcome is handed back to Celery's threa
 calls the task's `run`, which merely returns or raises that outcome. So events, callbacks, chords and signals are
 Celery's own; no Celery code ever blocks the loop, and no connection of Celery's is shared by threads.
 
-Two things pass the tracer by. What is no end of the task, a `Retry` or `Ignore`: that would make a traceback which
-nobody reads, at three quarters of what it takes to park a job. And a success of which nothing but Celery's event is to
-tell, which the tracer would take as long for as for all else that Celery does at a job's end.
+Three things pass the tracer by. What is no end of the task, a `Retry` or `Ignore`: that would make a traceback which
+nobody reads, at three quarters of what it takes to park a job. A success of which nothing but Celery's event is to
+tell, which the tracer would take as long for as for all else that Celery does at a job's end. And an end that came
+about elsewhere, `Ended`: what follows from it has followed, and only the event is wanting.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import wait
+from functools import partial
 from time import monotonic
 from typing import Any
 
@@ -78,7 +80,7 @@ class AsyncTask(Task):  # type: ignore[type-arg]
         """Do the work; what it returns is called by `run`, to give the result or to raise.
 
         body: the message's arguments, its named arguments, and what else it carries, callbacks and such.
-        Raises Retry or Ignore if this is not the task's end.
+        Raises Retry or Ignore if this is not the task's end, and Ended if it came before.
         """
         raise NotImplementedError
 
@@ -87,29 +89,44 @@ class AsyncTask(Task):  # type: ignore[type-arg]
         return outcome()
 
 
+class Ended(Exception):
+    """Raised by `execute`: the task has ended already. `outcome` is as `execute` returns it."""
+
+    def __init__(self, outcome: Callable[[], Any]) -> None:
+        self.outcome = outcome
+
+
 class _Untraced:
     """What Celery reads of a `billiard.einfo.ExceptionInfo`."""
 
     traceback = ""
 
-    def __init__(self, error: Retry | Ignore) -> None:
-        # Its frames know the job, which knows this: a circle that would lie about until the next collection.
-        self.exception = ExceptionWithTraceback(error.with_traceback(None), "")
+    def __init__(self, error: Exception) -> None:
+        self.exception = ExceptionWithTraceback(error, "") if isinstance(error, Retry) else error
 
 
 class _Job:
     """One task under way in the pool."""
 
-    __slots__ = ("__weakref__", "args", "callback", "goes_on", "pid", "running", "started_at", "target")
+    __slots__ = ("__weakref__", "args", "callback", "loop", "passes", "pid", "running", "started_at", "target")
 
-    def __init__(self, pid: int, target: Callable[..., Any], args: tuple[Any, ...], callback: Any) -> None:
+    def __init__(
+        self,
+        pid: int,
+        loop: asyncio.AbstractEventLoop,
+        target: Callable[..., Any],
+        args: tuple[Any, ...],
+        callback: Any,
+    ) -> None:
         self.pid = pid
+        self.loop = loop
         self.target = target
         self.args = args
         self.callback = callback
         self.started_at = monotonic()
         self.running: asyncio.Task[None] | None = None
-        self.goes_on: _Untraced | None = None
+        self.passes: Retry | Ignore | Ended | None = None
+        """The tracer by."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -120,8 +137,13 @@ class _Job:
 
         The tracer is asked unless all that it would do is to call `run`.
         """
-        if self.goes_on:
-            return True, self.goes_on, 0.0
+        if isinstance(self.passes, Ended):
+            try:
+                return False, repr(self.passes.outcome()), 0.0
+            except Exception as error:
+                return True, _Untraced(error), 0.0
+        if self.passes is not None:
+            return True, _Untraced(self.passes), 0.0
         if OUTCOME in self.request and self.request.get("ignore_result") and not self._followed:
             with contextlib.suppress(Exception):
                 return False, repr(self.request[OUTCOME]()), 0.0
@@ -136,8 +158,12 @@ class _Job:
 
     def terminate(self, signal: Any = None) -> None:
         """Called by Celery's `revoke(terminate=True)`."""
-        if self.running is not None:
-            self.running.get_loop().call_soon_threadsafe(self.running.cancel)
+        self.loop.call_soon_threadsafe(self._cancel)
+
+    def _cancel(self) -> None:
+        """On the loop's thread, where it has been begun by now."""
+        assert self.running is not None
+        self.running.cancel()
 
 
 class TaskPool(BasePool):
@@ -151,6 +177,9 @@ class TaskPool(BasePool):
     on_loop_start: Callable[[asyncio.AbstractEventLoop, int], Any] | None = None
     on_loop_stop: Callable[[], Any] | None = None
     """Coroutine functions of the application, run on the loop before the first job and after the last."""
+    on_moved: Callable[[], None] | None = None
+    """Called when tasks were told to be retried. Another worker may be quick with them, and Flower shows as retried
+    whatever was said to be so last."""
 
     def on_start(self) -> None:
         self._pids = itertools.count(1)
@@ -186,7 +215,7 @@ class TaskPool(BasePool):
         accept_callback: Any = None,
         **_options: Any,
     ) -> _Job:
-        job = _Job(next(self._pids), target, args, callback)
+        job = _Job(next(self._pids), self._loop, target, args, callback)
         self._jobs[job.pid] = job
         accept_callback(job.pid, monotonic())
         self._loop.call_soon_threadsafe(self._begin, job)
@@ -194,6 +223,7 @@ class TaskPool(BasePool):
 
     def _begin(self, job: _Job) -> None:
         job.running = self._loop.create_task(self._execute(job))
+        job.running.add_done_callback(partial(self._ended, job))
 
     async def _execute(self, job: _Job) -> None:
         """On the loop's thread."""
@@ -202,12 +232,17 @@ class TaskPool(BasePool):
         if isinstance(task, AsyncTask):
             try:
                 request[OUTCOME] = await task.execute(request, body)
-            except (Retry, Ignore) as error:
-                job.goes_on = _Untraced(error)
-            except asyncio.CancelledError:  # before it was begun: the tracer would let it pass, and end the worker
-                job.goes_on = _Untraced(Ignore("stopped before it was begun"))
+            except (Retry, Ignore, Ended) as told:
+                # Its frames know the job, which knows this: a circle that would lie about until the next collection.
+                job.passes = told.with_traceback(None)
+            except asyncio.CancelledError:
+                raise
             except BaseException as error:  # the tracer reports it, as it would any task's
                 request[OUTCOME] = _raiser(error)
+
+    def _ended(self, job: _Job, running: asyncio.Task[None]) -> None:
+        if running.cancelled() and job.passes is None and OUTCOME not in job.request:
+            job.passes = Ignore("stopped before it was begun")  # the tracer would let it pass, and end the worker
         self._done.append(job)
         if not self._woken:
             self._woken = True
@@ -218,13 +253,17 @@ class TaskPool(BasePool):
         with contextlib.suppress(BlockingIOError):  # nobody has rung: the pool is stopping
             os.read(self._wakeup_read, 1)
         self._woken = False  # before the look at what is done: what comes after it rings anew
+        moved = False
         while self._done:
             job = self._done.popleft()
+            moved |= isinstance(job.passes, Retry)
             failed, value, runtime = job.traced()
             if isinstance(self.app.tasks[job.args[0]], AsyncTask):
                 runtime = monotonic() - job.started_at  # the tracer saw only the hand-over
             self._jobs.pop(job.pid, None)
             job.callback((failed, value, runtime))
+        if moved and self.on_moved is not None:
+            self.on_moved()
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         if job := self._jobs.get(pid):

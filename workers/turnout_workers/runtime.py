@@ -18,6 +18,7 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger
 from turnout.redis_address import connect_async
+from turnout.result import JobResult
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.background.batch_feeding import BatchFeeding
@@ -206,6 +207,10 @@ class Worker:
 
     def _keep_running(self, work: Callable[[], Awaitable[None]]) -> None:
         self._tasks.append(asyncio.create_task(kept_up(work)))
+
+    async def ended(self, job_id: str) -> JobResult | None:
+        """How a job has ended, if it has, without its answer's content."""
+        return await self._call(self._ledger.result(job_id, content=False))
 
     def revoke(self, job_ids: Sequence[str]) -> list[str]:
         """Cancel what somebody revokes by Celery's means; see `Foreign.revoke`. Called from Celery's thread."""

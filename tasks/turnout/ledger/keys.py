@@ -28,6 +28,7 @@ class Keys:
         self.queue = "".__add__  # list, by lane: its messages, Celery's queue
         self.pending = f"{own}pending:".__add__  # zset, by lane: queued jobs by the place (ms) of their message
         self.all_pending = tuple(map(self.pending, Lane))
+        self.all_lanes = (*self.all_pending, *map(self.queue, Lane))
         self.turns = own + "turns"  # zset: queued jobs that take turns with others of their tenant
         self.turns_each = own + "turns_each"  # string: how many of them stand in a lane, a part of all workers' slots
         self.in_line = own + "in_line"  # zset: queued jobs that wait for their turn

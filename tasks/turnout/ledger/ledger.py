@@ -104,10 +104,13 @@ class Ledger(Upkeep):
         result_ttl_s: float,
         batch: str | None = None,
         failed_ttl_s: float | None = None,
+        *,
+        late: bool = False,
     ) -> Call[Settlement]:
         """End the job. `record`: the decision that led here, as JSON. failed_ttl_s: failed jobs are kept longer, to be
-        replayed."""
-        return self.end("token", result, result_ttl_s, batch, token, record, failed_ttl_s)
+        replayed. late: by one that has not its Celery task any more, so that another worker is to tell of the end."""
+        authority = "late" if late else "token"
+        return self.end(authority, result, result_ttl_s, batch, token, record, failed_ttl_s)
 
     def fail_over(
         self,

@@ -101,7 +101,8 @@ MUTANTS = [
     Mutant("replay", "redis.call('DEL', KEYS.result, KEYS.stream)", ""),
     Mutant("purge", "and not is_waiting(state)", ""),
     Mutant("purge", "and not is_held(state)", ""),
-    Mutant("enqueue", "redis.call(at_front and 'RPUSH' or 'LPUSH', KEYS.queue, message)", ""),
+    Mutant("enqueue", "redis.call(at_front and 'RPUSH' or 'LPUSH', KEYS.queue, message_of(id, place))", ""),
+    Mutant("settle", "if state ~= 'queued' and authority ~= 'token' then", "if false then"),
     Mutant("requeue", "at_front and front_place() or NOW", "NOW"),
     Mutant("wake", "at_front and front_place() or NOW", "NOW"),
     Mutant("claim", "redis.call('HDEL', KEYS.job, 'missed_ms', 'republished')", ""),
@@ -111,7 +112,7 @@ MUTANTS = [
     Mutant("republish", "or job[2] ~= 'queued'", ""),
     Mutant("replay", "not (state == 'failed' or", "not (state == 'succeeded' or state == 'failed' or"),
     Mutant("settle", "and job[4] == token", "and false"),
-    Mutant("settle", "if authority == 'token' then gone[#gone + 1] = 'progress' end", ""),
+    Mutant("settle", "if by_worker then gone[#gone + 1] = 'progress' end", ""),
     Mutant("settle", "redis.call('ZADD', KEYS.failed, NOW + ttl, id)", ""),
 ]
 """Of each kind: a check left out, an edge moved by one, an index or a lifetime forgotten, somebody not told."""

@@ -141,7 +141,10 @@ def _by_none(status: str, allowed: Callable[[Job, int], bool]) -> Callable[[Job,
             return After("gone", job)
         if job.winner is not None:
             return After("duplicate", job)
-        return _ended(job, "settled", status, 0) if allowed(job, now) else After("refused", job)
+        if not allowed(job, now):
+            return After("refused", job)
+        # A worker is to tell Celery: one that has no message of the job gets one.
+        return replace(_ended(job, "settled", status, 0), pushed=int(job.state != "queued"))
 
     return rule
 

@@ -98,9 +98,9 @@ class Unspooling:
     async def _settle(self, path: Path, kept: dict[str, Any]) -> None:
         try:
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
-            retention = self.in_force.file.retention
+            keep, token, batch = self.in_force.file.retention, kept["token"], kept["batch"]
             taken = await self.call(
-                self.ledger.settle(kept["token"], result, None, retention.results_s, kept["batch"], retention.failed_s)
+                self.ledger.settle(token, result, None, keep.results_s, batch, keep.failed_s, late=True)
             )
         except (Unreadable, ResponseError, *MISSHAPEN) as error:
             if isinstance(error, Unreadable) and error.key is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from typing import Any, ClassVar
 
 from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
@@ -36,6 +36,8 @@ class Dispatcher(EventDispatcher):
     app: Any
     exchange: Any
     serializer: Any
+    of_tasks: ClassVar[Dispatcher | None] = None
+    """The worker's own, which gathers."""
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "buffer_limit": GATHER})
@@ -43,6 +45,7 @@ class Dispatcher(EventDispatcher):
         self._gathering = False
         if options.get("on_send_buffered") is not None:
             self.on_send_buffered = self._gather
+            Dispatcher.of_tasks = self
 
     def _gather(self) -> None:
         if not self._gathering and (hub := get_event_loop()) is not None:
@@ -53,6 +56,12 @@ class Dispatcher(EventDispatcher):
         self._gathering = False
         with contextlib.suppress(RedisError, OSError):  # they stay here, and go with the next ones
             self.flush()
+
+    @classmethod
+    def tell_now(cls) -> None:
+        """Publish what the worker has gathered."""
+        if cls.of_tasks is not None:
+            cls.of_tasks._gathered()
 
     def close(self) -> None:
         """The last events of a stopping worker, if Redis is there, and the end.

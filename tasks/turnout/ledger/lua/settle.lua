@@ -1,24 +1,26 @@
 #!lua flags=allow-oom
 -- End a job, once: store its result, for the ledger and for Celery, and tell who waits.
 -- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done, turns, in_line, stream, hooks, parked,
---       batch, all_pending
+--       batch, all_lanes
 -- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
 --       time to live (ms), time to live if failed (ms), batch ('': none)
 -- authority  token: the worker that holds it, and for a success any that ever held it
+--            late: the same, by way of its disk
 --            cancel: anybody; expire: past its deadline, not held; sweep: given up by it, lease over
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
 local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[10]
+local by_worker = authority == 'token' or authority == 'late'
 local job = redis.call('HMGET', KEYS.job, 'v', 'state', 'token', 'settled_token', 'deadline_ms', 'given_up',
   'watchers', 'batch', 'turn', 'stream', 'webhook', 'spot', 'lane')
 local state, current = job[2], job[3]
 if not state then return {'gone', ''} end
 if job[1] ~= VERSION then return {'refused', state} end
 if not is_held(state) and not is_waiting(state) then
-  return {(authority == 'token' and job[4] == token) and 'repeated' or 'duplicate', state}
+  return {(by_worker and job[4] == token) and 'repeated' or 'duplicate', state}
 end
 
 local outcome = 'settled'
-if authority == 'token' then
+if by_worker then
   if not is_held(state) or token ~= current then
     -- A success was paid for, so it counts whoever brings it; but only of an attempt that was once made.
     if status ~= 'succeeded' or tonumber(token) < 1 or tonumber(token) > tonumber(current) then
@@ -42,12 +44,15 @@ if state == 'queued' then redis.call('ZREM', pending_of(job[13]), id) end
 redis.call('HSET', KEYS.job, 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
 -- What nobody can need again. Progress stays where the result was not written by who knew it.
 local gone = {'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect', 'given_up'}
-if authority == 'token' then gone[#gone + 1] = 'progress' end
+if by_worker then gone[#gone + 1] = 'progress' end
 if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end
 redis.call('HDEL', KEYS.job, unpack(gone))
 if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
 if job[5] ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
 if job[12] then unpark(job[12]) end
+-- Celery hears of an end from the worker that has the job's message. Where none may have it, there is to be one more, in
+-- its lane's queue, which is called like the lane.
+if state ~= 'queued' and authority ~= 'token' then redis.call('LPUSH', job[13], message_of(id, NOW)) end
 if job[9] then end_turn(job[9]) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 

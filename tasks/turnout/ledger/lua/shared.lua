@@ -38,9 +38,9 @@ local function has_turn(id)
   return free
 end
 
--- A script that may find a job in any lane has `pending` of all.
+-- A script that may find a job in any lane has `pending` of all, and perhaps their queues after them.
 local function pending_of(lane)
-  for _, pending in ipairs(KEYS.all_pending) do
+  for _, pending in ipairs(KEYS.all_pending or KEYS.all_lanes) do
     if string.sub(pending, -#lane) == lane then return pending end
   end
 end
@@ -87,17 +87,20 @@ end
 -- As JSON, without its quotes.
 local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
 
--- Queue a job and push its message: on the lane's front where it has had its turn already, else on its back.
-local function publish(id, at_front)
+local function message_of(id, place)
   local lane, label, embed, requeues, token =
     unpack(redis.call('HMGET', KEYS.job, 'lane', 'label', 'embed', 'requeues', 'token'))
-  local place = at_front and front_place() or NOW
-  redis.call('HSET', KEYS.job, 'state', 'queued', 'queued_ms', NOW)
-  redis.call('ZADD', KEYS.pending, place, id)
-  local message = string.gsub(MESSAGE, '<(%w+)>', {
+  return (string.gsub(MESSAGE, '<(%w+)>', {
     id = quoted(id), bodyid = quoted(quoted(id)), embed = quoted(embed or '{}'),
     lane = lane, label = quoted(label), retries = requeues, place = place,
     tag = NOW .. ':' .. token .. ':' .. quoted(id),  -- Celery keeps apart by it what it has fetched
-  })
-  redis.call(at_front and 'RPUSH' or 'LPUSH', KEYS.queue, message)
+  }))
+end
+
+-- Queue a job and push its message: on the lane's front where it has had its turn already, else on its back.
+local function publish(id, at_front)
+  local place = at_front and front_place() or NOW
+  redis.call('HSET', KEYS.job, 'state', 'queued', 'queued_ms', NOW)
+  redis.call('ZADD', KEYS.pending, place, id)
+  redis.call(at_front and 'RPUSH' or 'LPUSH', KEYS.queue, message_of(id, place))
 end
