@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -28,9 +29,10 @@ class Worker:
 
     def __init__(self, name: str, store: MemoryFleetStore) -> None:
         self.name, self.store = name, store
+        self.waiting: Counter[str] = Counter()
         self.seen = SnapshotPoller(store, Fleet([A]), monotonic=lambda: NOW)
         self.calls = CallsUnderWay(store._clock)
-        self.watch = FleetWatch(store, self.seen, {}, self.calls, name, random.Random(0), 2.0)
+        self.watch = FleetWatch(store, self.seen, self.waiting, self.calls, name, random.Random(0), 2.0)
         self.answer = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -94,6 +96,16 @@ async def test_calls_that_have_been_answered_are_told_of_as_hanging_no_longer() 
         await asyncio.gather(*one.tasks)
         await one.watch.look()
         assert await other.judge() is Circuit.CLOSED
+
+
+async def test_jobs_that_wait_no_longer_are_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet_watch, "EVERY_S", 0.0)
+    async with workers() as (_, one, other):
+        await one.begin(1)
+        for waiting in (5, 0):
+            one.waiting[A.id] = waiting
+            await one.watch.look()
+            assert (await other.seen.poll()).views[0].load.waiting == waiting
 
 
 async def test_a_process_that_was_not_running_reads_the_answers_before_it_looks(

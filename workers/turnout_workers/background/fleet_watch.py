@@ -55,7 +55,7 @@ class FleetWatch:
         self._there: frozenset[str] = frozenset()
         self._priced_at = 0.0
         self._told_at = 0.0
-        self._told: Counter[str] = Counter()
+        self._told: tuple[dict[str, int], Counter[str]] = {}, Counter()
 
     async def run(self) -> None:
         """Look after this process's calls, again and again."""
@@ -73,13 +73,13 @@ class FleetWatch:
         if cut := self._under_way.cut_short(out):
             logger.warning("%d overdue calls to %s are cut short; their jobs move on", cut, ", ".join(out))
         overdue, now = self._under_way.overdue(), asyncio.get_running_loop().time()
-        if overdue == self._told and now - self._told_at < EVERY_S:
+        if overdue == self._told[1] and now - self._told_at < EVERY_S:
             return
         waiting = {endpoint_id: count for endpoint_id, count in self._waiting.items() if count > 0}
         try:
-            if waiting or overdue or self._told:
+            if waiting or overdue or any(self._told):
                 await self._store.publish(self._worker, waiting, overdue)
-            self._told, self._told_at = overdue, now
+            self._told, self._told_at = (waiting, overdue), now
             await self._tell_of_returns(snapshot)
         except (RedisError, OSError) as error:
             logger.debug("what waits and hangs can't be told now: %s", error)
