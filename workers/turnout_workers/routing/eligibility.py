@@ -188,7 +188,7 @@ def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
     if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
         return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
     if needed > (most := _at_once(endpoint)):
-        return Reason.LIMIT, f"its limits are {most:g} tokens, about {needed} needed"
+        return Reason.LIMIT, f"its limits never have room for more than {most:.0f} tokens, about {needed} needed"
     cost, left = upper_cost_microusd(job, endpoint), job.cost_left_microusd
     if cost is not None and cost > left:
         return Reason.COST, f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} of its ceiling left"
