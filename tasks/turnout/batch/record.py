@@ -20,8 +20,8 @@ class State(StrEnum):
     CANCELLED = "cancelled"
 
 
-class Record(Value):
-    """A batch at a glance. Aliases are names in Redis."""
+class Record(Value, extra="ignore"):
+    """A batch at a glance. Aliases are names in Redis; another release may have more."""
 
     id: str
     source: str

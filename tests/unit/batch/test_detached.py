@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -74,3 +76,22 @@ async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_aliv
         await batch_feeding.BatchFeeding(client, Ledger(), Coalescer(client), 60).round()
     record = batches.record(id)
     assert (record.ended, record.counts) == (True, {"cancelled": 1})
+
+
+async def test_a_batch_of_another_release_holds_up_no_other(
+    flushed: redis.Redis, redis_url: str, source: Interrupted
+) -> None:
+    batches, keys = Batches(flushed, Ledger()), Ledger().keys
+    Interrupted.happens = staticmethod(lambda: None)
+    strange, later, known = (batches.submit(source, Defaults()) for _ in range(3))
+    flushed.lset(keys.batch_input(strange), 0, "packed in another way")
+    job, request = "j", '{"prompt":"A?","a_new_field":1}'
+    flushed.lset(keys.batch_input(later), 0, zlib.compress(json.dumps([job, request]).encode()))
+    flushed.hset(keys.batch(known), "a_new_field", 1)
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await batch_feeding.BatchFeeding(client, Ledger(), Coalescer(client), 60).round()
+    assert [batches.record(id).counts for id in (strange, later, known)] == [
+        {"waiting": 1},
+        {"waiting": 1},
+        {"under_way": 1},
+    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import zlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,8 +51,8 @@ class BatchFeeding:
                 await call(ledger.set_ceiling(id, record.max_cost_microusd))
             try:
                 jobs = chunk_jobs(chunk, id, ledger.keyring)
-            except Unreadable as error:
-                logger.error("batch %s is left to a worker that has the key: %s", id, error)
+            except (Unreadable, ValueError, zlib.error) as error:  # sealed, or of another release
+                logger.error("batch %s is left to workers that can read it: %s", id, error)
                 return
             answers = await call.all(*(ledger.enqueue(job) for job in jobs))
             outcomes = [answer.outcome for answer in answers]
