@@ -107,22 +107,26 @@ async def test_a_name_that_cannot_be_looked_up_is_a_telling_that_failed_and_no_e
         assert await webhooks._post(session, Webhook("https://a..b", Secret(SECRET)), ended) == "UnicodeError"
 
 
-async def test_one_that_is_slow_to_hear_holds_up_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
     told = asyncio.Event()
 
     class Hooks:
-        """Of two jobs: `slow` is due from the first, `quick` once that one is being told."""
+        """Of three jobs: each is due once the one before it is being told."""
 
         taken: ClassVar[list[str]] = []
 
         async def due_hooks(self, limit: int) -> list[str]:
-            return ["quick" if self.taken else "slow"]
+            return [("strange", "slow", "quick", "quick")[len(self.taken)]]
 
         async def take_hook(self, job_id: str, for_s: float) -> Hook | None:
             if job_id in self.taken:
                 return None
             self.taken.append(job_id)
+            if job_id == "strange":
+                JobResult.model_validate({"a_new_field": 1})
             return Hook(job_id, 0, JobResult(id=job_id, status=JobStatus.CANCELLED, settled_at=1.0))
 
         async def end_hook(self, job_id: str, event: dict[str, str]) -> None:

@@ -81,8 +81,8 @@ class Webhooks:
                 webhook = self.configured.get(hook.name)
                 session = any_address if webhook and webhook.private else public
                 await self._end(job_id, hook, await _post(session, webhook, hook.result) if webhook else NOBODY)
-        except Unreadable as error:
-            logger.error("the webhook of job %s is left to a worker that has the key: %s", job_id, error)
+        except (Unreadable, ValueError) as error:  # sealed, or of another release
+            logger.error("the webhook of job %s is left to workers that can read it: %s", job_id, error)
         except (RedisError, OSError) as error:
             logger.warning("the webhook of job %s is told again, for Redis was away: %s", job_id, error)
 
