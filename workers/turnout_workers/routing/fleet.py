@@ -170,8 +170,6 @@ class ProviderMetrics:
     latency_at: float = 0.0
     """When latency was last observed."""
     latency_samples: int = 0
-    latencies: tuple[int, ...] = ()
-    """Successful calls by their latency's bucket; see `latency.quantile_seen`."""
     error_rate: float = 0.0
     error_weight: float = 0.0
     """Effective number of outcomes behind `error_rate`."""
@@ -182,6 +180,8 @@ class ProviderMetrics:
     input_tokens: int = 0
     output_tokens: int = 0
     spent_microusd: int = 0
+    latencies: tuple[int, ...] = ()
+    """Successful calls by their latency's bucket; see `latency.quantile_seen`."""
 
 
 @dataclass(frozen=True, slots=True)
