@@ -1,7 +1,8 @@
-"""A job's coroutine is cancelled at its every suspension, on a real Redis: nothing is lost, leaked or told wrongly.
+"""A job's coroutine is cancelled at its every suspension, and cut off from a real Redis at every round trip: nothing is
+lost, leaked or told wrongly.
 
-A scenario first runs undisturbed, and tells how often it is suspended. Then it runs once for each of these suspensions,
-and is struck there: as it begins to wait, or when what it waits for is there already but was not read yet.
+Each scenario runs once for each suspension, and is struck there: as it begins to wait, or when what it waits for is
+there already but was not read yet. What is left then another worker does.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ import redis.asyncio
 from tests.integration.state.stores import CLOCK_KEY, HAND_CLOCK
 
 from turnout.ledger import Coalescer, Keys, Ledger, NewJob, run
+from turnout.ledger.sending import Command
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingConstraints, Usage
-from turnout.result import JobResult
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.held import Done, End, Moved, Skipped
@@ -67,7 +68,6 @@ CHEAP, DEAR = (
 )
 
 
-PATIENT: Any = {"socket_timeout": LEASE_S, "socket_connect_timeout": LEASE_S}
 METRICS = Metrics()
 
 
@@ -144,7 +144,7 @@ class Scenario:
 
 
 SCENARIOS = {
-    "success": Scenario(),
+    "success": Scenario(wish={"max_cost_usd": 1.0}),
     "failover": Scenario(cheap=[failing(FailureKind.TIMED_OUT, Billed.MAYBE)]),
     "retry in place": Scenario(
         wish={"only": ["cheap"]}, cheap=[failing(FailureKind.SERVER_ERROR, Billed.MAYBE), answer()]
@@ -161,11 +161,40 @@ SCENARIOS = {
     "put off": Scenario(not_before_s=60.0),
     "second call": Scenario(wish={"lane": Lane.INTERACTIVE}, cheap=[HANGS]),
     "stream": Scenario(stream=True),
-    "own ceiling": Scenario(wish={"max_cost_usd": 1.0}),
     "refused": Scenario(wish={"only": ["nobody"]}, ends="failed"),
     "given up": Scenario(cheap=[failing(FailureKind.INVALID_REQUEST)], ends="failed"),
     "deadline": Scenario(wish={"deadline_s": 60.0}, late_s=61.0, ends="expired"),
 }
+
+
+class Line:
+    """The way to Redis. At one of the round trips that an attempt makes, number `at`, something goes wrong."""
+
+    def __init__(self, url: str) -> None:
+        # Slow for a timeout by its own clock.
+        self.client = redis.asyncio.Redis.from_url(url, socket_timeout=LEASE_S, socket_connect_timeout=LEASE_S)
+        self.call = Coalescer(self.client, exchange=self._exchange)
+        self.fails()
+
+    def fails(self, how: str = "", at: int = 0) -> None:
+        self._how, self._at = how, at
+        self.trips = 0
+        self.watched = False
+
+    @property
+    def tripped(self) -> bool:
+        return self.trips >= self._at > 0
+
+    async def _exchange(self, client: redis.asyncio.Redis, commands: Sequence[Command]) -> list[Any]:
+        self.trips += self.watched
+        if not self.watched or self.trips != self._at:
+            return await exchange(client, commands)
+        if self._how == "request lost":
+            raise redis.ConnectionError(self._how)
+        await exchange(client, commands)
+        if self._how == "reply lost":
+            raise redis.ConnectionError(self._how)
+        return await exchange(client, commands)  # the client has asked again, for the first reply was lost
 
 
 class Struck:
@@ -236,12 +265,13 @@ class Worker:
 class Bench:
     """An empty Redis, two providers and two workers; the first one is struck."""
 
-    def __init__(self, client: redis.Redis, shared: redis.asyncio.Redis, spool: Path, scenario: Scenario) -> None:
+    def __init__(self, client: redis.Redis, line: Line, spool: Path, scenario: Scenario) -> None:
         self.scenario = scenario
+        self.line = line
         self.client = client
         self.client.flushall()
         self.client.set(CLOCK_KEY, START * 1000)
-        self.call = Coalescer(shared, exchange=exchange)
+        self.call = line.call
         self.ledger = Ledger(Keys("t"), HAND_CLOCK)
         self.store = RedisFleetStore(self.call, self.ledger.keys, HAND_CLOCK)
         self.fleet = Fleet((CHEAP, DEAR))
@@ -253,7 +283,7 @@ class Bench:
         self.ceilings = ConfiguredCeilings(file.ceilings, self.poller.now)
         self.spool = Spool(spool)
         self.keeping = Housekeeping(
-            shared, self.ledger, self.call, self.store, "keeper", LEASE_S, 3600.0, (), lambda *_: None
+            line.client, self.ledger, self.call, self.store, "keeper", LEASE_S, 3600.0, (), lambda *_: None
         )
         self.worker, self.other = Worker(self, "struck"), Worker(self, "other")
         self.ends: list[End | None] = []
@@ -288,7 +318,7 @@ class Bench:
         self.taken.clear()
 
     async def attempt(self, worker: Worker, through: Callable[[Awaitable[Any]], Awaitable[Any]]) -> None:
-        """One attempt, in a task of its own as in the pool. None: it ended as cancelled."""
+        """One attempt, in a task of its own as in the pool. None: it was cancelled, or had no Redis."""
         await self.poller.poll()
         not_before = START + self.scenario.not_before_s
 
@@ -299,10 +329,12 @@ class Bench:
 
         self.task = asyncio.create_task(attempt())
         ends = len(self.ends)
+        self.line.watched = worker is self.worker
         await asyncio.wait((self.task,), timeout=LEASE_S)
+        self.line.watched = False
         assert self.task.done(), "it hangs"
         if len(self.ends) == ends:
-            assert self.task.cancelled(), self.task.exception()
+            assert self.task.cancelled() or isinstance(self.task.exception(), redis.RedisError), self.task.exception()
             self.ends.append(None)
 
     async def rest(self) -> None:
@@ -318,7 +350,7 @@ class Bench:
 
     async def until_struck(self, struck: Struck) -> None:
         """The first worker does the job, until it is struck or done."""
-        while not struck.done and self.state() in ("queued", "delayed"):
+        while not (struck.done or self.line.tripped) and self.state() in ("queued", "delayed"):
             if self.state() == "delayed":
                 await self.make_room()
                 await self.wake()
@@ -355,20 +387,19 @@ class Bench:
         counts = self.client.hgetall(self.ledger.keys.counts)
         return {name.decode(): int(number) for name, number in counts.items() if name != b"accepted"}
 
-    def money_faults(self) -> list[str]:
+    def money_faults(self, exact: bool) -> list[str]:
+        """exact: no worker has lost what it knew of the job."""
         told = {name.decode(): int(value) for name, value in self.client.hgetall(self.ledger.keys.money).items()}
         spent, unsure, reserved = (told.get(f"total|{what}", 0) for what in ("spent", "unsure", "reserved"))
         billed = sum(provider.billed for provider in self.providers)
         faults = [f"reserved {reserved}"] if reserved else []
         if not spent <= billed <= spent + unsure:
             faults.append(f"billed {billed}, confirmed {spent}, unsure {unsure}")
-        if (result := self.result()) and result.cost_microusd + told.get("total|duplicate", 0) > spent:
-            faults.append(f"the job says {result.cost_microusd}, the books {spent}")
-        return faults
-
-    def result(self) -> JobResult | None:
         (result,) = run(self.client, [self.ledger.result(JOB)])
-        return result
+        known = (result.cost_microusd if result else 0) + told.get("total|duplicate", 0)
+        if known > spent or (exact and known < spent):
+            faults.append(f"the job says {known}, the books {spent}")
+        return faults
 
 
 def lose(bench: Bench) -> None:
@@ -412,20 +443,22 @@ async def story(bench: Bench, strikes: Sequence[Strike], at: int, late: bool) ->
     struck = Struck(bench, strikes, at, late)
     await bench.begin()
     await bench.until_struck(struck)
-    faults, state, end = [], bench.state(), bench.ends[-1]
+    faults, state, end, right = [], bench.state(), bench.ends[-1], True
     faults += bench.worker.left()
-    if not bench.scenario.full or not bench.taken:
+    if not bench.taken and not bench.line.tripped:
         faults += bench.in_flight()
-    if strikes[0] is stop:
+    if not {revoke, taken} & set(strikes) and not bench.line.tripped:
         match end:
             case Done(result):
                 right = state == result.status.value
             case Moved("deferred"):
                 right = state == "delayed"
-            case Moved() | None:
+            case Moved():
                 right = state == "queued"
+            case None:
+                right = state == "queued" or lose in strikes
             case Skipped():
-                right = lose in strikes
+                right = lose in strikes and state in ("leased", "calling")
         if not right:
             faults.append(f"told {end!r}, where it is {state}")
     elif isinstance(end, Moved) and end.how not in bench.story():
@@ -436,30 +469,55 @@ async def story(bench: Bench, strikes: Sequence[Strike], at: int, late: bool) ->
     expected = {bench.scenario.ends, *(["cancelled"] if revoke in strikes else ())}
     if sum(bench.settled().values()) != 1 or not bench.settled().keys() <= expected:
         faults.append(f"settled {bench.settled()}, after {first_end}")
-    faults += bench.money_faults()
+    faults += bench.money_faults(exact=set(strikes) == {stop})
     if list(bench.spool):
         faults.append("a settlement is left on disk")
     return struck.suspensions, faults
 
 
+async def cut_off(client: redis.Redis, line: Line, spool: Path, scenario: Scenario) -> list[str]:
+    """By each of the strikes, wherever the job waits."""
+    found = []
+    for strike, late in product(STRIKES, (False, True)):
+        if late and len(STRIKES[strike]) > 1:
+            continue  # the first of them has been late alone
+        for at in count(1):
+            bench = Bench(client, line, spool, scenario)
+            suspensions, faults = await story(bench, STRIKES[strike], at, late)
+            moment = "when it is over" if late else "as it begins"
+            found += [f"{strike} at {at}, {moment}: {fault}" for fault in faults]
+            if suspensions < at:
+                break
+    return found
+
+
+async def out_of_touch(client: redis.Redis, line: Line, spool: Path, scenario: Scenario) -> list[str]:
+    """At each of its round trips."""
+    found = []
+    for how in ("request lost", "reply lost", "asked twice"):
+        for at in count(1):
+            line.fails(how, at)
+            bench = Bench(client, line, spool, scenario)
+            _, faults = await story(bench, (), 0, late=False)
+            found += [f"{how} at round trip {at}: {fault}" for fault in faults]
+            if not line.tripped:
+                break
+    return found
+
+
+@pytest.mark.parametrize("disturbed", [cut_off, out_of_touch])
 @pytest.mark.parametrize("name", SCENARIOS)
-def test_whereever_a_job_is_cut_off_it_ends_once(
-    name: str, redis_url: str, flushed: redis.Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
+def test_wherever_a_job_is_disturbed_it_ends_once_and_leaves_nothing(
+    name: str, disturbed: Any, redis_url: str, flushed: redis.Redis, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.CRITICAL)
     found: list[str] = []
 
     async def explore() -> None:
         asyncio.get_running_loop().set_exception_handler(lambda _, told: found.append(str(told)))
-        async with redis.asyncio.Redis.from_url(redis_url, **PATIENT) as shared:
-            for strike, late in product(STRIKES, (False, True)):
-                for at in count(1):
-                    bench = Bench(flushed, shared, tmp_path, SCENARIOS[name])
-                    suspensions, faults = await story(bench, STRIKES[strike], at, late)
-                    moment = "when it is over" if late else "as it begins"
-                    found.extend(f"{strike} at {at}, {moment}: {fault}" for fault in faults)
-                    if suspensions < at:
-                        break
+        line = Line(redis_url)
+        async with line.client:
+            found.extend(await disturbed(flushed, line, tmp_path, SCENARIOS[name]))
 
     with warnings.catch_warnings(record=True) as warned, asyncio.Runner(loop_factory=HastyLoop) as runner:
         warnings.simplefilter("always")
