@@ -36,3 +36,19 @@ def test_a_run_outlives_its_redis_and_does_every_line(tmp_path: Path) -> None:
     results = [json.loads(line) for line in output.read_text().splitlines()]
     assert [result["line"] for result in results] == list(range(1, LINES + 1))
     assert {result["status"] for result in results} == {"succeeded"}
+
+
+def test_a_run_takes_the_password_of_its_redis_from_a_file(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A?\n")
+    (tmp_path / "password").write_text("secret\n")
+    with standing(tmp_path, FLEET) as stand:
+        stand.client.config_set("requirepass", "secret")
+        environ = {"REDIS_URL": stand.redis.url, "REDIS_PASSWORD_FILE": str(tmp_path / "password")}
+        output = tmp_path / "results.jsonl"
+        command = [sys.executable, "-m", "turnout", "run", str(tmp_path / "prompts.txt"), "-o", str(output)]
+        child = process.start(command, tmp_path / "run.log", {**environ, "TURNOUT_CONFIG": str(stand.config)})
+        try:
+            assert child.wait(60) == 0, (tmp_path / "run.log").read_text()
+        finally:
+            process.stop(child)
+    assert json.loads(output.read_text())["status"] == "succeeded"

@@ -60,6 +60,17 @@ def test_a_working_folder_that_can_not_be_written_is_told(tmp_path: Path, monkey
     assert {path.name for path in tmp_path.iterdir()} == {"p.txt", ".turnout"}
 
 
+def test_a_run_whose_redis_is_away_says_so_before_anything_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("A?")
+    done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out"], env={"REDIS_URL": "redis://127.0.0.1:1"})
+    assert done.exit_code == 2
+    assert "Redis can't be reached (" in done.output
+    assert not list(tmp_path.glob("**/worker-*.log"))
+
+
 def test_a_flower_whose_port_is_taken_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import redis
+from redis.exceptions import NoPermissionError
 
 from turnout.ledger import Keys
+from turnout.redis_address import connect, trouble, with_password
 from turnout_workers import config
 from turnout_workers.config import discovery
 from turnout_workers.local import process
@@ -54,8 +56,9 @@ def running(
     """
     children: list[process.Kept] = []
     with contextlib.ExitStack() as stack:
-        redis_url = os.environ.get("REDIS_URL", "")
-        if not redis_url:
+        if redis_url := with_password(os.environ).get("REDIS_URL", ""):
+            _reached(redis_url)
+        else:
             redis_url, server = stack.enter_context(private_redis(folder / "redis"))
             _end_old_leases(redis_url)
             children.append(server)
@@ -65,7 +68,7 @@ def running(
                 path.write_text(discovery.toml(tables), "utf-8")
             else:
                 stack.enter_context(_simulator(folder, scenario or DEFAULT, path))
-        environ = {"REDIS_URL": redis_url, "TURNOUT_CONFIG": str(path.resolve())}
+        environ = {"REDIS_URL": redis_url, "REDIS_PASSWORD_FILE": "", "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
         settings = config.load(path, {**os.environ, **environ})
         for number in range(1, workers + 1):
@@ -92,6 +95,17 @@ def _discovered(scenario: Path | None) -> discovery.Tables:
     if scenario is not None:
         return {}
     return discovery.from_environment(os.environ) or asyncio.run(discovery.from_local_servers())
+
+
+def _reached(redis_url: str) -> None:
+    """Raises StartFailed where there is none: a worker would wait for it."""
+    with connect(redis_url) as client:
+        try:
+            client.ping()
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            raise process.StartFailed(trouble(error)) from None
+        except NoPermissionError:
+            pass  # it is there
 
 
 def _end_old_leases(redis_url: str) -> None:
