@@ -292,8 +292,13 @@ class IntelligentRouter:
 
     async def _attempt(self, job: _Job, decision: Decision, room: Room, retries: int) -> InferenceResponse | str | None:
         """The answer; or after a failure the endpoint to call again, None for another one."""
-        call, admit = partial(self._call, job, decision), partial(self._admit, job, decision, second=True)
-        judged = await self._judging(room, job.request, job.progress, call, admit, retries)
+        stopped: list[Attempt] = []
+        call, admit = partial(self._call, job, decision, stopped), partial(self._admit, job, decision, second=True)
+        if room.hedge is None:
+            calls = [await call(room.chosen, room.grant)]
+        else:
+            calls = await self._judging.hedging.race(room.hedge, call(room.chosen, room.grant), admit, call)
+        judged = self._judging(room, job.request, job.progress, calls, stopped, retries)
         await judged.told()
         job.progress, ended, verdict = judged.progress, judged.call, judged.verdict
         if ended.failure is None:

@@ -35,7 +35,7 @@ from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.spool import Spool
 from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
-from turnout_workers.monitoring import tracing
+from turnout_workers.monitoring import logs, tracing
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers.base import current_job
 from turnout_workers.routing import decision as routing
@@ -149,7 +149,8 @@ class Attempts:
 
     async def _work(self, job: HeldJob, not_before: float) -> End:
         progress = Progress.from_json(job.claim.progress)
-        progress = replace(progress, not_before=max(progress.not_before, not_before))
+        if not_before > progress.not_before:
+            progress = replace(progress, not_before=not_before)
         known = self._in_force.settings.webhooks
         if (webhook := job.claim.webhook) and webhook not in known:
             message = f"no webhook is called {webhook}; there are {', '.join(sorted(known)) or 'none'}"
@@ -161,7 +162,14 @@ class Attempts:
             while True:
                 found = await self._look(job, search)
                 if isinstance(found, Room):
-                    found = await self._attempt(job, search, found)
+                    # Thousands wait here at a time: so no frame, and no partial, that a lone call can do without.
+                    stopped: list[Attempt] = []
+                    if found.hedge is None:
+                        calls = [await self._begin(job, stopped, found.chosen, found.grant)]
+                    else:
+                        calls = await self._race(job, search.progress, stopped, found, found.hedge)
+                    judged = self._judging(found, job.request, search.progress, calls, stopped, search.retries_here)
+                    found = await self._follow(job, search, judged)
                 if found is not None:
                     return found
         except asyncio.CancelledError:
@@ -204,7 +212,11 @@ class Attempts:
         if isinstance(admission, Granted):
             self._shares.seen(job.claim.tenant or "", now, 1)
             room = self._judging.room(decision, candidates, admission, alone=job.claim.stream)
-            search.record = _record(decision, admission.endpoint_id)
+            before, chosen = search.progress.attempts, room.chosen.endpoint
+            if before and before[-1].provider != chosen.provider:
+                self._metrics.moved(before[-1], chosen.provider)
+            self._bring_another(job, search)
+            search.record = _record(decision, chosen.id)
             return room
         if not isinstance(admission, NoRoom):
             return Skipped("the lease was lost")
@@ -297,16 +309,10 @@ class Attempts:
             amend(self._fleet.snapshot, admission.endpoint_id, lambda seen: seen.begun(now))
         return admission
 
-    async def _attempt(self, job: HeldJob, search: _Search, room: Room) -> End | None:
-        """Make the call that was granted, and act on how it went. None: look for an endpoint again."""
-        self._bring_another(job, search)
-        before, chosen = search.progress, room.chosen
-        if before.attempts and before.attempts[-1].provider != chosen.endpoint.provider:
-            self._metrics.moved(before.attempts[-1], chosen.endpoint.provider)
-        begin, admit = partial(self._begin, job), partial(self._admit, job, before, second=True)
-        judged = await self._judging(room, job.request, before, begin, admit, search.retries_here)
+    async def _follow(self, job: HeldJob, search: _Search, judged: Judged) -> End | None:
+        """Act on how the call went. None: look for an endpoint again."""
         again = judged.verdict.action is failover.Action.RETRY
-        end = None if again else await self._follow(job, judged, search.record)
+        end = None if again else await self._end(job, judged, search.record)
         await judged.told()
         self._bring_another(job, search)
         if again:
@@ -315,12 +321,19 @@ class Attempts:
             await asyncio.sleep(judged.verdict.delay_s)
         return end
 
+    async def _race(
+        self, job: HeldJob, before: Progress, stopped: list[Attempt], room: Room, hedge: routing.Hedge
+    ) -> list[Finished]:
+        begin, admit = partial(self._begin, job, stopped), partial(self._admit, job, before, second=True)
+        return await self._judging.hedging.race(hedge, begin(room.chosen, room.grant), admit, begin)
+
     def _begin(
         self, job: HeldJob, stopped: list[Attempt], chosen: routing.Candidate, grant: Granted
     ) -> Awaitable[Finished]:
+        logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
         return tracing.called(job, chosen, self._calling(job, chosen, grant, stopped))
 
-    async def _follow(self, job: HeldJob, judged: Judged, record: bytes) -> End:
+    async def _end(self, job: HeldJob, judged: Judged, record: bytes) -> End:
         """What becomes of the job after its last call here."""
         progress, verdict, call, closing = judged.progress, judged.verdict, judged.call, self._closing
         if call.failure is None:

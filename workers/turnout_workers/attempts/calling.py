@@ -47,20 +47,36 @@ class Calling:
 
     async def __call__(self, job: HeldJob, chosen: Candidate, grant: Granted, stopped: list[Attempt]) -> Finished:
         """Make the call. If it is cancelled, that is reported here, and the attempt added to `stopped`."""
-        lease_id, leases = grant.lease_id, job.hold.leases
+        lease_id, endpoint, leases = grant.lease_id, chosen.endpoint, job.hold.leases
         leases.append(lease_id)
         started_at, clock = self.fleet.now(), time.monotonic()
         outcome: CallOutcome | None = None
         observed: tuple[ObservedLimit, ...] = ()
         try:
-            outcome = await self._send(job, chosen, lease_id)
+            if asyncio.get_running_loop().time() >= job.hold.valid_until:
+                job.hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
+            if job.hold.lost or ((task := asyncio.current_task()) and task.cancelling()):
+                await asyncio.sleep(0)  # cancelled while the call was admitted: let nothing be sent
+            connector = self.in_force.connectors.get(endpoint.id)
+            if connector is None:
+                raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
+            pieces = self._pieces(job, lease_id) if job.claim.stream else None
+            reached("before_call")
+            if crash_points.awaited("during_call"):
+                asyncio.get_running_loop().call_later(0.05, reached, "during_call")
+            with self.under_way.call(endpoint.id, chosen.overdue_s):
+                if pieces is not None:
+                    await pieces.begin()
+                outcome = await connector.call(endpoint, job.request, self._timeouts(job, chosen), pieces)
+                if pieces is not None:
+                    await pieces.end(outcome.response.text)
             failure = off_schema(job.request, outcome.response)
         except ProviderError as error:
             failure, observed = error.failure, error.limits
         except Exception as error:
             # A connector of another package that breaks its promise; what it says may hold anything.
             where = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("the connector of %s raised %s:\n%s", chosen.endpoint.id, type(error).__name__, where)
+            logger.error("the connector of %s raised %s:\n%s", endpoint.id, type(error).__name__, where)
             message = f"its connector raised {type(error).__name__}"
             failure = Failure(FailureKind.MALFORMED, message, Billed.MAYBE)
         except asyncio.CancelledError:
@@ -72,27 +88,11 @@ class Calling:
             leases.remove(lease_id)
         return Finished(lease_id, chosen, started_at, time.monotonic() - clock, outcome, failure, observed)
 
-    async def _send(self, job: HeldJob, chosen: Candidate, lease_id: str) -> CallOutcome:
-        endpoint = chosen.endpoint
-        if asyncio.get_running_loop().time() >= job.hold.valid_until:
-            job.hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
-        if job.hold.lost or ((task := asyncio.current_task()) and task.cancelling()):
-            await asyncio.sleep(0)  # cancelled while the call was admitted: let nothing be sent
+    def _timeouts(self, job: HeldJob, chosen: Candidate) -> Timeouts:
         longest_s = chosen.timeout_s
         if job.claim.deadline is not None:  # nobody wants the answer after it
             longest_s = min(longest_s, max(0.01, job.claim.deadline - self.fleet.now()))
-        timeouts = Timeouts(first_byte_s=longest_s, idle_s=min(IDLE_S, longest_s), total_s=longest_s)
-        connector = self.in_force.connectors.get(endpoint.id)
-        if connector is None:
-            raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
-        reached("before_call")
-        if crash_points.awaited("during_call"):
-            asyncio.get_running_loop().call_later(0.05, reached, "during_call")
-        with self.under_way.call(endpoint.id, chosen.overdue_s):
-            if not job.claim.stream:
-                return await connector.call(endpoint, job.request, timeouts)
-            pieces = Pieces(self.ledger, self.call, job.id, lease_id, self.in_force.file.retention.results_s)
-            await pieces.begin()
-            outcome = await connector.call(endpoint, job.request, timeouts, pieces)
-            await pieces.end(outcome.response.text)
-            return outcome
+        return Timeouts(first_byte_s=longest_s, idle_s=min(IDLE_S, longest_s), total_s=longest_s)
+
+    def _pieces(self, job: HeldJob, lease_id: str) -> Pieces:
+        return Pieces(self.ledger, self.call, job.id, lease_id, self.in_force.file.retention.results_s)

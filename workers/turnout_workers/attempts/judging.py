@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
@@ -18,7 +18,7 @@ from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import logs
 from turnout_workers.routing.decision import Candidate, Decision, Hedge, worth_repeating
 from turnout_workers.routing.failover import Action, Allowance, Verdict, judge
-from turnout_workers.state.store import Admission, Granted
+from turnout_workers.state.store import Granted
 
 RETRY_SHARE = 0.1
 """Most repeated calls per call, of one process …"""
@@ -56,43 +56,33 @@ class Judged:
 
 
 class Judging:
-    """Makes granted calls, a second one where a first is slow, and judges them."""
+    """Says which granted calls may be followed by a second one, and judges how they went."""
 
     def __init__(self, reporter: Reporter, rng: random.Random, hedge: bool) -> None:
         self._reporter = reporter
         self._rng = rng
-        self._hedging = Hedging(hedge)
+        self.hedging = Hedging(hedge)
         self._retries = Allowance(RETRY_SHARE, RETRY_RESERVE)
 
     def room(self, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False) -> Room:
         """What was granted of those that were offered; `alone`: without a second call, however slow it is."""
+        self._retries.deposit()
         chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
-        return Room(chosen, grant, self._hedging.plan(decision, chosen, alone), decision.untried)
+        return Room(chosen, grant, self.hedging.plan(decision, chosen, alone), decision.untried)
 
-    async def __call__(
+    def __call__(
         self,
         room: Room,
         request: InferenceRequest,
         progress: Progress,
-        call: Callable[[list[Attempt], Candidate, Granted], Awaitable[Finished]],
-        admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
+        calls: Sequence[Finished],
+        stopped: Sequence[Attempt],
         retries_here: int,
     ) -> Judged:
-        """call: makes one; if it is cancelled, it reports that itself, and adds the attempt to the list.
+        """calls: that ended by themselves, the one that counts last. stopped: the other one of a race.
 
-        admit: asks for room for a second call. retries_here: how often the endpoint was called again already.
+        retries_here: how often the endpoint was called again already.
         """
-        self._retries.deposit()
-        stopped: list[Attempt] = []
-
-        def begin(chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
-            logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
-            return call(stopped, chosen, grant)
-
-        if room.hedge is None:
-            calls = [await begin(room.chosen, room.grant)]
-        else:
-            calls = await self._hedging.race(room.hedge, begin(room.chosen, room.grant), admit, begin)
         reached("after_call")
         if stopped:
             progress = replace(progress, attempts=(*progress.attempts, *stopped))

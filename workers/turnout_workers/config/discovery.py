@@ -16,7 +16,7 @@ from typing import Any
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.providers.http import Http, Outgoing
+from turnout_workers.providers.http import Http, Outgoing, address
 
 Tables = dict[str, Any]
 
@@ -43,7 +43,7 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
 
     async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
         try:
-            reply = await http.json(Outgoing(f"{base_url}/models", {}, None, timeouts))
+            reply = await http.json(Outgoing(address(base_url, "/models"), {}, None, timeouts))
             models = [str(model["id"]) for model in reply.body["data"]]
         except (ProviderError, LookupError, TypeError):
             return None  # no server there, or another one than we mean

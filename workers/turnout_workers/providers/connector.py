@@ -22,7 +22,7 @@ from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
 from turnout_workers.providers.dialects import Dialect, dialect
 from turnout_workers.providers.errors import ProviderError, malformed, request_id
-from turnout_workers.providers.http import Http, Outgoing, Reply, within
+from turnout_workers.providers.http import Http, Outgoing, Reply, address, within
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.providers.scrub import contents
@@ -143,7 +143,7 @@ class Connector(CloudProviderBase):
         timeouts: Timeouts,
         texts: tuple[str, ...] = (),
     ) -> Outgoing:
-        url, proxy = f"{self.config.base_url}{path}", self.config.proxy
+        url, proxy = address(self.config.base_url, path), self.config.proxy
         return Outgoing(url, headers, content, timeouts, self._secrets + texts, self.dialect.limit_headers, proxy)
 
     async def _streamed(self, out: Outgoing, gathering: Gathering, on_token: OnToken) -> tuple[Reply, float | None]:

@@ -39,7 +39,7 @@ ABOUT_JSON = {**ABOUT_US, hdrs.CONTENT_TYPE: "application/json"}
 class Outgoing:
     """One request, and what is to be known of it where its response is read."""
 
-    url: str
+    url: URL
     headers: Mapping[str, str] = field(repr=False)
     """Named by `istr`, which aiohttp would make of each name anew for each call."""
     content: bytes | None = field(repr=False)
@@ -74,7 +74,7 @@ class Http:
         """Send, read whole, parse. Raises ProviderError for all that is not a 200 with a JSON object or list."""
         started = time.monotonic()
         async with _Exchange(out) as exchange:
-            await exchange.begin(self._send(out))
+            await exchange.begin(await self._send(out))
             told = body.parsed(await exchange.rest())
             exchange.raise_if_error(told)
             if not isinstance(told, dict | list):
@@ -88,7 +88,7 @@ class Http:
         with an event, where its end would not be ours to classify: the reader has `within`.
         """
         async with _Exchange(out) as exchange:
-            await exchange.begin(self._send(out))
+            await exchange.begin(await self._send(out))
             headers = exchange.headers
             if "text/event-stream" not in headers.get("content-type", ""):
                 exchange.raise_if_error(body.parsed(await exchange.rest()))
@@ -107,7 +107,7 @@ class Http:
             self._session = _session()
         return self._session.request(
             "GET" if out.content is None else "POST",
-            _url(out.url),
+            out.url,
             data=out.content,
             headers={**(ABOUT_US if out.content is None else ABOUT_JSON), **out.headers},
             allow_redirects=False,
@@ -155,9 +155,9 @@ class _Exchange:
             return Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)
         return classify_exception(error)
 
-    async def begin(self, sending: Awaitable[aiohttp.ClientResponse]) -> None:
-        """Wait for a 200."""
-        self._response = response = await sending
+    async def begin(self, response: aiohttp.ClientResponse) -> None:
+        """Take a 200 as the response; any other is raised."""
+        self._response = response
         self._deadline.reschedule(None)
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         if response.status != 200:
@@ -226,9 +226,9 @@ def _session() -> aiohttp.ClientSession:
 
 
 @cache
-def _url(url: str) -> URL:
+def address(base_url: str, path: str) -> URL:
     """Parsed once: a provider has a few."""
-    return URL(url)
+    return URL(f"{base_url}{path}")
 
 
 @cache
