@@ -65,9 +65,10 @@ class AsyncRequest(Request):
                 raise ValueError("no arguments of a task")
 
     def acknowledge(self) -> None:
-        """From then on nobody asks for the message, which is nearly half of what Celery holds of a job."""
+        """From then on nobody asks for the message, which is more than half of what Celery holds of a job."""
         super().acknowledge()
         self._message = self._on_ack = self._on_reject = None
+        self.request_dict.pop("properties", None)
 
 
 class AsyncTask(Task):  # type: ignore[type-arg]
@@ -222,7 +223,7 @@ class TaskPool(BasePool):
         return job
 
     def _begin(self, job: _Job) -> None:
-        job.running = self._loop.create_task(self._execute(job))
+        job.running = self._loop.create_task(self._execute(job), name=job.args[1])
         job.running.add_done_callback(partial(self._ended, job))
 
     async def _execute(self, job: _Job) -> None:

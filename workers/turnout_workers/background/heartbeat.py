@@ -23,6 +23,8 @@ logger = logging.getLogger(__name__)
 
 MARGIN = 0.1
 """A lease counts as lost this part of its length before it ends, for the network's sake."""
+PART = 500
+"""Most jobs that are renewed in one round trip."""
 
 
 @dataclass(slots=True, eq=False)
@@ -102,9 +104,14 @@ class Heartbeat:
                 hold.lose()
 
     async def _renew(self, held: Sequence[Hold]) -> list[bool]:
-        leases = [lease_id for hold in held for lease_id in hold.leases]
-        renewal = self._call(self._ledger.renew([(hold.job_id, hold.token) for hold in held], self.ttl_s))
-        renewed, _ = await asyncio.gather(renewal, self._store.renew(leases, self.ttl_s))
+        """In parts: Redis does nothing else meanwhile, and thousands of keys at once take megabytes here."""
+        renewed: list[bool] = []
+        for start in range(0, len(held), PART):
+            part = held[start : start + PART]
+            leases = [lease_id for hold in part for lease_id in hold.leases]
+            renewal = self._call(self._ledger.renew([(hold.job_id, hold.token) for hold in part], self.ttl_s))
+            ours, _ = await asyncio.gather(renewal, self._store.renew(leases, self.ttl_s))
+            renewed += ours
         return renewed
 
     def lose_expired(self) -> None:

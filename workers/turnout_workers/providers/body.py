@@ -67,7 +67,7 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 def parsed(raw: bytes) -> Any:
     """JSON, or None: also for what is too deep, or no UTF-8, or a number of thousands of digits."""
     try:
-        return from_json(raw)
+        return from_json(raw, cache_strings="keys")  # the rest is of this answer alone
     except ValueError:
         return _parsed_once_more(raw)
 

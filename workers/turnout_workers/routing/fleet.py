@@ -106,12 +106,12 @@ class Endpoint:
     expected_s_per_token: float = 0.01
     """Prior for the time of each output token."""
     simulated: bool = False
+    id: str = field(init=False, repr=False, compare=False)
+    """`provider/model`, with `#account` where a provider has several keys."""
 
-    @property
-    def id(self) -> str:
-        """`provider/model`, with `#account` where a provider has several keys."""
+    def __post_init__(self) -> None:
         suffix = f"#{self.account}" if self.account else ""
-        return f"{self.provider}/{self.model}{suffix}"
+        object.__setattr__(self, "id", f"{self.provider}/{self.model}{suffix}")
 
     @property
     def account_id(self) -> str:
