@@ -20,7 +20,7 @@ from turnout.request import MICROUSD_PER_USD
 from turnout.result import Problem
 from turnout_workers import local
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
-from turnout_workers.commands.run_summary import span, usd
+from turnout_workers.commands.run_summary import span, steady_usd
 from turnout_workers.commands.screen import add, table
 from turnout_workers.config import endpoints
 from turnout_workers.routing.decision import rank
@@ -148,13 +148,13 @@ def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
     made.title = "Dry run: nothing was sent"
     unpriced = {endpoint.id for endpoint in fleet.endpoints if endpoint.price is None}
     for id, share in sorted(told.shares.items(), key=lambda pair: -pair[1].jobs):
-        money = [usd(share.expected_microusd), usd(share.most_microusd)]
+        money = [steady_usd(share.expected_microusd), steady_usd(share.most_microusd)]
         counts = (share.jobs, share.input_tokens, share.output_tokens)
         add(made, id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
     total, time = Share.sum(told.shares.values()), span(duration_s(told, fleet, slots))
     sum_up = Text(
-        f"{told.lines:,} lines, {total.jobs:,} of them good: about {usd(total.expected_microusd)} and at most "
-        f"{usd(total.most_microusd)}, in about {time} with {slots:,} calls at a time"
+        f"{told.lines:,} lines, {total.jobs:,} of them good: about {steady_usd(total.expected_microusd)} and at most "
+        f"{steady_usd(total.most_microusd)}, in about {time} with {slots:,} calls at a time"
     )
     problems = [Text(text, style="yellow") for text in told.problems]
     if (rest := told.bad.total() - len(problems)) > 0:

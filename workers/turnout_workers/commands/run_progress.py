@@ -16,7 +16,7 @@ from rich.text import Text
 
 from turnout.batch.tally import ProviderTally, Tally
 from turnout.result import dollars
-from turnout_workers.commands.run_summary import span, summary, usd
+from turnout_workers.commands.run_summary import span, steady_usd, summary
 
 RATE_WINDOW_S = 10.0
 MOST_PROVIDERS = 8
@@ -99,7 +99,7 @@ class Bar(Progress):
         chosen = sorted(parts, key=lambda name: (name not in states, -parts[name].jobs))
         for name in sorted(chosen[:MOST_PROVIDERS], key=self._providers.index):
             state = Text(states[name], style="yellow") if name in states else Text("up", style="green")
-            shown.add_row(Text(f"  {name}"), f"{parts[name].jobs:,} jobs", usd(parts[name].cost_microusd), state)
+            shown.add_row(Text(f"  {name}"), f"{parts[name].jobs:,} jobs", steady_usd(parts[name].cost_microusd), state)
         if (rest := len(chosen) - MOST_PROVIDERS) > 0:
             shown.add_row(Text(f"  and {rest} more", style="dim"))
         return shown
@@ -134,7 +134,7 @@ def _standing(tally: Tally, rate: float, total: int | None, ceiling_microusd: in
     yield f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"
     if total is not None:
         yield f"ETA {span((total - tally.finished) / rate) if rate else '–'}"
-    yield usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {dollars(ceiling_microusd)}")
+    yield steady_usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {dollars(ceiling_microusd)}")
     yield f"{tally.failed:,} failed"
     yield f"{tally.failovers:,} failovers"
 

@@ -48,7 +48,7 @@ def table(tally: Tally) -> Table:
     for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
         counts = (one.jobs, one.failures, one.failovers_in, one.failovers_out, one.input_tokens + one.output_tokens)
         took = (_seconds(one.latency.quantile(share)) for share in (0.5, 0.99))
-        screen.add(made, name, *(f"{count:,}" for count in counts), usd(one.cost_microusd), *took)
+        screen.add(made, name, *(f"{count:,}" for count in counts), steady_usd(one.cost_microusd), *took)
     return made
 
 
@@ -61,9 +61,9 @@ def closing_line(tally: Tally, took_s: float) -> str:
     if tally.shared:
         parts.append(f"{tally.shared:,} answered as an identical line was")
     parts.append(f"{tally.failovers:,} failovers")
-    parts.append(f"{usd(tally.cost_microusd)} spent")
+    parts.append(f"{steady_usd(tally.cost_microusd)} spent")
     if tally.unsure_microusd:
-        parts.append(f"up to {usd(tally.unsure_microusd)} more that a failed call may have cost")
+        parts.append(f"up to {steady_usd(tally.unsure_microusd)} more that a failed call may have cost")
     if tally.unpriced:
         parts.append(f"{tally.unpriced:,} calls of unknown price")
     return " · ".join(parts)
@@ -82,7 +82,7 @@ def span(seconds: float) -> str:
     return f"{whole} s"
 
 
-def usd(microusd: int) -> str:
-    """With as many decimals as keep it from jumping."""
+def steady_usd(microusd: int) -> str:
+    """Money with as many decimals as keep it from jumping."""
     whole = microusd / MICROUSD_PER_USD
     return f"${whole:,.2f}" if whole >= 10 else f"${whole:.4f}"
