@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import tomllib
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
@@ -17,9 +18,9 @@ from tests.tools import program
 from turnout.request import Lane
 from turnout.result import JobStatus
 from turnout_workers import config
-from turnout_workers.monitoring import overview
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.routing.fleet import Circuit
+from turnout_workers.state.store import Account
 
 ROOT = Path(__file__).parents[2]
 COMPOSE = ROOT / "compose"
@@ -59,7 +60,8 @@ def test_each_alert_is_tried_and_the_handbook_says_what_to_do() -> None:
 
 
 def test_alerts_and_dashboard_ask_for_values_that_labels_can_have() -> None:
-    known = {"lane": set(Lane), "state": set(Circuit), "kind": set(overview.KINDS), "how": set(get_args(Recovery))}
+    known = {"lane": set(Lane), "state": set(Circuit), "how": set(get_args(Recovery))}
+    known["kind"] = {column.name for column in fields(Account)}
     known |= {"job": {"turnout"}, "outcome": set(JobStatus)}
     asked = [rule["expr"] for rule in ALERTS]
     board = json.loads((COMPOSE / "grafana/dashboards/turnout.json").read_text())
