@@ -10,6 +10,7 @@ import asyncio
 import sys
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from copy import copy
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
@@ -19,7 +20,7 @@ import redis.asyncio
 from redis.exceptions import NoScriptError
 
 from turnout.ledger.script import Call, Script
-from turnout.uncut import uncut
+from turnout.uncut import cancel_later
 
 T = TypeVar("T")
 
@@ -104,6 +105,16 @@ def _scripts(calls: Sequence[Call[Any]]) -> set[Script]:
     return {call.script for call in calls if call.script is not None}
 
 
+NONE_YET = object()
+
+
+@dataclass(slots=True, eq=False)
+class _Sent:
+    call: Call[Any]
+    answered: asyncio.Future[None]
+    reply: Any = NONE_YET
+
+
 class Coalescer:
     """Sends calls of concurrent coroutines together: what arrives while one batch is under way is the next.
 
@@ -115,23 +126,34 @@ class Coalescer:
     def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined) -> None:
         self._client = client
         self._exchange = exchange
-        self._queue: list[tuple[Call[Any], asyncio.Future[Any]]] = []
+        self._queue: list[_Sent] = []
         self._flusher: asyncio.Task[None] | None = None
         self._known: set[Script] = set()
 
     async def __call__(self, call: Call[T]) -> T:
-        return call.read(await self._queued(call))
+        sent = self._queued(call)
+        await sent.answered
+        return call.read(sent.reply)
 
     async def whole(self, call: Call[T]) -> T:
-        """As a call, but `uncut`: for what must not be done without the caller's knowing."""
-        return call.read(await uncut(self._queued(call)))
+        """As a call, but who is cancelled meanwhile still gets the reply, and is cancelled where it next waits: for
+        what must not be done without the caller's knowing."""
+        sent, cut = self._queued(call), False
+        while sent.reply is NONE_YET:
+            try:
+                await sent.answered
+            except asyncio.CancelledError:
+                cut, sent.answered = True, asyncio.get_running_loop().create_future()
+        if cut:
+            cancel_later()
+        return call.read(sent.reply)
 
-    def _queued(self, call: Call[Any]) -> asyncio.Future[Any]:
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._queue.append((call, future))
+    def _queued(self, call: Call[Any]) -> _Sent:
+        sent = _Sent(call, asyncio.get_running_loop().create_future())
+        self._queue.append(sent)
         if self._flusher is None:
             self._flusher = asyncio.create_task(self._flush())
-        return future
+        return sent
 
     async def all(self, *calls: Call[Any]) -> list[Any]:
         """Several calls that travel together; they run in this order."""
@@ -143,14 +165,15 @@ class Coalescer:
             while self._queue:
                 batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
                 try:
-                    replies = await _replies(self._send, [call for call, _ in batch], self._known)
+                    replies = await _replies(self._send, [sent.call for sent in batch], self._known)
                 except Exception as error:
                     # A copy for each: one that all raise would gather the frames of all, and Celery, which clears
                     # the frames of a failed task, would close the coroutines that go on after it.
                     replies = [copy(error) for _ in batch]
-                for (_, future), reply in zip(batch, replies, strict=True):
-                    if not future.done():
-                        future.set_result(reply)
+                for sent, reply in zip(batch, replies, strict=True):
+                    sent.reply = reply
+                    if not sent.answered.done():
+                        sent.answered.set_result(None)
         finally:
             self._flusher = None
 
