@@ -48,7 +48,7 @@ class Foreign:
         job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
         while True:
             try:
-                outcome = (await self.call(self.ledger.enqueue(job))).outcome
+                outcome = (await self.call.whole(self.ledger.enqueue(job))).outcome
                 break
             except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
                 logger.warning("a request waits for Redis: %s", error, extra={"job": job_id})

@@ -210,7 +210,7 @@ class Worker:
 
     async def ended(self, job_id: str) -> JobResult | None:
         """How a job has ended, if it has, without its answer's content."""
-        return await self._call(self._ledger.result(job_id, content=False))
+        return await self._call.whole(self._ledger.result(job_id, content=False))
 
     def revoke(self, job_ids: Sequence[str]) -> list[str]:
         """Cancel what somebody revokes by Celery's means; see `Foreign.revoke`. Called from Celery's thread."""
