@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from datetime import datetime, timedelta
 from itertools import pairwise
@@ -181,3 +182,17 @@ def test_a_worker_that_waits_for_redis_at_its_start_can_be_stopped(tmp_path: Pat
         stand.until(lambda: "Redis can't be reached, trying again" in log.read_text(), 30)
         worker.terminate()
         assert worker.wait(20) == 0
+
+
+def test_answers_that_take_longer_than_anybody_has_told_are_waited_for(tmp_path: Path) -> None:
+    """As of a model that thinks first: to take its first calls for hanging would pay for each and keep none."""
+    with standing(tmp_path, f"[providers.pensive]\nttft_s = 6.0\n{MODEL}", concurrency=20) as stand:
+        told = stand.config.read_text()
+        stand.config.write_text(re.sub(r"(?m)^expected_.*\n", "", told))
+        assert stand.config.read_text() != told
+        stand.start_worker()
+        ids = [str(number) for number in range(20)]
+        stand.submit(ids)
+        stand.until(lambda: stand.settled() == len(ids), 60)
+        assert [r.status for r in stand.results(ids) if r] == ["succeeded"] * len(ids)
+        assert requests(stand, "pensive") == len(ids)

@@ -220,7 +220,7 @@ async def test_a_hanging_call_is_cut_in_time_for_another_provider() -> None:
 
 
 async def test_hanging_calls_eject_their_endpoint_before_any_times_out(routers: Any, clock: Time) -> None:
-    stuck = Provider("stuck", [3600.0] * 3)
+    stuck = Provider("stuck", [3600.0] * 3, (endpoint("stuck", expected_ttft_s=0.5),))
     router = routers(stuck)
     calls = [asyncio.create_task(router.complete(request())) for _ in range(3)]
     while stuck.calls < 3:

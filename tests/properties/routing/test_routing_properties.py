@@ -18,7 +18,7 @@ from turnout_workers.routing.failover import backoff_s
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.health import EJECTION_MAX_S, circuit, ejection_s
-from turnout_workers.routing.latency import chance_of_exceeding, predict, step
+from turnout_workers.routing.latency import PRIOR_TTFT_S, chance_of_exceeding, predict, step
 from turnout_workers.routing.profile import Requirements
 
 seconds = st.floats(-30, 30).map(lambda s: NOW + s)
@@ -245,7 +245,8 @@ def test_backoff_and_ejection_stay_within_bounds(count: int, seed: int, base_s: 
 @given(endpoints, metrics, st.floats(0, 1e6))
 def test_a_prediction_lies_between_prior_and_observation(at: Endpoint, known: ProviderMetrics, later_s: float) -> None:
     ttft, _ = predict(at, known, NOW + later_s)
-    low, high = sorted((at.expected_ttft_s, at.expected_ttft_s if known.ttft_s is None else known.ttft_s))
+    prior = PRIOR_TTFT_S if at.expected_ttft_s is None else at.expected_ttft_s
+    low, high = sorted((prior, prior if known.ttft_s is None else known.ttft_s))
     assert low - 1e-9 <= ttft <= high + 1e-9
 
 

@@ -15,7 +15,7 @@ from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing import Action, JobProfile, rank, replay
 from turnout_workers.routing.decision import worth_repeating
 from turnout_workers.routing.estimate import amend
-from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price
+from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
 from turnout_workers.routing.record import candidates
 
@@ -354,6 +354,25 @@ def test_a_candidate_carries_what_admission_and_the_call_need() -> None:
     assert best.timeout_s == pytest.approx(4 * 1.5 * 2.718 ** (2.326 * 0.3), rel=0.01)
     own = JobProfile.of(request().model_copy(update={"timeout_s": 3.0}))
     assert decide(own, MIDDLE).candidates[0].timeout_s == 3.0
+
+
+def test_an_endpoint_that_nobody_knows_has_the_time_in_which_models_answer() -> None:
+    unknown = replace(MIDDLE.endpoint, expected_ttft_s=None, expected_s_per_token=None)
+    seen = [
+        decide(job(), replace(MIDDLE, endpoint=unknown, metrics=ProviderMetrics(1.0, 0.005, 0.3, NOW, samples)))
+        for samples in (0, 1, 19, 20)
+    ]
+    assert [round(one.candidates[0].overdue_s) for one in seen] == [121, 121, 121, 3]
+    assert [round(one.candidates[0].timeout_s) for one in seen] == [300, 300, 300, 10]
+    told = replace(MIDDLE, endpoint=replace(unknown, expected_ttft_s=1.0), metrics=ProviderMetrics())
+    assert decide(job(), told).candidates[0].overdue_s < 8, "an operator knows it"
+
+
+def test_an_endpoint_that_was_slow_is_tried_again_but_its_calls_are_not_late_sooner() -> None:
+    slow = replace(MIDDLE, metrics=ProviderMetrics(30.0, 0.0, 0.3, NOW - 3600, 50))
+    found = decide(job(), slow).candidates[0]
+    assert found.latency_s < 2
+    assert found.overdue_s > 30
 
 
 def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() -> None:

@@ -60,7 +60,6 @@ def _endpoint(provider: str, account: str, table: ProviderTable, models: int, ou
     usual = known.names.get(table.dialect or "", ours) if known and ours in (known.name, *known.aliases) else ours
     served = told.name or usual
     aliases = {*told.aliases, *(known.aliases | {known.name} if known else ())}
-    expected = {name: getattr(told, name) for name in ("expected_ttft_s", "expected_s_per_token")}
     return Endpoint(
         provider=provider,
         model=ours,
@@ -79,8 +78,9 @@ def _endpoint(provider: str, account: str, table: ProviderTable, models: int, ou
         no_training=table.no_training,
         zero_retention=table.zero_retention,
         aliases=frozenset(aliases - {ours}),
+        expected_ttft_s=told.expected_ttft_s,
+        expected_s_per_token=told.expected_s_per_token,
         simulated=table.simulated,
-        **{name: value for name, value in expected.items() if value is not None},
     )
 
 

@@ -200,16 +200,18 @@ class Decision:
         estimate = option.estimate
         endpoint = estimate.view.endpoint
         answer = upper_output_tokens(job, endpoint)
-        longest = estimate.ttft_s + answer * estimate.s_per_token
-        timeout = timing.call_timeout(option.latency_s, estimate.odds.sigma, longest)
+        longest_s = estimate.ttft_s + answer * estimate.s_per_token
+        sigma, usual = estimate.odds.sigma, job.expected_output_tokens
+        patience = timing.Patience.of(estimate.view, option.latency_s, sigma, usual, longest_s)
+        timeout, overdue_s = patience.timeout_s, patience.overdue_s
         if option.probe:
-            timeout = timing.probe_timeout(option.latency_s, estimate.odds.sigma)
-        overdue_s = timing.overdue_after(option.latency_s, estimate.odds.sigma)
+            timeout = timing.probe_timeout(option.latency_s, sigma, estimate.view.health.trips)
         if job.deadline is not None and len(self.ready) > 1:
             # A call that hangs is cut while there is time for another endpoint to answer.
             other = self.ranking.option(self.ready[index == self.ready[0]])
             spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
-            timeout = min(timeout, max(overdue_s, job.deadline - self.at - spare_s))
+            late_s = timing.overdue_after(option.latency_s, sigma)
+            timeout = min(timeout, max(late_s, job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,
             None if option.cost == math.inf else math.ceil(option.cost),

@@ -101,9 +101,9 @@ class Endpoint:
     zero_retention: bool = False
     aliases: frozenset[str] = frozenset()
     """Other names by which a job may ask for this model."""
-    expected_ttft_s: float = 0.5
-    """Prior for the time to first token, until observations replace it."""
-    expected_s_per_token: float = 0.01
+    expected_ttft_s: float | None = None
+    """Prior for the time to first token, until observations replace it; None: nobody has told."""
+    expected_s_per_token: float | None = None
     """Prior for the time of each output token."""
     simulated: bool = False
     id: str = field(init=False, repr=False, compare=False)

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
+from typing import NamedTuple
 
-from turnout_workers.routing.fleet import Endpoint, ProviderMetrics
+from turnout_workers.routing.fleet import Endpoint, EndpointView, ProviderMetrics
 
 MEMORY_S = 10.0
 """Time constant of the estimates."""
@@ -25,6 +26,15 @@ QUIET_S = 5.0
 DRIFT_S = 15.0
 """… with this time constant."""
 SIGMA_MIN = 0.25
+PRIOR_TTFT_S, PRIOR_S_PER_TOKEN = 0.5, 0.01
+"""What is expected of an endpoint of which nobody has told anything, for a choice among several."""
+SEEN = 20
+"""Answers after which an endpoint of which nobody has told anything is known well enough to call one late. Until then
+it may be a model that thinks for a minute, of which every call would be cut off, and paid for …"""
+UNSEEN_S, UNSEEN_SIGMA = 5.0, 1.5
+"""… so that it has the time in which nearly all models answer: 120 s until it is late, 150 s for the longest answer."""
+UNSEEN_LONGEST_S = 150.0
+PROBE_MOST_S = 60.0
 BUCKETS = 24
 Z95, Z99 = 1.645, 2.326
 
@@ -43,7 +53,8 @@ def step(estimate: float | None, sample: float, elapsed_s: float, relieved: bool
 
 def predict(endpoint: Endpoint, metrics: ProviderMetrics, now: float) -> tuple[float, float]:
     """Time to first token, and seconds per output token, at time `now`."""
-    ttft, pace = endpoint.expected_ttft_s, endpoint.expected_s_per_token
+    ttft = PRIOR_TTFT_S if endpoint.expected_ttft_s is None else endpoint.expected_ttft_s
+    pace = PRIOR_S_PER_TOKEN if endpoint.expected_s_per_token is None else endpoint.expected_s_per_token
     if metrics.latency_samples == 0:
         return ttft, pace
     idle = now - metrics.latency_at - QUIET_S
@@ -90,6 +101,34 @@ def quantile_seen(latencies: Sequence[int], share: float) -> float | None:
     return None
 
 
+class Patience(NamedTuple):
+    """What a call may take before it is given up: an answer that takes long is better than one paid for in vain."""
+
+    median_s: float
+    sigma: float
+    longest_s: float
+    """Of the longest answer possible."""
+
+    @classmethod
+    def of(cls, view: EndpointView, latency_s: float, sigma: float, output_tokens: int, longest_s: float) -> Patience:
+        """latency_s: as predicted for `output_tokens`."""
+        endpoint, metrics = view.endpoint, view.metrics
+        told = endpoint.expected_ttft_s is not None or endpoint.expected_s_per_token is not None
+        if not told and metrics.latency_samples < SEEN:
+            return cls(max(latency_s, UNSEEN_S), max(sigma, UNSEEN_SIGMA), max(longest_s, UNSEEN_LONGEST_S))
+        # That an estimate drifts to its prior gives a slow endpoint another chance, but makes it no faster.
+        seen_s = (metrics.ttft_s or 0.0) + output_tokens * (metrics.s_per_token or 0.0)
+        return cls(max(latency_s, seen_s), sigma, longest_s)
+
+    @property
+    def overdue_s(self) -> float:
+        return overdue_after(self.median_s, self.sigma)
+
+    @property
+    def timeout_s(self) -> float:
+        return call_timeout(self.median_s, self.sigma, self.longest_s)
+
+
 def overdue_after(median_s: float, sigma: float) -> float:
     """Age from which a call in flight counts as hanging: 1.2 times its 98th percentile, at least 1.5 s.
 
@@ -106,8 +145,13 @@ def call_timeout(median_s: float, sigma: float, longest_s: float) -> float:
     return min(max(8.0, 4 * quantile(median_s, sigma, Z99)), max(60.0, 2 * longest_s))
 
 
-def probe_timeout(median_s: float, sigma: float) -> float:
+def probe_timeout(median_s: float, sigma: float, ejections: int) -> float:
     """Total deadline of a probe, shorter, for while it lasts nobody else may call: 6 to 12 s, unless that is
-    less than what such a call takes."""
+    less than what such a call takes.
+
+    ejections: in a row. From the fourth on it is doubled each time, up to a minute: perhaps nothing hangs, and answers
+    take longer than they did, of which only one that is waited for can tell.
+    """
     likely = quantile(median_s, sigma, Z99)
-    return max(1.2 * likely, min(12.0, max(6.0, 2 * likely)))
+    usual = max(1.2 * likely, min(12.0, max(6.0, 2 * likely)))
+    return max(usual, min(PROBE_MOST_S, usual * 2.0 ** max(0, ejections - 3)))
