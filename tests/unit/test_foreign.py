@@ -15,13 +15,15 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
     monkeypatch.setattr(foreign, "AGAIN_S", 0)
     replies: list[Any] = [redis.ConnectionError("away"), redis.TimeoutError("slow"), Enqueued(Intake.QUEUED, "queued")]
 
-    async def call(_: object) -> Any:
-        reply = replies.pop(0)
-        if isinstance(reply, Exception):
-            raise reply
-        return reply
+    class Away:
+        async def whole(self, _: object) -> Any:
+            reply = replies.pop(0)
+            if isinstance(reply, Exception):
+                raise reply
+            return reply
 
     nothing: Any = None
-    taken = foreign.Foreign(nothing, Ledger(), call, nothing)  # type: ignore[arg-type]
+    call: Any = Away()
+    taken = foreign.Foreign(nothing, Ledger(), call, nothing)
     assert await taken.accept("a", "Why?", {}) is None
     assert not replies
