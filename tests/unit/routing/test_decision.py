@@ -22,7 +22,10 @@ from turnout_workers.routing.record import candidates
 S = RoutingStrategy
 CHEAP = view(endpoint("cheap", price=Price(0.1, 0.1)), metrics=observed(3.0))
 FAST = view(endpoint("fast", price=Price(5, 5)), metrics=observed(0.2, 0.001))
-MIDDLE = view(endpoint("middle", price=Price(1, 1), priority=1), metrics=observed(1.0))
+MIDDLE = view(
+    endpoint("middle", price=Price(1, 1), priority=1, expected_ttft_s=1.0, expected_s_per_token=0.01),
+    metrics=observed(1.0),
+)
 
 
 def first(strategy: RoutingStrategy, *parts: EndpointView, **wish: Any) -> str:
@@ -356,16 +359,28 @@ def test_a_candidate_carries_what_admission_and_the_call_need() -> None:
     assert decide(own, MIDDLE).candidates[0].timeout_s == 3.0
 
 
-def test_an_endpoint_that_nobody_knows_has_the_time_in_which_models_answer() -> None:
-    unknown = replace(MIDDLE.endpoint, expected_ttft_s=None, expected_s_per_token=None)
-    seen = [
-        decide(job(), replace(MIDDLE, endpoint=unknown, metrics=ProviderMetrics(1.0, 0.005, 0.3, NOW, samples)))
-        for samples in (0, 1, 19, 20)
-    ]
-    assert [round(one.candidates[0].overdue_s) for one in seen] == [121, 121, 121, 3]
-    assert [round(one.candidates[0].timeout_s) for one in seen] == [300, 300, 300, 10]
-    told = replace(MIDDLE, endpoint=replace(unknown, expected_ttft_s=1.0), metrics=ProviderMetrics())
-    assert decide(job(), told).candidates[0].overdue_s < 8, "an operator knows it"
+UNTOLD = replace(MIDDLE.endpoint, expected_ttft_s=None, expected_s_per_token=None)
+
+
+def untold(samples: int) -> EndpointView:
+    return replace(MIDDLE, endpoint=UNTOLD, metrics=ProviderMetrics(1.0, 0.005, 0.3, NOW, samples))
+
+
+@pytest.mark.parametrize(
+    ("parts", "overdue_s", "timeout_s"),
+    [
+        ((untold(0), CHEAP), 121, 300),
+        ((untold(19), CHEAP), 121, 300),
+        ((untold(20), CHEAP), 3, 10),
+        ((untold(20),), 121, 300),  # the job can go nowhere else: what is late may only be long
+        ((replace(MIDDLE, metrics=ProviderMetrics()),), 5, 19),  # an operator has told
+    ],
+)
+def test_a_call_is_late_sooner_where_its_endpoint_is_known_and_another_could_be_asked(
+    parts: tuple[EndpointView, ...], overdue_s: int, timeout_s: int
+) -> None:
+    found = next(c for c in decide(job(), *parts).candidates if c.endpoint.id == "middle/llama")
+    assert (round(found.overdue_s), round(found.timeout_s)) == (overdue_s, timeout_s)
 
 
 def test_an_endpoint_that_was_slow_is_tried_again_but_its_calls_are_not_late_sooner() -> None:
@@ -373,6 +388,14 @@ def test_an_endpoint_that_was_slow_is_tried_again_but_its_calls_are_not_late_soo
     found = decide(job(), slow).candidates[0]
     assert found.latency_s < 2
     assert found.overdue_s > 30
+
+
+def test_an_endpoint_that_is_ejected_again_and_again_has_longer_for_its_probe() -> None:
+    down = [replace(HALF_OPEN, trips=trips) for trips in (1, 3, 4, 5, 6, 9)]
+    seen = [decide(job(), replace(MIDDLE, health=health)).candidates[0] for health in down]
+    assert [round(one.timeout_s) for one in seen] == [6, 6, 12, 24, 48, 60]
+    unknown = decide(job(), replace(untold(0), health=HALF_OPEN)).candidates[0]
+    assert (unknown.probe, unknown.timeout_s) == (True, 60)
 
 
 def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() -> None:

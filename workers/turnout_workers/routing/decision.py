@@ -24,6 +24,7 @@ from turnout_workers.routing.eligibility import (
 from turnout_workers.routing.estimate import estimates
 from turnout_workers.routing.fleet import Endpoint, Snapshot
 from turnout_workers.routing.options import PAUSE_S, WAITABLE_S, Options, busy_reason, may_probe
+from turnout_workers.routing.patience import overdue_after, patience
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking, utilities
 
@@ -201,16 +202,13 @@ class Decision:
         endpoint = estimate.view.endpoint
         answer = upper_output_tokens(job, endpoint)
         longest_s = estimate.ttft_s + answer * estimate.s_per_token
-        sigma, usual = estimate.odds.sigma, job.expected_output_tokens
-        patience = timing.Patience.of(estimate.view, option.latency_s, sigma, usual, longest_s)
-        timeout, overdue_s = patience.timeout_s, patience.overdue_s
-        if option.probe:
-            timeout = timing.probe_timeout(option.latency_s, sigma, estimate.view.health.trips)
+        alone = len(self.ranking.options) == 1
+        overdue_s, timeout = patience(option, job.expected_output_tokens, longest_s, alone=alone)
         if job.deadline is not None and len(self.ready) > 1:
             # A call that hangs is cut while there is time for another endpoint to answer.
             other = self.ranking.option(self.ready[index == self.ready[0]])
             spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
-            late_s = timing.overdue_after(option.latency_s, sigma)
+            late_s = overdue_after(option.latency_s, estimate.odds.sigma)
             timeout = min(timeout, max(late_s, job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,

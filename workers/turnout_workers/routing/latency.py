@@ -10,9 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import NamedTuple
 
-from turnout_workers.routing.fleet import Endpoint, EndpointView, ProviderMetrics
+from turnout_workers.routing.fleet import Endpoint, ProviderMetrics
 
 MEMORY_S = 10.0
 """Time constant of the estimates."""
@@ -28,13 +27,6 @@ DRIFT_S = 15.0
 SIGMA_MIN = 0.25
 PRIOR_TTFT_S, PRIOR_S_PER_TOKEN = 0.5, 0.01
 """What is expected of an endpoint of which nobody has told anything, for a choice among several."""
-SEEN = 20
-"""Answers after which an endpoint of which nobody has told anything is known well enough to call one late. Until then
-it may be a model that thinks for a minute, of which every call would be cut off, and paid for …"""
-UNSEEN_S, UNSEEN_SIGMA = 5.0, 1.5
-"""… so that it has the time in which nearly all models answer: 120 s until it is late, 150 s for the longest answer."""
-UNSEEN_LONGEST_S = 150.0
-PROBE_MOST_S = 60.0
 BUCKETS = 24
 Z95, Z99 = 1.645, 2.326
 
@@ -99,59 +91,3 @@ def quantile_seen(latencies: Sequence[int], share: float) -> float | None:
         if seen > 0 and seen >= rank:
             return round(0.01 * 2 ** (number / 2), 3)
     return None
-
-
-class Patience(NamedTuple):
-    """What a call may take before it is given up: an answer that takes long is better than one paid for in vain."""
-
-    median_s: float
-    sigma: float
-    longest_s: float
-    """Of the longest answer possible."""
-
-    @classmethod
-    def of(cls, view: EndpointView, latency_s: float, sigma: float, output_tokens: int, longest_s: float) -> Patience:
-        """latency_s: as predicted for `output_tokens`."""
-        endpoint, metrics = view.endpoint, view.metrics
-        told = endpoint.expected_ttft_s is not None or endpoint.expected_s_per_token is not None
-        if not told and metrics.latency_samples < SEEN:
-            return cls(max(latency_s, UNSEEN_S), max(sigma, UNSEEN_SIGMA), max(longest_s, UNSEEN_LONGEST_S))
-        # That an estimate drifts to its prior gives a slow endpoint another chance, but makes it no faster.
-        seen_s = (metrics.ttft_s or 0.0) + output_tokens * (metrics.s_per_token or 0.0)
-        return cls(max(latency_s, seen_s), sigma, longest_s)
-
-    @property
-    def overdue_s(self) -> float:
-        return overdue_after(self.median_s, self.sigma)
-
-    @property
-    def timeout_s(self) -> float:
-        return call_timeout(self.median_s, self.sigma, self.longest_s)
-
-
-def overdue_after(median_s: float, sigma: float) -> float:
-    """Age from which a call in flight counts as hanging: 1.2 times its 98th percentile, at least 1.5 s.
-
-    About one call in 300 is older without harm; it takes several at once to eject (`health.after_watch`).
-    """
-    return max(1.5, 1.2 * quantile(median_s, sigma, 2.0))
-
-
-def call_timeout(median_s: float, sigma: float, longest_s: float) -> float:
-    """Total deadline of a call: four times its 99th percentile, between 8 and 60 s.
-
-    `longest_s`, what the longest possible answer usually takes, raises the upper end to its double.
-    """
-    return min(max(8.0, 4 * quantile(median_s, sigma, Z99)), max(60.0, 2 * longest_s))
-
-
-def probe_timeout(median_s: float, sigma: float, ejections: int) -> float:
-    """Total deadline of a probe, shorter, for while it lasts nobody else may call: 6 to 12 s, unless that is
-    less than what such a call takes.
-
-    ejections: in a row. From the fourth on it is doubled each time, up to a minute: perhaps nothing hangs, and answers
-    take longer than they did, of which only one that is waited for can tell.
-    """
-    likely = quantile(median_s, sigma, Z99)
-    usual = max(1.2 * likely, min(12.0, max(6.0, 2 * likely)))
-    return max(usual, min(PROBE_MOST_S, usual * 2.0 ** max(0, ejections - 3)))

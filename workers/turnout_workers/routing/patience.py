@@ -1,0 +1,72 @@
+"""How long a call may take before it is given up: an answer that takes long is better than one paid for in vain."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from turnout_workers.routing.latency import Z99, quantile
+from turnout_workers.routing.strategies import Option
+
+SEEN = 20
+"""Answers after which an endpoint of which nobody has told what to expect is known well enough to call one late, if the
+job could go elsewhere. Else it may be a model that thinks for a minute, or jobs may ask for longer answers than before:
+every call would be cut off, paid for, and made again …"""
+PATIENT_S, PATIENT_SIGMA = 5.0, 1.5
+"""… so that a call has the time in which nearly all models answer: it is late after 120 s, …"""
+PATIENT_LONGEST_S = 150.0
+"""… and cut after twice this."""
+PROBE_MOST_S = 60.0
+
+
+class Patience(NamedTuple):
+    """What is granted to a call."""
+
+    overdue_s: float
+    """Age at which it counts as hanging."""
+    timeout_s: float
+    """Its total deadline."""
+
+
+def patience(option: Option, output_tokens: int, longest_s: float, *, alone: bool) -> Patience:
+    """Of a call that is expected to give so many tokens, and takes `longest_s` for the longest answer possible.
+
+    alone: no other endpoint can take the job.
+    """
+    view, sigma, median_s = option.estimate.view, option.estimate.odds.sigma, option.latency_s
+    endpoint, metrics = view.endpoint, view.metrics
+    told = endpoint.expected_ttft_s is not None or endpoint.expected_s_per_token is not None
+    patient = not told and (alone or metrics.latency_samples < SEEN)
+    probe_s = PROBE_MOST_S if patient else _probe_timeout(median_s, sigma, view.health.trips)
+    # That an estimate drifts to its prior gives a slow endpoint another chance, but makes it no faster.
+    median_s = max(median_s, (metrics.ttft_s or 0.0) + output_tokens * (metrics.s_per_token or 0.0))
+    if patient:
+        median_s, sigma = max(median_s, PATIENT_S), max(sigma, PATIENT_SIGMA)
+        longest_s = max(longest_s, PATIENT_LONGEST_S)
+    return Patience(overdue_after(median_s, sigma), probe_s if option.probe else _timeout(median_s, sigma, longest_s))
+
+
+def overdue_after(median_s: float, sigma: float) -> float:
+    """Age from which a call in flight counts as hanging: 1.2 times its 98th percentile, at least 1.5 s.
+
+    About one call in 300 is older without harm; it takes several at once to eject (`health.after_watch`).
+    """
+    return max(1.5, 1.2 * quantile(median_s, sigma, 2.0))
+
+
+def _timeout(median_s: float, sigma: float, longest_s: float) -> float:
+    """Four times its 99th percentile, between 8 and 60 s.
+
+    `longest_s`, what the longest possible answer usually takes, raises the upper end to its double.
+    """
+    return min(max(8.0, 4 * quantile(median_s, sigma, Z99)), max(60.0, 2 * longest_s))
+
+
+def _probe_timeout(median_s: float, sigma: float, ejections: int) -> float:
+    """Shorter, for while it lasts nobody else may call: 6 to 12 s, unless that is less than what such a call takes.
+
+    ejections: in a row. From the fourth on it is doubled each time, up to a minute: perhaps nothing hangs, and answers
+    take longer than they did, of which only one that is waited for can tell.
+    """
+    likely = quantile(median_s, sigma, Z99)
+    usual = max(1.2 * likely, min(12.0, max(6.0, 2 * likely)))
+    return max(usual, min(PROBE_MOST_S, usual * 2.0 ** max(0, ejections - 3)))
