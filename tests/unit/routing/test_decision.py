@@ -393,7 +393,7 @@ def test_an_endpoint_that_was_slow_is_tried_again_but_its_calls_are_not_late_soo
 def test_an_endpoint_that_is_ejected_again_and_again_has_longer_for_its_probe() -> None:
     down = [replace(HALF_OPEN, trips=trips) for trips in (1, 3, 4, 5, 6, 9)]
     seen = [decide(job(), replace(MIDDLE, health=health)).candidates[0] for health in down]
-    assert [round(one.timeout_s) for one in seen] == [6, 6, 12, 24, 48, 60]
+    assert [round(one.timeout_s) for one in seen] == [6, 6, 6, 12, 24, 60]
     unknown = decide(job(), replace(untold(0), health=HALF_OPEN)).candidates[0]
     assert (unknown.probe, unknown.timeout_s) == (True, 60)
 

@@ -64,9 +64,9 @@ def _timeout(median_s: float, sigma: float, longest_s: float) -> float:
 def _probe_timeout(median_s: float, sigma: float, ejections: int) -> float:
     """Shorter, for while it lasts nobody else may call: 6 to 12 s, unless that is less than what such a call takes.
 
-    ejections: in a row. From the fourth on it is doubled each time, up to a minute: perhaps nothing hangs, and answers
+    ejections: in a row. From the fifth on it is doubled each time, up to a minute: perhaps nothing hangs, and answers
     take longer than they did, of which only one that is waited for can tell.
     """
     likely = quantile(median_s, sigma, Z99)
     usual = max(1.2 * likely, min(12.0, max(6.0, 2 * likely)))
-    return max(usual, min(PROBE_MOST_S, usual * 2.0 ** max(0, ejections - 3)))
+    return max(usual, min(PROBE_MOST_S, usual * 2.0 ** max(0, ejections - 4)))
