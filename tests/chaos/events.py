@@ -120,7 +120,7 @@ def disturb(stand: Stand, ids: list[str], app: Celery, rng: random.Random) -> No
             pass
 
 
-def faults(folder: Path, jobs: int, seed: int, kills: int = 1, limit_s: float = 120.0) -> list[str]:
+def faults(folder: Path, jobs: int, seed: int, kills: int = 1, limit_s: float = 300.0) -> list[str]:
     """Run it. What Flower would show wrongly."""
     rng = random.Random(seed)
     with standing(folder, FLEET.format(seed=seed), CONCURRENCY, LEASE_S, DRAIN_S, task_events=True) as stand:
