@@ -32,17 +32,21 @@ def patience(option: Option, output_tokens: int, longest_s: float, *, alone: boo
 
     alone: no other endpoint can take the job.
     """
-    view, sigma, median_s = option.estimate.view, option.estimate.odds.sigma, option.latency_s
+    view, sigma = option.estimate.view, option.estimate.odds.sigma
     endpoint, metrics = view.endpoint, view.metrics
     told = endpoint.expected_ttft_s is not None or endpoint.expected_s_per_token is not None
     patient = not told and (alone or metrics.latency_samples < SEEN)
-    probe_s = PROBE_MOST_S if patient else _probe_timeout(median_s, sigma, view.health.trips)
     # That an estimate drifts to its prior gives a slow endpoint another chance, but makes it no faster.
-    median_s = max(median_s, (metrics.ttft_s or 0.0) + output_tokens * (metrics.s_per_token or 0.0))
+    seen_s = (metrics.ttft_s or 0.0) + output_tokens * (metrics.s_per_token or 0.0)
+    usual_s, spread = max(option.latency_s, seen_s), sigma
     if patient:
-        median_s, sigma = max(median_s, PATIENT_S), max(sigma, PATIENT_SIGMA)
+        usual_s, spread = max(usual_s, PATIENT_S), max(spread, PATIENT_SIGMA)
         longest_s = max(longest_s, PATIENT_LONGEST_S)
-    return Patience(overdue_after(median_s, sigma), probe_s if option.probe else _timeout(median_s, sigma, longest_s))
+    if not option.probe:
+        timeout_s = _timeout(usual_s, spread, longest_s)
+    else:
+        timeout_s = PROBE_MOST_S if patient else _probe_timeout(option.latency_s, sigma, view.health.trips)
+    return Patience(overdue_after(usual_s, spread), timeout_s)
 
 
 def overdue_after(median_s: float, sigma: float) -> float:
