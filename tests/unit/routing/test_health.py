@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -16,6 +16,7 @@ from turnout_workers.routing.health import (
     EJECTION_S,
     NOTHING,
     RECOVER,
+    Counters,
     Step,
     after_report,
     after_watch,
@@ -31,18 +32,12 @@ ISOLATED = Health(isolated=True)
 DISABLED = Health(disabled="bad key")
 
 
-@dataclass(frozen=True)
-class Counts:
-    consecutive_failures: int = 0
-    failures_as_begun: int = 0
-    error_rate: float = 0.0
-    error_weight: float = 0.0
-    probe: bool = False
+NONE_COUNTED = Counters(NOW, 0, 0, error_rate=0.0, error_weight=0.0, trips=0, probe=False)
 
 
 def after(health: Health = WELL, kind: FailureKind | None = FailureKind.SERVER_ERROR, **how: Any) -> Any:
     options = {name: how.pop(name) for name in ("counts_for_health", "billed") if name in how}
-    return after_report(health, Counts(**how), kind, NOW, random.Random(3), **options)
+    return after_report(health, replace(NONE_COUNTED, **how), kind, NOW, random.Random(3), **options)
 
 
 @pytest.mark.parametrize(

@@ -19,9 +19,9 @@ from turnout_workers.routing import failover
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.fleet import Snapshot
-from turnout_workers.routing.health import Step, after_report
+from turnout_workers.routing.health import Counters, Step, after_report
 from turnout_workers.routing.latency import first_token, predict
-from turnout_workers.state.store import Counters, FleetStore, ObservedLimit, Report
+from turnout_workers.state.store import FleetStore, ObservedLimit, Report
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,6 @@ import math
 import random
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Protocol
 
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
@@ -50,19 +49,22 @@ LONE_HANG_S = 20.0
 """Age at which a single overdue call, with no other in flight to compare, counts as a hang."""
 
 
-class Counts(Protocol):
-    """The store's counters after a report (`state.store.Counters`)."""
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """An endpoint's outcomes over the whole fleet, as a store counts them after each report."""
 
-    @property
-    def consecutive_failures(self) -> int: ...
-    @property
-    def failures_as_begun(self) -> int: ...
-    @property
-    def error_rate(self) -> float: ...
-    @property
-    def error_weight(self) -> float: ...
-    @property
-    def probe(self) -> bool: ...
+    at: float
+    """When they were read, on the store's clock."""
+    consecutive_failures: int
+    """In the order in which calls ended."""
+    failures_as_begun: int
+    """In the order in which calls began: a success whose call began before these failed ones doesn't end the row."""
+    error_rate: float
+    error_weight: float
+    """Effective number of outcomes behind `error_rate`."""
+    trips: int
+    probe: bool
+    """The reported call was the probe."""
 
 
 class Step(StrEnum):
@@ -151,7 +153,7 @@ def ejection_s(before: int, rng: random.Random, base_s: float = EJECTION_S) -> f
 
 def after_report(
     health: Health,
-    counts: Counts,
+    counters: Counters,
     failure: FailureKind | None,
     now: float,
     rng: random.Random,
@@ -168,17 +170,17 @@ def after_report(
     if failure in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
         return NOTHING
     bad = failure is not None and counts_for_health
-    if counts.probe:
+    if counters.probe:
         return _trip(health, now, rng, base_s, f"probe failed: {failure}") if bad else RECOVER
     if not bad or health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
         return NOTHING
     enough = CONSECUTIVE_UNREACHED if failure is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
     enough = CONSECUTIVE_WHEN_BILLED if billed else enough
-    if counts.consecutive_failures >= enough or counts.failures_as_begun > enough:
-        row = max(counts.consecutive_failures, counts.failures_as_begun)
+    if counters.consecutive_failures >= enough or counters.failures_as_begun > enough:
+        row = max(counters.consecutive_failures, counters.failures_as_begun)
         return _trip(health, now, rng, base_s, f"{row} failures in a row: {failure}")
-    if counts.error_rate > ERROR_RATE and counts.error_weight > ERROR_WEIGHT:
-        return _trip(health, now, rng, base_s, f"{counts.error_rate:.0%} of recent calls failed: {failure}")
+    if counters.error_rate > ERROR_RATE and counters.error_weight > ERROR_WEIGHT:
+        return _trip(health, now, rng, base_s, f"{counters.error_rate:.0%} of recent calls failed: {failure}")
     return NOTHING
 
 

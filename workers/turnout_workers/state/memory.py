@@ -14,7 +14,7 @@ from typing import Any
 
 from turnout_workers.routing import latency
 from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, account_id
-from turnout_workers.routing.health import circuit, ejections_in_a_row, ramp_room
+from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_room
 from turnout_workers.state.record import FRESH, RESTORED, Record, sampled
 from turnout_workers.state.store import (
     CEILING,
@@ -25,7 +25,6 @@ from turnout_workers.state.store import (
     Ask,
     Bid,
     Ceiling,
-    Counters,
     Fenced,
     Granted,
     NoRoom,

@@ -19,6 +19,7 @@ from turnout.ledger import Call, Coalescer, Keys, Script
 from turnout.ledger.script import CLOCK
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Observed, account_id
+from turnout_workers.routing.health import Counters
 from turnout_workers.state import memory, record, store, windows
 from turnout_workers.state.record import unpacked
 from turnout_workers.state.store import (
@@ -27,7 +28,6 @@ from turnout_workers.state.store import (
     Ask,
     Bid,
     Ceiling,
-    Counters,
     Fenced,
     Granted,
     NoRoom,

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Observed
+from turnout_workers.routing.health import Counters
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,23 +156,6 @@ class Report:
     ttft_s: float | None = None
     predicted_s: float | None = None
     limits: tuple[ObservedLimit, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Counters:
-    """The endpoint's outcome counts after a report, for `routing/health.py` to decide on."""
-
-    at: float
-    consecutive_failures: int
-    """As the calls ended."""
-    failures_as_begun: int
-    """In a row, too, but of calls that began one after the other: neither a success of one that began before them, nor
-    the order in which they ended, makes a difference."""
-    error_rate: float
-    error_weight: float
-    trips: int
-    probe: bool
-    """The reported call was the probe."""
 
 
 @dataclass(frozen=True, slots=True)
