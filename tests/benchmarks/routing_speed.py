@@ -68,6 +68,7 @@ def ours() -> dict[str, Callable[[], object]]:
     from turnout.request import Capability, InferenceRequest, Lane, Quality, RoutingConstraints
     from turnout_workers.routing import Endpoint, Fleet, JobProfile, Snapshot, rank
     from turnout_workers.routing.fleet import EndpointView, Limits, Load, Price, ProviderMetrics
+    from turnout_workers.routing.record import to_record
 
     rng = random.Random(1)
 
@@ -123,7 +124,7 @@ def ours() -> dict[str, Callable[[], object]]:
             rank(JobProfile.of(request, accepted_at=999.0), snapshots[20], 1000.0, rng).best
         ),
         "20, from a snapshot of its own": lambda: rank(job, Snapshot.of(999.9, small, fleets[20]), 1000.0, rng),
-        "20, with its record": lambda: rank(job, snapshots[20], 1000.0, rng).to_record(),
+        "20, with its record": lambda: to_record(rank(job, snapshots[20], 1000.0, rng)),
     }
 
 

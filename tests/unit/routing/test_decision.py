@@ -17,7 +17,7 @@ from turnout_workers.routing.decision import worth_repeating
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
-from turnout_workers.routing.record import candidates
+from turnout_workers.routing.record import candidates, to_record
 
 S = RoutingStrategy
 CHEAP = view(endpoint("cheap", price=Price(0.1, 0.1)), metrics=observed(3.0))
@@ -416,7 +416,7 @@ def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() ->
                 for n in range(2)
             ]
             fleet = snapshot(CHEAP, FAST, MIDDLE, at, *twins, view(endpoint("x"), load=Load(ready_at=NOW + 1)))
-            records.append(rank(job(strategy=strategy), fleet, NOW, rng, turn=rng.choice([None, 1, 2])).to_record())
+            records.append(to_record(rank(job(strategy=strategy), fleet, NOW, rng, turn=rng.choice([None, 1, 2]))))
     records = json.loads(json.dumps(records))
     repeated = replay(records)
     assert (repeated.decisions, repeated.changed) == (120, 0)
@@ -428,7 +428,7 @@ def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() ->
 def test_a_record_says_why_and_holds_no_prompt() -> None:
     wanted = job(prompt="the secret plan", model="llama", deadline_s=30)
     out = view(endpoint("out"), Health(open_until=NOW + 9, reason="4 failures in a row"))
-    record = decide(wanted, MIDDLE, out, endpoint("other", model="gpt")).to_record()
+    record = to_record(decide(wanted, MIDDLE, out, endpoint("other", model="gpt")))
     assert record["chosen"] == "middle/llama"
     assert record["excluded"]["out/llama"] == ["open", "ejected: 4 failures in a row"]
     assert record["excluded"]["other/gpt"] == ["model", "serves gpt, not llama"]

@@ -43,6 +43,7 @@ from turnout_workers.routing import failover
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
+from turnout_workers.routing.record import to_record
 from turnout_workers.routing.tenants import TenantShares
 from turnout_workers.state.snapshot import POLL_S, SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, FleetStore, Granted, NoRoom
@@ -351,7 +352,7 @@ class Attempts:
 
 
 def _record(decision: routing.Decision, called: str | None = None) -> bytes:
-    return to_json(decision.to_record(called))
+    return to_json(to_record(decision, called))
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing import latency as timing
@@ -181,15 +181,6 @@ class Decision:
             and (other.upper_cost_microusd or 0) <= left_microusd
         )
         return Hedge(after_s, others[:HEDGE_BIDS]) if others else None
-
-    def to_record(self, called: str | None = None) -> dict[str, Any]:
-        """All that explains and repeats this decision, as compact JSON values; see `record.replay`.
-
-        called: the endpoint that was called then, the first of those ready that had room when asked.
-        """
-        from turnout_workers.routing.record import to_record
-
-        return to_record(self, called)
 
     def raise_if_refused(self) -> None:
         """Raises `NoEligibleEndpoint` with each endpoint's reason."""

@@ -21,7 +21,10 @@ NOW = 0.0
 
 
 def to_record(decision: Decision, called: str | None = None) -> dict[str, Any]:
-    """All that explains and repeats a decision; no prompt, no key. Micro-dollars and seconds."""
+    """All that explains a decision, and lets `replay` repeat it: no prompt, no key. Micro-dollars and seconds.
+
+    called: the endpoint that was called, the first of the candidates for which admission found room.
+    """
     job = decision.job
     rows = [_candidate(decision.ranking, index, decision.at) for index in (*decision.ready, *decision.busy)]
     return {
