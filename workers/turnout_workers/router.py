@@ -37,8 +37,7 @@ from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
-from turnout_workers.routing.failover import Action as Next
-from turnout_workers.routing.failover import judge
+from turnout_workers.routing.failover import Next, judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S

@@ -13,8 +13,7 @@ from tests.unit.routing.fleets import NOW
 from turnout.request import Capability, Lane, Quality, RoutingStrategy
 from turnout_workers.routing import Action, Endpoint, JobProfile, Snapshot, judge, rank, refusal, replay
 from turnout_workers.routing.eligibility import too_large, upper_cost_microusd
-from turnout_workers.routing.failover import Action as Next
-from turnout_workers.routing.failover import backoff_s
+from turnout_workers.routing.failover import Next, backoff_s
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.health import EJECTION_MAX_S, circuit, ejection_s

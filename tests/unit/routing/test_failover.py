@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from turnout_workers.routing.failover import MAX_ATTEMPTS, RULES, Action, Allowance, backoff_s, judge
+from turnout_workers.routing.failover import MAX_ATTEMPTS, RULES, Allowance, Next, backoff_s, judge
 from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
 K = FailureKind
@@ -63,7 +63,7 @@ def test_every_kind_has_its_row_and_its_rule() -> None:
 
 
 def test_a_success_finishes() -> None:
-    assert judge(None, random.Random()).action is Action.FINISH
+    assert judge(None, random.Random()).action is Next.FINISH
 
 
 @pytest.mark.parametrize(("told_s", "action"), [(0.5, "retry"), (2.0, "retry"), (2.1, "fail_over")])
@@ -73,7 +73,7 @@ def test_a_short_retry_after_is_waited_for_in_place(told_s: float, action: str) 
     assert found.block_s >= told_s
     if action == "retry":
         assert found.delay_s >= told_s
-        assert verdict(K.RATE_LIMITED, told_s, retries_here=1).action is Action.FAIL_OVER
+        assert verdict(K.RATE_LIMITED, told_s, retries_here=1).action is Next.FAIL_OVER
 
 
 @pytest.mark.parametrize("kind", [K.RATE_LIMITED, K.OVERLOADED, K.UNAVAILABLE, K.SERVER_ERROR, K.TIMED_OUT])
@@ -88,7 +88,7 @@ def test_a_daily_quota_cools_down_for_an_hour_at_least() -> None:
 
 
 def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
-    assert verdict(K.SERVER_ERROR, retry_budget_left=False).action is Action.FAIL_OVER
+    assert verdict(K.SERVER_ERROR, retry_budget_left=False).action is Next.FAIL_OVER
     allowance = Allowance(0.25, reserve=2)
     assert [allowance.withdraw() for _ in range(3)] == [True, True, False]
     for _ in range(4):
@@ -99,15 +99,15 @@ def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
 
 @pytest.mark.parametrize("kind", list(FailureKind))
 def test_without_fallback_no_job_goes_elsewhere(kind: FailureKind) -> None:
-    assert verdict(kind, allow_fallback=False, retries_here=9).action in (Action.DEFER, Action.GIVE_UP)
+    assert verdict(kind, allow_fallback=False, retries_here=9).action in (Next.DEFER, Next.GIVE_UP)
     waits = kind in (K.RATE_LIMITED, K.QUOTA_EXHAUSTED, K.LOCAL, K.CANCELLED)
-    assert (verdict(kind, allow_fallback=False, retries_here=9).action is Action.DEFER) == waits
+    assert (verdict(kind, allow_fallback=False, retries_here=9).action is Next.DEFER) == waits
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))
 def test_a_job_ends_after_its_last_attempt_and_waiting_is_none(kind: FailureKind) -> None:
     last = verdict(kind, attempt=MAX_ATTEMPTS)
-    assert (last.action is Action.GIVE_UP) == (last.spends_attempt or kind is K.INVALID_REQUEST)
+    assert (last.action is Next.GIVE_UP) == (last.spends_attempt or kind is K.INVALID_REQUEST)
 
 
 def test_the_first_failover_is_at_once_and_later_ones_back_off() -> None:

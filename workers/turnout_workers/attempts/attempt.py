@@ -38,9 +38,9 @@ from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import logs, tracing
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.providers.base import current_job
-from turnout_workers.routing import decision as routing
-from turnout_workers.routing import failover
+from turnout_workers.routing.decision import Action, Candidate, Decision, Hedge, rank
 from turnout_workers.routing.estimate import amend
+from turnout_workers.routing.failover import Next
 from turnout_workers.routing.options import headroom
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.record import to_record
@@ -187,21 +187,21 @@ class Attempts:
         if not search.progress.deferrals and (left_s := self.parking.left_s(search.line, now)) > 0:
             return await self._closing.defer(job, search.progress, left_s, line=search.line)
         decision = self._decide(wish, search, now)
-        if decision.action is routing.Action.REFUSE:
+        if decision.action is Action.REFUSE:
             reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
             message, record = f"no endpoint can serve this job ({reasons or 'none is configured'})", _record(decision)
             return await self._closing.give_up(job, search.progress, JobStatus.FAILED, "refused", message, record)
         if search.woken:
             decision, search.woken = decision.asking(), False
         wait_s = decision.wait_s
-        if decision.action is routing.Action.GO:
+        if decision.action is Action.GO:
             found = await self._ask(job, search, decision, now)
             if not isinstance(found, float):
                 return found
             wait_s = found
         return await self._wait(job, search, decision, wait_s, now) if wait_s > 0 else None
 
-    async def _ask(self, job: HeldJob, search: _Search, decision: routing.Decision, now: float) -> Room | End | float:
+    async def _ask(self, job: HeldJob, search: _Search, decision: Decision, now: float) -> Room | End | float:
         """Ask admission for one of the candidates. A number: look again after so long."""
         candidates = decision.bids(MAX_BIDS)
         same = [candidate for candidate in candidates if candidate.endpoint.id == search.again]
@@ -237,7 +237,7 @@ class Attempts:
         return wait_s
 
     async def _wait(
-        self, job: HeldJob, search: _Search, decision: routing.Decision, wait_s: float, now: float
+        self, job: HeldJob, search: _Search, decision: Decision, wait_s: float, now: float
     ) -> Moved | Skipped | None:
         """Wait in place as long as patience lasts, else park the job."""
         longest_s = RECHECK_S * 2 ** min(search.progress.deferrals, 5)
@@ -277,9 +277,9 @@ class Attempts:
             priced=any(ceiling.limit_microusd is not None for ceiling in ceilings),
         )
 
-    def _decide(self, wish: JobProfile, search: _Search, now: float) -> routing.Decision:
+    def _decide(self, wish: JobProfile, search: _Search, now: float) -> Decision:
         tried = search.progress.tried
-        return routing.rank(
+        return rank(
             wish,
             self._fleet.snapshot,
             now,
@@ -289,7 +289,7 @@ class Attempts:
         )
 
     async def _admit(
-        self, job: HeldJob, progress: Progress, candidates: Sequence[routing.Candidate], *, second: bool = False
+        self, job: HeldJob, progress: Progress, candidates: Sequence[Candidate], *, second: bool = False
     ) -> Admission:
         bids = tuple(Bid.of(c, self._ceilings.of_provider(c.endpoint.provider)) for c in candidates)
         now, tenant = self._fleet.now(), job.claim.tenant or ""
@@ -312,7 +312,7 @@ class Attempts:
 
     async def _follow(self, job: HeldJob, search: _Search, judged: Judged) -> End | None:
         """Act on how the call went. None: look for an endpoint again."""
-        again = judged.verdict.action is failover.Action.RETRY
+        again = judged.verdict.action is Next.RETRY
         end = None if again else await self._end(job, judged, search.record)
         await judged.told()
         self._bring_another(job, search)
@@ -323,14 +323,12 @@ class Attempts:
         return end
 
     async def _race(
-        self, job: HeldJob, before: Progress, stopped: list[Attempt], room: Room, hedge: routing.Hedge
+        self, job: HeldJob, before: Progress, stopped: list[Attempt], room: Room, hedge: Hedge
     ) -> list[Finished]:
         begin, admit = partial(self._begin, job, stopped), partial(self._admit, job, before, second=True)
         return await self._judging.hedging.race(hedge, begin(room.chosen, room.grant), admit, begin)
 
-    def _begin(
-        self, job: HeldJob, stopped: list[Attempt], chosen: routing.Candidate, grant: Granted
-    ) -> Awaitable[Finished]:
+    def _begin(self, job: HeldJob, stopped: list[Attempt], chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
         logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
         return tracing.called(job, chosen, self._calling(job, chosen, grant, stopped))
 
@@ -340,18 +338,18 @@ class Attempts:
         if call.failure is None:
             return await closing.succeed(job, progress, call.response, record)
         match verdict.action:
-            case failover.Action.FAIL_OVER if verdict.delay_s <= 0:
+            case Next.FAIL_OVER if verdict.delay_s <= 0:
                 return await closing.fail_over(job, progress, record, call.attempt)
-            case failover.Action.FAIL_OVER:
+            case Next.FAIL_OVER:
                 return await closing.defer(job, progress.failed_over(), verdict.delay_s, record)
-            case failover.Action.DEFER:
+            case Next.DEFER:
                 return await closing.defer(job, progress, verdict.delay_s, record, new_round=True)
             case _:
                 kind, message = call.failure.kind.value, call.failure.message
                 return await closing.give_up(job, progress, JobStatus.FAILED, kind, message, record)
 
 
-def _record(decision: routing.Decision, called: str | None = None) -> bytes:
+def _record(decision: Decision, called: str | None = None) -> bytes:
     return to_json(to_record(decision, called))
 
 

@@ -17,7 +17,7 @@ from turnout_workers.attempts.schema import unmended
 from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import logs
 from turnout_workers.routing.decision import Candidate, Decision, Hedge, worth_repeating
-from turnout_workers.routing.failover import Action, Allowance, Verdict, judge
+from turnout_workers.routing.failover import Allowance, Next, Verdict, judge
 from turnout_workers.state.store import Granted
 
 RETRY_SHARE = 0.1
@@ -101,7 +101,7 @@ class Judging:
             reports.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
             progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
         if ended.failure is not None and unmended(request, progress.attempts):
-            verdict = replace(verdict, action=Action.GIVE_UP)
-        if verdict.action is Action.RETRY:
+            verdict = replace(verdict, action=Next.GIVE_UP)
+        if verdict.action is Next.RETRY:
             self._retries.withdraw()
         return Judged(progress, ended, verdict, reports)

@@ -27,7 +27,9 @@ BACKOFF_S = 0.25
 BACKOFF_MAX_S = 8.0
 
 
-class Action(StrEnum):
+class Next(StrEnum):
+    """What becomes of a job after one of its calls."""
+
     FINISH = "finish"
     RETRY = "retry"
     FAIL_OVER = "fail_over"
@@ -87,7 +89,7 @@ RULES: dict[FailureKind, Rule] = {
 class Verdict:
     """What the worker does with the job (`action` after `delay_s`), and with the endpoint (the rest)."""
 
-    action: Action
+    action: Next
     delay_s: float = 0.0
     block_s: float = 0.0
     """Cooldown of the endpoint, or of its account; 0: none."""
@@ -118,7 +120,7 @@ def judge(
     has_untried: whether an eligible endpoint is left that this job has not tried in this round.
     """
     if failure is None:
-        return Verdict(Action.FINISH, counts_for_health=True)
+        return Verdict(Next.FINISH, counts_for_health=True)
     rule = RULES[failure.kind]
     told_s = failure.retry_after_s
     block_s = max(told_s or 0.0, 0.0)
@@ -126,29 +128,29 @@ def judge(
         block_s = max(block_s, rule.cooldown_s)
     block_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
 
-    def ruled(action: Action, delay_s: float = 0.0) -> Verdict:
+    def ruled(action: Next, delay_s: float = 0.0) -> Verdict:
         cooldown_s = 0.0 if rule.fatal or rule.unsuited or rule.disables else block_s
         return Verdict(
             action, delay_s, cooldown_s, failure.scope, rule.disables, rule.counts, rule.spends, rule.unsuited
         )
 
     if rule.fatal or (rule.spends and attempt >= MAX_ATTEMPTS):
-        return ruled(Action.GIVE_UP)
+        return ruled(Next.GIVE_UP)
     if failure.kind is FailureKind.CANCELLED:
-        return ruled(Action.DEFER)
+        return ruled(Next.DEFER)
     if rule.waits and told_s is not None and told_s <= SHORT_WAIT_S and retries_here == 0:
-        return ruled(Action.RETRY, block_s)
+        return ruled(Next.RETRY, block_s)
     if retries_here < rule.retries and retry_budget_left and failure.repeatable:
-        return ruled(Action.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
+        return ruled(Next.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
-        return ruled(Action.DEFER, backoff_s(retries_here + 1, rng))
+        return ruled(Next.DEFER, backoff_s(retries_here + 1, rng))
     if not allow_fallback:  # a cooldown is no failure: the one endpoint that may be used is waited for
-        return ruled(Action.DEFER, block_s) if rule.cooldown_s is not None else ruled(Action.GIVE_UP)
+        return ruled(Next.DEFER, block_s) if rule.cooldown_s is not None else ruled(Next.GIVE_UP)
     if has_untried:
-        return ruled(Action.FAIL_OVER, backoff_s(attempt - 1, rng))
+        return ruled(Next.FAIL_OVER, backoff_s(attempt - 1, rng))
     if rule.unsuited:
-        return ruled(Action.GIVE_UP)
-    return ruled(Action.DEFER, RECHECK_S if rule.disables else max(block_s, backoff_s(attempt, rng)))
+        return ruled(Next.GIVE_UP)
+    return ruled(Next.DEFER, RECHECK_S if rule.disables else max(block_s, backoff_s(attempt, rng)))
 
 
 def backoff_s(failures: int, rng: random.Random) -> float:
