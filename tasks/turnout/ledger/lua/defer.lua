@@ -3,8 +3,8 @@
 -- KEYS  job, leases, delayed, parked, story
 -- ARGV  id, token, line, for how long (ms) the line waits at most, progress (JSON), event (JSON fields)
 -- Returns 1, or 0 if it is no longer this worker's
-local job = redis.call('HMGET', KEYS.job, 'state', 'token')
-if not is_held(job[1]) or job[2] ~= ARGV[2] then return 0 end
+local state, token = unpack(redis.call('HMGET', KEYS.job, 'state', 'token'))
+if not is_held(state) or token ~= ARGV[2] then return 0 end
 
 redis.call('HSET', KEYS.job, 'progress', ARGV[5])
 redis.call('ZREM', KEYS.leases, ARGV[1])

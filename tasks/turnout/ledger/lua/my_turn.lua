@@ -3,7 +3,7 @@
 -- KEYS  mutex
 -- ARGV  owner, for (ms)
 -- Returns 1 if it is the owner's
-local owner = redis.call('GET', KEYS[1])
+local owner = redis.call('GET', KEYS.mutex)
 if owner and owner ~= ARGV[1] then return 0 end
-redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+redis.call('SET', KEYS.mutex, ARGV[1], 'PX', ARGV[2])
 return 1

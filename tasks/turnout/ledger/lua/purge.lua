@@ -9,7 +9,7 @@ for i, id in ipairs(ARGV) do
   local state = redis.call('HGET', KEYS[job], 'state')
   if state and not is_waiting(state) and not is_held(state) then
     redis.call('UNLINK', KEYS[job], KEYS[job + 1], KEYS[job + 2], KEYS[job + 3])
-    redis.call('ZREM', KEYS[1], id)
+    redis.call('ZREM', KEYS.failed, id)
     count = count + 1
   end
 end

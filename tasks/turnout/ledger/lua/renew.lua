@@ -7,9 +7,9 @@ local ends = NOW + ARGV[1]
 local reply = {}
 for i = 2, #KEYS do
   local id, token = ARGV[2 * i - 2], ARGV[2 * i - 1]
-  local job = redis.call('HMGET', KEYS[i], 'state', 'token')
-  local ours = is_held(job[1]) and job[2] == token
-  if ours then redis.call('ZADD', KEYS[1], ends, id) end
+  local state, current = unpack(redis.call('HMGET', KEYS[i], 'state', 'token'))
+  local ours = is_held(state) and current == token
+  if ours then redis.call('ZADD', KEYS.leases, ends, id) end
   reply[i - 1] = ours and 1 or 0
 end
 return reply

@@ -4,13 +4,13 @@
 -- KEYS  job, pending, queue, story
 -- ARGV  id, for how long (ms) it must have been without; after that, each time twice as long passes
 -- Returns 1, or 0 if it was not published
-local job = redis.call('HMGET', KEYS.job, 'v', 'state', 'missed_ms', 'republished')
-if job[1] ~= VERSION or job[2] ~= 'queued' then return 0 end
-if not job[3] then
+local version, state, missed_ms = unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'missed_ms'))
+if version ~= VERSION or state ~= 'queued' then return 0 end
+if not missed_ms then
   redis.call('HSET', KEYS.job, 'missed_ms', NOW)
   return 0
 end
-if NOW - job[3] < tonumber(ARGV[2]) then return 0 end
+if NOW - missed_ms < tonumber(ARGV[2]) then return 0 end
 
 local times = redis.call('HINCRBY', KEYS.job, 'republished', 1)
 redis.call('HDEL', KEYS.job, 'missed_ms')

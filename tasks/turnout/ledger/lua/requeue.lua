@@ -3,8 +3,8 @@
 -- KEYS  job, pending, queue, leases, story
 -- ARGV  id, token, progress (JSON; '': as it was), event (JSON fields), requeues to add (0 or 1)
 -- Returns 1, or 0 if it is no longer this worker's
-local job = redis.call('HMGET', KEYS.job, 'state', 'token')
-if not is_held(job[1]) or job[2] ~= ARGV[2] then return 0 end
+local state, token = unpack(redis.call('HMGET', KEYS.job, 'state', 'token'))
+if not is_held(state) or token ~= ARGV[2] then return 0 end
 
 redis.call('HINCRBY', KEYS.job, 'requeues', ARGV[5])
 if ARGV[3] ~= '' then redis.call('HSET', KEYS.job, 'progress', ARGV[3]) end

@@ -10,13 +10,14 @@
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
 local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[10]
 local by_worker = authority == 'token' or authority == 'late'
-local job = redis.call('HMGET', KEYS.job, 'v', 'state', 'token', 'settled_token', 'deadline_ms', 'given_up',
-  'watchers', 'batch', 'turn', 'stream', 'webhook', 'spot', 'lane')
-local state, current = job[2], job[3]
+local version, state, current, settled_token, deadline, given_up,
+  own_batch, lane, turn, spot, streams, webhook, watchers = unpack(redis.call('HMGET', KEYS.job,
+  'v', 'state', 'token', 'settled_token', 'deadline_ms', 'given_up',
+  'batch', 'lane', 'turn', 'spot', 'stream', 'webhook', 'watchers'))
 if not state then return {'gone', ''} end
-if job[1] ~= VERSION then return {'refused', state} end
+if version ~= VERSION then return {'refused', state} end
 if not is_held(state) and not is_waiting(state) then
-  return {(by_worker and job[4] == token) and 'repeated' or 'duplicate', state}
+  return {(by_worker and settled_token == token) and 'repeated' or 'duplicate', state}
 end
 
 local outcome = 'settled'
@@ -29,18 +30,17 @@ if by_worker then
     outcome = 'salvaged'
   end
 elseif authority == 'expire' then
-  local deadline = tonumber(job[5])
-  if is_held(state) or deadline == 0 or deadline > NOW then return {'refused', state} end
+  if is_held(state) or deadline == '0' or tonumber(deadline) > NOW then return {'refused', state} end
 elseif authority == 'sweep' then
-  if not is_held(state) or job[6] ~= current or tonumber(redis.call('ZSCORE', KEYS.leases, id)) > NOW then
+  if not is_held(state) or given_up ~= current or tonumber(redis.call('ZSCORE', KEYS.leases, id)) > NOW then
     return {'refused', state}
   end
 end
-if (job[8] or '') ~= batch then
-  return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. (job[8] or '') .. '"')
+if (own_batch or '') ~= batch then
+  return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. (own_batch or '') .. '"')
 end
 
-if state == 'queued' then redis.call('ZREM', pending_of(job[13]), id) end
+if state == 'queued' then redis.call('ZREM', pending_of(lane), id) end
 redis.call('HSET', KEYS.job, 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
 -- What nobody can need again. Progress stays where the result was not written by who knew it.
 local gone = {'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect', 'given_up'}
@@ -48,12 +48,12 @@ if by_worker then gone[#gone + 1] = 'progress' end
 if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end
 redis.call('HDEL', KEYS.job, unpack(gone))
 if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
-if job[5] ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
-if job[12] then unpark(job[12]) end
+if deadline ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
+if spot then unpark(spot) end
 -- Celery hears of an end from the worker that has the job's message. Where none may have it, there is to be one more, in
 -- its lane's queue, which is called like the lane.
-if state ~= 'queued' and authority ~= 'token' then redis.call('LPUSH', job[13], message_of(id, NOW)) end
-if job[9] then end_turn(job[9]) end
+if state ~= 'queued' and authority ~= 'token' then redis.call('LPUSH', lane, message_of(id, NOW)) end
+if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 
 local ttl = tonumber(status == 'failed' and ARGV[9] or ARGV[8])
@@ -76,10 +76,10 @@ elseif batch ~= '' then
   redis.call('RPUSH', KEYS.done, id)
   redis.call('PEXPIRE', KEYS.done, ttl)
 end
-if job[10] then
+if streams then
   redis.call('XADD', KEYS.stream, '*', 'end', status)
   redis.call('PEXPIRE', KEYS.stream, ttl)
 end
-if job[11] then redis.call('ZADD', KEYS.hooks, NOW, id) end
-for inbox in string.gmatch(job[7] or '', '%S+') do redis.call('PUBLISH', inbox, id) end
+if webhook then redis.call('ZADD', KEYS.hooks, NOW, id) end
+for inbox in string.gmatch(watchers or '', '%S+') do redis.call('PUBLISH', inbox, id) end
 return {outcome, state}
