@@ -9,6 +9,7 @@ import pytest
 import redis
 from hypothesis import settings
 from tests import redis_server as servers
+from tests.properties.ledger.bed import Bed
 
 os.environ.pop("REDIS_URL", None)  # no test works on a Redis that isn't its own
 settings.register_profile("any_machine", deadline=None)  # a busy one is slow, and not wrong
@@ -36,3 +37,11 @@ def flushed(redis_url: str) -> Iterator[redis.Redis]:
     """A client of an empty Redis; replies are bytes."""
     with redis.Redis.from_url(redis_url) as client:
         yield client
+
+
+@pytest.fixture
+def bed(redis_url: str) -> Iterator[Bed]:
+    """A ledger in an empty Redis, on a clock that the test moves."""
+    bed = Bed(redis_url)
+    yield bed
+    bed.close()

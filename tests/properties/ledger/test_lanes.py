@@ -17,7 +17,6 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-import pytest
 from tests.properties.ledger.bed import CLOCK_KEY, LANE, START, Bed, seen, simple
 from tests.properties.ledger.spec import Job, Step, apply
 
@@ -236,13 +235,6 @@ def _message(text: str) -> tuple[int, str]:
 
 def _pairs(flat: list[Any]) -> dict[str, str]:
     return dict(zip(flat[::2], flat[1::2], strict=True))
-
-
-@pytest.fixture
-def bed(redis_url: str) -> Iterator[Bed]:
-    bed = Bed(redis_url)
-    yield bed
-    bed.close()
 
 
 def test_two_jobs_two_workers_and_their_messages(bed: Bed) -> None:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-import pytest
 from tests.properties.ledger.bed import KEPT_S, START, Bed, seen, simple
 from tests.properties.ledger.spec import BY_TOKEN, RULES, Job, Step, apply
 
@@ -144,13 +143,6 @@ def walk(bed: Bed, claims: int) -> tuple[int, int]:
                 found.append(later)
         frontier = found
     return len(known), tried
-
-
-@pytest.fixture
-def bed(redis_url: str) -> Iterator[Bed]:
-    bed = Bed(redis_url)
-    yield bed
-    bed.close()
 
 
 def test_every_step_from_every_state_is_as_specified(bed: Bed) -> None:

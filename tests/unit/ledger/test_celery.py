@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,13 +12,6 @@ from tests.properties.ledger.bed import KEPT_S, LANE, Bed
 
 from turnout.errors import Cancelled, Expired, Failed, JobError
 from turnout.result import JobStatus
-
-
-@pytest.fixture
-def bed(redis_url: str) -> Iterator[Bed]:
-    bed = Bed(redis_url)
-    yield bed
-    bed.close()
 
 
 @pytest.fixture

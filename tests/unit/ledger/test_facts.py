@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from itertools import pairwise
 
 import pytest
@@ -16,13 +15,6 @@ from turnout.request import CONTRACT_VERSION, InferenceRequest, Lane
 from turnout.result import JobStatus
 
 LOST_S = 5.0
-
-
-@pytest.fixture
-def bed(redis_url: str) -> Iterator[Bed]:
-    bed = Bed(redis_url)
-    yield bed
-    bed.close()
 
 
 def header(message: bytes, name: str) -> object:

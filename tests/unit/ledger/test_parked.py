@@ -2,21 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from tests.properties.ledger.bed import KEPT_S, LANE, Bed
 from tests.unit.ledger.test_facts import order
 
 NEXT_S = 5.0
 EVENT = {"event": "deferred"}
-
-
-@pytest.fixture
-def bed(redis_url: str) -> Iterator[Bed]:
-    bed = Bed(redis_url)
-    yield bed
-    bed.close()
 
 
 def parked(bed: Bed, count: int, line: str = "line", wait_s: float = 60.0) -> list[str]:

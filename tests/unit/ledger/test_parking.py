@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator
 
 import pytest
 import redis.asyncio
@@ -13,13 +12,6 @@ from tests.unit.ledger.test_parked import parked
 
 from turnout.ledger import Coalescer
 from turnout_workers.attempts.parking import Parking
-
-
-@pytest.fixture
-def bed(redis_url: str) -> Iterator[Bed]:
-    bed = Bed(redis_url)
-    yield bed
-    bed.close()
 
 
 async def background_work() -> None:

@@ -2,22 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
-import pytest
 from tests.properties.ledger.bed import KEPT_S, LANE, Bed
 from tests.unit.ledger.test_facts import fetch, housekeep, order
 
 from turnout.ledger import Claimed
 from turnout.ledger.operations import TURNS
 from turnout.request import Lane
-
-
-@pytest.fixture
-def bed(redis_url: str) -> Iterator[Bed]:
-    bed = Bed(redis_url)
-    yield bed
-    bed.close()
 
 
 def flood(bed: Bed, count: int, tenant: str | None = "loud", lane: Lane = LANE) -> list[str]:
