@@ -8,7 +8,6 @@ import math
 import pickle
 from datetime import datetime
 
-import aiohttp
 import pytest
 from genai_prices import Usage as ListUsage
 from genai_prices import calc_price
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 from turnout.request import InferenceRequest, Usage
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.providers.errors import classify_exception
 from turnout_workers.providers.prices import cost_microusd, list_price
 from turnout_workers.providers.retry_after import observed_limits, retry_after_s, seconds
 from turnout_workers.providers.scrub import PIECE, scrubbed
@@ -48,7 +46,7 @@ def test_every_spelling_of_a_delay_is_read(text: str | None, expected: float | N
 def test_a_wrong_clock_of_ours_changes_no_delay(skew_s: float) -> None:
     date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
     later = {"retry-after": "Fri, 15 Jan 2027 08:00:07 GMT"}
-    assert retry_after_s(date | later, None, NOW + skew_s) == 7
+    assert retry_after_s(date | later, None, NOW + skew_s, {}) == 7
     limits = {
         "anthropic-ratelimit-requests-remaining": "0",
         "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:04Z",
@@ -67,13 +65,6 @@ def test_what_looks_like_a_key_is_not_repeated_and_a_message_is_bounded() -> Non
 def test_no_long_piece_of_a_prompt_is_repeated(prompt: str, around: str) -> None:
     told = scrubbed(f"{around}{prompt[5:]}{around}", (prompt,))
     assert not any(prompt[at : at + 2 * PIECE] in told for at in range(len(prompt) - 2 * PIECE + 1))
-
-
-def test_a_refused_connection_costs_nothing_and_a_lost_one_may() -> None:
-    assert classify_exception(aiohttp.ConnectionTimeoutError("refused")).billed is Billed.NO
-    lost = aiohttp.ServerDisconnectedError()
-    assert classify_exception(lost).kind is K.INTERRUPTED
-    assert classify_exception(lost).billed is Billed.MAYBE
 
 
 def test_of_a_filter_no_more_than_a_word_is_repeated() -> None:

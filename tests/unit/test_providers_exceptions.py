@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import aiohttp
 import pytest
 
-from turnout_workers.providers.errors import classify_exception
+from turnout_workers.providers.classify import classify_exception
 from turnout_workers.routing.failure import Billed, FailureKind
 
 K = FailureKind

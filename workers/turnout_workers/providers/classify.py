@@ -1,7 +1,7 @@
-"""What an error response means to the router: status, headers and body become a `Failure`.
+"""What a failed call means to the router: an error response, or an exception of aiohttp, becomes a `Failure`.
 
-Status codes alone mislead: a 429 may be an empty account, a 400 a bad key. So the vendor's own codes and words
-come first. The order of the tests is the order of belief.
+Status codes alone mislead: a 429 may mean an account without credit, a 400 a bad key. So the vendor's own codes and
+words come first: the tests are in the order in which they are to be believed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from turnout_workers.providers.dialects import STANDARD_LIMITS
+import aiohttp
+
 from turnout_workers.providers.errors import request_id
 from turnout_workers.providers.retry_after import retry_after_s
 from turnout_workers.providers.scrub import scrubbed
@@ -64,15 +65,17 @@ _OPTIONAL |= {"stop_sequences": "stop", "effort": "reasoning_effort", "thinking"
 """Parameters without which a call still makes sense, as vendors and we call them."""
 _MODELS_FAULT = ("json_validate_failed", "tool_use_failed", "output_parse_failed")
 """Groq: the model wrote no JSON, or no call of a tool, where one was due."""
+_QUOTATION = re.compile(r"\n|\\n|<Raw")
+"""Where an exception of aiohttp begins to quote what it received: an answer, or a prompt or key that was echoed."""
 
 
-def classify(
+def classify_response(
     status: int,
     headers: Mapping[str, str],
     body: Any,
     now: float,
-    scrub: tuple[str, ...] = (),
-    limit_headers: Mapping[str, str] = STANDARD_LIMITS,
+    scrub: tuple[str, ...],
+    limit_headers: Mapping[str, str],
 ) -> Failure:
     """The failure that a response stands for. `body`: parsed JSON, or text. `scrub`: texts never to be shown."""
     kind_word, code, said, upstream = _envelope(body)
@@ -178,3 +181,29 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
     text = said if isinstance(said, str) else json.dumps(said)
     upstream = str(metadata.get("raw") or "") if isinstance(metadata, dict) else ""
     return str(word or "").lower(), str("" if code is None else code).lower(), text, upstream
+
+
+def classify_exception(error: BaseException) -> Failure:
+    """The failure that an exception of aiohttp stands for: the call is not known to have been answered."""
+    said = _QUOTATION.split(str(error))[0].rstrip(" :'\"")
+    text = scrubbed(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+    match error:
+        case (
+            aiohttp.ClientConnectorError()
+            | aiohttp.ServerFingerprintMismatch()
+            | aiohttp.ConnectionTimeoutError()
+            | aiohttp.ClientHttpProxyError()
+            | aiohttp.InvalidURL()
+            | aiohttp.NonHttpUrlClientError()
+        ):
+            return Failure(FailureKind.UNAVAILABLE, text)
+        case aiohttp.ServerTimeoutError():
+            return Failure(FailureKind.TIMED_OUT, text, Billed.MAYBE)
+        case aiohttp.ClientResponseError():
+            return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
+        case aiohttp.ClientError() | OSError():
+            return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
+        case ValueError():
+            return Failure(FailureKind.UNAVAILABLE, text)
+        case _:
+            return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)

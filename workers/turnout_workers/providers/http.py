@@ -22,9 +22,8 @@ from yarl import URL
 
 from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
-from turnout_workers.providers.classify import classify
-from turnout_workers.providers.dialects import STANDARD_LIMITS
-from turnout_workers.providers.errors import ProviderError, classify_exception, malformed
+from turnout_workers.providers.classify import classify_exception, classify_response
+from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
@@ -47,7 +46,8 @@ class Outgoing:
     timeouts: Timeouts
     scrub: tuple[str, ...] = field(default=(), repr=False)
     """Keys and prompts, which no message may repeat."""
-    limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
+    limit_headers: Mapping[str, str] = field(default_factory=dict)
+    """See `Dialect.limit_headers`."""
     proxy: str | None = field(default=None, repr=False)
 
 
@@ -195,7 +195,7 @@ class _Exchange:
 
     def _classified(self, status: int, told: Any) -> ProviderError:
         now, limit_headers = time.time(), self._out.limit_headers
-        failure = classify(status, self.headers, told, now, self._out.scrub, limit_headers)
+        failure = classify_response(status, self.headers, told, now, self._out.scrub, limit_headers)
         return ProviderError(failure, observed_limits(self.headers, now, limit_headers))
 
 

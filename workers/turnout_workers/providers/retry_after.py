@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Any
 
-from turnout_workers.providers.dialects import STANDARD_LIMITS
 from turnout_workers.state.store import ObservedLimit
 
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -61,9 +60,7 @@ def _sent_at(headers: Mapping[str, str], now: float) -> float:
     return now if told_s is None else told_s
 
 
-def retry_after_s(
-    headers: Mapping[str, str], body: Any, now: float, limit_headers: Mapping[str, str] = STANDARD_LIMITS
-) -> float | None:
+def retry_after_s(headers: Mapping[str, str], body: Any, now: float, limit_headers: Mapping[str, str]) -> float | None:
     """How long the provider asks to wait: `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset, the
     reset of whichever of its limits says that nothing remains, else its words ("try again in 7m12s")."""
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
@@ -92,9 +89,9 @@ def retry_after_s(
 
 
 def observed_limits(
-    headers: Mapping[str, str], now: float, limit_headers: Mapping[str, str] = STANDARD_LIMITS
+    headers: Mapping[str, str], now: float, limit_headers: Mapping[str, str]
 ) -> tuple[ObservedLimit, ...]:
-    """What a provider's headers say of its limits. limit_headers: which they are, as in `Dialect.limit_headers`."""
+    """What a provider's headers say of its limits. limit_headers: see `Dialect.limit_headers`."""
     if not any("ratelimit" in name for name in headers):
         return ()
     found, now = [], _sent_at(headers, now)
