@@ -56,9 +56,9 @@ def test_so_are_signals_that_somebody_receives() -> None:
 
 def test_an_end_that_came_about_elsewhere_is_told_and_nothing_follows_from_it() -> None:
     job = _Job(1, never, lambda *_: TRACED, ("turnout.infer", "id", {}, [[], {}, {"chord": {}}], None, None), None)
-    job.passes = Ended(lambda: "answer")
+    job.untraced = Ended(lambda: "answer")
     assert job.traced() == (False, "'answer'", 0.0)
-    job.passes = Ended(failing)
+    job.untraced = Ended(failing)
     failed, error, _ = job.traced()
     assert failed
     assert isinstance(error.exception, ValueError)

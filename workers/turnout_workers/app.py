@@ -61,7 +61,7 @@ app.conf.update(
     worker_prefetch_multiplier=1,
     worker_disable_rate_limits=True,
     worker_consumer=f"{__name__}:PatientConsumer",
-    # For those that are acknowledged late, and so for none; but without it Celery warns at each reconnect.
+    # It concerns tasks that are acknowledged late, and so none; but without it Celery warns at each reconnect.
     worker_cancel_long_running_tasks_on_connection_loss=True,
     worker_enable_prefetch_count_reduction=False,  # the pool's free slots are the limit
     worker_send_task_events=settings.file.monitoring.task_events,
@@ -86,8 +86,8 @@ class Answer:
         return worker.foreign.stored(self._result)
 
 
-def told(result: JobResult) -> Callable[[], Any]:
-    """How a job ended, as its task's outcome: called, it gives the answer or raises what there is instead."""
+def outcome_of(result: JobResult) -> Callable[[], Any]:
+    """How a job ended, as `AsyncTask.execute` tells it: called, it returns the answer or raises the job's error."""
     return (lambda: Answer(result)) if result.succeeded else result.answer
 
 
@@ -115,17 +115,18 @@ class Infer(AsyncTask):
             raise Ignore("Redis is away") from None
         match end:
             case Done(result):
-                return told(result)
+                return outcome_of(result)
             case Moved(_, note):
                 raise MovedOn(note)
             case Skipped(note):
-                raise Ended(told(ended)) if ended else Ignore(note)
+                raise Ended(outcome_of(ended)) if ended else Ignore(note)
 
 
 def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
     """The request that a plain Celery app has put into the message, or None if it names a job of the ledger.
 
-    One that has neither is taken at its word, and refused by the names that it gives: its sender waits for an answer.
+    One that has neither is read as a request made of its named arguments, and refused with their names: its sender
+    waits for an answer.
     """
     if args and "request" not in kwargs:
         return args[0] if args[0] != job_id else None
@@ -133,18 +134,16 @@ def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
 
 
 class JobRequest(AsyncRequest):
-    """Settling a job writes its record. Celery would write one of its own before that where a job is revoked, if the
-    sender's message asks for results."""
+    """Stores no errors, for settling a job writes its record. Of a revoked job whose sender wants results, Celery would
+    write a record of its own before that."""
 
     store_errors = False
     _already_revoked: bool
     _announce_revoked: Any
 
     def __init__(self, sent: Any, **options: Any) -> None:
-        """Celery would keep one with an `eta` in memory, and lose it with the process: the ledger does.
-
-        But for one that expires before, of which nothing is to be kept.
-        """
+        """Hide an `eta` from Celery, which would hold the job in memory until then, and lose it with the process: the
+        ledger parks it. Only a message that expires before its `eta` is left to Celery, which then drops it."""
         super().__init__(sent, **options)
         if self.eta is not None and (self.expires is None or self.eta < self.expires):
             self.request_dict[NOT_BEFORE], self._eta = self.eta.timestamp(), None
@@ -159,7 +158,7 @@ class JobRequest(AsyncRequest):
             self._announce_revoked("cancelled", False, None, False)
 
     def on_retry(self, exc_info: Any) -> None:
-        """One that was revoked meanwhile goes on nowhere."""
+        """Nothing is told of a job's move once it was revoked."""
         if not self._already_revoked:
             super().on_retry(exc_info)
 
@@ -173,8 +172,8 @@ class JobRequest(AsyncRequest):
 
 
 class PatientConsumer(Consumer):
-    """Connects anew when Redis refuses a command, as a primary does after a failover to another. But one that takes no
-    writes, for its disk is full, say, would refuse the next at once."""
+    """Rests before it reconnects to a Redis that refused a command: one that takes no writes, because its disk is full,
+    say, would refuse the next at once."""
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)
@@ -183,7 +182,7 @@ class PatientConsumer(Consumer):
 
 
 class MovedOn(Retry):
-    """A retry to Celery and Flower, which show its repr."""
+    """A job that goes on elsewhere: to Celery and Flower a retry, of which they show the repr."""
 
     def __repr__(self) -> str:
         return str(self.message)
@@ -196,15 +195,16 @@ def _logging(loglevel: int, **_: Any) -> None:
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")
 def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
-    """As Celery's own, but jobs are cancelled at once, in Flower, say, and not remembered, so that a replay can run.
+    """As Celery's own command, which Flower's buttons send. But jobs are cancelled at once, and then not remembered as
+    revoked, so that they can be replayed.
 
-    Before Celery does its part, which writes a record of its own where there is none.
+    They are cancelled before Celery does its part, for it would write a record of its own where it finds none.
     """
     cancelled = worker.revoke(maybe_list(task_id))
-    told = control.revoke(state, task_id, **options)  # type: ignore[attr-defined]  # the stubs lack it
+    reply = control.revoke(state, task_id, **options)  # type: ignore[attr-defined]  # the stubs lack it
     for job_id in cancelled:
         revoked.discard(job_id)
-    return told
+    return reply
 
 
 @task_revoked.connect

@@ -6,10 +6,12 @@ some thousand others. When it ends, its outcome is handed back to Celery's threa
 calls the task's `run`, which merely returns or raises that outcome. So events, callbacks, chords and signals are
 Celery's own; no Celery code ever blocks the loop, and no connection of Celery's is shared by threads.
 
-Three things pass the tracer by. What is no end of the task, a `Retry` or `Ignore`: that would make a traceback which
-nobody reads, at three quarters of what it takes to park a job. A success of which nothing but Celery's event is to
-tell, which the tracer would take as long for as for all else that Celery does at a job's end. And an end that came
-about elsewhere, `Ended`: what follows from it has followed, and only the event is wanting.
+Three kinds of outcome bypass the tracer:
+
+- `Retry` and `Ignore`, which don't end the task. The tracer would format a traceback that nobody reads, which is three
+  quarters of what it costs to park a job.
+- A success that nothing but Celery's event has to tell of. The tracer would double what Celery does at a job's end.
+- `Ended`: the task ended elsewhere. Its callbacks have been called there, so only the event is missing.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import wait
+from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic
 from typing import Any
@@ -54,7 +57,7 @@ OBJECTS_A_JOB = 100
 
 
 class AsyncRequest(Request):
-    """Of an `AsyncTask`: the message is read once, and not by the tracer again."""
+    """Of an `AsyncTask`: decodes its message once, where Celery's own does so again in the tracer."""
 
     def __init__(self, message: Any, *, body: Any = None, decoded: bool = False, **options: Any) -> None:
         body = body if decoded else message.payload
@@ -65,7 +68,7 @@ class AsyncRequest(Request):
                 raise ValueError("no arguments of a task")
 
     def acknowledge(self) -> None:
-        """From then on nobody asks for the message, which is more than half of what Celery holds of a job."""
+        """Let go of the message, which nobody needs from here on: more than half of what Celery holds of a job."""
         super().acknowledge()
         self._message = self._on_ack = self._on_reject = None
         self.request_dict.pop("properties", None)
@@ -97,8 +100,8 @@ class Ended(Exception):
         self.outcome = outcome
 
 
-class _Untraced:
-    """What Celery reads of a `billiard.einfo.ExceptionInfo`."""
+class _ErrorInfo:
+    """What Celery reads of a `billiard.einfo.ExceptionInfo`, of an error that was never traced."""
 
     traceback = ""
 
@@ -106,28 +109,21 @@ class _Untraced:
         self.exception = ExceptionWithTraceback(error, "") if isinstance(error, Retry) else error
 
 
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class _Job:
     """One task under way in the pool."""
 
-    __slots__ = ("__weakref__", "args", "callback", "loop", "passes", "pid", "running", "started_at", "target")
-
-    def __init__(
-        self,
-        pid: int,
-        loop: asyncio.AbstractEventLoop,
-        target: Callable[..., Any],
-        args: tuple[Any, ...],
-        callback: Any,
-    ) -> None:
-        self.pid = pid
-        self.loop = loop
-        self.target = target
-        self.args = args
-        self.callback = callback
-        self.started_at = monotonic()
-        self.running: asyncio.Task[None] | None = None
-        self.passes: Retry | Ignore | Ended | None = None
-        """The tracer by."""
+    pid: int
+    loop: asyncio.AbstractEventLoop
+    target: Callable[..., tuple[Any, Any, float]]
+    """Celery's tracer …"""
+    args: tuple[Any, ...]
+    """… and what it is called with: the task's name and id, its request, the message's body, and two more."""
+    callback: Any
+    started_at: float = field(default_factory=monotonic, init=False)
+    running: asyncio.Task[None] | None = field(default=None, init=False)
+    untraced: Retry | Ignore | Ended | None = field(default=None, init=False)
+    """What it ended with if that is kept from the tracer."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -138,22 +134,21 @@ class _Job:
 
         The tracer is asked unless all that it would do is to call `run`.
         """
-        if isinstance(self.passes, Ended):
+        if isinstance(self.untraced, Ended):
             try:
-                return False, repr(self.passes.outcome()), 0.0
+                return False, repr(self.untraced.outcome()), 0.0
             except Exception as error:
-                return True, _Untraced(error), 0.0
-        if self.passes is not None:
-            return True, _Untraced(self.passes), 0.0
+                return True, _ErrorInfo(error), 0.0
+        if self.untraced is not None:
+            return True, _ErrorInfo(self.untraced), 0.0
         if OUTCOME in self.request and self.request.get("ignore_result") and not self._followed:
             with contextlib.suppress(Exception):
                 return False, repr(self.request[OUTCOME]()), 0.0
-        told: tuple[Any, Any, float] = self.target(*self.args)
-        return told
+        return self.target(*self.args)
 
     @property
     def _followed(self) -> bool:
-        """Whether more than an event is to tell of its success: callbacks, a chain, a chord, receivers of signals."""
+        """Whether something waits for its success: callbacks, a chain, a chord, receivers of signals."""
         _, _, embed = self.args[3]
         return any((embed or {}).values()) or any(signal.receivers for signal in TRACED)
 
@@ -174,13 +169,13 @@ class TaskPool(BasePool):
     grace_s = 30.0
     """How long a warm shutdown waits for calls in flight before it hands their jobs back."""
     hurried = False
-    """Somebody has asked a second time: the grace period is over."""
+    """A stop was asked for a second time: don't wait for the rest of the grace period."""
     on_loop_start: Callable[[asyncio.AbstractEventLoop, int], Any] | None = None
     on_loop_stop: Callable[[], Any] | None = None
     """Coroutine functions of the application, run on the loop before the first job and after the last."""
     on_moved: Callable[[], None] | None = None
-    """Called when tasks were told to be retried. Another worker may be quick with them, and Flower shows as retried
-    whatever was said to be so last."""
+    """Called after tasks were reported as retried, to publish those events now: if another worker ended such a job
+    before they are out, Flower would show it as retried for ever."""
 
     def on_start(self) -> None:
         self._pids = itertools.count(1)
@@ -235,15 +230,16 @@ class TaskPool(BasePool):
                 request[OUTCOME] = await task.execute(request, body)
             except (Retry, Ignore, Ended) as told:
                 # Its frames know the job, which knows this: a circle that would lie about until the next collection.
-                job.passes = told.with_traceback(None)
+                job.untraced = told.with_traceback(None)
             except asyncio.CancelledError:
                 raise
             except BaseException as error:  # the tracer reports it, as it would any task's
                 request[OUTCOME] = _raiser(error)
 
     def _ended(self, job: _Job, running: asyncio.Task[None]) -> None:
-        if running.cancelled() and job.passes is None and OUTCOME not in job.request:
-            job.passes = Ignore("stopped before it was begun")  # the tracer would let it pass, and end the worker
+        if running.cancelled() and job.untraced is None and OUTCOME not in job.request:
+            # Not by way of the tracer, which would let the cancellation through and so end the worker.
+            job.untraced = Ignore("stopped before it was begun")
         self._done.append(job)
         if not self._woken:
             self._woken = True
@@ -257,7 +253,7 @@ class TaskPool(BasePool):
         moved = False
         while self._done:
             job = self._done.popleft()
-            moved |= isinstance(job.passes, Retry)
+            moved |= isinstance(job.untraced, Retry)
             failed, value, runtime = job.traced()
             if isinstance(self.app.tasks[job.args[0]], AsyncTask):
                 runtime = monotonic() - job.started_at  # the tracer saw only the hand-over
