@@ -216,6 +216,8 @@ class Attempts:
             before, chosen = search.progress.attempts, room.chosen.endpoint
             if before and before[-1].provider != chosen.provider:
                 self._metrics.moved(before[-1], chosen.provider)
+            if search.again not in (None, chosen.id):  # by now another is better, or that one is out
+                search.retries_here, search.progress = 0, search.progress.failed_over()
             self._bring_another(job, search)
             search.record = _record(decision, chosen.id)
             return room
