@@ -98,7 +98,7 @@ def test_providers_are_listed_and_checked(here: local.Local) -> None:
     assert set(found["checks"].values()) == {""}
     assert {one["health"] for one in found["endpoints"]} == {"well"}
     turnout(here, "isolate", "sim-horizon")
-    assert "isolated: isolated by an operator" in turnout(here, "providers")
+    assert "isolated: by an operator" in turnout(here, "providers")
     turnout(here, "restore", "sim-horizon")
 
 

@@ -540,6 +540,16 @@ async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFl
     assert not (await granted(fleet, bid(B))).probe
 
 
+async def test_an_operators_reason_stands_whatever_calls_that_were_under_way_say(fleet: AnyFleet) -> None:
+    await fleet.store.isolate([A], "maintenance")
+    await fleet.store.block([A], 20, "429")
+    assert (await fleet.store.trip(A, 2, "4 failures in a row")).reason == "maintenance"
+    await fleet.store.disable([A], "the key is not accepted")
+    known = await health(fleet)
+    assert (known.reason, known.open_until, known.blocked_until) == ("maintenance", 0, 0)
+    assert known.why == "maintenance"
+
+
 async def test_what_failed_a_day_ago_counts_no_more(fleet: AnyFleet) -> None:
     await end(fleet, await granted(fleet, bid()), ok=False)
     fleet.advance(86_400)
@@ -575,6 +585,16 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
     assert quantile_seen(metrics.latencies, 0.5) == 2.56
 
 
+@pytest.mark.parametrize("model", ["a|b", "llama|reason-7b", "llama"])
+async def test_state_shows_an_endpoint_whatever_its_model_is_called(model: str, fleet: AnyFleet) -> None:
+    await granted(fleet, bid("groq/llama"))
+    await end(fleet, await granted(fleet, bid(f"groq/{model}")), latency_s=1)
+    await fleet.store.trip(f"groq/{model}", 2, "hangs")
+    states = (await fleet.store.state())[1]
+    assert (states.keys(), sum(states[f"groq/{model}"].metrics.latencies)) == ({"groq/llama", f"groq/{model}"}, 1)
+    assert states[f"groq/{model}"].health.reason == "hangs"
+
+
 async def test_slow_samples_weigh_more_and_two_fast_ones_bring_relief(fleet: AnyFleet) -> None:
     async def seen(latency_s: float) -> float:
         await end(fleet, await granted(fleet, bid()), latency_s=latency_s)
@@ -608,3 +628,29 @@ async def test_ready_at_tells_when_a_full_endpoint_has_room(fleet: AnyFleet) -> 
     fleet.advance(61)
     load = (await fleet.store.state())[1][A].load
     assert (load.ready_at, load.free) == (0, 1)
+
+
+@pytest.mark.parametrize(
+    ("limits", "told", "fits"),
+    [
+        ({"tokens_per_minute": 100}, (), 40),
+        ({"output_tokens_per_minute": 50}, (), 20),
+        ({"tokens_per_minute": 100, "requests_per_minute": 1}, (), 0),
+        ({"tokens_per_minute": 90, "tokens_per_day": 80}, (), 20),
+        ({"tokens_per_minute": 100}, (ObservedLimit("tokens_per_minute", 100, 15, 9),), 15),
+        ({}, (ObservedLimit("tokens_per_minute", 70, None, None),), 10),
+        ({}, (ObservedLimit("requests_per_minute", None, 0, 9), ObservedLimit("tokens_per_minute", None, 15, 9)), 0),
+    ],
+)
+async def test_what_a_large_job_has_to_wait_for_holds_up_no_small_one(
+    limits: dict[str, int], told: tuple[ObservedLimit, ...], fits: int, fleet: AnyFleet
+) -> None:
+    grant = await granted(fleet, bid(**limits, input_tokens=30, output_tokens=30))
+    await end(fleet, grant, input_tokens=30, output_tokens=30, limits=told)
+    await refused(fleet, bid(**limits, input_tokens=30, output_tokens=30))
+    load = (await fleet.store.state())[1][A].load
+    assert load.ready_at > START
+    assert load.fits == fits
+    if fits:
+        await granted(fleet, bid(**limits, output_tokens=fits))
+        assert (await fleet.store.state())[1][A].load.ready_at == 0

@@ -227,6 +227,13 @@ def test_a_job_with_time_waits_for_the_cheap_one_and_an_urgent_one_does_not() ->
     assert decide(job(strategy="priority", lane=Lane.BATCH), busy, FAST).action is Action.GO
 
 
+def test_what_large_jobs_wait_for_holds_up_no_small_one() -> None:
+    full = replace(CHEAP, load=Load(ready_at=NOW + 20, fits=150))
+    sizes = [(50, 100), (51, 100), (9000, 100), (22, 128), (23, None)]
+    jobs = [replace(job(), input_tokens=given, output_tokens=out, expected_output_tokens=128) for given, out in sizes]
+    assert [decide(one, full).action for one in jobs] == ["go", "wait", "wait", "go", "wait"]
+
+
 def offered(wanted: JobProfile, *parts: Any) -> list[str]:
     return [bid.endpoint.provider for bid in decide(wanted, *parts).bids(6)]
 

@@ -103,7 +103,7 @@ def cancel(jobs: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--reason", default="isolated by an operator", show_default=True)
+@click.option("--reason", default="by an operator", show_default=True)
 def isolate(name: str, reason: str) -> None:
     """Take a provider, or one endpoint of it, out of the fleet until it is restored."""
     here = deployment()

@@ -106,7 +106,7 @@ class Providers(BaseHandler):  # type: ignore[misc]
         endpoint, action = self.get_argument("endpoint"), self.get_argument("action")
         if endpoint not in self._here.fleet.ids or action not in ("isolated", "restored"):
             raise web.HTTPError(400, "no such endpoint or action")
-        reason = "isolated in Flower" if action == "isolated" else ""
+        reason = "in Flower" if action == "isolated" else ""
         call = mark_call(self._here.ledger.keys, action, [endpoint], reason)
         await _asked(self._here.ask, call)
         self.redirect(self.reverse_url("providers"))

@@ -90,7 +90,7 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
         "endpoint": view.endpoint.id,
         "circuit": circuit(health, now).value,
         "until_s": round(max(0.0, max(health.open_until, health.blocked_until) - now), 1),
-        "reason": health.disabled or health.reason,
+        "reason": health.why,
         "in_flight": load.in_flight,
         "waiting": load.waiting,
         "slots": view.endpoint.limits.concurrency,

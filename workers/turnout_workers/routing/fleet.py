@@ -157,6 +157,11 @@ class Health:
     probing: bool = False
     """A probe is in flight."""
 
+    @property
+    def why(self) -> str:
+        """Of what keeps it out, for people: an operator's word before all."""
+        return self.reason if self.isolated else self.disabled or self.reason
+
 
 @dataclass(frozen=True, slots=True)
 class ProviderMetrics:
@@ -195,7 +200,9 @@ class Load:
     free: float = 1.0
     """Share of the scarcest limit that is left in the current window, 0 to 1."""
     ready_at: float = 0.0
-    """When the scarcest limit will have room for one more; 0: now."""
+    """When the scarcest limit will have room for one more like the last that asked; 0: now."""
+    fits: int = 0
+    """Calls of so few tokens find room before."""
     waiting: int = 0
     """Jobs that would rather wait for this endpoint than take another."""
     shadow_price: float = 0.0

@@ -113,7 +113,9 @@ class Options:
             text = f"takes about {option.latency_s:.1f} s, at most {job.max_latency_s:g} s wanted"
             self._exclude(option, Reason.SLOW, text, believed_until)
             return None
-        ready_at = max(health.blocked_until, view.load.ready_at)
+        ready_at = health.blocked_until
+        if job.charged_tokens > view.load.fits:
+            ready_at = max(ready_at, view.load.ready_at)
         chance = (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1
         if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
             ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
@@ -171,9 +173,8 @@ def _shut(state: Circuit, health: Health, now: float) -> tuple[Reason, str, floa
         return Reason.OPEN, f"ejected: {health.reason}", health.open_until
     if state is Circuit.HALF_OPEN:
         return Reason.PROBING, "a probe is on its way", now + PROBE_AGAIN_S
-    if state is Circuit.DISABLED:
-        return Reason.DISABLED, f"disabled: {health.disabled}", None
-    return Reason.ISOLATED, "isolated by an operator", None
+    reason = Reason.DISABLED if state is Circuit.DISABLED else Reason.ISOLATED
+    return reason, f"{state}: {health.why}", None
 
 
 def busy_reason(option: Option, now: float) -> tuple[Reason, str]:

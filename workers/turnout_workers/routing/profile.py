@@ -67,6 +67,11 @@ class JobProfile:
     """How often this job failed, by endpoint id."""
 
     @property
+    def charged_tokens(self) -> int:
+        """What a call takes of rate limits until it is known."""
+        return self.input_tokens + (self.expected_output_tokens if self.output_tokens is None else self.output_tokens)
+
+    @property
     def cost_left_microusd(self) -> float:
         """What may still be spent under the job's ceiling; infinite without one."""
         return math.inf if self.max_cost_microusd is None else self.max_cost_microusd - self.spent_microusd

@@ -48,7 +48,7 @@ def trouble(health: Health, now: float) -> tuple[float, str] | None:
     """What is wrong with an endpoint: seconds that it will last, and what it is. None: nothing."""
     state = circuit(health, now)
     if state in (Circuit.DISABLED, Circuit.ISOLATED):
-        return 1e9, f"{state}: {health.disabled or health.reason}"
+        return 1e9, f"{state}: {health.why}"
     if state is Circuit.OPEN:
         left = health.open_until - now
         return left, f"out for another {left:.0f} s: {health.reason}"

@@ -30,7 +30,7 @@ from turnout_workers.state.store import (
     NoRoom,
     Report,
 )
-from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Usage
+from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Room, Usage
 from turnout_workers.state.windows import DAY, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
 
 SIGMA_STEP = 0.05
@@ -161,13 +161,14 @@ class MemoryFleetStore:
                 if (until := known.usage.until_the_next_second(most)) is not None:
                     yield Obstacle(until, "ramping")
         known.slots = -1 if bid.limits.concurrency is None else bid.limits.concurrency
-        known.free, known.free_at, known.ready_at = 1.0, now, 0
-        need = Use(1, bid.input_tokens, bid.output_tokens)
+        room, need = Room(), Use(1, bid.input_tokens, bid.output_tokens)
         shares = squeezed(known.share, known.blocked_until, now), 1.0
         for usage, allowed, share in zip(counted_by, (limits, bid.shared_limits), shares, strict=False):
-            free, ready_at, full = usage.room(allowed, need, share, headroom, now)
-            known.free, known.ready_at = min(known.free, free), max(known.ready_at, ready_at)
+            here, full = usage.room(allowed, need, share, headroom, now)
+            room = room.with_less(here)
             yield from full
+        known.free, known.free_at, known.ready_at = room.free, now, room.ready_at
+        known.fits = max(0, math.floor(room.fits)) if room.ready_at else 0
 
     def _counted_by(self, bid: Bid) -> tuple[Usage, ...]:
         """What a call to this bid's endpoint is charged to: the endpoint, and its account if that has limits."""
@@ -286,6 +287,8 @@ class MemoryFleetStore:
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
         now, known = self._now(), self._endpoints[endpoint_id]
+        if known.isolated:  # an operator's word stands
+            return known.health_at(now)
         if known.open_until <= now:
             known.trips = ejections_in_a_row(known.health_at(now), now / 1000) + 1
         known.open_until = max(known.open_until, now + _ms(open_s))
@@ -302,6 +305,8 @@ class MemoryFleetStore:
     async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
         now = self._now()
         for known in map(self._endpoints.__getitem__, endpoint_ids):
+            if known.isolated:
+                continue
             if known.blocked_until <= now:  # once a cooldown, however many calls ran into it
                 known.share = max(SQUEEZE_LEAST, squeezed(known.share, known.blocked_until, now) * SQUEEZE)
             known.blocked_until = max(known.blocked_until, now + _ms(for_s))

@@ -1,8 +1,8 @@
 """What a store keeps of an endpoint: one record of numbers, and how it reads as health, metrics and load.
 
 `memory.py` changes it as an object. In Redis it lies packed, so that a script reads and writes it in one step; beside
-it in the same hash lie `ENDPOINT|reason` and `ENDPOINT|disabled`, texts for people, and `ENDPOINT|latency7`, how many
-latencies were in bucket 7. Another layout of the record needs a key of another name.
+it in the same hash lie `ENDPOINT reason` and `ENDPOINT disabled`, texts for people, and `ENDPOINT latency7`, how many
+latencies were in bucket 7. Another layout of the record needs a key of another name, which says how many numbers it is.
 """
 
 from __future__ import annotations
@@ -63,6 +63,8 @@ class Record:
     """Share of the scarcest limit, when it was last looked at."""
     free_at: float = 0
     ready_at: float = 0
+    fits: float = 0
+    """Tokens that find room before `ready_at`, too."""
     slots: float = -1
     shadow_price: float = 0
 
@@ -114,6 +116,7 @@ class Record:
             oldest_started_at=self.oldest / 1000 if self.in_flight else 0.0,
             free=free,
             ready_at=self.ready_at / 1000 if self.ready_at > now else 0.0,
+            fits=int(self.fits),
             waiting=waiting,
             shadow_price=self.shadow_price,
         )

@@ -288,14 +288,14 @@ def _state(reply: Any) -> tuple[float, dict[str, Observed]]:
     return now_ms / 1000, {
         id: unpacked(packed).observed(
             now_ms,
-            kept.get(f"{id}|reason", b"").decode(),
-            kept.get(f"{id}|disabled", b"").decode(),
-            [int(kept.get(f"{id}|latency{bucket}", 0)) for bucket in range(latency.BUCKETS)],
+            kept.get(f"{id} reason", b"").decode(),
+            kept.get(f"{id} disabled", b"").decode(),
+            [int(kept.get(f"{id} latency{bucket}", 0)) for bucket in range(latency.BUCKETS)],
             waiting[id],
             overdue[id],
         )
         for id, packed in kept.items()
-        if "|" not in id
+        if " " not in id
     }
 
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.state.store import ASK_AGAIN_S, ObservedLimit
-from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, Use, Window
+from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, Kind, Use, Window
 
 ASK_AGAIN_MS = round(ASK_AGAIN_S * 1000)
 
@@ -19,6 +19,24 @@ class Obstacle(NamedTuple):
 
     until: float | None
     reason: str
+
+
+class Room(NamedTuple):
+    """What the scarcest of some limits have left."""
+
+    free: float = 1.0
+    """Share of it."""
+    ready_at: int = 0
+    """When (ms) there is room for a call of this size; 0: now."""
+    fits: float = math.inf
+    """Tokens for which there is room before."""
+
+    def with_less(self, other: Room) -> Room:
+        return Room(min(self.free, other.free), max(self.ready_at, other.ready_at), min(self.fits, other.fits))
+
+    def until(self, at: int, kind: Kind, left: float) -> Room:
+        """Where this limit is full until then, and has so much left for smaller calls."""
+        return self.with_less(Room(1.0, at, 0 if kind.counters == ("requests",) else left))
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,14 +74,12 @@ class Usage:
         for window in (self._minute, self._day):
             window.roll(now)
 
-    def room(
-        self, limits: Limits, need: Use, share: float, headroom: float, now: int
-    ) -> tuple[float, int, list[Obstacle]]:
-        """Share of the scarcest limit that is free, when (ms) the scarcest has room again, and what is in the way.
+    def room(self, limits: Limits, need: Use, share: float, headroom: float, now: int) -> tuple[Room, list[Obstacle]]:
+        """What room there is, and what is in the way.
 
         share: of the rate limits, what is in force. headroom: of all limits, what this job may fill. After `roll`.
         """
-        found, free, ready_at = [], 1.0, 0
+        found, room = [], Room()
         slots = limits.concurrency
         if slots is not None and len(self.calls) >= min(slots, max(1, math.floor(slots * headroom))):
             found.append(Obstacle(now + ASK_AGAIN_MS, "concurrency"))
@@ -75,17 +91,19 @@ class Usage:
             cap = self._caps.get(name)
             if cap and cap.until > now and kind.of(self._charged) + amount > cap.total:
                 found.append(Obstacle(cap.until, name))
-                ready_at = max(ready_at, cap.until)
+                room = room.until(cap.until, kind, cap.total - kind.of(self._charged))
             if not known:
                 continue
             limit = min(known) * share
             window = self._minute if kind.window == "minute" else self._day
-            free = min(free, max(0.0, 1 - kind.of(window.used) / max(limit, 1)))
+            used = kind.of(window.used)
+            room = room.with_less(Room(max(0.0, 1 - used / max(limit, 1))))
             at = window.room_at(kind, _fits(amount, limit * headroom))
             if at != 0:
                 found.append(Obstacle(at, name))
-                ready_at = max(ready_at, window.room_at(kind, _fits(amount, limit)))
-        return free, ready_at, found
+                if (at := window.room_at(kind, _fits(amount, limit))) != 0:
+                    room = room.until(at, kind, limit - used)
+        return room, found
 
     def until_the_next_second(self, requests: int) -> int | None:
         """When (ms) the next second begins, if this one has had so many requests. After `roll`."""

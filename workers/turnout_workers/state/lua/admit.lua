@@ -94,19 +94,23 @@ local function ramped(limits, known, load, block)
   if not limits.requests_per_minute then return math.max(2 ^ math.floor(elapsed), window) end
 end
 
--- Blocks where a limit is full. Returns the free share of the scarcest, and when the scarcest has room again.
+-- Blocks where a limit is full. Returns the free share of the scarcest, when the scarcest has room again, and for how
+-- many tokens there is room before.
 local function capacity(load, limits, slots, squeezed, bid, block)
   if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * ask.headroom))) then
     block(NOW + ASK_AGAIN_MS, 'concurrency')
   end
-  local free, ready_at, usage, use = 1, 0, load.usage, {1, bid.input, bid.output}
+  local free, ready_at, fits, usage, use = 1, 0, math.huge, load.usage, {1, bid.input, bid.output}
+  local function full_until(time, kind, left)
+    ready_at, fits = math.max(ready_at, time), math.min(fits, kind[3] == 1 and 0 or left)
+  end
   for _, kind in ipairs(KINDS) do
     local name, amount = kind[1], total(use, kind)
     local full, told = limits[name], usage.headers[name]
     if amount > 0 then
       if told and told.total and told['until'] > NOW and total(usage.charged, kind) + amount > told.total then
         block(told['until'], name)
-        ready_at = math.max(ready_at, told['until'])
+        full_until(told['until'], kind, told.total - total(usage.charged, kind))
       end
       if told and told.limit and (not full or told.limit < full) then full = told.limit end
       if full then
@@ -116,12 +120,12 @@ local function capacity(load, limits, slots, squeezed, bid, block)
         if at ~= 0 then
           block(at, name)
           at = room_at(load.key, kind, window, amount, limit)
-          ready_at = math.max(ready_at, at)
+          if at ~= 0 then full_until(at, kind, limit - total(window.sum, kind)) end
         end
       end
     end
   end
-  return free, ready_at
+  return free, ready_at, fits
 end
 
 local function money(bid, block)
@@ -204,14 +208,15 @@ for _, bid in ipairs(ask.bids) do
   local half_open, ramping = circuit(known, bid, block)
   local slots = bid.limits.concurrency
   if ramping then slots = ramped(bid.limits, known, load, block) end
-  local free, ready_at = capacity(load, bid.limits, slots, share_of(known), bid, block)
+  local free, ready_at, fits = capacity(load, bid.limits, slots, share_of(known), bid, block)
   if bid.shared then
-    local also_free, also_at = capacity(loads[2], bid.shared, bid.shared.concurrency, 1, bid, block)
-    free, ready_at = math.min(free, also_free), math.max(ready_at, also_at)
+    local also_free, also_at, also_fits = capacity(loads[2], bid.shared, bid.shared.concurrency, 1, bid, block)
+    free, ready_at, fits = math.min(free, also_free), math.max(ready_at, also_at), math.min(fits, also_fits)
   end
   money(bid, block)
 
   known[FREE], known[FREE_AT], known[READY_AT], known[SLOTS] = free, NOW, ready_at, bid.limits.concurrency or -1
+  known[FITS] = ready_at > 0 and math.max(0, math.floor(fits)) or 0
   known[IN_FLIGHT] = load.in_flight
   if not till then
     if load.in_flight == 0 then known[OLDEST] = NOW end

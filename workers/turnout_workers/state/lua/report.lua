@@ -133,7 +133,7 @@ if report.ok and report.latency then
     known[RESIDUAL] = known[RESIDUAL] + SIGMA_STEP * (residual * residual - known[RESIDUAL])
   end
   known[LATENCY_AT], known[SAMPLES] = NOW, known[SAMPLES] + 1
-  redis.call('HINCRBY', KEYS.endpoints, report.endpoint .. '|latency' .. report.bucket, 1)
+  redis.call('HINCRBY', KEYS.endpoints, report.endpoint .. ' latency' .. report.bucket, 1)
 end
 
 if report.ok and report.input > 0 then

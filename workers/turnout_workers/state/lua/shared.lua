@@ -25,7 +25,7 @@ end
 
 -- As `_health` of redis.py reads it.
 local function health_of(endpoint, known)
-  local texts = redis.call('HMGET', KEYS.endpoints, endpoint .. '|reason', endpoint .. '|disabled')
+  local texts = redis.call('HMGET', KEYS.endpoints, endpoint .. ' reason', endpoint .. ' disabled')
   return {NOW, struct.pack(LAYOUT, unpack(known)), texts[1] or '', texts[2] or ''}
 end
 
