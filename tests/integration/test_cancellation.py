@@ -255,7 +255,7 @@ class Worker:
         told = {
             "held": len(self.heartbeat),
             "calls": sum(map(len, attempts.under_way._calls.values())),
-            "waiting": sum(attempts.waiting.values()),
+            "waiting": attempts.under_way.waiting().total(),
             "in place": len(attempts.parking.in_place),
             "to be woken": len(attempts.parking._wanted),
         }

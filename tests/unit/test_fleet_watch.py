@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import random
 import time
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
 from tests.unit.routing.fleets import NOW, endpoint
 
-from turnout_workers.attempts.under_way import CallsUnderWay
+from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background import fleet_watch
 from turnout_workers.background.fleet_watch import FleetWatch
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits
@@ -29,10 +28,9 @@ class Worker:
 
     def __init__(self, name: str, store: MemoryFleetStore) -> None:
         self.name, self.store = name, store
-        self.waiting: Counter[str] = Counter()
         self.seen = SnapshotPoller(store, Fleet([A]), monotonic=lambda: NOW)
-        self.calls = CallsUnderWay(store._clock)
-        self.watch = FleetWatch(store, self.seen, self.waiting, self.calls, name, random.Random(0), 2.0)
+        self.calls = UnderWay(store._clock)
+        self.watch = FleetWatch(store, self.seen, self.calls, name, random.Random(0), 2.0)
         self.answer = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -102,10 +100,11 @@ async def test_jobs_that_wait_no_longer_are_told_of_at_once(monkeypatch: pytest.
     monkeypatch.setattr(fleet_watch, "EVERY_S", 0.0)
     async with workers() as (_, one, other):
         await one.begin(1)
-        for waiting in (5, 0):
-            one.waiting[A.id] = waiting
+        with one.calls.wait_for(A.id):
             await one.watch.look()
-            assert (await other.seen.poll()).views[0].load.waiting == waiting
+            assert (await other.seen.poll()).views[0].load.waiting == 1
+        await one.watch.look()
+        assert (await other.seen.poll()).views[0].load.waiting == 0
 
 
 async def test_a_process_that_was_not_running_reads_the_answers_before_it_looks(

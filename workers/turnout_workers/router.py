@@ -17,7 +17,6 @@ import logging
 import random
 import time
 import uuid
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +29,7 @@ from turnout_workers.attempts.judging import Judging, Room
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
-from turnout_workers.attempts.under_way import CallsUnderWay
+from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.ending import end
 from turnout_workers.background.fleet_watch import FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
@@ -130,13 +129,12 @@ class IntelligentRouter:
         self._seen = SnapshotPoller(self._store, Fleet(()), monotonic=clock)
         self._turn = 0
         self._last_seen: dict[Lane, float] = {}
-        self._waiting: Counter[str] = Counter()
-        self._under_way = CallsUnderWay(clock)
+        self._under_way = UnderWay(clock)
         self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
         self._judging = Judging(self._reporter, self._rng, hedge)
         self._checks = HealthChecks(self._providers, self._store, self._seen, health_check_interval, self._rng)
         self._watch = FleetWatch(
-            self._store, self._seen, self._waiting, self._under_way, uuid.uuid4().hex, self._rng, failover_cooldown
+            self._store, self._seen, self._under_way, uuid.uuid4().hex, self._rng, failover_cooldown
         )
         self._tasks: list[asyncio.Task[None]] = []
 
@@ -247,12 +245,8 @@ class IntelligentRouter:
             decision.raise_if_refused()
             if decision.action is Action.GO:
                 return decision
-            waits_for = decision.waits_for
-            self._waiting.update([waits_for] if waits_for else [])
-            try:
+            with self._under_way.wait_for(decision.waits_for):
                 await self._pause(profile, decision.wait_s)
-            finally:
-                self._waiting.subtract([waits_for] if waits_for else [])
 
     async def _pause(self, profile: JobProfile, wait_s: float) -> None:
         if profile.deadline is not None:

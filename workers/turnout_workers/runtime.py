@@ -114,7 +114,6 @@ class Worker:
         watch = FleetWatch(
             self._store,
             self._poller,
-            self.attempts.waiting,
             self.attempts.under_way,
             self.name,
             rng,

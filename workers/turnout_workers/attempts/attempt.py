@@ -7,12 +7,10 @@ Each step is somebody else's: the ledger knows the job, `routing/` decides, the 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import math
 import random
-from collections import Counter
-from collections.abc import Awaitable, Iterator, Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -104,8 +102,6 @@ class Attempts:
         self._last_seen: dict[Lane, float] = {}
         self._shares = TenantShares()
         self.under_way = self._calling.under_way
-        self.waiting: Counter[str] = Counter()
-        """Jobs of this worker that wait for an endpoint rather than take another, by endpoint id."""
 
     async def __call__(self, job_id: str, not_before: float = 0.0) -> End:
         """Claim the job and take it as far as it goes now: until `not_before`, Unix time, it is parked."""
@@ -250,20 +246,9 @@ class Attempts:
             self.parking.noted(search.line, now + wait_s, now)
             return await self._closing.defer(job, search.progress, wait_s, _record(decision), line=search.line)
         search.patience_s -= wait_s
-        with self._waits(decision.waits_for):
+        with self.under_way.wait_for(decision.waits_for):
             await self.parking.wait_in_place(in_place, wait_s)
         return None
-
-    @contextlib.contextmanager
-    def _waits(self, endpoint_id: str | None) -> Iterator[None]:
-        if endpoint_id is None:
-            yield
-            return
-        self.waiting[endpoint_id] += 1
-        try:
-            yield
-        finally:
-            self.waiting[endpoint_id] -= 1
 
     def _bring_another(self, job: HeldJob, search: _Search) -> None:
         """Where this job has found room there may be more; and there is when its call has ended."""

@@ -16,7 +16,7 @@ from turnout_workers.attempts.held import HeldJob
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
-from turnout_workers.attempts.under_way import CallsUnderWay
+from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
 from turnout_workers.providers.base import CallOutcome, Timeouts
@@ -43,7 +43,7 @@ class Calling:
     reporter: Reporter
     in_force: InForce
     rng: random.Random
-    under_way: CallsUnderWay = field(default_factory=CallsUnderWay, init=False)
+    under_way: UnderWay = field(default_factory=UnderWay, init=False)
 
     async def __call__(self, job: HeldJob, chosen: Candidate, grant: Granted, stopped: list[Attempt]) -> Finished:
         """Make the call. If it is cancelled, that is reported here, and the attempt added to `stopped`."""

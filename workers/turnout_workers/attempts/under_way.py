@@ -1,12 +1,12 @@
-"""The calls that this process has under way: which are overdue, and how those are cut short, so that jobs move on."""
+"""What this process does at each endpoint: its calls, of which overdue ones are cut short, and its jobs that wait."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Collection, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -16,38 +16,54 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 @dataclass(slots=True, eq=False)
 class _Call:
-    """A class and no generator: thousands of them wait at a time."""
+    """One call, under way while its block runs. Not a generator, which takes more memory: thousands wait at a time."""
 
     overdue_at: float
     task: asyncio.Task[object]
-    others: set[_Call]
-    """Of its endpoint, itself among them while it is under way."""
+    calls: set[_Call]
+    """All that are under way to its endpoint, this one among them."""
     cut: bool = False
+    """It was cut short, by cancelling its task …"""
     cancelled: int = 0
-    """Before: how often the task was."""
+    """… which somebody else had cancelled so many times before."""
 
     def __enter__(self) -> None:
-        self.others.add(self)
+        self.calls.add(self)
         self.cancelled = self.task.cancelling()
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        self.others.discard(self)
-        # A task that somebody else cancels besides stays cancelled.
+        self.calls.discard(self)
+        # Make a failure of our own cancellation; a task that somebody else has cancelled as well stays cancelled.
         if self.cut and self.task.uncancel() <= self.cancelled and isinstance(error, asyncio.CancelledError):
             told = "cut short: overdue, and its endpoint is out"
             raise ProviderError(Failure(FailureKind.TIMED_OUT, told, Billed.MAYBE)) from None
 
 
-class CallsUnderWay:
+class UnderWay:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._calls: dict[str, set[_Call]] = defaultdict(set)
+        self._waiting: Counter[str] = Counter()
 
     def call(self, endpoint_id: str, overdue_s: float) -> AbstractContextManager[None]:
         """Make a call in this block. Raises ProviderError (timed out) if it is cut short."""
         task = asyncio.current_task()
         assert task is not None
         return _Call(self._clock() + overdue_s, task, self._calls[endpoint_id])
+
+    @contextmanager
+    def wait_for(self, endpoint_id: str | None) -> Iterator[None]:
+        """Wait in this block for an endpoint, rather than take another one. None: for whichever has room."""
+        waits = [endpoint_id] if endpoint_id else []
+        self._waiting.update(waits)
+        try:
+            yield
+        finally:
+            self._waiting.subtract(waits)
+
+    def waiting(self) -> Counter[str]:
+        """How many jobs wait, by endpoint."""
+        return +self._waiting
 
     def cut_short(self, endpoint_ids: Collection[str]) -> int:
         """End the calls to these endpoints that are overdue, and no others; tells how many."""
@@ -58,7 +74,7 @@ class CallsUnderWay:
         return len(overdue)
 
     def overdue(self) -> Counter[str]:
-        """How many, by endpoint."""
+        """How many calls are overdue, by endpoint."""
         return +Counter({endpoint_id: len(self._overdue(endpoint_id)) for endpoint_id in self._calls})
 
     def _overdue(self, endpoint_id: str) -> list[_Call]:

@@ -6,12 +6,12 @@ import asyncio
 import logging
 import random
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
 from turnout_workers.attempts.reporting import Sight
-from turnout_workers.attempts.under_way import CallsUnderWay
+from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import Step, after_watch, circuit
 from turnout_workers.routing.strategies import next_shadow_price
@@ -35,8 +35,7 @@ class FleetWatch:
         self,
         store: FleetStore,
         fleet: Sight,
-        waiting: Mapping[str, int],
-        under_way: CallsUnderWay,
+        under_way: UnderWay,
         worker: str,
         rng: random.Random,
         ejection_s: float,
@@ -45,7 +44,6 @@ class FleetWatch:
         """came_back: called when an endpoint is there that was not, or that nobody could say when it would be."""
         self._store = store
         self._fleet = fleet
-        self._waiting = waiting
         self._under_way = under_way
         self._worker = worker
         self._rng = rng
@@ -55,7 +53,7 @@ class FleetWatch:
         self._there: frozenset[str] = frozenset()
         self._priced_at = 0.0
         self._told_at = 0.0
-        self._told: tuple[dict[str, int], Counter[str]] = {}, Counter()
+        self._told: tuple[Counter[str], Counter[str]] = Counter(), Counter()
 
     async def run(self) -> None:
         """Look after this process's calls, again and again."""
@@ -75,7 +73,7 @@ class FleetWatch:
         overdue, now = self._under_way.overdue(), asyncio.get_running_loop().time()
         if overdue == self._told[1] and now - self._told_at < EVERY_S:
             return
-        waiting = {endpoint_id: count for endpoint_id, count in self._waiting.items() if count > 0}
+        waiting = self._under_way.waiting()
         try:
             if waiting or overdue or any(self._told):
                 await self._store.publish(self._worker, waiting, overdue)
