@@ -30,7 +30,7 @@ DEFAULT_MAX_TOKENS = 4096
 WITHOUT_SAMPLING = "2026-10-21"
 """From this version on, `temperature` and `top_p` are refused."""
 HOTTEST = 1.0
-"""Highest temperature, and the usual one: a higher one is left out."""
+"""Highest temperature that it takes, which is also its default: a higher one is left out."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
 EFFORT = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 
@@ -110,7 +110,7 @@ class AnthropicConnector(Connector):
 
 
 class _Events:
-    """Blocks grow by deltas; the message that began is filled with them."""
+    """Content blocks grow by deltas, and go into the message at its end."""
 
     def __init__(self) -> None:
         self._message: dict[str, Any] = {}
@@ -185,7 +185,7 @@ def _tool_call(block: Mapping[str, Any]) -> ToolCall:
 
 
 def _usage(told: Any) -> Usage:
-    """Cached tokens are told apart from `input_tokens` here; ours include them."""
+    """Anthropic counts cached tokens beside `input_tokens`; ours include them."""
     read = int(told.get("cache_read_input_tokens") or 0)
     written = int(told.get("cache_creation_input_tokens") or 0)
     kept, thought = told.get("cache_creation") or {}, told.get("output_tokens_details") or {}

@@ -23,7 +23,7 @@ __all__ = [
 ]
 
 current_job: ContextVar[str | None] = ContextVar("current_job", default=None)
-"""The job for which a call is made. Told to simulated providers only, whose books check on us."""
+"""The job for which a call is made. Sent to simulated providers only, whose books audit ours."""
 
 OnToken = Callable[[str], Awaitable[None]]
 """Called with each piece of text as it arrives, when a job streams."""
@@ -71,7 +71,7 @@ class CloudProviderBase(ABC):
 
     @abstractmethod
     async def check_health(self) -> None:
-        """Ask the provider's free health endpoint; returns when it answers well, raises ProviderError."""
+        """Ask the provider's free health endpoint. Returns if it answers well, else raises ProviderError."""
 
     async def complete(self, request: InferenceRequest) -> InferenceResponse:
         """Call the first endpoint that serves the request's model, without any routing."""

@@ -17,7 +17,7 @@ MAX_BODY = 32 * 1024 * 1024
 
 
 class Unpacked:
-    """Unpacks a body piece by piece, for a 64 KB chunk of gzip can hold 67 MB; never more than the cap in all."""
+    """Decompresses a body piece by piece, and no more than the cap in all: 64 KB of gzip can hold 67 MB."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         encoding = headers.get("content-encoding", "identity").lower()
@@ -37,14 +37,14 @@ class Unpacked:
         return chunk
 
     def end(self) -> None:
-        """There is no more. Raises ProviderError if there should be."""
+        """To be called at the end of the body. Raises ProviderError if the compressed data breaks off."""
         if self._inflate is not None and not self._inflate.eof:
             raise ProviderError(Failure(FailureKind.INTERRUPTED, "the compressed answer ends early", Billed.MAYBE))
 
 
 async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of each server-sent event; `[DONE]` is none."""
-    begun: list[bytes] = []  # pieces of a line: joined once, for a line may come in thousands of them
+    """The data of each server-sent event, except the final `[DONE]`."""
+    begun: list[bytes] = []  # pieces of a line, joined once at its end: there may be thousands
     data: list[bytes] = []
     async for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
@@ -65,15 +65,15 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def parsed(raw: bytes) -> Any:
-    """JSON, or None: also for what is too deep, or no UTF-8, or a number of thousands of digits."""
+    """The value of a JSON text; None: no JSON, no UTF-8, nested too deep, or with a number of thousands of digits."""
     try:
-        return from_json(raw, cache_strings="keys")  # the rest is of this answer alone
+        return from_json(raw, cache_strings="keys")  # other strings are of this answer alone
     except ValueError:
         return _parsed_once_more(raw)
 
 
 def _parsed_once_more(raw: bytes) -> Any:
-    """Half a surrogate pair, which JSON can spell and UTF-8 can't, becomes a question mark: the answer is paid for."""
+    """Half a surrogate pair, which JSON can spell and UTF-8 can't, becomes a question mark: the answer was paid for."""
     try:
         value = json.loads(raw)
         if b"\\ud" in raw or b"\\uD" in raw:

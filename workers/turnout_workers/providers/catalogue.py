@@ -140,7 +140,7 @@ and goes elsewhere, while without one no job with tools would ever be sent."""
 
 
 def likely(name: str) -> frozenset[Capability]:
-    """What a model can do as far as its name tells; empty: it tells nothing."""
+    """What a model can probably do, judging by its name; empty if the name says nothing."""
     return next((capabilities for names, capabilities in FAMILIES if names.search(name)), frozenset())
 
 
@@ -159,5 +159,5 @@ def find(name: str) -> Model | None:
 
 
 def served_by(dialect: str | None) -> Iterator[Model]:
-    """The models that are known to be had at a vendor. None: at one that nobody knows."""
+    """The models that a vendor is known to serve; no model for an unknown vendor (None)."""
     return (model for model in MODELS if dialect in model.names)

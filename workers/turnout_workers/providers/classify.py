@@ -62,7 +62,7 @@ _UNSUPPORTED_WORDS = (
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort")}
 _OPTIONAL |= {"stop_sequences": "stop", "effort": "reasoning_effort", "thinking": "reasoning_effort"}
-"""Parameters without which a call still makes sense, as vendors and we call them."""
+"""Parameters that a call can do without: the vendors' names of them, and ours."""
 _MODELS_FAULT = ("json_validate_failed", "tool_use_failed", "output_parse_failed")
 """Groq: the model wrote no JSON, or no call of a tool, where one was due."""
 _QUOTATION = re.compile(r"\n|\\n|<Raw")
@@ -79,7 +79,7 @@ def classify_response(
 ) -> Failure:
     """The failure that a response stands for. `body`: parsed JSON, or text. `scrub`: texts never to be shown."""
     kind_word, code, said, upstream = _envelope(body)
-    if status == 200 and code in _STATUSES:  # an error in what began as an answer
+    if status == 200 and code in _STATUSES:  # an error in the body of what began as a success
         status = int(code)
     words = f"{said} {upstream}".lower()
     wait_s = retry_after_s(headers, body, now, limit_headers)
@@ -100,7 +100,7 @@ def classify_response(
         return any(text in words for text in texts)
 
     if named(_BILLING) or status == 402 or says(_BILLING_WORDS):
-        if status == 402 and wait_s is not None:  # OpenRouter: money of calls in flight, free again in a moment
+        if status == 402 and wait_s is not None:  # OpenRouter: credit held for calls in flight, soon free again
             return failure(FailureKind.RATE_LIMITED, scope=Scope.ACCOUNT)
         return failure(FailureKind.BILLING, scope=Scope.ACCOUNT)
     if status == 401 or named(_AUTH) or says(_AUTH_WORDS):
@@ -143,14 +143,14 @@ def classify_response(
     if 200 < status < 300:
         return failure(FailureKind.MALFORMED, Billed.MAYBE)
     if 300 <= status < 400 or (status > 400 and status != 422):
-        return failure(FailureKind.MALFORMED)  # no word of the API's; a redirect is not followed, wherever it leads
+        return failure(FailureKind.MALFORMED)  # not from the API itself; no redirect is followed
     if status == 200 and "invalid" not in kind_word:
         return failure(FailureKind.SERVER_ERROR, Billed.MAYBE)  # nothing says that it was the request's fault
     return failure(FailureKind.INVALID_REQUEST)
 
 
 def _parameter(body: Any, words: str) -> str | None:
-    """Which of the parameters that can be left out the error is about: the one it names, or the first it mentions."""
+    """The optional parameter that the error is about, by our name: the one it names, else the first mentioned."""
     error = body.get("error") if isinstance(body, dict) else None
     told = str(error.get("param")) if isinstance(error, dict) else ""
     mentioned = re.search(rf"\b({'|'.join(_OPTIONAL)})\b", words)
@@ -158,8 +158,8 @@ def _parameter(body: Any, words: str) -> str | None:
 
 
 def _envelope(body: Any) -> tuple[str, str, str, str]:
-    """Type or status word, code, message, and what a router says of its own provider, out of any vendor's error body.
-    The first two in lower case."""
+    """From any vendor's error body: its type or status word and its code, both in lower case, its message, and what the
+    provider behind it said, where the vendor is a router itself."""
     if isinstance(body, list) and len(body) == 1:
         body = body[0]  # Gemini, sometimes
     if not isinstance(body, dict):

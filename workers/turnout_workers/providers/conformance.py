@@ -1,4 +1,4 @@
-"""What every connector keeps to, as tests to inherit: errors classified, money counted, keys and prompts unseen.
+"""What every connector must do, as tests to inherit: errors classified, money counted, keys and prompts unseen.
 
     class TestAcme(ConnectorConformance):
         answer = {"text": "Hello"}

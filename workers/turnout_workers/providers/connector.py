@@ -60,11 +60,11 @@ class Connector(CloudProviderBase):
         raise NotImplementedError
 
     def read(self, request: InferenceRequest, body: Any) -> Answer:
-        """What a successful body says. May raise any error of a body that isn't as it should be."""
+        """What the body of a successful response says. May raise any of `wire.UNREADABLE` if its shape is wrong."""
         raise NotImplementedError
 
     def gathering(self) -> Gathering | None:
-        """Somebody to gather a stream's events; None: the format can't stream, an answer comes in one piece."""
+        """A collector for the events of one stream; None: the format can't stream, and an answer comes in one piece."""
         return None
 
     @property
@@ -74,10 +74,10 @@ class Connector(CloudProviderBase):
 
     @property
     def health_path(self) -> str:
-        """After the base URL: a question that costs nothing."""
+        """Path after the base URL of a request that costs nothing."""
         return self.dialect.health_path
 
-    # --- what follows from it ---
+    # --- what all formats share ---
 
     async def call(
         self,
@@ -86,8 +86,8 @@ class Connector(CloudProviderBase):
         timeouts: Timeouts = Timeouts(),
         on_token: OnToken | None = None,
     ) -> CallOutcome:
-        """A parameter that the provider turns out to refuse for this model is left out from then on, and the call
-        made again without it: nothing was done for the first one."""
+        """See `CloudProviderBase.call`. A parameter that the provider refuses for this model is left out from then
+        on, and the call is repeated without it: a refused call costs nothing."""
         while True:
             refused = self._refused.get(endpoint.served_model)
             sent = Sent(request, self.name, self.parameters - refused if refused else self.parameters)
@@ -112,7 +112,7 @@ class Connector(CloudProviderBase):
         return self._outcome(answer, endpoint, sent, reply, first_token_s)
 
     def headers(self, endpoint: Endpoint) -> dict[str, str]:
-        """Of a call: the key, and what else the configuration says."""
+        """The headers of a call: the key, and those that the configuration adds."""
         headers = self._headers
         if endpoint.simulated and (job_id := current_job.get()):
             headers = headers | {JOB_HEADER: job_id}  # for the simulator's books; real providers get none of our ids
@@ -122,7 +122,7 @@ class Connector(CloudProviderBase):
         await self.http.json(self._outgoing(self.health_path, self._headers, None, HEALTH_TIMEOUTS))
 
     def _asking(self, endpoint: Endpoint, sent: Sent, timeouts: Timeouts, stream: bool) -> Outgoing:
-        """The question as it goes out: in bytes, for while it is answered nobody needs what they are made of."""
+        """The request as it is sent: as bytes, so that what they were made from is not kept during the call."""
         request = sent.request
         path, body = self.question(endpoint, request, sent, stream)
         body = sent.with_extras(body)

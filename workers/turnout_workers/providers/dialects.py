@@ -16,13 +16,13 @@ STANDARD_LIMITS = {
     "x-ratelimit-{}-requests": "requests_per_minute",
     "x-ratelimit-{}-tokens": "tokens_per_minute",
 }
-"""Headers in which a limit, what remains of it and its reset are told, `{}` being one of the three words, and the
-field of `Limits` that each means."""
+"""Names of response headers, in which `{}` stands for `limit`, `remaining` or `reset`, and the field of `Limits` that
+each of them is about."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialect:
-    """One vendor's way with a wire format."""
+    """How one vendor speaks a wire format."""
 
     kind: str = "openai"
     base_url: str = ""
@@ -158,7 +158,7 @@ DIALECTS: dict[str, Dialect] = {
         auth_prefix="",
         parameters=OPENAI_PARAMETERS,
         health_path="/models",
-        limit_headers={},  # it tells of none
+        limit_headers={},  # it sends none
         version="v1beta",
         price_id="google",
     ),

@@ -28,6 +28,6 @@ def malformed(what: str, headers: Mapping[str, str] | None = None) -> ProviderEr
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
-    """The provider's own name of the call, for its support."""
+    """The provider's own id of the call, to quote to its support."""
     names = ("x-request-id", "request-id", "apim-request-id", "x-generation-id", "cf-ray")
     return next((headers[name] for name in names if headers.get(name)), None)

@@ -23,12 +23,12 @@ FINISH = {
 }
 TOOL_MODE = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 BUDGETED = re.compile(r"gemini-[12]\b")
-"""Models that are told in tokens how much to think; the later ones are told a level."""
+"""Models whose thinking is limited by a number of tokens; later ones take a level."""
 THINKING_LEVEL = {"none": "minimal"}
 THINKING_TOKENS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576}
 """What Google's own OpenAI-compatible layer maps the efforts to."""
 UNSIGNED = "skip_thought_signature_validator"
-"""Google's word for a call of another model's, or whose signature is gone: its later models take none without."""
+"""In place of the signature of a call that another model made, or that has lost it: later models demand one."""
 
 
 class GeminiConnector(Connector):
@@ -190,8 +190,7 @@ def _embeddings(body: Any) -> Answer:
 
 
 def _usage(told: Any) -> Usage:
-    """Thoughts are told apart from the candidates' tokens here, and tools' results from the prompt's; ours include
-    them."""
+    """Here thoughts count beside the candidates' tokens, tools' results beside the prompt's; ours include both."""
     thoughts = int(told.get("thoughtsTokenCount") or 0)
     return Usage(
         input_tokens=int(told["promptTokenCount"]) + int(told.get("toolUsePromptTokenCount") or 0),

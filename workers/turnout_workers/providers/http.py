@@ -1,7 +1,7 @@
 """One HTTP call to a provider: deadlines of our own, a cap on what comes back, and every failure classified.
 
-aiohttp itself, for httpx above it took half of a call's processor time and did nothing here that is not done below.
-A read timeout is per chunk, so that a provider which drips a byte a second is never noticed: hence the first-byte,
+It uses aiohttp directly: httpx on top of it took half of a call's processor time, for nothing that is needed here. A
+client's own read timeout is per chunk, and never notices a provider that drips a byte a second: hence the first-byte,
 idle and total deadlines.
 """
 
@@ -29,18 +29,18 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_ERROR = 64 * 1024
 ERROR_S = 2.0
-"""Most bytes that are read, and most seconds that are waited, for what an error response says."""
-ABOUT_US: dict[str, str] = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "gzip"}
-ABOUT_JSON = {**ABOUT_US, hdrs.CONTENT_TYPE: "application/json"}
+"""How many bytes of an error response are read, and for how many seconds, at most."""
+_HEADERS: dict[str, str] = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "gzip"}
+_JSON_HEADERS = {**_HEADERS, hdrs.CONTENT_TYPE: "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
 class Outgoing:
-    """One request, and what is to be known of it where its response is read."""
+    """One request, and what is needed to read its response."""
 
     url: URL
     headers: Mapping[str, str] = field(repr=False)
-    """Named by `istr`, which aiohttp would make of each name anew for each call."""
+    """By names of the type `istr`, to which aiohttp would convert plain strings in every call."""
     content: bytes | None = field(repr=False)
     """JSON; None: a GET."""
     timeouts: Timeouts
@@ -71,7 +71,7 @@ class Http:
             await self._session.close()
 
     async def json(self, out: Outgoing) -> Reply:
-        """Send, read whole, parse. Raises ProviderError for all that is not a 200 with a JSON object or list."""
+        """Send, read whole, parse. Raises ProviderError for anything but a 200 with a JSON object or list."""
         started = time.monotonic()
         async with _Exchange(out) as exchange:
             await exchange.begin(await self._send(out))
@@ -84,8 +84,8 @@ class Http:
     async def events(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], dict[str, Any]]]:
         """Send and read server-sent events: the response's headers, and each event's data.
 
-        Whether the stream was complete is for the wire format to say. No deadline runs here while the reader deals
-        with an event, where its end would not be ours to classify: the reader has `within`.
+        Whether the stream was complete is for the wire format to say. No deadline of ours runs while the reader
+        handles an event, for it would interrupt code that isn't ours: the reader sets its own by `within`.
         """
         async with _Exchange(out) as exchange:
             await exchange.begin(await self._send(out))
@@ -109,7 +109,7 @@ class Http:
             "GET" if out.content is None else "POST",
             out.url,
             data=out.content,
-            headers={**(ABOUT_US if out.content is None else ABOUT_JSON), **out.headers},
+            headers={**(_HEADERS if out.content is None else _JSON_HEADERS), **out.headers},
             allow_redirects=False,
             timeout=_connecting(out.timeouts.connect_s),
             **(_through(out.proxy) if out.proxy else {}),
@@ -117,10 +117,10 @@ class Http:
 
 
 class _Exchange:
-    """A request and its response, whose body it gives piece by piece. Every way to fail in its block becomes a
-    ProviderError. A class and no generator: thousands wait at a time.
+    """A request and its response, whose body is read piece by piece. Whatever fails in its block is raised as a
+    ProviderError. A class rather than a generator, for thousands wait at a time.
 
-    One deadline: for the first byte, then for each piece that is waited for, and never past the end of all.
+    There is one deadline: for the first byte, then for each piece, and never later than for the whole call.
     """
 
     __slots__ = ("_deadline", "_ends_at", "_now", "_out", "_response", "_unpacked", "headers")
@@ -149,7 +149,7 @@ class _Exchange:
             raise ProviderError(self._failure(error)) from error
 
     def _failure(self, error: Exception) -> Failure:
-        # aiohttp's first: those that tell of a timeout know which.
+        # aiohttp's own timeouts know better what was late.
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
             where = "first byte" if self._response is None else "rest of the answer"
             return Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)
@@ -161,7 +161,7 @@ class _Exchange:
         self._deadline.reschedule(None)
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         if response.status != 200:
-            raise self._classified(response.status, await _said(response, self.headers, self._out.timeouts))
+            raise self._classified(response.status, await _error_body(response, self.headers, self._out.timeouts))
         self._unpacked = body.Unpacked(self.headers)
 
     async def rest(self) -> bytes:
@@ -185,7 +185,7 @@ class _Exchange:
         return self._unpacked(raw)
 
     def raise_if_error(self, told: Any, begun: bool = False) -> None:
-        """An error in what began as an answer. begun: something was answered before, and so perhaps billed."""
+        """Raise an error that came in the body of a 200. begun: part of an answer came before it, and may be billed."""
         if not isinstance(told, dict) or not (told.get("error") or told.get("object") == "error"):
             return
         error = self._classified(200, told)
@@ -201,7 +201,7 @@ class _Exchange:
 
 @asynccontextmanager
 async def within(total_s: float) -> AsyncIterator[None]:
-    """The total deadline of a stream and of its reader. A TimeoutError of someone else's passes unchanged."""
+    """The total deadline of a stream and its reader. A TimeoutError from elsewhere passes unchanged."""
     deadline = asyncio.timeout(total_s)
     try:
         async with deadline:
@@ -214,11 +214,11 @@ async def within(total_s: float) -> AsyncIterator[None]:
 
 
 def _session() -> aiohttp.ClientSession:
-    """No redirects, cookies or proxies of the environment can come in.
+    """A session without cookies, and without proxies from the environment.
 
-    Servers are held to the system's authorities, or to those of SSL_CERT_FILE, which aiohttp has read at its import.
+    Certificates are checked by the system's authorities, or those of SSL_CERT_FILE, which aiohttp reads at its import.
     """
-    # As many connections as calls: how many there are at once is for the worker's slots and the limits to say.
+    # Connections need no limit: the worker's slots and the providers' limits bound the calls in flight.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     return aiohttp.ClientSession(
         connector=connector, auto_decompress=False, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
@@ -227,16 +227,16 @@ def _session() -> aiohttp.ClientSession:
 
 @cache
 def address(base_url: str, path: str) -> URL:
-    """Parsed once: a provider has a few."""
+    """Cached, for a provider has few of them."""
     return URL(f"{base_url}{path}")
 
 
 @cache
 def _through(proxy: str) -> dict[str, Any]:
-    """By a proxy; its password apart from its address, which errors tell of.
+    """aiohttp's options for a proxy, with its password apart from its address, which error messages quote.
 
-    What aiohttp finds here as Authorization becomes Proxy-Authorization in the request that the proxy reads: CONNECT
-    for https, else the call itself.
+    aiohttp sends this Authorization as Proxy-Authorization, in the request that the proxy reads: CONNECT for https,
+    else the call itself.
     """
     url = URL(proxy)
     if url.user is None:
@@ -247,12 +247,12 @@ def _through(proxy: str) -> dict[str, Any]:
 
 @cache
 def _connecting(connect_s: float) -> aiohttp.ClientTimeout:
-    """Of aiohttp's own deadlines those alone that hold before anything is sent."""
+    """The only deadline that is left to aiohttp: for connecting, before anything is sent."""
     return aiohttp.ClientTimeout(total=None, connect=connect_s)
 
 
-async def _said(response: aiohttp.ClientResponse, headers: Mapping[str, str], timeouts: Timeouts) -> Any:
-    """What an error response says, as far as it can be had soon: its status alone tells enough."""
+async def _error_body(response: aiohttp.ClientResponse, headers: Mapping[str, str], timeouts: Timeouts) -> Any:
+    """The body of an error response, as far as it comes soon: its status alone says enough."""
     raw = b""
     with suppress(Exception):
         async with asyncio.timeout(min(timeouts.idle_s, ERROR_S)):

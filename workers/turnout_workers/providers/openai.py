@@ -23,7 +23,7 @@ FINISH = {
 
 
 class OpenAIConnector(Connector):
-    """`POST /chat/completions` and `/embeddings`; the vendor's ways are in its dialect."""
+    """`POST /chat/completions` and `/embeddings`; what differs by vendor is in its dialect."""
 
     def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
         model = endpoint.served_model
@@ -92,7 +92,7 @@ def _message(message: Message, system_role: str) -> dict[str, Any]:
 
 
 class _Chunks:
-    """Deltas become the message that they are of."""
+    """Assembles a message from its deltas."""
 
     def __init__(self) -> None:
         self._text: list[str] = []
@@ -162,7 +162,7 @@ def _embeddings(body: Any) -> Answer:
 
 
 def usage(told: Any) -> Usage:
-    """Tokens as reported. Where the total says so, reasoning comes on top of the answer (xAI, Gemini's likeness)."""
+    """Tokens as reported. xAI and Gemini's OpenAI-compatible layer count reasoning in the total alone."""
     inside, outside = told.get("prompt_tokens_details") or {}, told.get("completion_tokens_details") or {}
     asked, answered = int(told["prompt_tokens"]), int(told.get("completion_tokens") or 0)
     return Usage(
@@ -175,6 +175,6 @@ def usage(told: Any) -> Usage:
 
 
 def _cost_usd(told: Mapping[str, Any]) -> Any:
-    """OpenRouter says it in dollars, xAI in ten-billionths."""
+    """OpenRouter reports dollars, xAI ten-billionths of one."""
     ticks = told.get("cost_in_usd_ticks")
     return told.get("cost") if ticks is None else ticks / 1e10

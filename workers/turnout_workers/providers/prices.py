@@ -15,7 +15,7 @@ from turnout.request import Usage
 from turnout_workers.routing.fleet import Endpoint, Price
 
 MOST_USD = 1e6
-"""Of one call; a provider that reports more is not believed."""
+"""The most that one call can cost; a provider that reports more is not believed."""
 PERIOD_S = 900
 """Prices by the time of day begin and end on a quarter of an hour."""
 
@@ -23,7 +23,7 @@ PERIOD_S = 900
 def call_cost_microusd(
     endpoint: Endpoint, listed_as: str | None, usage: Usage, told_usd: float | None, tier: str | None
 ) -> int | None:
-    """Of one call; None: unknown. listed_as: the provider's id in the price list.
+    """The cost of one call; None: unknown. listed_as: the provider's id in the price list.
 
     told_usd: what the provider itself says that it cost. tier: the service tier in which it was served, which may have
     another list price than the one that was asked for.
@@ -37,7 +37,7 @@ def call_cost_microusd(
 
 
 def cost_microusd(price: Price, usage: Usage) -> int:
-    """Of one call, rounded up to a whole micro-dollar. Dollars per million tokens are micro-dollars per token."""
+    """The cost of a call, rounded up to micro-dollars. Dollars per million tokens are micro-dollars per token."""
     price = price.of(usage.input_tokens)
     read = price.input if price.cache_read is None else price.cache_read
     write = price.input if price.cache_write is None else price.cache_write
@@ -92,7 +92,7 @@ def _listed(provider: str, model: str, quarter: int, tier: str | None) -> Price 
     rates = [getattr(listed, name, None) for name in names]
 
     def beyond(start: int) -> list[float | None]:
-        """The rates of calls with more than so many input tokens."""
+        """The rates of calls with more than `start` input tokens."""
         found = (
             next((tier.price for tier in reversed(rate.tiers) if start >= tier.start), rate.base)
             if isinstance(rate, TieredPrices)

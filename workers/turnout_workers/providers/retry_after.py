@@ -18,7 +18,7 @@ _SAID = re.compile(rf"(?:try again in|retry after) ({_DURATIONS.pattern}|\d+(?:\
 LONGEST_S = 30 * 86400.0
 """A longer wait is a mistake, theirs or ours."""
 LARGEST = 1e12
-"""A greater limit is none."""
+"""A limit above this is taken for none."""
 
 
 def seconds(text: str | None, now: float) -> float | None:
@@ -54,15 +54,15 @@ def _seconds(text: str, now: float) -> float | None:
 
 
 def _sent_at(headers: Mapping[str, str], now: float) -> float:
-    """The sender's time, by which moments that it names are meant: our own clock may be wrong by any amount."""
+    """The sender's clock, to which the moments that it names refer: ours may be wrong by any amount."""
     date = headers.get("date")
     told_s = _seconds(date, 0.0) if date else None
     return now if told_s is None else told_s
 
 
 def retry_after_s(headers: Mapping[str, str], body: Any, now: float, limit_headers: Mapping[str, str]) -> float | None:
-    """How long the provider asks to wait: `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset, the
-    reset of whichever of its limits says that nothing remains, else its words ("try again in 7m12s")."""
+    """How long the provider asks to wait, by `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset,
+    the resets of those of its limits of which nothing remains, else by its words ("try again in 7m12s")."""
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
         return min(ms / 1000, LONGEST_S)
     now = _sent_at(headers, now)
@@ -76,7 +76,7 @@ def retry_after_s(headers: Mapping[str, str], body: Any, now: float, limit_heade
             delay = detail.get("retryDelay")
             if (told := seconds(delay if isinstance(delay, str) else None, now)) is not None:
                 return told
-    # OpenRouter says it of the one limit that was met; of a free model's in the body alone.
+    # OpenRouter reports the one limit that was reached; for free models in the body alone.
     for metadata in _dicts([error.get("metadata")]):
         for inner in _dicts([metadata.get("headers")]):
             headers = {**headers, **{str(name).lower(): str(value) for name, value in inner.items()}}

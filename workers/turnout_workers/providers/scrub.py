@@ -1,4 +1,4 @@
-"""Keeping keys and prompts out of what providers say: they repeat either in their error messages."""
+"""Keeping keys and prompts out of what providers say: their error messages may repeat both."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from turnout.request import InferenceRequest
 _KEY = re.compile(r"\b(?:sk|gsk|key|AIza|xai|r8|csk|fw|tgp)[-_][A-Za-z0-9_*.-]{8,}|\bAIza[A-Za-z0-9_-]{20,}")
 MESSAGE_LENGTH = 500
 REPEATED = 4000
-"""Characters of an image: vendors repeat the beginning of what they object to, and images are long."""
+"""How much of an image is looked for: vendors repeat the beginning of what they object to, and images are long."""
 PIECE = 16
 """Length of the aligned pieces of a message that are looked for in the prompt: every repetition of twice as many
 characters holds one."""

@@ -1,4 +1,4 @@
-"""What a wire format and `Connector` tell each other: what is sent, and what an answer says in neutral terms."""
+"""What passes between a wire format and `Connector`: the request as sent, and the answer in neutral terms."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PROTECTED = frozenset(
 )  # fmt: skip
 """Fields that a job's extras can't set."""
 MOST_TOKENS = 1e9
-"""Of one call; a provider that reports more is not believed."""
+"""The most that one call can have; a provider that reports more is not believed."""
 UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 """What reading a body of the wrong shape may raise."""
 
@@ -50,7 +50,7 @@ class Sent:
         return False
 
     def given(self, **names: str) -> dict[str, Any]:
-        """What the request sets of these parameters and the provider takes; each by its name there (`top_p="topP"`)."""
+        """Those of the parameters that the request sets and the provider takes, by its own names: `top_p="topP"`."""
         values = ((name, theirs, getattr(self.request, name)) for name, theirs in names.items())
         return {theirs: value for name, theirs, value in values if value not in (None, ()) and self.takes(name)}
 
@@ -68,12 +68,12 @@ class Sent:
 
 
 def system(request: InferenceRequest) -> str:
-    """What the system says, for formats that have a place of its own for it."""
+    """The system's messages as one text, for formats that have a place of its own for it."""
     return "\n\n".join(message.text for message in request.chat if message.role in ("system", "developer"))
 
 
 def turns(request: InferenceRequest) -> Iterator[tuple[bool, Iterator[Message]]]:
-    """The rest, neighbours of one role together: whether it is the model's turn, and its messages."""
+    """The other messages by turns: whether it is the model's turn, and its messages."""
     said = (message for message in request.chat if message.role not in ("system", "developer"))
     return groupby(said, lambda message: message.role == "assistant")
 
@@ -105,11 +105,11 @@ class Gathering(Protocol):
         """Take the next event. Returns the piece of the answer's text in it, if any."""
 
     def body(self) -> dict[str, Any] | None:
-        """The whole. None: the stream has ended too early."""
+        """The whole body. None: the stream ended too early."""
 
 
 def checked(answer: Answer, request: InferenceRequest) -> Answer:
-    """The answer, if it is one. Raises ProviderError."""
+    """The answer, if it is a valid one. Raises ProviderError."""
     if not isinstance(answer.text, str):
         raise malformed("text that is none")
     if request.is_embedding:
@@ -127,7 +127,7 @@ def checked(answer: Answer, request: InferenceRequest) -> Answer:
 
 
 def filtered(why: object, billed: Billed) -> ProviderError:
-    """The provider's policy has kept the answer back. `why`: its word; what is none might repeat the prompt."""
+    """The provider's policy withheld the answer. `why`: its reason, if it is one word; more might repeat the prompt."""
     word = why if isinstance(why, str) and why.isidentifier() and len(why) <= 40 else "no reason given"
     return ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", billed, status=200))
 
@@ -144,7 +144,7 @@ def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:
 
 
 def understood(read: Callable[..., T], *arguments: Any) -> T:
-    """What reading gives. A body can have any shape at all."""
+    """What `read` returns. A body can have any shape at all: if it can't be read, raises ProviderError."""
     try:
         return read(*arguments)
     except KeyError as error:
