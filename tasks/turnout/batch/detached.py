@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +19,7 @@ from turnout.batch.line import Defaults
 from turnout.batch.record import Record, State, read_record
 from turnout.batch.render import copied, never_run, render
 from turnout.batch.source import Source, read
-from turnout.errors import TurnoutError
+from turnout.errors import TurnoutError, Unreadable
 from turnout.ledger import Call, Ledger, run
 from turnout.result import JobResult, JobStatus
 
@@ -51,15 +52,12 @@ class Batches:
         self._client.expire(key, KEPT_S)
         self._client.zadd(self._keys.batches, {id: at})
 
-        def begin(pipe: Any) -> None:
-            if pipe.hget(key, "state") != State.SUBMITTING.encode():
-                raise NoSuchBatch(f"batch {id} was deleted while it was being handed over")
-            pipe.multi()
-            pipe.hset(key, mapping={**counts, "state": State.FEEDING})
-
         try:
             counts = HandOver(self._client, self._ledger, id, dedupe).all(read(source, defaults))
-            self._client.transaction(begin, key)
+            self._move(id, State.FEEDING, State.SUBMITTING, **counts)
+        except NoSuchBatch:
+            self._drop(id)
+            raise NoSuchBatch(f"batch {id} was deleted while it was being handed over") from None
         except BaseException:
             self._drop(id)
             raise
@@ -83,7 +81,7 @@ class Batches:
         """For each line that has ended, in the order of the input: its result, and its line of output."""
         record, number = self.record(id), 0
         for page in self._pages(id):
-            results = self._ask(self._ledger.result, page)
+            results = self._ask(lambda id: _whatever_it_is(id, self._ledger.result(id)), page)
             facts = self._ask(self._ledger.facts, [one for one in page if results.get(one.job) is None])
             for one in page:
                 result: JobResult | None
@@ -100,28 +98,28 @@ class Batches:
 
     def pause(self, id: str) -> None:
         """Feed no more; what is queued goes on."""
-        self._move(id, State.FEEDING, State.PAUSED)
+        self._move(id, State.PAUSED, State.FEEDING, State.PAUSED)
 
     def resume(self, id: str) -> None:
-        self._move(id, State.PAUSED, State.FEEDING)
-
-    def _move(self, id: str, before: State, after: State) -> None:
-        now = self.record(id).state
-        if now not in (before, after):
-            raise TurnoutError(f"batch {id} is {now}")
-        self._client.hset(self._keys.batch(id), "state", after)
+        self._move(id, State.FEEDING, State.PAUSED, State.FEEDING)
 
     def cancel(self, id: str, result_ttl_s: float) -> int:
         """Feed no more, and cancel what is queued, parked or in flight. Gives how many jobs that were."""
-        if self.record(id).state is State.SUBMITTING:
-            raise TurnoutError(f"batch {id} is still being handed over; delete it")
-        self._client.hset(self._keys.batch(id), "state", State.CANCELLED)
+        self._move(id, State.CANCELLED, State.FEEDING, State.PAUSED, State.CANCELLED)
         self._client.delete(self._keys.batch_input(id))
         cancelled = 0
         for page in self._pages(id):
             ended = self._ask(lambda one: self._ledger.cancel(one, id, result_ttl_s), page)
             cancelled += sum(one.accepted for one in ended.values())
         return cancelled
+
+    def _move(self, id: str, after: State, *before: State, **fields: int) -> None:
+        """Raises NoSuchBatch, or TurnoutError if it may not come from the state that it is in."""
+        state = run(self._client, [self._ledger.move_batch(id, before, {"state": after, **fields})])[0]
+        if state not in before:
+            self.record(id)
+            handing = " (still being handed over; delete it instead)" if state == State.SUBMITTING else ""
+            raise TurnoutError(f"batch {id} is {state}{handing}")
 
     def retry_failed(self, id: str) -> int:
         """Run its failed and expired jobs again; gives how many."""
@@ -154,6 +152,21 @@ class Batches:
         """Ask something about each job of a page. Gives the replies by job id."""
         ids = list({one.job: None for one in page if one.job})
         return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
+
+
+def _whatever_it_is(id: str, call: Call[JobResult | None]) -> Call[JobResult | None]:
+    """Asks for a result. One that can't be read is the end of its line alone."""
+
+    def decode(reply: Any) -> JobResult | None:
+        try:
+            return call.decode(reply)
+        except Unreadable as error:
+            why = str(error)
+        except ValueError:
+            why = "its result in Redis was changed, or is of another release"
+        return JobResult.unanswered(id, JobStatus.FAILED, "unreadable", why)
+
+    return replace(call, decode=decode)
 
 
 def _without_job(id: str, record: Record, fed: bool) -> JobResult | None:

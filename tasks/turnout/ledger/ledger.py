@@ -171,6 +171,14 @@ class Ledger(Upkeep):
         """
         return self.call("fed", number, jobs, expired, batch=batch)
 
+    def move_batch(self, batch: str, before: Sequence[str], fields: Mapping[str, Any]) -> Call[str]:
+        """Change the record of a detached batch, its `state` above all, if it is in one of the states `before`.
+
+        Gives the state that it was in; '' if there is no such batch.
+        """
+        args = (f" {' '.join(before)} ", *flat(fields.items()))
+        return self.call("move_batch", *args, decode=bytes.decode, batch=batch)
+
     # --- streams ---------------------------------------------------------------------------------------
 
     def stream(self, job_id: str, fields: Mapping[str, str], ttl_s: float) -> Call[None]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zlib
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import redis
 import redis.asyncio
 
 from turnout.batch.detached import Batches, NoSuchBatch
-from turnout.batch.handover import chunk_jobs
+from turnout.batch.handover import chunk_jobs, pages
 from turnout.batch.line import Defaults, RawLine
 from turnout.batch.record import State
 from turnout.batch.source import Source
@@ -60,6 +62,31 @@ def test_a_batch_can_not_be_cancelled_while_it_is_handed_over(flushed: redis.Red
     assert batches.record(batches.submit(source, Defaults())).state is State.FEEDING
 
 
+@pytest.mark.parametrize("trips", range(4))
+def test_a_batch_is_cancelled_for_good_between_whichever_commands_of_a_pause_it_comes(
+    flushed: redis.Redis, redis_url: str, source: Interrupted, trips: int
+) -> None:
+    Interrupted.happens = staticmethod(lambda: None)
+    id = Batches(flushed, Ledger()).submit(source, Defaults())
+    left = 100
+
+    class Delayed(redis.Connection):
+        def send_packed_command(self, command: Any, check_health: bool = True) -> None:
+            nonlocal left
+            left -= 1
+            if left == -1:
+                Batches(flushed, Ledger()).cancel(id, 60)
+            super().send_packed_command(command, check_health)
+
+    with redis.Redis.from_url(redis_url, connection_class=Delayed) as client, contextlib.suppress(TurnoutError):
+        client.ping()  # connected
+        left = trips
+        Batches(client, Ledger()).pause(id)
+    if left >= 0:
+        Batches(flushed, Ledger()).cancel(id, 60)
+    assert Batches(flushed, Ledger()).record(id).state is State.CANCELLED
+
+
 async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_alive(
     flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,6 +103,26 @@ async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_aliv
         await batch_feeding.BatchFeeding(client, Ledger(), Coalescer(client), 60).round()
     record = batches.record(id)
     assert (record.ended, record.counts) == (True, {"cancelled": 1})
+
+
+async def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone(
+    flushed: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "in.txt").write_text("A?\nB?\nC?\n")
+    ledger = Ledger()
+    batches = Batches(flushed, ledger)
+    id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await batch_feeding.BatchFeeding(client, ledger, Coalescer(client), 60).round()
+    batches.cancel(id, 60)
+    jobs = [one.job for page in pages(flushed, ledger.keys.batch_lines(id)) for one in page]
+    answer = {"provider": "p", "model_requested": "m", "model_served": "m"}
+    sealed = {"id": jobs[0], "status": "succeeded", "response": {**answer, "sealed": b64encode(b"sealed:k:~").decode()}}
+    flushed.hset(ledger.keys.job(jobs[0]), "result", json.dumps(sealed))
+    flushed.hset(ledger.keys.job(jobs[1]), "result", '{"status":')
+    told = [json.loads(line)["error"] for _, line in batches.results(id)]
+    assert [error["code"] for error in told] == ["unreadable", "unreadable", "cancelled"]
+    assert "sealed with the key k, and TURNOUT_PAYLOAD_KEYS is not set; add that key" in told[0]["message"]
 
 
 async def test_a_batch_of_another_release_holds_up_no_other(
