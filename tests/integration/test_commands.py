@@ -39,6 +39,9 @@ def test_a_jobs_story_is_explained_with_each_candidate_and_exclusion(here: local
     story = json.loads(turnout(here, "explain", job.id, "--json"))
     assert story["state"] == "succeeded"
     assert story["story"][-1]["decision"]["called"] == f"{answer.provider}/llama-3.3-70b"
+    narrow = CliRunner().invoke(main, ["explain", job.id], env={**here.environ, "COLUMNS": "80"}).stdout
+    assert [row[0] for row in story["story"][-1]["decision"]["candidates"] if f" {row[0]} " not in narrow] == []
+    assert max(map(len, narrow.splitlines())) <= 80
     assert "By latency, decision 1: " in turnout(here, "explain", job.id, "--replay", "latency")
     [choice] = json.loads(turnout(here, "explain", job.id, "--json", "--replay", "cost"))["replay"]
     assert choice["endpoint_id"] == "sim-thrifty/llama-3.3-70b"

@@ -90,7 +90,7 @@ def test_records_of_another_version_are_reported_and_left(tmp_path: Path) -> Non
         stand.until(lambda: "of-tomorrow has a record of a version unknown here" in log.read_text("utf-8"), 20)
         environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
         told = CliRunner().invoke(main, ["doctor"], env=environ)
-        assert "DO   1 jobs have records of version 2, and this Turnout knows version 1" in told.output
+        assert "DO   1 job with a record of version 2, and this Turnout knows version 1" in told.output
         assert stand.outcomes(["of-tomorrow"]) == {"queued": 1}
 
 

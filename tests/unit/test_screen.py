@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from io import StringIO
 
 from rich.console import Console
@@ -9,7 +10,7 @@ from rich.console import Console
 from turnout.batch.tally import ProviderTally, Tally
 from turnout_workers.commands import screen
 from turnout_workers.commands.run_progress import Bar
-from turnout_workers.commands.run_summary import table
+from turnout_workers.commands.run_summary import closing_line, table
 
 
 def printed(made: object, width: int) -> str:
@@ -39,6 +40,20 @@ def test_a_batchs_end_fits_a_screen_of_80_columns() -> None:
     told = printed(table(Tally(providers={"anthropic-eu": one})), 80)
     assert "…" not in told
     assert all(part in told for part in ("124,000", "18,919,000", "$1.90"))
+
+
+def test_what_must_be_whole_is_whole_though_the_screen_is_narrower() -> None:
+    out = StringIO()
+    made = screen.table("job", "calls", numbers=["calls"], whole=["job"])
+    screen.add(made, "0123456789abcdef", "1,234,567")
+    screen.show(Console(file=out, width=20), made, 4)
+    assert "    0123456789abcdef  1,234,567" in out.getvalue()
+
+
+def test_one_is_one() -> None:
+    assert closing_line(Tally(done=Counter(succeeded=1), failovers=2), 1.0) == (
+        "1 line in 1 s: 1 succeeded · 2 failovers · $0.0000 spent"
+    )
 
 
 def test_a_providers_state_is_cut_on_a_narrow_screen_and_no_name_or_number() -> None:

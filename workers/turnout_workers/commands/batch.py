@@ -20,7 +20,7 @@ from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.lines import DONE, SOME_FAILED, STOPPED, defaults, line_options, max_cost_microusd
-from turnout_workers.commands.screen import add, table, usd
+from turnout_workers.commands.screen import add, counted, table, usd
 from turnout_workers.deployment import Deployment, deployment
 
 
@@ -43,7 +43,8 @@ def submit(source: str, **options: Any) -> None:
     id = batches.submit(Source(source), defaults(options), max_cost_microusd(options), options["dedupe"])
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
-        click.echo(f"{bad} of {record.lines} lines can't be run; `turnout batch results {id}` says why", err=True)
+        lines = counted(record.lines, "line")
+        click.echo(f"{bad:,} of {lines} can't be run; `turnout batch results {id}` says why", err=True)
     click.echo(id)
 
 
@@ -108,7 +109,7 @@ def results(id: str, output: str, errors: str | None) -> None:
     record = batches.record(id)
     written = write_output(((result.succeeded, line) for result, line in batches.results(id)), output, errors)
     ended, succeeded = written.total(), written[True]
-    click.echo(f"{ended:,} of {record.lines:,} lines have ended, {succeeded:,} of them with an answer", err=True)
+    click.echo(f"{ended:,} of {counted(record.lines, 'line')} ended, {succeeded:,} with an answer", err=True)
     sys.exit(STOPPED if ended < record.lines else DONE if succeeded == ended else SOME_FAILED)
 
 
@@ -117,7 +118,8 @@ def results(id: str, output: str, errors: str | None) -> None:
 def cancel(id: str) -> None:
     """Cancel all of it that has not ended."""
     here = deployment()
-    click.echo(f"{_batches(here).cancel(id, here.settings.file.retention.results_s):,} jobs cancelled")
+    jobs = _batches(here).cancel(id, here.settings.file.retention.results_s)
+    click.echo(f"{counted(jobs, 'job')} cancelled")
 
 
 @batch.command()
@@ -145,7 +147,7 @@ def resume(id: str) -> None:
 @click.argument("id")
 def retry_failed(id: str) -> None:
     """Run its failed and expired jobs again."""
-    click.echo(f"{_batches().retry_failed(id):,} jobs run again")
+    click.echo(f"{counted(_batches().retry_failed(id), 'job')} run again")
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:
@@ -165,4 +167,4 @@ def _line(told: dict[str, Any]) -> str:
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(told["counts"].items()))
     limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
     money = f"{usd(told['spent_usd'])}{limit} spent, {usd(told['unsure_usd'])} unsure"
-    return f"{told['id']}: {state}; {told['lines']:,} lines: {counts}; {money}"
+    return f"{told['id']}: {state}; {counted(told['lines'], 'line')}: {counts}; {money}"

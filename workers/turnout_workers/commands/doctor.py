@@ -15,6 +15,7 @@ from turnout.errors import Unreadable
 from turnout.ledger import Call
 from turnout.request import CONTRACT_VERSION
 from turnout_workers.commands.check import answers_of
+from turnout_workers.commands.screen import counted
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state import fitness
 
@@ -59,9 +60,10 @@ def _foreign(here: Deployment) -> Iterator[tuple[bool, str]]:
     seals = Counter(seal.decode() for _, seal in records if seal)
     for ref, count in sorted(seals.items()):
         if ref not in here.ledger.keyring.refs:
-            yield False, f"{count} jobs: {Unreadable('their requests', ref, here.ledger.keyring.refs)}, for the workers"
+            why = Unreadable("their requests", ref, here.ledger.keyring.refs)
+            yield False, f"{counted(count, 'job')}: {why}, for the workers"
     versions = Counter(int(v or 0) for v, _ in records)
     for known, count in sorted(versions.items()):
         if known not in (0, CONTRACT_VERSION):  # 0: gone meanwhile
-            what = f"{count} jobs have records of version {known}, and this Turnout knows version {CONTRACT_VERSION}"
-            yield False, f"{what}: they are left untouched; let workers run that know it"
+            what = f"{counted(count, 'job')} with a record of version {known}"
+            yield False, f"{what}, and this Turnout knows version {CONTRACT_VERSION}: let workers run that know it"

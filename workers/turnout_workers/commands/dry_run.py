@@ -21,7 +21,7 @@ from turnout.result import Problem
 from turnout_workers import local
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
 from turnout_workers.commands.run_summary import span, steady_usd
-from turnout_workers.commands.screen import add, table
+from turnout_workers.commands.screen import add, counted, table
 from turnout_workers.config import endpoints
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.fleet import Fleet, Limits
@@ -153,8 +153,9 @@ def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
         add(made, id, *(f"{count:,}" for count in counts), *(["unknown"] * 2 if id in unpriced else money))
     total, time = Share.sum(told.shares.values()), span(duration_s(told, fleet, slots))
     sum_up = Text(
-        f"{told.lines:,} lines, {total.jobs:,} of them good: about {steady_usd(total.expected_microusd)} and at most "
-        f"{steady_usd(total.most_microusd)}, in about {time} with {slots:,} calls at a time"
+        f"{counted(told.lines, 'line')}, {total.jobs:,} of them good: "
+        f"about {steady_usd(total.expected_microusd)} and at most {steady_usd(total.most_microusd)}, "
+        f"in about {time} with {counted(slots, 'call')} at a time"
     )
     problems = [Text(text, style="yellow") for text in told.problems]
     if (rest := told.bad.total() - len(problems)) > 0:

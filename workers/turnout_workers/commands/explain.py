@@ -10,16 +10,15 @@ from typing import Any
 
 import click
 from rich.console import Console
-from rich.padding import Padding
 from rich.text import Text
 
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
-from turnout_workers.commands.screen import add, indented, table
+from turnout_workers.commands.screen import add, indented, show, table
 from turnout_workers.deployment import deployment
 from turnout_workers.routing import record as records
 
-COLUMNS = ("candidate", "score", "cost", "latency", "late", "wait", "errors", "in flight")
+COLUMNS = ("\ncandidate", "\nscore", "\ncost", "\nlatency", "\nlate", "\nwait", "\nerrors", "in\nflight")
 """Of a decision's candidates, as expected then; a lower score is better. `--json` has more."""
 
 
@@ -69,14 +68,15 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
     called = decision.get("called")
     console.print(f"    by {decision['strategy']}: {_choice(decision, [row['id'] for row in rows], called)}")
     if rows:
-        made = table(*COLUMNS, numbers=COLUMNS[1:])
+        made = table(*COLUMNS, numbers=COLUMNS[1:], whole=COLUMNS[:1])
         for row in rows:
             cost = "?" if row["cost"] is None else dollars(math.ceil(row["cost"]))
             numbers = [f"{row['score']:.4g}" if row["score"] is not None else "", cost, f"{row['latency_s']:.2f} s"]
             numbers += [f"{row['p_late']:.0%}", f"{row['wait_s']:.1f} s" if row["wait_s"] else ""]
             numbers += [f"{row['error_rate']:.0%}", str(row["in_flight"])]
             add(made, row["id"], *numbers, style="bold" if row["id"] == called else "")
-        console.print(Padding.indent(made, 4))
+        made.padding, made.show_edge = 0, False
+        show(console, made, 4)
     for endpoint, (reason, text) in decision["excluded"].items():
         console.print(indented(f"not {endpoint}: {text} ({reason})", 4, "dim"))
 

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from turnout.ledger import Call, Facts
 from turnout.result import JobResult
-from turnout_workers.commands.screen import indented
+from turnout_workers.commands.screen import counted, indented
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
 
@@ -51,7 +51,7 @@ def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> N
     console = Console(highlight=False, markup=False)
     for job_id, job, result in found:
         at = datetime.fromtimestamp(job.settled_at or 0, UTC)
-        console.print(f"{job_id}  {at:%m-%d %H:%M:%S} UTC  {job.label}, {len(result.attempts)} attempts")
+        console.print(f"{job_id}  {at:%m-%d %H:%M:%S} UTC  {job.label}, {counted(len(result.attempts), 'attempt')}")
         if result.error:
             console.print(indented(f"{result.error.code}: {result.error.message}"[:SHOWN], 4))
     if not found:
@@ -83,7 +83,7 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
             done += again
             if not again:
                 click.echo(f"{job_id}: is {job.state}, and not run again")
-    click.echo(f"{done} of {len(jobs) or len(found)} jobs run again")
+    click.echo(f"{done:,} of {counted(len(jobs) or len(found), 'job')} run again")
 
 
 @click.command()

@@ -44,6 +44,7 @@ from turnout_workers.commands.lines import (
     max_cost_microusd,
     refusal,
 )
+from turnout_workers.commands.screen import counted, show
 from turnout_workers.config import endpoints
 from turnout_workers.local import process
 from turnout_workers.routing.fleet import Fleet
@@ -177,13 +178,13 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
 
 
 def _sum_up(console: Console, tally: Tally, took_s: float, output: str, errors: str | None) -> None:
-    console.print(run_summary.table(tally))
+    show(console, run_summary.table(tally))
     console.print(run_summary.closing_line(tally, took_s), highlight=False)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if output != "-":
         say(f"Results are in {output}" + (f", those without an answer in {errors}" if errors else ""))
     if tally.failed:
-        text = f"{tally.failed:,} lines have no answer; --retry-failed runs them again, and no others"
+        text = f"{counted(tally.failed, 'line')} without an answer; --retry-failed runs such lines again, and no others"
         say(text, style="yellow")
 
 

@@ -17,6 +17,7 @@ from rich.text import Text
 from turnout.batch.tally import ProviderTally, Tally
 from turnout.result import dollars
 from turnout_workers.commands.run_summary import span, steady_usd, summary
+from turnout_workers.commands.screen import counted
 
 RATE_WINDOW_S = 10.0
 MOST_PROVIDERS = 8
@@ -99,7 +100,8 @@ class Bar(Progress):
         chosen = sorted(parts, key=lambda name: (name not in states, -parts[name].jobs))
         for name in sorted(chosen[:MOST_PROVIDERS], key=self._providers.index):
             state = Text(states[name], style="yellow") if name in states else Text("up", style="green")
-            shown.add_row(Text(f"  {name}"), f"{parts[name].jobs:,} jobs", steady_usd(parts[name].cost_microusd), state)
+            jobs, cost = counted(parts[name].jobs, "job"), steady_usd(parts[name].cost_microusd)
+            shown.add_row(Text(f"  {name}"), jobs, cost, state)
         if (rest := len(chosen) - MOST_PROVIDERS) > 0:
             shown.add_row(Text(f"  and {rest} more", style="dim"))
         return shown
@@ -136,7 +138,7 @@ def _standing(tally: Tally, rate: float, total: int | None, ceiling_microusd: in
         yield f"ETA {span((total - tally.finished) / rate) if rate else '–'}"
     yield steady_usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {dollars(ceiling_microusd)}")
     yield f"{tally.failed:,} failed"
-    yield f"{tally.failovers:,} failovers"
+    yield counted(tally.failovers, "failover")
 
 
 class Json(Progress):

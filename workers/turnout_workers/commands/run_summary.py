@@ -55,17 +55,17 @@ def table(tally: Tally) -> Table:
 def closing_line(tally: Tally, took_s: float) -> str:
     """The sum in one sentence."""
     ends = ", ".join(f"{count:,} {status}" for status, count in tally.done.most_common() if count)
-    parts = [f"{tally.finished:,} lines in {span(took_s)}: {ends or 'nothing to do'}"]
+    parts = [f"{screen.counted(tally.finished, 'line')} in {span(took_s)}: {ends or 'nothing to do'}"]
     if tally.resumed:
         parts.append(f"{tally.resumed:,} of them done before, which --anew runs again")
     if tally.shared:
         parts.append(f"{tally.shared:,} answered as an identical line was")
-    parts.append(f"{tally.failovers:,} failovers")
+    parts.append(screen.counted(tally.failovers, "failover"))
     parts.append(f"{steady_usd(tally.cost_microusd)} spent")
     if tally.unsure_microusd:
         parts.append(f"up to {steady_usd(tally.unsure_microusd)} more that a failed call may have cost")
     if tally.unpriced:
-        parts.append(f"{tally.unpriced:,} calls of unknown price")
+        parts.append(f"{screen.counted(tally.unpriced, 'call')} of unknown price")
     return " · ".join(parts)
 
 

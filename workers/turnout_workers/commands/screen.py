@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection
 
 from rich import box
+from rich.console import Console
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
@@ -26,9 +28,23 @@ def add(made: Table, *cells: str, style: str = "") -> None:
     made.add_row(*map(Text, cells), style=style)
 
 
+def show(console: Console, made: Table, columns: int = 0) -> None:
+    """Print a table that has numbers and whole columns alone, indented. What is too wide is left to the terminal to
+    wrap: cut by us, numbers would be others."""
+    terminal, wide = console.width, console.options.update(width=sys.maxsize)
+    console.width = max(terminal, columns + console.measure(made, options=wide).maximum)
+    console.print(Padding.indent(made, columns))
+    console.width = terminal
+
+
 def indented(text: str, columns: int, style: str = "") -> Padding:
     """A paragraph, all lines of it."""
     return Padding.indent(Text(text, style), columns)
+
+
+def counted(count: int, what: str) -> str:
+    """`1 line`, `2,000 lines`."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
 def usd(amount: float) -> str:

@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from turnout.redis_address import trouble
-from turnout_workers.commands.screen import add, table, usd
+from turnout_workers.commands.screen import add, counted, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
 
@@ -74,7 +74,7 @@ def _workers(told: dict[str, Any]) -> str:
     here, found = told["configuration"], told["workers"]
     others = [name for name, version in found.items() if version != here]
     names = ", ".join(name.rpartition(":")[0] for name in [*found][:NAMED]) + (" …" if len(found) > NAMED else "")
-    line = f"{len(found):,} worker{'' if len(found) == 1 else 's'}" + (f" ({names})" if found else "")
+    line = counted(len(found), "worker") + (f" ({names})" if found else "")
     return line + (f", {len(others):,} of them not on configuration {here}" if others else "")
 
 
