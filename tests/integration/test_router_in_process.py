@@ -73,7 +73,7 @@ async def test_a_key_that_is_refused_takes_its_provider_out_until_a_health_check
 
 async def test_what_cannot_be_done_is_told_with_reasons_and_a_failed_pinned_call_with_its_error() -> None:
     async with routing(provider("openai", 1.0), provider("gemini", 0.1)) as (router, simulator):
-        with pytest.raises(NoEligibleEndpoint, match="groq/llama: its region is not known"):
+        with pytest.raises(NoEligibleEndpoint, match="groq/llama, gemini/llama: its region is not known"):
             await router.complete(ASK.model_copy(update={"constraints": RoutingConstraints(regions=("eu",))}))
         chosen = await router.get_provider_for_request(ASK)
         simulator.fail("groq", Fault(kind="error", status=503))

@@ -242,7 +242,8 @@ class IntelligentRouter:
                 tried=job.progress.tried - {again},
                 turn=self._turn,
             )
-            decision.raise_if_refused()
+            if (refusal := decision.refusal) is not None:
+                raise refusal
             if decision.action is Action.GO:
                 return decision
             with self._under_way.wait_for(decision.waits_for):

@@ -438,7 +438,7 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
     record = to_record(decide(wanted, MIDDLE, out, endpoint("other", model="gpt")))
     assert record["chosen"] == "middle/llama"
     assert record["excluded"]["out/llama"] == ["open", "ejected: 4 failures in a row"]
-    assert record["excluded"]["other/gpt"] == ["model", "serves gpt, not llama"]
+    assert record["excluded"]["other/gpt"] == ["model", "serves no llama"]
     assert candidates(record)[0]["id"] == "middle/llama"
     assert candidates(record)[0]["cost"] == 62
     assert "secret" not in json.dumps(record)

@@ -81,16 +81,27 @@ def test_a_refusal_tells_the_reason_of_every_endpoint() -> None:
     assert told == {
         "groq/llama": "its region is not known",
         "azure/llama": "may process in us, not only in eu",
-        "mistral/large": "serves large, not llama",
+        "mistral/large": "serves no llama",
     }
-    with pytest.raises(NoEligibleEndpoint, match="azure/llama: may process in us") as error:
-        decide(wanted, *fleet).raise_if_refused()
-    assert error.value.reasons == told
+    refused = decide(wanted, *fleet).refusal
+    assert refused is not None
+    assert "azure/llama: may process in us" in str(refused)
+    assert refused.reasons == told
 
 
 def test_an_empty_fleet_refuses_with_a_hint() -> None:
-    with pytest.raises(NoEligibleEndpoint, match="none is registered"):
-        decide(job()).raise_if_refused()
+    assert "none is registered" in str(decide(job()).refusal)
+
+
+def test_the_message_of_a_refusal_sums_up_and_begins_with_what_came_nearest() -> None:
+    reasons = {f"p/m{n}": "serves no gpt" for n in range(200)} | {"q/gpt": "may train on the data"}
+    refused = NoEligibleEndpoint(reasons)
+    assert str(refused) == (
+        "no endpoint can serve this job: q/gpt: may train on the data; p/m0, p/m1, p/m2 and 197 more: serves no gpt"
+    )
+    assert len(refused.reasons) == 201, "none is lost"
+    many = NoEligibleEndpoint({f"p/m{n}": f"may cost ${n}" for n in range(200)})
+    assert str(many).endswith("; p/m4: may cost $4 and 195 more")
 
 
 def test_what_was_spent_counts_against_the_cost_ceiling() -> None:

@@ -183,10 +183,9 @@ class Attempts:
         if not search.progress.deferrals and (left_s := self.parking.left_s(search.line, now)) > 0:
             return await self._closing.defer(job, search.progress, left_s, line=search.line)
         decision = self._decide(wish, search, now)
-        if decision.action is Action.REFUSE:
-            reasons = "; ".join(f"{e.endpoint_id}: {e.text}" for e in decision.exclusions)
-            message, record = f"no endpoint can serve this job ({reasons or 'none is configured'})", _record(decision)
-            return await self._closing.give_up(job, search.progress, JobStatus.FAILED, "refused", message, record)
+        if (refusal := decision.refusal) is not None:
+            why, record = str(refusal), _record(decision)
+            return await self._closing.give_up(job, search.progress, JobStatus.FAILED, "refused", why, record)
         if search.woken:
             decision, search.woken = decision.asking(), False
         wait_s = decision.wait_s

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -77,8 +78,11 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
             add(made, row["id"], *numbers, style="bold" if row["id"] == called else "")
         made.padding, made.show_edge = 0, False
         show(console, made, 4)
+    excluded = defaultdict[tuple[str, str], list[str]](list)
     for endpoint, (reason, text) in decision["excluded"].items():
-        console.print(indented(f"not {endpoint}: {text} ({reason})", 4, "dim"))
+        excluded[text, reason].append(endpoint)
+    for (text, reason), ids in excluded.items():
+        console.print(indented(f"not {', '.join(ids)}: {text} ({reason})", 4, "dim"))
 
 
 def _choice(decision: dict[str, Any], ranked: Sequence[str], called: str | None) -> str:

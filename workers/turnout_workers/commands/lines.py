@@ -62,6 +62,4 @@ def max_cost_microusd(options: Mapping[str, Any]) -> int | None:
 def refusal(request: InferenceRequest, fleet: Fleet) -> str | None:
     """Why no endpoint of the fleet can ever serve it; None: one can."""
     reasons = eligibility.refusal(JobProfile.of(request), fleet)
-    if reasons is None:
-        return None
-    return "no endpoint can serve it: " + "; ".join(f"{name}: {why}" for name, why in reasons.items())
+    return None if reasons is None else str(eligibility.NoEligibleEndpoint(reasons))

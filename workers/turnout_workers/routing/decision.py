@@ -182,10 +182,12 @@ class Decision:
         )
         return Hedge(after_s, others[:HEDGE_BIDS]) if others else None
 
-    def raise_if_refused(self) -> None:
-        """Raises `NoEligibleEndpoint` with each endpoint's reason."""
-        if self.action is Action.REFUSE:
-            raise NoEligibleEndpoint({e.endpoint_id: e.text for e in self.exclusions})
+    @property
+    def refusal(self) -> NoEligibleEndpoint | None:
+        """Why no endpoint can ever take the job; None: one can."""
+        if self.action is not Action.REFUSE:
+            return None
+        return NoEligibleEndpoint({e.endpoint_id: e.text for e in self.exclusions})
 
     def _candidate(self, index: int) -> Candidate:
         option, job = self.ranking.option(index), self.job

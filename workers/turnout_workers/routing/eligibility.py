@@ -8,7 +8,7 @@ by `decision.py`, from a snapshot. A job that no endpoint could ever satisfy is 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -16,6 +16,8 @@ from turnout.request import Capability
 from turnout_workers.routing.fleet import Endpoint, Fleet
 from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, Requirements
 
+MOST_NAMED, MOST_REASONS = 3, 5
+"""Endpoints a reason, and reasons, in the message of a refusal."""
 MEMO_SIZE = 1024
 """Different requirements whose matches a fleet remembers."""
 
@@ -73,12 +75,26 @@ class Exclusion:
 
 
 class NoEligibleEndpoint(Exception):
-    """No registered endpoint could ever satisfy this job. `reasons` tells why, by endpoint id."""
+    """No registered endpoint could ever satisfy this job. `reasons` tells why, by endpoint id; the message sums up."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
-        listed = "; ".join(f"{endpoint}: {reason}" for endpoint, reason in reasons.items())
-        super().__init__(f"no endpoint can satisfy this job: {listed or 'none is registered'}")
+        super().__init__(f"no endpoint can serve this job: {_summed_up(reasons) or 'none is registered'}")
         self.reasons = dict(reasons)
+
+
+def _summed_up(reasons: Mapping[str, str]) -> str:
+    """Reasons that few endpoints have first: those came nearest. Of many, some."""
+    by_reason: dict[str, list[str]] = {}
+    for endpoint, reason in reasons.items():
+        by_reason.setdefault(reason, []).append(endpoint)
+    ranked = sorted(by_reason.items(), key=lambda pair: len(pair[1]))
+    told = [f"{', '.join(ids[:MOST_NAMED])}{_rest(ids[MOST_NAMED:])}: {why}" for why, ids in ranked[:MOST_REASONS]]
+    unnamed = [id for _, ids in ranked[MOST_REASONS:] for id in ids]
+    return "; ".join(told) + _rest(unnamed)
+
+
+def _rest(ids: Sequence[str]) -> str:
+    return f" and {len(ids):,} more" if ids else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,7 +149,7 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
 def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | None:
     """The first requirement that the endpoint, as configured, doesn't meet."""
     if wanted.models and not any(endpoint.serves(model) for model in wanted.models):
-        return Reason.MODEL, f"serves {endpoint.model}, not {' or '.join(wanted.models)}"
+        return Reason.MODEL, f"serves no {' or '.join(wanted.models)}"
     if wanted.only and endpoint.provider not in wanted.only:
         return Reason.NOT_IN_ONLY, f"only {', '.join(wanted.only)} may be used"
     if endpoint.provider in wanted.ignore:
