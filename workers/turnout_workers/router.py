@@ -36,7 +36,7 @@ from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
-from turnout_workers.routing.failover import Next, judge
+from turnout_workers.routing.failover import Next
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S
@@ -335,8 +335,7 @@ class IntelligentRouter:
             return finished(None, TIMED_OUT)
         except BaseException:
             call = finished(None, STOPPED)
-            stopped.append(call.attempt)
-            await asyncio.shield(self._reporter.report(call, judge(STOPPED, self._rng)))
+            await asyncio.shield(self._reporter.stop(call, stopped))
             raise
 
     # --- health ------------------------------------------------------------------------------------------

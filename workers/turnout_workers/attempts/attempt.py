@@ -23,7 +23,8 @@ from turnout.request import InferenceRequest, Lane
 from turnout.result import Attempt, JobStatus
 from turnout.validation import explain
 from turnout_workers.attempts.calling import Calling
-from turnout_workers.attempts.closing import Ceilings, Closing
+from turnout_workers.attempts.ceilings import ConfiguredCeilings
+from turnout_workers.attempts.closing import Closing
 from turnout_workers.attempts.held import End, HeldJob, Moved, Skipped, outcome
 from turnout_workers.attempts.judging import Judged, Judging, Room
 from turnout_workers.attempts.parking import Parking, line_of
@@ -74,7 +75,7 @@ class Attempts:
         store: FleetStore,
         fleet: SnapshotPoller,
         heartbeat: Heartbeat,
-        ceilings: Ceilings,
+        ceilings: ConfiguredCeilings,
         spool: Spool,
         in_force: InForce,
         metrics: Metrics,
@@ -91,9 +92,7 @@ class Attempts:
         self._rng = rng
         self._metrics = metrics
         self._reporter = Reporter(store, fleet, in_force.file.router.failover_cooldown, rng, metrics)
-        self._calling = Calling(
-            ledger=ledger, call=call, fleet=fleet, reporter=self._reporter, in_force=in_force, rng=rng
-        )
+        self._calling = Calling(ledger=ledger, call=call, fleet=fleet, reporter=self._reporter, in_force=in_force)
         self._closing = Closing(
             ledger=ledger, call=call, store=store, fleet=fleet, ceilings=ceilings, spool=spool, in_force=in_force
         )

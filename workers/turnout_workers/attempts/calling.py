@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import random
 import time
 import traceback
 from dataclasses import dataclass, field
@@ -21,7 +20,6 @@ from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing import failover
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -42,7 +40,6 @@ class Calling:
     fleet: SnapshotPoller
     reporter: Reporter
     in_force: InForce
-    rng: random.Random
     under_way: UnderWay = field(default_factory=UnderWay, init=False)
 
     async def __call__(self, job: HeldJob, chosen: Candidate, grant: Granted, stopped: list[Attempt]) -> Finished:
@@ -81,8 +78,7 @@ class Calling:
             failure = Failure(FailureKind.MALFORMED, message, Billed.MAYBE)
         except asyncio.CancelledError:
             call = Finished(lease_id, chosen, started_at, time.monotonic() - clock, None, STOPPED)
-            stopped.append(call.attempt)
-            await self.reporter.report(call, failover.judge(STOPPED, self.rng))
+            await self.reporter.stop(call, stopped)
             raise
         finally:
             leases.remove(lease_id)

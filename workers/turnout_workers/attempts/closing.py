@@ -8,13 +8,13 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from redis.exceptions import RedisError, ResponseError
 
 from turnout.ledger import Call, Claimed, Coalescer, Ledger, Settlement, write_result
-from turnout.request import InferenceRequest, InferenceResponse
+from turnout.request import InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
+from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.background.heartbeat import Hold
@@ -23,17 +23,9 @@ from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import tracing
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Ceiling, FleetStore
+from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
-
-
-class Ceilings(Protocol):
-    """The accounts that a job's cost counts against, and their ceilings."""
-
-    def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]: ...
-
-    def of_provider(self, provider: str) -> tuple[Ceiling, ...]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +36,7 @@ class Closing:
     call: Coalescer
     store: FleetStore
     fleet: SnapshotPoller
-    ceilings: Ceilings
+    ceilings: ConfiguredCeilings
     spool: Spool
     in_force: InForce
 

@@ -8,26 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Protocol, TypeVar
 
 from turnout.uncut import cancel_later, uncut
+from turnout_workers.attempts.reporting import Finished
 from turnout_workers.routing.decision import Candidate, Decision, Hedge
 from turnout_workers.routing.failover import Allowance
-from turnout_workers.routing.failure import Failure
 from turnout_workers.state.store import Admission, Granted
 
 SHARE = 0.03
 """The most second calls per call, of one process."""
-
-
-class Ended(Protocol):
-    """A call that has ended; without a failure it was answered."""
-
-    @property
-    def failure(self) -> Failure | None: ...
-
-
-E = TypeVar("E", bound=Ended)
 
 
 class Hedging:
@@ -48,16 +37,16 @@ class Hedging:
     async def race(
         self,
         hedge: Hedge,
-        first: Awaitable[E],
+        first: Awaitable[Finished],
         admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
-        call: Callable[[Candidate, Granted], Awaitable[E]],
-    ) -> list[E]:
+        call: Callable[[Candidate, Granted], Awaitable[Finished]],
+    ) -> list[Finished]:
         """Make the first call; if it is slow, a second one elsewhere.
 
         Returns the calls that ended by themselves, the one that counts last. Each tells of its own cancellation.
         """
         running = {asyncio.ensure_future(first)}
-        ended: list[E] = []
+        ended: list[Finished] = []
         try:
             done, _ = await asyncio.wait(running, timeout=hedge.after_s)
             if not done and self._allowance.withdraw():
@@ -82,5 +71,5 @@ class Hedging:
         return ended
 
 
-def _ended(calls: Iterable[asyncio.Future[E]]) -> list[E]:
+def _ended(calls: Iterable[asyncio.Future[Finished]]) -> list[Finished]:
     return sorted((call.result() for call in calls), key=lambda one: one.failure is None)

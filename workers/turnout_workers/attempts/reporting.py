@@ -18,9 +18,9 @@ from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
-from turnout_workers.routing.fleet import Snapshot
 from turnout_workers.routing.health import Counters, Step, after_report
 from turnout_workers.routing.latency import first_token, predict
+from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore, ObservedLimit, Report
 
 logger = logging.getLogger(__name__)
@@ -79,13 +79,6 @@ TOLD_LATER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
 
 
-class Sight(Protocol):
-    """What a process sees of the fleet."""
-
-    @property
-    def snapshot(self) -> Snapshot: ...
-
-
 class CallObserver(Protocol):
     """Whoever counts calls (`monitoring.metrics`)."""
 
@@ -98,7 +91,7 @@ class Reporter:
     def __init__(
         self,
         store: FleetStore,
-        fleet: Sight,
+        fleet: SnapshotPoller,
         ejection_s: float,
         rng: random.Random,
         observer: CallObserver | None = None,
@@ -124,6 +117,11 @@ class Reporter:
             task = asyncio.create_task(self._tell_later(call, verdict))
             self._late.add(task)
             task.add_done_callback(self._late.discard)
+
+    async def stop(self, call: Finished, stopped: list[Attempt]) -> None:
+        """Report a call that was cancelled. It is also added to `stopped`, for whoever waits for it gets no outcome."""
+        stopped.append(call.attempt)
+        await self.report(call, failover.judge(STOPPED, self._rng))
 
     async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:
         counters = await self._store.report(_report(call, verdict.counts_for_health, self._first_token_s(call)))

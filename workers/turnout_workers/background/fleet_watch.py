@@ -10,11 +10,11 @@ from collections.abc import Awaitable, Callable
 
 from redis.exceptions import RedisError
 
-from turnout_workers.attempts.reporting import Sight
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import Step, after_watch, circuit
 from turnout_workers.routing.strategies import next_shadow_price
+from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class FleetWatch:
     def __init__(
         self,
         store: FleetStore,
-        fleet: Sight,
+        fleet: SnapshotPoller,
         under_way: UnderWay,
         worker: str,
         rng: random.Random,

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
-from turnout_workers.attempts.reporting import Sight
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Failure, FailureKind
+from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -35,7 +35,7 @@ class HealthChecks:
 
     connectors: Collection[CloudProviderBase]
     store: FleetStore
-    fleet: Sight
+    fleet: SnapshotPoller
     interval_s: float
     rng: random.Random
     _disabled_since: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
