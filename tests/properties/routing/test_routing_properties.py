@@ -17,7 +17,15 @@ from turnout_workers.routing.failover import Next, backoff_s
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.health import EJECTION_MAX_S, circuit, ejection_s
-from turnout_workers.routing.latency import PRIOR_TTFT_S, chance_of_exceeding, predict, step
+from turnout_workers.routing.latency import (
+    BUCKETS,
+    PRIOR_TTFT_S,
+    bucket,
+    chance_of_exceeding,
+    predict,
+    quantile_seen,
+    step,
+)
 from turnout_workers.routing.profile import Requirements
 from turnout_workers.routing.record import to_record
 
@@ -263,6 +271,14 @@ def test_an_estimate_moves_towards_its_sample_and_not_beyond(
 def test_the_chance_of_being_late_falls_with_the_time_left(left_s: float, median_s: float, sigma: float) -> None:
     chance = chance_of_exceeding(left_s, median_s, sigma)
     assert 0 <= chance_of_exceeding(left_s + 1, median_s, sigma) <= chance <= 1
+
+
+@given(st.floats(0.01, 600))
+def test_a_latency_is_told_to_within_the_width_of_its_bucket(latency_s: float) -> None:
+    counts = [int(number == bucket(latency_s)) for number in range(BUCKETS)]
+    told_s = quantile_seen(counts, 0.99)
+    assert told_s is not None
+    assert latency_s <= told_s + 5e-4 <= 1.42 * latency_s + 1e-3
 
 
 @given(jobs, endpoints)

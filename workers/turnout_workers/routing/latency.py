@@ -27,7 +27,8 @@ DRIFT_S = 15.0
 SIGMA_MIN = 0.25
 PRIOR_TTFT_S, PRIOR_S_PER_TOKEN = 0.5, 0.01
 """What is expected of an endpoint of which nobody has told anything, for a choice among several."""
-BUCKETS = 24
+BUCKETS = 34
+"""The last one holds all latencies from 655 s on."""
 Z95, Z99 = 1.645, 2.326
 
 
@@ -59,9 +60,9 @@ def predict(endpoint: Endpoint, metrics: ProviderMetrics, now: float) -> tuple[f
 
 
 def first_token(latency_s: float, output_tokens: int, ttft_s: float, s_per_token: float) -> float:
-    """What of the time of an answer that came as a whole is put down to its first token: the share that was expected.
+    """The part of an unstreamed answer's time that is attributed to its first token: the share that was expected.
 
-    So both estimates give way until their sum is what answers take.
+    So both estimates move until their sum is what answers take.
     """
     expected_s = ttft_s + output_tokens * s_per_token
     return latency_s * ttft_s / expected_s if expected_s > 0 else latency_s
@@ -80,12 +81,12 @@ def chance_of_exceeding(limit_s: float, median_s: float, sigma: float) -> float:
 
 
 def bucket(latency_s: float) -> int:
-    """By which latencies are counted: number `i` ends at 0.01·2^(i/2) s, at about 40 s the last but one."""
+    """The number of the bucket in which a latency is counted; number `i` ends at 0.01·2^(i/2) s."""
     return min(BUCKETS - 1, max(0, math.floor(2 * math.log2(max(latency_s, 1e-3) / 0.01)) + 1))
 
 
 def quantile_seen(latencies: Sequence[int], share: float) -> float | None:
-    """Upper bound of the latency (s) of this share of calls, counted by `bucket`; None: there was none."""
+    """Upper bound of the latency (s) of this share of the calls counted by `bucket`; None: there were none."""
     rank = share * sum(latencies)
     for number, seen in enumerate(accumulate(latencies)):
         if seen > 0 and seen >= rank:
