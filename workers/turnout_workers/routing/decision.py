@@ -29,7 +29,7 @@ from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking, utilities
 
 RECHECK_S = 5.0
-"""When nothing is known of when an endpoint comes back, look again after this."""
+"""When to look again, if nothing tells when an endpoint comes back."""
 REPEAT_ERROR_RATE = 0.1
 HEDGE_MIN_S = 0.8
 HEDGE_BIDS = 4
@@ -56,8 +56,8 @@ class Candidate(NamedTuple):
     upper_cost_microusd: int | None
     input_tokens: int
     output_tokens: int
-    """What rate limits are charged until it is known: the answer's own limit, else what is usual, for the longest that
-    a model can give is more than many limits have in a minute."""
+    """What rate limits are charged until the answer is known: the job's own limit, else the usual length, for the
+    longest answer of a model is more than many limits allow in a minute."""
     latency_s: float
     """Predicted median."""
     sigma: float
@@ -135,7 +135,7 @@ class Decision:
         return tuple(self._candidate(index) for index, score in zip(ready, scores, strict=True) if score <= threshold)
 
     def asking(self) -> Decision:
-        """The same, but for asking those that were busy a moment ago."""
+        """The same, but also offering those that were busy a moment ago."""
         if self.action is not Action.WAIT or not self.busy:
             return self
         return replace(self, action=Action.GO, ready=[*self.ready, *self.busy], busy=EMPTY, wait_s=0.0)
@@ -146,8 +146,8 @@ class Decision:
 
     @property
     def untried(self) -> tuple[str, ...]:
-        """Endpoints that could take the job now or soon, and that it hasn't tried: two at most, so that there is one
-        besides any."""
+        """Endpoints that could take the job now or soon, and that it hasn't tried: at most two, which show whether one
+        is left besides the one that is called."""
         ids = (option[4].view.endpoint.id for option in self.ranking.options)
         return tuple(islice((id for id in ids if id not in self.tried), 2))
 
@@ -199,7 +199,7 @@ class Decision:
         overdue_s, timeout = patience(option, job.expected_output_tokens, longest_s, alone=alone)
         if job.deadline is not None and len(self.ready) > 1:
             # A call that hangs is cut while there is time for another endpoint to answer.
-            other = self.ranking.option(self.ready[index == self.ready[0]])
+            other = self.ranking.option(self.ready[0] if index != self.ready[0] else self.ready[1])
             spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
             late_s = overdue_after(option.latency_s, estimate.odds.sigma)
             timeout = min(timeout, max(late_s, job.deadline - self.at - spare_s))

@@ -19,9 +19,7 @@ from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, R
 MOST_NAMED, MOST_REASONS = 3, 5
 """Endpoints a reason, and reasons, in the message of a refusal."""
 MEMO_SIZE = 1024
-"""Different requirements whose matches a fleet remembers."""
-
-
+"""How many different requirements a fleet remembers the matches of."""
 EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
 """The capabilities of a model that answers no chat."""
 
@@ -99,20 +97,23 @@ def _rest(ids: Sequence[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """The endpoints of a fleet that satisfy some requirements: positions, and the others' reasons."""
+    """The endpoints of a fleet that satisfy some requirements: positions, and the others' reasons.
+
+    The numbers are the tightest limits and the dearest prices among them: a job that keeps to all of these is
+    `too_large` for none of the endpoints.
+    """
 
     positions: tuple[int, ...]
     exclusions: tuple[Exclusion, ...]
     tokens: float
-    """The fewest that a call may have at one of those that match. A job below this and the next four needs no further
-    check."""
+    """Of a call, input and answer."""
     output_tokens: float
-    """The smallest limit on the answer."""
+    """Of an answer."""
     answer_tokens: float
-    """The longest answer, where the job sets no limit."""
+    """The longest answer to a job that sets no limit."""
     input_price: float
     output_price: float
-    """The highest prices, infinite if one is unknown."""
+    """Infinite if one is unknown."""
 
 
 def match(fleet: Fleet, wanted: Requirements) -> Match:
@@ -147,7 +148,7 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
 
 
 def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | None:
-    """The first requirement that the endpoint, as configured, doesn't meet."""
+    """The first requirement that the endpoint, as configured, doesn't meet; None: it meets all."""
     if wanted.models and not any(endpoint.serves(model) for model in wanted.models):
         return Reason.MODEL, f"serves no {' or '.join(wanted.models)}"
     if wanted.only and endpoint.provider not in wanted.only:
@@ -212,7 +213,7 @@ def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
 
 
 def _at_once(endpoint: Endpoint) -> float:
-    """The most tokens of one call for which its rate limits can ever have room."""
+    """The most tokens that one call can have, if its rate limits are ever to have room for it."""
     both = (endpoint.limits, endpoint.shared_limits)
     told = (limit for limits in both for limit in (limits.tokens_per_minute, limits.tokens_per_day))
     return min((limit for limit in told if limit is not None), default=math.inf)

@@ -42,11 +42,11 @@ class Odds(NamedTuple):
 
 
 class Traffic(NamedTuple):
-    """The calls of an endpoint that have no answer."""
+    """The unanswered calls of an endpoint."""
 
     in_flight: int
     failures: int
-    """In a row: calls that fail at once would make their endpoint look idle."""
+    """In a row; counted as load, for an endpoint whose calls fail at once would look idle."""
     oldest_at: float
     """When the oldest of those in flight began."""
     answered_at: float
@@ -61,7 +61,7 @@ class Traffic(NamedTuple):
         return left._replace(failures=0, answered_at=now) if ok else left._replace(failures=self.failures + 1)
 
     def missed(self, latency_s: float, now: float) -> float:
-        """How many answers should have come since the last one, if a call takes so long."""
+        """How many answers should have come since the last one, if each takes `latency_s`."""
         since = self.oldest_at + latency_s
         if since < self.answered_at:
             since = self.answered_at
@@ -87,7 +87,7 @@ class Estimate(NamedTuple):
         return self._replace(traffic=self.traffic.begun(now))
 
     def ended(self, now: float, ok: bool, counts: bool) -> Estimate:
-        """counts: whether the outcome says anything on the endpoint. One success more changes its odds too little."""
+        """counts: whether the outcome says anything about the endpoint. A success changes its odds too little."""
         traffic = self.traffic.ended(now, ok, counts)
         if ok or not counts:
             return self._replace(traffic=traffic)
@@ -108,7 +108,7 @@ def estimates(snapshot: Snapshot) -> list[Estimate]:
 
 
 def amend(snapshot: Snapshot, endpoint_id: str, change: Callable[[Estimate], Estimate]) -> None:
-    """Count at once what this process has done itself. Of other processes the next snapshot tells."""
+    """Take account of what this process has just done; what others have done comes with the next snapshot."""
     if endpoint_id in snapshot.by_id:
         found, position = estimates(snapshot), snapshot.fleet.ids.index(endpoint_id)
         found[position] = change(found[position])
@@ -119,18 +119,17 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
     ttft, pace = predict(endpoint, metrics, at)
     price = endpoint.price
     troubled = health.isolated or health.disabled is not None or health.open_until > 0
+    busy = max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at or all_slots_taken(view)
     return Estimate(
-        ttft,
-        pace,
-        _input_price(price, metrics.cached_share) if price else math.inf,
-        price.output if price else 0.0,
-        troubled
-        or max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at
-        or all_slots_taken(view),
-        Odds.seen(view),
-        Traffic(load.in_flight, health.consecutive_failures, load.oldest_started_at, metrics.latency_at),
-        view,
-        position,
+        ttft_s=ttft,
+        s_per_token=pace,
+        input_price=_input_price(price, metrics.cached_share) if price else math.inf,
+        output_price=price.output if price else 0.0,
+        special=troubled or busy,
+        odds=Odds.seen(view),
+        traffic=Traffic(load.in_flight, health.consecutive_failures, load.oldest_started_at, metrics.latency_at),
+        view=view,
+        position=position,
     )
 
 

@@ -17,8 +17,9 @@ from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
 
 CONSECUTIVE_FAILURES = 4
-"""Failures in a row, over the whole fleet, that open a circuit. As the calls ended; or one more as they began, for an
-endpoint that breaks goes on answering what it had begun before, but two looks at bad luck find more of it than one."""
+"""Failures in a row, over the whole fleet, that open a circuit, in the order in which calls ended. Or one more in that
+in which they began, for an endpoint that breaks may still answer older calls; more, as counting twice finds bad luck
+more often."""
 CONSECUTIVE_UNREACHED = 2
 """The same where nobody answers at all: few successes stand against it, and a needless ejection costs 2 s."""
 CONSECUTIVE_WHEN_BILLED = 2
@@ -44,7 +45,7 @@ RAMP_EXCESS = 1.2
 HANGING_CALLS = 2
 HANGING_SILENCE_S = 1.5
 EJECTIONS_OF_A_HANG = 2
-"""As how many in a row the first one counts: a probe that hangs, too, takes seconds and not a moment to tell."""
+"""As how many in a row a first one for hanging counts: a probe that hangs, too, takes seconds to show it."""
 LONE_HANG_S = 20.0
 """Age at which a single overdue call, with no other in flight to compare, counts as a hang."""
 

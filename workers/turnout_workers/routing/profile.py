@@ -89,7 +89,7 @@ class JobProfile:
         pinned: str | None = None,
         priced: bool = False,
     ) -> JobProfile:
-        """Of a request; `deadline`, if given, is the one that was fixed when the job was accepted.
+        """The profile of a request. deadline: as it was fixed when the job was accepted, if it was.
 
         priced: a ceiling that isn't the job's own, such as its tenant's, needs to know what it costs.
         """

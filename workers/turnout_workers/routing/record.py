@@ -17,7 +17,7 @@ from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, rank
 
 RECORD_VERSION = 1
 NOW = 0.0
-"""Of a repeated decision: beside a Unix time, a float has no room for a short silence."""
+"""The time of a repeated decision: added to a Unix time, a short silence would drown in a float's rounding."""
 
 
 def to_record(decision: Decision, called: str | None = None) -> dict[str, Any]:
