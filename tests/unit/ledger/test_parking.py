@@ -19,28 +19,28 @@ async def background_work() -> None:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-async def test_calls_that_end_together_bring_a_job_each(bed: Bed, redis_url: str, workers: int) -> None:
+async def test_calls_that_end_together_wake_a_job_each(bed: Bed, redis_url: str, workers: int) -> None:
     ids = parked(bed, 20)
     clients = [redis.asyncio.Redis.from_url(redis_url) for _ in range(workers)]
     for parking in [Parking(bed.ledger, Coalescer(client)) for client in clients]:
         for _ in range(5):
-            parking.bring("line", LANE, 1)
+            parking.wake("line", LANE, 1)
     await background_work()
     for client in clients:
         await client.aclose()
-    brought = [json.loads(message)["headers"]["id"] for message in bed.messages()]
-    assert set(brought) == set(ids[: 5 * workers])
+    woken = [json.loads(message)["headers"]["id"] for message in bed.messages()]
+    assert set(woken) == set(ids[: 5 * workers])
     if workers == 1:
-        assert brought == ids[:5], "the first of them first"
+        assert woken == ids[:5], "the first of them first"
 
 
-async def test_no_more_are_brought_than_are_parked(bed: Bed, redis_url: str) -> None:
+async def test_no_more_are_woken_than_are_parked(bed: Bed, redis_url: str) -> None:
     parked(bed, 2)
     client = redis.asyncio.Redis.from_url(redis_url)
     parking = Parking(bed.ledger, Coalescer(client))
-    parking.bring("line", LANE, 5)
+    parking.wake("line", LANE, 5)
     await background_work()
-    parking.bring("line", LANE, 1)
+    parking.wake("line", LANE, 1)
     await background_work()
     assert len(bed.messages()) == 2
     await client.aclose()

@@ -57,8 +57,8 @@ MAX_BIDS = 6
 SPREAD = 0.2
 """Most that is added to a wait, as a share of it."""
 RECHECK_S = 5.0
-"""The longest deferral, doubled each time that the job is parked again: calls that took less than was reserved for them
-make room before its time, and of an operator's word or the next month's ceiling nobody knows when it comes."""
+"""The longest deferral, doubled each time the job is parked again, though admission may name a later moment: calls that
+use less than they have reserved make room earlier, and nobody knows when an operator or a new month's ceiling will."""
 FRESH_S = 2 * POLL_S
 """After so long the snapshot shows what admission knew."""
 
@@ -119,7 +119,7 @@ class Attempts:
         self._shares.seen(claim.tenant or "", now)
         self.parking.any_parked = claim.any_parked
         if claim.next_in_turn is not None:
-            self.parking.publish(claim.next_in_turn, claim.lane)
+            self.parking.bring(claim.next_in_turn, claim.lane)
         reached("claimed")
         if not claim.progress:
             self._metrics.claimed(claim.lane, self._fleet.now() - claim.accepted_at)
@@ -212,7 +212,7 @@ class Attempts:
                 self._metrics.moved(before[-1], chosen.provider)
             if search.again not in (None, chosen.id):  # by now another is better, or that one is out
                 search.retries_here, search.progress = 0, search.progress.failed_over()
-            self._bring_another(job, search)
+            self._wake_next(job, search)
             search.record = _record(decision, chosen.id)
             return room
         if not isinstance(admission, NoRoom):
@@ -224,7 +224,7 @@ class Attempts:
         wait_s = math.inf if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
         if wait_s == math.inf and admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
             if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
-                self.parking.bring(search.line, job.claim.lane, 2)
+                self.parking.wake(search.line, job.claim.lane, 2)
             return await self._closing.at_ceiling(job, search.progress, admission.ceiling)
         if decision.at - decision.snapshot_age_s < search.refused_at and decision.leaves_out(candidates):
             # Since the snapshot was taken these went out: others may have room sooner.
@@ -248,10 +248,10 @@ class Attempts:
             await self.parking.wait_in_place(in_place, wait_s)
         return None
 
-    def _bring_another(self, job: HeldJob, search: _Search) -> None:
-        """Where this job has found room there may be more; and there is when its call has ended."""
+    def _wake_next(self, job: HeldJob, search: _Search) -> None:
+        """Where this job has found room there may be more, and there is again once its call has ended."""
         if self.parking.any_parked:
-            self.parking.bring(search.line, job.claim.lane, 1)
+            self.parking.wake(search.line, job.claim.lane, 1)
 
     def _wish(self, job: HeldJob, progress: Progress) -> JobProfile:
         ceilings = self._ceilings.of_job(job.id, job.request, job.claim.batch)
@@ -300,7 +300,7 @@ class Attempts:
         again = judged.verdict.action is Next.RETRY
         end = None if again else await self._end(job, judged, search.record)
         await judged.told()
-        self._bring_another(job, search)
+        self._wake_next(job, search)
         if again:
             search.progress, search.again = judged.progress, judged.call.chosen.endpoint.id
             search.retries_here += 1

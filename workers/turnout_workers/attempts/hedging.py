@@ -62,7 +62,7 @@ class Hedging:
             ended += _ended(call for call in running if call.done())
             if not ended:
                 raise
-            cancel_later()  # what has ended in the same moment counts first
+            cancel_later()  # a call that ended in the same moment counts first
         finally:
             left = [call for call in running if not call.done()]
             for one in left:

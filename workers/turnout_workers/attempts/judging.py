@@ -45,7 +45,7 @@ class Judged:
     call: Finished
     """The one that counts: which was answered, or else failed last."""
     verdict: Verdict
-    """On that call. One to retry is paid for: whoever gets it makes the call."""
+    """On that call. A retry is taken from the allowance already, so it is to be made."""
     reports: Sequence[asyncio.Future[None]]
     """Under way to the fleet's store."""
 
@@ -65,7 +65,10 @@ class Judging:
         self._retries = Allowance(RETRY_SHARE, RETRY_RESERVE)
 
     def room(self, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False) -> Room:
-        """What was granted of those that were offered; `alone`: without a second call, however slow it is."""
+        """The candidate that was granted, as a call about to be made: it earns its share of repeated and second calls.
+
+        alone: no second call, however slow this one is.
+        """
         self._retries.deposit()
         chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
         return Room(chosen, grant, self.hedging.plan(decision, chosen, alone), decision.untried)
@@ -79,9 +82,9 @@ class Judging:
         stopped: Sequence[Attempt],
         retries_here: int,
     ) -> Judged:
-        """calls: that ended by themselves, the one that counts last. stopped: the other one of a race.
+        """calls: those that ended by themselves, the one that counts last. stopped: attempts that a race cut off.
 
-        retries_here: how often the endpoint was called again already.
+        retries_here: how often this endpoint has been called again already.
         """
         reached("after_call")
         if stopped:

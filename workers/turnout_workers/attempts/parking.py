@@ -1,8 +1,8 @@
 """Jobs that nothing has room for: which wait for the same, and how those behind the first get their turn.
 
-Parked jobs stand in lines in the ledger. The first of a line looks for room when its time has come. One that is let
-go brings another, and one more when its call has ended; so a line is woken as fast as room appears, and no faster,
-and those behind cost nothing while they wait.
+Parked jobs stand in lines in the ledger. The first of a line looks for room when its time has come. A job that finds
+some wakes the next of its line, and one more when its call has ended: so a line is woken as fast as room appears and no
+faster, and those behind cost nothing while they wait.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from turnout_workers.routing.profile import JobProfile, Requirements
 logger = logging.getLogger(__name__)
 
 HASTENED = 10_000
-"""Lines that are told at once of a change."""
+"""Most lines that are told of a change."""
 REMEMBERED = 1000
 """Lines whose wait a worker knows of."""
 
@@ -37,10 +37,10 @@ class Parking:
         self._ledger = ledger
         self._call = call
         self.any_parked = False
-        """As of the last claim: otherwise none need be brought."""
+        """Whether there are parked jobs at all, as of this worker's last claim: otherwise none need be woken."""
         self.in_place: set[str] = set()
-        """Lines of which one waits here in its slot, so that it has the room in the moment that it appears. Others of
-        them would take slots from those that have somewhere to go."""
+        """Lines of which a job waits here in its slot, to have room the moment it appears. One of each line is enough:
+        more would hold slots that other jobs can use."""
         self._changed = asyncio.Event()
         self._until: dict[str, float] = {}
         self._wanted: dict[str, int] = {}
@@ -70,26 +70,26 @@ class Parking:
         finally:
             self.in_place.discard(line)
 
-    def bring(self, line: str, lane: Lane, count: int) -> None:
-        """Wake the next of the line, in the background."""
+    def wake(self, line: str, lane: Lane, count: int) -> None:
+        """Wake so many more of the line, in the background."""
         under_way = line in self._wanted
         self._wanted[line] = self._wanted.get(line, 0) + count
         if not under_way:
-            self._in_background(self._bring(line, lane))
+            self._in_background(self._wake(line, lane))
 
-    async def _bring(self, line: str, lane: Lane) -> None:
+    async def _wake(self, line: str, lane: Lane) -> None:
         following, before = [""], list[str]()
         try:
             while (count := self._wanted[line]) and following != before:
                 before, following = following, await self._call(self._ledger.following(line, count))
                 woken = await self._call.all(*(self._ledger.wake(job_id, lane) for job_id in reversed(following)))
-                # Some another worker may have woken first; then those behind them are wanted.
+                # Another worker may have woken some of them first: then go on with those behind them.
                 self._wanted[line] -= sum(woken) if len(following) == count else count
         finally:
             del self._wanted[line]
 
-    def publish(self, job_id: str, lane: Lane) -> None:
-        """Bring a job whose turn has come to its lane, in the background."""
+    def bring(self, job_id: str, lane: Lane) -> None:
+        """Publish a job that waited for its turn among its tenant's, in the background."""
         self._in_background(self._call(self._ledger.bring(job_id, lane)))
 
     def _in_background(self, work: Awaitable[Any]) -> None:
@@ -98,7 +98,7 @@ class Parking:
         task.add_done_callback(self._tasks.discard)
 
     async def hasten(self) -> None:
-        """What jobs wait for may have come: those in place and the first of every line look now."""
+        """What jobs wait for may be there: let those in place and the first of every line look now."""
         self._until.clear()
         self._changed.set()
         self._changed = asyncio.Event()
@@ -109,7 +109,7 @@ async def _tried(work: Awaitable[Any]) -> None:
     try:
         await work
     except (RedisError, OSError) as error:
-        logger.debug("waiting jobs are not brought now; housekeeping does it: %s", error)
+        logger.debug("waiting jobs are not woken now; housekeeping will do it: %s", error)
 
 
 def line_of(wish: JobProfile, tried: frozenset[str], tenant: str | None, batch: str | None) -> str:

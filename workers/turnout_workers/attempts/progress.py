@@ -70,7 +70,7 @@ class Progress:
         )
 
     def after(self, attempt: Attempt, *, spends: bool, unsuited: bool) -> Self:
-        """After a call that failed."""
+        """After a call. `spends`: it counts towards the job's last. `unsuited`: its endpoint can't do this job."""
         here = frozenset({attempt.endpoint})
         return replace(
             self,

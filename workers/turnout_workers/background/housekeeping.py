@@ -31,7 +31,7 @@ TURN_S = 2.0
 BATCH = 1000
 """Most jobs of each kind in one round."""
 NEXT_S = 5.0
-"""After the first of a line of parked jobs, which has brought none, the next one looks."""
+"""How long after the first of a line of parked jobs the next one looks, if the first has woken none."""
 LOST_AFTER_S = 5.0
 """A queued job that has had no message for so long has lost it."""
 MAX_CRASHES = 3

@@ -65,7 +65,7 @@ end
 
 -- Parked jobs that wait for the same thing stand in one line, the first accepted first: `parked` is ordered by text,
 -- LINE ACCEPTED ID. Only the first of a line looks for room, at the time that `delayed` has for the line, and each that
--- finds it brings others; so those behind cost nothing while they wait.
+-- finds some wakes others; so those behind cost nothing while they wait.
 local function line_of(spot) return string.match(spot, '^%S+') end
 
 local function park(id, line, wait)
