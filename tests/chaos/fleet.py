@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.forked import Forked
 
-from turnout_workers.config import discovery
+from turnout_workers.config import discovery, toml_lines
 from turnout_workers.local import process
 from turnout_workers.simulator import load
 
@@ -27,7 +27,7 @@ class Fleet:
         self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
         self.config = folder / "turnout.toml"
-        self.config.write_text(discovery.toml({**load(file).configuration(self._providers), **(tables or {})}))
+        self.config.write_text(toml_lines.dumps({**load(file).configuration(self._providers), **(tables or {})}))
 
     def close(self) -> None:
         process.stop(self._simulator)

@@ -9,7 +9,7 @@ from tests.chaos.stand import Stand, standing
 from tests.receiver import SECRET, Receiver, receiving
 
 from turnout_workers import local
-from turnout_workers.config import discovery
+from turnout_workers.config import toml_lines
 from turnout_workers.simulator import load
 
 FLEET = """
@@ -25,7 +25,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
     """A Redis, a worker process and a simulated fleet without latency, for all tests of a file."""
     folder = tmp_path_factory.mktemp("local")
     scenario = folder / "scenario.toml"
-    scenario.write_text(discovery.toml(load().instant().model_dump()))
+    scenario.write_text(toml_lines.dumps(load().instant().model_dump()))
     with local.running(folder, None, scenario) as running:
         yield running
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
-from turnout_workers.config import accounts, discovery, settings
+from turnout_workers.config import accounts, settings, toml_lines
 from turnout_workers.providers import Http, build
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import IntelligentRouter, NoEligibleEndpoint
@@ -31,7 +31,7 @@ async def routing(
     scenario = Scenario.model_validate({"providers": {"groq": first, "gemini": second}, "output_tokens": 5})
     async with Simulator(scenario) as simulator, contextlib.aclosing(Http()) as http:
         urls = {name: simulator.base_url(name) for name in scenario.providers}
-        file = discovery.toml(scenario.configuration(urls))
+        file = toml_lines.dumps(scenario.configuration(urls))
         configured = settings(file, "a test", {})
         async with IntelligentRouter(RoutingStrategy.PRIORITY, health_check_interval=0.1) as router:
             for priority, account in enumerate(accounts(configured), 1):

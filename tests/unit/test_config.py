@@ -11,7 +11,17 @@ import pytest
 from aiohttp import web
 
 from turnout.request import Capability, Lane, RoutingStrategy
-from turnout_workers.config import ConfigError, Settings, accounts, configured, discovery, find, load, settings
+from turnout_workers.config import (
+    ConfigError,
+    Settings,
+    accounts,
+    configured,
+    discovery,
+    find,
+    load,
+    settings,
+    toml_lines,
+)
 from turnout_workers.providers.dialects import DIALECTS, GENERIC
 from turnout_workers.routing.fleet import Endpoint, Limits, Price
 from turnout_workers.simulator import load as load_scenario
@@ -290,7 +300,7 @@ async def test_local_servers_are_found_by_what_they_answer() -> None:
         runners.append(runner)
     found = await discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=5)
     assert list(found["providers"]) == ["ollama"]
-    file = settings(discovery.toml(found), "t.toml", {}).file
+    file = settings(toml_lines.dumps(found), "t.toml", {}).file
     assert file.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0
     for runner in runners:
         await runner.cleanup()
@@ -299,7 +309,7 @@ async def test_local_servers_are_found_by_what_they_answer() -> None:
 def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     scenario = load_scenario()
     urls = {name: f"http://127.0.0.1:1/{name}" for name in scenario.providers}
-    simulated: Settings = settings(discovery.toml(scenario.configuration(urls)), "t.toml", {})
+    simulated: Settings = settings(toml_lines.dumps(scenario.configuration(urls)), "t.toml", {})
     assert simulated.simulated
     assert all(e.simulated for account in accounts(simulated) for e in account.endpoints)
     swift = simulated.file.providers["sim-swift"]
@@ -331,7 +341,7 @@ def test_tables_written_as_toml_read_back_the_same() -> None:
         {},
     ]
     tables = {f"key {i}": value for i, value in enumerate(values)} | {"none": None}
-    read = tomllib.loads(discovery.toml(tables))
+    read = tomllib.loads(toml_lines.dumps(tables))
     assert read == {name: value for name, value in tables.items() if value is not None}
     assert list(itertools.chain(read)) == list(tables)[:-1]
 

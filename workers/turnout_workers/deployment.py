@@ -14,7 +14,7 @@ from turnout.errors import TurnoutError
 from turnout.ledger import Call, Keyring, Keys, Ledger, run
 from turnout.redis_address import connect
 from turnout_workers import config
-from turnout_workers.config import Settings, discovery, fleet
+from turnout_workers.config import Settings, discovery, fleet, toml_lines
 from turnout_workers.routing.fleet import Fleet
 
 
@@ -60,4 +60,4 @@ def _settings(with_keys: bool) -> Settings:
         return config.configured(os.environ, with_keys=with_keys)
     # Where nothing is configured, inference servers on this machine will do, as for `turnout run`.
     found = asyncio.run(discovery.from_local_servers())
-    return config.settings(discovery.toml(found), "servers on this machine", os.environ)
+    return config.settings(toml_lines.dumps(found), "servers on this machine", os.environ)

@@ -1,14 +1,12 @@
 """Configuration where none was written: from the environment's keys, or from inference servers on this machine.
 
-Each gives the tables of a `turnout.toml`, as data; `toml` writes them down. Worker processes are always
-started with such a file, so that there is one way only in which a configuration reaches them.
+Each gives the tables of a `turnout.toml` as data, to be written by `toml_lines.dumps`. Worker processes are always
+started with such a file, so that there is only one way in which a configuration reaches them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import json
-import re
 from collections.abc import Mapping
 from contextlib import aclosing
 from typing import Any
@@ -54,17 +52,3 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
         answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
     found = dict(answer for answer in answers if answer)
     return {"providers": found} if found else {}
-
-
-def toml(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
-    """Write tables of strings, numbers, booleans, lists and sets of these, and tables; None is left out."""
-    inner = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
-    plain = {key: value for key, value in tables.items() if key not in inner and value is not None}
-    lines = [f"\n[{'.'.join(map(_key, path))}]"] if path and (plain or not inner) else []
-    # JSON's strings, numbers, booleans and arrays are TOML's, too.
-    lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False, default=sorted)}" for key, value in plain.items()]
-    return "\n".join([*lines, *(toml(value, (*path, key)) for key, value in inner.items())])
-
-
-def _key(name: str) -> str:
-    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TypeVar
 
 from turnout.redis_address import with_password
+from turnout_workers import providers
 from turnout_workers.config import credentials, discovery, toml_lines
 from turnout_workers.config.providers import ProviderTable
 from turnout_workers.config.public_addresses import address_trouble
@@ -23,7 +23,6 @@ from turnout_workers.config.tables import File, WebhookTable
 from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.catalogue import served_by
-from turnout_workers.providers.dialects import DIALECTS
 
 T = TypeVar("T")
 Made = TypeVar("Made")
@@ -42,12 +41,11 @@ UNCONFIGURED = (
     "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
     "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
 )
-WIRE_FORMATS = {preset.kind for preset in DIALECTS.values()}
 
 
 @dataclass(frozen=True, slots=True)
 class Webhook:
-    """Somebody to be told."""
+    """Where the end of a job is reported."""
 
     url: str
     secret: Secret
@@ -90,7 +88,7 @@ def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys
     if (path := find(environ, folder or Path.cwd())) is not None:
         return load(path, environ, with_keys)
     if found := discovery.from_environment(environ):
-        return settings(discovery.toml(found), "the environment", environ, with_keys)
+        return settings(toml_lines.dumps(found), "the environment", environ, with_keys)
     raise ConfigError(UNCONFIGURED)
 
 
@@ -124,16 +122,15 @@ def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool 
 
 
 def _check(table: ProviderTable) -> None:
-    """What only a provider's whole table shows to be missing."""
+    """Checks that need a provider's whole table. Raises ConfigError."""
     if not (table.base_url or table.preset.base_url):
         raise ConfigError("base_url is missing, and there is no preset of this name")
     if not table.models and not any(served_by(table.dialect)):
         raise ConfigError("models is missing, and the catalogue doesn't know what this provider serves")
     if table.version and table.kind == "openai" and table.dialect != "azure":
         raise ConfigError("version is of Anthropic's, Gemini's and Azure's API; this one has none: remove it")
-    kinds = WIRE_FORMATS | {entry.name for entry in entry_points(group="turnout.connectors")}
-    if table.kind not in kinds:
-        raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(kinds))}")
+    if table.kind not in (known := providers.kinds()):
+        raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(known))}")
 
 
 def _webhook(table: WebhookTable, environ: Mapping[str, str]) -> Webhook:

@@ -1,8 +1,9 @@
-"""TOML whose errors name the line. tomllib tells none for values, so a small scan finds them."""
+"""TOML, read and written. Errors name the line: tomllib knows it for no value, so a small scan finds it."""
 
 from __future__ import annotations
 
 import difflib
+import json
 import pathlib
 import re
 import tomllib
@@ -64,7 +65,7 @@ def read(
 
 
 def locator(text: str, where: str) -> Callable[[Path], str]:
-    """Gives `file:line: field` of a field, the line being that of the innermost table around it that has one."""
+    """From the path of a field to `file:line: field`, with the line of its innermost part that is in the text."""
     lines = scan(text)
 
     def at(path: Path) -> str:
@@ -114,3 +115,17 @@ def scan(text: str) -> dict[Path, int]:
             table = path
         found.setdefault(path if match["table"] else table + path, number)
     return found
+
+
+def dumps(tables: Mapping[str, Any], path: tuple[str, ...] = ()) -> str:
+    """TOML of tables that hold strings, numbers, booleans, lists and sets of these, and tables. None is left out."""
+    inner = {key: value for key, value in tables.items() if isinstance(value, Mapping)}
+    plain = {key: value for key, value in tables.items() if key not in inner and value is not None}
+    lines = [f"\n[{'.'.join(map(_key, path))}]"] if path and (plain or not inner) else []
+    # JSON's strings, numbers, booleans and arrays are TOML's, too.
+    lines += [f"{_key(key)} = {json.dumps(value, ensure_ascii=False, default=sorted)}" for key, value in plain.items()]
+    return "\n".join([*lines, *(dumps(value, (*path, key)) for key, value in inner.items())])
+
+
+def _key(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z0-9_-]+", name) else json.dumps(name, ensure_ascii=False)

@@ -16,7 +16,7 @@ from redis.exceptions import NoPermissionError
 from turnout.ledger import Keys
 from turnout.redis_address import connect, trouble, with_password
 from turnout_workers import config
-from turnout_workers.config import discovery
+from turnout_workers.config import discovery, toml_lines
 from turnout_workers.local import process
 from turnout_workers.local.private_redis import private_redis
 from turnout_workers.simulator.scenario import DEFAULT, load
@@ -65,7 +65,7 @@ def running(
         if (path := _file(config_path, scenario)) is None:
             path = folder / "turnout.toml"
             if tables := _discovered(scenario):
-                path.write_text(discovery.toml(tables), "utf-8")
+                path.write_text(toml_lines.dumps(tables), "utf-8")
             else:
                 stack.enter_context(_simulator(folder, scenario or DEFAULT, path))
         environ = {"REDIS_URL": redis_url, "REDIS_PASSWORD_FILE": "", "TURNOUT_CONFIG": str(path.resolve())}
@@ -84,7 +84,7 @@ def configuration(config_path: Path | None, scenario: Path | None) -> config.Set
     if not (tables := _discovered(scenario)):
         fleet = load(scenario or DEFAULT)
         tables = fleet.configuration(dict.fromkeys(fleet.providers, "http://127.0.0.1:9"))
-    return config.settings(discovery.toml(tables), "the environment", os.environ)
+    return config.settings(toml_lines.dumps(tables), "the environment", os.environ)
 
 
 def _file(config_path: Path | None, scenario: Path | None) -> Path | None:

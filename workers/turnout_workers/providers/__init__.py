@@ -23,6 +23,11 @@ KINDS: dict[str, type[Connector]] = {
 }
 
 
+def kinds() -> set[str]:
+    """All kinds that can be built here."""
+    return {*KINDS, *(entry.name for entry in entry_points(group=GROUP))}
+
+
 def build(config: ProviderConfig, http: Http) -> CloudProviderBase:
     """The connector of a provider's kind. Raises LookupError if none is installed."""
     if (kind := KINDS.get(config.kind)) is not None:
@@ -30,4 +35,4 @@ def build(config: ProviderConfig, http: Http) -> CloudProviderBase:
     for entry in entry_points(group=GROUP, name=config.kind):
         connector: CloudProviderBase = entry.load()(config, http)
         return connector
-    raise LookupError(f"no connector of kind {config.kind!r}; there are {', '.join(sorted(KINDS))}")
+    raise LookupError(f"no connector of kind {config.kind!r}; there are {', '.join(sorted(kinds()))}")
