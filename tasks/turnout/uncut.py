@@ -1,6 +1,6 @@
-"""What must not be left half done: a cancellation that comes meanwhile is put off, and not lost.
+"""Waits that are not cut off: a cancellation that comes meanwhile is put off until the task waits next.
 
-Of a command that was cut off nobody knows whether Redis has carried it out.
+After a command was cut off, nobody knows whether Redis has carried it out, nor what to do next.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ T = TypeVar("T")
 
 
 async def uncut(future: asyncio.Future[T]) -> T:
-    """Wait for it to its end: who is cancelled meanwhile knows the outcome, and is cancelled where it waits next."""
+    """Wait for a future to its end. If this task is cancelled meanwhile, it still gets the outcome, and is cancelled
+    where it waits next."""
     cut = False
     while not future.done():
         try:
@@ -25,8 +26,8 @@ async def uncut(future: asyncio.Future[T]) -> T:
 
 
 def cancel_later() -> None:
-    """Put a cancellation off that has been caught: it comes again where this task waits next."""
+    """Put off a cancellation that was caught: it comes again where this task waits next."""
     task = asyncio.current_task()
     assert task is not None
-    task.uncancel()
+    task.uncancel()  # the one that was caught; `asyncio.timeout` and others count them
     task.cancel()

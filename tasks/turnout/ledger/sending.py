@@ -110,6 +110,9 @@ NONE_YET = object()
 
 @dataclass(slots=True, eq=False)
 class _Sent:
+    """A call on its way. The reply lies here and not in the future, which is lost if the task that awaits it is
+    cancelled: `whole` then awaits another. At every step of a job this takes a third of the time of `uncut`."""
+
     call: Call[Any]
     answered: asyncio.Future[None]
     reply: Any = NONE_YET
@@ -118,9 +121,8 @@ class _Sent:
 class Coalescer:
     """Sends calls of concurrent coroutines together: what arrives while one batch is under way is the next.
 
-    A caller that is cancelled leaves its command running to its end, and nobody ever reads its reply, unless it has
-    asked for the `whole`.
-    `exchange`: how commands travel, should a caller know a faster way than redis-py's.
+    The command of a caller that is cancelled runs to its end all the same; only one that asked for the `whole` gets the
+    reply. `exchange`: how commands travel, should a caller know a faster way than redis-py's.
     """
 
     def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined) -> None:
@@ -136,8 +138,8 @@ class Coalescer:
         return call.read(sent.reply)
 
     async def whole(self, call: Call[T]) -> T:
-        """As a call, but who is cancelled meanwhile still gets the reply, and is cancelled where it next waits: for
-        what must not be done without the caller's knowing."""
+        """A call whose outcome must be known: if its caller is cancelled meanwhile it still gets the reply, and is
+        cancelled where it waits next."""
         sent, cut = self._queued(call), False
         while sent.reply is NONE_YET:
             try:
@@ -167,8 +169,8 @@ class Coalescer:
                 try:
                     replies = await _replies(self._send, [sent.call for sent in batch], self._known)
                 except Exception as error:
-                    # A copy for each: one that all raise would gather the frames of all, and Celery, which clears
-                    # the frames of a failed task, would close the coroutines that go on after it.
+                    # A copy for each: one error raised in all callers would collect the frames of all of them, and
+                    # Celery, which clears the frames of a failed task's error, would close coroutines that go on.
                     replies = [copy(error) for _ in batch]
                 for sent, reply in zip(batch, replies, strict=True):
                     sent.reply = reply

@@ -130,19 +130,21 @@ class Closing:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
                 try:
                     taken = await self.call(settlement)
-                except asyncio.CancelledError:  # the worker stops, or its lease is over: perhaps Redis is away
+                except asyncio.CancelledError:
+                    # The worker stops, or the lease is over: Redis may be away. So on disk first, and then once more:
+                    # the ledger takes it once.
                     kept = self._keep(job, result, accounts)
-                    taken = await self.call.whole(settlement)  # once more; the ledger takes it once
+                    taken = await self.call.whole(settlement)
         except ResponseError:
-            raise  # Redis has answered, and refused: a fault of ours that no waiting mends
+            raise  # Redis has answered, and refused: a fault of ours, which won't be gone later
         except (RedisError, OSError) as error:
             logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
             if kept is None:
                 self._keep(job, result, accounts)
             return Skipped("its result waits on disk")
-        alone = kept is None or self.spool.drop(kept)  # else it was settled from disk meanwhile, and booked
+        ours_to_book = kept is None or self.spool.drop(kept)  # else it was settled, and booked, from disk meanwhile
         if not taken.accepted:
-            if alone and taken.duplicate and result.cost_microusd:
+            if ours_to_book and taken.duplicate and result.cost_microusd:
                 await self.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return Skipped(f"settled by another: {taken}")
         reached("after_settle")

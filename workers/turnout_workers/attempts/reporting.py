@@ -14,8 +14,8 @@ from redis.exceptions import RedisError
 from turnout.request import InferenceResponse
 from turnout.result import Attempt
 from turnout_workers.providers.base import CallOutcome
-from turnout_workers.routing import decision as routing
 from turnout_workers.routing import failover
+from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 from turnout_workers.routing.health import Counters, Step, after_report
@@ -31,7 +31,7 @@ class Finished:
     """A call that has ended: with an outcome, with a failure, or, for an answer that won't do, with both."""
 
     lease_id: str
-    chosen: routing.Candidate
+    chosen: Candidate
     started_at: float
     duration_s: float
     outcome: CallOutcome | None = None
@@ -128,9 +128,12 @@ class Reporter:
         await self._follow(call, counters, verdict)
 
     def _first_token_s(self, call: Finished) -> float | None:
+        """How long the first token took: as the response says, or as is likely of one that came whole."""
         response, snapshot = call.response, self._fleet.snapshot
-        if response is None or response.time_to_first_token_s is not None:
-            return response.time_to_first_token_s if response else None
+        if response is None:
+            return None
+        if response.time_to_first_token_s is not None:
+            return response.time_to_first_token_s
         view = snapshot.by_id.get(call.chosen.endpoint.id)
         if view is None:
             return None
@@ -138,9 +141,9 @@ class Reporter:
         return first_token(response.latency_s, response.usage.output_tokens, *expected)
 
     async def _tell_later(self, call: Finished, verdict: failover.Verdict) -> None:
-        """Redis is back soon, as a rule. Until it is told, the call takes a place among those in flight.
+        """Report again once Redis is back, as a rule soon: until then the call takes a place among those in flight.
 
-        Told too late, the lease has expired by itself, and its money counts as unsure.
+        If that comes too late, the lease has expired by itself, and its money counts as unsure.
         """
         for wait_s in TOLD_LATER_S:
             await asyncio.sleep(wait_s * self._rng.uniform(1.0, 1.5))

@@ -10,10 +10,10 @@ AGAIN_S = 0.2
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
-    """Cancel them until they have ended.
+    """Cancel these tasks, again and again until they have ended.
 
-    Once may not do: until Python 3.12 `asyncio.wait_for`, by which redis-py sends, loses a cancellation that comes in
-    the moment of its end.
+    Once may not be enough: before Python 3.12, `asyncio.wait_for`, with which redis-py sends, loses a cancellation that
+    comes at the very moment when it completes.
     """
     left = set(tasks)
     while left:

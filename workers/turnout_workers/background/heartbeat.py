@@ -22,35 +22,38 @@ from turnout_workers.state.store import FleetStore
 logger = logging.getLogger(__name__)
 
 MARGIN = 0.1
-"""A lease counts as lost this part of its length before it ends, for the network's sake."""
+"""A lease counts as lost this share of its length before it ends, to allow for the network."""
 PART = 500
-"""Most jobs that are renewed in one round trip."""
+"""Most jobs that are renewed in one command."""
 
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """One claimed job of this worker, and the calls that are being made for it; kept claimed while its block runs."""
+    """One claimed job of this worker, and the calls that are being made for it. It is renewed while its block runs."""
 
     job_id: str
     token: int
     task: asyncio.Task[Any]
     valid_until: float
     """On the loop's clock: until then nobody else can have the job."""
-    others: set[Hold]
-    """Of this worker, itself among them while it is kept."""
+    held: set[Hold]
+    """All that the worker renews."""
     leases: list[str] = field(default_factory=list)
+    """Of the calls under way for it."""
     lost: bool = False
     ending: bool = False
-    """The job's end is on its way to the ledger, which tells there whose the job was: no longer ours proves nothing."""
+    """The command that ends this hold is on its way to the ledger. A renewal may then find that the job is ours no more
+    because we have ended it ourselves. Whether somebody else had it by then, the reply to that command tells."""
 
     def __enter__(self) -> Self:
-        self.others.add(self)
+        self.held.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.others.discard(self)
+        self.held.discard(self)
 
     def lose(self) -> None:
+        """Abort the work on a job that another worker may have now."""
         self.lost = True
         self.task.cancel()
 
@@ -78,7 +81,8 @@ class Heartbeat:
         return Hold(job_id, token, task, claimed_at + self.ttl_s * (1 - MARGIN), self._held)
 
     async def run(self) -> None:
-        """Renew for ever. A round takes a third of a lease, whatever Redis does, so that the watch on time goes on."""
+        """Renew for ever. A round takes at most a third of a lease, whatever Redis does, so that there is time to abort
+        what can't be renewed."""
         while True:
             began_at = self._clock()
             if self._held:
@@ -89,7 +93,8 @@ class Heartbeat:
     async def _round(self, held: Sequence[Hold]) -> None:
         sent_at = self._clock()
         renewing = asyncio.create_task(self._renew(held))
-        renewing.add_done_callback(lambda late: late.cancelled() or late.exception())  # perhaps nobody waits any more
+        # After the timeout nobody awaits it, and asyncio would complain of an error that nobody has looked at.
+        renewing.add_done_callback(lambda late: late.cancelled() or late.exception())
         try:
             async with asyncio.timeout(self.ttl_s / 3):
                 renewed = await asyncio.shield(renewing)
@@ -104,7 +109,7 @@ class Heartbeat:
                 hold.lose()
 
     async def _renew(self, held: Sequence[Hold]) -> list[bool]:
-        """In parts: Redis does nothing else meanwhile, and thousands of keys at once take megabytes here."""
+        """In parts: Redis does nothing else while a script runs, and a command of thousands of keys takes megabytes."""
         renewed: list[bool] = []
         for start in range(0, len(held), PART):
             part = held[start : start + PART]
@@ -115,7 +120,7 @@ class Heartbeat:
         return renewed
 
     def lose_expired(self) -> None:
-        """Abort what can't be renewed before the next round would come."""
+        """Abort jobs whose leases would be over before another round could renew them."""
         for hold in list(self._held):
             if not hold.lost and hold.valid_until - self._clock() <= self.ttl_s / 3:
                 logger.warning(

@@ -50,8 +50,8 @@ redis.call('HDEL', KEYS.job, unpack(gone))
 if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
 if deadline ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
 if spot then unpark(spot) end
--- Celery hears of an end from the worker that has the job's message. Where none may have it, there is to be one more, in
--- its lane's queue, which is called like the lane.
+-- Celery hears of an end from the worker that has the job's message. Where perhaps no worker has it, publish one more,
+-- in the lane's queue, which has the lane's name.
 if state ~= 'queued' and authority ~= 'token' then redis.call('LPUSH', lane, message_of(id, NOW)) end
 if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- Queue a parked job at its lane's front: it has waited long enough.
 -- KEYS  job, pending, queue, delayed, parked, story
--- ARGV  id, when the next of its line looks (ms from now), should this one wake none; '': wake it whether its line is due
---       or not, for there is room
+-- ARGV  id, when the next of its line looks (ms from now), should this one wake none; '': there is room, so wake it
+--       whether its line is due or not
 -- Returns 1, or 0 if it is not parked, or not due
 local version, state, spot = unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'spot'))
 if version ~= VERSION or state ~= 'delayed' then return 0 end
