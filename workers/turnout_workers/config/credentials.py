@@ -22,7 +22,7 @@ def api_keys(table: ProviderTable, environ: Mapping[str, str]) -> tuple[str, ...
 
 
 def stand_ins(table: ProviderTable) -> tuple[str, ...]:
-    """One for each key, where the keys themselves are not at hand: each is an account, with endpoints of its own."""
+    """Placeholders where the keys are not at hand: each key is an account, with endpoints of its own."""
     return tuple(f"key-{number}" for number, _ in enumerate((*table.api_key, *table.api_key_env, *table.api_key_file)))
 
 
@@ -70,7 +70,7 @@ def _variable(name: str, environ: Mapping[str, str]) -> str | None:
 
 
 def secret_text(file: str, named: str) -> str:
-    """What a file of secrets holds. `named`: it, and who named it. Raises ConfigError."""
+    """The content of a file that holds a secret. `named`: the file and who names it, for the ConfigError."""
     try:
         return Path(file).expanduser().read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:

@@ -53,7 +53,7 @@ def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterato
 
 
 def _endpoint(provider: str, account: str, table: ProviderTable, models: int, ours: str, told: ModelTable) -> Endpoint:
-    """models: how many share the limits of the provider's table."""
+    """models: how many of them share the limits of the provider's table."""
     known = catalogue.find(ours) or (catalogue.find(told.name) if told.name else None)
     # A table's name for it, else the catalogue's for this vendor, else ours. What was written as the vendor's
     # own name is taken as it is.
@@ -105,6 +105,6 @@ def _context_tokens(known: catalogue.Model | None, preset: Dialect, served: str)
 
 
 def _limits(*tables: LimitFields) -> Limits:
-    """What all of them allow."""
+    """The strictest of each limit in these tables."""
     told = ([getattr(t, name) for t in tables if getattr(t, name) is not None] for name in LimitFields.model_fields)
     return Limits(*(min(each, default=None) for each in told))

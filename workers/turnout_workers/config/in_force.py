@@ -13,7 +13,7 @@ from turnout_workers.providers.base import CloudProviderBase
 
 @dataclass(slots=True)
 class InForce:
-    """Both are replaced when the operator changes something."""
+    """Both fields are replaced when the operator changes the configuration."""
 
     settings: Settings
     connectors: Mapping[str, CloudProviderBase] = field(default_factory=dict)

@@ -10,11 +10,11 @@ from aiohttp.abc import AbstractResolver, ResolveResult
 from aiohttp.resolver import DefaultResolver
 
 NAT64, OWN_NAT64 = map(ipaddress.ip_network, ("64:ff9b::/96", "64:ff9b:1::/48"))
-"""Of gateways from IPv6 to IPv4: anybody's, and those of one's own network, which older Pythons take for public."""
+"""Prefixes of gateways from IPv6 to IPv4: the common one, and the local one, which older Pythons take for public."""
 
 
 class PublicResolver(AbstractResolver):
-    """Gives public addresses only, at the moment of connecting: a name can't be turned to an inner one later."""
+    """Resolves to public addresses only, at the moment of connecting, lest a name be turned to an inner one later."""
 
     def __init__(self) -> None:
         self._resolver = DefaultResolver()
@@ -38,7 +38,7 @@ def is_public(address: str) -> bool:
     except ValueError:
         return False
     if isinstance(found, ipaddress.IPv6Address):
-        # A gateway on the way hands on to the IPv4 address within.
+        # A gateway on the way forwards to the IPv4 address within.
         within = ipaddress.IPv4Address(int(found) & 0xFFFFFFFF) if found in NAT64 else found.sixtofour
         return found.is_global and found not in OWN_NAT64 and (within is None or within.is_global)
     return found.is_global
@@ -49,7 +49,7 @@ def address_trouble(url: str, private: bool) -> str | None:
     parts = urlsplit(url)
     if parts.scheme != "https" and not private:
         return "url must begin with https://; set private = true for a server of your own network"
-    host = (parts.hostname or "").encode("idna").decode()  # as it is called: the dots of other scripts are dots, too
+    host = (parts.hostname or "").encode("idna").decode()  # as it will be called: other scripts' dots are dots, too
     literal = ":" in host or host.replace(".", "").isdigit()
     if literal and not private and not is_public(host):
         return f"{host} is a private address; set private = true if that is meant"

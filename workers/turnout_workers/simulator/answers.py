@@ -67,7 +67,7 @@ def digest(text: str) -> str:
 
 
 def answer(call: Call, provider: str, seed: int, median_tokens: int) -> Answer:
-    """What `provider` says to `call`: nothing random but by `seed` and the call's own content."""
+    """What `provider` says to `call`: random, but determined by `seed` and the call's own content."""
     if not isinstance(call.model, str):
         raise TypeError("model")
     key = digest(f"{seed}\0{provider}\0{call.model}\0" + "\0".join(call.texts))

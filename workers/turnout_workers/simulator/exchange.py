@@ -139,16 +139,16 @@ class Exchange:
         return response
 
     def _headers(self) -> dict[str, str]:
-        """Limits are told in the words of the provider's dialect, by which its callers understand them."""
-        told = (
-            {**SIMULATED, self.wire.request_id_header: f"req_{self.id}"} if self.wire.request_id_header else SIMULATED
-        )
+        """Limits are reported in the headers of the provider's dialect, which its callers read."""
+        headers = dict(SIMULATED)
+        if name := self.wire.request_id_header:
+            headers[name] = f"req_{self.id}"
         gauges = {} if self.meter is None else self.books.gauges(self.meter, self.now)
         for name, kind in self.preset.limit_headers.items():
             if gauge := gauges.get(kind):
                 values = {"limit": gauge.limit, "remaining": gauge.remaining, "reset": self._reset(gauge.reset_s)}
-                told = told | {name.format(word): str(value) for word, value in values.items()}
-        return told
+                headers |= {name.format(word): str(value) for word, value in values.items()}
+        return headers
 
     def _reset(self, after_s: float) -> str:
         if not self.wire.tells_moments:

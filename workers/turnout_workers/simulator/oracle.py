@@ -15,7 +15,7 @@ from turnout_workers.simulator.scenario import Fault, SimulatedModel, SimulatedP
 from turnout_workers.simulator.wire import Gauge, Problem
 
 Meter = tuple[str, str]
-"""Whose limits count: a key's, for one model."""
+"""Whose limits count: those of a key, for one model."""
 
 
 @dataclass(slots=True)

@@ -64,7 +64,7 @@ class SimulatedModel(ModelTable):
 
 
 class SimulatedProvider(ProviderTable):
-    """Its limits are of each key and model by itself, as most vendors count. Without a key any is accepted, or none."""
+    """Its limits hold for each key and model by itself, as most vendors count. Without keys, it accepts any or none."""
 
     kind: Literal["openai", "anthropic", "gemini"] = "openai"
     models: Annotated[Mapping[Name, SimulatedModel], BeforeValidator(named_models)]
@@ -88,7 +88,7 @@ class SimulatedProvider(ProviderTable):
         return self.model_copy(update={**unlimited, **at_once, "models": models})
 
     def table(self, base_url: str) -> dict[str, Any]:
-        """The provider's table in the turnout.toml of those who call it at that address."""
+        """Its table in the turnout.toml of workers that call it at this address."""
         expected = {"expected_ttft_s": self.ttft_s or None, "expected_s_per_token": self.s_per_token}
         models = {
             ours: {**expected, **told.model_dump(exclude_none=True), **self.limits(told)}
@@ -111,7 +111,7 @@ class Scenario(Value):
     def configuration(self, base_urls: Mapping[str, str]) -> dict[str, Any]:
         """The tables of a turnout.toml for this fleet at the addresses that `turnout simulate` printed."""
         providers = {name: self.providers[name].table(base_url) for name, base_url in base_urls.items()}
-        # Asked more often than real providers, so that a short demonstration shows a recovery, too.
+        # Checked more often than real providers, so that a short demonstration shows a recovery, too.
         return {"router": {"health_check_interval": 2.0}, "providers": providers}
 
 

@@ -21,7 +21,7 @@ _STRINGS = ("simulated value", "made-up text", "a simulated answer", "nothing re
 
 
 def example(schema: Schema, number: int) -> Any:
-    """The `number`th value, so to say. No patterns, no conditionals: vendors take none either."""
+    """One of many values, picked by `number`. Patterns and conditionals are not heeded: vendors take none either."""
     return _value(schema, number, schema, 0)
 
 

@@ -67,7 +67,7 @@ class Simulator:
         return f"http://{self.host}:{self.port}"
 
     def base_url(self, provider: str) -> str:
-        """What a client of that provider is configured with; those of OpenAI's format want the version."""
+        """The base URL for clients of that provider; in OpenAI's format it includes the version."""
         version = "/v1" if self.scenario.providers[provider].kind == "openai" else ""
         port = self._doors[provider].port if provider in self._doors else self.port
         return f"http://{self.host}:{port}/{provider}{version}"

@@ -33,7 +33,7 @@ class Problem(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Gauge:
-    """A limit as a provider's headers tell it."""
+    """The state of a limit, as a provider's headers report it."""
 
     limit: int
     remaining: int
@@ -56,7 +56,7 @@ class Wire(Protocol):
     def body(self, call: Call, answer: Answer) -> dict[str, Any]: ...
 
     def stream(self, call: Call, answer: Answer) -> Iterator[tuple[int, bytes]]:
-        """Events, each with the number of tokens that it takes the model to get there."""
+        """Events, each with the number of tokens that the model generates for it."""
 
     def models(self, names: Mapping[str, int]) -> dict[str, Any]:
         """The answer to `GET models`, from names and context lengths."""
