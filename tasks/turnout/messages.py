@@ -8,7 +8,7 @@ from pydantic import BaseModel, Field, JsonValue, field_validator, model_validat
 
 from turnout.value import Name, Value
 
-ModelClass = type[BaseModel]
+ModelClass = type[BaseModel]  # by another name, as `type` is a field of the classes below
 
 
 class TextPart(Value):

@@ -23,6 +23,13 @@ class JobStatus(StrEnum):
     CANCELLED = "cancelled"
 
 
+_ERRORS: dict[JobStatus, type[JobError]] = {
+    JobStatus.FAILED: Failed,
+    JobStatus.EXPIRED: Expired,
+    JobStatus.CANCELLED: Cancelled,
+}
+
+
 class Problem(Value):
     """Why a job, or a line of a batch, has no answer. Never holds a prompt or a key."""
 
@@ -84,7 +91,7 @@ class JobResult(Value):
 
     @classmethod
     def unanswered(cls, id: str, status: JobStatus, code: str, message: str) -> Self:
-        """The end of a job that was never called for, or of which nobody knows more."""
+        """A result with no answer and no attempts: no call was made for it, or none is known here."""
         return cls(id=id, status=status, error=Problem(code=code, message=message))
 
     @property
@@ -144,12 +151,6 @@ def celery_record(result: JobResult, text: str) -> str:
         f'{{"task_id":{json.dumps(result.id)},"status":"{state}","result":{value},'
         f'"traceback":null,"children":[],"date_done":"{done_at.isoformat()}"}}'
     )
-
-
-_ERRORS: dict[JobStatus, type[JobError]] = {
-    JobStatus.EXPIRED: Expired,
-    JobStatus.CANCELLED: Cancelled,
-}
 
 
 def dollars(microusd: int) -> str:

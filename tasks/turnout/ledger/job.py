@@ -101,7 +101,7 @@ CLAIMED = ("accepted_ms", "deadline_ms", "progress", "tenant", "batch", "lane", 
 class Claimed:
     """A job that is this worker's until its lease ends. Times are Unix seconds on Redis's clock.
 
-    A dataclass with slots, for a worker holds thousands at a time: a model would take seven times as much.
+    A dataclass with slots, for a worker holds thousands at a time: a pydantic model takes seven times the memory.
     """
 
     token: int
@@ -128,7 +128,7 @@ class Claimed:
 @dataclass(frozen=True, slots=True)
 class NotClaimed:
     """Why a job can't be claimed: the state it is in, or `none`. With `unknown_version` and `unknown_key` it is left as
-    it is, for workers that know better."""
+    it is, for workers that can read it."""
 
     state: str
     key: str = ""

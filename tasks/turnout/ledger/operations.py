@@ -26,7 +26,7 @@ TURNS_A_SLOT = 1 / 8
 flood waits an eighth of the time that a call takes."""
 
 MOST_MS = 2**52
-"""Longer times are as long as this, so that a time from now is still a number that Lua writes with all its digits."""
+"""Longer times are cut to this, so that Lua still writes a time from now with all its digits."""
 
 CONSTANTS = f"""local VERSION = '{CONTRACT_VERSION}'
 local MESSAGE = [==[{TEMPLATE}]==]

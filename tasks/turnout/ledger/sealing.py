@@ -38,7 +38,7 @@ class Key:
 
 
 class Keyring:
-    """The keys that there are; the first one seals."""
+    """The known keys; the first one seals."""
 
     def __init__(self, keys: tuple[Key, ...] = ()) -> None:
         self._keys = {key.ref: key for key in keys}
@@ -98,7 +98,7 @@ class Keyring:
 
 
 def _derived(key: Key, place: str) -> bytes:
-    """A key for this place alone: so random nonces are never many under one key, and nothing can be moved."""
+    """A key for this place alone, so that few random nonces are used with it, and nothing sealed can be moved."""
     return hmac.digest(key.secret, b"turnout " + place.encode(), hashlib.sha256)
 
 
