@@ -49,9 +49,9 @@ logger = logging.getLogger(__name__)
 
 ALIVE_EVERY_S = 5.0
 AGAIN_S = 1.0
-"""After an error that background work does not expect."""
+"""How soon background work begins again after an error that it did not expect."""
 CONNECTIONS = 8
-"""To Redis. Calls of all jobs are coalesced, so that a few carry thousands."""
+"""To Redis. The calls of all jobs are sent together, so that a few connections carry thousands."""
 
 
 class Worker:
@@ -72,15 +72,13 @@ class Worker:
         self._open = AsyncExitStack()
 
     async def start(self, loop: asyncio.AbstractEventLoop, slots: int) -> None:
-        self._slots = slots
-        settings, file = self._settings, self._settings.file
-        self._loop = loop
+        file, self._loop = self._settings.file, loop
         keep_memory_private()
         tracing.configure(os.environ)
         self._client = connect_async(
-            settings.file.redis_url,
+            file.redis_url,
             max_connections=CONNECTIONS,
-            # What takes longer is of no use any more to a job held; and renewals must not pile up behind it.
+            # A reply that takes longer is of no use to a job that is held, and renewals would pile up behind it.
             socket_timeout=min(20.0, file.worker.lease_s * 2 / 3),
             socket_connect_timeout=5,
         )
@@ -115,31 +113,32 @@ class Worker:
             self._store,
             self._poller,
             self.attempts.under_way,
-            self.name,
-            rng,
-            file.router.failover_cooldown,
-            self.attempts.parking.hasten,
+            worker=self.name,
+            rng=rng,
+            ejection_s=file.router.failover_cooldown,
+            came_back=self.attempts.parking.hasten,
         )
+        feeding = BatchFeeding(self._client, self._ledger, self._call, file.retention.results_s)
         housekeeping = Housekeeping(
             self._client,
             self._ledger,
             self._call,
             self._store,
-            self.name,
-            file.worker.lease_s,
-            file.retention.results_s,
-            (watch.judge, BatchFeeding(self._client, self._ledger, self._call, file.retention.results_s).round),
-            metrics.recovered,
+            owner=self.name,
+            lease_s=file.worker.lease_s,
+            result_ttl_s=file.retention.results_s,
+            also=(watch.judge, feeding.round),
+            recovered=metrics.recovered,
         )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors.values(), self._store, self._poller, interval_s, rng)
         self._webhooks = Webhooks(self._ledger, self._call)
-        self._use(settings)
-        self._reload = Reload(settings, self._use)
+        self._use(self._settings)
+        reload = Reload(self._settings, self._use)
         unspooling = Unspooling(spool, self._ledger, self._call, self._store, self._in_force)
-        works = (self._poller, heartbeat, watch, housekeeping, checks, self._reload, self._webhooks, unspooling)
-        for work in (*(each.run for each in works), self._tell_version):
-            self._keep_running(work)
+        for work in (self._poller, heartbeat, watch, housekeeping, checks, reload, self._webhooks, unspooling):
+            self._keep_running(work.run)
+        self._keep_running(partial(self._show_life, slots))
         if (port := file.monitoring.metrics_port) is not None:
             from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
 
@@ -147,7 +146,7 @@ class Worker:
             serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
             await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):
-            self._keep_running(partial(_show_life, Path(path)))
+            self._keep_running(partial(_touch, Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
 
     def _use(self, settings: Settings) -> None:
@@ -160,7 +159,7 @@ class Worker:
         by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
         fleet = Fleet(endpoint for config in connectors for endpoint in config.endpoints)
         self._retired += [connector for config, connector in known.items() if config not in connectors]
-        known.clear()
+        known.clear()  # and filled again in place, for the health checks look at it
         known.update(connectors)
         self._poller.use(fleet)
         self._in_force.connectors = by_endpoint
@@ -168,17 +167,17 @@ class Worker:
         self._ceilings.table = settings.file.ceilings
         self._webhooks.configured = settings.webhooks
 
-    async def _tell_version(self) -> None:
-        """Show life: for `turnout status`, with the configuration followed, and lest late renewals count as deaths."""
+    async def _show_life(self, slots: int) -> None:
+        """Tell Redis that this worker lives: for `turnout status`, and so that a late renewal counts as no death."""
         every_s = min(ALIVE_EVERY_S, self._settings.file.worker.lease_s / 3)
         while True:
             with contextlib.suppress(RedisError, OSError):
-                version = self._reload.settings.version
-                await self._call(self._ledger.alive(self.name, version, self._slots, 3 * ALIVE_EVERY_S))
+                version = self._in_force.settings.version
+                await self._call(self._ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S))
             await asyncio.sleep(every_s)
 
     async def _connected(self) -> None:
-        """See the fleet's state for the first time; a Redis that isn't there yet is waited for, as Celery does."""
+        """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
         while True:
             try:
                 await self._poller.poll()
@@ -220,7 +219,7 @@ class Worker:
         asyncio.run_coroutine_threadsafe(self.foreign.dropped(job_id), self._loop)
 
 
-async def _show_life(path: Path) -> None:
+async def _touch(path: Path) -> None:
     """Touch a file as long as the loop turns, for the health checks of containers. Redis may be away meanwhile."""
     while True:
         path.touch()  # noqa: ASYNC240  (in memory, or as good as)
@@ -228,9 +227,9 @@ async def _show_life(path: Path) -> None:
 
 
 async def kept_up(work: Callable[[], Awaitable[None]], again_s: float = AGAIN_S) -> None:
-    """Background work that never ends: what an error ends all the same is told of, and begun again after a moment.
+    """Do work that never ends. If an error ends it all the same, log that, and begin again after a moment.
 
-    A worker whose housekeeping or heartbeat has silently gone takes jobs that nobody brings to an end.
+    A worker that had silently lost its housekeeping or heartbeat would go on taking jobs that nobody brings to an end.
     """
     while True:
         try:

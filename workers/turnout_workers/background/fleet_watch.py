@@ -23,7 +23,7 @@ EVERY_S = 0.5
 LOOK_S = 0.1
 """Between looks at this process's own calls."""
 PAUSED_S = 0.5
-"""A look that comes so late finds calls overdue whose answers lie unread."""
+"""A look that comes so late is left out: the process was not running, so calls seem overdue whose answers are there."""
 NOTHING = 1e-3
 """A shadow price below this is none."""
 
@@ -41,7 +41,7 @@ class FleetWatch:
         ejection_s: float,
         came_back: Callable[[], Awaitable[None]] | None = None,
     ) -> None:
-        """came_back: called when an endpoint is there that was not, or that nobody could say when it would be."""
+        """came_back: called when an endpoint is there again of which nobody knew when it would be, or a new one."""
         self._store = store
         self._fleet = fleet
         self._under_way = under_way
@@ -83,7 +83,8 @@ class FleetWatch:
             logger.debug("what waits and hangs can't be told now: %s", error)
 
     async def _tell_of_returns(self, snapshot: Snapshot) -> None:
-        """A new configuration, and what an operator or a good key brings back, come at no time that was foreseen."""
+        """Of new configurations, and of endpoints that an operator or a good key has brought back: jobs wait for them
+        without a time at which to look."""
         gone = (Circuit.DISABLED, Circuit.ISOLATED)
         there = frozenset(v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) not in gone)
         if self._came_back and (snapshot.fleet is not self._fleet_seen or there - self._there):
