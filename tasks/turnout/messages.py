@@ -12,7 +12,7 @@ ModelClass = type[BaseModel]  # by another name, as `type` is a field of the cla
 
 
 class TextPart(Value):
-    type: Literal["text"] = "text"
+    type: Literal["text"]  # without a default, here and below: stored without it, nobody could tell parts apart
     text: str
 
 
@@ -30,7 +30,7 @@ class ImageUrl(Value):
 
 
 class ImagePart(Value):
-    type: Literal["image_url"] = "image_url"
+    type: Literal["image_url"]
     image_url: ImageUrl
 
     @property
@@ -65,7 +65,7 @@ class Message(Value):
     @property
     def parts(self) -> tuple[TextPart | ImagePart, ...]:
         if self.content is None or isinstance(self.content, str):
-            return (TextPart(text=self.content),) if self.content else ()
+            return (TextPart(type="text", text=self.content),) if self.content else ()
         return self.content
 
     @property
