@@ -165,6 +165,23 @@ def test_an_equal_that_fails_is_none_any_more_before_a_snapshot_tells(strategy: 
     assert dead_calls(strategy, 100.0, 0.3, fails=True) <= 2
 
 
+def test_one_that_has_never_answered_gets_its_first_calls_and_no_more_while_another_answers() -> None:
+    def takes(in_flight: int, answered: ProviderMetrics = ProviderMetrics(), other: EndpointView = FAST) -> list[str]:
+        new = view(endpoint("new", price=Price(0.1, 0.1)), metrics=answered, load=Load(in_flight=in_flight))
+        return chosen(decide(job(), new, other))
+
+    assert [takes(calls)[0] for calls in (0, 3, 4, 99)] == ["new", "new", "fast", "fast"]
+    assert takes(4) == ["fast"]
+    assert takes(4, observed()) == ["new", "fast"]
+    for no_other in (Health(open_until=NOW + 9), Health(blocked_until=NOW + 5)):
+        assert takes(4, other=replace(FAST, health=no_other)) == ["new"]
+    assert takes(99, other=replace(FAST, metrics=ProviderMetrics())) == ["new", "fast"], "nobody has answered yet"
+    new = view(endpoint("new"), load=Load(in_flight=4))
+    assert reasons(decide(job(), new, FAST)) == {"new": "silent"}
+    assert chosen(decide(job(), new, FAST, tried=frozenset({"fast/llama"}))) == ["new"]
+    assert chosen(decide(job(), new, FAST, tried=frozenset({"fast/llama", "new/llama"}))) == ["new", "fast"]
+
+
 def test_jobs_that_come_together_spread_over_equals() -> None:
     fleet = snapshot(*(view(endpoint(name), metrics=observed()) for name in "abc"))
     rng, given = random.Random(3), Counter[str]()

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     PROBING = "probing"
     RAMPING = "ramping"
     SLOW = "slow"
+    SILENT = "silent"
     DISABLED = "disabled"
     ISOLATED = "isolated"
 

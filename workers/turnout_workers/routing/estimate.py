@@ -15,6 +15,8 @@ PRIOR_OUTCOMES = 2.0
 """Imagined successes that temper the error rate of an endpoint which was called only a few times."""
 ERROR_RATE_MAX = 0.95
 LATENCY_LEAST_S = 1e-3
+FIRST_CALLS = 4
+"""Calls in flight at an endpoint that has never answered, before others are rather called that have."""
 CERTAIN_SIGMAS = 4.0
 """A deadline this many standard deviations away is not missed: the chance needs no computing."""
 
@@ -125,7 +127,7 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
         s_per_token=pace,
         input_price=_input_price(price, metrics.cached_share) if price else math.inf,
         output_price=price.output if price else 0.0,
-        special=troubled or busy,
+        special=troubled or busy or is_silent(view),
         odds=Odds.seen(view),
         traffic=Traffic(load.in_flight, health.consecutive_failures, load.oldest_started_at, metrics.latency_at),
         view=view,
@@ -142,3 +144,8 @@ def all_slots_taken(view: EndpointView) -> bool:
     """Whether as many calls are in flight as the endpoint allows."""
     slots = view.endpoint.limits.concurrency
     return slots is not None and view.load.in_flight >= slots
+
+
+def is_silent(view: EndpointView) -> bool:
+    """Whether an endpoint that has never answered has had its first calls."""
+    return view.metrics.latency_samples == 0 and view.load.in_flight >= FIRST_CALLS

@@ -1,8 +1,8 @@
 """Which of the endpoints that match may be called now, which soon, and why the others may not.
 
-Some are held back and used only when nothing else can take the job within a pause: first a recovering
-endpoint above its share, or one that is to be probed by a better suited job; at last those where this job
-failed.
+Some are held back and used only when nothing else can take the job within a pause: first one that has never answered
+and has its first calls, where another is known to answer; then a recovering endpoint above its share, or one that is to
+be probed by a better suited job; at last those where this job failed.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
-from turnout_workers.routing.estimate import Estimate, all_slots_taken
+from turnout_workers.routing.estimate import Estimate, all_slots_taken, is_silent
 from turnout_workers.routing.fleet import Circuit, Health
 from turnout_workers.routing.health import circuit, ramp
 from turnout_workers.routing.profile import JobProfile
@@ -72,10 +72,11 @@ class Options:
         self.last_resort = False
         """Whether endpoints are used that were held back: any job may then probe."""
         self.any_busy = False
+        self._silent: HeldBack = []
         self._recovering: HeldBack = []
         self._failed: HeldBack = []
         self.usable = self._consider(found, estimates)
-        if self._recovering or self._failed:
+        if self._silent or self._recovering or self._failed:
             self._add_held_back()
 
     def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Row]:
@@ -141,6 +142,9 @@ class Options:
         if endpoint.id in self._tried:
             self._failed.append((option, Reason.TRIED, "this job failed there a moment ago"))
             return None
+        if is_silent(view):
+            self._silent.append((option, Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered"))
+            return None
         return option
 
     def _to_probe(self, option: Option) -> Option | None:
@@ -156,13 +160,15 @@ class Options:
 
     def _add_held_back(self) -> None:
         pause = PAUSE_S[self._job.lane]
-        for held_back in (self._recovering, self._failed):
-            if any(option[0] <= pause for option in self.usable):
+        for held_back in (self._silent, self._recovering, self._failed):
+            any_will_do = held_back is not self._silent
+            others = (option for option in self.usable if option[0] <= pause)
+            if any(any_will_do or option[4].view.metrics.latency_samples for option in others):
                 for option, reason, text in held_back:
                     self._exclude(option, reason, text)
             elif held_back:
                 self.usable += [option for option, _, _ in held_back]
-                self.last_resort = True
+                self.last_resort |= any_will_do
 
     def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
         self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
