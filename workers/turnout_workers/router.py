@@ -50,8 +50,6 @@ logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 """How often calls in flight are looked at for hanging."""
-BIDS = 6
-"""The most candidates that one admission considers."""
 LEASE_MARGIN_S = 30.0
 ROOM_RECHECK_S = 0.05
 TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
@@ -70,6 +68,9 @@ class _Job:
     accepted_at: float
     pinned: str | None = None
     progress: Progress = field(default_factory=Progress)
+    again: str | None = None
+    """The endpoint whose failed call is to be repeated there."""
+    retries_here: int = 0
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     def profile(self) -> JobProfile:
@@ -226,8 +227,8 @@ class IntelligentRouter:
         self._last_seen[request.constraints.lane] = at
         return _Job(request, strategy, at)
 
-    async def _decide(self, job: _Job, again: str | None = None) -> Decision:
-        """A decision to go; waits for it. `again`: the endpoint to be called once more, though it failed."""
+    async def _decide(self, job: _Job) -> Decision:
+        """A decision to go; waits for it."""
         while True:
             snapshot, profile = await self.snapshot(), job.profile()
             if profile.deadline is not None and snapshot.at >= profile.deadline:
@@ -239,7 +240,7 @@ class IntelligentRouter:
                 snapshot.at,
                 self._rng,
                 default_strategy=self._default_strategy,
-                tried=job.progress.tried - {again},
+                tried=job.progress.tried - {job.again},
                 turn=self._turn,
             )
             if (refusal := decision.refusal) is not None:
@@ -255,25 +256,23 @@ class IntelligentRouter:
         await self._sleep(max(0.0, wait_s))
 
     async def _answer(self, job: _Job) -> InferenceResponse:
-        again: str | None = None
-        retries = 0
         while True:
-            decision = await self._decide(job, again)
-            candidates = decision.bids(BIDS)
-            same = [candidate for candidate in candidates if candidate.endpoint.id == again]
+            decision = await self._decide(job)
+            candidates = decision.bids()
+            same = [candidate for candidate in candidates if candidate.endpoint.id == job.again]
             admission = await self._admit(job, decision, same or candidates)
             if not isinstance(admission, Granted):
-                again, wait_s = None, ROOM_RECHECK_S
+                job.again, wait_s = None, ROOM_RECHECK_S
                 if isinstance(admission, NoRoom) and admission.retry_at is not None:
                     wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
                 await self._pause(decision.job, wait_s * self._rng.uniform(1.0, 1.5))
                 continue
             room = self._judging.room(decision, candidates, admission)
-            retries = retries if room.chosen.endpoint.id == again else 0
-            answered = await self._attempt(job, decision, room, retries)
-            if isinstance(answered, InferenceResponse):
-                return answered
-            again, retries = answered, retries + 1
+            if room.chosen.endpoint.id != job.again:
+                job.retries_here = 0
+            response = await self._attempt(job, decision, room)
+            if response is not None:
+                return response
 
     async def _admit(
         self, job: _Job, decision: Decision, candidates: Sequence[Candidate], *, second: bool = False
@@ -284,15 +283,15 @@ class IntelligentRouter:
         lease_id = f"{job.id}:{len(job.progress.attempts) + second}"
         return await self._store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
 
-    async def _attempt(self, job: _Job, decision: Decision, room: Room, retries: int) -> InferenceResponse | str | None:
-        """The answer; or after a failure the endpoint to call again, None for another one."""
+    async def _attempt(self, job: _Job, decision: Decision, room: Room) -> InferenceResponse | None:
+        """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
         stopped: list[Attempt] = []
         call, admit = partial(self._call, job, decision, stopped), partial(self._admit, job, decision, second=True)
         if room.hedge is None:
             calls = [await call(room.chosen, room.grant)]
         else:
             calls = await self._judging.hedging.race(room.hedge, call(room.chosen, room.grant), admit, call)
-        judged = self._judging(room, job.request, job.progress, calls, stopped, retries)
+        judged = self._judging(room, job.request, job.progress, calls, stopped, job.retries_here)
         await judged.told()
         job.progress, ended, verdict = judged.progress, judged.call, judged.verdict
         if ended.failure is None:
@@ -303,8 +302,9 @@ class IntelligentRouter:
             error.add_note(job.history)
             raise error
         await self._pause(decision.job, verdict.delay_s)
+        job.again = None
         if verdict.action is Next.RETRY:
-            return ended.chosen.endpoint.id
+            job.again, job.retries_here = ended.chosen.endpoint.id, job.retries_here + 1
         if verdict.action is Next.DEFER:
             job.progress = job.progress.deferred(new_round=True)
         return None

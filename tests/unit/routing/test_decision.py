@@ -252,7 +252,7 @@ def test_what_large_jobs_wait_for_holds_up_no_small_one() -> None:
 
 
 def offered(wanted: JobProfile, *parts: Any) -> list[str]:
-    return [bid.endpoint.provider for bid in decide(wanted, *parts).bids(6)]
+    return [bid.endpoint.provider for bid in decide(wanted, *parts).bids()]
 
 
 def test_a_job_with_time_bids_for_the_cheap_one_alone_and_an_urgent_one_for_all() -> None:
@@ -464,14 +464,14 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
 def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_same() -> None:
     busy = view(endpoint("busy"), load=Load(ready_at=NOW + 0.4))
     decision = decide(job(), busy)
-    assert (decision.action, decision.bids(6)) == (Action.WAIT, ())
+    assert (decision.action, decision.bids()) == (Action.WAIT, ())
     asking = decision.asking()
     assert asking.action is Action.GO
-    assert [bid.endpoint.provider for bid in asking.bids(6)] == ["busy"]
+    assert [bid.endpoint.provider for bid in asking.bids()] == ["busy"]
 
 
 def test_bids_that_leave_out_an_endpoint_that_is_back_before_long_are_not_all_there_is() -> None:
     back_soon = view(endpoint("soon"), Health(blocked_until=NOW + 600, reason="asked to wait"))
     alone, both = decide(job(), CHEAP), decide(job(), CHEAP, back_soon)
-    assert not alone.leaves_out(alone.bids(6))
-    assert both.leaves_out(both.bids(6))
+    assert not alone.leaves_out(alone.bids())
+    assert both.leaves_out(both.bids())

@@ -52,8 +52,6 @@ logger = logging.getLogger(__name__)
 PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
 """How long a job waits in place, all waits together, before it is parked and its slot serves another. Where
 others are parked, only one of each line."""
-MAX_BIDS = 6
-"""Candidates offered to one admission; those behind them are offered by the next one."""
 SPREAD = 0.2
 """Most that is added to a wait, as a share of it."""
 RECHECK_S = 5.0
@@ -197,7 +195,7 @@ class Attempts:
 
     async def _ask(self, job: HeldJob, search: _Search, decision: Decision, now: float) -> Room | End | float:
         """Ask admission for one of the candidates. A number: look again after so long."""
-        candidates = decision.bids(MAX_BIDS)
+        candidates = decision.bids()
         same = [candidate for candidate in candidates if candidate.endpoint.id == search.again]
         with tracing.span("turnout.decide", **{"turnout.strategy": decision.strategy.value}) as span:
             admission = await self._admit(job, search.progress, same or candidates)

@@ -32,6 +32,8 @@ RECHECK_S = 5.0
 """When to look again, if nothing tells when an endpoint comes back."""
 REPEAT_ERROR_RATE = 0.1
 HEDGE_MIN_S = 0.8
+MAX_BIDS = 6
+"""Candidates that are offered to one admission."""
 HEDGE_BIDS = 4
 """Candidates offered for a second call."""
 WAIT_LEAST_S = 0.01
@@ -120,13 +122,13 @@ class Decision:
     def best(self) -> Candidate | None:
         return self._candidate(self.ready[0]) if self.ready else None
 
-    def bids(self, count: int) -> tuple[Candidate, ...]:
-        """At most `count` candidates to offer to admission, best first.
+    def bids(self, most: int = MAX_BIDS) -> tuple[Candidate, ...]:
+        """Candidates to offer to admission, the best first; the next admission is offered those behind them.
 
         Where the strategy is patient, only those that this job would rather have than wait `WAITABLE_S` for the
         first: the reserve of more urgent lanes, which a snapshot doesn't show, is no reason to pay more.
         """
-        strategy, ready = STRATEGIES[self.strategy], self.ready[:count]
+        strategy, ready = STRATEGIES[self.strategy], self.ready[:most]
         if not strategy.patient or len(ready) < 2:
             return tuple(map(self._candidate, ready))
         rows = [self.ranking.options[index] for index in ready]
