@@ -228,7 +228,7 @@ def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fl
     assert {n for n, line in told.items() if line["status"] == "succeeded"} == set(good)
     for number in range(2, 9):
         assert told[number]["error"]["message"].startswith(f"line {number}: "), told[number]
-    assert "sim-cheap/llama-3.3-70b: only nobody may be used" in told[9]["error"]["message"]
+    assert "sim-cheap/llama-3.3-70b, sim-dear/llama-3.3-70b: only nobody may be used" in told[9]["error"]["message"]
 
     cut = tmp_path / "in.jsonl.gz"
     cut.write_bytes(gzip.compress(source.read_bytes())[:-8])
