@@ -17,7 +17,7 @@ from turnout_workers.routing.decision import worth_repeating
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
-from turnout_workers.routing.record import candidates, to_record
+from turnout_workers.routing.record import candidates, choices, to_record
 
 S = RoutingStrategy
 CHEAP = view(endpoint("cheap", price=Price(0.1, 0.1)), metrics=observed(3.0))
@@ -447,6 +447,14 @@ def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() ->
     cheap, fast = (replay(records, name) for name in (S.COST_OPTIMIZED, S.LATENCY_OPTIMIZED))
     assert cheap.cost_microusd < repeated.cost_microusd < fast.cost_microusd
     assert fast.time_s < repeated.time_s < cheap.time_s
+
+
+def test_a_replay_heeds_where_the_job_had_failed() -> None:
+    dearer = endpoint("dearer", price=Price(1.5, 3.0), account="2")
+    failed = replace(job(), failures={"groq/llama": 3})
+    records = [to_record(decide(wanted, endpoint("groq"), dearer)) for wanted in (job(), failed)]
+    assert [choice.endpoint_id for choice in choices(records)] == ["groq/llama", "dearer/llama#2"]
+    assert replay(records).changed == 0
 
 
 def test_a_record_says_why_and_holds_no_prompt() -> None:

@@ -15,7 +15,6 @@ from turnout_workers.routing.health import (
     EJECTION_MAX_S,
     EJECTION_S,
     NOTHING,
-    RECOVER,
     Counters,
     Step,
     after_report,
@@ -130,4 +129,3 @@ def test_hanging_calls_eject_before_they_time_out(load: Load, silent_s: float, e
     assert (action.step is Step.TRIP) == ejected
     assert (action.open_s > 1.5 * EJECTION_S) == ejected, "twice as long: its probe may hang as well"
     assert after_watch(OPEN, load, metrics, NOW, random.Random()) is NOTHING
-    assert RECOVER.step is Step.RECOVER

@@ -157,7 +157,7 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
         first = ready[0] if ready and not STRATEGIES[name].patient else ranked.order[0]
         best = options[first]
         yield Choice(
-            best.estimate.view.endpoint.model,
+            best.estimate.view.endpoint.id,
             record["waits_for"] or record["chosen"],
             best.cost,
             best.wait_s + best.latency_s,
@@ -166,11 +166,12 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
 
 
 def _option(candidate: Mapping[str, Any]) -> Option:
-    # The endpoint's id stands for its model: a record holds no more of the configuration than ranking reads.
+    # What follows the provider in the id stands for the model, whose name a record doesn't hold.
+    provider, _, rest = candidate["id"].partition("/")
     endpoint = Endpoint(
-        candidate["id"].split("/")[0],
-        candidate["id"],
-        candidate["id"],
+        provider,
+        rest,
+        rest,
         priority=candidate["priority"],
         weight=candidate["weight"],
         limits=Limits(concurrency=candidate["slots"]),
