@@ -62,7 +62,7 @@ class HandOver:
     dedupe: bool
     """Ask identical requests once."""
     _index: list[str] = field(default_factory=list)
-    _requests: list[str] = field(default_factory=list)
+    _requests: list[bytes] = field(default_factory=list)
     _lines: LineByHash = field(default_factory=LineByHash)
 
     def all(self, lines: Iterable[tuple[Line, Asked]]) -> dict[str, int]:
@@ -86,14 +86,14 @@ class HandOver:
             return Handed(line, job, shared=True)
         if self.dedupe:
             self._lines.put(short(job), line.number)
-        self._requests.append(json.dumps([job, payload]))
+        self._requests.append(json.dumps([job, payload], ensure_ascii=False).encode())
         return Handed(line, job)
 
     def _put(self) -> None:
         keys = self.ledger.keys
         with self.client.pipeline() as pipe:
             if self._requests:
-                packed = zlib.compress("\n".join(self._requests).encode())
+                packed = zlib.compress(b"\n".join(self._requests))
                 pipe.rpush(keys.batch_input(self.batch), self.ledger.keyring.seal(_place(self.batch), packed))
             if self._index:
                 pipe.rpush(keys.batch_lines(self.batch), *self._index)

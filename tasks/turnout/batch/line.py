@@ -37,11 +37,14 @@ class RawLine:
     format: Format
     flaw: str = ""
     """Why it is no line after all."""
+    ascii: bytes = b""
+    """A row of a table as journals know it, if not as `data`."""
 
     @property
     def digest(self) -> int:
         """64 bits that tell whether the line is still the same one."""
-        return int.from_bytes(hashlib.blake2b(self.data + self.flaw.encode(), digest_size=8).digest())
+        known = (self.ascii or self.data) + self.flaw.encode()
+        return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest())
 
 
 @dataclass(frozen=True, slots=True)

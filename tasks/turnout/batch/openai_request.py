@@ -85,12 +85,10 @@ def _chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _message(message: Any) -> Any:
-    """Without empty fields, which answers of the API carry when they are pasted back as history."""
+    """Without an empty field that answers of the API carry when they are pasted back as history."""
     if not isinstance(message, dict):
         return message
-    return {
-        name: value for name, value in message.items() if value is not None and (name, value) != ("annotations", [])
-    }
+    return {name: value for name, value in message.items() if (name, value) != ("annotations", [])}
 
 
 def _embeddings(body: Mapping[str, Any]) -> dict[str, Any]:

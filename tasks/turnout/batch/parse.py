@@ -127,13 +127,25 @@ def _openai(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
     return Line(number, custom_id, Format.OPENAI, str(url), body.get("encoding_format") == "base64"), fields
 
 
+_AS_IT_IS = {"tools", "response_format", "extras"}
+"""Fields with JSON schemas and vendors' own options, in which null may have a meaning."""
+
+
+def _given(value: Any) -> Any:
+    """Without what is null, at any depth: that means not given, as in the struct of a Parquet row."""
+    if isinstance(value, dict):
+        return {name: _given(inner) for name, inner in value.items() if inner is not None}
+    return [*map(_given, value)] if isinstance(value, list) else value
+
+
 def _kind(value: Any) -> str:
     names = {dict: "an object", list: "an array", str: "a string", bool: "a boolean", type(None): "null"}
     return names.get(type(value), "a number")
 
 
 def _request(fields: dict[str, Any], defaults: Defaults) -> InferenceRequest:
-    fields = {**defaults.request, **fields}
+    given = {name: value if name in _AS_IT_IS else _given(value) for name, value in fields.items() if value is not None}
+    fields = {**defaults.request, **given}
     if isinstance(own := fields.get("constraints", {}), dict):
         fields["constraints"] = {**defaults.constraints, **own}
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import sys
 import zlib
 from collections.abc import Iterable, Iterator
@@ -75,8 +76,12 @@ def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:
 
 
 def _of_table(rows: Iterable[Row]) -> Iterator[RawLine]:
-    for number, (data, flaw) in enumerate(rows, 1):
-        yield RawLine(number, data[: MAX_LINE_BYTES + 1], Format.PLAIN, flaw)
+    for number, (fields, flaw) in enumerate(rows, 1):
+        # `default=str`: dates and decimals as a person writes them. A byte that is no UTF-8 becomes half a surrogate
+        # pair, which is then refused for this row alone.
+        ascii = json.dumps(fields, default=str).encode()
+        data = json.dumps(fields, default=str, ensure_ascii=False).encode(errors="backslashreplace")
+        yield RawLine(number, data[: MAX_LINE_BYTES + 1], Format.PLAIN, flaw, ascii)
 
 
 def _opened(path: str) -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""Rows of a CSV or Parquet file as plain JSON lines.
+"""Rows of a CSV or Parquet file as plain lines.
 
 Columns named as fields of a plain line are those fields (`prompt`, `id`, `model`, `max_output_tokens` …),
 `constraints.NAME` is a constraint, and every other column is a label in the request's `metadata`. Cells of fields other
@@ -23,8 +23,8 @@ SURPLUS = "more cells than the header has (a text with a comma needs quotes)"
 STRAY = 'a quote that is not closed, or not doubled ("") within its text'
 _TEXTS = {"prompt", "model", "id", "input"}
 
-Row = tuple[bytes, str]
-"""A JSON line, and why it is none after all: its text may be cut short, or be that of others. '' if all is well."""
+Row = tuple[dict[str, Any], str]
+"""A line's fields, and why it is none after all: its text may be cut short, or be that of others. '' if all is well."""
 
 
 class NoTable(Exception):
@@ -42,10 +42,10 @@ def csv_rows(text: Iterator[str], delimiter: str) -> Iterator[Row]:
     for record in records:
         if isinstance(record, str):
             sure = record.partition('"')[0].split(delimiter)[:-1]
-            yield _line(dict(zip(columns, sure, strict=False))), STRAY
+            yield _fields(dict(zip(columns, sure, strict=False))), STRAY
         else:
             surplus = any(record[len(columns) :])  # empty ones are a spreadsheet's
-            yield _line(dict(zip(columns, record, strict=False))), SURPLUS if surplus else ""
+            yield _fields(dict(zip(columns, record, strict=False))), SURPLUS if surplus else ""
 
 
 def _records(text: Iterator[str], delimiter: str) -> Iterator[list[str] | str]:
@@ -82,7 +82,7 @@ def parquet_rows(path: str) -> Iterator[Row]:
         with ParquetFile(path) as file:
             _check(file.schema_arrow.names)
             for batch in file.iter_batches(batch_size=1000):
-                yield from ((_line(row), "") for row in batch.to_pylist())
+                yield from ((_fields(row), "") for row in batch.to_pylist())
     except ArrowException as error:
         raise NoTable(str(error)) from error
 
@@ -95,14 +95,14 @@ def _check(columns: Sequence[str]) -> None:
         raise NoTable(f"two columns are called {twice}")
 
 
-def _line(row: Mapping[str, Any]) -> bytes:
+def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
     # In the order of the columns, for by its bytes a rerun knows a line again.
     fields: dict[str, Any] = {}
     for column, cell in row.items():
         if cell is None or cell == "":
             continue
         if column in _TEXTS:
-            fields[column] = cell
+            fields[column] = cell.decode(errors="surrogateescape") if isinstance(cell, bytes) else cell
         elif column in InferenceRequest.model_fields:
             value = _value(cell)
             fields[column] = value | fields.get(column, {}) if isinstance(value, dict) else value
@@ -111,12 +111,12 @@ def _line(row: Mapping[str, Any]) -> bytes:
             whole = fields.setdefault("constraints" if constraint else "metadata", {})
             if isinstance(whole, dict):  # else the row is refused for it
                 whole[column.removeprefix("constraints.")] = _value(cell) if constraint else str(cell)
-    # `default=str`: dates and decimals as a person writes them; a byte that is no UTF-8 becomes half a surrogate
-    # pair, which is then refused for this row alone.
-    return json.dumps(fields, default=str).encode()
+    return fields
 
 
 def _value(cell: Any) -> Any:
+    if isinstance(cell, list) and cell and isinstance(cell[0], tuple):
+        return {str(name): value for name, value in cell}  # a Parquet map
     try:
         return json.loads(cell) if isinstance(cell, str) else cell
     except (ValueError, RecursionError):

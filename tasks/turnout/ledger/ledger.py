@@ -59,7 +59,7 @@ class Ledger(Upkeep):
             "trace": job.trace,
             "seal": self.keyring.ref,
             "stream": "1" if job.stream else "",
-            "metadata": self.sealed(job.id, "metadata", json.dumps(dict(job.metadata))) if job.metadata else "",
+            "metadata": self.sealed(job.id, "metadata", _labels(job.metadata)) if job.metadata else "",
         }
         record |= {name: value for name, value in optional.items() if value}
         args = (job.id, job.fingerprint, ms(job.deadline), ms(job.deadline_s), int(job.publish))
@@ -221,6 +221,10 @@ class Ledger(Upkeep):
         """Ids of failed jobs, the latest first."""
         command = ("ZRANGE", self.keys.failed, offset, offset + limit - 1, "REV")
         return Call(command, texts)
+
+
+def _labels(metadata: Mapping[str, str]) -> str:
+    return json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":"))
 
 
 def _enqueued(reply: list[bytes]) -> Enqueued:

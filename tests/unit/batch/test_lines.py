@@ -286,6 +286,45 @@ def test_rows_of_a_parquet_file_are_lines_in_order_with_their_types(tmp_path: Pa
         list(Source(file))
 
 
+def test_a_row_may_be_as_long_as_a_line_in_any_language_and_a_rerun_knows_it_as_before(tmp_path: Path) -> None:
+    prompt = "转辙器\U0001f600" * 70_000
+    (tmp_path / "x.csv").write_text(f"prompt,kind\n{prompt},信\nb\udce9,é\n", errors="surrogateescape")
+    (raw, bad) = Source(str(tmp_path / "x.csv"))
+    assert good(parse(raw))[1].prompt == prompt
+    assert isinstance(asked := parse(bad)[1], Problem)
+    assert asked.code == "invalid_text"
+    known = json.dumps({"prompt": "bé", "metadata": {"kind": "é"}}).encode()
+    (tmp_path / "x.csv").write_text("prompt,kind\nbé,é\n")
+    (raw,) = Source(str(tmp_path / "x.csv"))
+    assert raw.digest == RawLine(1, known, Format.PLAIN).digest
+
+
+def test_nulls_in_the_structs_of_a_parquet_row_and_in_lines_mean_not_given(tmp_path: Path) -> None:
+    part = {"type": "text", "text": "Hi", "image_url": None}
+    row = {
+        "messages": [{"role": "user", "content": [part], "tool_calls": None}],
+        "constraints": {"only": None, "max_cost_usd": 0.5},
+        "stop": None,
+    }
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {"default": None}}}]
+    parquet.write_table(pyarrow.Table.from_pylist([row]), tmp_path / "in.parquet")
+    (one,) = read(Source(str(tmp_path / "in.parquet")), Defaults())
+    for _, request in (good(one), good(line({**row, "tools": tools}))):
+        assert (request.chat[0].text, request.constraints.max_cost_usd) == ("Hi", 0.5)
+    assert request.tools[0].function.parameters == {"default": None}, (
+        "what is a vendor's or a schema's is left as it is"
+    )
+
+
+def test_texts_that_parquet_has_as_bytes_are_texts_and_its_maps_are_objects(tmp_path: Path) -> None:
+    labels = pyarrow.array([[("a", "1")], []], pyarrow.map_(pyarrow.string(), pyarrow.string()))
+    prompts = pyarrow.array(["Grüße".encode(), b"\xff"])
+    parquet.write_table(pyarrow.table({"prompt": prompts, "metadata": labels}), tmp_path / "in.parquet")
+    first, (_, second) = read(Source(str(tmp_path / "in.parquet")), Defaults())
+    assert (good(first)[1].prompt, good(first)[1].metadata) == ("Grüße", {"a": "1"})
+    assert isinstance(second, Problem)
+
+
 def test_a_tally_knows_who_failed_and_who_took_over() -> None:
     tally = Tally()
     tally.count(entry(DONE))
