@@ -19,7 +19,7 @@ import redis
 from turnout.batch.ids import job_id, short
 from turnout.batch.journal import Journal
 from turnout.batch.line import Defaults, Line
-from turnout.batch.reading import Reading, Refusal, ToRun
+from turnout.batch.reading import Passed, Reading, Refusal, ToRun
 from turnout.batch.render import copied, render
 from turnout.batch.source import Source
 from turnout.batch.tally import Tally, entry
@@ -107,14 +107,17 @@ class Feeder:
 
     # --- in ---------------------------------------------------------------------------------------------
 
-    def _feed(self, lines: Iterator[ToRun | None]) -> bool:
-        """Read on by at most one chunk, as far as the window has room. Tells whether anything was read."""
+    def _feed(self, lines: Iterator[ToRun | Passed]) -> bool:
+        """Read on by at most one chunk, as far as the window has room. Tells whether there may be more at once."""
         room, limit = self.window - len(self._out), self.window_bytes
         if self._bytes >= limit or room < min(CHUNK, self.window / 2):
             return False  # let it drain a little, so that pipelines stay long
         jobs: list[NewJob] = []
+        late = False
         for to_run in islice(lines, min(CHUNK, room)):
-            if to_run is None:
+            if late := to_run is Passed.LATE:
+                break
+            if isinstance(to_run, Passed):
                 continue
             line, digest = to_run.line, to_run.digest
             payload = to_run.request.canonical_json()
@@ -131,7 +134,7 @@ class Feeder:
                 if self._bytes >= limit:
                     break
         self._submit(jobs)
-        return True
+        return not late
 
     def _submit(self, jobs: list[NewJob]) -> None:
         while jobs:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from enum import Enum
 
+from turnout.batch.arriving import arriving
 from turnout.batch.ids import Uniqueness, legible_id
 from turnout.batch.journal import Journal
 from turnout.batch.line import Asked, Defaults, Line
@@ -26,6 +28,13 @@ class ToRun:
     request: InferenceRequest
 
 
+class Passed(Enum):
+    """What comes instead of a line that is to be run."""
+
+    DONE = "one that has its result"
+    LATE = "none just now: the input keeps us waiting"
+
+
 @dataclass(slots=True)
 class Reading:
     """One reading of an input, compared with what its journal has."""
@@ -38,11 +47,14 @@ class Reading:
     broken: SourceError | None = None
     """Why it ended, if the input breaks off."""
 
-    def lines(self) -> Iterator[ToRun | None]:
-        """The lines that are to be run; None for one that has its result, or gets it here."""
+    def lines(self) -> Iterator[ToRun | Passed]:
+        """The lines that are to be run."""
         unique, following = Uniqueness(), 1
         try:
-            for raw in self.source:
+            for raw in arriving(self.source):
+                if raw is None:
+                    yield Passed.LATE
+                    continue
                 digest = raw.digest
                 known = self.journal.has(raw.number, digest)
                 # The input may have changed since the journal was written: this line, or blank ones before it.
@@ -51,14 +63,14 @@ class Reading:
                 self.journal.tally.lines += 1
                 if known:
                     unique.note(legible_id(raw.data, raw.format), raw.number)
-                    yield None
+                    yield Passed.DONE
                     continue
                 line, asked = parse(raw, self.defaults)
                 asked = self._servable(line, unique.check(line, asked))
                 if isinstance(asked, Problem):
                     rendered = render(line, never_run(asked))
                     self.journal.write(line.number, digest, {"status": "invalid"}, rendered)
-                    yield None
+                    yield Passed.DONE
                 else:
                     yield ToRun(line, digest, asked)
             self.journal.drop(range(following, sys.maxsize))

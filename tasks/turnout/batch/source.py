@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import io
 import json
-import sys
 import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -34,6 +33,11 @@ class Source:
     @property
     def name(self) -> str:
         return "standard input" if self.path == "-" else self.path
+
+    @property
+    def waits_for_nobody(self) -> bool:
+        """Whether it is a file, which has all of its lines at once."""
+        return self.path != "-" and Path(self.path).is_file()
 
     def check(self) -> None:
         """Raises SourceError if it can't be opened at all."""
@@ -85,7 +89,8 @@ def _of_table(rows: Iterable[Row]) -> Iterator[RawLine]:
 
 
 def _opened(path: str) -> IO[bytes]:
-    file = cast(io.BufferedReader, sys.stdin.buffer if path == "-" else Path(path).open("rb"))  # noqa: SIM115
+    # Not `sys.stdin`, whose lock Python wants at its end, though a thread of ours may be waiting there.
+    file = open(0, "rb", closefd=False) if path == "-" else Path(path).open("rb")  # noqa: SIM115
     if file.peek(2)[:2] == b"\x1f\x8b":
         return cast(IO[bytes], gzip.GzipFile(fileobj=file))
     return file

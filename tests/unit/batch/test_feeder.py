@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +116,22 @@ def test_the_backlog_stays_within_the_window_of_jobs_and_of_bytes(bench: Bench) 
     bench.write(*({"prompt": "x" * 10_000} for n in range(300)))
     bench.feed(window_bytes=200_000)
     assert bench.most_bytes <= 200_000 + 11_000
+
+
+def test_a_line_from_a_pipe_is_answered_though_the_next_one_is_late_and_a_stop_waits_for_none(bench: Bench) -> None:
+    os.mkfifo(bench.source)
+    stopped = threading.Event()
+
+    def write() -> None:
+        with bench.source.open("w") as pipe:
+            print('{"prompt": "q0"}', file=pipe, flush=True)
+            stopped.wait(20)
+
+    (writing := threading.Thread(target=write)).start()
+    bench.stop_after(1)
+    stopped.set()
+    writing.join()
+    assert bench.asked == ["q0"]
 
 
 def test_an_interrupted_batch_goes_on_without_asking_anything_twice(bench: Bench) -> None:
