@@ -170,6 +170,11 @@ CLAUDES = [
     {"type": "message_delta", "delta": {"stop_reason": "tool_use"}, "usage": {"output_tokens": 5}},
     {"type": "message_stop"},
 ]
+PARTS = [
+    chunk(content=[{"type": "thinking", "thinking": [{"type": "text", "text": "Hm"}]}]),
+    chunk(content=[{"type": "text", "text": "H"}]),
+    chunk("stop", content="i"),
+]
 FUNCTION_CALL = {"functionCall": {"name": "f", "args": {"a": 1}}}
 
 
@@ -198,6 +203,7 @@ async def test_a_call_of_a_tool_is_the_same_from_all(dialect: str, body: Any) ->
         ("openai", chat(None, "stop", content=None, refusal="I won't"), "", FinishReason.STOP, "I won't"),
         ("openai", [chunk(refusal="I "), chunk(refusal="won't"), chunk("stop")], "", FinishReason.STOP, "I won't"),
         ("mistral", chat(None, "model_length", content=[{"text": "Hi"}]), "Hi", FinishReason.LENGTH, None),
+        ("mistral", PARTS, "Hi", FinishReason.STOP, None),
         ("openai", chat(None, "strange"), "Hi", FinishReason.OTHER, None),
         ("openai", json.dumps(chat(None, content="a\ud800b")).encode(), "a?b", FinishReason.STOP, None),
         ("anthropic", claude(None, "model_context_window_exceeded"), "Hi", FinishReason.LENGTH, None),

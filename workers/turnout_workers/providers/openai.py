@@ -107,7 +107,7 @@ class _Chunks:
         for choice in (event.get("choices") or ())[:1]:
             self._finish = choice.get("finish_reason") or self._finish
             delta = choice.get("delta") or {}
-            said = delta.get("content") or ""
+            said = _text(delta.get("content"))
             self._text.append(said)
             self._refusal.append(delta.get("refusal") or "")
             for part in delta.get("tool_calls") or ():
@@ -144,7 +144,7 @@ def _completion(body: Any) -> Answer:
 
 
 def _text(content: Any) -> str:
-    if isinstance(content, list):  # Mistral and others answer in parts
+    if isinstance(content, list):  # Mistral answers in parts, of which those without a text are thoughts
         return "".join(part.get("text") or "" for part in content)
     return content or ""
 
