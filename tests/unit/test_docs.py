@@ -1,0 +1,75 @@
+"""The pages for users against the code that they describe."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from turnout.batch.line import Line, RawLine
+from turnout.batch.parse import detect, parse
+from turnout.batch.render import never_run, render
+from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
+from turnout.result import Problem
+from turnout_workers.routing.eligibility import Reason
+from turnout_workers.routing.failover import RULES
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
+REQUESTS, FAILURES = ((ROOT / "docs" / name).read_text("utf-8") for name in ("requests.md", "failures.md"))
+
+
+def rows(page: str, heading: str) -> set[str]:
+    """What the first column of the tables below a heading names."""
+    part = re.split(r"^## ", page, flags=re.MULTILINE)
+    [section] = [text for text in part if text.startswith(heading + "\n")]
+    return {
+        name for cell in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+
+
+def anchors(page: Path) -> set[str]:
+    headings = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if not link.startswith("http"):
+            path, _, anchor = link.partition("#")
+            place = page.parent / path if path else page
+            assert place.exists(), link
+            assert not anchor or anchor in anchors(place), link
+
+
+def test_every_field_of_a_request_and_every_constraint_is_told() -> None:
+    assert rows(REQUESTS, "Fields of a request") == set(InferenceRequest.model_fields)
+    assert rows(REQUESTS, "Constraints") == {*RoutingConstraints.model_fields, *RoutingStrategy}
+
+
+def test_the_lines_that_the_page_shows_are_taken_and_written() -> None:
+    asked, answered, failed = (json.loads(block) for block in re.findall(r"```json\n(.*?)```", REQUESTS, re.DOTALL))
+    raw = json.dumps(asked).encode()
+    line, request = parse(RawLine(1, raw, detect(raw)))
+    assert (line.id, type(request)) == ("ticket-4711", InferenceRequest)
+    none = json.loads(render(Line(5, "bad"), never_run(Problem(**failed["error"]))))
+    assert none == failed
+    assert answered.keys() == none.keys()
+
+
+def test_what_a_failure_leads_to_is_told_as_it_is_ruled() -> None:
+    told = dict(re.findall(r"^\| `(\w+)` \|(.*)\|$", FAILURES.partition("## How jobs end")[0], re.MULTILINE))
+    assert told.keys() == {*RULES}
+    for kind, rule in RULES.items():
+        said = told[kind]
+        assert [mark in said for mark in "¹²³"] == [rule.counts, rule.spends, rule.unsuited], kind
+        assert ("disabled" in said) == rule.disables, kind
+        assert ("fails at once" in said) == rule.fatal, kind
+        assert ("more there" in said) == bool(rule.retries), kind
+
+
+def test_every_reason_for_an_exclusion_is_told() -> None:
+    assert rows(FAILURES, "Why an endpoint isn't used") == set(Reason)
