@@ -125,7 +125,7 @@ class Attempts:
             if not isinstance(request := claim.request, InferenceRequest):
                 why = explain(request) if isinstance(request, ValidationError) else str(request)
                 return await self._closing.unreadable(hold, claim, why)
-            job = HeldJob(job_id, claim, request, hold)
+            job = HeldJob(job_id, claim, request, hold, Progress.from_json(claim.progress))
             with tracing.holding(job) as span:
                 end = await self._work(job, not_before)
                 if span:
@@ -134,24 +134,23 @@ class Attempts:
         self._metrics.ended(claim.lane, outcome(end))
         return end
 
-    async def _stopped(self, job: HeldJob, progress: Progress) -> End:
+    async def _stopped(self, job: HeldJob) -> End:
         """What becomes of a job that was cancelled where it waited: for a provider, for room, or to repeat a call."""
         if job.hold.lost:
             self._metrics.lease_lost()
             return Skipped("the lease was lost")
-        return await self._closing.hand_back(job, progress)  # a graceful stop
+        return await self._closing.hand_back(job)  # a graceful stop
 
     async def _work(self, job: HeldJob, not_before: float) -> End:
-        progress = Progress.from_json(job.claim.progress)
-        if not_before > progress.not_before:
-            progress = replace(progress, not_before=not_before)
+        if not_before > job.progress.not_before:
+            job.progress = replace(job.progress, not_before=not_before)
         known = self._in_force.settings.webhooks
         if (webhook := job.claim.webhook) and webhook not in known:
             message = f"no webhook is called {webhook}; there are {', '.join(sorted(known)) or 'none'}"
-            return await self._closing.give_up(job, progress, JobStatus.FAILED, "refused", message)
-        if (early_s := progress.not_before - self._fleet.now()) > 0:
-            return await self._closing.put_off(job, progress, early_s)
-        search = _Search(progress, PATIENCE_S[job.request.constraints.lane], woken=progress.deferrals > 0)
+            return await self._closing.give_up(job, JobStatus.FAILED, "refused", message)
+        if (early_s := job.progress.not_before - self._fleet.now()) > 0:
+            return await self._closing.put_off(job, early_s)
+        search = _Search(PATIENCE_S[job.request.constraints.lane], woken=job.progress.deferrals > 0)
         try:
             while True:
                 found = await self._look(job, search)
@@ -161,28 +160,28 @@ class Attempts:
                     if found.hedge is None:
                         calls = [await self._begin(job, stopped, found.chosen, found.grant)]
                     else:
-                        calls = await self._race(job, search.progress, stopped, found, found.hedge)
-                    judged = self._judging(found, job.request, search.progress, calls, stopped, search.retries_here)
+                        calls = await self._race(job, stopped, found, found.hedge)
+                    judged = self._judging(found, job.request, job.progress, calls, stopped, search.retries_here)
                     found = await self._follow(job, search, judged)
                 if found is not None:
                     return found
         except asyncio.CancelledError:
-            return await self._stopped(job, search.progress)
+            return await self._stopped(job)
 
     async def _look(self, job: HeldJob, search: _Search) -> Room | End | None:
         """Look for an endpoint that has room, and wait in place if none has. None: look again."""
         now = self._fleet.now()
         if job.claim.deadline is not None and now >= job.claim.deadline:
             late = "the deadline has passed"
-            return await self._closing.give_up(job, search.progress, JobStatus.EXPIRED, "deadline", late)
-        wish = self._wish(job, search.progress)
-        search.line = line_of(wish, search.progress.tried, job.claim.tenant, job.claim.batch)
-        if not search.progress.deferrals and (left_s := self.parking.left_s(search.line, now)) > 0:
-            return await self._closing.defer(job, search.progress, left_s, line=search.line)
-        decision = self._decide(wish, search, now)
+            return await self._closing.give_up(job, JobStatus.EXPIRED, "deadline", late)
+        wish = self._wish(job)
+        search.line = line_of(wish, job.progress.tried, job.claim.tenant, job.claim.batch)
+        if not job.progress.deferrals and (left_s := self.parking.left_s(search.line, now)) > 0:
+            return await self._closing.defer(job, left_s, line=search.line)
+        decision = self._decide(job, wish, search, now)
         if (refusal := decision.refusal) is not None:
             why, record = str(refusal), _record(decision)
-            return await self._closing.give_up(job, search.progress, JobStatus.FAILED, "refused", why, record)
+            return await self._closing.give_up(job, JobStatus.FAILED, "refused", why, record)
         if search.woken:
             decision, search.woken = decision.asking(), False
         wait_s = decision.wait_s
@@ -198,18 +197,18 @@ class Attempts:
         candidates = decision.bids()
         same = [candidate for candidate in candidates if candidate.endpoint.id == search.again]
         with tracing.span("turnout.decide", **{"turnout.strategy": decision.strategy.value}) as span:
-            admission = await self._admit(job, search.progress, same or candidates)
+            admission = await self._admit(job, same or candidates)
             if span:
                 span.set_attribute("turnout.excluded", len(decision.exclusions))
                 span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
         if isinstance(admission, Granted):
             self._shares.seen(job.claim.tenant or "", now, 1)
             room = self._judging.room(decision, candidates, admission, alone=job.claim.stream)
-            before, chosen = search.progress.attempts, room.chosen.endpoint
+            before, chosen = job.progress.attempts, room.chosen.endpoint
             if before and before[-1].provider != chosen.provider:
                 self._metrics.moved(before[-1], chosen.provider)
             if search.again not in (None, chosen.id):  # by now another is better, or that one is out
-                search.retries_here, search.progress = 0, search.progress.failed_over()
+                search.retries_here, job.progress = 0, job.progress.failed_over()
             self._wake_next(job, search)
             search.record = _record(decision, chosen.id)
             return room
@@ -223,7 +222,7 @@ class Attempts:
         if wait_s == math.inf and admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
             if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
                 self.parking.wake(search.line, job.claim.lane, 2)
-            return await self._closing.at_ceiling(job, search.progress, admission.ceiling)
+            return await self._closing.at_ceiling(job, admission.ceiling)
         if decision.at - decision.snapshot_age_s < search.refused_at and decision.leaves_out(candidates):
             # Since the snapshot was taken these went out: others may have room sooner.
             search.refused_at = min(search.refused_at, admission.at)
@@ -234,13 +233,13 @@ class Attempts:
         self, job: HeldJob, search: _Search, decision: Decision, wait_s: float, now: float
     ) -> Moved | Skipped | None:
         """Wait in place as long as patience lasts, else park the job."""
-        longest_s = RECHECK_S * 2 ** min(search.progress.deferrals, 5)
+        longest_s = RECHECK_S * 2 ** min(job.progress.deferrals, 5)
         # Those that wait for the same moment shall not come all at once.
         wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._rng.random())
         in_place = search.line if self.parking.any_parked else ""
         if wait_s > search.patience_s or in_place in self.parking.in_place:
             self.parking.noted(search.line, now + wait_s, now)
-            return await self._closing.defer(job, search.progress, wait_s, _record(decision), line=search.line)
+            return await self._closing.defer(job, wait_s, _record(decision), line=search.line)
         search.patience_s -= wait_s
         with self.under_way.wait_for(decision.waits_for):
             await self.parking.wait_in_place(in_place, wait_s)
@@ -251,17 +250,17 @@ class Attempts:
         if self.parking.any_parked:
             self.parking.wake(search.line, job.claim.lane, 1)
 
-    def _wish(self, job: HeldJob, progress: Progress) -> JobProfile:
+    def _wish(self, job: HeldJob) -> JobProfile:
         ceilings = self._ceilings.of_job(job.id, job.request, job.claim.batch)
-        return progress.profile(
+        return job.progress.profile(
             job.request,
             accepted_at=job.claim.accepted_at,
             deadline=job.claim.deadline,
             priced=any(ceiling.limit_microusd is not None for ceiling in ceilings),
         )
 
-    def _decide(self, wish: JobProfile, search: _Search, now: float) -> Decision:
-        tried = search.progress.tried
+    def _decide(self, job: HeldJob, wish: JobProfile, search: _Search, now: float) -> Decision:
+        tried = job.progress.tried
         return rank(
             wish,
             self._fleet.snapshot,
@@ -271,9 +270,7 @@ class Attempts:
             tried=tried - {search.again} if search.again else tried,
         )
 
-    async def _admit(
-        self, job: HeldJob, progress: Progress, candidates: Sequence[Candidate], *, second: bool = False
-    ) -> Admission:
+    async def _admit(self, job: HeldJob, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         bids = tuple(Bid.of(c, self._ceilings.of_provider(c.endpoint.provider)) for c in candidates)
         now, tenant = self._fleet.now(), job.claim.tenant or ""
         lane_share = headroom(job.claim.lane, self._last_seen, now, self._in_force.reserved)
@@ -281,7 +278,7 @@ class Attempts:
         amend(self._fleet.snapshot, first, lambda seen: seen.begun(now))  # jobs that come together spread
         admission = await self._store.admit(
             Ask(
-                lease_id=f"{job.id}:{job.claim.token}:{len(progress.attempts) + second}",
+                lease_id=f"{job.id}:{job.claim.token}:{len(job.progress.attempts) + second}",
                 bids=bids,
                 ttl_s=self._heartbeat.ttl_s,
                 ceilings=self._ceilings.of_job(job.id, job.request, job.claim.batch),
@@ -296,19 +293,18 @@ class Attempts:
     async def _follow(self, job: HeldJob, search: _Search, judged: Judged) -> End | None:
         """Act on how the call went. None: look for an endpoint again."""
         again = judged.verdict.action is Next.RETRY
+        job.progress = judged.progress
         end = None if again else await self._end(job, judged, search.record)
         await judged.told()
         self._wake_next(job, search)
         if again:
-            search.progress, search.again = judged.progress, judged.call.chosen.endpoint.id
+            search.again = judged.call.chosen.endpoint.id
             search.retries_here += 1
             await asyncio.sleep(judged.verdict.delay_s)
         return end
 
-    async def _race(
-        self, job: HeldJob, before: Progress, stopped: list[Attempt], room: Room, hedge: Hedge
-    ) -> list[Finished]:
-        begin, admit = partial(self._begin, job, stopped), partial(self._admit, job, before, second=True)
+    async def _race(self, job: HeldJob, stopped: list[Attempt], room: Room, hedge: Hedge) -> list[Finished]:
+        begin, admit = partial(self._begin, job, stopped), partial(self._admit, job, second=True)
         return await self._judging.hedging.race(hedge, begin(room.chosen, room.grant), admit, begin)
 
     def _begin(self, job: HeldJob, stopped: list[Attempt], chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
@@ -317,19 +313,20 @@ class Attempts:
 
     async def _end(self, job: HeldJob, judged: Judged, record: bytes) -> End:
         """What becomes of the job after its last call here."""
-        progress, verdict, call, closing = judged.progress, judged.verdict, judged.call, self._closing
+        verdict, call, closing = judged.verdict, judged.call, self._closing
         if call.failure is None:
-            return await closing.succeed(job, progress, call.response, record)
+            return await closing.succeed(job, call.response, record)
         match verdict.action:
-            case Next.FAIL_OVER if verdict.delay_s <= 0:
-                return await closing.fail_over(job, progress, record, call.attempt)
             case Next.FAIL_OVER:
-                return await closing.defer(job, progress.failed_over(), verdict.delay_s, record)
+                job.progress = job.progress.failed_over()
+                if verdict.delay_s > 0:
+                    return await closing.defer(job, verdict.delay_s, record)
+                return await closing.fail_over(job, record, call.attempt)
             case Next.DEFER:
-                return await closing.defer(job, progress, verdict.delay_s, record, new_round=True)
+                return await closing.defer(job, verdict.delay_s, record, new_round=True)
             case _:
                 kind, message = call.failure.kind.value, call.failure.message
-                return await closing.give_up(job, progress, JobStatus.FAILED, kind, message, record)
+                return await closing.give_up(job, JobStatus.FAILED, kind, message, record)
 
 
 def _record(decision: Decision, called: str | None = None) -> bytes:
@@ -340,7 +337,6 @@ def _record(decision: Decision, called: str | None = None) -> bytes:
 class _Search:
     """Where the search for an endpoint stands, while this worker holds the job."""
 
-    progress: Progress
     patience_s: float
     """For how long it may still wait in place."""
     woken: bool

@@ -40,24 +40,15 @@ class Closing:
     spool: Spool
     in_force: InForce
 
-    async def succeed(
-        self, job: HeldJob, progress: Progress, response: InferenceResponse | None, record: bytes
-    ) -> Done | Skipped:
-        return await self._settle(
-            job, self._result(job.id, job.claim, progress, JobStatus.SUCCEEDED, response=response), record
-        )
+    async def succeed(self, job: HeldJob, response: InferenceResponse | None, record: bytes) -> Done | Skipped:
+        result = self._result(job.id, job.claim, job.progress, JobStatus.SUCCEEDED, response=response)
+        return await self._settle(job, result, record)
 
     async def give_up(
-        self,
-        job: HeldJob,
-        progress: Progress,
-        status: JobStatus,
-        code: str,
-        message: str,
-        record: bytes | None = None,
+        self, job: HeldJob, status: JobStatus, code: str, message: str, record: bytes | None = None
     ) -> Done | Skipped:
         problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
-        return await self._settle(job, self._result(job.id, job.claim, progress, status, problem=problem), record)
+        return await self._settle(job, self._result(job.id, job.claim, job.progress, status, problem=problem), record)
 
     async def unreadable(self, hold: Hold, claim: Claimed, why: str) -> Done | Skipped:
         """Fail a job whose request was changed in Redis, so that no worker can do it."""
@@ -69,24 +60,22 @@ class Closing:
         taken = await self.call.whole(self._settlement(claim, result, None))
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
-    async def at_ceiling(self, job: HeldJob, progress: Progress, account: str) -> Done | Skipped:
+    async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
         message = f"the cost ceiling of {account} is reached"
         status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
-        return await self.give_up(job, progress, status, "cost_ceiling", message)
+        return await self.give_up(job, status, "cost_ceiling", message)
 
-    async def fail_over(self, job: HeldJob, progress: Progress, record: bytes, failed: Attempt) -> Moved | Skipped:
+    async def fail_over(self, job: HeldJob, record: bytes, failed: Attempt) -> Moved | Skipped:
         """Back to the lane's front, for another endpoint."""
-        progress = progress.failed_over()
         event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
         token, lane = job.claim.token, job.claim.lane
-        call = self.ledger.fail_over(job.id, token, lane, progress.to_json(), event, record)
+        call = self.ledger.fail_over(job.id, token, lane, job.progress.to_json(), event, record)
         moved = Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
         return await self._move(job, call, moved)
 
     async def defer(
         self,
         job: HeldJob,
-        progress: Progress,
         wait_s: float,
         record: bytes | None = None,
         *,
@@ -97,22 +86,22 @@ class Closing:
 
         In a new round every endpoint may be tried again.
         """
-        progress = progress.deferred(new_round)
+        progress = job.progress.deferred(new_round)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if record is None:
             event["behind"] = "others that wait for the same"
         call = self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record)
         return await self._move(job, call, Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room"))
 
-    async def put_off(self, job: HeldJob, progress: Progress, wait_s: float) -> Moved | Skipped:
+    async def put_off(self, job: HeldJob, wait_s: float) -> Moved | Skipped:
         """Park it until it may begin."""
         event = {"event": "deferred", "for_s": round(wait_s, 3), "until": "the moment that its sender named"}
-        call = self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event)
+        call = self.ledger.defer(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
         return await self._move(job, call, Moved("deferred", f"deferred for {wait_s:.1f} s, for its sender said so"))
 
-    async def hand_back(self, job: HeldJob, progress: Progress) -> Moved | Skipped:
+    async def hand_back(self, job: HeldJob) -> Moved | Skipped:
         """To its lane's front for another worker, with what has been tried here."""
-        call = self.ledger.release(job.id, job.claim.token, job.claim.lane, progress.to_json())
+        call = self.ledger.release(job.id, job.claim.token, job.claim.lane, job.progress.to_json())
         return await self._move(job, call, Moved("handed_back", "handed back"))
 
     async def _move(self, job: HeldJob, call: Call[bool], moved: Moved) -> Moved | Skipped:

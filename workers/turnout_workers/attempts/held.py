@@ -8,17 +8,19 @@ from typing import Literal
 from turnout.ledger import Claimed
 from turnout.request import InferenceRequest
 from turnout.result import JobResult
+from turnout_workers.attempts.progress import Progress
 from turnout_workers.background.heartbeat import Hold
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class HeldJob:
-    """One claimed job."""
+    """One claimed job, and how far it has come by now."""
 
     id: str
     claim: Claimed
     request: InferenceRequest
     hold: Hold
+    progress: Progress
 
 
 @dataclass(frozen=True, slots=True)
