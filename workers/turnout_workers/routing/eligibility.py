@@ -100,8 +100,7 @@ def _rest(ids: Sequence[str]) -> str:
 class Match:
     """The endpoints of a fleet that satisfy some requirements: positions, and the others' reasons.
 
-    The numbers are the tightest limits and the dearest prices among them: a job that keeps to all of these is
-    `too_large` for none of the endpoints.
+    The numbers are the tightest limits and the dearest prices among them, by which most jobs are seen to fit anywhere.
     """
 
     positions: tuple[int, ...]
@@ -115,6 +114,16 @@ class Match:
     input_price: float
     output_price: float
     """Infinite if one is unknown."""
+
+    def fits_anywhere(self, job: JobProfile) -> bool:
+        """Whether the job is `too_large` for none of the endpoints, as far as this can be told of all at once."""
+        answer = job.output_tokens or 0
+        most_microusd = job.input_tokens * self.input_price + (answer or self.answer_tokens) * self.output_price
+        return (
+            job.expected_input_tokens + answer <= self.tokens
+            and answer <= self.output_tokens
+            and most_microusd < job.cost_left_microusd
+        )
 
 
 def match(fleet: Fleet, wanted: Requirements) -> Match:

@@ -8,7 +8,7 @@ be probed by a better suited job; at last those where this job failed.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
@@ -68,6 +68,7 @@ class Options:
         tried: frozenset[str],
     ) -> None:
         self._job, self._now, self._seed, self._tried = job, now, seed, tried
+        self._fits_anywhere = found.fits_anywhere(job)
         self.exclusions: list[Exclusion] = []
         self.last_resort = False
         """Whether endpoints are used that were held back: any job may then probe."""
@@ -81,15 +82,8 @@ class Options:
 
     def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Row]:
         job = self._job
-        given, out, answer = job.expected_input_tokens, job.expected_output_tokens, job.output_tokens or 0
-        longest = job.max_latency_s or math.inf
-        self._tight = (
-            job.expected_input_tokens + answer > found.tokens
-            or answer > found.output_tokens
-            or job.cost_left_microusd
-            <= job.input_tokens * found.input_price + (answer or found.answer_tokens) * found.output_price
-        )
-        careful = self._tight or bool(self._tried)
+        given, out, longest = job.expected_input_tokens, job.expected_output_tokens, job.max_latency_s or math.inf
+        careful = not self._fits_anywhere or bool(self._tried)
         usable: list[Row] = []
         for position in found.positions:
             estimate = estimates[position]
@@ -106,7 +100,7 @@ class Options:
         """The option as it is at this moment; None if it is excluded or held back."""
         job, now, view = self._job, self._now, option.estimate.view
         endpoint, health = view.endpoint, view.health
-        if self._tight and (unfit := too_large(job, endpoint)):
+        if not self._fits_anywhere and (unfit := too_large(job, endpoint)):
             self._exclude(option, *unfit)
             return None
         believed_until = view.metrics.latency_at + BELIEVED_S
@@ -159,16 +153,21 @@ class Options:
         return None
 
     def _add_held_back(self) -> None:
-        pause = PAUSE_S[self._job.lane]
-        for held_back in (self._silent, self._recovering, self._failed):
-            any_will_do = held_back is not self._silent
-            others = (option for option in self.usable if option[0] <= pause)
-            if any(any_will_do or option[4].view.metrics.latency_samples for option in others):
-                for option, reason, text in held_back:
-                    self._exclude(option, reason, text)
-            elif held_back:
-                self.usable += [option for option, _, _ in held_back]
-                self.last_resort |= any_will_do
+        self._add_if(not any(row[4].view.metrics.latency_samples for row in self._soon()), self._silent)
+        for held_back in (self._recovering, self._failed):
+            needed = not any(self._soon())
+            self._add_if(needed, held_back)
+            self.last_resort |= needed and bool(held_back)
+
+    def _soon(self) -> Iterator[Row]:
+        return (row for row in self.usable if row[0] <= PAUSE_S[self._job.lane])
+
+    def _add_if(self, needed: bool, held_back: HeldBack) -> None:
+        if needed:
+            self.usable += [option for option, _, _ in held_back]
+        else:
+            for option, reason, text in held_back:
+                self._exclude(option, reason, text)
 
     def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
         self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
