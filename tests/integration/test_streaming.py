@@ -85,6 +85,21 @@ def test_a_failover_in_mid_stream_is_told_and_the_answer_begins_anew(stand: Stan
     assert told[-4:] == [("routed", first), ("failed_over", first), ("routed", second), ("succeeded", None)]
 
 
+@pytest.mark.parametrize("lost", [slice(1), slice(1, 2), slice(2, 3), slice(-2, -1), slice(1, None)])
+def test_where_pieces_were_lost_the_reader_has_the_whole_answer_all_the_same(
+    stand: Stand, client: Client, lost: slice
+) -> None:
+    """As while Redis is away for a moment, or where a result came from a call that began before the last one."""
+    job = client.submit("Tell me.", model="llama-3.3-70b", stream=True, constraints={"only": ["sim-first"]})
+    answer, stream = job.wait().text, stand.ledger.keys.stream(job.id)
+    entries = [entry for entry, _ in stand.client.xrange(stream)]
+    stand.client.xdel(stream, *entries[lost])
+    shown = ""
+    for piece in job.stream():
+        shown = "" if isinstance(piece, Restarted) else shown + piece
+    assert shown == answer
+
+
 def test_a_job_that_does_not_stream_gives_its_answer_in_one_piece(client: Client) -> None:
     job = client.submit("Tell me.", model="llama-3.3-70b")
     assert list(job.stream()) == [job.wait().text]

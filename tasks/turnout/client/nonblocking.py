@@ -171,9 +171,8 @@ class AsyncJob:
                         settled = await client._settled([self.id], pieces=True)
                     if idle_s and not words:
                         yield ""
-        answer = await self._answer()
-        if not reader.given and answer.text:
-            yield answer.text
+        for text in reader.rest((await self._answer()).text):
+            yield text
 
     async def cancel(self) -> bool:
         """See `Job.cancel`."""

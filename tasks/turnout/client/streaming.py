@@ -8,7 +8,8 @@ from turnout.ledger import Piece
 
 
 class Restarted(str):
-    """An empty piece: what came before is void, for the answer begins anew, as after a failover in mid-stream."""
+    """An empty piece: what came before is void, for the answer begins anew, as after a failover in mid-stream, or where
+    pieces were lost on their way."""
 
     __slots__ = ()
 
@@ -20,8 +21,8 @@ class Reader:
         self.after = "0"
         """The last entry seen."""
         self.ended = False
-        self.given = False
-        """Whether anything was given since the answer last began."""
+        self._given: list[str] = []
+        """Since the answer last began."""
         self._call = ""
 
     def read(self, pieces: Iterable[Piece]) -> list[str]:
@@ -32,10 +33,18 @@ class Reader:
             if piece.ends:
                 self.ended = True
             elif piece.text is None:
-                if self.given:
+                if self._given:
                     texts.append(Restarted())
-                self._call, self.given = piece.call, False
+                self._call, self._given = piece.call, []
             elif piece.call == self._call:
                 texts.append(piece.text)
-                self.given = True
+                self._given.append(piece.text)
         return texts
+
+    def rest(self, answer: str) -> list[str]:
+        """What there is to yield at the end, for the reader to have the answer: nothing, unless pieces were lost, as
+        while Redis was away, or the answer is that of another call."""
+        given = "".join(self._given)
+        if not answer.startswith(given):
+            return [Restarted(), answer]
+        return [answer[len(given) :]] if given != answer else []
