@@ -65,13 +65,12 @@ class JobError(TurnoutError):
     """A job that ended without an answer."""
 
     def __init__(self, result: JobResult | Mapping[str, Any]) -> None:
-        """`result` may be its JSON, which is what Celery's `AsyncResult.get()` has at hand when it raises this."""
-        super().__init__(result)
-        if isinstance(result, Mapping):
-            from turnout.result import JobResult  # it knows these errors, so it can't be imported above
+        """`result` may be its JSON, which is what Celery's `AsyncResult.get()` has at hand when it raises this. It is
+        kept as JSON, too, so that this can end a Celery task of anybody's."""
+        from turnout.result import JobResult  # it knows these errors, so it can't be imported above
 
-            result = JobResult.model_validate(result)
-        self.result = result
+        self.result = JobResult.model_validate(result)
+        super().__init__(self.result.model_dump(mode="json", exclude_defaults=True))
 
     def __str__(self) -> str:
         return f"job {self.result.id} {self.result.summary()}"

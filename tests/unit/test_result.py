@@ -3,6 +3,7 @@
 import pickle
 
 import pytest
+from celery import Celery
 
 from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, TurnoutError
 from turnout.ledger import NewJob
@@ -88,6 +89,15 @@ def test_errors_say_what_happened_also_after_pickling(error: TurnoutError, says:
     assert type(again) is type(error)
     assert says in str(error)
     assert str(again) == str(error)
+
+
+def test_an_error_that_ends_a_celery_task_of_the_users_own_is_the_same_to_who_waits_for_that() -> None:
+    backend = Celery(set_as_current=False, backend="cache+memory://").backend
+    for error in (Failed(JobResult(id="a", status="failed", attempts=(DOWN,))), Conflict("job-1")):
+        stored = backend.decode(backend.encode(backend.prepare_exception(error)))
+        again = backend.exception_to_python(stored)
+        assert (type(again), str(again), repr(again)) == (type(error), str(error), repr(error))
+        assert getattr(again, "result", None) == getattr(error, "result", None)
 
 
 def test_no_repr_shows_what_is_asked_or_answered() -> None:
