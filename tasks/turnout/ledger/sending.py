@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
-from redis.exceptions import NoScriptError
+from redis.exceptions import DataError, NoScriptError
 
 from turnout.ledger.script import Call, Script
 from turnout.uncut import cancel_later
@@ -26,6 +26,9 @@ T = TypeVar("T")
 
 MAX_BATCH = 256
 """Calls of a `Coalescer` in one round trip."""
+
+UNWRITABLE = (UnicodeError, TypeError, DataError)
+"""What a command raises that can't be written: an id with half a surrogate pair in it, say."""
 
 Command = tuple[Any, ...]
 Exchange = Callable[[redis.asyncio.Redis, Sequence[Command]], Awaitable[list[Any]]]
@@ -166,18 +169,23 @@ class Coalescer:
             await asyncio.sleep(0)  # let every coroutine that is ready now add its call
             while self._queue:
                 batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
-                try:
-                    replies = await _replies(self._send, [sent.call for sent in batch], self._known)
-                except Exception as error:
-                    # A copy for each: one error raised in all callers would collect the frames of all of them, and
-                    # Celery, which clears the frames of a failed task's error, would close coroutines that go on.
-                    replies = [copy(error) for _ in batch]
-                for sent, reply in zip(batch, replies, strict=True):
+                for sent, reply in zip(batch, await self._told([sent.call for sent in batch]), strict=True):
                     sent.reply = reply
                     if not sent.answered.done():
                         sent.answered.set_result(None)
         finally:
             self._flusher = None
+
+    async def _told(self, calls: Sequence[Call[Any]]) -> list[Any]:
+        """A reply for each, or the error that it is to raise."""
+        try:
+            return await _replies(self._send, calls, self._known)
+        except UNWRITABLE as error:  # one of them, so that none was sent
+            return [error] if len(calls) == 1 else [reply for call in calls for reply in await self._told([call])]
+        except Exception as error:
+            # A copy for each: one error raised in all callers would collect the frames of all of them, and
+            # Celery, which clears the frames of a failed task's error, would close coroutines that go on.
+            return [copy(error) for _ in calls]
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         try:

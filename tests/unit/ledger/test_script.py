@@ -18,7 +18,8 @@ from tests import redis_server
 from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
 from tests.tcp_proxy import between
 
-from turnout.ledger import Coalescer, Intake, Ledger, run
+from turnout.ledger import Coalescer, Facts, Intake, Ledger, run
+from turnout.ledger.job import Enqueued
 from turnout.ledger.script import Call
 from turnout.ledger.sending import Exchange, pipelined
 from turnout.request import InferenceRequest
@@ -82,6 +83,18 @@ async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url:
         kept = {i: claim.result() for i, claim in enumerate(claims) if not claim.cancelled()}
         assert len(kept) == 40
         assert all(claim.request == InferenceRequest(prompt=f"p{i}") for i, claim in kept.items())
+
+
+@both_ways
+@pytest.mark.parametrize("wrong", ["\ud800", None, True, {}], ids=repr)
+async def test_what_can_not_be_sent_is_its_callers_own_error(redis_url: str, exchange: Exchange, wrong: object) -> None:
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        call = Coalescer(client, exchange=exchange)
+        asked = (call(LEDGER.enqueue(new_job("a"))), call(Call(("GET", wrong), str)), call(LEDGER.facts("a")))
+        enqueued, error, facts = await asyncio.gather(*asked, return_exceptions=True)
+        assert isinstance(enqueued, Enqueued)
+        assert isinstance(error, UnicodeError | TypeError | redis.DataError)
+        assert isinstance(facts, Facts)
 
 
 def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path: Path) -> None:
