@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
@@ -107,7 +108,8 @@ class ResponseFormat(Value):
     def of(cls, model: ModelClass) -> Self:
         """JSON of a pydantic model's schema. Read the answer with `InferenceResponse.parsed`."""
         schema = model.model_json_schema()
-        return cls(type="json_schema", name=model.__name__[:64], json_schema=schema, strict=_is_strict(schema))
+        name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]  # of a generic model: `Page[Ticket]`
+        return cls(type="json_schema", name=name, json_schema=schema, strict=_is_strict(schema))
 
 
 def _is_strict(schema: JsonValue) -> bool:

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import pytest
 import redis
@@ -117,6 +117,10 @@ def test_every_field_of_a_request_is_an_option_that_a_type_checker_knows() -> No
         ({"lane": "urgent"}, "constraints.lane\n.*'interactive', 'standard' or 'batch'"),
         ({"constraints": "cheap"}, "constraints\n"),
         ({"constraints": {"onyl": ["groq"]}}, "constraints.onyl\n"),
+        ({"webhook": {"url": "https://example.com"}}, "webhook\n"),
+        ({"webhook": "\ud800"}, "webhook\n"),
+        ({"stream": "perhaps"}, "stream\n"),
+        ({"response_model": {"type": "object"}}, "response_model\n"),
     ],
 )
 def test_an_option_that_can_not_be_is_named(options: Options, told: str) -> None:
@@ -136,6 +140,9 @@ def test_what_is_too_long_or_no_text_is_refused_before_it_is_sent(client: Client
         client.submit_many(["A?", prompt], idempotency_key="order-3")
     with pytest.raises(LookupError):
         client.job(job_id("order-3\0" + "0")).status()
+
+
+T = TypeVar("T")
 
 
 class Ticket(BaseModel):
@@ -163,6 +170,13 @@ def test_strictness_is_asked_for_only_where_every_object_is_closed() -> None:
     assert not ResponseFormat.of(Ticket).strict
     assert not ResponseFormat.of(Closed).strict, "it holds an open one"
     assert ResponseFormat.of(create_model("Flat", __config__={"extra": "forbid"}, urgent=(bool, ...))).strict
+
+
+def test_a_generic_models_name_is_one_that_providers_take() -> None:
+    class Page(BaseModel, Generic[T]):
+        items: list[T]
+
+    assert ResponseFormat.of(Page[Ticket]).name == "Page_Ticket_"
 
 
 def test_what_no_endpoint_can_serve_fails_with_each_ones_reason(client: Client) -> None:

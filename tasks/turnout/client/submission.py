@@ -16,6 +16,7 @@ from turnout.ledger import Intake, NewJob
 from turnout.messages import Message, ResponseFormat, Tool
 from turnout.redis_address import with_password
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
+from turnout.value import Name, Value
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000
@@ -67,6 +68,14 @@ class Options(TypedDict, total=False):
     extras: Mapping[str, Mapping[str, Any]] | None
 
 
+class Delivery(Value):
+    """How the answer is to come: options that are none of the request's."""
+
+    stream: bool = False
+    webhook: Name | None = None
+    response_model: type[BaseModel] | None = None
+
+
 def chunks(requests: Iterable[Request], **options: Unpack[Options]) -> Iterator[list[NewJob]]:
     """Jobs of many requests. An idempotency key is for the whole call; each job's own key adds its number to it."""
     if isinstance(requests, str | Mapping | BaseModel):  # each can be iterated over, to no good
@@ -98,8 +107,9 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
             f"a request is a prompt, an InferenceRequest or a mapping of options, and no {type(request).__name__}"
         )
     given |= {name: value for name, value in options.items() if value is not None}
-    lane, key, model = (given.pop(name, None) for name in ("lane", "idempotency_key", "response_model"))
-    stream, webhook = given.pop("stream", False), given.pop("webhook", None)
+    lane, key = (given.pop(name, None) for name in ("lane", "idempotency_key"))
+    told = {name: value for name in Delivery.model_fields if (value := given.pop(name, None)) is not None}
+    delivery = Delivery.model_validate(told)
     wish = given.get("constraints") or {}
     if isinstance(wish, RoutingConstraints):
         wish = wish.model_dump(exclude_unset=True)
@@ -107,11 +117,11 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
         # A caller that waits for one job is an interactive one, unless it says otherwise.
         wish = {"lane": Lane.INTERACTIVE, **wish} | ({} if lane is None else {"lane": lane})
     given["constraints"] = wish
-    if model is not None:
-        given["response_format"] = ResponseFormat.of(model)
+    if delivery.response_model is not None:
+        given["response_format"] = ResponseFormat.of(delivery.response_model)
     valid = InferenceRequest.model_validate(given)
     try:
-        return NewJob.of(job_id(key), valid, stream=stream, webhook=webhook, trace=_trace())
+        return NewJob.of(job_id(key), valid, stream=delivery.stream, webhook=delivery.webhook, trace=_trace())
     except UnicodeEncodeError:
         raise IntakeRefused("a text has half a surrogate pair, which is no character") from None
 
