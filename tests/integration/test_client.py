@@ -438,10 +438,23 @@ def test_a_plain_celery_app_sends_a_request_and_gets_its_result(here: local.Loca
 
 @pytest.mark.parametrize(
     ("kwargs", "told"),
-    [({"request": {"promt": "A?"}}, "promt: "), ({"requests": {"prompt": "A?"}}, "requests: "), ({}, "got none")],
+    [
+        ({"request": {"promt": "A?"}}, "promt: "),
+        ({"requests": {"prompt": "A?"}}, "requests: "),
+        ({}, "got none"),
+        ({"request": None}, "valid dictionary"),
+        ({"request": {"prompt": "\ud800"}}, "half a surrogate pair"),
+    ],
 )
 def test_a_plain_celery_apps_bad_request_fails_its_task(here: local.Local, kwargs: dict[str, Any], told: str) -> None:
     app = Celery(broker=here.redis_url, backend=here.redis_url)
     sent = app.send_task("turnout.infer", kwargs=kwargs, queue="standard")
     with pytest.raises(Exception, match=told):
+        sent.get(timeout=20)
+
+
+def test_a_plain_celery_apps_id_that_would_break_lines_is_refused(here: local.Local) -> None:
+    app = Celery(broker=here.redis_url, backend=here.redis_url)
+    sent = app.send_task("turnout.infer", ["A?"], task_id="two\nlines", queue="standard")
+    with pytest.raises(Failed, match="task_id"):
         sent.get(timeout=20)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from celery import Celery, chain, chord, group, signature
 from celery.contrib.testing.worker import start_worker
-from celery.exceptions import TaskRevokedError
+from celery.exceptions import NotRegistered, TaskRevokedError
 from tests.chaos.stand import Stand, standing
 
 from turnout import Cancelled, Client, Failed, InferenceRequest
@@ -190,6 +190,33 @@ def test_what_is_no_message_ends_no_worker_and_takes_no_other_with_it(app: Celer
     assert [job.get(timeout=LIMIT_S)["status"] for job in jobs] == ["succeeded"] * 5
     assert infer(app).apply_async().get(timeout=LIMIT_S)["status"] == "succeeded"
     assert stand.workers[0].poll() is None
+
+
+@pytest.mark.parametrize("serializer", ["pickle", "yaml"])
+def test_who_sends_no_json_is_told_so_and_what_was_asked_stays_out_of_the_log(
+    app: Celery, stand: Stand, serializer: str
+) -> None:
+    log = stand.folder / "worker-1.log"
+    logged = log.read_text().count("(not shown)")
+    sent = infer(app, "canary-xyzzy").apply_async(serializer=serializer)
+    with pytest.raises(Failed, match="serializer='json'"):
+        sent.get(timeout=LIMIT_S)
+    first = infer(app).apply_async().get(timeout=LIMIT_S)
+    infer(app).apply_async(serializer=serializer, task_id=first["id"])
+    other = app.send_task("turnout.infre", ["canary-xyzzy"], {"prompt": "canary-xyzzy"}, queue="standard")
+    with pytest.raises(NotRegistered):
+        other.get(timeout=LIMIT_S)
+    stand.client.lpush("standard", old_message('{"task": "turnout.infre", "id": "a", "args": ["canary-xyzzy"]}'))
+    stand.client.lpush("standard", old_message('["canary-xyzzy"]'), old_message("canary-xyzzy"))
+    stand.until(lambda: log.read_text().count("(not shown)") == logged + 6, LIMIT_S)
+    assert "canary-xyzzy" not in log.read_text()
+    assert app.AsyncResult(first["id"]).result == first
+
+
+def old_message(body: str) -> str:
+    """One of Celery's first protocol, or of none."""
+    said = {"body": body, "content-type": "application/json", "content-encoding": "utf-8", "headers": {}}
+    return json.dumps({**said, "properties": {"delivery_tag": "1", "delivery_info": {}, "body_encoding": None}})
 
 
 def test_a_message_that_is_put_back_is_there_again(app: Celery, stand: Stand) -> None:

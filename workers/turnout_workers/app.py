@@ -20,6 +20,7 @@ from celery.worker import control
 from celery.worker.consumer import Consumer
 from celery.worker.state import revoked
 from kombu import Queue
+from kombu.exceptions import ContentDisallowed
 from redis.exceptions import RedisError, ResponseError
 
 from turnout.errors import Cancelled, JobError
@@ -101,12 +102,11 @@ class Infer(AsyncTask):
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
         job_id: str = request["id"]
-        if request.get("origin") != message.ORIGIN:
-            args, kwargs, embed = body
-            if (asked := _request_of(args, kwargs, job_id)) is not None:
-                refused = await worker.foreign.accept(job_id, asked, embed)
-                if refused is not None:
-                    return lambda: refused.answer()
+        args, kwargs, embed = body
+        if request.get("origin") != message.ORIGIN and args != [job_id]:
+            refused = await worker.foreign.accept(job_id, _request_of(args, kwargs), embed)
+            if refused is not None:
+                return lambda: refused.answer()
         try:
             end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
             ended = await worker.ended(job_id) if isinstance(end, Skipped) else None
@@ -122,15 +122,13 @@ class Infer(AsyncTask):
                 raise Ended(outcome_of(ended)) if ended else Ignore(note)
 
 
-def _request_of(args: list[Any], kwargs: dict[str, Any], job_id: str) -> Any:
-    """The request that a plain Celery app has put into the message, or None if it names a job of the ledger.
+def _request_of(args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """The request that a plain Celery app has put into the message.
 
-    One that has neither is read as a request made of its named arguments, and refused with their names: its sender
+    One that has none is read as a request made of its named arguments, and refused with their names: its sender
     waits for an answer.
     """
-    if args and "request" not in kwargs:
-        return args[0] if args[0] != job_id else None
-    return kwargs.get("request", kwargs)
+    return args[0] if args and "request" not in kwargs else kwargs.get("request", kwargs)
 
 
 class JobRequest(AsyncRequest):
@@ -179,6 +177,34 @@ class PatientConsumer(Consumer):
         super().on_connection_error_after_connected(exc)
         if isinstance(exc, ResponseError):
             time.sleep(REST_S)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        super().on_decode_error(Unread(message), exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        super().on_unknown_message(None, Unread(message))
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        super().on_unknown_task(None, Unread(message), exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        super().on_invalid_task(None, Unread(message), exc)
+        if isinstance(exc, ContentDisallowed) and message.headers.get("task") == Infer.name:
+            worker.unread(message.headers["id"], f"{exc}; send it with serializer='json'")
+
+
+class Unread:
+    """A message that is of no job, as Celery logs it: without what it carries, which may be a prompt."""
+
+    body = b"(not shown)"
+
+    def __init__(self, message: Any) -> None:
+        self._message = message
+        headers = message.headers or {}
+        self.headers = {name: headers[name] for name in ("id", "task", "root_id") if name in headers}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._message, name)
 
 
 class MovedOn(Retry):

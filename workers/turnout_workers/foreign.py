@@ -34,18 +34,15 @@ class Foreign:
     call: Coalescer
     in_force: InForce
 
-    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any]) -> JobResult | None:
+    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> JobResult | None:
         """Take a request that came inside a Celery message into the ledger; the message is at hand already.
 
         What can't be accepted never was a job: its result, for Celery to read, is given back. A Redis that is away is
         waited for: nobody else has the request.
         """
-        try:
-            request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
-        except ValidationError as error:
-            return await self._ended(job_id, JobStatus.FAILED, "invalid_request", explain(error))
-        callbacks = {name: value for name, value in embed.items() if value}
-        job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
+        job = self._read(job_id, asked, embed)
+        if isinstance(job, str):
+            return await self._ended(job_id, JobStatus.FAILED, "invalid_request", job)
         while True:
             try:
                 outcome = (await self.call.whole(self.ledger.enqueue(job))).outcome
@@ -59,6 +56,19 @@ class Foreign:
         if outcome is Intake.CONFLICT:  # the record is the other's, and may tell of an answer
             return JobResult.unanswered(job_id, JobStatus.FAILED, code, why)
         return await self._ended(job_id, JobStatus.FAILED, code, why)
+
+    def _read(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> NewJob | str:
+        """The job that is asked for, or why there can be none."""
+        if not job_id.isprintable():
+            return "task_id: must be one line of text, without control characters"
+        callbacks = {name: value for name, value in (embed or {}).items() if value}
+        try:
+            request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
+            return NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
+        except ValidationError as error:
+            return explain(error)
+        except UnicodeEncodeError:
+            return "a text has half a surrogate pair, which is no character"
 
     async def revoke(self, job_ids: Sequence[str]) -> list[str]:
         """Cancel those of these jobs that the ledger knows, wherever they wait. Gives them."""
@@ -76,6 +86,14 @@ class Foreign:
                 await self._ended(job_id, JobStatus.CANCELLED, "cancelled", "it was revoked")
         except (RedisError, OSError) as error:  # published again it is dropped again
             logger.warning("job %s was revoked, but can't be cancelled now: %s", job_id, error, extra={"job": job_id})
+
+    async def unread(self, job_id: str, why: str) -> None:
+        """Tell the sender of a message that can't be read."""
+        try:
+            if await self.call(self.ledger.facts(job_id)) is None:
+                await self._ended(job_id, JobStatus.FAILED, "invalid_request", why)
+        except (RedisError, OSError) as error:
+            logger.warning("can't tell the sender of job %s: %s", job_id, error, extra={"job": job_id})
 
     async def _cancel(self, job_ids: Sequence[str]) -> list[str]:
         kept_s = self.in_force.file.retention.results_s

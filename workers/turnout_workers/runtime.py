@@ -218,6 +218,10 @@ class Worker:
         """Cancel a job whose message Celery has dropped. Called from Celery's thread."""
         asyncio.run_coroutine_threadsafe(self.foreign.dropped(job_id), self._loop)
 
+    def unread(self, job_id: str, why: str) -> None:
+        """Tell the sender of a message that can't be read. Called from Celery's thread."""
+        asyncio.run_coroutine_threadsafe(self.foreign.unread(job_id, why), self._loop)
+
 
 async def _touch(path: Path) -> None:
     """Touch a file as long as the loop turns, for the health checks of containers. Redis may be away meanwhile."""
