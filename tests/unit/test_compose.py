@@ -79,6 +79,29 @@ def test_every_container_is_hardened(name: str) -> None:
     assert not re.search(r":latest$", service["image"].replace("${TURNOUT_VERSION:-latest}", "0"))
 
 
+def test_a_volume_of_our_image_is_mounted_where_its_user_may_write() -> None:
+    """A folder that the image lacks would be made by the engine, for root."""
+    ours = [service for service in SERVICES.values() if service["image"].startswith("turnout:")]
+    mounts = [mount.split(":") for service in ours for mount in service.get("volumes", [])]
+    [made] = re.findall(r"install -d -o turnout -g turnout (.+)", (COMPOSE / "Dockerfile").read_text())
+    assert {place for source, place, *_ in mounts if not source.startswith((".", "$"))} == set(made.split())
+
+
+def test_the_builder_is_sent_what_the_image_copies_and_the_licence_is_among_it() -> None:
+    copied = re.findall(r"^COPY (?!--)(.+) \S+$", (COMPOSE / "Dockerfile").read_text(), re.MULTILINE)
+    names = {name for line in copied for name in line.split()}
+    assert "LICENSE" in names
+    assert {f"!{name}" for name in names} <= set((ROOT / ".dockerignore").read_text().split())
+
+
+@pytest.mark.parametrize("file", ["compose.yaml", "kubernetes/worker.yaml", "Dockerfile"])
+def test_each_variable_that_a_worker_is_given_is_read_by_it(file: str) -> None:
+    source = "".join(path.read_text() for part in ("tasks", "workers") for path in (ROOT / part).rglob("*.py"))
+    given = set(re.findall(r"\b(TURNOUT_\w+)(?:: |=|,)", (COMPOSE / file).read_text()))
+    assert given
+    assert [name for name in sorted(given) if f'"{name}"' not in source] == []
+
+
 @pytest.mark.parametrize("name", SERVICES)
 def test_only_loopback_ports_are_published(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))

@@ -31,6 +31,7 @@ FROM_ENVIRONMENT = {
     "REDIS_URL": ("redis_url",),
     "TURNOUT_NAMESPACE": ("namespace",),
     "TURNOUT_CONCURRENCY": ("worker", "concurrency"),
+    "TURNOUT_METRICS_HOST": ("monitoring", "metrics_host"),
     "TURNOUT_METRICS_PORT": ("monitoring", "metrics_port"),
     "TURNOUT_STRATEGY": ("router", "default_strategy"),
     "TURNOUT_LOG_LEVEL": ("monitoring", "log_level"),
