@@ -36,6 +36,7 @@ from turnout_workers.foreign import Foreign
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
+from turnout_workers.open_files import open_as_many_as_allowed
 from turnout_workers.private_memory import keep_memory_private
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
@@ -74,6 +75,8 @@ class Worker:
     async def start(self, loop: asyncio.AbstractEventLoop, slots: int) -> None:
         file, self._loop = self._settings.file, loop
         keep_memory_private()
+        if too_few := open_as_many_as_allowed(slots):
+            logger.error(too_few)
         tracing.configure(os.environ)
         self._client = connect_async(
             file.redis_url,

@@ -39,6 +39,7 @@ FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane
 """Part of what is fetched that is a lane's own while it has jobs; what one leaves, the most urgent takes."""
 
 LANES = frozenset(Lane)
+FETCH = Script.load("turnout_workers", "fetch")
 
 
 class LaneOrder:
@@ -74,7 +75,6 @@ class QoS(virtual.QoS):
 
 class Channel(kombu_redis.Channel):
     QoS = QoS  # type: ignore[assignment]
-    _fetch_script: Script | None = None
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -105,15 +105,14 @@ class Channel(kombu_redis.Channel):
             super().maybe_refresh_binding_expiry()  # type: ignore[misc]
 
     def _fetch(self, room: int) -> None:
-        script = self._fetch_script = self._fetch_script or Script.load("turnout_workers", "fetch")
         queues = sorted(LANES.intersection(self.active_queues), key=_urgency)
         shares = [str(FETCH_SHARE.get(queue, 0.1)) for queue in queues]
-        command = ("EVALSHA", script.sha, len(queues), *queues, room, random.random(), *shares)
+        command = ("EVALSHA", FETCH.sha, len(queues), *queues, room, random.random(), *shares)
         with self.conn_or_acquire() as client:
             try:
                 fetched = client.execute_command(*command)
             except NoScriptError:
-                client.script_load(script.source)
+                client.script_load(FETCH.source)
                 fetched = client.execute_command(*command)
         for index, raw in fetched:
             with _odd_dropped(queues[index - 1]):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from importlib.resources import files
 from itertools import chain
 from typing import Any
 
@@ -13,7 +12,7 @@ from turnout.ledger.content import RESULT, place, write_result
 from turnout.ledger.job import CLAIMED, Ending, Settlement
 from turnout.ledger.keys import Keys
 from turnout.ledger.message import TEMPLATE
-from turnout.ledger.script import CLOCK, Call, Script
+from turnout.ledger.script import CLOCK, Call, Script, sources
 from turnout.ledger.sealing import Keyring
 from turnout.request import CONTRACT_VERSION
 from turnout.result import JobResult, celery_record
@@ -42,8 +41,7 @@ class Operations:
     def __init__(self, keys: Keys | None = None, clock: str = CLOCK, keyring: Keyring | None = None) -> None:
         self.keys = keys or Keys()
         self.keyring = keyring or Keyring()
-        shared = files("turnout.ledger").joinpath("lua", "shared.lua").read_text("utf-8")
-        self._prelude = clock + CONSTANTS + shared
+        self._prelude = clock + CONSTANTS + sources("turnout.ledger")["shared"]
 
     def call(
         self,

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
@@ -19,6 +20,13 @@ CLOCK = """local function now_ms()
 end
 """
 """Put before every script: Redis's clock, the only one. Tests replace it to move time by hand."""
+
+
+@cache
+def sources(package: str) -> Mapping[str, str]:
+    """The files in `lua/` of a package by name, all read at once: after an upgrade in place, a process that still runs
+    must not find half of them new."""
+    return {Path(file.name).stem: file.read_text("utf-8") for file in files(package).joinpath("lua").iterdir()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +43,7 @@ class Script:
     @cache
     def load(package: str, name: str, clock: str = CLOCK) -> Script:
         """Read `lua/NAME.lua` of `package`; the first line may be a `#!lua` shebang, which stays first."""
-        text = files(package).joinpath("lua", f"{name}.lua").read_text("utf-8")
+        text = sources(package)[name]
         shebang, rest = text.split("\n", 1) if text.startswith("#!") else ("", text)
         named = _KEYS.search(text)
         keys = tuple(re.split(r",(?: |\n-- +)", named[1])) if named else ()

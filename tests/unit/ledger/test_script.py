@@ -20,7 +20,7 @@ from tests.tcp_proxy import between
 
 from turnout.ledger import Coalescer, Facts, Intake, Ledger, run
 from turnout.ledger.job import Enqueued
-from turnout.ledger.script import Call
+from turnout.ledger.script import Call, Script
 from turnout.ledger.sending import Exchange, pipelined
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
@@ -34,6 +34,19 @@ def test_calls_and_reads_run_in_order_also_the_first_time(flushed: redis.Redis) 
     calls = [LEDGER.enqueue(new_job()), LEDGER.facts("a"), LEDGER.claim("a", "w", 30), LEDGER.facts("a")]
     _, before, _, after = run(flushed, calls)
     assert (before.state, after.state) == ("queued", "leased")
+
+
+def test_an_upgrade_in_place_brings_no_script_of_its_own_into_a_running_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "a_release" / "lua"
+    folder.mkdir(parents=True)
+    for name in ("early", "late"):
+        (folder / f"{name}.lua").write_text("return 'old'")
+    monkeypatch.syspath_prepend(tmp_path)
+    Script.load("a_release", "early")
+    (folder / "late.lua").write_text("return 'new'")
+    assert Script.load("a_release", "late").source.endswith("return 'old'")
 
 
 def test_an_error_of_one_call_leaves_the_others_done(flushed: redis.Redis) -> None:

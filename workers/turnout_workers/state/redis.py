@@ -9,14 +9,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from importlib.resources import files
 from itertools import islice
 from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
 from turnout.ledger import Call, Coalescer, Keys, Script
-from turnout.ledger.script import CLOCK
+from turnout.ledger.script import CLOCK, sources
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Observed, account_id
 from turnout_workers.routing.health import Counters
@@ -59,7 +58,7 @@ local SIGMA_STEP, CACHED_STEP = {memory.SIGMA_STEP}, {memory.CACHED_STEP}
 local RESIDUAL_MOST = {memory.RESIDUAL_MOST}
 """
 """Put before every script, so that policy has one home and Lua none of its own."""
-SHARED = CONSTANTS + record.LUA + files("turnout_workers.state").joinpath("lua", "shared.lua").read_text("utf-8")
+SHARED = CONSTANTS + record.LUA + sources("turnout_workers.state")["shared"]
 
 LIMITS, COLUMNS = tuple(Limits.__dataclass_fields__), tuple(Account.__dataclass_fields__)
 
