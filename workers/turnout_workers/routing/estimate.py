@@ -102,11 +102,11 @@ class Estimate(NamedTuple):
 
 def estimates(snapshot: Snapshot) -> list[Estimate]:
     """Of all endpoints, in the order of the fleet; computed at the first call, then remembered."""
-    found: list[Estimate] | None = snapshot.memo.get("estimates")
-    if found is None:
-        found = [_estimate(position, view, snapshot.at) for position, view in enumerate(snapshot.views)]
-        snapshot.memo["estimates"] = found
-    return found
+    if not snapshot.estimates:
+        snapshot.estimates.extend(
+            _estimate(position, view, snapshot.at) for position, view in enumerate(snapshot.views)
+        )
+    return snapshot.estimates
 
 
 def amend(snapshot: Snapshot, endpoint_id: str, change: Callable[[Estimate], Estimate]) -> None:

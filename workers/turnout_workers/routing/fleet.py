@@ -11,9 +11,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from turnout.request import Capability, Quality
+
+if TYPE_CHECKING:
+    from turnout_workers.routing.estimate import Estimate
 
 OPERATOR = "operator"
 
@@ -33,14 +36,14 @@ class Price:
     source: str = OPERATOR
     """Where the price comes from: `operator`, or the name and version of the price list."""
     longer: tuple[int, Price] | None = None
-    """Of a call with more than so many input tokens: all of its tokens."""
+    """Above how many input tokens all tokens of the call have another price, and that price."""
 
     @property
     def is_operators(self) -> bool:
         return self.source == OPERATOR
 
     def of(self, input_tokens: int) -> Price:
-        """Of a call with so many input tokens."""
+        """The price of a call with so many input tokens."""
         return self.longer[1].of(input_tokens) if self.longer and input_tokens > self.longer[0] else self
 
 
@@ -195,7 +198,7 @@ class Load:
 
     in_flight: int = 0
     overdue: int = 0
-    """Of them, those that their workers tell of as in flight for longer than their own hang threshold."""
+    """Those of them that their workers report as older than their own hang thresholds."""
     oldest_started_at: float = 0.0
     free: float = 1.0
     """Share of the scarcest limit that is left in the current window, 0 to 1."""
@@ -266,8 +269,8 @@ class Snapshot:
     by_id: Mapping[str, EndpointView]
     fleet: Fleet
     """Its endpoints are those of `views`, in the same order."""
-    memo: dict[str, Any] = field(default_factory=dict, repr=False, compare=False)
-    """What was worked out once for all decisions from this snapshot."""
+    estimates: list[Estimate] = field(default_factory=list, repr=False, compare=False)
+    """Of each endpoint, worked out at the first decision for all of them, see `estimate.estimates`."""
 
     @classmethod
     def of(cls, at: float, views: tuple[EndpointView, ...], fleet: Fleet | None = None) -> Snapshot:
