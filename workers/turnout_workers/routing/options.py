@@ -19,7 +19,7 @@ from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import GOLDEN, Option, Row
 
 PAUSE_S = {Lane.INTERACTIVE: 0.5, Lane.STANDARD: 0.5, Lane.BATCH: 3.0}
-"""The longest that a job is left alone at a time while it waits for a better endpoint than those free."""
+"""The longest that a job waits at a time for a better endpoint than those that are free."""
 WAITABLE_S = 30.0
 """A cooldown or full limit longer than this is not waited for while another endpoint is free."""
 COOLDOWN_SPREAD_S = 3.0
@@ -114,7 +114,7 @@ class Options:
         chance = (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1
         if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
             ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
-        if all_slots_taken(view):  # one of so many calls will end about then
+        if all_slots_taken(view):  # about when one of its calls will end
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
             option, self.any_busy = option._replace(wait_s=ready_at - now), True

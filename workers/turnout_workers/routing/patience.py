@@ -8,11 +8,11 @@ from turnout_workers.routing.latency import Z99, quantile
 from turnout_workers.routing.strategies import Option
 
 SEEN = 20
-"""Answers after which an endpoint of which nobody has told what to expect is known well enough to call one late, if the
-job could go elsewhere. Else it may be a model that thinks for a minute, or jobs may ask for longer answers than before:
+"""Answers after which a call can be judged late if nothing is configured of how long they take, and the job could go
+elsewhere. Before, the model may be one that thinks for a minute, or jobs may have begun to ask for longer answers:
 every call would be cut off, paid for, and made again …"""
 PATIENT_S, PATIENT_SIGMA = 5.0, 1.5
-"""… so that a call has the time in which nearly all models answer: it is late after 120 s, …"""
+"""… So a call gets the time in which nearly all models answer: it is late after 120 s, …"""
 PATIENT_LONGEST_S = 150.0
 """… and cut after twice this."""
 PROBE_MOST_S = 60.0
@@ -28,7 +28,7 @@ class Patience(NamedTuple):
 
 
 def patience(option: Option, output_tokens: int, longest_s: float, *, alone: bool) -> Patience:
-    """Of a call that is expected to give so many tokens, and takes `longest_s` for the longest answer possible.
+    """For a call that is expected to give `output_tokens`, and takes `longest_s` for the longest possible answer.
 
     alone: no other endpoint can take the job.
     """
@@ -66,10 +66,10 @@ def _timeout(median_s: float, sigma: float, longest_s: float) -> float:
 
 
 def _probe_timeout(median_s: float, sigma: float, ejections: int) -> float:
-    """Shorter, for while it lasts nobody else may call: 6 to 12 s, unless that is less than what such a call takes.
+    """Shorter, for nobody else may call while it lasts: 6 to 12 s, unless such a call usually takes longer.
 
-    ejections: in a row. From the fifth on it is doubled each time, up to a minute: perhaps nothing hangs, and answers
-    take longer than they did, of which only one that is waited for can tell.
+    ejections: how many in a row. From the fifth on each doubles it, up to a minute: perhaps nothing hangs, and answers
+    just take longer than they did, which only waiting for one can show.
     """
     likely = quantile(median_s, sigma, Z99)
     usual = max(1.2 * likely, min(12.0, max(6.0, 2 * likely)))

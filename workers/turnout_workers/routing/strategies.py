@@ -56,7 +56,7 @@ Rows = Sequence[Row]
 Numbers = list[float]
 Keys = tuple[Numbers, Numbers]
 Arrange = Callable[[Rows, Numbers, Numbers, float], Keys]
-"""From options, utilities, chances of being late and this decision's share of chance (0 ≤ u < 1), to groups
+"""From options, utilities, chances of being late and this decision's random number (0 ≤ u < 1), to groups
 and utilities."""
 
 
@@ -202,9 +202,9 @@ def _two_choices(options: Rows, seed: int, now: float) -> int:
 
 
 def _burden(option: Row, now: float) -> float:
-    """What is unanswered, as a share of capacity, counted once more for each answer that should have come by now.
+    """The unanswered calls as a share of capacity, times one more than the answers that should have come by now.
 
-    One that hangs has no more calls in flight than those which take over its share, but it is silent.
+    An endpoint that hangs has no more calls in flight than those that take over its share, but it is silent.
     """
     return (_crowding(option) - 1) * (1 + option[4].traffic.missed(option[1], now))
 
