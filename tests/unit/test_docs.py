@@ -18,7 +18,9 @@ from turnout_workers.routing.failover import RULES
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-REQUESTS, FAILURES = ((ROOT / "docs" / name).read_text("utf-8") for name in ("requests.md", "failures.md"))
+REQUESTS, FAILURES, OPERATIONS = (
+    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("requests", "failures", "operations")
+)
 
 
 def rows(page: str, heading: str) -> set[str]:
@@ -73,3 +75,9 @@ def test_what_a_failure_leads_to_is_told_as_it_is_ruled() -> None:
 
 def test_every_reason_for_an_exclusion_is_told() -> None:
     assert rows(FAILURES, "Why an endpoint isn't used") == set(Reason)
+
+
+def test_every_environment_variable_is_told() -> None:
+    code = "".join(path.read_text("utf-8") for top in ("tasks", "workers") for path in (ROOT / top).rglob("*.py"))
+    read = set(re.findall(r"\b(?:TURNOUT|REDIS)_[A-Z_]+", code)) - {"TURNOUT_CRASH"}  # of tests
+    assert read <= set(re.findall(r"`(\w+)`", OPERATIONS.partition("## Changing the configuration")[0]))
