@@ -104,7 +104,7 @@ class Batches:
         self._move(id, State.FEEDING, State.PAUSED, State.FEEDING)
 
     def cancel(self, id: str, result_ttl_s: float) -> int:
-        """Feed no more, and cancel what is queued, parked or in flight. Gives how many jobs that were."""
+        """Feed no more, and cancel what is queued, parked or in flight. Returns how many jobs that were."""
         self._move(id, State.CANCELLED, State.FEEDING, State.PAUSED, State.CANCELLED)
         self._client.delete(self._keys.batch_input(id))
         cancelled = 0
@@ -149,7 +149,7 @@ class Batches:
         return pages(self._client, self._keys.batch_lines(id))
 
     def _ask(self, what: Callable[[str], Call[Any]], page: Sequence[Handed]) -> dict[str, Any]:
-        """Ask something about each job of a page. Gives the replies by job id."""
+        """Ask something about each job of a page. Returns the replies by job id."""
         ids = list({one.job: None for one in page if one.job})
         return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
 

@@ -66,7 +66,7 @@ class HandOver:
     _lines: LineByHash = field(default_factory=LineByHash)
 
     def all(self, lines: Iterable[tuple[Line, Asked]]) -> dict[str, int]:
-        """Gives how many `lines` there are, how many `jobs` of their own, and how many that have `shared` another's."""
+        """Returns how many `lines` there are, how many `jobs` of their own, and how many `shared` another's."""
         counts = {"lines": 0, "jobs": 0, "shared": 0}
         for line, asked in lines:
             handed = Handed(line, problem=asked) if isinstance(asked, Problem) else self._job(line, asked)

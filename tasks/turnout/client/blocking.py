@@ -70,7 +70,7 @@ class Client:
             yield known[done.id]
 
     def purge(self, jobs: Iterable[Job | str]) -> int:
-        """Delete settled jobs with their results; live ones are left alone. Gives how many are gone."""
+        """Delete settled jobs with their results; live ones are left alone. Returns how many are gone."""
         return at_once(self._core.purge(ids(jobs)))
 
 

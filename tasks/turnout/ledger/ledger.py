@@ -67,7 +67,7 @@ class Ledger(Upkeep):
 
     def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:
         """Ask to be told on the channel `inbox`: the job's id when it settles, and with `pieces` also `+ID` whenever
-        its stream has grown. Gives the job's state now, '' if there is no such job."""
+        its stream has grown. Returns the job's state now, '' if there is no such job."""
         return self.call("watch", inbox, int(pieces), decode=bytes.decode, job=job_id)
 
     def cancel(self, job_id: str, batch: str | None, result_ttl_s: float) -> Call[Settlement]:
@@ -80,7 +80,7 @@ class Ledger(Upkeep):
         return self.call("replay", job_id, job=job_id, lane=lane, batch=batch)
 
     def purge(self, job_ids: Sequence[str]) -> Call[int]:
-        """Delete settled jobs with all that belongs to them; live ones stay. Gives how many were deleted."""
+        """Delete settled jobs with all that belongs to them; live ones stay. Returns how many were deleted."""
         keys = self.keys
         doomed = [key(job_id) for job_id in job_ids for key in (keys.job, keys.story, keys.result, keys.stream)]
         return self.call("purge", *job_ids, decode=int, keys=[keys.failed, *doomed])
@@ -107,8 +107,8 @@ class Ledger(Upkeep):
         *,
         late: bool = False,
     ) -> Call[Settlement]:
-        """End the job. `record`: the decision that led here, as JSON. failed_ttl_s: failed jobs are kept longer, to be
-        replayed. late: by one that has not its Celery task any more, so that another worker is to tell of the end."""
+        """End the job. record: the decision that led here, as JSON. failed_ttl_s: how long it is kept if it failed, for
+        replays. late: by a worker that no longer has the job's Celery task, so that another must tell of the end."""
         authority = "late" if late else "token"
         return self.end(authority, result, result_ttl_s, batch, token, record, failed_ttl_s)
 
@@ -151,7 +151,7 @@ class Ledger(Upkeep):
         return Call(command, lambda reply: [spot.split(" ", 2)[2] for spot in texts(reply)])
 
     def hasten(self, limit: int) -> Call[int]:
-        """Let the first parked job of every line look for room at once. Gives how many lines there are."""
+        """Let the first parked job of every line look for room at once. Returns how many lines there are."""
         return self.call("hasten", limit, decode=int)
 
     def _requeue(self, job_id: str, token: int, lane: Lane, progress: str, event: str, count: int) -> Call[bool]:
@@ -174,7 +174,7 @@ class Ledger(Upkeep):
     def move_batch(self, batch: str, before: Sequence[str], fields: Mapping[str, Any]) -> Call[str]:
         """Change the record of a detached batch, its `state` above all, if it is in one of the states `before`.
 
-        Gives the state that it was in; '' if there is no such batch.
+        Returns the state that it was in; '' if there is no such batch.
         """
         args = (f" {' '.join(before)} ", *flat(fields.items()))
         return self.call("move_batch", *args, decode=bytes.decode, batch=batch)

@@ -32,7 +32,7 @@ UNWRITABLE = (UnicodeError, TypeError, DataError)
 
 Command = tuple[Any, ...]
 Exchange = Callable[[redis.asyncio.Redis, Sequence[Command]], Awaitable[list[Any]]]
-"""Sends commands in one round trip. Gives a reply for each, in order: what Redis refused as the error, unraised."""
+"""Sends commands in one round trip. Returns a reply for each, in order: what Redis refused as the error, unraised."""
 Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 """An exchange with its client."""
 

@@ -16,14 +16,14 @@ from turnout.result import JobResult, JobStatus
 class Upkeep(Operations):
     """Each list gives job ids, at most `limit` of them."""
 
-    def my_turn(self, owner: str, for_s: float) -> Call[bool]:
-        """Whether `owner` does the housekeeping; if so nobody else does for so long.
+    def take_mutex(self, owner: str, for_s: float) -> Call[bool]:
+        """Let `owner` do the housekeeping, and nobody else for so long; tells whether it may.
 
         Each contract has its own: a worker of another release leaves our records untouched, and so must not keep us
         from looking after them for as long as it lives.
         """
         mutex = self.keys.mutex(f"housekeeping:{CONTRACT_VERSION}")
-        return self.call("my_turn", owner, ms(for_s), keys=[mutex])
+        return self.call("take_mutex", owner, ms(for_s), keys=[mutex])
 
     def due(self, limit: int) -> Call[list[str]]:
         """The first parked job of each line whose time has come. `wake` them in this order: the last one woken is the
@@ -51,7 +51,7 @@ class Upkeep(Operations):
         return self._due(self.keys.leases, limit)
 
     def sweep(self, job_id: str, lane: Lane, max_crashes: int, max_lapses: int, respite_s: float) -> Call[str]:
-        """Take a job back whose lease is over. Gives `queued`, `none` if there was nothing to do, or why to `give_up`.
+        """Take a job back whose lease is over. Returns `queued`, `none` for nothing to do, or why to `give_up`.
 
         `poison`: too many of its workers died. `lapsed`: its lease ran out too often though they live.
         respite_s: time for its last worker to show life, before the job counts as poison.

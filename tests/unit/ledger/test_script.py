@@ -122,7 +122,7 @@ def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path:
         bed.client.config_set("maxmemory", 1)
         with pytest.raises(redis.exceptions.OutOfMemoryError):
             bed.enqueue("f")
-        assert bed(ledger.my_turn("w", 2))
+        assert bed(ledger.take_mutex("w", 2))
         assert bed.settle(held["a"], job_id="a").accepted
         assert bed(ledger.renew([("b", held["b"])], 30)) == [True]
         assert bed(ledger.defer("b", held["b"], 0, "", {"event": "deferred"}))

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 0.25
 """Between rounds: how late a parked job may wake."""
-TURN_S = 2.0
+MUTEX_S = 2.0
 """How long nobody else does a round after a worker's last one: as a rule only if that worker has died."""
 BATCH = 1000
 """Most jobs of each kind in one round."""
@@ -69,7 +69,7 @@ class Housekeeping:
         while True:
             await asyncio.sleep(EVERY_S)
             try:
-                if await self.call(self.ledger.my_turn(self.owner, TURN_S)):
+                if await self.call(self.ledger.take_mutex(self.owner, MUTEX_S)):
                     await self.round()
             except (RedisError, OSError) as error:
                 logger.warning("housekeeping waits for Redis: %s", error)
