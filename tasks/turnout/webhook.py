@@ -39,13 +39,14 @@ def verified(headers: Mapping[str, str], body: bytes, secret: str, now: float | 
     """
     if not secret:
         raise BadSignature("there is no secret to check it with")
-    named = {name.lower(): value for name, value in headers.items()}
+    # Whoever sends may send anything, and frameworks hand on what is no text in various ways.
+    named = {name.lower(): value.encode(errors="replace").decode() for name, value in headers.items()}
     try:
         message_id, at = named["webhook-id"], int(named["webhook-timestamp"])
         given = named["webhook-signature"].split()
     except (KeyError, ValueError):
         raise BadSignature("webhook-id, webhook-timestamp or webhook-signature is missing") from None
-    if abs((time.time() if now is None else now) - at) > TOLERANCE_S:
+    if abs(round(time.time() if now is None else now) - at) > TOLERANCE_S:
         raise BadSignature("the message is too old, or a clock is wrong")
     try:
         wanted = signed(secret, message_id, at, body)["webhook-signature"].encode()

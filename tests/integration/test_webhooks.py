@@ -73,6 +73,13 @@ def test_what_is_never_heard_is_given_up_and_stays_in_the_story(
     assert job.wait(5).text
 
 
+def test_who_answers_that_it_is_gone_is_told_once(stand: Stand, receiver: Receiver, client: Client) -> None:
+    receiver.statuses = [410]
+    job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app")
+    stand.until(lambda: "webhook_failed" in events(client, job.id), 20)
+    assert len(receiver.of(job.id)) == 1
+
+
 def test_a_cancelled_job_is_told_too(stand: Stand, receiver: Receiver, client: Client) -> None:
     stand.fail("sim", kind="hang", for_requests=1)
     job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app")

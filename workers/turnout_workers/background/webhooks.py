@@ -28,7 +28,8 @@ EVERY_S = 0.5
 MOST = 100
 """Tellings at a time, in one worker."""
 TIMEOUT_S = 15.0
-NOBODY = "no webhook of this name is configured"
+NOBODY, GONE = "no webhook of this name is configured", "status 410"
+"""Why a telling is the last, whichever it is. 410 is how a receiver says that it wants no more."""
 RETRY_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
 """Waits after each failed telling; then it is given up. Close to what the Standard Webhooks specification proposes."""
 
@@ -90,7 +91,7 @@ class Webhooks:
         """After one telling. why: it was not heard."""
         if why is None:
             await self._call(self._ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
-        elif hook.tries < len(RETRY_S) and why != NOBODY:
+        elif hook.tries < len(RETRY_S) and why not in (NOBODY, GONE):
             again = "webhook %s of job %s failed, to be told again: %s"
             logger.info(again, hook.name, job_id, why, extra={"job": job_id})
             await self._call(self._ledger.put_off_hook(job_id, RETRY_S[hook.tries]))
