@@ -90,11 +90,15 @@ def checked(url: str) -> str:
         try:
             pool = redis.ConnectionPool.from_url(url)
             pool.make_connection()  # without connecting: it refuses options that it doesn't know
+            parts = urlsplit(url)
+            if parts.fragment or (parts.scheme != "unix" and not (parts.path.strip("/") or "0").isdecimal()):
+                raise ValueError  # redis-py leaves out what it doesn't know, and the host would be part of a password
         except ValueError:
-            known = "redis://, rediss://, unix:// or sentinel:// address"
-            raise ValueError(f"must be a {known} (in a password, / is written as %2F)") from None
-        except TypeError:
-            raise ValueError("must have no options after its ? but those of redis-py's connections") from None
+            known = "redis://, rediss://, unix:// or sentinel:// address, with a number for its database"
+            raise ValueError(f"must be a {known} (in a password, / is written as %2F, and # as %23)") from None
+        except (TypeError, RedisError):
+            options = "those of redis-py's connections (ssl_cert_reqs: required, optional or none)"
+            raise ValueError(f"must have no options after its ? but {options}") from None
         if pool.connection_kwargs.get("decode_responses"):
             raise ValueError("must be without decode_responses: what is stored is read as bytes")
     return url

@@ -51,6 +51,10 @@ def test_without_a_file_nothing_changes() -> None:
         "redis://h:70000",
         "redis://w:zq@h?decode_responses=True",
         "redis://w:zq@h?nonsense=zq",
+        "redis://w:zq@zq/zq@h/0",
+        "redis://w:12#zq@h/0",
+        "redis://h/zq",
+        "rediss://h?ssl_cert_reqs=CERT_REQUIRED",
         "sentinel://w:zq/zq@h",
     ],
 )
@@ -58,6 +62,13 @@ def test_what_is_no_address_is_refused_without_showing_it(url: str) -> None:
     with pytest.raises(ValueError, match=r"^(must|names) ") as refused:
         checked(url)
     assert "zq" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "url", ["redis://h", "redis://h/", "redis://h:1/15/", "rediss://h?ssl_cert_reqs=required", "unix:///a/b.sock?db=2"]
+)
+def test_an_address_of_redis_is_taken_as_it_is(url: str) -> None:
+    assert checked(url) == url
 
 
 def test_sentinels_are_read_from_one_address_that_hides_its_passwords() -> None:
