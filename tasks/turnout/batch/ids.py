@@ -13,7 +13,7 @@ from turnout.result import Problem
 
 MAX_ID_CHARS = 512
 HASH_BITS = 2**60 - 1
-"""Of what ids are told apart by. Among a million, two are mistaken for one with a probability of 10⁻⁶."""
+"""Of the hashes by which ids are told apart. Among a million, two are taken for one with a probability of 10⁻⁶."""
 _LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -32,7 +32,7 @@ def short(job_id: str) -> int:
 
 
 class LineByHash:
-    """Numbers of lines, from 1, by what they have: a table with open addressing, in a third of a dict's memory."""
+    """Line numbers, from 1, by the hash of what they have: open addressing, in a third of a dict's memory."""
 
     def __init__(self) -> None:
         self._empty(1024)

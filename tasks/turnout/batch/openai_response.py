@@ -42,7 +42,7 @@ def _completion_body(response: InferenceResponse, job_id: str, created: int) -> 
             "prompt_tokens_details": {"cached_tokens": usage.cache_read_tokens},
             "completion_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
         },
-        "system_fingerprint": f"turnout:{'simulated:' * response.simulated}{response.provider}",
+        "system_fingerprint": f"turnout:{'simulated:' if response.simulated else ''}{response.provider}",
     }
 
 

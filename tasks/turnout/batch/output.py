@@ -13,7 +13,7 @@ from turnout.batch.journal import Unwritable, writing
 
 
 def check_places(output: str, errors: str | None = None, source: str = "-") -> None:
-    """Raises Unwritable if output would replace its own source, or what is no file, or had one place for two."""
+    """Raises Unwritable if output would replace its own input, each other, or what is no regular file."""
     seen = {} if source == "-" else {Path(source).resolve(): "the input"}
     for path, name in ((output, "the output"), (errors, "the file of errors")):
         if path is None or (path == "-" and name == "the output"):

@@ -106,5 +106,9 @@ def _context_tokens(known: catalogue.Model | None, preset: Dialect, served: str)
 
 def _limits(*tables: LimitFields) -> Limits:
     """The strictest of each limit in these tables."""
-    told = ([getattr(t, name) for t in tables if getattr(t, name) is not None] for name in LimitFields.model_fields)
-    return Limits(*(min(each, default=None) for each in told))
+    limits: dict[str, int] = {}
+    for table in tables:
+        for name in LimitFields.model_fields:
+            if (limit := getattr(table, name)) is not None:
+                limits[name] = min(limit, limits.get(name, limit))
+    return Limits(**limits)
