@@ -227,7 +227,7 @@ def test_verdicts_are_bounded_and_heed_retry_after(
         random.Random(seed),
         attempt=attempt,
         retries_here=retries,
-        retry_budget_left=left,
+        may_retry=left,
         has_untried=untried,
         allow_fallback=fallback,
     )

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from turnout_workers.routing.failover import MAX_ATTEMPTS, RULES, Allowance, Next, backoff_s, judge
+from turnout_workers.routing.allowance import Allowance
+from turnout_workers.routing.failover import MAX_ATTEMPTS, RULES, Next, backoff_s, judge
 from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
 K = FailureKind
@@ -88,7 +89,7 @@ def test_a_daily_quota_cools_down_for_an_hour_at_least() -> None:
 
 
 def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
-    assert verdict(K.SERVER_ERROR, retry_budget_left=False).action is Next.FAIL_OVER
+    assert verdict(K.SERVER_ERROR, may_retry=False).action is Next.FAIL_OVER
     allowance = Allowance(0.25, reserve=2)
     assert [allowance.withdraw() for _ in range(3)] == [True, True, False]
     for _ in range(4):

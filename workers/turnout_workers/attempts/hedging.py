@@ -11,8 +11,8 @@ from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 from turnout.uncut import cancel_later, uncut
 from turnout_workers.attempts.reporting import Finished
+from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Decision, Hedge
-from turnout_workers.routing.failover import Allowance
 from turnout_workers.state.store import Admission, Granted
 
 SHARE = 0.03

@@ -16,8 +16,9 @@ from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
 from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import logs
+from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Decision, Hedge, worth_repeating
-from turnout_workers.routing.failover import Allowance, Next, Verdict, judge
+from turnout_workers.routing.failover import Next, Verdict, judge
 from turnout_workers.state.store import Granted
 
 RETRY_SHARE = 0.1
@@ -97,7 +98,7 @@ class Judging:
                 self._rng,
                 attempt=progress.spent_attempts + 1,
                 retries_here=retries_here,
-                retry_budget_left=self._retries.left and worth_repeating(ended.chosen, wish.lane),
+                may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),
                 has_untried=any(other != ended.chosen.endpoint.id for other in room.untried),
                 allow_fallback=wish.allow_fallback,
             )

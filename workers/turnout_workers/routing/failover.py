@@ -108,7 +108,7 @@ def judge(
     *,
     attempt: int = 1,
     retries_here: int = 0,
-    retry_budget_left: bool = True,
+    may_retry: bool = True,
     has_untried: bool = True,
     allow_fallback: bool = True,
 ) -> Verdict:
@@ -116,7 +116,7 @@ def judge(
 
     attempt: number of this call among those of this job that spent an attempt, from 1.
     retries_here: how often this endpoint was called again in place already.
-    retry_budget_left: whether the worker's `Allowance` for retries has something left.
+    may_retry: whether a retry is worth it, and the worker's `Allowance` for them has something left.
     has_untried: whether an eligible endpoint is left that this job has not tried in this round.
     """
     if failure is None:
@@ -140,7 +140,7 @@ def judge(
         return ruled(Next.DEFER)
     if rule.waits and told_s is not None and told_s <= SHORT_WAIT_S and retries_here == 0:
         return ruled(Next.RETRY, block_s)
-    if retries_here < rule.retries and retry_budget_left and failure.repeatable:
+    if retries_here < rule.retries and may_retry and failure.repeatable:
         return ruled(Next.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
         return ruled(Next.DEFER, backoff_s(retries_here + 1, rng))
@@ -158,30 +158,3 @@ def backoff_s(failures: int, rng: random.Random) -> float:
     if failures <= 0:
         return 0.0
     return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures, 30)) * (0.5 + 0.5 * rng.random())
-
-
-class Allowance:
-    """A share of extra calls: each call deposits `ratio`, each extra one withdraws 1.
-
-    It bounds retries (and hedges) where it matters: when much fails at once, they stop adding to the load.
-    """
-
-    def __init__(self, ratio: float, reserve: float = 0.0) -> None:
-        """ratio: extra calls per call. reserve: extra calls that are free at first, and the most saved up."""
-        self._ratio = ratio
-        self._most = max(1.0, reserve)
-        self._balance = reserve
-
-    def deposit(self) -> None:
-        self._balance = min(self._most, self._balance + self._ratio)
-
-    @property
-    def left(self) -> bool:
-        return self._balance >= 1
-
-    def withdraw(self) -> bool:
-        """Take one extra call, if there is one."""
-        if not self.left:
-            return False
-        self._balance -= 1
-        return True
