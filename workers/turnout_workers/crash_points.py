@@ -21,7 +21,7 @@ def reached(place: str) -> None:
 
 
 def awaited(place: str) -> bool:
-    """Whether this is the place: for those that have to arrange for it first."""
+    """Whether this is the place, for code that has to arrange for it first."""
     return _wanted()[0] == place
 
 

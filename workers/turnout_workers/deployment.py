@@ -1,4 +1,4 @@
-"""What commands and Flower start from, which look on from outside: configuration, Redis, ledger and fleet."""
+"""What commands and Flower start from, which look at a fleet from outside: configuration, Redis, ledger, endpoints."""
 
 from __future__ import annotations
 

@@ -35,10 +35,10 @@ class Foreign:
     in_force: InForce
 
     async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> JobResult | None:
-        """Take a request that came inside a Celery message into the ledger; the message is at hand already.
+        """Take a request that came inside a Celery message into the ledger; no other message is published for it.
 
-        What can't be accepted never was a job: its result, for Celery to read, is given back. A Redis that is away is
-        waited for: nobody else has the request.
+        What can't be accepted never was a job: gives its result, which is written for Celery to read. A Redis that is
+        away is waited for, because nobody else has the request.
         """
         job = self._read(job_id, asked, embed)
         if isinstance(job, str):
@@ -75,7 +75,7 @@ class Foreign:
         try:
             async with asyncio.timeout(REVOKED_WITHIN_S):
                 return await self._cancel(job_ids)
-        except (RedisError, OSError) as error:  # Celery drops their messages when they come
+        except (RedisError, OSError) as error:  # Celery will drop their messages when they come
             logger.warning("can't cancel what was revoked now: %s", str(error) or type(error).__name__)
             return []
 
@@ -84,7 +84,7 @@ class Foreign:
         try:
             if not await self._cancel([job_id]):  # it was in its message alone
                 await self._ended(job_id, JobStatus.CANCELLED, "cancelled", "it was revoked")
-        except (RedisError, OSError) as error:  # published again it is dropped again
+        except (RedisError, OSError) as error:  # its message will be published again, and dropped again
             logger.warning("job %s was revoked, but can't be cancelled now: %s", job_id, error, extra={"job": job_id})
 
     async def unread(self, job_id: str, why: str) -> None:

@@ -1,10 +1,10 @@
 """Celery's Redis transport, made to fetch many messages at once and to keep no record of them.
 
-Stock kombu pops one message, then writes it to an `unacked` hash, then deletes it there: three round trips a
-job, and a message is lost all the same when the worker dies between the first and the second. Here a message
-is only a hint that a queued job exists. The ledger has the job, and republishes what was lost, so that nothing
-is written on fetch, and as many messages are taken at once as the pool has free slots. Each lane has a share of what is
-taken, many at once or one at a time, so that no lane waits for ever. Where Redis is found by Sentinel, the same.
+Stock kombu pops one message, then writes it to an `unacked` hash, then deletes it there: three round trips a job, and a
+message is lost all the same if the worker dies between the first and the second. Here a message is only a hint that a
+queued job exists: the ledger has the job, and republishes what was lost. So nothing is written on fetch, and as many
+messages are taken at once as the pool has free slots. Each lane has a share of what is taken, many at once or one at a
+time, so that no lane waits for ever.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ free_slots: Callable[[], int] = lambda: 0  # noqa: E731
 """Set by the pool: how many more jobs this process has room for. There is one pool a process."""
 
 FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
-"""Part of what is fetched that is a lane's own while it has jobs; what one leaves, the most urgent takes."""
+"""The share of what is fetched that is a lane's own while it has jobs; what one leaves goes to the most urgent."""
 
 LANES = frozenset(Lane)
 FETCH = Script.load("turnout_workers", "fetch")
 
 
 class LaneOrder:
-    """The order (a "cycle" of kombu's) in which BRPOP looks into the lanes: one drawn by share, then by urgency.
+    """The order (a "cycle" to kombu) in which BRPOP looks into the lanes: first one drawn by share, then by urgency.
 
-    It is BRPOP that takes all jobs while slots become free one by one, so it must keep the shares, too.
+    Where slots become free one by one, BRPOP takes all jobs, so it must keep the shares, too.
     """
 
     def __init__(self, queues: Iterable[str] = ()) -> None:
@@ -55,7 +55,7 @@ class LaneOrder:
         self._queues = sorted(queues, key=_urgency)
 
     def rotate(self, last_used: str) -> None:
-        """Of no use here: each draw is a new one."""
+        """Nothing to do: each draw is a new one."""
 
     def consume(self, n: int) -> list[str]:
         queues = self._queues[:n]
@@ -78,7 +78,7 @@ class Channel(kombu_redis.Channel):
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """One client for all commands; kombu makes one for each, which takes as long as ten commands."""
+        """One client for all commands. Kombu makes one for each, which takes as long as ten commands."""
         yield client or self._at_hand
 
     @cached_property
@@ -100,7 +100,7 @@ class Channel(kombu_redis.Channel):
                 self._fetch(room)
 
     def maybe_refresh_binding_expiry(self) -> None:
-        """Asked each second. A refusal needs no traceback: housekeeping tells of a Redis that takes no writes."""
+        """Done each second. If Redis refuses it, housekeeping will say so: no traceback is needed here."""
         with suppress(ResponseError):
             super().maybe_refresh_binding_expiry()  # type: ignore[misc]
 
@@ -130,7 +130,7 @@ class Channel(kombu_redis.Channel):
         return tag
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
-        """Back to its queue, as it is at hand: kombu would look for it in the record that isn't kept here."""
+        """Put a message back into its queue. Kombu would look for it in the record that isn't kept here."""
         raw, info = dumps(message.serializable()), message.delivery_info
         with self.conn_or_acquire() as client:
             for queue in self._lookup(info["exchange"], info["routing_key"]):
@@ -139,13 +139,13 @@ class Channel(kombu_redis.Channel):
 
 @contextmanager
 def _odd_dropped(queue: str) -> Iterator[None]:
-    """Drop what is no task's message: Celery would end the worker at it, and the rest of a fetch would be lost.
+    """Drop what is no task's message: Celery would end the worker over it, and the rest of a fetch would be lost.
 
-    No word of what it says, which may be a prompt: only where it was found out.
+    The log tells where it was found out, and no word of what it says, which may be a prompt.
     """
     try:
         yield
-    except (RedisError, OSError, Empty):  # of Redis
+    except (RedisError, OSError, Empty):  # no fault of the message
         raise
     except Exception as error:
         at = traceback.extract_tb(error.__traceback__)[-1]
@@ -154,8 +154,8 @@ def _odd_dropped(queue: str) -> Iterator[None]:
 
 
 def _read(raw: str | bytes) -> Any:
-    """JSON as kombu reads it, for a fifth of the time, and with what is alike in all messages, two thirds of each, in
-    memory once."""
+    """Read JSON as kombu does, in a fifth of the time. What is alike in all messages, two thirds of each, is in memory
+    once."""
     typed = b'"__type__"' in raw if isinstance(raw, bytes) else '"__type__"' in raw
     try:
         return loads(raw) if typed else from_json(raw)
@@ -167,12 +167,12 @@ register("json", dumps, _read, "application/json")
 
 
 def _urgency(queue: str) -> int:
-    """Queues that are no lanes, such as those of remote control, have a channel of their own."""
+    """Its place among the lanes, the most urgent first; other queues, which share no channel with lanes, come last."""
     return list(Lane).index(Lane(queue)) if queue in LANES else len(Lane)
 
 
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
-    """The same on the primary that Sentinel names."""
+    """The same, on the primary that Sentinel names."""
 
 
 class Transport(kombu_redis.Transport):
@@ -183,7 +183,7 @@ class SentinelTransport(kombu_redis.SentinelTransport):
     Channel = SentinelChannel
 
 
-# By this name, since kombu goes by the scheme of the next sentinel's address once one has failed it.
+# Under this name, because kombu goes by the scheme of the address once it has to try the next sentinel.
 TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
 
 

@@ -1,4 +1,4 @@
-"""One leased call at a provider: sent under its deadlines, held to what was asked, told of when it is stopped."""
+"""One leased call to a provider: made under its deadlines, held to its schema, reported here if it is cancelled."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class Calling:
             if asyncio.get_running_loop().time() >= job.hold.valid_until:
                 job.hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
             if job.hold.lost or ((task := asyncio.current_task()) and task.cancelling()):
-                await asyncio.sleep(0)  # cancelled while the call was admitted: let nothing be sent
+                await asyncio.sleep(0)  # it was cancelled while its call was admitted: that is raised here
             connector = self.in_force.connectors.get(endpoint.id)
             if connector is None:
                 raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")

@@ -1,7 +1,7 @@
 """A second call for an interactive job whose first one is slow: the first answer counts.
 
-What the other call may have cost stays booked as unsure. Off unless the operator asks for it, and never more
-than a small share of all calls, for a fleet that is slow everywhere must not be asked twice.
+What the other call may have cost stays booked as unsure. Off unless the operator asks for it, and never more than a
+small share of all calls: a fleet that is slow everywhere must not be asked for twice as much.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from turnout_workers.routing.decision import Candidate, Decision, Hedge
 from turnout_workers.state.store import Admission, Granted
 
 SHARE = 0.03
-"""The most second calls per call, of one process."""
+"""The most second calls of a process, as a share of its calls."""
 
 
 class Hedging:
@@ -43,7 +43,7 @@ class Hedging:
     ) -> list[Finished]:
         """Make the first call; if it is slow, a second one elsewhere.
 
-        Returns the calls that ended by themselves, the one that counts last. Each tells of its own cancellation.
+        Returns the calls that ended by themselves, the one that counts last. A cancelled call reports that itself.
         """
         running = {asyncio.ensure_future(first)}
         ended: list[Finished] = []
@@ -54,7 +54,7 @@ class Hedging:
                 if isinstance(admission, Granted):
                     other = next(c for c in hedge.candidates if c.endpoint.id == admission.endpoint_id)
                     running.add(asyncio.ensure_future(call(other, admission)))
-                    await asyncio.sleep(0)  # a call that was never begun would not tell of its end
+                    await asyncio.sleep(0)  # let it begin: a call that is cancelled before would not report that
             while running and not (ended and ended[-1].failure is None):
                 done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
                 ended += _ended(done)

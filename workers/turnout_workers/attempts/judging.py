@@ -22,14 +22,14 @@ from turnout_workers.routing.failover import Next, Verdict, judge
 from turnout_workers.state.store import Granted
 
 RETRY_SHARE = 0.1
-"""Most repeated calls per call, of one process …"""
+"""The most repeated calls of a process, as a share of its calls …"""
 RETRY_RESERVE = 10
-"""… besides so many."""
+"""… and besides so many."""
 
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """A call that was granted. While it is under way the fleet's state by which it was chosen is let go."""
+    """A call that was granted. It holds nothing of the snapshot by which it was chosen, for it may take long."""
 
     chosen: Candidate
     grant: Granted

@@ -1,7 +1,7 @@
 """A streaming job's answer on its way: pieces of text into the job's Redis stream, as they come.
 
-Each piece names its call. Where a call begins, an entry without text says so, and readers begin anew: so a failover in
-mid-stream is told, and a worker that has lost its job can't be heard any more.
+Each piece names its call. An entry without text says that a call begins, and readers then begin anew: so they follow a
+failover in mid-stream, and no longer hear a worker that has lost the job.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Many commands in one round trip to Redis, for a fraction of the processor time that redis-py's pipeline takes.
 
-Its asyncio pipeline packs in Python what hiredis packs in C, and runs a timeout and three coroutines for each reply;
-a worker makes five calls a job. Here one deadline is for all. Connections, retries and reading stay redis-py's.
+The asyncio pipeline packs in Python what hiredis packs in C, and runs a timeout and three coroutines for each reply,
+and a worker makes five calls a job. Here all replies share one deadline. Connecting, retrying and reading stay
+redis-py's.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
 
 async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
-    """Send all, and give a reply for each: what Redis refused as the error, unraised. See `sending.Exchange`.
+    """Send all, and give a reply for each; where Redis refused a command, the error, unraised. See `sending.Exchange`.
 
-    Raises what redis-py would: ConnectionError, TimeoutError, after as many tries as the client makes.
+    Raises what redis-py would, ConnectionError or TimeoutError, after as many tries as the client makes.
     """
     packed = b"".join(map(pack_command, commands))
     pool = client.connection_pool
@@ -39,8 +40,8 @@ async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ..
 
 
 def _away(error: ResponseError) -> Exception:
-    """A Redis that takes no writes now, its memory or disk full, or a replica since a failover, is to a worker one that
-    is away: what was to be written waits."""
+    """To a worker, a Redis that takes no writes is one that is away, whether its memory or disk is full or it became a
+    replica in a failover: what was to be written waits."""
     if isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith(("MISCONF", "NOREPLICAS")):
         return redis.ConnectionError(f"Redis takes no writes: {error}")
     return error
@@ -53,7 +54,7 @@ async def _exchange(connection: AbstractConnection, packed: bytes, count: int) -
         async with asyncio.timeout(connection.socket_timeout):
             while len(replies) < count:
                 try:
-                    # The read's own timeout off: it is one for each reply, where here is one for all.
+                    # Without the timeout of a single read: there is one for all of them.
                     replies.append(await connection.read_response(timeout=math.inf))
                 except ResponseError as error:
                     replies.append(_away(error))

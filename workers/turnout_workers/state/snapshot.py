@@ -1,7 +1,7 @@
 """A worker's own copy of the fleet's state, kept fresh in the background, so that a decision costs no round trip.
 
-While the store is out of reach the last snapshot stands, for the calls that are under way. None begins meanwhile:
-a job is claimed, and a call admitted, only by the store itself.
+While the store is out of reach the last snapshot stands, for the calls that are under way. No call begins meanwhile,
+for jobs are claimed, and calls admitted, by Redis itself.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ POLL_S = 0.1
 class SnapshotPoller:
     """Binds the configured fleet to what the store knows of it.
 
-    `monotonic` is the local clock that carries the store's time on between two polls; the wall clock of a
-    worker is of no interest to anybody.
+    `monotonic` is the local clock that carries the store's time on between two polls; a worker's wall clock is never
+    read.
     """
 
     def __init__(
