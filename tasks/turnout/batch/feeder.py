@@ -62,7 +62,7 @@ class Feeder:
     window: int = 5000
     """Most jobs in the queue at once."""
     window_bytes: int = 64 * 1024 * 1024
-    """Most bytes of their requests, but for the last one."""
+    """Most bytes of their requests; the last one may exceed it."""
     dedupe: bool = False
     """Ask identical requests once."""
     max_cost_microusd: int | None = None

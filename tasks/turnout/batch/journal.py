@@ -5,7 +5,7 @@ line, and goes on with what is missing: lines that were edited or added since, a
 again. It stays when all lines have an answer, so that the same command never pays for one twice.
 
 A line of it: number of the input line, digest of its content, its numbers for the tally as JSON, the output line,
-parted by TABs. The last one for a line counts.
+separated by TABs. The last one for a line counts.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Journal:
         self._offsets, self._digests = array("q"), array("Q")
         """By input line: where its entry begins, and its content's digest."""
         self._of_job = LineByHash()
-        """The line that has, or had, a job's result, of entries that name their job."""
+        """The line that has, or had, a job's result, if its entry names the job."""
 
     def __enter__(self) -> Journal:
         with writing(self.path):
@@ -76,7 +76,7 @@ class Journal:
     def begin(self, options: Mapping[str, Any], retry_failed: bool = False) -> Tally:
         """Take up the journal of an earlier run, or begin one. Returns what it holds, which is kept up to date.
 
-        options: what may not change between the runs of a batch, for jobs are under way that it holds for.
+        options: what must be the same in all runs of a batch, for the jobs under way depend on it.
         retry_failed: leave out lines that have no answer. Raises Unwritable if the options were others.
         """
         with self.path.open("rb") as file:
@@ -151,7 +151,7 @@ class Journal:
             yield entry["status"] == JobStatus.SUCCEEDED, rendered
 
     def drop(self, lines: range) -> None:
-        """Forget what these lines have: they are others now, or none, or to be run again."""
+        """Forget the results of these lines: they have changed, are gone, or are to be run again."""
         for line in range(lines.start, min(lines.stop, len(self._offsets))):
             if self._knows(line):
                 entry, _ = self.entry(line)

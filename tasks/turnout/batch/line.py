@@ -29,14 +29,14 @@ class Defaults:
 
 @dataclass(frozen=True, slots=True)
 class RawLine:
-    """A line as it stands. One longer than a line may be is cut there, one byte too long."""
+    """A line as it stands. One that is too long is cut off one byte after the longest that a line may be."""
 
     number: int
     """From 1, as an editor counts."""
     data: bytes
     format: Format
     flaw: str = ""
-    """Why it is no line after all."""
+    """What makes it unusable, if its source knows already."""
     ascii: bytes = b""
     """A row of a table as journals know it, if not as `data`."""
 

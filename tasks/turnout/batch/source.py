@@ -41,7 +41,7 @@ class Source:
 
     def check(self) -> None:
         """Raises SourceError if it can't be opened at all."""
-        if self.path != "-" and not Path(self.path).is_fifo():  # whose writer would take a look for all of the reading
+        if self.path != "-" and not Path(self.path).is_fifo():  # a look would end its writer's output
             try:
                 Path(self.path).open("rb").close()
             except OSError as error:

@@ -112,7 +112,7 @@ class AsyncClient:
         return reply
 
     async def _settled(self, job_ids: Iterable[str], pieces: bool = False) -> list[str]:
-        """Those that have settled; of the others, word will come, and with `pieces` of each piece of their answers."""
+        """Those that have settled. The channel tells of the others, with `pieces` also of each piece of an answer."""
         job_ids = list(job_ids)
         states = await self._link.ask(*(self._ledger.watch(job_id, self._channel, pieces) for job_id in job_ids))
         told = dict(zip(job_ids, states, strict=True))
@@ -197,7 +197,7 @@ class AsyncJob:
 
 
 def ids(jobs: Iterable[Any]) -> list[str]:
-    """Of jobs, or of what are ids already; a single one is not its letters."""
+    """The ids of jobs, or ids as they are; a single id isn't taken for its letters."""
     return [jobs] if isinstance(jobs, str) else [job if isinstance(job, str) else job.id for job in jobs]
 
 
