@@ -19,14 +19,14 @@ from turnout_workers.state.store import FleetStore
 logger = logging.getLogger(__name__)
 
 CURABLE = (FailureKind.UNAUTHORIZED.value, FailureKind.FORBIDDEN.value)
-"""Reasons of which a good answer is the end. Credit and missing models show in real calls only …"""
+"""Reasons for disabling that a good answer to a check ends. No credit, or no such model, shows in real calls only …"""
 REFUSED = (FailureKind.UNAUTHORIZED, FailureKind.BILLING)
-"""Of a check: nothing else says that real calls fail. A server without a list of models, or a key that may not see
-it, can serve them well."""
+"""Failures of a check that disable endpoints. Others don't say that real calls would fail: a server without a list of
+models, or a key that may not see it, can serve them well."""
 ABSENT = (FailureKind.MODEL_NOT_FOUND, FailureKind.FORBIDDEN)
-"""Of a check: there is nothing to be asked."""
+"""Failures of a check which say that there is nothing to be asked."""
 CHANCE_S = 300.0
-"""… of which one is let through this often, while the provider answers its checks well."""
+"""… so one is let through this often, as long as the provider answers its checks well."""
 
 
 @dataclass(slots=True)
@@ -39,7 +39,8 @@ class HealthChecks:
     interval_s: float
     rng: random.Random
     _disabled_since: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
-    """Its calls so far, and when it was first seen with them: a chance that any worker gave it begins the time anew."""
+    """By endpoint: how many calls it has had, and when it was first seen with so many. A chance that any worker gives
+    it starts the time anew."""
 
     async def run(self) -> None:
         while True:
@@ -56,7 +57,7 @@ class HealthChecks:
         return told
 
     async def check(self, connector: CloudProviderBase) -> Failure | None:
-        """Disable on a bad key, restore on a good answer. An outage is the breaker's business, not ours."""
+        """Disable endpoints on a bad key, restore them on a good answer. An outage is left to the calls to notice."""
         endpoint_ids = [endpoint.id for endpoint in connector.endpoints]
         failure: Failure | None = None
         try:
@@ -80,7 +81,7 @@ class HealthChecks:
             self._disabled_since.pop(endpoint_id, None)
             return False
         calls, since = self._disabled_since.get(endpoint_id, (-1, 0.0))
-        if calls != view.metrics.calls:  # of a disabled one there are no new ones, but for the chance that it was given
+        if calls != view.metrics.calls:  # a disabled one gets no new ones but for the chance that it was given
             since = snapshot.at
             self._disabled_since[endpoint_id] = view.metrics.calls, since
         return (certain and view.health.disabled.startswith(CURABLE)) or snapshot.at - since >= CHANCE_S

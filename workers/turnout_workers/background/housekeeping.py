@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 EVERY_S = 0.25
 """Between rounds: how late a parked job may wake."""
 MUTEX_S = 2.0
-"""How long nobody else does a round after a worker's last one: as a rule only if that worker has died."""
+"""How long after a worker's last round another one takes over, as a rule because that worker has died."""
 BATCH = 1000
 """Most jobs of each kind in one round."""
 NEXT_S = 5.0
@@ -35,11 +35,11 @@ NEXT_S = 5.0
 LOST_AFTER_S = 5.0
 """A queued job that has had no message for so long has lost it."""
 MAX_CRASHES = 3
-"""A job that was being worked on at so many deaths of workers is poison."""
+"""A job with which so many workers have died is poison."""
 MAX_LAPSES = 10
 """One whose lease ran out so often is given up though its workers live: it may be what keeps them from renewing."""
 RESPITE_S, RESPITE_LEASES = 15.0, 3
-"""How long the last worker of a poison job has for showing that it lives; at most so many leases."""
+"""How long a job's last worker has to show that it lives, before the job counts as poison; at most so many leases."""
 GIVEN_UP = {
     "poison": f"its worker died {MAX_CRASHES} times while it was being worked on",
     "lapsed": f"its lease ran out {MAX_LAPSES} times while its workers lived: they do too much, or it stalls them",

@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
--- Note that a worker lives; those that have been silent for long are forgotten. By the slots of all that live goes how
--- many jobs of one tenant stand in a lane at a time.
+-- Note that a worker lives; those that have been silent for long are forgotten. How many jobs of one tenant stand in a
+-- lane at a time depends on the slots of all that live.
 -- KEYS  workers, turns_each
 -- ARGV  NAME VERSION SLOTS, silence (ms) after which it is forgotten
 redis.call('ZADD', KEYS.workers, NOW, ARGV[1])

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Take a queued job for one worker: the token grows, and fences whoever held it before.
 -- KEYS  job, leases, story, turns, in_line, turns_each, parked, all_pending
--- ARGV  id, owner, time to live (ms), then what the keys are called that the worker has
+-- ARGV  id, owner, time to live (ms), then the names of the keys that the worker has
 -- Returns {state} if it is not to be had, {'unknown_key', key} if the worker couldn't read it, else
 --         {'claimed', token, waited ms, id of the job whose turn is next ('': none), 1 if any job is parked,
 --          values of CLAIMED}

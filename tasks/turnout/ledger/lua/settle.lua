@@ -42,7 +42,7 @@ end
 
 if state == 'queued' then redis.call('ZREM', pending_of(lane), id) end
 redis.call('HSET', KEYS.job, 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
--- What nobody can need again. Progress stays where the result was not written by who knew it.
+-- Drop what nobody needs any more. Progress stays where the result comes from somebody who did not know it.
 local gone = {'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect', 'given_up'}
 if by_worker then gone[#gone + 1] = 'progress' end
 if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end

@@ -28,7 +28,8 @@ local function turns_left(whose)
   return most - redis.call('ZLEXCOUNT', KEYS.turns, '[' .. whose, '(' .. whose .. ':')
 end
 
-local function has_turn(id)
+-- Line a job up; returns whether it has a turn at once.
+local function take_turn(id)
   local lane, tenant, accepted = unpack(redis.call('HMGET', KEYS.job, 'lane', 'tenant', 'accepted_ms'))
   local whose = lane .. ' ' .. (tenant or '') .. ' '
   local free = turns_left(whose) > 0
