@@ -1,7 +1,7 @@
 #!/bin/sh
-# Makes what compose.yaml wants in secrets/, and keeps what is there. Provider keys go, one a file, into
-# secrets/providers/. The folder is its owner's alone; the files in it are mounted one by one and must be
-# readable by the users that containers run as.
+# Makes the secrets that compose.yaml mounts, in secrets/, and keeps those that are there already.
+# Put provider keys into secrets/providers/, one a file.
+# Only the owner may enter the folder. The files are mounted one by one, so containers' users must be able to read them.
 set -eu
 cd "$(dirname "$0")"
 umask 077
@@ -11,6 +11,6 @@ for name in redis_admin redis_producer redis_worker redis_monitor grafana_admin;
   [ -s "secrets/$name" ] || od -An -N24 -tx1 /dev/urandom | tr -d ' \n' > "secrets/$name"
   chmod 444 "secrets/$name"
 done
-# Of http://127.0.0.1:5555
+# The login for Flower, at http://127.0.0.1:5555
 [ -s secrets/flower_login ] || printf 'operator:%s' "$(od -An -N12 -tx1 /dev/urandom | tr -d ' \n')" > secrets/flower_login
 chmod 444 secrets/flower_login

@@ -1,6 +1,6 @@
 #!/bin/sh
-# Puts the hashes of the roles' passwords into users.acl, then becomes the server.
-# ROLES, SECRETS, SERVER, CONFIG, DATA, MAXMEMORY: see compose.yaml. Further arguments go to the server.
+# Puts the hashes of the roles' passwords into a copy of users.acl, then becomes the server.
+# compose.yaml sets ROLES, SECRETS, SERVER, CONFIG, DATA and MAXMEMORY. Further arguments go to the server.
 set -eu
 umask 077
 acl=$(mktemp)

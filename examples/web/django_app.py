@@ -1,6 +1,6 @@
-"""Turnout behind Django, in one file: submit, poll, read the answer as it comes, be told when it is done.
+"""Turnout behind Django, in one file: submit, poll, read the answer as it comes, hear by webhook when it is done.
 
-python django_app.py runserver      with REDIS_URL, and a `turnout worker` on the same Redis
+python django_app.py runserver      # with REDIS_URL set, and a `turnout worker` on the same Redis
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from turnout.webhook import BadSignature, verified
 SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""Of a stream: proxies such as nginx would hold its pieces back."""
+"""For streams: proxies such as nginx would otherwise hold pieces back."""
 
 if not settings.configured:
     settings.configure(

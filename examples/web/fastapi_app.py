@@ -1,6 +1,6 @@
-"""Turnout behind FastAPI: submit, poll, read the answer as it comes, be told when it is done.
+"""Turnout behind FastAPI: submit, poll, read the answer as it comes, hear by webhook when it is done.
 
-uvicorn fastapi_app:app        with REDIS_URL, and a `turnout worker` on the same Redis
+uvicorn fastapi_app:app        # with REDIS_URL set, and a `turnout worker` on the same Redis
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from turnout.webhook import BadSignature, verified
 SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""Of a stream: proxies such as nginx would hold its pieces back."""
+"""For streams: proxies such as nginx would otherwise hold pieces back."""
 
 
 class Question(BaseModel):
     prompt: str
     order: str
-    """Whatever makes the request one and the same if it comes twice."""
+    """Makes a request that comes twice the same job."""
 
 
 @asynccontextmanager

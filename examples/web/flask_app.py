@@ -1,6 +1,6 @@
-"""Turnout behind Flask: submit, poll, read the answer as it comes, be told when it is done.
+"""Turnout behind Flask: submit, poll, read the answer as it comes, hear by webhook when it is done.
 
-flask --app flask_app run      with REDIS_URL, and a `turnout worker` on the same Redis
+flask --app flask_app run      # with REDIS_URL set, and a `turnout worker` on the same Redis
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from turnout.webhook import BadSignature, verified
 SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-"""Of a stream: proxies such as nginx would hold its pieces back."""
+"""For streams: proxies such as nginx would otherwise hold pieces back."""
 
 app = Flask(__name__)
 client = Client()  # one for the whole process: threads share it
