@@ -77,7 +77,7 @@ class Ledger(Upkeep):
 
     def replay(self, job_id: str, lane: Lane, batch: str | None = None) -> Call[bool]:
         """Run a settled job again that did not succeed: from the start, and without its old deadline."""
-        return self.call("replay", job_id, job=job_id, lane=lane, batch=batch)
+        return self.call("replay", job_id, decode=bool, job=job_id, lane=lane, batch=batch)
 
     def purge(self, job_ids: Sequence[str]) -> Call[int]:
         """Delete settled jobs with all that belongs to them; live ones stay. Returns how many were deleted."""
@@ -143,7 +143,7 @@ class Ledger(Upkeep):
     ) -> Call[bool]:
         """Park it. `line`, a word, is the same for jobs that wait for the same thing; '': a line of its own."""
         args = (job_id, token, line or job_id.replace(" ", "_"), ms(wait_s), progress, event_json(event, record))
-        return self.call("defer", *args, job=job_id)
+        return self.call("defer", *args, decode=bool, job=job_id)
 
     def following(self, line: str, count: int) -> Call[list[str]]:
         """The first parked jobs of a line, to `wake` because there is room."""
@@ -155,7 +155,8 @@ class Ledger(Upkeep):
         return self.call("hasten", limit, decode=int)
 
     def _requeue(self, job_id: str, token: int, lane: Lane, progress: str, event: str, count: int) -> Call[bool]:
-        return self.call("requeue", job_id, token, progress, event, count, job=job_id, lane=lane)
+        args = (job_id, token, progress, event, count)
+        return self.call("requeue", *args, decode=bool, job=job_id, lane=lane)
 
     # --- batches ---------------------------------------------------------------------------------------
 
@@ -169,7 +170,7 @@ class Ledger(Upkeep):
 
         expired: how many of its jobs were not accepted, because their deadline had passed.
         """
-        return self.call("fed", number, jobs, expired, batch=batch)
+        return self.call("fed", number, jobs, expired, decode=bool, batch=batch)
 
     def move_batch(self, batch: str, before: Sequence[str], fields: Mapping[str, Any]) -> Call[str]:
         """Change the record of a detached batch, its `state` above all, if it is in one of the states `before`.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic_core import to_json
 
@@ -16,6 +16,8 @@ from turnout.ledger.script import CLOCK, Call, Script, sources
 from turnout.ledger.sealing import Keyring
 from turnout.request import CONTRACT_VERSION
 from turnout.result import JobResult, celery_record
+
+T = TypeVar("T")
 
 TURNS = 4
 """At least so many jobs of one tenant stand in a lane at a time. Each one that is claimed brings the next, so a few are
@@ -47,12 +49,12 @@ class Operations:
         self,
         name: str,
         *args: Any,
-        decode: Any = bool,
+        decode: Callable[[Any], T],
         job: str = "",
         lane: str = "",
         batch: str | None = None,
         keys: Sequence[str] | None = None,
-    ) -> Call[Any]:
+    ) -> Call[T]:
         """Run a script. Its file names its keys; those of a job, a lane or a batch are of the one given here.
 
         keys: for the few scripts that take a list of keys instead.
@@ -64,7 +66,7 @@ class Operations:
     def sealed(self, job_id: str, part: str, text: str) -> bytes:
         return self.keyring.seal(place(job_id, part), text.encode())
 
-    def opening(self, read: Callable[[Any, str, Keyring], Any], job_id: str) -> Callable[[Any], Any]:
+    def opening(self, read: Callable[[Any, str, Keyring], T], job_id: str) -> Callable[[Any], T]:
         return lambda reply: read(reply, job_id, self.keyring)
 
     def end(

@@ -23,7 +23,7 @@ class Upkeep(Operations):
         from looking after them for as long as it lives.
         """
         mutex = self.keys.mutex(f"housekeeping:{CONTRACT_VERSION}")
-        return self.call("take_mutex", owner, ms(for_s), keys=[mutex])
+        return self.call("take_mutex", owner, ms(for_s), decode=bool, keys=[mutex])
 
     def due(self, limit: int) -> Call[list[str]]:
         """The first parked job of each line whose time has come. `wake` them in this order: the last one woken is the
@@ -36,7 +36,8 @@ class Upkeep(Operations):
         next_s: wake it only if its line is due, and let the next of the line follow after so long, unless this one
         brings it earlier. None: wake it in any case, for there is room.
         """
-        return self.call("wake", job_id, "" if next_s is None else ms(next_s), job=job_id, lane=lane)
+        after_ms = "" if next_s is None else ms(next_s)
+        return self.call("wake", job_id, after_ms, decode=bool, job=job_id, lane=lane)
 
     def spare(self, limit: int) -> Call[list[str]]:
         """Give out turns that came free without a claim, to the jobs of this list: `bring` them."""
@@ -44,7 +45,7 @@ class Upkeep(Operations):
 
     def bring(self, job_id: str, lane: Lane) -> Call[bool]:
         """Publish a job that waited in line and whose turn has come."""
-        return self.call("bring", job_id, job=job_id, lane=lane)
+        return self.call("bring", job_id, decode=bool, job=job_id, lane=lane)
 
     def lapsed(self, limit: int) -> Call[list[str]]:
         """Jobs whose lease is over."""
@@ -80,7 +81,7 @@ class Upkeep(Operations):
 
     def republish(self, job_id: str, lane: Lane, missing_s: float) -> Call[bool]:
         """Publish a job again that has been on the list of `lost` for so long; tells whether it did."""
-        return self.call("republish", job_id, ms(missing_s), job=job_id, lane=lane)
+        return self.call("republish", job_id, ms(missing_s), decode=bool, job=job_id, lane=lane)
 
     def alive(self, worker: str, version: str, slots: int, silence_s: float) -> Call[None]:
         """Note that a worker lives, which version of the configuration it follows, and how many jobs it has room for.
