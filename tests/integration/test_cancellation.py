@@ -173,7 +173,7 @@ class Line:
     def __init__(self, url: str) -> None:
         # Slow for a timeout by its own clock.
         self.client = redis.asyncio.Redis.from_url(url, socket_timeout=LEASE_S, socket_connect_timeout=LEASE_S)
-        self.call = Coalescer(self.client, exchange=self._exchange)
+        self.send = Coalescer(self.client, exchange=self._exchange)
         self.fails()
 
     def fails(self, how: str = "", at: int = 0) -> None:
@@ -234,11 +234,11 @@ class Struck:
 class Worker:
     def __init__(self, bench: Bench, name: str) -> None:
         clock = asyncio.get_running_loop().time
-        self.heartbeat = Heartbeat(bench.ledger, bench.call, bench.store, LEASE_S, clock)
+        self.heartbeat = Heartbeat(bench.ledger, bench.send, bench.store, LEASE_S, clock)
         self.attempts = Attempts(
             owner=name,
             ledger=bench.ledger,
-            call=bench.call,
+            send=bench.send,
             store=bench.store,
             fleet=bench.poller,
             heartbeat=self.heartbeat,
@@ -271,9 +271,9 @@ class Bench:
         self.client = client
         self.client.flushall()
         self.client.set(CLOCK_KEY, START * 1000)
-        self.call = line.call
+        self.send = line.send
         self.ledger = Ledger(Keys("t"), HAND_CLOCK)
-        self.store = RedisFleetStore(self.call, self.ledger.keys, HAND_CLOCK)
+        self.store = RedisFleetStore(self.send, self.ledger.keys, HAND_CLOCK)
         self.fleet = Fleet((CHEAP, DEAR))
         self.poller = SnapshotPoller(self.store, self.fleet, monotonic=lambda: 0.0)
         self.providers = [Simulated(scenario.cheap), Simulated(())]
@@ -283,7 +283,7 @@ class Bench:
         self.ceilings = ConfiguredCeilings(file.ceilings, self.poller.now)
         self.spool = Spool(spool)
         self.keeping = Housekeeping(
-            line.client, self.ledger, self.call, self.store, "keeper", LEASE_S, 3600.0, (), lambda *_: None
+            line.client, self.ledger, self.send, self.store, "keeper", LEASE_S, 3600.0, (), lambda *_: None
         )
         self.worker, self.other = Worker(self, "struck"), Worker(self, "other")
         self.ends: list[End | None] = []
@@ -372,7 +372,7 @@ class Bench:
                 case _:
                     break
         await self.rest()
-        unspooling = Unspooling(self.spool, self.ledger, self.call, self.store, self.in_force)
+        unspooling = Unspooling(self.spool, self.ledger, self.send, self.store, self.in_force)
         for path, kept in self.spool:
             await unspooling._settle(path, kept)
         self.advance(LEASE_S + 1)

@@ -26,7 +26,7 @@ async def test_a_connector_that_breaks_its_promise_has_failed_the_call_and_no_mo
 ) -> None:
     at: Any = endpoint("acme")
     parts: Any = {
-        "ledger": None, "call": None, "reporter": None,
+        "ledger": None, "send": None, "reporter": None,
         "fleet": SimpleNamespace(now=lambda: 0.0), "in_force": SimpleNamespace(connectors={at.id: Broken()}),
     }  # fmt: skip
     leases: list[str] = []

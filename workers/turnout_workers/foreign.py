@@ -31,7 +31,7 @@ REVOKED_WITHIN_S = 5.0
 class Foreign:
     client: redis.asyncio.Redis
     ledger: Ledger
-    call: Coalescer
+    send: Coalescer
     in_force: InForce
 
     async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> JobResult | None:
@@ -45,7 +45,7 @@ class Foreign:
             return await self._ended(job_id, JobStatus.FAILED, "invalid_request", job)
         while True:
             try:
-                outcome = (await self.call.whole(self.ledger.enqueue(job))).outcome
+                outcome = (await self.send.whole(self.ledger.enqueue(job))).outcome
                 break
             except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
                 logger.warning("a request waits for Redis: %s", error, extra={"job": job_id})
@@ -90,16 +90,16 @@ class Foreign:
     async def unread(self, job_id: str, why: str) -> None:
         """Tell the sender of a message that can't be read."""
         try:
-            if await self.call(self.ledger.facts(job_id)) is None:
+            if await self.send(self.ledger.facts(job_id)) is None:
                 await self._ended(job_id, JobStatus.FAILED, "invalid_request", why)
         except (RedisError, OSError) as error:
             logger.warning("can't tell the sender of job %s: %s", job_id, error, extra={"job": job_id})
 
     async def _cancel(self, job_ids: Sequence[str]) -> list[str]:
         kept_s = self.in_force.file.retention.results_s
-        facts = await self.call.all(*(self.ledger.facts(job_id) for job_id in job_ids))
+        facts = await self.send.all(*(self.ledger.facts(job_id) for job_id in job_ids))
         known = {job_id: job for job_id, job in zip(job_ids, facts, strict=True) if job is not None}
-        await self.call.all(*(self.ledger.cancel(job_id, job.batch, kept_s) for job_id, job in known.items()))
+        await self.send.all(*(self.ledger.cancel(job_id, job.batch, kept_s) for job_id, job in known.items()))
         for job_id in known:
             logger.info("cancelled, for it was revoked", extra={"job": job_id})
         return list(known)

@@ -85,16 +85,16 @@ class Worker:
             socket_timeout=min(20.0, file.worker.lease_s * 2 / 3),
             socket_connect_timeout=5,
         )
-        self._call = Coalescer(self._client, exchange=exchange)
+        self._send = Coalescer(self._client, exchange=exchange)
         self._ledger = Ledger(Keys(file.namespace), keyring=Keyring.of(os.environ))
-        self._store = RedisFleetStore(self._call, self._ledger.keys)
+        self._store = RedisFleetStore(self._send, self._ledger.keys)
         self._http = Http()
         self._poller = SnapshotPoller(self._store, Fleet(()))
         await self._connected()
         await self._look_at_redis()
-        self.foreign = Foreign(self._client, self._ledger, self._call, self._in_force)
+        self.foreign = Foreign(self._client, self._ledger, self._send, self._in_force)
         spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
-        heartbeat = Heartbeat(self._ledger, self._call, self._store, file.worker.lease_s, loop.time)
+        heartbeat = Heartbeat(self._ledger, self._send, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
         self._ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
         metrics = Metrics()
@@ -102,7 +102,7 @@ class Worker:
         self.attempts = Attempts(
             owner=self.name,
             ledger=self._ledger,
-            call=self._call,
+            send=self._send,
             store=self._store,
             fleet=self._poller,
             heartbeat=heartbeat,
@@ -121,11 +121,11 @@ class Worker:
             ejection_s=file.router.failover_cooldown,
             came_back=self.attempts.parking.hasten,
         )
-        feeding = BatchFeeding(self._client, self._ledger, self._call, file.retention.results_s)
+        feeding = BatchFeeding(self._client, self._ledger, self._send, file.retention.results_s)
         housekeeping = Housekeeping(
             self._client,
             self._ledger,
-            self._call,
+            self._send,
             self._store,
             owner=self.name,
             lease_s=file.worker.lease_s,
@@ -135,17 +135,17 @@ class Worker:
         )
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors.values(), self._store, self._poller, interval_s, rng)
-        self._webhooks = Webhooks(self._ledger, self._call)
+        self._webhooks = Webhooks(self._ledger, self._send)
         self._use(self._settings)
         reload = Reload(self._settings, self._use)
-        unspooling = Unspooling(spool, self._ledger, self._call, self._store, self._in_force)
+        unspooling = Unspooling(spool, self._ledger, self._send, self._store, self._in_force)
         for work in (self._poller, heartbeat, watch, housekeeping, checks, reload, self._webhooks, unspooling):
             self._keep_running(work.run)
         self._keep_running(partial(self._show_life, slots))
         if (port := file.monitoring.metrics_port) is not None:
             from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
 
-            shared = FleetCollector(self._poller, self._store, self._call, self._ledger.keys, self._ceilings.named)
+            shared = FleetCollector(self._poller, self._store, self._send, self._ledger.keys, self._ceilings.named)
             serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
             await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):
@@ -176,7 +176,7 @@ class Worker:
         while True:
             with contextlib.suppress(RedisError, OSError):
                 version = self._in_force.settings.version
-                await self._call(self._ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S))
+                await self._send(self._ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S))
             await asyncio.sleep(every_s)
 
     async def _connected(self) -> None:
@@ -211,7 +211,7 @@ class Worker:
 
     async def ended(self, job_id: str) -> JobResult | None:
         """How a job has ended, if it has, without its answer's content."""
-        return await self._call.whole(self._ledger.result(job_id, content=False))
+        return await self._send.whole(self._ledger.result(job_id, content=False))
 
     def revoke(self, job_ids: Sequence[str]) -> list[str]:
         """Cancel what somebody revokes by Celery's means; see `Foreign.revoke`. Called from Celery's thread."""

@@ -52,7 +52,7 @@ class Attempts:
         *,
         owner: str,
         ledger: Ledger,
-        call: Coalescer,
+        send: Coalescer,
         store: FleetStore,
         fleet: SnapshotPoller,
         heartbeat: Heartbeat,
@@ -64,18 +64,18 @@ class Attempts:
     ) -> None:
         self._owner = owner
         self._ledger = ledger
-        self._call = call
+        self._send = send
         self._fleet = fleet
         self._heartbeat = heartbeat
         self._in_force = in_force
         self._metrics = metrics
         reporter = Reporter(store, fleet, in_force.file.router.failover_cooldown, rng, metrics)
-        self._calling = Calling(ledger=ledger, call=call, fleet=fleet, reporter=reporter, in_force=in_force)
+        self._calling = Calling(ledger=ledger, send=send, fleet=fleet, reporter=reporter, in_force=in_force)
         self._closing = Closing(
-            ledger=ledger, call=call, store=store, fleet=fleet, ceilings=ceilings, spool=spool, in_force=in_force
+            ledger=ledger, send=send, store=store, fleet=fleet, ceilings=ceilings, spool=spool, in_force=in_force
         )
         self._judging = Judging(reporter, rng, in_force.file.router.hedge)
-        self.parking = Parking(ledger, call)
+        self.parking = Parking(ledger, send)
         self.under_way = self._calling.under_way
         self._searching = Searching(
             store=store,
@@ -95,7 +95,7 @@ class Attempts:
         """Claim the job and take it as far as it goes now: until `not_before`, Unix time, it is parked."""
         current_job.set(job_id)
         claimed_at = asyncio.get_running_loop().time()
-        claim = await self._call.whole(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
+        claim = await self._send.whole(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
         if not isinstance(claim, Claimed):
             if claim.state == "unknown_version":
                 logger.error("job %s has a record of a version unknown here; it is left untouched", job_id)

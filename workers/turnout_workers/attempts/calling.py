@@ -36,7 +36,7 @@ class Calling:
     """Makes the calls that were granted, any number at a time."""
 
     ledger: Ledger
-    call: Coalescer
+    send: Coalescer
     fleet: SnapshotPoller
     reporter: Reporter
     in_force: InForce
@@ -91,4 +91,4 @@ class Calling:
         return Timeouts(first_byte_s=longest_s, idle_s=min(IDLE_S, longest_s), total_s=longest_s)
 
     def _pieces(self, job: HeldJob, lease_id: str) -> Pieces:
-        return Pieces(self.ledger, self.call, job.id, lease_id, self.in_force.file.retention.results_s)
+        return Pieces(self.ledger, self.send, job.id, lease_id, self.in_force.file.retention.results_s)

@@ -33,7 +33,7 @@ class Closing:
     """Writes to the ledger what becomes of held jobs."""
 
     ledger: Ledger
-    call: Coalescer
+    send: Coalescer
     store: FleetStore
     fleet: SnapshotPoller
     ceilings: ConfiguredCeilings
@@ -57,7 +57,7 @@ class Closing:
         progress = Progress.from_json(claim.progress)
         result = self._result(hold.job_id, claim, progress, JobStatus.FAILED, problem=problem)
         hold.ending = True
-        taken = await self.call.whole(self._settlement(claim, result, None))
+        taken = await self.send.whole(self._settlement(claim, result, None))
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
     async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
@@ -106,7 +106,7 @@ class Closing:
 
     async def _move(self, job: HeldJob, call: Call[bool], moved: Moved) -> Moved | Skipped:
         job.hold.ending = True
-        return moved if await self.call.whole(call) else Skipped("it was no longer ours")
+        return moved if await self.send.whole(call) else Skipped("it was no longer ours")
 
     async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
@@ -118,12 +118,12 @@ class Closing:
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
                 try:
-                    taken = await self.call(settlement)
+                    taken = await self.send(settlement)
                 except asyncio.CancelledError:
                     # The worker stops, or the lease is over: Redis may be away. So on disk first, and then once more:
                     # the ledger takes it once.
                     kept = self._keep(job, result, accounts)
-                    taken = await self.call.whole(settlement)
+                    taken = await self.send.whole(settlement)
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours, which won't be gone later
         except (RedisError, OSError) as error:

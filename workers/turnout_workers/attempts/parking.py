@@ -33,9 +33,9 @@ REMEMBERED = 1000
 class Parking:
     """What one worker knows of the lines, and does for them."""
 
-    def __init__(self, ledger: Ledger, call: Coalescer) -> None:
+    def __init__(self, ledger: Ledger, send: Coalescer) -> None:
         self._ledger = ledger
-        self._call = call
+        self._send = send
         self.any_parked = False
         """Whether there are parked jobs at all, as of this worker's last claim: otherwise none need be woken."""
         self.in_place: set[str] = set()
@@ -81,8 +81,8 @@ class Parking:
         following, before = [""], list[str]()
         try:
             while (count := self._wanted[line]) and following != before:
-                before, following = following, await self._call(self._ledger.following(line, count))
-                woken = await self._call.all(*(self._ledger.wake(job_id, lane) for job_id in reversed(following)))
+                before, following = following, await self._send(self._ledger.following(line, count))
+                woken = await self._send.all(*(self._ledger.wake(job_id, lane) for job_id in reversed(following)))
                 # Another worker may have woken some of them first: then go on with those behind them.
                 self._wanted[line] -= sum(woken) if len(following) == count else count
         finally:
@@ -90,7 +90,7 @@ class Parking:
 
     def bring(self, job_id: str, lane: Lane) -> None:
         """Publish a job that waited for its turn among its tenant's, in the background."""
-        self._in_background(self._call(self._ledger.bring(job_id, lane)))
+        self._in_background(self._send(self._ledger.bring(job_id, lane)))
 
     def _in_background(self, work: Awaitable[Any]) -> None:
         task = asyncio.create_task(_tried(work))
@@ -102,7 +102,7 @@ class Parking:
         self._until.clear()
         self._changed.set()
         self._changed = asyncio.Event()
-        await self._call(self._ledger.hasten(HASTENED))
+        await self._send(self._ledger.hasten(HASTENED))
 
 
 async def _tried(work: Awaitable[Any]) -> None:

@@ -22,7 +22,7 @@ class Pieces:
     """What one call streams. What arrives while a write is under way goes with the next one."""
 
     ledger: Ledger
-    call: Coalescer
+    send: Coalescer
     job_id: str
     call_id: str
     ttl_s: float
@@ -54,7 +54,7 @@ class Pieces:
 
     async def _write(self, fields: dict[str, str]) -> None:
         try:
-            await self.call(self.ledger.stream(self.job_id, fields, self.ttl_s))
+            await self.send(self.ledger.stream(self.job_id, fields, self.ttl_s))
         except (RedisError, OSError) as error:
             # The answer is whole in the result, and the reader falls back to it.
             logger.warning("a piece of the stream could not be written: %s", error)

@@ -26,20 +26,20 @@ CHUNKS = 4
 class BatchFeeding:
     client: redis.asyncio.Redis
     ledger: Ledger
-    call: Coalescer
+    send: Coalescer
     result_ttl_s: float
 
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
         names: Any = await self.client.zrange(self.ledger.keys.batches, 0, -1)
         ids = [name.decode() for name in names]
-        records = await self.call.all(*(read_record(self.ledger.keys, id) for id in ids))
+        records = await self.send.all(*(read_record(self.ledger.keys, id) for id in ids))
         for record in records:
             if record is not None and record.state is State.FEEDING and record.fed < record.jobs:
                 await self._feed(record)
 
     async def _feed(self, record: Record | None) -> None:
-        keys, call, ledger = self.ledger.keys, self.call, self.ledger
+        keys, send, ledger = self.ledger.keys, self.send, self.ledger
         for _ in range(CHUNKS):
             if record is None or record.state is not State.FEEDING or record.under_way >= WINDOW:
                 return
@@ -48,18 +48,18 @@ class BatchFeeding:
             if chunk is None:
                 return
             if record.max_cost_microusd is not None:
-                await call(ledger.set_ceiling(id, record.max_cost_microusd))
+                await send(ledger.set_ceiling(id, record.max_cost_microusd))
             try:
                 jobs = chunk_jobs(chunk, id, ledger.keyring)
             except (Unreadable, ValueError, zlib.error) as error:  # sealed, or of another release
                 logger.error("batch %s is left to workers that can read it: %s", id, error)
                 return
-            answers = await call.all(*(ledger.enqueue(job) for job in jobs))
+            answers = await send.all(*(ledger.enqueue(job) for job in jobs))
             outcomes = [answer.outcome for answer in answers]
             if not (full := Intake.FULL in outcomes):
-                await call(ledger.fed(id, record.chunks_fed, len(jobs), outcomes.count(Intake.EXPIRED)))
-            record = await call(read_record(keys, id))
+                await send(ledger.fed(id, record.chunks_fed, len(jobs), outcomes.count(Intake.EXPIRED)))
+            record = await send(read_record(keys, id))
             if record is not None and record.state is State.CANCELLED:  # when these were not there to be cancelled
-                await call.all(*(ledger.cancel(job.id, id, self.result_ttl_s) for job in jobs))
+                await send.all(*(ledger.cancel(job.id, id, self.result_ttl_s) for job in jobs))
             if full:
                 return  # Redis is short of memory: the same chunk again, later

@@ -62,11 +62,11 @@ class Heartbeat:
     """Renews what is held, from one background task."""
 
     def __init__(
-        self, ledger: Ledger, call: Coalescer, store: FleetStore, ttl_s: float, clock: Callable[[], float]
+        self, ledger: Ledger, send: Coalescer, store: FleetStore, ttl_s: float, clock: Callable[[], float]
     ) -> None:
         self.ttl_s = ttl_s
         self._ledger = ledger
-        self._call = call
+        self._send = send
         self._store = store
         self._clock = clock
         self._held: set[Hold] = set()
@@ -114,7 +114,7 @@ class Heartbeat:
         for start in range(0, len(held), PART):
             part = held[start : start + PART]
             leases = [lease_id for hold in part for lease_id in hold.leases]
-            renewal = self._call(self._ledger.renew([(hold.job_id, hold.token) for hold in part], self.ttl_s))
+            renewal = self._send(self._ledger.renew([(hold.job_id, hold.token) for hold in part], self.ttl_s))
             ours, _ = await asyncio.gather(renewal, self._store.renew(leases, self.ttl_s))
             renewed += ours
         return renewed

@@ -53,7 +53,7 @@ class Housekeeping:
 
     client: redis.asyncio.Redis
     ledger: Ledger
-    call: Coalescer
+    send: Coalescer
     store: FleetStore
     owner: str
     lease_s: float
@@ -69,7 +69,7 @@ class Housekeeping:
         while True:
             await asyncio.sleep(EVERY_S)
             try:
-                if await self.call(self.ledger.take_mutex(self.owner, MUTEX_S)):
+                if await self.send(self.ledger.take_mutex(self.owner, MUTEX_S)):
                     await self.round()
             except (RedisError, OSError) as error:
                 logger.warning("housekeeping waits for Redis: %s", error)
@@ -77,28 +77,28 @@ class Housekeeping:
 
     async def round(self) -> None:
         """One bounded round."""
-        ledger, call, ttl_s = self.ledger, self.call, self.result_ttl_s
+        ledger, send, ttl_s = self.ledger, self.send, self.result_ttl_s
         due = await self._list(ledger.due(BATCH))
-        woken = await call.all(*(ledger.wake(job_id, job.lane, NEXT_S) for job_id, job in due))
+        woken = await send.all(*(ledger.wake(job_id, job.lane, NEXT_S) for job_id, job in due))
         self.recovered("woken", sum(woken))
         spare = await self._list(ledger.spare(BATCH))
-        await call.all(*(ledger.bring(job_id, job.lane) for job_id, job in spare))
+        await send.all(*(ledger.bring(job_id, job.lane) for job_id, job in spare))
         lapsed = await self._list(ledger.lapsed(BATCH))
         limits = (MAX_CRASHES, MAX_LAPSES, min(RESPITE_S, RESPITE_LEASES * self.lease_s))
-        fates = await call.all(*(ledger.sweep(job_id, job.lane, *limits) for job_id, job in lapsed))
+        fates = await send.all(*(ledger.sweep(job_id, job.lane, *limits) for job_id, job in lapsed))
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
             if fate == "none":
                 continue
             self.recovered("poison" if fate == "poison" else "swept", 1)
             if fate in GIVEN_UP:
-                await call(ledger.give_up(job_id, fate, GIVEN_UP[fate], ttl_s, job.batch))
+                await send(ledger.give_up(job_id, fate, GIVEN_UP[fate], ttl_s, job.batch))
             logger.warning("took back job %s, whose lease ran out: %s", job_id, fate, extra={"job": job_id})
         overdue = await self._list(ledger.overdue(BATCH))
-        late = await call.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
+        late = await send.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
         self.recovered("expired", sum(one.accepted for one in late))
         for lane in Lane:
-            missing = await call(ledger.lost(lane, BATCH))
-            again = await call.all(*(ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
+            missing = await send(ledger.lost(lane, BATCH))
+            again = await send.all(*(ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
             self.recovered("republished", sum(again))
             if any(again):
                 logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
@@ -109,8 +109,8 @@ class Housekeeping:
 
     async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:
         """The jobs of an index, with what is known of them."""
-        job_ids = await self.call(listing)
-        facts = await self.call.all(*(self.ledger.facts(job_id) for job_id in job_ids))
+        job_ids = await self.send(listing)
+        facts = await self.send.all(*(self.ledger.facts(job_id) for job_id in job_ids))
         return [(job_id, job) for job_id, job in zip(job_ids, facts, strict=True) if job is not None]
 
     async def _guard_intake(self) -> None:

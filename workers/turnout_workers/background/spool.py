@@ -84,7 +84,7 @@ class Unspooling:
 
     spool: Spool
     ledger: Ledger
-    call: Coalescer
+    send: Coalescer
     store: FleetStore
     in_force: InForce
 
@@ -99,7 +99,7 @@ class Unspooling:
         try:
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
             keep, token, batch = self.in_force.file.retention, kept["token"], kept["batch"]
-            taken = await self.call(
+            taken = await self.send(
                 self.ledger.settle(token, result, None, keep.results_s, batch, keep.failed_s, late=True)
             )
         except (Unreadable, ResponseError, *MISSHAPEN) as error:

@@ -49,9 +49,9 @@ def message_id(result: JobResult) -> str:
 class Webhooks:
     """Tells what is due. `run` is background work of every worker."""
 
-    def __init__(self, ledger: Ledger, call: Coalescer) -> None:
+    def __init__(self, ledger: Ledger, send: Coalescer) -> None:
         self._ledger = ledger
-        self._call = call
+        self._send = send
         self.configured: Mapping[str, Webhook] = {}
         """By the name that jobs use."""
 
@@ -67,7 +67,7 @@ class Webhooks:
                 if not self.configured or len(under_way) >= MOST:
                     continue
                 try:
-                    due = await self._call(self._ledger.due_hooks(MOST - len(under_way)))
+                    due = await self._send(self._ledger.due_hooks(MOST - len(under_way)))
                 except (RedisError, OSError) as error:
                     logger.warning("webhooks wait for Redis: %s", error)
                     continue
@@ -77,7 +77,7 @@ class Webhooks:
 
     async def _tell(self, job_id: str, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
         try:
-            hook = await self._call(self._ledger.take_hook(job_id, TIMEOUT_S * 2))
+            hook = await self._send(self._ledger.take_hook(job_id, TIMEOUT_S * 2))
             if hook is not None:
                 webhook = self.configured.get(hook.name)
                 session = any_address if webhook and webhook.private else public
@@ -90,15 +90,15 @@ class Webhooks:
     async def _end(self, job_id: str, hook: Hook, why: str | None) -> None:
         """After one telling. why: it was not heard."""
         if why is None:
-            await self._call(self._ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
+            await self._send(self._ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
         elif hook.tries < len(RETRY_S) and why not in (NOBODY, GONE):
             again = "webhook %s of job %s failed, to be told again: %s"
             logger.info(again, hook.name, job_id, why, extra={"job": job_id})
-            await self._call(self._ledger.put_off_hook(job_id, RETRY_S[hook.tries]))
+            await self._send(self._ledger.put_off_hook(job_id, RETRY_S[hook.tries]))
         else:
             logger.warning("webhook %s of job %s is given up: %s", hook.name, job_id, why, extra={"job": job_id})
             event = {"event": "webhook_failed", "webhook": hook.name, "why": why}
-            await self._call(self._ledger.end_hook(job_id, event))
+            await self._send(self._ledger.end_hook(job_id, event))
 
 
 async def _post(session: aiohttp.ClientSession, webhook: Webhook, result: JobResult) -> str | None:

@@ -36,7 +36,7 @@ class FleetCollector(Collector):
 
     fleet: SnapshotPoller
     store: FleetStore
-    call: Coalescer
+    send: Coalescer
     keys: Keys
     ceilings: Callable[[], Sequence[Ceiling]]
     """Those to watch, for the present day and month."""
@@ -47,7 +47,7 @@ class FleetCollector(Collector):
         """Ask Redis for what the worker has no copy of. While it is away, these series are missing."""
         self._backlog, self._used = {}, {}
         try:
-            told = await self.call.all(*overview.backlog_calls(self.keys))
+            told = await self.send.all(*overview.backlog_calls(self.keys))
             limits = {one.account: one.limit_microusd for one in self.ceilings() if one.limit_microusd}
             money = await self.store.accounts(list(limits))
         except (RedisError, OSError) as error:

@@ -64,10 +64,10 @@ LIMITS, COLUMNS = tuple(Limits.__dataclass_fields__), tuple(Account.__dataclass_
 
 
 class RedisFleetStore:
-    """Sends its calls through `call`; `clock` is the Lua that defines `now_ms()`."""
+    """Sends its calls through `send`; `clock` is the Lua that defines `now_ms()`."""
 
-    def __init__(self, call: Coalescer, keys: Keys, clock: str = CLOCK) -> None:
-        self._call = call.whole
+    def __init__(self, send: Coalescer, keys: Keys, clock: str = CLOCK) -> None:
+        self._send = send.whole
         self._keys = keys
         self._prelude = clock + SHARED
 
@@ -92,7 +92,7 @@ class RedisFleetStore:
         if ask.fence:
             keys += [self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
             body["token"] = str(ask.fence.token)
-        return await self._call(self._script("admit", keys, [_json(body)], lambda r: _admission(ask.lease_id, r)))
+        return await self._send(self._script("admit", keys, [_json(body)], lambda r: _admission(ask.lease_id, r)))
 
     async def report(self, report: Report) -> Counters:
         endpoint = report.endpoint_id
@@ -120,29 +120,29 @@ class RedisFleetStore:
         if report.latency_s is not None:
             body |= {"latency": report.latency_s, "bucket": latency.bucket(report.latency_s)}
             body |= _present(ttft=report.ttft_s, predicted=report.predicted_s)
-        return await self._call(self._script("report", (*self._held(), *places), [_json(body)], _counters))
+        return await self._send(self._script("report", (*self._held(), *places), [_json(body)], _counters))
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
             keys = (self._keys.endpoints, self._keys.expiry, *map(self._keys.lease, lease_ids))
-            await self._call(self._script("renew", keys, (_ms(ttl_s), *lease_ids), _nothing))
+            await self._send(self._script("renew", keys, (_ms(ttl_s), *lease_ids), _nothing))
 
     async def expire(self, limit: int = 1000) -> int:
-        due = await self._call(self._script("due", [self._keys.expiry], [limit], lambda r: [m.decode() for m in r]))
+        due = await self._send(self._script("due", [self._keys.expiry], [limit], lambda r: [m.decode() for m in r]))
         if not due:
             return 0
         keys = list(self._held())
         for member in due:
             endpoint, lease = member.split(" ", 1)
             keys += [self._keys.lease(lease), self._keys.calls(endpoint), self._keys.calls(account_id(endpoint))]
-        return await self._call(self._script("expire", keys, due, int))
+        return await self._send(self._script("expire", keys, due, int))
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
         args = (endpoint_id, _ms(open_s), reason)
-        return await self._call(self._script("trip", [self._keys.endpoints], args, _health))
+        return await self._send(self._script("trip", [self._keys.endpoints], args, _health))
 
     async def recover(self, endpoint_id: str) -> Health:
-        return await self._call(self._script("recover", [self._keys.endpoints], [endpoint_id], _health))
+        return await self._send(self._script("recover", [self._keys.endpoints], [endpoint_id], _health))
 
     async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
         await self._mark("blocked", endpoint_ids, reason, for_s)
@@ -157,27 +157,27 @@ class RedisFleetStore:
         await self._mark("restored", endpoint_ids)
 
     async def _mark(self, what: str, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
-        await self._call(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
+        await self._send(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
-        await self._call(self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], _nothing))
+        await self._send(self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], _nothing))
 
     async def forget(self, accounts: Sequence[str]) -> None:
-        await self._call(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, _nothing))
+        await self._send(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, _nothing))
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
-        return await self._call(accounts_call(self._keys, names)) if names else {}
+        return await self._send(accounts_call(self._keys, names)) if names else {}
 
     async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
         keys, args = [self._keys.waiting, self._keys.hanging], [worker, _json(dict(waiting)), _json(dict(overdue))]
-        await self._call(self._script("publish", keys, args, _nothing))
+        await self._send(self._script("publish", keys, args, _nothing))
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
         args = [text for endpoint, price in prices.items() for text in (endpoint, repr(price))]
-        await self._call(self._script("price", [self._keys.endpoints], args, _nothing))
+        await self._send(self._script("price", [self._keys.endpoints], args, _nothing))
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
-        return await self._call(state_call(self._keys, self._prelude))
+        return await self._send(state_call(self._keys, self._prelude))
 
 
 @lru_cache
