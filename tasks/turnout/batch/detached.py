@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import redis
@@ -22,6 +22,8 @@ from turnout.batch.source import Source, read
 from turnout.errors import TurnoutError, Unreadable
 from turnout.ledger import Call, Ledger, run
 from turnout.result import JobResult, JobStatus
+
+T = TypeVar("T")
 
 
 class NoSuchBatch(TurnoutError):
@@ -72,7 +74,7 @@ class Batches:
 
     def record(self, id: str) -> Record:
         """Raises NoSuchBatch."""
-        found: Record | None = run(self._client, [read_record(self._keys, id)])[0]
+        (found,) = run(self._client, [read_record(self._keys, id)])
         if found is None:
             raise NoSuchBatch(f"there is no batch {id}; `turnout batch list` shows those that there are")
         return found
@@ -148,7 +150,7 @@ class Batches:
     def _pages(self, id: str) -> Iterator[list[Handed]]:
         return pages(self._client, self._keys.batch_lines(id))
 
-    def _ask(self, what: Callable[[str], Call[Any]], page: Sequence[Handed]) -> dict[str, Any]:
+    def _ask(self, what: Callable[[str], Call[T]], page: Sequence[Handed]) -> dict[str, T]:
         """Ask something about each job of a page. Returns the replies by job id."""
         ids = list({one.job: None for one in page if one.job})
         return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))

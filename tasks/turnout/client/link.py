@@ -15,7 +15,7 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakSet
 
 import redis
@@ -26,6 +26,8 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, run
 from turnout.redis_address import connect, connect_async
+
+T = TypeVar("T")
 
 LIMITS = {"socket_timeout": 5, "socket_connect_timeout": 5}
 """Seconds that Redis may take for an answer, if its address names no others: no web request waits for ever."""
@@ -106,7 +108,7 @@ class LoopLink:
         self._ready = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
 
-    async def ask(self, *calls: Call[Any]) -> list[Any]:
+    async def ask(self, *calls: Call[T]) -> list[T]:
         """Send calls in one round trip."""
         self._check_loop()
         return await self._call.all(*calls)
@@ -187,7 +189,7 @@ class ThreadLink:
         self._wanted_at = 0.0
         self._ready = threading.Event()
 
-    async def ask(self, *calls: Call[Any]) -> list[Any]:
+    async def ask(self, *calls: Call[T]) -> list[T]:
         return run(self._redis, calls)
 
     async def close(self) -> None:

@@ -108,8 +108,7 @@ class AsyncClient:
         return await self._ask(self._ledger.purge(ids(jobs)))
 
     async def _ask(self, call: Call[T]) -> T:
-        reply: T = (await self._link.ask(call))[0]
-        return reply
+        return (await self._link.ask(call))[0]
 
     async def _settled(self, job_ids: Iterable[str], pieces: bool = False) -> list[str]:
         """Those that have settled. The channel tells of the others, with `pieces` also of each piece of an answer."""

@@ -40,7 +40,7 @@ _known: WeakKeyDictionary[redis.Redis, set[Script]] = WeakKeyDictionary()
 """The scripts that each blocking client has loaded."""
 
 
-def run(client: redis.Redis, calls: Sequence[Call[Any]]) -> list[Any]:
+def run(client: redis.Redis, calls: Sequence[Call[T]]) -> list[T]:
     """Send all calls in one round trip, in order; raises the first error after all were sent."""
     replies = at_once(_replies(partial(_execute, client), calls, _known.setdefault(client, set())))
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
@@ -160,7 +160,7 @@ class Coalescer:
             self._flusher = asyncio.create_task(self._flush())
         return sent
 
-    async def all(self, *calls: Call[Any]) -> list[Any]:
+    async def all(self, *calls: Call[T]) -> list[T]:
         """Several calls that travel together; they run in this order."""
         return await asyncio.gather(*(self(call) for call in calls))
 

@@ -18,7 +18,7 @@ from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, R
 
 MOST_NAMED, MOST_REASONS = 3, 5
 """Endpoints a reason, and reasons, in the message of a refusal."""
-MEMO_SIZE = 1024
+MATCHES_KEPT = 1024
 """How many different requirements a fleet remembers the matches of."""
 EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
 """The capabilities of a model that answers no chat."""
@@ -128,11 +128,11 @@ class Match:
 
 def match(fleet: Fleet, wanted: Requirements) -> Match:
     """The endpoints that satisfy `wanted`; remembered by the fleet."""
-    found: Match | None = fleet.memo.get(wanted)
+    found = fleet.matches.get(wanted)
     if found is None:
-        if len(fleet.memo) >= MEMO_SIZE:
-            fleet.memo.clear()
-        found = fleet.memo[wanted] = _match(fleet, wanted)
+        if len(fleet.matches) >= MATCHES_KEPT:
+            fleet.matches.clear()
+        found = fleet.matches[wanted] = _match(fleet, wanted)
     return found
 
 

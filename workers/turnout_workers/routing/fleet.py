@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from turnout.request import Capability, Quality
 
 if TYPE_CHECKING:
+    from turnout_workers.routing.eligibility import Match
     from turnout_workers.routing.estimate import Estimate
+    from turnout_workers.routing.profile import Requirements
 
 OPERATOR = "operator"
 
@@ -237,7 +239,7 @@ class EndpointView:
 class Fleet:
     """The configured endpoints, indexed by name. One object serves until the configuration changes.
 
-    `memo` remembers which endpoints satisfy which requirements (see `eligibility.match`), so that a decision
+    `matches` remembers which endpoints satisfy which requirements (see `eligibility.match`), so that a decision
     looks only at endpoints that could take the job.
     """
 
@@ -247,7 +249,7 @@ class Fleet:
         if len(set(self.ids)) < len(self.ids):
             twice = sorted({id for id in self.ids if self.ids.count(id) > 1})
             raise ValueError(f"endpoint {twice[0]} is there twice: give each key of a provider its own account")
-        self.memo: dict[Any, Any] = {}
+        self.matches: dict[Requirements, Match] = {}
 
     def snapshot(self, at: float, observed: Mapping[str, Observed]) -> Snapshot:
         """The fleet at `at` on the store's clock; `observed`: by endpoint id."""
