@@ -12,6 +12,7 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,7 +28,7 @@ from turnout.client import link, nonblocking
 from turnout.client.blocking import _each
 from turnout.client.link import LoopLink, ThreadLink
 from turnout.client.submission import Options, job_id, new_job
-from turnout.ledger import Keys, Ledger, run
+from turnout.ledger import Call, Keys, Ledger, run
 from turnout.messages import ResponseFormat
 from turnout.request import InferenceResponse
 from turnout_workers import local
@@ -283,6 +284,32 @@ def test_a_wait_outlasts_a_restart_of_redis(
             time.sleep(0.02)
         server.kill()
         assert type(reading.exception(20)) is redis.ConnectionError
+
+
+@pytest.mark.parametrize("read", [wait, stream])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_redis_that_goes_away_at_any_moment_of_a_wait_is_waited_for(
+    client: Client,
+    here: local.Local,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Client] | type[AsyncClient],
+    read: Callable[[Job | AsyncJob], None],
+) -> None:
+    monkeypatch.setattr(nonblocking, "RECHECK_S", 0.01)
+    job = client.submit("A?", stream=True)
+    job.wait(20)
+    for lost in range(2, 5):
+        waiting = kind(here.redis_url).job(job.id)
+        reach = (waiting._core if isinstance(waiting, Job) else waiting)._client._link
+        ask, asked = reach.ask, count(1)
+
+        async def fragile(*calls: Call[Any], ask: Any = ask, asked: Iterator[int] = asked, lost: int = lost) -> Any:
+            if next(asked) == lost:
+                raise redis.ConnectionError("away for a moment")
+            return await ask(*calls)
+
+        monkeypatch.setattr(reach, "ask", fragile)
+        read(waiting)
 
 
 async def test_listening_ends_though_its_cancellation_is_lost_while_it_begins(

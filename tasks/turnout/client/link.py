@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import os
 import queue
 import threading
@@ -34,7 +35,7 @@ LIMITS = {"socket_timeout": 5, "socket_connect_timeout": 5}
 READY_S = 5.0
 """How long a waiting thread lets the one that listens begin."""
 AGAIN_S = 0.2
-"""Between two tries to listen."""
+"""Between two tries to reach Redis."""
 LINGER_S = 5.0
 """How long a thread listens on when nobody waits any more. It holds its client, so it must end."""
 AWAY_S = 60.0
@@ -42,9 +43,10 @@ AWAY_S = 60.0
 
 
 class Patience:
-    """`with patience:` suppresses the errors of a Redis that is away, until it has been away for AWAY_S."""
+    """`with patience:` suppresses the errors of a Redis that is away, until it has been away for AWAY_S, or less."""
 
-    def __init__(self) -> None:
+    def __init__(self, within_s: float | None = None) -> None:
+        self._within_s = math.inf if within_s is None else within_s
         self._away_since: float | None = None
 
     def __enter__(self) -> None: ...
@@ -55,7 +57,7 @@ class Patience:
         elif isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
             now = time.monotonic()
             self._away_since = self._away_since or now
-            return now - self._away_since < AWAY_S
+            return now - self._away_since < min(self._within_s, AWAY_S)
         return False
 
 
@@ -113,6 +115,10 @@ class LoopLink:
         self._check_loop()
         return await self._call.all(*calls)
 
+    async def rest(self) -> None:
+        """Between two tries."""
+        await asyncio.sleep(AGAIN_S)
+
     async def close(self) -> None:
         """Free the connections."""
         self._check_loop()
@@ -158,7 +164,7 @@ class LoopLink:
                         self._listeners.tell(message)
             except (RedisError, OSError):
                 self._ready.set()  # who waits need not wait for this: asking, they meet the error themselves
-                await asyncio.sleep(AGAIN_S)
+                await self.rest()
 
 
 class ThreadHeard(queue.SimpleQueue[str]):
@@ -191,6 +197,9 @@ class ThreadLink:
 
     async def ask(self, *calls: Call[T]) -> list[T]:
         return run(self._redis, calls)
+
+    async def rest(self) -> None:
+        time.sleep(AGAIN_S)  # noqa: ASYNC251  (there is no loop)
 
     async def close(self) -> None:
         self._closed = True

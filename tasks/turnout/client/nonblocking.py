@@ -149,7 +149,7 @@ class AsyncJob:
         """See `Job.wait`."""
         async for _ in self._client.as_completed([self], timeout):
             pass
-        return await self._answer()
+        return await self._answer(Patience(timeout))
 
     async def stream(self, idle_s: float | None = None) -> AsyncGenerator[str, None]:
         """See `Job.stream`: `async for piece in job.stream()`."""
@@ -170,7 +170,7 @@ class AsyncJob:
                         settled = await client._settled([self.id], pieces=True)
                     if idle_s and not words:
                         yield ""
-        for text in reader.rest((await self._answer()).text):
+        for text in reader.rest((await self._answer(patience)).text):
             yield text
 
     async def cancel(self) -> bool:
@@ -189,10 +189,13 @@ class AsyncJob:
             raise _unknown(self.id)
         return facts
 
-    async def _answer(self) -> InferenceResponse:
-        if (result := await self.result()) is None:
-            raise LookupError(f"job {self.id} had settled, and was replayed just then")
-        return result.answer()
+    async def _answer(self, patience: Patience) -> InferenceResponse:
+        while True:
+            with patience:
+                if (result := await self.result()) is None:
+                    raise LookupError(f"job {self.id} had settled, and was replayed just then")
+                return result.answer()
+            await self._client._link.rest()
 
 
 def ids(jobs: Iterable[Any]) -> list[str]:
