@@ -18,6 +18,24 @@ from turnout.batch.table import NoTable, Row, csv_rows, parquet_rows
 from turnout.errors import TurnoutError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+_UTF16, _ARRAY = "UTF-16; save it as UTF-8", "one JSON array; jq -c '.[]' makes a line of each object"
+_PACKED = "packed by {0}; {0} -dc FILE | turnout run - … unpacks it"
+_FOREIGN = {
+    b"\xff\xfe": _UTF16,
+    b"\xfe\xff": _UTF16,
+    b"PAR1": "a Parquet file; give it a name that ends in .parquet",
+    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save it as CSV",
+    b"(\xb5/\xfd": _PACKED.format("zstd"),
+    b"BZh": _PACKED.format("bzip2"),
+    b"\xfd7zXZ": _PACKED.format("xz"),
+    b"[\n": _ARRAY,
+    b"[\r\n": _ARRAY,
+}
+"""How files begin of which no line could be read: what they are, and what to do."""
+
+
+class _Foreign(Exception):
+    """What a file is instead of lines."""
 
 
 class SourceError(TurnoutError):
@@ -40,18 +58,15 @@ class Source:
         return self.path != "-" and Path(self.path).is_file()
 
     def check(self) -> None:
-        """Raises SourceError if it can't be opened at all."""
-        if self.path != "-" and not Path(self.path).is_fifo():  # a look would end its writer's output
-            try:
-                Path(self.path).open("rb").close()
-            except OSError as error:
-                raise SourceError(f"can't read {self.name}: {error.strerror}") from None
+        """Raises SourceError if nothing of it can be read. A pipe is not looked at: that would end its writer's output."""
+        if self.path != "-" and not Path(self.path).is_fifo():
+            next(iter(self), None)
 
     def __iter__(self) -> Iterator[RawLine]:
         """Every line that isn't blank, numbered as an editor would; raises SourceError."""
         try:
             yield from self._lines()
-        except (OSError, EOFError, zlib.error, NoTable) as error:
+        except (OSError, EOFError, zlib.error, NoTable, _Foreign) as error:
             reason = getattr(error, "strerror", None) or error
             raise SourceError(f"can't read {self.name}: {reason}") from error
 
@@ -91,8 +106,13 @@ def _of_table(rows: Iterable[Row]) -> Iterator[RawLine]:
 def _opened(path: str) -> IO[bytes]:
     # Not `sys.stdin`, whose lock Python wants at its end, though a thread of ours may be waiting there.
     file = open(0, "rb", closefd=False) if path == "-" else Path(path).open("rb")  # noqa: SIM115
-    if file.peek(2)[:2] == b"\x1f\x8b":
+    begins = file.peek(8)[:8]
+    if begins.startswith(b"\x1f\x8b"):
         return cast(IO[bytes], gzip.GzipFile(fileobj=file))
+    for mark, what in _FOREIGN.items():
+        if begins.startswith(mark):
+            file.close()
+            raise _Foreign(f"it is {what}")
     return file
 
 

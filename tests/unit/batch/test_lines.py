@@ -253,6 +253,21 @@ def test_a_table_without_a_column_of_prompts_is_refused_as_a_whole(tmp_path: Pat
             list(Source(str(tmp_path / name)))
 
 
+@pytest.mark.parametrize(
+    ("begins", "told"),
+    [
+        ('{"prompt": "a"}\n'.encode("utf-16"), "it is UTF-16; save it as UTF-8"),
+        (b"(\xb5/\xfd\n\n\n", "it is packed by zstd; zstd -dc FILE | turnout run - … unpacks it"),
+        (b'[\n  {"prompt": "a"}\n]\n', "it is one JSON array; jq"),
+    ],
+)
+def test_a_file_of_which_no_line_could_be_read_is_refused_as_a_whole(tmp_path: Path, begins: bytes, told: str) -> None:
+    (tmp_path / "x.jsonl").write_bytes(begins)
+    with pytest.raises(SourceError) as refused:
+        Source(str(tmp_path / "x.jsonl")).check()
+    assert told in str(refused.value)
+
+
 ZIPPED = gzip.compress(bytes(range(256)) * 50)
 
 

@@ -178,7 +178,8 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
 
 
 def _sum_up(console: Console, tally: Tally, took_s: float, output: str, errors: str | None) -> None:
-    show(console, run_summary.table(tally))
+    if tally.providers:
+        show(console, run_summary.table(tally))
     console.print(run_summary.closing_line(tally, took_s), highlight=False)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if output != "-":
