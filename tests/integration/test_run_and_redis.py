@@ -38,6 +38,22 @@ def test_a_run_outlives_its_redis_and_does_every_line(tmp_path: Path) -> None:
     assert {result["status"] for result in results} == {"succeeded"}
 
 
+def test_a_run_stops_at_once_though_its_redis_is_away(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A?\n")
+    with standing(tmp_path, FLEET) as stand:
+        command = [sys.executable, "-m", "turnout", "run", str(tmp_path / "prompts.txt"), "-o", "-", "--workers", "0"]
+        log, here = tmp_path / "run.log", {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
+        child = process.start(command, log, here)
+        try:
+            stand.until(lambda: stand.client.exists(stand.ledger.keys.pending("batch")), 60)
+            stand.redis.kill()
+            child.terminate()
+            assert child.wait(20) == 3, log.read_text()
+        finally:
+            process.stop(child)
+    assert "Stopped. What is done is kept" in log.read_text()
+
+
 def test_a_run_takes_the_password_of_its_redis_from_a_file(tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text("A?\n")
     (tmp_path / "password").write_text("secret\n")

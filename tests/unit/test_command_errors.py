@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 from click.testing import CliRunner
 
 from turnout.cli import main
@@ -83,3 +84,19 @@ def test_a_flower_whose_port_is_taken_says_so(tmp_path: Path, monkeypatch: pytes
 def test_a_flower_that_others_can_reach_wants_a_login() -> None:
     done = CliRunner().invoke(main, ["flower", "--address", "0.0.0.0"], env={"OPENAI_API_KEY": "k"})
     assert "0.0.0.0 can be reached by others: set FLOWER_BASIC_AUTH=user:password" in done.output
+
+
+def test_a_redis_that_takes_no_writes_is_told_as_such(
+    flushed: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("A?")
+    flushed.config_set("min-replicas-to-write", 1)
+    try:
+        environ = {"OPENAI_API_KEY": "k", "REDIS_URL": redis_url}
+        done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out", "--workers", "0"], env=environ)
+    finally:
+        flushed.config_set("min-replicas-to-write", 0)
+    assert done.exit_code == 2
+    assert "Redis refuses to go on: NOREPLICAS" in done.output
+    assert "What is done is kept" in done.output

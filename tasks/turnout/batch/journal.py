@@ -30,6 +30,7 @@ VERSION = 2
 HEAD = b'{"turnout_journal":'
 """How the first line begins."""
 MISSING = -1
+GOES_ON = "; what is done is kept, and the same command goes on"
 
 
 class Unwritable(TurnoutError):
@@ -162,14 +163,14 @@ class Journal:
     def write(self, line: int, digest: int, entry: Entry, rendered: bytes) -> None:
         """Add one line's result. It is safe from the next `sync` on."""
         raw = b"%d\t%x\t%s\t%s" % (line, digest, json.dumps(entry, separators=(",", ":")).encode(), rendered)
-        with writing(self.path):
+        with writing(self.path, GOES_ON):
             self._file.write(raw)
         self._note(line, digest, entry)
         self._end += len(raw)
 
     def sync(self) -> None:
         """Put on disk what was written."""
-        with writing(self.path):
+        with writing(self.path, GOES_ON):
             self._file.flush()
             os.fsync(self._file.fileno())
 

@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -51,8 +52,21 @@ from turnout_workers.routing.fleet import Fleet
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
 
-PATIENCE = Retry(ExponentialWithJitterBackoff(base=0.05, cap=1.0), retries=120)
-"""A Redis that restarts is waited for, a minute or so: each step of the feeder can be asked again."""
+PATIENCE = 120
+"""Tries. A Redis that restarts is waited for, a minute or so: each step of the feeder can be asked again."""
+
+
+class _UnlessStopped(ExponentialWithJitterBackoff):
+    """Waits between two tries, but not when the run is to stop."""
+
+    def __init__(self, stopping: Callable[[], object]) -> None:
+        super().__init__(base=0.05, cap=1.0)
+        self._stopping = stopping
+
+    def compute(self, failures: int) -> float:
+        if self._stopping():
+            raise Stopped("interrupted while Redis was away")
+        return super().compute(failures)
 
 
 @click.command()
@@ -100,10 +114,10 @@ def run(source: str, output: str | None, **options: Any) -> None:
         trouble = str(error)
     except NoPermissionError as error:
         trouble = f"REDIS_URL's user may not do that: {error}"
-    except (redis.ConnectionError, redis.TimeoutError) as error:
-        trouble = (
-            f"Redis is away: {str(error).rstrip('.')}. What is done is kept; once it is back, the same command goes on."
-        )
+    except redis.RedisError as error:
+        away = isinstance(error, redis.ConnectionError | redis.TimeoutError)
+        wrong = f"{'is away' if away else 'refuses to go on'}: {str(error).rstrip('.')}"
+        trouble = f"Redis {wrong}. What is done is kept; once that is mended, the same command goes on."
     console.print(f"turnout: {trouble}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(UNUSABLE)
 
@@ -127,14 +141,18 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         with console.status("Starting …"):
             here = stack.enter_context(local.running(folder, *wanted, tell))
         fleet = endpoints.fleet(here.settings)
-        client = connect(here.redis_url, retry=PATIENCE)
+
+        def stopping() -> object:
+            return stop.is_set() or here.given_up
+
+        client = connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
         ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
         feeder = Feeder(
             client,
             ledger,
             Source(source),
             journal,
-            stopping=lambda: stop.is_set() or here.given_up,
+            stopping=stopping,
             defaults=defaults(options),
             dedupe=options["dedupe"],
             max_cost_microusd=(ceiling := max_cost_microusd(options)),
