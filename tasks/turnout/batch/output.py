@@ -18,9 +18,9 @@ def check_places(output: str, errors: str | None = None, source: str = "-") -> N
     for path, name in ((output, "the output"), (errors, "the file of errors")):
         if path is None or (path == "-" and name == "the output"):
             continue
-        if (place := Path(path).resolve()).exists() and not place.is_file():
-            raise Unwritable(f"can't write {path}: it is no regular file")
-        for written in (path, f"{path}.tmp", f"{path}.journal"):
+        if (place := Path(path)).exists() and not place.is_file():  # not resolved: a pipe has no path of its own
+            raise Unwritable(f"can't write {path}: it is no regular file (- is standard output)")
+        for written in (path, f"{place.resolve()}.tmp", f"{path}.journal"):
             if (other := seen.setdefault(Path(written).resolve(), name)) is not name:
                 raise Unwritable(f"{written} is {other}, and would be overwritten; choose another place for {name}")
 
@@ -46,8 +46,10 @@ def write_output(
 
 @contextlib.contextmanager
 def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
-    """Writes a file that takes its name when it is whole and on disk; cut off before, it leaves nothing."""
-    temporary = Path(f"{path}.tmp")
+    """Writes a file that takes its name when it is whole and on disk; cut off before, it leaves nothing. A symbolic
+    link stays one."""
+    place = Path(path).resolve()
+    temporary = Path(f"{place}.tmp")
     try:
         with writing(path, advice):
             with temporary.open("wb") as file:
@@ -59,7 +61,7 @@ def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
                 yield write
                 file.flush()
                 os.fsync(file.fileno())
-            temporary.replace(path)
+            temporary.replace(place)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -205,6 +206,7 @@ def test_an_output_that_can_not_be_written_leaves_the_journal_and_no_half_file(o
 def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what_is_no_file(output: str) -> None:
     source = Path(output).with_name("in.jsonl")
     source.touch()
+    os.mkfifo(pipe := f"{output}.pipe")
     Path(output).symlink_to(source)
     for places, told in (
         ((output, None, str(source)), "is the input"),
@@ -213,12 +215,20 @@ def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what
         (("new", "./new"), "is the output"),
         (("new", "new.journal"), "is the output"),
         (("/dev/null",), "no regular file"),
+        ((pipe,), "no regular file"),
         ((str(source.parent),), "no regular file"),
     ):
         with pytest.raises(Unwritable, match=told):
             check_places(*places)
     check_places("-", str(source), "-")
     check_places("new", "other", str(source))
+
+
+def test_an_output_that_is_a_link_stays_one(output: str) -> None:
+    (target := Path(output).with_name("target")).write_text("before")
+    Path(output).symlink_to(target)
+    write_output([(True, b"1\n")], output)
+    assert (Path(output).is_symlink(), target.read_text()) == (True, "1\n")
 
 
 WRITER = """

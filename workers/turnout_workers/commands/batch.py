@@ -19,7 +19,7 @@ from turnout.batch.source import Source
 from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
-from turnout_workers.commands.lines import DONE, SOME_FAILED, STOPPED, defaults, line_options, max_cost_microusd
+from turnout_workers.commands.lines import DONE, SOME_FAILED, STOPPED, Output, defaults, line_options, max_cost_microusd
 from turnout_workers.commands.screen import add, counted, table, usd
 from turnout_workers.deployment import Deployment, deployment
 
@@ -100,7 +100,9 @@ def watch(id: str) -> None:
 
 @batch.command()
 @click.argument("id")
-@click.option("-o", "--output", required=True, help="A line for each line that has ended; - for standard output.")
+@click.option(
+    "-o", "--output", type=Output(), required=True, help="A line for each that has ended; - for standard output."
+)
 @click.option("--errors", help="A file of its own for lines without an answer.")
 def results(id: str, output: str, errors: str | None) -> None:
     """Fetch results in the order of the input, as far as there are any. Exit code 3: the batch still goes on."""

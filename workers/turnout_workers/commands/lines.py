@@ -35,6 +35,18 @@ OPTIONS = (
 )
 
 
+STDOUT = {"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}
+
+
+class Output(click.ParamType[str]):
+    """A path of results. Standard output is `-`, whatever name it is given: under its others, a file took its place."""
+
+    name = "path"
+
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        return "-" if value in STDOUT else value
+
+
 def line_options(command: Command) -> Command:
     """Adds them to a command; `defaults` and `max_cost_microusd` read them."""
     for option in reversed(OPTIONS):

@@ -40,6 +40,7 @@ from turnout_workers.commands.lines import (
     SOME_FAILED,
     STOPPED,
     UNUSABLE,
+    Output,
     defaults,
     line_options,
     max_cost_microusd,
@@ -71,7 +72,7 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 
 @click.command()
 @click.argument("source")
-@click.option("-o", "--output", help="Results, a line for each line of SOURCE; - for standard output.")
+@click.option("-o", "--output", type=Output(), help="Results, a line for each line of SOURCE; - for standard output.")
 @click.option("--errors", help="A file of its own for lines without an answer.")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="turnout.toml")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, whatever keys there are. No model is run.")
