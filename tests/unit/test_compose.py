@@ -18,7 +18,7 @@ from tests.tools import program
 from turnout.request import Lane
 from turnout.result import JobStatus
 from turnout_workers import config
-from turnout_workers.monitoring.metrics import Recovery
+from turnout_workers.monitoring.metrics import Metrics, Recovery
 from turnout_workers.routing.fleet import Circuit
 from turnout_workers.state.store import Account
 
@@ -57,6 +57,15 @@ def test_each_alert_is_tried_and_the_handbook_says_what_to_do() -> None:
     for name in (rule["alert"] for rule in ALERTS):
         assert name in fired & quiet
         assert f"`{name}`" in handbook
+
+
+def test_counters_whose_increase_is_watched_begin_at_nothing() -> None:
+    """`increase` sees nothing of a series that begins with the first event."""
+    watched = re.findall(r"increase\((\w+)(?:{(\w+)=\"(\w+)\"})?\[", " ".join(rule["expr"] for rule in ALERTS))
+    assert len(watched) >= 3
+    registry = Metrics().registry
+    for name, label, value in watched:
+        assert registry.get_sample_value(name, {label: value} if label else {}) == 0, (name, value)
 
 
 def test_alerts_and_dashboard_ask_for_values_that_labels_can_have() -> None:

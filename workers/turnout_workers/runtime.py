@@ -145,7 +145,7 @@ class Worker:
         if (port := file.monitoring.metrics_port) is not None:
             from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
 
-            shared = FleetCollector(self._poller, self._store, self._send, self._ledger.keys, self._ceilings.named)
+            shared = FleetCollector(self._poller, self._send, self._ledger.keys, self._ceilings.named)
             serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
             await self._open.enter_async_context(serving)
         if path := os.environ.get("TURNOUT_ALIVE"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,9 +16,12 @@ from turnout.ledger import Coalescer, Keys
 from turnout_workers.monitoring import overview
 from turnout_workers.routing.fleet import Circuit
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Ceiling, FleetStore
+from turnout_workers.state.store import Ceiling
 
 logger = logging.getLogger(__name__)
+
+WAIT_S = 3.0
+"""For Redis. Prometheus waits for ten seconds, and then takes the worker for gone."""
 
 BY_ENDPOINT = (
     ("calls_in_flight", "Calls in flight, of all workers.", "in_flight"),
@@ -35,7 +39,6 @@ class FleetCollector(Collector):
     """The shared state as of the last `refresh`."""
 
     fleet: SnapshotPoller
-    store: FleetStore
     send: Coalescer
     keys: Keys
     ceilings: Callable[[], Sequence[Ceiling]]
@@ -46,15 +49,16 @@ class FleetCollector(Collector):
     async def refresh(self) -> None:
         """Ask Redis for what the worker has no copy of. While it is away, these series are missing."""
         self._backlog, self._used = {}, {}
+        limits = {one.account: one.limit_microusd for one in self.ceilings() if one.limit_microusd}
         try:
-            told = await self.send.all(*overview.backlog_calls(self.keys))
-            limits = {one.account: one.limit_microusd for one in self.ceilings() if one.limit_microusd}
-            money = await self.store.accounts(list(limits))
+            async with asyncio.timeout(WAIT_S):
+                *_, money = told = await self.send.all(*overview.backlog_calls(self.keys, limits))
         except (RedisError, OSError) as error:
-            logger.warning("metrics without the queues: %s", error)
+            logger.warning("metrics without the queues: %s", str(error) or "Redis is silent")
             return
         self._backlog = overview.backlog(told, self.fleet.now())
-        self._used = {name: (one.spent + one.reserved + one.unsure) / limits[name] for name, one in money.items()}
+        spent = {name: one.spent + one.reserved + one.unsure for name, one in money.items()}
+        self._used = {name: spent[name] / limit for name, limit in limits.items()}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
         rows = overview.endpoints(self.fleet.snapshot)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
-from typing import Literal
+from typing import Literal, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
@@ -50,6 +50,10 @@ class Metrics:
             "turnout_lease_losses", "Jobs that were lost to another worker, their calls aborted.", registry=registry
         )
         self._recovered = counter("turnout_recoveries", "Jobs that housekeeping brought back.", "how")
+        for how in get_args(
+            Recovery
+        ):  # alerts watch the increase, of which a series that begins with an event has none
+            self._recovered(how)
         self._held = Gauge("turnout_worker_jobs", "Jobs in flight in this process.", registry=registry)
         self._free = Gauge("turnout_worker_free_slots", "Jobs that this process would take now.", registry=registry)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -28,14 +28,14 @@ def overview(here: Deployment) -> dict[str, Any]:
     }
 
 
-def backlog_calls(keys: Keys) -> list[Call[Any]]:
-    """What to ask Redis, in one round trip; `backlog` makes sense of the replies."""
+def backlog_calls(keys: Keys, accounts: Iterable[str] = ()) -> list[Call[Any]]:
+    """What to ask Redis, in one round trip; `backlog` makes sense of the replies. The last tells of `accounts`, too."""
     return [
         *(call for lane in Lane for call in _lane_calls(keys, lane)),
         Call(("ZCARD", keys.leases), int),
         Call(("ZCARD", keys.parked), int),
         Call(("HGETALL", keys.counts), _counts),
-        accounts_call(keys, ["total"]),
+        accounts_call(keys, ["total", *accounts]),
     ]
 
 
