@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from contextvars import copy_context
 
 import pytest
@@ -65,9 +66,14 @@ def test_both_formats_write_a_line(form: str, capsys: pytest.CaptureFixture[str]
     try:
         logs.configure("INFO", form)  # type: ignore[arg-type]
         logging.getLogger("turnout_workers.attempts.attempt").info("it %s", "goes")
+        warnings.warn("mind this", stacklevel=1)
     finally:
         root.handlers, root.level = before[0], before[1]
-    assert "it goes" in capsys.readouterr().err
+        logging.captureWarnings(False)
+    told = capsys.readouterr().err
+    assert "it goes" in told
+    assert "py.warnings" in told
+    assert "mind this" in told
 
 
 def test_a_json_line_names_the_attempt_and_its_provider_and_another_job_where_it_is_told() -> None:

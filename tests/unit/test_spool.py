@@ -44,6 +44,12 @@ async def test_what_another_release_has_kept_is_put_aside_and_holds_nothing_up(t
     assert [file.suffix for file in tmp_path.iterdir()] == [".refused"]
 
 
+def test_a_folder_that_takes_nothing_is_noticed_before_it_is_needed(tmp_path: Path) -> None:
+    assert Spool(tmp_path / "made/for/it").trouble() is None
+    (tmp_path / "file").touch()
+    assert isinstance(Spool(tmp_path / "file" / "spool").trouble(), OSError)
+
+
 def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path) -> None:
     spool = Spool(tmp_path)
     (tmp_path / "0.json").write_text("half of")

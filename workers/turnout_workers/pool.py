@@ -278,6 +278,7 @@ class TaskPool(BasePool):
         if not self._thread.is_alive():
             return
         transport.free_slots = lambda: 0
+        logger.info("stopping: %d jobs under way have %g s to end", len(self._jobs), grace_s)
         ends_at = monotonic() + grace_s
         self._finish_while(lambda: not self.hurried and monotonic() < ends_at)
         for job in list(self._jobs.values()):

@@ -94,6 +94,10 @@ class Worker:
         await self._look_at_redis()
         self.foreign = Foreign(self._client, self._ledger, self._send, self._in_force)
         spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
+        if trouble := spool.trouble():
+            logger.error(
+                "what Redis can't take while it is away will be lost, and paid again: set TURNOUT_SPOOL: %s", trouble
+            )
         heartbeat = Heartbeat(self._ledger, self._send, self._store, file.worker.lease_s, loop.time)
         rng = random.Random()
         self._ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)

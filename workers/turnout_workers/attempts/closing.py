@@ -127,10 +127,10 @@ class Closing:
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours, which won't be gone later
         except (RedisError, OSError) as error:
-            logger.warning("job %s can't be settled now (%s); its result waits on disk", job.id, error)
-            if kept is None:
-                self._keep(job, result, accounts)
-            return Skipped("its result waits on disk")
+            kept = kept or self._keep(job, result, accounts)
+            where = "its result waits on disk" if kept else "its result is lost, and it is done again"
+            logger.warning("job %s can't be settled now (%s); %s", job.id, error, where)
+            return Skipped(where)
         ours_to_book = kept is None or self.spool.drop(kept)  # else it was settled, and booked, from disk meanwhile
         if not taken.accepted:
             if ours_to_book and taken.duplicate and result.cost_microusd:
@@ -141,9 +141,14 @@ class Closing:
             await self.store.forget([f"job:{job.id}"])
         return Done(result)
 
-    def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path:
+    def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path | None:
+        """None if the disk takes nothing either."""
         kept = {"job": job.id, "token": job.claim.token, "batch": job.claim.batch, "accounts": accounts}
-        return self.spool.keep({**kept, "result": json.loads(write_result(result, self.ledger.keyring))})
+        try:
+            return self.spool.keep({**kept, "result": json.loads(write_result(result, self.ledger.keyring))})
+        except OSError as error:
+            logger.error("the result of job %s can't be kept on disk: %s", job.id, error)
+            return None
 
     def _settlement(self, claim: Claimed, result: JobResult, record: bytes | None) -> Call[Settlement]:
         kept = self.in_force.file.retention

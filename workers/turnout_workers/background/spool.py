@@ -15,6 +15,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
@@ -37,6 +38,15 @@ class Spool:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+
+    def trouble(self) -> OSError | None:
+        """Why nothing can be kept in it, if so."""
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+            TemporaryFile(dir=self._folder).close()
+        except OSError as error:
+            return error
+        return None
 
     def keep(self, settlement: dict[str, Any]) -> Path:
         """Write it so that it is there whole or not at all. Readable by this user only: it holds an answer."""

@@ -12,6 +12,7 @@ from celery.utils.nodenames import default_nodename, host_format
 from turnout.ledger import Keyring
 from turnout.request import Lane
 from turnout_workers import config
+from turnout_workers.monitoring import logs
 
 LEVELS = ("debug", "info", "warning", "error")
 
@@ -34,7 +35,8 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
     settings = config.configured(os.environ)
     Keyring.of(os.environ)  # what is wrong with it is said now, and not by the loop
     slots = concurrency or settings.file.worker.concurrency
-    level = (loglevel or settings.file.monitoring.log_level).upper()
+    level, form = (loglevel or settings.file.monitoring.log_level).upper(), settings.file.monitoring.log_format
+    logs.configure(level, form)  # Celery does so later than it begins to warn
     from turnout_workers.app import app  # reads what was put into the environment here
     from turnout_workers.pool import TaskPool
 
@@ -46,6 +48,7 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
         concurrency=slots,
         queues=",".join(queues),
         loglevel=level,
+        quiet=form == "json",  # its banner is no line of JSON
         without_gossip=True,
         without_mingle=True,
     )

@@ -109,5 +109,6 @@ def configure(level: int | str, form: Literal["text", "json"]) -> None:
     handler.addFilter(Flood(handler.emit))
     handler.setFormatter(Json() if form == "json" else logging.Formatter(READABLE))
     logging.basicConfig(level=level, handlers=[handler], force=True)
+    logging.captureWarnings(True)
     for name in CHATTY:
         logging.getLogger(name).setLevel(logging.WARNING)
