@@ -58,7 +58,7 @@ class Source:
         return self.path != "-" and Path(self.path).is_file()
 
     def check(self) -> None:
-        """Raises SourceError if nothing of it can be read. A pipe is not looked at: that would end its writer's output."""
+        """Raises SourceError if nothing of it can be read. A pipe is left alone: a look would end its writer."""
         if self.path != "-" and not Path(self.path).is_fifo():
             next(iter(self), None)
 
