@@ -31,7 +31,7 @@ from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.ending import end
-from turnout_workers.background.fleet_watch import FleetWatch
+from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError
@@ -51,7 +51,9 @@ logger = logging.getLogger(__name__)
 WATCH_S = 0.5
 """How often calls in flight are looked at for hanging."""
 LEASE_MARGIN_S = 30.0
+"""How much longer than its call a lease lasts: nobody renews it."""
 ROOM_RECHECK_S = 0.05
+"""The shortest wait after an admission that found no room."""
 TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
 
 
@@ -134,9 +136,8 @@ class IntelligentRouter:
         self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
         self._judging = Judging(self._reporter, self._rng, hedge)
         self._checks = HealthChecks(self._providers, self._store, self._seen, health_check_interval, self._rng)
-        self._watch = FleetWatch(
-            self._store, self._seen, self._under_way, uuid.uuid4().hex, self._rng, failover_cooldown
-        )
+        self._calls = CallWatch(self._store, self._seen, self._under_way, uuid.uuid4().hex)
+        self._watch = FleetWatch(self._store, self._seen, self._rng, failover_cooldown)
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- the fleet ---------------------------------------------------------------------------------------
@@ -352,7 +353,7 @@ class IntelligentRouter:
     async def watch(self) -> None:
         """Eject endpoints whose calls hang, and end leases that were abandoned. Done twice a second."""
         await self._store.expire()
-        await self._watch.look()
+        await self._calls.look()
         await self.snapshot()
         await self._watch.judge()
 
@@ -366,7 +367,7 @@ class IntelligentRouter:
 
     async def __aenter__(self) -> Self:
         background = (self._every(WATCH_S, self.watch), self._every(self._interval_s, self.check_health))
-        self._tasks = [asyncio.create_task(work) for work in (*background, self._watch.run())]
+        self._tasks = [asyncio.create_task(work) for work in (*background, self._calls.run())]
         return self
 
     async def __aexit__(

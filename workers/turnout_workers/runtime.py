@@ -23,7 +23,7 @@ from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.background.batch_feeding import BatchFeeding
 from turnout_workers.background.ending import end
-from turnout_workers.background.fleet_watch import FleetWatch
+from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
@@ -116,15 +116,9 @@ class Worker:
             metrics=metrics,
             rng=rng,
         )
-        watch = FleetWatch(
-            self._store,
-            self._poller,
-            self.attempts.under_way,
-            worker=self.name,
-            rng=rng,
-            ejection_s=file.router.failover_cooldown,
-            came_back=self.attempts.parking.hasten,
-        )
+        under_way, hasten = self.attempts.under_way, self.attempts.parking.hasten
+        calls = CallWatch(self._store, self._poller, under_way, self.name, came_back=hasten)
+        watch = FleetWatch(self._store, self._poller, rng, ejection_s=file.router.failover_cooldown)
         feeding = BatchFeeding(self._client, self._ledger, self._send, file.retention.results_s)
         housekeeping = Housekeeping(
             self._client,
@@ -143,7 +137,7 @@ class Worker:
         self._use(self._settings)
         reload = Reload(self._settings, self._use)
         unspooling = Unspooling(spool, self._ledger, self._send, self._store, self._in_force)
-        for work in (self._poller, heartbeat, watch, housekeeping, checks, reload, self._webhooks, unspooling):
+        for work in (self._poller, heartbeat, calls, housekeeping, checks, reload, self._webhooks, unspooling):
             self._keep_running(work.run)
         self._keep_running(partial(self._show_life, slots))
         if (port := file.monitoring.metrics_port) is not None:

@@ -1,4 +1,4 @@
-"""What no single call shows: calls that hang, and what the scarce endpoints are worth to those who wait."""
+"""What no single call shows: that calls hang, that endpoints are back, what scarce ones are worth to those who wait."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
@@ -28,32 +29,22 @@ NOTHING = 1e-3
 """A shadow price below this is none."""
 
 
-class FleetWatch:
-    """`run` looks after this worker's jobs; `judge`, for the one that does the housekeeping, after the fleet."""
+@dataclass
+class CallWatch:
+    """Looks after this process's own calls and jobs."""
 
-    def __init__(
-        self,
-        store: FleetStore,
-        fleet: SnapshotPoller,
-        under_way: UnderWay,
-        worker: str,
-        rng: random.Random,
-        ejection_s: float,
-        came_back: Callable[[], Awaitable[None]] | None = None,
-    ) -> None:
-        """came_back: called when an endpoint is there again of which nobody knew when it would be, or a new one."""
-        self._store = store
-        self._fleet = fleet
-        self._under_way = under_way
-        self._worker = worker
-        self._rng = rng
-        self._ejection_s = ejection_s
-        self._came_back = came_back
-        self._fleet_seen: Fleet | None = None
-        self._there: frozenset[str] = frozenset()
-        self._priced_at = 0.0
-        self._told_at = 0.0
-        self._told: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+    store: FleetStore
+    fleet: SnapshotPoller
+    under_way: UnderWay
+    worker: str
+    """Its name, under which the fleet is told."""
+    came_back: Callable[[], Awaitable[None]] | None = None
+    """Called when an endpoint is there again of which nobody knew when it would be, or a new one."""
+    _fleet_seen: Fleet | None = field(default=None, init=False)
+    _there: frozenset[str] = field(default=frozenset(), init=False)
+    _told: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()), init=False)
+    """What waits, and what is overdue, as it was told last."""
+    _told_at: float = field(default=0.0, init=False)
 
     async def run(self) -> None:
         """Look after this process's calls, again and again."""
@@ -66,17 +57,17 @@ class FleetWatch:
 
     async def look(self) -> None:
         """Cut short what hangs at endpoints that are out; tell the fleet what hangs, and what jobs wait for."""
-        snapshot = self._fleet.snapshot
+        snapshot = self.fleet.snapshot
         out = [v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) is Circuit.OPEN]
-        if cut := self._under_way.cut_short(out):
+        if cut := self.under_way.cut_short(out):
             logger.warning("%d overdue calls to %s are cut short; their jobs move on", cut, ", ".join(out))
-        overdue, now = self._under_way.overdue(), asyncio.get_running_loop().time()
+        overdue, now = self.under_way.overdue(), asyncio.get_running_loop().time()
         if overdue == self._told[1] and now - self._told_at < EVERY_S:
             return
-        waiting = self._under_way.waiting()
+        waiting = self.under_way.waiting()
         try:
             if waiting or overdue or any(self._told):
-                await self._store.publish(self._worker, waiting, overdue)
+                await self.store.publish(self.worker, waiting, overdue)
             self._told, self._told_at = (waiting, overdue), now
             await self._tell_of_returns(snapshot)
         except (RedisError, OSError) as error:
@@ -87,18 +78,30 @@ class FleetWatch:
         without a time at which to look."""
         gone = (Circuit.DISABLED, Circuit.ISOLATED)
         there = frozenset(v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) not in gone)
-        if self._came_back and (snapshot.fleet is not self._fleet_seen or there - self._there):
-            await self._came_back()
+        if self.came_back and (snapshot.fleet is not self._fleet_seen or there - self._there):
+            await self.came_back()
         self._fleet_seen, self._there = snapshot.fleet, there
+
+
+@dataclass(slots=True)
+class FleetWatch:
+    """Looks after the whole fleet, in the one worker that does the housekeeping."""
+
+    store: FleetStore
+    fleet: SnapshotPoller
+    rng: random.Random
+    ejection_s: float
+    """Of the first ejection in a row; each further one is twice as long."""
+    _priced_at: float = field(default=0.0, init=False)
 
     async def judge(self) -> None:
         """Eject endpoints whose calls hang, long before their timeouts, and move the shadow prices a step."""
-        snapshot = self._fleet.snapshot
+        snapshot = self.fleet.snapshot
         for view in snapshot.views:
             endpoint_id = view.endpoint.id
-            step = after_watch(view.health, view.load, view.metrics, snapshot.at, self._rng, base_s=self._ejection_s)
+            step = after_watch(view.health, view.load, view.metrics, snapshot.at, self.rng, base_s=self.ejection_s)
             if step.step is Step.TRIP:
-                await self._store.trip(endpoint_id, step.open_s, step.reason)
+                await self.store.trip(endpoint_id, step.open_s, step.reason)
                 logger.warning("%s ejected for %.1f s: %s", endpoint_id, step.open_s, step.reason)
         if snapshot.at - self._priced_at < EVERY_S:
             return
@@ -109,4 +112,4 @@ class FleetWatch:
             if price > NOTHING or view.load.shadow_price > NOTHING:
                 prices[view.endpoint.id] = price
         if prices:
-            await self._store.set_shadow_prices(prices)
+            await self.store.set_shadow_prices(prices)
