@@ -3,29 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import redis
-from tests.integration.test_cancellation import JOB, Act, Bench, HastyLoop, Line, Scenario, answer, failing
+from tests.integration.test_cancellation import JOB, Bench, HastyLoop, Line, Scenario, answer, failing
 
 from turnout.ledger import run
+from turnout.request import Lane
 from turnout.result import JobResult
-from turnout_workers.routing.failure import FailureKind
+from turnout_workers.attempts.held import Skipped
+from turnout_workers.routing.failure import Billed, FailureKind
 
 ERROR = failing(FailureKind.SERVER_ERROR)
 
 
-def done(url: str, client: redis.Redis, spool: Path, scenario: Scenario, dear: Sequence[Act] = ()) -> JobResult:
-    """The job's result, made by one worker. `dear`: the script of the second provider."""
+Work = Callable[[Bench], Awaitable[None]]
+
+
+async def finish(bench: Bench) -> None:
+    await bench.finish()
+
+
+def done(url: str, client: redis.Redis, spool: Path, scenario: Scenario, work: Work = finish) -> JobResult:
+    """The job's result, after `work`."""
 
     async def do() -> JobResult:
         line = Line(url)
         async with line.client:
             bench = Bench(client, line, spool, scenario)
-            bench.providers[1].script = dear
             await bench.begin()
-            await bench.finish()
+            await work(bench)
             (result,) = run(client, [bench.ledger.result(JOB)])
             assert result is not None
             return result
@@ -38,7 +46,12 @@ def test_a_repeated_call_that_goes_elsewhere_is_a_failover_and_is_repeated_there
     redis_url: str, flushed: redis.Redis, tmp_path: Path
 ) -> None:
     """A call is repeated where the job is served best by then, and that may be another endpoint."""
-    result = done(redis_url, flushed, tmp_path, Scenario(cheap=[ERROR]), dear=[ERROR, answer()])
+
+    async def work(bench: Bench) -> None:
+        bench.providers[1].script = [ERROR, answer()]
+        await bench.finish()
+
+    result = done(redis_url, flushed, tmp_path, Scenario(cheap=[ERROR]), work)
     assert [attempt.endpoint for attempt in result.attempts] == ["cheap/m", "dear/m", "dear/m"]
     assert (result.failovers, result.deferrals) == (1, 0)
 
@@ -49,3 +62,20 @@ def test_a_repeated_call_where_nothing_else_will_do_is_no_failover(
     result = done(redis_url, flushed, tmp_path, Scenario(wish={"only": ["cheap"]}, cheap=[ERROR, answer()]))
     assert [attempt.endpoint for attempt in result.attempts] == ["cheap/m", "cheap/m"]
     assert (result.failovers, result.deferrals) == (0, 0)
+
+
+def test_a_job_that_is_run_again_has_its_whole_ceiling(redis_url: str, flushed: redis.Redis, tmp_path: Path) -> None:
+    async def work(bench: Bench) -> None:
+        await bench.attempt(bench.worker, lambda attempt: attempt)
+        unsure = flushed.hget(bench.ledger.keys.money, f"job:{JOB}|unsure")
+        run(flushed, [bench.ledger.cancel(JOB, None, 60)])
+        await bench.attempt(bench.worker, lambda attempt: attempt)  # the message that tells a worker of it
+        assert (unsure, isinstance(bench.ends[-1], Skipped)) == (b"59", True)
+        assert not [name for name in flushed.hkeys(bench.ledger.keys.money) if name.startswith(b"job:")]
+        run(flushed, [bench.ledger.replay(JOB, Lane.STANDARD)])
+        await bench.finish()
+
+    hangs = failing(FailureKind.TIMED_OUT, Billed.MAYBE)
+    scenario = Scenario(wish={"only": ["cheap"], "max_cost_usd": 100e-6}, cheap=[hangs, answer()])
+    result = done(redis_url, flushed, tmp_path, scenario, work)
+    assert (result.status, result.cost_microusd, result.unsure_microusd) == ("succeeded", 10, 0)

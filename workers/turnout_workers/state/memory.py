@@ -39,6 +39,7 @@ RESIDUAL_MOST = 2.0
 """… after it was cut to this, so that one freak doesn't double it."""
 CACHED_STEP = 0.05
 """Weight of a new answer in the share of input tokens that were cached."""
+NOTHING = Account()
 KEPT_MS = DAY[0] * DAY[1]
 """How long an expired lease is remembered."""
 
@@ -94,7 +95,7 @@ class MemoryFleetStore:
         """What the endpoints of an account have used together."""
         self._leases: dict[str, _Lease] = {}
         self._expiry: dict[str, int] = {}
-        self._money: defaultdict[str, Account] = defaultdict(Account)
+        self._money: dict[str, Account] = {}
         self._published: dict[str, tuple[int, Mapping[str, int], Mapping[str, int]]] = {}
 
     def _now(self) -> int:
@@ -177,7 +178,7 @@ class MemoryFleetStore:
 
     def _money_obstacles(self, ceilings: tuple[Ceiling, ...], cost: int, now: int) -> Iterator[Obstacle]:
         for ceiling in ceilings:
-            account = self._money[ceiling.account]
+            account = self._money.get(ceiling.account, NOTHING)
             certain = account.spent + account.unsure + cost
             limit = ceiling.limit_microusd
             # A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
@@ -199,13 +200,15 @@ class MemoryFleetStore:
         charges = tuple((usage, usage.charge(ask.lease_id, use, now)) for usage in self._counted_by(bid))
         known.count_calls()
         accounts = tuple(ceiling.account for ceiling in (*ask.ceilings, *bid.ceilings))
+        for name in accounts:
+            self._money.setdefault(name, NOTHING)
         self._book(accounts, reserved=bid.cost_microusd)
         lease = _Lease(bid.endpoint_id, now, charges, bid.cost_microusd, accounts, probe)
         self._leases[ask.lease_id], self._expiry[ask.lease_id] = lease, expires_at
         return lease.granted(ask.lease_id)
 
     def _book(self, accounts: Sequence[str], **amounts: int) -> None:
-        for name in accounts:
+        for name in [name for name in accounts if name in self._money]:  # one that was forgotten stays so
             account = self._money[name]
             sums = {column: getattr(account, column) + amount for column, amount in amounts.items()}
             self._money[name] = replace(account, **sums)
@@ -332,7 +335,7 @@ class MemoryFleetStore:
         self._book(accounts, duplicate=cost_microusd)
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
-        return {name: self._money[name] for name in names}
+        return {name: self._money.get(name, NOTHING) for name in names}
 
     async def forget(self, accounts: Sequence[str]) -> None:
         for name in accounts:

@@ -216,7 +216,10 @@ class FleetStore(Protocol):
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]: ...
 
     async def forget(self, accounts: Sequence[str]) -> None:
-        """Drop accounts that nobody will charge any more, such as those of settled jobs, and what was set for them."""
+        """Drop accounts that are of no interest any more, such as those of settled jobs, and what was set for them.
+
+        Calls that are still under way, and a result that comes twice, are booked in their other accounts alone.
+        """
 
     async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
         """How many of this worker's jobs wait for each endpoint, and how many of its calls there are overdue.

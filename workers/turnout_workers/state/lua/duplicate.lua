@@ -3,5 +3,5 @@
 --
 -- KEYS  money
 -- ARGV  micro-dollars; then the accounts
-for i = 2, #ARGV do redis.call('HINCRBY', KEYS.money, ARGV[i] .. '|duplicate', ARGV[1]) end
+for i = 2, #ARGV do book(ARGV[i], {duplicate = ARGV[1]}) end
 return redis.status_reply('OK')

@@ -12,10 +12,7 @@ for i, member in ipairs(ARGV) do
     local lease_key, calls_key, shared_key = KEYS[1 + 3 * i], KEYS[2 + 3 * i], KEYS[3 + 3 * i]
     local endpoint, id = string.match(member, '^(%S+) (.*)$')
     local cost, accounts = unpack(redis.call('HMGET', lease_key, 'cost', 'accounts'))
-    for _, account in ipairs(cjson.decode(accounts or '[]')) do
-      redis.call('HINCRBY', KEYS.money, account .. '|reserved', -cost)
-      redis.call('HINCRBY', KEYS.money, account .. '|unsure', cost)
-    end
+    for _, account in ipairs(cjson.decode(accounts or '[]')) do book(account, {reserved = -cost, unsure = cost}) end
     redis.call('HSET', lease_key, 'expired', 1)
     redis.call('PEXPIRE', lease_key, DAY.width * DAY.span)
     redis.call('ZREM', KEYS.expiry, member)

@@ -26,14 +26,10 @@ redis.call('ZREM', KEYS.expiry, report.endpoint .. ' ' .. report.id)
 for i in ipairs(call.buckets) do redis.call('ZREM', calls_keys[i], report.id) end
 count_calls(known, KEYS.calls)
 
-local function book(account, amount)
-  if amount ~= 0 then redis.call('HINCRBY', KEYS.money, account, amount) end
-end
-for _, account in ipairs(cjson.decode(accounts)) do
-  book(account .. (late and '|unsure' or '|reserved'), -cost)
-  book(account .. '|spent', report.cost)
-  book(account .. '|unsure', report.unsure)
-end
+local changes = {spent = report.cost, unsure = report.unsure, reserved = 0}
+local reserved_as = late and 'unsure' or 'reserved'
+changes[reserved_as] = changes[reserved_as] - cost
+for _, account in ipairs(cjson.decode(accounts)) do book(account, changes) end
 
 -- Set the charge right in the buckets in which it was made, while they count. A request stays a request.
 local error = {0, report.input - call.use[2], report.output - call.use[3]}

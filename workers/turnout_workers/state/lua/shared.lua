@@ -29,6 +29,14 @@ local function health_of(endpoint, known)
   return {NOW, struct.pack(LAYOUT, unpack(known)), texts[1] or '', texts[2] or ''}
 end
 
+-- Change what an account has, column by column; not of one that was forgotten while its calls were under way.
+local function book(account, changes)
+  if redis.call('HEXISTS', KEYS.money, account .. '|reserved') == 0 then return end
+  for column, amount in pairs(changes) do
+    if amount ~= 0 then redis.call('HINCRBY', KEYS.money, account .. '|' .. column, amount) end
+  end
+end
+
 -- What calls take: {requests, input tokens, output tokens}.
 local function add(values, others, sign)
   for i = 1, 3 do values[i] = values[i] + (sign or 1) * others[i] end
