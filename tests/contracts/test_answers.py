@@ -196,6 +196,29 @@ async def test_a_call_of_a_tool_is_the_same_from_all(dialect: str, body: Any) ->
     assert (response.finish, response.text) == (FinishReason.TOOL_CALLS, "")
 
 
+def part(id: str | None, name: str | None, arguments: str, **index: int) -> dict[str, Any]:
+    return chunk(tool_calls=[{**index, "id": id, "function": {"name": name, "arguments": arguments}}])
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        [
+            part("c1", "f", "{", index=0),
+            part("c2", "g", "{", index=1),
+            *(part(None, None, "}", index=i) for i in (0, 1)),
+        ],
+        [part("c1", "f", "{}", index=0), part("c2", "g", "{}", index=0)],  # Ollama
+        [part("c1", "f", "{"), part(None, None, "}"), part("c2", "g", "{}")],  # Gemini's likeness
+        [part("c1", "f", "{", index=0), part("x", None, "}", index=0), part("c2", "g", "{}", index=1)],  # older vLLM
+    ],
+)
+async def test_several_calls_of_tools_stay_apart_in_a_stream(parts: list[Any]) -> None:
+    response = await answered("ollama", [*parts, chunk("tool_calls")])
+    calls = [(call.id, call.function.name, call.function.arguments) for call in response.tool_calls]
+    assert calls == [("c1", "f", "{}"), ("c2", "g", "{}")]
+
+
 @pytest.mark.parametrize(
     ("dialect", "body", "text", "finish", "refusal"),
     [

@@ -97,7 +97,9 @@ class _Chunks:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._refusal: list[str] = []
-        self._calls: dict[int, dict[str, Any]] = {}
+        self._calls: list[dict[str, Any]] = []
+        self._by_index: dict[int, dict[str, Any]] = {}
+        """Of the calls, the last one that each index stood for."""
         self._finish: Any = None
         self._rest: dict[str, Any] = {}
 
@@ -111,17 +113,24 @@ class _Chunks:
             self._text.append(said)
             self._refusal.append(delta.get("refusal") or "")
             for part in delta.get("tool_calls") or ():
-                call = self._calls.setdefault(part.get("index", 0), {"id": "", "name": "", "arguments": ""})
-                function = part.get("function") or {}
-                call["id"] = part.get("id") or call["id"]
-                call["name"] = function.get("name") or call["name"]
-                call["arguments"] += function.get("arguments") or ""
+                self._add_call(part)
         return said
+
+    def _add_call(self, part: Mapping[str, Any]) -> None:
+        index, id, function = part.get("index"), part.get("id"), part.get("function") or {}
+        name, call = function.get("name"), self._by_index.get(index or 0)
+        # Ollama gives all calls of an answer one index, others give none: another id and a name begin another call.
+        if call is None or (id and name and call["id"] != id):
+            call = self._by_index[index or 0] = {"id": id or "", "name": "", "arguments": ""}
+            self._calls.append(call)
+        call["id"] = call["id"] or id
+        call["name"] = name or call["name"]
+        call["arguments"] += function.get("arguments") or ""
 
     def body(self) -> dict[str, Any] | None:
         if self._finish is None:
             return None
-        calls = [{"id": call["id"], "function": call} for _, call in sorted(self._calls.items())]
+        calls = [{"id": call["id"], "function": call} for call in self._calls]
         message = {"content": "".join(self._text), "refusal": "".join(self._refusal), "tool_calls": calls}
         return {**self._rest, "choices": [{"message": message, "finish_reason": self._finish}]}
 
