@@ -103,8 +103,8 @@ class Attempts:
                 logger.error(
                     "job %s is left queued: %s", job_id, Unreadable("its request", claim.key, self._ledger.keyring.refs)
                 )
-            if claim.state in set(JobStatus):  # ended by others than a worker: should it be run again, it is as new
-                await self._store.forget([f"job:{job_id}"])
+            if claim.state in set(JobStatus):  # perhaps ended by others than a worker
+                await self._closing.forget(job_id)
             return Skipped(f"not to be claimed: {claim.state}")
         self._searching.learn(claim)
         reached("claimed")

@@ -108,6 +108,10 @@ class Closing:
         job.hold.ending = True
         return moved if await self.send.whole(call) else Skipped("it was no longer ours")
 
+    async def forget(self, job_id: str) -> None:
+        """Drop the account of a job that has ended: should it be run again, it has its whole ceiling."""
+        await self.store.forget([f"job:{job_id}"])
+
     async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
@@ -138,7 +142,7 @@ class Closing:
             return Skipped(f"settled by another: {taken}")
         reached("after_settle")
         if job.request.constraints.max_cost_microusd is not None:
-            await self.store.forget([f"job:{job.id}"])
+            await self.forget(job.id)
         return Done(result)
 
     def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path | None:
