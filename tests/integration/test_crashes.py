@@ -57,7 +57,7 @@ def test_a_redis_that_is_killed_comes_back_and_no_worker_ends(tmp_path: Path) ->
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
 
 
-def test_a_graceful_stop_drains_and_hands_back_the_rest(tmp_path: Path) -> None:
+def test_a_stop_in_order_lets_calls_end_and_leaves_the_rest_to_others(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET, concurrency=10) as stand:
         first = stand.start_worker()
         stand.submit(IDS)

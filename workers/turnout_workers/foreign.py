@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import redis.asyncio
+import redis
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from turnout.ledger import Coalescer, Intake, Ledger, NewJob, write_result
+from turnout.ledger import Call, Coalescer, Intake, Ledger, NewJob, write_result
+from turnout.ledger.operations import nothing
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import explain
@@ -29,7 +30,6 @@ REVOKED_WITHIN_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Foreign:
-    client: redis.asyncio.Redis
     ledger: Ledger
     send: Coalescer
     in_force: InForce
@@ -111,6 +111,6 @@ class Foreign:
     async def _ended(self, job_id: str, status: JobStatus, code: str, message: str) -> JobResult:
         result = JobResult.unanswered(job_id, status, code, message)
         key, record = self.ledger.keys.result(job_id), celery_record(result, result.model_dump_json())
-        await self.client.set(key, record, ex=int(self.in_force.file.retention.results_s))
-        await self.client.publish(key, record)
+        kept_s = int(self.in_force.file.retention.results_s)
+        await self.send.all(Call(("SET", key, record, "EX", kept_s), nothing), Call(("PUBLISH", key, record), nothing))
         return result

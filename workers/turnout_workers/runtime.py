@@ -63,7 +63,6 @@ class Worker:
 
     def __init__(self, settings: Settings, free_slots: Callable[[], int]) -> None:
         """free_slots: how many more jobs the pool would take now."""
-        self._settings = settings
         self._free_slots = free_slots
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: list[asyncio.Task[None]] = []
@@ -73,7 +72,8 @@ class Worker:
         self._open = AsyncExitStack()
 
     async def start(self, loop: asyncio.AbstractEventLoop, slots: int) -> None:
-        file, self._loop = self._settings.file, loop
+        settings, self._loop = self._in_force.settings, loop
+        file = settings.file
         keep_memory_private()
         if too_few := open_as_many_as_allowed(slots):
             logger.error(too_few)
@@ -92,7 +92,7 @@ class Worker:
         self._poller = SnapshotPoller(self._store, Fleet(()))
         await self._connected()
         await self._look_at_redis()
-        self.foreign = Foreign(self._client, self._ledger, self._send, self._in_force)
+        self.foreign = Foreign(self._ledger, self._send, self._in_force)
         spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
         if trouble := spool.trouble():
             logger.error(
@@ -119,7 +119,7 @@ class Worker:
         under_way, hasten = self.attempts.under_way, self.attempts.parking.hasten
         calls = CallWatch(self._store, self._poller, under_way, self.name, came_back=hasten)
         watch = FleetWatch(self._store, self._poller, rng, ejection_s=file.router.failover_cooldown)
-        feeding = BatchFeeding(self._client, self._ledger, self._send, file.retention.results_s)
+        feeding = BatchFeeding(self._ledger, self._send, file.retention.results_s)
         housekeeping = Housekeeping(
             self._client,
             self._ledger,
@@ -134,8 +134,8 @@ class Worker:
         interval_s = file.router.health_check_interval
         checks = HealthChecks(self._connectors.values(), self._store, self._poller, interval_s, rng)
         self._webhooks = Webhooks(self._ledger, self._send)
-        self._use(self._settings)
-        reload = Reload(self._settings, self._use)
+        self._use(settings)
+        reload = Reload(settings, self._use)
         unspooling = Unspooling(spool, self._ledger, self._send, self._store, self._in_force)
         for work in (self._poller, heartbeat, calls, housekeeping, checks, reload, self._webhooks, unspooling):
             self._keep_running(work.run)
@@ -170,7 +170,7 @@ class Worker:
 
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives: for `turnout status`, and so that a late renewal counts as no death."""
-        every_s = min(ALIVE_EVERY_S, self._settings.file.worker.lease_s / 3)
+        every_s = min(ALIVE_EVERY_S, self._in_force.file.worker.lease_s / 3)
         while True:
             with contextlib.suppress(RedisError, OSError):
                 version = self._in_force.settings.version

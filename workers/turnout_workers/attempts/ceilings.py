@@ -50,9 +50,5 @@ class ConfiguredCeilings:
         if table.per_day_usd is None and table.per_month_usd is None:
             return ()
         today = datetime.fromtimestamp(self._now(), UTC)
-        found = []
-        if table.per_day_usd is not None:
-            found.append(Ceiling(f"{account}@{today:%Y-%m-%d}", round(table.per_day_usd * MICROUSD_PER_USD)))
-        if table.per_month_usd is not None:
-            found.append(Ceiling(f"{account}@{today:%Y-%m}", round(table.per_month_usd * MICROUSD_PER_USD)))
-        return tuple(found)
+        periods = ((f"{today:%Y-%m-%d}", table.per_day_usd), (f"{today:%Y-%m}", table.per_month_usd))
+        return tuple(Ceiling(f"{account}@{p}", round(usd * MICROUSD_PER_USD)) for p, usd in periods if usd is not None)

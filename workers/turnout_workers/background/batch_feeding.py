@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import zlib
 from dataclasses import dataclass
-from typing import Any
-
-import redis.asyncio
 
 from turnout.batch.handover import chunk_jobs
 from turnout.batch.record import Record, State, read_record
 from turnout.errors import Unreadable
-from turnout.ledger import Coalescer, Intake, Ledger
+from turnout.ledger import Call, Coalescer, Intake, Ledger
+from turnout.ledger.operations import texts
 
 logger = logging.getLogger(__name__)
 
@@ -24,15 +22,13 @@ CHUNKS = 4
 
 @dataclass(frozen=True, slots=True)
 class BatchFeeding:
-    client: redis.asyncio.Redis
     ledger: Ledger
     send: Coalescer
     result_ttl_s: float
 
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
-        names: Any = await self.client.zrange(self.ledger.keys.batches, 0, -1)
-        ids = [name.decode() for name in names]
+        ids = await self.send(Call(("ZRANGE", self.ledger.keys.batches, 0, -1), texts))
         records = await self.send.all(*(read_record(self.ledger.keys, id) for id in ids))
         for record in records:
             if record is not None and record.state is State.FEEDING and record.fed < record.jobs:
@@ -44,7 +40,7 @@ class BatchFeeding:
             if record is None or record.state is not State.FEEDING or record.under_way >= WINDOW:
                 return
             id = record.id
-            chunk: Any = await self.client.lindex(keys.batch_input(id), 0)
+            chunk = await send(Call(("LINDEX", keys.batch_input(id), 0), lambda reply: reply))
             if chunk is None:
                 return
             if record.max_cost_microusd is not None:

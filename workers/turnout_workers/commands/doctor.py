@@ -40,7 +40,7 @@ def doctor() -> None:
         told.append((False, "some providers are simulated: their answers are made up"))
     try:
         told += fitness.checks(here.client.info())
-        told += _foreign(here)
+        told += _untouched(here)
     except redis.ResponseError as error:
         told.append((False, f"Redis doesn't let us look ({error}); ask again as a user who may"))
     except redis.RedisError as error:
@@ -50,7 +50,7 @@ def doctor() -> None:
     sys.exit(0 if all(well for well, _ in told) else 1)
 
 
-def _foreign(here: Deployment) -> Iterator[tuple[bool, str]]:
+def _untouched(here: Deployment) -> Iterator[tuple[bool, str]]:
     """Live jobs that are left untouched: another release wrote their records, or a key is missing to read them."""
     keys = here.ledger.keys
     indexes = (*keys.all_pending, keys.leases, keys.parked)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 
 from turnout.ledger import Call, Keys
@@ -50,12 +51,13 @@ def _lane_calls(keys: Keys, lane: Lane) -> tuple[Call[Any], ...]:
 
 def backlog(replies: Sequence[Any], now: float) -> dict[str, Any]:
     """Plain values. `now`: Redis's time, for the age of what waits longest."""
-    *of_lanes, held, parked, counts, money = replies
+    rest = iter(replies)
     lanes: dict[str, dict[str, Any]] = {}
     for lane in Lane:
-        published, in_line, messages, since, *of_lanes = of_lanes
+        published, in_line, messages, since = islice(rest, 4)
         oldest_s = round(max(0.0, now - since), 1) if since else 0.0
         lanes[lane.value] = {"queued": published + in_line, "messages": messages, "oldest_s": oldest_s}
+    held, parked, counts, money = rest
     return {
         "lanes": lanes,
         "held": held,
