@@ -336,13 +336,20 @@ async def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(
 
 
 async def test_a_model_may_refuse_several_parameters_one_after_the_other(http: Http) -> None:
-    no = [said(json.dumps({"error": {"code": "unsupported_parameter", "param": name}}).encode(), "400 Bad Request")
-          for name in ("temperature", "top_p")]  # fmt: skip
-    request = InferenceRequest(prompt="?", temperature=0.0, top_p=0.5, seed=1)
+    told: list[dict[str, Any]] = [{"error": {"code": "unsupported_parameter", "param": "temperature"}}]
+    told += [{"code": "invalid-argument", "error": "Argument not supported on this model: stop"}]
+    told += [{"code": "invalid-argument", "error": "Model grok-4 does not support parameter reasoningEffort."}]
+    no = [said(json.dumps(body).encode(), "400 Bad Request") for body in told]
+    request = InferenceRequest(prompt="?", temperature=0.0, stop=("x",), reasoning_effort="low", seed=1)
     async with recorder(*no, answer("openai")) as (url, seen):
         await build(config("openai", url), http).call(endpoint("openai"), request, QUICK)
-    given = [{"temperature", "top_p", "seed"} & set(body) for _, body in seen]
-    assert given == [{"temperature", "top_p", "seed"}, {"top_p", "seed"}, {"seed"}]
+    given = [[name for name in ("temperature", "stop", "reasoning_effort", "seed") if name in body] for _, body in seen]
+    assert given == [
+        ["temperature", "stop", "reasoning_effort", "seed"],
+        ["stop", "reasoning_effort", "seed"],
+        ["reasoning_effort", "seed"],
+        ["seed"],
+    ]
 
 
 async def test_a_parameter_that_is_refused_whatever_is_left_out_ends_in_a_failure(http: Http) -> None:

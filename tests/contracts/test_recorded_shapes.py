@@ -180,6 +180,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (403, {}, {"code": "permission-denied", "error": "Your newly created team doesn't have any credits yet."},
          K.BILLING),
         (404, {}, {"code": "not-found", "error": "The model m does not exist"}, K.MODEL_NOT_FOUND),
+        (400, {}, {"code": "invalid-argument", "error": "Argument not supported on this model: stop"}, K.UNSUPPORTED),
         (400, {}, {"code": "invalid-argument", "error": "This model's maximum prompt length is 131072"},
          K.CONTEXT_LENGTH),
         (429, {}, {"code": "resource-exhausted", "error": "Too many requests"}, K.RATE_LIMITED),
