@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
 
@@ -76,6 +77,13 @@ class Message(Value):
         return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
 
 
+def without_empty(message: Any) -> Any:
+    """A message as it is given. Answers of OpenAI's API that are given back as history name much that they have not."""
+    if not isinstance(message, Mapping):
+        return message
+    return {name: value for name, value in message.items() if value is not None and value != []}
+
+
 class FunctionDefinition(Value):
     name: Name
     description: str | None = None
@@ -97,6 +105,16 @@ class ResponseFormat(Value):
     strict: bool = True
     max_repairs: int = Field(default=1, ge=0, le=5)
     """How often an answer that fails its schema is asked for again before the job fails as malformed."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _in_openais_shape(cls, given: Any) -> Any:
+        """There, `json_schema` holds the schema with its name."""
+        inner = given.get("json_schema") if isinstance(given, Mapping) else None
+        if not isinstance(inner, Mapping) or ("schema" not in inner and "name" not in inner):
+            return given
+        named = {name: value for name, value in inner.items() if name != "description" and value is not None}
+        return {**given, "json_schema": named.pop("schema", None), **named}
 
     @model_validator(mode="after")
     def _schema_given(self) -> Self:

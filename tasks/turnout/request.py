@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from datetime import datetime
 from enum import StrEnum
-from typing import Literal, Self, TypeVar
+from typing import Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
 
@@ -159,6 +159,11 @@ class InferenceRequest(Value):
     metadata: dict[str, str] = Field(default_factory=dict)
     """The caller's own labels; never sent to a provider."""
     constraints: RoutingConstraints = RoutingConstraints()
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _stops(cls, stop: Any) -> Any:
+        return (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
 
     @model_validator(mode="after")
     def _one_content(self) -> Self:

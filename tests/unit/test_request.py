@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from openai.types.chat import ChatCompletionMessage
+from pydantic import ValidationError
 
+from turnout.client.submission import new_job
 from turnout.request import InferenceRequest
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
@@ -30,3 +33,33 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}}
 def test_a_request_is_read_again_as_it_was_stored(fields: dict[str, Any]) -> None:
     request = InferenceRequest.model_validate(fields)
     assert InferenceRequest.model_validate_json(request.canonical_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (
+            {
+                "response_format": {
+                    "type": "json_schema",
+                    "json_schema": {"name": "n", "schema": SCHEMA, "strict": None},
+                }
+            },
+            {"response_format": {"type": "json_schema", "name": "n", "json_schema": SCHEMA}},
+        ),
+        ({"stop": "END"}, {"stop": ["END"]}),
+    ],
+    ids=["response_format", "stop"],
+)
+def test_what_openai_takes_in_another_shape_is_read_as_ours(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+    assert InferenceRequest.model_validate({"prompt": "a", **theirs}) == InferenceRequest.model_validate(
+        {"prompt": "a", **ours}
+    )
+
+
+def test_an_answer_of_openais_api_can_be_given_back_and_what_it_says_beside_is_refused() -> None:
+    said = ChatCompletionMessage(role="assistant", content="Hello", annotations=[]).model_dump()
+    heard = said | {"audio": {"id": "a"}}
+    assert new_job(messages=[said]).payload == new_job(messages=[{"role": "assistant", "content": "Hello"}]).payload
+    with pytest.raises(ValidationError, match=r"messages.0.audio"):
+        new_job(messages=[heard])

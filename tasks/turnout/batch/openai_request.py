@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from turnout.batch.line import Unusable
+from turnout.messages import without_empty
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 
@@ -22,6 +23,7 @@ _MAPPED = {
     | {"tools", "tool_choice", "text", "reasoning"},
 }
 _SAME = {"model", "temperature", "top_p", "metadata", "seed", "reasoning_effort", "dimensions"}
+_SAME |= {"tools", "stop", "response_format"}
 """Of these, what we call by the same name."""
 _MOST_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """Of several the last: which one holds must be the same at each run."""
@@ -72,23 +74,7 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _chat(body: Mapping[str, Any]) -> dict[str, Any]:
-    fields: dict[str, Any] = {"messages": [*map(_message, _list(body.get("messages"), "body.messages"))]}
-    if "tools" in body:
-        fields["tools"] = body["tools"]
-    if "stop" in body:
-        fields["stop"] = [body["stop"]] if isinstance(body["stop"], str) else body["stop"]
-    if "response_format" in body:
-        form = _dict(body["response_format"], "body.response_format")
-        inner = _dict(form["json_schema"], "body.response_format.json_schema") if "json_schema" in form else {}
-        fields["response_format"] = _response_format({"type": form.get("type"), **inner})
-    return fields
-
-
-def _message(message: Any) -> Any:
-    """Without an empty field that answers of the API carry when they are pasted back as history."""
-    if not isinstance(message, dict):
-        return message
-    return {name: value for name, value in message.items() if (name, value) != ("annotations", [])}
+    return {"messages": [*map(without_empty, _list(body.get("messages"), "body.messages"))]}
 
 
 def _embeddings(body: Mapping[str, Any]) -> dict[str, Any]:
@@ -110,7 +96,9 @@ def _responses(body: Mapping[str, Any]) -> dict[str, Any]:
         fields["reasoning_effort"] = effort
     text = _part(body, "text", "format", "verbosity")
     if "format" in text:
-        fields["response_format"] = _response_format(_dict(text["format"], "body.text.format"))
+        form = _dict(text["format"], "body.text.format")
+        inner = {name: value for name, value in form.items() if name != "type"}
+        fields["response_format"] = {"type": form.get("type"), **({"json_schema": inner} if inner else {})}
     if "verbosity" in text:
         fields["for_openai"] = {"verbosity": text["verbosity"]}
     return fields
@@ -160,13 +148,6 @@ def _tool_choice(choice: Any) -> Any:
     if choice.get("type") != "function" or name is None:
         raise Unusable("body.tool_choice: only a mode or one function is supported")
     return name
-
-
-def _response_format(form: Mapping[str, Any]) -> dict[str, Any]:
-    names = {"type": "type", "name": "name", "schema": "json_schema", "strict": "strict"}
-    if unknown := form.keys() - names.keys() - {"description"}:
-        raise Unusable(f"response format: {min(unknown)}: unknown field")
-    return {ours: form[theirs] for theirs, ours in names.items() if form.get(theirs) is not None}
 
 
 def _part(body: Mapping[str, Any], name: str, *known: str) -> dict[str, Any]:

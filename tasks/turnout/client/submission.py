@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
-from turnout.messages import Message, ResponseFormat, Tool
+from turnout.messages import Message, ResponseFormat, Tool, without_empty
 from turnout.redis_address import with_password
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
 from turnout.value import Name, Value
@@ -119,6 +119,8 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
     given["constraints"] = wish
     if delivery.response_model is not None:
         given["response_format"] = ResponseFormat.of(delivery.response_model)
+    if isinstance(given.get("messages"), Sequence):
+        given["messages"] = [*map(without_empty, given["messages"])]
     valid = InferenceRequest.model_validate(given)
     try:
         return NewJob.of(job_id(key), valid, stream=delivery.stream, webhook=delivery.webhook, trace=_trace())

@@ -147,6 +147,8 @@ def test_lines_without_an_answer_are_error_lines_of_its_two_shapes(
         (CHAT, {"audio": {}}, "body.audio"),
         (CHAT, {"tool_choice": {"type": "allowed_tools", "allowed_tools": {}}}, "body.tool_choice"),
         (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "odd": 1}}}, "odd"),
+        (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"name": "a"}}}, "json_schema must be given"),
+        (RESPONSES, {"text": {"format": {"type": "json_schema", "name": "a"}}}, "json_schema must be given"),
         (CHAT, {"logprobs": True}, "body.logprobs: only false is supported"),
         (EMBEDDINGS, {"encoding_format": "int8"}, "body.encoding_format"),
         (EMBEDDINGS, {"input": [[1, 2]]}, "input"),
