@@ -7,7 +7,13 @@ from pydantic import ValidationError
 SHOWN = 3
 """Problems that are told one by one."""
 _UNION_MEMBERS = {"str", "constrained-str", "int", "float", "bool", "list", "dict", "none"}
-_PLAINER = {"extra_forbidden": "unknown field", "string_pattern_mismatch": "must be a name without spaces"}
+_PLAINER = {
+    "extra_forbidden": "unknown field",
+    "string_pattern_mismatch": "must be a name without spaces",
+    # Of a message's parts, the one union that has a tag. Pydantic would quote the tag that was given.
+    "union_tag_not_found": "type must be text or image_url",
+    "union_tag_invalid": "type must be text or image_url",
+}
 
 
 def explain(error: ValidationError) -> str:

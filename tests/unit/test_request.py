@@ -1,4 +1,4 @@
-"""Requests as the ledger stores them: whatever can be asked is read again as it was."""
+"""Requests: whatever can be asked is read again as it was stored, and what can't is told without its content."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from turnout.client.submission import new_job
 from turnout.request import InferenceRequest
+from turnout.validation import explain
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 CALL = {"id": "call-1", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
@@ -63,3 +64,11 @@ def test_an_answer_of_openais_api_can_be_given_back_and_what_it_says_beside_is_r
     assert new_job(messages=[said]).payload == new_job(messages=[{"role": "assistant", "content": "Hello"}]).payload
     with pytest.raises(ValidationError, match=r"messages.0.audio"):
         new_job(messages=[heard])
+
+
+@pytest.mark.parametrize("part", [{"text": "canary"}, {"type": "canary", "text": "canary"}])
+def test_a_part_of_no_known_type_is_told_without_what_it_says(part: dict[str, str]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        InferenceRequest.model_validate({"messages": [{"role": "user", "content": [part]}]})
+    assert "messages.0.content.0: type must be text or image_url" in explain(refused.value)
+    assert "canary" not in explain(refused.value)
