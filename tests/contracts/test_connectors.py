@@ -268,6 +268,13 @@ async def test_geminis_older_models_think_by_the_token_and_know_no_signatures(ht
     assert "thoughtSignature" not in json.dumps(body)
 
 
+async def test_anthropic_is_given_a_temperature_or_top_p(http: Http) -> None:
+    _, both, warnings = await sent(config("anthropic", ""), {"prompt": "?", "temperature": 0.5, "top_p": 0.9}, http)
+    _, alone, _ = await sent(config("anthropic", ""), {"prompt": "?", "top_p": 0.9}, http)
+    assert ("temperature" in both, "top_p" in both, alone["top_p"]) == (True, False, 0.9)
+    assert warnings == ("anthropic does not take top_p beside temperature; it was left out",)
+
+
 @pytest.mark.parametrize("version", ["2023-06-01", "2026-10-21"])
 async def test_anthropics_newer_version_takes_no_temperature_and_none_is_above_one(version: str, http: Http) -> None:
     for temperature in (0.5, 1.5):
@@ -315,6 +322,7 @@ REFUSALS = [
         "anthropic",
         {"error": {"type": "invalid_request_error", "message": "temperature: Extra inputs are not permitted"}},
     ),
+    ("anthropic", {"error": {"type": "invalid_request_error", "message": "temperature is deprecated for this model."}}),
 ]
 
 
@@ -332,7 +340,7 @@ async def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(
         with pytest.raises(ProviderError, match="does not take temperature"):
             await connector.call(endpoint(kind), request.model_copy(update={"on_unsupported": "fail"}), QUICK)
     assert ["temperature" in body for _, body in seen] == [True, False, False]
-    assert all(body["top_p"] == 0.5 for _, body in seen)
+    assert all(body["top_p"] == 0.5 for _, body in seen[1:])
 
 
 async def test_a_model_may_refuse_several_parameters_one_after_the_other(http: Http) -> None:

@@ -224,6 +224,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
             K.CONTEXT_LENGTH,
         ),
         (400, {}, anthropic("invalid_request_error", "top_k: Extra inputs are not permitted"), K.UNSUPPORTED),
+        (400, {}, anthropic("invalid_request_error", "temperature is deprecated for this model."), K.UNSUPPORTED),
         (400, {}, anthropic("invalid_request_error", "messages: at least one is required"), K.INVALID_REQUEST),
         (500, {}, anthropic("api_error"), K.SERVER_ERROR),
         (504, {}, anthropic("timeout_error"), K.TIMED_OUT),

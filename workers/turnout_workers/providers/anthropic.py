@@ -63,7 +63,10 @@ class AnthropicConnector(Connector):
             named = "temperature" if request.temperature <= HOTTEST else f"a temperature above {HOTTEST:g}"
             if sent.takes(named):
                 body["temperature"] = request.temperature
-        body |= sent.given(top_p="top_p", stop="stop_sequences", seed="seed")
+        # Claude 4.1 and later refuse both together.
+        if request.top_p is not None and sent.takes("top_p beside temperature" if "temperature" in body else "top_p"):
+            body["top_p"] = request.top_p
+        body |= sent.given(stop="stop_sequences", seed="seed")
         if request.tools and sent.takes("tools"):
             body["tools"] = [
                 {
