@@ -251,6 +251,22 @@ async def test_a_preset_has_its_own_names(
     assert gone not in body
 
 
+async def test_mistral_is_given_ids_of_tool_calls_as_it_wants_them_whoever_made_them_up(http: Http) -> None:
+    def called(id: str) -> list[dict[str, Any]]:
+        call = {"id": id, "function": {"name": "f", "arguments": "{}"}}
+        return [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": id, "content": "42"}]
+
+    mistral = replace(config("openai", ""), dialect="mistral")
+    _, body, _ = await sent(mistral, {"messages": [*called("toolu_01VpEm"), *called("a1B2c3D4e")]}, http)
+    made, own = (
+        (call["tool_calls"][0]["id"], told["tool_call_id"])
+        for call, told in (body["messages"][:2], body["messages"][2:])
+    )
+    assert own == ("a1B2c3D4e", "a1B2c3D4e")
+    assert made[0] == made[1]
+    assert re.fullmatch("[a-zA-Z0-9]{9}", made[0])
+
+
 async def test_azures_dated_versions_have_a_path_for_each_deployment(http: Http) -> None:
     azure = replace(config("openai", ""), dialect="azure", version="2024-10-21")
     path, _, _ = await sent(azure, {"prompt": "?"}, http)

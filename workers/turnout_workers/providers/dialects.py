@@ -33,6 +33,8 @@ class Dialect:
     """The field that limits the answer's length."""
     seed: str = "seed"
     system_role: str = "system"
+    call_id_length: int | None = None
+    """Of the ids of tool calls, which are letters and digits; None: they are free."""
     parameters: frozenset[str] = PLAIN
     stream_usage: bool = True
     """Takes `stream_options.include_usage`."""
@@ -96,6 +98,7 @@ DIALECTS: dict[str, Dialect] = {
         base_url="https://api.mistral.ai/v1",
         key_variables=("MISTRAL_API_KEY",),
         seed="random_seed",
+        call_id_length=9,
         stream_usage=False,
         limit_headers={
             "x-ratelimit-{}-req-minute": "requests_per_minute",

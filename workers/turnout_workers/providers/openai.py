@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from hashlib import sha256
 from typing import Any
 
 from turnout.messages import FunctionCall, Message, ToolCall
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
+from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.wire import Answer, Gathering, Sent, reported
 from turnout_workers.routing.fleet import Endpoint
 
@@ -55,7 +57,7 @@ class OpenAIConnector(Connector):
 
     def _chat(self, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
         dialect = self.dialect
-        body: dict[str, Any] = {"messages": [_message(message, dialect.system_role) for message in request.chat]}
+        body: dict[str, Any] = {"messages": [_message(message, dialect) for message in request.chat]}
         if request.max_output_tokens is not None:
             body[dialect.max_tokens] = request.max_output_tokens
         body |= sent.given(temperature="temperature", top_p="top_p", stop="stop", seed=dialect.seed)
@@ -75,20 +77,30 @@ class OpenAIConnector(Connector):
         return body
 
 
-def _message(message: Message, system_role: str) -> dict[str, Any]:
+def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
     body: dict[str, Any] = {"role": message.role}
     if message.role in ("system", "developer"):
-        body["role"] = system_role
+        body["role"] = dialect.system_role
     if isinstance(message.content, tuple):
         body["content"] = [part.model_dump(mode="json", exclude_none=True) for part in message.content]
     else:
         body["content"] = message.content
     if message.tool_calls:
-        body["tool_calls"] = [call.model_dump(mode="json") for call in message.tool_calls]
-    for name in ("tool_call_id", "name"):
-        if (value := getattr(message, name)) is not None:
-            body[name] = value
+        calls = (call.model_dump(mode="json") for call in message.tool_calls)
+        body["tool_calls"] = [{**call, "id": _call_id(call["id"], dialect)} for call in calls]
+    if message.tool_call_id is not None:
+        body["tool_call_id"] = _call_id(message.tool_call_id, dialect)
+    if message.name is not None:
+        body["name"] = message.name
     return body
+
+
+def _call_id(id: str, dialect: Dialect) -> str:
+    """The id, or one of the length that the vendor wants, where another vendor has made up the id."""
+    length = dialect.call_id_length
+    if length is None or (len(id) == length and id.isalnum() and id.isascii()):
+        return id
+    return sha256(id.encode()).hexdigest()[:length]
 
 
 class _Chunks:
