@@ -111,6 +111,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, openai("Failed to generate JSON", "invalid_request_error", "json_validate_failed"), K.OFF_SCHEMA),
         (400, {}, openai("Failed to call a function", "invalid_request_error", "tool_use_failed"), K.OFF_SCHEMA),
         (400, {}, openai("property 'seed' is unsupported", "invalid_request_error"), K.UNSUPPORTED),
+        (400, {}, openai("`reasoning_effort` must be one of `none` or `default`"), K.UNSUPPORTED),
+        (400, {}, openai("'reasoning_effort' : value is not one of the allowed values ['none']"), K.UNSUPPORTED),
         (498, {}, openai("capacity exceeded", "internal_server_error"), K.OVERLOADED),
     ],
     "together": [

@@ -59,6 +59,7 @@ _UNSUPPORTED_WORDS = (
     "extra inputs are not permitted", "is not supported with this model", "not supported by this model",
     "is not supported for this model", "not supported on this model", "is deprecated for this model",
     "does not support", "only works in thinking mode", "is unsupported", "type is unavailable now",
+    "`reasoning_effort` must be one of", "'reasoning_effort' : value is not one of",
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort")}
 _OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking"), "reasoning_effort") | {"stop_sequences": "stop"}
