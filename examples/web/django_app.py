@@ -46,7 +46,7 @@ def ask(request: HttpRequest) -> JsonResponse:
     except Conflict as error:
         return JsonResponse({"error": str(error)}, status=409)
     except IntakeRefused as error:
-        return JsonResponse({"error": str(error)}, status=503)
+        return JsonResponse({"error": str(error)}, status=503 if error.retryable else 422)
     return JsonResponse({"id": job.id}, status=202)
 
 

@@ -48,7 +48,7 @@ async def ask(question: Question) -> dict[str, str]:
     except Conflict as error:
         raise HTTPException(409, str(error)) from None
     except IntakeRefused as error:
-        raise HTTPException(503, str(error)) from None
+        raise HTTPException(503 if error.retryable else 422, str(error)) from None
     return {"id": job.id}
 
 

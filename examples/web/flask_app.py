@@ -33,7 +33,7 @@ def ask() -> tuple[dict[str, str], int]:
     except Conflict as error:
         abort(409, str(error))
     except IntakeRefused as error:
-        abort(503, str(error))
+        abort(503 if error.retryable else 422, str(error))
     return {"id": job.id}, 202
 
 

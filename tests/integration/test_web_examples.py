@@ -44,6 +44,7 @@ class Walk:
         self.streams_and_polls(job_id)
         assert self.submitted("Why is it called a turnout?", order) == (202, job_id)
         assert self.submitted("Another?", order)[0] == 409
+        assert self.submitted("Why?", "")[0] == 422
         self.is_told(job_id)
         self.tells_of_failure(f"doomed-{job_id}")
 
