@@ -85,6 +85,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, openai("no", None, "content_policy_violation"), K.CONTENT_FILTERED),
         (400, {}, openai("no", "invalid_request_error", "unsupported_parameter"), K.UNSUPPORTED),
         (400, {}, openai("'temperature' does not support 0.2", None, "unsupported_value"), K.UNSUPPORTED),
+        (400, {}, openai("Function tools with reasoning_effort are not supported for m in /v1/c"), K.UNSUPPORTED),
+        (400, {}, openai("Invalid schema for response_format 'answer': In context=()"), K.UNSUPPORTED),
         (400, {}, openai("Invalid 'messages'", "invalid_request_error"), K.INVALID_REQUEST),
         (400, {"x-should-retry": "true"}, openai("try again", "invalid_request_error"), K.CONFLICT),
         (500, {}, openai("The server had an error", "server_error"), K.SERVER_ERROR),
@@ -117,6 +119,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
     ],
     "together": [
         (401, {}, openai("Invalid API key provided", "invalid_request_error", "invalid_api_key"), K.UNAUTHORIZED),
+        (400, {}, openai("Unable to access non-serverless model m", code="model_not_available"), K.MODEL_NOT_FOUND),
         (402, {}, openai("Credit limit exceeded", "credit_limit"), K.BILLING),
         (422, {}, openai("`inputs` tokens + `max_new_tokens` must be <= 4097"), K.CONTEXT_LENGTH),
         (429, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "4"}, openai("no", "rate"), K.RATE_LIMITED, 4),
@@ -176,6 +179,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         ),
         (400, {}, {"message": "Please reduce the length of the messages", "code": "context_length_exceeded"},
          K.CONTEXT_LENGTH),
+        (400, {}, {"message": "Unsupported JSON schema fields: {'minItems'}", "param": "response_format",
+                   "code": "wrong_api_format"}, K.UNSUPPORTED),
     ],
     "xai": [
         (400, {}, {"code": "invalid-argument", "error": "Incorrect API key provided: xa***"}, K.UNAUTHORIZED),

@@ -51,7 +51,7 @@ _CONTENT = (
 )
 _MODEL = (
     "model_not_found", "unknown_model", "invalid_model", "model_decommissioned", "deploymentnotfound",
-    "model_terms_required",
+    "model_not_available", "model_terms_required",
 )  # fmt: skip
 _STATUSES = frozenset(map(str, range(400, 600)))
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
@@ -60,6 +60,7 @@ _UNSUPPORTED_WORDS = (
     "is not supported for this model", "not supported on this model", "is deprecated for this model",
     "does not support", "only works in thinking mode", "is unsupported", "type is unavailable now",
     "`reasoning_effort` must be one of", "'reasoning_effort' : value is not one of",
+    "function tools with reasoning_effort are not", "unsupported json schema", "invalid schema for response_format",
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort")}
 _OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking"), "reasoning_effort") | {"stop_sequences": "stop"}
