@@ -91,6 +91,9 @@ class Feeder:
             self._step(wait=reading.ended or not self._feed(lines))
             on_progress(tally)
         self._checkpoint()
+        # No result tells of a call whose worker died with it; the books do.
+        _, unsure_microusd = run(self.client, [self.ledger.money(self.journal.batch)])[0]
+        tally.unsure_microusd = max(tally.unsure_microusd, unsure_microusd)
         if reading.broken is not None:
             raise reading.broken
         run(self.client, [self.ledger.set_ceiling(self.journal.batch, None)])

@@ -165,6 +165,11 @@ class Ledger(Upkeep):
         field = (self.keys.ceilings, f"batch:{batch}")
         return Call(("HDEL", *field) if microusd is None else ("HSET", *field, microusd), nothing)
 
+    def money(self, batch: str) -> Call[tuple[int, int]]:
+        """What its calls have cost, in micro-dollars, and what those may have cost besides of which nobody knows."""
+        fields = (f"batch:{batch}|spent", f"batch:{batch}|unsure")
+        return Call(("HMGET", self.keys.money, *fields), lambda reply: (int(reply[0] or 0), int(reply[1] or 0)))
+
     def fed(self, batch: str, number: int, jobs: int, expired: int = 0) -> Call[bool]:
         """Note that this chunk of a detached batch's input has been fed, and drop it.
 

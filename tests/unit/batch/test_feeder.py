@@ -109,6 +109,19 @@ def test_every_line_has_its_result_in_order_and_nothing_stays_in_redis(bench: Be
     assert left == {bench.ledger.keys.counts}, "the jobs and the ceiling are gone"
 
 
+def test_money_of_a_call_that_died_with_its_worker_is_told_as_unsure(bench: Bench) -> None:
+    bench.write({"prompt": "q0"})
+
+    def die(tally: Tally) -> None:
+        for id in bench.queued():
+            batch: Any = bench.client.hget(bench.ledger.keys.job(id), "batch")
+            bench.client.hset(bench.ledger.keys.money, f"batch:{batch.decode()}|unsure", 9)
+        bench.work()
+
+    tally = bench.feed(die)
+    assert (tally.cost_microusd, tally.unsure_microusd) == (7, 9)
+
+
 def test_the_backlog_stays_within_the_window_of_jobs_and_of_bytes(bench: Bench) -> None:
     bench.write(*({"prompt": f"q{n}"} for n in range(900)))
     bench.feed(window=300)

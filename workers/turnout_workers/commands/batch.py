@@ -153,8 +153,7 @@ def retry_failed(id: str) -> None:
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:
-    names = [f"batch:{record.id}|{kind}" for kind in ("spent", "unsure")]
-    spent, unsure = (int(one or 0) for one in here.client.hmget(here.ledger.keys.money, names))
+    spent, unsure = here.ask(here.ledger.money(record.id))[0]
     return {
         **record.model_dump(mode="json"),
         "counts": record.counts,
