@@ -141,24 +141,29 @@ class Feeder:
 
     def _submit(self, jobs: list[NewJob]) -> None:
         while jobs:
-            full = []
+            full, again = [], []
             answers = run(self.client, [self.ledger.enqueue(job) for job in jobs])
             for job, answer in zip(jobs, answers, strict=True):
                 match answer.outcome:
                     case Intake.FULL:
                         full.append(job)
                     case Intake.DUPLICATE if answer.state not in LIVE:
-                        self._early.append(job.id)
+                        if self.retry_failed and answer.state != JobStatus.SUCCEEDED:
+                            again.append(job)
+                        else:
+                            self._early.append(job.id)
                     case Intake.EXPIRED:
                         late = ("deadline", "its deadline has passed")
                         self._ended(JobResult.unanswered(job.id, JobStatus.EXPIRED, *late))
                     case Intake.CONFLICT:
                         other = ("conflict", "a job of this id exists with other content")
                         self._ended(JobResult.unanswered(job.id, JobStatus.FAILED, *other))
+            if again:
+                run(self.client, [self.ledger.purge([job.id for job in again])])
             if full:
                 self._step(wait=True)
                 self._checkpoint()  # memory comes back as results leave
-            jobs = full
+            jobs = full + again
 
     # --- out --------------------------------------------------------------------------------------------
 
