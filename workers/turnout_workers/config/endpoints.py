@@ -40,7 +40,7 @@ def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterato
             name=name,
             kind=table.kind,
             base_url=table.base_url or table.preset.base_url,
-            endpoints=tuple(_endpoint(name, account, table, len(models), *model) for model in models.items()),
+            endpoints=tuple(_endpoint(name, account, table, len(models), ours, told) for ours, told in models.items()),
             dialect=table.dialect,
             account=account,
             api_key=None if key is None else Secret(key),

@@ -147,13 +147,13 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
     found = [fleet.endpoints[position] for position in positions]
     prices = [endpoint.price for endpoint in found]
     return Match(
-        tuple(positions),
-        tuple(exclusions),
-        min((min(endpoint.context_tokens or math.inf, _at_once(endpoint)) for endpoint in found), default=math.inf),
-        min((endpoint.max_output_tokens or math.inf for endpoint in found), default=math.inf),
-        max((endpoint.max_output_tokens or LARGEST_OUTPUT_TOKENS for endpoint in found), default=0.0),
-        max((price.input if price else math.inf for price in prices), default=0.0),
-        max((price.output if price else math.inf for price in prices), default=0.0),
+        positions=tuple(positions),
+        exclusions=tuple(exclusions),
+        tokens=min((min(one.context_tokens or math.inf, _at_once(one)) for one in found), default=math.inf),
+        output_tokens=min((one.max_output_tokens or math.inf for one in found), default=math.inf),
+        answer_tokens=max((one.max_output_tokens or LARGEST_OUTPUT_TOKENS for one in found), default=0.0),
+        input_price=max((price.input if price else math.inf for price in prices), default=0.0),
+        output_price=max((price.output if price else math.inf for price in prices), default=0.0),
     )
 
 
