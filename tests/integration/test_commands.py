@@ -87,7 +87,7 @@ def test_failed_jobs_are_listed_and_run_again(here: local.Local) -> None:
         done.wait(20)
     assert job.id in turnout(here, "failed")
     assert json.loads(turnout(here, "failed", "--json", "--error", "refused").splitlines()[0])["status"] == "failed"
-    told = turnout(here, "replay", job.id, done.id, "x")
+    told = turnout(here, "replay", job.id, done.id, "x", code=1)
     assert "1 of 3 jobs run again" in told
     assert f"{done.id}: is succeeded, and not run again" in told
     assert "x: no such job" in told
@@ -144,8 +144,11 @@ def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
     Path("in.jsonl").write_text('{"prompt": "A?"}\n')
     batch = CliRunner().invoke(main, ["batch", "submit", "in.jsonl"]).stdout.strip()
     assert CliRunner().invoke(main, ["batch", "watch", batch]).exit_code == 0
-    for command in (["failed"], ["batch", "list"], ["replay", "x"], ["cancel", "x"]):
+    for command in (["failed"], ["batch", "list"]):
         assert CliRunner().invoke(main, command).exit_code == 0, command
+    for command in (["replay", "x"], ["cancel", "x"]):
+        told = CliRunner().invoke(main, command)
+        assert (told.exit_code, "x: no such job" in told.stdout) == (1, True), command
     for command in (["status", "--once"], ["isolate", "x"], ["providers"], ["doctor"], ["flower"]):
         told = CliRunner().invoke(main, command)
         assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (1, True), command

@@ -101,6 +101,24 @@ def test_a_producer_feeds_a_batch_and_caps_its_cost(port: int, tmp_path: Path) -
     assert worker.hlen(KEYS.ceilings) == 0
 
 
+def test_a_producer_may_all_that_is_done_to_batches(port: int, tmp_path: Path) -> None:
+    environ = {"REDIS_URL": f"redis://producer:producer-secret@127.0.0.1:{port}/0", "GROQ_API_KEY": "k"}
+
+    def batch(*arguments: str, code: int = 0) -> str:
+        told = CliRunner().invoke(main, ["batch", *arguments], env=environ)
+        assert told.exit_code == code, told.output
+        return told.stdout.strip()
+
+    (tmp_path / "in.jsonl").write_text('{"prompt": "Say yes."}\n')
+    id = batch("submit", str(tmp_path / "in.jsonl"))
+    assert id in batch("list")
+    for command in ("show", "pause", "resume", "cancel", "retry-failed"):
+        batch(command, id)
+    batch("results", id, "-o", str(tmp_path / "out.jsonl"), code=1)  # none has an answer
+    batch("delete", id)
+    assert id not in batch("list")
+
+
 def test_a_monitor_reads_depths_health_and_money(port: int) -> None:
     monitor = login(port, "monitor")
     assert monitor.info("memory")["maxmemory"] == 100 << 20

@@ -68,8 +68,8 @@ class Batches:
     def all(self) -> list[Record]:
         """The latest first."""
         self._client.zremrangebyscore(self._keys.batches, "-inf", time.time() - KEPT_S)
-        ids: Any = self._client.zrange(self._keys.batches, 0, -1, desc=True)
-        records = run(self._client, [read_record(self._keys, one.decode()) for one in ids])
+        ids: Any = self._client.zrange(self._keys.batches, 0, -1)
+        records = run(self._client, [read_record(self._keys, one.decode()) for one in reversed(ids)])
         return [record for record in records if record is not None]
 
     def record(self, id: str) -> Record:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import sys
 from collections.abc import Iterator
 from datetime import UTC, datetime
 
@@ -64,7 +65,10 @@ def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> N
 @click.option("--error", help="Failed jobs that ended with this code.")
 @click.option("--batch", help="Failed jobs of this batch.")
 def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: str | None) -> None:
-    """Run jobs again that failed, expired or were cancelled. Their story goes on."""
+    """Run jobs again that failed, expired or were cancelled. Their story goes on.
+
+    Exit code 1 if a job that is named is not run again.
+    """
     if not jobs and not (everything or error or batch):
         raise click.UsageError("name jobs, or give --all, --error or --batch")
     here = deployment()
@@ -84,12 +88,16 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
             if not again:
                 click.echo(f"{job_id}: is {job.state}, and not run again")
     click.echo(f"{done:,} of {counted(len(jobs) or len(found), 'job')} run again")
+    sys.exit(1 if done < len(jobs) else 0)
 
 
 @click.command()
 @click.argument("jobs", nargs=-1, required=True)
 def cancel(jobs: tuple[str, ...]) -> None:
-    """Cancel jobs, wherever they are. A call in flight is aborted at its worker's next heartbeat."""
+    """Cancel jobs, wherever they are. A call in flight is aborted at its worker's next heartbeat.
+
+    Exit code 1 if there is no such job.
+    """
     here = deployment()
     ttl_s = here.settings.file.retention.results_s
     facts = here.ask(*(here.ledger.facts(job_id) for job_id in jobs))
@@ -99,6 +107,7 @@ def cancel(jobs: tuple[str, ...]) -> None:
             continue
         ended = here.ask(here.ledger.cancel(job_id, job.batch, ttl_s))[0]
         click.echo(f"{job_id}: {'cancelled' if ended.accepted else f'was {ended.state} already'}")
+    sys.exit(1 if None in facts else 0)
 
 
 @click.command()
