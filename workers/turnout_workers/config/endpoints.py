@@ -34,13 +34,14 @@ def fleet(settings: Settings) -> Fleet:
 
 def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterator[ProviderConfig]:
     models = table.models or {model.name: ModelTable() for model in catalogue.served_by(table.dialect)}
+    shared = _limits(table) if len(models) > 1 else UNLIMITED
     for number, key in enumerate(keys or (None,), 1):
         account = "" if number == 1 else str(number)
         yield ProviderConfig(
             name=name,
             kind=table.kind,
             base_url=table.base_url or table.preset.base_url,
-            endpoints=tuple(_endpoint(name, account, table, len(models), ours, told) for ours, told in models.items()),
+            endpoints=tuple(_endpoint(name, account, table, ours, model, shared) for ours, model in models.items()),
             dialect=table.dialect,
             account=account,
             api_key=None if key is None else Secret(key),
@@ -52,43 +53,45 @@ def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterato
         )
 
 
-def _endpoint(provider: str, account: str, table: ProviderTable, models: int, ours: str, told: ModelTable) -> Endpoint:
-    """models: how many of them share the limits of the provider's table."""
-    known = catalogue.find(ours) or (catalogue.find(told.name) if told.name else None)
-    # A table's name for it, else the catalogue's for this vendor, else ours. What was written as the vendor's
-    # own name is taken as it is.
+def _endpoint(
+    provider: str, account: str, table: ProviderTable, ours: str, model: ModelTable, shared: Limits
+) -> Endpoint:
+    """ours: our name of the model."""
+    known = catalogue.find(ours) or (catalogue.find(model.name) if model.name else None)
+    # The model's table names what is served, else the catalogue does for this vendor, else it is called as we call it:
+    # what was written as the vendor's own name is taken as it is.
     usual = known.names.get(table.dialect or "", ours) if known and ours in (known.name, *known.aliases) else ours
-    served = told.name or usual
-    aliases = {*told.aliases, *(known.aliases | {known.name} if known else ())}
+    served = model.name or usual
+    aliases = {*model.aliases, *(known.aliases | {known.name} if known else ())}
     return Endpoint(
         provider=provider,
         model=ours,
         served_model=served,
         account=account,
-        priority=table.priority if told.priority is None else told.priority,
-        weight=told.weight or table.weight,
-        price=_price(told, table, served, ours),
-        limits=_limits(told, table),
-        shared_limits=_limits(table) if models > 1 else UNLIMITED,
-        capabilities=_capabilities(known, table.preset, served) if told.capabilities is None else told.capabilities,
-        context_tokens=told.context_tokens or _context_tokens(known, table.preset, served),
-        max_output_tokens=told.max_output_tokens or (known.max_output_tokens if known else None),
-        quality=told.quality or (known.quality if known else None),
+        priority=table.priority if model.priority is None else model.priority,
+        weight=model.weight or table.weight,
+        price=model.price or _list_price(table, served, ours),
+        limits=_limits(model, table),
+        shared_limits=shared,
+        capabilities=_capabilities(known, table.preset, served) if model.capabilities is None else model.capabilities,
+        context_tokens=model.context_tokens or _context_tokens(known, table.preset, served),
+        max_output_tokens=model.max_output_tokens or (known.max_output_tokens if known else None),
+        quality=model.quality or (known.quality if known else None),
         regions=table.regions,
         no_training=table.no_training,
         zero_retention=table.zero_retention,
         aliases=frozenset(aliases - {ours}),
-        expected_ttft_s=told.expected_ttft_s,
-        expected_s_per_token=told.expected_s_per_token,
+        expected_ttft_s=model.expected_ttft_s,
+        expected_s_per_token=model.expected_s_per_token,
         simulated=table.simulated,
     )
 
 
-def _price(told: ModelTable, table: ProviderTable, *names: str) -> Price | None:
+def _list_price(table: ProviderTable, *names: str) -> Price | None:
     """names: the model's there and here. A deployment may have any name there, and its own one here."""
-    if (price := told.price) is not None or (provider := table.preset.price_id) is None:
-        return price
-    return next(filter(None, (list_price(provider, name, tier=table.service_tier) for name in names)), None)
+    if (listed_as := table.preset.price_id) is None:
+        return None
+    return next(filter(None, (list_price(listed_as, name, tier=table.service_tier) for name in names)), None)
 
 
 def _capabilities(known: catalogue.Model | None, preset: Dialect, served: str) -> frozenset[Capability]:
