@@ -330,6 +330,22 @@ async def test_listening_ends_though_its_cancellation_is_lost_while_it_begins(
     assert done
 
 
+async def test_a_connection_that_uvloop_finds_closed_is_one_to_be_opened_again(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    send, closed = Connection._send_packed_command, ["handler is closed"]
+
+    async def send_unless_closed(self: Connection, command: Iterable[bytes]) -> None:
+        if closed and b"SUBSCRIBE" in b"".join(command):
+            raise RuntimeError(closed.pop())
+        await send(self, command)
+
+    monkeypatch.setattr(Connection, "_send_packed_command", send_unless_closed)
+    async with AsyncClient(here.redis_url) as client:
+        assert (await asyncio.wait_for((await client.submit("A?")).wait(), 20)).text
+    assert not closed
+
+
 FORKED = """
 import os, sys
 from contextlib import suppress

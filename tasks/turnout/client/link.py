@@ -162,7 +162,7 @@ class LoopLink:
                         if task.cancelling():
                             return
                         self._listeners.tell(message)
-            except (RedisError, OSError):
+            except (RedisError, OSError, RuntimeError):  # the last is uvloop's, of a connection just closed
                 self._ready.set()  # who waits need not wait for this: asking, they meet the error themselves
                 await self.rest()
 
