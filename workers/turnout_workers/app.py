@@ -70,7 +70,7 @@ app.conf.update(
 
 REST_S = 1.0
 NOT_BEFORE = "turnout_not_before"
-"""Where in a task's request stands, as Unix time, what its message says as `eta`."""
+"""Under this name a task's request has the `eta` of its message, as Unix time."""
 
 
 class Answer:
@@ -161,8 +161,8 @@ class JobRequest(AsyncRequest):
             super().on_retry(exc_info)
 
     def _hide(self) -> None:
-        """What Celery shows of a request that its message carries, in events, in `inspect` and in logs, and so Flower:
-        its lane, as of a job whose message the ledger has written."""
+        """Keep a request that its message carries out of what Celery shows, in events, `inspect` and logs, and so in
+        Flower: show its lane, as of a job whose message the ledger has written."""
         shown = f"{self.delivery_info['routing_key']} · sent by Celery"
         self._args, self._kwargs = [shown], dict[str, Any]()
         self._argsrepr, self._kwargsrepr = shown, ""
@@ -235,7 +235,7 @@ def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
 
 @task_revoked.connect
 def _dropped(sender: Any, request: Any, **_: Any) -> None:
-    """One that was revoked before the ledger had it, or while Redis was away."""
+    """Cancel a job that was revoked before the ledger had it, or while Redis was away."""
     if sender.name == Infer.name:
         worker.dropped(request.id)
 

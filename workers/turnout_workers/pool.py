@@ -47,13 +47,13 @@ logger = get_logger(__name__)
 OUTCOME = "turnout_outcome"
 """Where in a task's request its `run` finds what its `execute` gave."""
 HAND_BACK_S = 5.0
-"""After the grace period: for the ledger to take back what is left. What it can't take falls back with its lease."""
+"""How long after the grace period the ledger has to take back what is left. The rest falls back with its leases."""
 TRACED = (task_prerun, task_postrun, task_success)
-"""Signals that the tracer sends of a success."""
+"""Signals that the tracer sends when a task succeeds."""
 STOP_SEEN_S = 0.1
 """How soon a stop is noticed that is asked for while the pool starts."""
 OBJECTS_A_JOB = 100
-"""That a job under way has in memory, as the garbage collector counts them."""
+"""How many objects a job under way has in memory, as the garbage collector counts."""
 
 
 class AsyncRequest(Request):

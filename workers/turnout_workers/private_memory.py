@@ -10,7 +10,7 @@ PR_SET_DUMPABLE = 4  # prctl(2)
 
 
 def keep_memory_private() -> None:
-    """No core dump of this process, whose memory has keys and prompts, and no look into it by others of its user."""
+    """Leave no core dump of this process, and let no other process of its user look into it."""
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":  # the limit is not asked where dumps go to a program
         ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)

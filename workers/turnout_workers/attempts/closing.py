@@ -82,9 +82,9 @@ class Closing:
         new_round: bool = False,
         line: str = "",
     ) -> Moved | Skipped:
-        """Park it, behind others of its line: without the record of a decision if it is they who wait for one.
+        """Park it in its line. record: of the decision; None: there was none, for others of the line wait already.
 
-        In a new round every endpoint may be tried again.
+        new_round: every endpoint may be tried again.
         """
         progress = job.progress.deferred(new_round)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}

@@ -131,6 +131,6 @@ def line_of(wish: JobProfile, tried: frozenset[str], tenant: str | None, batch: 
 
 @lru_cache(REMEMBERED)
 def _named(requirements: Requirements, *same: Any) -> str:
-    """The same in all workers, whose sets differ in order."""
+    """Its name: the same in all workers, though their sets differ in order."""
     text = json.dumps((CONTRACT_VERSION, asdict(requirements), same), default=sorted)
     return hashlib.blake2s(text.encode(), digest_size=8).hexdigest()

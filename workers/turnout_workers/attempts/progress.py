@@ -23,7 +23,7 @@ class Progress:
     unsuited: frozenset[str] = frozenset()
     """Endpoint ids that can't do this job: too small a context, a parameter they don't take."""
     spent_attempts: int = 0
-    """Attempts that count towards the job's last."""
+    """Attempts that count, of which a job has only so many."""
     failovers: int = 0
     deferrals: int = 0
     not_before: float = 0.0
@@ -70,7 +70,7 @@ class Progress:
         )
 
     def after(self, attempt: Attempt, *, spends: bool, unsuited: bool) -> Self:
-        """After a call. `spends`: it counts towards the job's last. `unsuited`: its endpoint can't do this job."""
+        """After a call. `spends`: it was an attempt that counts. `unsuited`: its endpoint can't do this job."""
         here = frozenset({attempt.endpoint})
         return replace(
             self,

@@ -40,7 +40,7 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
 
 
 def unmended(request: InferenceRequest, attempts: Iterable[Attempt]) -> bool:
-    """Whether the answers have failed their schema once more than may be asked for again."""
+    """Whether answers have failed their schema so often that no other one is asked for."""
     failed = sum(attempt.failure == FailureKind.OFF_SCHEMA for attempt in attempts)
     return failed > request.response_format.max_repairs
 

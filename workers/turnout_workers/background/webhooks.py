@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 0.5
 MOST = 100
-"""Tellings at a time, in one worker."""
+"""Most tellings at a time, in one worker."""
 TIMEOUT_S = 15.0
 NOBODY, GONE = "no webhook of this name is configured", "status 410"
 """Why a telling is the last, whichever it is. 410 is how a receiver says that it wants no more."""
@@ -88,7 +88,7 @@ class Webhooks:
             logger.warning("the webhook of job %s is told again, for Redis was away: %s", job_id, error)
 
     async def _end(self, job_id: str, hook: Hook, why: str | None) -> None:
-        """After one telling. why: it was not heard."""
+        """After one telling. why: for what it was not heard; None: it was."""
         if why is None:
             await self._send(self._ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
         elif hook.tries < len(RETRY_S) and why not in (NOBODY, GONE):

@@ -21,7 +21,7 @@ from turnout_workers.monitoring.overview import overview
 
 EVERY_S = 0.5
 PACE_OVER = 20
-"""Looks from the first of which to the last the pace is taken: ten seconds."""
+"""Looks over which the pace is taken: ten seconds."""
 NAMED = 6
 """Most workers that are named on the screen."""
 SPARE = {"p50", "calls", "share", "errors"}

@@ -22,7 +22,7 @@ SERIALIZER = "turnout-events"
 
 
 def _written(events: Any) -> str:
-    """As JSON, for a quarter of the time that kombu takes; it writes what only it can, half a surrogate pair, say."""
+    """As JSON, in a quarter of the time that kombu takes; kombu writes what only it can, half a surrogate pair, say."""
     try:
         return to_json(events).decode()
     except PydanticSerializationError:

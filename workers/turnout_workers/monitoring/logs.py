@@ -43,7 +43,7 @@ class Job(logging.Filter):
 
 @dataclass(slots=True)
 class _Second:
-    """In which lines of one kind came: how many, and the last of those that were not let through."""
+    """A second of lines of one kind: how many came, and the last of those that were not let through."""
 
     began: float
     lines: int = 0

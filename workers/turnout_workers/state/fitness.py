@@ -12,7 +12,7 @@ FULL = 0.8
 
 
 def version(info: dict[str, Any]) -> str:
-    """Of Redis, or of Valkey, which calls itself Redis 7.2 beside."""
+    """Of Redis; or of Valkey, which also tells the version of Redis with which it is compatible."""
     return str(info.get("valkey_version") or info["redis_version"])
 
 
@@ -26,7 +26,7 @@ def is_full(info: dict[str, Any]) -> bool:
 
 
 def checks(info: dict[str, Any]) -> Iterator[tuple[bool, str]]:
-    """Of Redis's INFO: whether each thing is as it must be, what it is, and what to do if it isn't as it must be."""
+    """Look at Redis's INFO: of each thing whether it is as it must be, and what it is; if it isn't, also what to do."""
     current = is_supported(info)
     yield current, f"Redis or Valkey {version(info)}" + ("" if current else "; 7.0 or newer is needed")
     durable = bool(int(info.get("aof_enabled", 0)))

@@ -182,7 +182,7 @@ class RedisFleetStore:
 
 @lru_cache
 def _places(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
-    """Where a call to an endpoint is counted; `shared`: and with what else its account does."""
+    """The keys in which a call to an endpoint is counted; `shared`: those of its account, too."""
     names = (endpoint_id, account_id(endpoint_id)) if shared else (endpoint_id,)
     return tuple(key(name) for name in names for key in (keys.usage, keys.calls))
 
@@ -201,7 +201,7 @@ def mark_call(
 
 
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, Observed]]]:
-    """Read all that is known, for whoever only looks on, too."""
+    """Read all that is known; also for whoever only looks on."""
     script = Script.load("turnout_workers.state", "state", prelude)
     return script.call([keys.endpoints, keys.waiting, keys.hanging], [], _state)
 

@@ -1,11 +1,12 @@
 #!lua flags=allow-oom
 -- End a lease: free its place, correct tokens and money to what was used, count the outcome.
 --
--- KEYS  endpoints, money, expiry, lease, usage, calls, then usage and calls of the account
+-- KEYS  endpoints, money, expiry, lease, usage, calls, account_usage, account_calls
 -- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cached, cost, unsure, latency, ttft, predicted
 --       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
 -- Returns {now, consecutive failures, those as they began, error rate, error weight, trips, probe}
-local usage_keys, calls_keys = {KEYS.usage, KEYS[7]}, {KEYS.calls, KEYS[8]} -- of the endpoint, and of its account
+-- Of the endpoint, and of its account.
+local usage_keys, calls_keys = {KEYS.usage, KEYS.account_usage}, {KEYS.calls, KEYS.account_calls}
 local report = cjson.decode(ARGV[1])
 local known = known_of(report.endpoint)
 local decay = math.exp(-(NOW - known[OUTCOMES_AT]) / 1000 / ERROR_MEMORY_S)
