@@ -161,6 +161,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (402, {}, router(402, "Insufficient credits"), K.BILLING),
         (402, {"retry-after": "3"}, router(402, "Credits are held for calls in flight"), K.RATE_LIMITED, 3, "a"),
         (403, {}, router(403, "Your input was flagged", reasons=["violence"]), K.CONTENT_FILTERED),
+        (404, {}, router(404, "No endpoints found that support tool use"), K.UNSUPPORTED),
+        (404, {}, router(404, "No endpoints found for m"), K.MODEL_NOT_FOUND),
         (408, {}, router(408, "Timed out"), K.TIMED_OUT),
         (429, DATE, router(429, "Rate limit exceeded: free-models-per-min", headers=FREE), K.RATE_LIMITED, 9),
         (429, {**DATE, **{n.lower(): v for n, v in FREE.items()}}, router(429), K.RATE_LIMITED, 9),

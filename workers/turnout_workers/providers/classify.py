@@ -111,6 +111,8 @@ def classify_response(
         return failure(FailureKind.CONTEXT_LENGTH)
     if named(_CONTENT) or (status == 403 and says(("moderation", "flagged"))):
         return failure(FailureKind.CONTENT_FILTERED)
+    if says(("no endpoints found that support", "no endpoints found that can handle")):
+        return failure(FailureKind.UNSUPPORTED)  # OpenRouter has the model, though not for this request
     if named(_MODEL) or status in (404, 405, 410):
         return failure(FailureKind.MODEL_NOT_FOUND)
     if status == 403 or kind_word == "permission_denied":
