@@ -13,6 +13,8 @@ from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, render
 from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
 from turnout.result import Problem
+from turnout_workers.monitoring.fleet_metrics import BY_ENDPOINT
+from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.routing.eligibility import Reason
 from turnout_workers.routing.failover import RULES
 
@@ -81,3 +83,12 @@ def test_every_environment_variable_is_told() -> None:
     code = "".join(path.read_text("utf-8") for top in ("tasks", "workers") for path in (ROOT / top).rglob("*.py"))
     read = set(re.findall(r"\b(?:TURNOUT|REDIS)_[A-Z_]+", code)) - {"TURNOUT_CRASH"}  # of tests
     assert read <= set(re.findall(r"`(\w+)`", OPERATIONS.partition("## Changing the configuration")[0]))
+
+
+def test_every_metric_is_told() -> None:
+    source = (ROOT / "workers/turnout_workers/monitoring/fleet_metrics.py").read_text("utf-8")
+    shared = {name for name, *_ in BY_ENDPOINT} | set(re.findall(r'_gauge\("(\w+)"', source))
+    counted = {family.name for family in Metrics().registry.collect()}
+    section = OPERATIONS.partition("### Prometheus")[2].partition("### Logs")[0]
+    told = {name.removesuffix("_total") for name in re.findall(r"`(turnout_\w+)`", section)}
+    assert told == counted | {f"turnout_fleet_{name}" for name in shared}
