@@ -573,6 +573,23 @@ async def test_what_failed_a_day_ago_counts_no_more(fleet: AnyFleet) -> None:
     assert (late.error_rate, late.error_weight) == (0, 0)
 
 
+@pytest.mark.parametrize(("step_s", "room"), [(3.0, 5), (3600.0, 5), (90_000.0, 10)])
+async def test_a_clock_that_steps_back_stops_nobody(step_s: float, room: int, fleet: AnyFleet) -> None:
+    """Redis has moved to another machine, say."""
+    limits = {"requests_per_minute": 10, "tokens_per_minute": 100, "requests_per_day": 15}
+    for ok in (False, False, True):
+        await end(fleet, await granted(fleet, bid(**limits)), ok=ok, latency_s=1.0)
+    assert await burst(fleet, bid(**limits)) == 7
+    fleet.advance(-step_s)
+    load, metrics = (await fleet.store.state())[1][A].load, (await fleet.store.state())[1][A].metrics
+    assert (load.free, round(metrics.error_rate, 3), metrics.error_weight) == (0, 0.667, 3)
+    told = await end(fleet, await granted(fleet, bid(B)), ok=False)
+    assert told.error_weight == 1
+    assert (await end(fleet, await granted(fleet, bid(B)), ok=False)).error_weight == 2
+    fleet.advance(64)
+    assert await burst(fleet, bid(**limits)) == room
+
+
 # --- what all workers see ----------------------------------------------------------------------------------
 
 

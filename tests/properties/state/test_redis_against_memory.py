@@ -35,8 +35,10 @@ LEASES = st.sampled_from(["job:1", "job:2", "job:3", "job:4"])
 ACCOUNTS = ["tenant:t", "job:1", "batch:b"]
 SMALL = st.integers(0, 4)
 SECONDS = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0])
-STEPS = st.sampled_from([0.0, 0.001, 0.5, 1.0, 1.0, 2.0, 3.0, 8.0, 20.0, 59.5, 60.0, 61.0, 900.0, 86_400.0])
-MAYBE = st.none() | st.integers(0, 6)
+FORTH = [0.0, 0.001, 0.5, 1.0, 1.0, 2.0, 3.0, 8.0, 20.0, 59.5, 60.0, 61.0, 900.0, 86_400.0]
+BACK = [-0.001, -1.0, -61.0, -90_000.0]
+"""Redis may move to another machine."""
+MAYBE = st.none() | st.integers(0, 6) | st.sampled_from([40, 1000])
 LIMITS = st.builds(Limits, *([MAYBE] * 7))
 CEILINGS = st.lists(st.sampled_from(ACCOUNTS), unique=True, max_size=2).flatmap(
     lambda names: st.tuples(*(st.builds(Ceiling, st.just(name), st.none() | st.integers(0, 9)) for name in names))
@@ -81,6 +83,7 @@ class TwoStores(RuleBasedStateMachine):
         self.url = url
         self.loop = asyncio.new_event_loop()
         self.held: dict[str, str] = {}
+        self.forgetful = False
 
     @initialize()
     def open(self) -> None:
@@ -98,7 +101,7 @@ class TwoStores(RuleBasedStateMachine):
         assert plain[0] == plain[1]
         return memory
 
-    @rule(seconds=STEPS)
+    @rule(seconds=st.sampled_from(FORTH * 2 + BACK))
     def advance(self, seconds: float) -> None:
         for fleet in self.fleets:
             fleet.advance(seconds)
@@ -109,7 +112,7 @@ class TwoStores(RuleBasedStateMachine):
         ttl_s=SECONDS,
         ceilings=CEILINGS,
         token=st.none() | st.integers(1, 2),
-        headroom=st.sampled_from([1.0, 0.5]),
+        headroom=st.sampled_from([1.0, 0.5, 0.01]),
     )
     def admit(
         self,
@@ -181,6 +184,7 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule(account=st.sampled_from(ACCOUNTS))
     def forget(self, account: str) -> None:
+        self.forgetful = True
         self.both(lambda store: store.forget([account]))
 
     @invariant()
@@ -193,7 +197,9 @@ class TwoStores(RuleBasedStateMachine):
             known = {e: rounded(astuple(s)) for e, s in states.items() if s != UNKNOWN}
             seen.append((at, known, fleet.job("1")))
         assert seen[0] == seen[1]
-        self.both(lambda store: store.accounts(ACCOUNTS))
+        for account in self.both(lambda store: store.accounts(ACCOUNTS)).values():
+            assert min(account.spent, account.unsure, account.duplicate) >= 0
+            assert account.reserved >= 0 or self.forgetful, "of a name that is used again"
 
 
 def test_redis_does_what_memory_does(redis_url: str) -> None:

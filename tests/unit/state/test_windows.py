@@ -17,7 +17,7 @@ def test_no_span_holds_more_than_the_limit(gaps_ms: list[int], limit: int) -> No
         now += gap
         window.roll(now)
         if window.used.requests < limit:
-            window.add(window.newest, Use(1))
+            window.add(Use(1))
             granted.append(now)
     assert all(later - earlier > 1000 for earlier, later in zip(granted, granted[limit:], strict=False))
 
@@ -28,7 +28,7 @@ def test_room_comes_exactly_when_it_was_promised(gaps_ms: list[int], limit: int)
     for gap in gaps_ms:
         now += gap
         window.roll(now)
-        window.add(window.newest, Use(1))
+        window.add(Use(1))
     promised = window.room_at(REQUESTS, lambda used: used < limit)
     assert promised is not None
     if promised:
@@ -41,9 +41,19 @@ def test_room_comes_exactly_when_it_was_promised(gaps_ms: list[int], limit: int)
 def test_a_clock_that_goes_back_stays_in_the_newest_bucket() -> None:
     window = Window(1000, 60)
     window.roll(100_000)
-    window.add(window.newest, Use(1))
+    window.add(Use(1))
     window.roll(40_000)
     assert (window.newest, window.used) == (100, Use(1))
+
+
+def test_a_clock_that_goes_back_further_than_the_window_begins_it_anew() -> None:
+    window = Window(1000, 60)
+    window.roll(100_000)
+    window.add(Use(1))
+    window.roll(39_000)
+    assert (window.newest, window.used) == (39, Use())
+    window.correct(100, Use(0, -5))
+    assert window.used == Use()
 
 
 def test_a_squeezed_limit_holds_and_then_grows_back() -> None:

@@ -42,4 +42,4 @@ class TenantShares:
 
 def _left(had: tuple[float, float], now: float) -> float:
     calls, at = had
-    return calls * math.exp((at - now) / ACTIVE_S)
+    return calls * math.exp(min(0.0, at - now) / ACTIVE_S)

@@ -343,7 +343,9 @@ class MemoryFleetStore:
             self._ceilings.pop(name, None)
 
     async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
-        self._published[worker] = (self._now(), dict(waiting), dict(overdue))
+        now = self._now()
+        self._published = {name: one for name, one in self._published.items() if one[0] + _ms(PUBLISHED_S) > now}
+        self._published[worker] = (now, dict(waiting), dict(overdue))
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
         for endpoint_id, price in prices.items():

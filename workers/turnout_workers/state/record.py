@@ -70,7 +70,7 @@ class Record:
 
     def decay(self, now: int) -> float:
         """What is left now of the weight of outcomes."""
-        return math.exp(-(now - self.outcomes_at) / 1000 / ERROR_MEMORY_S)
+        return math.exp(-max(0, now - self.outcomes_at) / 1000 / ERROR_MEMORY_S)
 
     def health(self, now: int, reason: str, disabled: str) -> Health:
         """`reason`, `disabled`: the texts beside the record."""
@@ -107,7 +107,7 @@ class Record:
             output_tokens=int(self.output),
             spent_microusd=int(self.spent),
         )
-        free = min(1.0, self.free + (now - self.free_at) / 60_000)  # since then the window has been emptying
+        free = min(1.0, self.free + max(0, now - self.free_at) / 60_000)  # since then the window has been emptying
         if self.slots > 0:
             free = min(free, max(0.0, 1 - self.in_flight / self.slots))
         load = Load(

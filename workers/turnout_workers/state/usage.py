@@ -115,8 +115,8 @@ class Usage:
         """Begin a call. After `roll`."""
         self._charged = self._charged.plus(use)
         charge = Charge(use, self._minute.newest, self._day.newest, self._charged)
-        self._minute.add(charge.second, use)
-        self._day.add(charge.quarter, use)
+        self._minute.add(use)
+        self._day.add(use)
         self.calls[lease_id] = now
         return charge
 
@@ -129,8 +129,8 @@ class Usage:
         error = real.minus(charge.use)
         self._charged = self._charged.plus(error)
         self.roll(now)
-        self._minute.add(charge.second, error)
-        self._day.add(charge.quarter, error)
+        self._minute.correct(charge.second, error)
+        self._day.correct(charge.quarter, error)
 
     def learn(self, charge: Charge, observed: ObservedLimit, now: int) -> None:
         """Take over what headers say. `remaining` counted this call, and perhaps not those after it: so it

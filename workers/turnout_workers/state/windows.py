@@ -74,16 +74,25 @@ class Window:
     newest: int = 0
 
     def roll(self, now_ms: int) -> None:
-        """Drop the buckets that have left; a clock that went back a little stays in the newest one."""
-        self.newest = max(self.newest, now_ms // self.width_ms)
+        """Drop the buckets that have left. A clock that went back a little stays in the newest one, and one that went
+        back further than the window is long begins anew."""
+        bucket = now_ms // self.width_ms
+        if bucket < self.newest - self.span:
+            self.buckets, self.used, self.newest = {}, NOTHING, bucket
+        self.newest = max(self.newest, bucket)
         for bucket in [b for b in self.buckets if b < self.newest - self.span]:
             self.used = self.used.minus(self.buckets.pop(bucket))
 
-    def add(self, bucket: int, use: Use) -> None:
-        """Charge or correct; a bucket that has left the window is no longer of interest."""
-        if bucket >= self.newest - self.span:
-            self.buckets[bucket] = self.buckets.get(bucket, NOTHING).plus(use)
-            self.used = self.used.plus(use)
+    def add(self, use: Use) -> None:
+        """Charge it now."""
+        self.buckets[self.newest] = self.buckets.get(self.newest, NOTHING).plus(use)
+        self.used = self.used.plus(use)
+
+    def correct(self, bucket: int, error: Use) -> None:
+        """Where it was charged; a bucket that has left the window is no longer of interest."""
+        if bucket in self.buckets:
+            self.buckets[bucket] = self.buckets[bucket].plus(error)
+            self.used = self.used.plus(error)
 
     def room_at(self, kind: Kind, fits: Callable[[int], bool]) -> int:
         """When (ms) `fits(used)` will hold if nothing is charged until then: at the latest when the window is empty."""

@@ -10,14 +10,15 @@
 local NEVER = -1
 local ask = cjson.decode(ARGV[1])
 
--- Buckets that have left a window are taken off its sum. A clock that went back a little stays in the newest.
+-- Buckets that have left a window are taken off its sum. A clock that went back a little stays in the newest, and one
+-- that went back further than the window is long begins anew.
 local function roll(key, name, window, size)
   local last, newest = window.newest, math.floor(NOW / size.width)
-  if newest <= last then return false end
+  if newest <= last and newest >= last - size.span then return false end
   if last > 0 then
     redis.call('HSET', key, name .. last, cmsgpack.pack(window.bucket))
-    local gone = {}
-    for bucket = last - size.span, math.min(last, newest - size.span - 1) do gone[#gone + 1] = name .. bucket end
+    local gone, to = {}, newest < last and last or math.min(last, newest - size.span - 1)
+    for bucket = last - size.span, to do gone[#gone + 1] = name .. bucket end
     for _, bucket in ipairs(redis.call('HMGET', key, unpack(gone))) do
       if bucket then add(window.sum, cmsgpack.unpack(bucket), -1) end
     end
@@ -219,7 +220,7 @@ for _, bid in ipairs(ask.bids) do
   known[FITS] = ready_at > 0 and math.max(0, math.floor(fits)) or 0
   known[IN_FLIGHT] = load.in_flight
   if not till then
-    if load.in_flight == 0 then known[OLDEST] = NOW end
+    if load.in_flight == 0 or NOW < known[OLDEST] then known[OLDEST] = NOW end
     local probe = 0
     if half_open then
       probe = known[PROBES] + 1

@@ -9,7 +9,7 @@
 local usage_keys, calls_keys = {KEYS.usage, KEYS.account_usage}, {KEYS.calls, KEYS.account_calls}
 local report = cjson.decode(ARGV[1])
 local known = known_of(report.endpoint)
-local decay = math.exp(-(NOW - known[OUTCOMES_AT]) / 1000 / ERROR_MEMORY_S)
+local decay = math.exp(-math.max(0, NOW - known[OUTCOMES_AT]) / 1000 / ERROR_MEMORY_S)
 local weight, bad = known[WEIGHT] * decay, known[BAD] * decay
 
 local function counters(probe)
