@@ -74,13 +74,13 @@ def main() -> None:
 
 @main.command()
 @click.argument("prompt", required=False)
-@click.option("--model", "models", multiple=True, help="A model that will do; may be given several times.")
+@click.option("--model", "models", multiple=True, help="An acceptable model. Repeatable.")
 @click.option(
     "--lane", type=click.Choice(["interactive", "standard", "batch"]), default="interactive", show_default=True
 )
 @click.option("--idempotency-key", help="The same key and content are the same job.")
 @click.option("--wait", is_flag=True, help="Print the answer, not the job's id.")
-@click.option("--timeout", type=float, help="Seconds to wait at most; the job goes on after them.")
+@click.option("--timeout", type=float, help="Most seconds to wait; the job goes on after them.")
 def submit(
     prompt: str | None,
     models: tuple[str, ...],

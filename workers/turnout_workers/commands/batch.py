@@ -81,7 +81,7 @@ def show(id: str, as_json: bool) -> None:
 @batch.command()
 @click.argument("id")
 def watch(id: str) -> None:
-    """Show it again and again, until it has ended."""
+    """Show a batch's progress until it has ended."""
     here, last = deployment(), ""
     batches = _batches(here)
     while True:
@@ -101,11 +101,15 @@ def watch(id: str) -> None:
 @batch.command()
 @click.argument("id")
 @click.option(
-    "-o", "--output", type=Output(), required=True, help="A line for each that has ended; - for standard output."
+    "-o",
+    "--output",
+    type=Output(),
+    required=True,
+    help="File for the results, a line for each that has ended; - for standard output.",
 )
-@click.option("--errors", help="A file of its own for lines without an answer.")
+@click.option("--errors", help="File for the lines without an answer; else they are among the results.")
 def results(id: str, output: str, errors: str | None) -> None:
-    """Fetch results in the order of the input, as far as there are any. Exit code 3: the batch still goes on."""
+    """Fetch the results that there are, in the order of the input. Exit code 3: the batch still goes on."""
     check_places(output, errors)
     batches = _batches()
     record = batches.record(id)
@@ -118,7 +122,7 @@ def results(id: str, output: str, errors: str | None) -> None:
 @batch.command()
 @click.argument("id")
 def cancel(id: str) -> None:
-    """Cancel all of it that has not ended."""
+    """Cancel all jobs of a batch that have not ended."""
     here = deployment()
     jobs = _batches(here).cancel(id, here.settings.file.retention.results_s)
     click.echo(f"{counted(jobs, 'job')} cancelled")
@@ -127,21 +131,21 @@ def cancel(id: str) -> None:
 @batch.command()
 @click.argument("id")
 def delete(id: str) -> None:
-    """Drop a batch that has ended, with its results. By itself it goes 7 days after it was submitted."""
+    """Delete a batch that has ended, with its results. By itself it expires 7 days after it was submitted."""
     _batches().delete(id)
 
 
 @batch.command()
 @click.argument("id")
 def pause(id: str) -> None:
-    """Feed no more of it; what is queued goes on."""
+    """Pause a batch: queue no more of it. What is queued goes on."""
     _batches().pause(id)
 
 
 @batch.command()
 @click.argument("id")
 def resume(id: str) -> None:
-    """Feed it on."""
+    """Let a paused batch go on."""
     _batches().resume(id)
 
 

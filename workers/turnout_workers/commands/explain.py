@@ -26,7 +26,12 @@ COLUMNS = ("\ncandidate", "\nscore", "\ncost", "\nlatency", "\nlate", "\nwait", 
 @click.command()
 @click.argument("job")
 @click.option("--json", "as_json", is_flag=True, help="The story as JSON.")
-@click.option("--replay", "strategy", type=click.Choice([one.value for one in RoutingStrategy]), help="What if?")
+@click.option(
+    "--replay",
+    "strategy",
+    type=click.Choice([one.value for one in RoutingStrategy]),
+    help="Say what another strategy would have chosen.",
+)
 def explain(job: str, as_json: bool, strategy: str | None) -> None:
     """Tell a job's story: waits, decisions with candidates, exclusions and scores, attempts, money, end."""
     here = deployment()

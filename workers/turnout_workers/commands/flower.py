@@ -13,7 +13,7 @@ from turnout_workers.deployment import deployment
 
 
 @click.command()
-@click.option("--address", default="127.0.0.1", show_default=True, help="To listen on.")
+@click.option("--address", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65_535), default=5555, show_default=True)
 @click.option(
     "--db",

@@ -19,18 +19,26 @@ DONE, SOME_FAILED, UNUSABLE, STOPPED = range(4)
 """Exit codes."""
 
 OPTIONS = (
-    click.option("--model", help="For lines that name none."),
-    click.option("--strategy", type=click.Choice([one.value for one in RoutingStrategy]), help="As --model."),
+    click.option("--model", help="Model, for lines that name none."),
+    click.option(
+        "--strategy",
+        type=click.Choice([one.value for one in RoutingStrategy]),
+        help="Strategy, for lines that name none.",
+    ),
     click.option("--lane", type=click.Choice([one.value for one in Lane]), default="batch", show_default=True),
-    click.option("--only", multiple=True, help="Provider to use. Repeatable."),
-    click.option("--max-cost", type=click.FloatRange(min=0), help="USD for the whole file; the rest then expires."),
+    click.option("--only", multiple=True, help="Provider to use, for lines that name none. Repeatable."),
+    click.option(
+        "--max-cost",
+        type=click.FloatRange(min=0),
+        help="Most to spend on the whole file, in USD; after that its lines expire.",
+    ),
     click.option("--dedupe", is_flag=True, help="Ask identical requests once."),
     click.option(
         "--deadline",
         "--completion-window",
         "deadline",
         type=Duration(),
-        help="For each line, from when it is queued: 90s, 30m, 24h.",
+        help="Time that a line has once it is queued: 90s, 30m, 24h.",
     ),
 )
 

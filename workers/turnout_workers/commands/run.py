@@ -72,20 +72,31 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 
 @click.command()
 @click.argument("source")
-@click.option("-o", "--output", type=Output(), help="Results, a line for each line of SOURCE; - for standard output.")
-@click.option("--errors", help="A file of its own for lines without an answer.")
-@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="turnout.toml")
-@click.option("--simulate", is_flag=True, help="Use the simulated fleet, whatever keys there are. No model is run.")
-@click.option("--scenario", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="Of the simulation.")
-@line_options
-@click.option("--retry-failed", is_flag=True, help="Run lines again that found no answer in an earlier run.")
-@click.option("--anew", is_flag=True, help="Run every line again, whatever an earlier run has done.")
-@click.option("--as-completed", is_flag=True, help="Write results in the order in which they came.")
 @click.option(
-    "-w", "--workers", type=click.IntRange(0), default=1, show_default=True, help="Processes; 0: those there."
+    "-o", "--output", type=Output(), help="File for the results, a line for each line of SOURCE; - for standard output."
 )
-@click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in each.")
-@click.option("--dry-run", is_flag=True, help="Check every line and estimate tokens, cost and time; run nothing.")
+@click.option("--errors", help="File for the lines without an answer; else they are among the results.")
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The turnout.toml to use.")
+@click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are keys. No model is run.")
+@click.option(
+    "--scenario", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TOML file of the simulated fleet."
+)
+@line_options
+@click.option("--retry-failed", is_flag=True, help="Run only the lines that have no answer from an earlier run.")
+@click.option("--anew", is_flag=True, help="Run every line again, also those with an answer.")
+@click.option(
+    "--as-completed", is_flag=True, help="Write results in the order in which they came, not in that of SOURCE."
+)
+@click.option(
+    "-w",
+    "--workers",
+    type=click.IntRange(0),
+    default=1,
+    show_default=True,
+    help="Worker processes; 0: leave the work to workers that run already.",
+)
+@click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in each worker.")
+@click.option("--dry-run", is_flag=True, help="Check every line, and estimate tokens, cost and time; run nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Progress and summary for machines, on standard error.")
 def run(source: str, output: str | None, **options: Any) -> None:
     """Run every line of SOURCE (JSONL, text, CSV or Parquet; - for JSONL on standard input), and write results.

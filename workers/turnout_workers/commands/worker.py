@@ -18,12 +18,15 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 @click.command()
-@click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="turnout.toml")
+@click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="The turnout.toml to use.")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in this process.")
-@click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, most urgent first, by comma.")
+@click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, separated by commas.")
 @click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name.")
 @click.option(
-    "-l", "--loglevel", type=click.Choice(LEVELS, case_sensitive=False), help="Left out: the configuration's."
+    "-l",
+    "--loglevel",
+    type=click.Choice(LEVELS, case_sensitive=False),
+    help="Log level; left out: the configuration's.",
 )
 def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, loglevel: str | None) -> None:
     """Serve jobs until stopped. SIGTERM lets calls in flight end; a second one hands everything back at once."""
