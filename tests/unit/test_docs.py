@@ -6,11 +6,13 @@ import json
 import re
 from pathlib import Path
 
+import click
 import pytest
 
 from turnout.batch.line import Line, RawLine
 from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, render
+from turnout.cli import main
 from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
 from turnout.result import Problem
 from turnout_workers.monitoring.fleet_metrics import BY_ENDPOINT
@@ -92,3 +94,18 @@ def test_every_metric_is_told() -> None:
     section = OPERATIONS.partition("### Prometheus")[2].partition("### Logs")[0]
     told = {name.removesuffix("_total") for name in re.findall(r"`(turnout_\w+)`", section)}
     assert told == counted | {f"turnout_fleet_{name}" for name in shared}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_command_and_option_that_is_shown_exists(page: Path) -> None:
+    """In blocks and within sentences; of `turnout a | b` each."""
+    for shown in re.findall(r"^turnout [^\n]*|(?<=`)turnout [^`\n]*", page.read_text("utf-8"), re.MULTILINE):
+        first, *others = shown.partition("  #")[0].removeprefix("turnout ").split(" | ")
+        group = "batch " if first.startswith("batch ") else ""
+        for words in map(str.split, (first, *(group + name for name in others))):
+            command: click.Command | None = main
+            while isinstance(command, click.Group) and words and not words[0].startswith("-"):
+                command = command.get_command(click.Context(command), words.pop(0))
+            assert command is not None, shown
+            known = {name for param in command.params for name in param.opts} | {"-", "--help"}
+            assert {word for word in words if word.startswith("-")} <= known, shown
