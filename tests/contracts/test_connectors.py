@@ -359,6 +359,24 @@ async def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(
     assert all(body["top_p"] == 0.5 for _, body in seen[1:])
 
 
+async def test_a_model_that_may_not_be_streamed_answers_in_one_piece(http: Http) -> None:
+    refusal = {"message": "Your organization must be verified to stream this model.", "param": "stream",
+               "code": "unsupported_value"}  # fmt: skip
+    no = said(json.dumps({"error": refusal}).encode(), "400 Bad Request")
+    pieces: list[str] = []
+
+    async def hear(piece: str) -> None:
+        pieces.append(piece)
+
+    async with recorder(no, answer("openai")) as (url, seen):
+        connector = build(config("openai", url), http)
+        for _ in range(2):
+            outcome = await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), QUICK, hear)
+            assert outcome.response.warnings == ("openai does not take stream; it was left out",)
+    assert ["stream" in body for _, body in seen] == [True, False, False]
+    assert pieces == [outcome.response.text] * 2
+
+
 async def test_a_model_may_refuse_several_parameters_one_after_the_other(http: Http) -> None:
     told: list[dict[str, Any]] = [{"error": {"code": "unsupported_parameter", "param": "temperature"}}]
     told += [{"code": "invalid-argument", "error": "Argument not supported on this model: stop"}]

@@ -34,6 +34,8 @@ from turnout_workers.routing.profile import estimate_input_tokens
 logger = logging.getLogger(__name__)
 
 JOB_HEADER = istr("x-turnout-job")
+STREAM = frozenset({"stream"})
+"""Taken by each format that can stream, but not for every model and organisation."""
 HEALTH_TIMEOUTS = Timeouts(connect_s=3, first_byte_s=5, idle_s=5, total_s=8)
 
 
@@ -89,9 +91,10 @@ class Connector(CloudProviderBase):
         """See `CloudProviderBase.call`. A parameter that the provider refuses for this model is left out from then
         on, and the call is repeated without it: a refused call costs nothing."""
         while True:
-            refused = self._refused.get(endpoint.served_model)
-            sent = Sent(request, self.name, self.parameters - refused if refused else self.parameters)
-            gathering = None if on_token is None or request.is_embedding else self.gathering()
+            refused = self._refused.get(endpoint.served_model, set())
+            sent = Sent(request, self.name, (self.parameters | STREAM) - refused)
+            streams = on_token is not None and not request.is_embedding and sent.takes("stream")
+            gathering = self.gathering() if streams else None
             out = self._asking(endpoint, sent, timeouts, gathering is not None)
             first_token_s: float | None = None
             try:
