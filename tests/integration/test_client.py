@@ -137,8 +137,9 @@ def test_an_option_that_can_not_be_is_named(options: Options, told: str) -> None
     ],
 )
 def test_what_is_too_long_or_no_text_is_refused_before_it_is_sent(client: Client, prompt: str, told: str) -> None:
-    with pytest.raises(IntakeRefused, match=told):
+    with pytest.raises(IntakeRefused, match=told) as refused:
         client.submit_many(["A?", prompt], idempotency_key="order-3")
+    assert refused.value.__notes__ == ["It is requests[1]."]
     with pytest.raises(LookupError):
         client.job(job_id("order-3\0" + "0")).status()
 

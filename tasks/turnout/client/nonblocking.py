@@ -56,18 +56,13 @@ class AsyncClient:
 
     async def submit(self, request: Request | None = None, **options: Unpack[Options]) -> AsyncJob:
         """Accept one job; see `Client.submit`."""
-        return (await self._accept([new_job(request, **options)]))[0]
+        return (await self._accept([new_job(request, self._max_chars, **options)]))[0]
 
     async def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[AsyncJob]:
         """Accept many jobs; see `Client.submit_many`."""
-        return [job for chunk in chunks(requests, **options) for job in await self._accept(chunk)]
+        return [job for chunk in chunks(requests, self._max_chars, **options) for job in await self._accept(chunk)]
 
     async def _accept(self, jobs: Sequence[NewJob]) -> list[AsyncJob]:
-        if (largest := max(len(job.payload) for job in jobs)) > self._max_chars:
-            raise IntakeRefused(
-                f"the request has {largest:,} characters of JSON, more than the {self._max_chars:,} that this client "
-                "accepts; shorten it, or set Client(max_request_chars=…)"
-            )
         try:
             answers = await self._link.ask(*map(self._ledger.enqueue, jobs))
         except OutOfMemoryError:

@@ -76,7 +76,9 @@ class Delivery(Value):
     response_model: type[BaseModel] | None = None
 
 
-def chunks(requests: Iterable[Request], **options: Unpack[Options]) -> Iterator[list[NewJob]]:
+def chunks(
+    requests: Iterable[Request], max_chars: int = MAX_REQUEST_CHARS, **options: Unpack[Options]
+) -> Iterator[list[NewJob]]:
     """Jobs of many requests. An idempotency key is for the whole call; each job's own key adds its number to it."""
     if isinstance(requests, str | Mapping | BaseModel):  # each can be iterated over, to no good
         raise TypeError("many requests are a list of them; this is a single one, for submit")
@@ -87,14 +89,14 @@ def chunks(requests: Iterable[Request], **options: Unpack[Options]) -> Iterator[
             if key:
                 options["idempotency_key"] = f"{key}\0{number}"
             try:
-                jobs.append(new_job(request, **options))
+                jobs.append(new_job(request, max_chars, **options))
             except Exception as error:
                 error.add_note(f"It is requests[{number}].")
                 raise
         yield jobs
 
 
-def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJob:
+def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, **options: Unpack[Options]) -> NewJob:
     """One job to be accepted. Raises pydantic.ValidationError for what is no request, and IntakeRefused."""
     if isinstance(request, InferenceRequest):
         given: dict[str, Any] = request.model_dump(exclude_unset=True)
@@ -123,9 +125,15 @@ def new_job(request: Request | None = None, **options: Unpack[Options]) -> NewJo
         given["messages"] = [*map(without_empty, given["messages"])]
     valid = InferenceRequest.model_validate(given)
     try:
-        return NewJob.of(job_id(key), valid, stream=delivery.stream, webhook=delivery.webhook, trace=_trace())
+        job = NewJob.of(job_id(key), valid, stream=delivery.stream, webhook=delivery.webhook, trace=_trace())
     except UnicodeEncodeError:
         raise IntakeRefused("a text has half a surrogate pair, which is no character") from None
+    if (length := len(job.payload)) > max_chars:
+        raise IntakeRefused(
+            f"the request has {length:,} characters of JSON, more than the {max_chars:,} that this client accepts; "
+            "shorten it, or set Client(max_request_chars=…)"
+        )
+    return job
 
 
 def _trace() -> str | None:
