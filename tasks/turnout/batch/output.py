@@ -20,6 +20,8 @@ def check_places(output: str, errors: str | None = None, source: str = "-") -> N
             continue
         if (place := Path(path)).exists() and not place.is_file():  # not resolved: a pipe has no path of its own
             raise Unwritable(f"can't write {path}: it is no regular file (- is standard output)")
+        if (folder := place.resolve().parent).exists() and not os.access(folder, os.W_OK):
+            raise Unwritable(f"can't write {path}: its folder can't be written")
         for written in (path, f"{place.resolve()}.tmp", f"{path}.journal"):
             if (other := seen.setdefault(Path(written).resolve(), name)) is not name:
                 raise Unwritable(f"{written} is {other}, and would be overwritten; choose another place for {name}")
@@ -52,6 +54,7 @@ def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
     temporary = Path(f"{place}.tmp")
     try:
         with writing(path, advice):
+            place.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
 
                 def write(line: bytes) -> None:
@@ -63,5 +66,6 @@ def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
                 os.fsync(file.fileno())
             temporary.replace(place)
     except BaseException:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # of which was told already, of this file and no other
+            temporary.unlink()
         raise

@@ -224,6 +224,18 @@ def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what
     check_places("new", "other", str(source))
 
 
+def test_a_folder_that_can_not_be_written_is_told_before_anything_is_done(
+    output: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (locked := Path(output).with_name("locked")).mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != locked)  # root may write anywhere
+    with pytest.raises(Unwritable, match=r"locked/errors: its folder can't be written"):
+        check_places(output, str(locked / "errors"))
+    check_places(output, str(locked.with_name("new") / "errors"))
+    write_output([(False, b"1\n")], output, str(locked.with_name("new") / "errors"))
+    assert (locked.with_name("new") / "errors").read_text() == "1\n"
+
+
 def test_an_output_that_is_a_link_stays_one(output: str) -> None:
     (target := Path(output).with_name("target")).write_text("before")
     Path(output).symlink_to(target)
