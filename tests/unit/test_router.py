@@ -158,6 +158,18 @@ async def test_with_all_providers_down_a_request_waits_until_one_is_back(routers
     assert clock.now - NOW > 60  # ejected, probed, ejected for longer: not hammered
 
 
+async def test_calls_cut_by_their_jobs_deadline_before_an_answer_was_due_eject_nobody(
+    routers: Any, clock: Time
+) -> None:
+    only = Provider("only", [down(K.TIMED_OUT)] * 99)
+    router = routers(only)
+    for _ in range(6):
+        with pytest.raises(DeadlinePassed):
+            await router.complete(request(deadline_s=0.5))
+    [view] = (await router.snapshot()).views
+    assert (only.calls >= 6, circuit(view.health, clock.now)) == (True, Circuit.CLOSED)
+
+
 async def test_the_deadline_ends_the_waiting(routers: Any, clock: Time) -> None:
     only = Provider("only", [down(K.UNAVAILABLE) for _ in range(99)])
     with pytest.raises(DeadlinePassed, match="only/llama: unavailable: as scripted"):

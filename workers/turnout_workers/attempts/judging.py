@@ -19,6 +19,7 @@ from turnout_workers.monitoring import logs
 from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Decision, Hedge, worth_repeating
 from turnout_workers.routing.failover import Next, Verdict, judge
+from turnout_workers.routing.failure import FailureKind
 from turnout_workers.state.store import Granted
 
 RETRY_SHARE = 0.1
@@ -102,6 +103,8 @@ class Judging:
                 has_untried=any(other != ended.chosen.endpoint.id for other in room.untried),
                 allow_fallback=wish.allow_fallback,
             )
+            if _cut_by_its_job(ended, request):
+                verdict = replace(verdict, counts_for_health=False)
             reports.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
             progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
         if ended.failure is not None and unmended(request, progress.attempts):
@@ -109,3 +112,14 @@ class Judging:
         if verdict.action is Next.RETRY:
             self._retries.withdraw()
         return Judged(progress, ended, verdict, reports)
+
+
+def _cut_by_its_job(call: Finished, request: InferenceRequest) -> bool:
+    """Whether the job's deadline ended the call before an answer was due, which says nothing about the endpoint."""
+    wish = request.constraints
+    return (
+        call.failure is not None
+        and call.failure.kind is FailureKind.TIMED_OUT
+        and call.duration_s < call.chosen.latency_s
+        and (wish.deadline is not None or wish.deadline_s is not None)
+    )
