@@ -123,7 +123,7 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
 
 
 def trouble(error: RedisError) -> str:
-    """What an operator is told of an error of Redis, and what to do."""
+    """An error of Redis in words for the operator, with what to do."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return f"Redis can't be reached ({error}); set REDIS_URL, or redis_url"
     if isinstance(error, NoPermissionError):

@@ -1,11 +1,11 @@
-"""What is wrong with a request, told by field and without any of its content."""
+"""What is wrong with a request, by field and without any of its content."""
 
 from __future__ import annotations
 
 from pydantic import ValidationError
 
 SHOWN = 3
-"""Problems that are told one by one."""
+"""How many problems are listed; the others are counted."""
 _UNION_MEMBERS = {"str", "constrained-str", "int", "float", "bool", "list", "dict", "none"}
 _PLAINER = {
     "extra_forbidden": "unknown field",

@@ -13,7 +13,7 @@ from typing import Any
 from turnout.errors import TurnoutError
 
 TOLERANCE_S = 300.0
-"""A message older or newer than this is refused, so that nobody can send an overheard one again much later."""
+"""A message older or newer than this is refused, so that an intercepted one can't be replayed much later."""
 
 
 class BadSignature(TurnoutError):
@@ -52,7 +52,7 @@ def verified(headers: Mapping[str, str], body: bytes, secret: str, now: float | 
         wanted = signed(secret, message_id, at, body)["webhook-signature"].encode()
     except ValueError:
         raise BadSignature("the secret to check it with must be base64, with whsec_ before it") from None
-    # As bytes: of texts, compare_digest takes ASCII only, and whoever sends may send anything.
+    # As bytes: compare_digest takes no text but ASCII, and the sender may send anything.
     if not any(hmac.compare_digest(one.encode(), wanted) for one in given):
         raise BadSignature("the signature is not one of this secret")
     message: dict[str, Any] = json.loads(body)

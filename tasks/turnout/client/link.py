@@ -188,7 +188,7 @@ class ThreadLink:
         _thread_links.add(self)
 
     def begin(self) -> None:
-        """With nobody who listens."""
+        """Begin with no listeners."""
         self._listeners = _Listeners(set)
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None

@@ -88,7 +88,7 @@ def read_pieces(reply: list[tuple[bytes, dict[bytes, bytes]]], job_id: str, keyr
 
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A settled job that somebody is to be told of."""
+    """A settled job whose webhook is to be called."""
 
     name: str
     """Of the webhook, in turnout.toml."""

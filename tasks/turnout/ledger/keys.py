@@ -13,7 +13,7 @@ from turnout.request import Lane
 
 
 class Keys:
-    """The keys of one namespace. Those of which there are many are functions of what they belong to."""
+    """The keys of one namespace. Where there is one for each job, lane or batch, it is a function of that."""
 
     def __init__(self, namespace: str = "turnout") -> None:
         own = f"{{{namespace}}}:"
@@ -37,7 +37,7 @@ class Keys:
         self.delayed = own + "delayed"  # zset: those lines, by when (ms) the first of each looks for room again
         self.deadlines = own + "deadlines"  # zset: live jobs that have a deadline, by it (ms)
         self.failed = own + "failed"  # zset: dead letters, failed jobs by when (ms) their record goes
-        self.hooks = own + "hooks"  # zset: settled jobs whose webhook is still to be told, by when (ms)
+        self.hooks = own + "hooks"  # zset: settled jobs whose webhook is still to be called, by when (ms)
         self.counts = own + "counts"  # hash: jobs accepted and settled, by outcome
         self.intake = own + "intake"  # string: there while no new job is accepted, for want of memory
         self.inbox = f"{own}inbox:".__add__  # channel, by client: the jobs that it watches, see `client/link.py`

@@ -92,7 +92,7 @@ class Ledger(Upkeep):
         return self.call("claim", *args, decode=self.opening(read_claim, job_id), job=job_id)
 
     def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Call[list[bool]]:
-        """Prolong leases, given as job ids with tokens; tells of each whether it is still held."""
+        """Prolong leases, given as job ids with tokens. Returns for each whether it is still held."""
         keys = [self.keys.leases, *(self.keys.job(job_id) for job_id, _ in held)]
         return self.call("renew", ms(ttl_s), *flat(held), decode=lambda reply: [*map(bool, reply)], keys=keys)
 
@@ -166,7 +166,7 @@ class Ledger(Upkeep):
         return Call(("HDEL", *field) if microusd is None else ("HSET", *field, microusd), nothing)
 
     def money(self, batch: str) -> Call[tuple[int, int]]:
-        """What its calls have cost, in micro-dollars, and what those may have cost besides of which nobody knows."""
+        """Micro-dollars that its calls have cost, and those that others, of unknown outcome, may have cost besides."""
         fields = (f"batch:{batch}|spent", f"batch:{batch}|unsure")
         return Call(("HMGET", self.keys.money, *fields), lambda reply: (int(reply[0] or 0), int(reply[1] or 0)))
 

@@ -1,4 +1,4 @@
-"""Content that nobody reads in Redis without a key: what was asked and what was answered, sealed with AES-256-GCM.
+"""Encryption of content in Redis: what was asked and what was answered, sealed with AES-256-GCM.
 
 The environment names the keys, of producers and workers alike: `TURNOUT_PAYLOAD_KEYS` holds `ID:BASE64` entries of
 32 random bytes each, with spaces between, `TURNOUT_PAYLOAD_KEYS_FILE` the path of a file of such lines. The first key

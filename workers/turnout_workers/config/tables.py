@@ -80,7 +80,7 @@ class MonitoringTable(Value):
 
 
 class WebhookTable(Value):
-    """Somebody to be told when a job has ended that names this webhook."""
+    """Called when a job that names this webhook has ended."""
 
     url: Url
     secret_env: str | None = None

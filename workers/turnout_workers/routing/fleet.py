@@ -107,7 +107,7 @@ class Endpoint:
     aliases: frozenset[str] = frozenset()
     """Other names by which a job may ask for this model."""
     expected_ttft_s: float | None = None
-    """Prior for the time to first token, until observations replace it; None: nobody has told."""
+    """Prior for the time to first token, until observations replace it; None: not configured."""
     expected_s_per_token: float | None = None
     """Prior for the time of each output token."""
     simulated: bool = False
@@ -216,7 +216,7 @@ class Load:
 
 @dataclass(frozen=True, slots=True)
 class Observed:
-    """What is known of one endpoint. One of which nothing is known yet is healthy."""
+    """What is known of one endpoint. By default it is healthy and idle."""
 
     health: Health = Health()
     metrics: ProviderMetrics = ProviderMetrics()

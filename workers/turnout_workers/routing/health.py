@@ -76,7 +76,7 @@ class Step(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class HealthAction:
-    """What the store is to be told; `open_s` and `reason` belong to a trip."""
+    """What to do in the store; `open_s` and `reason` belong to a trip."""
 
     step: Step
     open_s: float = 0.0

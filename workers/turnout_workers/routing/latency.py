@@ -26,7 +26,7 @@ DRIFT_S = 15.0
 """… with this time constant."""
 SIGMA_MIN = 0.25
 PRIOR_TTFT_S, PRIOR_S_PER_TOKEN = 0.5, 0.01
-"""What is expected of an endpoint of which nobody has told anything, for a choice among several."""
+"""What is expected of an endpoint that has neither configured expectations nor observations."""
 BUCKETS = 34
 """The last one holds all latencies from 655 s on."""
 Z95, Z99 = 1.645, 2.326

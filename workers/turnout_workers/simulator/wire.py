@@ -48,7 +48,7 @@ class Wire(Protocol):
     tells_retry_after: bool
     """Whether the header `retry-after` is sent."""
     tells_moments: bool
-    """Whether a limit's reset is told as a moment; else as the time until then."""
+    """Whether a limit's reset is given as a point in time; else as the time until then."""
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         """Raises Problem, KeyError, TypeError, ValueError or AttributeError on a body it can't read."""
