@@ -45,7 +45,7 @@ def is_public(address: str) -> bool:
 
 
 def address_trouble(url: str, private: bool) -> str | None:
-    """What is wrong with a webhook's address, or None. A literal address is checked here, for it never meets the resolver."""
+    """What is wrong with a webhook's address, or None. Literal ones are checked here: no resolver ever sees them."""
     parts = urlsplit(url)
     if parts.scheme != "https" and not private:
         return "url must begin with https://; set private = true for a server of your own network"
