@@ -77,35 +77,52 @@ class Housekeeping:
 
     async def round(self) -> None:
         """One bounded round."""
-        ledger, send, ttl_s = self.ledger, self.send, self.result_ttl_s
-        due = await self._list(ledger.due(BATCH))
-        woken = await send.all(*(ledger.wake(job_id, job.lane, NEXT_S) for job_id, job in due))
+        await self._wake()
+        await self._take_back()
+        await self._expire()
+        await self._republish()
+        await self.store.expire(BATCH)
+        await self._guard_intake()
+        for work in self.also:
+            await work()
+
+    async def _wake(self) -> None:
+        """Let the first of each line of parked jobs look for room, and give out turns that came free."""
+        due = await self._list(self.ledger.due(BATCH))
+        woken = await self.send.all(*(self.ledger.wake(job_id, job.lane, NEXT_S) for job_id, job in due))
         self.recovered("woken", sum(woken))
-        spare = await self._list(ledger.spare(BATCH))
-        await send.all(*(ledger.bring(job_id, job.lane) for job_id, job in spare))
-        lapsed = await self._list(ledger.lapsed(BATCH))
+        spare = await self._list(self.ledger.spare(BATCH))
+        await self.send.all(*(self.ledger.bring(job_id, job.lane) for job_id, job in spare))
+
+    async def _take_back(self) -> None:
+        """Queue jobs again whose leases are over, or give them up."""
+        lapsed = await self._list(self.ledger.lapsed(BATCH))
         limits = (MAX_CRASHES, MAX_LAPSES, min(RESPITE_S, RESPITE_LEASES * self.lease_s))
-        fates = await send.all(*(ledger.sweep(job_id, job.lane, *limits) for job_id, job in lapsed))
+        fates = await self.send.all(*(self.ledger.sweep(job_id, job.lane, *limits) for job_id, job in lapsed))
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
             if fate == "none":
                 continue
             self.recovered("poison" if fate == "poison" else "swept", 1)
             if fate in GIVEN_UP:
-                await send(ledger.give_up(job_id, fate, GIVEN_UP[fate], ttl_s, job.batch))
+                await self.send(self.ledger.give_up(job_id, fate, GIVEN_UP[fate], self.result_ttl_s, job.batch))
             logger.warning("took back job %s, whose lease ran out: %s", job_id, fate, extra={"job": job_id})
-        overdue = await self._list(ledger.overdue(BATCH))
-        late = await send.all(*(ledger.expire(job_id, ttl_s, job.batch) for job_id, job in overdue))
+
+    async def _expire(self) -> None:
+        """End jobs that wait past their deadlines."""
+        overdue = await self._list(self.ledger.overdue(BATCH))
+        late = await self.send.all(
+            *(self.ledger.expire(job_id, self.result_ttl_s, job.batch) for job_id, job in overdue)
+        )
         self.recovered("expired", sum(one.accepted for one in late))
+
+    async def _republish(self) -> None:
+        """Publish queued jobs again whose messages were lost."""
         for lane in Lane:
-            missing = await send(ledger.lost(lane, BATCH))
-            again = await send.all(*(ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
+            missing = await self.send(self.ledger.lost(lane, BATCH))
+            again = await self.send.all(*(self.ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
             self.recovered("republished", sum(again))
             if any(again):
                 logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
-        await self.store.expire(BATCH)
-        await self._guard_intake()
-        for work in self.also:
-            await work()
 
     async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:
         """The jobs of an index, with what is known of them."""
