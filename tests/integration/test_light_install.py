@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from importlib.metadata import packages_distributions, requires
 
+import pytest
 from packaging.requirements import Requirement
 
 BLOCKED = """
@@ -29,6 +30,11 @@ with Client(sys.argv[1]) as client:
         list(job.stream())
     except Cancelled as error:
         print(error.result.status)
+"""
+WINDOWS = """
+import os
+del os.register_at_fork, os.fork
+missing.add("fcntl")
 """
 COMMAND = """
 from turnout.cli import main
@@ -56,8 +62,9 @@ def python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_the_client_does_all_it_can(redis_url: str) -> None:
-    told = python(USED, redis_url)
+@pytest.mark.parametrize("system", ["", WINDOWS], ids=["here", "without forks"])
+def test_the_client_does_all_it_can(redis_url: str, system: str) -> None:
+    told = python(system + USED, redis_url)
     assert (told.stderr, told.stdout.strip()) == ("", "cancelled")
 
 
