@@ -11,6 +11,7 @@ from tests.unit.routing.fleets import endpoint
 
 from turnout.request import InferenceRequest
 from turnout_workers.attempts.calling import Calling
+from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.routing.failure import Billed, FailureKind
 
 PROMPT = "the secret prompt"
@@ -26,7 +27,7 @@ async def test_a_connector_that_breaks_its_promise_has_failed_the_call_and_no_mo
 ) -> None:
     at: Any = endpoint("acme")
     parts: Any = {
-        "ledger": None, "send": None, "reporter": None,
+        "ledger": None, "send": None, "reporter": None, "under_way": UnderWay(),
         "fleet": SimpleNamespace(now=lambda: 0.0), "in_force": SimpleNamespace(connectors={at.id: Broken()}),
     }  # fmt: skip
     leases: list[str] = []

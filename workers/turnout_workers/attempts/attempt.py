@@ -29,6 +29,7 @@ from turnout_workers.attempts.parking import Parking
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.search import Search, Searching
+from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.spool import Spool
 from turnout_workers.config.in_force import InForce
@@ -70,13 +71,15 @@ class Attempts:
         self._in_force = in_force
         self._metrics = metrics
         reporter = Reporter(store, fleet, in_force.file.router.failover_cooldown, rng, metrics)
-        self._calling = Calling(ledger=ledger, send=send, fleet=fleet, reporter=reporter, in_force=in_force)
+        self.under_way = UnderWay()
+        self._calling = Calling(
+            ledger=ledger, send=send, fleet=fleet, reporter=reporter, in_force=in_force, under_way=self.under_way
+        )
         self._closing = Closing(
             ledger=ledger, send=send, store=store, fleet=fleet, ceilings=ceilings, spool=spool, in_force=in_force
         )
         self._judging = Judging(reporter, rng, in_force.file.router.hedge)
         self.parking = Parking(ledger, send)
-        self.under_way = self._calling.under_way
         self._searching = Searching(
             store=store,
             fleet=fleet,

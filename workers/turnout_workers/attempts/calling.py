@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 import traceback
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from turnout.ledger import Coalescer, Ledger
 from turnout.result import Attempt
@@ -31,7 +31,7 @@ IDLE_S = 30.0
 """Longest silence of a provider between two bytes of its answer."""
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Calling:
     """Makes the calls that were granted, any number at a time."""
 
@@ -40,7 +40,7 @@ class Calling:
     fleet: SnapshotPoller
     reporter: Reporter
     in_force: InForce
-    under_way: UnderWay = field(default_factory=UnderWay, init=False)
+    under_way: UnderWay
 
     async def __call__(self, job: HeldJob, chosen: Candidate, grant: Granted, stopped: list[Attempt]) -> Finished:
         """Make the call. If it is cancelled, that is reported here, and the attempt added to `stopped`."""

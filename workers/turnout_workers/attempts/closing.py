@@ -74,13 +74,7 @@ class Closing:
         return await self._move(job, call, moved)
 
     async def defer(
-        self,
-        job: HeldJob,
-        wait_s: float,
-        record: bytes | None = None,
-        *,
-        new_round: bool = False,
-        line: str = "",
+        self, job: HeldJob, wait_s: float, record: bytes | None = None, *, new_round: bool = False, line: str = ""
     ) -> Moved | Skipped:
         """Park it in its line. record: of the decision; None: there was none, for others of the line wait already.
 
