@@ -556,14 +556,23 @@ async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFl
     assert not (await granted(fleet, bid(B))).probe
 
 
-async def test_an_operators_reason_stands_whatever_calls_that_were_under_way_say(fleet: AnyFleet) -> None:
-    await fleet.store.isolate([A], "maintenance")
-    await fleet.store.block([A], 20, "429")
-    assert (await fleet.store.trip(A, 2, "4 failures in a row")).reason == "maintenance"
-    await fleet.store.disable([A], "the key is not accepted")
+async def test_each_state_keeps_its_own_reason(fleet: AnyFleet) -> None:
+    """Of several the one that lasts longest is told."""
+    store = fleet.store
+    await store.block([A], 20, "quota")
+    await store.block([A], 5, "429")
+    assert (await store.trip(A, 2, "4 failures")).why == "quota"
+    assert (await store.trip(A, 30, "2 calls hang")).why == "2 calls hang"
+    await store.disable([A], "the key is not accepted")
+    assert (await health(fleet)).why == "the key is not accepted"
+    await store.isolate([A], "maintenance")
+    await store.disable([A], "no credit")
+    await store.trip(A, 60, "3 failures")
     known = await health(fleet)
-    assert (known.reason, known.open_until, known.blocked_until) == ("maintenance", 0, 0)
-    assert known.why == "maintenance"
+    assert (known.why, known.isolated, known.disabled) == ("maintenance", "maintenance", "no credit")
+    assert (known.reason, known.cooldown) == ("3 failures", "quota")
+    await store.restore([A])
+    assert (await health(fleet)).why == ""
 
 
 async def test_what_failed_a_day_ago_counts_no_more(fleet: AnyFleet) -> None:

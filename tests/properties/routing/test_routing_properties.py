@@ -59,7 +59,7 @@ healths = st.builds(
     recovered_at=st.just(0.0) | seconds,
     blocked_until=st.just(0.0) | seconds,
     disabled=st.none() | st.none() | st.just("bad key"),
-    isolated=st.sampled_from([False, False, False, True]),
+    isolated=st.sampled_from([None, None, None, "maintenance"]),
     consecutive_failures=st.integers(0, 3),
     probing=st.booleans(),
 )

@@ -218,7 +218,7 @@ def test_failover_goes_strictly_in_order() -> None:
         (Health(), Load(ready_at=NOW + 2), "full", 2),
         (Health(), Load(in_flight=5), "full", 1.0 / 5),
         (Health(disabled="bad key"), Load(), "disabled", 5),
-        (Health(isolated=True), Load(), "isolated", 5),
+        (Health(isolated="maintenance"), Load(), "isolated", 5),
     ],
 )
 def test_with_nothing_available_a_job_waits_and_knows_until_when(
@@ -479,7 +479,7 @@ def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_sam
 
 
 def test_bids_that_leave_out_an_endpoint_that_is_back_before_long_are_not_all_there_is() -> None:
-    back_soon = view(endpoint("soon"), Health(blocked_until=NOW + 600, reason="asked to wait"))
+    back_soon = view(endpoint("soon"), Health(blocked_until=NOW + 600, cooldown="asked to wait"))
     alone, both = decide(job(), CHEAP), decide(job(), CHEAP, back_soon)
     assert not alone.leaves_out(alone.bids())
     assert both.leaves_out(both.bids())

@@ -27,7 +27,7 @@ from turnout_workers.routing.health import (
 OPEN = Health(open_until=NOW + 5, trips=1)
 HALF_OPEN = Health(open_until=NOW - 1, trips=1)
 RAMPING = Health(recovered_at=NOW - 4)
-ISOLATED = Health(isolated=True)
+ISOLATED = Health(isolated="maintenance")
 DISABLED = Health(disabled="bad key")
 
 

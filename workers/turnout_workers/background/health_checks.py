@@ -77,7 +77,8 @@ class HealthChecks:
         """Whether to let calls through again. certain: the check was answered well."""
         snapshot = self.fleet.snapshot
         view = snapshot.by_id.get(endpoint_id)
-        if view is None or view.health.disabled is None or view.health.isolated:  # an operator's word stands
+        if view is None or view.health.disabled is None or view.health.isolated is not None:
+            # An operator's word stands.
             self._disabled_since.pop(endpoint_id, None)
             return False
         calls, since = self._disabled_since.get(endpoint_id, (-1, 0.0))

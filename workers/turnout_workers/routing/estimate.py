@@ -120,7 +120,7 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
     endpoint, health, metrics, load = view.endpoint, view.health, view.metrics, view.load
     ttft, pace = predict(endpoint, metrics, at)
     price = endpoint.price
-    troubled = health.isolated or health.disabled is not None or health.open_until > 0
+    troubled = health.isolated is not None or health.disabled is not None or health.open_until > 0
     busy = max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at or all_slots_taken(view)
     return Estimate(
         ttft_s=ttft,

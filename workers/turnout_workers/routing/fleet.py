@@ -154,9 +154,12 @@ class Health:
     """A cooldown that the provider asked for (429, quota); no verdict on its health."""
     disabled: str | None = None
     """Why it is disabled, or None."""
-    isolated: bool = False
+    isolated: str | None = None
+    """Why an operator has taken it out, or None."""
     reason: str = ""
-    """Of the last ejection or cooldown, for people."""
+    """Of the last ejection, for people."""
+    cooldown: str = ""
+    """Why the longest of the last ones was asked for."""
     consecutive_failures: int = 0
     """Across the whole fleet; any success sets it to 0."""
     probing: bool = False
@@ -164,8 +167,9 @@ class Health:
 
     @property
     def why(self) -> str:
-        """Of what keeps it out, for people: an operator's word before all."""
-        return self.reason if self.isolated else self.disabled or self.reason
+        """What keeps it out, for people: an operator's word before all."""
+        passing = self.reason if self.open_until >= self.blocked_until else self.cooldown
+        return next(why for why in (self.isolated, self.disabled, passing) if why is not None)
 
 
 @dataclass(frozen=True, slots=True)

@@ -92,7 +92,7 @@ SILENT = frozenset({FailureKind.CANCELLED, FailureKind.LOCAL})
 
 def circuit(health: Health, now: float) -> Circuit:
     """The state of the circuit at `now`. A cooldown (`blocked_until`) is none of its business."""
-    if health.isolated:
+    if health.isolated is not None:
         return Circuit.ISOLATED
     if health.disabled is not None:
         return Circuit.DISABLED

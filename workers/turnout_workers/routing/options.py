@@ -186,5 +186,5 @@ def busy_reason(option: Option, now: float) -> tuple[Reason, str]:
     """Why an option has to wait."""
     health = option.estimate.view.health
     if health.blocked_until > now:
-        return Reason.COOLDOWN, f"cools down: {health.reason or 'asked to wait'}"
+        return Reason.COOLDOWN, f"cools down: {health.cooldown or 'asked to wait'}"
     return Reason.FULL, f"no room for {option.wait_s:.1f} s"

@@ -54,5 +54,5 @@ def trouble(health: Health, now: float) -> tuple[float, str] | None:
         return left, f"out for another {left:.0f} s: {health.reason}"
     if health.blocked_until > now:
         left = health.blocked_until - now
-        return left, f"cools down for another {left:.0f} s: {health.reason}"
+        return left, f"cools down for another {left:.0f} s: {health.cooldown}"
     return (0.0, "being tried again") if state is Circuit.HALF_OPEN else None

@@ -64,13 +64,12 @@ class _Lease:
 class _Endpoint(Record):
     """With what Redis keeps beside the record."""
 
-    reason: str = ""
-    why_disabled: str = ""
+    texts: dict[str, str] = field(default_factory=dict)
     latencies: list[int] = field(default_factory=lambda: [0] * latency.BUCKETS)
     usage: Usage = field(default_factory=Usage)
 
     def health_at(self, now: int) -> Health:
-        return self.health(now, self.reason, self.why_disabled)
+        return self.health(now, self.texts)
 
     def count_calls(self) -> None:
         began = self.usage.calls.values()
@@ -290,12 +289,10 @@ class MemoryFleetStore:
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
         now, known = self._now(), self._endpoints[endpoint_id]
-        if known.isolated:  # an operator's word stands
-            return known.health_at(now)
         if known.open_until <= now:
             known.trips = ejections_in_a_row(known.health_at(now), now / 1000) + 1
         known.open_until = max(known.open_until, now + _ms(open_s))
-        known.probe, known.probe_until, known.reason = 0, 0, reason
+        known.probe, known.probe_until, known.texts["ejected"] = 0, 0, reason
         return known.health_at(now)
 
     async def recover(self, endpoint_id: str) -> Health:
@@ -308,26 +305,23 @@ class MemoryFleetStore:
     async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
         now = self._now()
         for known in map(self._endpoints.__getitem__, endpoint_ids):
-            if known.isolated:
-                continue
             if known.blocked_until <= now:  # once a cooldown, however many calls ran into it
                 known.share = max(SQUEEZE_LEAST, squeezed(known.share, known.blocked_until, now) * SQUEEZE)
-            known.blocked_until = max(known.blocked_until, now + _ms(for_s))
-            known.reason = reason
+            if now + _ms(for_s) > known.blocked_until:
+                known.blocked_until, known.texts["blocked"] = now + _ms(for_s), reason
 
     async def disable(self, endpoint_ids: Sequence[str], reason: str) -> None:
         for known in map(self._endpoints.__getitem__, endpoint_ids):
-            known.disabled, known.why_disabled = 1, reason
+            known.disabled, known.texts["disabled"] = 1, reason
 
     async def isolate(self, endpoint_ids: Sequence[str], reason: str) -> None:
         for known in map(self._endpoints.__getitem__, endpoint_ids):
-            known.isolated, known.reason = 1, reason
+            known.isolated, known.texts["isolated"] = 1, reason
 
     async def restore(self, endpoint_ids: Sequence[str]) -> None:
         for known in map(self._endpoints.__getitem__, endpoint_ids):
             for name in RESTORED:
                 setattr(known, name, getattr(FRESH, name))
-            known.reason = ""
 
     # --- money, load and state -----------------------------------------------------------------------------
 
@@ -359,7 +353,7 @@ class MemoryFleetStore:
                 waiting.update(jobs)
                 overdue.update(calls)
         return now / 1000, {
-            id: known.observed(now, known.reason, known.why_disabled, known.latencies, waiting[id], overdue[id])
+            id: known.observed(now, known.texts, known.latencies, waiting[id], overdue[id])
             for id, known in self._endpoints.items()
         }
 

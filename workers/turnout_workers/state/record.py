@@ -1,14 +1,14 @@
 """What a store keeps of an endpoint: one record of numbers, and how it reads as health, metrics and load.
 
 `memory.py` changes it as an object. In Redis it lies packed, so that a script reads and writes it in one step; beside
-it in the same hash lie `ENDPOINT reason` and `ENDPOINT disabled`, texts for people, and `ENDPOINT latency7`, how many
-latencies were in bucket 7. Another layout of the record needs a key of another name, which says how many numbers it is.
+it in the same hash lie `ENDPOINT ejected` and so on, the texts for people, and `ENDPOINT latency7`, how many latencies
+were in bucket 7. Another layout of the record needs a key of another name, which says how many numbers it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from struct import Struct
 
@@ -72,23 +72,24 @@ class Record:
         """What is left now of the weight of outcomes."""
         return math.exp(-max(0, now - self.outcomes_at) / 1000 / ERROR_MEMORY_S)
 
-    def health(self, now: int, reason: str, disabled: str) -> Health:
-        """`reason`, `disabled`: the texts beside the record."""
+    def health(self, now: int, texts: Mapping[str, str]) -> Health:
+        """`texts`: those beside the record, by name."""
         return Health(
             open_until=self.open_until / 1000,
             trips=int(self.trips),
             recovered_at=self.recovered_at / 1000,
             proven=int(self.proven),
             blocked_until=self.blocked_until / 1000,
-            disabled=disabled if self.disabled else None,
-            isolated=bool(self.isolated),
-            reason=reason,
+            disabled=texts.get("disabled", "") if self.disabled else None,
+            isolated=texts.get("isolated", "") if self.isolated else None,
+            reason=texts.get("ejected", "") if self.open_until else "",
+            cooldown=texts.get("blocked", "") if self.blocked_until else "",
             consecutive_failures=int(self.consecutive),
             probing=self.probe_until > now,
         )
 
     def observed(
-        self, now: int, reason: str, disabled: str, latencies: Sequence[int], waiting: int, overdue: int
+        self, now: int, texts: Mapping[str, str], latencies: Sequence[int], waiting: int, overdue: int
     ) -> Observed:
         """All of it, with what isn't in the record: latencies by bucket, and what workers have published."""
         metrics = ProviderMetrics(
@@ -120,13 +121,15 @@ class Record:
             waiting=waiting,
             shadow_price=self.shadow_price,
         )
-        return Observed(self.health(now, reason, disabled), metrics, load)
+        return Observed(self.health(now, texts), metrics, load)
 
 
 def sampled(value: float) -> float | None:
     return value if value >= 0 else None
 
 
+TEXTS = ("ejected", "blocked", "disabled", "isolated")
+"""Why it is so, or was last."""
 FRESH = Record()
 NAMES = tuple(field.name for field in fields(Record))
 RESTORED = (
@@ -139,6 +142,7 @@ _LAYOUT = Struct("<" + "d" * len(NAMES))
 LUA = f"""
 local {", ".join(map(str.upper, NAMES))} = {", ".join(map(str, range(1, len(NAMES) + 1)))}
 local RESTORED = {{{", ".join(map(str.upper, RESTORED))}}}
+local TEXTS = {{'{"', '".join(TEXTS)}'}}
 local LAYOUT = '{_LAYOUT.format}'
 local function fresh() return {{{", ".join(str(getattr(FRESH, name)) for name in NAMES)}}} end
 """

@@ -20,7 +20,7 @@ from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Observed, account_id
 from turnout_workers.routing.health import Counters
 from turnout_workers.state import memory, record, store, windows
-from turnout_workers.state.record import unpacked
+from turnout_workers.state.record import TEXTS, unpacked
 from turnout_workers.state.store import (
     Account,
     Admission,
@@ -276,8 +276,8 @@ def _counters(reply: Any) -> Counters:
 
 
 def _health(reply: Any) -> Health:
-    now_ms, packed, reason, disabled = reply
-    return unpacked(packed).health(now_ms, reason.decode(), disabled.decode())
+    now_ms, packed, *texts = reply
+    return unpacked(packed).health(now_ms, dict(zip(TEXTS, map(bytes.decode, texts), strict=True)))
 
 
 def _state(reply: Any) -> tuple[float, dict[str, Observed]]:
@@ -287,8 +287,7 @@ def _state(reply: Any) -> tuple[float, dict[str, Observed]]:
     return now_ms / 1000, {
         id: unpacked(packed).observed(
             now_ms,
-            kept.get(f"{id} reason", b"").decode(),
-            kept.get(f"{id} disabled", b"").decode(),
+            {name: kept[key].decode() for name in TEXTS if (key := f"{id} {name}") in kept},
             [int(kept.get(f"{id} latency{bucket}", 0)) for bucket in range(latency.BUCKETS)],
             waiting[id],
             overdue[id],

@@ -192,10 +192,7 @@ class FleetStore(Protocol):
         """End the leases that were not renewed: their reservations become unsure. Returns how many."""
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
-        """Eject: open until max(old, now + open_s); a trip while open lengthens, but doesn't count twice.
-
-        Neither this nor `block` changes anything of an endpoint that an operator has isolated.
-        """
+        """Eject: open until max(old, now + open_s); a trip while open lengthens, but doesn't count twice."""
 
     async def recover(self, endpoint_id: str) -> Health:
         """Close the circuit after a successful probe; the ramp starts now."""

@@ -3,17 +3,18 @@
 --
 -- KEYS  endpoints
 -- ARGV  blocked | disabled | isolated | restored, reason, for (ms), then the endpoints
-local what, reason = ARGV[1], ARGV[2]
-
-local function mark(endpoint, known)
-  local text = ' reason'
+local what, till = ARGV[1], NOW + ARGV[3]
+for i = 4, #ARGV do
+  local endpoint, tells = ARGV[i], what ~= 'restored'
+  local known = known_of(endpoint)
   if what == 'blocked' then
     if known[BLOCKED_UNTIL] <= NOW then -- once a cooldown, however many calls ran into it
       known[SHARE] = math.max(SQUEEZE_LEAST, share_of(known) * SQUEEZE)
     end
-    known[BLOCKED_UNTIL] = math.max(known[BLOCKED_UNTIL], NOW + ARGV[3])
+    tells = till > known[BLOCKED_UNTIL]
+    known[BLOCKED_UNTIL] = math.max(known[BLOCKED_UNTIL], till)
   elseif what == 'disabled' then
-    known[DISABLED], text = 1, ' disabled'
+    known[DISABLED] = 1
   elseif what == 'isolated' then
     known[ISOLATED] = 1
   else
@@ -21,11 +22,6 @@ local function mark(endpoint, known)
     for _, field in ipairs(RESTORED) do known[field] = first[field] end
   end
   keep(endpoint, known)
-  redis.call('HSET', KEYS.endpoints, endpoint .. text, reason)
-end
-
-for i = 4, #ARGV do
-  local known = known_of(ARGV[i])
-  if what ~= 'blocked' or known[ISOLATED] == 0 then mark(ARGV[i], known) end -- else an operator's word stands
+  if tells then redis.call('HSET', KEYS.endpoints, endpoint .. ' ' .. what, ARGV[2]) end
 end
 return redis.status_reply('OK')

@@ -25,8 +25,9 @@ end
 
 -- As `_health` of redis.py reads it.
 local function health_of(endpoint, known)
-  local texts = redis.call('HMGET', KEYS.endpoints, endpoint .. ' reason', endpoint .. ' disabled')
-  return {NOW, struct.pack(LAYOUT, unpack(known)), texts[1] or '', texts[2] or ''}
+  local health = {NOW, struct.pack(LAYOUT, unpack(known))}
+  for i, text in ipairs(TEXTS) do health[2 + i] = redis.call('HGET', KEYS.endpoints, endpoint .. ' ' .. text) or '' end
+  return health
 end
 
 -- Change what an account has, column by column; not of one that was forgotten while its calls were under way.

@@ -5,13 +5,12 @@
 -- ARGV  endpoint, for (ms), reason
 -- Returns its health, see shared.lua
 local known = known_of(ARGV[1])
-if known[ISOLATED] == 1 then return health_of(ARGV[1], known) end -- an operator's word stands
 if known[OPEN_UNTIL] <= NOW then
   local well = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] >= WELL_S * 1000
   known[TRIPS] = (well and 0 or known[TRIPS]) + 1
 end
 known[OPEN_UNTIL] = math.max(known[OPEN_UNTIL], NOW + ARGV[2])
 known[PROBE], known[PROBE_UNTIL] = 0, 0
-redis.call('HSET', KEYS.endpoints, ARGV[1] .. ' reason', ARGV[3])
+redis.call('HSET', KEYS.endpoints, ARGV[1] .. ' ejected', ARGV[3])
 keep(ARGV[1], known)
 return health_of(ARGV[1], known)
