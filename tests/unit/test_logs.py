@@ -63,6 +63,7 @@ def test_a_json_line_has_its_job_and_its_traceback_in_one_line() -> None:
 def test_both_formats_write_a_line(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()
     before = list(root.handlers), root.level
+    logging.captureWarnings(False)  # whoever set it before left it to a function that pytest has taken back
     try:
         logs.configure("INFO", form)  # type: ignore[arg-type]
         logging.getLogger("turnout_workers.attempts.attempt").info("it %s", "goes")

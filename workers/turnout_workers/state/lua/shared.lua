@@ -32,7 +32,7 @@ end
 
 -- Change what an account has, column by column; not of one that was forgotten while its calls were under way.
 local function book(account, changes)
-  if redis.call('HEXISTS', KEYS.money, account .. '|reserved') == 0 then return end
+  if not redis.call('HGET', KEYS.money, account .. '|reserved') then return end
   for column, amount in pairs(changes) do
     if amount ~= 0 then redis.call('HINCRBY', KEYS.money, account .. '|' .. column, amount) end
   end
