@@ -96,6 +96,7 @@ class Feeder:
         tally.unsure_microusd = max(tally.unsure_microusd, unsure_microusd)
         if reading.broken is not None:
             raise reading.broken
+        self.journal.end()
         run(self.client, [self.ledger.set_ceiling(self.journal.batch, None)])
         on_progress(tally)
         return tally

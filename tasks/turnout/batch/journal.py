@@ -29,6 +29,8 @@ VERSION = 2
 """Of the format."""
 HEAD = b'{"turnout_journal":'
 """How the first line begins."""
+OPTIONS, ENDED = b"options\t", b"ended\n"
+"""How lines begin, or what they are, that are no entries: options of a later run, and the end of a run."""
 MISSING = -1
 GOES_ON = "; what is done is kept, and the same command goes on"
 
@@ -77,21 +79,25 @@ class Journal:
     def begin(self, options: Mapping[str, Any], retry_failed: bool = False) -> Tally:
         """Take up the journal of an earlier run, or begin one. Returns what it holds, which is kept up to date.
 
-        options: what must be the same in all runs of a batch, for the jobs under way depend on it.
-        retry_failed: leave out lines that have no answer. Raises Unwritable if the options were others.
+        options: what must be the same in all runs of a batch, for the jobs under way depend on it. Others may hold for
+        lines that are run again, once a run has come to its end. Raises Unwritable if they must not be others.
+        retry_failed: leave out lines that have no answer.
         """
         with self.path.open("rb") as file:
             head = file.readline()
             if not head.endswith(b"\n") and HEAD.startswith(head[: len(HEAD)]):  # new, or torn in its first line
                 self._start(options)
                 return self.tally
-            self._resume(head, options)
+            before, ended = self._resume(head), False
             failed = set[int]()
             self._end = len(head)
             for raw in file:
                 if not raw.endswith(b"\n"):
                     break  # torn by a kill: the line is done again
+                ended = raw == ENDED
                 with contextlib.suppress(ValueError):  # a gap that a power cut has left: the line is done again
+                    if raw.startswith(OPTIONS):
+                        before = json.loads(raw.removeprefix(OPTIONS))
                     number, digest, told, _ = raw.split(b"\t", 3)
                     line, entry = int(number), json.loads(told)
                     self.drop(range(line, line + 1))
@@ -101,6 +107,7 @@ class Journal:
         self._file.truncate(self._end)
         self._reader.close()  # it may have read ahead into the torn line
         self._reader = self.path.open("rb")
+        self._bind(before, options, ended and retry_failed)
         for line in failed if retry_failed else ():
             self.drop(range(line, line + 1))
         self.tally.resumed = self.tally.finished
@@ -115,20 +122,27 @@ class Journal:
         self._end = len(head)
         self.sync()
 
-    def _resume(self, head: bytes, options: Mapping[str, Any]) -> None:
+    def _resume(self, head: bytes) -> dict[str, Any]:
         try:
             known = json.loads(head)
             version, self.batch, before = known["turnout_journal"], known["batch"], known["options"]
         except (ValueError, TypeError, KeyError):
-            version = before = None
+            version = None
         if version != VERSION:
             raise Unwritable(f"{self.path} is no journal of this release. Move it away, or choose another output.")
+        options: dict[str, Any] = before
+        return options
+
+    def _bind(self, before: dict[str, Any], options: Mapping[str, Any], free: bool) -> None:
         now = json.loads(json.dumps(dict(options)))
-        if changed := sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name)):
+        changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
+        if changed and free:
+            self._append(OPTIONS + json.dumps(now).encode() + b"\n")
+        elif changed:
             told = ", ".join(f"{name} ({before.get(name)}, now {now.get(name)})" for name in changed)
             raise Unwritable(
                 f"{self.path} was begun with other options: {told}. Go on with the same ones, "
-                "or move it away to begin anew, or choose another output."
+                "or choose another output. Once all is done, --retry-failed may have others; so may --anew."
             )
 
     def has(self, line: int, digest: int) -> bool:
@@ -163,9 +177,17 @@ class Journal:
     def write(self, line: int, digest: int, entry: Entry, rendered: bytes) -> None:
         """Add one line's result. It is safe from the next `sync` on."""
         raw = b"%d\t%x\t%s\t%s" % (line, digest, json.dumps(entry, separators=(",", ":")).encode(), rendered)
+        self._note(line, digest, entry)
+        self._append(raw)
+
+    def end(self) -> None:
+        """Note that no job of the batch is under way any more."""
+        self._append(ENDED)
+        self.sync()
+
+    def _append(self, raw: bytes) -> None:
         with writing(self.path, GOES_ON):
             self._file.write(raw)
-        self._note(line, digest, entry)
         self._end += len(raw)
 
     def sync(self) -> None:

@@ -93,6 +93,29 @@ def test_a_gap_that_a_power_cut_has_left_costs_no_more_than_its_line(output: str
         assert journal.entry(3) == (OK, b"3\n")
 
 
+def test_lines_that_are_run_again_may_have_other_options_once_all_are_done(output: str) -> None:
+    def begin(model: str, retry_failed: bool = False, ends: bool = False) -> bool:
+        with Journal(partial(output)) as journal:
+            journal.begin({"model": model}, retry_failed)
+            known = journal.has(1, 101)
+            if not known:
+                journal.write(1, 101, FAILED, b"1\n")
+            if ends:
+                journal.end()
+            return known
+
+    begin("m")
+    with pytest.raises(Unwritable, match="other options"):
+        begin("n", retry_failed=True)
+    assert begin("m", ends=True)
+    with pytest.raises(Unwritable, match="other options"):
+        begin("n")
+    assert not begin("n", retry_failed=True)
+    with pytest.raises(Unwritable, match=r"model \(n, now m\)"):
+        begin("m", retry_failed=True)
+    assert begin("n"), "the others hold from then on"
+
+
 def test_lines_without_an_answer_are_left_out_where_they_are_to_be_run_again(output: str) -> None:
     written(output, {1: FAILED, 2: OK, 3: FAILED})
     with Journal(partial(output)) as journal:
