@@ -75,13 +75,13 @@ class RedisFleetStore:
         script = Script.load("turnout_workers.state", name, self._prelude)
         return script.call(keys, args, decode)
 
-    def _held(self) -> tuple[str, ...]:
-        keys = self._keys
-        return (keys.endpoints, keys.money, keys.expiry)
+    def _leasing(self) -> tuple[str, ...]:
+        """The first keys of the scripts that begin and end leases."""
+        return (self._keys.endpoints, self._keys.money, self._keys.expiry)
 
     async def admit(self, ask: Ask) -> Admission:
         places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
-        keys = [*self._held(), self._keys.lease(ask.lease_id), self._keys.ceilings, *places]
+        keys = [*self._leasing(), self._keys.lease(ask.lease_id), self._keys.ceilings, *places]
         body: dict[str, Any] = {
             "id": ask.lease_id,
             "ttl": _ms(ask.ttl_s),
@@ -120,7 +120,7 @@ class RedisFleetStore:
         if report.latency_s is not None:
             body |= {"latency": report.latency_s, "bucket": latency.bucket(report.latency_s)}
             body |= _present(ttft=report.ttft_s, predicted=report.predicted_s)
-        return await self._send(self._script("report", (*self._held(), *places), [_json(body)], _counters))
+        return await self._send(self._script("report", (*self._leasing(), *places), [_json(body)], _counters))
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
@@ -131,7 +131,7 @@ class RedisFleetStore:
         due = await self._send(self._script("due", [self._keys.expiry], [limit], lambda r: [m.decode() for m in r]))
         if not due:
             return 0
-        keys = list(self._held())
+        keys = list(self._leasing())
         for member in due:
             endpoint, lease = member.split(" ", 1)
             keys += [self._keys.lease(lease), self._keys.calls(endpoint), self._keys.calls(account_id(endpoint))]
