@@ -27,6 +27,7 @@ from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
+from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.background.reload import Reload
 from turnout_workers.background.spool import Spool, Unspooling
 from turnout_workers.background.webhooks import Webhooks
@@ -120,6 +121,7 @@ class Worker:
         calls = CallWatch(self._store, self._poller, under_way, self.name, came_back=hasten)
         watch = FleetWatch(self._store, self._poller, rng, ejection_s=file.router.failover_cooldown)
         feeding = BatchFeeding(self._ledger, self._send, file.retention.results_s)
+        old = OldAccounts(self._client, self._ledger.keys.money, self._store, self._poller)
         housekeeping = Housekeeping(
             self._client,
             self._ledger,
@@ -128,7 +130,7 @@ class Worker:
             owner=self.name,
             lease_s=file.worker.lease_s,
             result_ttl_s=file.retention.results_s,
-            also=(watch.judge, feeding.round),
+            also=(watch.judge, feeding.round, old.round),
             recovered=metrics.recovered,
         )
         interval_s = file.router.health_check_interval
