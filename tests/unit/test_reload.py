@@ -9,6 +9,7 @@ import pytest
 
 from turnout_workers.background.reload import Reload
 from turnout_workers.config import Settings, load
+from turnout_workers.config.in_force import InForce
 
 GOOD = """
 [providers.office]
@@ -24,9 +25,9 @@ class Worker:
         self.file, self.key = folder / "turnout.toml", folder / "key"
         self.key.write_text("first")
         self.write(GOOD)
-        self.uses = load(self.file, {})
+        self.in_force = InForce(load(self.file, {}))
         self.now, self.taken_over = 0.0, 0
-        self.reload = Reload(self.uses, self.use, {"TURNOUT_CONFIG": str(self.file)}, lambda: self.now)
+        self.reload = Reload(self.in_force, self.use, {"TURNOUT_CONFIG": str(self.file)}, lambda: self.now)
 
     def write(self, text: str) -> None:
         self.file.write_text(text.replace("KEY", str(self.key)))
@@ -34,13 +35,16 @@ class Worker:
     def use(self, settings: Settings) -> None:
         if "twice" in settings.file.providers:
             raise ValueError("endpoint twice/x is there twice")
-        self.uses = settings
+        self.in_force.settings = settings
         self.taken_over += 1
+
+    @property
+    def uses(self) -> Settings:
+        return self.in_force.settings
 
     async def follows(self) -> Settings:
         for _ in range(2):
             await self.reload.check()
-        assert self.reload.settings is self.uses
         return self.uses
 
 
@@ -56,7 +60,6 @@ async def test_a_change_is_taken_over_once_it_was_read_twice(worker: Worker) -> 
     assert worker.uses is before
     await worker.reload.check()
     assert worker.uses.file.providers["office"].concurrency == 3
-    assert worker.reload.settings is worker.uses
 
 
 async def test_what_did_not_change_is_not_taken_over_again(worker: Worker) -> None:

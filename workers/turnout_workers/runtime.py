@@ -137,7 +137,7 @@ class Worker:
         checks = HealthChecks(self._connectors.values(), self._store, self._poller, interval_s, rng)
         self._webhooks = Webhooks(self._ledger, self._send)
         self._use(settings)
-        reload = Reload(settings, self._use)
+        reload = Reload(self._in_force, self._use)
         unspooling = Unspooling(spool, self._ledger, self._send, self._store, self._in_force)
         for work in (self._poller, heartbeat, calls, housekeeping, checks, reload, self._webhooks, unspooling):
             self._keep_running(work.run)

@@ -16,6 +16,7 @@ from typing import Any
 
 from turnout.errors import TurnoutError
 from turnout_workers.config import Settings, configured
+from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File
 from turnout_workers.providers import prices
 
@@ -31,21 +32,21 @@ FOLLOWED: dict[str, Any] = {
 
 
 class Reload:
-    """`use` takes a configuration over, or raises and leaves all as it was."""
+    """`use` takes a configuration over, so that it is in force, or raises and leaves all as it was."""
 
     def __init__(
         self,
-        settings: Settings,
+        in_force: InForce,
         use: Callable[[Settings], None],
         environ: Mapping[str, str] = os.environ,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self.settings = settings
+        self._in_force = in_force
         self._use = use
         self._environ = environ
         self._now = now
         self._priced = prices.period(now())
-        self._last_read = settings
+        self._last_read = in_force.settings
         self._refused = ""
 
     async def run(self) -> None:
@@ -55,24 +56,23 @@ class Reload:
 
     async def check(self) -> None:
         """Read it once."""
-        now = self.settings
+        current = self._in_force.settings
         try:
             found = await asyncio.to_thread(configured, self._environ)
             steady, self._last_read = found == self._last_read, found
-            if steady and found != now:
+            if steady and found != current:
                 self._use(found)
-                self.settings = found
-                changed = "with other keys" if found.version == now.version else f"instead of {now.version}"
+                changed = "with other keys" if found.version == current.version else f"instead of {current.version}"
                 logger.info("configuration %s is followed now, %s", found.version, changed)
-                if fixed := _fixed(now.file, found.file):
+                if fixed := _fixed(current.file, found.file):
                     logger.warning("restart this worker for what else has changed: %s", ", ".join(fixed))
             elif (quarter := prices.period(self._now())) != self._priced:
-                self._use(now)
+                self._use(current)
                 self._priced = quarter
             self._refused = ""
         except (TurnoutError, ValueError, LookupError) as error:
             if str(error) != self._refused:
-                logger.error("the configuration was changed and is refused, %s stays:\n%s", now.version, error)
+                logger.error("the configuration was changed and is refused, %s stays:\n%s", current.version, error)
             self._refused = str(error)
 
 
