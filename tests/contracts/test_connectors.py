@@ -359,9 +359,14 @@ async def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(
     assert all(body["top_p"] == 0.5 for _, body in seen[1:])
 
 
-async def test_a_model_that_may_not_be_streamed_answers_in_one_piece(http: Http) -> None:
-    refusal = {"message": "Your organization must be verified to stream this model.", "param": "stream",
-               "code": "unsupported_value"}  # fmt: skip
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"message": "Your organization must be verified to.", "param": "stream", "code": "unsupported_value"},
+        {"message": "This model does not support streaming."},
+    ],
+)
+async def test_a_model_that_may_not_be_streamed_answers_in_one_piece(refusal: dict[str, str], http: Http) -> None:
     no = said(json.dumps({"error": refusal}).encode(), "400 Bad Request")
     pieces: list[str] = []
 

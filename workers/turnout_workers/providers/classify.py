@@ -63,7 +63,8 @@ _UNSUPPORTED_WORDS = (
     "function tools with reasoning_effort are not", "unsupported json schema", "invalid schema for response_format",
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort", "stream")}
-_OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking"), "reasoning_effort") | {"stop_sequences": "stop"}
+_OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking"), "reasoning_effort")
+_OPTIONAL |= {"stop_sequences": "stop", "streaming": "stream"}
 """Parameters that a call can do without: the vendors' names of them, and ours."""
 _MODELS_FAULT = ("json_validate_failed", "tool_use_failed", "output_parse_failed")
 """Groq: the model wrote no JSON, or no call of a tool, where one was due."""
