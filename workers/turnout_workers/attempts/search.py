@@ -121,15 +121,7 @@ class Searching:
                 span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
         if isinstance(admission, Granted):
             self._shares.seen(job.claim.tenant or "", now, 1)
-            room = self.judging.room(decision, candidates, admission, alone=job.claim.stream)
-            before, chosen = job.progress.attempts, room.chosen.endpoint
-            if before and before[-1].provider != chosen.provider:
-                self.metrics.moved(before[-1], chosen.provider)
-            if search.again not in (None, chosen.id):  # by now another is better, or that one is out
-                search.retries_here, job.progress = 0, job.progress.failed_over()
-            self.wake_next(job, search)
-            search.record = _record(decision, chosen.id)
-            return room
+            return self._found(job, search, decision, candidates, admission)
         if not isinstance(admission, NoRoom):
             return Skipped("the lease was lost")
         search.again, search.retries_here = None, 0
@@ -146,6 +138,19 @@ class Searching:
             search.refused_at = min(search.refused_at, admission.at)
             wait_s = min(wait_s, FRESH_S)
         return await self._wait(job, search, decision, wait_s, now)
+
+    def _found(
+        self, job: HeldJob, search: Search, decision: Decision, offered: Sequence[Candidate], grant: Granted
+    ) -> Room:
+        room = self.judging.room(decision, offered, grant, alone=job.claim.stream)
+        before, chosen = job.progress.attempts, room.chosen.endpoint
+        if before and before[-1].provider != chosen.provider:
+            self.metrics.moved(before[-1], chosen.provider)
+        if search.again not in (None, chosen.id):  # by now another is better, or that one is out
+            search.retries_here, job.progress = 0, job.progress.failed_over()
+        search.record = _record(decision, chosen.id)
+        self.wake_next(job, search)
+        return room
 
     async def _wait(
         self, job: HeldJob, search: Search, decision: Decision, wait_s: float, now: float
