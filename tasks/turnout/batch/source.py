@@ -62,6 +62,13 @@ class Source:
         if self.path != "-" and not Path(self.path).is_fifo():
             next(iter(self), None)
 
+    def count(self) -> int | None:
+        """How many lines it has; None where that would mean reading it all twice the hard way."""
+        if not self.waits_for_nobody or Path(self.path).suffix.lower() not in (".jsonl", ".ndjson", ".txt"):
+            return None
+        with _opened(self.path) as file:
+            return sum(1 for _ in _split(file))
+
     def __iter__(self) -> Iterator[RawLine]:
         """Every line that isn't blank, numbered as an editor would; raises SourceError."""
         try:

@@ -179,6 +179,7 @@ def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
     assert (
         plain == [raw.data for raw in Source(str(tmp_path / "x.jsonl.gz"))] == [b'{"prompt": "a"}', b'{"prompt": "b"}']
     )
+    assert [Source(str(tmp_path / name)).count() for name in ("x.jsonl", "x.jsonl.gz", "X.CSV")] == [2, None, None]
     rows = [good(one) for one in read(Source(str(tmp_path / "X.CSV")), Defaults())]
     assert [request.metadata for _, request in rows] == [{"kind": "1"}, {"kind": "2"}]
     first = next(iter(Source(str(tmp_path / "X.CSV"))))

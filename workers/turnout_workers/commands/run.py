@@ -148,7 +148,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         if options["anew"]:
             journal.forget()
             shutil.rmtree(folder / "redis", ignore_errors=True)
-        total = _count(source)
+        total = Source(source).count()
         wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
         with console.status("Starting …"):
             here = stack.enter_context(local.running(folder, *wanted, tell))
@@ -230,15 +230,6 @@ def _announce(console: Console, here: local.Local, fleet: Fleet) -> list[str]:
         )
     console.print(f"Providers: {', '.join(names)}", highlight=False, markup=False)
     return names
-
-
-def _count(source: str) -> int | None:
-    """Lines of a plain file, for the bar; None where counting would mean reading it all twice the hard way."""
-    path = Path(source)
-    if source == "-" or path.suffix not in {".jsonl", ".ndjson", ".txt"} or not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return sum(1 for line in file if line.strip())
 
 
 def _stop_on_signals(console: Console) -> threading.Event:
