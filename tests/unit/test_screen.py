@@ -65,3 +65,11 @@ def test_a_providers_state_is_cut_on_a_narrow_screen_and_no_name_or_number() -> 
         one = ProviderTally(jobs=80, cost_microusd=1500)
         bar.update(Tally(providers={"sim-thrifty": one}), {"sim-thrifty": f"out for another 8 s: {'failed ' * 20}"})
     assert "sim-thrifty  80 jobs  $0.0015  out for another 8 s: failed" in out.getvalue()
+
+
+def test_a_bar_makes_no_forecast_of_an_input_whose_end_nobody_knows() -> None:
+    out = StringIO()
+    with Bar(Console(file=out, width=80, force_terminal=True, color_system=None), None, None, "-", []) as bar:
+        bar.update(Tally(lines=3000, done=Counter(succeeded=5)), {})
+    assert "5 of 3,000 so far" in out.getvalue()
+    assert "ETA" not in out.getvalue()

@@ -86,8 +86,8 @@ class Bar(Progress):
         rate, total = self._pace.rate(tally.finished), self._total or max(tally.lines, 1)
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=total, completed=tally.finished, width=40)
-        head.add_row(Text(self._title), bar, f"{tally.finished:,} of {total:,}")
-        line = Text(" · ".join(_standing(tally, rate, total, self._ceiling)))
+        head.add_row(Text(self._title), bar, f"{tally.finished:,} of {total:,}{'' if self._total else ' so far'}")
+        line = Text(" · ".join(_standing(tally, rate, self._total, self._ceiling)))
         self._live.update(Group(head, line, self._table(tally, states)))
 
     def _table(self, tally: Tally, states: dict[str, str]) -> Table:
