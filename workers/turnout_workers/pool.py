@@ -27,7 +27,7 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
-from time import monotonic
+from time import monotonic, sleep
 from typing import Any
 
 import uvloop
@@ -229,7 +229,7 @@ class TaskPool(BasePool):
             try:
                 request[OUTCOME] = await task.execute(request, body)
             except (Retry, Ignore, Ended) as told:
-                # Its frames know the job, which knows this: a circle that would lie about until the next collection.
+                # Its frames refer to the job, which will refer to it: a cycle that only a collection would free.
                 job.untraced = told.with_traceback(None)
             except asyncio.CancelledError:
                 raise
@@ -247,9 +247,9 @@ class TaskPool(BasePool):
 
     def _finish_done(self, *_: Any) -> None:
         """On Celery's thread."""
-        with contextlib.suppress(BlockingIOError):  # nobody has rung: the pool is stopping
+        with contextlib.suppress(BlockingIOError):  # called without a wake-up, while the pool stops
             os.read(self._wakeup_read, 1)
-        self._woken = False  # before the look at what is done: what comes after it rings anew
+        self._woken = False  # before the look at what is done, so that what comes after it wakes this thread again
         moved = False
         while self._done:
             job = self._done.popleft()
@@ -297,7 +297,7 @@ class TaskPool(BasePool):
         """Finish jobs as they end, until none is left or the time is up."""
         while self._jobs and there_is_time():
             self._finish_done()
-            threading.Event().wait(0.01)
+            sleep(0.01)
 
     def grow(self, n: int = 1) -> None:
         self.limit += n
