@@ -16,7 +16,7 @@ from functools import partial
 from pydantic import ValidationError
 
 from turnout.errors import Unreadable
-from turnout.ledger import Claimed, Coalescer, Ledger
+from turnout.ledger import Coalescer, Ledger, NotClaimed
 from turnout.request import InferenceRequest
 from turnout.result import Attempt, JobStatus
 from turnout.validation import explain
@@ -99,16 +99,8 @@ class Attempts:
         current_job.set(job_id)
         claimed_at = asyncio.get_running_loop().time()
         claim = await self._send.whole(self._ledger.claim(job_id, self._owner, self._heartbeat.ttl_s))
-        if not isinstance(claim, Claimed):
-            if claim.state == "unknown_version":
-                logger.error("job %s has a record of a version unknown here; it is left untouched", job_id)
-            if claim.state == "unknown_key":
-                logger.error(
-                    "job %s is left queued: %s", job_id, Unreadable("its request", claim.key, self._ledger.keyring.refs)
-                )
-            if claim.state in set(JobStatus):  # perhaps ended by others than a worker
-                await self._closing.forget(job_id)
-            return Skipped(f"not to be claimed: {claim.state}")
+        if isinstance(claim, NotClaimed):
+            return await self._unclaimed(job_id, claim)
         self._searching.learn(claim)
         reached("claimed")
         if not claim.progress:
@@ -125,6 +117,16 @@ class Attempts:
                 logger.info("%s: %s", outcome(end), end)
         self._metrics.ended(claim.lane, outcome(end))
         return end
+
+    async def _unclaimed(self, job_id: str, claim: NotClaimed) -> Skipped:
+        if claim.state == "unknown_version":
+            logger.error("job %s has a record of a version unknown here; it is left untouched", job_id)
+        elif claim.state == "unknown_key":
+            why = Unreadable("its request", claim.key, self._ledger.keyring.refs)
+            logger.error("job %s is left queued: %s", job_id, why)
+        elif claim.state in set(JobStatus):  # perhaps ended by others than a worker
+            await self._closing.forget(job_id)
+        return Skipped(f"not to be claimed: {claim.state}")
 
     async def _work(self, job: HeldJob, not_before: float) -> End:
         if not_before > job.progress.not_before:
