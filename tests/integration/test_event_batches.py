@@ -5,14 +5,20 @@ from __future__ import annotations
 import base64
 import json
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
 import redis
+from celery import Celery
 from tests.chaos.events import hearing
 from tests.chaos.stand import standing
+from tests.redis_server import Server
+from tests.tcp_proxy import between
 
 from turnout.ledger import run
+from turnout_workers.monitoring.events import Events
+from turnout_workers.transport import SILENT_S, celery_settings
 
 FLEET = """
 output_tokens = 8
@@ -54,6 +60,26 @@ def test_events_are_published_in_batches_and_the_last_of_them_before_a_worker_en
     moved = [event for event in told if event["type"] == "task-retried"]
     assert any(event["exception"].endswith("failed (timed_out), over to another") for event in moved), moved
     assert not any(event["traceback"] for event in moved), "to move on is no error"
+
+
+def test_a_silent_redis_holds_the_worker_up_once_and_what_was_to_be_told_is_kept(redis_server: Server) -> None:
+    """Celery itself knows no limit, and tries to tell of its heartbeat until it succeeds: it couldn't be stopped."""
+    with between(redis_server.port) as proxy:
+        app = Celery(events=Events)
+        app.conf.update(celery_settings(proxy.url))
+        with app.connection_for_write() as connection:
+            dispatcher = app.events.Dispatcher(connection)
+            proxy.part()
+            try:
+                began = time.monotonic()
+                for _ in range(20):
+                    dispatcher.send("worker-heartbeat", retry=True)
+                assert time.monotonic() - began < 20 * SILENT_S
+            finally:
+                proxy.rejoin()
+            assert len(dispatcher._outbound_buffer) == 20
+            dispatcher.close()
+            connection.collect()
 
 
 ONE_AT_A_TIME = """

@@ -40,6 +40,8 @@ FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane
 
 LANES = frozenset(Lane)
 FETCH = Script.load("turnout_workers", "fetch")
+SILENT_S = 3.0
+"""After this Celery takes a Redis that doesn't answer for gone. Until then it does nothing else, nor does it stop."""
 
 
 class LaneOrder:
@@ -192,6 +194,7 @@ def celery_settings(url: str) -> dict[str, Any]:
     options: dict[str, Any] = {
         "socket_keepalive": True,
         "socket_connect_timeout": 5,
+        "socket_timeout": SILENT_S,
         "health_check_interval": 15,
         "max_connections": 50,
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from time import monotonic
 from typing import Any, ClassVar
 
 from celery.app.events import Events as CeleryEvents
@@ -18,6 +19,8 @@ GATHER_S = 0.25
 """How long events wait for others, and so how much later Flower shows them."""
 GATHER = 500
 """Most events in one message."""
+SLOW_S, REST_S = 1.0, 10.0
+"""After an event that took so long to publish, others are kept for so long."""
 SERIALIZER = "turnout-events"
 
 
@@ -35,6 +38,7 @@ register(SERIALIZER, _written, None, "application/json")
 class Dispatcher(EventDispatcher):
     app: Any
     exchange: Any
+    _outbound_buffer: Any
     serializer: Any
     of_tasks: ClassVar[Dispatcher | None] = None
     """The worker's own, which gathers."""
@@ -43,9 +47,23 @@ class Dispatcher(EventDispatcher):
         super().__init__(*arguments, **{**options, "buffer_limit": GATHER})
         self.serializer = SERIALIZER
         self._gathering = False
+        self._rests_until = 0.0
         if options.get("on_send_buffered") is not None:
             self.on_send_buffered = self._gather
             Dispatcher.of_tasks = self
+
+    def _publish(self, event: Any, producer: Any, routing_key: str, **_retries: Any) -> None:
+        """Once: Celery would try again until Redis is back, and do nothing else, nor stop, meanwhile.
+
+        What can't be published is kept, and after a Redis that was silent what follows, too: each might wait as long.
+        """
+        began = monotonic()
+        if began < self._rests_until:
+            self._outbound_buffer.append((event, routing_key))
+            return
+        super()._publish(event, producer, routing_key)  # type: ignore[misc]  # the stubs lack it
+        if monotonic() - began > SLOW_S:
+            self._rests_until = monotonic() + REST_S
 
     def _gather(self) -> None:
         if not self._gathering and (hub := get_event_loop()) is not None:
@@ -69,9 +87,11 @@ class Dispatcher(EventDispatcher):
         Celery has closed the connection by now, so they take one of their own. What can't be published is kept for the
         dispatcher that follows after a reconnect.
         """
-        with self.app.connection_for_write() as connection:
-            self.producer = Producer(connection, exchange=self.exchange, serializer=self.serializer, auto_declare=False)
-            self.flush()
+        if monotonic() >= self._rests_until:
+            with self.app.connection_for_write() as connection:
+                made = {"exchange": self.exchange, "serializer": self.serializer, "auto_declare": False}
+                self.producer = Producer(connection, **made)
+                self.flush()
         super().close()
 
 
