@@ -158,14 +158,17 @@ async def test_with_all_providers_down_a_request_waits_until_one_is_back(routers
     assert clock.now - NOW > 60  # ejected, probed, ejected for longer: not hammered
 
 
-async def test_calls_cut_by_their_jobs_deadline_before_an_answer_was_due_eject_nobody(
-    routers: Any, clock: Time
+@pytest.mark.parametrize("impatient", [{"constraints": {"deadline_s": 0.5}}, {"timeout_s": 0.5}], ids=str)
+async def test_calls_cut_by_their_job_before_an_answer_was_due_eject_nobody(
+    routers: Any, clock: Time, impatient: dict[str, Any]
 ) -> None:
     only = Provider("only", [down(K.TIMED_OUT)] * 99)
     router = routers(only)
     for _ in range(6):
-        with pytest.raises(DeadlinePassed):
-            await router.complete(request(deadline_s=0.5))
+        with pytest.raises((DeadlinePassed, ProviderError)):
+            await router.complete(
+                InferenceRequest.model_validate({"prompt": "Why?", "max_output_tokens": 100, **impatient})
+            )
     [view] = (await router.snapshot()).views
     assert (only.calls >= 6, circuit(view.health, clock.now)) == (True, Circuit.CLOSED)
 

@@ -84,6 +84,7 @@ def test_the_circuit_at_a_time(health: Health, state: Circuit, share: float) -> 
         ({"probe": True, "kind": None}, Step.RECOVER),
         ({"probe": True, "kind": FailureKind.RATE_LIMITED, "counts_for_health": False}, Step.RECOVER),
         ({"probe": True, "kind": FailureKind.CANCELLED, "counts_for_health": False}, Step.NONE),
+        ({"probe": True, "kind": FailureKind.TIMED_OUT, "counts_for_health": False}, Step.NONE),
         ({"consecutive_failures": 9, "health": OPEN}, Step.NONE),
         ({"consecutive_failures": 9, "health": HALF_OPEN}, Step.NONE),
         ({"consecutive_failures": 9, "health": RAMPING}, Step.TRIP),

@@ -115,11 +115,12 @@ class Judging:
 
 
 def _cut_by_its_job(call: Finished, request: InferenceRequest) -> bool:
-    """Whether the job's deadline ended the call before an answer was due, which says nothing about the endpoint."""
+    """Whether the job's own limit of time, or its deadline, ended the call before an answer was due, which says nothing
+    about the endpoint."""
     wish = request.constraints
     return (
         call.failure is not None
         and call.failure.kind is FailureKind.TIMED_OUT
         and call.duration_s < call.chosen.latency_s
-        and (wish.deadline is not None or wish.deadline_s is not None)
+        and any(limit is not None for limit in (request.timeout_s, wish.deadline, wish.deadline_s))
     )

@@ -168,7 +168,8 @@ def after_report(
     The outcome of a call made before an ejection says nothing new and does nothing. A probe that was answered
     at all, if only by a 429 or by blaming the job, has shown that the endpoint is alive.
     """
-    if failure in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
+    cut = failure is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, before an answer was due
+    if cut or failure in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
         return NOTHING
     bad = failure is not None and counts_for_health
     if counters.probe:
