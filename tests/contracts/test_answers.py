@@ -22,7 +22,12 @@ LISTED = Price(1.25, 10.0, 0.125, source="genai-prices 0")
 
 
 async def answered(
-    dialect: str, body: Any, price: Price | None = OPERATORS, headers: str = "x-test: 1", model: str = "m"
+    dialect: str,
+    body: Any,
+    price: Price | None = OPERATORS,
+    headers: str = "x-test: 1",
+    model: str = "m",
+    stop: tuple[str, ...] = (),
 ) -> InferenceResponse:
     """The answer to a call; a list as the body is sent as a stream of events."""
     kind, endpoint = DIALECTS[dialect].kind, Endpoint("p", "m", model, price=price)
@@ -40,7 +45,7 @@ async def answered(
         async with serving(always(said(raw, headers=f"content-type: {media}\r\n{headers}"))) as url:
             connector = build(ProviderConfig("p", kind, url, (endpoint,), dialect), http)
             embeds = isinstance(body, dict) and ("data" in body or "embeddings" in body)
-            request = InferenceRequest(input="x") if embeds else InferenceRequest(prompt="x" * 100)
+            request = InferenceRequest(input="x") if embeds else InferenceRequest(prompt="x" * 100, stop=stop)
             response = (await connector.call(endpoint, request, on_token=hear if stream else None)).response
     finally:
         await http.aclose()
@@ -241,6 +246,20 @@ async def test_an_answer_is_whole_or_says_why_not(
 ) -> None:
     response = await answered(dialect, body)
     assert (response.text, response.finish, response.refusal) == (text, finish, refusal)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "body"),
+    [
+        ("openai", chat(ASKED, "stop", content="")),
+        ("openai", [chunk("stop"), {"choices": [], "usage": ASKED}]),
+        ("anthropic", claude(KEPT, "stop_sequence", {"type": "text", "text": ""})),
+        ("gemini", gemini(TOLD, "STOP", {"text": ""})),
+    ],
+)
+async def test_an_answer_that_begins_with_what_stops_it_is_an_empty_one(dialect: str, body: Any) -> None:
+    response = await answered(dialect, body, stop=("\n",))
+    assert (response.text, response.finish) == ("", FinishReason.STOP)
 
 
 NONE: list[tuple[str, Any, FailureKind, Billed]] = [

@@ -119,7 +119,8 @@ def checked(answer: Answer, request: InferenceRequest) -> Answer:
     if answer.finish is FinishReason.ERROR:
         message = f"the answer ended in an error ({answer.finish_raw})"
         raise ProviderError(Failure(FailureKind.SERVER_ERROR, message, Billed.YES, status=200))
-    if not (answer.text or answer.tool_calls or answer.refusal or answer.finish is FinishReason.LENGTH):
+    stopped = bool(request.stop) and answer.finish is FinishReason.STOP  # by what the job named, before the first word
+    if not (answer.text or answer.tool_calls or answer.refusal or stopped or answer.finish is FinishReason.LENGTH):
         if answer.finish is FinishReason.CONTENT_FILTER:
             raise filtered(answer.finish_raw, Billed.YES)
         raise malformed("an empty answer")
