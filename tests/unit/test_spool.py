@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,16 @@ def test_a_folder_that_takes_nothing_is_noticed_before_it_is_needed(tmp_path: Pa
     assert Spool(tmp_path / "made/for/it").trouble() is None
     (tmp_path / "file").touch()
     assert isinstance(Spool(tmp_path / "file" / "spool").trouble(), OSError)
+
+
+def test_of_what_a_full_disk_did_not_take_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space"):
+        Spool(tmp_path).keep({"job": "a"})
+    assert not list(tmp_path.iterdir())
 
 
 def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path) -> None:

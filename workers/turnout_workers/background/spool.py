@@ -53,11 +53,15 @@ class Spool:
         self._folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         name = uuid4().hex
         partial = self._folder / f"{name}.partial"
-        with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-            json.dump(settlement, file)
-            file.flush()
-            os.fsync(file.fileno())
-        return partial.rename(self._folder / f"{name}.json")
+        try:
+            with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+                json.dump(settlement, file)
+                file.flush()
+                os.fsync(file.fileno())
+            return partial.rename(self._folder / f"{name}.json")
+        except OSError:  # the disk is full, perhaps, and is not to be left so
+            partial.unlink(missing_ok=True)
+            raise
 
     def __iter__(self) -> Iterator[tuple[Path, dict[str, Any]]]:
         """What is waiting. The caller drops a file when its settlement has been taken."""

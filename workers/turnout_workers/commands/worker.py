@@ -21,7 +21,7 @@ LEVELS = ("debug", "info", "warning", "error")
 @click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="The turnout.toml to use.")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in this process.")
 @click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, separated by commas.")
-@click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name.")
+@click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name, one for each process.")
 @click.option(
     "-l",
     "--loglevel",
