@@ -22,6 +22,7 @@ MAX_CELL_CHARS = 64 * MAX_LINE_BYTES
 SURPLUS = "more cells than the header has (a text with a comma needs quotes)"
 STRAY = 'a quote that is not closed, or not doubled ("") within its text'
 _TEXTS = {"prompt", "model", "id", "input"}
+_NUMBERS = {"id", "max_output_tokens", "seed", "dimensions"}
 
 Row = tuple[dict[str, Any], str]
 """A line's fields, and why it is none after all: its text may be cut short, or be that of others. '' if all is well."""
@@ -102,9 +103,10 @@ def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
         if cell is None or cell == "":
             continue
         if column in _TEXTS:
-            fields[column] = cell.decode(errors="surrogateescape") if isinstance(cell, bytes) else cell
+            text = cell.decode(errors="surrogateescape") if isinstance(cell, bytes) else cell
+            fields[column] = _whole(column, text)
         elif column in InferenceRequest.model_fields:
-            value = _value(cell)
+            value = _whole(column, _value(cell))
             fields[column] = value | fields.get(column, {}) if isinstance(value, dict) else value
         else:
             constraint = column.startswith("constraints.")
@@ -112,6 +114,11 @@ def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
             if isinstance(whole, dict):  # else the row is refused for it
                 whole[column.removeprefix("constraints.")] = _value(cell) if constraint else str(cell)
     return fields
+
+
+def _whole(column: str, value: Any) -> Any:
+    """A data frame makes floats of a column of whole numbers in which some are missing."""
+    return int(value) if column in _NUMBERS and isinstance(value, float) and value.is_integer() else value
 
 
 def _value(cell: Any) -> Any:

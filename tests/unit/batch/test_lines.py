@@ -332,6 +332,17 @@ def test_nulls_in_the_structs_of_a_parquet_row_and_in_lines_mean_not_given(tmp_p
     )
 
 
+def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: Path) -> None:
+    table = pyarrow.table({"prompt": ["a", "b"], "id": [1.0, 2.5], "max_output_tokens": [50.0, None]})
+    parquet.write_table(table, tmp_path / "in.parquet")
+    first, (_, second) = read(Source(str(tmp_path / "in.parquet")), Defaults())
+    line, request = good(first)
+    assert (line.id, request.max_output_tokens) == (1, 50)
+    assert isinstance(second, Problem)
+    (tmp_path / "in.csv").write_text("prompt,max_output_tokens,temperature\na,50.0,1.0\n")
+    assert good(next(read(Source(str(tmp_path / "in.csv")), Defaults())))[1].max_output_tokens == 50
+
+
 def test_texts_that_parquet_has_as_bytes_are_texts_and_its_maps_are_objects(tmp_path: Path) -> None:
     labels = pyarrow.array([[("a", "1")], []], pyarrow.map_(pyarrow.string(), pyarrow.string()))
     prompts = pyarrow.array(["Grüße".encode(), b"\xff"])
