@@ -86,6 +86,7 @@ def test_every_line_of_a_batch_has_its_result_in_order_though_a_feeder_dies(stan
 def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(stand: Stand, tmp_path: Path) -> None:
     id = submitted(tmp_path, prompts(30))
     assert turnout("pause", id).exit_code == 0
+    assert "30 waiting; $0 spent, $0 unsure; no worker is running" in turnout("show", id).output
     stand.start_worker()
     # A worker that does housekeeping, and would have fed it: another batch goes through meanwhile.
     other = submitted(tmp_path, prompts(5))

@@ -67,6 +67,13 @@ def test_a_providers_state_is_cut_on_a_narrow_screen_and_no_name_or_number() -> 
     assert "sim-thrifty  80 jobs  $0.0015  out for another 8 s: failed" in out.getvalue()
 
 
+def test_a_bar_tells_that_there_is_no_worker() -> None:
+    out = StringIO()
+    with Bar(Console(file=out, width=80, force_terminal=True, color_system=None), 9, None, "x", ["p"]) as bar:
+        bar.update(Tally(), {"workers": "none is running"})
+    assert "workers none is running" in " ".join(out.getvalue().split())
+
+
 def test_a_bar_makes_no_forecast_of_an_input_whose_end_nobody_knows() -> None:
     out = StringIO()
     with Bar(Console(file=out, width=80, force_terminal=True, color_system=None), None, None, "-", []) as bar:

@@ -157,11 +157,12 @@ def retry_failed(id: str) -> None:
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:
-    spent, unsure = here.ask(here.ledger.money(record.id))[0]
+    (spent, unsure), workers = here.ask(here.ledger.money(record.id), here.ledger.workers())
     return {
         **record.model_dump(mode="json"),
         "counts": record.counts,
         "ended": record.ended,
+        "workers": len(workers),
         "spent_usd": spent / MICROUSD_PER_USD,
         "unsure_usd": unsure / MICROUSD_PER_USD,
     }
@@ -172,4 +173,5 @@ def _line(told: dict[str, Any]) -> str:
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(told["counts"].items()))
     limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
     money = f"{usd(told['spent_usd'])}{limit} spent, {usd(told['unsure_usd'])} unsure"
-    return f"{told['id']}: {state}; {counted(told['lines'], 'line')}: {counts}; {money}"
+    idle = "" if told["ended"] or told["workers"] else "; no worker is running (turnout worker)"
+    return f"{told['id']}: {state}; {counted(told['lines'], 'line')}: {counts}; {money}{idle}"

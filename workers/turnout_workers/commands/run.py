@@ -171,7 +171,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             retry_failed=options["retry_failed"],
             refusal=lambda request: refusal(request, fleet),
         )
-        view = FleetView(client, ledger.keys, fleet)
+        view = FleetView(client, ledger, fleet)
         shown: run_progress.Progress
         if options["as_json"]:
             shown = run_progress.Json(console)

@@ -34,7 +34,7 @@ class Progress(AbstractContextManager["Progress"]):
     def __exit__(self, *_: object) -> None: ...
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
-        """`states`: what is wrong with a provider just now, by its name."""
+        """`states`: what is wrong just now with a provider, by its name, or with the `workers`."""
         raise NotImplementedError
 
     def _due(self) -> bool:
@@ -96,11 +96,14 @@ class Bar(Progress):
         for justify in ("left", "right", "right"):
             shown.add_column(justify=justify, no_wrap=True)
         shown.add_column(no_wrap=True, ratio=1)  # of a state, as much as there is room for
-        parts = {name: tally.providers.get(name, ProviderTally()) for name in self._providers}
+        names = [*self._providers, *(name for name in states if name not in self._providers)]
+        parts = {name: tally.providers.get(name, ProviderTally()) for name in names}
         chosen = sorted(parts, key=lambda name: (name not in states, -parts[name].jobs))
-        for name in sorted(chosen[:MOST_PROVIDERS], key=self._providers.index):
+        for name in sorted(chosen[:MOST_PROVIDERS], key=names.index):
             state = Text(states[name], style="yellow") if name in states else Text("up", style="green")
             jobs, cost = counted(parts[name].jobs, "job"), steady_usd(parts[name].cost_microusd)
+            if name not in self._providers:
+                jobs = cost = ""
             shown.add_row(Text(f"  {name}"), jobs, cost, state)
         if (rest := len(chosen) - MOST_PROVIDERS) > 0:
             shown.add_row(Text(f"  and {rest} more", style="dim"))

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import time
+from typing import Any
 
 import redis
 from redis.exceptions import NoPermissionError
 
-from turnout.ledger import Keys, run
+from turnout.ledger import Call, Ledger, run
 from turnout_workers.routing.fleet import Circuit, Fleet, Health
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.redis import state_call
 
 EVERY_S = 0.25
+NO_WORKER = "none is running (turnout worker)"
 
 
 class FleetView:
     """Reads the shared state at most every quarter of a second."""
 
-    def __init__(self, client: redis.Redis, keys: Keys, fleet: Fleet) -> None:
+    def __init__(self, client: redis.Redis, ledger: Ledger, fleet: Fleet) -> None:
         self._client = client
-        self._read = state_call(keys)
+        self._read: list[Call[Any]] = [state_call(ledger.keys), ledger.workers()]
         self._fleet = fleet
         self._read_at = float("-inf")
         self._troubles: dict[str, str] = {}
 
     def troubles(self) -> dict[str, str]:
-        """By provider: what is wrong with it, worst first. Nothing of those that are well.
+        """By provider: what is wrong with it, worst first. Nothing of those that are well. `workers`: there are none.
 
         Nothing either where Redis lets a producer see no more than its jobs.
         """
@@ -34,13 +36,16 @@ class FleetView:
             self._read_at = time.monotonic()
             found: dict[str, tuple[float, str]] = {}
             try:
-                snapshot = self._fleet.snapshot(*run(self._client, [self._read])[0])
+                state, workers = run(self._client, self._read)
             except NoPermissionError:
                 return {}
+            snapshot = self._fleet.snapshot(*state)
             for view in snapshot.views:
                 if (one := trouble(view.health, snapshot.at)) is not None:
                     found[view.endpoint.provider] = max(found.get(view.endpoint.provider, one), one)
             self._troubles = {provider: text for provider, (_, text) in found.items()}
+            if not workers:
+                self._troubles["workers"] = NO_WORKER
         return self._troubles
 
 
