@@ -309,6 +309,17 @@ async def test_an_account_without_credit_gets_one_chance_in_five_minutes(routers
     assert broke.calls == 1 + 3
 
 
+async def test_what_comes_back_before_its_time_is_seen_by_those_who_wait(routers: Any, clock: Time) -> None:
+    only = Provider("only", [down(K.QUOTA_EXHAUSTED)])
+    router = routers(only)
+    asked = asyncio.create_task(router.complete(request()))
+    while (await router.snapshot()).views[0].health.blocked_until == 0:
+        await asyncio.sleep(0)
+    await router.restore("only")
+    assert (await asked).text == "from only"
+    assert clock.now - NOW < 60
+
+
 async def test_an_operator_can_isolate_and_restore(routers: Any) -> None:
     first, second = Provider("first"), Provider("second")
     router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)

@@ -53,6 +53,10 @@ WATCH_S = 0.5
 LEASE_MARGIN_S = 30.0
 """How much longer than its call a lease lasts: nobody renews it."""
 ROOM_RECHECK_S = 0.05
+LOOK_AGAIN_S = 10.0
+"""After so long a request that waits looks again: an operator's word, or a provider, may have come before its time."""
+TICK_S = 0.001
+"""Of the store's clock, by which a deadline that is over may still be ahead."""
 """The shortest wait after an admission that found no room."""
 TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
 
@@ -252,9 +256,10 @@ class IntelligentRouter:
                 await self._pause(profile, decision.wait_s)
 
     async def _pause(self, profile: JobProfile, wait_s: float) -> None:
+        wait_s = min(wait_s, LOOK_AGAIN_S)
         if profile.deadline is not None:
-            wait_s = min(wait_s, profile.deadline - self._seen.now())
-        await self._sleep(max(0.0, wait_s))
+            wait_s = min(wait_s, max(TICK_S, profile.deadline - self._seen.now()))
+        await self._sleep(wait_s)
 
     async def _answer(self, job: _Job) -> InferenceResponse:
         while True:
