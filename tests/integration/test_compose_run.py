@@ -52,11 +52,11 @@ class Here:
         (tools / "valkey-cli").chmod(0o755)
         self.path = f"{tools}:{Path(sys.executable).parent}:{os.environ['PATH']}"
         self.data = folder / "data"
-        self.set = {"TURNOUT_TOML": "./simulated.toml", "TURNOUT_CONCURRENCY": "20"}
+        self.set = {"TURNOUT_TOML": "simulated.toml", "TURNOUT_CONCURRENCY": "20"}
         self.set["TURNOUT_PAYLOAD_KEYS_FILE"] = "/run/providers/payload_keys"
         self.payload_keys = self.compose / "secrets/providers/payload_keys"
         self.payload_keys.write_text(f"2026a:{base64.b64encode(os.urandom(32)).decode()}\n")
-        for file in (*self.compose.glob("*.toml"), *self.compose.glob("redis/*.conf")):
+        for file in (*self.compose.glob("config/*.toml"), *self.compose.glob("redis/*.conf")):
             file.write_text(self.placed(file.read_text(), {}))
 
     def placed(self, text: str, service: dict[str, Any]) -> str:

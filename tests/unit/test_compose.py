@@ -96,6 +96,14 @@ def test_a_volume_of_our_image_is_mounted_where_its_user_may_write() -> None:
     assert {place for source, place, *_ in mounts if not source.startswith((".", "$"))} == set(made.split())
 
 
+def test_what_a_worker_follows_is_mounted_by_its_folder() -> None:
+    """A file mounted by itself stays the old one when an editor puts a new one in its place."""
+    worker = SERVICES["worker"]
+    folders = [mount.split(":")[1] for mount in worker["volumes"] if not Path(mount.split(":")[0]).suffix]
+    assert any(worker["environment"]["TURNOUT_CONFIG"].startswith(f"{folder}/") for folder in folders)
+    assert "/run/providers" in folders
+
+
 def test_the_builder_is_sent_what_the_image_copies_and_the_licence_is_among_it() -> None:
     copied = re.findall(r"^COPY (?!--)(.+) \S+$", (COMPOSE / "Dockerfile").read_text(), re.MULTILINE)
     names = {name for line in copied for name in line.split()}
@@ -117,7 +125,7 @@ def test_only_loopback_ports_are_published(name: str) -> None:
 
 
 def test_a_worker_has_longer_to_stop_than_it_drains() -> None:
-    drain_s = config.load(COMPOSE / "simulated.toml", {}).file.worker.drain_s
+    drain_s = config.load(COMPOSE / "config/simulated.toml", {}).file.worker.drain_s
     assert float(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) >= drain_s + 10
     [pod] = [
         one["spec"]["template"]["spec"]
