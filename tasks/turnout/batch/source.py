@@ -58,8 +58,8 @@ class Source:
         return self.path != "-" and Path(self.path).is_file()
 
     def check(self) -> None:
-        """Raises SourceError if nothing of it can be read. A pipe is left alone: a look would end its writer."""
-        if self.path != "-" and not Path(self.path).is_fifo():
+        """Raises SourceError if nothing of it can be read. A pipe or terminal is left alone: its lines come once."""
+        if self.path != "-" and not (Path(self.path).is_fifo() or Path(self.path).is_char_device()):
             next(iter(self), None)
 
     def count(self) -> int | None:
