@@ -16,7 +16,7 @@ def check_places(output: str, errors: str | None = None, source: str = "-") -> N
     """Raises Unwritable if output would replace its own input, each other, or what is no regular file."""
     seen = {} if source == "-" else {Path(source).resolve(): "the input"}
     for path, name in ((output, "the output"), (errors, "the file of errors")):
-        if path is None or (path == "-" and name == "the output"):
+        if path is None or path == "-":
             continue
         if (place := Path(path)).exists() and not place.is_file():  # not resolved: a pipe has no path of its own
             raise Unwritable(f"can't write {path}: it is no regular file (- is standard output)")
@@ -32,16 +32,20 @@ def write_output(
 ) -> Counter[bool]:
     """Write lines of output, each with whether it has an answer. Counts both kinds. Raises Unwritable.
 
-    path: `-` for standard output. errors: a file of their own for lines without an answer. advice: for the error.
+    path: `-` for standard output. errors: a place of their own for lines without an answer. advice: for the error.
     """
     written: Counter[bool] = Counter()
     with contextlib.ExitStack() as stack:
-        answer = sys.stdout.buffer.write if path == "-" else stack.enter_context(_replacing(path, advice))
-        other = stack.enter_context(_replacing(errors, advice)) if errors else answer
+
+        def opened(place: str) -> Callable[[bytes], object]:
+            return sys.stdout.buffer.write if place == "-" else stack.enter_context(_replacing(place, advice))
+
+        answer = opened(path)
+        other = opened(errors) if errors else answer
         for answered, line in lines:
             (answer if answered else other)(line)
             written[answered] += 1
-        if path == "-":
+        if "-" in (path, errors):
             sys.stdout.buffer.flush()
     return written
 

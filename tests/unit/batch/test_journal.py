@@ -136,12 +136,12 @@ def test_errors_go_to_a_file_of_their_own(output: str) -> None:
     assert (Path(output).read_bytes(), Path(f"{output}.errors").read_bytes()) == (b"good\n", b"bad\n")
 
 
-def test_errors_have_their_file_beside_standard_output_too(output: str, capfdbinary: Any) -> None:
-    written(output, {1: OK, 2: FAILED})
-    with Journal(partial(output)) as journal:
-        journal.begin({})
-        write_output(journal.output(), "-", f"{output}.errors")
+def test_results_or_errors_may_go_to_standard_output(output: str, capfdbinary: Any) -> None:
+    lines = [(True, b"1\n"), (False, b"2\n")]
+    write_output(lines, "-", f"{output}.errors")
     assert (capfdbinary.readouterr().out, Path(f"{output}.errors").read_bytes()) == (b"1\n", b"2\n")
+    write_output(lines, output, "-")
+    assert (capfdbinary.readouterr().out, Path(output).read_bytes()) == (b"2\n", b"1\n")
 
 
 def test_a_journal_keeps_its_batch_and_refuses_other_options_by_name(output: str) -> None:

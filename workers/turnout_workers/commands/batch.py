@@ -107,7 +107,7 @@ def watch(id: str) -> None:
     required=True,
     help="File for the results, a line for each that has ended; - for standard output.",
 )
-@click.option("--errors", help="File for the lines without an answer; else they are among the results.")
+@click.option("--errors", type=Output(), help="File for the lines without an answer; else they are among the results.")
 def results(id: str, output: str, errors: str | None) -> None:
     """Fetch the results that there are, in the order of the input. Exit code 3: the batch still goes on."""
     check_places(output, errors)

@@ -75,7 +75,7 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 @click.option(
     "-o", "--output", type=Output(), help="File for the results, a line for each line of SOURCE; - for standard output."
 )
-@click.option("--errors", help="File for the lines without an answer; else they are among the results.")
+@click.option("--errors", type=Output(), help="File for the lines without an answer; else they are among the results.")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The turnout.toml to use.")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are keys. No model is run.")
 @click.option(
@@ -213,7 +213,8 @@ def _sum_up(console: Console, tally: Tally, took_s: float, output: str, errors: 
     console.print(run_summary.closing_line(tally, took_s), highlight=False)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if output != "-":
-        say(f"Results are in {output}" + (f", those without an answer in {errors}" if errors else ""))
+        apart = f", those without an answer in {errors}" if errors not in (None, "-") else ""
+        say(f"Results are in {output}{apart}")
     if tally.failed:
         text = f"{counted(tally.failed, 'line')} without an answer; --retry-failed runs such lines again, and no others"
         say(text, style="yellow")
