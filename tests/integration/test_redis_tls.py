@@ -49,9 +49,11 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @contextmanager
 def before(server: int, certificate: tuple[Path, Path]) -> Iterator[int]:
-    """A port that speaks TLS before the server's own."""
+    """A port that speaks TLS before the server's own, and lets in who shows a certificate of the same authority."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(*certificate)
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.load_verify_locations(certificate[0])
     ports: Queue[int] = Queue()
     loop, done = asyncio.new_event_loop(), asyncio.Event()
 
@@ -95,7 +97,9 @@ def port(certificate: tuple[Path, Path], redis_server: redis_server.Server) -> I
 
 
 def address(port: int, certificate: tuple[Path, Path]) -> str:
-    return f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=required&ssl_ca_certs={certificate[0]}"
+    cert, key = certificate
+    own = f"ssl_certfile={cert}&ssl_keyfile={key}"
+    return f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=required&ssl_ca_certs={cert}&{own}"
 
 
 def test_producers_workers_commands_and_flower_reach_redis_by_tls(
