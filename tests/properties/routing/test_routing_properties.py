@@ -161,7 +161,7 @@ def test_a_decision_goes_waits_a_bounded_time_or_refuses_for_good(
     if made.action is Action.GO:
         assert made.candidates
     elif made.action is Action.WAIT:
-        assert 0 < made.wait_s <= 120
+        assert 0 < made.wait_s <= 60 + 0.5 * 800, "for a slot, what the longest answer takes"
 
 
 CONSTRAINTS: list[dict[str, Any]] = [

@@ -201,6 +201,16 @@ def test_round_robin_keeps_the_weights_exactly() -> None:
     assert 250 < shares(S.ROUND_ROBIN, *parts, jobs=400, in_turn=False)["three"] < 350
 
 
+def test_without_weight_an_endpoint_comes_last_and_all_of_them_take_turns() -> None:
+    parts = [endpoint(name, weight=weight) for name, weight in (("a", 1.0), ("drained", 0.0), ("b", 1.0))]
+    for turn in range(5):
+        rng = random.Random(1)
+        order = rank(job(strategy=S.ROUND_ROBIN), snapshot(*parts), NOW, rng, turn=turn).candidates
+        assert order[-1].endpoint.provider == "drained"
+    found = shares(S.ROUND_ROBIN, *(endpoint(name, weight=0.0) for name in "ab"), jobs=400)
+    assert abs(found["a"] - 200) <= 2
+
+
 def test_failover_goes_strictly_in_order() -> None:
     out = Health(open_until=NOW + 9)
     parts = [endpoint("b", priority=2), endpoint("a", priority=1), endpoint("c", priority=2)]

@@ -129,11 +129,11 @@ def _in_order(options: Rows, scores: Numbers, late: Numbers, _: float) -> Keys:
 
 
 def _in_turn(options: Rows, scores: Numbers, late: Numbers, u: float) -> Keys:
-    """From the point `u` of a circle on which each candidate has an arc as long as its weight."""
-    arcs = list(accumulate(max(0.0, option[4].view.endpoint.weight) for option in options))
-    first = bisect_right(arcs, u * arcs[-1])
-    count = len(options)
-    return [0.0] * count, [float((index - first) % count) for index in range(count)]
+    """From the point `u` of a circle on which each has an arc as long as its weight; those without any come last."""
+    weights = [max(0.0, option[4].view.endpoint.weight) for option in options]
+    arcs = list(accumulate(weights if any(weights) else [1.0] * len(options)))
+    first, count = bisect_right(arcs, u * arcs[-1]), len(options)
+    return [float(weight == 0) for weight in weights], [float((index - first) % count) for index in range(count)]
 
 
 STRATEGIES: dict[RoutingStrategy, Strategy] = {
