@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+from itertools import count
 from typing import Any
 
 import pytest
@@ -49,7 +50,8 @@ async def test_a_renewal_that_comes_after_the_jobs_own_end_aborts_nothing(ending
         return [False]
 
     call: Any = no_longer_ours
-    heartbeat = Heartbeat(Ledger(), call, MemoryFleetStore(lambda: 0.0), 0.01, lambda: 0.0)
+    clock = count(0.0, 10.0).__next__  # the next round is due whenever it is asked, but each has 10 s of real time
+    heartbeat = Heartbeat(Ledger(), call, MemoryFleetStore(lambda: 0.0), 30.0, clock)
 
     async def work() -> str:
         with heartbeat.holding("job", 1, 0.0) as hold:
