@@ -162,7 +162,7 @@ SCENARIOS = {
     "second call": Scenario(wish={"lane": Lane.INTERACTIVE}, cheap=[HANGS]),
     "stream": Scenario(stream=True),
     "refused": Scenario(wish={"only": ["nobody"]}, ends="failed"),
-    "given up": Scenario(cheap=[failing(FailureKind.INVALID_REQUEST)], ends="failed"),
+    "given up": Scenario(wish={"only": ["cheap"]}, cheap=[failing(FailureKind.INVALID_REQUEST)], ends="failed"),
     "deadline": Scenario(wish={"deadline_s": 60.0}, late_s=61.0, ends="expired"),
 }
 

@@ -180,12 +180,21 @@ async def test_the_deadline_ends_the_waiting(routers: Any, clock: Time) -> None:
     assert clock.now - NOW == pytest.approx(9, abs=0.05)
 
 
-async def test_the_callers_own_fault_is_told_at_once_and_harms_nobody(routers: Any) -> None:
-    only = Provider("only", [down(K.INVALID_REQUEST)])
-    router = routers(only, Provider("other"), default_strategy=RoutingStrategy.FAILOVER)
+async def test_the_callers_own_fault_is_told_once_a_second_endpoint_confirms_it_and_harms_nobody(routers: Any) -> None:
+    strict = [Provider(name, [down(K.INVALID_REQUEST)]) for name in ("a", "b")]
+    router = routers(*strict, last := Provider("c"), default_strategy=RoutingStrategy.FAILOVER)
     with pytest.raises(ProviderError, match="invalid_request"):
         await router.complete(request())
-    assert (await router.snapshot()).by_id["only/llama"].health.consecutive_failures == 0
+    assert [provider.calls for provider in (*strict, last)] == [1, 1, 0]
+    assert all(not view.health.consecutive_failures for view in (await router.snapshot()).views)
+
+
+async def test_what_one_endpoint_calls_wrong_another_may_answer(routers: Any) -> None:
+    odd = Provider("odd", [down(K.INVALID_REQUEST)])
+    router = routers(odd, Provider("other"), default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(request())).provider == "other"
+    with pytest.raises(ProviderError, match="invalid_request"):
+        await routers(Provider("only", [down(K.INVALID_REQUEST)])).complete(request())
 
 
 async def test_a_request_that_breaks_every_provider_ends(routers: Any) -> None:

@@ -31,7 +31,7 @@ TABLE: list[tuple[FailureKind, str, str, str, float, set[str]]] = [
     (K.CONTENT_FILTERED, "fail_over", "fail_over", "give_up", 0, {"unsuited"}),
     (K.UNSUPPORTED, "fail_over", "fail_over", "give_up", 0, {"unsuited"}),
     (K.CONFLICT, "retry", "fail_over", "defer", 0, {"spends"}),
-    (K.INVALID_REQUEST, "give_up", "give_up", "give_up", 0, set()),
+    (K.INVALID_REQUEST, "fail_over", "fail_over", "give_up", 0, {"unsuited"}),
     (K.LOCAL, "retry", "retry", "defer", 0, set()),
     (K.CANCELLED, "defer", "defer", "defer", 0, set()),
 ]
@@ -108,7 +108,13 @@ def test_without_fallback_no_job_goes_elsewhere(kind: FailureKind) -> None:
 @pytest.mark.parametrize("kind", list(FailureKind))
 def test_a_job_ends_after_its_last_attempt_and_waiting_is_none(kind: FailureKind) -> None:
     last = verdict(kind, attempt=MAX_ATTEMPTS)
-    assert (last.action is Next.GIVE_UP) == (last.spends_attempt or kind is K.INVALID_REQUEST)
+    assert (last.action is Next.GIVE_UP) == last.spends_attempt
+
+
+@pytest.mark.parametrize("kind", list(FailureKind))
+def test_a_request_is_wrong_when_two_endpoints_say_so(kind: FailureKind) -> None:
+    assert verdict(kind).action is not Next.GIVE_UP
+    assert (verdict(kind, alike=1).action is Next.GIVE_UP) == (kind is K.INVALID_REQUEST)
 
 
 def test_the_first_failover_is_at_once_and_later_ones_back_off() -> None:

@@ -98,6 +98,7 @@ class Judging:
                 ended.failure,
                 self._rng,
                 attempt=progress.spent_attempts + 1,
+                alike=sum(ended.failure is not None and a.failure == ended.failure.kind for a in progress.attempts),
                 retries_here=retries_here,
                 may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),
                 has_untried=any(other != ended.chosen.endpoint.id for other in room.untried),

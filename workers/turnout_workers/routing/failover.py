@@ -7,6 +7,7 @@ tried, none is tried twice, save for a short wait that the provider asked for an
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass
 from enum import StrEnum
@@ -55,8 +56,8 @@ class Rule:
     """Takes the endpoint or its account out until an operator or a health check brings it back."""
     unsuited: bool = False
     """This endpoint can't do this job, now or later; when none is left the job fails."""
-    fatal: bool = False
-    """No endpoint can: the job fails at once."""
+    most: float = math.inf
+    """The job fails when this many of its calls have failed in this way."""
 
 
 RULES: dict[FailureKind, Rule] = {
@@ -79,7 +80,8 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.CONTENT_FILTERED: Rule(unsuited=True),
     FailureKind.UNSUPPORTED: Rule(unsuited=True),
     FailureKind.CONFLICT: Rule(retries=1, spends=True),
-    FailureKind.INVALID_REQUEST: Rule(fatal=True),
+    # One endpoint may refuse what others take, in words that nobody has met yet; where two do, it is the request.
+    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most=2),
     FailureKind.LOCAL: Rule(retries=2),
     FailureKind.CANCELLED: Rule(),
 }
@@ -107,6 +109,7 @@ def judge(
     rng: random.Random,
     *,
     attempt: int = 1,
+    alike: int = 0,
     retries_here: int = 0,
     may_retry: bool = True,
     has_untried: bool = True,
@@ -115,6 +118,7 @@ def judge(
     """The verdict on one call. `failure`: None for a success.
 
     attempt: number of this call among those of this job that spent an attempt, from 1.
+    alike: how many calls of this job have failed in the same way before.
     retries_here: how often this endpoint was called again in place already.
     may_retry: whether a retry is worth it, and the worker's `Allowance` for them has something left.
     has_untried: whether an eligible endpoint is left that this job has not tried in this round.
@@ -129,12 +133,12 @@ def judge(
     block_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
 
     def ruled(action: Next, delay_s: float = 0.0) -> Verdict:
-        cooldown_s = 0.0 if rule.fatal or rule.unsuited or rule.disables else block_s
+        cooldown_s = 0.0 if rule.unsuited or rule.disables else block_s
         return Verdict(
             action, delay_s, cooldown_s, failure.scope, rule.disables, rule.counts, rule.spends, rule.unsuited
         )
 
-    if rule.fatal or (rule.spends and attempt >= MAX_ATTEMPTS):
+    if alike + 1 >= rule.most or (rule.spends and attempt >= MAX_ATTEMPTS):
         return ruled(Next.GIVE_UP)
     if failure.kind is FailureKind.CANCELLED:
         return ruled(Next.DEFER)
