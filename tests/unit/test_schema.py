@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -47,12 +48,42 @@ def test_one_that_is_not_is_told_by_place_and_rule_and_without_a_word_of_it(text
     assert "Ada" not in told
 
 
-# The address would be fetched by a validator that follows references.
-@pytest.mark.parametrize("schema", [{"type": "nonsense"}, {"$ref": "http://127.0.0.1:9/schema"}, {"$ref": "#/nowhere"}])
-def test_a_schema_that_cannot_be_used_is_not_held_against_the_answer(
-    schema: dict[str, Any],
-) -> None:
-    assert wrong("{}", schema) is None
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "nonsense"},
+        # It would be fetched by a validator that follows references.
+        {"$ref": "http://127.0.0.1:9/schema"},
+        {"$ref": "#/nowhere"},
+        {"properties": []},
+        {"properties": {"n": {"multipleOf": 0}}},
+        {"properties": {"name": {"pattern": "("}}},
+        {"properties": {"name": {"pattern": "^(?=A)"}}},
+        {"patternProperties": {"(": {}}, "additionalProperties": False},
+    ],
+    ids=str,
+)
+def test_a_schema_that_cannot_be_used_is_not_held_against_the_answer(schema: dict[str, Any]) -> None:
+    assert wrong('{"name": "Ada", "n": 1}', schema) is None
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "why"),
+    [
+        (r"^\p{L}+$", "Žižek", None),  # of JSON Schema, and unknown to Python
+        (r"^\p{L}+$", "R2D2", "pattern"),
+        ("d", "Ada", None),
+        ("(a+)+$", "a" * 200_000 + "!", "pattern"),  # which would take Python's own for ever
+    ],
+)
+def test_a_pattern_is_looked_for_in_linear_time(pattern: str, name: str, why: str | None) -> None:
+    told = wrong(json.dumps({"name": name}), {"properties": {"name": {"pattern": pattern}}})
+    assert told == (why and f"the answer fails its schema: at /…: {why} is not met")
+
+
+def test_names_that_a_pattern_allows_are_no_additional_ones() -> None:
+    schema = {"patternProperties": {"^(x+)+$": {"type": "integer"}}, "additionalProperties": False}
+    assert wrong(json.dumps({"x" * 200 + "!": 1}), schema) is None
 
 
 def test_free_text_is_never_looked_at() -> None:
