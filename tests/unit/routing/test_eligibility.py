@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from typing import Any
 
 import pytest
@@ -100,6 +101,8 @@ def test_the_message_of_a_refusal_sums_up_and_begins_with_what_came_nearest() ->
         "no endpoint can serve this job: q/gpt: may train on the data; p/m0, p/m1, p/m2 and 197 more: serves no gpt"
     )
     assert len(refused.reasons) == 201, "none is lost"
+    again = pickle.loads(pickle.dumps(refused))
+    assert (str(again), again.reasons) == (str(refused), reasons), "as it may come from another process"
     many = NoEligibleEndpoint({f"p/m{n}": f"may cost ${n}" for n in range(200)})
     assert str(many).endswith("; p/m4: may cost $4 and 195 more")
 

@@ -77,8 +77,11 @@ class NoEligibleEndpoint(Exception):
     """No registered endpoint could ever satisfy this job. `reasons` tells why, by endpoint id; the message sums up."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
-        super().__init__(f"no endpoint can serve this job: {_summed_up(reasons) or 'none is registered'}")
+        super().__init__(reasons)
         self.reasons = dict(reasons)
+
+    def __str__(self) -> str:
+        return f"no endpoint can serve this job: {_summed_up(self.reasons) or 'none is registered'}"
 
 
 def _summed_up(reasons: Mapping[str, str]) -> str:
