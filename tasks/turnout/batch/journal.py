@@ -107,7 +107,7 @@ class Journal:
         self._file.truncate(self._end)
         self._reader.close()  # it may have read ahead into the torn line
         self._reader = self.path.open("rb")
-        self._bind(before, options, ended and retry_failed)
+        self._bind(before, options, ended, retry_failed)
         for line in failed if retry_failed else ():
             self.drop(range(line, line + 1))
         self.tally.resumed = self.tally.finished
@@ -133,17 +133,18 @@ class Journal:
         options: dict[str, Any] = before
         return options
 
-    def _bind(self, before: dict[str, Any], options: Mapping[str, Any], free: bool) -> None:
+    def _bind(self, before: dict[str, Any], options: Mapping[str, Any], ended: bool, retry_failed: bool) -> None:
         now = json.loads(json.dumps(dict(options)))
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
-        if changed and free:
-            self._append(OPTIONS + json.dumps(now).encode() + b"\n")
-        elif changed:
+        if changed and not (ended and retry_failed):
             told = ", ".join(f"{name} ({before.get(name)}, now {now.get(name)})" for name in changed)
             raise Unwritable(
                 f"{self.path} was begun with other options: {told}. Go on with the same ones, "
                 "or choose another output. Once all is done, --retry-failed may have others; so may --anew."
             )
+        if ended:  # no more: jobs of this run may be under way before it has written anything
+            self._append(OPTIONS + json.dumps(now).encode() + b"\n")
+            self.sync()
 
     def has(self, line: int, digest: int) -> bool:
         """Whether this very line has its result."""

@@ -110,6 +110,10 @@ def test_lines_that_are_run_again_may_have_other_options_once_all_are_done(outpu
     assert begin("m", ends=True)
     with pytest.raises(Unwritable, match="other options"):
         begin("n")
+    assert begin("m"), "and is killed with jobs under way"
+    with pytest.raises(Unwritable, match="other options"):
+        begin("n", retry_failed=True)
+    assert begin("m", ends=True)
     assert not begin("n", retry_failed=True)
     with pytest.raises(Unwritable, match=r"model \(n, now m\)"):
         begin("m", retry_failed=True)
