@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from typing import Any
 
 import redis
 from tests.integration.test_cancellation import JOB, Bench, HastyLoop, Line, Scenario, answer, failing
@@ -13,6 +14,7 @@ from turnout.ledger import run
 from turnout.request import Lane
 from turnout.result import JobResult
 from turnout_workers.attempts.held import Skipped
+from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.routing.failure import Billed, FailureKind
 
 ERROR = failing(FailureKind.SERVER_ERROR)
@@ -79,3 +81,24 @@ def test_a_job_that_is_run_again_has_its_whole_ceiling(redis_url: str, flushed: 
     scenario = Scenario(wish={"only": ["cheap"], "max_cost_usd": 100e-6}, cheap=[hangs, answer()])
     result = done(redis_url, flushed, tmp_path, scenario, work)
     assert (result.status, result.cost_microusd, result.unsure_microusd) == ("succeeded", 10, 0)
+
+
+class Reloading(dict[str, CloudProviderBase]):
+    """Connectors of which one is taken over anew just when it is asked for."""
+
+    asked = False
+
+    def get(self, key: str, default: Any = None) -> Any:
+        there, self.asked = self.asked, True
+        return super().get(key, default) if there else None
+
+
+def test_a_job_outlives_a_reload_between_its_admission_and_its_call(
+    redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    async def work(bench: Bench) -> None:
+        bench.in_force.connectors = Reloading(bench.in_force.connectors)
+        await bench.finish()
+
+    result = done(redis_url, flushed, tmp_path, Scenario(wish={"only": ["cheap"]}), work)
+    assert [attempt.failure for attempt in result.attempts] == ["local", None]

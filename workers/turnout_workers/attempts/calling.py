@@ -55,8 +55,8 @@ class Calling:
             if job.hold.lost or ((task := asyncio.current_task()) and task.cancelling()):
                 await asyncio.sleep(0)  # it was cancelled while its call was admitted: that is raised here
             connector = self.in_force.connectors.get(endpoint.id)
-            if connector is None:
-                raise ProviderError.unsupported(f"{endpoint.id} is no longer configured")
+            if connector is None:  # taken out since it was chosen
+                raise ProviderError(Failure(FailureKind.LOCAL, f"{endpoint.id} is no longer configured"))
             pieces = self._pieces(job, lease_id) if job.claim.stream else None
             reached("before_call")
             if crash_points.awaited("during_call"):

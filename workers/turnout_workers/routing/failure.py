@@ -27,7 +27,7 @@ class FailureKind(StrEnum):
     UNSUPPORTED = "unsupported"  # a parameter that this endpoint does not take
     CONFLICT = "conflict"  # 409, 425
     INVALID_REQUEST = "invalid_request"  # the caller's fault, by what the provider says
-    LOCAL = "local"  # our own limit (connection pool), not theirs
+    LOCAL = "local"  # for a reason of ours (connection pool, reload), not theirs
     CANCELLED = "cancelled"  # we stopped the call: shutdown, lost lease, cancelled job
 
 
