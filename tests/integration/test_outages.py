@@ -174,12 +174,17 @@ def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) 
         assert "CPendingDeprecationWarning" not in said
 
 
-def test_a_worker_that_waits_for_redis_at_its_start_can_be_stopped(tmp_path: Path) -> None:
+def test_a_worker_that_waits_for_redis_at_its_start_is_healthy_and_can_be_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alive = tmp_path / "alive"
+    monkeypatch.setenv("TURNOUT_ALIVE", str(alive))
     with standing(tmp_path, fleet("one")) as stand:
         stand.redis.kill()
         worker = stand.start_worker(wait=False)
         log = stand.folder / "worker-1.log"
         stand.until(lambda: "Redis can't be reached, trying again" in log.read_text(), 30)
+        assert alive.exists(), "a restart would not help"
         worker.terminate()
         assert worker.wait(20) == 0
 

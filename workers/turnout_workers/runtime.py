@@ -76,6 +76,8 @@ class Worker:
         settings, self._loop = self._in_force.settings, loop
         file = settings.file
         keep_memory_private()
+        if path := os.environ.get("TURNOUT_ALIVE"):  # first, for Redis may have to be waited for
+            self._keep_running(partial(_touch, Path(path)))
         if too_few := open_as_many_as_allowed(slots):
             logger.error(too_few)
         tracing.configure(os.environ)
@@ -148,8 +150,6 @@ class Worker:
             shared = FleetCollector(self._poller, self._send, self._ledger.keys, self._ceilings.named)
             serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
             await self._open.enter_async_context(serving)
-        if path := os.environ.get("TURNOUT_ALIVE"):
-            self._keep_running(partial(_touch, Path(path)))
         logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
 
     def _use(self, settings: Settings) -> None:
