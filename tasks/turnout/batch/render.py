@@ -42,6 +42,13 @@ def render(line: Line, result: JobResult) -> bytes:
     return _written(_openai(line, result) if line.format is Format.OPENAI else _plain(line, result))
 
 
+def reason(rendered: bytes) -> str:
+    """Why a line of output has no answer, for a screen."""
+    value = json.loads(rendered)
+    error = value["error"] or value["response"]["body"]["error"]
+    return "".join(c if c.isprintable() else " " for c in error["message"])
+
+
 def copied(rendered: bytes, line: Line) -> bytes:
     """A line of output, as a further line of the same request has it: it cost nothing more, and took no attempt."""
     value = json.loads(rendered)

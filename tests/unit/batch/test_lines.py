@@ -20,7 +20,7 @@ from pyarrow import parquet
 from turnout.batch.ids import LineByHash, Uniqueness, job_id
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
 from turnout.batch.parse import detect, parse
-from turnout.batch.render import never_run, render
+from turnout.batch.render import never_run, reason, render
 from turnout.batch.source import Source, SourceError, read
 from turnout.batch.tally import Tally, entry
 from turnout.request import InferenceRequest, InferenceResponse, Usage
@@ -89,6 +89,7 @@ def test_a_bad_line_is_named_and_reported(raw: bytes, code: str) -> None:
     assert bad.message.startswith("line 4: ")
     told = json.loads(render(where, never_run(bad)))
     assert (told["line"], told["status"]) == (4, "failed")
+    assert reason(render(where, never_run(bad))) == bad.message
 
 
 def test_what_is_no_json_is_told_its_place() -> None:

@@ -15,7 +15,7 @@ from openai.types.responses import Response
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
 from turnout.batch.openai_request import CHAT, EMBEDDINGS, RESPONSES
 from turnout.batch.parse import parse
-from turnout.batch.render import never_run, render
+from turnout.batch.render import never_run, reason, render
 from turnout.messages import FunctionCall, ToolCall
 from turnout.request import FinishReason, InferenceRequest, InferenceResponse, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
@@ -134,6 +134,7 @@ def test_lines_without_an_answer_are_error_lines_of_its_two_shapes(
         assert (told["response"], told["error"]) == (None, {"code": error, "message": "why"})
     else:
         assert (told["error"], told["response"]["status_code"]) == (None, http)
+        assert reason(json.dumps(told).encode()) == told["response"]["body"]["error"]["message"]
         assert told["response"]["body"]["error"] | {"type": ""} == {
             "message": "why", "type": "", "param": None, "code": code,
         }  # fmt: skip

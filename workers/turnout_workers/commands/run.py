@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ from rich.console import Console
 from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, writing
 from turnout.batch.output import check_places, write_output
+from turnout.batch.render import reason
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
 from turnout.errors import TurnoutError
@@ -193,7 +194,9 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             raise
         complete = not tally.failed and not broken
         advice = f"; all results are in {journal.path}, and the same command goes on"
-        write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
+        unanswered: list[bytes] = []
+        lines = _noting(journal.output(in_order=not options["as_completed"]), unanswered)
+        write_output(lines, output, options["errors"], advice)
         if complete and output == "-":
             journal.path.unlink()
     if complete:
@@ -201,13 +204,23 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     if options["as_json"]:
         console.out(json.dumps(run_summary.summary(tally)), highlight=False)
     else:
-        _sum_up(console, tally, time.monotonic() - began_at, output, options["errors"])
+        _sum_up(console, tally, time.monotonic() - began_at, output, options["errors"], unanswered)
     if broken:
         raise TurnoutError(broken)
     return DONE if complete else SOME_FAILED
 
 
-def _sum_up(console: Console, tally: Tally, took_s: float, output: str, errors: str | None) -> None:
+def _noting(lines: Iterator[tuple[bool, bytes]], unanswered: list[bytes]) -> Iterator[tuple[bool, bytes]]:
+    """The lines, the first of which without an answer is noted."""
+    for answered, line in lines:
+        if not answered and not unanswered:
+            unanswered.append(line)
+        yield answered, line
+
+
+def _sum_up(
+    console: Console, tally: Tally, took_s: float, output: str, errors: str | None, unanswered: list[bytes]
+) -> None:
     if tally.providers:
         show(console, run_summary.table(tally))
     console.print(run_summary.closing_line(tally, took_s), highlight=False)
@@ -218,6 +231,8 @@ def _sum_up(console: Console, tally: Tally, took_s: float, output: str, errors: 
     if tally.failed:
         text = f"{counted(tally.failed, 'line')} without an answer; --retry-failed runs such lines again, and no others"
         say(text, style="yellow")
+    for line in unanswered:
+        say(f"The first of them: {reason(line)}", style="yellow")
 
 
 def _announce(console: Console, here: local.Local, fleet: Fleet) -> list[str]:
