@@ -86,6 +86,20 @@ def test_names_that_a_pattern_allows_are_no_additional_ones() -> None:
     assert wrong(json.dumps({"x" * 200 + "!": 1}), schema) is None
 
 
+def test_a_check_that_would_never_end_is_broken_off() -> None:
+    """Each reference here is followed twice, forty times over."""
+    steps = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
+    assert wrong("1", {"$defs": {**steps, "d40": {"type": "string"}}, "$ref": "#/$defs/d0"}) is None
+
+
+@pytest.mark.parametrize(
+    ("items", "same"), [([{"a": 1, "b": 2}, {"b": 2, "a": 1}], True), ([1, True, "1", None, [1], {"a": 1}], False)]
+)
+def test_items_that_are_to_be_unique_are_compared_as_json(items: list[Any], same: bool) -> None:
+    told = wrong(json.dumps(items), {"uniqueItems": True})
+    assert told == ("the answer fails its schema: at /: uniqueItems is not met" if same else None)
+
+
 def test_free_text_is_never_looked_at() -> None:
     response = InferenceResponse(text="Ada", provider="p", model_requested="m", model_served="m")
     assert off_schema(InferenceRequest(prompt="Who?"), response) is None

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextvars import ContextVar
 from functools import cache, lru_cache
+from time import thread_time
 from typing import Any
 
 from pydantic_core import SchemaValidator, core_schema
@@ -12,6 +14,11 @@ from pydantic_core import SchemaValidator, core_schema
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import Attempt
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
+
+LONGEST_S = 0.5
+"""Processor time for one answer: one that takes longer to check is taken as it is."""
+Check = Callable[..., Iterable[Any]]
+_until: ContextVar[float] = ContextVar("until")
 
 
 def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failure | None:
@@ -29,6 +36,7 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
     from jsonschema.exceptions import best_match
     from referencing import Registry
 
+    _until.set(thread_time() + LONGEST_S)
     try:
         # An empty registry: nothing that a schema refers to is ever fetched.
         error = best_match(_validator()(schema, registry=Registry()).iter_errors(answer))
@@ -42,8 +50,9 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
 
 @cache
 def _validator() -> Any:
-    """JSON Schema's, but for what its library does by Python's regular expressions. These take for ever on some texts,
-    with the whole worker; so patterns are looked for by pydantic's, and names of properties by none."""
+    """JSON Schema's, but for what could hold up the whole worker. Its library uses Python's regular expressions, which
+    take for ever on some texts: patterns are looked for by pydantic's, and names of properties by none. It compares all
+    items that are to be unique. And a few references can ask for more checks than ever come to an end."""
     # Some 3 MB, which a worker without such jobs can do without.
     from jsonschema import Draft202012Validator
     from jsonschema.validators import extend
@@ -56,7 +65,25 @@ def _validator() -> Any:
         )
 
     unchecked = dict.fromkeys(("patternProperties", "unevaluatedProperties"), lambda *_: ())
-    return extend(Draft202012Validator, {**unchecked, "pattern": _pattern, "additionalProperties": additional})
+    ours = {"pattern": _pattern, "uniqueItems": _unique, "additionalProperties": additional, **unchecked}
+    return extend(Draft202012Validator, {name: _in_time(check) for name, check in {**known, **ours}.items()})
+
+
+def _in_time(check: Check) -> Check:
+    def checked(*about: Any) -> Iterable[Any]:
+        if thread_time() > _until.get():
+            raise TimeoutError
+        return check(*about)
+
+    return checked
+
+
+def _unique(_validator: Any, wanted: Any, instance: Any, _schema: Any) -> Iterator[Any]:
+    from jsonschema import ValidationError
+
+    items = instance if wanted and isinstance(instance, list) else []
+    if len({json.dumps(item, sort_keys=True) for item in items}) < len(items):
+        yield ValidationError("two are the same")
 
 
 def _pattern(_validator: Any, pattern: str, instance: Any, _schema: Any) -> Iterator[Any]:
