@@ -53,11 +53,11 @@ WATCH_S = 0.5
 LEASE_MARGIN_S = 30.0
 """How much longer than its call a lease lasts: nobody renews it."""
 ROOM_RECHECK_S = 0.05
+"""The shortest wait after an admission that found no room."""
 LOOK_AGAIN_S = 10.0
 """After so long a request that waits looks again: an operator's word, or a provider, may have come before its time."""
 TICK_S = 0.001
 """Of the store's clock, by which a deadline that is over may still be ahead."""
-"""The shortest wait after an admission that found no room."""
 TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
 
 
