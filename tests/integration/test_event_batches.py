@@ -68,17 +68,19 @@ def test_a_silent_redis_holds_the_worker_up_once_and_what_was_to_be_told_is_kept
         app = Celery(events=Events)
         app.conf.update(celery_settings(proxy.url))
         with app.connection_for_write() as connection:
-            dispatcher = app.events.Dispatcher(connection)
+            dispatcher = app.events.Dispatcher(connection, buffer_group=["task"])
+            dispatcher.send("task-started", uuid="a")
             proxy.part()
             try:
                 began = time.monotonic()
                 for _ in range(20):
                     dispatcher.send("worker-heartbeat", retry=True)
                 assert time.monotonic() - began < 20 * SILENT_S
+                dispatcher.close()
             finally:
                 proxy.rejoin()
-            assert len(dispatcher._outbound_buffer) == 20
-            dispatcher.close()
+            kept = [key for _, key in dispatcher._outbound_buffer]
+            assert kept == ["worker.heartbeat"] * 20 + ["task.multi"]
             connection.collect()
 
 

@@ -87,11 +87,9 @@ class Dispatcher(EventDispatcher):
         Celery has closed the connection by now, so they take one of their own. What can't be published is kept for the
         dispatcher that follows after a reconnect.
         """
-        if monotonic() >= self._rests_until:
-            with self.app.connection_for_write() as connection:
-                made = {"exchange": self.exchange, "serializer": self.serializer, "auto_declare": False}
-                self.producer = Producer(connection, **made)
-                self.flush()
+        with self.app.connection_for_write() as connection:
+            self.producer = Producer(connection, exchange=self.exchange, serializer=self.serializer, auto_declare=False)
+            self.flush()
         super().close()
 
 
