@@ -488,6 +488,7 @@ def test_a_plain_celery_app_sends_a_request_and_gets_its_result(here: local.Loca
         ({}, "got none"),
         ({"request": None}, "valid dictionary"),
         ({"request": {"prompt": "\ud800"}}, "half a surrogate pair"),
+        ({"request": {"prompt": "A?", "metadata": {"\ud800": "1"}}}, "half a surrogate pair"),
     ],
 )
 def test_a_plain_celery_apps_bad_request_fails_its_task(here: local.Local, kwargs: dict[str, Any], told: str) -> None:

@@ -13,7 +13,7 @@ import redis
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from turnout.ledger import Call, Coalescer, Intake, Ledger, NewJob, write_result
+from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
 from turnout.ledger.operations import nothing
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, celery_record
@@ -40,12 +40,12 @@ class Foreign:
         What can't be accepted never was a job: gives its result, which is written for Celery to read. A Redis that is
         away is waited for, because nobody else has the request.
         """
-        job = self._read(job_id, asked, embed)
-        if isinstance(job, str):
-            return await self._ended(job_id, JobStatus.FAILED, "invalid_request", job)
+        enqueue = self._read(job_id, asked, embed)
+        if isinstance(enqueue, str):
+            return await self._ended(job_id, JobStatus.FAILED, "invalid_request", enqueue)
         while True:
             try:
-                outcome = (await self.send.whole(self.ledger.enqueue(job))).outcome
+                outcome = (await self.send.whole(enqueue)).outcome
                 break
             except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
                 logger.warning("a request waits for Redis: %s", error, extra={"job": job_id})
@@ -57,14 +57,15 @@ class Foreign:
             return JobResult.unanswered(job_id, JobStatus.FAILED, code, why)
         return await self._ended(job_id, JobStatus.FAILED, code, why)
 
-    def _read(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> NewJob | str:
-        """The job that is asked for, or why there can be none."""
+    def _read(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> Call[Enqueued] | str:
+        """How the job that is asked for is accepted, or why there can be none."""
         if not job_id.isprintable():
             return "task_id: must be one line of text, without control characters"
         callbacks = {name: value for name, value in (embed or {}).items() if value}
         try:
             request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
-            return NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
+            job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
+            return self.ledger.enqueue(job)
         except ValidationError as error:
             return explain(error)
         except UnicodeEncodeError:
