@@ -66,8 +66,10 @@ class Source:
         """How many lines it has; None where that would mean reading it all twice the hard way."""
         if not self.waits_for_nobody or Path(self.path).suffix.lower() not in (".jsonl", ".ndjson", ".txt"):
             return None
-        with _opened(self.path) as file:
-            return sum(1 for _ in _split(file))
+        try:
+            return sum(1 for _ in self)
+        except SourceError:  # what is wrong is told where its lines are run
+            return None
 
     def __iter__(self) -> Iterator[RawLine]:
         """Every line that isn't blank, numbered as an editor would; raises SourceError."""

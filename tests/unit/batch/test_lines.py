@@ -278,6 +278,8 @@ def test_an_input_that_is_no_gzip_or_cut_off_or_changed_in_its_midst_says_so(tmp
     (tmp_path / "x.gz").write_bytes(broken)
     with pytest.raises(SourceError, match=r"can't read .*x.gz"):
         list(Source(str(tmp_path / "x.gz")))
+    (tmp_path / "x.jsonl").write_bytes(broken)
+    assert Source(str(tmp_path / "x.jsonl")).count() is None, "its good lines are run all the same"
 
 
 def test_rows_of_a_parquet_file_are_lines_in_order_with_their_types(tmp_path: Path) -> None:
