@@ -26,6 +26,6 @@ def explain(error: ValidationError) -> str:
             if part not in _UNION_MEMBERS and "[" not in part and part not in path[-1:]:
                 path += (part[:100],)
         found.setdefault(path, _PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, ")))
-    deepest = {p: m for p, m in found.items() if not any(q[: len(p)] == p and q != p for q in found)}
-    told = [f"{'.'.join(path)}: {message}" if path else message for path, message in deepest.items()]
+    outer = {path[:length] for path in found for length in range(len(path))}
+    told = [f"{'.'.join(path)}: {message}" if path else message for path, message in found.items() if path not in outer]
     return "; ".join(told[:SHOWN]) + (f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else "")

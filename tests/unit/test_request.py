@@ -72,3 +72,17 @@ def test_a_part_of_no_known_type_is_told_without_what_it_says(part: dict[str, st
         InferenceRequest.model_validate({"messages": [{"role": "user", "content": [part]}]})
     assert "messages.0.content.0: type must be text or image_url" in explain(refused.value)
     assert "canary" not in explain(refused.value)
+
+
+def test_a_request_with_thousands_of_problems_is_explained_like_any_other() -> None:
+    with pytest.raises(ValidationError) as refused:
+        InferenceRequest.model_validate({"messages": [1] * 50_000})  # compared two by two, they would take many minutes
+    told = explain(refused.value)
+    assert told.startswith("messages.0: Input should be")
+    assert told.endswith("; and 49997 more")
+
+
+def test_messages_that_are_one_text_are_one_problem() -> None:
+    with pytest.raises(ValidationError) as refused:
+        new_job(messages="Hello")  # type: ignore[arg-type]
+    assert refused.value.error_count() == 1

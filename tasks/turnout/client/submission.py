@@ -121,7 +121,7 @@ def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, 
     given["constraints"] = wish
     if delivery.response_model is not None:
         given["response_format"] = ResponseFormat.of(delivery.response_model)
-    if isinstance(given.get("messages"), Sequence):
+    if isinstance(given.get("messages"), list | tuple):
         given["messages"] = [*map(without_empty, given["messages"])]
     valid = InferenceRequest.model_validate(given)
     try:
