@@ -519,6 +519,7 @@ def test_wherever_a_job_is_disturbed_it_ends_once_and_leaves_nothing(
         async with line.client:
             found.extend(await disturbed(flushed, line, tmp_path, SCENARIOS[name]))
 
+    gc.collect()  # what other tests have left
     with warnings.catch_warnings(record=True) as warned, asyncio.Runner(loop_factory=HastyLoop) as runner:
         warnings.simplefilter("always")
         runner.run(explore())

@@ -7,6 +7,7 @@ import io
 import json
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, cast
@@ -112,17 +113,19 @@ def _of_table(rows: Iterable[Row]) -> Iterator[RawLine]:
         yield RawLine(number, data[: MAX_LINE_BYTES + 1], Format.PLAIN, flaw, ascii)
 
 
-def _opened(path: str) -> IO[bytes]:
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
     # Not `sys.stdin`, whose lock Python wants at its end, though a thread of ours may be waiting there.
-    file = open(0, "rb", closefd=False) if path == "-" else Path(path).open("rb")  # noqa: SIM115
-    begins = file.peek(8)[:8]
-    if begins.startswith(b"\x1f\x8b"):
-        return cast(IO[bytes], gzip.GzipFile(fileobj=file))
-    for mark, what in _FOREIGN.items():
-        if begins.startswith(mark):
-            file.close()
-            raise _Foreign(f"it is {what}")
-    return file
+    with open(0, "rb", closefd=False) if path == "-" else Path(path).open("rb") as file:
+        begins = file.peek(8)[:8]
+        for mark, what in _FOREIGN.items():
+            if begins.startswith(mark):
+                raise _Foreign(f"it is {what}")
+        if begins.startswith(b"\x1f\x8b"):
+            with gzip.GzipFile(fileobj=file) as unpacked:  # which leaves the file open
+                yield cast(IO[bytes], unpacked)
+        else:
+            yield file
 
 
 def _split(file: IO[bytes]) -> Iterator[tuple[int, bytes]]:

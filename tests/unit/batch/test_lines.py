@@ -7,6 +7,7 @@ import json
 import os
 import random
 import threading
+import warnings
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,14 @@ def test_a_file_of_which_no_line_could_be_read_is_refused_as_a_whole(tmp_path: P
     with pytest.raises(SourceError) as refused:
         Source(str(tmp_path / "x.jsonl")).check()
     assert told in str(refused.value)
+
+
+def test_a_packed_input_is_closed_when_it_has_been_read(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl.gz").write_bytes(gzip.compress(b"A?\n"))
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        assert len(list(Source(str(tmp_path / "x.jsonl.gz")))) == 1
+    assert not [one for one in warned if "x.jsonl.gz" in str(one.message)]
 
 
 ZIPPED = gzip.compress(bytes(range(256)) * 50)
