@@ -36,10 +36,10 @@ class OldAccounts:
             return
         self._looked_at = now
         today = datetime.fromtimestamp(now, UTC).date()
-        columns = [
-            column.decode() async for column, _ in self.client.hscan_iter(self.key, match="*@*|*", count=AT_ONCE)
-        ]
-        over = [name for name in {column.rpartition("|")[0] for column in columns} if is_over(name, today)]
+        found = self.client.hscan_iter(self.key, match="*@*|*", count=AT_ONCE)
+        # Of the others, which may be hundreds of thousands, nothing is kept.
+        names = {name async for column, _ in found if is_over(name := column.decode().rpartition("|")[0], today)}
+        over = sorted(names)
         for first in range(0, len(over), AT_ONCE):
             await self.store.forget(over[first : first + AT_ONCE])
 
