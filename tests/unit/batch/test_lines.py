@@ -7,8 +7,11 @@ import json
 import os
 import random
 import threading
+import time
 import warnings
+from collections.abc import Iterator
 from datetime import date
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
+from turnout.batch.arriving import arriving
 from turnout.batch.ids import LineByHash, Uniqueness, job_id
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
 from turnout.batch.parse import detect, parse
@@ -246,6 +250,19 @@ def test_a_table_that_loses_a_column_is_refused_as_a_whole(tmp_path: Path) -> No
         (tmp_path / "x.csv").write_text(f"{header}\na,b,,\n")
         with pytest.raises(SourceError, match=told):
             list(Source(str(tmp_path / "x.csv")))
+
+
+class Trickle(Source):
+    """A pipe whose lines come one by one, each before the last has waited for long."""
+
+    def __iter__(self) -> Iterator[RawLine]:
+        for number in range(1, 301):
+            yield RawLine(number, b'"A?"', Format.PLAIN)
+            time.sleep(0.02)
+
+
+def test_lines_that_trickle_from_a_pipe_do_not_wait_for_many_more() -> None:
+    assert len(list(takewhile(lambda raw: raw is not None, arriving(Trickle("-"))))) < 300
 
 
 def test_a_table_without_a_column_of_prompts_is_refused_as_a_whole(tmp_path: Path) -> None:
