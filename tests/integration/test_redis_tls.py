@@ -109,7 +109,6 @@ def test_producers_workers_commands_and_flower_reach_redis_by_tls(
         url = address(port, certificate)
         stand.config.write_text(stand.config.read_text().replace("task_events = false", "task_events = true"))
         environ = {"REDIS_URL": url, "TURNOUT_CONFIG": str(stand.config)}
-        stand.start_worker(redis_url=url)
         own, log = process.free_port(), tmp_path / "flower.log"
         command = [sys.executable, "-m", "turnout", "flower", "--port", str(own), "--db", str(tmp_path / "flower")]
         flower = process.start(command, log, {**environ, "FLOWER_UNAUTHENTICATED_API": "true"})
@@ -122,11 +121,14 @@ def test_producers_workers_commands_and_flower_reach_redis_by_tls(
                 return ""
 
         try:
-            process.wait_until(lambda: "w1@" in asked("/api/workers"), flower, log, 60)
+            process.wait_until(lambda: asked("/broker") != "", flower, log, 60)
+            queues = re.findall(r"<td>(\w+)</td>", asked("/broker"))
+            assert queues == ["batch", "interactive", "standard"], "known before any worker tells of them"
+            stand.start_worker(redis_url=url)
+            process.wait_until(lambda: "w1@" in asked("/api/workers?refresh=1"), flower, log, 60)
             with Client(url) as client:
                 assert client.submit("A?").wait(20).text
             stand.until(lambda: '"SUCCESS"' in asked("/api/tasks"), 20)
-            assert re.findall(r"<td>(\w+)</td>", asked("/broker")) == ["batch", "interactive", "standard"]
         finally:
             process.stop(flower)
         told = CliRunner().invoke(main, ["status", "--json"], env=environ)

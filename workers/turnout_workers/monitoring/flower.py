@@ -148,6 +148,7 @@ def serve(here: Deployment, address: str, port: int, database: Path, announce: C
         broker_use_ssl={name: value for name, value in parse_qsl(urlsplit(url).query) if name.startswith("ssl_")}
         or None,
         task_queues=[Queue(lane.value) for lane in Lane],
+        task_default_queue=Lane.STANDARD.value,
         accept_content=["json"],
         broker_connection_max_retries=None,
     )
