@@ -48,7 +48,7 @@ class Connector(CloudProviderBase):
         self.http = http
         self.dialect: Dialect = dialect(config.dialect, config.kind)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
-        self._refused: defaultdict[str, set[str]] = defaultdict(set)
+        self._taken: defaultdict[str, frozenset[str]] = defaultdict(lambda: self.parameters | STREAM)
         self._secrets = tuple(self._headers.values())
         if config.api_key is not None:
             key = config.api_key.reveal()
@@ -91,8 +91,7 @@ class Connector(CloudProviderBase):
         """See `CloudProviderBase.call`. A parameter that the provider refuses for this model is left out from then
         on, and the call is repeated without it: a refused call costs nothing."""
         while True:
-            refused = self._refused.get(endpoint.served_model, set())
-            sent = Sent(request, self.name, (self.parameters | STREAM) - refused)
+            sent = Sent(request, self.name, self._taken[endpoint.served_model])
             streams = on_token is not None and not request.is_embedding and sent.takes("stream")
             gathering = self.gathering() if streams else None
             out = self._asking(endpoint, sent, timeouts, gathering is not None)
@@ -108,7 +107,7 @@ class Connector(CloudProviderBase):
                 if name not in sent.taken or request.on_unsupported == "fail":
                     raise
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
-                self._refused[endpoint.served_model].add(name)
+                self._taken[endpoint.served_model] -= {name}
         answer = checked(understood(self.read, request, reply.body), request)
         if on_token is not None and gathering is None and answer.text:
             await on_token(answer.text)
