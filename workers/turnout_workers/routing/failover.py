@@ -2,7 +2,7 @@
 
 Retry: the same endpoint again, unless another is better by now. Fail over: another one, which spends no retry. Defer:
 nothing is to be done now; the job is parked and no attempt is spent. While an endpoint remains that this job hasn't
-tried, none is tried twice, save for a short wait that the provider asked for and one repeat after a 5xx.
+tried, none is tried twice, save in place: what `Rule.retries` and `Rule.waits` allow.
 """
 
 from __future__ import annotations
