@@ -5,32 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import NoReturn
 
+from pydantic import SecretStr
+
 from turnout_workers.routing.fleet import Endpoint
 
-MASK = "**********"
 
-
-class Secret:
+class Secret(SecretStr):
     """A key. It shows itself in no repr, format, JSON or pickle; `reveal` is for the header it belongs in."""
 
-    __slots__ = ("_value",)
-
-    def __init__(self, value: str) -> None:
-        self._value = value
-
-    def reveal(self) -> str:
-        return self._value
-
-    def __repr__(self) -> str:
-        return f"Secret({MASK})"
-
-    __str__ = __repr__
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Secret) and other._value == self._value
-
-    def __hash__(self) -> int:
-        return hash(self._value)
+    reveal = SecretStr.get_secret_value
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a Secret is not to be pickled or copied")

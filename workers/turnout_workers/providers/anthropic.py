@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from multidict import istr
 
-from turnout.messages import FunctionCall, ImagePart, Message, TextPart, ToolCall
+from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
-from turnout_workers.providers.wire import Answer, Gathering, Sent, reported, system, turns
+from turnout_workers.providers.wire import Answer, Gathering, Sent, reported, system, tool_call, turns
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -52,11 +51,7 @@ class AnthropicConnector(Connector):
         if request.is_embedding:
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
         limit = request.max_output_tokens or min(endpoint.max_output_tokens or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS)
-        body: dict[str, Any] = {
-            "model": endpoint.served_model,
-            "max_tokens": limit,
-            "messages": _turns(request),
-        }
+        body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": _turns(request)}
         if told := system(request):
             body["system"] = told
         if request.temperature is not None:
@@ -66,30 +61,24 @@ class AnthropicConnector(Connector):
         # Claude 4.1 and later refuse both together.
         if request.top_p is not None and sent.takes("top_p beside temperature" if "temperature" in body else "top_p"):
             body["top_p"] = request.top_p
-        body |= sent.given(stop="stop_sequences", seed="seed")
-        if request.tools and sent.takes("tools"):
+        body |= sent.given("seed", stop="stop_sequences")
+        if tools := sent.wish("tools"):
             body["tools"] = [
-                {
-                    "name": tool.function.name,
-                    "description": tool.function.description or "",
-                    "input_schema": tool.function.parameters or {"type": "object"},
-                }
-                for tool in request.tools
+                {"name": f.name, "description": f.description or "", "input_schema": f.parameters or {"type": "object"}}
+                for f in (tool.function for tool in tools)
             ]
-        if (choice := request.tool_choice) is not None and sent.takes("tool_choice"):
+        if choice := sent.wish("tool_choice"):
             mode = TOOL_CHOICE.get(choice)
             body["tool_choice"] = {"type": mode} if mode else {"type": "tool", "name": choice}
         output: dict[str, Any] = {}
         wanted = request.response_format
-        if wanted.type == "json_schema" and sent.takes("json_schema"):
+        if wanted.type != "text" and sent.takes(wanted.type) and wanted.json_schema is not None:
             output["format"] = {"type": "json_schema", "schema": wanted.json_schema}
-        elif wanted.type == "json_object":
-            sent.takes("json_object")
-        if (effort := request.reasoning_effort) is not None and sent.takes("reasoning_effort"):
-            if effort == "none":
-                body["thinking"] = {"type": "disabled"}
-            else:
-                output["effort"] = EFFORT[effort]
+        effort = sent.wish("reasoning_effort")
+        if effort == "none":
+            body["thinking"] = {"type": "disabled"}
+        elif effort:
+            output["effort"] = EFFORT[effort]
         if output:
             body["output_config"] = output
         if stream:
@@ -101,9 +90,10 @@ class AnthropicConnector(Connector):
 
     def read(self, request: InferenceRequest, body: Any) -> Answer:
         content, raw, told = body["content"], body.get("stop_reason"), body.get("usage")
+        calls = (block for block in content if block["type"] == "tool_use")
         return Answer(
             text="".join(block["text"] for block in content if block["type"] == "text"),
-            tool_calls=tuple(_tool_call(block) for block in content if block["type"] == "tool_use"),
+            tool_calls=tuple(tool_call(call.get("id"), call["name"], call.get("input")) for call in calls),
             finish=FINISH.get(raw, FinishReason.OTHER),
             finish_raw=raw,
             usage=reported(_usage, told),
@@ -179,12 +169,6 @@ def _loads(text: str) -> Any:
         return json.loads(text or "{}")
     except ValueError:
         return text  # as the model wrote it
-
-
-def _tool_call(block: Mapping[str, Any]) -> ToolCall:
-    given = block.get("input")
-    arguments = given if isinstance(given, str) else json.dumps(given or {}, ensure_ascii=False)
-    return ToolCall(id=str(block.get("id") or ""), function=FunctionCall(name=block["name"], arguments=arguments))
 
 
 def _usage(told: Any) -> Usage:

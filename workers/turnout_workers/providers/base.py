@@ -12,16 +12,6 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.state.store import ObservedLimit
 
-__all__ = [
-    "CallOutcome",
-    "CloudProviderBase",
-    "InferenceRequest",
-    "InferenceResponse",
-    "OnToken",
-    "Timeouts",
-    "current_job",
-]
-
 current_job: ContextVar[str | None] = ContextVar("current_job", default=None)
 """The job for which a call is made. Sent to simulated providers only, whose books audit ours."""
 

@@ -43,12 +43,8 @@ _CONTEXT_WORDS = (
     "maximum allowed number of output tokens", "model supports at most",
 )  # fmt: skip
 _CONTENT = (
-    "content_filter",
-    "content_policy_violation",
-    "responsibleaipolicyviolation",
-    "invalid_prompt",
-    "moderation",
-)
+    "content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt", "moderation",
+)  # fmt: skip
 _MODEL = (
     "model_not_found", "unknown_model", "invalid_model", "model_decommissioned", "deploymentnotfound",
     "model_not_available", "model_terms_required",

@@ -14,10 +14,11 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from operator import methodcaller
 from typing import Any, ClassVar
 
 from turnout.request import InferenceRequest
-from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
+from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
@@ -25,6 +26,8 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 KEY = "conformance-key-0123456789"
 PROMPT = "the prompt, which no error message repeats"
 Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
+Act = Callable[[CloudProviderBase], Awaitable[Any]]
+HEALTH: Act = methodcaller("check_health")
 TIMEOUTS = Timeouts(connect_s=2, first_byte_s=0.3, idle_s=0.3, total_s=1)
 
 
@@ -41,10 +44,9 @@ class ConnectorConformance:
         raise NotImplementedError
 
     def test_an_answer_is_text_with_its_provenance_usage_and_cost(self) -> None:
-        name, outcome = asyncio.run(self._answered())
-        response = outcome.response
+        response = self._run(_response(200, self.answer)).response
         assert response.text
-        assert response.provider == name
+        assert response.provider == self.connector("http://127.0.0.1:9", KEY, Http()).name
         assert response.model_requested
         assert response.usage.source in ("reported", "estimated")
         assert isinstance(response.cost_microusd, int), "whole micro-dollars, of the endpoint's price"
@@ -52,9 +54,9 @@ class ConnectorConformance:
 
     def test_a_stream_is_told_as_it_comes_and_gives_the_same_answer(self) -> None:
         response = _stream(self.events) if self.events else _response(200, self.answer)
-        pieces, outcome = asyncio.run(self._with(response, _listen))
+        pieces, outcome = self._run(response, _listen)
         assert "".join(pieces) == outcome.response.text
-        assert outcome.response.text == asyncio.run(self._answered())[1].response.text
+        assert outcome.response.text == self._run(_response(200, self.answer)).response.text
 
     def test_a_stream_that_ends_early_may_have_been_billed(self) -> None:
         if self.events:
@@ -62,14 +64,14 @@ class ConnectorConformance:
             assert (failure.kind, failure.billed) == (FailureKind.INTERRUPTED, Billed.MAYBE)
 
     def test_an_accepted_key_is_healthy(self) -> None:
-        asyncio.run(self._with(_response(200, self.answer), lambda connector: connector.check_health()))
+        self._run(_response(200, self.answer), HEALTH)
 
     def test_a_refused_key_is_the_accounts_fault(self) -> None:
         failure = self._failure(_response(401, {"error": {"message": f"Wrong key {KEY}"}}))
         assert (failure.kind, failure.scope) == (FailureKind.UNAUTHORIZED, Scope.ACCOUNT)
 
     def test_a_health_check_raises_what_a_call_would(self) -> None:
-        failure = self._failure(_response(401, {}), lambda connector: connector.check_health())
+        failure = self._failure(_response(401, {}), HEALTH)
         assert failure.kind is FailureKind.UNAUTHORIZED
 
     def test_a_rate_limit_carries_how_long_to_wait(self) -> None:
@@ -107,34 +109,29 @@ class ConnectorConformance:
             assert KEY not in shown
             assert PROMPT not in shown
 
-    async def _answered(self) -> tuple[str, CallOutcome]:
-        async def call(connector: CloudProviderBase) -> tuple[str, CallOutcome]:
-            return connector.name, await _call(connector)
-
-        found: tuple[str, CallOutcome] = await self._with(_response(200, self.answer), call)
-        return found
-
-    def _failure(
-        self, response: bytes | None, act: Callable[[CloudProviderBase], Awaitable[Any]] | None = None
-    ) -> Failure:
+    def _failure(self, response: bytes | None, act: Act | None = None) -> Failure:
         try:
-            asyncio.run(self._with(response, act or _call))
+            self._run(response, act)
         except ProviderError as error:
             return error.failure
         raise AssertionError("the connector took this for an answer")
 
-    async def _with(self, response: bytes | None, act: Callable[[CloudProviderBase], Awaitable[Any]]) -> Any:
-        reply = silent if response is None else always(response)
-        async with (
-            aclosing(Http()) as http,
-            serving(reply) as base_url,
-            aclosing(self.connector(base_url, KEY, http)) as connector,
-        ):
-            return await act(connector)
+    def _run(self, response: bytes | None, act: Act | None = None) -> Any:
+        """What a call, or another act, comes to at a server that answers so; None: not at all."""
+
+        async def run() -> Any:
+            async with (
+                aclosing(Http()) as http,
+                serving(silent if response is None else always(response)) as base_url,
+                aclosing(self.connector(base_url, KEY, http)) as connector,
+            ):
+                return await (act or _call)(connector)
+
+        return asyncio.run(run())
 
 
-async def _call(connector: CloudProviderBase) -> CallOutcome:
-    return await connector.call(connector.endpoints[0], InferenceRequest(prompt=PROMPT), TIMEOUTS)
+async def _call(connector: CloudProviderBase, on_token: OnToken | None = None) -> CallOutcome:
+    return await connector.call(connector.endpoints[0], InferenceRequest(prompt=PROMPT), TIMEOUTS, on_token)
 
 
 async def _listen(connector: CloudProviderBase) -> tuple[list[str], CallOutcome]:
@@ -143,7 +140,7 @@ async def _listen(connector: CloudProviderBase) -> tuple[list[str], CallOutcome]
     async def hear(piece: str) -> None:
         pieces.append(piece)
 
-    return pieces, await connector.call(connector.endpoints[0], InferenceRequest(prompt=PROMPT), TIMEOUTS, hear)
+    return pieces, await _call(connector, hear)
 
 
 def _stream(events: Sequence[Mapping[str, Any]]) -> bytes:
@@ -152,10 +149,7 @@ def _stream(events: Sequence[Mapping[str, Any]]) -> bytes:
 
 
 def _response(
-    status: int,
-    body: Mapping[str, Any] | bytes,
-    header: str = "x-conformance: 1",
-    media: str = "application/json",
+    status: int, body: Mapping[str, Any] | bytes, header: str = "x-conformance: 1", media: str = "application/json"
 ) -> bytes:
     raw = body if isinstance(body, bytes) else json.dumps(body).encode()
     head = f"HTTP/1.1 {status} X\r\n{header}\r\ncontent-type: {media}\r\ncontent-length: {len(raw)}\r\n\r\n"

@@ -95,12 +95,11 @@ class Connector(CloudProviderBase):
             streams = on_token is not None and not request.is_embedding and sent.takes("stream")
             gathering = self.gathering() if streams else None
             out = self._asking(endpoint, sent, timeouts, gathering is not None)
-            first_token_s: float | None = None
             try:
                 if gathering is None or on_token is None:
                     reply = await self.http.json(out)
                 else:
-                    reply, first_token_s = await self._streamed(out, gathering, on_token)
+                    reply = await self._streamed(out, gathering, on_token)
                 break
             except ProviderError as error:
                 name = error.failure.parameter
@@ -111,7 +110,7 @@ class Connector(CloudProviderBase):
         answer = checked(understood(self.read, request, reply.body), request)
         if on_token is not None and gathering is None and answer.text:
             await on_token(answer.text)
-        return self._outcome(answer, endpoint, sent, reply, first_token_s)
+        return self._outcome(answer, endpoint, sent, reply)
 
     def headers(self, endpoint: Endpoint) -> dict[str, str]:
         """The headers of a call: the key, and those that the configuration adds."""
@@ -148,7 +147,7 @@ class Connector(CloudProviderBase):
         url, proxy = address(self.config.base_url, path), self.config.proxy
         return Outgoing(url, headers, content, timeouts, self._secrets + texts, self.dialect.limit_headers, proxy)
 
-    async def _streamed(self, out: Outgoing, gathering: Gathering, on_token: OnToken) -> tuple[Reply, float | None]:
+    async def _streamed(self, out: Outgoing, gathering: Gathering, on_token: OnToken) -> Reply:
         """Gather a stream into the reply that the same call would have given without streaming."""
         started = time.monotonic()
         first_token_s: float | None = None
@@ -163,11 +162,9 @@ class Connector(CloudProviderBase):
                     await on_token(piece)
         if (body := understood(gathering.body)) is None:
             raise ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
-        return Reply(body, headers, time.monotonic() - started), first_token_s
+        return Reply(body, headers, time.monotonic() - started, first_token_s)
 
-    def _outcome(
-        self, answer: Answer, endpoint: Endpoint, sent: Sent, reply: Reply, first_token_s: float | None
-    ) -> CallOutcome:
+    def _outcome(self, answer: Answer, endpoint: Endpoint, sent: Sent, reply: Reply) -> CallOutcome:
         """The neutral answer with usage, cost and provenance."""
         used = answer.usage
         if used is None:
@@ -191,7 +188,7 @@ class Connector(CloudProviderBase):
                 model_served=answer.model or endpoint.served_model,
                 request_id=request_id(reply.headers),
                 latency_s=reply.latency_s,
-                time_to_first_token_s=first_token_s,
+                time_to_first_token_s=reply.first_token_s,
                 warnings=tuple(sent.warnings),
                 simulated=endpoint.simulated or "x-turnout-simulated" in reply.headers,
             )

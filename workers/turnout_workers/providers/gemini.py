@@ -7,10 +7,10 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.messages import FunctionCall, ImagePart, Message, TextPart, ToolCall
+from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
-from turnout_workers.providers.wire import Answer, Gathering, Sent, filtered, reported, system, turns
+from turnout_workers.providers.wire import Answer, Gathering, Sent, filtered, reported, system, tool_call, turns
 from turnout_workers.routing.failure import Billed
 from turnout_workers.routing.fleet import Endpoint
 
@@ -62,13 +62,10 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
     options: dict[str, Any] = {}
     if request.max_output_tokens is not None:
         options["maxOutputTokens"] = request.max_output_tokens
-    options |= sent.given(temperature="temperature", top_p="topP", seed="seed", stop="stopSequences")
-    if (effort := request.reasoning_effort) is not None and sent.takes("reasoning_effort"):
-        options["thinkingConfig"] = (
-            {"thinkingBudget": THINKING_TOKENS[effort]}
-            if BUDGETED.match(model)
-            else {"thinkingLevel": THINKING_LEVEL.get(effort, effort)}
-        )
+    options |= sent.given("temperature", "seed", top_p="topP", stop="stopSequences")
+    if effort := sent.wish("reasoning_effort"):
+        level, tokens = THINKING_LEVEL.get(effort, effort), THINKING_TOKENS[effort]
+        options["thinkingConfig"] = {"thinkingBudget": tokens} if BUDGETED.match(model) else {"thinkingLevel": level}
     wanted = request.response_format
     if wanted.type != "text" and sent.takes(wanted.type):
         options["responseMimeType"] = "application/json"
@@ -77,17 +74,14 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
     body: dict[str, Any] = {"contents": _contents(request, model)}
     if told := system(request):
         body["systemInstruction"] = {"parts": [{"text": told}]}
-    if request.tools and sent.takes("tools"):
+    if tools := sent.wish("tools"):
         declared = [
-            {
-                "name": tool.function.name,
-                "description": tool.function.description or "",
-                **({"parametersJsonSchema": tool.function.parameters} if tool.function.parameters else {}),
-            }
-            for tool in request.tools
+            {"name": f.name, "description": f.description or ""}
+            | ({"parametersJsonSchema": f.parameters} if f.parameters else {})
+            for f in (tool.function for tool in tools)
         ]
         body["tools"] = [{"functionDeclarations": declared}]
-    if (choice := request.tool_choice) is not None and sent.takes("tool_choice"):
+    if choice := sent.wish("tool_choice"):
         mode = TOOL_MODE.get(choice)
         calling = {"mode": mode} if mode else {"mode": "ANY", "allowedFunctionNames": [choice]}
         body["toolConfig"] = {"functionCallingConfig": calling}
@@ -159,9 +153,8 @@ def _candidate(body: Any) -> Answer:
         raise filtered(feedback["blockReason"], Billed.NO)
     candidate = body["candidates"][0]
     parts, raw = (candidate.get("content") or {}).get("parts") or (), candidate.get("finishReason")
-    calls = tuple(
-        _tool_call(part["functionCall"], number) for number, part in enumerate(parts) if part.get("functionCall")
-    )
+    called = ((number, part["functionCall"]) for number, part in enumerate(parts) if part.get("functionCall"))
+    calls = tuple(tool_call(one.get("id") or f"call_{number}", one["name"], one.get("args")) for number, one in called)
     finish = FINISH.get(raw, FinishReason.OTHER)
     return Answer(
         text=_text(parts),
@@ -175,13 +168,6 @@ def _candidate(body: Any) -> Answer:
 
 def _text(parts: Any) -> str:
     return "".join(part["text"] for part in parts if part.get("text") and not part.get("thought"))
-
-
-def _tool_call(call: Mapping[str, Any], number: int) -> ToolCall:
-    arguments = json.dumps(call.get("args") or {}, ensure_ascii=False)
-    return ToolCall(
-        id=str(call.get("id") or f"call_{number}"), function=FunctionCall(name=call["name"], arguments=arguments)
-    )
 
 
 def _embeddings(body: Any) -> Answer:

@@ -58,6 +58,8 @@ class Reply:
     body: Any
     headers: Mapping[str, str]
     latency_s: float
+    first_token_s: float | None = None
+    """None: it did not come as a stream, or had no text."""
 
 
 class Http:

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-from turnout.messages import FunctionCall, Message, ToolCall
+from turnout.messages import Message, ToolCall
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
-from turnout_workers.providers.wire import Answer, Gathering, Sent, reported
+from turnout_workers.providers.wire import Answer, Gathering, Sent, reported, tool_call
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -31,7 +31,7 @@ class OpenAIConnector(Connector):
         model = endpoint.served_model
         if request.is_embedding:
             body: dict[str, Any] = {"model": model, "input": list(request.texts), "encoding_format": "float"}
-            return self._path("embeddings", model), body | sent.given(dimensions="dimensions")
+            return self._path("embeddings", model), body | sent.given("dimensions")
         body = {"model": model, **self._chat(request, sent)}
         if stream:
             body["stream"] = True
@@ -60,14 +60,12 @@ class OpenAIConnector(Connector):
         body: dict[str, Any] = {"messages": [_message(message, dialect) for message in request.chat]}
         if request.max_output_tokens is not None:
             body[dialect.max_tokens] = request.max_output_tokens
-        body |= sent.given(temperature="temperature", top_p="top_p", stop="stop", seed=dialect.seed)
-        body |= sent.given(reasoning_effort="reasoning_effort")
-        if request.tools and sent.takes("tools"):
-            body["tools"] = [tool.model_dump(mode="json", exclude_none=True) for tool in request.tools]
-        if request.tool_choice is not None and sent.takes("tool_choice"):
-            mode = request.tool_choice in ("auto", "none", "required")
-            choice = request.tool_choice if mode else {"type": "function", "function": {"name": request.tool_choice}}
-            body["tool_choice"] = choice
+        body |= sent.given("temperature", "top_p", "stop", "reasoning_effort", seed=dialect.seed)
+        if tools := sent.wish("tools"):
+            body["tools"] = [tool.model_dump(mode="json", exclude_none=True) for tool in tools]
+        if choice := sent.wish("tool_choice"):
+            is_mode = choice in ("auto", "none", "required")
+            body["tool_choice"] = choice if is_mode else {"type": "function", "function": {"name": choice}}
         wanted = request.response_format
         if wanted.type == "json_schema" and sent.takes("json_schema"):
             schema = {"name": wanted.name, "schema": wanted.json_schema, "strict": wanted.strict}
@@ -172,8 +170,7 @@ def _text(content: Any) -> str:
 
 def _tool_call(call: Mapping[str, Any]) -> ToolCall:
     function = call["function"]
-    named = FunctionCall(name=function["name"], arguments=function.get("arguments") or "{}")
-    return ToolCall(id=str(call.get("id") or ""), function=named)
+    return tool_call(call.get("id"), function["name"], function.get("arguments"))
 
 
 def _embeddings(body: Any) -> Answer:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
-from turnout.messages import Message, ToolCall
+from turnout.messages import FunctionCall, Message, ToolCall
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -49,10 +50,15 @@ class Sent:
         self.warnings.append(f"{text}; it was left out")
         return False
 
-    def given(self, **names: str) -> dict[str, Any]:
+    def wish(self, name: str) -> Any:
+        """A parameter's value; None: the request doesn't set it, or the provider doesn't take it."""
+        value = getattr(self.request, name)
+        return value if value not in (None, ()) and self.takes(name) else None
+
+    def given(self, *same: str, **renamed: str) -> dict[str, Any]:
         """Those of the parameters that the request sets and the provider takes, by its own names: `top_p="topP"`."""
-        values = ((name, theirs, getattr(self.request, name)) for name, theirs in names.items())
-        return {theirs: value for name, theirs, value in values if value not in (None, ()) and self.takes(name)}
+        names = dict(zip(same, same, strict=True)) | renamed
+        return {theirs: value for name, theirs in names.items() if (value := self.wish(name)) is not None}
 
     def with_extras(self, body: Mapping[str, Any], extras: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """The body with the job's own fields for this provider; those of a table go into it one by one."""
@@ -96,6 +102,12 @@ class Answer:
     """In which it was served."""
     model: str | None = None
     """Which was served, in the provider's words."""
+
+
+def tool_call(id: Any, name: str, arguments: Any) -> ToolCall:
+    """arguments: as the model wrote them, or their value."""
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+    return ToolCall(id=str(id or ""), function=FunctionCall(name=name, arguments=text or "{}"))
 
 
 class Gathering(Protocol):
