@@ -31,6 +31,7 @@ from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingCo
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.held import Done, End, Moved, Skipped
+from turnout_workers.attempts.parts import Parts
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.spool import Spool, Unspooling
@@ -235,7 +236,7 @@ class Worker:
     def __init__(self, bench: Bench, name: str) -> None:
         clock = asyncio.get_running_loop().time
         self.heartbeat = Heartbeat(bench.ledger, bench.send, bench.store, LEASE_S, clock)
-        self.attempts = Attempts(
+        self.parts = Parts(
             owner=name,
             ledger=bench.ledger,
             send=bench.send,
@@ -248,16 +249,17 @@ class Worker:
             metrics=METRICS,
             rng=random.Random(1),
         )
+        self.attempts = Attempts(self.parts)
 
     def left(self) -> list[str]:
         """What should not be there when no job is."""
-        attempts = self.attempts
+        under_way, parking = self.parts.under_way, self.attempts.parking
         told = {
             "held": len(self.heartbeat),
-            "calls": sum(map(len, attempts.under_way._calls.values())),
-            "waiting": attempts.under_way.waiting().total(),
-            "in place": len(attempts.parking.in_place),
-            "to be woken": len(attempts.parking._wanted),
+            "calls": sum(map(len, under_way._calls.values())),
+            "waiting": under_way.waiting().total(),
+            "in place": len(parking.in_place),
+            "to be woken": len(parking._wanted),
         }
         return [f"{what}: {number}" for what, number in told.items() if number]
 

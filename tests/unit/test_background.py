@@ -12,10 +12,9 @@ from tests import redis_server
 from tests.properties.ledger.bed import new_job
 
 from turnout.ledger import Coalescer, Ledger
-from turnout_workers.background.ending import end
 from turnout_workers.background.housekeeping import Housekeeping
+from turnout_workers.background.lasting import end, kept_up
 from turnout_workers.monitoring.metrics import Recovery
-from turnout_workers.runtime import kept_up
 from turnout_workers.state.exchange import exchange
 from turnout_workers.state.memory import MemoryFleetStore
 

@@ -13,40 +13,36 @@ processes share limits, money and health.
 from __future__ import annotations
 
 import asyncio
-import logging
 import random
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
-from turnout.result import Attempt
-from turnout_workers.attempts.judging import Judging, Room
-from turnout_workers.attempts.progress import Progress
-from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
-from turnout_workers.attempts.schema import off_schema
+from turnout_workers.attempts.calling import Calling
+from turnout_workers.attempts.hedging import Room
+from turnout_workers.attempts.judging import Judging
+from turnout_workers.attempts.progress import Job, Progress
+from turnout_workers.attempts.reporting import Reporter
 from turnout_workers.attempts.under_way import UnderWay
-from turnout_workers.background.ending import end
 from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
-from turnout_workers.providers.base import CloudProviderBase, Timeouts
+from turnout_workers.background.lasting import end, kept_up
+from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Next
-from turnout_workers.routing.failure import Billed, Failure, FailureKind
+from turnout_workers.routing.failure import Failure
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S
 from turnout_workers.routing.options import headroom
-from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
-
-logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 """How often calls in flight are looked at for hanging."""
@@ -58,35 +54,10 @@ LOOK_AGAIN_S = 10.0
 """After so long a request that waits looks again: an operator's word, or a provider, may have come before its time."""
 TICK_S = 0.001
 """Of the store's clock, by which a deadline that is over may still be ahead."""
-TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
 
 
 class DeadlinePassed(TimeoutError):
     """The request was not answered by its deadline."""
-
-
-@dataclass(slots=True)
-class _Job:
-    """One request, and what it has been through."""
-
-    request: InferenceRequest
-    strategy: RoutingStrategy | None
-    accepted_at: float
-    pinned: str | None = None
-    progress: Progress = field(default_factory=Progress)
-    again: str | None = None
-    """The endpoint whose failed call is to be repeated there."""
-    retries_here: int = 0
-    id: str = field(default_factory=lambda: uuid.uuid4().hex)
-
-    def profile(self) -> JobProfile:
-        profile = self.progress.profile(self.request, accepted_at=self.accepted_at, pinned=self.pinned)
-        return replace(profile, strategy=self.strategy or profile.strategy)
-
-    @property
-    def history(self) -> str:
-        """What failed so far, for people."""
-        return "; ".join(f"{a.endpoint}: {a.failure}: {a.message}" for a in self.progress.attempts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +111,7 @@ class IntelligentRouter:
         self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
         self._judging = Judging(self._reporter, self._rng, hedge)
         self._checks = HealthChecks(self._providers, self._store, self._seen, health_check_interval, self._rng)
+        self._calling = Calling(self._seen, self._reporter, self._under_way, self._owner.get)
         self._calls = CallWatch(self._store, self._seen, self._under_way, uuid.uuid4().hex)
         self._watch = FleetWatch(self._store, self._seen, self._rng, failover_cooldown)
         self._tasks: list[asyncio.Task[None]] = []
@@ -222,30 +194,32 @@ class IntelligentRouter:
         return await self._answer(await self._accepted(request, strategy))
 
     async def _complete_at(self, request: InferenceRequest, endpoint_id: str) -> InferenceResponse:
-        wish = request.constraints.model_copy(update={"allow_fallback": False})
-        job = await self._accepted(request.model_copy(update={"constraints": wish}), None)
+        job = await self._accepted(_wishing(request, allow_fallback=False))
         job.pinned = endpoint_id
         return await self._answer(job)
 
-    async def _accepted(self, request: InferenceRequest, strategy: RoutingStrategy | None) -> _Job:
+    async def _accepted(self, request: InferenceRequest, strategy: RoutingStrategy | None = None) -> Job:
         at = (await self.snapshot()).at
-        self._last_seen[request.constraints.lane] = at
-        return _Job(request, strategy, at)
+        wish = request.constraints
+        self._last_seen[wish.lane] = at
+        if strategy is not None:
+            request = _wishing(request, strategy=strategy)
+        return Job(uuid.uuid4().hex, request, at, wish.deadline_at(at), Progress())
 
-    async def _decide(self, job: _Job) -> Decision:
+    async def _decide(self, job: Job) -> Decision:
         """A decision to go; waits for it."""
         while True:
-            snapshot, profile = await self.snapshot(), job.profile()
-            if profile.deadline is not None and snapshot.at >= profile.deadline:
-                raise DeadlinePassed("; ".join(filter(None, ["no answer by the deadline", job.history])))
+            snapshot = await self.snapshot()
+            if job.deadline is not None and snapshot.at >= job.deadline:
+                raise DeadlinePassed("; ".join(filter(None, ["no answer by the deadline", _history(job)])))
             self._turn += 1
             decision = rank(
-                profile,
+                job.profile(),
                 snapshot,
                 snapshot.at,
                 self._rng,
                 default_strategy=self._default_strategy,
-                tried=job.progress.tried - {job.again},
+                tried=job.tried,
                 turn=self._turn,
             )
             if (refusal := decision.refusal) is not None:
@@ -253,96 +227,59 @@ class IntelligentRouter:
             if decision.action is Action.GO:
                 return decision
             with self._under_way.wait_for(decision.waits_for):
-                await self._pause(profile, decision.wait_s)
+                await self._pause(job, decision.wait_s)
 
-    async def _pause(self, profile: JobProfile, wait_s: float) -> None:
+    async def _pause(self, job: Job, wait_s: float) -> None:
         wait_s = min(wait_s, LOOK_AGAIN_S)
-        if profile.deadline is not None:
-            wait_s = min(wait_s, max(TICK_S, profile.deadline - self._seen.now()))
+        if job.deadline is not None:
+            wait_s = min(wait_s, max(TICK_S, job.deadline - self._seen.now()))
         await self._sleep(wait_s)
 
-    async def _answer(self, job: _Job) -> InferenceResponse:
+    async def _answer(self, job: Job) -> InferenceResponse:
         while True:
             decision = await self._decide(job)
             candidates = decision.bids()
-            same = [candidate for candidate in candidates if candidate.endpoint.id == job.again]
-            admission = await self._admit(job, decision, same or candidates)
-            if not isinstance(admission, Granted):
-                job.again, wait_s = None, ROOM_RECHECK_S
-                if isinstance(admission, NoRoom) and admission.retry_at is not None:
-                    wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
-                await self._pause(decision.job, wait_s * self._rng.uniform(1.0, 1.5))
+            admission = await self._admit(job, decision, job.repeated(candidates) or candidates)
+            if isinstance(admission, Granted):
+                room = self._judging.room(job, decision, candidates, admission)
+                if (response := await self._attempt(job, decision, room)) is not None:
+                    return response
                 continue
-            room = self._judging.room(decision, candidates, admission)
-            if room.chosen.endpoint.id != job.again:
-                job.retries_here = 0
-            response = await self._attempt(job, decision, room)
-            if response is not None:
-                return response
+            job.repeat(None)
+            wait_s = ROOM_RECHECK_S
+            if isinstance(admission, NoRoom) and admission.retry_at is not None:
+                wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
+            await self._pause(job, wait_s * self._rng.uniform(1.0, 1.5))
 
     async def _admit(
-        self, job: _Job, decision: Decision, candidates: Sequence[Candidate], *, second: bool = False
+        self, job: Job, decision: Decision, candidates: Sequence[Candidate], *, second: bool = False
     ) -> Admission:
-        bids = tuple(map(Bid.of, candidates))
         longest_s = max(candidate.timeout_s for candidate in candidates)
         share = headroom(decision.job.lane, self._last_seen, decision.at)
-        lease_id = f"{job.id}:{len(job.progress.attempts) + second}"
+        lease_id, bids = f"{job.id}:{len(job.progress.attempts) + second}", tuple(map(Bid.of, candidates))
         return await self._store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
 
-    async def _attempt(self, job: _Job, decision: Decision, room: Room) -> InferenceResponse | None:
+    async def _attempt(self, job: Job, decision: Decision, room: Room) -> InferenceResponse | None:
         """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
-        stopped: list[Attempt] = []
-        call, admit = partial(self._call, job, decision, stopped), partial(self._admit, job, decision, second=True)
+        call = partial(self._calling, job, room)
         if room.hedge is None:
             calls = [await call(room.chosen, room.grant)]
         else:
-            calls = await self._judging.hedging.race(room.hedge, call(room.chosen, room.grant), admit, call)
-        judged = self._judging(room, job.request, job.progress, calls, stopped, job.retries_here)
+            admit = partial(self._admit, job, decision, second=True)
+            calls = await self._judging.hedging.race(room, room.hedge, admit, call)
+        judged = self._judging(job, room, calls)
         await judged.told()
-        job.progress, ended, verdict = judged.progress, judged.call, judged.verdict
+        ended, verdict = judged.call, judged.verdict
         if ended.failure is None:
-            assert ended.response is not None
             return ended.response
         if verdict.action is Next.GIVE_UP:
             error = ProviderError(ended.failure, ended.observed)
-            error.add_note(job.history)
+            error.add_note(_history(job))
             raise error
-        await self._pause(decision.job, verdict.delay_s)
-        job.again = None
-        if verdict.action is Next.RETRY:
-            job.again, job.retries_here = ended.chosen.endpoint.id, job.retries_here + 1
+        await self._pause(job, verdict.delay_s)
         if verdict.action is Next.DEFER:
             job.progress = job.progress.deferred(new_round=True)
         return None
-
-    async def _call(
-        self, job: _Job, decision: Decision, stopped: list[Attempt], chosen: Candidate, granted: Granted
-    ) -> Finished:
-        """One leased call. If it is stopped, or its connector is broken, it is reported here."""
-        timeout_s = chosen.timeout_s
-        if decision.job.deadline is not None:
-            timeout_s = max(0.001, min(timeout_s, decision.job.deadline - granted.at))
-        timeouts = Timeouts(first_byte_s=timeout_s, idle_s=timeout_s, total_s=timeout_s)
-        began = self._seen.now()
-
-        def finished(outcome: Any = None, failure: Failure | None = None, observed: Any = ()) -> Finished:
-            duration_s = max(0.0, self._seen.now() - began)
-            return Finished(granted.lease_id, chosen, began, duration_s, outcome, failure, observed)
-
-        try:
-            connector = self._owner[chosen.endpoint.id]
-            async with asyncio.timeout(timeout_s):
-                with self._under_way.call(chosen.endpoint.id, chosen.overdue_s):
-                    outcome = await connector.call(chosen.endpoint, job.request, timeouts)
-            return finished(outcome, off_schema(job.request, outcome.response))
-        except ProviderError as error:
-            return finished(None, error.failure, error.limits)
-        except TimeoutError:
-            return finished(None, TIMED_OUT)
-        except BaseException:
-            call = finished(None, STOPPED)
-            await asyncio.shield(self._reporter.stop(call, stopped))
-            raise
 
     # --- health ------------------------------------------------------------------------------------------
 
@@ -362,17 +299,9 @@ class IntelligentRouter:
         await self.snapshot()
         await self._watch.judge()
 
-    async def _every(self, interval_s: float, work: Callable[[], Awaitable[object]]) -> None:
-        while True:
-            try:
-                await work()
-            except Exception as error:
-                logger.warning("the fleet can't be looked after now: %r", error)
-            await asyncio.sleep(interval_s)
-
     async def __aenter__(self) -> Self:
-        background = (self._every(WATCH_S, self.watch), self._every(self._interval_s, self.check_health))
-        self._tasks = [asyncio.create_task(work) for work in (*background, self._calls.run())]
+        looking = (kept_up(self.watch, WATCH_S), kept_up(self.check_health, self._interval_s), self._calls.run())
+        self._tasks = [asyncio.create_task(work) for work in looking]
         return self
 
     async def __aexit__(
@@ -381,3 +310,12 @@ class IntelligentRouter:
         await end(self._tasks)
         for connector in self._providers:
             await connector.aclose()
+
+
+def _wishing(request: InferenceRequest, **wishes: Any) -> InferenceRequest:
+    return request.model_copy(update={"constraints": request.constraints.model_copy(update=wishes)})
+
+
+def _history(job: Job) -> str:
+    """What failed so far, for people."""
+    return "; ".join(f"{a.endpoint}: {a.failure}: {a.message}" for a in job.progress.attempts)

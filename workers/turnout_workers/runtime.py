@@ -21,12 +21,13 @@ from turnout.redis_address import connect_async
 from turnout.result import JobResult
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
+from turnout_workers.attempts.parts import Parts
 from turnout_workers.background.batch_feeding import BatchFeeding
-from turnout_workers.background.ending import end
 from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
+from turnout_workers.background.lasting import end, kept_up
 from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.background.reload import Reload
 from turnout_workers.background.spool import Spool, Unspooling
@@ -50,8 +51,6 @@ from turnout_workers.state.snapshot import SnapshotPoller
 logger = logging.getLogger(__name__)
 
 ALIVE_EVERY_S = 5.0
-AGAIN_S = 1.0
-"""How soon background work begins again after an error that it did not expect."""
 CONNECTIONS = 8
 """To Redis. The calls of all jobs are sent together, so that a few connections carry thousands."""
 
@@ -106,7 +105,7 @@ class Worker:
         self._ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
         metrics = Metrics()
         metrics.held(heartbeat.__len__, self._free_slots)
-        self.attempts = Attempts(
+        parts = Parts(
             owner=self.name,
             ledger=self._ledger,
             send=self._send,
@@ -119,8 +118,9 @@ class Worker:
             metrics=metrics,
             rng=rng,
         )
-        under_way, hasten = self.attempts.under_way, self.attempts.parking.hasten
-        calls = CallWatch(self._store, self._poller, under_way, self.name, came_back=hasten)
+        self.attempts = Attempts(parts)
+        hasten = self.attempts.parking.hasten
+        calls = CallWatch(self._store, self._poller, parts.under_way, self.name, came_back=hasten)
         watch = FleetWatch(self._store, self._poller, rng, ejection_s=file.router.failover_cooldown)
         feeding = BatchFeeding(self._ledger, self._send, file.retention.results_s)
         old = OldAccounts(self._client, self._ledger.keys.money, self._store, self._poller)
@@ -231,16 +231,3 @@ async def _touch(path: Path) -> None:
     while True:
         path.touch()  # noqa: ASYNC240  (in memory, or as good as)
         await asyncio.sleep(ALIVE_EVERY_S)
-
-
-async def kept_up(work: Callable[[], Awaitable[None]], again_s: float = AGAIN_S) -> None:
-    """Do work that never ends. If an error ends it all the same, log that, and begin again after a moment.
-
-    A worker that had silently lost its housekeeping or heartbeat would go on taking jobs that nobody brings to an end.
-    """
-    while True:
-        try:
-            await work()
-        except Exception:
-            logger.critical("background work of the worker failed; it begins again", exc_info=True)
-        await asyncio.sleep(again_s)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from turnout_workers.background.ending import end
+from turnout_workers.background.lasting import end
 from turnout_workers.routing.fleet import Circuit, Endpoint, Fleet, Observed
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore

@@ -8,22 +8,19 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Call, Claimed, Coalescer, Ledger, Settlement, write_result
+from turnout.ledger import Call, Claimed, Settlement, write_result
 from turnout.request import InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
-from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
+from turnout_workers.attempts.parts import Parts
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.background.heartbeat import Hold
-from turnout_workers.background.spool import Spool
-from turnout_workers.config.in_force import InForce
 from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import tracing
-from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
 
@@ -32,32 +29,27 @@ logger = logging.getLogger(__name__)
 class Closing:
     """Writes to the ledger what becomes of held jobs."""
 
-    ledger: Ledger
-    send: Coalescer
-    store: FleetStore
-    fleet: SnapshotPoller
-    ceilings: ConfiguredCeilings
-    spool: Spool
-    in_force: InForce
+    parts: Parts
 
     async def succeed(self, job: HeldJob, response: InferenceResponse | None, record: bytes) -> Done | Skipped:
-        result = self._result(job.id, job.claim, job.progress, JobStatus.SUCCEEDED, response=response)
+        result = self._result(job.claim, job.progress, id=job.id, status=JobStatus.SUCCEEDED, response=response)
         return await self._settle(job, result, record)
 
     async def give_up(
         self, job: HeldJob, status: JobStatus, code: str, message: str, record: bytes | None = None
     ) -> Done | Skipped:
         problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
-        return await self._settle(job, self._result(job.id, job.claim, job.progress, status, problem=problem), record)
+        result = self._result(job.claim, job.progress, id=job.id, status=status, error=problem)
+        return await self._settle(job, result, record)
 
     async def unreadable(self, hold: Hold, claim: Claimed, why: str) -> Done | Skipped:
         """Fail a job whose request was changed in Redis, so that no worker can do it."""
         logger.error("job %s fails: %s", hold.job_id, why)
         problem = Problem(code="unreadable", message=why)
         progress = Progress.from_json(claim.progress)
-        result = self._result(hold.job_id, claim, progress, JobStatus.FAILED, problem=problem)
+        result = self._result(claim, progress, id=hold.job_id, status=JobStatus.FAILED, error=problem)
         hold.ending = True
-        taken = await self.send.whole(self._settlement(claim, result, None))
+        taken = await self.parts.send.whole(self._settlement(claim, result, None))
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
     async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
@@ -69,7 +61,7 @@ class Closing:
         """Back to the lane's front, for another endpoint."""
         event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
         token, lane = job.claim.token, job.claim.lane
-        call = self.ledger.fail_over(job.id, token, lane, job.progress.to_json(), event, record)
+        call = self.parts.ledger.fail_over(job.id, token, lane, job.progress.to_json(), event, record)
         moved = Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
         return await self._move(job, call, moved)
 
@@ -84,44 +76,44 @@ class Closing:
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if record is None:
             event["behind"] = "others that wait for the same"
-        call = self.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record)
+        call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record)
         return await self._move(job, call, Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room"))
 
     async def put_off(self, job: HeldJob, wait_s: float) -> Moved | Skipped:
         """Park it until it may begin."""
         event = {"event": "deferred", "for_s": round(wait_s, 3), "until": "the moment that its sender named"}
-        call = self.ledger.defer(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
+        call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
         return await self._move(job, call, Moved("deferred", f"deferred for {wait_s:.1f} s, for its sender said so"))
 
     async def hand_back(self, job: HeldJob) -> Moved | Skipped:
         """To its lane's front for another worker, with what has been tried here."""
-        call = self.ledger.release(job.id, job.claim.token, job.claim.lane, job.progress.to_json())
+        call = self.parts.ledger.release(job.id, job.claim.token, job.claim.lane, job.progress.to_json())
         return await self._move(job, call, Moved("handed_back", "handed back"))
 
     async def _move(self, job: HeldJob, call: Call[bool], moved: Moved) -> Moved | Skipped:
         job.hold.ending = True
-        return moved if await self.send.whole(call) else Skipped("it was no longer ours")
+        return moved if await self.parts.send.whole(call) else Skipped("it was no longer ours")
 
     async def forget(self, job_id: str) -> None:
         """Drop the account of a job that has ended: should it be run again, it has its whole ceiling."""
-        await self.store.forget([f"job:{job_id}"])
+        await self.parts.store.forget([f"job:{job_id}"])
 
     async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
-        accounts = [ceiling.account for ceiling in self.ceilings.of_job(job.id, job.request, claim.batch)]
+        accounts = [ceiling.account for ceiling in self.parts.ceilings.of_job(job.id, job.request, claim.batch)]
         settlement = self._settlement(claim, result, record)
         kept: Path | None = None
         job.hold.ending = True
         try:
             with tracing.span("turnout.settle", **{"turnout.outcome": result.status.value}):
                 try:
-                    taken = await self.send(settlement)
+                    taken = await self.parts.send(settlement)
                 except asyncio.CancelledError:
                     # The worker stops, or the lease is over: Redis may be away. So on disk first, and then once more:
                     # the ledger takes it once.
                     kept = self._keep(job, result, accounts)
-                    taken = await self.send.whole(settlement)
+                    taken = await self.parts.send.whole(settlement)
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours, which won't be gone later
         except (RedisError, OSError) as error:
@@ -129,10 +121,11 @@ class Closing:
             where = "its result waits on disk" if kept else "its result is lost, and it is done again"
             logger.warning("job %s can't be settled now (%s); %s", job.id, error, where)
             return Skipped(where)
-        ours_to_book = kept is None or self.spool.drop(kept)  # else it was settled, and booked, from disk meanwhile
+        # Else it was settled, and booked, from disk meanwhile.
+        ours_to_book = kept is None or self.parts.spool.drop(kept)
         if not taken.accepted:
             if ours_to_book and taken.duplicate and result.cost_microusd:
-                await self.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
+                await self.parts.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return Skipped(f"settled by another: {taken}")
         reached("after_settle")
         if job.request.constraints.max_cost_microusd is not None:
@@ -143,36 +136,25 @@ class Closing:
         """None if the disk takes nothing either."""
         kept = {"job": job.id, "token": job.claim.token, "batch": job.claim.batch, "accounts": accounts}
         try:
-            return self.spool.keep({**kept, "result": json.loads(write_result(result, self.ledger.keyring))})
+            text = write_result(result, self.parts.ledger.keyring)
+            return self.parts.spool.keep({**kept, "result": json.loads(text)})
         except OSError as error:
             logger.error("the result of job %s can't be kept on disk: %s", job.id, error)
             return None
 
     def _settlement(self, claim: Claimed, result: JobResult, record: bytes | None) -> Call[Settlement]:
-        kept = self.in_force.file.retention
-        return self.ledger.settle(claim.token, result, record, kept.results_s, claim.batch, kept.failed_s)
+        kept = self.parts.in_force.file.retention
+        return self.parts.ledger.settle(claim.token, result, record, kept.results_s, claim.batch, kept.failed_s)
 
-    def _result(
-        self,
-        job_id: str,
-        claim: Claimed,
-        progress: Progress,
-        status: JobStatus,
-        *,
-        response: InferenceResponse | None = None,
-        problem: Problem | None = None,
-    ) -> JobResult:
+    def _result(self, claim: Claimed, progress: Progress, **end: Any) -> JobResult:
         return JobResult(
-            id=job_id,
-            status=status,
-            response=response,
-            error=problem,
             attempts=progress.attempts,
             failovers=progress.failovers,
             deferrals=progress.deferrals,
             accepted_at=claim.accepted_at,
             started_at=progress.attempts[0].started_at if progress.attempts else None,
-            settled_at=self.fleet.now(),
+            settled_at=self.parts.fleet.now(),
             cost_microusd=progress.cost_microusd,
             unsure_microusd=progress.unsure_microusd,
+            **end,
         )

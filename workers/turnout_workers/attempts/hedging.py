@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 
+from turnout.result import Attempt
 from turnout.uncut import cancel_later, uncut
 from turnout_workers.attempts.reporting import Finished
 from turnout_workers.routing.allowance import Allowance
@@ -17,6 +19,19 @@ from turnout_workers.state.store import Admission, Granted
 
 SHARE = 0.03
 """The most second calls of a process, as a share of its calls."""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """A call that was granted. It holds nothing of the snapshot by which it was chosen, for it may take long."""
+
+    chosen: Candidate
+    grant: Granted
+    hedge: Hedge | None
+    untried: tuple[str, ...]
+    """See `Decision.untried`."""
+    stopped: list[Attempt] = field(default_factory=list, init=False)
+    """Attempts of a race that were cut off: whoever waits for such a call gets no outcome of it."""
 
 
 class Hedging:
@@ -36,8 +51,8 @@ class Hedging:
 
     async def race(
         self,
+        room: Room,
         hedge: Hedge,
-        first: Awaitable[Finished],
         admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
         call: Callable[[Candidate, Granted], Awaitable[Finished]],
     ) -> list[Finished]:
@@ -45,7 +60,7 @@ class Hedging:
 
         Returns the calls that ended by themselves, the one that counts last. A cancelled call reports that itself.
         """
-        running = {asyncio.ensure_future(first)}
+        running = {asyncio.ensure_future(call(room.chosen, room.grant))}
         ended: list[Finished] = []
         try:
             done, _ = await asyncio.wait(running, timeout=hedge.after_s)

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+import math
+from dataclasses import dataclass, field
+from typing import Literal, Self
 
 from turnout.ledger import Claimed
-from turnout.request import InferenceRequest
+from turnout.request import InferenceRequest, Lane
 from turnout.result import JobResult
-from turnout_workers.attempts.progress import Progress
+from turnout_workers.attempts.progress import Job, Progress
 from turnout_workers.background.heartbeat import Hold
+
+PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
+"""How long a job waits in place, all waits together, before it is parked and its slot serves another. Where
+others are parked, only one of each line."""
 
 
 @dataclass(slots=True)
-class HeldJob:
-    """One claimed job, and how far it has come by now."""
+class HeldJob(Job):
+    """One claimed job, how far it has come by now, and where its search for an endpoint stands."""
 
-    id: str
     claim: Claimed
-    request: InferenceRequest
     hold: Hold
-    progress: Progress
+    patience_s: float
+    """For how long it may still wait in place."""
+    woken: bool
+    """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
+    record: bytes = field(default=b"", init=False)
+    """Of the decision that found room, as JSON."""
+    line: str = field(default="", init=False)
+    """Of all jobs that wait for the same, should this one have to."""
+    refused_at: float = field(default=math.inf, init=False)
+    """When it was refused first, on a snapshot that proved stale: one from after that is believed."""
+
+    @classmethod
+    def of(cls, claim: Claimed, request: InferenceRequest, hold: Hold) -> Self:
+        progress = Progress.from_json(claim.progress)
+        patience_s, woken = PATIENCE_S[request.constraints.lane], progress.deferrals > 0
+        return cls(hold.job_id, request, claim.accepted_at, claim.deadline, progress, claim, hold, patience_s, woken)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,16 +8,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
-from turnout.result import Attempt
 from turnout.uncut import uncut
-from turnout_workers.attempts.hedging import Hedging
-from turnout_workers.attempts.progress import Progress
+from turnout_workers.attempts.hedging import Hedging, Room
+from turnout_workers.attempts.progress import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
 from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import logs
 from turnout_workers.routing.allowance import Allowance
-from turnout_workers.routing.decision import Candidate, Decision, Hedge, worth_repeating
+from turnout_workers.routing.decision import Candidate, Decision, worth_repeating
 from turnout_workers.routing.failover import Next, Verdict, judge
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.state.store import Granted
@@ -29,21 +28,9 @@ RETRY_RESERVE = 10
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
-    """A call that was granted. It holds nothing of the snapshot by which it was chosen, for it may take long."""
-
-    chosen: Candidate
-    grant: Granted
-    hedge: Hedge | None
-    untried: tuple[str, ...]
-    """See `Decision.untried`."""
-
-
-@dataclass(frozen=True, slots=True)
 class Judged:
     """How it went."""
 
-    progress: Progress
     call: Finished
     """The one that counts: which was answered, or else failed last."""
     verdict: Verdict
@@ -66,31 +53,26 @@ class Judging:
         self.hedging = Hedging(hedge)
         self._retries = Allowance(RETRY_SHARE, RETRY_RESERVE)
 
-    def room(self, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False) -> Room:
+    def room(
+        self, job: Job, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False
+    ) -> Room:
         """The candidate that was granted, as a call about to be made: it earns its share of repeated and second calls.
 
         alone: no second call, however slow this one is.
         """
         self._retries.deposit()
         chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
+        if job.again not in (None, grant.endpoint_id):  # by now another is better, or that one is out
+            job.repeat(None)
+            job.progress = job.progress.failed_over()
         return Room(chosen, grant, self.hedging.plan(decision, chosen, alone), decision.untried)
 
-    def __call__(
-        self,
-        room: Room,
-        request: InferenceRequest,
-        progress: Progress,
-        calls: Sequence[Finished],
-        stopped: Sequence[Attempt],
-        retries_here: int,
-    ) -> Judged:
-        """calls: those that ended by themselves, the one that counts last. stopped: attempts that a race cut off.
-
-        retries_here: how often this endpoint has been called again already.
-        """
+    def __call__(self, job: Job, room: Room, calls: Sequence[Finished]) -> Judged:
+        """Note in the job how it went. calls: those that ended by themselves, the one that counts last."""
         reached("after_call")
-        if stopped:
-            progress = replace(progress, attempts=(*progress.attempts, *stopped))
+        request, progress = job.request, job.progress
+        if room.stopped:
+            progress = replace(progress, attempts=(*progress.attempts, *room.stopped))
         wish, reports = request.constraints, []
         for ended in calls:
             logs.at_attempt(ended.lease_id, ended.chosen.endpoint.provider)
@@ -99,7 +81,7 @@ class Judging:
                 self._rng,
                 attempt=progress.spent_attempts + 1,
                 alike=sum(ended.failure is not None and a.failure == ended.failure.kind for a in progress.attempts),
-                retries_here=retries_here,
+                retries_here=job.retries_here,
                 may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),
                 has_untried=any(other != ended.chosen.endpoint.id for other in room.untried),
                 allow_fallback=wish.allow_fallback,
@@ -110,9 +92,11 @@ class Judging:
             progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
         if ended.failure is not None and unmended(request, progress.attempts):
             verdict = replace(verdict, action=Next.GIVE_UP)
-        if verdict.action is Next.RETRY:
+        if repeats := verdict.action is Next.RETRY:
             self._retries.withdraw()
-        return Judged(progress, ended, verdict, reports)
+        job.progress = progress
+        job.repeat(ended.chosen.endpoint.id if repeats else None)
+        return Judged(ended, verdict, reports)
 
 
 def _cut_by_its_job(call: Finished, request: InferenceRequest) -> bool:

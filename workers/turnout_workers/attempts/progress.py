@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
 from typing import Self
 
-from pydantic_core import to_json
+from pydantic import TypeAdapter
 
 from turnout.request import InferenceRequest
 from turnout.result import Attempt
+from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.profile import JobProfile
 
 
@@ -40,34 +43,7 @@ class Progress:
     @property
     def failures(self) -> dict[str, int]:
         """By endpoint id, over all rounds."""
-        counts: dict[str, int] = {}
-        for attempt in self.attempts:
-            if not attempt.succeeded:
-                counts[attempt.endpoint] = counts.get(attempt.endpoint, 0) + 1
-        return counts
-
-    def profile(
-        self,
-        request: InferenceRequest,
-        *,
-        accepted_at: float,
-        deadline: float | None = None,
-        priced: bool = False,
-        pinned: str | None = None,
-    ) -> JobProfile:
-        """The job as the router sees it by now; see `JobProfile.of`."""
-        if self.attempts and not request.constraints.allow_fallback:
-            pinned = self.attempts[0].endpoint
-        return JobProfile.of(
-            request,
-            accepted_at=accepted_at,
-            deadline=deadline,
-            spent_microusd=self.cost_microusd + self.unsure_microusd,
-            failures=self.failures,
-            excluded=self.unsuited,
-            pinned=pinned,
-            priced=priced,
-        )
+        return Counter(attempt.endpoint for attempt in self.attempts if not attempt.succeeded)
 
     def after(self, attempt: Attempt, *, spends: bool, unsuited: bool) -> Self:
         """After a call. `spends`: it was an attempt that counts. `unsuited`: its endpoint can't do this job."""
@@ -88,29 +64,58 @@ class Progress:
         return replace(self, deferrals=self.deferrals + 1, tried=frozenset() if new_round else self.tried)
 
     def to_json(self) -> str:
-        return to_json(
-            {
-                "attempts": [attempt.model_dump(mode="json", exclude_defaults=True) for attempt in self.attempts],
-                "tried": sorted(self.tried),
-                "unsuited": sorted(self.unsuited),
-                "spent_attempts": self.spent_attempts,
-                "failovers": self.failovers,
-                "deferrals": self.deferrals,
-                "not_before": self.not_before,
-            }
-        ).decode()
+        return _stored().dump_json(self, exclude_none=True).decode()
 
     @classmethod
-    def from_json(cls, text: str) -> Self:
-        if not text:
-            return cls()
-        stored = json.loads(text)
-        return cls(
-            tuple(Attempt.model_validate(attempt) for attempt in stored["attempts"]),
-            frozenset(stored["tried"]),
-            frozenset(stored["unsuited"]),
-            stored["spent_attempts"],
-            stored["failovers"],
-            stored["deferrals"],
-            stored.get("not_before", 0.0),
+    def from_json(cls, text: str) -> Progress:
+        return _stored().validate_json(text) if text else cls()
+
+
+@cache
+def _stored() -> TypeAdapter[Progress]:
+    return TypeAdapter(Progress)
+
+
+@dataclass(slots=True)
+class Job:
+    """A request on its way to an answer: one that a worker holds, or one of the router in process."""
+
+    id: str
+    request: InferenceRequest
+    accepted_at: float
+    deadline: float | None
+    progress: Progress
+    pinned: str | None = field(default=None, init=False)
+    """The one endpoint that may be called."""
+    again: str | None = field(default=None, init=False)
+    """The endpoint whose failed call is to be repeated there."""
+    retries_here: int = field(default=0, init=False)
+
+    def profile(self, priced: bool = False) -> JobProfile:
+        """The job as the router sees it by now; see `JobProfile.of`."""
+        progress, pinned = self.progress, self.pinned
+        if progress.attempts and not self.request.constraints.allow_fallback:
+            pinned = progress.attempts[0].endpoint
+        return JobProfile.of(
+            self.request,
+            accepted_at=self.accepted_at,
+            deadline=self.deadline,
+            spent_microusd=progress.cost_microusd + progress.unsure_microusd,
+            failures=progress.failures,
+            excluded=progress.unsuited,
+            pinned=pinned,
+            priced=priced,
         )
+
+    @property
+    def tried(self) -> frozenset[str]:
+        """What is not to be called while another endpoint is left."""
+        return self.progress.tried - {self.again}
+
+    def repeated(self, candidates: Sequence[Candidate]) -> list[Candidate]:
+        """Of these candidates the one whose failed call is to be repeated, if there is one."""
+        return [candidate for candidate in candidates if candidate.endpoint.id == self.again]
+
+    def repeat(self, endpoint_id: str | None) -> None:
+        """Repeat the failed call to this endpoint. None: repeat no call, wherever the next one goes."""
+        self.again, self.retries_here = endpoint_id, self.retries_here + 1 if endpoint_id else 0

@@ -6,8 +6,8 @@ import asyncio
 import contextlib
 import logging
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from redis.exceptions import RedisError
 
@@ -79,12 +79,6 @@ TOLD_LATER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
 
 
-class CallObserver(Protocol):
-    """Whoever counts calls (`monitoring.metrics`)."""
-
-    def called(self, call: Finished) -> None: ...
-
-
 class Reporter:
     """Tells the fleet's store how calls went, and what `routing/health.py` makes of it."""
 
@@ -94,11 +88,12 @@ class Reporter:
         fleet: SnapshotPoller,
         ejection_s: float,
         rng: random.Random,
-        observer: CallObserver | None = None,
+        counted: Callable[[Finished], None] = lambda _: None,
     ) -> None:
+        """ejection_s: the first one's length. counted: is told of every call."""
         self._store = store
         self._fleet = fleet
-        self._observer = observer
+        self._counted = counted
         self._ejection_s = ejection_s
         self._rng = rng
         self._late: set[asyncio.Task[None]] = set()
@@ -106,8 +101,7 @@ class Reporter:
     async def report(self, call: Finished, verdict: failover.Verdict) -> None:
         """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
         endpoint = call.chosen.endpoint
-        if self._observer:
-            self._observer.called(call)
+        self._counted(call)
         ended_at, ok, counts = call.started_at + call.duration_s, call.failure is None, verdict.counts_for_health
         amend(self._fleet.snapshot, endpoint.id, lambda seen: seen.ended(ended_at, ok, counts))
         try:
@@ -118,9 +112,8 @@ class Reporter:
             self._late.add(task)
             task.add_done_callback(self._late.discard)
 
-    async def stop(self, call: Finished, stopped: list[Attempt]) -> None:
-        """Report a call that was cancelled. It is also added to `stopped`, for whoever waits for it gets no outcome."""
-        stopped.append(call.attempt)
+    async def stop(self, call: Finished) -> None:
+        """Report a call that was cancelled."""
         await self.report(call, failover.judge(STOPPED, self._rng))
 
     async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:

@@ -19,6 +19,9 @@ class InForce:
     connectors: Mapping[str, CloudProviderBase] = field(default_factory=dict)
     """By endpoint id."""
 
+    def connector(self, endpoint_id: str) -> CloudProviderBase | None:
+        return self.connectors.get(endpoint_id)
+
     @property
     def file(self) -> File:
         return self.settings.file

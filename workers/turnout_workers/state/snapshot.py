@@ -36,14 +36,14 @@ class SnapshotPoller:
     ) -> None:
         self._store = store
         self._interval_s = interval_s
-        self._monotonic = monotonic
+        self.monotonic = monotonic
         self._observed: Mapping[str, Observed] = {}
         self._ahead_s = 0.0
         self.snapshot = fleet.snapshot(0.0, {})
 
     def now(self) -> float:
         """The store's time, carried on by the local clock. Valid after the first poll."""
-        return self._monotonic() + self._ahead_s
+        return self.monotonic() + self._ahead_s
 
     def use(self, fleet: Fleet) -> None:
         """Take over a new configuration; the very next decision sees it."""
@@ -51,9 +51,9 @@ class SnapshotPoller:
 
     async def poll(self) -> Snapshot:
         """Read the store once. Raises what the store raises, and leaves the last snapshot in place."""
-        asked_at = self._monotonic()
+        asked_at = self.monotonic()
         at, self._observed = await self._store.state()
-        self._ahead_s = at - (asked_at + self._monotonic()) / 2
+        self._ahead_s = at - (asked_at + self.monotonic()) / 2
         self.snapshot = self.snapshot.fleet.snapshot(at, self._observed)
         return self.snapshot
 

@@ -1,0 +1,33 @@
+"""The parts of a worker that all its jobs stand on."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+
+from turnout.ledger import Coalescer, Ledger
+from turnout_workers.attempts.ceilings import ConfiguredCeilings
+from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.background.heartbeat import Heartbeat
+from turnout_workers.background.spool import Spool
+from turnout_workers.config.in_force import InForce
+from turnout_workers.monitoring.metrics import Metrics
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import FleetStore
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parts:
+    owner: str
+    """The worker's name."""
+    ledger: Ledger
+    send: Coalescer
+    store: FleetStore
+    fleet: SnapshotPoller
+    heartbeat: Heartbeat
+    ceilings: ConfiguredCeilings
+    spool: Spool
+    in_force: InForce
+    metrics: Metrics
+    rng: random.Random
+    under_way: UnderWay = field(default_factory=UnderWay)

@@ -1,0 +1,45 @@
+"""What runs in the background for as long as its worker or router does: kept up, and ended for sure."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any
+
+from redis.exceptions import RedisError
+
+logger = logging.getLogger(__name__)
+
+AGAIN_S = 1.0
+"""How soon background work begins again after an error that it did not expect."""
+CANCEL_AGAIN_S = 0.2
+
+
+async def kept_up(work: Callable[[], Awaitable[object]], again_s: float = AGAIN_S) -> None:
+    """Do work again and again. Of an error that ends it tell the log.
+
+    A worker that had silently lost its housekeeping or heartbeat would go on taking jobs that nobody brings to an end.
+    """
+    while True:
+        try:
+            await work()
+        except (RedisError, OSError) as error:
+            logger.warning("background work waits for Redis: %s", str(error) or type(error).__name__)
+        except Exception:
+            logger.critical("background work failed; it begins again", exc_info=True)
+        await asyncio.sleep(again_s)
+
+
+async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
+    """Cancel these tasks, again and again until they have ended.
+
+    Once may not be enough: before Python 3.12, `asyncio.wait_for`, with which redis-py sends, loses a cancellation that
+    comes at the very moment when it completes.
+    """
+    left = set(tasks)
+    while left:
+        for task in left:
+            task.cancel()
+        ended, left = await asyncio.wait(left, timeout=CANCEL_AGAIN_S)
+        await asyncio.gather(*ended, return_exceptions=True)
