@@ -64,15 +64,10 @@ def line_options(command: Command) -> Command:
 
 def defaults(options: Mapping[str, Any]) -> Defaults:
     """What a line gets that does not say it itself."""
-    constraints = {
-        "strategy": options["strategy"],
-        "lane": options["lane"],
-        "only": list(options["only"]) or None,
-        "deadline_s": options["deadline"],
-    }
+    constraints = {name: options[name] for name in ("strategy", "lane")}
+    constraints |= {"only": list(options["only"]) or None, "deadline_s": options["deadline"]}
     request = {"model": options["model"]}
-    given = [{k: v for k, v in fields.items() if v is not None} for fields in (request, constraints)]
-    return Defaults(given[0], given[1])
+    return Defaults(*({k: v for k, v in told.items() if v is not None} for told in (request, constraints)))
 
 
 def max_cost_microusd(options: Mapping[str, Any]) -> int | None:

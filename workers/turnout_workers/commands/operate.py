@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import click
@@ -35,6 +35,14 @@ def _failed(here: Deployment, error: str | None, batch: str | None) -> Iterator[
             code = result.error.code if result.error else ""
             if (error is None or code == error) and (batch is None or job.batch == batch):
                 yield job_id, job, result
+
+
+def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
+    """Those of the jobs that there are. Of the others it is said."""
+    facts = dict(zip(jobs, here.ask(*map(here.ledger.facts, jobs)), strict=True))
+    for job_id in (job_id for job_id, job in facts.items() if job is None):
+        click.echo(f"{job_id}: no such job")
+    return [(job_id, job) for job_id, job in facts.items() if job is not None]
 
 
 @click.command()
@@ -72,13 +80,7 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
     if not jobs and not (everything or error or batch):
         raise click.UsageError("name jobs, or give --all, --error or --batch")
     here = deployment()
-    if jobs:
-        facts = here.ask(*(here.ledger.facts(job_id) for job_id in jobs))
-        for job_id in (job_id for job_id, job in zip(jobs, facts, strict=True) if job is None):
-            click.echo(f"{job_id}: no such job")
-        found = [(job_id, job) for job_id, job in zip(jobs, facts, strict=True) if job is not None]
-    else:
-        found = [(job_id, job) for job_id, job, _ in _failed(here, error, batch)]
+    found = _known(here, jobs) if jobs else [(job_id, job) for job_id, job, _ in _failed(here, error, batch)]
     done = 0
     for at in range(0, len(found), PAGE):
         page = found[at : at + PAGE]
@@ -100,14 +102,11 @@ def cancel(jobs: tuple[str, ...]) -> None:
     """
     here = deployment()
     ttl_s = here.settings.file.retention.results_s
-    facts = here.ask(*(here.ledger.facts(job_id) for job_id in jobs))
-    for job_id, job in zip(jobs, facts, strict=True):
-        if job is None:
-            click.echo(f"{job_id}: no such job")
-            continue
+    found = _known(here, jobs)
+    for job_id, job in found:
         ended = here.ask(here.ledger.cancel(job_id, job.batch, ttl_s))[0]
         click.echo(f"{job_id}: {'cancelled' if ended.accepted else f'was {ended.state} already'}")
-    sys.exit(1 if None in facts else 0)
+    sys.exit(1 if len(found) < len(set(jobs)) else 0)
 
 
 @click.command()

@@ -34,28 +34,20 @@ from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger
 from turnout.redis_address import connect
 from turnout_workers import local
-from turnout_workers.commands import run_progress, run_summary
+from turnout_workers.commands import lines, run_progress, run_summary
 from turnout_workers.commands.dry_run import dry_run
-from turnout_workers.commands.lines import (
-    DONE,
-    SOME_FAILED,
-    STOPPED,
-    UNUSABLE,
-    Output,
-    defaults,
-    line_options,
-    max_cost_microusd,
-    refusal,
-)
 from turnout_workers.commands.screen import counted, show
-from turnout_workers.config import endpoints
+from turnout_workers.config import Settings, endpoints
 from turnout_workers.local import process
-from turnout_workers.routing.fleet import Fleet
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
 
 PATIENCE = 120
 """Tries. A Redis that restarts is waited for, a minute or so: each step of the feeder can be asked again."""
+SIMULATED = (
+    "These providers are SIMULATED: their answers are made up, and no model is run. To run on real ones, set an API "
+    "key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY, …) or write a turnout.toml."
+)
 
 
 class _UnlessStopped(ExponentialWithJitterBackoff):
@@ -74,15 +66,20 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 @click.command()
 @click.argument("source")
 @click.option(
-    "-o", "--output", type=Output(), help="File for the results, a line for each line of SOURCE; - for standard output."
+    "-o",
+    "--output",
+    type=lines.Output(),
+    help="File for the results, a line for each line of SOURCE; - for standard output.",
 )
-@click.option("--errors", type=Output(), help="File for the lines without an answer; else they are among the results.")
+@click.option(
+    "--errors", type=lines.Output(), help="File for the lines without an answer; else they are among the results."
+)
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The turnout.toml to use.")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are keys. No model is run.")
 @click.option(
     "--scenario", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TOML file of the simulated fleet."
 )
-@line_options
+@lines.line_options
 @click.option("--retry-failed", is_flag=True, help="Run only the lines that have no answer from an earlier run.")
 @click.option("--anew", is_flag=True, help="Run every line again, also those with an answer.")
 @click.option(
@@ -115,14 +112,12 @@ def run(source: str, output: str | None, **options: Any) -> None:
         if output is None:
             raise click.UsageError("say with -o where results are to go (- for standard output)")
         if options["workers"] == 0 and not os.environ.get("REDIS_URL"):
-            raise click.UsageError(
-                "--workers 0 leaves the work to workers that are there: set REDIS_URL to their Redis"
-            )
+            raise click.UsageError("--workers 0 leaves the work to others' workers: set REDIS_URL to their Redis")
         sys.exit(_run(source, output, console, options, _stop_on_signals(console)))
     except (Stopped, KeyboardInterrupt):
         message = f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}"
         console.print(message, style="yellow", markup=False, soft_wrap=True)
-        sys.exit(STOPPED)
+        sys.exit(lines.STOPPED)
     except TurnoutError as error:
         trouble = str(error)
     except NoPermissionError as error:
@@ -132,7 +127,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
         wrong = f"{'is away' if away else 'refuses to go on'}: {str(error).rstrip('.')}"
         trouble = f"Redis {wrong}. What is done is kept; once that is mended, the same command goes on."
     console.print(f"turnout: {trouble}", style="red", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(UNUSABLE)
+    sys.exit(lines.UNUSABLE)
 
 
 def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:
@@ -166,25 +161,15 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             Source(source),
             journal,
             stopping=stopping,
-            defaults=defaults(options),
+            defaults=lines.defaults(options),
             dedupe=options["dedupe"],
-            max_cost_microusd=(ceiling := max_cost_microusd(options)),
+            max_cost_microusd=lines.max_cost_microusd(options),
             retry_failed=options["retry_failed"],
-            refusal=lambda request: refusal(request, fleet),
+            refusal=lambda request: lines.refusal(request, fleet),
         )
-        view = FleetView(client, ledger, fleet)
-        shown: run_progress.Progress
-        if options["as_json"]:
-            shown = run_progress.Json(console)
-        else:
-            providers = _announce(console, here, fleet)
-            if console.is_terminal:
-                shown = run_progress.Bar(console, total, ceiling, Path(source).name, providers)
-            else:
-                shown = run_progress.Lines(console, total, ceiling)
-        tally, broken = journal.tally, None
+        view, tally, broken = FleetView(client, ledger, fleet), journal.tally, None
         try:
-            with shown:
+            with _progress(console, options, here.settings, total, Path(source).name) as shown:
                 feeder.run(lambda now: shown.update(now, view.troubles()))
         except SourceError as error:
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
@@ -195,8 +180,8 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         complete = not tally.failed and not broken
         advice = f"; all results are in {journal.path}, and the same command goes on"
         unanswered: list[bytes] = []
-        lines = _noting(journal.output(in_order=not options["as_completed"]), unanswered)
-        write_output(lines, output, options["errors"], advice)
+        results = _noting(journal.output(in_order=not options["as_completed"]), unanswered)
+        write_output(results, output, options["errors"], advice)
         if complete and output == "-":
             journal.path.unlink()
     if complete:
@@ -207,12 +192,12 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         _sum_up(console, tally, time.monotonic() - began_at, output, options["errors"], unanswered)
     if broken:
         raise TurnoutError(broken)
-    return DONE if complete else SOME_FAILED
+    return lines.DONE if complete else lines.SOME_FAILED
 
 
-def _noting(lines: Iterator[tuple[bool, bytes]], unanswered: list[bytes]) -> Iterator[tuple[bool, bytes]]:
-    """The lines, the first of which without an answer is noted."""
-    for answered, line in lines:
+def _noting(results: Iterator[tuple[bool, bytes]], unanswered: list[bytes]) -> Iterator[tuple[bool, bytes]]:
+    """The lines of output, the first of which without an answer is noted."""
+    for answered, line in results:
         if not answered and not unanswered:
             unanswered.append(line)
         yield answered, line
@@ -235,17 +220,19 @@ def _sum_up(
         say(f"The first of them: {reason(line)}", style="yellow")
 
 
-def _announce(console: Console, here: local.Local, fleet: Fleet) -> list[str]:
-    """Say which providers there are; gives their names."""
-    names = list(dict.fromkeys(endpoint.provider for endpoint in fleet.endpoints))
-    if here.settings.simulated:
-        console.print(
-            "These providers are SIMULATED: their answers are made up, and no model is run. To run on real ones, set "
-            "an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY, …) or write a turnout.toml.",
-            style="yellow",
-        )
-    console.print(f"Providers: {', '.join(names)}", highlight=False, markup=False)
-    return names
+def _progress(
+    console: Console, options: dict[str, Any], settings: Settings, total: int | None, title: str
+) -> run_progress.Progress:
+    """What is to show the run; people are told first which providers there are."""
+    if options["as_json"]:
+        return run_progress.Json(console)
+    if settings.simulated:
+        console.print(SIMULATED, style="yellow")
+    providers, ceiling = list(settings.file.providers), lines.max_cost_microusd(options)
+    console.print(f"Providers: {', '.join(providers)}", highlight=False, markup=False)
+    if console.is_terminal:
+        return run_progress.Bar(console, total, ceiling, title, providers)
+    return run_progress.Lines(console, total, ceiling)
 
 
 def _stop_on_signals(console: Console) -> threading.Event:

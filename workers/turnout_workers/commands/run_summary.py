@@ -47,7 +47,7 @@ def table(tally: Tally) -> Table:
     made.title_style, made.padding = "yellow", 0
     for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
         counts = (one.jobs, one.failures, one.failovers_in, one.failovers_out, one.input_tokens + one.output_tokens)
-        took = (_seconds(one.latency.quantile(share)) for share in (0.5, 0.99))
+        took = (screen.seconds(one.latency.quantile(share), "–") for share in (0.5, 0.99))
         screen.add(made, name, *(f"{count:,}" for count in counts), steady_usd(one.cost_microusd), *took)
     return made
 
@@ -67,10 +67,6 @@ def closing_line(tally: Tally, took_s: float) -> str:
     if tally.unpriced:
         parts.append(f"{screen.counted(tally.unpriced, 'call')} of unknown price")
     return " · ".join(parts)
-
-
-def _seconds(value: float | None) -> str:
-    return "–" if value is None else f"{value:.2f} s"
 
 
 def span(seconds: float) -> str:

@@ -47,6 +47,10 @@ def counted(count: int, what: str) -> str:
     return f"{count:,} {what}{'' if count == 1 else 's'}"
 
 
+def seconds(value: float | None, unknown: str = "") -> str:
+    return unknown if value is None else f"{value:.2f} s"
+
+
 def usd(amount: float) -> str:
     """Money for people."""
     return dollars(round(amount * MICROUSD_PER_USD))

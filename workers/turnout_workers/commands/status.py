@@ -15,7 +15,7 @@ from rich.live import Live
 from rich.text import Text
 
 from turnout.redis_address import trouble
-from turnout_workers.commands.screen import add, counted, table, usd
+from turnout_workers.commands.screen import add, counted, seconds, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
 
@@ -101,17 +101,13 @@ def _cells(one: dict[str, Any]) -> dict[str, str]:
         "endpoint": one["endpoint"],
         "health": one["circuit"] + (f" {one['until_s']:.0f} s" if one["until_s"] else ""),
         "in flight": f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else ""),
-        "p50": _seconds(one["p50_s"]),
-        "p99": _seconds(one["p99_s"]),
+        "p50": seconds(one["p50_s"]),
+        "p99": seconds(one["p99_s"]),
         "calls": f"{one['calls']:,}",
         "share": f"{one['share']:.0%}",
         "errors": f"{one['error_rate']:.0%}",
         "spent": usd(one["spent_usd"]),
     }
-
-
-def _seconds(value: float | None) -> str:
-    return "" if value is None else f"{value:.2f} s"
 
 
 def _is_well(one: dict[str, Any]) -> bool:

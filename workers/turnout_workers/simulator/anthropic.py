@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
-from turnout_workers.simulator.wire import STATUS, Problem, content_text, event
+from turnout_workers.simulator.wire import STATUS, Problem, Wire, content_text, event
 
 _FINISH = {"stop": "end_turn", "length": "max_tokens", "tool": "tool_use"}
 _ERRORS = {
@@ -20,9 +20,9 @@ _ERRORS = {
 }
 
 
-class Anthropic:
+class Anthropic(Wire):
+    statuses = STATUS | {"overloaded": 529}
     request_id_header = "request-id"
-    tells_retry_after = True
     tells_moments = True
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
@@ -59,10 +59,7 @@ class Anthropic:
         yield 0, named("message_start", message=_message(call, answer, [], None, 1))
         yield 0, named("content_block_start", index=0, content_block=_block(answer, full=False))
         if answer.tool:
-            delta = {
-                "type": "input_json_delta",
-                "partial_json": json.dumps(answer.tool[1], ensure_ascii=False),
-            }
+            delta = {"type": "input_json_delta", "partial_json": json.dumps(answer.tool[1], ensure_ascii=False)}
             yield answer.output_tokens, named("content_block_delta", index=0, delta=delta)
         for tokens, text in pieces(answer.words):
             delta = {"type": "text_delta", "text": text}
@@ -76,25 +73,16 @@ class Anthropic:
         data = [{"type": "model", "id": n, "display_name": n, "created_at": "2030-01-01T00:00:00Z"} for n in names]
         return {"data": data, "has_more": False, "first_id": None, "last_id": None}
 
-    def error(self, problem: Problem, request_id: str) -> tuple[int, dict[str, Any]]:
-        message = problem.message
-        if problem.kind == "context_length":
-            message = f"prompt is too long: {message}"
-        kind = _ERRORS.get(problem.kind, "invalid_request_error")
-        status = problem.status or (529 if problem.kind == "overloaded" else STATUS[problem.kind])
-        error = {"type": kind, "message": message}
-        return status, {"type": "error", "error": error, "request_id": f"req_{request_id}"}
+    def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
+        said = ("prompt is too long: " if problem.kind == "context_length" else "") + problem.message
+        error = {"type": _ERRORS.get(problem.kind, "invalid_request_error"), "message": said}
+        return {"type": "error", "error": error, "request_id": f"req_{request_id}"}
 
 
 def _block(answer: Answer, *, full: bool) -> dict[str, Any]:
     if answer.tool:
         name, arguments = answer.tool
-        return {
-            "type": "tool_use",
-            "id": f"toolu_{answer.id}",
-            "name": name,
-            "input": arguments if full else {},
-        }
+        return {"type": "tool_use", "id": f"toolu_{answer.id}", "name": name, "input": arguments if full else {}}
     return {"type": "text", "text": answer.text if full else ""}
 
 

@@ -11,6 +11,7 @@ import click
 import uvloop
 from pydantic import ValidationError
 
+from turnout.validation import explain
 from turnout_workers.config import toml_lines
 from turnout_workers.simulator.scenario import DEFAULT, Fault, load
 from turnout_workers.simulator.server import Simulator
@@ -99,5 +100,5 @@ def _fault(text: str) -> tuple[str, Fault]:
     try:
         return name, Fault.model_validate_json(value)
     except ValidationError as error:
-        said = "; ".join(": ".join(filter(None, (".".join(map(str, e["loc"])), e["msg"]))) for e in error.errors())
+        said = explain(error)
     raise click.BadParameter(f"{text}: {said}; write it as NAME=JSON", param_hint="--fault")

@@ -19,7 +19,7 @@ from turnout_workers.simulator.gemini import Gemini
 from turnout_workers.simulator.openai import OpenAI
 from turnout_workers.simulator.oracle import Books, Jobs, Meter
 from turnout_workers.simulator.scenario import Fault, Scenario
-from turnout_workers.simulator.wire import Problem, Wire
+from turnout_workers.simulator.wire import Problem, Wire, encode
 
 WIRES: Mapping[str, Wire] = {"openai": OpenAI(), "anthropic": Anthropic(), "gemini": Gemini()}
 SIMULATED = {"x-turnout-simulated": "1"}
@@ -58,7 +58,8 @@ class Exchange:
                 return self._reply(200, self.wire.models(names))
             return await self._call(path)
         except Problem as problem:
-            return self._reply(*self.wire.error(problem, self.id), problem.retry_after_s)
+            status = problem.status or self.wire.statuses[problem.kind]
+            return self._reply(status, self.wire.error(problem, status, self.id), problem.retry_after_s)
 
     async def _call(self, path: str) -> web.StreamResponse:
         books, provider = self.books, self.books.provider
@@ -69,8 +70,8 @@ class Exchange:
             raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
         self.meter = self.key, call.model
         if given.input_tokens > model.context_tokens:
-            text = f"{given.input_tokens} tokens > {model.context_tokens} maximum context length"
-            raise Problem("context_length", text)
+            most = f"{model.context_tokens} maximum context length"
+            raise Problem("context_length", f"{given.input_tokens} tokens > {most}")
         self._refuse_if_told()
         with books.admitted(self.meter, given, self.now):
             books.bill(job, model, given)
@@ -143,10 +144,11 @@ class Exchange:
         headers = dict(SIMULATED)
         if name := self.wire.request_id_header:
             headers[name] = f"req_{self.id}"
-        gauges = {} if self.meter is None else self.books.gauges(self.meter, self.now)
+        limits = {} if self.meter is None else self.books.limits(self.meter, self.now)
         for name, kind in self.preset.limit_headers.items():
-            if gauge := gauges.get(kind):
-                values = {"limit": gauge.limit, "remaining": gauge.remaining, "reset": self._reset(gauge.reset_s)}
+            if limit := limits.get(kind):
+                reset = self._reset(limit.wait_s(limit.most))
+                values = {"limit": limit.most, "remaining": int(limit.level), "reset": reset}
                 headers |= {name.format(word): str(value) for word, value in values.items()}
         return headers
 
@@ -168,7 +170,3 @@ class Exchange:
         if self.request.transport is not None:
             self.request.transport.close()
         return response or web.Response()
-
-
-def encode(body: Mapping[str, Any]) -> bytes:
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")

@@ -6,25 +6,23 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
-from turnout_workers.simulator.wire import STATUS, Problem, content_text, event
+from turnout_workers.simulator.wire import STATUS, Problem, Wire, content_text, event
 
 _FINISH = {"stop": "STOP", "length": "MAX_TOKENS", "tool": "STOP"}
 _ERRORS = {
-    "unauthorized": (400, "INVALID_ARGUMENT"),
-    "not_found": (404, "NOT_FOUND"),
-    "rate_limited": (429, "RESOURCE_EXHAUSTED"),
-    "server_error": (500, "INTERNAL"),
-    "overloaded": (503, "UNAVAILABLE"),
+    "not_found": "NOT_FOUND",
+    "rate_limited": "RESOURCE_EXHAUSTED",
+    "server_error": "INTERNAL",
+    "overloaded": "UNAVAILABLE",
 }
 _PARAMETERS = ("parametersJsonSchema", "parameters_json_schema", "parameters")
 """The second is what the official Python client sends; Google's JSON takes either case."""
 _TYPE = "type.googleapis.com/google.rpc."
 
 
-class Gemini:
-    request_id_header = ""
+class Gemini(Wire):
+    statuses = STATUS | {"unauthorized": 400}
     tells_retry_after = False  # it says it in the body
-    tells_moments = False
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         name, _, method = path.removeprefix("models/").partition(":")
@@ -87,9 +85,7 @@ class Gemini:
             ]
         }
 
-    def error(self, problem: Problem, request_id: str) -> tuple[int, dict[str, Any]]:
-        status, name = _ERRORS.get(problem.kind, (STATUS.get(problem.kind, 400), "INVALID_ARGUMENT"))
-        status = problem.status or status
+    def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         message, details = problem.message, list[dict[str, Any]]()
         if problem.kind == "unauthorized":
             message = "API key not valid. Please pass a valid API key."
@@ -102,7 +98,8 @@ class Gemini:
             ]
         elif problem.kind == "context_length":
             message = f"The input token count exceeds the maximum number of tokens allowed: {message}"
-        return status, {"error": {"code": status, "message": message, "status": name, "details": details}}
+        name = _ERRORS.get(problem.kind, "INVALID_ARGUMENT")
+        return {"error": {"code": status, "message": message, "status": name, "details": details}}
 
 
 def _chunk(

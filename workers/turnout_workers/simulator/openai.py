@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
-from turnout_workers.simulator.wire import STATUS, Problem, content_text, event
+from turnout_workers.simulator.wire import Problem, Wire, content_text, event
 
 _CREATED = 1_893_456_000
 _FINISH = {"stop": "stop", "length": "length", "tool": "tool_calls"}
@@ -23,10 +23,8 @@ _ERRORS = {
 }
 
 
-class OpenAI:
+class OpenAI(Wire):
     request_id_header = "x-request-id"
-    tells_retry_after = True
-    tells_moments = False
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         if path == "embeddings":
@@ -100,10 +98,9 @@ class OpenAI:
         data = [{"id": n, "object": "model", "created": _CREATED, "owned_by": "simulated"} for n in names]
         return {"object": "list", "data": data}
 
-    def error(self, problem: Problem, request_id: str) -> tuple[int, dict[str, Any]]:
+    def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         kind, code = _ERRORS.get(problem.kind, ("invalid_request_error", None))
-        error = {"message": problem.message, "type": kind, "param": None, "code": code}
-        return problem.status or STATUS[problem.kind], {"error": error}
+        return {"error": {"message": problem.message, "type": kind, "param": None, "code": code}}
 
 
 def _frame(call: Call, answer: Answer, kind: str) -> dict[str, Any]:

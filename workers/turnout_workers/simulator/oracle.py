@@ -12,7 +12,7 @@ from typing import Any
 
 from turnout_workers.simulator.answers import Answer
 from turnout_workers.simulator.scenario import Fault, SimulatedModel, SimulatedProvider
-from turnout_workers.simulator.wire import Gauge, Problem
+from turnout_workers.simulator.wire import Problem
 
 Meter = tuple[str, str]
 """Whose limits count: those of a key, for one model."""
@@ -39,21 +39,21 @@ class _Timed:
 
 
 @dataclass(slots=True)
-class _Bucket:
-    """A token bucket that starts full, as providers refill theirs: continuously."""
+class Bucket:
+    """A limit: a token bucket that starts full, as providers refill theirs: continuously."""
 
-    limit: int
+    most: int
     period_s: float
     level: float
     at: float
 
-    def refill(self, now: float) -> float:
-        self.level = min(self.limit, self.level + (now - self.at) * self.limit / self.period_s)
+    def refill(self, now: float) -> None:
+        self.level = min(self.most, self.level + (now - self.at) * self.most / self.period_s)
         self.at = now
-        return self.level
 
     def wait_s(self, amount: float) -> float:
-        return max(0.0, (min(amount, self.limit) - self.level) * self.period_s / self.limit)
+        """Until so much of it is free."""
+        return max(0.0, (min(amount, self.most) - self.level) * self.period_s / self.most)
 
 
 @dataclass(slots=True)
@@ -112,7 +112,7 @@ class Books:
         self.models = {model.name or ours: model for ours, model in provider.models.items()}
         self.rng = Random(f"{seed}/{name}")
         self._faults = [_Timed(fault, now, 0) for fault in provider.faults]
-        self._buckets: dict[Meter, dict[str, _Bucket]] = {}
+        self._buckets: dict[Meter, dict[str, Bucket]] = {}
         self._flying: Counter[Meter] = Counter()
 
     def announce(self, fault: Fault, now: float) -> None:
@@ -132,18 +132,12 @@ class Books:
         self.counts.checks += check
         return struck
 
-    def gauges(self, meter: Meter, now: float) -> dict[str, Gauge]:
-        return {
-            kind: Gauge(bucket.limit, int(bucket.refill(now)), bucket.wait_s(bucket.limit))
-            for kind, bucket in self._of(meter, now).items()
-        }
-
     @contextmanager
     def admitted(self, meter: Meter, given: Answer, now: float) -> Iterator[None]:
         """Hold a place in flight, and charge its limits. Raises Problem when one of them is reached."""
-        limit = self._limits(meter).get("concurrency")
-        if limit is not None and self._flying[meter] >= limit:
-            raise Problem("rate_limited", f"Too many concurrent requests: limit {limit}.", retry_after_s=1.0)
+        most = self._limits(meter).get("concurrency")
+        if most is not None and self._flying[meter] >= most:
+            raise Problem("rate_limited", f"Too many concurrent requests: limit {most}.", retry_after_s=1.0)
         total = given.input_tokens + given.output_tokens
         wanted = {
             "input_tokens_per_minute": given.input_tokens,
@@ -151,11 +145,10 @@ class Books:
             "tokens_per_minute": total,
             "tokens_per_day": total,
         }
-        buckets = self._of(meter, now)
+        buckets = self.limits(meter, now)
         for kind, bucket in buckets.items():
-            bucket.refill(now)
             if (wait_s := bucket.wait_s(wanted.get(kind, 1))) > 0:
-                text = f"Rate limit reached for {kind}: limit {bucket.limit}. Please try again in {wait_s:.3f}s."
+                text = f"Rate limit reached for {kind}: limit {bucket.most}. Please try again in {wait_s:.3f}s."
                 raise Problem("rate_limited", text, retry_after_s=wait_s)
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)
@@ -179,14 +172,16 @@ class Books:
     def stats(self, now: float) -> dict[str, Any]:
         return {**asdict(self.counts), "faults": [fault.kind for fault in self.faults(now)]}
 
-    def _of(self, meter: Meter, now: float) -> dict[str, _Bucket]:
+    def limits(self, meter: Meter, now: float) -> dict[str, Bucket]:
+        """By kind, as they stand."""
         if (buckets := self._buckets.get(meter)) is None:
-            limits = self._limits(meter).items()
             buckets = self._buckets[meter] = {
-                kind: _Bucket(limit, 86_400.0 if kind.endswith("day") else 60.0, float(limit), now)
-                for kind, limit in limits
+                kind: Bucket(most, 86_400.0 if kind.endswith("day") else 60.0, float(most), now)
+                for kind, most in self._limits(meter).items()
                 if kind != "concurrency"
             }
+        for bucket in buckets.values():
+            bucket.refill(now)
         return buckets
 
     def _limits(self, meter: Meter) -> dict[str, int]:

@@ -12,14 +12,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping
 from itertools import count
 from typing import Any
 
 from aiohttp import web
 from pydantic import ValidationError
 
-from turnout_workers.simulator.exchange import SIMULATED, Exchange, encode
+from turnout_workers.simulator.exchange import SIMULATED, Exchange
 from turnout_workers.simulator.oracle import Books, Jobs
 from turnout_workers.simulator.scenario import Fault, Scenario
 
@@ -101,7 +100,7 @@ class Simulator:
 
     async def _control(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         if request.method == "GET" and path == "stats":
-            return _json(200, self.stats(jobs="jobs" in request.query))
+            return _told(self.stats(jobs="jobs" in request.query))
         if path not in self._books:
             return self._unknown(path)
         if request.method == "DELETE":
@@ -110,11 +109,11 @@ class Simulator:
             try:
                 self.fail(path, Fault.model_validate_json(await request.read()))
             except ValidationError as error:
-                return _json(400, {"error": error.errors(include_url=False, include_context=False)})
-        return _json(200, self._books[path].stats(time.monotonic()))
+                return _told({"error": error.errors(include_url=False, include_context=False)}, 400)
+        return _told(self._books[path].stats(time.monotonic()))
 
     def _unknown(self, name: str) -> web.Response:
-        return _json(404, {"error": f"no provider {name!r}; there are {', '.join(self._books)}"})
+        return _told({"error": f"no provider {name!r}; there are {', '.join(self._books)}"}, 404)
 
     async def _keep_minding(self) -> None:
         while True:
@@ -149,5 +148,5 @@ def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: async
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_MAX_BODY)
 
 
-def _json(status: int, body: Mapping[str, Any]) -> web.Response:
-    return web.Response(status=status, body=encode(body), content_type="application/json", headers=SIMULATED)
+def _told(body: dict[str, Any], status: int = 200) -> web.Response:
+    return web.json_response(body, status=status, headers=SIMULATED)

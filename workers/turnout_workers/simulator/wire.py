@@ -1,10 +1,9 @@
-"""What the three wire formats have in common: a problem, a gauge of a limit, and the port to implement."""
+"""What the three wire formats have in common: a problem, and the port to implement."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from turnout_workers.simulator.answers import Answer, Call
@@ -22,32 +21,23 @@ STATUS = {
 
 
 class Problem(Exception):
-    """A refusal, by kind (a key of STATUS); each wire format has its own envelope for it."""
+    """A refusal, by kind (a key of STATUS); each wire format has its own envelope for it. status: the format's usual
+    one, if it is not told."""
 
     def __init__(self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
-        self.kind, self.message = kind, message
-        self.status = status
-        self.retry_after_s = retry_after_s
-
-
-@dataclass(frozen=True, slots=True)
-class Gauge:
-    """The state of a limit, as a provider's headers report it."""
-
-    limit: int
-    remaining: int
-    reset_s: float
+        self.kind, self.message, self.status, self.retry_after_s = kind, message, status, retry_after_s
 
 
 class Wire(Protocol):
     """One wire format. Paths come without the provider's base path and version."""
 
-    request_id_header: str
+    statuses: Mapping[str, int] = STATUS
+    request_id_header: str = ""
     """Empty: there is none."""
-    tells_retry_after: bool
+    tells_retry_after: bool = True
     """Whether the header `retry-after` is sent."""
-    tells_moments: bool
+    tells_moments: bool = False
     """Whether a limit's reset is given as a point in time; else as the time until then."""
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
@@ -61,12 +51,16 @@ class Wire(Protocol):
     def models(self, names: Mapping[str, int]) -> dict[str, Any]:
         """The answer to `GET models`, from names and context lengths."""
 
-    def error(self, problem: Problem, request_id: str) -> tuple[int, dict[str, Any]]: ...
+    def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]: ...
+
+
+def encode(body: Mapping[str, Any]) -> bytes:
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
 def event(data: Mapping[str, Any], name: str | None = None) -> bytes:
     head = f"event: {name}\n" if name else ""
-    return f"{head}data: {json.dumps(data, ensure_ascii=False, separators=(',', ':'))}\n\n".encode()
+    return f"{head}data: ".encode() + encode(data) + b"\n\n"
 
 
 def content_text(content: Any) -> str:
