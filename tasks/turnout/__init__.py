@@ -7,16 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from turnout.client import AsyncClient, AsyncJob, Client, Job, Restarted
-    from turnout.errors import (
-        Cancelled,
-        Conflict,
-        Expired,
-        Failed,
-        IntakeRefused,
-        JobError,
-        TurnoutError,
-        Unreadable,
-    )
+    from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, JobError, TurnoutError, Unreadable
     from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingConstraints, RoutingStrategy
     from turnout.result import JobResult
 

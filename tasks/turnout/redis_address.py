@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -74,14 +75,11 @@ def sentinels(url: str) -> Sentinels | None:
 
 
 def _node(host: str) -> tuple[str, int]:
-    try:
+    with suppress(ValueError):
         node = urlsplit(f"//{host}")
-        name, port = node.hostname, node.port
-    except ValueError:
-        name, port = None, None
-    if not name:
-        raise ValueError("names a sentinel that is no host[:port]")
-    return name, port or SENTINEL_PORT
+        if node.hostname:
+            return node.hostname, node.port or SENTINEL_PORT
+    raise ValueError("names a sentinel that is no host[:port]")
 
 
 def checked(url: str) -> str:

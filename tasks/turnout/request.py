@@ -7,11 +7,10 @@ reads it. Times are seconds (`_s`); absolute times carry a time zone.
 from __future__ import annotations
 
 import json
-from datetime import datetime
 from enum import StrEnum
 from typing import Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, Field, JsonValue, field_validator, model_validator
 
 from turnout.messages import ImagePart, Message, ResponseFormat, Tool, ToolCall
 from turnout.value import Name, Value
@@ -88,7 +87,7 @@ class RoutingConstraints(Value):
     max_output_usd_per_mtok: float | None = Field(default=None, ge=0)
     max_latency_s: float | None = Field(default=None, gt=0)
     """Expected duration of the call."""
-    deadline: datetime | None = None
+    deadline: AwareDatetime | None = None
     """The job expires when it has not been settled by then."""
     deadline_s: float | None = Field(default=None, gt=0)
     """The same, relative to when the job is accepted."""
@@ -107,13 +106,6 @@ class RoutingConstraints(Value):
     """Whose ceilings the job counts against, and within which jobs are served fairly."""
     allow_fallback: bool = True
     """False: only the first choice is called; when it fails, the job fails."""
-
-    @field_validator("deadline")
-    @classmethod
-    def _zoned(cls, deadline: datetime | None) -> datetime | None:
-        if deadline is not None and deadline.tzinfo is None:
-            raise ValueError("must carry a time zone, for example 2030-01-31T12:00:00Z")
-        return deadline
 
     @property
     def max_cost_microusd(self) -> int | None:

@@ -10,6 +10,7 @@ _UNION_MEMBERS = {"str", "constrained-str", "int", "float", "bool", "list", "dic
 _PLAINER = {
     "extra_forbidden": "unknown field",
     "string_pattern_mismatch": "must be a name without spaces",
+    "timezone_aware": "must carry a time zone, for example 2030-01-31T12:00:00Z",
     # Of a message's parts, the one union that has a tag. Pydantic would quote the tag that was given.
     "union_tag_not_found": "type must be text or image_url",
     "union_tag_invalid": "type must be text or image_url",

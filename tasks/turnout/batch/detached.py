@@ -57,11 +57,10 @@ class Batches:
         try:
             counts = HandOver(self._client, self._ledger, id, dedupe).all(read(source, defaults))
             self._move(id, State.FEEDING, State.SUBMITTING, **counts)
-        except NoSuchBatch:
+        except BaseException as error:
             self._drop(id)
-            raise NoSuchBatch(f"batch {id} was deleted while it was being handed over") from None
-        except BaseException:
-            self._drop(id)
+            if isinstance(error, NoSuchBatch):
+                raise NoSuchBatch(f"batch {id} was deleted while it was being handed over") from None
             raise
         return id
 
@@ -174,9 +173,7 @@ def _whatever_it_is(id: str, call: Call[JobResult | None]) -> Call[JobResult | N
 def _without_job(id: str, record: Record, fed: bool) -> JobResult | None:
     """The end of a line that never became a job; None: it may become one."""
     if fed:
-        late = "its deadline had passed when it was fed"
-        return JobResult.unanswered(id, JobStatus.EXPIRED, "deadline", late)
+        return JobResult.unanswered(id, JobStatus.EXPIRED, "deadline", "its deadline had passed when it was fed")
     if record.state is State.CANCELLED:
-        why = "its batch was cancelled before it was fed"
-        return JobResult.unanswered(id, JobStatus.CANCELLED, "cancelled", why)
+        return JobResult.unanswered(id, JobStatus.CANCELLED, "cancelled", "its batch was cancelled before it was fed")
     return None

@@ -154,11 +154,11 @@ class Feeder:
                         else:
                             self._early.append(job.id)
                     case Intake.EXPIRED:
-                        late = ("deadline", "its deadline has passed")
-                        self._ended(JobResult.unanswered(job.id, JobStatus.EXPIRED, *late))
+                        late = "its deadline has passed"
+                        self._ended(JobResult.unanswered(job.id, JobStatus.EXPIRED, "deadline", late))
                     case Intake.CONFLICT:
-                        other = ("conflict", "a job of this id exists with other content")
-                        self._ended(JobResult.unanswered(job.id, JobStatus.FAILED, *other))
+                        other = "a job of this id exists with other content"
+                        self._ended(JobResult.unanswered(job.id, JobStatus.FAILED, "conflict", other))
             if again:
                 run(self.client, [self.ledger.purge([job.id for job in again])])
             if full:

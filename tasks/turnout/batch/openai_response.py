@@ -9,6 +9,9 @@ from typing import Any
 from turnout.batch.openai_request import EMBEDDINGS, RESPONSES
 from turnout.request import FinishReason, InferenceResponse
 
+_UNASKED: dict[str, Any] = {"parallel_tool_calls": True, "tool_choice": "auto", "tools": [], "metadata": {}}
+"""What OpenAI's answer repeats of its request, as if nothing had been said of it."""
+
 
 def response_body(
     url: str, response: InferenceResponse, job_id: str, created: int, in_base64: bool = False
@@ -47,17 +50,12 @@ def _completion_body(response: InferenceResponse, job_id: str, created: int) -> 
 
 
 def _embeddings_body(response: InferenceResponse, in_base64: bool) -> dict[str, Any]:
-    def encoded(vector: tuple[float, ...]) -> Any:
-        if not in_base64:
-            return vector
-        return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()
-
+    vectors: list[Any] = list(response.embeddings)
+    if in_base64:
+        vectors = [base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() for vector in vectors]
     return {
         "object": "list",
-        "data": [
-            {"object": "embedding", "index": i, "embedding": encoded(vector)}
-            for i, vector in enumerate(response.embeddings)
-        ],
+        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
         "model": response.model_served,
         "usage": {"prompt_tokens": response.usage.input_tokens, "total_tokens": response.usage.total_tokens},
     }
@@ -76,18 +74,11 @@ def _response_body(response: InferenceResponse, job_id: str, created: int) -> di
     if content or not response.tool_calls:
         message = {"type": "message", "id": f"msg_{job_id}", "role": "assistant"}
         output.append({**message, "status": status, "content": content})
-    output += [
-        {
-            "type": "function_call",
-            "id": f"fc_{job_id}_{i}",
-            "call_id": call.id,
-            "name": call.function.name,
-            "arguments": call.function.arguments,
-            "status": "completed",
-        }
-        for i, call in enumerate(response.tool_calls)
-    ]
+    for i, call in enumerate(response.tool_calls):
+        called = {"id": f"fc_{job_id}_{i}", "call_id": call.id, **call.function.model_dump()}
+        output.append({"type": "function_call", **called, "status": "completed"})
     usage = response.usage
+    of_input = {"cached_tokens": usage.cache_read_tokens, "cache_write_tokens": usage.cache_write_tokens}
     return {
         "id": f"resp_{job_id}",
         "object": "response",
@@ -97,16 +88,10 @@ def _response_body(response: InferenceResponse, job_id: str, created: int) -> di
         "incomplete_details": {"reason": reason} if reason else None,
         "model": response.model_served,
         "output": output,
-        "parallel_tool_calls": True,
-        "tool_choice": "auto",
-        "tools": [],
-        "metadata": {},
+        **_UNASKED,
         "usage": {
             "input_tokens": usage.input_tokens,
-            "input_tokens_details": {
-                "cached_tokens": usage.cache_read_tokens,
-                "cache_write_tokens": usage.cache_write_tokens,
-            },
+            "input_tokens_details": of_input,
             "output_tokens": usage.output_tokens,
             "output_tokens_details": {"reasoning_tokens": usage.reasoning_tokens},
             "total_tokens": usage.total_tokens,
