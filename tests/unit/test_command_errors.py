@@ -61,11 +61,14 @@ def test_a_working_folder_that_can_not_be_written_is_told(tmp_path: Path, monkey
     assert {path.name for path in tmp_path.iterdir()} == {"p.txt", ".turnout"}
 
 
+@pytest.mark.parametrize("name", [b"here", b"caf\xe9"], ids=["plain", "no UTF-8"])
 def test_a_run_whose_redis_is_away_says_so_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: bytes
 ) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.txt").write_text("A?")
+    folder = tmp_path / os.fsdecode(name)
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    (folder / "p.txt").write_text("A?")
     done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out"], env={"REDIS_URL": "redis://127.0.0.1:1"})
     assert done.exit_code == 2
     assert "Redis can't be reached (" in done.output

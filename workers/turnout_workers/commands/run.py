@@ -131,7 +131,8 @@ def run(source: str, output: str | None, **options: Any) -> None:
 
 
 def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:
-    name = hashlib.sha256(f"{Path(source).resolve()}\0{Path(output).resolve()}".encode()).hexdigest()[:16]
+    places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (source, output))
+    name = hashlib.sha256(places).hexdigest()[:16]
     folder, began_at = Path(".turnout") / name, time.monotonic()
     Source(source).check()
     check_places(output, options["errors"], source)
