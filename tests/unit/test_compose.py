@@ -124,15 +124,15 @@ def test_only_loopback_ports_are_published(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
 
 
-def test_a_worker_has_longer_to_stop_than_it_drains() -> None:
-    drain_s = config.load(COMPOSE / "config/simulated.toml", {}).file.worker.drain_s
-    assert float(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) >= drain_s + 10
+def test_a_worker_has_longer_to_stop_than_it_takes_with_a_silent_redis() -> None:
+    limit_s = config.load(COMPOSE / "config/simulated.toml", {}).file.worker.drain_s + 40
+    assert float(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) >= limit_s
     [pod] = [
         one["spec"]["template"]["spec"]
         for one in yaml.safe_load_all((COMPOSE / "kubernetes/worker.yaml").read_text())
         if one["kind"] == "Deployment"
     ]
-    assert pod["terminationGracePeriodSeconds"] >= drain_s + 10
+    assert pod["terminationGracePeriodSeconds"] >= limit_s
 
 
 def test_no_secret_stands_in_an_environment() -> None:
