@@ -12,26 +12,17 @@ from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from turnout.ledger import Call, Coalescer, Keys, Script
 from turnout.ledger.script import CLOCK, sources
 from turnout_workers.routing import health, latency
-from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Observed, account_id
+from turnout_workers.routing.fleet import UNLIMITED, Health, Observed, account_id
 from turnout_workers.routing.health import Counters
 from turnout_workers.state import memory, record, store, windows
 from turnout_workers.state.record import TEXTS, unpacked
-from turnout_workers.state.store import (
-    Account,
-    Admission,
-    Ask,
-    Bid,
-    Ceiling,
-    Fenced,
-    Granted,
-    NoRoom,
-    Report,
-)
+from turnout_workers.state.store import Account, Admission, Ask, Fenced, Granted, NoRoom, Report
 from turnout_workers.state.windows import Use
 
 T = TypeVar("T")
@@ -60,7 +51,8 @@ local RESIDUAL_MOST = {memory.RESIDUAL_MOST}
 """Put before every script, so that policy has one home and Lua none of its own."""
 SHARED = CONSTANTS + record.LUA + sources("turnout_workers.state")["shared"]
 
-LIMITS, COLUMNS = tuple(Limits.__dataclass_fields__), tuple(Account.__dataclass_fields__)
+COLUMNS = tuple(Account.__dataclass_fields__)
+ASK, REPORT = TypeAdapter(Ask), TypeAdapter(Report)
 
 
 class RedisFleetStore:
@@ -71,7 +63,7 @@ class RedisFleetStore:
         self._keys = keys
         self._prelude = clock + SHARED
 
-    def _script(self, name: str, keys: Iterable[str], args: Iterable[str | int], decode: Callable[[Any], T]) -> Call[T]:
+    def _script(self, name: str, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T]) -> Call[T]:
         script = Script.load("turnout_workers.state", name, self._prelude)
         return script.call(keys, args, decode)
 
@@ -82,45 +74,16 @@ class RedisFleetStore:
     async def admit(self, ask: Ask) -> Admission:
         places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
         keys = [*self._leasing(), self._keys.lease(ask.lease_id), self._keys.ceilings, *places]
-        body: dict[str, Any] = {
-            "id": ask.lease_id,
-            "ttl": _ms(ask.ttl_s),
-            "headroom": ask.headroom,
-            "accounts": _ceilings(ask.ceilings),
-            "bids": [_bid(bid) for bid in ask.bids],
-        }
         if ask.fence:
             keys += [self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
-            body["token"] = str(ask.fence.token)
-        return await self._send(self._script("admit", keys, [_json(body)], lambda r: _admission(ask.lease_id, r)))
+        sent = ASK.dump_json(ask, exclude_defaults=True, exclude_none=True)
+        return await self._send(self._script("admit", keys, [sent], lambda r: _admission(ask.lease_id, r)))
 
     async def report(self, report: Report) -> Counters:
-        endpoint = report.endpoint_id
-        places = (self._keys.lease(report.lease_id), *_places(self._keys, endpoint, True))
-        body: dict[str, Any] = {
-            "id": report.lease_id,
-            "endpoint": endpoint,
-            "ok": report.ok,
-            "counts": report.counts,
-            "input": report.input_tokens,
-            "output": report.output_tokens,
-            "cached": report.cached_tokens,
-            "cost": report.cost_microusd,
-            "unsure": report.unsure_microusd,
-            "limits": [
-                _present(
-                    kind=told.kind,
-                    limit=told.limit,
-                    remaining=told.remaining,
-                    reset=None if told.reset_s is None else _ms(told.reset_s),
-                )
-                for told in report.limits
-            ],
-        }
-        if report.latency_s is not None:
-            body |= {"latency": report.latency_s, "bucket": latency.bucket(report.latency_s)}
-            body |= _present(ttft=report.ttft_s, predicted=report.predicted_s)
-        return await self._send(self._script("report", (*self._leasing(), *places), [_json(body)], _counters))
+        endpoint, lease = report.endpoint_id, self._keys.lease(report.lease_id)
+        keys = (*self._leasing(), lease, *_places(self._keys, endpoint, True))
+        args = (REPORT.dump_json(report, exclude_none=True), latency.bucket(report.latency_s or 0.0))
+        return await self._send(self._script("report", keys, args, _counters))
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
@@ -169,7 +132,7 @@ class RedisFleetStore:
         return await self._send(accounts_call(self._keys, names)) if names else {}
 
     async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
-        keys, args = [self._keys.waiting, self._keys.hanging], [worker, _json(dict(waiting)), _json(dict(overdue))]
+        keys, args = [self._keys.waiting, self._keys.hanging], [worker, to_json(waiting), to_json(overdue)]
         await self._send(self._script("publish", keys, args, _nothing))
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
@@ -221,37 +184,6 @@ def accounts_call(keys: Keys, names: Sequence[str]) -> Call[Mapping[str, Account
 
 def _ms(seconds: float) -> int:
     return round(seconds * 1000)
-
-
-def _json(body: Mapping[str, Any]) -> str:
-    return to_json(body).decode()
-
-
-def _present(**fields: Any) -> dict[str, Any]:
-    """Without the unknown ones: Lua reads an absent field as nil, and a null as something else."""
-    return {name: value for name, value in fields.items() if value is not None}
-
-
-def _ceilings(ceilings: tuple[Ceiling, ...]) -> list[tuple[str, int]]:
-    return [(c.account, -1 if c.limit_microusd is None else c.limit_microusd) for c in ceilings]
-
-
-@lru_cache(maxsize=1024)
-def _limits(limits: Limits) -> dict[str, int]:
-    return _present(**{name: getattr(limits, name) for name in LIMITS})
-
-
-def _bid(bid: Bid) -> dict[str, Any]:
-    return {
-        "endpoint": bid.endpoint_id,
-        "input": bid.input_tokens,
-        "output": bid.output_tokens,
-        "cost": bid.cost_microusd,
-        "probe_allowed": bid.probe_allowed,
-        "limits": _limits(bid.limits),
-        **({"shared": _limits(bid.shared_limits)} if bid.shared_limits != UNLIMITED else {}),
-        "accounts": _ceilings(bid.ceilings),
-    }
 
 
 def _nothing(reply: Any) -> None: ...

@@ -2,13 +2,12 @@
 --
 -- KEYS  endpoints, money, expiry, lease, ceilings, then usage and calls of each bid's endpoint, and of its account
 --       too if it has shared limits, and last, if the admission is fenced, record and story of the job
--- ARGV  the ask as JSON: id, ttl (ms), headroom, token (text; absent: not fenced), accounts, and bids of
---       endpoint, input, output, cost, probe_allowed, limits, shared (limits), accounts;
---       an account is [name, limit], -1 for none
+-- ARGV  the ask as JSON, an `Ask` of store.py without what is as by default
 -- Returns {'granted', endpoint, at, probe} | {'fenced'} | {'full', now, {endpoint, until, reason} …};
 --       `until` is -1 where waiting doesn't help
 local NEVER = -1
 local ask = cjson.decode(ARGV[1])
+local ends_at, headroom = NOW + ms(ask.ttl_s), ask.headroom or 1
 
 -- Buckets that have left a window are taken off its sum. A clock that went back a little stays in the newest, and one
 -- that went back further than the window is long begins anew.
@@ -67,7 +66,7 @@ local function circuit(known, bid, block)
     half_open = true
     if known[PROBE_UNTIL] > NOW then
       block(NOW + ASK_AGAIN_MS, 'probing')
-    elseif not bid.probe_allowed then
+    elseif bid.probe_allowed == false then
       block(NOW + ASK_AGAIN_MS, 'probe not allowed')
     end
   else
@@ -87,7 +86,7 @@ local function ramped(limits, known, load, block)
     local most = RAMP_EXCESS * fair
     local per_second = math.max(1, math.floor((second + 1) * most) - math.floor(second * most))
     if load.in_flight >= window then per_second = math.min(per_second, math.max(1, math.floor(share * fair))) end
-    if load.usage.minute.bucket[1] >= math.max(1, math.floor(per_second * ask.headroom)) then
+    if load.usage.minute.bucket[1] >= math.max(1, math.floor(per_second * headroom)) then
       block((second + 1) * MINUTE.width, 'ramping')
     end
   end
@@ -98,10 +97,10 @@ end
 -- Blocks where a limit is full. Returns the free share of the scarcest, when the scarcest has room again, and for how
 -- many tokens there is room before.
 local function capacity(load, limits, slots, squeezed, bid, block)
-  if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * ask.headroom))) then
+  if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * headroom))) then
     block(NOW + ASK_AGAIN_MS, 'concurrency')
   end
-  local free, ready_at, fits, usage, use = 1, 0, math.huge, load.usage, {1, bid.input, bid.output}
+  local free, ready_at, fits, usage, use = 1, 0, math.huge, load.usage, {1, bid.input_tokens, bid.output_tokens}
   local function full_until(time, kind, left)
     ready_at, fits = math.max(ready_at, time), math.min(fits, kind[3] == 1 and 0 or left)
   end
@@ -117,7 +116,7 @@ local function capacity(load, limits, slots, squeezed, bid, block)
       if full then
         local limit, window = full * squeezed, usage[kind[2]]
         free = math.min(free, math.max(0, 1 - total(window.sum, kind) / math.max(limit, 1)))
-        local at = room_at(load.key, kind, window, amount, limit * ask.headroom)
+        local at = room_at(load.key, kind, window, amount, limit * headroom)
         if at ~= 0 then
           block(at, name)
           at = room_at(load.key, kind, window, amount, limit)
@@ -129,23 +128,30 @@ local function capacity(load, limits, slots, squeezed, bid, block)
   return free, ready_at, fits
 end
 
+-- Those that a call to this bid's endpoint counts against.
+local function ceilings(bid)
+  local all = {}
+  for _, some in ipairs({ask.ceilings or {}, bid.ceilings or {}}) do
+    for _, ceiling in ipairs(some) do all[#all + 1] = ceiling end
+  end
+  return all
+end
+
 local function money(bid, block)
-  for _, accounts in ipairs({ask.accounts, bid.accounts}) do
-    for _, account in ipairs(accounts) do
-      local name, limit = account[1], account[2]
-      -- A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
-      if limit < 0 and string.sub(name, 1, 6) == 'batch:' then
-        limit = tonumber(redis.call('HGET', KEYS.ceilings, name)) or limit
-      end
-      if limit >= 0 then
-        local sums = redis.call('HMGET', KEYS.money, name .. '|spent', name .. '|unsure', name .. '|reserved')
-        local certain = (tonumber(sums[1]) or 0) + (tonumber(sums[2]) or 0) + bid.cost
-        if certain > limit then
-          block(NEVER, 'ceiling ' .. name)
-        elseif certain + (tonumber(sums[3]) or 0) > limit then
-          -- Only reservations are in the way: there may be room again once those calls are paid.
-          block(NOW + ASK_AGAIN_MS, 'ceiling ' .. name)
-        end
+  for _, ceiling in ipairs(ceilings(bid)) do
+    local name, limit = ceiling.account, ceiling.limit_microusd
+    -- A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
+    if not limit and string.sub(name, 1, 6) == 'batch:' then
+      limit = tonumber(redis.call('HGET', KEYS.ceilings, name) or nil)
+    end
+    if limit then
+      local sums = redis.call('HMGET', KEYS.money, name .. '|spent', name .. '|unsure', name .. '|reserved')
+      local certain = (tonumber(sums[1]) or 0) + (tonumber(sums[2]) or 0) + bid.cost_microusd
+      if certain > limit then
+        block(NEVER, 'ceiling ' .. name)
+      elseif certain + (tonumber(sums[3]) or 0) > limit then
+        -- Only reservations are in the way: there may be room again once those calls are paid.
+        block(NOW + ASK_AGAIN_MS, 'ceiling ' .. name)
       end
     end
   end
@@ -160,31 +166,29 @@ local function charge(load, use)
   end
   add(usage.charged, use)
   keep_usage(load.key, usage)
-  redis.call('ZADD', load.calls_key, NOW, ask.id)
+  redis.call('ZADD', load.calls_key, NOW, ask.lease_id)
   return {usage.minute.newest, usage.day.newest}
 end
 
 local function grant(bid, loads, probe)
-  local use, buckets = {1, bid.input, bid.output}, {}
+  local use, buckets = {1, bid.input_tokens, bid.output_tokens}, {}
   for i, load in ipairs(loads) do buckets[i] = charge(load, use) end
   local accounts = {}
-  for _, list in ipairs({ask.accounts, bid.accounts}) do
-    for _, account in ipairs(list) do
-      accounts[#accounts + 1] = account[1]
-      redis.call('HINCRBY', KEYS.money, account[1] .. '|reserved', bid.cost)
-    end
+  for i, ceiling in ipairs(ceilings(bid)) do
+    accounts[i] = ceiling.account
+    redis.call('HINCRBY', KEYS.money, ceiling.account .. '|reserved', bid.cost_microusd)
   end
-  local call = {endpoint = bid.endpoint, at = NOW, probe = probe, use = use, buckets = buckets,
+  local call = {endpoint = bid.endpoint_id, at = NOW, probe = probe, use = use, buckets = buckets,
     charged = loads[1].usage.charged}
-  redis.call('HSET', KEYS.lease, 'call', cmsgpack.pack(call), 'cost', bid.cost, 'accounts', cjson.encode(accounts))
-  redis.call('ZADD', KEYS.expiry, NOW + ask.ttl, bid.endpoint .. ' ' .. ask.id)
-  return {'granted', bid.endpoint, NOW, math.min(probe, 1)}
+  redis.call('HSET', KEYS.lease, 'call', cmsgpack.pack(call), 'cost', bid.cost_microusd, 'accounts', cjson.encode(accounts))
+  redis.call('ZADD', KEYS.expiry, ends_at, bid.endpoint_id .. ' ' .. ask.lease_id)
+  return {'granted', bid.endpoint_id, NOW, math.min(probe, 1)}
 end
 
 local job
-if ask.token then
+if ask.fence then
   job = redis.call('HMGET', KEYS[#KEYS - 1], 'token', 'state', 'calls')
-  if job[1] ~= ask.token or (job[2] ~= 'leased' and job[2] ~= 'calling') then return {'fenced'} end
+  if tonumber(job[1] or nil) ~= ask.fence.token or (job[2] ~= 'leased' and job[2] ~= 'calling') then return {'fenced'} end
 end
 local held, expired = unpack(redis.call('HMGET', KEYS.lease, 'call', 'expired'))
 if expired then return {'fenced'} end
@@ -196,11 +200,11 @@ end
 local refusal, at = {'full', NOW}, 6
 for _, bid in ipairs(ask.bids) do
   local loads = {}
-  for i = 1, bid.shared and 2 or 1 do
+  for i = 1, bid.shared_limits and 2 or 1 do
     loads[i] = load_of(KEYS[at], KEYS[at + 1])
     at = at + 2
   end
-  local known, load = known_of(bid.endpoint), loads[1]
+  local known, load = known_of(bid.endpoint_id), loads[1]
   local till, reason = nil, nil -- of what stands longest in the way
   local function block(time, why)
     if till == nil or (till ~= NEVER and (time == NEVER or time > till)) then till, reason = time, why end
@@ -210,8 +214,9 @@ for _, bid in ipairs(ask.bids) do
   local slots = bid.limits.concurrency
   if ramping then slots = ramped(bid.limits, known, load, block) end
   local free, ready_at, fits = capacity(load, bid.limits, slots, share_of(known), bid, block)
-  if bid.shared then
-    local also_free, also_at, also_fits = capacity(loads[2], bid.shared, bid.shared.concurrency, 1, bid, block)
+  if bid.shared_limits then
+    local shared = bid.shared_limits
+    local also_free, also_at, also_fits = capacity(loads[2], shared, shared.concurrency, 1, bid, block)
     free, ready_at, fits = math.min(free, also_free), math.max(ready_at, also_at), math.min(fits, also_fits)
   end
   money(bid, block)
@@ -224,18 +229,18 @@ for _, bid in ipairs(ask.bids) do
     local probe = 0
     if half_open then
       probe = known[PROBES] + 1
-      known[PROBE], known[PROBES], known[PROBE_UNTIL] = probe, probe, NOW + ask.ttl
+      known[PROBE], known[PROBES], known[PROBE_UNTIL] = probe, probe, ends_at
     end
     known[IN_FLIGHT] = load.in_flight + 1
-    keep(bid.endpoint, known)
+    keep(bid.endpoint_id, known)
     if job then
       local record, story = KEYS[#KEYS - 1], KEYS[#KEYS]
       redis.call('HSET', record, 'state', 'calling', 'calls', (job[3] or 0) + 1)
-      redis.call('RPUSH', story, '{"at":' .. NOW .. ',"event":"routed","to":' .. cjson.encode(bid.endpoint) .. '}')
+      redis.call('RPUSH', story, '{"at":' .. NOW .. ',"event":"routed","to":' .. cjson.encode(bid.endpoint_id) .. '}')
     end
     return grant(bid, loads, probe)
   end
-  keep(bid.endpoint, known)
-  refusal[#refusal + 1] = {bid.endpoint, till, reason}
+  keep(bid.endpoint_id, known)
+  refusal[#refusal + 1] = {bid.endpoint_id, till, reason}
 end
 return refusal

@@ -2,13 +2,12 @@
 -- End a lease: free its place, correct tokens and money to what was used, count the outcome.
 --
 -- KEYS  endpoints, money, expiry, lease, usage, calls, account_usage, account_calls
--- ARGV  the report as JSON: id, endpoint, ok, counts, input, output, cached, cost, unsure, latency, ttft, predicted
---       (seconds, absent: unknown), bucket (of the latency), limits of {kind, limit, remaining, reset (ms)}
+-- ARGV  the report as JSON, a `Report` of store.py without what is None; the bucket of its latency
 -- Returns {now, consecutive failures, those as they began, error rate, error weight, trips, probe}
 -- Of the endpoint, and of its account.
 local usage_keys, calls_keys = {KEYS.usage, KEYS.account_usage}, {KEYS.calls, KEYS.account_calls}
 local report = cjson.decode(ARGV[1])
-local known = known_of(report.endpoint)
+local known = known_of(report.endpoint_id)
 local decay = math.exp(-math.max(0, NOW - known[OUTCOMES_AT]) / 1000 / ERROR_MEMORY_S)
 local weight, bad = known[WEIGHT] * decay, known[BAD] * decay
 
@@ -21,19 +20,19 @@ end
 
 local held, cost, accounts, late = unpack(redis.call('HMGET', KEYS.lease, 'call', 'cost', 'accounts', 'expired'))
 local call = held and cmsgpack.unpack(held) or {}
-if call.endpoint ~= report.endpoint then return counters(0) end -- reported before, or forgotten
+if call.endpoint ~= report.endpoint_id then return counters(0) end -- reported before, or forgotten
 redis.call('DEL', KEYS.lease)
-redis.call('ZREM', KEYS.expiry, report.endpoint .. ' ' .. report.id)
-for i in ipairs(call.buckets) do redis.call('ZREM', calls_keys[i], report.id) end
+redis.call('ZREM', KEYS.expiry, report.endpoint_id .. ' ' .. report.lease_id)
+for i in ipairs(call.buckets) do redis.call('ZREM', calls_keys[i], report.lease_id) end
 count_calls(known, KEYS.calls)
 
-local changes = {spent = report.cost, unsure = report.unsure, reserved = 0}
+local changes = {spent = report.cost_microusd, unsure = report.unsure_microusd, reserved = 0}
 local reserved_as = late and 'unsure' or 'reserved'
 changes[reserved_as] = changes[reserved_as] - cost
 for _, account in ipairs(cjson.decode(accounts)) do book(account, changes) end
 
 -- Set the charge right in the buckets in which it was made, while they count. A request stays a request.
-local error = {0, report.input - call.use[2], report.output - call.use[3]}
+local error = {0, report.input_tokens - call.use[2], report.output_tokens - call.use[3]}
 local function correct(key, name, window, bucket)
   if bucket == window.newest then
     add(window.bucket, error)
@@ -59,10 +58,10 @@ local function learn(headers)
     local header = headers[told.kind] or {}
     header.limit = told.limit or header.limit
     local kind = kind_of(told.kind)
-    if told.remaining and told.reset and kind then
+    if told.remaining and told.reset_s and kind then
       local sum = total(call.charged, kind)
       if not header.told or header['until'] <= NOW or sum >= header.told then
-        header.total, header['until'], header.told = sum + told.remaining, NOW + told.reset, sum
+        header.total, header['until'], header.told = sum + told.remaining, NOW + ms(told.reset_s), sum
       end
     end
     headers[told.kind] = header
@@ -117,27 +116,27 @@ local function step(field, low_field, sample)
   known[field], known[low_field] = sample, low and 1 or 0
 end
 
-if report.ok and report.latency then
-  local first = report.latency
-  if report.output > 0 then first = report.ttft end
+if report.ok and report.latency_s then
+  local first = report.latency_s
+  if report.output_tokens > 0 then first = report.ttft_s end
   if first then step(TTFT, TTFT_LOW, first) end
-  if report.output > 0 then
-    step(PACE, PACE_LOW, math.max(0, report.latency - (first or math.max(known[TTFT], 0))) / report.output)
+  if report.output_tokens > 0 then
+    step(PACE, PACE_LOW, math.max(0, report.latency_s - (first or math.max(known[TTFT], 0))) / report.output_tokens)
   end
-  if report.predicted and report.predicted > 0 then
-    local residual = math.log(math.max(report.latency, 0.001) / report.predicted)
+  if report.predicted_s and report.predicted_s > 0 then
+    local residual = math.log(math.max(report.latency_s, 0.001) / report.predicted_s)
     residual = math.max(-RESIDUAL_MOST, math.min(RESIDUAL_MOST, residual))
     known[RESIDUAL] = known[RESIDUAL] + SIGMA_STEP * (residual * residual - known[RESIDUAL])
   end
   known[LATENCY_AT], known[SAMPLES] = NOW, known[SAMPLES] + 1
-  redis.call('HINCRBY', KEYS.endpoints, report.endpoint .. ' latency' .. report.bucket, 1)
+  redis.call('HINCRBY', KEYS.endpoints, report.endpoint_id .. ' latency' .. ARGV[2], 1)
 end
 
-if report.ok and report.input > 0 then
-  known[CACHED] = known[CACHED] + CACHED_STEP * (math.min(1, report.cached / report.input) - known[CACHED])
+if report.ok and report.input_tokens > 0 then
+  known[CACHED] = known[CACHED] + CACHED_STEP * (math.min(1, report.cached_tokens / report.input_tokens) - known[CACHED])
 end
 known[CALLS], known[FAILURES] = known[CALLS] + 1, known[FAILURES] + (report.ok and 0 or 1)
-known[INPUT], known[OUTPUT] = known[INPUT] + report.input, known[OUTPUT] + report.output
-known[SPENT] = known[SPENT] + report.cost
-keep(report.endpoint, known)
+known[INPUT], known[OUTPUT] = known[INPUT] + report.input_tokens, known[OUTPUT] + report.output_tokens
+known[SPENT] = known[SPENT] + report.cost_microusd
+keep(report.endpoint_id, known)
 return counters(probe and 1 or 0)

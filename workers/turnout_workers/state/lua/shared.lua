@@ -1,6 +1,8 @@
 -- Put before every script of the fleet's state, after the clock and the constants of redis.py.
 local NOW = now_ms()
 
+local function ms(seconds) return math.floor(seconds * 1000 + 0.5) end
+
 -- What is known of an endpoint, see record.py: a table of numbers, `known[TRIPS]`.
 local function known_of(endpoint)
   local packed = redis.call('HGET', KEYS.endpoints, endpoint)
