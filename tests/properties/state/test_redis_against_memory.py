@@ -194,7 +194,7 @@ class TwoStores(RuleBasedStateMachine):
         seen = []
         for fleet in self.fleets:
             at, states = self.loop.run_until_complete(fleet.store.state())
-            known = {e: rounded(astuple(s)) for e, s in states.items() if s != UNKNOWN}
+            known = {e: rounded(tuple(map(astuple, s))) for e, s in states.items() if s != UNKNOWN}
             seen.append((at, known, fleet.job("1")))
         assert seen[0] == seen[1]
         for account in self.both(lambda store: store.accounts(ACCOUNTS)).values():

@@ -15,7 +15,6 @@ from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing import latency as timing
 from turnout_workers.routing.eligibility import (
     Exclusion,
-    Match,
     NoEligibleEndpoint,
     match,
     upper_cost_microusd,
@@ -40,7 +39,6 @@ WAIT_LEAST_S = 0.01
 """Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
 NOTHING = Ranking((), [], [], [])
-EMPTY: list[int] = []
 
 
 class Action(StrEnum):
@@ -88,23 +86,23 @@ class Decision:
 
     action: Action
     strategy: RoutingStrategy
-    at: float
     snapshot_age_s: float
-    seed: int
     turn: int | None
-    job: JobProfile
+    options: Options
     ranking: Ranking
     ready: Sequence[int]
     """Indices of the ranking's options that may be called now, best first."""
     busy: Sequence[int]
     """Of those that will have room soon, best first."""
-    match: Match
-    passing: Sequence[Exclusion]
-    """Why others can't be called now, or aren't fit for a job of this size."""
-    wait_s: float = 0.0
-    tried: frozenset[str] = frozenset()
-    last_resort: bool = False
-    """Nothing better is left: any job may probe."""
+    wait_s: float
+
+    @property
+    def at(self) -> float:
+        return self.options.now
+
+    @property
+    def job(self) -> JobProfile:
+        return self.options.job
 
     @property
     def waits_for(self) -> str | None:
@@ -131,8 +129,8 @@ class Decision:
         strategy, ready = STRATEGIES[self.strategy], self.ready[:most]
         if not strategy.patient or len(ready) < 2:
             return tuple(map(self._candidate, ready))
-        rows = [self.ranking.options[index] for index in ready]
-        later = (WAITABLE_S, *rows[0][1:])
+        rows = [self.ranking.option(index) for index in ready]
+        later = rows[0]._replace(wait_s=WAITABLE_S)
         (threshold, *scores), _ = utilities(self.job, [later, *rows], strategy, self.at)
         return tuple(self._candidate(index) for index, score in zip(ready, scores, strict=True) if score <= threshold)
 
@@ -140,27 +138,24 @@ class Decision:
         """The same, but also offering those that were busy a moment ago."""
         if self.action is not Action.WAIT or not self.busy:
             return self
-        return replace(self, action=Action.GO, ready=[*self.ready, *self.busy], busy=EMPTY, wait_s=0.0)
+        return replace(self, action=Action.GO, ready=[*self.ready, *self.busy], busy=(), wait_s=0.0)
 
     def leaves_out(self, bids: Sequence[Candidate]) -> bool:
         """Whether, besides those offered to admission, an endpoint could take the job now or before long."""
-        return bool(self.passing) or len(bids) < len(self.ranking.options)
+        return bool(self.options.exclusions) or len(bids) < len(self.ranking.options)
 
     @property
     def untried(self) -> tuple[str, ...]:
         """Endpoints that could take the job now or soon, and that it hasn't tried: at most two, which show whether one
         is left besides the one that is called."""
-        ids = (option[4].view.endpoint.id for option in self.ranking.options)
-        return tuple(islice((id for id in ids if id not in self.tried), 2))
+        ids = (estimate.view.endpoint.id for *_, estimate in self.ranking.options)
+        return tuple(islice((id for id in ids if id not in self.options.tried), 2))
 
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
         """Every endpoint that is no candidate, and why."""
-        return (
-            *self.match.exclusions,
-            *self.passing,
-            *(self._full(self.ranking.option(index)) for index in self.busy),
-        )
+        full = (self._full(self.ranking.option(index)) for index in self.busy)
+        return (*self.options.match.exclusions, *self.options.exclusions, *full)
 
     def hedge(self, chosen: Candidate) -> Hedge | None:
         """When a second call may start if the one to `chosen` has not answered, and to whom.
@@ -198,13 +193,13 @@ class Decision:
         answer = upper_output_tokens(job, endpoint)
         longest_s = estimate.ttft_s + answer * estimate.s_per_token
         alone = len(self.ranking.options) == 1
-        overdue_s, timeout = patience(option, job.expected_output_tokens, longest_s, alone=alone)
+        overdue_s, timeout_s = patience(option, job.expected_output_tokens, longest_s, alone=alone)
         if job.deadline is not None and len(self.ready) > 1:
             # A call that hangs is cut while there is time for another endpoint to answer.
             other = self.ranking.option(self.ready[0] if index != self.ready[0] else self.ready[1])
             spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
             late_s = overdue_after(option.latency_s, estimate.odds.sigma)
-            timeout = min(timeout, max(late_s, job.deadline - self.at - spare_s))
+            timeout_s = min(timeout_s, max(late_s, job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,
             None if option.cost == math.inf else math.ceil(option.cost),
@@ -215,9 +210,9 @@ class Decision:
             estimate.odds.sigma,
             estimate.odds.error_rate,
             overdue_s,
-            job.timeout_s or timeout,
+            job.timeout_s or timeout_s,
             option.probe,
-            option.probe or self.last_resort or may_probe(job),
+            option.probe or self.options.last_resort or may_probe(job),
         )
 
     def _full(self, option: Option) -> Exclusion:
@@ -243,36 +238,19 @@ def rank(
     name = job.strategy or default_strategy
     strategy = STRATEGIES[name]
     seed = rng.getrandbits(32)
-    found = match(snapshot.fleet, job.requirements)
-    choice = Options(job, found, estimates(snapshot), now, seed, tried)
-    options = choice.usable
-    ranked = ranking(job, options, strategy, now, seed, turn) if options else NOTHING
-    ready, busy = ranked.order, EMPTY
+    choice = Options(job, match(snapshot.fleet, job.requirements), estimates(snapshot), now, seed, tried)
+    ranked = ranking(job, choice.usable, strategy, now, seed, turn) if choice.usable else NOTHING
+    ready, busy, waits = ranked.order, list[int](), list[float]()
     if choice.any_busy:
-        ready = [index for index in ranked.order if options[index][0] <= 0]
-        busy = [index for index in ranked.order if options[index][0] > 0]
+        waits = [wait_s for wait_s, *_ in choice.usable]
+        ready = [index for index in ranked.order if waits[index] <= 0]
+        busy = [index for index in ranked.order if waits[index] > 0]
     action, wait_s = Action.GO, 0.0
     if not ready:
-        action, wait_s = _outlook([options[index][0] for index in busy], choice.exclusions, now)
+        action, wait_s = _outlook(waits, choice.exclusions, now)
     elif busy and strategy.patient and ranked.order[0] == busy[0]:
-        action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(options[busy[0]][0], PAUSE_S[job.lane]))
-    return Decision(
-        action,
-        name,
-        now,
-        now - snapshot.at,
-        seed,
-        turn,
-        job,
-        ranked,
-        ready,
-        busy,
-        found,
-        choice.exclusions,
-        wait_s,
-        tried,
-        choice.last_resort,
-    )
+        action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(waits[busy[0]], PAUSE_S[job.lane]))
+    return Decision(action, name, now - snapshot.at, turn, choice, ranked, ready, busy, wait_s)
 
 
 def worth_repeating(chosen: Candidate, lane: Lane) -> bool:

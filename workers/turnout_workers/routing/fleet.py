@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from turnout.request import Capability, Quality
 
@@ -218,8 +218,7 @@ class Load:
     """Dual price μ of its scarce capacity, see `strategies.py`."""
 
 
-@dataclass(frozen=True, slots=True)
-class Observed:
+class Observed(NamedTuple):
     """What is known of one endpoint. By default it is healthy and idle."""
 
     health: Health = Health()
@@ -257,12 +256,8 @@ class Fleet:
 
     def snapshot(self, at: float, observed: Mapping[str, Observed]) -> Snapshot:
         """The fleet at `at` on the store's clock; `observed`: by endpoint id."""
-        found = [observed.get(id, UNKNOWN) for id in self.ids]
-        views = tuple(
-            EndpointView(endpoint, known.health, known.metrics, known.load)
-            for endpoint, known in zip(self.endpoints, found, strict=True)
-        )
-        return Snapshot.of(at, views, self)
+        views = (EndpointView(endpoint, *observed.get(endpoint.id, UNKNOWN)) for endpoint in self.endpoints)
+        return Snapshot.of(at, tuple(views), self)
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,25 +67,26 @@ class Options:
         seed: int,
         tried: frozenset[str],
     ) -> None:
-        self._job, self._now, self._seed, self._tried = job, now, seed, tried
+        self.job, self.now, self.seed, self.tried, self.match = job, now, seed, tried, found
         self._fits_anywhere = found.fits_anywhere(job)
         self.exclusions: list[Exclusion] = []
+        """Why endpoints that match can't be called now, or aren't fit for a job of this size."""
         self.last_resort = False
         """Whether endpoints are used that were held back: any job may then probe."""
         self.any_busy = False
         self._silent: HeldBack = []
         self._recovering: HeldBack = []
         self._failed: HeldBack = []
-        self.usable = self._consider(found, estimates)
+        self.usable = self._consider(estimates)
         if self._silent or self._recovering or self._failed:
             self._add_held_back()
 
-    def _consider(self, found: Match, estimates: Sequence[Estimate]) -> list[Row]:
-        job = self._job
+    def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
+        job = self.job
         given, out, longest = job.expected_input_tokens, job.expected_output_tokens, job.max_latency_s or math.inf
-        careful = not self._fits_anywhere or bool(self._tried)
+        careful = not self._fits_anywhere or bool(self.tried)
         usable: list[Row] = []
-        for position in found.positions:
+        for position in self.match.positions:
             estimate = estimates[position]
             ttft, pace, p_in, p_out, special, _, _, _, _ = estimate
             latency = ttft + out * pace
@@ -98,7 +99,7 @@ class Options:
 
     def _examined(self, option: Option) -> Option | None:
         """The option as it is at this moment; None if it is excluded or held back."""
-        job, now, view = self._job, self._now, option.estimate.view
+        job, now, view = self.job, self.now, option.estimate.view
         endpoint, health = view.endpoint, view.health
         if not self._fits_anywhere and (unfit := too_large(job, endpoint)):
             self._exclude(option, *unfit)
@@ -111,7 +112,7 @@ class Options:
         ready_at = health.blocked_until
         if job.charged_tokens > view.load.fits:
             ready_at = max(ready_at, view.load.ready_at)
-        chance = (self._seed / 2**32 + option.estimate.position * GOLDEN) % 1
+        chance = (self.seed / 2**32 + option.estimate.position * GOLDEN) % 1
         if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
             ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
         if all_slots_taken(view):  # about when one of its calls will end
@@ -133,7 +134,7 @@ class Options:
         elif state is not Circuit.CLOSED:
             self._exclude(option, *_shut(state, health, now))
             return None
-        if endpoint.id in self._tried:
+        if endpoint.id in self.tried:
             self._failed.append((option, Reason.TRIED, "this job failed there a moment ago"))
             return None
         if is_silent(view):
@@ -146,21 +147,22 @@ class Options:
         odds = option.estimate.odds._replace(error_rate=0.0, tries=1.0)
         option = option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
         view = option.estimate.view
-        overdue = self._now - view.health.open_until >= PROBE_OVERDUE_S
-        if (overdue or may_probe(self._job)) and view.endpoint.id not in self._tried:
+        overdue = self.now - view.health.open_until >= PROBE_OVERDUE_S
+        if (overdue or may_probe(self.job)) and view.endpoint.id not in self.tried:
             return option
         self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
         return None
 
     def _add_held_back(self) -> None:
-        self._add_if(not any(row[4].view.metrics.latency_samples for row in self._soon()), self._silent)
+        self._add_if(not any(estimate.view.metrics.latency_samples for estimate in self._soon()), self._silent)
         for held_back in (self._recovering, self._failed):
             needed = not any(self._soon())
             self._add_if(needed, held_back)
             self.last_resort |= needed and bool(held_back)
 
-    def _soon(self) -> Iterator[Row]:
-        return (row for row in self.usable if row[0] <= PAUSE_S[self._job.lane])
+    def _soon(self) -> Iterator[Estimate]:
+        pause_s = PAUSE_S[self.job.lane]
+        return (estimate for wait_s, *_, estimate in self.usable if wait_s <= pause_s)
 
     def _add_if(self, needed: bool, held_back: HeldBack) -> None:
         if needed:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 from turnout_workers.routing.latency import Z99, quantile
 from turnout_workers.routing.strategies import Option
 
@@ -18,19 +16,10 @@ PATIENT_LONGEST_S = 150.0
 PROBE_MOST_S = 60.0
 
 
-class Patience(NamedTuple):
-    """What is granted to a call."""
+def patience(option: Option, output_tokens: int, longest_s: float, *, alone: bool) -> tuple[float, float]:
+    """Of a call the age (s) at which it counts as hanging, and its total deadline (s).
 
-    overdue_s: float
-    """Age at which it counts as hanging."""
-    timeout_s: float
-    """Its total deadline."""
-
-
-def patience(option: Option, output_tokens: int, longest_s: float, *, alone: bool) -> Patience:
-    """For a call that is expected to give `output_tokens`, and takes `longest_s` for the longest possible answer.
-
-    alone: no other endpoint can take the job.
+    output_tokens: expected ones. longest_s: for the longest possible answer. alone: no other endpoint can take the job.
     """
     view, sigma = option.estimate.view, option.estimate.odds.sigma
     endpoint, metrics = view.endpoint, view.metrics
@@ -46,7 +35,7 @@ def patience(option: Option, output_tokens: int, longest_s: float, *, alone: boo
         timeout_s = _timeout(usual_s, spread, longest_s)
     else:
         timeout_s = PROBE_MOST_S if patient else _probe_timeout(option.latency_s, sigma, view.health.trips)
-    return Patience(overdue_after(usual_s, spread), timeout_s)
+    return overdue_after(usual_s, spread), timeout_s
 
 
 def overdue_after(median_s: float, sigma: float) -> float:

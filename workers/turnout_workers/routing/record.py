@@ -32,7 +32,7 @@ def to_record(decision: Decision, called: str | None = None) -> dict[str, Any]:
         "at": decision.at,
         "age_s": round(decision.snapshot_age_s, 3),
         "strategy": decision.strategy.value,
-        "seed": decision.seed,
+        "seed": decision.options.seed,
         "turn": decision.turn,
         "action": decision.action.value,
         "chosen": rows[0][0] if decision.ready else None,
@@ -153,7 +153,7 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
         name = strategy or RoutingStrategy(record["strategy"])
         turns = record["turn"] if name == record["strategy"] else turn
         ranked = ranking(job, options, STRATEGIES[name], NOW, record["seed"], turns)
-        ready = [index for index in ranked.order if options[index][0] <= 0]
+        ready = [index for index in ranked.order if options[index].wait_s <= 0]
         first = ready[0] if ready and not STRATEGIES[name].patient else ranked.order[0]
         best = options[first]
         yield Choice(

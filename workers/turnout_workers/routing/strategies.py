@@ -55,9 +55,9 @@ Row = tuple[float, float, float, bool, Estimate]
 Rows = Sequence[Row]
 Numbers = list[float]
 Keys = tuple[Numbers, Numbers]
-Arrange = Callable[[Rows, Numbers, Numbers, float], Keys]
-"""From options, utilities, chances of being late and this decision's random number (0 ≤ u < 1), to groups
-and utilities."""
+Arrange = Callable[[Sequence[Estimate], Numbers, Numbers, float], Keys]
+"""From the options' estimates, utilities, chances of being late and this decision's random number (0 ≤ u < 1), to
+groups and utilities."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,7 @@ class Strategy:
 
 def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) -> tuple[Numbers, Numbers]:
     """Of every option, in their order: the utility, and the chance of being late."""
-    costs = [option[2] for option in options]
+    costs = [cost for _, _, cost, _, _ in options]
     least, most = min(costs), max(costs)
     # A price that is unknown ranks behind all that are known; if none is known, price says nothing.
     unknown = math.inf if least < math.inf and strategy.price else 0.0
@@ -91,7 +91,7 @@ def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) ->
     failures, inf = job.failures, math.inf
     scores, late = [], []
     for wait, latency, cost, _, estimate in options:
-        sigma, tail, error_rate, tries, shadow_price = estimate[5]
+        sigma, tail, error_rate, tries, shadow_price = estimate.odds
         left = slack - wait
         median = latency * (1 + error_rate)
         p_late = chance_of_exceeding(left, median, sigma) if median * tail > left else 0.0
@@ -104,35 +104,32 @@ def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) ->
     return scores, late
 
 
-def _crowding(option: Row) -> float:
-    traffic, slots = option[4].traffic, option[4].view.endpoint.limits.concurrency
+def _crowding(estimate: Estimate) -> float:
+    traffic, slots = estimate.traffic, estimate.view.endpoint.limits.concurrency
     return 1 + (traffic.in_flight + traffic.failures) / (slots or SERIAL_CALLS)
 
 
-def _fastest(options: Rows, scores: Numbers, late: Numbers, _: float) -> Keys:
+def _fastest(estimates: Sequence[Estimate], scores: Numbers, late: Numbers, _: float) -> Keys:
     """Latency times load, so that near-equal endpoints aren't all asked at once."""
-    crowded = [score * _crowding(option) for option, score in zip(options, scores, strict=True)]
-    return [0.0] * len(options), crowded
+    return [0.0] * len(scores), [score * _crowding(one) for one, score in zip(estimates, scores, strict=True)]
 
 
-def _by_priority(options: Rows, scores: Numbers, late: Numbers, _: float) -> Keys:
+def _by_priority(estimates: Sequence[Estimate], scores: Numbers, late: Numbers, _: float) -> Keys:
     """The operator's order; those that would probably be late come last."""
     doomed = [1e9 if p_late > 0.5 else 0.0 for p_late in late]
-    groups = [option[4].view.endpoint.priority + last for option, last in zip(options, doomed, strict=True)]
-    return groups, scores
+    return [one.view.endpoint.priority + last for one, last in zip(estimates, doomed, strict=True)], scores
 
 
-def _in_order(options: Rows, scores: Numbers, late: Numbers, _: float) -> Keys:
+def _in_order(estimates: Sequence[Estimate], scores: Numbers, late: Numbers, _: float) -> Keys:
     """Strictly by priority, then in the order of registration."""
-    groups = [float(option[4].view.endpoint.priority) for option in options]
-    return groups, [float(option[4].position) for option in options]
+    return [float(one.view.endpoint.priority) for one in estimates], [float(one.position) for one in estimates]
 
 
-def _in_turn(options: Rows, scores: Numbers, late: Numbers, u: float) -> Keys:
+def _in_turn(estimates: Sequence[Estimate], scores: Numbers, late: Numbers, u: float) -> Keys:
     """From the point `u` of a circle on which each has an arc as long as its weight; those without any come last."""
-    weights = [max(0.0, option[4].view.endpoint.weight) for option in options]
-    arcs = list(accumulate(weights if any(weights) else [1.0] * len(options)))
-    first, count = bisect_right(arcs, u * arcs[-1]), len(options)
+    weights = [max(0.0, one.view.endpoint.weight) for one in estimates]
+    arcs = list(accumulate(weights if any(weights) else [1.0] * len(weights)))
+    first, count = bisect_right(arcs, u * arcs[-1]), len(weights)
     return [float(weight == 0) for weight in weights], [float((index - first) % count) for index in range(count)]
 
 
@@ -164,20 +161,17 @@ def ranking(
 ) -> Ranking:
     """The options, best first. Of two random ones among equals, the less burdened one comes first."""
     scores, late = utilities(job, options, strategy, now)
-    order = list(range(len(options)))
     groups: Numbers | None = None
     if strategy.arrange:
         chance = seed / 2**32 if turn is None else turn * GOLDEN % 1
-        groups, scores = strategy.arrange(options, scores, late, chance)
+        groups, scores = strategy.arrange([estimate for *_, estimate in options], scores, late, chance)
     if job.order:
         place = {provider: index - len(job.order) for index, provider in enumerate(job.order)}
-        ranks = [1e10 * place.get(option[4].view.endpoint.provider, 0) for option in options]
+        ranks = [1e10 * place.get(estimate.view.endpoint.provider, 0) for *_, estimate in options]
         groups = [rank + group for rank, group in zip(ranks, groups or [0.0] * len(ranks), strict=True)]
-    if groups is None:
-        order.sort(key=scores.__getitem__)
-    else:
-        keys = list(zip(groups, scores, strict=True))
-        order.sort(key=keys.__getitem__)
+    keys = scores if groups is None else list(zip(groups, scores, strict=True))
+    order = sorted(range(len(options)), key=keys.__getitem__)
+    ranked = Ranking(options, order, scores, late)
     if strategy.near and len(order) > 1:
         best = order[0]
         limit = scores[best] + strategy.near * abs(scores[best])
@@ -189,24 +183,25 @@ def ranking(
         ):
             equal += 1
         if equal > 1:
-            order.insert(0, order.pop(_two_choices([options[index] for index in order[:equal]], seed, now)))
-    return Ranking(options, order, scores, late)
+            order.insert(0, order.pop(_two_choices(ranked, equal, seed, now)))
+    return ranked
 
 
-def _two_choices(options: Rows, seed: int, now: float) -> int:
-    """The index of the less burdened of two different options, picked by `seed`."""
-    count = len(options)
-    one = seed % count
-    other = (one + 1 + (seed >> 16) % (count - 1)) % count
-    return one if _burden(options[one], now) <= _burden(options[other], now) else other
+def _two_choices(ranked: Ranking, equal: int, seed: int, now: float) -> int:
+    """The place of the less burdened of two different options among the first `equal`, picked by `seed`."""
+    one = seed % equal
+    other = (one + 1 + (seed >> 16) % (equal - 1)) % equal
+    here, there = (_burden(ranked.option(ranked.order[place]), now) for place in (one, other))
+    return one if here <= there else other
 
 
-def _burden(option: Row, now: float) -> float:
+def _burden(option: Option, now: float) -> float:
     """The unanswered calls as a share of capacity, times one more than the answers that should have come by now.
 
     An endpoint that hangs has no more calls in flight than those that take over its share, but it is silent.
     """
-    return (_crowding(option) - 1) * (1 + option[4].traffic.missed(option[1], now))
+    missed = option.estimate.traffic.missed(option.latency_s, now)
+    return (_crowding(option.estimate) - 1) * (1 + missed)
 
 
 def next_shadow_price(price: float, load: Load) -> float:
