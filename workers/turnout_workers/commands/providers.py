@@ -6,6 +6,8 @@ import asyncio
 import json
 import sys
 from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import asdict, fields
 from typing import Any
 
 import click
@@ -15,19 +17,12 @@ from rich.console import Console
 from turnout_workers.commands.check import answers_of
 from turnout_workers.commands.screen import indented
 from turnout_workers.deployment import Deployment, deployment
-from turnout_workers.routing.fleet import OPERATOR, EndpointView, Limits
+from turnout_workers.routing.fleet import OPERATOR, Endpoint, EndpointView, Limits
 from turnout_workers.state.fleet_view import trouble
 from turnout_workers.state.redis import state_call
 
-UNITS = {
-    "requests_per_minute": "requests a minute",
-    "tokens_per_minute": "tokens a minute",
-    "input_tokens_per_minute": "input tokens a minute",
-    "output_tokens_per_minute": "output tokens a minute",
-    "requests_per_day": "requests a day",
-    "tokens_per_day": "tokens a day",
-    "concurrency": "at once",
-}
+UNITS = {kind.name: kind.name.replace("_per_", " a ").replace("_", " ") for kind in fields(Limits)}
+UNITS["concurrency"] = "at once"
 
 
 @click.command()
@@ -56,35 +51,31 @@ def _look(here: Deployment) -> list[dict[str, Any]]:
     """All endpoints, as plain values. `health` is None where Redis can't be asked."""
     views: dict[str, EndpointView] = {}
     at = 0.0
-    try:
+    with suppress(redis.RedisError):
         snapshot = here.fleet.snapshot(*here.ask(state_call(here.ledger.keys))[0])
         at, views = snapshot.at, {view.endpoint.id: view for view in snapshot.views}
-    except redis.RedisError:
-        pass
-    found = []
-    for endpoint in here.fleet.endpoints:
-        price = endpoint.price
-        wrong = trouble(views[endpoint.id].health, at) if endpoint.id in views else None
-        found.append(
-            {
-                "endpoint": endpoint.id,
-                "sent_as": endpoint.served_model,
-                "input_usd_per_mtok": price.input if price else None,
-                "output_usd_per_mtok": price.output if price else None,
-                "price_from": price.source if price else None,
-                "limits": _told(endpoint.limits),
-                "shared_limits": _told(endpoint.shared_limits),
-                "context_tokens": endpoint.context_tokens,
-                "capabilities": sorted(endpoint.capabilities),
-                "health": None if endpoint.id not in views else wrong[1] if wrong else "well",
-                "simulated": endpoint.simulated,
-            }
-        )
-    return found
+    return [_row(endpoint, views.get(endpoint.id), at) for endpoint in here.fleet.endpoints]
+
+
+def _row(endpoint: Endpoint, view: EndpointView | None, at: float) -> dict[str, Any]:
+    price, wrong = endpoint.price, trouble(view.health, at) if view else None
+    return {
+        "endpoint": endpoint.id,
+        "sent_as": endpoint.served_model,
+        "input_usd_per_mtok": price.input if price else None,
+        "output_usd_per_mtok": price.output if price else None,
+        "price_from": price.source if price else None,
+        "limits": _told(endpoint.limits),
+        "shared_limits": _told(endpoint.shared_limits),
+        "context_tokens": endpoint.context_tokens,
+        "capabilities": sorted(endpoint.capabilities),
+        "health": None if view is None else wrong[1] if wrong else "well",
+        "simulated": endpoint.simulated,
+    }
 
 
 def _told(limits: Limits) -> dict[str, int]:
-    return {name: value for name in UNITS if (value := getattr(limits, name)) is not None}
+    return {name: limit for name, limit in asdict(limits).items() if limit is not None}
 
 
 def _lines(one: dict[str, Any]) -> Iterator[str]:

