@@ -12,26 +12,10 @@ if TYPE_CHECKING:
     from turnout.result import JobResult
 
 __all__ = [
-    "AsyncClient",
-    "AsyncJob",
-    "Cancelled",
-    "Client",
-    "Conflict",
-    "Expired",
-    "Failed",
-    "InferenceRequest",
-    "InferenceResponse",
-    "IntakeRefused",
-    "Job",
-    "JobError",
-    "JobResult",
-    "Lane",
-    "Restarted",
-    "RoutingConstraints",
-    "RoutingStrategy",
-    "TurnoutError",
-    "Unreadable",
-]
+    "AsyncClient", "AsyncJob", "Cancelled", "Client", "Conflict", "Expired", "Failed", "InferenceRequest",
+    "InferenceResponse", "IntakeRefused", "Job", "JobError", "JobResult", "Lane", "Restarted", "RoutingConstraints",
+    "RoutingStrategy", "TurnoutError", "Unreadable",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Sequence
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -24,12 +24,20 @@ MOST_PROVIDERS = 8
 """Shown in a bar."""
 
 
-class Progress(AbstractContextManager["Progress"]):
+class Progress:
     """Is told of a tally now and then, within a `with` block."""
 
     every_s: float
     """How often it shows something, at most."""
-    _shown_at = 0.0
+
+    def __init__(self, console: Console, total: int | None = None, ceiling_microusd: int | None = None) -> None:
+        """total: lines; None: nobody knows."""
+        self._console, self._total, self._ceiling_microusd = console, total, ceiling_microusd
+        self._points: deque[tuple[float, int]] = deque()
+        self._shown_at = 0.0
+
+    def __enter__(self) -> Self:
+        return self
 
     def __exit__(self, *_: object) -> None: ...
 
@@ -44,20 +52,23 @@ class Progress(AbstractContextManager["Progress"]):
         self._shown_at = now
         return True
 
-
-class Pace:
-    """Jobs a second over the last moments, and when the rest will be done."""
-
-    def __init__(self) -> None:
-        self._points: deque[tuple[float, int]] = deque()
-
-    def rate(self, finished: int) -> float:
+    def _rate(self, finished: int) -> float:
+        """Jobs a second over the last moments."""
         now = time.monotonic()
         self._points.append((now, finished))
         while now - self._points[0][0] > RATE_WINDOW_S and len(self._points) > 2:
             self._points.popleft()
         began, count = self._points[0]
         return (finished - count) / (now - began) if now > began else 0.0
+
+    def _standing(self, tally: Tally) -> str:
+        """Pace, when the rest will be done, money and trouble."""
+        rate, total, ceiling = self._rate(tally.finished), self._total, self._ceiling_microusd
+        told = [f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"]
+        if total is not None:
+            told.append(f"ETA {span((total - tally.finished) / rate) if rate else '–'}")
+        told.append(steady_usd(tally.cost_microusd) + ("" if ceiling is None else f" of {dollars(ceiling)}"))
+        return " · ".join([*told, f"{tally.failed:,} failed", counted(tally.failovers, "failover")])
 
 
 class Bar(Progress):
@@ -68,12 +79,11 @@ class Bar(Progress):
     def __init__(
         self, console: Console, total: int | None, ceiling_microusd: int | None, title: str, providers: Sequence[str]
     ) -> None:
-        self._total, self._ceiling = total, ceiling_microusd
+        super().__init__(console, total, ceiling_microusd)
         self._title, self._providers = title, providers
-        self._pace = Pace()
         self._live = Live(console=console, refresh_per_second=8, transient=True)
 
-    def __enter__(self) -> Bar:
+    def __enter__(self) -> Self:
         self._live.start()
         return self
 
@@ -83,12 +93,11 @@ class Bar(Progress):
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         if not self._due():
             return
-        rate, total = self._pace.rate(tally.finished), self._total or max(tally.lines, 1)
+        total = self._total or max(tally.lines, 1)
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=total, completed=tally.finished, width=40)
         head.add_row(Text(self._title), bar, f"{tally.finished:,} of {total:,}{'' if self._total else ' so far'}")
-        line = Text(" · ".join(_standing(tally, rate, self._total, self._ceiling)))
-        self._live.update(Group(head, line, self._table(tally, states)))
+        self._live.update(Group(head, Text(self._standing(tally)), self._table(tally, states)))
 
     def _table(self, tally: Tally, states: dict[str, str]) -> Table:
         """The providers, as many as there is room for: those in trouble, then those with most jobs."""
@@ -116,41 +125,28 @@ class Lines(Progress):
     every_s = 5.0
 
     def __init__(self, console: Console, total: int | None, ceiling_microusd: int | None) -> None:
-        self._console, self._total, self._ceiling = console, total, ceiling_microusd
-        self._pace, self._states = Pace(), dict[str, str]()
+        super().__init__(console, total, ceiling_microusd)
+        self._states: dict[str, str] = {}
         self._shown_at = time.monotonic()
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
-        rate = self._pace.rate(tally.finished)
+        standing = self._standing(tally)
         for name in states.keys() - self._states.keys():
             self._say(f"{name}: {states[name]}")
         for name in self._states.keys() - states.keys():
             self._say(f"{name}: back")
         self._states = states
         if self._due():
-            total = f" of {self._total:,}" if self._total else ""
-            self._say(f"{tally.finished:,}{total} · {' · '.join(_standing(tally, rate, self._total, self._ceiling))}")
+            self._say(f"{tally.finished:,}{f' of {self._total:,}' if self._total else ''} · {standing}")
 
     def _say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _standing(tally: Tally, rate: float, total: int | None, ceiling_microusd: int | None) -> Iterator[str]:
-    yield f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"
-    if total is not None:
-        yield f"ETA {span((total - tally.finished) / rate) if rate else '–'}"
-    yield steady_usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {dollars(ceiling_microusd)}")
-    yield f"{tally.failed:,} failed"
-    yield counted(tally.failovers, "failover")
 
 
 class Json(Progress):
     """One JSON object a second."""
 
     every_s = 1.0
-
-    def __init__(self, console: Console) -> None:
-        self._console = console
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         if self._due():

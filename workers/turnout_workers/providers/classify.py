@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from turnout_workers.providers.errors import request_id
-from turnout_workers.providers.retry_after import retry_after_s
+from turnout_workers.providers.retry_after import at, retry_after_s
 from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 
@@ -82,7 +82,7 @@ def classify_response(
         status = int(code)
     words = f"{said} {upstream}".lower()
     wait_s = retry_after_s(headers, body, now, limit_headers)
-    told_id = body.get("request_id") if isinstance(body, dict) else None
+    told_id = at(body, "request_id")
     call_id = request_id(headers) or (told_id if isinstance(told_id, str) else None)
     message = scrubbed(said or f"HTTP {status}", scrub)
     should_retry = headers.get("x-should-retry")
@@ -152,10 +152,9 @@ def classify_response(
 
 def _parameter(body: Any, words: str) -> str | None:
     """The optional parameter that the error is about, by our name: the one it names, else the first mentioned."""
-    error = body.get("error") if isinstance(body, dict) else None
-    told = str(error.get("param")) if isinstance(error, dict) else ""
+    told = at(body, "error", "param")
     mentioned = re.search(rf"\b({'|'.join(_OPTIONAL)})\b", words)
-    return _OPTIONAL.get(told) or (_OPTIONAL[mentioned[1]] if mentioned and told in ("", "None") else None)
+    return _OPTIONAL.get(str(told)) or (_OPTIONAL[mentioned[1]] if mentioned and told in (None, "", "None") else None)
 
 
 def _envelope(body: Any) -> tuple[str, str, str, str]:
@@ -169,18 +168,14 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
     if not isinstance(error, dict):  # xAI, Ollama: {"code": …, "error": "what happened"}
         error = {**body, "message": error if isinstance(error, str) else body.get("message")}
     word = error.get("status") if isinstance(error.get("status"), str) else error.get("type")
-    details, code, metadata = error.get("details"), error.get("code"), error.get("metadata")
-    if isinstance(details, dict):
-        code = details.get("error_code") or code
+    details, code = error.get("details"), at(error, "details", "error_code") or error.get("code")
     for detail in details if isinstance(details, list) else ():
-        if isinstance(detail, dict) and detail.get("reason"):
-            code = detail["reason"]
-    inner = error.get("innererror") or error.get("inner_error")
-    if isinstance(inner, dict) and inner.get("code"):
-        code = f"{code} {inner['code']}"
+        code = at(detail, "reason") or code
+    if inner := at(error, "innererror", "code") or at(error, "inner_error", "code"):
+        code = f"{code} {inner}"
     said = error.get("message") or body.get("detail") or ""
     text = said if isinstance(said, str) else json.dumps(said)
-    upstream = str(metadata.get("raw") or "") if isinstance(metadata, dict) else ""
+    upstream = str(at(error, "metadata", "raw") or "")
     return str(word or "").lower(), str("" if code is None else code).lower(), text, upstream
 
 

@@ -68,22 +68,19 @@ def retry_after_s(headers: Mapping[str, str], body: Any, now: float, limit_heade
     now = _sent_at(headers, now)
     if (told := seconds(headers.get("retry-after"), now)) is not None:
         return told
-    envelope = body[0] if isinstance(body, list) and len(body) == 1 else body  # Gemini's, sometimes
-    error = envelope.get("error") if isinstance(envelope, dict) else None
-    error = error if isinstance(error, dict) else {}
-    for detail in _dicts(error.get("details")):
-        if str(detail.get("@type", "")).endswith("RetryInfo"):
-            delay = detail.get("retryDelay")
-            if (told := seconds(delay if isinstance(delay, str) else None, now)) is not None:
-                return told
+    error = at(body[0] if isinstance(body, list) and len(body) == 1 else body, "error")  # a list is Gemini's, sometimes
+    details = at(error, "details")
+    for detail in details if isinstance(details, list) else ():
+        delay = at(detail, "retryDelay") if str(at(detail, "@type")).endswith("RetryInfo") else None
+        if (told := seconds(delay if isinstance(delay, str) else None, now)) is not None:
+            return told
     # OpenRouter reports the one limit that was reached; for free models in the body alone.
-    for metadata in _dicts([error.get("metadata")]):
-        for inner in _dicts([metadata.get("headers")]):
-            headers = {**headers, **{str(name).lower(): str(value) for name, value in inner.items()}}
+    if isinstance(inner := at(error, "metadata", "headers"), dict):
+        headers = {**headers, **{str(name).lower(): str(value) for name, value in inner.items()}}
     resets = [limit.reset_s for limit in observed_limits(headers, now, limit_headers) if limit.remaining == 0]
     if _number(headers.get("x-ratelimit-remaining")) == 0:
         resets.append(seconds(headers.get("x-ratelimit-reset"), now))
-    said = _SAID.search(str(error.get("message")))
+    said = _SAID.search(str(at(error, "message")))
     in_words_s = seconds(said[1], now) if said else None
     return max((reset for reset in resets if reset is not None), default=in_words_s)
 
@@ -104,8 +101,11 @@ def observed_limits(
     return tuple(found)
 
 
-def _dicts(values: Any) -> list[dict[str, Any]]:
-    return [value for value in values if isinstance(value, dict)] if isinstance(values, list) else []
+def at(value: Any, *path: str) -> Any:
+    """What is there in nested JSON objects; None: nothing."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
 
 
 def _number(text: str | None) -> float | None:
