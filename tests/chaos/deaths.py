@@ -16,19 +16,12 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from tests.chaos.fleet import two_providers
 from tests.chaos.stand import Stand, standing
 
 from turnout.ledger import run
 
-FLEET = """
-output_tokens = 8
-[providers.sim-one]
-ttft_s = 0.12
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
-[providers.sim-two]
-ttft_s = 0.12
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 }
-"""
+FLEET = two_providers(0.12)
 PLACES = {"claimed": 0, "before_call": 0, "during_call": 1, "after_call": 1, "after_settle": 0}
 """Where a worker can die, and how many calls that costs: on a busy machine `during_call` may come before it is sent."""
 AT_A_TIME = 20

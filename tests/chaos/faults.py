@@ -16,20 +16,12 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.chaos.fleet import two_providers
 from tests.chaos.stand import Stand, standing
 from tests.tcp_proxy import between
 
 from turnout.ledger import run
 
-FLEET = """
-output_tokens = 8
-[providers.sim-one]
-ttft_s = {ttft_s}
-models."llama-3.3-70b" = {{ input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }}
-[providers.sim-two]
-ttft_s = {ttft_s}
-models."llama-3.3-70b" = {{ input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 }}
-"""
 Fault = Callable[[Path, random.Random], list[str]]
 """Makes it happen, in a folder for its stand; tells what was not as promised."""
 LOST = 100
@@ -41,7 +33,7 @@ GRACE_S, STOPPED_WITHIN_S = 1.0, 5.0
 def lost_replies(folder: Path, rng: random.Random) -> list[str]:
     """Of 300 messages a hundred are lost on their way. What was not as promised."""
     ids = [f"job-{n}" for n in rng.sample(range(10_000), 3 * LOST)]
-    with standing(folder, FLEET.format(ttft_s=0.05), concurrency=1) as stand, between(stand.redis.port) as proxy:
+    with standing(folder, two_providers(0.05), concurrency=1) as stand, between(stand.redis.port) as proxy:
         proxy.cut_replies(b"BRPOP", times=LOST)
         stand.submit(ids)
         for _ in range(5):
@@ -61,7 +53,7 @@ def lost_replies(folder: Path, rng: random.Random) -> list[str]:
 def long_calls(folder: Path, rng: random.Random) -> list[str]:
     """Calls of five leases, whose worker lives while others beside it die."""
     ids = [f"long-{n}" for n in range(8)]
-    with standing(folder, FLEET.format(ttft_s=5.0), concurrency=8, lease_s=1.0) as stand:
+    with standing(folder, two_providers(5.0), concurrency=8, lease_s=1.0) as stand:
         stand.start_worker()
         stand.submit(ids)
         stand.until(lambda: stand.outcomes(ids) == {"calling": len(ids)}, 20)
@@ -75,8 +67,7 @@ def long_calls(folder: Path, rng: random.Random) -> list[str]:
 def stop(folder: Path, rng: random.Random, within_s: float = STOPPED_WITHIN_S) -> list[str]:
     """A thousand calls are in flight when their worker is asked to stop, which it does so soon after its grace."""
     ids = [f"job-{n}" for n in range(CALLS)]
-    fleet = FLEET.format(ttft_s=6.0)
-    with standing(folder, fleet, concurrency=CALLS, lease_s=30.0, drain_s=GRACE_S) as stand:
+    with standing(folder, two_providers(6.0), concurrency=CALLS, lease_s=30.0, drain_s=GRACE_S) as stand:
         first = stand.start_worker()
         stand.submit(ids)
         stand.until(lambda: stand.outcomes(ids) == {"calling": CALLS}, 60)

@@ -14,6 +14,15 @@ from turnout_workers.local import process
 from turnout_workers.simulator import load
 
 
+def two_providers(ttft_s: float) -> str:
+    """A cheap one and a dearer one of the same model, of short answers that take so long."""
+    return "output_tokens = 8\n" + "".join(
+        f"[providers.sim-{name}]\nttft_s = {ttft_s}\n"
+        f'models."llama-3.3-70b" = {{ input_usd_per_mtok = {usd}, output_usd_per_mtok = {usd + 0.2} }}\n'
+        for name, usd in (("one", 0.1), ("two", 0.2))
+    )
+
+
 class Fleet:
     """`config` is a turnout.toml of its providers, with the `tables` given on top."""
 

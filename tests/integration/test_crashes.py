@@ -10,19 +10,12 @@ from pathlib import Path
 
 import pytest
 from tests.chaos import deaths, faults
+from tests.chaos.fleet import two_providers
 from tests.chaos.stand import standing
 
 from turnout.ledger import Keyring, run
 
-FLEET = """
-output_tokens = 8
-[providers.sim-one]
-ttft_s = 0.2
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
-[providers.sim-two]
-ttft_s = 0.2
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 }
-"""
+FLEET = two_providers(0.2)
 IDS = [f"job-{n}" for n in range(60)]
 
 
@@ -71,7 +64,7 @@ def test_a_stop_in_order_lets_calls_end_and_leaves_the_rest_to_others(tmp_path: 
 
 
 def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET.replace("0.2\n", "30.0\n"), concurrency=20, drain_s=30.0) as stand:
+    with standing(tmp_path, two_providers(30.0), concurrency=20, drain_s=30.0) as stand:
         worker = stand.start_worker()
         stand.submit(IDS[:20])
         stand.until(lambda: stand.outcomes(IDS[:20]) == {"calling": 20}, 20)
@@ -85,7 +78,7 @@ def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path) -> None:
 
 
 def test_a_cancelled_job_in_flight_is_aborted(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 30.0"), concurrency=2) as stand:
+    with standing(tmp_path, two_providers(30.0), concurrency=2) as stand:
         stand.start_worker()
         stand.submit(["slow"])
         stand.until(lambda: run(stand.client, [stand.ledger.facts("slow")])[0].state == "calling", 20)
@@ -99,7 +92,7 @@ def test_an_answer_that_comes_while_redis_is_away_is_kept_sealed_and_not_paid_fo
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TURNOUT_PAYLOAD_KEYS", f"2026a:{base64.b64encode(os.urandom(32)).decode()}")
-    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 2.0"), concurrency=5, lease_s=6.0) as stand:
+    with standing(tmp_path, two_providers(2.0), concurrency=5, lease_s=6.0) as stand:
         stand.start_worker()
         stand.submit(IDS[:5])
         stand.until(lambda: set(stand.outcomes(IDS[:5])) == {"calling"}, 20)
@@ -135,7 +128,7 @@ def test_a_job_that_kills_its_workers_runs_three_times_and_no_more(tmp_path: Pat
 
 
 def test_workers_that_stall_and_live_make_no_job_poison(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET.replace("ttft_s = 0.2", "ttft_s = 2.5"), concurrency=5, lease_s=1.0) as stand:
+    with standing(tmp_path, two_providers(2.5), concurrency=5, lease_s=1.0) as stand:
         for _ in range(2):
             stand.start_worker()
         stand.submit(["job"])

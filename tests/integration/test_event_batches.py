@@ -17,8 +17,8 @@ from tests.redis_server import Server
 from tests.tcp_proxy import between
 
 from turnout.ledger import run
-from turnout_workers.monitoring.events import Events
-from turnout_workers.transport import SILENT_S, celery_settings
+from turnout_workers.monitoring.events import SLOW_S, Events
+from turnout_workers.transport import celery_settings
 
 FLEET = """
 output_tokens = 8
@@ -65,8 +65,9 @@ def test_events_are_published_in_batches_and_the_last_of_them_before_a_worker_en
 def test_a_silent_redis_holds_the_worker_up_once_and_what_was_to_be_told_is_kept(redis_server: Server) -> None:
     """Celery itself knows no limit, and tries to tell of its heartbeat until it succeeds: it couldn't be stopped."""
     with between(redis_server.port) as proxy:
-        app = Celery(events=Events)
+        app, silent_s = Celery(events=Events), SLOW_S + 0.2
         app.conf.update(celery_settings(proxy.url))
+        app.conf.broker_transport_options |= {"socket_timeout": silent_s}  # of a worker's three seconds
         with app.connection_for_write() as connection:
             dispatcher = app.events.Dispatcher(connection, buffer_group=["task"])
             dispatcher.send("task-started", uuid="a")
@@ -75,7 +76,7 @@ def test_a_silent_redis_holds_the_worker_up_once_and_what_was_to_be_told_is_kept
                 began = time.monotonic()
                 for _ in range(20):
                     dispatcher.send("worker-heartbeat", retry=True)
-                assert time.monotonic() - began < 20 * SILENT_S
+                assert time.monotonic() - began < 20 * silent_s
                 dispatcher.close()
             finally:
                 proxy.rejoin()

@@ -8,6 +8,7 @@ from datetime import datetime
 from pathlib import Path
 
 from tests.chaos import faults
+from tests.chaos.fleet import two_providers
 from tests.chaos.stand import standing
 from tests.integration.test_crashes import FLEET, IDS
 from tests.tcp_proxy import between
@@ -54,7 +55,7 @@ def test_replies_that_are_late_make_nothing_happen_twice(tmp_path: Path) -> None
 
 def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: Path) -> None:
     ids = IDS[:5]
-    with standing(tmp_path, FLEET.replace("0.2\n", "3.0\n"), concurrency=5, lease_s=2.0) as stand:
+    with standing(tmp_path, two_providers(3.0), concurrency=5, lease_s=2.0) as stand:
         with between(stand.redis.port) as proxy:
             stand.start_worker(redis_url=proxy.url)
             stand.submit(ids)
@@ -76,7 +77,7 @@ def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: 
 
 def test_an_answer_that_a_parted_worker_brings_too_late_is_counted_as_a_duplicate(tmp_path: Path) -> None:
     ids = IDS[:3]
-    with standing(tmp_path, FLEET.replace("0.2\n", "1.0\n"), concurrency=5, lease_s=2.0) as stand:
+    with standing(tmp_path, two_providers(1.0), concurrency=5, lease_s=2.0) as stand:
         with between(stand.redis.port) as proxy:
             stand.start_worker(redis_url=proxy.url)
             stand.submit(ids)

@@ -198,7 +198,6 @@ def test_the_same_command_pays_for_no_line_twice_unless_all_are_to_be_run_anew(t
 
     assert run()[1] == 20
     output.unlink()
-    assert run()[1] == 20
     source.write_text(source.read_text().replace("Question 7?", "Another question?"))
     text, calls = run()
     assert calls == 21
