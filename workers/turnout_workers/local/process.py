@@ -38,10 +38,7 @@ def _die_with_parent(signum: int) -> Callable[[], None] | None:
 
 
 def start(
-    command: Sequence[str],
-    log: Path,
-    env: Mapping[str, str] | None = None,
-    on_parent_death: int = signal.SIGKILL,
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None, on_parent_death: int = signal.SIGKILL
 ) -> subprocess.Popen[bytes]:
     """Start a child that dies with us. It doesn't share our terminal's Ctrl-C: we decide when it stops."""
     log.parent.mkdir(parents=True, exist_ok=True)

@@ -13,10 +13,7 @@ PLAIN = frozenset({"temperature", "top_p", "stop", "seed", "dimensions"})
 PLAIN |= {"tools", "tool_choice", "json_schema", "json_object"}
 OPENAI_PARAMETERS = PLAIN | {"reasoning_effort"}
 
-STANDARD_LIMITS = {
-    "x-ratelimit-{}-requests": "requests_per_minute",
-    "x-ratelimit-{}-tokens": "tokens_per_minute",
-}
+STANDARD_LIMITS = {"x-ratelimit-{}-requests": "requests_per_minute", "x-ratelimit-{}-tokens": "tokens_per_minute"}
 """Names of response headers, in which `{}` stands for `limit`, `remaining` or `reset`, and the field of `Limits` that
 each of them is about."""
 
@@ -69,10 +66,7 @@ DIALECTS: dict[str, Dialect] = dict(
             "groq",
             "https://api.groq.com/openai/v1",
             **_LIKE_OPENAI,
-            limit_headers={
-                "x-ratelimit-{}-requests": "requests_per_day",
-                "x-ratelimit-{}-tokens": "tokens_per_minute",
-            },
+            limit_headers={"x-ratelimit-{}-requests": "requests_per_day", "x-ratelimit-{}-tokens": "tokens_per_minute"},
         ),
         _hosted("together", "https://api.together.xyz/v1"),
         _hosted(
