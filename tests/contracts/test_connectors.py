@@ -27,7 +27,7 @@ from turnout.request import Capability, FinishReason, InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.body import server_sent
-from turnout_workers.providers.conformance import always, serving, silent
+from turnout_workers.providers.conformance import Reply, always, serving, silent
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
@@ -416,16 +416,17 @@ async def reset(writer: asyncio.StreamWriter) -> None:
     writer.transport.abort()
 
 
-async def stops(writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
-    await writer.drain()
-    await asyncio.sleep(5)
+def stops_after(begun: bytes) -> Reply:
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        await always(begun)(writer)
+        await silent(writer)
+
+    return reply
 
 
-async def begins(writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
-    await writer.drain()
-    await asyncio.sleep(5)
+begins = stops_after(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n")
+stops = stops_after(b"HTTP/1.1 200 OK\r\ncontent-length: 100\r\n\r\n{")
+rejects_silently = stops_after(b"HTTP/1.1 401 No\r\ncontent-length: 100\r\n\r\n")
 
 
 async def drips(writer: asyncio.StreamWriter) -> None:
@@ -434,12 +435,6 @@ async def drips(writer: asyncio.StreamWriter) -> None:
         writer.write(b" ")
         await writer.drain()
         await asyncio.sleep(0.1)
-
-
-async def rejects_silently(writer: asyncio.StreamWriter) -> None:
-    writer.write(b"HTTP/1.1 401 No\r\ncontent-length: 100\r\n\r\n")
-    await writer.drain()
-    await asyncio.sleep(5)
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,10 @@ def until(happens: Callable[[], bool], limit_s: float = 60) -> None:
         time.sleep(0.02)
 
 
+def until_begun(journal: Path) -> None:
+    until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
+
+
 def results(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
@@ -128,7 +132,7 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, fleet: Fleet
     arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "8")
     journal = tmp_path / "out.jsonl.journal"
     with running(tmp_path, *arguments) as child:
-        until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
+        until_begun(journal)
         child.send_signal(signal.SIGKILL)
         child.wait()
         until(lambda: not left_behind(tmp_path), 15)
@@ -157,7 +161,7 @@ def test_a_run_starts_its_worker_and_its_redis_again(tmp_path: Path, fleet: Flee
                     os.kill(int(entry.name), signal.SIGKILL)
 
     with running(tmp_path, *arguments) as child:
-        until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
+        until_begun(journal)
         kill("turnout worker")
         kill("-server 127.0.0.1")
         code, text = finish(child)
@@ -172,7 +176,7 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, flee
     arguments = (str(source), "-o", str(output), "--config", str(fleet.config), "-c", "8")
     journal = tmp_path / "out.jsonl.journal"
     with running(tmp_path, *arguments) as child:
-        until(lambda: journal.exists() and journal.read_bytes().count(b"\n") > 40)
+        until_begun(journal)
         child.send_signal(signal.SIGINT)
         code, text = finish(child)
     assert code == 3, text

@@ -48,15 +48,19 @@ async def test_the_chosen_provider_is_called_and_no_other() -> None:
         assert (await router.complete(ASK)).provider == "groq"
 
 
+async def comes_back(router: IntelligentRouter) -> None:
+    async with asyncio.timeout(20):
+        while (await router.complete(ASK)).provider != "groq":
+            await asyncio.sleep(0.05)
+
+
 async def test_a_failing_provider_is_left_within_the_call_and_comes_back_by_itself() -> None:
     async with routing(provider("openai", 1.0), provider("gemini", 0.1)) as (router, simulator):
         simulator.fail("groq", Fault(kind="error", status=503))
         answers = [(await router.complete(ASK)).provider for _ in range(5)]
         assert answers == ["gemini"] * 5
         simulator.heal("groq")
-        async with asyncio.timeout(20):
-            while (await router.complete(ASK)).provider != "groq":
-                await asyncio.sleep(0.05)
+        await comes_back(router)
 
 
 async def test_a_key_that_is_refused_takes_its_provider_out_until_a_health_check_accepts_it() -> None:
@@ -66,9 +70,7 @@ async def test_a_key_that_is_refused_takes_its_provider_out_until_a_health_check
         view = (await router.snapshot()).by_id["groq/llama"]
         assert (view.health.disabled or "").startswith("unauthorized")
         simulator.heal("groq")
-        async with asyncio.timeout(20):
-            while (await router.complete(ASK)).provider != "groq":
-                await asyncio.sleep(0.05)
+        await comes_back(router)
 
 
 async def test_what_cannot_be_done_is_told_with_reasons_and_a_failed_pinned_call_with_its_error() -> None:
