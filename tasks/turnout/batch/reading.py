@@ -10,7 +10,7 @@ from enum import Enum
 from turnout.batch.arriving import arriving
 from turnout.batch.ids import Uniqueness, legible_id
 from turnout.batch.journal import Journal
-from turnout.batch.line import Asked, Defaults, Line
+from turnout.batch.line import Defaults, Line
 from turnout.batch.parse import parse
 from turnout.batch.render import never_run, render
 from turnout.batch.source import Source, SourceError
@@ -66,7 +66,9 @@ class Reading:
                     yield Passed.DONE
                     continue
                 line, asked = parse(raw, self.defaults)
-                asked = self._servable(line, unique.check(line, asked))
+                asked = unique.check(line, asked)
+                if not isinstance(asked, Problem) and self.refusal and (why := self.refusal(asked)):
+                    asked = Problem(code="refused", message=f"line {line.number}: {why}")
                 if isinstance(asked, Problem):
                     rendered = render(line, never_run(asked))
                     self.journal.write(line.number, digest, {"status": "invalid"}, rendered)
@@ -77,8 +79,3 @@ class Reading:
         except SourceError as error:
             self.broken = error
         self.ended = True
-
-    def _servable(self, line: Line, asked: Asked) -> Asked:
-        if isinstance(asked, Problem) or self.refusal is None or not (why := self.refusal(asked)):
-            return asked
-        return Problem(code="refused", message=f"line {line.number}: {why}")

@@ -89,8 +89,8 @@ def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: st
             done += again
             if not again:
                 click.echo(f"{job_id}: is {job.state}, and not run again")
-    click.echo(f"{done:,} of {counted(len(jobs) or len(found), 'job')} run again")
-    sys.exit(1 if done < len(jobs) else 0)
+    click.echo(f"{done:,} of {counted(len(set(jobs)) or len(found), 'job')} run again")
+    sys.exit(1 if done < len(set(jobs)) else 0)
 
 
 @click.command()
