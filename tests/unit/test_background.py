@@ -30,8 +30,8 @@ async def test_work_that_an_error_ended_is_told_of_and_begun_again(caplog: pytes
         again.set()
         await asyncio.Event().wait()
 
-    with caplog.at_level(logging.CRITICAL, "turnout_workers.runtime"):
-        task = asyncio.create_task(kept_up(work, again_s=0))
+    with caplog.at_level(logging.CRITICAL, "turnout_workers.background.lasting"):
+        task = asyncio.create_task(kept_up(work, every_s=0))
         await asyncio.wait_for(again.wait(), 5)
     assert "unforeseen" in caplog.text
     assert not task.done()

@@ -29,7 +29,7 @@ class Worker:
     def __init__(self, name: str, store: MemoryFleetStore) -> None:
         self.name, self.store = name, store
         self.seen = SnapshotPoller(store, Fleet([A]), monotonic=lambda: NOW)
-        self.calls = UnderWay(store._clock)
+        self.calls = UnderWay(store.clock)
         self.watch = CallWatch(store, self.seen, self.calls, name)
         self.fleet_watch = FleetWatch(store, self.seen, random.Random(0), ejection_s=2.0)
         self.answer = asyncio.Event()

@@ -190,7 +190,8 @@ class PatientConsumer(Consumer):
     def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
         super().on_invalid_task(None, Unread(message), exc)
         if isinstance(exc, ContentDisallowed) and message.headers.get("task") == Infer.name:
-            worker.unread(message.headers["id"], f"{exc}; send it with serializer='json'")
+            why = f"{exc}; send it with serializer='json'"
+            worker.on_loop(worker.foreign.unread(message.headers["id"], why))
 
 
 class Unread:
@@ -226,7 +227,7 @@ def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
 
     They are cancelled before Celery does its part, for it would write a record of its own where it finds none.
     """
-    cancelled = worker.revoke(maybe_list(task_id))
+    cancelled = worker.on_loop(worker.foreign.revoke(maybe_list(task_id))).result()
     reply = control.revoke(state, task_id, **options)  # type: ignore[attr-defined]  # the stubs lack it
     for job_id in cancelled:
         revoked.discard(job_id)
@@ -237,7 +238,7 @@ def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
 def _dropped(sender: Any, request: Any, **_: Any) -> None:
     """Cancel a job that was revoked before the ledger had it, or while Redis was away."""
     if sender.name == Infer.name:
-        worker.dropped(request.id)
+        worker.on_loop(worker.foreign.dropped(request.id))
 
 
 @worker_shutting_down.connect

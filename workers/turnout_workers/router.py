@@ -300,8 +300,9 @@ class IntelligentRouter:
         await self._watch.judge()
 
     async def __aenter__(self) -> Self:
-        looking = (kept_up(self.watch, WATCH_S), kept_up(self.check_health, self._interval_s), self._calls.run())
-        self._tasks = [asyncio.create_task(work) for work in looking]
+        watching = kept_up(self.watch, WATCH_S, "the watch over the fleet")
+        checking = kept_up(self.check_health, self._interval_s, "the health check")
+        self._tasks = [asyncio.create_task(work) for work in (watching, checking, self._calls.run())]
         return self
 
     async def __aexit__(

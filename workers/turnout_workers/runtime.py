@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine
+from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any, TypeVar
 from uuid import uuid4
 
 from redis.exceptions import RedisError
@@ -27,7 +28,7 @@ from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
-from turnout_workers.background.lasting import end, kept_up
+from turnout_workers.background.lasting import AGAIN_S, end, kept_up
 from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.background.reload import Reload
 from turnout_workers.background.spool import Spool, Unspooling
@@ -49,6 +50,7 @@ from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
 ALIVE_EVERY_S = 5.0
 CONNECTIONS = 8
@@ -76,7 +78,7 @@ class Worker:
         file = settings.file
         keep_memory_private()
         if path := os.environ.get("TURNOUT_ALIVE"):  # first, for Redis may have to be waited for
-            self._keep_running(partial(_touch, Path(path)))
+            self._keep_up(partial(_touch, Path(path)), ALIVE_EVERY_S, path)
         if too_few := open_as_many_as_allowed(slots):
             logger.error(too_few)
         tracing.configure(os.environ)
@@ -142,8 +144,9 @@ class Worker:
         reload = Reload(self._in_force, self._use)
         unspooling = Unspooling(spool, self._ledger, self._send, self._store, self._in_force)
         for work in (self._poller, heartbeat, calls, housekeeping, checks, reload, self._webhooks, unspooling):
-            self._keep_running(work.run)
-        self._keep_running(partial(self._show_life, slots))
+            self._keep_up(work.run, what=type(work).__name__)
+        every_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
+        self._keep_up(partial(self._show_life, slots), every_s, "the sign of life")
         if (port := file.monitoring.metrics_port) is not None:
             from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
 
@@ -172,12 +175,8 @@ class Worker:
 
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives: for `turnout status`, and so that a late renewal counts as no death."""
-        every_s = min(ALIVE_EVERY_S, self._in_force.file.worker.lease_s / 3)
-        while True:
-            with contextlib.suppress(RedisError, OSError):
-                version = self._in_force.settings.version
-                await self._send(self._ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S))
-            await asyncio.sleep(every_s)
+        version = self._in_force.settings.version
+        await self._send(self._ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S))
 
     async def _connected(self) -> None:
         """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
@@ -206,28 +205,18 @@ class Worker:
         await self._http.aclose()
         await self._client.aclose()
 
-    def _keep_running(self, work: Callable[[], Awaitable[None]]) -> None:
-        self._tasks.append(asyncio.create_task(kept_up(work)))
+    def _keep_up(self, work: Callable[[], Awaitable[None]], every_s: float = AGAIN_S, what: str = "") -> None:
+        self._tasks.append(asyncio.create_task(kept_up(work, every_s, what)))
 
     async def ended(self, job_id: str) -> JobResult | None:
         """How a job has ended, if it has, without its answer's content."""
         return await self._send.whole(self._ledger.result(job_id, content=False))
 
-    def revoke(self, job_ids: Sequence[str]) -> list[str]:
-        """Cancel what somebody revokes by Celery's means; see `Foreign.revoke`. Called from Celery's thread."""
-        return asyncio.run_coroutine_threadsafe(self.foreign.revoke(job_ids), self._loop).result()
-
-    def dropped(self, job_id: str) -> None:
-        """Cancel a job whose message Celery has dropped. Called from Celery's thread."""
-        asyncio.run_coroutine_threadsafe(self.foreign.dropped(job_id), self._loop)
-
-    def unread(self, job_id: str, why: str) -> None:
-        """Tell the sender of a message that can't be read. Called from Celery's thread."""
-        asyncio.run_coroutine_threadsafe(self.foreign.unread(job_id, why), self._loop)
+    def on_loop(self, work: Coroutine[Any, Any, T]) -> Future[T]:
+        """Do this for Celery's thread, which alone calls it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop)
 
 
 async def _touch(path: Path) -> None:
     """Touch a file as long as the loop turns, for the health checks of containers. Redis may be away meanwhile."""
-    while True:
-        path.touch()  # noqa: ASYNC240  (in memory, or as good as)
-        await asyncio.sleep(ALIVE_EVERY_S)
+    path.touch()  # noqa: ASYNC240  (in memory, or as good as)

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections.abc import Awaitable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -30,22 +30,22 @@ REMEMBERED = 1000
 """Lines whose wait a worker knows of."""
 
 
+@dataclass(slots=True, eq=False)
 class Parking:
     """What one worker knows of the lines, and does for them."""
 
-    def __init__(self, ledger: Ledger, send: Coalescer) -> None:
-        self._ledger = ledger
-        self._send = send
-        self.any_parked = False
-        """Whether there are parked jobs at all, as of this worker's last claim: otherwise none need be woken."""
-        self.in_place: set[str] = set()
-        """Lines of which a job waits here in its slot, to have room the moment it appears. One of each line is enough:
-        more would hold slots that other jobs can use."""
-        self._changed = asyncio.Event()
-        self._until: dict[str, float] = {}
-        self._wanted: dict[str, int] = {}
-        """Jobs yet to be woken, by line."""
-        self._tasks: set[asyncio.Task[None]] = set()
+    ledger: Ledger
+    send: Coalescer
+    any_parked: bool = field(default=False, init=False)
+    """Whether there are parked jobs at all, as of this worker's last claim: otherwise none need be woken."""
+    in_place: set[str] = field(default_factory=set, init=False)
+    """Lines of which a job waits here in its slot, to have room the moment it appears. One of each line is enough: more
+    would hold slots that other jobs can use."""
+    _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
+    _until: dict[str, float] = field(default_factory=dict, init=False)
+    _wanted: dict[str, int] = field(default_factory=dict, init=False)
+    """Jobs yet to be woken, by line."""
+    _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     def noted(self, line: str, until: float, now: float) -> None:
         """A job of this line was refused, and there is no room before `until`."""
@@ -81,8 +81,8 @@ class Parking:
         following, before = [""], list[str]()
         try:
             while (count := self._wanted[line]) and following != before:
-                before, following = following, await self._send(self._ledger.following(line, count))
-                woken = await self._send.all(*(self._ledger.wake(job_id, lane) for job_id in reversed(following)))
+                before, following = following, await self.send(self.ledger.following(line, count))
+                woken = await self.send.all(*(self.ledger.wake(job_id, lane) for job_id in reversed(following)))
                 # Another worker may have woken some of them first: then go on with those behind them.
                 self._wanted[line] -= sum(woken) if len(following) == count else count
         finally:
@@ -90,7 +90,7 @@ class Parking:
 
     def bring(self, job_id: str, lane: Lane) -> None:
         """Publish a job that waited for its turn among its tenant's, in the background."""
-        self._in_background(self._send(self._ledger.bring(job_id, lane)))
+        self._in_background(self.send(self.ledger.bring(job_id, lane)))
 
     def _in_background(self, work: Awaitable[Any]) -> None:
         task = asyncio.create_task(_tried(work))
@@ -102,7 +102,7 @@ class Parking:
         self._until.clear()
         self._changed.set()
         self._changed = asyncio.Event()
-        await self._send(self._ledger.hasten(HASTENED))
+        await self.send(self.ledger.hasten(HASTENED))
 
 
 async def _tried(work: Awaitable[Any]) -> None:

@@ -7,11 +7,11 @@ import contextlib
 import logging
 import random
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
-from turnout.request import InferenceResponse
+from turnout.request import InferenceResponse, Usage
 from turnout.result import Attempt
 from turnout_workers.providers.base import CallOutcome
 from turnout_workers.routing import failover
@@ -79,31 +79,25 @@ TOLD_LATER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
 
 
+@dataclass(slots=True, eq=False)
 class Reporter:
     """Tells the fleet's store how calls went, and what `routing/health.py` makes of it."""
 
-    def __init__(
-        self,
-        store: FleetStore,
-        fleet: SnapshotPoller,
-        ejection_s: float,
-        rng: random.Random,
-        counted: Callable[[Finished], None] = lambda _: None,
-    ) -> None:
-        """ejection_s: the first one's length. counted: is told of every call."""
-        self._store = store
-        self._fleet = fleet
-        self._counted = counted
-        self._ejection_s = ejection_s
-        self._rng = rng
-        self._late: set[asyncio.Task[None]] = set()
+    store: FleetStore
+    fleet: SnapshotPoller
+    ejection_s: float
+    """Of the first ejection in a row."""
+    rng: random.Random
+    counted: Callable[[Finished], None] = lambda _: None
+    """Is told of every call."""
+    _late: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
     async def report(self, call: Finished, verdict: failover.Verdict) -> None:
         """End the call's lease; eject, cool down, disable or recover the endpoint as the verdict says."""
         endpoint = call.chosen.endpoint
-        self._counted(call)
+        self.counted(call)
         ended_at, ok, counts = call.started_at + call.duration_s, call.failure is None, verdict.counts_for_health
-        amend(self._fleet.snapshot, endpoint.id, lambda seen: seen.ended(ended_at, ok, counts))
+        amend(self.fleet.snapshot, endpoint.id, lambda seen: seen.ended(ended_at, ok, counts))
         try:
             await self._tell(call, verdict)
         except (RedisError, OSError) as error:
@@ -114,15 +108,15 @@ class Reporter:
 
     async def stop(self, call: Finished) -> None:
         """Report a call that was cancelled."""
-        await self.report(call, failover.judge(STOPPED, self._rng))
+        await self.report(call, failover.judge(STOPPED, self.rng))
 
     async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:
-        counters = await self._store.report(_report(call, verdict.counts_for_health, self._first_token_s(call)))
+        counters = await self.store.report(_report(call, verdict.counts_for_health, self._first_token_s(call)))
         await self._follow(call, counters, verdict)
 
     def _first_token_s(self, call: Finished) -> float | None:
         """How long the first token took: as the response says, or as is likely of one that came whole."""
-        response, snapshot = call.response, self._fleet.snapshot
+        response, snapshot = call.response, self.fleet.snapshot
         if response is None:
             return None
         if response.time_to_first_token_s is not None:
@@ -139,7 +133,7 @@ class Reporter:
         If that comes too late, the lease has expired by itself, and its money counts as unsure.
         """
         for wait_s in TOLD_LATER_S:
-            await asyncio.sleep(wait_s * self._rng.uniform(1.0, 1.5))
+            await asyncio.sleep(wait_s * self.rng.uniform(1.0, 1.5))
             with contextlib.suppress(RedisError, OSError):
                 await self._tell(call, verdict)
                 return
@@ -148,14 +142,14 @@ class Reporter:
         endpoint, failure = call.chosen.endpoint, call.failure
         affected = [endpoint.id]
         if verdict.scope is Scope.ACCOUNT:
-            views = self._fleet.snapshot.views
+            views = self.fleet.snapshot.views
             affected = [view.endpoint.id for view in views if view.endpoint.account_id == endpoint.account_id]
         reason = f"{failure.kind}: {failure.message}" if failure else ""
         if verdict.disable:
-            await self._store.disable(affected, reason)
+            await self.store.disable(affected, reason)
         if verdict.block_s > 0:
-            await self._store.block(affected, verdict.block_s, reason)
-        view = self._fleet.snapshot.by_id.get(endpoint.id)
+            await self.store.block(affected, verdict.block_s, reason)
+        view = self.fleet.snapshot.by_id.get(endpoint.id)
         if view is None or (failure is None and not counters.probe):
             return
         step = after_report(
@@ -163,32 +157,32 @@ class Reporter:
             counters,
             failure.kind if failure else None,
             counters.at,
-            self._rng,
+            self.rng,
             counts_for_health=verdict.counts_for_health,
             billed=failure is not None and failure.billed is Billed.YES,
-            base_s=self._ejection_s,
+            base_s=self.ejection_s,
         )
         if step.step is Step.TRIP:
-            health = await self._store.trip(endpoint.id, step.open_s, step.reason)
+            health = await self.store.trip(endpoint.id, step.open_s, step.reason)
             if health.trips > counters.trips:  # else another call's report has ejected it already
                 logger.warning("%s ejected for %.1f s: %s", endpoint.id, step.open_s, step.reason)
         elif step.step is Step.RECOVER:
-            await self._store.recover(endpoint.id)
+            await self.store.recover(endpoint.id)
             logger.info("%s recovered", endpoint.id)
 
 
 def _report(call: Finished, counts: bool, ttft_s: float | None) -> Report:
     chosen, failure = call.chosen, call.failure
     response = call.response
-    usage = response.usage if response else None
+    usage = response.usage if response else Usage(input_tokens=chosen.input_tokens if call.unsure_microusd else 0)
     return Report(
         lease_id=call.lease_id,
         endpoint_id=chosen.endpoint.id,
         ok=failure is None,
         counts=counts,
-        input_tokens=usage.input_tokens if usage else (chosen.input_tokens if call.unsure_microusd else 0),
-        output_tokens=usage.output_tokens if usage else 0,
-        cached_tokens=usage.cache_read_tokens if usage else 0,
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        cached_tokens=usage.cache_read_tokens,
         cost_microusd=call.cost_microusd,
         unsure_microusd=call.unsure_microusd,
         latency_s=response.latency_s if response else None,

@@ -58,18 +58,16 @@ class Hold:
         self.task.cancel()
 
 
+@dataclass(slots=True, eq=False)
 class Heartbeat:
     """Renews what is held, from one background task."""
 
-    def __init__(
-        self, ledger: Ledger, send: Coalescer, store: FleetStore, ttl_s: float, clock: Callable[[], float]
-    ) -> None:
-        self.ttl_s = ttl_s
-        self._ledger = ledger
-        self._send = send
-        self._store = store
-        self._clock = clock
-        self._held: set[Hold] = set()
+    ledger: Ledger
+    send: Coalescer
+    store: FleetStore
+    ttl_s: float
+    clock: Callable[[], float]
+    _held: set[Hold] = field(default_factory=set, init=False)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -84,14 +82,14 @@ class Heartbeat:
         """Renew for ever. A round takes at most a third of a lease, whatever Redis does, so that there is time to abort
         what can't be renewed."""
         while True:
-            began_at = self._clock()
+            began_at = self.clock()
             if self._held:
                 await self._round(list(self._held))
                 self.lose_expired()
-            await asyncio.sleep(max(0.0, began_at + self.ttl_s / 3 - self._clock()))
+            await asyncio.sleep(max(0.0, began_at + self.ttl_s / 3 - self.clock()))
 
     async def _round(self, held: Sequence[Hold]) -> None:
-        sent_at = self._clock()
+        sent_at = self.clock()
         renewing = asyncio.create_task(self._renew(held))
         # After the timeout nobody awaits it, and asyncio would complain of an error that nobody has looked at.
         renewing.add_done_callback(lambda late: late.cancelled() or late.exception())
@@ -114,15 +112,15 @@ class Heartbeat:
         for start in range(0, len(held), PART):
             part = held[start : start + PART]
             leases = [lease_id for hold in part for lease_id in hold.leases]
-            renewal = self._send(self._ledger.renew([(hold.job_id, hold.token) for hold in part], self.ttl_s))
-            ours, _ = await asyncio.gather(renewal, self._store.renew(leases, self.ttl_s))
+            renewal = self.send(self.ledger.renew([(hold.job_id, hold.token) for hold in part], self.ttl_s))
+            ours, _ = await asyncio.gather(renewal, self.store.renew(leases, self.ttl_s))
             renewed += ours
         return renewed
 
     def lose_expired(self) -> None:
         """Abort jobs whose leases would be over before another round could renew them."""
         for hold in list(self._held):
-            if not hold.lost and hold.valid_until - self._clock() <= self.ttl_s / 3:
+            if not hold.lost and hold.valid_until - self.clock() <= self.ttl_s / 3:
                 logger.warning(
                     "job %s: its lease can't be renewed; its call is aborted", hold.job_id, extra={"job": hold.job_id}
                 )

@@ -14,10 +14,11 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
 import redis.asyncio
-from redis.exceptions import OutOfMemoryError, RedisError
+from redis.exceptions import OutOfMemoryError
 
 from turnout.ledger import Call, Coalescer, Facts, Ledger
 from turnout.request import Lane
+from turnout_workers.background.lasting import kept_up
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state import fitness
 from turnout_workers.state.store import FleetStore
@@ -65,15 +66,12 @@ class Housekeeping:
     _intake_checked_at: float = field(default=0.0, init=False)
 
     async def run(self) -> None:
-        """Round after round, whatever happens to Redis meanwhile."""
-        while True:
-            await asyncio.sleep(EVERY_S)
-            try:
-                if await self.send(self.ledger.take_mutex(self.owner, MUTEX_S)):
-                    await self.round()
-            except (RedisError, OSError) as error:
-                logger.warning("housekeeping waits for Redis: %s", error)
-                await asyncio.sleep(1)
+        """Round after round, while it is this worker's turn."""
+        await kept_up(self._turn, EVERY_S, "housekeeping")
+
+    async def _turn(self) -> None:
+        if await self.send(self.ledger.take_mutex(self.owner, MUTEX_S)):
+            await self.round()
 
     async def round(self) -> None:
         """One bounded round."""

@@ -12,12 +12,12 @@ from redis.exceptions import RedisError
 logger = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
-"""How soon background work begins again after an error that it did not expect."""
+"""How soon work begins again after an error."""
 CANCEL_AGAIN_S = 0.2
 
 
-async def kept_up(work: Callable[[], Awaitable[object]], again_s: float = AGAIN_S) -> None:
-    """Do work again and again. Of an error that ends it tell the log.
+async def kept_up(work: Callable[[], Awaitable[object]], every_s: float = AGAIN_S, what: str = "some work") -> None:
+    """Do work every so often, or again when it has ended though it should not have. Of an error tell the log.
 
     A worker that had silently lost its housekeeping or heartbeat would go on taking jobs that nobody brings to an end.
     """
@@ -25,10 +25,11 @@ async def kept_up(work: Callable[[], Awaitable[object]], again_s: float = AGAIN_
         try:
             await work()
         except (RedisError, OSError) as error:
-            logger.warning("background work waits for Redis: %s", str(error) or type(error).__name__)
+            logger.warning("%s waits for Redis: %s", what, str(error) or type(error).__name__)
+            await asyncio.sleep(max(0.0, AGAIN_S - every_s))
         except Exception:
-            logger.critical("background work failed; it begins again", exc_info=True)
-        await asyncio.sleep(again_s)
+            logger.critical("%s failed in the background, and begins again", what, exc_info=True)
+        await asyncio.sleep(every_s)
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -12,9 +12,11 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from turnout.errors import TurnoutError
+from turnout_workers.background.lasting import kept_up
 from turnout_workers.config import Settings, configured
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File
@@ -31,43 +33,37 @@ FOLLOWED: dict[str, Any] = {
 """What a running worker takes over; any other change needs a restart."""
 
 
+@dataclass(slots=True, eq=False)
 class Reload:
-    """`use` takes a configuration over, so that it is in force, or raises and leaves all as it was."""
+    in_force: InForce
+    use: Callable[[Settings], None]
+    """Takes a configuration over, so that it is in force, or raises and leaves all as it was."""
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    now: Callable[[], float] = time.time
+    _refused: str = field(default="", init=False)
+    _last_read: Settings = field(init=False)
+    _priced: Any = field(init=False)
 
-    def __init__(
-        self,
-        in_force: InForce,
-        use: Callable[[Settings], None],
-        environ: Mapping[str, str] = os.environ,
-        now: Callable[[], float] = time.time,
-    ) -> None:
-        self._in_force = in_force
-        self._use = use
-        self._environ = environ
-        self._now = now
-        self._priced = prices.period(now())
-        self._last_read = in_force.settings
-        self._refused = ""
+    def __post_init__(self) -> None:
+        self._last_read, self._priced = self.in_force.settings, prices.period(self.now())
 
     async def run(self) -> None:
-        while True:
-            await asyncio.sleep(EVERY_S)
-            await self.check()
+        await kept_up(self.check, EVERY_S, "the configuration")
 
     async def check(self) -> None:
         """Read it once."""
-        current = self._in_force.settings
+        current = self.in_force.settings
         try:
-            found = await asyncio.to_thread(configured, self._environ)
+            found = await asyncio.to_thread(configured, self.environ)
             steady, self._last_read = found == self._last_read, found
             if steady and found != current:
-                self._use(found)
+                self.use(found)
                 changed = "with other keys" if found.version == current.version else f"instead of {current.version}"
                 logger.info("configuration %s is followed now, %s", found.version, changed)
                 if fixed := _fixed(current.file, found.file):
                     logger.warning("restart this worker for what else has changed: %s", ", ".join(fixed))
-            elif (quarter := prices.period(self._now())) != self._priced:
-                self._use(current)
+            elif (quarter := prices.period(self.now())) != self._priced:
+                self.use(current)
                 self._priced = quarter
             self._refused = ""
         except (TurnoutError, ValueError, LookupError) as error:

@@ -7,8 +7,6 @@ success as long as nobody else has settled the job, so nothing paid for is throw
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import json
 import logging
 import os
@@ -19,10 +17,11 @@ from tempfile import TemporaryFile
 from typing import Any
 from uuid import uuid4
 
-from redis.exceptions import RedisError, ResponseError
+from redis.exceptions import ResponseError
 
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Ledger, open_result
+from turnout_workers.background.lasting import kept_up
 from turnout_workers.config.in_force import InForce
 from turnout_workers.state.store import FleetStore
 
@@ -103,11 +102,11 @@ class Unspooling:
     in_force: InForce
 
     async def run(self) -> None:
-        while True:
-            with contextlib.suppress(RedisError, OSError):  # still away
-                for path, kept in self.spool:
-                    await self._settle(path, kept)
-            await asyncio.sleep(EVERY_S)
+        await kept_up(self._settle_all, EVERY_S, "what was spooled")
+
+    async def _settle_all(self) -> None:
+        for path, kept in self.spool:
+            await self._settle(path, kept)
 
     async def _settle(self, path: Path, kept: dict[str, Any]) -> None:
         try:

@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import aiohttp
@@ -46,14 +47,14 @@ def message_id(result: JobResult) -> str:
     return f"msg_{result.id}_{round(1000 * (result.settled_at or 0))}"
 
 
+@dataclass(slots=True, eq=False)
 class Webhooks:
     """Tells what is due. `run` is background work of every worker."""
 
-    def __init__(self, ledger: Ledger, send: Coalescer) -> None:
-        self._ledger = ledger
-        self._send = send
-        self.configured: Mapping[str, Webhook] = {}
-        """By the name that jobs use."""
+    ledger: Ledger
+    send: Coalescer
+    configured: Mapping[str, Webhook] = field(default_factory=dict)
+    """By the name that jobs use."""
 
     async def run(self) -> None:
         under_way: set[asyncio.Task[None]] = set()
@@ -67,7 +68,7 @@ class Webhooks:
                 if not self.configured or len(under_way) >= MOST:
                     continue
                 try:
-                    due = await self._send(self._ledger.due_hooks(MOST - len(under_way)))
+                    due = await self.send(self.ledger.due_hooks(MOST - len(under_way)))
                 except (RedisError, OSError) as error:
                     logger.warning("webhooks wait for Redis: %s", error)
                     continue
@@ -77,7 +78,7 @@ class Webhooks:
 
     async def _tell(self, job_id: str, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
         try:
-            hook = await self._send(self._ledger.take_hook(job_id, TIMEOUT_S * 2))
+            hook = await self.send(self.ledger.take_hook(job_id, TIMEOUT_S * 2))
             if hook is not None:
                 webhook = self.configured.get(hook.name)
                 session = any_address if webhook and webhook.private else public
@@ -90,15 +91,15 @@ class Webhooks:
     async def _end(self, job_id: str, hook: Hook, why: str | None) -> None:
         """After one telling. why: for what it was not heard; None: it was."""
         if why is None:
-            await self._send(self._ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
+            await self.send(self.ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
         elif hook.tries < len(RETRY_S) and why not in (NOBODY, GONE):
             again = "webhook %s of job %s failed, to be told again: %s"
             logger.info(again, hook.name, job_id, why, extra={"job": job_id})
-            await self._send(self._ledger.put_off_hook(job_id, RETRY_S[hook.tries]))
+            await self.send(self.ledger.put_off_hook(job_id, RETRY_S[hook.tries]))
         else:
             logger.warning("webhook %s of job %s is given up: %s", hook.name, job_id, why, extra={"job": job_id})
             event = {"event": "webhook_failed", "webhook": hook.name, "why": why}
-            await self._send(self._ledger.end_hook(job_id, event))
+            await self.send(self.ledger.end_hook(job_id, event))
 
 
 async def _post(session: aiohttp.ClientSession, webhook: Webhook, result: JobResult) -> str | None:

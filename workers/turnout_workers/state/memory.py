@@ -10,6 +10,7 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 from typing import Any
 
 from turnout_workers.routing import latency
@@ -76,35 +77,30 @@ class _Endpoint(Record):
         self.in_flight, self.oldest = len(began), min(began, default=0)
 
 
+@dataclass(eq=False)
 class MemoryFleetStore:
-    """`clock` gives seconds; of the ledger's, `jobs` are its records by id, for fenced admissions, and `ceilings` those
-    of batches, by account."""
-
-    def __init__(
-        self,
-        clock: Callable[[], float],
-        jobs: MutableMapping[str, dict[str, Any]] | None = None,
-        ceilings: MutableMapping[str, int] | None = None,
-    ) -> None:
-        self._clock = clock
-        self._jobs = {} if jobs is None else jobs
-        self._ceilings = {} if ceilings is None else ceilings
-        self._endpoints: defaultdict[str, _Endpoint] = defaultdict(_Endpoint)
-        self._accounts: defaultdict[str, Usage] = defaultdict(Usage)
-        """What the endpoints of an account have used together."""
-        self._leases: dict[str, _Lease] = {}
-        self._expiry: dict[str, int] = {}
-        self._money: dict[str, Account] = {}
-        self._published: dict[str, tuple[int, Mapping[str, int], Mapping[str, int]]] = {}
+    clock: Callable[[], float]
+    """In seconds."""
+    jobs: MutableMapping[str, dict[str, Any]] = field(default_factory=dict)
+    """The ledger's records by id, for fenced admissions."""
+    ceilings: MutableMapping[str, int] = field(default_factory=dict)
+    """The ledger's, of batches, by account."""
+    _endpoints: defaultdict[str, _Endpoint] = field(default_factory=lambda: defaultdict(_Endpoint), init=False)
+    _accounts: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage), init=False)
+    """What the endpoints of an account have used together."""
+    _leases: dict[str, _Lease] = field(default_factory=dict, init=False)
+    _expiry: dict[str, int] = field(default_factory=dict, init=False)
+    _money: dict[str, Account] = field(default_factory=dict, init=False)
+    _published: dict[str, tuple[int, Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict, init=False)
 
     def _now(self) -> int:
-        return math.floor(self._clock() * 1000 + 1e-6)
+        return math.floor(self.clock() * 1000 + 1e-6)
 
     # --- admission ---------------------------------------------------------------------------------------
 
     async def admit(self, ask: Ask) -> Admission:
         now = self._now()
-        job: dict[str, Any] = self._jobs.get(ask.fence.job_id, {}) if ask.fence else {}
+        job: dict[str, Any] = self.jobs.get(ask.fence.job_id, {}) if ask.fence else {}
         if ask.fence and (job.get("token") != ask.fence.token or job.get("state") not in ("leased", "calling")):
             return Fenced()
         if held := self._lease(ask.lease_id, now):  # a repeated admission, its first answer was lost
@@ -182,7 +178,7 @@ class MemoryFleetStore:
             limit = ceiling.limit_microusd
             # A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
             if limit is None and ceiling.account.startswith("batch:"):
-                limit = self._ceilings.get(ceiling.account)
+                limit = self.ceilings.get(ceiling.account)
             if limit is None or certain + account.reserved <= limit:
                 continue
             # What only reservations stand against may have room again once those calls are paid.
@@ -319,9 +315,8 @@ class MemoryFleetStore:
             known.isolated, known.texts["isolated"] = 1, reason
 
     async def restore(self, endpoint_ids: Sequence[str]) -> None:
-        for known in map(self._endpoints.__getitem__, endpoint_ids):
-            for name in RESTORED:
-                setattr(known, name, getattr(FRESH, name))
+        for id, name in product(endpoint_ids, RESTORED):
+            setattr(self._endpoints[id], name, getattr(FRESH, name))
 
     # --- money, load and state -----------------------------------------------------------------------------
 
@@ -334,7 +329,7 @@ class MemoryFleetStore:
     async def forget(self, accounts: Sequence[str]) -> None:
         for name in accounts:
             self._money.pop(name, None)
-            self._ceilings.pop(name, None)
+            self.ceilings.pop(name, None)
 
     async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
         now = self._now()
@@ -383,17 +378,16 @@ def _count_as_begun(known: Record, number: int, ok: bool) -> None:
 
 
 def _count_latency(known: _Endpoint, report: Report, latency_s: float, now: int) -> None:
-    elapsed_s = (now - known.latency_at) / 1000
+    def stepped(estimate: float, was_low: float, sample: float) -> tuple[float, bool]:
+        low, elapsed_s = sample < estimate / 2, (now - known.latency_at) / 1000
+        return latency.step(sampled(estimate), sample, elapsed_s, low and was_low > 0), low
+
     first = report.ttft_s if report.output_tokens else latency_s
     if first is not None:
-        low = first < known.ttft / 2
-        known.ttft = latency.step(sampled(known.ttft), first, elapsed_s, low and known.ttft_low > 0)
-        known.ttft_low = low
+        known.ttft, known.ttft_low = stepped(known.ttft, known.ttft_low, first)
     if report.output_tokens:
         sample = max(0.0, latency_s - (max(known.ttft, 0.0) if first is None else first)) / report.output_tokens
-        low = sample < known.pace / 2
-        known.pace = latency.step(sampled(known.pace), sample, elapsed_s, low and known.pace_low > 0)
-        known.pace_low = low
+        known.pace, known.pace_low = stepped(known.pace, known.pace_low, sample)
     if report.predicted_s:
         error = math.log(max(latency_s, 1e-3) / report.predicted_s)
         error = max(-RESIDUAL_MOST, min(RESIDUAL_MOST, error))

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import InitVar, dataclass, field
 
 from turnout_workers.routing.fleet import Fleet, Observed, Snapshot
 from turnout_workers.state.store import FleetStore
@@ -20,25 +21,20 @@ POLL_S = 0.1
 """Every worker sees what another reported within this time and a round trip."""
 
 
+@dataclass(slots=True, eq=False)
 class SnapshotPoller:
-    """Binds the configured fleet to what the store knows of it.
+    """Binds the configured fleet to what the store knows of it."""
 
-    `monotonic` is the local clock that carries the store's time on between two polls; a worker's wall clock is never
-    read.
-    """
+    store: FleetStore
+    fleet: InitVar[Fleet]
+    interval_s: float = POLL_S
+    monotonic: Callable[[], float] = time.monotonic
+    """The local clock that carries the store's time on between two polls; a worker's wall clock is never read."""
+    snapshot: Snapshot = field(init=False)
+    _observed: Mapping[str, Observed] = field(default_factory=dict, init=False)
+    _ahead_s: float = field(default=0.0, init=False)
 
-    def __init__(
-        self,
-        store: FleetStore,
-        fleet: Fleet,
-        interval_s: float = POLL_S,
-        monotonic: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._store = store
-        self._interval_s = interval_s
-        self.monotonic = monotonic
-        self._observed: Mapping[str, Observed] = {}
-        self._ahead_s = 0.0
+    def __post_init__(self, fleet: Fleet) -> None:
         self.snapshot = fleet.snapshot(0.0, {})
 
     def now(self) -> float:
@@ -52,7 +48,7 @@ class SnapshotPoller:
     async def poll(self) -> Snapshot:
         """Read the store once. Raises what the store raises, and leaves the last snapshot in place."""
         asked_at = self.monotonic()
-        at, self._observed = await self._store.state()
+        at, self._observed = await self.store.state()
         self._ahead_s = at - (asked_at + self.monotonic()) / 2
         self.snapshot = self.snapshot.fleet.snapshot(at, self._observed)
         return self.snapshot
@@ -61,7 +57,7 @@ class SnapshotPoller:
         """Read it again and again, in the background."""
         away = False
         while True:
-            await asyncio.sleep(self._interval_s)
+            await asyncio.sleep(self.interval_s)
             try:
                 await self.poll()
                 if away:
