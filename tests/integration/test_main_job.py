@@ -52,10 +52,15 @@ def served(fleet: Fleet) -> dict[str, int]:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+def running(folder: Path, *arguments: str, **keys: str) -> Iterator[subprocess.Popen[str]]:
     command = [sys.executable, "-m", "turnout", "run", *arguments]
     child = subprocess.Popen(
-        command, cwd=folder, env=environ(folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env=environ(folder) | keys,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
     )
     try:
         yield child
@@ -106,6 +111,29 @@ def left_behind(folder: Path) -> dict[int, str]:
 def prompts(path: Path, count: int) -> Path:
     path.write_text("".join(json.dumps({"prompt": f"Question {n}?", "id": n}) + "\n" for n in range(count)))
     return path
+
+
+def test_a_run_whose_key_is_refused_does_the_rest_and_stops_and_goes_on_with_a_better_key(tmp_path: Path) -> None:
+    scenario = FLEET.replace('models."llama-3.3-70b"', 'api_key = "right"\nmodels."large"', 1)
+    fleet = Fleet(tmp_path, scenario)
+    table = fleet.config.read_text().replace("api_key_env = []", 'api_key_env = ["LARGE_API_KEY"]', 1)
+    fleet.config.write_text(table.replace('api_key = ["right"]', ""))
+    source, output = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    models = ("large", "llama-3.3-70b") * 10
+    source.write_text("".join(json.dumps({"prompt": "?", "model": model}) + "\n" for model in models))
+    arguments = (str(source), "-o", str(output), "--config", str(fleet.config))
+    with contextlib.closing(fleet):
+        with running(tmp_path, *arguments, LARGE_API_KEY="wrong") as child:
+            code, text = finish(child)
+        assert code == 4, text
+        assert "sim-cheap (its key: LARGE_API_KEY): unauthorized" in text
+        assert "What is done is kept. Once that is mended: turnout run" in text
+        assert sum(served(fleet).values()) == 10, "lines of other models are done first"
+        with running(tmp_path, *arguments, LARGE_API_KEY="right") as child:
+            code, text = finish(child)
+        assert code == 0, text
+        assert "10 of them done before" in text
+        assert set(served(fleet).values()) == {1}
 
 
 def test_every_line_is_done_once_though_a_provider_dies_midway(tmp_path: Path, fleet: Fleet) -> None:

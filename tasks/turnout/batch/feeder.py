@@ -25,6 +25,7 @@ from turnout.batch.source import Source
 from turnout.batch.tally import Tally, entry
 from turnout.errors import TurnoutError
 from turnout.ledger import LIVE, Intake, Ledger, NewJob, run
+from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus
 
 CHUNK = 256
@@ -100,6 +101,10 @@ class Feeder:
         run(self.client, [self.ledger.set_ceiling(self.journal.batch, None)])
         on_progress(tally)
         return tally
+
+    def waiting(self) -> Iterator[InferenceRequest]:
+        """What is asked of the queue just now."""
+        return (InferenceRequest.model_validate_json(out.job.payload) for out in self._out.values())
 
     def _step(self, wait: bool) -> None:
         if self.stopping():

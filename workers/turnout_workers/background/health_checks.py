@@ -31,7 +31,8 @@ CHANCE_S = 300.0
 
 @dataclass(slots=True)
 class HealthChecks:
-    """Asks every provider from time to time; each worker at moments of its own."""
+    """Asks every provider as a worker starts, perhaps with a better key, then from time to time; each worker at moments
+    of its own."""
 
     connectors: Collection[CloudProviderBase]
     store: FleetStore
@@ -44,8 +45,8 @@ class HealthChecks:
 
     async def run(self) -> None:
         while True:
-            await asyncio.sleep(self.interval_s * self.rng.uniform(0.5, 1.5))
             await self.check_all()
+            await asyncio.sleep(self.interval_s * self.rng.uniform(0.5, 1.5))
 
     async def check_all(self) -> dict[str, Failure | None]:
         """Check every provider now: by name, what was wrong, or None."""

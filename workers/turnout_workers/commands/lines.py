@@ -15,7 +15,7 @@ from turnout_workers.routing.fleet import Fleet
 from turnout_workers.routing.profile import JobProfile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-DONE, SOME_FAILED, UNUSABLE, STOPPED = range(4)
+DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED = range(5)
 """Exit codes."""
 
 OPTIONS = (

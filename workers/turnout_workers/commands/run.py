@@ -36,6 +36,7 @@ from turnout.redis_address import connect
 from turnout_workers import local
 from turnout_workers.commands import lines, run_progress, run_summary
 from turnout_workers.commands.dry_run import dry_run
+from turnout_workers.commands.refused import NobodyServes, RefusedKeys
 from turnout_workers.commands.screen import counted, show
 from turnout_workers.config import Settings, endpoints
 from turnout_workers.local import process
@@ -101,9 +102,9 @@ def run(source: str, output: str | None, **options: Any) -> None:
 
     The same command once more goes on where it stopped, or runs what was edited since, and pays for nothing twice: for
     all lines again, say --anew. Exit code: 0 all lines have an answer, 1 some have none,
-    2 it could not run, 3 stopped.
+    2 it could not run, 3 stopped, 4 every provider that could go on refuses our key.
     """
-    console = Console(stderr=True)
+    console, code = Console(stderr=True), lines.UNUSABLE
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT
     try:
@@ -118,6 +119,9 @@ def run(source: str, output: str | None, **options: Any) -> None:
         message = f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}"
         console.print(message, style="yellow", markup=False, soft_wrap=True)
         sys.exit(lines.STOPPED)
+    except NobodyServes as error:
+        again = f"What is done is kept. Once that is mended: turnout {shlex.join(sys.argv[1:])}"
+        trouble, code = f"{error}\n{again}", lines.REFUSED
     except TurnoutError as error:
         trouble = str(error)
     except NoPermissionError as error:
@@ -127,7 +131,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
         wrong = f"{'is away' if away else 'refuses to go on'}: {str(error).rstrip('.')}"
         trouble = f"Redis {wrong}. What is done is kept; once that is mended, the same command goes on."
     console.print(f"turnout: {trouble}", style="red", highlight=False, markup=False, soft_wrap=True)
-    sys.exit(lines.UNUSABLE)
+    sys.exit(code)
 
 
 def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:
@@ -151,8 +155,10 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             here = stack.enter_context(local.running(folder, *wanted, tell))
         fleet = endpoints.fleet(here.settings)
 
+        refused = RefusedKeys(fleet, here.settings)
+
         def stopping() -> object:
-            return stop.is_set() or here.given_up
+            return stop.is_set() or here.given_up or refused.trouble
 
         client = connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
         ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
@@ -169,14 +175,21 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             refusal=lambda request: lines.refusal(request, fleet),
         )
         view, tally, broken = FleetView(client, ledger, fleet), journal.tally, None
+
+        def look(now: Tally) -> None:
+            shown.update(now, view.troubles())
+            refused.look(view.disabled, feeder.waiting(), answered=bool(now.providers))
+
         try:
             with _progress(console, options, here.settings, total, Path(source).name) as shown:
-                feeder.run(lambda now: shown.update(now, view.troubles()))
+                feeder.run(look)
         except SourceError as error:
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
         except Stopped:
             if here.given_up:
                 raise process.StartFailed(f"{here.given_up} keeps ending by itself; see its log in {folder}") from None
+            if refused.trouble:
+                raise NobodyServes(refused.trouble) from None
             raise
         complete = not tally.failed and not broken
         advice = f"; all results are in {journal.path}, and the same command goes on"

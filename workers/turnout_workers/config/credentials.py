@@ -26,6 +26,12 @@ def stand_ins(table: ProviderTable) -> tuple[str, ...]:
     return tuple(f"key-{number}" for number, _ in enumerate((*table.api_key, *table.api_key_env, *table.api_key_file)))
 
 
+def places(table: ProviderTable) -> tuple[str, ...]:
+    """Where the keys stand, for people: variables and files. Empty if in the configuration, or if none is needed."""
+    told = (*table.api_key_env, *table.api_key_file)
+    return told if told or table.api_key or table.base_url else table.preset.key_variables
+
+
 def _api_keys(table: ProviderTable, environ: Mapping[str, str]) -> Iterator[str]:
     yield from table.api_key
     for variable in table.api_key_env:

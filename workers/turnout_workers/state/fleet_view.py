@@ -26,6 +26,8 @@ class FleetView:
         self._fleet = fleet
         self._read_at = float("-inf")
         self._troubles: dict[str, str] = {}
+        self.disabled: dict[str, str] = {}
+        """Why an endpoint that has no calls is disabled, by its id, as `troubles` saw it last."""
 
     def troubles(self) -> dict[str, str]:
         """By provider: what is wrong with it, worst first. Nothing of those that are well. `workers`: there are none.
@@ -35,12 +37,15 @@ class FleetView:
         if time.monotonic() - self._read_at >= EVERY_S:
             self._read_at = time.monotonic()
             found: dict[str, tuple[float, str]] = {}
+            self.disabled = {}
             try:
                 state, workers = run(self._client, self._read)
             except NoPermissionError:
                 return {}
             snapshot = self._fleet.snapshot(*state)
             for view in snapshot.views:
+                if view.health.disabled is not None and not view.load.in_flight:
+                    self.disabled[view.endpoint.id] = view.health.disabled
                 if (one := trouble(view.health, snapshot.at)) is not None:
                     found[view.endpoint.provider] = max(found.get(view.endpoint.provider, one), one)
             self._troubles = {provider: text for provider, (_, text) in found.items()}
