@@ -264,8 +264,8 @@ async def test_an_answer_that_begins_with_what_stops_it_is_an_empty_one(dialect:
 
 NONE: list[tuple[str, Any, FailureKind, Billed]] = [
     ("openai", {"choices": []}, K.MALFORMED, Billed.YES),
-    ("openai", chat(ASKED, "stop", content=""), K.MALFORMED, Billed.YES),
-    ("openai", chat(ASKED, "stop", content=None, reasoning_content="Hm"), K.MALFORMED, Billed.YES),
+    ("openai", chat(ASKED, "stop", content=""), K.EMPTY, Billed.YES),
+    ("openai", chat(ASKED, "stop", content=None, reasoning_content="Hm"), K.EMPTY, Billed.YES),
     ("openai", chat(ASKED, "stop", content=7), K.MALFORMED, Billed.YES),
     ("openai", chat(None, "stop", content=True), K.MALFORMED, Billed.YES),
     ("openai", chat(ASKED, ["stop"]), K.MALFORMED, Billed.YES),

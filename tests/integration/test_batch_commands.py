@@ -117,7 +117,9 @@ def test_lines_that_found_no_answer_run_again(stand: Stand, tmp_path: Path) -> N
     assert turnout("watch", id).exit_code == 0
 
 
-def test_a_ceiling_holds_for_the_batch_and_the_rest_expires(stand: Stand, tmp_path: Path) -> None:
+def test_a_ceiling_holds_for_the_batch_and_the_rest_expires_and_runs_under_a_higher_one(
+    stand: Stand, tmp_path: Path
+) -> None:
     stand.start_worker()
     id = submitted(tmp_path, prompts(40), "--max-cost", "0.0003")
     assert turnout("watch", id).exit_code == 1
@@ -125,6 +127,9 @@ def test_a_ceiling_holds_for_the_batch_and_the_rest_expires(stand: Stand, tmp_pa
     assert told["spent_usd"] <= 0.0003
     assert told["counts"]["expired"] > 0
     assert sum(told["counts"].values()) == 40
+    assert f"{told['counts']['expired']} jobs run again" in turnout("retry-failed", id, "--max-cost", "1").output
+    assert turnout("watch", id).exit_code == 0
+    assert "of $1.00 spent" in turnout("show", id).output
 
 
 def test_identical_lines_are_asked_once_and_late_ones_never(stand: Stand, tmp_path: Path) -> None:

@@ -122,9 +122,15 @@ class Batches:
             handing = " (still being handed over; delete it instead)" if state == State.SUBMITTING else ""
             raise TurnoutError(f"batch {id} is {state}{handing}")
 
-    def retry_failed(self, id: str) -> int:
-        """Run its failed and expired jobs again; gives how many."""
-        self.record(id)
+    def retry_failed(self, id: str, max_cost_microusd: int | None = None) -> int:
+        """Run its failed and expired jobs again; gives how many.
+
+        max_cost_microusd: its ceiling from now on, what it has spent included; None: the one that it has.
+        """
+        state = self.record(id).state
+        if max_cost_microusd is not None:
+            self._move(id, state, state, max_cost_microusd=max_cost_microusd)
+            run(self._client, [self._ledger.set_ceiling(id, max_cost_microusd)])
         again = 0
         for page in self._pages(id):
             facts = self._ask(self._ledger.facts, page)

@@ -70,8 +70,8 @@ class Reading:
                 if not isinstance(asked, Problem) and self.refusal and (why := self.refusal(asked)):
                     asked = Problem(code="refused", message=f"line {line.number}: {why}")
                 if isinstance(asked, Problem):
-                    rendered = render(line, never_run(asked))
-                    self.journal.write(line.number, digest, {"status": "invalid"}, rendered)
+                    status = "refused" if asked.code == "refused" else "invalid"
+                    self.journal.write(line.number, digest, {"status": status}, render(line, never_run(asked)))
                     yield Passed.DONE
                 else:
                     yield ToRun(line, digest, asked)

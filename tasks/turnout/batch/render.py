@@ -18,6 +18,7 @@ _HTTP_STATUS = {
     "content_filtered": 400,
     "unsupported": 400,
     "malformed": 502,
+    "empty": 502,
     "unauthorized": 401,
     "billing": 402,
     "forbidden": 403,

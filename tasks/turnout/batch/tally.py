@@ -57,7 +57,7 @@ class Tally:
     lines: int = 0
     """Read so far."""
     done: Counter[str] = field(default_factory=Counter)
-    """By status, or `invalid` for lines that could not be run."""
+    """By status, `invalid` for lines that could not be run, or `refused` for those that nothing could serve."""
     resumed: int = 0
     """Of these, found done when the command began."""
     shared: int = 0

@@ -244,7 +244,7 @@ def test_a_line_that_no_endpoint_can_serve_is_told_its_number_and_the_reason(ben
     tally = bench.feed(refusal=lambda request: "nobody has it" if request.model else None)
     assert [line["status"] for line in bench.told()] == ["succeeded", "failed"]
     assert bench.told()[1]["error"] == {"code": "refused", "message": "line 2: nobody has it"}
-    assert tally.done["invalid"] == 1
+    assert tally.done["refused"] == 1
 
 
 def test_lines_before_the_place_where_an_input_breaks_off_are_done(bench: Bench) -> None:

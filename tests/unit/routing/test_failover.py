@@ -22,6 +22,7 @@ TABLE: list[tuple[FailureKind, str, str, str, float, set[str]]] = [
     (K.INTERRUPTED, "fail_over", "fail_over", "defer", 0, {"counts", "spends"}),
     (K.SERVER_ERROR, "retry", "fail_over", "defer", 0, {"counts", "spends"}),
     (K.MALFORMED, "fail_over", "fail_over", "defer", 0, {"counts", "spends"}),
+    (K.EMPTY, "fail_over", "fail_over", "defer", 0, {"counts", "spends"}),
     (K.OFF_SCHEMA, "retry", "fail_over", "defer", 0, {"spends"}),
     (K.UNAUTHORIZED, "fail_over", "fail_over", "defer", 0, {"disables"}),
     (K.BILLING, "fail_over", "fail_over", "defer", 0, {"disables"}),
@@ -115,6 +116,11 @@ def test_a_job_ends_after_its_last_attempt_and_waiting_is_none(kind: FailureKind
 def test_a_request_is_wrong_when_two_endpoints_say_so(kind: FailureKind) -> None:
     assert verdict(kind).action is not Next.GIVE_UP
     assert (verdict(kind, alike=1).action is Next.GIVE_UP) == (kind is K.INVALID_REQUEST)
+
+
+def test_a_model_that_has_nothing_to_say_is_asked_three_times() -> None:
+    assert verdict(K.EMPTY, alike=1).action is Next.FAIL_OVER
+    assert verdict(K.EMPTY, alike=2).action is Next.GIVE_UP
 
 
 def test_the_first_failover_is_at_once_and_later_ones_back_off() -> None:

@@ -68,6 +68,8 @@ def test_the_circuit_at_a_time(health: Health, state: Circuit, share: float) -> 
         ({"consecutive_failures": 3}, Step.NONE),
         ({"consecutive_failures": 4}, Step.TRIP),
         ({"consecutive_failures": 2, "billed": True}, Step.TRIP),
+        ({"consecutive_failures": 3, "billed": True, "kind": FailureKind.EMPTY}, Step.NONE),
+        ({"consecutive_failures": 4, "billed": True, "kind": FailureKind.EMPTY}, Step.TRIP),
         ({"consecutive_failures": 2, "kind": FailureKind.UNAVAILABLE}, Step.TRIP),
         ({"consecutive_failures": 1, "kind": FailureKind.UNAVAILABLE}, Step.NONE),
         ({"consecutive_failures": 1, "billed": True}, Step.NONE),

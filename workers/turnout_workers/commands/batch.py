@@ -151,9 +151,12 @@ def resume(id: str) -> None:
 
 @batch.command("retry-failed")
 @click.argument("id")
-def retry_failed(id: str) -> None:
+@click.option(
+    "--max-cost", type=click.FloatRange(min=0), help="Most to spend on the whole batch from now on, in USD, all told."
+)
+def retry_failed(id: str, **options: Any) -> None:
     """Run its failed and expired jobs again."""
-    click.echo(f"{counted(_batches().retry_failed(id), 'job')} run again")
+    click.echo(f"{counted(_batches().retry_failed(id, max_cost_microusd(options)), 'job')} run again")
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:

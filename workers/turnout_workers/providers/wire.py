@@ -135,7 +135,7 @@ def checked(answer: Answer, request: InferenceRequest) -> Answer:
     if not (answer.text or answer.tool_calls or answer.refusal or stopped or answer.finish is FinishReason.LENGTH):
         if answer.finish is FinishReason.CONTENT_FILTER:
             raise filtered(answer.finish_raw, Billed.YES)
-        raise malformed("an empty answer")
+        raise ProviderError(Failure(FailureKind.EMPTY, "an empty answer", Billed.YES, status=200))
     return answer
 
 

@@ -71,6 +71,8 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.INTERRUPTED: Rule(counts=True, spends=True),
     FailureKind.SERVER_ERROR: Rule(counts=True, spends=True, retries=1),
     FailureKind.MALFORMED: Rule(counts=True, spends=True),
+    # A broken endpoint gives such answers, and so does a model that has nothing to say.
+    FailureKind.EMPTY: Rule(counts=True, spends=True, most=3),
     FailureKind.OFF_SCHEMA: Rule(spends=True, retries=1),
     FailureKind.UNAUTHORIZED: Rule(disables=True),
     FailureKind.BILLING: Rule(disables=True),

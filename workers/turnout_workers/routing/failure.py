@@ -17,6 +17,7 @@ class FailureKind(StrEnum):
     INTERRUPTED = "interrupted"  # reset or truncated after the request was sent: perhaps billed
     SERVER_ERROR = "server_error"  # 500, 502 and other 5xx: perhaps billed
     MALFORMED = "malformed"  # a 200 that is no answer: assumed billed
+    EMPTY = "empty"  # an answer without a word: billed
     OFF_SCHEMA = "off_schema"  # an answer, but not of the schema that was asked for: billed
     UNAUTHORIZED = "unauthorized"  # the key is not accepted
     BILLING = "billing"  # no credit, spend limit

@@ -177,7 +177,8 @@ def after_report(
     if not bad or health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
         return NOTHING
     enough = CONSECUTIVE_UNREACHED if failure is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
-    enough = CONSECUTIVE_WHEN_BILLED if billed else enough
+    if billed and failure is not FailureKind.EMPTY:  # a few prompts of one caller may all get such answers
+        enough = CONSECUTIVE_WHEN_BILLED
     if counters.consecutive_failures >= enough or counters.failures_as_begun > enough:
         row = max(counters.consecutive_failures, counters.failures_as_begun)
         return _trip(health, now, rng, base_s, f"{row} failures in a row: {failure}")
