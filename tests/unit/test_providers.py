@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import html
 import json
 import math
 import pickle
+import re
 from datetime import datetime
 
 import pytest
@@ -17,6 +19,7 @@ from hypothesis import strategies as st
 from turnout.request import InferenceRequest, Usage
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.providers.errors import request_id
 from turnout_workers.providers.prices import cost_microusd, list_price
 from turnout_workers.providers.retry_after import observed_limits, retry_after_s, seconds
 from turnout_workers.providers.scrub import PIECE, scrubbed
@@ -35,6 +38,7 @@ K = FailureKind
     [
         ("6m0s", 360), ("7.66s", 7.66), ("12ms", 0.012), ("1h2m3s", 3723), ("2", 2), (str(int(NOW + 9)), 9),
         (str(int((NOW + 9) * 1000)), 9), ("2027-01-15T08:00:04Z", 4), ("Fri, 15 Jan 2027 08:00:07 GMT", 7),
+        ("Fri, 15 Jan 99999999999 08:00:07 GMT", None),
         ("nan", None), ("-3", None), ("soon", None), ("", None), (None, None), ("1e300", 30 * 86400),
     ],
 )  # fmt: skip
@@ -65,6 +69,27 @@ def test_what_looks_like_a_key_is_not_repeated_and_a_message_is_bounded() -> Non
 def test_no_long_piece_of_a_prompt_is_repeated(prompt: str, around: str) -> None:
     told = scrubbed(f"{around}{prompt[5:]}{around}", (prompt,))
     assert not any(prompt[at : at + 2 * PIECE] in told for at in range(len(prompt) - 2 * PIECE + 1))
+
+
+WORDS = 'Für "alle" Fälle:\n\tC:\\neu & <b>你好</b> 😀, and that at some length'
+
+
+@pytest.mark.parametrize("spelt", [
+    WORDS, json.dumps(WORDS), json.dumps(WORDS, ensure_ascii=False), json.dumps(json.dumps(WORDS)), repr(WORDS),
+    html.escape(WORDS), html.escape(json.dumps(WORDS)), " ".join(WORDS.split()),
+])  # fmt: skip
+def test_a_prompt_is_known_however_it_is_escaped(spelt: str) -> None:
+    assert re.fullmatch("can't read [\"']*…[\"']*", scrubbed(f"can't read {spelt}", (WORDS,)))
+    assert scrubbed(r"no such pattern: '\d+' &c", (WORDS,)) == r"no such pattern: '\d+' &c", "else it is as it was told"
+
+
+def test_a_message_is_one_line_that_no_terminal_obeys() -> None:
+    assert scrubbed("\x1b[31mno\x07\u202e\n\x9bK credit") == "[31mno K credit"
+
+
+@pytest.mark.parametrize("id", ["", "a b", "\x1b[31m", "\udcff", "x" * 201])
+def test_what_is_no_id_of_a_call_is_not_taken_for_one(id: str) -> None:
+    assert request_id({"x-request-id": id, "cf-ray": "8f-FRA"}) == "8f-FRA"
 
 
 def test_of_a_filter_no_more_than_a_word_is_repeated() -> None:

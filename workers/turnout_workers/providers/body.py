@@ -14,6 +14,8 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_BODY = 32 * 1024 * 1024
 """Most decoded bytes of one answer."""
+MOST_PARTS = 1_000_000
+"""Most lists and objects in one answer: 30 MB of `[],` would be a gigabyte of them, and hold up all calls."""
 
 
 class Unpacked:
@@ -30,7 +32,8 @@ class Unpacked:
 
     def __call__(self, chunk: bytes) -> bytes:
         if self._inflate is not None:
-            chunk = self._inflate.decompress(chunk, MAX_BODY + 1 - self._total)
+            # zlib would keep what follows the end, and copy all of it with each piece.
+            chunk = b"" if self._inflate.eof else self._inflate.decompress(chunk, MAX_BODY + 1 - self._total)
         self._total += len(chunk)
         if self._total > MAX_BODY:
             raise malformed(f"more than {MAX_BODY >> 20} MB", self._headers)
@@ -65,7 +68,10 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 
 def parsed(raw: bytes) -> Any:
-    """The value of a JSON text; None: no JSON, no UTF-8, nested too deep, or with a number of thousands of digits."""
+    """The value of a JSON text; None: no JSON, no UTF-8, nested too deep, of too many parts, or with a number of
+    thousands of digits."""
+    if raw.count(b"[") + raw.count(b"{") > MOST_PARTS:
+        return None
     try:
         return from_json(raw, cache_strings="keys")  # other strings are of this answer alone
     except ValueError:

@@ -83,7 +83,7 @@ def classify_response(
     words = f"{said} {upstream}".lower()
     wait_s = retry_after_s(headers, body, now, limit_headers)
     told_id = at(body, "request_id")
-    call_id = request_id(headers) or (told_id if isinstance(told_id, str) else None)
+    call_id = request_id({"x-request-id": told_id, **headers} if isinstance(told_id, str) else headers)
     message = scrubbed(said or f"HTTP {status}", scrub)
     should_retry = headers.get("x-should-retry")
 
@@ -174,7 +174,7 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
     if inner := at(error, "innererror", "code") or at(error, "inner_error", "code"):
         code = f"{code} {inner}"
     said = error.get("message") or body.get("detail") or ""
-    text = said if isinstance(said, str) else json.dumps(said)
+    text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
     upstream = str(at(error, "metadata", "raw") or "")
     return str(word or "").lower(), str("" if code is None else code).lower(), text, upstream
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import ObservedLimit
+
+_ID = re.compile(r"[!-~]{1,200}")
 
 
 class ProviderError(Exception):
@@ -30,4 +33,4 @@ def malformed(what: str, headers: Mapping[str, str] | None = None) -> ProviderEr
 def request_id(headers: Mapping[str, str]) -> str | None:
     """The provider's own id of the call, to quote to its support."""
     names = ("x-request-id", "request-id", "apim-request-id", "x-generation-id", "cf-ray")
-    return next((headers[name] for name in names if headers.get(name)), None)
+    return next((id for name in names if _ID.fullmatch(id := headers.get(name, ""))), None)
