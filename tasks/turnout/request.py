@@ -20,6 +20,9 @@ CONTRACT_VERSION = 1
 
 MICROUSD_PER_USD = 1_000_000
 
+MOST = 1e9
+"""No sum of dollars, number of tokens or time (s) that a job names is larger: our arithmetic, and Redis's, is exact."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -81,15 +84,15 @@ class RoutingConstraints(Value):
     """Providers never to use."""
     order: tuple[Name, ...] = ()
     """Providers to try first, in this order."""
-    max_cost_usd: float | None = Field(default=None, ge=0)
+    max_cost_usd: float | None = Field(default=None, ge=0, le=MOST)
     """Ceiling on this job's cost over all of its attempts. An endpoint of unknown price is then excluded."""
-    max_input_usd_per_mtok: float | None = Field(default=None, ge=0)
-    max_output_usd_per_mtok: float | None = Field(default=None, ge=0)
-    max_latency_s: float | None = Field(default=None, gt=0)
+    max_input_usd_per_mtok: float | None = Field(default=None, ge=0, le=MOST)
+    max_output_usd_per_mtok: float | None = Field(default=None, ge=0, le=MOST)
+    max_latency_s: float | None = Field(default=None, gt=0, le=MOST)
     """Expected duration of the call."""
     deadline: AwareDatetime | None = None
     """The job expires when it has not been settled by then."""
-    deadline_s: float | None = Field(default=None, gt=0)
+    deadline_s: float | None = Field(default=None, gt=0, le=MOST)
     """The same, relative to when the job is accepted."""
     regions: tuple[Name, ...] = ()
     """Regions in which the data may be processed; an endpoint of unknown region is excluded."""
@@ -97,7 +100,7 @@ class RoutingConstraints(Value):
     zero_retention: bool = False
     capabilities: frozenset[Capability] = frozenset()
     """Beyond those that the request itself shows (tools, images, a JSON schema)."""
-    min_context_tokens: int | None = Field(default=None, gt=0)
+    min_context_tokens: int | None = Field(default=None, gt=0, le=MOST)
     min_quality: Quality | None = None
     strategy: RoutingStrategy | None = None
     """None: the router's default."""
@@ -130,7 +133,7 @@ class InferenceRequest(Value):
     """Texts to embed."""
     model: Name | tuple[Name, ...] | None = None
     """A model, or several acceptable ones, by our name or any alias; None or "auto": any model will do."""
-    max_output_tokens: int | None = Field(default=None, gt=0)
+    max_output_tokens: int | None = Field(default=None, gt=0, le=MOST)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
     stop: tuple[str, ...] = Field(default=(), repr=False)
@@ -140,9 +143,9 @@ class InferenceRequest(Value):
     """A mode, or the name of the one function to call."""
     response_format: ResponseFormat = Field(default=ResponseFormat(), repr=False)
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
-    dimensions: int | None = Field(default=None, gt=0)
+    dimensions: int | None = Field(default=None, gt=0, le=MOST)
     """Size of an embedding."""
-    timeout_s: float | None = Field(default=None, gt=0)
+    timeout_s: float | None = Field(default=None, gt=0, le=MOST)
     """Longest duration of one call; None: derived from what the endpoint usually takes."""
     on_unsupported: Literal["drop", "fail"] = "drop"
     """A parameter that the chosen endpoint does not take is dropped with a warning, or fails the call there."""

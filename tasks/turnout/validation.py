@@ -9,8 +9,8 @@ SHOWN = 3
 _UNION_MEMBERS = {"str", "constrained-str", "int", "float", "bool", "list", "dict", "none"}
 _PLAINER = {
     "extra_forbidden": "unknown field",
-    "string_pattern_mismatch": "must be a name without spaces",
     "timezone_aware": "must carry a time zone, for example 2030-01-31T12:00:00Z",
+    "string_pattern_mismatch": "must be a name without spaces and control characters",
     # Of a message's parts, the one union that has a tag. Pydantic would quote the tag that was given.
     "union_tag_not_found": "type must be text or image_url",
     "union_tag_invalid": "type must be text or image_url",

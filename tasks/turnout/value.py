@@ -9,7 +9,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\x00-\x1f]+$")]
+# Without control and formatting characters, which terminals and pages would obey.
+Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\p{C}]+$")]
 
 
 class Value(BaseModel):

@@ -9,6 +9,7 @@ import base64
 import json
 import os
 import re
+import signal
 import socket
 import sys
 import urllib.error
@@ -153,6 +154,10 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
             paths += [f"/worker/w1@{socket.gethostname()}", f"/task/{plain.id}", *(f"/task/{job.id}" for job in jobs)]
             places = {f"Flower's {path}": get(path) for path in paths}
             assert [path for path, text in places.items() if not text] == []
+        os.kill(worker.pid, signal.SIGUSR1)  # of which Celery would make all frames with all their variables
+        log = tmp_path / "worker-1.log"
+        stand.until(lambda: "(most recent call first)" in log.read_text("utf-8", "replace"), 10)
+        assert "LOCAL VARIABLES" not in log.read_text("utf-8", "replace")
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
             places["metrics"] = reply.read().decode()
         places |= stored(stand.client)

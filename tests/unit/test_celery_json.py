@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from kombu import serialization
+from kombu import compression, serialization
 from kombu.utils.json import dumps as kombu_writes
 from kombu.utils.json import loads as kombu_reads
 
@@ -29,6 +29,15 @@ def test_json_is_read_as_kombu_reads_it(text: str, kind: Any) -> None:
     assert transport.celery_settings  # its import is what registers the reader
     read = serialization.loads(kind(text), "application/json", "utf-8", accept={"application/json"})
     assert read == kombu_reads(text)
+
+
+@pytest.mark.parametrize("kind", ["gzip", "bzip2", "lzma"])
+def test_a_compressed_message_is_unpacked_up_to_a_limit(kind: str) -> None:
+    packed, _ = compression.compress(b" " * transport.MAX_UNPACKED, kind)
+    assert len(compression.decompress(packed, kind)) == transport.MAX_UNPACKED
+    for wrong in (packed[:-9], compression.compress(b" " * (transport.MAX_UNPACKED + 1), kind)[0]):
+        with pytest.raises(ValueError, match="more than 16 MB"):
+            compression.decompress(wrong, kind)
 
 
 @pytest.mark.parametrize("said", ["sim · llama · $0.01", "half a pair: \ud800"])

@@ -82,6 +82,32 @@ def test_a_request_with_thousands_of_problems_is_explained_like_any_other() -> N
     assert told.endswith("; and 49997 more")
 
 
+@pytest.mark.parametrize(
+    "field", ["max_output_tokens", "dimensions", "timeout_s"]
+    + [f"constraints.{name}" for name in ("max_cost_usd", "deadline_s", "max_latency_s", "min_context_tokens")],
+)  # fmt: skip
+def test_no_number_is_too_large_to_reckon_with(field: str) -> None:
+    """Workers failed on a ceiling of 1e308 dollars, again and again until its lease had lapsed ten times."""
+    outer, _, inner = field.rpartition(".")
+
+    def asking(number: int) -> InferenceRequest:
+        return InferenceRequest.model_validate(
+            {"prompt": "a", **({outer: {inner: number}} if outer else {inner: number})}
+        )
+
+    assert asking(10**9)
+    with pytest.raises(ValidationError, match="less than or equal to 1000000000"):
+        asking(10**300)
+
+
+@pytest.mark.parametrize("name", ["a b", "a\nb", "\x1b[31m", "\x9b31m", "a\u202eb", "a\x7f", "\ufeffa"])
+def test_a_name_holds_nothing_that_a_terminal_obeys(name: str) -> None:
+    for fields in ({"model": name}, {"model": ["m", name]}, {"constraints": {"tenant": name}}):
+        with pytest.raises(ValidationError) as refused:
+            InferenceRequest.model_validate({"prompt": "a", **fields})
+        assert "must be a name without spaces and control characters" in explain(refused.value)
+
+
 def test_messages_that_are_one_text_are_one_problem() -> None:
     with pytest.raises(ValidationError) as refused:
         new_job(messages="Hello")  # type: ignore[arg-type]

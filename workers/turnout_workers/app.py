@@ -5,13 +5,16 @@ celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout wo
 
 from __future__ import annotations
 
+import faulthandler
 import itertools
 import logging
 import os
+import signal
 import time
 from collections.abc import Callable
 from typing import Any
 
+import celery.apps.worker
 from celery import Celery
 from celery.exceptions import Ignore, Retry
 from celery.signals import setup_logging, task_revoked, worker_shutting_down
@@ -213,6 +216,15 @@ class MovedOn(Retry):
 
     def __repr__(self) -> str:
         return str(self.message)
+
+
+def _tell_stacks() -> None:
+    """SIGUSR1 writes each thread's stack to standard error. Celery's own handler would tell the values of all local
+    variables, keys and prompts among them."""
+    faulthandler.register(signal.SIGUSR1)
+
+
+celery.apps.worker.install_cry_handler = _tell_stacks  # type: ignore[attr-defined]
 
 
 @setup_logging.connect

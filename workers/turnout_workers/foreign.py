@@ -13,6 +13,7 @@ import redis
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
+from turnout.batch.ids import MAX_ID_CHARS
 from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
 from turnout.ledger.operations import nothing
 from turnout.request import InferenceRequest
@@ -59,8 +60,8 @@ class Foreign:
 
     def _read(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> Call[Enqueued] | str:
         """How the job that is asked for is accepted, or why there can be none."""
-        if not job_id.isprintable():
-            return "task_id: must be one line of text, without control characters"
+        if not job_id.isprintable() or len(job_id) > MAX_ID_CHARS:
+            return f"task_id: must be one line of at most {MAX_ID_CHARS} characters, none of them a control character"
         callbacks = {name: value for name, value in (embed or {}).items() if value}
         try:
             request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)

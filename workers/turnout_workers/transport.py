@@ -9,9 +9,12 @@ time, so that no lane waits for ever.
 
 from __future__ import annotations
 
+import bz2
 import logging
+import lzma
 import random
 import traceback
+import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
@@ -19,6 +22,7 @@ from queue import Empty
 from typing import Any
 from urllib.parse import quote
 
+from kombu import compression
 from kombu.serialization import register
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
@@ -42,6 +46,16 @@ LANES = frozenset(Lane)
 FETCH = Script.load("turnout_workers", "fetch")
 SILENT_S = 3.0
 """After this Celery takes a Redis that doesn't answer for gone. Until then it does nothing else, nor does it stop."""
+
+
+MAX_UNPACKED = 16 * 1024 * 1024
+"""Most bytes of a message that came compressed."""
+DECOMPRESSORS: dict[str, Callable[[], Any]] = {
+    "application/x-gzip": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "application/x-lzma": lzma.LZMADecompressor,
+}
+"""Those whose output can be bounded. Messages compressed otherwise are not read."""
 
 
 class LaneOrder:
@@ -153,6 +167,24 @@ def _odd_dropped(queue: str) -> Iterator[None]:
         at = traceback.extract_tb(error.__traceback__)[-1]
         told = (queue, type(error).__name__, at.filename, at.lineno)
         logger.error("what came in %s is no task's message, and is dropped: %s at %s:%d", *told)
+
+
+def _unpacking(kind: str) -> Callable[[bytes], bytes]:
+    """A decompressor that stops at the limit. Kombu's know none, and a megabyte can hold a gigabyte."""
+
+    def unpacked(body: Any) -> bytes:
+        unpacking = DECOMPRESSORS[kind]()
+        whole: bytes = unpacking.decompress(body, MAX_UNPACKED)
+        if not unpacking.eof:
+            raise ValueError(f"the message breaks off, or holds more than {MAX_UNPACKED >> 20} MB")
+        return whole
+
+    return unpacked
+
+
+for _kind in compression.encoders():
+    _packing = compression.get_encoder(_kind)[0]  # type: ignore[index]  # the stubs have it return one thing
+    compression.register(_packing, _unpacking(_kind), _kind)
 
 
 def _read(raw: str | bytes) -> Any:

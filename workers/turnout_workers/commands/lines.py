@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import click
 
 from turnout.batch.line import Defaults
-from turnout.request import MICROUSD_PER_USD, InferenceRequest, Lane, RoutingStrategy
+from turnout.request import MICROUSD_PER_USD, MOST, InferenceRequest, Lane, RoutingStrategy
 from turnout_workers.commands.duration import Duration
 from turnout_workers.routing import eligibility
 from turnout_workers.routing.fleet import Fleet
@@ -29,7 +29,7 @@ OPTIONS = (
     click.option("--only", multiple=True, help="Provider to use, for lines that name none. Repeatable."),
     click.option(
         "--max-cost",
-        type=click.FloatRange(min=0),
+        type=click.FloatRange(0, MOST),
         help="Most to spend on the whole file, in USD; after that its lines expire.",
     ),
     click.option("--dedupe", is_flag=True, help="Ask identical requests once."),

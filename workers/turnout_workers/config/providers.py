@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
-from turnout.request import Capability, Quality
+from turnout.request import MOST, Capability, Quality
 from turnout.value import Name, Value
 from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
 from turnout_workers.routing.fleet import Price
@@ -47,7 +47,7 @@ def _preset(name: str) -> str:
 ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Url = Annotated[str, AfterValidator(_http)]
-Usd = Annotated[float, Field(ge=0)]
+Usd = Annotated[float, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(gt=0)]
 Seconds = Annotated[float, Field(gt=0)]
 
