@@ -1,4 +1,4 @@
-"""What was spent in days and months long over is forgotten, and nothing else."""
+"""What was spent in days and months long over is forgotten, what gone batches leave behind, and nothing else."""
 
 from __future__ import annotations
 
@@ -27,13 +27,30 @@ KEPT = [
 OVER = ["total@2020-01-01", "total@2020-01", "tenant:a@2030-01-06", "tenant:a@2030-01", "provider:p@2029-12-31"]
 
 
+async def test_of_a_detached_batch_that_is_gone_nothing_is_left(redis_url: str, flushed: redis.Redis) -> None:
+    keys = Keys("t")
+    run, kept, expired, never_called = "run-1", "batch-1", "batch-2", "batch-3"
+    flushed.hset(keys.batch(kept), "state", "feeding")
+    flushed.zadd(keys.batches, {kept: 1, expired: 2, never_called: 3})
+    flushed.hset(keys.money, mapping={f"batch:{id}|spent": 1 for id in (run, kept, expired)})
+    flushed.hset(keys.ceilings, mapping={f"batch:{id}": 1 for id in (run, kept, expired, never_called)})
+    await housekeep(redis_url, keys)
+    assert flushed.zrange(keys.batches, 0, -1) == [b"batch-1"]
+    assert set(flushed.hkeys(keys.money)) == {b"batch:run-1|spent", b"batch:batch-1|spent"}
+    assert set(flushed.hkeys(keys.ceilings)) == {b"batch:run-1", b"batch:batch-1"}
+
+
+async def housekeep(redis_url: str, keys: Keys) -> None:
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        store = RedisFleetStore(send := Coalescer(client), keys)
+        poller = SnapshotPoller(store, Fleet(()), monotonic=lambda: TODAY)
+        await OldAccounts(client, send, keys, store, poller).round()
+
+
 async def test_only_what_is_long_over_is_forgotten(redis_url: str, flushed: redis.Redis) -> None:
     keys = Keys("t")
     columns = {f"{account}|{column}": 1 for account in KEPT + OVER for column in ("reserved", "spent", "unsure")}
     flushed.hset(keys.money, mapping=columns)
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        store = RedisFleetStore(Coalescer(client), keys)
-        poller = SnapshotPoller(store, Fleet(()), monotonic=lambda: TODAY)
-        await OldAccounts(client, keys.money, store, poller).round()
+    await housekeep(redis_url, keys)
     left = {column.decode().rpartition("|")[0] for column in flushed.hkeys(keys.money)}
     assert left == set(KEPT)

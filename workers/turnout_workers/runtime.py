@@ -125,7 +125,7 @@ class Worker:
         calls = CallWatch(self._store, self._poller, parts.under_way, self.name, came_back=hasten)
         watch = FleetWatch(self._store, self._poller, rng, ejection_s=file.router.failover_cooldown)
         feeding = BatchFeeding(self._ledger, self._send, file.retention.results_s)
-        old = OldAccounts(self._client, self._ledger.keys.money, self._store, self._poller)
+        old = OldAccounts(self._client, self._send, self._ledger.keys, self._store, self._poller)
         housekeeping = Housekeeping(
             self._client,
             self._ledger,

@@ -16,7 +16,7 @@ import redis
 
 from turnout.batch.handover import KEPT_S, Handed, HandOver, pages
 from turnout.batch.line import Defaults
-from turnout.batch.record import Record, State, read_record
+from turnout.batch.record import DETACHED, Record, State, read_record
 from turnout.batch.render import copied, never_run, render
 from turnout.batch.source import Source, read
 from turnout.errors import TurnoutError, Unreadable
@@ -45,7 +45,7 @@ class Batches:
 
         dedupe: ask identical requests once.
         """
-        id, at = f"batch-{uuid4().hex[:8]}", time.time()
+        id, at = f"{DETACHED}{uuid4().hex[:8]}", time.time()
         key = self._keys.batch(id)
         record = {"source": source.name, "state": State.SUBMITTING, "at": at, "next": 0, "fed": 0}
         if max_cost_microusd is not None:
@@ -66,7 +66,6 @@ class Batches:
 
     def all(self) -> list[Record]:
         """The latest first."""
-        self._client.zremrangebyscore(self._keys.batches, "-inf", time.time() - KEPT_S)
         ids: Any = self._client.zrange(self._keys.batches, 0, -1)
         records = run(self._client, [read_record(self._keys, one.decode()) for one in reversed(ids)])
         return [record for record in records if record is not None]

@@ -12,6 +12,9 @@ from turnout.ledger import Call, Keys
 from turnout.result import JobStatus
 from turnout.value import Value
 
+DETACHED = "batch-"
+"""How the ids of all detached batches begin, and of no `turnout run`'s."""
+
 
 class State(StrEnum):
     SUBMITTING = "submitting"

@@ -105,6 +105,26 @@ async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_aliv
     assert (record.ended, record.counts) == (True, {"cancelled": 1})
 
 
+async def test_a_batch_that_is_fed_to_its_end_is_not_read_in_every_round(
+    flushed: redis.Redis, redis_url: str, source: Interrupted
+) -> None:
+    batches = Batches(flushed, Ledger())
+    Interrupted.happens = staticmethod(lambda: None)
+    fed, paused, cancelled = (batches.submit(source, Defaults()) for _ in range(3))
+    batches.pause(paused)
+    batches.cancel(cancelled, 60)
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), 60)
+        for _ in range(2):  # fed in the first, found fed in the second
+            await feeding.round()
+        before = flushed.info("commandstats")["cmdstat_hgetall"]["calls"]
+        await feeding.round()
+        assert flushed.info("commandstats")["cmdstat_hgetall"]["calls"] == before + 1, "the paused one"
+        batches.resume(paused)
+        await feeding.round()
+    assert batches.record(paused).counts == batches.record(fed).counts == {"under_way": 1}
+
+
 async def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone(
     flushed: redis.Redis, redis_url: str, tmp_path: Path
 ) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from turnout.batch.handover import chunk_jobs
 from turnout.batch.record import Record, State, read_record
@@ -20,18 +20,23 @@ CHUNKS = 4
 """Most chunks of a batch in one round of housekeeping."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class BatchFeeding:
     ledger: Ledger
     send: Coalescer
     result_ttl_s: float
+    _over: set[str] = field(default_factory=set, init=False)
+    """Batches that are kept and have nothing to be fed any more: of many small ones, these are nearly all."""
 
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
         ids = await self.send(Call(("ZRANGE", self.ledger.keys.batches, 0, -1), texts))
-        records = await self.send.all(*(read_record(self.ledger.keys, id) for id in ids))
-        for record in records:
-            if record is not None and record.state is State.FEEDING and record.fed < record.jobs:
+        self._over.intersection_update(ids)
+        records = await self.send.all(*(read_record(self.ledger.keys, id) for id in ids if id not in self._over))
+        for record in filter(None, records):
+            if record.state is State.CANCELLED or (record.state is State.FEEDING and record.fed >= record.jobs):
+                self._over.add(record.id)
+            elif record.state is State.FEEDING:
                 await self._feed(record)
 
     async def _feed(self, record: Record | None) -> None:

@@ -1,12 +1,17 @@
-"""Accounts of days and months that are long over, which a fleet of many tenants has many of, are dropped."""
+"""What nobody asks for any more is dropped: accounts of days and months that are long over, which a fleet of many
+tenants has many of, and what detached batches leave behind, which apps hand over by the thousand."""
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 import redis.asyncio
 
+from turnout.batch.record import DETACHED
+from turnout.ledger import Call, Coalescer, Keys
+from turnout.ledger.operations import nothing, texts
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
 
@@ -23,8 +28,8 @@ class OldAccounts:
     """A part of each round of housekeeping."""
 
     client: redis.asyncio.Redis
-    key: str
-    """Of the money."""
+    send: Coalescer
+    keys: Keys
     store: FleetStore
     fleet: SnapshotPoller
     _looked_at: float = field(default=0.0, init=False)
@@ -36,12 +41,25 @@ class OldAccounts:
             return
         self._looked_at = now
         today = datetime.fromtimestamp(now, UTC).date()
-        found = self.client.hscan_iter(self.key, match="*@*|*", count=AT_ONCE)
-        # Of the others, which may be hundreds of thousands, nothing is kept.
-        names = {name async for column, _ in found if is_over(name := column.decode().rpartition("|")[0], today)}
-        over = sorted(names)
-        for first in range(0, len(over), AT_ONCE):
-            await self.store.forget(over[first : first + AT_ONCE])
+        over = {name async for name in self._accounts("*@*") if is_over(name, today)}
+        gone = await self._gone_batches()
+        names = sorted(over.union(f"batch:{id}" for id in gone))
+        for first in range(0, len(names), AT_ONCE):
+            await self.store.forget(names[first : first + AT_ONCE])
+        if gone:
+            await self.send(Call(("ZREM", self.keys.batches, *gone), nothing))
+
+    async def _gone_batches(self) -> list[str]:
+        """Detached ones that have expired or were deleted. (Those of `turnout run` live as long as their journals.)"""
+        ids = {name.removeprefix("batch:") async for name in self._accounts(f"batch:{DETACHED}*")}
+        ids.update(await self.send(Call(("ZRANGE", self.keys.batches, 0, -1), texts)))
+        there = await self.send.all(*(Call(("EXISTS", self.keys.batch(id)), bool) for id in ids))
+        return [id for id, is_there in zip(ids, there, strict=True) if not is_there]
+
+    async def _accounts(self, pattern: str) -> AsyncIterator[str]:
+        """Those that have columns, each as often as it has. There may be hundreds of thousands."""
+        async for column, _ in self.client.hscan_iter(self.keys.money, match=f"{pattern}|*", count=AT_ONCE):
+            yield column.decode().rpartition("|")[0]
 
 
 def is_over(account: str, today: date) -> bool:
