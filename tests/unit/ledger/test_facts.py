@@ -399,6 +399,13 @@ def test_a_failed_job_is_kept_longer_and_leaves_the_list_when_it_goes(bed: Bed) 
     assert bed(bed.ledger.failed(10)) == ["b"]
 
 
+def test_the_list_of_failed_jobs_goes_with_the_last_of_them(bed: Bed) -> None:
+    for job_id, kept_s in (("a", 2 * KEPT_S), ("b", KEPT_S)):
+        bed.enqueue(job_id)
+        bed.settle(bed.claimed(job_id).token, JobStatus.FAILED, job_id, batch=None, failed_ttl_s=kept_s)
+    assert KEPT_S * 1000 < bed.client.pttl(bed.keys.failed) <= 2 * KEPT_S * 1000
+
+
 def test_what_was_tried_is_in_the_result_of_a_job_that_others_ended(bed: Bed) -> None:
     attempt = {"endpoint": "g/m", "provider": "g", "model": "m", "started_at": 1.0, "cost_microusd": 7}
     progress = json.dumps({"attempts": [attempt, attempt], "failovers": 1, "deferrals": 2})

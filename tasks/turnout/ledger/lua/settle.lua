@@ -64,6 +64,7 @@ if kept * 1000 > ttl then ttl = kept * 1000 end
 if status == 'failed' then
   redis.call('ZADD', KEYS.failed, NOW + ttl, id)
   redis.call('ZREMRANGEBYSCORE', KEYS.failed, '-inf', NOW)
+  redis.call('PEXPIRE', KEYS.failed, redis.call('ZRANGE', KEYS.failed, -1, -1, 'WITHSCORES')[2] - NOW)
 end
 tell(ARGV[7])
 redis.call('PEXPIRE', KEYS.job, ttl)
