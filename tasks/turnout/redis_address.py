@@ -15,7 +15,7 @@ import redis.asyncio.sentinel
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, RedisError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
 
 from turnout.errors import TurnoutError
 
@@ -118,6 +118,12 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     never = redis.asyncio.retry.Retry(NoBackoff(), 0)
     client: redis.asyncio.Redis = found.primary(redis.asyncio.sentinel.Sentinel, never, options)
     return client
+
+
+def takes_no_writes(error: BaseException) -> bool:
+    """Whether it is Redis's word that for now it takes none: its memory or disk is full, its replicas are gone, or it
+    became one itself in a failover."""
+    return isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith(("MISCONF", "NOREPLICAS"))
 
 
 def trouble(error: RedisError) -> str:

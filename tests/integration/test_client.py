@@ -289,6 +289,42 @@ def test_a_wait_outlasts_a_restart_of_redis(
 
 @pytest.mark.parametrize("read", [wait, stream])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_redis_that_takes_no_writes_refuses_new_jobs_and_is_waited_for(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Client] | type[AsyncClient],
+    read: Callable[[Job | AsyncJob], None],
+) -> None:
+    monkeypatch.setattr(nonblocking, "RECHECK_S", 0.05)
+    server = redis_server.start(tmp_path)
+    admin = redis.Redis.from_url(server.url)
+
+    def refused() -> int:
+        return int(admin.info("errorstats").get("errorstat_NOREPLICAS", {}).get("count", 0))
+
+    with admin, Client(server.url) as client, ThreadPoolExecutor(1) as thread:
+        job = client.submit("A?", stream=True)
+        admin.config_set("min-replicas-to-write", 1)
+        with pytest.raises(IntakeRefused, match=r"takes no writes now .*NOREPLICAS") as told:
+            client.submit("B?")
+        assert told.value.retryable
+        admin.config_set("min-replicas-to-write", 0)
+        reading = thread.submit(read, kind(server.url).job(job.id))
+        while not admin.pubsub_channels(Keys().inbox("*")) or not admin.hget(Keys().job(job.id), "watchers"):
+            time.sleep(0.02)
+        admin.config_set("min-replicas-to-write", 1)
+        before = refused()
+        while refused() < before + 2 and not reading.done():
+            time.sleep(0.02)
+        assert not reading.done()
+        admin.config_set("min-replicas-to-write", 0)
+        assert job.cancel()
+        assert type(reading.exception(20)) is Cancelled
+    server.stop()
+
+
+@pytest.mark.parametrize("read", [wait, stream])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_redis_that_goes_away_at_any_moment_of_a_wait_is_waited_for(
     client: Client,
     here: local.Local,

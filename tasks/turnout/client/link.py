@@ -26,7 +26,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, run
-from turnout.redis_address import connect, connect_async
+from turnout.redis_address import connect, connect_async, takes_no_writes
 
 T = TypeVar("T")
 
@@ -54,7 +54,7 @@ class Patience:
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
         if error is None:
             self._away_since = None
-        elif isinstance(error, redis.ConnectionError | redis.TimeoutError | redis.ReadOnlyError):
+        elif isinstance(error, redis.ConnectionError | redis.TimeoutError) or takes_no_writes(error):
             now = time.monotonic()
             self._away_since = self._away_since or now
             return now - self._away_since < min(self._within_s, AWAY_S)

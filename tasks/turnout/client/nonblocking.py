@@ -8,14 +8,14 @@ from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from typing import Any, ClassVar, Self, TypeVar, Unpack
 from uuid import uuid4
 
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import ResponseError
 
 from turnout.client.link import LoopLink, Patience, ThreadLink
 from turnout.client.streaming import Reader
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request, chunks, new_job, redis_url, refusal
 from turnout.errors import IntakeRefused
 from turnout.ledger import LIVE, Call, Facts, Keyring, Keys, Ledger, NewJob
-from turnout.redis_address import checked
+from turnout.redis_address import checked, takes_no_writes
 from turnout.request import InferenceResponse
 from turnout.result import JobResult
 
@@ -65,11 +65,13 @@ class AsyncClient:
     async def _accept(self, jobs: Sequence[NewJob]) -> list[AsyncJob]:
         try:
             answers = await self._link.ask(*map(self._ledger.enqueue, jobs))
-        except OutOfMemoryError:
-            raise IntakeRefused("Redis has no memory left for new jobs; try again later", retryable=True) from None
+        except ResponseError as error:
+            if takes_no_writes(error):
+                raise IntakeRefused(f"Redis takes no writes now ({error}); try again later", retryable=True) from None
+            raise
         for job, answer in zip(jobs, answers, strict=True):
-            if error := refusal(job.id, answer.outcome):
-                raise error
+            if refused := refusal(job.id, answer.outcome):
+                raise refused
         return [AsyncJob(self, job.id) for job in jobs]
 
     def job(self, job_id: str) -> AsyncJob:

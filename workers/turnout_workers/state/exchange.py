@@ -15,7 +15,9 @@ from typing import Any
 import redis.asyncio
 from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
-from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
+from redis.exceptions import ResponseError
+
+from turnout.redis_address import takes_no_writes
 
 
 async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
@@ -40,9 +42,8 @@ async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ..
 
 
 def _away(error: ResponseError) -> Exception:
-    """To a worker, a Redis that takes no writes is one that is away, whether its memory or disk is full or it became a
-    replica in a failover: what was to be written waits."""
-    if isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith(("MISCONF", "NOREPLICAS")):
+    """To a worker, a Redis that takes no writes is one that is away: what was to be written waits."""
+    if takes_no_writes(error):
         return redis.ConnectionError(f"Redis takes no writes: {error}")
     return error
 
