@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from pathlib import Path
+from typing import cast
 
 import pytest
 import redis.asyncio
@@ -15,6 +16,8 @@ from turnout.ledger import Coalescer, Ledger
 from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.lasting import end, kept_up
 from turnout_workers.monitoring.metrics import Recovery
+from turnout_workers.providers.base import CloudProviderBase
+from turnout_workers.runtime import _close
 from turnout_workers.state.exchange import exchange
 from turnout_workers.state.memory import MemoryFleetStore
 
@@ -57,6 +60,22 @@ async def test_work_that_loses_a_cancellation_is_ended_all_the_same() -> None:
     await asyncio.sleep(0)
     await asyncio.wait_for(end([task]), 5)
     assert task.cancelled()
+
+
+@pytest.mark.parametrize("after_s", [0.0, 60.0])
+async def test_a_retired_connector_is_closed_after_its_time_or_when_its_worker_stops(after_s: float) -> None:
+    closed = asyncio.Event()
+
+    class Retired:
+        async def aclose(self) -> None:
+            closed.set()
+
+    task = asyncio.create_task(_close([cast("CloudProviderBase", Retired())], after_s))
+    if after_s:
+        await asyncio.sleep(0)  # begun
+        assert not closed.is_set()
+        await end([task])
+    await asyncio.wait_for(closed.wait(), 5)
 
 
 async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same(tmp_path: Path) -> None:

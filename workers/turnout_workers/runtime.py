@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from functools import partial
@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 ALIVE_EVERY_S = 5.0
+RETIRED_S = 3600.0
+"""How long a connector is kept that is no part of the configuration any more: longer than any call."""
 CONNECTIONS = 8
 """To Redis. The calls of all jobs are sent together, so that a few connections carry thousands."""
 
@@ -67,10 +69,9 @@ class Worker:
         """free_slots: how many more jobs the pool would take now."""
         self._free_slots = free_slots
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
-        self._tasks: list[asyncio.Task[None]] = []
+        self._tasks: set[asyncio.Task[None]] = set()
         self._in_force = InForce(settings)
         self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
-        self._retired: list[CloudProviderBase] = []
         self._open = AsyncExitStack()
 
     async def start(self, loop: asyncio.AbstractEventLoop, slots: int) -> None:
@@ -158,13 +159,15 @@ class Worker:
     def _use(self, settings: Settings) -> None:
         """Take over a configuration. What can fail comes first, and nothing of it is seen before the rest.
 
-        Accounts that stay as they were keep their connectors. A retired one ends the calls that it has under way.
+        Accounts that stay as they were keep their connectors. A retired one ends the calls that it has under way, and
+        is closed then: where keys are rotated every hour, there are thousands in a year.
         """
         known = self._connectors
         connectors = {config: known.get(config) or build(config, self._http) for config in accounts(settings)}
         by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
         fleet = Fleet(endpoint for config in connectors for endpoint in config.endpoints)
-        self._retired += [connector for config, connector in known.items() if config not in connectors]
+        if retired := [connector for config, connector in known.items() if config not in connectors]:
+            self._in_background(_close(retired, RETIRED_S))
         known.clear()  # and filled again in place, for the health checks look at it
         known.update(connectors)
         self._poller.use(fleet)
@@ -200,13 +203,17 @@ class Worker:
     async def stop(self) -> None:
         await end(self._tasks)
         await self._open.aclose()
-        for connector in (*self._connectors.values(), *self._retired):
-            await connector.aclose()
+        await _close(self._connectors.values())
         await self._http.aclose()
         await self._client.aclose()
 
     def _keep_up(self, work: Callable[[], Awaitable[None]], every_s: float = AGAIN_S, what: str = "") -> None:
-        self._tasks.append(asyncio.create_task(kept_up(work, every_s, what)))
+        self._in_background(kept_up(work, every_s, what))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def ended(self, job_id: str) -> JobResult | None:
         """How a job has ended, if it has, without its answer's content."""
@@ -215,6 +222,15 @@ class Worker:
     def on_loop(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Do this for Celery's thread, which alone calls it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop)
+
+
+async def _close(connectors: Iterable[CloudProviderBase], after_s: float = 0.0) -> None:
+    """Close them after a while, or when this is cancelled."""
+    try:
+        await asyncio.sleep(after_s)
+    finally:
+        for connector in connectors:
+            await connector.aclose()
 
 
 async def _touch(path: Path) -> None:
