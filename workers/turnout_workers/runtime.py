@@ -35,6 +35,7 @@ from turnout_workers.background.spool import Spool, Unspooling
 from turnout_workers.background.webhooks import Webhooks
 from turnout_workers.config import Settings, accounts
 from turnout_workers.config.in_force import InForce
+from turnout_workers.config.tables import File
 from turnout_workers.foreign import Foreign
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
@@ -76,7 +77,6 @@ class Worker:
 
     async def start(self, loop: asyncio.AbstractEventLoop, slots: int) -> None:
         settings, self._loop = self._in_force.settings, loop
-        file = settings.file
         keep_memory_private()
         if path := os.environ.get("TURNOUT_ALIVE"):  # first, for Redis may have to be waited for
             self._keep_up(partial(_touch, Path(path)), ALIVE_EVERY_S, path)
@@ -84,77 +84,77 @@ class Worker:
             logger.error(too_few)
         tracing.configure(os.environ)
         self._client = connect_async(
-            file.redis_url,
+            settings.file.redis_url,
             max_connections=CONNECTIONS,
             # A reply that takes longer is of no use to a job that is held, and renewals would pile up behind it.
-            socket_timeout=min(20.0, file.worker.lease_s * 2 / 3),
+            socket_timeout=min(20.0, settings.file.worker.lease_s * 2 / 3),
             socket_connect_timeout=5,
         )
-        self._send = Coalescer(self._client, exchange=exchange)
-        self._ledger = Ledger(Keys(file.namespace), keyring=Keyring.of(os.environ))
-        self._store = RedisFleetStore(self._send, self._ledger.keys)
         self._http = Http()
-        self._poller = SnapshotPoller(self._store, Fleet(()))
+        self._parts = parts = self._assembled(settings.file)
         await self._connected()
         await self._look_at_redis()
-        self.foreign = Foreign(self._ledger, self._send, self._in_force)
-        spool = Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")))
-        if trouble := spool.trouble():
-            logger.error(
-                "what Redis can't take while it is away will be lost, and paid again: set TURNOUT_SPOOL: %s", trouble
-            )
-        heartbeat = Heartbeat(self._ledger, self._send, self._store, file.worker.lease_s, loop.time)
-        rng = random.Random()
-        self._ceilings = ConfiguredCeilings(file.ceilings, self._poller.now)
-        metrics = Metrics()
-        metrics.held(heartbeat.__len__, self._free_slots)
-        parts = Parts(
-            owner=self.name,
-            ledger=self._ledger,
-            send=self._send,
-            store=self._store,
-            fleet=self._poller,
-            heartbeat=heartbeat,
-            ceilings=self._ceilings,
-            spool=spool,
-            in_force=self._in_force,
-            metrics=metrics,
-            rng=rng,
-        )
+        if trouble := parts.spool.trouble():
+            lost = "what Redis can't take while it is away will be lost, and paid again: set TURNOUT_SPOOL: %s"
+            logger.error(lost, trouble)
+        self.foreign = Foreign(parts.ledger, parts.send, self._in_force)
         self.attempts = Attempts(parts)
-        hasten = self.attempts.parking.hasten
-        calls = CallWatch(self._store, self._poller, parts.under_way, self.name, came_back=hasten)
-        watch = FleetWatch(self._store, self._poller, rng, ejection_s=file.router.failover_cooldown)
-        feeding = BatchFeeding(self._ledger, self._send, file.retention.results_s)
-        old = OldAccounts(self._client, self._send, self._ledger.keys, self._store, self._poller)
-        housekeeping = Housekeeping(
-            self._client,
-            self._ledger,
-            self._send,
-            self._store,
-            owner=self.name,
-            lease_s=file.worker.lease_s,
-            result_ttl_s=file.retention.results_s,
-            also=(watch.judge, feeding.round, old.round),
-            recovered=metrics.recovered,
-        )
-        interval_s = file.router.health_check_interval
-        checks = HealthChecks(self._connectors.values(), self._store, self._poller, interval_s, rng)
-        self._webhooks = Webhooks(self._ledger, self._send)
+        self._webhooks = Webhooks(parts.ledger, parts.send)
         self._use(settings)
-        reload = Reload(self._in_force, self._use)
-        unspooling = Unspooling(spool, self._ledger, self._send, self._store, self._in_force)
-        for work in (self._poller, heartbeat, calls, housekeeping, checks, reload, self._webhooks, unspooling):
+        self._work_in_background(parts, slots)
+        await self._show_metrics(parts)
+        logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
+
+    def _assembled(self, file: File) -> Parts:
+        send = Coalescer(self._client, exchange=exchange)
+        ledger = Ledger(Keys(file.namespace), keyring=Keyring.of(os.environ))
+        store = RedisFleetStore(send, ledger.keys)
+        fleet = SnapshotPoller(store, Fleet(()))
+        return Parts(
+            owner=self.name,
+            ledger=ledger,
+            send=send,
+            store=store,
+            fleet=fleet,
+            heartbeat=Heartbeat(ledger, send, store, file.worker.lease_s, self._loop.time),
+            ceilings=ConfiguredCeilings(file.ceilings, fleet.now),
+            spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool"))),
+            in_force=self._in_force,
+            metrics=Metrics(),
+            rng=random.Random(),
+        )
+
+    def _work_in_background(self, parts: Parts, slots: int) -> None:
+        file, client, ledger, send = self._in_force.file, self._client, parts.ledger, parts.send
+        store, fleet, rng, results_s = parts.store, parts.fleet, parts.rng, file.retention.results_s
+        also = (
+            FleetWatch(store, fleet, rng, file.router.failover_cooldown).judge,
+            BatchFeeding(ledger, send, results_s).round,
+            OldAccounts(client, send, ledger.keys, store, fleet).round,
+        )
+        lease_s, recovered, hasten = file.worker.lease_s, parts.metrics.recovered, self.attempts.parking.hasten
+        for work in (
+            fleet,
+            parts.heartbeat,
+            CallWatch(store, fleet, parts.under_way, self.name, came_back=hasten),
+            Housekeeping(client, ledger, send, store, self.name, lease_s, results_s, also, recovered),
+            HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng),
+            Reload(self._in_force, self._use),
+            self._webhooks,
+            Unspooling(parts.spool, ledger, send, store, self._in_force),
+        ):
             self._keep_up(work.run, what=type(work).__name__)
-        every_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
-        self._keep_up(partial(self._show_life, slots), every_s, "the sign of life")
-        if (port := file.monitoring.metrics_port) is not None:
+        self._keep_up(partial(self._show_life, slots), min(ALIVE_EVERY_S, lease_s / 3), "the sign of life")
+
+    async def _show_metrics(self, parts: Parts) -> None:
+        parts.metrics.held(parts.heartbeat.__len__, self._free_slots)
+        file = self._in_force.file.monitoring
+        if file.metrics_port is not None:
             from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
 
-            shared = FleetCollector(self._poller, self._send, self._ledger.keys, self._ceilings.named)
-            serving = endpoint.served(metrics.registry, shared, file.monitoring.metrics_host, port)
+            shared = FleetCollector(parts.fleet, parts.send, parts.ledger.keys, parts.ceilings.named)
+            serving = endpoint.served(parts.metrics.registry, shared, file.metrics_host, file.metrics_port)
             await self._open.enter_async_context(serving)
-        logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
 
     def _use(self, settings: Settings) -> None:
         """Take over a configuration. What can fail comes first, and nothing of it is seen before the rest.
@@ -170,22 +170,22 @@ class Worker:
             self._in_background(_close(retired, RETIRED_S))
         known.clear()  # and filled again in place, for the health checks look at it
         known.update(connectors)
-        self._poller.use(fleet)
+        self._parts.fleet.use(fleet)
         self._in_force.connectors = by_endpoint
         self._in_force.settings = settings
-        self._ceilings.table = settings.file.ceilings
+        self._parts.ceilings.table = settings.file.ceilings
         self._webhooks.configured = settings.webhooks
 
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives: for `turnout status`, and so that a late renewal counts as no death."""
         version = self._in_force.settings.version
-        await self._send(self._ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S))
+        await self._parts.send(self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S))
 
     async def _connected(self) -> None:
         """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
         while True:
             try:
-                await self._poller.poll()
+                await self._parts.fleet.poll()
                 return
             except (RedisError, OSError) as error:
                 logger.warning("Redis can't be reached, trying again: %s", error)
@@ -217,7 +217,7 @@ class Worker:
 
     async def ended(self, job_id: str) -> JobResult | None:
         """How a job has ended, if it has, without its answer's content."""
-        return await self._send.whole(self._ledger.result(job_id, content=False))
+        return await self._parts.send.whole(self._parts.ledger.result(job_id, content=False))
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Do this for Celery's thread, which alone calls it."""

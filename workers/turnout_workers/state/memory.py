@@ -30,6 +30,7 @@ from turnout_workers.state.store import (
     Granted,
     NoRoom,
     Report,
+    ms,
 )
 from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Room, Usage
 from turnout_workers.state.windows import DAY, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
@@ -128,19 +129,15 @@ class MemoryFleetStore:
 
     def _circuit_obstacles(self, bid: Bid, now: int) -> Iterator[Obstacle]:
         known = self._endpoints[bid.endpoint_id]
-        match circuit(known.health_at(now), now / 1000):
-            case Circuit.ISOLATED:
-                yield Obstacle(None, "isolated")
-            case Circuit.DISABLED:
-                yield Obstacle(None, "disabled")
-            case Circuit.OPEN:
-                yield Obstacle(known.open_until, "open")
-            case Circuit.HALF_OPEN if known.probe_until > now:
-                yield Obstacle(now + ASK_AGAIN_MS, "probing")
-            case Circuit.HALF_OPEN if not bid.probe_allowed:
-                yield Obstacle(now + ASK_AGAIN_MS, "probe not allowed")
-            case _:
-                pass
+        state = circuit(known.health_at(now), now / 1000)
+        if state in (Circuit.ISOLATED, Circuit.DISABLED):
+            yield Obstacle(None, state.value)
+        elif state is Circuit.OPEN:
+            yield Obstacle(known.open_until, "open")
+        elif state is Circuit.HALF_OPEN and known.probe_until > now:
+            yield Obstacle(now + ASK_AGAIN_MS, "probing")
+        elif state is Circuit.HALF_OPEN and not bid.probe_allowed:
+            yield Obstacle(now + ASK_AGAIN_MS, "probe not allowed")
         if known.blocked_until > now:
             yield Obstacle(known.blocked_until, "cooldown")
 
@@ -185,7 +182,7 @@ class MemoryFleetStore:
             yield Obstacle(None if certain > limit else now + ASK_AGAIN_MS, CEILING + ceiling.account)
 
     def _grant(self, bid: Bid, ask: Ask, now: int) -> Granted:
-        known, expires_at = self._endpoints[bid.endpoint_id], now + _ms(ask.ttl_s)
+        known, expires_at = self._endpoints[bid.endpoint_id], now + ms(ask.ttl_s)
         probe = 0.0
         if circuit(known.health_at(now), now / 1000) is Circuit.HALF_OPEN:
             known.probes += 1
@@ -229,7 +226,7 @@ class MemoryFleetStore:
             known.usage.learn(lease.charges[0][1], observed, now)
         probe = lease.probe > 0 and lease.probe == known.probe
         if probe:
-            known.probe_until = now + _ms(VERDICT_S)
+            known.probe_until = now + ms(VERDICT_S)
         if report.counts and (probe or lease.at >= known.open_until):
             decay = known.decay(now)  # decayed sums: the order in which outcomes of one moment arrive doesn't matter
             known.weight, known.bad, known.outcomes_at = known.weight * decay + 1, known.bad * decay + (not ok), now
@@ -252,11 +249,11 @@ class MemoryFleetStore:
         now = self._now()
         for lease_id in lease_ids:
             if self._expiry.get(lease_id, 0) > now:
-                self._expiry[lease_id] = now + _ms(ttl_s)
+                self._expiry[lease_id] = now + ms(ttl_s)
                 lease = self._leases[lease_id]
                 known = self._endpoints[lease.endpoint_id]
                 if lease.probe > 0 and lease.probe == known.probe:
-                    known.probe_until = now + _ms(ttl_s)
+                    known.probe_until = now + ms(ttl_s)
 
     async def expire(self, limit: int = 1000) -> int:
         now = self._now()
@@ -287,7 +284,7 @@ class MemoryFleetStore:
         now, known = self._now(), self._endpoints[endpoint_id]
         if known.open_until <= now:
             known.trips = ejections_in_a_row(known.health_at(now), now / 1000) + 1
-        known.open_until = max(known.open_until, now + _ms(open_s))
+        known.open_until = max(known.open_until, now + ms(open_s))
         known.probe, known.probe_until, known.texts["ejected"] = 0, 0, reason
         return known.health_at(now)
 
@@ -303,8 +300,8 @@ class MemoryFleetStore:
         for known in map(self._endpoints.__getitem__, endpoint_ids):
             if known.blocked_until <= now:  # once a cooldown, however many calls ran into it
                 known.share = max(SQUEEZE_LEAST, squeezed(known.share, known.blocked_until, now) * SQUEEZE)
-            if now + _ms(for_s) > known.blocked_until:
-                known.blocked_until, known.texts["blocked"] = now + _ms(for_s), reason
+            if now + ms(for_s) > known.blocked_until:
+                known.blocked_until, known.texts["blocked"] = now + ms(for_s), reason
 
     async def disable(self, endpoint_ids: Sequence[str], reason: str) -> None:
         for known in map(self._endpoints.__getitem__, endpoint_ids):
@@ -333,7 +330,7 @@ class MemoryFleetStore:
 
     async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
         now = self._now()
-        self._published = {name: one for name, one in self._published.items() if one[0] + _ms(PUBLISHED_S) > now}
+        self._published = {name: one for name, one in self._published.items() if one[0] + ms(PUBLISHED_S) > now}
         self._published[worker] = (now, dict(waiting), dict(overdue))
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
@@ -344,7 +341,7 @@ class MemoryFleetStore:
         now = self._now()
         waiting, overdue = Counter[str](), Counter[str]()
         for at, jobs, calls in self._published.values():
-            if at + _ms(PUBLISHED_S) > now:
+            if at + ms(PUBLISHED_S) > now:
                 waiting.update(jobs)
                 overdue.update(calls)
         return now / 1000, {
@@ -395,7 +392,3 @@ def _count_latency(known: _Endpoint, report: Report, latency_s: float, now: int)
     known.latency_at = now
     known.samples += 1
     known.latencies[latency.bucket(latency_s)] += 1
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)

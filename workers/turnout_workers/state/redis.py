@@ -22,7 +22,7 @@ from turnout_workers.routing.fleet import UNLIMITED, Health, Observed, account_i
 from turnout_workers.routing.health import Counters
 from turnout_workers.state import memory, record, store, windows
 from turnout_workers.state.record import TEXTS, unpacked
-from turnout_workers.state.store import Account, Admission, Ask, Fenced, Granted, NoRoom, Report
+from turnout_workers.state.store import Account, Admission, Ask, Fenced, Granted, NoRoom, Report, ms
 from turnout_workers.state.windows import Use
 
 T = TypeVar("T")
@@ -88,7 +88,7 @@ class RedisFleetStore:
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
             keys = (self._keys.endpoints, self._keys.expiry, *map(self._keys.lease, lease_ids))
-            await self._send(self._script("renew", keys, (_ms(ttl_s), *lease_ids), _nothing))
+            await self._send(self._script("renew", keys, (ms(ttl_s), *lease_ids), _nothing))
 
     async def expire(self, limit: int = 1000) -> int:
         due = await self._send(self._script("due", [self._keys.expiry], [limit], lambda r: [m.decode() for m in r]))
@@ -101,7 +101,7 @@ class RedisFleetStore:
         return await self._send(self._script("expire", keys, due, int))
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
-        args = (endpoint_id, _ms(open_s), reason)
+        args = (endpoint_id, ms(open_s), reason)
         return await self._send(self._script("trip", [self._keys.endpoints], args, _health))
 
     async def recover(self, endpoint_id: str) -> Health:
@@ -160,7 +160,7 @@ def mark_call(
 ) -> Call[None]:
     """Mark endpoints `blocked`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
-    return script.call([keys.endpoints], [what, reason, _ms(for_s), *endpoint_ids], _nothing)
+    return script.call([keys.endpoints], [what, reason, ms(for_s), *endpoint_ids], _nothing)
 
 
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, Observed]]]:
@@ -180,10 +180,6 @@ def accounts_call(keys: Keys, names: Sequence[str]) -> Call[Mapping[str, Account
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------
-
-
-def _ms(seconds: float) -> int:
-    return round(seconds * 1000)
 
 
 def _nothing(reply: Any) -> None: ...

@@ -176,6 +176,10 @@ PUBLISHED_S = 3.0
 """How long a worker's counts hold."""
 
 
+def ms(seconds: float) -> int:
+    return round(seconds * 1000)
+
+
 class FleetStore(Protocol):
     """What workers share. Every method is atomic; none is cancelled half-way."""
 

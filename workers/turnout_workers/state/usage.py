@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.state.store import ASK_AGAIN_S, ObservedLimit
+from turnout_workers.state.store import ASK_AGAIN_S, ObservedLimit, ms
 from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, Kind, Use, Window
 
-ASK_AGAIN_MS = round(ASK_AGAIN_S * 1000)
+ASK_AGAIN_MS = ms(ASK_AGAIN_S)
 
 
 class Obstacle(NamedTuple):
@@ -142,8 +142,7 @@ class Usage:
         told = KINDS[observed.kind].of(charge.total)
         old = self._caps.get(observed.kind)
         if old is None or old.until <= now or told >= old.told:
-            until = now + round(observed.reset_s * 1000)
-            self._caps[observed.kind] = _Cap(told + observed.remaining, until, told)
+            self._caps[observed.kind] = _Cap(told + observed.remaining, now + ms(observed.reset_s), told)
 
 
 def _fits(amount: int, limit: float) -> Callable[[int], bool]:
