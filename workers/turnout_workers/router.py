@@ -132,13 +132,10 @@ class IntelligentRouter:
         """
         if any(endpoint.id in self._fleet.ids for endpoint in connector.endpoints):
             raise ValueError(f"provider {connector.name!r} is registered already; unregister it first")
-        changes: dict[str, Any] = {}
-        if priority is not None:
-            changes["priority"] = priority
-        if weight is not None:
-            changes["weight"] = weight
-        if cost_per_1k_tokens is not None:
-            changes["price"] = Price(cost_per_1k_tokens * 1000, cost_per_1k_tokens * 1000)
+        per_mtok = None if cost_per_1k_tokens is None else cost_per_1k_tokens * 1000
+        price = None if per_mtok is None else Price(per_mtok, per_mtok)
+        told = {"priority": priority, "weight": weight, "price": price}
+        changes: dict[str, Any] = {name: value for name, value in told.items() if value is not None}
         endpoints = [replace(endpoint, **changes) for endpoint in connector.endpoints]
         self._seen.use(Fleet((*self._fleet.endpoints, *endpoints)))
         self._providers.append(connector)

@@ -106,10 +106,7 @@ class FleetWatch:
         if snapshot.at - self._priced_at < EVERY_S:
             return
         self._priced_at = snapshot.at
-        prices = {}
-        for view in snapshot.views:
-            price = next_shadow_price(view.load.shadow_price, view.load)
-            if price > NOTHING or view.load.shadow_price > NOTHING:
-                prices[view.endpoint.id] = price
-        if prices:
-            await self.store.set_shadow_prices(prices)
+        loads = {view.endpoint.id: view.load for view in snapshot.views}
+        prices = {id: (load.shadow_price, next_shadow_price(load.shadow_price, load)) for id, load in loads.items()}
+        if told := {id: new for id, (old, new) in prices.items() if max(old, new) > NOTHING}:
+            await self.store.set_shadow_prices(told)
