@@ -16,48 +16,32 @@ import asyncio
 import random
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
-from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
+from turnout.request import InferenceRequest, InferenceResponse, RoutingStrategy
 from turnout_workers.attempts.calling import Calling
-from turnout_workers.attempts.hedging import Room
+from turnout_workers.attempts.in_process import DeadlinePassed as DeadlinePassed
+from turnout_workers.attempts.in_process import InProcess
 from turnout_workers.attempts.judging import Judging
-from turnout_workers.attempts.progress import Job, Progress
 from turnout_workers.attempts.reporting import Reporter
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.lasting import end, kept_up
 from turnout_workers.providers.base import CloudProviderBase
-from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing.decision import Action, Candidate, Decision, rank
-from turnout_workers.routing.failover import Next
+from turnout_workers.routing.decision import Decision
 from turnout_workers.routing.failure import Failure
 from turnout_workers.routing.fleet import Endpoint, Fleet, Price, Snapshot
 from turnout_workers.routing.health import EJECTION_S
-from turnout_workers.routing.options import headroom
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
+from turnout_workers.state.store import FleetStore
 
 WATCH_S = 0.5
 """How often calls in flight are looked at for hanging."""
-LEASE_MARGIN_S = 30.0
-"""How much longer than its call a lease lasts: nobody renews it."""
-ROOM_RECHECK_S = 0.05
-"""The shortest wait after an admission that found no room."""
-LOOK_AGAIN_S = 10.0
-"""After so long a request that waits looks again: an operator's word, or a provider, may have come before its time."""
-TICK_S = 0.001
-"""Of the store's clock, by which a deadline that is over may still be ahead."""
-
-
-class DeadlinePassed(TimeoutError):
-    """The request was not answered by its deadline."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,23 +81,18 @@ class IntelligentRouter:
         store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
         hedge: whether an interactive request that is slow may be sent to a second provider as well.
         """
-        self._default_strategy = default_strategy
         self._interval_s = health_check_interval
-        self._store = store or MemoryFleetStore(clock)
-        self._rng = rng or random.Random()
-        self._sleep = sleep
+        self._store = store = store or MemoryFleetStore(clock)
+        self._seen = seen = SnapshotPoller(store, Fleet(()), monotonic=clock)
         self._providers: list[CloudProviderBase] = []
         self._owner: dict[str, CloudProviderBase] = {}
-        self._seen = SnapshotPoller(self._store, Fleet(()), monotonic=clock)
-        self._turn = 0
-        self._last_seen: dict[Lane, float] = {}
-        self._under_way = UnderWay(clock)
-        self._reporter = Reporter(self._store, self._seen, failover_cooldown, self._rng)
-        self._judging = Judging(self._reporter, self._rng, hedge)
-        self._checks = HealthChecks(self._providers, self._store, self._seen, health_check_interval, self._rng)
-        self._calling = Calling(self._seen, self._reporter, self._under_way, self._owner.get)
-        self._calls = CallWatch(self._store, self._seen, self._under_way, uuid.uuid4().hex)
-        self._watch = FleetWatch(self._store, self._seen, self._rng, failover_cooldown)
+        rng, under_way = rng or random.Random(), UnderWay(clock)
+        reporter = Reporter(store, seen, failover_cooldown, rng)
+        judging, calling = Judging(reporter, rng, hedge), Calling(seen, reporter, under_way, self._owner.get)
+        self._requests = InProcess(store, seen, rng, sleep, under_way, judging, calling, default_strategy)
+        self._checks = HealthChecks(self._providers, store, seen, health_check_interval, rng)
+        self._calls = CallWatch(store, seen, under_way, uuid.uuid4().hex)
+        self._watch = FleetWatch(store, seen, rng, failover_cooldown)
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- the fleet ---------------------------------------------------------------------------------------
@@ -178,7 +157,7 @@ class IntelligentRouter:
 
         Raises NoEligibleEndpoint if none ever can, DeadlinePassed at the request's deadline.
         """
-        decision = await self._decide(await self._accepted(request, strategy))
+        decision = await self._requests.decide(await self._requests.accept(request, strategy))
         endpoint = decision.candidates[0].endpoint
         return RoutedProvider(endpoint.provider, endpoint, decision, self._complete_at)
 
@@ -188,95 +167,10 @@ class IntelligentRouter:
         An answer that fails the JSON schema it was asked for is asked for again, `max_repairs` times. Raises
         NoEligibleEndpoint, DeadlinePassed, or ProviderError when there is no more to try.
         """
-        return await self._answer(await self._accepted(request, strategy))
+        return await self._requests.answer(await self._requests.accept(request, strategy))
 
     async def _complete_at(self, request: InferenceRequest, endpoint_id: str) -> InferenceResponse:
-        job = await self._accepted(_wishing(request, allow_fallback=False))
-        job.pinned = endpoint_id
-        return await self._answer(job)
-
-    async def _accepted(self, request: InferenceRequest, strategy: RoutingStrategy | None = None) -> Job:
-        at = (await self.snapshot()).at
-        wish = request.constraints
-        self._last_seen[wish.lane] = at
-        if strategy is not None:
-            request = _wishing(request, strategy=strategy)
-        return Job(uuid.uuid4().hex, request, at, wish.deadline_at(at), Progress())
-
-    async def _decide(self, job: Job) -> Decision:
-        """A decision to go; waits for it."""
-        while True:
-            snapshot = await self.snapshot()
-            if job.deadline is not None and snapshot.at >= job.deadline:
-                raise DeadlinePassed("; ".join(filter(None, ["no answer by the deadline", _history(job)])))
-            self._turn += 1
-            decision = rank(
-                job.profile(),
-                snapshot,
-                snapshot.at,
-                self._rng,
-                default_strategy=self._default_strategy,
-                tried=job.tried,
-                turn=self._turn,
-            )
-            if (refusal := decision.refusal) is not None:
-                raise refusal
-            if decision.action is Action.GO:
-                return decision
-            with self._under_way.wait_for(decision.waits_for):
-                await self._pause(job, decision.wait_s)
-
-    async def _pause(self, job: Job, wait_s: float) -> None:
-        wait_s = min(wait_s, LOOK_AGAIN_S)
-        if job.deadline is not None:
-            wait_s = min(wait_s, max(TICK_S, job.deadline - self._seen.now()))
-        await self._sleep(wait_s)
-
-    async def _answer(self, job: Job) -> InferenceResponse:
-        while True:
-            decision = await self._decide(job)
-            candidates = decision.bids()
-            admission = await self._admit(job, decision, job.repeated(candidates) or candidates)
-            if isinstance(admission, Granted):
-                room = self._judging.room(job, decision, candidates, admission)
-                if (response := await self._attempt(job, decision, room)) is not None:
-                    return response
-                continue
-            job.repeat(None)
-            wait_s = ROOM_RECHECK_S
-            if isinstance(admission, NoRoom) and admission.retry_at is not None:
-                wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
-            await self._pause(job, wait_s * self._rng.uniform(1.0, 1.5))
-
-    async def _admit(
-        self, job: Job, decision: Decision, candidates: Sequence[Candidate], *, second: bool = False
-    ) -> Admission:
-        longest_s = max(candidate.timeout_s for candidate in candidates)
-        share = headroom(decision.job.lane, self._last_seen, decision.at)
-        lease_id, bids = f"{job.id}:{len(job.progress.attempts) + second}", tuple(map(Bid.of, candidates))
-        return await self._store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
-
-    async def _attempt(self, job: Job, decision: Decision, room: Room) -> InferenceResponse | None:
-        """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
-        call = partial(self._calling, job, room)
-        if room.hedge is None:
-            calls = [await call(room.chosen, room.grant)]
-        else:
-            admit = partial(self._admit, job, decision, second=True)
-            calls = await self._judging.hedging.race(room, room.hedge, admit, call)
-        judged = self._judging(job, room, calls)
-        await judged.told()
-        ended, verdict = judged.call, judged.verdict
-        if ended.failure is None:
-            return ended.response
-        if verdict.action is Next.GIVE_UP:
-            error = ProviderError(ended.failure, ended.observed)
-            error.add_note(_history(job))
-            raise error
-        await self._pause(job, verdict.delay_s)
-        if verdict.action is Next.DEFER:
-            job.progress = job.progress.deferred(new_round=True)
-        return None
+        return await self._requests.answer(await self._requests.accept(request, pinned=endpoint_id))
 
     # --- health ------------------------------------------------------------------------------------------
 
@@ -308,12 +202,3 @@ class IntelligentRouter:
         await end(self._tasks)
         for connector in self._providers:
             await connector.aclose()
-
-
-def _wishing(request: InferenceRequest, **wishes: Any) -> InferenceRequest:
-    return request.model_copy(update={"constraints": request.constraints.model_copy(update=wishes)})
-
-
-def _history(job: Job) -> str:
-    """What failed so far, for people."""
-    return "; ".join(f"{a.endpoint}: {a.failure}: {a.message}" for a in job.progress.attempts)

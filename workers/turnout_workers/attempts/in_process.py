@@ -1,0 +1,144 @@
+"""Requests that are answered in this process: ranked, admitted and called until there is an answer, or none can be."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from uuid import uuid4
+
+from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
+from turnout_workers.attempts.calling import Calling
+from turnout_workers.attempts.hedging import Room
+from turnout_workers.attempts.judging import Judging
+from turnout_workers.attempts.progress import Job, Progress
+from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.routing.decision import Action, Candidate, Decision, rank
+from turnout_workers.routing.failover import Next
+from turnout_workers.routing.options import headroom
+from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
+
+LEASE_MARGIN_S = 30.0
+"""How much longer than its call a lease lasts: nobody renews it."""
+ROOM_RECHECK_S = 0.05
+"""The shortest wait after an admission that found no room."""
+LOOK_AGAIN_S = 10.0
+"""After so long a request that waits looks again: an operator's word, or a provider, may have come before its time."""
+TICK_S = 0.001
+"""Of the store's clock, by which a deadline that is over may still be ahead."""
+
+
+class DeadlinePassed(TimeoutError):
+    """The request was not answered by its deadline."""
+
+
+@dataclass(slots=True, eq=False)
+class InProcess:
+    """What a worker's `Attempts` are for jobs of the ledger, for requests that nobody else has."""
+
+    store: FleetStore
+    fleet: SnapshotPoller
+    rng: random.Random
+    sleep: Callable[[float], Awaitable[None]]
+    under_way: UnderWay
+    judging: Judging
+    calling: Calling
+    default_strategy: RoutingStrategy
+    _turn: int = field(default=0, init=False)
+    _last_seen: dict[Lane, float] = field(default_factory=dict, init=False)
+
+    async def accept(
+        self, request: InferenceRequest, strategy: RoutingStrategy | None = None, pinned: str | None = None
+    ) -> Job:
+        """A request whose time begins. pinned: the one endpoint that may be called."""
+        at, known = (await self.fleet.poll()).at, request.constraints
+        self._last_seen[known.lane] = at
+        wishes = {"strategy": strategy or known.strategy, "allow_fallback": known.allow_fallback and not pinned}
+        request = request.model_copy(update={"constraints": known.model_copy(update=wishes)})
+        job = Job(uuid4().hex, request, at, known.deadline_at(at), Progress())
+        job.pinned = pinned
+        return job
+
+    async def decide(self, job: Job) -> Decision:
+        """A decision to go; waits for it. Raises NoEligibleEndpoint if none can come, DeadlinePassed if it is late."""
+        while True:
+            snapshot = await self.fleet.poll()
+            if job.deadline is not None and snapshot.at >= job.deadline:
+                raise DeadlinePassed("; ".join(filter(None, ["no answer by the deadline", _history(job)])))
+            self._turn += 1
+            decision = rank(
+                job.profile(),
+                snapshot,
+                snapshot.at,
+                self.rng,
+                default_strategy=self.default_strategy,
+                tried=job.tried,
+                turn=self._turn,
+            )
+            if (refusal := decision.refusal) is not None:
+                raise refusal
+            if decision.action is Action.GO:
+                return decision
+            with self.under_way.wait_for(decision.waits_for):
+                await self._pause(job, decision.wait_s)
+
+    async def _pause(self, job: Job, wait_s: float) -> None:
+        wait_s = min(wait_s, LOOK_AGAIN_S)
+        if job.deadline is not None:
+            wait_s = min(wait_s, max(TICK_S, job.deadline - self.fleet.now()))
+        await self.sleep(wait_s)
+
+    async def answer(self, job: Job) -> InferenceResponse:
+        """Call, and fail over, until there is one. Raises ProviderError when there is no more to try."""
+        while True:
+            decision = await self.decide(job)
+            candidates = decision.bids()
+            admission = await self._admit(job, decision, job.repeated(candidates) or candidates)
+            if isinstance(admission, Granted):
+                room = self.judging.room(job, decision, candidates, admission)
+                if (response := await self._attempt(job, decision, room)) is not None:
+                    return response
+                continue
+            job.repeat(None)
+            wait_s = ROOM_RECHECK_S
+            if isinstance(admission, NoRoom) and admission.retry_at is not None:
+                wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
+            await self._pause(job, wait_s * self.rng.uniform(1.0, 1.5))
+
+    async def _admit(
+        self, job: Job, decision: Decision, candidates: Sequence[Candidate], *, second: bool = False
+    ) -> Admission:
+        longest_s = max(candidate.timeout_s for candidate in candidates)
+        share = headroom(decision.job.lane, self._last_seen, decision.at)
+        lease_id, bids = f"{job.id}:{len(job.progress.attempts) + second}", tuple(map(Bid.of, candidates))
+        return await self.store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
+
+    async def _attempt(self, job: Job, decision: Decision, room: Room) -> InferenceResponse | None:
+        """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
+        call = partial(self.calling, job, room)
+        if room.hedge is None:
+            calls = [await call(room.chosen, room.grant)]
+        else:
+            admit = partial(self._admit, job, decision, second=True)
+            calls = await self.judging.hedging.race(room, room.hedge, admit, call)
+        judged = self.judging(job, room, calls)
+        await judged.told()
+        ended, verdict = judged.call, judged.verdict
+        if ended.failure is None:
+            return ended.response
+        if verdict.action is Next.GIVE_UP:
+            error = ProviderError(ended.failure, ended.observed)
+            error.add_note(_history(job))
+            raise error
+        await self._pause(job, verdict.delay_s)
+        if verdict.action is Next.DEFER:
+            job.progress = job.progress.deferred(new_round=True)
+        return None
+
+
+def _history(job: Job) -> str:
+    """What failed so far, for people."""
+    return "; ".join(f"{a.endpoint}: {a.failure}: {a.message}" for a in job.progress.attempts)
