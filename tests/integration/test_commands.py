@@ -12,8 +12,9 @@ from click.testing import CliRunner, Result
 from turnout import Client
 from turnout.cli import main
 from turnout_workers import local
-from turnout_workers.commands.worker import worker
-from turnout_workers.config import discovery, fleet
+from turnout_workers.commands.worker import local_servers, worker
+from turnout_workers.config import discovery, fleet, load
+from turnout_workers.deployment import deployment
 
 
 def invoked(here: local.Local, *arguments: str, stdin: str = "") -> Result:
@@ -165,6 +166,12 @@ def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: p
     told = CliRunner().invoke(main, ["providers", "--json"])
     assert [one["endpoint"] for one in json.loads(told.output)["endpoints"]] == ["ollama/llama3.3:70b"]
     assert "ollama: unavailable" in CliRunner().invoke(main, ["providers", "--check"]).output
+    found = local_servers()
+    assert found is not None
+    here, workers = deployment().settings, load(found, os.environ)
+    assert (workers.file, workers.version) == (here.file, here.version), "a worker has the same configuration"
+    bare.setenv("GROQ_API_KEY", "k")
+    assert local_servers() is None
 
 
 def test_a_misspelt_lane_is_refused_before_anything_starts() -> None:
