@@ -160,6 +160,15 @@ class InferenceRequest(Value):
     def _stops(cls, stop: Any) -> Any:
         return (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
 
+    @field_validator("metadata")
+    @classmethod
+    def _labels(cls, metadata: dict[str, str]) -> dict[str, str]:
+        try:
+            "".join(metadata).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a name has half a surrogate pair, which is no character") from None
+        return metadata
+
     @model_validator(mode="after")
     def _one_content(self) -> Self:
         given = [name for name in ("prompt", "messages", "input") if getattr(self, name) is not None]

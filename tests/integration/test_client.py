@@ -121,6 +121,7 @@ def test_every_field_of_a_request_is_an_option_that_a_type_checker_knows() -> No
         ({"webhook": {"url": "https://example.com"}}, "webhook\n"),
         ({"webhook": "\ud800"}, "webhook\n"),
         ({"stream": "perhaps"}, "stream\n"),
+        ({"metadata": {"\ud800": "1"}}, "metadata\n.*half a surrogate pair"),
         ({"response_model": {"type": "object"}}, "response_model\n"),
     ],
 )
@@ -129,16 +130,21 @@ def test_an_option_that_can_not_be_is_named(options: Options, told: str) -> None
         new_job("A?", **options)
 
 
+def nested(levels: int) -> Any:
+    return [nested(levels - 1)] if levels else 1
+
+
 @pytest.mark.parametrize(
-    ("prompt", "told"),
+    ("request_", "told"),
     [
         ("x" * 1_000_001, r"has 1,000,\d+ characters of JSON, more than the 1,000,000 .*max_request_chars"),
         ("\ud800", "half a surrogate pair"),
+        *(({"prompt": "B?", "extras": {"groq": {"x": nested(n)}}}, "nested so deeply") for n in (200, 240)),
     ],
 )
-def test_what_is_too_long_or_no_text_is_refused_before_it_is_sent(client: Client, prompt: str, told: str) -> None:
+def test_what_no_worker_could_read_is_refused_before_it_is_sent(client: Client, request_: Any, told: str) -> None:
     with pytest.raises(IntakeRefused, match=told) as refused:
-        client.submit_many(["A?", prompt], idempotency_key="order-3")
+        client.submit_many(["A?", request_], idempotency_key="order-3")
     assert refused.value.__notes__ == ["It is requests[1]."]
     with pytest.raises(LookupError):
         client.job(job_id("order-3\0" + "0")).status()

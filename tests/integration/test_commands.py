@@ -71,7 +71,7 @@ def test_status_counts_lanes_jobs_and_endpoints(here: local.Local) -> None:
 
 def test_an_isolated_provider_gets_no_job_until_it_is_restored(here: local.Local) -> None:
     only = {"only": ["sim-steady"], "deadline_s": 0.5}
-    turnout(here, "isolate", "sim-steady")
+    assert turnout(here, "isolate", "sim-steady").startswith("isolated: sim-steady/")
     with Client(here.redis_url) as client:
         with pytest.raises(Exception, match="deadline"):
             client.submit("A?", constraints=only).wait(20)

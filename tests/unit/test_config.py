@@ -71,6 +71,7 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
         ("[providers.x]\nmodels = ['m', 3]", "t.toml:2: providers.x.models: must be a list of names, or a "),
         ("[providers.x]\nrequests_per_minute = 0", "t.toml:2: providers.x.requests_per_minute: "),
         ("[ceilings.total]\nper_day_usd = nan", "t.toml:2: ceilings.total.per_day_usd: "),
+        ("[ceilings.total]\nper_day_usd = 1e10", "t.toml:2: ceilings.total.per_day_usd: Input should be less than or"),
         ("redis_url = 'localhost'", "t.toml:1: redis_url: must be a redis://"),
         (
             "\n[providers.groq]\napi_key_env = 'NO_SUCH_KEY'",

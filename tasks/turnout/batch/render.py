@@ -8,7 +8,7 @@ from typing import Any
 
 from turnout.batch.line import Format, Line
 from turnout.batch.openai_response import response_body
-from turnout.request import MICROUSD_PER_USD
+from turnout.request import MICROUSD_PER_USD, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
 _CONTENT = {"text", "tool_calls", "refusal", "embeddings", "finish", "warnings"}
@@ -72,9 +72,7 @@ def _plain(line: Line, result: JobResult) -> dict[str, Any]:
         "id": line.id,
         "line": line.number,
         "status": result.status.value,
-        "response": response.model_dump(mode="json", include=_CONTENT, exclude_defaults=True) | {"text": response.text}
-        if response
-        else None,
+        "response": _content(response) if response else None,
         "provider": response.provider if response else last and last.provider,
         "model": response.model_requested if response else last and last.model,
         "usage": response.usage.model_dump(mode="json", exclude_defaults=True) if response else None,
@@ -85,6 +83,13 @@ def _plain(line: Line, result: JobResult) -> dict[str, Any]:
         "simulated": response.simulated if response else None,
         "error": error.model_dump(mode="json", include={"code", "message"}) if error else None,
     }
+
+
+def _content(response: InferenceResponse) -> dict[str, Any]:
+    told = response.model_dump(mode="json", include=_CONTENT, exclude_defaults=True) | {"text": response.text}
+    if response.tool_calls:  # whole, so that they can be given back as they are
+        told["tool_calls"] = [call.model_dump(mode="json") for call in response.tool_calls]
+    return told
 
 
 def _usd(microusd: int) -> float:

@@ -10,6 +10,7 @@ from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel
+from pydantic_core import from_json
 
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
@@ -21,6 +22,8 @@ from turnout.value import Name, Value
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000
 """Longest request, as JSON, that a client accepts if it isn't told otherwise."""
+DEEP = 150
+"""Brackets from which on a request may be nested deeper than JSON is read, some 200 levels."""
 CHUNK = 500
 """Jobs at a round trip of `submit_many`."""
 
@@ -128,6 +131,11 @@ def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, 
         job = NewJob.of(job_id(key), valid, stream=delivery.stream, webhook=delivery.webhook, trace=_trace())
     except UnicodeEncodeError:
         raise IntakeRefused("a text has half a surrogate pair, which is no character") from None
+    if job.payload.count("[") + job.payload.count("{") > DEEP:
+        try:
+            from_json(job.payload)
+        except ValueError:
+            raise IntakeRefused("the request is nested so deeply that no worker could read it") from None
     if (length := len(job.payload)) > max_chars:
         raise IntakeRefused(
             f"the request has {length:,} characters of JSON, more than the {max_chars:,} that this client accepts; "

@@ -28,6 +28,7 @@ from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, reason, render
 from turnout.batch.source import Source, SourceError, read
 from turnout.batch.tally import Tally, entry
+from turnout.messages import FunctionCall, Message, ToolCall
 from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
@@ -286,6 +287,19 @@ def test_a_file_of_which_no_line_could_be_read_is_refused_as_a_whole(tmp_path: P
     with pytest.raises(SourceError) as refused:
         Source(str(tmp_path / "x.jsonl")).check()
     assert told in str(refused.value)
+
+
+def test_a_text_may_begin_with_a_bracket(tmp_path: Path) -> None:
+    (tmp_path / "x.txt").write_bytes(b"[\nA?\n")
+    assert [raw.data for raw in Source(str(tmp_path / "x.txt"))] == [b"[", b"A?"]
+
+
+def test_tool_calls_are_written_whole_so_that_they_can_be_given_back() -> None:
+    called = (ToolCall(id="c", function=FunctionCall(name="f", arguments="{}")),)
+    response = InferenceResponse(tool_calls=called, provider="p", model_requested="m", model_served="m")
+    told = json.loads(render(Line(1), JobResult(id="j", status=JobStatus.SUCCEEDED, response=response)))["response"]
+    assert Message(role="assistant", tool_calls=told["tool_calls"]).tool_calls == called
+    assert told["tool_calls"] == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
 def test_a_packed_input_is_closed_when_it_has_been_read(tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
@@ -128,4 +127,4 @@ def restore(name: str) -> None:
 
 def _tell(here: Deployment, call: Call[None], done: str, name: str) -> None:
     here.ask(call)
-    click.echo(f"{done}: {json.dumps(here.endpoints(name))}")
+    click.echo(f"{done}: {', '.join(here.endpoints(name))}")
