@@ -15,7 +15,6 @@ from collections.abc import Callable
 from typing import Any
 
 import celery.apps.worker
-from celery import Celery
 from celery.exceptions import Ignore, Retry
 from celery.signals import setup_logging, task_revoked, worker_shutting_down
 from celery.utils.functional import maybe_list
@@ -37,15 +36,14 @@ from turnout_workers.monitoring import logs
 from turnout_workers.monitoring.events import Dispatcher, Events
 from turnout_workers.pool import AsyncRequest, AsyncTask, Ended, TaskPool
 from turnout_workers.runtime import Worker
-from turnout_workers.transport import celery_settings
+from turnout_workers.transport import celery_app
 
 logger = logging.getLogger(__name__)
 
 settings = configured(os.environ)
 
-app = Celery("turnout", events=Events)
+app = celery_app(settings.file.redis_url, events=Events)
 app.conf.update(
-    **celery_settings(settings.file.redis_url),
     # The ledger is the acknowledgement: a message is only a hint. (With late acks, Celery 5.7.0 exits when
     # Redis restarts.)
     task_acks_late=False,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import bz2
 import logging
 import lzma
+import os
 import random
 import traceback
 import zlib
@@ -22,6 +23,7 @@ from queue import Empty
 from typing import Any
 from urllib.parse import quote
 
+from celery import Celery
 from kombu import compression
 from kombu.serialization import register
 from kombu.transport import TRANSPORT_ALIASES, virtual
@@ -44,6 +46,11 @@ FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane
 
 LANES = frozenset(Lane)
 FETCH = Script.load("turnout_workers", "fetch")
+OF_OTHER_APPS = (
+    *("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"),
+    *("CELERY_CONFIG_MODULE", "CELERY_LOADER"),
+)
+"""Variables from which Celery takes settings."""
 SILENT_S = 3.0
 """After this Celery takes a Redis that doesn't answer for gone. Until then it does nothing else, nor does it stop."""
 
@@ -219,6 +226,16 @@ class SentinelTransport(kombu_redis.SentinelTransport):
 
 # Under this name, because kombu goes by the scheme of the address once it has to try the next sentinel.
 TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
+
+
+def celery_app(url: str, **options: Any) -> Celery:
+    """A Celery app on the Redis at `url`, wherever it is started: beside an app of somebody's own, say, whose variables
+    Celery puts above any settings."""
+    for name in OF_OTHER_APPS:
+        os.environ.pop(name, None)
+    app = Celery("turnout", fixups=[], **options)  # one of the fixups sets up Django
+    app.conf.update(celery_settings(url))
+    return app
 
 
 def celery_settings(url: str) -> dict[str, Any]:

@@ -19,7 +19,6 @@ from urllib.parse import parse_qsl, urlsplit
 
 import flower.command
 import flower.urls
-from celery import Celery
 from flower.api import BaseApiHandler
 from flower.app import Flower
 from flower.views import BaseHandler
@@ -35,7 +34,7 @@ from turnout_workers.commands.screen import usd
 from turnout_workers.deployment import Deployment
 from turnout_workers.monitoring.overview import overview
 from turnout_workers.state.redis import mark_call
-from turnout_workers.transport import celery_settings
+from turnout_workers.transport import celery_app
 
 OURS = Path(__file__).with_name("templates")
 THEIRS = Path(flower.urls.settings["template_path"])
@@ -140,10 +139,10 @@ def told_whole(task: Any) -> Any:
 
 def serve(here: Deployment, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
     """Run Flower until SIGTERM or Ctrl-C. Its other options come from `FLOWER_…` variables, as ever."""
-    app = Celery("turnout")
     url = here.settings.file.redis_url
+    app = celery_app(url)
     app.conf.update(
-        **{**celery_settings(url), "broker_transport": None},  # the URL's, which Flower knows
+        broker_transport=None,  # the URL's, which Flower knows
         # Its page of the broker looks for them here alone.
         broker_use_ssl={name: value for name, value in parse_qsl(urlsplit(url).query) if name.startswith("ssl_")}
         or None,
