@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
+from importlib import import_module
 from pathlib import Path
 
 import click
@@ -109,3 +111,13 @@ def test_every_command_and_option_that_is_shown_exists(page: Path) -> None:
             assert command is not None, shown
             known = {name for param in command.params for name in param.opts} | {"-", "--help"}
             assert {word for word in words if word.startswith("-")} <= known, shown
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_shown_code_imports_from_turnout_is_there(page: Path) -> None:
+    for code in re.findall(r"^```python\n(.*?)^```", page.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("turnout"):
+                module = import_module(node.module)
+                for alias in node.names:
+                    assert hasattr(module, alias.name) or import_module(f"{node.module}.{alias.name}"), alias.name
