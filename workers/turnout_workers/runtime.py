@@ -179,7 +179,9 @@ class Worker:
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives: for `turnout status`, and so that a late renewal counts as no death."""
         version = self._in_force.settings.version
-        await self._parts.send(self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S))
+        results_s = self._in_force.file.retention.results_s
+        alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, results_s)
+        await self._parts.send(alive)
 
     async def _connected(self) -> None:
         """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""

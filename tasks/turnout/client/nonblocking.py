@@ -24,7 +24,7 @@ T = TypeVar("T")
 RECHECK_S = 5.0
 """How often a waiting job is asked after, in case word of it was lost."""
 RESULT_TTL_S = 86_400.0
-"""How long a cancelled job's record is kept, as the workers' default is for others."""
+"""How long a cancelled job's record is kept where no worker has told yet."""
 
 
 class AsyncClient:

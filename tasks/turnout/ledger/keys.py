@@ -39,6 +39,7 @@ class Keys:
         self.failed = own + "failed"  # zset: dead letters, failed jobs by when (ms) their record goes
         self.hooks = own + "hooks"  # zset: settled jobs whose webhook is still to be called, by when (ms)
         self.counts = own + "counts"  # hash: jobs accepted and settled, by outcome
+        self.retention = own + "retention"  # string: how long (ms) workers keep results, for those who cancel jobs
         self.intake = own + "intake"  # string: there while no new job is accepted, for want of memory
         self.inbox = f"{own}inbox:".__add__  # channel, by client: the jobs that it watches, see `client/link.py`
 

@@ -83,10 +83,10 @@ class Upkeep(Operations):
         """Publish a job again that has been on the list of `lost` for so long; tells whether it did."""
         return self.call("republish", job_id, ms(missing_s), decode=bool, job=job_id, lane=lane)
 
-    def alive(self, worker: str, version: str, slots: int, silence_s: float) -> Call[None]:
-        """Note that a worker lives, which version of the configuration it follows, and how many jobs it has room for.
-        Workers that have been silent for `silence_s` are forgotten."""
-        return self.call("alive", f"{worker} {version} {slots}", ms(silence_s), decode=nothing)
+    def alive(self, worker: str, version: str, slots: int, silence_s: float, results_s: float) -> Call[None]:
+        """Note that a worker lives, which version of the configuration it follows, how many jobs it has room for, and
+        how long it keeps results. Workers that have been silent for `silence_s` are forgotten."""
+        return self.call("alive", f"{worker} {version} {slots}", ms(silence_s), max(1, ms(results_s)), decode=nothing)
 
     # --- webhooks ---------------------------------------------------------------------------------------
 

@@ -40,7 +40,7 @@ class Jobs(RuleBasedStateMachine):
 
     @rule()
     def the_worker_shows_life(self) -> None:
-        self.bed(self.bed.ledger.alive("w", "v", 1, KEPT_S))
+        self.bed(self.bed.ledger.alive("w", "v", 1, KEPT_S, KEPT_S))
         shown = {job_id for job_id, job in self.jobs.items() if job.suspect and self.suspected[job_id] < self.bed.now}
         self.jobs |= {job_id: alive(self.jobs[job_id]) for job_id in shown}
 

@@ -50,7 +50,7 @@ def lapse(bed: Bed, owner: str = "w") -> str:
 
 def show_life(bed: Bed, owner: str = "w") -> None:
     bed.advance(1)
-    bed(bed.ledger.alive(owner, "v1", 10, 15.0))
+    bed(bed.ledger.alive(owner, "v1", 10, 15.0, KEPT_S))
 
 
 @pytest.mark.parametrize("lane", list(Lane))
@@ -243,7 +243,7 @@ def test_a_job_is_poison_when_three_workers_have_died_with_it_though_others_live
         show_life(bed, owner)
         assert lapse(bed, owner) == "queued"
     assert lapse(bed, "w3") == "none", "a respite, in which nobody else gets it"
-    bed(bed.ledger.alive("w3", "v1", 10, 15.0))  # at that very moment, so that it may have been before
+    bed(bed.ledger.alive("w3", "v1", 10, 15.0, KEPT_S))  # at that very moment, so that it may have been before
     assert bed(bed.ledger.claim("a", "w4", 30.0)) == NotClaimed("leased")
     for other in ("w", "w33"):
         show_life(bed, other)
@@ -397,6 +397,14 @@ def test_a_failed_job_is_kept_longer_and_leaves_the_list_when_it_goes(bed: Bed) 
     bed.advance(round(KEPT_S * 1000) + 1)
     bed.settle(bed.claimed("b").token, JobStatus.FAILED, "b")
     assert bed(bed.ledger.failed(10)) == ["b"]
+
+
+def test_a_cancelled_job_is_kept_as_long_as_workers_keep_results(bed: Bed) -> None:
+    bed.enqueue()
+    bed(bed.ledger.alive("w", "v", 1, 15.0, 30.0))
+    assert bed(bed.ledger.cancel("a", None, KEPT_S)).accepted
+    for key in (bed.keys.job("a"), bed.keys.story("a"), bed.keys.result("a")):
+        assert 25_000 < bed.client.pttl(key) <= 30_000
 
 
 def test_the_list_of_failed_jobs_goes_with_the_last_of_them(bed: Bed) -> None:

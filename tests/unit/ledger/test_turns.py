@@ -49,7 +49,7 @@ def test_more_of_a_tenants_jobs_stand_in_the_lanes_of_more_workers(bed: Bed) -> 
     ids = flood(bed, 100)
     assert order(bed) == ids[:TURNS]
     for worker in ("one", "two"):
-        bed(bed.ledger.alive(worker, "v", 100, 15.0))
+        bed(bed.ledger.alive(worker, "v", 100, 15.0, KEPT_S))
     for job_id in bed(bed.ledger.spare(1000)):
         bed(bed.ledger.bring(job_id, LANE))
     assert order(bed) == ids[:25]

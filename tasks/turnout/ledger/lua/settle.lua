@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
 -- End a job, once: store its result, for the ledger and for Celery, and tell who waits.
 -- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done, turns, in_line, stream, hooks, parked,
---       batch, all_lanes
+--       batch, retention, all_lanes
 -- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
 --       time to live (ms), time to live if failed (ms), batch ('': none)
+-- A cancelled job is kept as long as workers keep results: whoever cancels may not know.
 -- authority  token: the worker that holds it, and for a success any that ever held it
 --            late: the same, by way of its disk
 --            cancel: anybody; expire: past its deadline, not held; sweep: given up by it, lease over
@@ -56,7 +57,8 @@ if state ~= 'queued' and authority ~= 'token' then redis.call('LPUSH', lane, mes
 if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 
-local ttl = tonumber(status == 'failed' and ARGV[9] or ARGV[8])
+local result_ttl = tonumber(authority == 'cancel' and redis.call('GET', KEYS.retention) or ARGV[8])
+local ttl = status == 'failed' and tonumber(ARGV[9]) or result_ttl
 -- A detached batch counts its own, and its results are kept as long as its record.
 local kept = batch == '' and -2 or redis.call('TTL', KEYS.batch)
 local detached = kept ~= -2
@@ -69,7 +71,7 @@ end
 tell(ARGV[7])
 redis.call('PEXPIRE', KEYS.job, ttl)
 redis.call('PEXPIRE', KEYS.story, ttl)
-redis.call('SET', KEYS.result, ARGV[6], 'PX', ARGV[8])
+redis.call('SET', KEYS.result, ARGV[6], 'PX', result_ttl)
 redis.call('PUBLISH', KEYS.result, ARGV[6])
 if detached then
   redis.call('HINCRBY', KEYS.batch, status, 1)
