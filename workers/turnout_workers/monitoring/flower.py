@@ -57,6 +57,8 @@ STORY = """<style>
 """The list of tasks so that the line that tells how a job went fits; ids are short there, and whole in their links."""
 REASON = 100
 """Most characters of why a job failed in the list; its own page has all."""
+MOST_TASKS = "20000"
+"""How many tasks it keeps in memory, each some 5 kB, unless FLOWER_MAX_TASKS says otherwise."""
 COLOURS = {"closed": "success", "open": "danger", "disabled": "danger", "isolated": "secondary"}
 
 
@@ -151,6 +153,7 @@ def serve(here: Deployment, address: str, port: int, database: Path, announce: C
         accept_content=["json"],
         broker_connection_max_retries=None,
     )
+    os.environ.setdefault("FLOWER_MAX_TASKS", MOST_TASKS)
     flower.command.apply_env_options()
     options.address, options.port = address, port
     options.persistent, options.db = True, str(database)
