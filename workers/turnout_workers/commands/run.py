@@ -149,47 +149,17 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         if options["anew"]:
             journal.forget()
             shutil.rmtree(folder / "redis", ignore_errors=True)
-        total = Source(source).count()
         wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
         with console.status("Starting …"):
             here = stack.enter_context(local.running(folder, *wanted, tell))
-        fleet = endpoints.fleet(here.settings)
-
-        refused = RefusedKeys(fleet, here.settings)
-
-        def stopping() -> object:
-            return stop.is_set() or here.given_up or refused.trouble
-
-        client = connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
-        ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
-        feeder = Feeder(
-            client,
-            ledger,
-            Source(source),
-            journal,
-            stopping=stopping,
-            defaults=lines.defaults(options),
-            dedupe=options["dedupe"],
-            max_cost_microusd=lines.max_cost_microusd(options),
-            retry_failed=options["retry_failed"],
-            refusal=lambda request: lines.refusal(request, fleet),
-        )
-        view, tally, broken = FleetView(client, ledger, fleet), journal.tally, None
-
-        def look(now: Tally) -> None:
-            shown.update(now, view.troubles())
-            refused.look(view.disabled, feeder.waiting(), answered=bool(now.providers))
-
+        tally, broken = journal.tally, None
         try:
-            with _progress(console, options, here.settings, total, Path(source).name) as shown:
-                feeder.run(look)
+            _feed(source, journal, here, console, options, stop)
         except SourceError as error:
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
         except Stopped:
             if here.given_up:
                 raise process.StartFailed(f"{here.given_up} keeps ending by itself; see its log in {folder}") from None
-            if refused.trouble:
-                raise NobodyServes(refused.trouble) from None
             raise
         complete = not tally.failed and not broken
         advice = f"; all results are in {journal.path}, and the same command goes on"
@@ -207,6 +177,46 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     if broken:
         raise TurnoutError(broken)
     return lines.DONE if complete else lines.SOME_FAILED
+
+
+def _feed(
+    source: str, journal: Journal, here: local.Local, console: Console, options: dict[str, Any], stop: threading.Event
+) -> None:
+    """Run the lines, and show how far it is. Raises SourceError, Stopped, NobodyServes."""
+    fleet = endpoints.fleet(here.settings)
+    refused = RefusedKeys(fleet, here.settings)
+
+    def stopping() -> object:
+        return stop.is_set() or here.given_up or refused.trouble
+
+    client = connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
+    ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
+    view = FleetView(client, ledger, fleet)
+    feeder = Feeder(
+        client,
+        ledger,
+        Source(source),
+        journal,
+        stopping=stopping,
+        defaults=lines.defaults(options),
+        dedupe=options["dedupe"],
+        max_cost_microusd=lines.max_cost_microusd(options),
+        retry_failed=options["retry_failed"],
+        refusal=lambda request: lines.refusal(request, fleet),
+    )
+    shown = _progress(console, options, here.settings, Source(source))
+
+    def look(tally: Tally) -> None:
+        shown.update(tally, view.troubles())
+        refused.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
+
+    try:
+        with shown:
+            feeder.run(look)
+    except Stopped:
+        if refused.trouble and not here.given_up:
+            raise NobodyServes(refused.trouble) from None
+        raise
 
 
 def _noting(results: Iterator[tuple[bool, bytes]], unanswered: list[bytes]) -> Iterator[tuple[bool, bytes]]:
@@ -234,9 +244,7 @@ def _sum_up(
         say(f"The first of them: {reason(line)}", style="yellow")
 
 
-def _progress(
-    console: Console, options: dict[str, Any], settings: Settings, total: int | None, title: str
-) -> run_progress.Progress:
+def _progress(console: Console, options: dict[str, Any], settings: Settings, source: Source) -> run_progress.Progress:
     """What is to show the run; people are told first which providers there are."""
     if options["as_json"]:
         return run_progress.Json(console)
@@ -245,8 +253,8 @@ def _progress(
     providers, ceiling = list(settings.file.providers), lines.max_cost_microusd(options)
     console.print(f"Providers: {', '.join(providers)}", highlight=False, markup=False)
     if console.is_terminal:
-        return run_progress.Bar(console, total, ceiling, title, providers)
-    return run_progress.Lines(console, total, ceiling)
+        return run_progress.Bar(console, source.count(), ceiling, Path(source.path).name, providers)
+    return run_progress.Lines(console, source.count(), ceiling)
 
 
 def _stop_on_signals(console: Console) -> threading.Event:
