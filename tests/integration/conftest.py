@@ -8,6 +8,7 @@ import pytest
 from tests.chaos.stand import Stand, standing
 from tests.receiver import SECRET, Receiver, receiving
 
+from turnout import Client
 from turnout_workers import local
 from turnout_workers.config import toml_lines
 from turnout_workers.simulator import load
@@ -37,14 +38,24 @@ def receiver() -> Iterator[Receiver]:
 
 
 @pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory, receiver: Receiver) -> Iterator[Stand]:
-    """A Redis, a worker process and one provider, with a webhook `app` that the receiver hears."""
+def stand(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, receiver: Receiver
+) -> Iterator[Stand]:
+    """A Redis, a worker process and the FLEET of the test file, or else one provider, with a webhook `app` that the
+    receiver hears."""
+    fleet = getattr(request.module, "FLEET", FLEET)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("WEBHOOK_SECRET", SECRET)
-        with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
+        with standing(tmp_path_factory.mktemp("stand"), fleet, concurrency=20) as stand:
             with stand.config.open("a") as config:
                 config.write(
                     f'\n[webhooks.app]\nurl = "{receiver.url}"\nsecret_env = "WEBHOOK_SECRET"\nprivate = true\n'
                 )
             stand.start_worker()
             yield stand
+
+
+@pytest.fixture
+def client(stand: Stand) -> Iterator[Client]:
+    with Client(stand.redis.url) as client:
+        yield client

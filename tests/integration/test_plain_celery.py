@@ -13,7 +13,7 @@ import pytest
 from celery import Celery, chain, chord, group, signature
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import NotRegistered, TaskRevokedError
-from tests.chaos.stand import Stand, standing
+from tests.chaos.stand import Stand
 
 from turnout import Cancelled, Client, Failed, InferenceRequest
 from turnout.ledger import NewJob, run
@@ -26,13 +26,6 @@ output_tokens = 8
 models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 """
 LIMIT_S = 20
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
-        stand.start_worker()
-        yield stand
 
 
 called: Queue[tuple[str, Any]] = Queue()

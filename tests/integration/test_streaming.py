@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import pytest
-from tests.chaos.stand import Stand, standing
+from tests.chaos.stand import Stand
 
 from turnout import AsyncClient, Cancelled, Client, Failed, Restarted
 
@@ -24,19 +23,6 @@ kind = "gemini"
 s_per_token = 0.01
 models."other" = { input_usd_per_mtok = 5.0, output_usd_per_mtok = 5.0 }
 """
-
-
-@pytest.fixture(scope="module")
-def stand(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
-    with standing(tmp_path_factory.mktemp("stand"), FLEET, concurrency=20) as stand:
-        stand.start_worker()
-        yield stand
-
-
-@pytest.fixture
-def client(stand: Stand) -> Iterator[Client]:
-    with Client(stand.redis.url) as client:
-        yield client
 
 
 @pytest.mark.parametrize("model", ["llama-3.3-70b", "other"])

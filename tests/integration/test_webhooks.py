@@ -6,7 +6,6 @@ import base64
 import hashlib
 import hmac
 import json
-from collections.abc import Iterator
 
 import pytest
 from tests.chaos.stand import Stand
@@ -14,12 +13,6 @@ from tests.receiver import KEY, Receiver
 
 from turnout import Client, Failed, JobResult
 from turnout_workers.background import webhooks
-
-
-@pytest.fixture
-def client(stand: Stand) -> Iterator[Client]:
-    with Client(stand.redis.url) as client:
-        yield client
 
 
 def events(client: Client, job_id: str) -> list[str]:
