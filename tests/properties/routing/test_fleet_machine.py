@@ -96,7 +96,7 @@ class FleetMachine(RuleBasedStateMachine):
         # As a worker does: on the health of its last poll, which may be old.
         health = self.old.by_id[granted.endpoint_id].health
         action = after_report(
-            health, counters, kind, counters.at, self.rng, counts_for_health=verdict.counts_for_health
+            health, counters, failure, counters.at, self.rng, counts_for_health=verdict.counts_for_health
         )
         if action.step is Step.TRIP:
             assert action.open_s <= EJECTION_MAX_S * 1.15

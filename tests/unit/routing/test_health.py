@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from tests.unit.routing.fleets import NOW, WELL, observed
 
-from turnout_workers.routing.failure import FailureKind
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Load
 from turnout_workers.routing.health import (
     EJECTION_MAX_S,
@@ -35,8 +35,10 @@ NONE_COUNTED = Counters(NOW, 0, 0, error_rate=0.0, error_weight=0.0, trips=0, pr
 
 
 def after(health: Health = WELL, kind: FailureKind | None = FailureKind.SERVER_ERROR, **how: Any) -> Any:
-    options = {name: how.pop(name) for name in ("counts_for_health", "billed") if name in how}
-    return after_report(health, replace(NONE_COUNTED, **how), kind, NOW, random.Random(3), **options)
+    counts, billed = how.pop("counts_for_health", True), how.pop("billed", Billed.MAYBE)
+    failure = Failure(kind, "how it went", billed) if kind else None
+    counters = replace(NONE_COUNTED, **how)
+    return after_report(health, counters, failure, NOW, random.Random(3), counts_for_health=counts)
 
 
 @pytest.mark.parametrize(
@@ -67,17 +69,17 @@ def test_the_circuit_at_a_time(health: Health, state: Circuit, share: float) -> 
     [
         ({"consecutive_failures": 3}, Step.NONE),
         ({"consecutive_failures": 4}, Step.TRIP),
-        ({"consecutive_failures": 2, "billed": True}, Step.TRIP),
-        ({"consecutive_failures": 3, "billed": True, "kind": FailureKind.EMPTY}, Step.NONE),
-        ({"consecutive_failures": 4, "billed": True, "kind": FailureKind.EMPTY}, Step.TRIP),
+        ({"consecutive_failures": 2, "billed": Billed.YES}, Step.TRIP),
+        ({"consecutive_failures": 3, "billed": Billed.YES, "kind": FailureKind.EMPTY}, Step.NONE),
+        ({"consecutive_failures": 4, "billed": Billed.YES, "kind": FailureKind.EMPTY}, Step.TRIP),
         ({"consecutive_failures": 2, "kind": FailureKind.UNAVAILABLE}, Step.TRIP),
         ({"consecutive_failures": 1, "kind": FailureKind.UNAVAILABLE}, Step.NONE),
-        ({"consecutive_failures": 1, "billed": True}, Step.NONE),
+        ({"consecutive_failures": 1, "billed": Billed.YES}, Step.NONE),
         ({"consecutive_failures": 4, "counts_for_health": False}, Step.NONE),
         ({"failures_as_begun": 4}, Step.NONE),
         ({"failures_as_begun": 5}, Step.TRIP),
         ({"failures_as_begun": 3, "kind": FailureKind.UNAVAILABLE}, Step.TRIP),
-        ({"failures_as_begun": 2, "billed": True}, Step.NONE),
+        ({"failures_as_begun": 2, "billed": Billed.YES}, Step.NONE),
         ({"error_rate": 0.61, "error_weight": 6.1}, Step.TRIP),
         ({"error_rate": 0.60, "error_weight": 60}, Step.NONE),
         ({"error_rate": 1.0, "error_weight": 6.0}, Step.NONE),
@@ -96,6 +98,14 @@ def test_the_circuit_at_a_time(health: Health, state: Circuit, share: float) -> 
 )
 def test_what_follows_from_a_report(how: dict[str, Any], step: Step) -> None:
     assert after(**how).step is step
+
+
+@pytest.mark.parametrize(
+    "how", [{"probe": True}, {"consecutive_failures": 4}, {"error_rate": 0.7, "error_weight": 7.0}]
+)
+def test_an_ejection_says_why_nobody_was_reached_and_repeats_no_word_of_a_provider(how: dict[str, Any]) -> None:
+    assert after(kind=FailureKind.UNAVAILABLE, **how).reason.endswith(": unavailable: how it went")
+    assert "how it went" not in after(kind=FailureKind.SERVER_ERROR, **how).reason
 
 
 def test_ejections_double_up_to_the_cap_and_start_over_after_a_healthy_minute() -> None:

@@ -155,11 +155,10 @@ class Reporter:
         step = after_report(
             view.health,
             counters,
-            failure.kind if failure else None,
+            failure,
             counters.at,
             self.rng,
             counts_for_health=verdict.counts_for_health,
-            billed=failure is not None and failure.billed is Billed.YES,
             base_s=self.ejection_s,
         )
         if step.step is Step.TRIP:

@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 from enum import StrEnum
 
-from turnout_workers.routing.failure import FailureKind
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
 
 CONSECUTIVE_FAILURES = 4
@@ -155,12 +155,11 @@ def ejection_s(before: int, rng: random.Random, base_s: float = EJECTION_S) -> f
 def after_report(
     health: Health,
     counters: Counters,
-    failure: FailureKind | None,
+    failure: Failure | None,
     now: float,
     rng: random.Random,
     *,
     counts_for_health: bool = True,
-    billed: bool = False,
     base_s: float = EJECTION_S,
 ) -> HealthAction:
     """What follows from one call's outcome; `failure` is None for a success.
@@ -168,22 +167,27 @@ def after_report(
     The outcome of a call made before an ejection says nothing new and does nothing. A probe that was answered
     at all, if only by a 429 or by blaming the job, has shown that the endpoint is alive.
     """
-    cut = failure is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, before an answer was due
-    if cut or failure in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
+    kind = None if failure is None else failure.kind
+    cut = kind is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, before an answer was due
+    if cut or kind in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
         return NOTHING
-    bad = failure is not None and counts_for_health
+    if failure is None or not counts_for_health:
+        return RECOVER if counters.probe else NOTHING
+    why = str(kind)
+    if kind is FailureKind.UNAVAILABLE:  # the words are ours: whether name, address or certificate is wrong
+        why += f": {failure.message}"
     if counters.probe:
-        return _trip(health, now, rng, base_s, f"probe failed: {failure}") if bad else RECOVER
-    if not bad or health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
+        return _trip(health, now, rng, base_s, f"probe failed: {why}")
+    if health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
         return NOTHING
-    enough = CONSECUTIVE_UNREACHED if failure is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
-    if billed and failure is not FailureKind.EMPTY:  # a few prompts of one caller may all get such answers
+    enough = CONSECUTIVE_UNREACHED if kind is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
+    if failure.billed is Billed.YES and kind is not FailureKind.EMPTY:  # a few prompts of one caller may all get those
         enough = CONSECUTIVE_WHEN_BILLED
     if counters.consecutive_failures >= enough or counters.failures_as_begun > enough:
         row = max(counters.consecutive_failures, counters.failures_as_begun)
-        return _trip(health, now, rng, base_s, f"{row} failures in a row: {failure}")
+        return _trip(health, now, rng, base_s, f"{row} failures in a row: {why}")
     if counters.error_rate > ERROR_RATE and counters.error_weight > ERROR_WEIGHT:
-        return _trip(health, now, rng, base_s, f"{counters.error_rate:.0%} of recent calls failed: {failure}")
+        return _trip(health, now, rng, base_s, f"{counters.error_rate:.0%} of recent calls failed: {why}")
     return NOTHING
 
 
