@@ -18,6 +18,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
 
 from turnout.errors import TurnoutError
+from turnout.keepalive import KEEPALIVE
 
 SENTINEL_PORT = 26379
 SENTINEL_LIMIT_S = 2.0
@@ -104,6 +105,7 @@ def checked(url: str) -> str:
 
 def connect(url: str, **options: Any) -> redis.Redis:
     """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
+    options = _lasting(url) | options
     if (found := sentinels(url)) is None:
         # Threads that find all connections in use wait for one; redis-py's default pool would raise at the hundredth.
         return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(url, **options))
@@ -113,6 +115,7 @@ def connect(url: str, **options: Any) -> redis.Redis:
 
 def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     """The same for asyncio."""
+    options = _lasting(url) | options
     if (found := sentinels(url)) is None:
         return redis.asyncio.Redis.from_url(url, **options)
     never = redis.asyncio.retry.Retry(NoBackoff(), 0)
@@ -124,6 +127,12 @@ def takes_no_writes(error: BaseException) -> bool:
     """Whether it is Redis's word that for now it takes none: its memory or disk is full, its replicas are gone, or it
     became one itself in a failover."""
     return isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith(("MISCONF", "NOREPLICAS"))
+
+
+def _lasting(url: str) -> dict[str, Any]:
+    """What keeps idle connections open, as redis-py does by itself from release 8 on."""
+    local = url.startswith("unix:")
+    return {} if local else {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
 
 
 def trouble(error: RedisError) -> str:

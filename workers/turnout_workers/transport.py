@@ -32,6 +32,7 @@ from kombu.utils.json import dumps, loads
 from pydantic_core import from_json
 from redis.exceptions import NoScriptError, RedisError, ResponseError
 
+from turnout.keepalive import KEEPALIVE
 from turnout.ledger import Script
 from turnout.redis_address import sentinels
 from turnout.request import Lane
@@ -242,6 +243,7 @@ def celery_settings(url: str) -> dict[str, Any]:
     """How a Celery app reaches the Redis at `url`, and gets this module's transport."""
     options: dict[str, Any] = {
         "socket_keepalive": True,
+        "socket_keepalive_options": KEEPALIVE,
         "socket_connect_timeout": 5,
         "socket_timeout": SILENT_S,
         "health_check_interval": 15,

@@ -8,6 +8,7 @@ idle and total deadlines.
 from __future__ import annotations
 
 import asyncio
+import socket
 import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -20,6 +21,7 @@ import aiohttp
 from aiohttp import hdrs
 from yarl import URL
 
+from turnout.keepalive import KEEPALIVE
 from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.classify import classify_exception, classify_response
@@ -221,10 +223,19 @@ def _session() -> aiohttp.ClientSession:
     Certificates are checked by the system's authorities, or those of SSL_CERT_FILE, which aiohttp reads at its import.
     """
     # Connections need no limit: the worker's slots and the providers' limits bound the calls in flight.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, socket_factory=_socket)
     return aiohttp.ClientSession(
         connector=connector, auto_decompress=False, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
     )
+
+
+def _socket(address: tuple[Any, ...]) -> socket.socket:
+    """For a connection that lasts while a model thinks, and says nothing for minutes."""
+    made = socket.socket(*address[:3])
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for option, value in KEEPALIVE.items():
+        made.setsockopt(socket.IPPROTO_TCP, option, value)
+    return made
 
 
 @cache
