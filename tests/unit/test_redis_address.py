@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from kombu.utils.url import parse_url
 
 from turnout.errors import TurnoutError
 from turnout.redis_address import Sentinels, checked, sentinels, with_password
+from turnout_workers.transport import celery_settings
 
 
 @pytest.mark.parametrize(
@@ -82,6 +84,11 @@ def test_sentinels_are_read_from_one_address_that_hides_its_passwords() -> None:
     )
     assert "p@ss" not in repr(found)
     assert "guard" not in repr(found)
+
+
+def test_celery_asks_sentinels_by_their_ipv6_addresses() -> None:
+    nodes = celery_settings("sentinel://w:p%40ss@[fd00::7],s2/jobs/2")["broker_url"].split(";")
+    assert [parse_url(node)["hostname"] for node in nodes] == ["fd00::7", "s2"]
 
 
 @pytest.mark.parametrize(

@@ -254,7 +254,8 @@ def celery_settings(url: str) -> dict[str, Any]:
         transport = "sentinel"
         user, password = (quote(found.login.get(name, ""), safe="") for name in ("username", "password"))
         login = f"{user}:{password}@" if found.login else ""
-        url = ";".join(f"sentinel://{login}{host}:{port}/{found.database}" for host, port in found.nodes)
+        nodes = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found.nodes]
+        url = ";".join(f"sentinel://{login}{node}/{found.database}" for node in nodes)
         options |= {"master_name": found.service, "sentinel_kwargs": found.sentinel_options}
     return {
         "broker_url": url,

@@ -27,6 +27,7 @@ from kombu import Queue
 from redis.exceptions import RedisError
 from tornado import template, web
 from tornado.options import options
+from yarl import URL
 
 from turnout.redis_address import trouble
 from turnout.request import Lane
@@ -172,7 +173,8 @@ def serve(here: Deployment, address: str, port: int, database: Path, announce: C
     server = Flower(capp=app, options=options, **settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     bound = server.start_http_server()
-    announce("/".join([f"http://{address}:{bound}", *filter(None, (options.url_prefix or "").split("/")), ""]))
+    place = "/".join(["", *filter(None, (options.url_prefix or "").split("/")), ""])
+    announce(str(URL.build(scheme="http", host=address, port=bound, path=place)))
     with contextlib.suppress(KeyboardInterrupt, SystemExit):
         server.start()
     server.stop()  # keeps what it has seen

@@ -17,6 +17,7 @@ from typing import Any
 
 from aiohttp import web
 from pydantic import ValidationError
+from yarl import URL
 
 from turnout_workers.simulator.exchange import SIMULATED, Exchange
 from turnout_workers.simulator.oracle import Books, Jobs
@@ -63,13 +64,13 @@ class Simulator:
 
     @property
     def url(self) -> str:
-        return f"http://{self.host}:{self.port}"
+        return str(URL.build(scheme="http", host=self.host, port=self.port))
 
     def base_url(self, provider: str) -> str:
         """The base URL for clients of that provider; in OpenAI's format it includes the version."""
         version = "/v1" if self.scenario.providers[provider].kind == "openai" else ""
         port = self._doors[provider].port if provider in self._doors else self.port
-        return f"http://{self.host}:{port}/{provider}{version}"
+        return str(URL.build(scheme="http", host=self.host, port=port, path=f"/{provider}{version}"))
 
     def fail(self, provider: str, fault: Fault) -> None:
         """Announce a fault, as `POST /control/…` does."""
