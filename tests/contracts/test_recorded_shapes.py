@@ -51,6 +51,10 @@ def quota(id: str) -> dict[str, Any]:
     return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": id}]}
 
 
+def said_by_vllm(message: str, param: str | None = None) -> dict[str, Any]:
+    return {"error": {"message": message, "type": "BadRequestError", "param": param, "code": 400}}
+
+
 BAD_KEY = {"@type": "type.googleapis.com/google.rpc.ErrorInfo", "reason": "API_KEY_INVALID"}
 RETRY = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "26s"}
 DATE = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
@@ -201,6 +205,12 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
          K.CONTEXT_LENGTH),
         (404, {}, {"object": "error", "message": "The model `m` does not exist.", "code": 404}, K.MODEL_NOT_FOUND),
         (200, {}, {"object": "error", "message": "EngineCore died", "code": 500}, K.SERVER_ERROR),
+        # vLLM 0.32, as it ran
+        (400, {}, said_by_vllm("max_tokens=100000 cannot be greater than max_model_len=1024. Please request fewer "
+                               "output tokens. (parameter=max_tokens, value=100000)", "max_tokens"), K.CONTEXT_LENGTH),
+        (400, {}, said_by_vllm("tiny-qwen is not a multimodal model"), K.UNSUPPORTED),
+        # `transformers serve` 5.19, as it ran: it has one model
+        (400, {}, {"detail": "Server is pinned to '/models/tiny-qwen'; requested 'tiny'."}, K.MODEL_NOT_FOUND),
     ],
     "ollama": [
         (404, {}, openai("model 'm' not found, try pulling it first", "api_error"), K.MODEL_NOT_FOUND),
@@ -210,6 +220,11 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
     "llamacpp": [
         (400, {}, {"error": {"code": 400, "type": "exceed_context_size_error", "message": "no"}}, K.CONTEXT_LENGTH),
         (503, {}, {"error": {"code": 503, "type": "unavailable_error", "message": "Loading model"}}, K.OVERLOADED),
+        # llama-server of October 2026, as it ran
+        (500, {}, {"error": {"code": 500, "type": "server_error", "message": "image input is not supported - hint: if "
+                             "this is unexpected, you may need to provide the mmproj"}}, K.UNSUPPORTED),
+        (501, {}, {"error": {"code": 501, "type": "not_supported_error", "message": "This server does not support "
+                             "embeddings. Start it with `--embeddings`"}}, K.UNSUPPORTED),
     ],
     "anthropic": [
         (401, {}, anthropic("authentication_error", "invalid x-api-key"), K.UNAUTHORIZED),
@@ -258,6 +273,19 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (504, {}, gemini("DEADLINE_EXCEEDED"), K.TIMED_OUT),
     ],
 }  # fmt: skip
+LITELLM: list[tuple[Any, ...]] = [  # LiteLLM's proxy 1.108.7, as it ran, before OpenAI's and Anthropic's format
+    (400, {}, openai("No connected db.", "no_db_connection", "400"), K.UNAUTHORIZED),
+    (
+        400, {}, openai("/chat/completions: Invalid model name passed in model=nosuch. Call `/v1/models` to view "
+                        "available models for your key.", "invalid_request_error", "400"), K.MODEL_NOT_FOUND,
+    ),
+    (
+        400, {}, openai("litellm.ContextWindowExceededError: litellm.BadRequestError: this is a mock context window "
+                        "exceeded error model=toolong. context_window_fallbacks=None."), K.CONTEXT_LENGTH,
+    ),
+    (408, {}, openai("litellm.Timeout: This is a mock timeout error", "invalid_request_error", "408"), K.TIMED_OUT),
+    (429, {}, openai("litellm.RateLimitError: this is a mock error", "throttling_error", "429"), K.RATE_LIMITED),
+]  # fmt: skip
 PROXIES: list[tuple[Any, ...]] = [  # what stands before any of them may say
     (502, {}, HTML, K.SERVER_ERROR),
     (503, {"retry-after": "15"}, HTML, K.OVERLOADED, 15),
@@ -277,7 +305,7 @@ PROXIES: list[tuple[Any, ...]] = [  # what stands before any of them may say
 ]
 CASES = [
     pytest.param(dialect, *(*shape, None, None)[:6], id=f"{dialect}-{shape[0]}-{shape[3]}-{number}")
-    for dialect, shapes in {**SHAPES, "openai ": PROXIES, "gemini ": PROXIES}.items()
+    for dialect, shapes in {**SHAPES, "openai ": PROXIES + LITELLM, "gemini ": PROXIES, "anthropic ": LITELLM}.items()
     for number, shape in enumerate(shapes)
 ]
 

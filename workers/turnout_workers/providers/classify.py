@@ -30,7 +30,11 @@ _BILLING_WORDS = (
     "specified api usage limits", "specified workspace api usage limits", "credit balance is too low",
     "insufficient balance", "doesn't have any credits", "monthly spending limit",
 )  # fmt: skip
-_AUTH = ("invalid_api_key", "api_key_invalid", "unauthenticated", "authentication_error", "invalid_authentication")
+_AUTH = (
+    "invalid_api_key", "api_key_invalid", "unauthenticated", "authentication_error", "invalid_authentication",
+    "no_db_connection",
+)  # fmt: skip
+"""The last one is LiteLLM's 400 for a key that isn't its own, where no database knows others."""
 _AUTH_WORDS = ("api key not valid", "incorrect api key provided")
 _CONTEXT = (
     "context_length_exceeded", "model_context_window_exceeded", "string_above_max_length",
@@ -40,7 +44,7 @@ _CONTEXT_WORDS = (
     "maximum context length", "prompt is too long", "input token count", "exceeds the maximum number of tokens",
     "context window", "reduce the length of the messages", "exceeds the available context size",
     "maximum prompt length", "maximum model length", "exceed context limit", "`inputs` tokens + `max_new_tokens`",
-    "maximum allowed number of output tokens", "model supports at most",
+    "maximum allowed number of output tokens", "model supports at most", "cannot be greater than max_model_len",
 )  # fmt: skip
 _CONTENT = (
     "content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt", "moderation",
@@ -49,12 +53,14 @@ _MODEL = (
     "model_not_found", "unknown_model", "invalid_model", "model_decommissioned", "deploymentnotfound",
     "model_not_available", "model_terms_required",
 )  # fmt: skip
+_MODEL_WORDS = ("invalid model name passed in", "server is pinned to")
 _STATUSES = frozenset(map(str, range(400, 600)))
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
 _UNSUPPORTED_WORDS = (
     "extra inputs are not permitted", "is not supported with this model", "not supported by this model",
     "is not supported for this model", "not supported on this model", "is deprecated for this model",
     "does not support", "only works in thinking mode", "is unsupported", "type is unavailable now",
+    "is not a multimodal model", "image input is not supported",
     "`reasoning_effort` must be one of", "'reasoning_effort' : value is not one of",
     "function tools with reasoning_effort are not", "unsupported json schema", "invalid schema for response_format",
 )  # fmt: skip
@@ -110,7 +116,7 @@ def classify_response(
         return failure(FailureKind.CONTENT_FILTERED)
     if says(("no endpoints found that support", "no endpoints found that can handle")):
         return failure(FailureKind.UNSUPPORTED)  # OpenRouter has the model, though not for this request
-    if named(_MODEL) or status in (404, 405, 410):
+    if named(_MODEL) or says(_MODEL_WORDS) or status in (404, 405, 410):
         return failure(FailureKind.MODEL_NOT_FOUND)
     if status == 403 or kind_word == "permission_denied":
         return failure(FailureKind.FORBIDDEN, scope=Scope.ENDPOINT if "model" in words else Scope.ACCOUNT)
@@ -130,13 +136,13 @@ def classify_response(
         return failure(FailureKind.TIMED_OUT, Billed.MAYBE)
     if status in (409, 425):
         return failure(FailureKind.CONFLICT)
+    if named(_UNSUPPORTED) or says(_UNSUPPORTED_WORDS):  # llama.cpp says so with a 500
+        return replace(failure(FailureKind.UNSUPPORTED), parameter=_parameter(body, words))
     unsure = status == 200 and kind_word in ("api_error", "server_error", "internal", "unavailable")
     if status == 424 or status >= 500 or unsure:
         return failure(FailureKind.SERVER_ERROR, Billed.MAYBE)
     if kind_word == "failed_precondition":  # Gemini: billing is not enabled for this project or region
         return failure(FailureKind.BILLING, scope=Scope.ACCOUNT)
-    if named(_UNSUPPORTED) or says(_UNSUPPORTED_WORDS):
-        return replace(failure(FailureKind.UNSUPPORTED), parameter=_parameter(body, words))
     if named(_MODELS_FAULT):
         return failure(FailureKind.OFF_SCHEMA, Billed.MAYBE)
     if should_retry == "true":
