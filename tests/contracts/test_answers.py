@@ -154,6 +154,16 @@ async def test_an_unknown_price_stays_unknown() -> None:
     assert (await answered("openai", chat(ASKED), None)).cost_microusd is None
 
 
+@pytest.mark.parametrize(("told", "microusd"), [("1.35e-05", 14), ("0", 300), ("0.0", 300), ("None", 300)])
+async def test_litellm_says_in_a_header_what_an_answer_costs(told: str, microusd: int) -> None:
+    """As its proxy 1.108.7 does, save in streams, whose usage says so. Nothing is the cost of models that it doesn't
+    know."""
+    response = await answered(
+        "openai", chat(ASKED), headers=f"x-litellm-call-id: e0387c03\r\nx-litellm-response-cost: {told}"
+    )
+    assert (response.cost_microusd, response.request_id) == (microusd, "e0387c03")
+
+
 CALL = {"id": "c1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
 PARTIAL = [{"index": 0, "id": "c1", "function": {"name": "f", "arguments": '{"a"'}}]
 REST = [{"index": 0, "function": {"arguments": ": 1}"}}]

@@ -382,6 +382,21 @@ async def test_a_model_that_may_not_be_streamed_answers_in_one_piece(refusal: di
     assert pieces == [outcome.response.text] * 2
 
 
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_server_that_never_streams_answers_a_stream_in_one_piece(kind: str, http: Http) -> None:
+    """As LiteLLM's proxy 1.108.7 does in Anthropic's format for models that it mocks: the answer is paid for."""
+    pieces: list[str] = []
+
+    async def hear(piece: str) -> None:
+        pieces.append(piece)
+
+    async with recorder(answer(kind)) as (url, _):
+        connector = build(config(kind, url), http)
+        outcome = await connector.call(endpoint(kind), InferenceRequest(prompt="?"), QUICK, hear)
+    assert pieces == [outcome.response.text] != [""]
+    assert outcome.response.time_to_first_token_s is None
+
+
 async def test_a_model_may_refuse_several_parameters_one_after_the_other(http: Http) -> None:
     told: list[dict[str, Any]] = [{"error": {"code": "unsupported_parameter", "param": "temperature"}}]
     told += [{"code": "invalid-argument", "error": "Argument not supported on this model: stop"}]

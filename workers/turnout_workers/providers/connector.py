@@ -22,7 +22,7 @@ from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
 from turnout_workers.providers.dialects import Dialect, dialect
 from turnout_workers.providers.errors import ProviderError, malformed, request_id
-from turnout_workers.providers.http import Http, Outgoing, Reply, address, within
+from turnout_workers.providers.http import Http, Outgoing, Reply, address, is_stream, within
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.providers.scrub import contents
@@ -108,7 +108,7 @@ class Connector(CloudProviderBase):
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
                 self._taken[endpoint.served_model] -= {name}
         answer = checked(understood(self.read, request, reply.body), request)
-        if on_token is not None and gathering is None and answer.text:
+        if on_token is not None and reply.first_token_s is None and answer.text:
             await on_token(answer.text)
         return self._outcome(answer, endpoint, sent, reply)
 
@@ -148,19 +148,23 @@ class Connector(CloudProviderBase):
         return Outgoing(url, headers, content, timeouts, self._secrets + texts, self.dialect.limit_headers, proxy)
 
     async def _streamed(self, out: Outgoing, gathering: Gathering, on_token: OnToken) -> Reply:
-        """Gather a stream into the reply that the same call would have given without streaming."""
+        """Gather a stream into the reply that the same call would have given without streaming. A server that answers
+        in one piece all the same has given that reply."""
         started = time.monotonic()
         first_token_s: float | None = None
         headers: Mapping[str, str] = {}
+        whole: Any = None
         async with within(out.timeouts.total_s):
             async for headers, event in self.http.events(out):
-                if piece := understood(gathering.add, event):
+                if not is_stream(headers):
+                    whole = event
+                elif piece := understood(gathering.add, event):
                     if not isinstance(piece, str):
                         raise malformed("text that is none", headers)
                     if first_token_s is None:
                         first_token_s = time.monotonic() - started
                     await on_token(piece)
-        if (body := understood(gathering.body)) is None:
+        if (body := whole or understood(gathering.body)) is None:
             raise ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
         return Reply(body, headers, time.monotonic() - started, first_token_s)
 
@@ -172,6 +176,7 @@ class Connector(CloudProviderBase):
             answered = math.ceil(len(answer.text.encode()) / 2)
             used = Usage(input_tokens=upper, output_tokens=answered, source="estimated")
             sent.warnings.append("the provider reported no usage; it is estimated")
+        told_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd
         tier = answer.service_tier or reply.headers.get("x-gemini-service-tier")
         response = understood(
             lambda: InferenceResponse(
@@ -182,7 +187,7 @@ class Connector(CloudProviderBase):
                 finish=answer.finish,
                 finish_raw=answer.finish_raw,
                 usage=used,
-                cost_microusd=call_cost_microusd(endpoint, self.dialect.price_id, used, answer.cost_usd, tier),
+                cost_microusd=call_cost_microusd(endpoint, self.dialect.price_id, used, told_usd, tier),
                 provider=self.name,
                 model_requested=endpoint.model,
                 model_served=answer.model or endpoint.served_model,
@@ -194,3 +199,11 @@ class Connector(CloudProviderBase):
             )
         )
         return CallOutcome(response, observed_limits(reply.headers, time.time(), self.dialect.limit_headers))
+
+
+def _cost_usd(headers: Mapping[str, str]) -> float | None:
+    """LiteLLM's word on what a call cost. By 0 it means that it knows no price, too."""
+    try:
+        return float(headers.get("x-litellm-response-cost", "")) or None
+    except ValueError:
+        return None

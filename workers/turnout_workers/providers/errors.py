@@ -32,5 +32,5 @@ def malformed(what: str, headers: Mapping[str, str] | None = None) -> ProviderEr
 
 def request_id(headers: Mapping[str, str]) -> str | None:
     """The provider's own id of the call, to quote to its support."""
-    names = ("x-request-id", "request-id", "apim-request-id", "x-generation-id", "cf-ray")
+    names = ("x-request-id", "request-id", "apim-request-id", "x-generation-id", "x-litellm-call-id", "cf-ray")
     return next((id for name in names if _ID.fullmatch(id := headers.get(name, ""))), None)

@@ -79,14 +79,11 @@ class Http:
         started = time.monotonic()
         async with _Exchange(out) as exchange:
             await exchange.begin(await self._send(out))
-            told = body.parsed(await exchange.rest())
-            exchange.raise_if_error(told)
-            if not isinstance(told, dict | list):
-                raise malformed("a 200 that is no JSON", exchange.headers)
-            return Reply(told, exchange.headers, time.monotonic() - started)
+            return Reply(await exchange.whole(), exchange.headers, time.monotonic() - started)
 
-    async def events(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], dict[str, Any]]]:
-        """Send and read server-sent events: the response's headers, and each event's data.
+    async def events(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], Any]]:
+        """Send and read server-sent events: the response's headers, and each event's data. From a server that answers
+        in one piece all the same, which `is_stream` tells by the headers, its whole body.
 
         Whether the stream was complete is for the wire format to say. No deadline of ours runs while the reader
         handles an event, for it would interrupt code that isn't ours: the reader sets its own by `within`.
@@ -94,9 +91,9 @@ class Http:
         async with _Exchange(out) as exchange:
             await exchange.begin(await self._send(out))
             headers = exchange.headers
-            if "text/event-stream" not in headers.get("content-type", ""):
-                exchange.raise_if_error(body.parsed(await exchange.rest()))
-                raise malformed("no event stream where one was asked for", headers)
+            if not is_stream(headers):
+                yield headers, await exchange.whole()
+                return
             begun = False
             async for data in body.server_sent(exchange):
                 event = body.parsed(data)
@@ -168,9 +165,13 @@ class _Exchange:
             raise self._classified(response.status, await _error_body(response, self.headers, self._out.timeouts))
         self._unpacked = body.Unpacked(self.headers)
 
-    async def rest(self) -> bytes:
-        """All that is yet to come."""
-        return b"".join([piece async for piece in self])
+    async def whole(self) -> dict[str, Any] | list[Any]:
+        """The body, read to its end."""
+        told = body.parsed(b"".join([piece async for piece in self]))
+        self.raise_if_error(told)
+        if not isinstance(told, dict | list):
+            raise malformed("a 200 that is no JSON", self.headers)
+        return told
 
     def __aiter__(self) -> Self:
         return self
@@ -201,6 +202,11 @@ class _Exchange:
         now, limit_headers = time.time(), self._out.limit_headers
         failure = classify_response(status, self.headers, told, now, self._out.scrub, limit_headers)
         return ProviderError(failure, observed_limits(self.headers, now, limit_headers))
+
+
+def is_stream(headers: Mapping[str, str]) -> bool:
+    """Whether the response is one of server-sent events."""
+    return "text/event-stream" in headers.get("content-type", "")
 
 
 @asynccontextmanager
