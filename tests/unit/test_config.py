@@ -305,13 +305,23 @@ async def test_local_servers_are_found_by_what_they_answer() -> None:
     runners = []
     urls = {}
     many = [{"id": "llama3.2:3b"}, *({"id": f"model-{i}", "note": "x" * 100} for i in range(5000))]
-    answers: dict[str, Any] = {"ollama": {"data": many}, "vllm": {"other": 1}, "list": [1]}
+    answers: dict[str, Any] = {
+        "ollama": {"data": many},
+        "vllm": {"data": [{"id": "tiny-qwen", "owned_by": "vllm", "max_model_len": 1024}]},
+        "llamacpp": {
+            "data": [{"id": "tiny-qwen", "owned_by": "llamacpp", "meta": {"n_ctx": 512, "n_ctx_train": 1024}}]
+        },
+        "other": {"other": 1},
+        "names": {"data": ["m"]},
+        "list": [1],
+    }
     for name, answer in answers.items():
         runner, urls[name] = await _serving(answer)
         runners.append(runner)
     found = await discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=5)
-    assert list(found["providers"]) == ["ollama"]
     file = settings(toml_lines.dumps(found), "t.toml", {}).file
+    context = {name: next(iter(table.models.values())).context_tokens for name, table in file.providers.items()}
+    assert context == {"ollama": None, "vllm": 1024, "llamacpp": 512}, "as vLLM 0.32 and llama-server were started"
     assert file.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0
     for runner in runners:
         await runner.cleanup()
