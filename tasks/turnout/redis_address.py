@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -83,8 +84,10 @@ def _node(host: str) -> tuple[str, int]:
     raise ValueError("names a sentinel that is no host[:port]")
 
 
+@lru_cache
 def checked(url: str) -> str:
-    """The address as it is. Raises ValueError, which doesn't quote it: part of a password may be in what is wrong."""
+    """The address as it is; each is looked at once. Raises ValueError, which doesn't quote it: part of a password may
+    be in what is wrong."""
     if sentinels(url) is None:
         try:
             pool = redis.ConnectionPool.from_url(url)

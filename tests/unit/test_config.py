@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from aiohttp import web
 
 from turnout.request import Capability, Lane, RoutingStrategy
+from turnout_workers import providers
 from turnout_workers.config import (
     ConfigError,
     Settings,
@@ -177,6 +179,15 @@ def test_the_version_is_the_files_and_other_keys_make_another_configuration(tmp_
     assert other.version == first.version
     assert other != first
     assert made("namespace = 'b'", "one").version != first.version
+
+
+def test_a_configuration_is_read_again_for_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker does it every two seconds, beside its loop."""
+    text = "redis_url = 'redis://127.0.0.1:1/0'\n[providers.groq]\napi_key = 'k'"
+    first = settings(text, "t.toml", {})
+    monkeypatch.setattr(providers, "entry_points", None)
+    monkeypatch.setattr(redis, "ConnectionPool", None)
+    assert settings(text, "t.toml", {}) == first
 
 
 def test_the_example_is_right_and_shows_every_field() -> None:
