@@ -297,6 +297,7 @@ PROXIES: list[tuple[Any, ...]] = [  # what stands before any of them may say
     (405, {}, "", K.MODEL_NOT_FOUND),
     (407, {}, "", K.MALFORMED),
     (418, {}, [], K.MALFORMED),
+    (101, {"upgrade": "websocket", "connection": "upgrade"}, "", K.MALFORMED),
     (302, {"location": "http://127.0.0.1:9/"}, "", K.MALFORMED),
     (429, {**DATE, "retry-after": "Fri, 15 Jan 2027 08:00:07 GMT"}, "", K.RATE_LIMITED, 7),
     (429, {"retry-after": "soon"}, {"error": None}, K.RATE_LIMITED),

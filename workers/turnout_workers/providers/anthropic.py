@@ -108,6 +108,8 @@ class _Events:
     def __init__(self) -> None:
         self._message: dict[str, Any] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
+        self._grown: dict[int, tuple[list[str], list[str]]] = {}
+        """Text and JSON of each block, in pieces."""
         self._stopped = False
 
     def add(self, event: dict[str, Any]) -> str:
@@ -115,13 +117,14 @@ class _Events:
             case "message_start":
                 self._message = dict(event["message"])
             case "content_block_start":
-                self._blocks[event["index"]] = {**event["content_block"], "json": ""}
+                self._blocks[event["index"]] = dict(event["content_block"])
             case "content_block_delta":
                 delta = event["delta"]
-                block = self._blocks.setdefault(event["index"], {"type": "text", "json": ""})
-                block["json"] += delta.get("partial_json") or ""
-                if said := delta.get("text") or "":
-                    block["text"] = block.get("text", "") + said
+                self._blocks.setdefault(event["index"], {"type": "text"})
+                texts, jsons = self._grown.setdefault(event["index"], ([], []))
+                said = delta.get("text") or ""
+                texts.append(said)
+                jsons.append(delta.get("partial_json") or "")
                 return str(said)
             case "message_delta":
                 self._message["stop_reason"] = event["delta"].get("stop_reason")
@@ -133,8 +136,10 @@ class _Events:
     def body(self) -> dict[str, Any] | None:
         if not self._stopped:
             return None
-        for block in self._blocks.values():
-            if grown := block.pop("json"):
+        for index, (texts, jsons) in self._grown.items():
+            block = self._blocks[index]
+            block["text"] = (block.get("text") or "") + "".join(texts)
+            if grown := "".join(jsons):
                 block["input"] = _loads(grown)
         return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
 

@@ -70,7 +70,7 @@ _OPTIONAL |= {"stop_sequences": "stop", "streaming": "stream"}
 """Parameters that a call can do without: the vendors' names of them, and ours."""
 _MODELS_FAULT = ("json_validate_failed", "tool_use_failed", "output_parse_failed")
 """Groq: the model wrote no JSON, or no call of a tool, where one was due."""
-_QUOTATION = re.compile(r"\n|\\n|<Raw")
+_QUOTATION = re.compile(r"\n|\\n|<Raw| when reading")
 """Where an exception of aiohttp begins to quote what it received: an answer, or a prompt or key that was echoed."""
 
 
@@ -149,7 +149,7 @@ def classify_response(
         return failure(FailureKind.CONFLICT)
     if 200 < status < 300:
         return failure(FailureKind.MALFORMED, Billed.MAYBE)
-    if 300 <= status < 400 or (status > 400 and status != 422):
+    if status < 200 or 300 <= status < 400 or (status > 400 and status != 422):
         return failure(FailureKind.MALFORMED)  # not from the API itself; no redirect is followed
     if status == 200 and "invalid" not in kind_word:
         return failure(FailureKind.SERVER_ERROR, Billed.MAYBE)  # nothing says that it was the request's fault
@@ -185,10 +185,10 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
     return str(word or "").lower(), str("" if code is None else code).lower(), text, upstream
 
 
-def classify_exception(error: BaseException) -> Failure:
+def classify_exception(error: BaseException, scrub: tuple[str, ...] = ()) -> Failure:
     """The failure that an exception of aiohttp stands for: the call is not known to have been answered."""
     said = _QUOTATION.split(str(error))[0].rstrip(" :'\"")
-    text = scrubbed(f"{type(error).__name__}: {said}" if said else type(error).__name__)
+    text = scrubbed(f"{type(error).__name__}: {said}" if said else type(error).__name__, scrub)
     match error:
         case (
             aiohttp.ClientConnectorError()

@@ -154,7 +154,7 @@ class _Exchange:
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
             where = "first byte" if self._response is None else "rest of the answer"
             return Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)
-        return classify_exception(error)
+        return classify_exception(error, self._out.scrub)
 
     async def begin(self, response: aiohttp.ClientResponse) -> None:
         """Take a 200 as the response; any other is raised."""

@@ -131,16 +131,19 @@ class _Chunks:
         name, call = function.get("name"), self._by_index.get(index or 0)
         # Ollama gives all calls of an answer one index, others give none: another id and a name begin another call.
         if call is None or (id and name and call["id"] != id):
-            call = self._by_index[index or 0] = {"id": id or "", "name": "", "arguments": ""}
+            call = self._by_index[index or 0] = {"id": id or "", "name": "", "arguments": []}
             self._calls.append(call)
         call["id"] = call["id"] or id
         call["name"] = name or call["name"]
-        call["arguments"] += function.get("arguments") or ""
+        call["arguments"].append(function.get("arguments") or "")
 
     def body(self) -> dict[str, Any] | None:
         if self._finish is None:
             return None
-        calls = [{"id": call["id"], "function": call} for call in self._calls]
+        calls = [
+            {"id": call["id"], "function": {"name": call["name"], "arguments": "".join(call["arguments"])}}
+            for call in self._calls
+        ]
         message = {"content": "".join(self._text), "refusal": "".join(self._refusal), "tool_calls": calls}
         return {**self._rest, "choices": [{"message": message, "finish_reason": self._finish}]}
 
@@ -195,4 +198,7 @@ def usage(told: Any) -> Usage:
 def _cost_usd(told: Mapping[str, Any]) -> Any:
     """OpenRouter reports dollars, xAI ten-billionths of one."""
     ticks = told.get("cost_in_usd_ticks")
-    return told.get("cost") if ticks is None else ticks / 1e10
+    try:
+        return told.get("cost") if ticks is None else ticks / 1e10
+    except (OverflowError, TypeError):
+        return None
