@@ -99,3 +99,28 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
     finally:
         await client.aclose()
         server.stop()
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong"), [("delayed", "a-line-of-nobody"), ("delayed", b"\xff"), ("deadlines", b"\xff")]
+)
+async def test_what_was_spoilt_in_redis_stops_one_part_of_a_round(redis_url: str, key: str, wrong: str | bytes) -> None:
+    """Else nobody took back the jobs of dead workers any more."""
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        call, ledger, done = Coalescer(client, exchange=exchange), Ledger(), list[str]()
+
+        async def also() -> None:
+            done.append("also")
+
+        def recovered(how: Recovery, count: int) -> None:
+            done.extend([how] * count)
+
+        store = MemoryFleetStore(lambda: 0.0)
+        housekeeping = Housekeeping(client, ledger, call, store, "w", 30.0, 60.0, (also,), recovered)
+        await call(ledger.enqueue(new_job("a")))
+        await call(ledger.claim("a", "dead", 60))
+        await client.zadd(ledger.keys.leases, {"a": 1})  # its end
+        await client.zadd(getattr(ledger.keys, key), {wrong: 1})
+        with pytest.raises((redis.ResponseError, ValueError)):
+            await housekeeping.round()
+        assert done == ["swept", "also"]

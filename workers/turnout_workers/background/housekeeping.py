@@ -12,9 +12,10 @@ import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 
 import redis.asyncio
-from redis.exceptions import OutOfMemoryError
+from redis.exceptions import OutOfMemoryError, ResponseError
 
 from turnout.ledger import Call, Coalescer, Facts, Ledger
 from turnout.request import Lane
@@ -74,15 +75,17 @@ class Housekeeping:
             await self.round()
 
     async def round(self) -> None:
-        """One bounded round."""
-        await self._wake()
-        await self._take_back()
-        await self._expire()
-        await self._republish()
-        await self.store.expire(BATCH)
-        await self._guard_intake()
-        for work in self.also:
-            await work()
+        """One bounded round. A part that fails on what stands in Redis keeps no other one from being done."""
+        failed: Exception | None = None
+        forget: Callable[[], Awaitable[object]] = partial(self.store.expire, BATCH)
+        parts = (self._wake, self._take_back, self._expire, self._republish, forget, self._guard_intake)
+        for part in (*parts, *self.also):
+            try:
+                await part()
+            except (ResponseError, ValueError) as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
 
     async def _wake(self) -> None:
         """Let the first of each line of parked jobs look for room, and give out turns that came free."""
