@@ -63,7 +63,7 @@ def test_status_counts_lanes_jobs_and_endpoints(here: local.Local) -> None:
     assert told["counts"]["succeeded"] >= 1
     assert told["money_usd"]["spent"] > 0
     assert all(one["simulated"] for one in told["endpoints"])
-    told = turnout(here, "status", "--once")
+    told = turnout(here, "status")  # which goes on only on a terminal
     assert "sim-thrifty/llama-3.3-70b" in told
     assert "simulated: all of them" in told
     assert "1 worker (" in told

@@ -33,12 +33,12 @@ WIDE = 100
 @click.option("--once", is_flag=True, help="Print once, and end.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, once.")
 def status(once: bool, as_json: bool) -> None:
-    """Show lanes, workers, providers, pace and spend; until Ctrl-C, twice a second."""
+    """Show lanes, workers, providers, pace and spend; on a terminal until Ctrl-C, twice a second."""
     here, console = deployment(), Console()
     if as_json:
         click.echo(json.dumps(overview(here)))
         return
-    if once:
+    if once or not console.is_interactive:
         console.print(_drawn(overview(here), "", console.width))
         return
     seen: deque[dict[str, Any]] = deque(maxlen=PACE_OVER)
