@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -70,6 +71,8 @@ def _missing(name: str, module: str | None) -> click.Command:
 @click.version_option(version("turnout"), prog_name="turnout")
 def main() -> None:
     """Run AI inference as background jobs: routed, failed over, done once, every cent accounted for."""
+    if isinstance(sys.stdout, TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for what the locale, or Unicode itself, has no character
 
 
 @main.command()

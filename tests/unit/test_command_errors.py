@@ -75,6 +75,16 @@ def test_a_run_whose_redis_is_away_says_so_before_anything_starts(
     assert not list(tmp_path.glob("**/worker-*.log"))
 
 
+def test_a_text_that_the_locale_has_no_characters_for_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "in.jsonl").write_text('{"prompt": "A?", "model": "gr\\u00f6\\u00dfe"}')
+    done = CliRunner(charset="ascii").invoke(main, ["run", "in.jsonl", "--dry-run", "--simulate"])
+    assert (done.exit_code, done.exception.__class__) == (1, SystemExit)
+    assert r"gr\xf6\xdfe" in done.stdout
+
+
 def test_a_flower_whose_port_is_taken_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with socket.create_server(("127.0.0.1", 0)) as taken:
