@@ -105,7 +105,8 @@ def test_what_was_signed_is_verified_and_nothing_else() -> None:
 async def test_a_name_that_cannot_be_looked_up_is_a_telling_that_failed_and_no_end_of_all() -> None:
     ended = JobResult(id="a", status=JobStatus.CANCELLED, settled_at=1.0)
     async with webhooks._session(None) as session:
-        assert await webhooks._post(session, Webhook("https://a..b", Secret(SECRET)), ended) == "UnicodeError"
+        failure = await webhooks._post(session, Webhook("https://a..b", Secret(SECRET)), ended)
+    assert failure in ("UnicodeError", "UnicodeEncodeError")  # the latter since Python 3.13
 
 
 async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
