@@ -414,6 +414,17 @@ async def test_a_model_may_refuse_several_parameters_one_after_the_other(http: H
     ]
 
 
+async def test_an_effort_that_a_model_refuses_costs_others_nothing(http: Http) -> None:
+    told = {"error": {"message": "`reasoning_effort` must be one of `none` or `default`"}}
+    no = said(json.dumps(told).encode(), "400 Bad Request")
+    async with recorder(no, answer("openai")) as (url, seen):
+        connector = build(config("openai", url), http)
+        for effort in ("low", "low", "none"):
+            request = InferenceRequest.model_validate({"prompt": "?", "reasoning_effort": effort})
+            await connector.call(endpoint("openai"), request, QUICK)
+    assert [body.get("reasoning_effort") for _, body in seen] == ["low", None, None, "none"]
+
+
 async def test_a_parameter_that_is_refused_whatever_is_left_out_ends_in_a_failure(http: Http) -> None:
     no = said(json.dumps(REFUSALS[0][1]).encode(), "400 Bad Request")
     async with recorder(no) as (url, seen):

@@ -48,7 +48,8 @@ class Connector(CloudProviderBase):
         self.http = http
         self.dialect: Dialect = dialect(config.dialect, config.kind)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
-        self._taken: defaultdict[str, frozenset[str]] = defaultdict(lambda: self.parameters | STREAM)
+        self._taken: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: self.parameters | STREAM)
+        """By model and reasoning effort: of that, models take some values, and temperature with some of those."""
         self._secrets = tuple(self._headers.values())
         if config.api_key is not None:
             key = config.api_key.reveal()
@@ -90,8 +91,9 @@ class Connector(CloudProviderBase):
     ) -> CallOutcome:
         """See `CloudProviderBase.call`. A parameter that the provider refuses for this model is left out from then
         on, and the call is repeated without it: a refused call costs nothing."""
+        asked = endpoint.served_model, request.reasoning_effort
         while True:
-            sent = Sent(request, self.name, self._taken[endpoint.served_model])
+            sent = Sent(request, self.name, self._taken[asked])
             streams = on_token is not None and not request.is_embedding and sent.takes("stream")
             gathering = self.gathering() if streams else None
             out = self._asking(endpoint, sent, timeouts, gathering is not None)
@@ -106,7 +108,7 @@ class Connector(CloudProviderBase):
                 if name not in sent.taken or request.on_unsupported == "fail":
                     raise
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
-                self._taken[endpoint.served_model] -= {name}
+                self._taken[asked] -= {name}
         answer = checked(understood(self.read, request, reply.body), request)
         if on_token is not None and reply.first_token_s is None and answer.text:
             await on_token(answer.text)
