@@ -99,6 +99,17 @@ def test_metrics_outlive_a_redis_that_is_away(stand: Stand, port: int) -> None:
     assert not any(name[0] == "turnout_fleet_backlog_jobs" for name in told)
 
 
+def test_a_worker_that_waits_for_redis_at_its_start_tells_so(tmp_path: Path, port: int) -> None:
+    with standing(tmp_path, FLEET) as stand:
+        stand.redis.kill()
+        stand.start_worker(wait=False)
+        log = tmp_path / "worker-1.log"
+        stand.until(lambda: "Redis can't be reached" in log.read_text(), 30)
+        assert ("turnout_worker_jobs",) in scraped(port)
+        stand.redis.restart()
+        stand.until(lambda: ("turnout_fleet_backlog_jobs", "batch") in scraped(port), 30)
+
+
 def asked_of(prometheus: str, query: str) -> list[dict[str, Any]]:
     """The samples that it answers with; a query that it can't read is an HTTP error."""
     with urllib.request.urlopen(f"{prometheus}/api/v1/query?query={urllib.parse.quote(query)}", timeout=5) as reply:

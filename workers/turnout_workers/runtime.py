@@ -92,6 +92,7 @@ class Worker:
         )
         self._http = Http()
         self._parts = parts = self._assembled(settings.file)
+        await self._show_metrics(parts)
         await self._connected()
         await self._look_at_redis()
         if trouble := parts.spool.trouble():
@@ -102,7 +103,6 @@ class Worker:
         self._webhooks = Webhooks(parts.ledger, parts.send)
         self._use(settings)
         self._work_in_background(parts, slots)
-        await self._show_metrics(parts)
         logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
 
     def _assembled(self, file: File) -> Parts:
