@@ -80,7 +80,7 @@ def stop(folder: Path, rng: random.Random, within_s: float = STOPPED_WITHIN_S) -
         if not (left := stand.outcomes(ids)).keys() <= {"queued", "succeeded"}:
             told.append(f"it left {left}")
         stand.start_worker()
-        stand.until(lambda: stand.settled() >= CALLS, 60)
+        stand.until(lambda: stand.settled() >= CALLS, 120)
         return told + _broken(stand, ids)
 
 

@@ -34,7 +34,7 @@ def test_a_call_that_outlasts_every_lease_is_made_once_though_workers_beside_it_
 
 
 def test_a_stop_with_a_thousand_calls_in_flight_loses_none(tmp_path: Path) -> None:
-    assert not faults.stop(tmp_path, random.Random(1), within_s=30)  # how soon is for `make chaos` to say
+    assert not faults.stop(tmp_path, random.Random(1), within_s=120)  # how soon is for `make chaos` to say
 
 
 def test_a_redis_that_is_killed_comes_back_and_no_worker_ends(tmp_path: Path) -> None:

@@ -47,7 +47,8 @@ logger = get_logger(__name__)
 OUTCOME = "turnout_outcome"
 """Where in a task's request its `run` finds what its `execute` gave."""
 HAND_BACK_S = 5.0
-"""How long after the grace period the ledger has to take back what is left. The rest falls back with its leases."""
+"""After the grace period the ledger takes back what is left; if none of it has come back for so long, the rest falls
+back with its leases."""
 TRACED = (task_prerun, task_postrun, task_success)
 """Signals that the tracer sends when a task succeeds."""
 STOP_SEEN_S = 0.1
@@ -283,8 +284,15 @@ class TaskPool(BasePool):
         self._finish_while(lambda: not self.hurried and monotonic() < ends_at)
         for job in list(self._jobs.values()):
             job.terminate()
-        ends_at = monotonic() + HAND_BACK_S
-        self._finish_while(lambda: monotonic() < ends_at)
+        left, came_at = len(self._jobs), monotonic()
+
+        def coming_back() -> bool:
+            nonlocal left, came_at
+            if len(self._jobs) < left:
+                left, came_at = len(self._jobs), monotonic()
+            return monotonic() - came_at < HAND_BACK_S
+
+        self._finish_while(coming_back)
         if self.on_loop_stop is not None:
             try:
                 asyncio.run_coroutine_threadsafe(self.on_loop_stop(), self._loop).result(10)
