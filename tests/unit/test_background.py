@@ -13,6 +13,7 @@ from tests import redis_server
 from tests.properties.ledger.bed import new_job
 
 from turnout.ledger import Coalescer, Ledger
+from turnout_workers.background import lasting
 from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.lasting import end, kept_up
 from turnout_workers.monitoring.metrics import Recovery
@@ -22,7 +23,10 @@ from turnout_workers.state.exchange import exchange
 from turnout_workers.state.memory import MemoryFleetStore
 
 
-async def test_work_that_an_error_ended_is_told_of_and_begun_again(caplog: pytest.LogCaptureFixture) -> None:
+async def test_work_that_an_error_ended_is_told_of_and_begun_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lasting, "AGAIN_S", 0)
     begun, again = 0, asyncio.Event()
 
     async def work() -> None:

@@ -12,7 +12,7 @@ from redis.exceptions import RedisError
 logger = logging.getLogger(__name__)
 
 AGAIN_S = 1.0
-"""How soon work begins again after an error."""
+"""The least pause after an error."""
 CANCEL_AGAIN_S = 0.2
 
 
@@ -22,14 +22,15 @@ async def kept_up(work: Callable[[], Awaitable[object]], every_s: float = AGAIN_
     A worker that had silently lost its housekeeping or heartbeat would go on taking jobs that nobody brings to an end.
     """
     while True:
+        pause_s = max(every_s, AGAIN_S)
         try:
             await work()
+            pause_s = every_s
         except (RedisError, OSError) as error:
             logger.warning("%s waits for Redis: %s", what, str(error) or type(error).__name__)
-            await asyncio.sleep(max(0.0, AGAIN_S - every_s))
         except Exception:
             logger.critical("%s failed in the background, and begins again", what, exc_info=True)
-        await asyncio.sleep(every_s)
+        await asyncio.sleep(pause_s)
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:
