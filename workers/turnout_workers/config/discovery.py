@@ -42,19 +42,15 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
     async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
         try:
             reply = await http.json(Outgoing(address(base_url, "/models"), {}, None, timeouts))
-            models = {str(model["id"]): _table(model) for model in reply.body["data"]}
-        except (ProviderError, AttributeError, LookupError, TypeError):
+            models = [str(model["id"]) for model in reply.body["data"]]
+        except (ProviderError, LookupError, TypeError):
             return None  # no server there, or another one than we mean
-        return (name, {"base_url": base_url, "models": models}) if models else None
+        # The context that vLLM and llama.cpp tell is left out: both cut an answer that doesn't fit, while a job whose
+        # longest possible answer doesn't is refused.
+        free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
+        return (name, {"base_url": base_url, "models": dict.fromkeys(models, free)}) if models else None
 
     async with aclosing(Http()) as http:
         answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
     found = dict(answer for answer in answers if answer)
     return {"providers": found} if found else {}
-
-
-def _table(model: Mapping[str, Any]) -> Tables:
-    """What a server's list says of a model: vLLM and llama.cpp tell the context that it was started with."""
-    told = model.get("max_model_len") or (model.get("meta") or {}).get("n_ctx")
-    context = {"context_tokens": told} if isinstance(told, int) and told > 0 else {}
-    return {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0, **context}
