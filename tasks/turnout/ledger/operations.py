@@ -25,13 +25,15 @@ enough to keep a worker busy."""
 TURNS_A_SLOT = 1 / 8
 """With many workers there are more of them: one for every eight jobs that all workers have room for. So a job behind a
 flood waits an eighth of the time that a call takes."""
+TENANTS = 200
+"""At most so many tenants are looked at in one round, whether turns of theirs came free without a claim."""
 
 MOST_MS = 2**52
 """Longer times are cut to this, so that Lua still writes a time from now with all its digits."""
 
 CONSTANTS = f"""local VERSION = '{CONTRACT_VERSION}'
 local MESSAGE = [==[{TEMPLATE}]==]
-local TURNS, TURNS_A_SLOT = {TURNS}, {TURNS_A_SLOT}
+local TURNS, TURNS_A_SLOT, TENANTS = {TURNS}, {TURNS_A_SLOT}, {TENANTS}
 local CLAIMED, RESULT = {{'{"','".join(CLAIMED)}'}}, {{'{"','".join(RESULT)}'}}
 """
 """Put before every script, so that each of these has one home."""

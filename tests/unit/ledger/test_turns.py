@@ -6,7 +6,7 @@ from tests.properties.ledger.bed import KEPT_S, LANE, Bed
 from tests.unit.ledger.test_facts import fetch, housekeep, order
 
 from turnout.ledger import Claimed
-from turnout.ledger.operations import TURNS
+from turnout.ledger.operations import TENANTS, TURNS
 from turnout.request import Lane
 
 
@@ -100,3 +100,17 @@ def test_a_job_whose_turn_nobody_published_is_found_like_any_lost_one(bed: Bed) 
     bed.advance(5000)
     assert housekeep(bed) == [ids[-1]]
     assert serve(bed) == [ids[-1]]
+
+
+def test_of_very_many_tenants_each_is_looked_at_in_some_round(bed: Bed) -> None:
+    for n in range(2 * TENANTS):
+        flood(bed, TURNS + 1, f"t{n}")
+    bed(bed.ledger.alive("w", "v", 1000, 15.0, KEPT_S))
+    given: set[str] = set()
+    for _ in range(100):
+        ids = bed(bed.ledger.spare(1000))
+        assert len(ids) <= TENANTS
+        given.update(ids)
+        bed.advance(257)
+    assert len(given) == 2 * TENANTS
+    assert not bed.client.exists(bed.keys.in_line)

@@ -1,12 +1,19 @@
 #!lua flags=allow-oom
 -- Give out turns that nobody has passed on: the jobs that had them were cancelled or expired, or there are more now.
+-- Of very many tenants some are looked at, each time from another one on: a round must not hold Redis up.
 -- KEYS  turns, in_line, turns_each, all_pending
 -- ARGV  at most so many
 -- Returns the ids of those to be published
 local ids, from = {}, '-'
-while #ids < tonumber(ARGV[1]) do
-  local first = redis.call('ZRANGE', KEYS.in_line, from, '+', 'BYLEX', 'LIMIT', 0, 1)[1]
-  if not first then break end
+local count = redis.call('ZCARD', KEYS.in_line)
+local many = count > TENANTS
+local function first_from(place)
+  return redis.call('ZRANGE', KEYS.in_line, place, '+', 'BYLEX', 'LIMIT', 0, 1)[1]
+end
+if many then from = '[' .. redis.call('ZRANGE', KEYS.in_line, NOW % count, NOW % count)[1] end
+for _ = 1, TENANTS do
+  local first = first_from(from) or many and first_from('-')
+  if not first or #ids >= tonumber(ARGV[1]) then break end
   local whose = string.match(first, '^%S+ %S* ')
   for _ = 1, turns_left(whose) do
     ids[#ids + 1] = next_turn(whose)
