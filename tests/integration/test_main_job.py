@@ -7,6 +7,7 @@ import gzip
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -165,6 +166,8 @@ def test_a_killed_run_leaves_no_process_and_goes_on(tmp_path: Path, fleet: Fleet
         child.wait()
         until(lambda: not left_behind(tmp_path), 15)
     assert not output.exists(), "no half output"
+    (kept,) = tmp_path.glob(".turnout/*/redis")
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o700, "its prompts and answers are this user's"
     with running(tmp_path, *arguments) as child:
         code, text = finish(child)
     assert code == 0, text

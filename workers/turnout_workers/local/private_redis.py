@@ -31,8 +31,11 @@ def find_redis() -> str:
 
 @contextlib.contextmanager
 def private_redis(folder: Path) -> Iterator[tuple[str, Kept]]:
-    """A Redis of our own on loopback, its data kept in `folder`, so that an interrupted run can go on."""
-    folder.mkdir(parents=True, exist_ok=True)
+    """A Redis of our own on loopback, its data kept in `folder`, so that an interrupted run can go on.
+
+    What was asked and answered is in its files, whose folder is open to this user only.
+    """
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     port, log = free_port(), folder / "redis.log"
     command = [find_redis(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--databases", "1"]
