@@ -284,6 +284,12 @@ async def test_geminis_older_models_think_by_the_token_and_know_no_signatures(ht
     assert "thoughtSignature" not in json.dumps(body)
 
 
+async def test_anthropic_is_given_no_blank_part_which_it_would_refuse(http: Http) -> None:
+    parts = [{"type": "text", "text": text} for text in ("", "Hi", " \n")]
+    _, body, _ = await sent(config("anthropic", ""), {"messages": [{"role": "user", "content": parts}]}, http)
+    assert body["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
+
+
 async def test_anthropic_is_given_a_temperature_or_top_p(http: Http) -> None:
     _, both, warnings = await sent(config("anthropic", ""), {"prompt": "?", "temperature": 0.5, "top_p": 0.9}, http)
     _, alone, _ = await sent(config("anthropic", ""), {"prompt": "?", "top_p": 0.9}, http)

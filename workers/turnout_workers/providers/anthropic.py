@@ -158,7 +158,8 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
     blocks: list[dict[str, Any]] = []
     for part in message.parts:
         if isinstance(part, TextPart):
-            blocks.append({"type": "text", "text": part.text})
+            if part.text.strip():  # Anthropic takes no blank one
+                blocks.append({"type": "text", "text": part.text})
         elif isinstance(part, ImagePart):
             media_type, data = part.inline
             source = {"type": "base64", "media_type": media_type, "data": data}
