@@ -6,7 +6,7 @@ import pytest
 
 from turnout import InferenceRequest
 from turnout_workers import config
-from turnout_workers.commands.refused import FIRST_S, RefusedKeys
+from turnout_workers.commands.refused import LEAST_S, RefusedKeys
 from turnout_workers.config import endpoints
 
 TOML = """
@@ -54,7 +54,7 @@ class Run:
 def test_a_run_stops_when_nothing_is_left_for_any_of_its_lines(
     disabled: set[str], waiting: list[InferenceRequest], stops: bool
 ) -> None:
-    assert Run().stops(dict.fromkeys(disabled, "no"), *waiting, after_s=FIRST_S) is stops
+    assert Run().stops(dict.fromkeys(disabled, "no"), *waiting, after_s=LEAST_S) is stops
 
 
 def test_a_run_that_had_answers_waits_until_its_providers_were_asked_again() -> None:
@@ -64,14 +64,14 @@ def test_a_run_that_had_answers_waits_until_its_providers_were_asked_again() -> 
 
 def test_a_provider_that_came_back_meanwhile_is_waited_for_anew() -> None:
     run = Run()
-    assert not run.stops(ALL, SMALL, after_s=FIRST_S - 1)
-    assert not run.stops({}, SMALL, after_s=FIRST_S)
-    assert not run.stops(ALL, SMALL, after_s=FIRST_S - 1)
+    assert not run.stops(ALL, SMALL, after_s=LEAST_S - 1)
+    assert not run.stops({}, SMALL, after_s=LEAST_S)
+    assert not run.stops(ALL, SMALL, after_s=LEAST_S - 1)
 
 
 def test_a_run_that_stops_says_which_key_is_refused() -> None:
     run = Run()
-    assert run.stops(ALL, SMALL, after_s=FIRST_S)
+    assert run.stops(ALL, SMALL, after_s=LEAST_S)
     assert run.refused.trouble.splitlines() == [
         "nothing is left that can serve the remaining lines:",
         "  groq (its key: GROQ_API_KEY or SECOND_KEY): unauthorized: no",

@@ -16,8 +16,8 @@ from turnout_workers.config import Settings
 from turnout_workers.config.credentials import places
 from turnout_workers.routing.fleet import Fleet
 
-FIRST_S = 10.0
-"""How long a run waits whose lines nobody has answered so far."""
+LEAST_S = 10.0
+"""How long a run waits at least: a worker's first health check, which may find a better key good, takes up to 8 s."""
 
 
 class NobodyServes(TurnoutError):
@@ -37,7 +37,7 @@ class RefusedKeys:
     def look(self, disabled: Mapping[str, str], waiting: Iterable[InferenceRequest], answered: bool) -> None:
         """disabled: by endpoint id, why; without those that still have calls. waiting: what is in the queue."""
         # One that has answered may do so again: the workers' health checks have to ask it once more.
-        patience_s = 1.5 * self._settings.file.router.health_check_interval if answered else FIRST_S
+        patience_s = max(LEAST_S, 1.5 * self._settings.file.router.health_check_interval) if answered else LEAST_S
         if disabled != self._disabled:
             self._disabled, self._since = disabled, self._now()
         if not disabled or self._now() - self._since < patience_s:
