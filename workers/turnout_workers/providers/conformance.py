@@ -14,6 +14,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from operator import methodcaller
 from typing import Any, ClassVar
 
@@ -28,7 +29,8 @@ PROMPT = "the prompt, which no error message repeats"
 Reply = Callable[[asyncio.StreamWriter], Awaitable[None]]
 Act = Callable[[CloudProviderBase], Awaitable[Any]]
 HEALTH: Act = methodcaller("check_health")
-TIMEOUTS = Timeouts(connect_s=2, first_byte_s=0.3, idle_s=0.3, total_s=1)
+TIMEOUTS = Timeouts(connect_s=10, first_byte_s=10, idle_s=10, total_s=20)
+IMPATIENT = Timeouts(connect_s=10, first_byte_s=0.3, idle_s=0.3, total_s=1)
 
 
 class ConnectorConformance:
@@ -97,7 +99,7 @@ class ConnectorConformance:
         assert (failure.kind, failure.billed) == (FailureKind.INTERRUPTED, Billed.MAYBE)
 
     def test_silence_ends_at_the_deadline_and_may_have_been_billed(self) -> None:
-        failure = self._failure(None)
+        failure = self._failure(None, partial(_call, timeouts=IMPATIENT))
         assert (failure.kind, failure.billed) == (FailureKind.TIMED_OUT, Billed.MAYBE)
 
     def test_a_redirect_is_not_followed(self) -> None:
@@ -130,8 +132,10 @@ class ConnectorConformance:
         return asyncio.run(run())
 
 
-async def _call(connector: CloudProviderBase, on_token: OnToken | None = None) -> CallOutcome:
-    return await connector.call(connector.endpoints[0], InferenceRequest(prompt=PROMPT), TIMEOUTS, on_token)
+async def _call(
+    connector: CloudProviderBase, on_token: OnToken | None = None, timeouts: Timeouts = TIMEOUTS
+) -> CallOutcome:
+    return await connector.call(connector.endpoints[0], InferenceRequest(prompt=PROMPT), timeouts, on_token)
 
 
 async def _listen(connector: CloudProviderBase) -> tuple[list[str], CallOutcome]:
