@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import platform
+import secrets
 import shutil
 import signal
-import socket
 from collections.abc import Iterator
 from pathlib import Path
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from turnout_workers.local.process import Kept, StartFailed, free_port, start, stop, wait_until
 
@@ -33,22 +38,23 @@ def find_redis() -> str:
 def private_redis(folder: Path) -> Iterator[tuple[str, Kept]]:
     """A Redis of our own on loopback, its data kept in `folder`, so that an interrupted run can go on.
 
-    What was asked and answered is in its files, whose folder is open to this user only.
+    What was asked and answered is for this user only: so is the folder, with the password, which is new each time.
     """
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-    port, log = free_port(), folder / "redis.log"
-    command = [find_redis(), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+    folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o700)
+    port, log, settings, password = free_port(), folder / "redis.log", folder / "redis.conf", secrets.token_urlsafe()
+    settings.write_text(f"requirepass {password}\n")  # no option of the command, which all users see
+    command = [find_redis(), str(settings), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
     command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--databases", "1"]
     server = Kept("Redis", lambda: start(command, log, on_parent_death=signal.SIGTERM))
     try:
-        wait_until(lambda: _answers(port), server.process, log, limit_s=60)
-        yield f"redis://127.0.0.1:{port}/0", server
+        wait_until(lambda: _answers(port, password), server.process, log, limit_s=60)
+        yield f"redis://:{password}@127.0.0.1:{port}/0", server
     finally:
         stop(server.process)
 
 
-def _answers(port: int) -> bool:
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1) as connection:
-        connection.sendall(b"PING\r\n")
-        return connection.recv(16).startswith(b"+PONG")  # -LOADING while it reads its log
+def _answers(port: int, password: str) -> bool:
+    with contextlib.suppress(RedisError), Redis(port=port, password=password, retry=Retry(NoBackoff(), 0)) as client:
+        return bool(client.ping())  # an error while it reads its log
     return False

@@ -7,7 +7,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import redis
@@ -26,9 +26,9 @@ from turnout_workers.simulator.scenario import DEFAULT, load
 class Local:
     """A running set of parts."""
 
-    redis_url: str
+    redis_url: str = field(repr=False)
     settings: config.Settings
-    environ: Mapping[str, str]
+    environ: Mapping[str, str] = field(repr=False)
     """What the workers were given on top of ours."""
     children: tuple[process.Kept, ...]
     """Redis, if it is ours, and the workers: started again when they end by themselves."""
