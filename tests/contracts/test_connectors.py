@@ -403,6 +403,16 @@ async def test_a_server_that_never_streams_answers_a_stream_in_one_piece(kind: s
     assert outcome.response.time_to_first_token_s is None
 
 
+async def test_an_empty_body_in_place_of_a_stream_is_no_answer(http: Http) -> None:
+    async def hear(piece: str) -> None: ...
+
+    async with recorder(said(b"{}")) as (url, _):
+        connector = build(config("openai", url), http)
+        with pytest.raises(ProviderError) as refused:
+            await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), QUICK, hear)
+    assert refused.value.failure.kind is FailureKind.MALFORMED
+
+
 async def test_a_model_may_refuse_several_parameters_one_after_the_other(http: Http) -> None:
     told: list[dict[str, Any]] = [{"error": {"code": "unsupported_parameter", "param": "temperature"}}]
     told += [{"code": "invalid-argument", "error": "Argument not supported on this model: stop"}]

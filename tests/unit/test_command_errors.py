@@ -24,6 +24,8 @@ NO_TEXT = b"\xff\xfe"
         ("run p.txt", "say with -o where results are to go"),
         ("run p.txt -o p.txt", "p.txt is the input, and would be overwritten"),
         ("run p.txt -o out --scenario no-text", "no-text: can't be read: 'utf-8' codec can't decode"),
+        ("run p.txt -o out --max-cost nan", "'nan' is no sum of dollars"),
+        ("batch retry-failed x --max-cost inf", "inf is not in the range 0<=x<=1000000000"),
         ("simulate --port 99999", "99999 is not in the range 0<=x<=65535"),
         ("simulate --port 0 --toml none/t.toml", "can't write none/t.toml: No such file or directory"),
         ("simulate --port 0 --host 192.0.2.1", "; see --host and --port"),

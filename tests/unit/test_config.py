@@ -18,6 +18,7 @@ from turnout_workers.config import (
     Settings,
     accounts,
     configured,
+    credentials,
     discovery,
     find,
     load,
@@ -302,6 +303,21 @@ def test_a_key_may_be_in_a_file_that_the_environment_names(tmp_path: Path) -> No
     assert configured(missing, tmp_path, with_keys=False).version, "who only looks on needs no key"
 
 
+@pytest.mark.parametrize(
+    ("text", "places"),
+    [
+        ("[providers.groq]", ("GROQ_API_KEY",)),
+        ("[providers.groq]\nbase_url = 'http://x'", ()),
+        ("[providers.groq]\napi_key = 'k'", ()),
+        ("[providers.groq]\napi_key_env = 'A'\napi_key_file = 'f'", ("A", "f")),
+        ("[providers.azure]\nbase_url = 'http://x'\nmodels = ['m']", ("AZURE_OPENAI_API_KEY",)),
+    ],
+)
+def test_the_place_of_a_key_is_told_where_there_is_one(text: str, places: tuple[str, ...]) -> None:
+    (table,) = settings(text, "t.toml", {}, with_keys=False).file.providers.values()
+    assert credentials.places(table) == places
+
+
 async def _serving(answer: Any) -> tuple[web.ServerRunner, str]:
     async def handle(request: web.BaseRequest) -> web.Response:
         return web.json_response(answer)
@@ -320,7 +336,7 @@ async def test_local_servers_are_found_by_what_they_answer() -> None:
         "ollama": {"data": many},
         "vllm": {"data": [{"id": "tiny-qwen", "owned_by": "vllm", "max_model_len": 1024}]},
         "llamacpp": {
-            "data": [{"id": "tiny-qwen", "owned_by": "llamacpp", "meta": {"n_ctx": 512, "n_ctx_train": 1024}}]
+            "data": [{"id": "/My Models/tiny.gguf", "owned_by": "llamacpp", "meta": {"n_ctx": 512}}, {"id": ""}]
         },
         "other": {"other": 1},
         "names": {"data": ["m"]},
@@ -333,6 +349,9 @@ async def test_local_servers_are_found_by_what_they_answer() -> None:
     file = settings(toml_lines.dumps(found), "t.toml", {}).file
     assert list(file.providers) == ["ollama", "vllm", "llamacpp"]
     assert file.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0
+    assert {name: model.name for name, model in file.providers["llamacpp"].models.items()} == {
+        "/My_Models/tiny.gguf": "/My Models/tiny.gguf"
+    }
     for runner in runners:
         await runner.cleanup()
 

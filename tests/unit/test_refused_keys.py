@@ -69,6 +69,12 @@ def test_a_provider_that_came_back_meanwhile_is_waited_for_anew() -> None:
     assert not run.stops(ALL, SMALL, after_s=LEAST_S - 1)
 
 
+def test_a_refusal_that_is_worded_anew_each_time_is_the_same_one() -> None:
+    run = Run()
+    assert not run.stops(dict.fromkeys(ALL, "no (request 1)"), SMALL, after_s=LEAST_S - 1)
+    assert run.stops(dict.fromkeys(ALL, "no (request 2)"), SMALL, after_s=1)
+
+
 def test_a_run_that_stops_says_which_key_is_refused() -> None:
     run = Run()
     assert run.stops(ALL, SMALL, after_s=LEAST_S)

@@ -19,7 +19,16 @@ from turnout.batch.source import Source
 from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
-from turnout_workers.commands.lines import DONE, SOME_FAILED, STOPPED, Output, defaults, line_options, max_cost_microusd
+from turnout_workers.commands.lines import (
+    DONE,
+    SOME_FAILED,
+    STOPPED,
+    Dollars,
+    Output,
+    defaults,
+    line_options,
+    max_cost_microusd,
+)
 from turnout_workers.commands.screen import add, counted, table, usd
 from turnout_workers.deployment import Deployment, deployment
 
@@ -151,9 +160,7 @@ def resume(id: str) -> None:
 
 @batch.command("retry-failed")
 @click.argument("id")
-@click.option(
-    "--max-cost", type=click.FloatRange(min=0), help="Most to spend on the whole batch from now on, in USD, all told."
-)
+@click.option("--max-cost", type=Dollars(), help="Most to spend on the whole batch from now on, in USD, all told.")
 def retry_failed(id: str, **options: Any) -> None:
     """Run its failed and expired jobs again."""
     click.echo(f"{counted(_batches().retry_failed(id, max_cost_microusd(options)), 'job')} run again")

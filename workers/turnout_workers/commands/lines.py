@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -18,6 +19,19 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED = range(5)
 """Exit codes."""
 
+
+class Dollars(click.FloatRange):
+    """A sum. To click's own range, NaN is in every one."""
+
+    def __init__(self) -> None:
+        super().__init__(0, MOST)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if math.isnan(usd := super().convert(value, param, ctx)):
+            self.fail(f"{value!r} is no sum of dollars", param, ctx)
+        return usd
+
+
 OPTIONS = (
     click.option("--model", help="Model, for lines that name none."),
     click.option(
@@ -29,7 +43,7 @@ OPTIONS = (
     click.option("--only", multiple=True, help="Provider to use, for lines that name none. Repeatable."),
     click.option(
         "--max-cost",
-        type=click.FloatRange(0, MOST),
+        type=Dollars(),
         help="Most to spend on the whole file, in USD; after that its lines expire.",
     ),
     click.option("--dedupe", is_flag=True, help="Ask identical requests once."),

@@ -7,7 +7,7 @@ that isn't there stay so until somebody acts, and nobody looks at a run that was
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 
 from turnout.errors import TurnoutError
 from turnout.request import InferenceRequest
@@ -29,7 +29,7 @@ class RefusedKeys:
 
     def __init__(self, fleet: Fleet, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self._fleet, self._settings, self._now = fleet, settings, now
-        self._disabled: Mapping[str, str] = {}
+        self._disabled: Set[str] = frozenset()
         self._since = now()
         self.trouble = ""
         """Why the run can't go on; empty: it can."""
@@ -38,8 +38,8 @@ class RefusedKeys:
         """disabled: by endpoint id, why; without those that still have calls. waiting: what is in the queue."""
         # One that has answered may do so again: the workers' health checks have to ask it once more.
         patience_s = max(LEAST_S, 1.5 * self._settings.file.router.health_check_interval) if answered else LEAST_S
-        if disabled != self._disabled:
-            self._disabled, self._since = disabled, self._now()
+        if disabled.keys() != self._disabled:  # their words may differ each time, by a call's id, say
+            self._disabled, self._since = disabled.keys(), self._now()
         if not disabled or self._now() - self._since < patience_s:
             return
         self._since = self._now()

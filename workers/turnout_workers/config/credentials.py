@@ -29,7 +29,12 @@ def stand_ins(table: ProviderTable) -> tuple[str, ...]:
 def places(table: ProviderTable) -> tuple[str, ...]:
     """Where the keys stand, for people: variables and files. Empty if in the configuration, or if none is needed."""
     told = (*table.api_key_env, *table.api_key_file)
-    return told if told or table.api_key or table.base_url else table.preset.key_variables
+    return told if _is_told(table) else table.preset.key_variables
+
+
+def _is_told(table: ProviderTable) -> bool:
+    """Whether the table says all about its keys. Else it is the vendor's own key, to the vendor's own address."""
+    return bool(table.api_key or table.api_key_env or table.api_key_file or (table.base_url and table.preset.base_url))
 
 
 def _api_keys(table: ProviderTable, environ: Mapping[str, str]) -> Iterator[str]:
@@ -40,9 +45,8 @@ def _api_keys(table: ProviderTable, environ: Mapping[str, str]) -> Iterator[str]
         yield key
     for file in table.api_key_file:
         yield secret_text(file, f"api_key_file {file}")
-    if table.api_key or table.api_key_env or table.api_key_file or (table.base_url and table.preset.base_url):
+    if _is_told(table):
         return
-    # The vendor's own key, to the vendor's own address.
     if variables := table.preset.key_variables:
         keys = (_variable(variable, environ) for variable in variables)
         if (key := next(filter(None, keys), None)) is None:

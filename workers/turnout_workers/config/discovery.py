@@ -42,15 +42,21 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
     async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
         try:
             reply = await http.json(Outgoing(address(base_url, "/models"), {}, None, timeouts))
-            models = [str(model["id"]) for model in reply.body["data"]]
+            ids = [str(model["id"]) for model in reply.body["data"]]
         except (ProviderError, LookupError, TypeError):
             return None  # no server there, or another one than we mean
         # The context that vLLM and llama.cpp tell is left out: both cut an answer that doesn't fit, while a job whose
         # longest possible answer doesn't is refused.
         free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
-        return (name, {"base_url": base_url, "models": dict.fromkeys(models, free)}) if models else None
+        models = {_named(id): {"name": id, **free} for id in ids if id}
+        return (name, {"base_url": base_url, "models": models}) if models else None
 
     async with aclosing(Http()) as http:
         answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
     found = dict(answer for answer in answers if answer)
     return {"providers": found} if found else {}
+
+
+def _named(id: str) -> str:
+    """A model by a name that we can take: llama.cpp's is the path of a file, which may hold spaces."""
+    return "".join(c if c.isprintable() and c != " " else "_" for c in id)[-200:]

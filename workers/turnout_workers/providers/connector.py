@@ -166,7 +166,7 @@ class Connector(CloudProviderBase):
                     if first_token_s is None:
                         first_token_s = time.monotonic() - started
                     await on_token(piece)
-        if (body := whole or understood(gathering.body)) is None:
+        if (body := understood(gathering.body) if whole is None else whole) is None:
             raise ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
         return Reply(body, headers, time.monotonic() - started, first_token_s)
 

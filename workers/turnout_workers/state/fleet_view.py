@@ -27,7 +27,8 @@ class FleetView:
         self._read_at = float("-inf")
         self._troubles: dict[str, str] = {}
         self.disabled: dict[str, str] = {}
-        """Why an endpoint that has no calls is disabled, by its id, as `troubles` saw it last."""
+        """Why an endpoint that has no calls is disabled, by its id, as `troubles` saw it last. None while no worker is
+        there, which could find it mended."""
 
     def troubles(self) -> dict[str, str]:
         """By provider: what is wrong with it, worst first. Nothing of those that are well. `workers`: there are none.
@@ -44,7 +45,7 @@ class FleetView:
                 return {}
             snapshot = self._fleet.snapshot(*state)
             for view in snapshot.views:
-                if view.health.disabled is not None and not view.load.in_flight:
+                if workers and view.health.disabled is not None and not view.load.in_flight:
                     self.disabled[view.endpoint.id] = view.health.disabled
                 if (one := trouble(view.health, snapshot.at)) is not None:
                     found[view.endpoint.provider] = max(found.get(view.endpoint.provider, one), one)
