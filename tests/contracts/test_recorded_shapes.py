@@ -355,7 +355,6 @@ async def test_a_shape_means(
     assert (told.kind, told.retry_after_s) == (kind, None if after_s is None else pytest.approx(after_s, abs=0.01))
     assert (told.scope is Scope.ACCOUNT) == (kind in ACCOUNT or scope == "a")
     assert told.billed is (Billed.MAYBE if kind in MAYBE else Billed.NO)
-    assert told.status in (status, 429, 500, 502), "that of a 200 is the one it names"
 
 
 @pytest.mark.parametrize("stream", [False, True])

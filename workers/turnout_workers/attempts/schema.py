@@ -106,4 +106,4 @@ def unmended(request: InferenceRequest, attempts: Iterable[Attempt]) -> bool:
 
 
 def _failure(what: str) -> Failure:
-    return Failure(FailureKind.OFF_SCHEMA, f"the answer fails its schema: {what}", Billed.YES, status=200)
+    return Failure(FailureKind.OFF_SCHEMA, f"the answer fails its schema: {what}", Billed.YES)

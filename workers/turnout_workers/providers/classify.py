@@ -96,7 +96,7 @@ def classify_response(
     def failure(
         kind: FailureKind, billed: Billed = Billed.NO, scope: Scope = Scope.ENDPOINT, after_s: float | None = wait_s
     ) -> Failure:
-        return Failure(kind, message, billed, scope, after_s, status, call_id, repeatable=should_retry != "false")
+        return Failure(kind, message, billed, scope, after_s, call_id, repeatable=should_retry != "false")
 
     def named(codes: tuple[str, ...]) -> bool:
         return any(known in kind_word or known in code for known in codes)

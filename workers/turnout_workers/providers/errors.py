@@ -26,7 +26,7 @@ class ProviderError(Exception):
 
 def malformed(what: str, headers: Mapping[str, str] | None = None) -> ProviderError:
     """A 200 that is no answer, assumed to have been billed."""
-    failure = Failure(FailureKind.MALFORMED, what, Billed.YES, status=200, request_id=request_id(headers or {}))
+    failure = Failure(FailureKind.MALFORMED, what, Billed.YES, request_id=request_id(headers or {}))
     return ProviderError(failure)
 
 

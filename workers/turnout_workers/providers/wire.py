@@ -130,19 +130,19 @@ def checked(answer: Answer, request: InferenceRequest) -> Answer:
         return answer
     if answer.finish is FinishReason.ERROR:
         message = f"the answer ended in an error ({answer.finish_raw})"
-        raise ProviderError(Failure(FailureKind.SERVER_ERROR, message, Billed.YES, status=200))
+        raise ProviderError(Failure(FailureKind.SERVER_ERROR, message, Billed.YES))
     stopped = bool(request.stop) and answer.finish is FinishReason.STOP  # by what the job named, before the first word
     if not (answer.text or answer.tool_calls or answer.refusal or stopped or answer.finish is FinishReason.LENGTH):
         if answer.finish is FinishReason.CONTENT_FILTER:
             raise filtered(answer.finish_raw, Billed.YES)
-        raise ProviderError(Failure(FailureKind.EMPTY, "an empty answer", Billed.YES, status=200))
+        raise ProviderError(Failure(FailureKind.EMPTY, "an empty answer", Billed.YES))
     return answer
 
 
 def filtered(why: object, billed: Billed) -> ProviderError:
     """The provider's policy withheld the answer. `why`: its reason, if it is one word; more might repeat the prompt."""
     word = why if isinstance(why, str) and why.isidentifier() and len(why) <= 40 else "no reason given"
-    return ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", billed, status=200))
+    return ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", billed))
 
 
 def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:

@@ -57,8 +57,6 @@ class Failure:
     scope: Scope = Scope.ENDPOINT
     retry_after_s: float | None = None
     """When the provider said how long to wait."""
-    status: int | None = None
-    """HTTP status, if one was received."""
     request_id: str | None = None
     parameter: str | None = None
     """Our name of the one that is not taken, if the provider says which."""
