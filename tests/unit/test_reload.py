@@ -53,6 +53,11 @@ def worker(tmp_path: Path) -> Worker:
     return Worker(tmp_path)
 
 
+def test_no_variable_of_the_environment_is_shown_when_it_is_printed(worker: Worker) -> None:
+    shown = repr(Reload(worker.in_force, worker.use, {"ACME_KEY": "sk-secret"}))
+    assert "sk-secret" not in shown
+
+
 async def test_a_change_is_taken_over_once_it_was_read_twice(worker: Worker) -> None:
     before = worker.uses
     worker.write(GOOD + "concurrency = 3")

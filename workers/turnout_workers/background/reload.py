@@ -38,7 +38,8 @@ class Reload:
     in_force: InForce
     use: Callable[[Settings], None]
     """Takes a configuration over, so that it is in force, or raises and leaves all as it was."""
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
+    """Holds keys."""
     now: Callable[[], float] = time.time
     _refused: str = field(default="", init=False)
     _last_read: Settings = field(init=False)
