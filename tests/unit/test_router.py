@@ -124,6 +124,17 @@ async def test_a_failed_call_is_made_elsewhere_at_once(routers: Any, clock: Time
     assert clock.now == NOW
 
 
+async def test_a_clock_that_goes_back_during_a_call_fails_nothing(routers: Any, clock: Time) -> None:
+    class SetBack(Provider):
+        async def call(self, *args: Any) -> CallOutcome:
+            clock.now -= 60
+            return await super().call(*args)
+
+    first = SetBack("first")
+    assert (await routers(first).complete(request())).text == "from first"
+    assert first.calls == 1
+
+
 @pytest.mark.parametrize(("repairs", "ends"), [(0, "told"), (1, "answered")])
 async def test_an_answer_off_its_schema_is_asked_for_again_as_often_as_wanted(
     routers: Any, repairs: int, ends: str

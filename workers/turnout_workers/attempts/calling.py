@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 
 IDLE_S = 30.0
 """Longest silence of a provider between two bytes of its answer."""
+LATE_S = 0.1
+"""How long after its deadline a call is cut off: a connector that keeps it can say what was late."""
 TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
 
 
@@ -35,8 +37,8 @@ TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline
 class Calling:
     """Makes the calls that were granted, any number at a time.
 
-    A job that is held is a worker's: of connectors it expects no good but that they keep their deadlines. In process
-    they are the caller's own, who is told of their errors.
+    A job that is held is a worker's, which expects no good of connectors. In process they are the caller's own, who is
+    told of their errors.
     """
 
     fleet: SnapshotPoller
@@ -71,7 +73,7 @@ class Calling:
             with self.under_way.call(endpoint.id, chosen.overdue_s):
                 if pieces is not None:
                     await pieces.begin()
-                async with asyncio.timeout(None if held else timeouts.total_s):
+                async with asyncio.timeout(timeouts.total_s + LATE_S):
                     streamed = () if pieces is None else (pieces,)
                     outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
                 if pieces is not None:
@@ -83,7 +85,7 @@ class Calling:
             failure = TIMED_OUT
         except (Exception, asyncio.CancelledError) as error:
             if not held or isinstance(error, asyncio.CancelledError):
-                call = Finished(lease_id, chosen, started_at, self.fleet.monotonic() - clock, None, STOPPED)
+                call = Finished(lease_id, chosen, started_at, self._since(clock), None, STOPPED)
                 room.stopped.append(call.attempt)
                 await self.reporter.stop(call)
                 raise
@@ -94,8 +96,10 @@ class Calling:
             failure = Failure(FailureKind.MALFORMED, message, Billed.MAYBE)
         finally:
             leases.remove(lease_id)
-        duration_s = self.fleet.monotonic() - clock
-        return Finished(lease_id, chosen, started_at, duration_s, outcome, failure, observed)
+        return Finished(lease_id, chosen, started_at, self._since(clock), outcome, failure, observed)
+
+    def _since(self, clock: float) -> float:
+        return max(0.0, self.fleet.monotonic() - clock)  # a router's is the wall's, which may be set back
 
     def _timeouts(self, job: Job, chosen: Candidate) -> Timeouts:
         longest_s = chosen.timeout_s
