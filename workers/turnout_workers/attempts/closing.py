@@ -8,7 +8,6 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from redis.exceptions import RedisError, ResponseError
 
@@ -32,14 +31,14 @@ class Closing:
     parts: Parts
 
     async def succeed(self, job: HeldJob, response: InferenceResponse | None, record: bytes) -> Done | Skipped:
-        result = self._result(job.claim, job.progress, id=job.id, status=JobStatus.SUCCEEDED, response=response)
+        result = self._result(job.id, job.claim, job.progress, JobStatus.SUCCEEDED, response)
         return await self._settle(job, result, record)
 
     async def give_up(
         self, job: HeldJob, status: JobStatus, code: str, message: str, record: bytes | None = None
     ) -> Done | Skipped:
         problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
-        result = self._result(job.claim, job.progress, id=job.id, status=status, error=problem)
+        result = self._result(job.id, job.claim, job.progress, status, error=problem)
         return await self._settle(job, result, record)
 
     async def unreadable(self, hold: Hold, claim: Claimed, why: str) -> Done | Skipped:
@@ -47,7 +46,7 @@ class Closing:
         logger.error("job %s fails: %s", hold.job_id, why)
         problem = Problem(code="unreadable", message=why)
         progress = Progress.from_json(claim.progress)
-        result = self._result(claim, progress, id=hold.job_id, status=JobStatus.FAILED, error=problem)
+        result = self._result(hold.job_id, claim, progress, JobStatus.FAILED, error=problem)
         hold.ending = True
         taken = await self.parts.send.whole(self._settlement(claim, result, None))
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
@@ -146,8 +145,20 @@ class Closing:
         kept = self.parts.in_force.file.retention
         return self.parts.ledger.settle(claim.token, result, record, kept.results_s, claim.batch, kept.failed_s)
 
-    def _result(self, claim: Claimed, progress: Progress, **end: Any) -> JobResult:
+    def _result(
+        self,
+        job_id: str,
+        claim: Claimed,
+        progress: Progress,
+        status: JobStatus,
+        response: InferenceResponse | None = None,
+        error: Problem | None = None,
+    ) -> JobResult:
         return JobResult(
+            id=job_id,
+            status=status,
+            response=response,
+            error=error,
             attempts=progress.attempts,
             failovers=progress.failovers,
             deferrals=progress.deferrals,
@@ -156,5 +167,4 @@ class Closing:
             settled_at=self.parts.fleet.now(),
             cost_microusd=progress.cost_microusd,
             unsure_microusd=progress.unsure_microusd,
-            **end,
         )
