@@ -23,8 +23,9 @@ from turnout_workers.state.exchange import exchange
 from turnout_workers.state.memory import MemoryFleetStore
 
 
+@pytest.mark.parametrize("error", [ValueError("unforeseen"), PermissionError("unforeseen")])
 async def test_work_that_an_error_ended_is_told_of_and_begun_again(
-    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     monkeypatch.setattr(lasting, "AGAIN_S", 0)
     begun, again = 0, asyncio.Event()
@@ -33,14 +34,15 @@ async def test_work_that_an_error_ended_is_told_of_and_begun_again(
         nonlocal begun
         begun += 1
         if begun == 1:
-            raise ValueError("unforeseen")
+            raise error
         again.set()
         await asyncio.Event().wait()
 
-    with caplog.at_level(logging.CRITICAL, "turnout_workers.background.lasting"):
+    with caplog.at_level(logging.WARNING, "turnout_workers.background.lasting"):
         task = asyncio.create_task(kept_up(work, every_s=0))
         await asyncio.wait_for(again.wait(), 5)
     assert "unforeseen" in caplog.text
+    assert "for Redis" not in caplog.text, "which has no part in it"
     assert not task.done()
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
@@ -80,6 +82,32 @@ async def test_a_retired_connector_is_closed_after_its_time_or_when_its_worker_s
         assert not closed.is_set()
         await end([task])
     await asyncio.wait_for(closed.wait(), 5)
+
+
+async def test_a_connector_that_closes_slowly_or_wrongly_keeps_none_from_being_closed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lasting, "CANCEL_AGAIN_S", 0)
+    closed: list[str] = []
+
+    class Slow:
+        async def aclose(self) -> None:
+            for _ in range(10):
+                await asyncio.sleep(0)
+            closed.append("slow")
+
+    class Wrong:
+        async def aclose(self) -> None:
+            raise ValueError
+
+    class Good:
+        async def aclose(self) -> None:
+            closed.append("good")
+
+    task = asyncio.create_task(_close([cast("CloudProviderBase", one()) for one in (Slow, Wrong, Good)], 60.0))
+    await asyncio.sleep(0)  # begun
+    await end([task])
+    assert sorted(closed) == ["good", "slow"]
 
 
 async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from redis.exceptions import RedisError
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger
 from turnout.redis_address import connect_async
 from turnout.result import JobResult
+from turnout.uncut import uncut
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.parts import Parts
@@ -227,12 +228,12 @@ class Worker:
 
 
 async def _close(connectors: Iterable[CloudProviderBase], after_s: float = 0.0) -> None:
-    """Close them after a while, or when this is cancelled."""
+    """Close them after a while, or when this is cancelled. One that can't be closed keeps no other from it."""
     try:
         await asyncio.sleep(after_s)
     finally:
-        for connector in connectors:
-            await connector.aclose()
+        closing = (connector.aclose() for connector in connectors)
+        await uncut(asyncio.gather(*closing, return_exceptions=True))
 
 
 async def _touch(path: Path) -> None:

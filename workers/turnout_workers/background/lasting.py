@@ -27,7 +27,7 @@ async def kept_up(work: Callable[[], Awaitable[object]], every_s: float = AGAIN_
             await work()
             pause_s = every_s
         except (RedisError, OSError) as error:
-            logger.warning("%s waits for Redis: %s", what, str(error) or type(error).__name__)
+            logger.warning("%s waits: %s", what, str(error) or type(error).__name__)
         except Exception:
             logger.critical("%s failed in the background, and begins again", what, exc_info=True)
         await asyncio.sleep(pause_s)
