@@ -43,7 +43,7 @@ class Reload:
     now: Callable[[], float] = time.time
     _refused: str = field(default="", init=False)
     _last_read: Settings = field(init=False)
-    _priced: Any = field(init=False)
+    _priced: int = field(init=False)
 
     def __post_init__(self) -> None:
         self._last_read, self._priced = self.in_force.settings, prices.period(self.now())
