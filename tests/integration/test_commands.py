@@ -55,7 +55,7 @@ def error(here: local.Local, *arguments: str) -> str:
     return told.stderr
 
 
-def test_status_counts_lanes_jobs_and_endpoints(here: local.Local) -> None:
+def test_status_counts_lanes_jobs_and_endpoints(here: local.Local, monkeypatch: pytest.MonkeyPatch) -> None:
     with Client(here.redis_url) as client:
         client.submit("A?").wait(20)
     told = json.loads(turnout(here, "status", "--json"))
@@ -67,6 +67,8 @@ def test_status_counts_lanes_jobs_and_endpoints(here: local.Local) -> None:
     assert "sim-thrifty/llama-3.3-70b" in told
     assert "simulated: all of them" in told
     assert "1 worker (" in told
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert "\x1b[" in turnout(here, "status"), "in colour, for a file as well"
 
 
 def test_an_isolated_provider_gets_no_job_until_it_is_restored(here: local.Local) -> None:

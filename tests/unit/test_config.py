@@ -336,7 +336,11 @@ async def test_local_servers_are_found_by_what_they_answer() -> None:
         "ollama": {"data": many},
         "vllm": {"data": [{"id": "tiny-qwen", "owned_by": "vllm", "max_model_len": 1024}]},
         "llamacpp": {
-            "data": [{"id": "/My Models/tiny.gguf", "owned_by": "llamacpp", "meta": {"n_ctx": 512}}, {"id": ""}]
+            "data": [
+                {"id": "/My Models/tiny.gguf", "owned_by": "llamacpp", "meta": {"n_ctx": 512}},
+                {"id": ""},
+                {"id": "\x7f"},
+            ]
         },
         "other": {"other": 1},
         "names": {"data": ["m"]},

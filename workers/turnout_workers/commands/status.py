@@ -38,7 +38,7 @@ def status(once: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps(overview(here)))
         return
-    if once or not console.is_interactive:
+    if once or not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a terminal of any file
         console.print(_drawn(overview(here), "", console.width))
         return
     seen: deque[dict[str, Any]] = deque(maxlen=PACE_OVER)

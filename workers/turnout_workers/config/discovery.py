@@ -48,15 +48,11 @@ async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: flo
         # The context that vLLM and llama.cpp tell is left out: both cut an answer that doesn't fit, while a job whose
         # longest possible answer doesn't is refused.
         free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
-        models = {_named(id): {"name": id, **free} for id in ids if id}
+        # llama.cpp calls a model by the path of its file, which may hold spaces, as no name of ours.
+        models = {id.replace(" ", "_")[-200:]: {"name": id, **free} for id in ids if id and id.isprintable()}
         return (name, {"base_url": base_url, "models": models}) if models else None
 
     async with aclosing(Http()) as http:
         answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
     found = dict(answer for answer in answers if answer)
     return {"providers": found} if found else {}
-
-
-def _named(id: str) -> str:
-    """A model by a name that we can take: llama.cpp's is the path of a file, which may hold spaces."""
-    return "".join(c if c.isprintable() and c != " " else "_" for c in id)[-200:]
