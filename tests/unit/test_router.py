@@ -285,6 +285,18 @@ async def test_a_refused_key_takes_out_the_account_until_a_health_check_accepts_
     assert (await router.complete(request())).text == "from groq"
 
 
+async def test_a_health_check_with_a_bug_spoils_no_other(routers: Any, caplog: pytest.LogCaptureFixture) -> None:
+    class Buggy(Provider):
+        async def check_health(self) -> None:
+            raise ValueError(f"{self.name}, and a key")
+
+    told = await routers(Buggy("buggy"), Provider("spare")).check_health()
+    assert told["spare"] is None
+    assert told["buggy"].message == "its health check raised ValueError"
+    assert "in check_health" in caplog.text
+    assert "buggy, and" not in caplog.text
+
+
 @pytest.mark.parametrize("kind", [K.MODEL_NOT_FOUND, K.FORBIDDEN, K.MALFORMED, K.UNAVAILABLE])
 async def test_a_provider_without_a_health_endpoint_is_called_all_the_same(kind: FailureKind, routers: Any) -> None:
     router = routers(Provider("plain", check_fails=kind))

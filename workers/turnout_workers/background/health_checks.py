@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import traceback
 from collections.abc import Awaitable, Collection
 from dataclasses import dataclass, field
 
@@ -69,6 +70,10 @@ class HealthChecks:
                 await self._tell(self.store.disable(endpoint_ids, str(error)))
             if failure.kind not in ABSENT:
                 return failure
+        except Exception as error:  # a connector of another package that breaks its promise
+            name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
+            logger.error("the health check of %s raised %s:\n%s", connector.name, name, where)
+            return Failure(FailureKind.MALFORMED, f"its health check raised {name}")
         if cured := [id for id in endpoint_ids if self._is_cured(id, certain=failure is None)]:
             logger.info("%s may be called again", ", ".join(cured))
             await self._tell(self.store.restore(cured))
