@@ -289,6 +289,7 @@ NONE: list[tuple[str, Any, FailureKind, Billed]] = [
     ("openai", {"data": []}, K.MALFORMED, Billed.YES),
     ("anthropic", claude(KEPT, "refusal", {"type": "text", "text": ""}), K.CONTENT_FILTERED, Billed.YES),
     ("anthropic", CLAUDES[:-1], K.INTERRUPTED, Billed.MAYBE),
+    ("anthropic", CLAUDES[:6] + CLAUDES[7:], K.MALFORMED, Billed.YES),
     ("gemini", {"promptFeedback": {"blockReason": "SAFETY"}}, K.CONTENT_FILTERED, Billed.NO),
     ("gemini", [{"promptFeedback": {"blockReason": "SAFETY"}}], K.CONTENT_FILTERED, Billed.NO),
     ("gemini", gemini(TOLD, "SAFETY", {"text": ""}), K.CONTENT_FILTERED, Billed.YES),

@@ -138,7 +138,8 @@ class _Events:
             return None
         for index, (texts, jsons) in self._grown.items():
             block = self._blocks[index]
-            block["text"] = (block.get("text") or "") + "".join(texts)
+            if said := "".join(texts):
+                block["text"] = (block.get("text") or "") + said
             if grown := "".join(jsons):
                 block["input"] = _loads(grown)
         return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
