@@ -11,6 +11,7 @@ from tests.unit.routing.fleets import NOW, endpoint, request
 
 from turnout.messages import ResponseFormat
 from turnout.request import Capability, InferenceRequest, InferenceResponse, RoutingStrategy, Usage
+from turnout_workers.background import health_checks
 from turnout_workers.monitoring import logs
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
@@ -283,6 +284,17 @@ async def test_a_refused_key_takes_out_the_account_until_a_health_check_accepts_
     groq.healthy = True
     assert await router.check_health() == {"groq": None, "spare": None}
     assert (await router.complete(request())).text == "from groq"
+
+
+async def test_a_health_check_that_never_ends_holds_up_no_other(routers: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Deaf(Provider):
+        async def check_health(self) -> None:
+            await asyncio.Event().wait()
+
+    monkeypatch.setattr(health_checks, "LONGEST_S", 0.01)
+    told = await asyncio.wait_for(routers(Deaf("deaf"), Provider("spare")).check_health(), 20)
+    assert told["spare"] is None
+    assert told["deaf"].kind is K.TIMED_OUT
 
 
 async def test_a_health_check_with_a_bug_spoils_no_other(routers: Any, caplog: pytest.LogCaptureFixture) -> None:

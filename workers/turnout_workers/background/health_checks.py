@@ -28,6 +28,8 @@ ABSENT = (FailureKind.MODEL_NOT_FOUND, FailureKind.FORBIDDEN)
 """Failures of a check which say that there is nothing to be asked."""
 CHANCE_S = 300.0
 """… so one is let through this often, as long as the provider answers its checks well."""
+LONGEST_S = 10.0
+"""Of one check, for the next round waits for all of them."""
 
 
 @dataclass(slots=True)
@@ -63,13 +65,16 @@ class HealthChecks:
         endpoint_ids = [endpoint.id for endpoint in connector.endpoints]
         failure: Failure | None = None
         try:
-            await connector.check_health()
+            async with asyncio.timeout(LONGEST_S):
+                await connector.check_health()
         except ProviderError as error:
             failure = error.failure
             if failure.kind in REFUSED:
                 await self._tell(self.store.disable(endpoint_ids, str(error)))
             if failure.kind not in ABSENT:
                 return failure
+        except TimeoutError:
+            return Failure(FailureKind.TIMED_OUT, f"no answer to its health check in {LONGEST_S:g} s")
         except Exception as error:  # a connector of another package that breaks its promise
             name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
             logger.error("the health check of %s raised %s:\n%s", connector.name, name, where)
