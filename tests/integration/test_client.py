@@ -261,17 +261,24 @@ def test_a_wait_where_redis_is_away_says_so_at_once(kind: type[Client] | type[As
         wait(kind(f"redis://127.0.0.1:{process.free_port()}").job("a"))
 
 
+@pytest.fixture
+def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[redis_server.Server]:
+    """A Redis that a test may harm, of which waits ask again at once."""
+    monkeypatch.setattr(nonblocking, "RECHECK_S", 0.05)
+    server = redis_server.start(tmp_path)
+    yield server
+    server.stop()
+
+
 @pytest.mark.parametrize("read", [wait, stream])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_wait_outlasts_a_restart_of_redis(
-    tmp_path: Path,
+    own_server: redis_server.Server,
     monkeypatch: pytest.MonkeyPatch,
     kind: type[Client] | type[AsyncClient],
     read: Callable[[Job | AsyncJob], None],
 ) -> None:
-    monkeypatch.setattr(nonblocking, "RECHECK_S", 0.05)
-    server = redis_server.start(tmp_path)
-    admin = redis.Redis.from_url(server.url)
+    server, admin = own_server, redis.Redis.from_url(own_server.url)
     with admin, Client(server.url) as client, ThreadPoolExecutor(1) as thread:
         job = client.submit("A?", stream=True)
         reading = thread.submit(read, kind(server.url).job(job.id))
@@ -296,14 +303,9 @@ def test_a_wait_outlasts_a_restart_of_redis(
 @pytest.mark.parametrize("read", [wait, stream])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_redis_that_takes_no_writes_refuses_new_jobs_and_is_waited_for(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[Client] | type[AsyncClient],
-    read: Callable[[Job | AsyncJob], None],
+    own_server: redis_server.Server, kind: type[Client] | type[AsyncClient], read: Callable[[Job | AsyncJob], None]
 ) -> None:
-    monkeypatch.setattr(nonblocking, "RECHECK_S", 0.05)
-    server = redis_server.start(tmp_path)
-    admin = redis.Redis.from_url(server.url)
+    server, admin = own_server, redis.Redis.from_url(own_server.url)
 
     def refused() -> int:
         return int(admin.info("errorstats").get("errorstat_NOREPLICAS", {}).get("count", 0))
@@ -326,7 +328,6 @@ def test_a_redis_that_takes_no_writes_refuses_new_jobs_and_is_waited_for(
         admin.config_set("min-replicas-to-write", 0)
         assert job.cancel()
         assert type(reading.exception(20)) is Cancelled
-    server.stop()
 
 
 @pytest.mark.parametrize("read", [wait, stream])

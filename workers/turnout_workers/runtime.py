@@ -138,13 +138,16 @@ class Worker:
             fleet,
             parts.heartbeat,
             CallWatch(store, fleet, parts.under_way, self.name, came_back=hasten),
-            Housekeeping(client, ledger, send, store, self.name, lease_s, results_s, also, recovered),
             HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng),
-            Reload(self._in_force, self._use),
             self._webhooks,
-            Unspooling(parts.spool, ledger, send, store, self._in_force),
         ):
             self._keep_up(work.run, what=type(work).__name__)
+        for lasting in (  # each keeps itself up
+            Housekeeping(client, ledger, send, store, self.name, lease_s, results_s, also, recovered),
+            Reload(self._in_force, self._use),
+            Unspooling(parts.spool, ledger, send, store, self._in_force),
+        ):
+            self._in_background(lasting.run())
         self._keep_up(partial(self._show_life, slots), min(ALIVE_EVERY_S, lease_s / 3), "the sign of life")
 
     async def _show_metrics(self, parts: Parts) -> None:

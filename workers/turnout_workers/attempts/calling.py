@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -18,13 +16,11 @@ from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.crash_points import reached
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
-from turnout_workers.providers.errors import ProviderError
+from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Granted, ObservedLimit
-
-logger = logging.getLogger(__name__)
 
 IDLE_S = 30.0
 """Longest silence of a provider between two bytes of its answer."""
@@ -89,11 +85,7 @@ class Calling:
                 room.stopped.append(call.attempt)
                 await self.reporter.stop(call)
                 raise
-            # A connector of another package that breaks its promise; what it says may hold anything.
-            where = "".join(traceback.format_tb(error.__traceback__))
-            logger.error("the connector of %s raised %s:\n%s", endpoint.id, type(error).__name__, where)
-            message = f"its connector raised {type(error).__name__}"
-            failure = Failure(FailureKind.MALFORMED, message, Billed.MAYBE)
+            failure = broken("connector", endpoint.id, error, Billed.MAYBE)
         finally:
             leases.remove(lease_id)
         return Finished(lease_id, chosen, started_at, self._since(clock), outcome, failure, observed)

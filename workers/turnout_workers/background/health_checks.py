@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import traceback
 from collections.abc import Awaitable, Collection
 from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
 from turnout_workers.providers.base import CloudProviderBase
-from turnout_workers.providers.errors import ProviderError
+from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
@@ -75,10 +74,8 @@ class HealthChecks:
                 return failure
         except TimeoutError:
             return Failure(FailureKind.TIMED_OUT, f"no answer to its health check in {LONGEST_S:g} s")
-        except Exception as error:  # a connector of another package that breaks its promise
-            name, where = type(error).__name__, "".join(traceback.format_tb(error.__traceback__))
-            logger.error("the health check of %s raised %s:\n%s", connector.name, name, where)
-            return Failure(FailureKind.MALFORMED, f"its health check raised {name}")
+        except Exception as error:
+            return broken("health check", connector.name, error)
         if cured := [id for id in endpoint_ids if self._is_cured(id, certain=failure is None)]:
             logger.info("%s may be called again", ", ".join(cured))
             await self._tell(self.store.restore(cured))

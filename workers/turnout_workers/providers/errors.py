@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import re
+import traceback
 from collections.abc import Mapping
 
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import ObservedLimit
+
+logger = logging.getLogger(__name__)
 
 _ID = re.compile(r"[!-~]{1,200}")
 
@@ -28,6 +32,14 @@ def malformed(what: str, headers: Mapping[str, str] | None = None) -> ProviderEr
     """A 200 that is no answer, assumed to have been billed."""
     failure = Failure(FailureKind.MALFORMED, what, Billed.YES, request_id=request_id(headers or {}))
     return ProviderError(failure)
+
+
+def broken(what: str, whose: str, error: Exception, billed: Billed = Billed.NO) -> Failure:
+    """The failure of a connector of another package, or its health check, that raised what none may. The error's own
+    words may hold anything, so the log has its place alone."""
+    where = "".join(traceback.format_tb(error.__traceback__))
+    logger.error("the %s of %s raised %s:\n%s", what, whose, type(error).__name__, where)
+    return Failure(FailureKind.MALFORMED, f"its {what} raised {type(error).__name__}", billed)
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
