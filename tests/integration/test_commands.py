@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,8 @@ from click.testing import CliRunner, Result
 from turnout import Client
 from turnout.cli import main
 from turnout_workers import local
-from turnout_workers.commands.worker import local_servers, worker
-from turnout_workers.config import discovery, fleet, load
+from turnout_workers.commands.worker import worker
+from turnout_workers.config import discovery, fleet
 from turnout_workers.deployment import deployment
 
 
@@ -139,11 +141,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
     here: local.Local, bare: pytest.MonkeyPatch
 ) -> None:
-    async def none() -> discovery.Tables:
-        return {}
-
     bare.setenv("REDIS_URL", here.redis_url)
-    bare.setattr(discovery, "from_local_servers", none)
+    bare.setattr(discovery, "from_local_servers", dict)
     Path("in.jsonl").write_text('{"prompt": "A?"}\n')
     batch = CliRunner().invoke(main, ["batch", "submit", "in.jsonl"]).stdout.strip()
     assert CliRunner().invoke(main, ["batch", "watch", batch]).exit_code == 0
@@ -157,8 +156,14 @@ def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
         assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (1, True), command
 
 
+def test_a_worker_for_which_no_provider_is_configured_does_not_start(bare: pytest.MonkeyPatch) -> None:
+    Path("turnout.toml").write_text("namespace = 'x'")
+    done = subprocess.run([sys.executable, "-m", "turnout", "worker"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr[:40]) == (1, "Error: no provider is configured: set an")
+
+
 def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: pytest.MonkeyPatch) -> None:
-    async def servers() -> discovery.Tables:
+    def servers() -> discovery.Tables:
         free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
         table = {"dialect": "ollama", "base_url": "http://127.0.0.1:9/v1", "models": {"llama3.3:70b": free}}
         return {"providers": {"ollama": table}}
@@ -168,12 +173,9 @@ def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: p
     told = CliRunner().invoke(main, ["providers", "--json"])
     assert [one["endpoint"] for one in json.loads(told.output)["endpoints"]] == ["ollama/llama3.3:70b"]
     assert "ollama: unavailable" in CliRunner().invoke(main, ["providers", "--check"]).output
-    found = local_servers()
-    assert found is not None
-    here, workers = deployment().settings, load(found, os.environ)
-    assert (workers.file, workers.version) == (here.file, here.version), "a worker has the same configuration"
+    assert [*deployment().settings.file.providers] == ["ollama"]
     bare.setenv("GROQ_API_KEY", "k")
-    assert local_servers() is None
+    assert [*deployment().settings.file.providers] == ["groq"]
 
 
 def test_a_misspelt_lane_is_refused_before_anything_starts() -> None:

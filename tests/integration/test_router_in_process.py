@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
-from turnout_workers.config import accounts, settings, toml_lines
+from turnout_workers.config import Source, accounts, load, toml_lines
 from turnout_workers.providers import Http, build
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import IntelligentRouter, NoEligibleEndpoint
@@ -32,7 +32,7 @@ async def routing(
     async with Simulator(scenario) as simulator, contextlib.aclosing(Http()) as http:
         urls = {name: simulator.base_url(name) for name in scenario.providers}
         file = toml_lines.dumps(scenario.configuration(urls))
-        configured = settings(file, "a test", {})
+        configured = load(Source("a test", file), {})
         async with IntelligentRouter(RoutingStrategy.PRIORITY, health_check_interval=0.1) as router:
             for priority, account in enumerate(accounts(configured), 1):
                 router.register_provider(build(account, http), priority=priority)

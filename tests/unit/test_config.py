@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
+import json
 import re
+import threading
 import tomllib
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import redis
-from aiohttp import web
 
 from turnout.request import Capability, Lane, RoutingStrategy
 from turnout_workers import providers
 from turnout_workers.config import (
     ConfigError,
     Settings,
+    Source,
     accounts,
     configured,
     credentials,
     discovery,
-    find,
     load,
-    settings,
+    source,
     toml_lines,
 )
 from turnout_workers.config.providers import ModelTable, ProviderTable
@@ -38,9 +40,13 @@ ENVIRON = {name: f"key-of-{name}" for name in ("OPENAI_API_KEY", "ANTHROPIC_API_
 }
 
 
+def settings(text: str, environ: dict[str, str] | None = None, with_keys: bool = True) -> Settings:
+    return load(Source("t.toml", text), environ or {}, with_keys)
+
+
 def told(text: str, environ: dict[str, str] | None = None) -> str:
     with pytest.raises(ConfigError) as refused:
-        settings(text, "t.toml", environ or {})
+        settings(text, environ)
     return str(refused.value)
 
 
@@ -113,13 +119,13 @@ def test_an_error_from_the_environment_names_its_variable() -> None:
 def test_the_environment_overrides_the_file() -> None:
     text = "redis_url = 'redis://file/0'\n[worker]\nconcurrency = 5"
     environ = {"REDIS_URL": "redis://environment/0", "TURNOUT_CONCURRENCY": "7", "TURNOUT_STRATEGY": "cost"}
-    file = settings(text, "t.toml", environ).file
+    file = settings(text, environ).file
     assert (file.redis_url, file.worker.concurrency) == ("redis://environment/0", 7)
     assert file.router.default_strategy is RoutingStrategy.COST_OPTIMIZED
 
 
 def test_a_lane_left_out_keeps_its_own_default() -> None:
-    lanes = settings("[lanes.standard]\nreserved_share = 0.2", "t.toml", {}).file.lanes
+    lanes = settings("[lanes.standard]\nreserved_share = 0.2").file.lanes
     assert [getattr(lanes, lane).reserved_share for lane in Lane] == [0.0, 0.2, 0.35]
 
 
@@ -127,12 +133,12 @@ def test_a_vendors_key_is_found_in_its_usual_variable_or_the_file_that_one_names
     (tmp_path / "key").write_text("from-file\n")
     usual, named = "[providers.groq]", "[providers.groq]\napi_key_env = 'OTHER'"
     file = str(tmp_path / "key")
-    assert settings(usual, "t.toml", {"GROQ_API_KEY": "k"}).keys["groq"] == ("k",)
-    assert settings(usual, "t.toml", {"GROQ_API_KEY_FILE": file}).keys["groq"] == ("from-file",)
-    assert settings(named, "t.toml", {"OTHER_FILE": file, "GROQ_API_KEY": "k"}).keys["groq"] == ("from-file",)
+    assert settings(usual, {"GROQ_API_KEY": "k"}).keys["groq"] == ("k",)
+    assert settings(usual, {"GROQ_API_KEY_FILE": file}).keys["groq"] == ("from-file",)
+    assert settings(named, {"OTHER_FILE": file, "GROQ_API_KEY": "k"}).keys["groq"] == ("from-file",)
     assert "GROQ_API_KEY_FILE=/nowhere can't be read: No such file" in told(usual, {"GROQ_API_KEY_FILE": "/nowhere"})
     elsewhere = "[providers.groq]\nbase_url = 'http://127.0.0.1:9'"
-    assert settings(elsewhere, "t.toml", {"GROQ_API_KEY": "k"}).keys["groq"] == (), "a vendor's key is for the vendor"
+    assert settings(elsewhere, {"GROQ_API_KEY": "k"}).keys["groq"] == (), "a vendor's key is for the vendor"
 
 
 def test_a_model_that_is_in_no_catalogue_is_known_by_its_name_and_the_price_list() -> None:
@@ -140,7 +146,7 @@ def test_a_model_that_is_in_no_catalogue_is_known_by_its_name_and_the_price_list
     environ = {"OPENAI_API_KEY": "k", "DEEPSEEK_API_KEY": "k", "MISTRAL_API_KEY": "k"}
 
     def only(provider: str, model: str) -> Endpoint:
-        return accounts(settings(text.format(provider, model), "t.toml", environ))[0].endpoints[0]
+        return accounts(settings(text.format(provider, model), environ))[0].endpoints[0]
 
     new = only("openai", "gpt-5.4")
     assert {Capability.TOOLS, Capability.VISION, Capability.JSON_SCHEMA} <= new.capabilities
@@ -154,7 +160,7 @@ def test_a_model_that_is_in_no_catalogue_is_known_by_its_name_and_the_price_list
 
 def test_a_service_tier_has_its_own_list_price() -> None:
     text = "[providers.flexible]\ndialect = 'openai'\nservice_tier = 'flex'\nmodels = ['gpt-5']"
-    (account,) = accounts(settings(text, "t.toml", {"OPENAI_API_KEY": "k"}))
+    (account,) = accounts(settings(text, {"OPENAI_API_KEY": "k"}))
     (endpoint,) = account.endpoints
     assert endpoint.price is not None
     assert (account.service_tier, endpoint.price.input) == ("flex", 0.625)
@@ -162,7 +168,7 @@ def test_a_service_tier_has_its_own_list_price() -> None:
 
 def test_no_error_and_no_repr_shows_a_key() -> None:
     text = "[providers.groq]\napi_key = ['sk-canary']\nheaders = { x-secret = 'sk-canary' }\n"
-    assert "sk-canary" not in repr(settings(text, "t.toml", {}))
+    assert "sk-canary" not in repr(settings(text))
     assert "sk-canary" not in told(text + "weight = 'a'")
     assert "sk-canary" not in told("[providers.groq]\napi_key_env = 'K'", {"K": "sk-canary\n\tbroken"})
 
@@ -172,7 +178,7 @@ def test_the_version_is_the_files_and_other_keys_make_another_configuration(tmp_
 
     def made(text: str, key: str) -> Settings:
         secret.write_text(key)
-        return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", "t.toml", {"HOME": key})
+        return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", {"HOME": key})
 
     first = made("namespace = 'a'", "one")
     assert made("namespace = 'a'", "one") == first
@@ -185,18 +191,18 @@ def test_the_version_is_the_files_and_other_keys_make_another_configuration(tmp_
 def test_a_configuration_is_read_again_for_little(monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker does it every two seconds, beside its loop."""
     text = "redis_url = 'redis://127.0.0.1:1/0'\n[providers.groq]\napi_key = 'k'"
-    first = settings(text, "t.toml", {})
+    first = settings(text)
     monkeypatch.setattr(providers, "entry_points", None)
     monkeypatch.setattr(redis, "ConnectionPool", None)
-    assert settings(text, "t.toml", {}) == first
+    assert settings(text) == first
 
 
 def test_the_example_is_right_and_shows_every_field() -> None:
     text = (ROOT / "turnout.example.toml").read_text("utf-8").replace("/run/secrets/gemini", str(ROOT / "README.md"))
     with pytest.raises(ConfigError, match="holds spaces"):  # the example's key file stands for a real one
-        settings(text, "t.toml", ENVIRON)
+        settings(text, ENVIRON)
     text = text.replace(f'api_key_file = "{ROOT / "README.md"}"', 'api_key = "from-file"')
-    file = settings(text, "t.toml", ENVIRON).file
+    file = settings(text, ENVIRON).file
     named = set(re.findall(r"^(?:# )?(\w+) = ", text, re.MULTILINE))
     for table in (CeilingTable, WebhookTable, ProviderTable, ModelTable):
         assert table.model_fields.keys() <= named
@@ -216,20 +222,20 @@ def test_a_server_of_ones_own_is_no_preset_and_has_no_list_price() -> None:
     """It takes the wire format and no vendor's additions; what it costs is for the operator to say."""
     text = "[providers.{}]\nbase_url = 'http://x'\nmodels = ['gpt-4.1-mini']"
     for name, preset in (("office", GENERIC), ("vllm", DIALECTS["vllm"])):
-        file = settings(text.format(name), "t.toml", {})
+        file = settings(text.format(name))
         (endpoint,) = accounts(file)[0].endpoints
         assert (file.file.providers[name].preset, endpoint.price) == (preset, None)
 
 
 def test_a_vendors_own_format_is_its_preset_under_any_name() -> None:
-    (account,) = accounts(settings("[providers.second]\nkind = 'anthropic'\napi_key = 'k'", "t.toml", {}))
+    (account,) = accounts(settings("[providers.second]\nkind = 'anthropic'\napi_key = 'k'"))
     assert (account.base_url, account.version) == ("https://api.anthropic.com", "2023-06-01")
     assert {endpoint.price is None for endpoint in account.endpoints} == {False}
 
 
 def test_a_deployment_has_the_price_of_the_model_that_it_is_of() -> None:
     text = "[providers.azure]\nbase_url = 'http://x'\napi_key = 'k'\nmodels = { 'gpt-4.1-mini' = 'ours' }"
-    (endpoint,) = accounts(settings(text, "t.toml", {}))[0].endpoints
+    (endpoint,) = accounts(settings(text))[0].endpoints
     assert endpoint.served_model == "ours"
     assert endpoint.price is not None
     assert endpoint.price.input == 0.4
@@ -239,7 +245,7 @@ def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
     text = (ROOT / "turnout.example.toml").read_text("utf-8").replace('api_key_file = "/run/secrets/gemini"', "")
     assert "providers.gemini: there is no key: set GEMINI_API_KEY or GOOGLE_API_KEY, or" in told(text, ENVIRON)
     text = text.replace("[providers.gemini]", "[providers.gemini]\napi_key = 'k'")
-    fleet = {e.id: e for account in accounts(settings(text, "t.toml", ENVIRON)) for e in account.endpoints}
+    fleet = {e.id: e for account in accounts(settings(text, ENVIRON)) for e in account.endpoints}
     assert list(fleet) == [
         "openai/gpt-4.1-mini",
         "openai/text-embedding-3-small",
@@ -262,45 +268,45 @@ def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
 def test_a_providers_limits_are_shared_by_its_models_and_bound_each_of_them() -> None:
     text = "[providers.x]\nbase_url = 'http://x'\nrequests_per_minute = 10\nconcurrency = 4\n[providers.x.models]\n"
     text += "a = {requests_per_minute = 3, concurrency = 8}\n"
-    (alone,) = accounts(settings(text, "t.toml", {}))[0].endpoints
+    (alone,) = accounts(settings(text))[0].endpoints
     assert (alone.limits, alone.shared_limits) == (Limits(requests_per_minute=3, concurrency=4), Limits())
-    both = accounts(settings(text + "b = {}", "t.toml", {}))[0].endpoints
+    both = accounts(settings(text + "b = {}"))[0].endpoints
     assert [e.limits.requests_per_minute for e in both] == [3, 10]
     assert {e.shared_limits for e in both} == {Limits(requests_per_minute=10, concurrency=4)}
 
 
-def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path) -> None:
-    assert find({}, tmp_path) is None
+def test_a_file_is_found_by_the_variable_before_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "turnout.toml").write_text("namespace = 'here'")
-    assert find({}, tmp_path) == tmp_path / "turnout.toml"
-    assert find({"TURNOUT_CONFIG": "/there.toml"}, tmp_path) == Path("/there.toml")
+    assert configured({}).file.namespace == "here"
     with pytest.raises(ConfigError, match=r"/there.toml: can't be read: No such file"):
-        load(Path("/there.toml"), {})
+        configured({"TURNOUT_CONFIG": "/there.toml"})
+    assert source({"TURNOUT_CONFIG": "/there.toml"}, Path("told.toml")) == Source("told.toml")
 
 
 # --- without a file --------------------------------------------------------------------------------------
 
 
-def test_without_a_file_the_environments_keys_are_the_fleet(tmp_path: Path) -> None:
+def test_without_a_file_the_environments_keys_are_the_fleet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     environ = ENVIRON | {"OPENAI_BASE_URL": "http://proxy.example/v1", "PATH": "/bin"}
-    tables = configured(environ, tmp_path).file.providers
+    tables = configured(environ).file.providers
     assert {name: table.kind for name, table in tables.items()} == {
         "openai": "openai",
         "anthropic": "anthropic",
         "groq": "openai",
     }
     assert tables["openai"].base_url == "http://proxy.example/v1"
-    with pytest.raises(ConfigError, match="set an API key"):
-        configured({}, tmp_path)
 
 
-def test_a_key_may_be_in_a_file_that_the_environment_names(tmp_path: Path) -> None:
+def test_a_key_may_be_in_a_file_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "key").write_text("abc\n")
-    assert configured({"GEMINI_API_KEY_FILE": str(tmp_path / "key")}, tmp_path).keys["gemini"] == ("abc",)
+    assert configured({"GEMINI_API_KEY_FILE": "key"}).keys["gemini"] == ("abc",)
     missing = {"GEMINI_API_KEY_FILE": "/nowhere"}
     with pytest.raises(ConfigError, match=r"GEMINI_API_KEY_FILE=/nowhere can't be read: No such file"):
-        configured(missing, tmp_path)
-    assert configured(missing, tmp_path, with_keys=False).version, "who only looks on needs no key"
+        configured(missing)
+    assert configured(missing, with_keys=False).version, "who only looks on needs no key"
 
 
 @pytest.mark.parametrize(
@@ -314,56 +320,52 @@ def test_a_key_may_be_in_a_file_that_the_environment_names(tmp_path: Path) -> No
     ],
 )
 def test_the_place_of_a_key_is_told_where_there_is_one(text: str, places: tuple[str, ...]) -> None:
-    (table,) = settings(text, "t.toml", {}, with_keys=False).file.providers.values()
+    (table,) = settings(text, with_keys=False).file.providers.values()
     assert credentials.places(table) == places
 
 
-async def _serving(answer: Any) -> tuple[web.ServerRunner, str]:
-    async def handle(request: web.BaseRequest) -> web.Response:
-        return web.json_response(answer)
+class _Models(BaseHTTPRequestHandler):
+    """Lists what the first part of the path names in `answers`."""
 
-    runner = web.ServerRunner(web.Server(handle))
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    return runner, f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
+    answers: ClassVar[dict[str, bytes]] = {}
+
+    def do_GET(self) -> None:
+        answer = self.answers[self.path.split("/")[1]]
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n\r\n" + answer if answer else b"SSH-2.0-OpenSSH_9.2\r\n")
+
+    def log_message(self, *_: Any) -> None: ...
 
 
-async def test_local_servers_are_found_by_what_they_answer() -> None:
-    runners = []
-    urls = {}
+def test_local_servers_are_found_by_what_they_answer() -> None:
     many = [{"id": "llama3.2:3b"}, *({"id": f"model-{i}", "note": "x" * 100} for i in range(5000))]
+    odd = [{"id": "/My Models/tiny.gguf", "owned_by": "llamacpp", "meta": {"n_ctx": 512}}, {"id": ""}, {"id": "\x7f"}]
     answers: dict[str, Any] = {
         "ollama": {"data": many},
         "vllm": {"data": [{"id": "tiny-qwen", "owned_by": "vllm", "max_model_len": 1024}]},
-        "llamacpp": {
-            "data": [
-                {"id": "/My Models/tiny.gguf", "owned_by": "llamacpp", "meta": {"n_ctx": 512}},
-                {"id": ""},
-                {"id": "\x7f"},
-            ]
-        },
+        "llamacpp": {"data": odd},
         "other": {"other": 1},
         "names": {"data": ["m"]},
         "list": [1],
     }
-    for name, answer in answers.items():
-        runner, urls[name] = await _serving(answer)
-        runners.append(runner)
-    found = await discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=5)
-    file = settings(toml_lines.dumps(found), "t.toml", {}).file
+    _Models.answers = {name: json.dumps(answer).encode() for name, answer in answers.items()}
+    _Models.answers |= {"ssh": b"", "text": b"welcome", "deep": b"[" * 100_000}
+    with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        urls = {name: f"http://127.0.0.1:{server.server_port}/{name}" for name in _Models.answers}
+        found = discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=5)
+        server.shutdown()
+    file = settings(toml_lines.dumps(found)).file
     assert list(file.providers) == ["ollama", "vllm", "llamacpp"]
     assert file.providers["ollama"].models["llama3.2:3b"].input_usd_per_mtok == 0.0
     assert {name: model.name for name, model in file.providers["llamacpp"].models.items()} == {
         "/My_Models/tiny.gguf": "/My Models/tiny.gguf"
     }
-    for runner in runners:
-        await runner.cleanup()
 
 
 def test_the_simulated_fleet_is_configured_like_any_other() -> None:
     scenario = load_scenario()
     urls = {name: f"http://127.0.0.1:1/{name}" for name in scenario.providers}
-    simulated: Settings = settings(toml_lines.dumps(scenario.configuration(urls)), "t.toml", {})
+    simulated: Settings = settings(toml_lines.dumps(scenario.configuration(urls)))
     assert simulated.simulated
     assert all(e.simulated for account in accounts(simulated) for e in account.endpoints)
     swift = simulated.file.providers["sim-swift"]

@@ -19,7 +19,7 @@ models = ["small"]
 base_url = "http://127.0.0.1:9"
 models = ["small", "large"]
 """
-SETTINGS = config.settings(TOML, "here", {"GROQ_API_KEY": "a", "SECOND_KEY": "b"})
+SETTINGS = config.load(config.Source("here", TOML), {"GROQ_API_KEY": "a", "SECOND_KEY": "b"})
 SMALL, LARGE = InferenceRequest(prompt="?", model="small"), InferenceRequest(prompt="?", model="large")
 ALL = dict.fromkeys(("groq/small", "groq/small#2", "local/small", "local/large"), "unauthorized: no")
 GROQ = {id: why for id, why in ALL.items() if id.startswith("groq")}

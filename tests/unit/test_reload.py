@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from turnout_workers.background.reload import Reload
-from turnout_workers.config import Settings, load
+from turnout_workers.config import Settings, Source, load
 from turnout_workers.config.in_force import InForce
 
 GOOD = """
@@ -25,9 +25,9 @@ class Worker:
         self.file, self.key = folder / "turnout.toml", folder / "key"
         self.key.write_text("first")
         self.write(GOOD)
-        self.in_force = InForce(load(self.file, {}))
+        self.in_force = InForce(load(Source(str(self.file)), {}))
         self.now, self.taken_over = 0.0, 0
-        self.reload = Reload(self.in_force, self.use, {"TURNOUT_CONFIG": str(self.file)}, lambda: self.now)
+        self.reload = Reload(self.in_force, self.use, {}, lambda: self.now)
 
     def write(self, text: str) -> None:
         self.file.write_text(text.replace("KEY", str(self.key)))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from dataclasses import dataclass
-from pathlib import Path
+from functools import cached_property
 from typing import Any
 
 import redis
@@ -13,24 +12,20 @@ import redis
 from turnout.errors import TurnoutError
 from turnout.ledger import Call, Keyring, Keys, Ledger, run
 from turnout.redis_address import connect
-from turnout_workers import config
-from turnout_workers.config import Settings, discovery, fleet, toml_lines
+from turnout_workers.config import Settings, configured, fleet
 from turnout_workers.routing.fleet import Fleet
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Deployment:
     settings: Settings
     client: redis.Redis
     ledger: Ledger
-    _fleet: Fleet
 
-    @property
+    @cached_property
     def fleet(self) -> Fleet:
         """Raises ConfigError if no provider is configured, which commands that deal with jobs alone can do without."""
-        if not self._fleet.endpoints:
-            raise config.ConfigError(config.UNCONFIGURED)
-        return self._fleet
+        return fleet(self.settings)
 
     def ask(self, *calls: Call[Any]) -> list[Any]:
         """Send calls in one round trip."""
@@ -50,14 +45,6 @@ def deployment(with_keys: bool = False) -> Deployment:
 
     with_keys: for commands that call providers; the others do without.
     """
-    settings = _settings(with_keys)
+    settings = configured(os.environ, with_keys)
     ledger = Ledger(Keys(settings.file.namespace), keyring=Keyring.of(os.environ))
-    return Deployment(settings, connect(settings.file.redis_url), ledger, fleet(settings))
-
-
-def _settings(with_keys: bool) -> Settings:
-    if config.find(os.environ, Path.cwd()) or discovery.from_environment(os.environ):
-        return config.configured(os.environ, with_keys=with_keys)
-    # Where nothing is configured, inference servers on this machine will do, as for `turnout run`.
-    found = asyncio.run(discovery.from_local_servers())
-    return config.settings(toml_lines.dumps(found), "servers on this machine", os.environ)
+    return Deployment(settings, connect(settings.file.redis_url), ledger)

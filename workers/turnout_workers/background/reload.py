@@ -17,7 +17,7 @@ from typing import Any
 
 from turnout.errors import TurnoutError
 from turnout_workers.background.lasting import kept_up
-from turnout_workers.config import Settings, configured
+from turnout_workers.config import Settings, load
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File
 from turnout_workers.providers import prices
@@ -55,7 +55,7 @@ class Reload:
         """Read it once."""
         current = self.in_force.settings
         try:
-            found = await asyncio.to_thread(configured, self.environ)
+            found = await asyncio.to_thread(load, current.source, self.environ)
             steady, self._last_read = found == self._last_read, found
             if steady and found != current:
                 self.use(found)

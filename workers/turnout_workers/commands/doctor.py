@@ -29,7 +29,7 @@ def doctor() -> None:
     here = deployment(with_keys=True)
     endpoints = here.fleet.endpoints
     told = [
-        (True, f"configuration {here.settings.version} from {here.settings.source}"),
+        (True, f"configuration {here.settings.version} from {here.settings.source.where}"),
         (True, f"{len(endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}"),
     ]
     answers = asyncio.run(answers_of(here.settings))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
@@ -18,14 +19,15 @@ from turnout.batch.line import Asked, Line
 from turnout.batch.source import Source, read
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import Problem
-from turnout_workers import local
+from turnout_workers import config
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
 from turnout_workers.commands.run_summary import span, steady_usd
 from turnout_workers.commands.screen import add, counted, table
-from turnout_workers.config import endpoints
+from turnout_workers.config import endpoints, toml_lines
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.fleet import Fleet, Limits
 from turnout_workers.routing.profile import JobProfile
+from turnout_workers.simulator.scenario import DEFAULT, load
 
 SHOWN = 20
 """Problems that are listed one by one."""
@@ -65,7 +67,12 @@ class Forecast:
 
 def dry_run(source: str, options: Mapping[str, Any]) -> int:
     """The command; gives its exit code."""
-    settings = local.configuration(options["config"], options["scenario"])
+    scenario = options["scenario"]
+    if (found := None if scenario else config.source(os.environ, options["config"])) is None:
+        simulated = load(scenario or DEFAULT)
+        tables = simulated.configuration(dict.fromkeys(simulated.providers, "http://127.0.0.1:9"))
+        found = config.Source("the simulated fleet", toml_lines.dumps(tables))
+    settings = config.load(found, os.environ)
     fleet = endpoints.fleet(settings)
     told = forecast(read(Source(source), defaults(options)), fleet)
     slots = (options["concurrency"] or settings.file.worker.concurrency) * max(1, options["workers"])

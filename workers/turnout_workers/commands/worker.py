@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from pathlib import Path
@@ -10,11 +9,9 @@ from pathlib import Path
 import click
 from celery.utils.nodenames import default_nodename, host_format
 
-from turnout.batch.journal import writing
 from turnout.ledger import Keyring
 from turnout.request import Lane
-from turnout_workers import config
-from turnout_workers.config import discovery, toml_lines
+from turnout_workers.config import fleet
 from turnout_workers.monitoring import logs
 
 LEVELS = ("debug", "info", "warning", "error")
@@ -38,16 +35,14 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
         raise click.ClickException(f"there is no lane {', '.join(sorted(unknown))}; there are {', '.join(Lane)}")
     if path is not None:
         os.environ["TURNOUT_CONFIG"] = str(path)
-    elif (found := local_servers()) is not None:
-        os.environ["TURNOUT_CONFIG"] = str(found)
-        click.echo(f"Nothing is configured: the servers on this machine are used, as {found} has them", err=True)
-    settings = config.configured(os.environ)
-    Keyring.of(os.environ)  # what is wrong with it is said now, and not by the loop
+    from turnout_workers.app import app, settings  # reads what was put into the environment here
+    from turnout_workers.pool import TaskPool
+
+    fleet(settings)  # what is wrong with it, and with the keyring, is said now, and not by the loop
+    Keyring.of(os.environ)
     slots = concurrency or settings.file.worker.concurrency
     level, form = (loglevel or settings.file.monitoring.log_level).upper(), settings.file.monitoring.log_format
     logs.configure(level, form)  # Celery does so later than it begins to warn
-    from turnout_workers.app import app  # reads what was put into the environment here
-    from turnout_workers.pool import TaskPool
 
     # Celery's own worker, built as its command builds it. That command's imports, a prompt and plug-ins among them,
     # cost half a second and 20 MB a process.
@@ -63,19 +58,3 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
     )
     celery_worker.start()
     sys.exit(celery_worker.exitcode)
-
-
-def local_servers() -> Path | None:
-    """A turnout.toml of the inference servers on this machine, as other commands use them where nothing is configured.
-
-    None: something is, or there are none.
-    """
-    if config.find(os.environ, Path.cwd()) or discovery.from_environment(os.environ):
-        return None
-    if not (tables := asyncio.run(discovery.from_local_servers())):
-        return None
-    path = Path(".turnout/local-servers.toml").resolve()
-    with writing(path, "; begin the worker in a folder that can be written, or write a turnout.toml"):
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(toml_lines.dumps(tables), "utf-8")
-    return path

@@ -1,23 +1,23 @@
 """Configuration where none was written: from the environment's keys, or from inference servers on this machine.
 
-Each gives the tables of a `turnout.toml` as data, to be written by `toml_lines.dumps`. Worker processes are always
-started with such a file, so that there is only one way in which a configuration reaches them.
+Each gives the tables of a `turnout.toml` as data, to be written by `toml_lines.dumps`.
 """
 
 from __future__ import annotations
 
-import asyncio
+import json
 from collections.abc import Mapping
-from contextlib import aclosing
+from http.client import HTTPException
 from typing import Any
+from urllib.request import ProxyHandler, build_opener
 
-from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.providers.errors import ProviderError
-from turnout_workers.providers.http import Http, Outgoing, address
 
 Tables = dict[str, Any]
 
+MOST_BYTES = 8_000_000
+"""Of a server's list of models."""
+_DIRECT = build_opener(ProxyHandler({}))
 _LOCAL = {name: DIALECTS[name].base_url for name in ("ollama", "vllm", "llamacpp")}
 
 
@@ -35,24 +35,24 @@ def from_environment(environ: Mapping[str, str]) -> Tables:
     return {"providers": providers} if providers else {}
 
 
-async def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: float = 0.5) -> Tables:
+def from_local_servers(servers: Mapping[str, str] = _LOCAL, timeout_s: float = 0.5) -> Tables:
     """A provider for every inference server on this machine that lists models at its usual port."""
-    timeouts = Timeouts(timeout_s, timeout_s, timeout_s, timeout_s)
-
-    async def ask(name: str, base_url: str) -> tuple[str, Tables] | None:
-        try:
-            reply = await http.json(Outgoing(address(base_url, "/models"), {}, None, timeouts))
-            ids = [str(model["id"]) for model in reply.body["data"]]
-        except (ProviderError, LookupError, TypeError):
-            return None  # no server there, or another one than we mean
+    providers: Tables = {}
+    for name, base_url in servers.items():
         # The context that vLLM and llama.cpp tell is left out: both cut an answer that doesn't fit, while a job whose
         # longest possible answer doesn't is refused.
         free = {"input_usd_per_mtok": 0.0, "output_usd_per_mtok": 0.0}
         # llama.cpp calls a model by the path of its file, which may hold spaces, as no name of ours.
-        models = {id.replace(" ", "_")[-200:]: {"name": id, **free} for id in ids if id and id.isprintable()}
-        return (name, {"base_url": base_url, "models": models}) if models else None
+        ids = [id for id in _models(base_url, timeout_s) if id and id.isprintable()]
+        if models := {id.replace(" ", "_")[-200:]: {"name": id, **free} for id in ids}:
+            providers[name] = {"base_url": base_url, "models": models}
+    return {"providers": providers} if providers else {}
 
-    async with aclosing(Http()) as http:
-        answers = await asyncio.gather(*(ask(name, url) for name, url in servers.items()))
-    found = dict(answer for answer in answers if answer)
-    return {"providers": found} if found else {}
+
+def _models(base_url: str, timeout_s: float) -> list[str]:
+    """None where there is no server, or another one than we mean."""
+    try:
+        with _DIRECT.open(f"{base_url}/models", timeout=timeout_s) as reply:
+            return [str(model["id"]) for model in json.loads(reply.read(MOST_BYTES))["data"]]
+    except (OSError, HTTPException, ValueError, LookupError, TypeError, RecursionError):
+        return []

@@ -11,24 +11,28 @@ from collections.abc import Iterator
 from turnout.request import Capability
 from turnout_workers.config.loading import Settings
 from turnout_workers.config.providers import LimitFields, ModelTable, ProviderTable
+from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers import catalogue
 from turnout_workers.providers.account import ProviderConfig, Secret
 from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.prices import list_context_tokens, list_price
 from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits, Price
 
+UNCONFIGURED = (
+    "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
+    "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
+)
+
 
 def accounts(settings: Settings) -> tuple[ProviderConfig, ...]:
-    """One for each key of each provider, in the order of the file."""
-    return tuple(
-        account
-        for name, table in settings.file.providers.items()
-        for account in _accounts(name, table, settings.keys.get(name, ()))
-    )
+    """One for each key of each provider, in the order of the file. Raises ConfigError if there is none."""
+    if not (tables := settings.file.providers):
+        raise ConfigError(UNCONFIGURED)
+    return tuple(account for name, table in tables.items() for account in _accounts(name, table, settings.keys[name]))
 
 
 def fleet(settings: Settings) -> Fleet:
-    """The endpoints of them all."""
+    """The endpoints of them all. Raises ConfigError if there is none."""
     return Fleet(endpoint for account in accounts(settings) for endpoint in account.endpoints)
 
 

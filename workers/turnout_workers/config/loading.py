@@ -3,7 +3,8 @@
 The file is described by `tables.py` and shown whole in `turnout.example.toml`. Every error names file,
 line and field, or the environment variable, and what to do. To follow a changed file is to load it again.
 
-Where there is no file, `discovery.py` makes the same tables from the keys that the environment has.
+Where there is no file, `discovery.py` makes the same tables from the keys that the environment has, or from inference
+servers on this machine.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from turnout_workers.providers.catalogue import served_by
 T = TypeVar("T")
 Made = TypeVar("Made")
 
+FILE = "turnout.toml"
+"""In the working folder."""
 FROM_ENVIRONMENT = {
     "REDIS_URL": ("redis_url",),
     "TURNOUT_NAMESPACE": ("namespace",),
@@ -38,10 +41,19 @@ FROM_ENVIRONMENT = {
     "TURNOUT_LOG_FORMAT": ("monitoring", "log_format"),
 }
 """Environment variables that override the file, and the fields that they set."""
-UNCONFIGURED = (
-    "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
-    "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
-)
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where a configuration comes from: a file, or what was found in its place."""
+
+    where: str
+    """The file's path, or what `made` was made of: for people."""
+    made: str | None = field(default=None, repr=False)
+    """What a turnout.toml would say; None: the file says it."""
+
+    def text(self) -> str:
+        return toml_lines.text_of(Path(self.where)) if self.made is None else self.made
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +76,7 @@ class Settings:
     webhooks: Mapping[str, Webhook]
     version: str
     """Hash of the file, the same for all who have it. Keys, which not everybody has, are no part of it."""
-    source: str
-    """Where it came from, for people."""
+    source: Source
 
     @property
     def simulated(self) -> bool:
@@ -73,34 +84,29 @@ class Settings:
         return any(table.simulated for table in self.file.providers.values())
 
 
-def find(environ: Mapping[str, str], folder: Path) -> Path | None:
-    """The file to load: `TURNOUT_CONFIG`, else `turnout.toml` in `folder`, if there is one."""
-    if told := environ.get("TURNOUT_CONFIG"):
-        return Path(told)
-    path = folder / "turnout.toml"
-    return path if path.exists() else None
+def source(environ: Mapping[str, str], file: Path | None = None) -> Source | None:
+    """The file, else `TURNOUT_CONFIG`, else `turnout.toml` in the working folder; without one, what the environment's
+    keys give, else what servers on this machine do. None: there is nothing.
+    """
+    if named := file or environ.get("TURNOUT_CONFIG") or (FILE if Path(FILE).exists() else None):
+        return Source(str(named))
+    if found := discovery.from_environment(environ):
+        return Source("the environment", toml_lines.dumps(found))
+    found = discovery.from_local_servers()
+    return Source("servers on this machine", toml_lines.dumps(found)) if found else None
 
 
-def configured(environ: Mapping[str, str], folder: Path | None = None, with_keys: bool = True) -> Settings:
-    """The configuration of this process: the file that `find` finds, else the environment's keys.
+def configured(environ: Mapping[str, str], with_keys: bool = True) -> Settings:
+    """The configuration of this process, from where `source` finds it. Without any it has no provider."""
+    return load(source(environ) or Source("nowhere", ""), environ, with_keys)
+
+
+def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> Settings:
+    """Read and check a configuration. Raises ConfigError. Keys come from `environ` and the files that it names.
 
     with_keys: False for commands that only look on: an operator's machine need not have the workers' keys.
     """
-    if (path := find(environ, folder or Path.cwd())) is not None:
-        return load(path, environ, with_keys)
-    if found := discovery.from_environment(environ):
-        return settings(toml_lines.dumps(found), "the environment", environ, with_keys)
-    raise ConfigError(UNCONFIGURED)
-
-
-def load(path: Path, environ: Mapping[str, str], with_keys: bool = True) -> Settings:
-    """Read and check a file. Raises ConfigError. Keys come from `environ` and the files that it names."""
-    return settings(toml_lines.text_of(path), str(path), environ, with_keys)
-
-
-def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool = True) -> Settings:
-    """The same for a text."""
-    environ = with_password(environ)
+    text, where, environ = source.text(), source.where, with_password(environ)
     file = toml_lines.read(text, where, File, environ, FROM_ENVIRONMENT)
     problems: list[str] = []
 
@@ -119,7 +125,7 @@ def settings(text: str, where: str, environ: Mapping[str, str], with_keys: bool 
     webhooks = dict(each("webhooks", file.webhooks if with_keys else {}, lambda table: _webhook(table, environ)))
     if problems:
         raise ConfigError("\n".join(problems))
-    return Settings(file, keys, webhooks, hashlib.sha256(text.encode()).hexdigest()[:12], where)
+    return Settings(file, keys, webhooks, hashlib.sha256(text.encode()).hexdigest()[:12], source)
 
 
 def _check(table: ProviderTable) -> None:

@@ -1,5 +1,5 @@
 """Everything on one machine, as child processes: a Redis, a configuration, workers, perhaps a simulated fleet."""
 
-from turnout_workers.local.running import Local, configuration, running
+from turnout_workers.local.running import Local, running
 
-__all__ = ["Local", "configuration", "running"]
+__all__ = ["Local", "running"]

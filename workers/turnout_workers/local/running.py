@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import os
 import sys
@@ -16,7 +15,6 @@ from redis.exceptions import NoPermissionError
 from turnout.ledger import Keys
 from turnout.redis_address import connect, trouble, with_password
 from turnout_workers import config
-from turnout_workers.config import discovery, toml_lines
 from turnout_workers.local import process
 from turnout_workers.local.private_redis import private_redis
 from turnout_workers.simulator.scenario import DEFAULT, load
@@ -62,39 +60,20 @@ def running(
             redis_url, server = stack.enter_context(private_redis(folder / "redis"))
             _end_old_leases(redis_url)
             children.append(server)
-        if (path := _file(config_path, scenario)) is None:
-            path = folder / "turnout.toml"
-            if tables := _discovered(scenario):
-                path.write_text(toml_lines.dumps(tables), "utf-8")
-            else:
-                stack.enter_context(_simulator(folder, scenario or DEFAULT, path))
+        path, source = folder / "turnout.toml", None if scenario else config.source(os.environ, config_path)
+        if source is None:
+            stack.enter_context(_simulator(folder, scenario or DEFAULT, path))
+        elif source.made is None:
+            path = Path(source.where)
+        else:
+            path.write_text(source.made, "utf-8")
         environ = {"REDIS_URL": redis_url, "REDIS_PASSWORD_FILE": "", "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
-        settings = config.load(path, {**os.environ, **environ})
+        settings = config.load(config.Source(str(path)), {**os.environ, **environ})
         for number in range(1, workers + 1):
             children.append(stack.enter_context(_worker(folder, environ, number, concurrency)))
         stack.enter_context(process.tending(children, tell))
         yield Local(redis_url, settings, environ, tuple(children))
-
-
-def configuration(config_path: Path | None, scenario: Path | None) -> config.Settings:
-    """The configuration with which `running` would run, without starting anything."""
-    if (path := _file(config_path, scenario)) is not None:
-        return config.load(path, os.environ)
-    if not (tables := _discovered(scenario)):
-        fleet = load(scenario or DEFAULT)
-        tables = fleet.configuration(dict.fromkeys(fleet.providers, "http://127.0.0.1:9"))
-    return config.settings(toml_lines.dumps(tables), "the environment", os.environ)
-
-
-def _file(config_path: Path | None, scenario: Path | None) -> Path | None:
-    return config_path or (None if scenario else config.find(os.environ, Path.cwd()))
-
-
-def _discovered(scenario: Path | None) -> discovery.Tables:
-    if scenario is not None:
-        return {}
-    return discovery.from_environment(os.environ) or asyncio.run(discovery.from_local_servers())
 
 
 def _reached(redis_url: str) -> None:
