@@ -8,8 +8,10 @@ the output is parsed by OpenAI's own types, and all are counted against the inpu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import sqlite3
 import statistics
 import subprocess
 import sys
@@ -46,7 +48,7 @@ class Run:
         self.points: list[Point] = []
         self.resumed: list[tuple[str, float]] = []
         """What was killed, and how long it was until the next line was done."""
-        self._read = self._done = 0
+        self._done = 0
         self._cpu_before_s = 0.0
         self.start()
 
@@ -57,14 +59,12 @@ class Run:
         self.command = process.start(command, self.log, environ)
 
     def done(self) -> int:
-        """Lines in the journal; only what was added since the last look is read."""
+        """Results in the journal, looked at past the lock of the command."""
         journal = self.output.with_name(self.output.name + ".journal")
-        if journal.exists():
-            with journal.open("rb") as file:
-                file.seek(self._read)
-                added = file.read()
-            self._read += len(added)
-            self._done += added.count(b"\n")
+        with contextlib.suppress(sqlite3.Error), contextlib.closing(
+            sqlite3.connect(f"file:{journal}?immutable=1", uri=True)
+        ) as looked_at:  # fmt: skip
+            self._done = looked_at.execute("SELECT max(rowid) FROM results").fetchone()[0] or self._done
         return self._done
 
     def cpu_s(self) -> float:

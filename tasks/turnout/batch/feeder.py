@@ -133,8 +133,8 @@ class Feeder:
             id = job_id(self.journal.batch, line, payload, self.dedupe)
             if id in self._out:
                 self._out[id].lines.append((line, digest))
-            elif (first := self.journal.line_of(short(id))) is not None:
-                self._share(first, line, digest)
+            elif self.dedupe and (found := self.journal.of_job(short(id))) is not None:
+                self._share(*found, line, digest)
             else:
                 job = NewJob.of(id, to_run.request, payload, batch=self.journal.batch)
                 self._out[id] = _Out(job, [(line, digest)])
@@ -202,17 +202,15 @@ class Feeder:
         id, out = result.id, self._out.pop(result.id)
         self._bytes -= len(out.job.payload)
         (first, digest), *others = out.lines
-        told = {**entry(result), "job": short(id)} if self.dedupe else entry(result)
-        self.journal.write(first.number, digest, told, render(first, result))
+        rendered = render(first, result)
+        self.journal.write(first.number, digest, entry(result), rendered, short(id) if self.dedupe else None)
         for line, digest in others:
-            self._share(first.number, line, digest)
+            self._share(result.status.value, rendered, line, digest)
         self._purge.append(id)
 
-    def _share(self, first: int, line: Line, digest: int) -> None:
+    def _share(self, status: str, rendered: bytes, line: Line, digest: int) -> None:
         """Answer a line with what an identical one was answered: it costs nothing."""
-        told, rendered = self.journal.entry(first)
-        shared = {"status": told["status"], "shared": True}
-        self.journal.write(line.number, digest, shared, copied(rendered, line))
+        self.journal.write(line.number, digest, {"status": status, "shared": True}, copied(rendered, line))
 
     def _checkpoint(self) -> None:
         """Once results are on disk, and not before, they leave Redis."""

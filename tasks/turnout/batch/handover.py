@@ -14,7 +14,7 @@ from typing import Any, Self
 
 import redis
 
-from turnout.batch.ids import LineByHash, job_id, short
+from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Format, Line
 from turnout.ledger import Keyring, Ledger, NewJob
 from turnout.request import InferenceRequest
@@ -63,7 +63,7 @@ class HandOver:
     """Ask identical requests once."""
     _index: list[str] = field(default_factory=list)
     _requests: list[bytes] = field(default_factory=list)
-    _lines: LineByHash = field(default_factory=LineByHash)
+    _jobs: Uniqueness = field(default_factory=Uniqueness)
 
     def all(self, lines: Iterable[tuple[Line, Asked]]) -> dict[str, int]:
         """Returns how many `lines` there are, how many `jobs` of their own, and how many `shared` another's."""
@@ -82,10 +82,8 @@ class HandOver:
     def _job(self, line: Line, request: InferenceRequest) -> Handed:
         payload = request.canonical_json()
         job = job_id(self.batch, line, payload, self.dedupe)
-        if self._lines.get(short(job)):
+        if self.dedupe and self._jobs.note(job, line.number) != line.number:
             return Handed(line, job, shared=True)
-        if self.dedupe:
-            self._lines.put(short(job), line.number)
         self._requests.append(json.dumps([job, payload], ensure_ascii=False).encode())
         return Handed(line, job)
 

@@ -5,15 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from array import array
+import sqlite3
 from typing import Any
 
 from turnout.batch.line import Asked, Format, Line
 from turnout.result import Problem
 
 MAX_ID_CHARS = 512
-HASH_BITS = 2**60 - 1
-"""Of the hashes by which ids are told apart. Among a million, two are taken for one with a probability of 10⁻⁶."""
 _LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
@@ -31,54 +29,19 @@ def short(job_id: str) -> int:
     return int(job_id[:15], 16)
 
 
-class LineByHash:
-    """Line numbers, from 1, by the hash of what they have: open addressing, in a third of a dict's memory."""
-
-    def __init__(self) -> None:
-        self._empty(1024)
-
-    def get(self, hash: int) -> int:
-        """0: there is none."""
-        return self._lines[self._slot(hash)]
-
-    def put(self, hash: int, line: int) -> None:
-        slot = self._slot(hash)
-        self._count += not self._lines[slot]
-        self._hashes[slot], self._lines[slot] = hash, line
-        if 3 * self._count > 2 * len(self._lines):
-            known = zip(self._hashes, self._lines, strict=True)
-            self._empty(2 * len(self._lines))
-            for hash, line in known:
-                if line:
-                    self.put(hash, line)
-
-    def _empty(self, slots: int) -> None:
-        self._count, self._hashes, self._lines = 0, array("Q", bytes(8 * slots)), array("q", bytes(8 * slots))
-
-    def _slot(self, hash: int) -> int:
-        """Where it is, or where it belongs."""
-        hashes, lines, slots = self._hashes, self._lines, len(self._lines)
-        slot = hash % slots
-        while lines[slot] and hashes[slot] != hash:
-            slot = (slot + 1) % slots
-        return slot
-
-
 class Uniqueness:
-    """Remembers which line used an id first."""
+    """Remembers which line had an id first; beyond a few megabytes of them, in a temporary file."""
 
     def __init__(self) -> None:
-        self._first = LineByHash()
+        self._db = sqlite3.connect("")
+        self._db.execute("CREATE TABLE ids (id PRIMARY KEY, line) WITHOUT ROWID")
 
-    def note(self, custom_id: str | int | None, number: int) -> int:
-        """The line that used it first: this one, or an earlier one."""
-        if custom_id is None:
+    def note(self, id: str | int | None, number: int) -> int:
+        """The line that had it first: this one, or an earlier one."""
+        if id is None or self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (id, number)).rowcount:
             return number
-        id = hash((type(custom_id), custom_id)) & HASH_BITS
-        if first := self._first.get(id):
-            return first
-        self._first.put(id, number)
-        return number
+        first: int = self._db.execute("SELECT line FROM ids WHERE id = ?", (id,)).fetchone()[0]
+        return first
 
     def check(self, line: Line, asked: Asked) -> Asked:
         """What it asks; or a problem, if an earlier line has its id."""
@@ -93,7 +56,7 @@ def usable_id(value: Any) -> str | int | None:
     """The value, if it can be the id of a line."""
     if isinstance(value, str):
         return value if 0 < len(value) <= MAX_ID_CHARS and value.isprintable() else None
-    return value if isinstance(value, int) and not isinstance(value, bool) else None
+    return value if isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**63 else None
 
 
 def legible_id(raw: bytes, format: Format) -> str | int | None:

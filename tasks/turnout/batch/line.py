@@ -44,7 +44,7 @@ class RawLine:
     def digest(self) -> int:
         """64 bits that tell whether the line is still the same one."""
         known = (self.ascii or self.data) + self.flaw.encode()
-        return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest())
+        return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest(), signed=True)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import random
 import threading
 import time
 import warnings
@@ -22,7 +21,7 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from turnout.batch.arriving import arriving
-from turnout.batch.ids import LineByHash, Uniqueness, job_id
+from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
 from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, reason, render
@@ -165,16 +164,6 @@ def test_a_jobs_id_follows_from_batch_line_and_content() -> None:
     assert job_id("b", item, same) == job_id("b", again, same)
     assert len({job_id("b", item, same), job_id("c", item, same), job_id("b", other, same), job_id("b", item, "")}) == 4
     assert job_id("b", item, same, dedupe=True) == job_id("b", other, same, dedupe=True)
-
-
-def test_lines_are_found_by_their_hashes_as_in_a_dict() -> None:
-    table, expected, rng = LineByHash(), dict[int, int](), random.Random(4)
-    for line in range(1, 5000):
-        hash = rng.choice((rng.getrandbits(60), rng.randrange(99) << 20))  # the others want one slot, and come again
-        assert table.get(hash) == expected.get(hash, 0)
-        table.put(hash, line)
-        expected[hash] = line
-    assert {hash: table.get(hash) for hash in expected} == expected
 
 
 def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
