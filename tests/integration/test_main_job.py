@@ -248,7 +248,7 @@ def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fl
         5: b'{"prompt": "a", "temperature": NaN}',
         6: b'{"prompt": "\\ud800"}',
         7: b'{"prompt": "' + b"a" * 1_100_000 + b'"}',
-        8: b'{"prompt": "a", "extras": ' + b'{"a":' * 80 + b"1" + b"}" * 81,
+        8: b'{"prompt": "a", "extras": ' + b'{"a":' * 250 + b"1" + b"}" * 251,
         9: b'{"prompt": "a", "constraints": {"only": ["nobody"]}}',
     }
     good = {1: b'{"prompt": "first"}', 10: b'{"prompt": "last"}'}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Iterator
 from queue import Empty, Queue
 
@@ -12,8 +11,8 @@ from turnout.batch.source import Source
 
 AHEAD = 64
 """Lines that are read ahead."""
-LATE_S, GAP_S = 0.05, 0.005
-"""A line is late if it isn't there LATE_S after another was called late, and GAP_S after it was asked for."""
+LATE_S = 0.01
+"""How long a line is waited for until it is called late."""
 
 
 def arriving(source: Source) -> Iterator[RawLine | None]:
@@ -35,13 +34,11 @@ def arriving(source: Source) -> Iterator[RawLine | None]:
             lines.put(error)
 
     threading.Thread(target=read, name="reading", daemon=True).start()
-    told_at = time.monotonic()
     while True:
         try:
-            found = lines.get(timeout=max(told_at + LATE_S - time.monotonic(), GAP_S))
+            found = lines.get(timeout=LATE_S)
         except Empty:
             yield None
-            told_at = time.monotonic()
             continue
         if found is None:
             return

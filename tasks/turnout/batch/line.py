@@ -37,13 +37,11 @@ class RawLine:
     format: Format
     flaw: str = ""
     """What makes it unusable, if its source knows already."""
-    ascii: bytes = b""
-    """A row of a table as journals know it, if not as `data`."""
 
     @property
     def digest(self) -> int:
         """64 bits that tell whether the line is still the same one."""
-        known = (self.ascii or self.data) + self.flaw.encode()
+        known = self.data + self.flaw.encode()
         return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest(), signed=True)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from hashlib import sha256
 from typing import Any
 
 from turnout.batch.line import Format, Line
@@ -12,25 +11,8 @@ from turnout.request import MICROUSD_PER_USD, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
 _CONTENT = {"text", "tool_calls", "refusal", "embeddings", "finish", "warnings"}
-_HTTP_STATUS = {
-    "invalid_request": 400,
-    "context_length": 400,
-    "content_filtered": 400,
-    "unsupported": 400,
-    "malformed": 502,
-    "empty": 502,
-    "unauthorized": 401,
-    "billing": 402,
-    "forbidden": 403,
-    "model_not_found": 404,
-    "conflict": 409,
-    "rate_limited": 429,
-    "quota_exhausted": 429,
-    "unavailable": 503,
-    "overloaded": 503,
-    "timed_out": 504,
-}
-"""What OpenAI's error lines would carry for a job that was called and failed; any other code is a 500."""
+_CALLERS_FAULT = {"invalid_request", "context_length", "content_filtered", "unsupported"}
+"""OpenAI's error lines carry a 400 for a job that failed as these, a 500 for any other that was called."""
 
 
 def never_run(problem: Problem) -> JobResult:
@@ -54,8 +36,7 @@ def copied(rendered: bytes, line: Line) -> bytes:
     """A line of output, as a further line of the same request has it: it cost nothing more, and took no attempt."""
     value = json.loads(rendered)
     if line.format is Format.OPENAI:
-        id = sha256(rendered + str(line.number).encode()).hexdigest()[:32]
-        value |= {"id": f"batch_req_{id}", "custom_id": line.custom_id}
+        value |= {"id": f"{value['id']}_{line.number}", "custom_id": line.custom_id}
     else:
         value |= {"id": line.id, "line": line.number, "cost_usd": 0.0, "unsure_usd": 0.0, "attempts": []}
     return _written(value)
@@ -116,8 +97,7 @@ def _openai(line: Line, result: JobResult) -> dict[str, Any]:
             "body": response_body(line.url, response, id, created, line.base64),
         }
     elif result.status is JobStatus.FAILED and result.attempts:
-        status = _HTTP_STATUS.get(problem.code, 500)
-        kind = "invalid_request_error" if status == 400 else "server_error" if status >= 500 else problem.code
+        status, kind = (400, "invalid_request_error") if problem.code in _CALLERS_FAULT else (500, "server_error")
         error = {"message": problem.message, "type": kind, "param": None, "code": problem.code}
         value["response"] = {"status_code": status, "request_id": id, "body": {"error": error}}
     else:

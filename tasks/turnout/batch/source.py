@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,24 +20,6 @@ from turnout.batch.table import NoTable, Row, csv_rows, parquet_rows
 from turnout.errors import TurnoutError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
-_UTF16, _ARRAY = "UTF-16; save it as UTF-8", "one JSON array; jq -c '.[]' makes a line of each object"
-_PACKED = "packed by {0}; {0} -dc FILE | turnout run - … unpacks it"
-_FOREIGN = {
-    b"\xff\xfe": _UTF16,
-    b"\xfe\xff": _UTF16,
-    b"PAR1": "a Parquet file; give it a name that ends in .parquet",
-    b"PK\x03\x04": "a zip archive or a spreadsheet; unpack it, or save it as CSV",
-    b"(\xb5/\xfd": _PACKED.format("zstd"),
-    b"BZh": _PACKED.format("bzip2"),
-    b"\xfd7zXZ": _PACKED.format("xz"),
-    b"[\n": _ARRAY,
-    b"[\r\n": _ARRAY,
-}
-"""How files begin of which no line could be read: what they are, and what to do."""
-
-
-class _Foreign(Exception):
-    """What a file is instead of lines."""
 
 
 class SourceError(TurnoutError):
@@ -76,7 +59,7 @@ class Source:
         """Every line that isn't blank, numbered as an editor would; raises SourceError."""
         try:
             yield from self._lines()
-        except (OSError, EOFError, zlib.error, NoTable, _Foreign) as error:
+        except (OSError, EOFError, zlib.error, NoTable) as error:
             reason = getattr(error, "strerror", None) or error
             raise SourceError(f"can't read {self.name}: {reason}") from error
 
@@ -106,22 +89,22 @@ def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:
 
 def _of_table(rows: Iterable[Row]) -> Iterator[RawLine]:
     for number, (fields, flaw) in enumerate(rows, 1):
-        # `default=str`: dates and decimals as a person writes them. A byte that is no UTF-8 becomes half a surrogate
-        # pair, which is then refused for this row alone.
-        ascii = json.dumps(fields, default=str).encode()
-        data = json.dumps(fields, default=str, ensure_ascii=False).encode(errors="backslashreplace")
-        yield RawLine(number, data[: MAX_LINE_BYTES + 1], Format.PLAIN, flaw, ascii)
+        text = json.dumps(fields, default=str, ensure_ascii=False)  # dates and decimals as a person writes them
+        try:
+            data = text.encode()
+        except UnicodeEncodeError:
+            data, flaw = text.encode(errors="backslashreplace"), flaw or "a text is not UTF-8"
+        yield RawLine(number, data[: MAX_LINE_BYTES + 1], Format.PLAIN, flaw)
 
 
 @contextmanager
 def _opened(path: str) -> Iterator[IO[bytes]]:
     # Not `sys.stdin`, whose lock Python wants at its end, though a thread of ours may be waiting there.
     with open(0, "rb", closefd=False) if path == "-" else Path(path).open("rb") as file:
-        begins = file.peek(8)[:8]
-        for mark, what in _FOREIGN.items():
-            if begins.startswith(mark) and not (what is _ARRAY and path.lower().endswith((".txt", ".txt.gz"))):
-                raise _Foreign(f"it is {what}")
-        if begins.startswith(b"\x1f\x8b"):
+        begins = file.peek(2)[:2]
+        if begins in (BOM_UTF16_LE, BOM_UTF16_BE):
+            raise SourceError(f"{path} is UTF-16; save it as UTF-8")
+        if begins == b"\x1f\x8b":
             with gzip.GzipFile(fileobj=file) as unpacked:  # which leaves the file open
                 yield cast(IO[bytes], unpacked)
         else:

@@ -116,7 +116,7 @@ CALLED = (Attempt(endpoint="p/m", provider="p", model="m", started_at=1.0, failu
 @pytest.mark.parametrize(
     ("status", "code", "attempts", "http", "error"),
     [
-        (JobStatus.FAILED, "rate_limited", CALLED, 429, None),
+        (JobStatus.FAILED, "rate_limited", CALLED, 500, None),
         (JobStatus.FAILED, "context_length", CALLED, 400, None),
         (JobStatus.FAILED, "a_new_one", CALLED, 500, None),
         (JobStatus.FAILED, "refused", (), None, "refused"),
