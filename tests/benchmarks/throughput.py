@@ -27,7 +27,7 @@ from tests.benchmarks.measure import Pace, keep, keeping, pace, spread
 from tests.chaos.stand import Stand, standing
 
 from turnout.request import InferenceRequest
-from turnout_workers.config import accounts, load
+from turnout_workers.config import Source, accounts, load
 from turnout_workers.config.tables import WorkerTable
 from turnout_workers.local import process
 from turnout_workers.providers import Http, build
@@ -64,7 +64,7 @@ def turnout(stand: Stand, jobs: int) -> Pace:
 def bare(stand: Stand, jobs: int) -> Pace:
     async def loop() -> None:
         http, free = Http(), asyncio.Semaphore(SLOTS)
-        (account,) = accounts(load(stand.config, {}))
+        (account,) = accounts(load(Source(str(stand.config)), {}))
         connector = build(account, http)
 
         async def one(number: int) -> None:

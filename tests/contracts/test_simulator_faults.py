@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from click.testing import CliRunner
 
-from turnout_workers.config import load
+from turnout_workers.config import Source, load
 from turnout_workers.simulator import Fault, Scenario
 from turnout_workers.simulator.command import simulate
 from turnout_workers.simulator.server import Simulator
@@ -253,7 +253,7 @@ def test_the_command_prints_its_addresses_takes_faults_and_writes_its_callers_co
         told = json.loads(process.stdout.readline())
         assert set(told["providers"]) >= {"sim-swift", "sim-thrifty"}
         assert told["providers"]["sim-swift"] == f"{told['url']}/sim-swift/v1"
-        tables = load(file, {}).file.providers
+        tables = load(Source(str(file)), {}).file.providers
         assert {name: table.base_url for name, table in tables.items()} == told["providers"]
         process.terminate()
         assert process.wait(10) == 0

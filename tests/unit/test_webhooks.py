@@ -15,7 +15,7 @@ from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
 from turnout_workers.background import webhooks
 from turnout_workers.background.webhooks import Webhook, Webhooks, message_id
-from turnout_workers.config import ConfigError, settings
+from turnout_workers.config import ConfigError, Source, load
 from turnout_workers.config.public_addresses import address_trouble, is_public
 from turnout_workers.providers.account import Secret
 
@@ -73,8 +73,8 @@ def test_the_signature_is_that_of_the_specifications_own_example() -> None:
 def test_a_secret_that_signs_nothing_names_its_variable_and_line() -> None:
     text = PROVIDER + '[webhooks.orders]\nurl = "https://app.example.com/"\nsecret_env = "HOOK"\n'
     with pytest.raises(ConfigError, match=r"t.toml:5: webhooks.orders: environment variable HOOK holds no signing"):
-        settings(text, "t.toml", {"HOOK": "short"})
-    assert SECRET not in repr(settings(text, "t.toml", {"HOOK": SECRET}))
+        load(Source("t.toml", text), {"HOOK": "short"})
+    assert SECRET not in repr(load(Source("t.toml", text), {"HOOK": SECRET}))
 
 
 def test_what_was_signed_is_verified_and_nothing_else() -> None:
