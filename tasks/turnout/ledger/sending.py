@@ -13,7 +13,6 @@ from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import redis
 import redis.asyncio
@@ -36,13 +35,10 @@ Exchange = Callable[[redis.asyncio.Redis, Sequence[Command]], Awaitable[list[Any
 Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 """An exchange with its client."""
 
-_known: WeakKeyDictionary[redis.Redis, set[Script]] = WeakKeyDictionary()
-"""The scripts that each blocking client has loaded."""
-
 
 def run(client: redis.Redis, calls: Sequence[Call[T]]) -> list[T]:
     """Send all calls in one round trip, in order; raises the first error after all were sent."""
-    replies = at_once(_replies(partial(_execute, client), calls, _known.setdefault(client, set())))
+    replies = at_once(_replies(partial(_execute, client), calls))
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
 
 
@@ -78,34 +74,24 @@ async def pipelined(client: redis.asyncio.Redis, commands: Sequence[Command]) ->
         return list(await pipe.execute(raise_on_error=False))
 
 
-async def _replies(send: Send, calls: Sequence[Call[Any]], known: set[Script]) -> list[Any]:
-    """Send calls in order, after the scripts that Redis isn't known to have: `known` grows by them.
+async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
+    """Send calls in order. Where Redis doesn't know their scripts, perhaps just started, they go again with it.
 
-    Just after a restart of Redis, which has then forgotten its scripts, plain reads may come first.
+    Then what is no script goes with them once more, so that it still comes after those that were sent before it: such
+    calls read, or set what they set again.
     """
-    replies = await _try_once(send, calls, known)
-    # What was refused for want of its script has not run, so it is safe to send it again.
-    if refused := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
-        again = await _try_once(send, [calls[i] for i in refused], set())
-        for i, reply in zip(refused, again, strict=True):
+    replies = await send([call.command for call in calls])
+    refused = [isinstance(reply, NoScriptError) for reply in replies]
+    if any(refused):
+        again = [i for i, call in enumerate(calls) if refused[i] or call.script is None]
+        known: set[Script | None] = {None}
+        commands = []
+        for call in (calls[i] for i in again):
+            commands.append(call.command if call.script in known else call.with_source)
+            known.add(call.script)
+        for i, reply in zip(again, await send(commands), strict=True):
             replies[i] = reply
-    known |= _scripts(calls)
     return replies
-
-
-async def _try_once(send: Send, calls: Sequence[Call[Any]], known: set[Script]) -> list[Any]:
-    missing = list(_scripts(calls) - known)
-    loading = [("SCRIPT", "LOAD", script.source) for script in missing]
-    replies = await send([*loading, *(call.command for call in calls)])
-    loaded: dict[Script | None, Any] = dict(zip(missing, replies, strict=False))
-    for i, reply in enumerate(told := replies[len(missing) :]):
-        if isinstance(reply, NoScriptError) and isinstance(error := loaded.get(calls[i].script), Exception):
-            told[i] = error  # why it can't be loaded tells more than that it isn't there
-    return told
-
-
-def _scripts(calls: Sequence[Call[Any]]) -> set[Script]:
-    return {call.script for call in calls if call.script is not None}
 
 
 NONE_YET = object()
@@ -133,7 +119,6 @@ class Coalescer:
         self._exchange = exchange
         self._queue: list[_Pending] = []
         self._flusher: asyncio.Task[None] | None = None
-        self._known: set[Script] = set()
 
     async def __call__(self, call: Call[T]) -> T:
         sent = self._queued(call)
@@ -179,7 +164,7 @@ class Coalescer:
     async def _told(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """A reply for each, or the error that it is to raise."""
         try:
-            return await _replies(self._send, calls, self._known)
+            return await _replies(self._send, calls)
         except UNWRITABLE as error:  # one of them, so that none was sent
             return [error] if len(calls) == 1 else [reply for call in calls for reply in await self._told([call])]
         except Exception as error:
