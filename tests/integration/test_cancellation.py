@@ -285,7 +285,7 @@ class Bench:
         self.ceilings = ConfiguredCeilings(file.ceilings, self.poller.now)
         self.spool = Spool(spool)
         self.keeping = Housekeeping(
-            line.client, self.ledger, self.send, self.store, "keeper", LEASE_S, 3600.0, (), lambda *_: None
+            line.client, self.ledger, self.send, self.store, "keeper", 3600.0, (), lambda *_: None
         )
         self.worker, self.other = Worker(self, "struck"), Worker(self, "other")
         self.ends: list[End | None] = []
@@ -415,7 +415,7 @@ def taken(bench: Bench) -> None:
     held = list(bench.worker.heartbeat._held)
     if held:
         bench.advance(LEASE_S + 1)
-        run(bench.client, [bench.ledger.sweep(JOB, Lane(bench.scenario.wish.get("lane", "standard")), 3, 10, 0.0)])
+        run(bench.client, [bench.ledger.sweep(JOB, Lane(bench.scenario.wish.get("lane", "standard")), 3, 9)])
     for hold in held:
         hold.lose()
 

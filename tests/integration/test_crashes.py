@@ -137,7 +137,7 @@ def test_workers_that_stall_and_live_make_no_job_poison(tmp_path: Path) -> None:
             stand.until(lambda: stand.outcomes(["job"]) == {"calling": 1}, 20)
             stalled = int(stand.client.hget(job, "owner").split(b":")[1])
             os.kill(stalled, signal.SIGSTOP)
-            stand.until(lambda lapse=lapse: stand.client.hget(job, "lapses") == b"%d" % lapse, 20)
+            stand.until(lambda lapse=lapse: stand.client.hget(job, "crashes") == b"%d" % (lapse + 2), 20)
             os.kill(stalled, signal.SIGCONT)
         stand.until(lambda: stand.settled() == 1, 30)
         assert stand.outcomes(["job"]) == {"succeeded": 1}

@@ -143,7 +143,7 @@ class Worker:
         ):
             self._keep_up(work.run, what=type(work).__name__)
         for lasting in (  # each keeps itself up
-            Housekeeping(client, ledger, send, store, self.name, lease_s, results_s, also, recovered),
+            Housekeeping(client, ledger, send, store, self.name, results_s, also, recovered),
             Reload(self._in_force, self._use),
             Unspooling(parts.spool, ledger, send, store, self._in_force),
         ):

@@ -51,18 +51,16 @@ class Upkeep(Operations):
         """Jobs whose lease is over."""
         return self._due(self.keys.leases, limit)
 
-    def sweep(self, job_id: str, lane: Lane, max_crashes: int, max_lapses: int, respite_s: float) -> Call[str]:
-        """Take a job back whose lease is over. Returns `queued`, `none` for nothing to do, or why to `give_up`.
+    def sweep(self, job_id: str, lane: Lane, death: int, poison: int) -> Call[str]:
+        """Take a job back whose lease is over. Returns `queued`, `none` for nothing to do, or `poison`: give it up.
 
-        `poison`: too many of its workers died. `lapsed`: its lease ran out too often though they live.
-        respite_s: time for its last worker to show life, before the job counts as poison.
+        A lapse counts `death`, or 1 if its worker is seen to live; it is poison from `poison` on.
         """
-        args = (job_id, max_crashes, max_lapses, ms(respite_s))
-        return self.call("sweep", *args, decode=bytes.decode, job=job_id, lane=lane)
+        return self.call("sweep", job_id, death, poison, decode=bytes.decode, job=job_id, lane=lane)
 
-    def give_up(self, job_id: str, code: str, why: str, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
-        """Fail a job of which `sweep` has said that it is to be given up."""
-        result = JobResult.unanswered(job_id, JobStatus.FAILED, code, why)
+    def give_up(self, job_id: str, why: str, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
+        """Fail a job of which `sweep` has said that it is poison."""
+        result = JobResult.unanswered(job_id, JobStatus.FAILED, "poison", why)
         return self.end("sweep", result, result_ttl_s, batch)
 
     def overdue(self, limit: int) -> Call[list[str]]:

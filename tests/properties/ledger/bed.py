@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import redis
-from tests.properties.ledger.spec import LEAD, MAX_CRASHES, MAX_LAPSES, RESPITE, TTL, WAIT, Job, Step
+from tests.properties.ledger.spec import DEATH, LEAD, POISON, TTL, WAIT, Job, Step
 
 from turnout.ledger import Call, Claimed, Enqueued, Ledger, NewJob, NotClaimed, Settlement, run
 from turnout.ledger.keys import Keys
@@ -159,9 +159,9 @@ class Bed:
             case "expire":
                 return ledger.expire(job_id, KEPT_S, None)
             case "give_up":
-                return ledger.give_up(job_id, "poison", "it died", KEPT_S, None)
+                return ledger.give_up(job_id, "it died", KEPT_S, None)
             case "sweep":
-                return ledger.sweep(job_id, LANE, MAX_CRASHES, MAX_LAPSES, RESPITE / 1000)
+                return ledger.sweep(job_id, LANE, DEATH, POISON)
             case "wake":
                 return ledger.wake(job_id, LANE, next_s=0)
         raise AssertionError(step)
@@ -236,7 +236,7 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
         assert record["deadline_ms"] == "0", record
     numbers = (int(record[name]) for name in ("token", "crashes", "calls", "requeues"))
     progress = "" if settled else record.get("progress", "")
-    suspect, since, owner = record["suspect"].split(" ") if "suspect" in record else (0, 0, "")
+    since, owner = record["suspect"].split(" ") if "suspect" in record else (0, "")
     signs = [time for name, time in indices.get(keys.workers, {}).items() if name.split(" ")[0] == owner]
     return Job(
         state,
@@ -245,9 +245,7 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
         lease,
         due,
         deadline,
-        lapses=int(record.get("lapses", 0)),
-        suspect=int(suspect),
+        suspect="suspect" in record,
         lives=any(time > int(since) for time in signs),
-        given_up=int(record.get("given_up", 0)),
         winner=winner,
     )

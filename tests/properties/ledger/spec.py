@@ -10,8 +10,7 @@ from dataclasses import dataclass, replace
 
 TTL, WAIT, LEAD = 2, 1, 2
 """Lease, deferral and deadline in ms: so small that every edge is reached, to the millisecond."""
-RESPITE = 2
-MAX_CRASHES, MAX_LAPSES = 2, 4
+DEATH, POISON = 2, 4
 HELD, WAITING = ("leased", "calling"), ("queued", "delayed")
 
 
@@ -28,13 +27,10 @@ class Job:
     lease: int | None = None
     due: int | None = None
     deadline: int | None = None
-    lapses: int = 0
-    suspect: int = 0
-    """The token whose worker is thought to have died with it."""
+    suspect: bool = False
+    """Its last worker is thought to have died with it."""
     lives: bool = False
     """Its worker has shown life since."""
-    given_up: int = 0
-    """The token with which it was given up."""
     winner: tuple[str, int] | None = None
     """How it was settled, and by which token's result; 0: by no worker's."""
 
@@ -67,7 +63,7 @@ def _queued(job: Job, reply: object, **changes: object) -> After:
 def _ended(job: Job, reply: str, status: str, by: int) -> After:
     return After(
         reply,
-        Job(status, job.token, job.crashes, job.calls, job.requeues, lapses=job.lapses, winner=(status, by)),
+        Job(status, job.token, job.crashes, job.calls, job.requeues, winner=(status, by)),
     )
 
 
@@ -156,23 +152,15 @@ def _lapsed(job: Job, now: int) -> bool:
 def _sweep(job: Job, _: int, now: int) -> After:
     if not _lapsed(job, now):
         return After("none", job)
-    had_respite, lives = job.suspect == job.token, job.lives
-    if lives:
-        job = replace(job, crashes=job.crashes - 1, suspect=0, lives=False)
-    if had_respite and not lives:
-        return After("poison", replace(job, given_up=job.token))
-    if not had_respite:
-        job = replace(job, crashes=job.crashes + 1, lapses=job.lapses + 1, suspect=job.token)
-        if job.lapses >= MAX_LAPSES:
-            return After("lapsed", replace(job, given_up=job.token))
-        if job.crashes >= MAX_CRASHES:
-            return After("none", replace(job, lease=now + RESPITE))
-    return _queued(job, "queued")
+    crashes = job.crashes + (1 if job.lives else DEATH)
+    if crashes >= POISON:
+        return After("poison", job)
+    return _queued(job, "queued", crashes=crashes, suspect=True, lives=False)
 
 
 def alive(job: Job) -> Job:
     """What it means for a job that all workers have shown life."""
-    return replace(job, lives=job.suspect > 0)
+    return replace(job, lives=job.suspect)
 
 
 def _wake(job: Job, _: int, now: int) -> After:
@@ -197,7 +185,7 @@ RULES: dict[str, Callable[[Job, int, int], After]] = {
     "fail": _settle("failed"),
     "cancel": _by_none("cancelled", lambda job, now: True),
     "expire": _by_none("expired", _past_deadline),
-    "give_up": _by_none("failed", lambda job, now: _lapsed(job, now) and job.given_up == job.token),
+    "give_up": _by_none("failed", lambda job, now: _lapsed(job, now)),
     "sweep": _sweep,
     "wake": _wake,
 }

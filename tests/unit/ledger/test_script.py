@@ -127,7 +127,7 @@ def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path:
         assert bed(ledger.renew([("b", held["b"])], 30)) == [True]
         assert bed(ledger.defer("b", held["b"], 0, "", {"event": "deferred"}))
         assert bed(ledger.wake("b", LANE))
-        assert bed(ledger.sweep("c", LANE, 3, 10, 15.0)) == "queued"
+        assert bed(ledger.sweep("c", LANE, 3, 9)) == "queued"
         assert bed.claimed("d").token == 1
         assert bed(ledger.watch("e", "inbox")) == "queued"
         assert bed(ledger.cancel("e", None, KEPT_S)).accepted

@@ -36,16 +36,10 @@ NEXT_S = 5.0
 """How long after the first of a line of parked jobs the next one looks, if the first has woken none."""
 LOST_AFTER_S = 5.0
 """A queued job that has had no message for so long has lost it."""
-MAX_CRASHES = 3
-"""A job with which so many workers have died is poison."""
-MAX_LAPSES = 10
-"""One whose lease ran out so often is given up though its workers live: it may be what keeps them from renewing."""
-RESPITE_S, RESPITE_LEASES = 15.0, 3
-"""How long a job's last worker has to show that it lives, before the job counts as poison; at most so many leases."""
-GIVEN_UP = {
-    "poison": f"its worker died {MAX_CRASHES} times while it was being worked on",
-    "lapsed": f"its lease ran out {MAX_LAPSES} times while its workers lived: they do too much, or it stalls them",
-}
+LAPSE, POISON = 3, 9
+"""What a lapsed lease counts if its worker may have died; it counts 1 if that one lives. From so much on, the job is
+poison: as a rule it was at work at three deaths, or it keeps its workers from renewing."""
+WHY_POISON = "three workers died, or up to seven lost their leases, while it was being worked on"
 INTAKE_CHECK_S = 2.0
 
 
@@ -58,7 +52,6 @@ class Housekeeping:
     send: Coalescer
     store: FleetStore
     owner: str
-    lease_s: float
     result_ttl_s: float
     also: Sequence[Callable[[], Awaitable[None]]]
     """What else is done once a round."""
@@ -98,14 +91,13 @@ class Housekeeping:
     async def _take_back(self) -> None:
         """Queue jobs again whose leases are over, or give them up."""
         lapsed = await self._list(self.ledger.lapsed(BATCH))
-        limits = (MAX_CRASHES, MAX_LAPSES, min(RESPITE_S, RESPITE_LEASES * self.lease_s))
-        fates = await self.send.all(*(self.ledger.sweep(job_id, job.lane, *limits) for job_id, job in lapsed))
+        fates = await self.send.all(*(self.ledger.sweep(job_id, job.lane, LAPSE, POISON) for job_id, job in lapsed))
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
             if fate == "none":
                 continue
             self.recovered("poison" if fate == "poison" else "swept", 1)
-            if fate in GIVEN_UP:
-                await self.send(self.ledger.give_up(job_id, fate, GIVEN_UP[fate], self.result_ttl_s, job.batch))
+            if fate == "poison":
+                await self.send(self.ledger.give_up(job_id, WHY_POISON, self.result_ttl_s, job.batch))
             logger.warning("took back job %s, whose lease ran out: %s", job_id, fate, extra={"job": job_id})
 
     async def _expire(self) -> None:

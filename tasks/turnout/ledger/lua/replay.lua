@@ -8,7 +8,7 @@ local version, state, result = unpack(redis.call('HMGET', KEYS.job, 'v', 'state'
 if version ~= VERSION or not (state == 'failed' or state == 'expired' or state == 'cancelled') then return 0 end
 
 redis.call('HSET', KEYS.job, 'crashes', 0, 'requeues', 0, 'deadline_ms', 0, 'progress', '')
-redis.call('HDEL', KEYS.job, 'result', 'settled_ms', 'settled_token', 'lapses', 'hook_tries')
+redis.call('HDEL', KEYS.job, 'result', 'settled_ms', 'settled_token', 'hook_tries')
 redis.call('PERSIST', KEYS.job)
 redis.call('PERSIST', KEYS.story)
 redis.call('ZREM', KEYS.failed, ARGV[1])

@@ -11,9 +11,9 @@
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
 local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[10]
 local by_worker = authority == 'token' or authority == 'late'
-local version, state, current, settled_token, deadline, given_up,
+local version, state, current, settled_token, deadline,
   own_batch, lane, turn, spot, streams, webhook, watchers = unpack(redis.call('HMGET', KEYS.job,
-  'v', 'state', 'token', 'settled_token', 'deadline_ms', 'given_up',
+  'v', 'state', 'token', 'settled_token', 'deadline_ms',
   'batch', 'lane', 'turn', 'spot', 'stream', 'webhook', 'watchers'))
 if not state then return {'gone', ''} end
 if version ~= VERSION then return {'refused', state} end
@@ -33,7 +33,7 @@ if by_worker then
 elseif authority == 'expire' then
   if is_held(state) or deadline == '0' or tonumber(deadline) > NOW then return {'refused', state} end
 elseif authority == 'sweep' then
-  if not is_held(state) or given_up ~= current or tonumber(redis.call('ZSCORE', KEYS.leases, id)) > NOW then
+  if not is_held(state) or tonumber(redis.call('ZSCORE', KEYS.leases, id)) > NOW then
     return {'refused', state}
   end
 end
@@ -44,7 +44,7 @@ end
 if state == 'queued' then redis.call('ZREM', pending_of(lane), id) end
 redis.call('HSET', KEYS.job, 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
 -- Drop what nobody needs any more. Progress stays where the result comes from somebody who did not know it.
-local gone = {'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect', 'given_up'}
+local gone = {'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect'}
 if by_worker then gone[#gone + 1] = 'progress' end
 if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end
 redis.call('HDEL', KEYS.job, unpack(gone))
