@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from difflib import get_close_matches
 from importlib.metadata import EntryPoint, entry_points, version
 from io import TextIOWrapper
 from typing import Any
@@ -39,13 +38,6 @@ class Commands(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted({*super().list_commands(ctx), *self._found()})
-
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
-        if self.get_command(ctx, args[0]) is None and (near := get_close_matches(args[0], self.list_commands(ctx))):
-            ctx.fail(f"there is no command {args[0]}; did you mean {' or '.join(near)}?")  # Click knows only our own
-        return super().resolve_command(ctx, args)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if (command := super().get_command(ctx, name)) is not None:
@@ -91,14 +83,12 @@ def main() -> None:
 )
 @click.option("--idempotency-key", help="The same key and content are the same job.")
 @click.option("--wait", is_flag=True, help="Print the answer, not the job's id.")
-@click.option("--timeout", type=float, help="Most seconds to wait; the job goes on after them.")
 def submit(
     prompt: str | None,
     models: tuple[str, ...],
     lane: str,
     idempotency_key: str | None,
     wait: bool,
-    timeout: float | None,
 ) -> None:
     """Submit one job, of PROMPT or of what comes on stdin, to the Redis of REDIS_URL."""
     from pydantic import ValidationError
@@ -112,9 +102,7 @@ def submit(
     try:
         with Client() as client:
             job = client.submit(text, model=models or None, lane=lane, idempotency_key=idempotency_key)
-            click.echo(job.wait(timeout).text if wait else job.id)
-    except TimeoutError:
-        raise click.ClickException(f"job {job.id} has not ended in {timeout:g} s; it goes on") from None
+            click.echo(job.wait().text if wait else job.id)
     except ValidationError as error:
         raise click.ClickException(explain(error)) from error
     except (ValueError, LookupError) as error:

@@ -99,7 +99,7 @@ def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(s
     turnout("pause", last)
     turnout("cancel", last)
     assert turnout("resume", last).exit_code == 1
-    told = turnout("results", last, "-o", "/dev/stdout")
+    told = turnout("results", last, "-o", "-")
     ended = [json.loads(line)["status"] for line in told.stdout.splitlines() if line.startswith("{")]
     assert set(ended) <= {"cancelled", "succeeded"}
     assert len(ended) == 30

@@ -34,7 +34,6 @@ NO_TEXT = b"\xff\xfe"
         ("worker -l loud", "'loud' is not one of 'debug', 'info', 'warning', 'error'"),
         ("worker --lanes standard,fast", "there is no lane fast; there are interactive, standard, batch"),
         ("failed --limit 0", "0 is not in the range x>=1"),
-        ("rum p.txt", "there is no command rum; did you mean run?"),
         ("replay", "name jobs, or give --all, --error or --batch"),
         ("isolate nobody", "no provider or endpoint is called nobody; there are openai"),
         ("flower --address 0.0.0.0", "FLOWER_BASIC_AUTH_FILE=no-text can't be read: not UTF-8"),

@@ -18,7 +18,8 @@ def check_places(output: str, errors: str | None = None, source: str = "-") -> N
     for path, name in ((output, "the output"), (errors, "the file of errors")):
         if path is None or path == "-":
             continue
-        if (place := Path(path)).exists() and not place.is_file():  # not resolved: a pipe has no path of its own
+        place = Path(path)  # not resolved: a pipe has no path of its own
+        if (place.exists() and not place.is_file()) or path.startswith(("/dev/std", "/dev/fd/", "/proc/")):
             raise Unwritable(f"can't write {path}: it is no regular file (- is standard output)")
         if (folder := place.resolve().parent).exists() and not os.access(folder, os.W_OK):
             raise Unwritable(f"can't write {path}: its folder can't be written")

@@ -212,6 +212,7 @@ def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what
         (("new", "./new"), "is the output"),
         (("new", "new.journal"), "is the output"),
         (("/dev/null",), "no regular file"),
+        (("/dev/stdout",), "no regular file"),
         ((pipe,), "no regular file"),
         ((str(source.parent),), "no regular file"),
     ):

@@ -20,11 +20,10 @@ from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands.lines import (
+    DOLLARS,
     DONE,
     SOME_FAILED,
     STOPPED,
-    Dollars,
-    Output,
     defaults,
     line_options,
     max_cost_microusd,
@@ -112,11 +111,10 @@ def watch(id: str) -> None:
 @click.option(
     "-o",
     "--output",
-    type=Output(),
     required=True,
     help="File for the results, a line for each that has ended; - for standard output.",
 )
-@click.option("--errors", type=Output(), help="File for the lines without an answer; else they are among the results.")
+@click.option("--errors", help="File for the lines without an answer; else they are among the results.")
 def results(id: str, output: str, errors: str | None) -> None:
     """Fetch the results that there are, in the order of the input. Exit code 3: the batch still goes on."""
     check_places(output, errors)
@@ -160,7 +158,7 @@ def resume(id: str) -> None:
 
 @batch.command("retry-failed")
 @click.argument("id")
-@click.option("--max-cost", type=Dollars(), help="Most to spend on the whole batch from now on, in USD, all told.")
+@click.option("--max-cost", type=DOLLARS, help="Most to spend on the whole batch from now on, in USD, all told.")
 def retry_failed(id: str, **options: Any) -> None:
     """Run its failed and expired jobs again."""
     click.echo(f"{counted(_batches().retry_failed(id, max_cost_microusd(options)), 'job')} run again")

@@ -20,16 +20,7 @@ DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED = range(5)
 """Exit codes."""
 
 
-class Dollars(click.FloatRange):
-    """A sum. To click's own range, NaN is in every one."""
-
-    def __init__(self) -> None:
-        super().__init__(0, MOST)
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        if math.isnan(usd := super().convert(value, param, ctx)):
-            self.fail(f"{value!r} is no sum of dollars", param, ctx)
-        return usd
+DOLLARS = click.FloatRange(0, MOST)
 
 
 OPTIONS = (
@@ -43,7 +34,7 @@ OPTIONS = (
     click.option("--only", multiple=True, help="Provider to use, for lines that name none. Repeatable."),
     click.option(
         "--max-cost",
-        type=Dollars(),
+        type=DOLLARS,
         help="Most to spend on the whole file, in USD; after that its lines expire.",
     ),
     click.option("--dedupe", is_flag=True, help="Ask identical requests once."),
@@ -55,18 +46,6 @@ OPTIONS = (
         help="Time that a line has once it is queued: 90s, 30m, 24h.",
     ),
 )
-
-
-STDOUT = {"/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"}
-
-
-class Output(click.ParamType[str]):
-    """A path of results. Standard output is `-`, whatever name it is given: under its others, a file took its place."""
-
-    name = "path"
-
-    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        return "-" if value in STDOUT else value
 
 
 def line_options(command: Command) -> Command:
@@ -85,7 +64,10 @@ def defaults(options: Mapping[str, Any]) -> Defaults:
 
 
 def max_cost_microusd(options: Mapping[str, Any]) -> int | None:
-    return None if (usd := options["max_cost"]) is None else round(usd * MICROUSD_PER_USD)
+    usd = options["max_cost"]
+    if usd is not None and math.isnan(usd):  # which is in every range
+        raise click.BadParameter("'nan' is no sum of dollars", param_hint="--max-cost")
+    return None if usd is None else round(usd * MICROUSD_PER_USD)
 
 
 def refusal(request: InferenceRequest, fleet: Fleet) -> str | None:

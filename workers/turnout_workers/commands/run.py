@@ -69,12 +69,9 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 @click.option(
     "-o",
     "--output",
-    type=lines.Output(),
     help="File for the results, a line for each line of SOURCE; - for standard output.",
 )
-@click.option(
-    "--errors", type=lines.Output(), help="File for the lines without an answer; else they are among the results."
-)
+@click.option("--errors", help="File for the lines without an answer; else they are among the results.")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The turnout.toml to use.")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are keys. No model is run.")
 @click.option(

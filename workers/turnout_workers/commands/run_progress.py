@@ -20,8 +20,6 @@ from turnout_workers.commands.run_summary import span, steady_usd, summary
 from turnout_workers.commands.screen import counted
 
 RATE_WINDOW_S = 10.0
-MOST_PROVIDERS = 8
-"""Shown in a bar."""
 
 
 class Progress:
@@ -100,47 +98,30 @@ class Bar(Progress):
         self._live.update(Group(head, Text(self._standing(tally)), self._table(tally, states)))
 
     def _table(self, tally: Tally, states: dict[str, str]) -> Table:
-        """The providers, as many as there is room for: those in trouble, then those with most jobs."""
         shown = Table.grid(padding=(0, 2), expand=True)
         for justify in ("left", "right", "right"):
             shown.add_column(justify=justify, no_wrap=True)
         shown.add_column(no_wrap=True, ratio=1)  # of a state, as much as there is room for
         names = [*self._providers, *(name for name in states if name not in self._providers)]
-        parts = {name: tally.providers.get(name, ProviderTally()) for name in names}
-        chosen = sorted(parts, key=lambda name: (name not in states, -parts[name].jobs))
-        for name in sorted(chosen[:MOST_PROVIDERS], key=names.index):
+        for name in names:
             state = Text(states[name], style="yellow") if name in states else Text("up", style="green")
-            jobs, cost = counted(parts[name].jobs, "job"), steady_usd(parts[name].cost_microusd)
-            if name not in self._providers:
-                jobs = cost = ""
+            part, known = tally.providers.get(name, ProviderTally()), name in self._providers
+            jobs, cost = (counted(part.jobs, "job"), steady_usd(part.cost_microusd)) if known else ("", "")
             shown.add_row(Text(f"  {name}"), jobs, cost, state)
-        if (rest := len(chosen) - MOST_PROVIDERS) > 0:
-            shown.add_row(Text(f"  and {rest} more", style="dim"))
         return shown
 
 
 class Lines(Progress):
-    """A line of text now and then, for logs; and at once when a provider's state changes."""
+    """A line of text now and then, for logs."""
 
     every_s = 5.0
 
-    def __init__(self, console: Console, total: int | None, ceiling_microusd: int | None) -> None:
-        super().__init__(console, total, ceiling_microusd)
-        self._states: dict[str, str] = {}
-        self._shown_at = time.monotonic()
-
     def update(self, tally: Tally, states: dict[str, str]) -> None:
-        standing = self._standing(tally)
-        for name in states.keys() - self._states.keys():
-            self._say(f"{name}: {states[name]}")
-        for name in self._states.keys() - states.keys():
-            self._say(f"{name}: back")
-        self._states = states
         if self._due():
-            self._say(f"{tally.finished:,}{f' of {self._total:,}' if self._total else ''} · {standing}")
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, highlight=False, markup=False, soft_wrap=True)
+            total = f" of {self._total:,}" if self._total else ""
+            troubles = [f"{name}: {state}" for name, state in states.items()]
+            told = " · ".join([f"{tally.finished:,}{total}", self._standing(tally), *troubles])
+            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 class Json(Progress):
