@@ -57,17 +57,14 @@ def _api_keys(table: ProviderTable, environ: Mapping[str, str]) -> Iterator[str]
 
 def signing_secret(table: WebhookTable, environ: Mapping[str, str]) -> Secret:
     """A webhook's. Raises ConfigError."""
-    if table.secret_env is not None:
-        origin, secret = f"environment variable {table.secret_env}", environ.get(table.secret_env, "").strip()
-    else:
-        origin = f"secret_file {table.secret_file}"
-        secret = secret_text(table.secret_file or "", origin)
+    secret = _variable(table.secret_env, environ) or ""
     try:
         known = len(b64decode(secret.removeprefix("whsec_"), validate=True)) >= 24
     except ValueError:
         known = False
     if not known:
-        raise ConfigError(f"{origin} holds no signing secret: whsec_ and the base64 of 24 to 64 random bytes")
+        wanted = "whsec_ and the base64 of 24 to 64 random bytes"
+        raise ConfigError(f"environment variable {table.secret_env} holds no signing secret: {wanted}")
     return Secret(secret)
 
 

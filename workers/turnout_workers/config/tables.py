@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from turnout.redis_address import checked
 from turnout.request import Lane, RoutingStrategy
@@ -83,17 +83,11 @@ class WebhookTable(Value):
     """Called when a job that names this webhook has ended."""
 
     url: Url
-    secret_env: str | None = None
-    secret_file: str | None = None
-    """Where the signing secret is: `whsec_` and base64, as the Standard Webhooks libraries make it. One of both."""
+    secret_env: str
+    """Variable with the signing secret, or with `_FILE` after its name the file that holds it: `whsec_` and base64, as
+    the Standard Webhooks libraries make it."""
     private: bool = False
     """Whether the address may be in your own network, and plain http."""
-
-    @model_validator(mode="after")
-    def _signed(self) -> WebhookTable:
-        if (self.secret_env is None) == (self.secret_file is None):
-            raise ValueError("give secret_env or secret_file, one of both")
-        return self
 
 
 class File(Value):
