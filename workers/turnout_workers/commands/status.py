@@ -24,9 +24,9 @@ PACE_OVER = 20
 """Looks over which the pace is taken: ten seconds."""
 NAMED = 6
 """Most workers that are named on the screen."""
-SPARE = {"p50", "calls", "share", "errors"}
-"""Columns that a terminal narrower than `WIDE` does without."""
-WIDE = 100
+
+COLUMNS = ("endpoint", "health", "in flight", "p99", "errors", "spent")
+"""Of endpoints; as many as a terminal of 80 characters has room for. `--json` has more."""
 
 
 @click.command()
@@ -39,7 +39,7 @@ def status(once: bool, as_json: bool) -> None:
         click.echo(json.dumps(overview(here)))
         return
     if once or not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a terminal of any file
-        console.print(_drawn(overview(here), "", console.width))
+        console.print(_drawn(overview(here), ""))
         return
     seen: deque[dict[str, Any]] = deque(maxlen=PACE_OVER)
     with Live(console=console, auto_refresh=False) as live:
@@ -47,7 +47,7 @@ def status(once: bool, as_json: bool) -> None:
             while True:
                 try:
                     seen.append(overview(here))
-                    drawn: Any = _drawn(seen[-1], _pace(seen[0], seen[-1]), console.width)
+                    drawn: Any = _drawn(seen[-1], _pace(seen[0], seen[-1]))
                 except RedisError as error:  # it is away, and may come back
                     drawn = Text(trouble(error))
                 live.update(drawn, refresh=True)
@@ -78,7 +78,7 @@ def _workers(told: dict[str, Any]) -> str:
     return line + (f", {len(others):,} of them not on configuration {here}" if others else "")
 
 
-def _drawn(told: dict[str, Any], pace: str, width: int) -> Group:
+def _drawn(told: dict[str, Any], pace: str) -> Group:
     lanes = table("lane", "queued", "oldest", numbers=("queued", "oldest"))
     for lane, numbers in told["lanes"].items():
         oldest = f"{numbers['oldest_s']:,.0f} s" if numbers["queued"] else ""
@@ -86,28 +86,14 @@ def _drawn(told: dict[str, Any], pace: str, width: int) -> Group:
     counts = [f"{told['held']:,} at work", f"{told['parked']:,} parked"]
     counts += [f"{count:,} {name}" for name, count in told["counts"].items()]
     money = [f"{usd(amount)} {name}" for name, amount in told["money_usd"].items() if amount or name == "spent"]
-    rows = [_cells(one) for one in told["endpoints"]]
-    columns = [name for name in rows[0] if width >= WIDE or name not in SPARE]
-    fleet = table(*columns, numbers=columns[2:], whole=("health",))
-    for one, cells in zip(told["endpoints"], rows, strict=True):
-        add(fleet, *(cells[name] for name in columns), style="" if _is_well(one) else "yellow")
+    fleet = table(*COLUMNS, numbers=COLUMNS[2:], whole=("health",))
+    for one in told["endpoints"]:
+        health = one["circuit"] + (f" {one['until_s']:.0f} s" if one["until_s"] else "")
+        in_flight = f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else "")
+        numbers = (in_flight, seconds(one["p99_s"]), f"{one['error_rate']:.0%}", usd(one["spent_usd"]))
+        add(fleet, one["endpoint"], health, *numbers, style="" if _is_well(one) else "yellow")
     lines = [_workers(told) + pace, " · ".join(counts), " · ".join(money)]
     return Group(lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"])))
-
-
-def _cells(one: dict[str, Any]) -> dict[str, str]:
-    """An endpoint's row, by column."""
-    return {
-        "endpoint": one["endpoint"],
-        "health": one["circuit"] + (f" {one['until_s']:.0f} s" if one["until_s"] else ""),
-        "in flight": f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else ""),
-        "p50": seconds(one["p50_s"]),
-        "p99": seconds(one["p99_s"]),
-        "calls": f"{one['calls']:,}",
-        "share": f"{one['share']:.0%}",
-        "errors": f"{one['error_rate']:.0%}",
-        "spent": usd(one["spent_usd"]),
-    }
 
 
 def _is_well(one: dict[str, Any]) -> bool:
