@@ -14,21 +14,13 @@ from turnout.request import Lane
 from turnout_workers.config import fleet
 from turnout_workers.monitoring import logs
 
-LEVELS = ("debug", "info", "warning", "error")
-
 
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="The turnout.toml to use.")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in this process.")
 @click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, separated by commas.")
 @click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name, one for each process.")
-@click.option(
-    "-l",
-    "--loglevel",
-    type=click.Choice(LEVELS, case_sensitive=False),
-    help="Log level; left out: the configuration's.",
-)
-def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, loglevel: str | None) -> None:
+def worker(path: Path | None, concurrency: int | None, lanes: str, name: str) -> None:
     """Serve jobs until stopped. SIGTERM lets calls in flight end; a second one hands everything back at once."""
     queues = [lane.strip() for lane in lanes.split(",")]
     if unknown := set(queues) - set(Lane):
@@ -41,7 +33,7 @@ def worker(path: Path | None, concurrency: int | None, lanes: str, name: str, lo
     fleet(settings)  # what is wrong with it, and with the keyring, is said now, and not by the loop
     Keyring.of(os.environ)
     slots = concurrency or settings.file.worker.concurrency
-    level, form = (loglevel or settings.file.monitoring.log_level).upper(), settings.file.monitoring.log_format
+    level, form = settings.file.monitoring.log_level.upper(), settings.file.monitoring.log_format
     logs.configure(level, form)  # Celery does so later than it begins to warn
 
     # Celery's own worker, built as its command builds it. That command's imports, a prompt and plug-ins among them,
