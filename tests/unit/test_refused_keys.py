@@ -6,7 +6,7 @@ import pytest
 
 from turnout import InferenceRequest
 from turnout_workers import config
-from turnout_workers.commands.refused import LEAST_S, RefusedKeys
+from turnout_workers.commands.refused import LEAST_S, NobodyServes, RefusedKeys
 from turnout_workers.config import endpoints
 
 TOML = """
@@ -36,8 +36,12 @@ class Run:
         """Whether it does if nothing changes for so long."""
         self.refused.look(disabled, waiting, answered)
         self.now += after_s
-        self.refused.look(disabled, waiting, answered)
-        return bool(self.refused.trouble)
+        try:
+            self.refused.look(disabled, waiting, answered)
+        except NobodyServes as error:
+            self.told = str(error)
+            return True
+        return False
 
 
 @pytest.mark.parametrize(
@@ -78,7 +82,7 @@ def test_a_refusal_that_is_worded_anew_each_time_is_the_same_one() -> None:
 def test_a_run_that_stops_says_which_key_is_refused() -> None:
     run = Run()
     assert run.stops(ALL, SMALL, after_s=LEAST_S)
-    assert run.refused.trouble.splitlines() == [
+    assert run.told.splitlines() == [
         "nothing is left that can serve the remaining lines:",
         "  groq (its key: GROQ_API_KEY or SECOND_KEY): unauthorized: no",
         "  local: unauthorized: no",

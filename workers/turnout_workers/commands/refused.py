@@ -25,17 +25,18 @@ class NobodyServes(TurnoutError):
 
 
 class RefusedKeys:
-    """Looks on while a run goes on, and tells when it can't."""
+    """Looks on while a run goes on."""
 
     def __init__(self, fleet: Fleet, settings: Settings, now: Callable[[], float] = time.monotonic) -> None:
         self._fleet, self._settings, self._now = fleet, settings, now
         self._disabled: Set[str] = frozenset()
         self._since = now()
-        self.trouble = ""
-        """Why the run can't go on; empty: it can."""
 
     def look(self, disabled: Mapping[str, str], waiting: Iterable[InferenceRequest], answered: bool) -> None:
-        """disabled: by endpoint id, why; without those that still have calls. waiting: what is in the queue."""
+        """Raises NobodyServes if it can't go on.
+
+        disabled: by endpoint id, why; without those that still have calls. waiting: what is in the queue.
+        """
         # One that has answered may do so again: the workers' health checks have to ask it once more.
         patience_s = max(LEAST_S, 1.5 * self._settings.file.router.health_check_interval) if answered else LEAST_S
         if disabled.keys() != self._disabled:  # their words may differ each time, by a call's id, say
@@ -46,7 +47,7 @@ class RefusedKeys:
         rest = Fleet(endpoint for endpoint in self._fleet.endpoints if endpoint.id not in disabled)
         unservable = (refusal(request, rest) is not None for request in waiting)
         if next(unservable, False) and all(unservable):
-            self.trouble = self._told(disabled)
+            raise NobodyServes(self._told(disabled))
 
     def _told(self, disabled: Mapping[str, str]) -> str:
         lines = {"nothing is left that can serve the remaining lines:": None}

@@ -20,10 +20,10 @@ from typing import Any
 import click
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
-from redis.exceptions import NoPermissionError
 from redis.retry import Retry
 from rich.console import Console
 
+from turnout import redis_address
 from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, writing
 from turnout.batch.output import check_places, write_output
@@ -32,14 +32,12 @@ from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
 from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger
-from turnout.redis_address import connect
 from turnout_workers import local
 from turnout_workers.commands import lines, run_progress, run_summary
 from turnout_workers.commands.dry_run import dry_run
 from turnout_workers.commands.refused import NobodyServes, RefusedKeys
 from turnout_workers.commands.screen import counted, show
 from turnout_workers.config import Settings, endpoints
-from turnout_workers.local import process
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
 
@@ -121,12 +119,9 @@ def run(source: str, output: str | None, **options: Any) -> None:
         trouble, code = f"{error}\n{again}", lines.REFUSED
     except TurnoutError as error:
         trouble = str(error)
-    except NoPermissionError as error:
-        trouble = f"REDIS_URL's user may not do that: {error}"
     except redis.RedisError as error:
-        away = isinstance(error, redis.ConnectionError | redis.TimeoutError)
-        wrong = f"{'is away' if away else 'refuses to go on'}: {str(error).rstrip('.')}"
-        trouble = f"Redis {wrong}. What is done is kept; once that is mended, the same command goes on."
+        told = redis_address.trouble(error).rstrip(".")
+        trouble = f"{told}. What is done is kept; once that is mended, the same command goes on."
     console.print(f"turnout: {trouble}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)
 
@@ -140,7 +135,6 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
         folder.mkdir(parents=True, exist_ok=True)
     journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
-    tell = partial(console.print, style="yellow", highlight=False, markup=False)
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(Journal(journal_path))
         if options["anew"]:
@@ -148,16 +142,12 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             shutil.rmtree(folder / "redis", ignore_errors=True)
         wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
         with console.status("Starting …"):
-            here = stack.enter_context(local.running(folder, *wanted, tell))
+            here = stack.enter_context(local.running(folder, *wanted))
         tally, broken = journal.tally, None
         try:
             _feed(source, journal, here, console, options, stop)
         except SourceError as error:
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
-        except Stopped:
-            if here.given_up:
-                raise process.StartFailed(f"{here.given_up} keeps ending by itself; see its log in {folder}") from None
-            raise
         complete = not tally.failed and not broken
         advice = f"; all results are in {journal.path}, and the same command goes on"
         unanswered: list[bytes] = []
@@ -179,14 +169,16 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
 def _feed(
     source: str, journal: Journal, here: local.Local, console: Console, options: dict[str, Any], stop: threading.Event
 ) -> None:
-    """Run the lines, and show how far it is. Raises SourceError, Stopped, NobodyServes."""
+    """Run the lines, and show how far it is. Raises SourceError, Stopped, NobodyServes, StartFailed."""
     fleet = endpoints.fleet(here.settings)
     refused = RefusedKeys(fleet, here.settings)
 
-    def stopping() -> object:
-        return stop.is_set() or here.given_up or refused.trouble
+    def stopping() -> bool:
+        for said in here.tend():
+            console.print(said, style="yellow", highlight=False, markup=False)
+        return stop.is_set()
 
-    client = connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
+    client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
     ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
     view = FleetView(client, ledger, fleet)
     feeder = Feeder(
@@ -207,13 +199,8 @@ def _feed(
         shown.update(tally, view.troubles())
         refused.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
 
-    try:
-        with shown:
-            feeder.run(look)
-    except Stopped:
-        if refused.trouble and not here.given_up:
-            raise NobodyServes(refused.trouble) from None
-        raise
+    with shown:
+        feeder.run(look)
 
 
 def _noting(results: Iterator[tuple[bool, bytes]], unanswered: list[bytes]) -> Iterator[tuple[bool, bytes]]:

@@ -6,22 +6,19 @@ kernel sees to the last (PR_SET_PDEATHSIG).
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from turnout.errors import TurnoutError
 
 PR_SET_PDEATHSIG = 1  # prctl(2)
-TENDED_EVERY_S = 0.25
 SHORT_LIFE_S, SHORT_LIVES = 30.0, 3
 """A child that ends so soon, so often in a row, is not started again."""
 
@@ -55,7 +52,7 @@ def start(
 
 
 class Kept:
-    """A child that is started again when it ends by itself; given up when it keeps ending at once."""
+    """A child that is started again when it ends by itself, unless it keeps ending at once."""
 
     def __init__(self, name: str, begin: Callable[[], subprocess.Popen[bytes]]) -> None:
         self.name = name
@@ -64,43 +61,17 @@ class Kept:
         self._began_at = time.monotonic()
         self._short_lives = 0
 
-    @property
-    def given_up(self) -> bool:
-        return self._short_lives >= SHORT_LIVES
-
     def tend(self) -> str | None:
-        """Look after it; says what was done, if anything."""
-        code = self.process.poll()
-        if code is None or self.given_up:
+        """Look after it; says what was done, if anything. Raises StartFailed when that is of no use any more."""
+        if (code := self.process.poll()) is None:
             return None
         lived_s = time.monotonic() - self._began_at
         self._short_lives = self._short_lives + 1 if lived_s < SHORT_LIFE_S else 0
         ended = f"{self.name} ended by itself, " + (f"killed by signal {-code}" if code < 0 else f"with code {code}")
-        if self.given_up:
-            return f"{ended}, {SHORT_LIVES} times within {SHORT_LIFE_S:g} s of its start"
+        if self._short_lives >= SHORT_LIVES:
+            raise StartFailed(f"{ended}, {SHORT_LIVES} times within {SHORT_LIFE_S:g} s of its start; see its log")
         self.process, self._began_at = self._begin(), time.monotonic()
         return f"{ended}, and was started again"
-
-
-@contextlib.contextmanager
-def tending(children: Sequence[Kept], tell: Callable[[str], None]) -> Iterator[None]:
-    """Look after children from a thread as long as the block runs.
-
-    The thread itself stays till our own end: to Linux it is the parent of what it has started.
-    """
-    closing = threading.Event()
-
-    def look_after() -> None:
-        while not closing.wait(TENDED_EVERY_S):
-            for said in filter(None, (child.tend() for child in children)):
-                tell(said)
-        threading.Event().wait()
-
-    threading.Thread(target=look_after, name="tending", daemon=True).start()
-    try:
-        yield
-    finally:
-        closing.set()
 
 
 def stop(process: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:

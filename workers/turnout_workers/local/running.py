@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from turnout.ledger import Keys
-from turnout.redis_address import connect, trouble, with_password
+from turnout.redis_address import connect, with_password
 from turnout_workers import config
 from turnout_workers.local import process
 from turnout_workers.local.private_redis import private_redis
@@ -29,12 +29,11 @@ class Local:
     environ: Mapping[str, str] = field(repr=False)
     """What the workers were given on top of ours."""
     children: tuple[process.Kept, ...]
-    """Redis, if it is ours, and the workers: started again when they end by themselves."""
+    """Redis, if it is ours, and the workers."""
 
-    @property
-    def given_up(self) -> str | None:
-        """What keeps ending by itself, however often it is started."""
-        return next((child.name for child in self.children if child.given_up), None)
+    def tend(self) -> list[str]:
+        """Start those again that have ended by themselves; says which. Raises StartFailed if one keeps doing so."""
+        return [said for child in self.children if (said := child.tend())]
 
 
 @contextlib.contextmanager
@@ -44,13 +43,11 @@ def running(
     scenario: Path | None,
     workers: int = 1,
     concurrency: int | None = None,
-    tell: Callable[[str], None] = lambda said: None,
 ) -> Iterator[Local]:
     """Start what is missing, and stop it again.
 
     config_path: a turnout.toml. scenario: a simulated fleet, to be used whatever else there is. With neither: the file
     in the working folder, else what the environment's keys give, else local servers, else the usual simulated fleet.
-    tell: is called, from another thread, when a child had to be started again.
     """
     children: list[process.Kept] = []
     with contextlib.ExitStack() as stack:
@@ -72,19 +69,13 @@ def running(
         settings = config.load(config.Source(str(path)), {**os.environ, **environ})
         for number in range(1, workers + 1):
             children.append(stack.enter_context(_worker(folder, environ, number, concurrency)))
-        stack.enter_context(process.tending(children, tell))
         yield Local(redis_url, settings, environ, tuple(children))
 
 
 def _reached(redis_url: str) -> None:
-    """Raises StartFailed where there is none: a worker would wait for it."""
-    with connect(redis_url) as client:
-        try:
-            client.ping()
-        except (redis.ConnectionError, redis.TimeoutError) as error:
-            raise process.StartFailed(trouble(error)) from None
-        except NoPermissionError:
-            pass  # it is there
+    """Raises RedisError where there is none: a worker would wait for it."""
+    with connect(redis_url) as client, contextlib.suppress(NoPermissionError):  # it is there
+        client.ping()
 
 
 def _end_old_leases(redis_url: str) -> None:
