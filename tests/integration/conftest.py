@@ -11,6 +11,7 @@ from tests.receiver import SECRET, Receiver, receiving
 from turnout import Client
 from turnout_workers import local
 from turnout_workers.config import toml_lines
+from turnout_workers.config.providers import LimitFields
 from turnout_workers.simulator import load
 
 FLEET = """
@@ -26,7 +27,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
     """A Redis, a worker process and a simulated fleet without latency, for all tests of a file."""
     folder = tmp_path_factory.mktemp("local")
     scenario = folder / "scenario.toml"
-    scenario.write_text(toml_lines.dumps(load().instant().model_dump()))
+    not_at_once = {"ttft_s", "s_per_token", "jitter", "faults", *LimitFields.model_fields}
+    scenario.write_text(toml_lines.dumps(load().model_dump(exclude={"providers": {"__all__": not_at_once}})))
     with local.running(folder, None, scenario) as running:
         yield running
 

@@ -92,7 +92,7 @@ def _simulator(folder: Path, scenario: Path, config_path: Path) -> Iterator[None
     load(scenario)  # what is wrong with it is said by this process, not in a child's log
     log = folder / "simulator.log"
     log.unlink(missing_ok=True)
-    options = ["--port", "0", "--json", "--own-ports", "--scenario", str(scenario), "--toml", str(config_path)]
+    options = ["--port", "0", "--json", "--scenario", str(scenario), "--toml", str(config_path)]
     child = process.start([sys.executable, "-m", "turnout", "simulate", *options], log)
     try:
         process.wait_until(lambda: "\n" in log.read_text(), child, log, limit_s=30)

@@ -29,7 +29,6 @@ from turnout_workers.simulator.server import Simulator
     default=DEFAULT,
     help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
 )
-@click.option("--instant", is_flag=True, help="No latency, no limits, and no faults but those of --fault.")
 @click.option(
     "--fault",
     "faults",
@@ -37,7 +36,6 @@ from turnout_workers.simulator.server import Simulator
     metavar="NAME=JSON",
     help="""Add a fault, e.g. sim-swift='{"kind": "hang", "after_s": 5, "for_s": 10}'. Repeatable.""",
 )
-@click.option("--own-ports", is_flag=True, help="Each provider at a port of its own, closed while it is down.")
 @click.option(
     "--toml", type=click.Path(path_type=Path, dir_okay=False), help="Write a turnout.toml for this fleet to this file."
 )
@@ -46,21 +44,19 @@ def simulate(
     host: str,
     port: int,
     file: Path,
-    instant: bool,
     faults: tuple[str, ...],
-    own_ports: bool,
     toml: Path | None,
     as_json: bool,
 ) -> None:
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
-    scenario = load(file).instant() if instant else load(file)
+    scenario = load(file)
     providers = dict(scenario.providers)
     for name, added in map(_fault, faults):
         if name not in providers:
             raise click.BadParameter(f"no provider {name!r}; there are {', '.join(providers)}", param_hint="--fault")
         providers[name] = providers[name].model_copy(update={"faults": (*providers[name].faults, added)})
     scenario = scenario.model_copy(update={"providers": providers})
-    uvloop.run(_serve(Simulator(scenario, host, port, own_ports), toml, as_json))
+    uvloop.run(_serve(Simulator(scenario, host, port), toml, as_json))
 
 
 async def _serve(simulator: Simulator, toml: Path | None, as_json: bool) -> None:

@@ -80,13 +80,6 @@ class SimulatedProvider(ProviderTable):
         told = ((name, getattr(model, name) or getattr(self, name)) for name in LimitFields.model_fields)
         return {name: limit for name, limit in told if limit is not None}
 
-    def instant(self) -> SimulatedProvider:
-        """Without latency, limits and faults."""
-        unlimited = dict.fromkeys(LimitFields.model_fields)
-        models = {ours: model.model_copy(update=unlimited) for ours, model in self.models.items()}
-        at_once = {"ttft_s": 0.0, "s_per_token": 0.0, "jitter": 0.0, "faults": ()}
-        return self.model_copy(update={**unlimited, **at_once, "models": models})
-
     def table(self, base_url: str) -> dict[str, Any]:
         """Its table in the turnout.toml of workers that call it at this address."""
         expected = {"expected_ttft_s": self.ttft_s or None, "expected_s_per_token": self.s_per_token}
@@ -103,10 +96,6 @@ class Scenario(Value):
     seed: int = 1
     output_tokens: Count = 80
     """Median length of an answer; single answers vary around it."""
-
-    def instant(self) -> Scenario:
-        """Without latency, limits and faults."""
-        return self.model_copy(update={"providers": {name: one.instant() for name, one in self.providers.items()}})
 
     def configuration(self, base_urls: Mapping[str, str]) -> dict[str, Any]:
         """The tables of a turnout.toml for this fleet at the addresses that `turnout simulate` printed."""

@@ -24,22 +24,15 @@ from turnout_workers.simulator.oracle import Books, Jobs
 from turnout_workers.simulator.scenario import Fault, Scenario
 
 _MAX_BODY = 32 * 1024 * 1024
-_DOOR_S = 0.02
-"""How often it is looked whether a provider's own port should be open."""
 
 
 class Simulator:
-    """A running server; `async with Simulator(scenario) as simulator: simulator.base_url(name)`.
+    """A running server; `async with Simulator(scenario) as simulator: simulator.base_url(name)`."""
 
-    own_ports: give each provider a port of its own, too, which is closed while it is down. Then connections
-    are refused, and a client knows that nothing was billed; on the shared port they are accepted and dropped.
-    """
-
-    def __init__(self, scenario: Scenario, host: str = "127.0.0.1", port: int = 0, own_ports: bool = False) -> None:
-        self.scenario, self.host, self.port, self.own_ports = scenario, host, port, own_ports
+    def __init__(self, scenario: Scenario, host: str = "127.0.0.1", port: int = 0) -> None:
+        self.scenario, self.host, self.port = scenario, host, port
         self.jobs = Jobs()
         self._ids = count(1)
-        self._doors: dict[str, _Door] = {}
 
     async def __aenter__(self) -> Simulator:
         now, seed = time.monotonic(), self.scenario.seed
@@ -48,18 +41,12 @@ class Simulator:
         server = web.Server(self._handle, request_factory=_request, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.2)
         await self._runner.setup()
-        main = _Door(self._runner, self.host, self.port)
-        await main.set(is_open=True)
-        self.port = main.port
-        if self.own_ports:
-            self._doors = {name: _Door(self._runner, self.host, 0) for name in self._books}
-            await self._mind_doors()
-            self._minder = asyncio.create_task(self._keep_minding())
+        site = web.TCPSite(self._runner, self.host, self.port)
+        await site.start()
+        self.port = site.port
         return self
 
     async def __aexit__(self, *exc: object) -> None:
-        if self.own_ports:
-            self._minder.cancel()
         await self._runner.cleanup()
 
     @property
@@ -69,8 +56,7 @@ class Simulator:
     def base_url(self, provider: str) -> str:
         """The base URL for clients of that provider; in OpenAI's format it includes the version."""
         version = "/v1" if self.scenario.providers[provider].kind == "openai" else ""
-        port = self._doors[provider].port if provider in self._doors else self.port
-        return str(URL.build(scheme="http", host=self.host, port=port, path=f"/{provider}{version}"))
+        return f"{self.url}/{provider}{version}"
 
     def fail(self, provider: str, fault: Fault) -> None:
         """Announce a fault, as `POST /control/…` does."""
@@ -115,33 +101,6 @@ class Simulator:
 
     def _unknown(self, name: str) -> web.Response:
         return _told({"error": f"no provider {name!r}; there are {', '.join(self._books)}"}, 404)
-
-    async def _keep_minding(self) -> None:
-        while True:
-            await asyncio.sleep(_DOOR_S)
-            await self._mind_doors()
-
-    async def _mind_doors(self) -> None:
-        now = time.monotonic()
-        for name, door in self._doors.items():
-            await door.set(is_open=all(fault.kind != "down" for fault in self._books[name].faults(now)))
-
-
-class _Door:
-    """A listening port that can be closed, and opened again under the same number."""
-
-    def __init__(self, runner: web.ServerRunner, host: str, port: int) -> None:
-        self._runner, self._host, self.port = runner, host, port
-        self._site: web.TCPSite | None = None
-
-    async def set(self, is_open: bool) -> None:
-        if is_open and self._site is None:
-            site = web.TCPSite(self._runner, self._host, self.port)
-            await site.start()
-            self._site, self.port = site, site.port
-        elif not is_open and self._site is not None:
-            site, self._site = self._site, None
-            await site.stop()
 
 
 def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]) -> web.BaseRequest:
