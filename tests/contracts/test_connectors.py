@@ -267,13 +267,6 @@ async def test_mistral_is_given_ids_of_tool_calls_as_it_wants_them_whoever_made_
     assert re.fullmatch("[a-zA-Z0-9]{9}", made[0])
 
 
-async def test_azures_dated_versions_have_a_path_for_each_deployment(http: Http) -> None:
-    azure = replace(config("openai", ""), dialect="azure", version="2024-10-21")
-    path, _, _ = await sent(azure, {"prompt": "?"}, http)
-    assert path == "/openai/deployments/m/chat/completions?api-version=2024-10-21"
-    assert (await sent(replace(azure, version=None), {"prompt": "?"}, http))[0] == "/chat/completions"
-
-
 async def test_geminis_older_models_think_by_the_token_and_know_no_signatures(http: Http) -> None:
     old = replace(endpoint("gemini"), served_model="gemini-2.5-flash")
     async with recorder(answer("gemini")) as (url, seen):
@@ -297,12 +290,10 @@ async def test_anthropic_is_given_a_temperature_or_top_p(http: Http) -> None:
     assert warnings == ("anthropic does not take top_p beside temperature; it was left out",)
 
 
-@pytest.mark.parametrize("version", ["2023-06-01", "2026-10-21"])
-async def test_anthropics_newer_version_takes_no_temperature_and_none_is_above_one(version: str, http: Http) -> None:
+async def test_anthropic_is_given_no_temperature_above_one(http: Http) -> None:
     for temperature in (0.5, 1.5):
-        asked = {"prompt": "?", "temperature": temperature}
-        _, body, warnings = await sent(replace(config("anthropic", ""), version=version), asked, http)
-        assert ("temperature" in body) == (not warnings) == (version < "2026" and temperature <= 1)
+        _, body, warnings = await sent(config("anthropic", ""), {"prompt": "?", "temperature": temperature}, http)
+        assert ("temperature" in body) == (not warnings) == (temperature <= 1)
 
 
 async def test_extras_are_one_providers_and_can_not_change_what_a_call_may_cost(http: Http) -> None:

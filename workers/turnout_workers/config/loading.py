@@ -134,8 +134,8 @@ def _check(table: ProviderTable) -> None:
         raise ConfigError("base_url is missing, and there is no preset of this name")
     if not table.models and not any(served_by(table.dialect)):
         raise ConfigError("models is missing, and the catalogue doesn't know what this provider serves")
-    if table.version and table.kind == "openai" and table.dialect != "azure":
-        raise ConfigError("version is of Anthropic's, Gemini's and Azure's API; this one has none: remove it")
+    if table.version and table.kind == "openai":
+        raise ConfigError("version is of Anthropic's and Gemini's API; this one has none: remove it")
     if table.kind not in (known := providers.kinds()):
         raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(known))}")
 

@@ -117,7 +117,7 @@ class ProviderTable(LimitFields):
     no_training: bool = False
     zero_retention: bool = False
     version: str | None = None
-    """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta, Azure's."""
+    """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta."""
     headers: dict[str, str] = Field(default_factory=dict, repr=False)
     service_tier: str | None = None
     """Asked for in every call, with the price list's price for it: flex, priority, … None: the provider's usual one."""

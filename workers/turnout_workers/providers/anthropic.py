@@ -26,8 +26,6 @@ FINISH = {
 }
 DEFAULT_MAX_TOKENS = 4096
 """The format demands a limit; this is ours where the job sets none and the model's own is larger."""
-WITHOUT_SAMPLING = "2026-10-21"
-"""From this version on, `temperature` and `top_p` are refused."""
 HOTTEST = 1.0
 """Highest temperature that it takes, which is also its default: a higher one is left out."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
@@ -39,13 +37,7 @@ class AnthropicConnector(Connector):
 
     def __init__(self, config: ProviderConfig, http: Http) -> None:
         super().__init__(config, http)
-        self._version = config.version or self.dialect.version or "2023-06-01"
-        self._headers[istr("anthropic-version")] = self._version
-
-    @property
-    def parameters(self) -> frozenset[str]:
-        refused = {"temperature", "top_p"} if self._version >= WITHOUT_SAMPLING else set()
-        return self.dialect.parameters - refused
+        self._headers[istr("anthropic-version")] = config.version or self.dialect.version or "2023-06-01"
 
     def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
         if request.is_embedding:

@@ -48,7 +48,8 @@ class Connector(CloudProviderBase):
         self.http = http
         self.dialect: Dialect = dialect(config.dialect, config.kind)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
-        self._taken: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: self.parameters | STREAM)
+        takes = self.dialect.parameters | STREAM
+        self._taken: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: takes)
         """By model and reasoning effort: of that, models take some values, and temperature with some of those."""
         self._secrets = tuple(self._headers.values())
         if config.api_key is not None:
@@ -69,11 +70,6 @@ class Connector(CloudProviderBase):
     def gathering(self) -> Gathering | None:
         """A collector for the events of one stream; None: the format can't stream, and an answer comes in one piece."""
         return None
-
-    @property
-    def parameters(self) -> frozenset[str]:
-        """The optional parameters that are taken, as `Dialect.parameters`."""
-        return self.dialect.parameters
 
     @property
     def health_path(self) -> str:

@@ -31,29 +31,19 @@ class OpenAIConnector(Connector):
         model = endpoint.served_model
         if request.is_embedding:
             body: dict[str, Any] = {"model": model, "input": list(request.texts), "encoding_format": "float"}
-            return self._path("embeddings", model), body | sent.given("dimensions")
+            return "/embeddings", body | sent.given("dimensions")
         body = {"model": model, **self._chat(request, sent)}
         if stream:
             body["stream"] = True
             if self.dialect.stream_usage:
                 body["stream_options"] = {"include_usage": True}
-        return self._path("chat/completions", model), body
+        return "/chat/completions", body
 
     def gathering(self) -> Gathering:
         return _Chunks()
 
     def read(self, request: InferenceRequest, body: Any) -> Answer:
         return _embeddings(body) if request.is_embedding else _completion(body)
-
-    @property
-    def health_path(self) -> str:
-        return f"/openai/models?api-version={self.config.version}" if self.config.version else self.dialect.health_path
-
-    def _path(self, method: str, model: str) -> str:
-        """Azure's dated versions have a path for each deployment."""
-        if self.config.version is None:
-            return f"/{method}"
-        return f"/openai/deployments/{model}/{method}?api-version={self.config.version}"
 
     def _chat(self, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
         dialect = self.dialect
