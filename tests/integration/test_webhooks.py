@@ -41,7 +41,7 @@ def test_it_is_told_again_until_it_is_heard(
     stand.until(lambda: len(receiver.of(job.id)) == 1, 20)
     key = stand.ledger.keys.hooks
     stand.until(lambda: (stand.client.zscore(key, job.id) or 0) > stand.client.time()[0] * 1000 + 1000, 10)
-    stand.client.zadd(key, {job.id: 0})  # the wait of 5 s is over
+    stand.client.zadd(key, {job.id: 0})  # the wait of 30 s is over
     stand.until(lambda: "webhook_told" in events(client, job.id), 20)
     assert len(receiver.of(job.id)) == 2
 

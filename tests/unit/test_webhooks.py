@@ -123,13 +123,13 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
         async def due_hooks(self, limit: int) -> list[str]:
             return [("strange", "slow", "quick", "quick")[len(self.taken)]]
 
-        async def take_hook(self, job_id: str, for_s: float) -> Hook | None:
+        async def take_hook(self, job_id: str, waits_s: object) -> Hook | None:
             if job_id in self.taken:
                 return None
             self.taken.append(job_id)
             if job_id == "strange":
                 JobResult.model_validate({"a_new_field": 1})
-            return Hook(job_id, 0, JobResult(id=job_id, status=JobStatus.CANCELLED, settled_at=1.0))
+            return Hook(job_id, 1, JobResult(id=job_id, status=JobStatus.CANCELLED, settled_at=1.0))
 
         async def end_hook(self, job_id: str, event: dict[str, str]) -> None:
             assert (job_id, event["event"]) == ("quick", "webhook_told")

@@ -93,7 +93,7 @@ class Hook:
     name: str
     """Of the webhook, in turnout.toml."""
     tries: int
-    """Made before this one."""
+    """Including this one."""
     result: JobResult
 
 
@@ -103,4 +103,4 @@ def read_hook(reply: list[Any] | None, job_id: str, keyring: Keyring) -> Hook | 
     name, tries, *rest = reply
     result = read_result(rest, job_id, keyring)
     assert result is not None
-    return Hook(name.decode(), int(tries or 0), result)
+    return Hook(name.decode(), int(tries), result)

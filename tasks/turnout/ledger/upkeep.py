@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from turnout.ledger.content import Hook, read_hook
@@ -92,13 +92,13 @@ class Upkeep(Operations):
         """Settled jobs whose webhook is to be called now."""
         return self._due(self.keys.hooks, limit)
 
-    def take_hook(self, job_id: str, for_s: float) -> Call[Hook | None]:
-        """Reserve the webhook's call for this worker, for so long. None: another worker has it, or it is done."""
-        return self.call("take_hook", job_id, ms(for_s), decode=self.opening(read_hook, job_id), job=job_id)
+    def take_hook(self, job_id: str, waits_s: Sequence[float]) -> Call[Hook | None]:
+        """Reserve the webhook's next call for this worker. None: another worker has it, or it is done.
 
-    def put_off_hook(self, job_id: str, for_s: float) -> Call[None]:
-        """The webhook was called in vain: call it again later."""
-        return self.call("put_off_hook", job_id, ms(for_s), decode=nothing, job=job_id)
+        waits_s: how long after its first call, its second … it is due again; each longer than a call takes.
+        """
+        waits_ms = map(ms, waits_s)
+        return self.call("take_hook", job_id, *waits_ms, decode=self.opening(read_hook, job_id), job=job_id)
 
     def end_hook(self, job_id: str, event: Mapping[str, Any]) -> Call[None]:
         """The webhook was called, or given up."""

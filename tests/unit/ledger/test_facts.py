@@ -467,18 +467,17 @@ def test_redis_itself_keeps_the_time(redis_url: str) -> None:
         bed.close()
 
 
-def test_a_webhooks_tries_are_those_made_in_vain_since_the_job_ended(bed: Bed) -> None:
-    def settled() -> int:
-        bed.settle(bed.claimed().token, JobStatus.FAILED)
-        return tries()
-
-    def tries() -> int:
-        return int(bed(bed.ledger.take_hook("a", 0)).tries)
+def test_a_webhook_is_due_again_after_ever_longer_waits_and_counts_anew_for_a_new_end(bed: Bed) -> None:
+    def tries() -> int | None:
+        hook = bed(bed.ledger.take_hook("a", (1, 5)))
+        return hook and hook.tries
 
     bed.enqueue(webhook="app")
-    assert settled() == 0
-    assert tries() == 0, "its worker has died meanwhile"
-    bed(bed.ledger.put_off_hook("a", 0))
-    assert tries() == 1
-    bed(bed.ledger.replay("a", LANE))
-    assert settled() == 0
+    for _ in range(2):
+        bed.settle(bed.claimed().token, JobStatus.FAILED)
+        for number, wait_ms in enumerate((1000, 5000, 5000), 1):
+            assert tries() == number
+            bed.advance(wait_ms - 1)
+            assert tries() is None
+            bed.advance(1)
+        bed(bed.ledger.replay("a", LANE))

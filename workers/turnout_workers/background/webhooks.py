@@ -31,8 +31,9 @@ MOST = 100
 TIMEOUT_S = 15.0
 NOBODY, GONE = "no webhook of this name is configured", "status 410"
 """Why a telling is the last, whichever it is. 410 is how a receiver says that it wants no more."""
-RETRY_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
-"""Waits after each failed telling; then it is given up. Close to what the Standard Webhooks specification proposes."""
+RETRY_S = (30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
+"""Waits after each telling, longer than one takes; after the last it is given up. Close to what the Standard Webhooks
+specification proposes."""
 
 
 def message(result: JobResult) -> bytes:
@@ -78,7 +79,7 @@ class Webhooks:
 
     async def _tell(self, job_id: str, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
         try:
-            hook = await self.send(self.ledger.take_hook(job_id, TIMEOUT_S * 2))
+            hook = await self.send(self.ledger.take_hook(job_id, RETRY_S))
             if hook is not None:
                 webhook = self.configured.get(hook.name)
                 session = any_address if webhook and webhook.private else public
@@ -92,10 +93,9 @@ class Webhooks:
         """After one telling. why: for what it was not heard; None: it was."""
         if why is None:
             await self.send(self.ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
-        elif hook.tries < len(RETRY_S) and why not in (NOBODY, GONE):
+        elif hook.tries <= len(RETRY_S) and why not in (NOBODY, GONE):
             again = "webhook %s of job %s failed, to be told again: %s"
             logger.info(again, hook.name, job_id, why, extra={"job": job_id})
-            await self.send(self.ledger.put_off_hook(job_id, RETRY_S[hook.tries]))
         else:
             logger.warning("webhook %s of job %s is given up: %s", hook.name, job_id, why, extra={"job": job_id})
             event = {"event": "webhook_failed", "webhook": hook.name, "why": why}

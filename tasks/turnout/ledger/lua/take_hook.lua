@@ -1,15 +1,15 @@
 #!lua flags=allow-oom
--- Take the telling of a settled job for a while, so that no other worker tells it meanwhile.
+-- Take the telling of a settled job, which is due again after a wait unless `end_hook` comes first. So no other worker
+-- tells it meanwhile, and one that dies or is not heard leaves nothing to be done.
 -- KEYS  hooks, job
--- ARGV  id, for how long (ms)
--- Returns webhook, tries, and values of RESULT; or nothing: it isn't due, or the job is gone or live again
+-- ARGV  id, then the wait (ms) after each telling, the last one for all that follow
+-- Returns webhook, tellings including this one, and values of RESULT; nothing: it is not to be told now
 local due = redis.call('ZSCORE', KEYS.hooks, ARGV[1])
 if not due or tonumber(due) > NOW then return nil end
-local told = redis.call('HMGET', KEYS.job, 'webhook', 'hook_tries', unpack(RESULT))
-local webhook, _, result = unpack(told)
-if not webhook or not result then
+if not redis.call('HGET', KEYS.job, 'result') then -- gone, or live again
   redis.call('ZREM', KEYS.hooks, ARGV[1])
   return nil
 end
-redis.call('ZADD', KEYS.hooks, NOW + ARGV[2], ARGV[1])
-return told
+local tries = redis.call('HINCRBY', KEYS.job, 'hook_tries', 1)
+redis.call('ZADD', KEYS.hooks, NOW + ARGV[1 + math.min(tries, #ARGV - 1)], ARGV[1])
+return redis.call('HMGET', KEYS.job, 'webhook', 'hook_tries', unpack(RESULT))
