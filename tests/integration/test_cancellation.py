@@ -375,8 +375,8 @@ class Bench:
                     break
         await self.rest()
         unspooling = Unspooling(self.spool, self.ledger, self.send, self.store, self.in_force)
-        for path, kept in self.spool:
-            await unspooling._settle(path, kept)
+        for path in self.spool:
+            await unspooling._settle(path)
         self.advance(LEASE_S + 1)
         await self.store.expire()
 

@@ -22,7 +22,6 @@ KEPT = [
     "tenant:joe@example.com@2030-03-10",
     "batch:b@2020-01-01",
     "job:j@2020-01-01",
-    "tenant:a@2020-13",
 ]
 OVER = ["total@2020-01-01", "total@2020-01", "tenant:a@2030-01-06", "tenant:a@2030-01", "provider:p@2029-12-31"]
 

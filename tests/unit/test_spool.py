@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import asyncio
 import errno
 import json
 import os
@@ -30,9 +31,9 @@ async def test_what_cannot_be_opened(tmp_path: Path, keyring: Keyring, job_id: s
     answer = InferenceResponse(text="yes", provider="p", model_requested="m", model_served="m")
     sealed = json.loads(write_result(JobResult(id="a", status=JobStatus.SUCCEEDED, response=answer), OLD))
     spool.keep({"job": job_id, "result": sealed})
-    ((path, kept),) = spool
+    (path,) = spool
     unspooling = Unspooling(spool, Ledger(keyring=keyring), never, MemoryFleetStore(lambda: 0.0), never)
-    await unspooling._settle(path, kept)
+    await unspooling._settle(path)
     assert [file.suffix for file in tmp_path.iterdir()] == [left]
 
 
@@ -40,9 +41,8 @@ async def test_what_cannot_be_opened(tmp_path: Path, keyring: Keyring, job_id: s
 async def test_what_another_release_has_kept_is_put_aside_and_holds_nothing_up(tmp_path: Path, other: Any) -> None:
     never: Any = None
     spool = Spool(tmp_path)
-    spool.keep(other)
-    ((path, kept),) = spool
-    await Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never)._settle(path, kept)
+    path = spool.keep(other)
+    await Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never)._settle(path)
     assert [file.suffix for file in tmp_path.iterdir()] == [".refused"]
 
 
@@ -63,8 +63,10 @@ def test_of_what_a_full_disk_did_not_take_nothing_is_left(tmp_path: Path, monkey
 
 
 def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path) -> None:
+    never: Any = None
     spool = Spool(tmp_path)
     (tmp_path / "0.json").write_text("half of")
-    spool.keep({"job": "a"})
-    assert [kept for _, kept in spool] == [{"job": "a"}]
+    spool.keep({})
+    asyncio.run(Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never)._settle_all())
+    assert [file.suffix for file in tmp_path.iterdir()] == [".refused"] * 2
     assert (tmp_path / "0.refused").read_text() == "half of"

@@ -3,6 +3,7 @@ tenants has many of, and what detached batches leave behind, which apps hand ove
 
 from __future__ import annotations
 
+import re
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
@@ -19,8 +20,8 @@ EVERY_S = 3600.0
 AT_ONCE = 1000
 KEPT = timedelta(days=62)
 """From the first day of a period on, so that a month, too, stays for another one."""
-PERIODIC = ("total@", "tenant:", "provider:")
-"""How the names of all these begin, and of no job's or batch's; see `attempts/ceilings.py`."""
+PERIODIC = re.compile(r"(?:total|tenant:.+|provider:.+)@(\d{4}-\d\d(?:-\d\d)?)")
+"""The names of all these, and of no job's or batch's; see `attempts/ceilings.py`."""
 
 
 @dataclass(slots=True)
@@ -64,9 +65,5 @@ class OldAccounts:
 
 def is_over(account: str, today: date) -> bool:
     """Whether it is of a day or a month that nobody asks for any more."""
-    period = account.rpartition("@")[2]
-    try:
-        began = date.fromisoformat(period if len(period) > len("2030-01") else f"{period}-01")
-    except ValueError:
-        return False
-    return account.startswith(PERIODIC) and began < today - KEPT
+    found = PERIODIC.fullmatch(account)
+    return found is not None and found[1] < (today - KEPT).isoformat()

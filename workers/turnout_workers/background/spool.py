@@ -62,22 +62,12 @@ class Spool:
             partial.unlink(missing_ok=True)
             raise
 
-    def __iter__(self) -> Iterator[tuple[Path, dict[str, Any]]]:
+    def __iter__(self) -> Iterator[Path]:
         """What is waiting. The caller drops a file when its settlement has been taken."""
-        if not self._folder.is_dir():
-            return
-        for path in sorted(self._folder.glob("*.json")):
-            try:
-                kept = json.loads(path.read_text("utf-8"))
-            except FileNotFoundError:
-                continue  # another worker on this machine was faster
-            except OSError as error:
-                logger.error("spooled settlement %s can't be read: %s", path.name, error)
-            except ValueError:
-                logger.error("spooled settlement %s is no JSON, and put aside", path.name)
-                self.put_aside(path)
-            else:
-                yield path, kept
+        return iter(sorted(self._folder.glob("*.json")))
+
+    def read(self, path: Path) -> Any:
+        return json.loads(path.read_text("utf-8"))
 
     def drop(self, path: Path) -> bool:
         """False: another worker on this machine was faster."""
@@ -105,16 +95,22 @@ class Unspooling:
         await kept_up(self._settle_all, EVERY_S, "what was spooled")
 
     async def _settle_all(self) -> None:
-        for path, kept in self.spool:
-            await self._settle(path, kept)
+        for path in self.spool:
+            await self._settle(path)
 
-    async def _settle(self, path: Path, kept: dict[str, Any]) -> None:
+    async def _settle(self, path: Path) -> None:
         try:
+            kept = self.spool.read(path)
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
             keep, token, batch = self.in_force.file.retention, kept["token"], kept["batch"]
             taken = await self.send(
                 self.ledger.settle(token, result, None, keep.results_s, batch, keep.failed_s, late=True)
             )
+        except FileNotFoundError:
+            return  # another worker on this machine was faster
+        except OSError as error:
+            logger.error("spooled settlement %s waits: %s", path.name, error)
+            return
         except (Unreadable, ResponseError, *MISSHAPEN) as error:
             if isinstance(error, Unreadable) and error.key is not None:
                 logger.error("spooled settlement %s waits for its key: %s", path.name, error)
