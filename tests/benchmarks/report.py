@@ -34,6 +34,10 @@ Measured when each was made, before and after in turns on the machine above; not
 | a call under way holds no decision, no snapshot, no message, no second copy of its request: memory above a ready worker | 43 KB | 24 KB |
 | judging after a call instead of around it, one frame to prepare and make it, Celery's properties of a message dropped: memory of one more call in flight | 24 KB | 21 KB |
 | failures in a row counted as calls began, too, and a worker's own at once: calls wasted on an endpoint that answers 500, of 1,000 at 100/s | 5–7 | 2 |
+
+Tried, and left out: compiling with mypyc. It takes a routing decision from 17.9 to 8.2 µs; but a job's CPU time, with
+routing, ledger calls and wire formats compiled, did not fall (0.78 to 0.88 ms before, 0.89 to 1.01 after), and compiled
+coroutines and string functions failed tests that guard lost connections and prompts.
 """  # noqa: E501
 """Written by hand, from the commits that made them."""
 ROW, LEFT, WIDTH = 26, 230, 720
