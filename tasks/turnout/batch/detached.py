@@ -57,10 +57,8 @@ class Batches:
         try:
             counts = HandOver(self._client, self._ledger, id, dedupe).all(read(source, defaults))
             self._move(id, State.FEEDING, State.SUBMITTING, **counts)
-        except BaseException as error:
+        except BaseException:
             self._drop(id)
-            if isinstance(error, NoSuchBatch):
-                raise NoSuchBatch(f"batch {id} was deleted while it was being handed over") from None
             raise
         return id
 
@@ -118,8 +116,7 @@ class Batches:
         state = run(self._client, [self._ledger.move_batch(id, before, {"state": after, **fields})])[0]
         if state not in before:
             self.record(id)
-            handing = " (still being handed over; delete it instead)" if state == State.SUBMITTING else ""
-            raise TurnoutError(f"batch {id} is {state}{handing}")
+            raise TurnoutError(f"batch {id} is {state}")
 
     def retry_failed(self, id: str, max_cost_microusd: int | None = None) -> int:
         """Run its failed and expired jobs again; gives how many.

@@ -68,7 +68,7 @@ class Feeder:
     """Ask identical requests once."""
     max_cost_microusd: int | None = None
     retry_failed: bool = False
-    """Run lines again that have no answer from an earlier run."""
+    """Run lines again that have no answer in the journal."""
     refusal: Refusal | None = None
     _out: dict[str, _Out] = field(default_factory=dict, init=False)
     _bytes: int = field(default=0, init=False)
@@ -147,29 +147,24 @@ class Feeder:
 
     def _submit(self, jobs: list[NewJob]) -> None:
         while jobs:
-            full, again = [], []
+            full = []
             answers = run(self.client, [self.ledger.enqueue(job) for job in jobs])
             for job, answer in zip(jobs, answers, strict=True):
                 match answer.outcome:
                     case Intake.FULL:
                         full.append(job)
                     case Intake.DUPLICATE if answer.state not in LIVE:
-                        if self.retry_failed and answer.state != JobStatus.SUCCEEDED:
-                            again.append(job)
-                        else:
-                            self._early.append(job.id)
+                        self._early.append(job.id)
                     case Intake.EXPIRED:
                         late = "its deadline has passed"
                         self._ended(JobResult.unanswered(job.id, JobStatus.EXPIRED, "deadline", late))
                     case Intake.CONFLICT:
                         other = "a job of this id exists with other content"
                         self._ended(JobResult.unanswered(job.id, JobStatus.FAILED, "conflict", other))
-            if again:
-                run(self.client, [self.ledger.purge([job.id for job in again])])
             if full:
                 self._step(wait=True)
                 self._checkpoint()  # memory comes back as results leave
-            jobs = full + again
+            jobs = full
 
     # --- out --------------------------------------------------------------------------------------------
 

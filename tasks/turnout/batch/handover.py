@@ -41,7 +41,7 @@ class Handed:
 
     def to_json(self) -> str:
         line, problem = self.line, self.problem
-        rest = [problem.code, problem.message] if problem else [line.url, line.base64, int(self.shared)]
+        rest = [problem.code, problem.message] if problem else [line.url, int(self.shared)]
         return json.dumps([line.number, line.custom_id, line.format, self.job, *rest], separators=(",", ":"))
 
     @classmethod
@@ -49,7 +49,7 @@ class Handed:
         number, custom_id, format, job, *rest = json.loads(text)
         if not job:
             return cls(Line(number, custom_id, Format(format)), problem=Problem(code=rest[0], message=rest[1]))
-        return cls(Line(number, custom_id, Format(format), rest[0], rest[1]), job, bool(rest[2]))
+        return cls(Line(number, custom_id, Format(format), rest[0]), job, bool(rest[-1]))
 
 
 @dataclass(slots=True)

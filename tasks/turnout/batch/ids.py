@@ -20,7 +20,7 @@ def job_id(batch: str, line: Line, payload: str, dedupe: bool = False) -> str:
 
     payload: the canonical JSON of its request. dedupe: lines that ask for the very same answer share one job.
     """
-    which = f"{line.url}\0{line.base64}" if dedupe else line.number
+    which = line.url if dedupe else line.number
     return hashlib.sha256(f"{batch}\0{which}\0{payload}".encode()).hexdigest()[:32]
 
 

@@ -55,8 +55,6 @@ class Line:
     format: Format = Format.PLAIN
     url: str = ""
     """OpenAI format: the endpoint, on which the shape of the answer depends."""
-    base64: bool = False
-    """OpenAI format: embeddings were asked for in base64."""
 
     @property
     def id(self) -> str | int:

@@ -18,7 +18,7 @@ CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/res
 _MAPPED = {
     CHAT: {"model", "temperature", "top_p", "metadata", "messages", "max_tokens", "max_completion_tokens", "stop"}
     | {"seed", "tools", "tool_choice", "response_format", "reasoning_effort"},
-    EMBEDDINGS: {"model", "input", "dimensions", "encoding_format"},
+    EMBEDDINGS: {"model", "input", "dimensions"},
     RESPONSES: {"model", "temperature", "top_p", "metadata", "input", "instructions", "max_output_tokens"}
     | {"tools", "tool_choice", "text", "reasoning"},
 }
@@ -38,6 +38,7 @@ _ONLY_AT: Mapping[str, tuple[Any, ...]] = {
     "n": (1,),
     "stream": (False,),
     "logprobs": (False,),
+    "encoding_format": ("float",),
     "modalities": (["text"],),
     "background": (False,),
     "store": (False, True),
@@ -78,8 +79,6 @@ def _chat(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _embeddings(body: Mapping[str, Any]) -> dict[str, Any]:
-    if body.get("encoding_format", "float") not in ("float", "base64"):
-        raise Unusable("body.encoding_format: must be 'float' or 'base64'")
     return {"input": body.get("input")}
 
 

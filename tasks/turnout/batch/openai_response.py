@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import struct
 from typing import Any
 
 from turnout.batch.openai_request import EMBEDDINGS, RESPONSES
@@ -13,12 +11,10 @@ _UNASKED: dict[str, Any] = {"parallel_tool_calls": True, "tool_choice": "auto", 
 """What OpenAI's answer repeats of its request, as if nothing had been said of it."""
 
 
-def response_body(
-    url: str, response: InferenceResponse, job_id: str, created: int, in_base64: bool = False
-) -> dict[str, Any]:
+def response_body(url: str, response: InferenceResponse, job_id: str, created: int) -> dict[str, Any]:
     """The body that OpenAI's own endpoint would have answered with."""
     if url == EMBEDDINGS:
-        return _embeddings_body(response, in_base64)
+        return _embeddings_body(response)
     return (_response_body if url == RESPONSES else _completion_body)(response, job_id, created)
 
 
@@ -49,13 +45,11 @@ def _completion_body(response: InferenceResponse, job_id: str, created: int) -> 
     }
 
 
-def _embeddings_body(response: InferenceResponse, in_base64: bool) -> dict[str, Any]:
-    vectors: list[Any] = list(response.embeddings)
-    if in_base64:
-        vectors = [base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode() for vector in vectors]
+def _embeddings_body(response: InferenceResponse) -> dict[str, Any]:
+    vectors = enumerate(response.embeddings)
     return {
         "object": "list",
-        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in enumerate(vectors)],
+        "data": [{"object": "embedding", "index": i, "embedding": vector} for i, vector in vectors],
         "model": response.model_served,
         "usage": {"prompt_tokens": response.usage.input_tokens, "total_tokens": response.usage.total_tokens},
     }

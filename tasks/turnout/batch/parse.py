@@ -91,7 +91,7 @@ def _openai(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
     fields = openai_request.request_fields(url, body)
     if (constraints := value.get("constraints")) is not None:
         fields["constraints"] = constraints
-    return Line(number, custom_id, Format.OPENAI, str(url), body.get("encoding_format") == "base64"), fields
+    return Line(number, custom_id, Format.OPENAI, str(url)), fields
 
 
 _AS_IT_IS = {"tools", "response_format", "extras"}

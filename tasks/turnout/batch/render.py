@@ -94,7 +94,7 @@ def _openai(line: Line, result: JobResult) -> dict[str, Any]:
         value["response"] = {
             "status_code": 200,
             "request_id": f"simulated-{request_id}" if response.simulated else request_id,
-            "body": response_body(line.url, response, id, created, line.base64),
+            "body": response_body(line.url, response, id, created),
         }
     elif result.status is JobStatus.FAILED and result.attempts:
         status, kind = (400, "invalid_request_error") if problem.code in _CALLERS_FAULT else (500, "server_error")

@@ -143,10 +143,7 @@ class LoopLink:
 
     def _check_loop(self) -> None:
         """Connections live in the loop that opened them; in another they would fail now and then, and obscurely."""
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError("an AsyncClient needs asyncio: under trio, use Client in a thread") from None
+        loop = asyncio.get_running_loop()
         self._loop = self._loop or loop
         if self._loop is not loop:
             raise RuntimeError("this AsyncClient belongs to another event loop: open one in each, or use Client")

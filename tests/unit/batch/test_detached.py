@@ -46,7 +46,7 @@ def test_a_batch_that_is_deleted_while_it_is_handed_over_leaves_nothing(
 ) -> None:
     batches = Batches(flushed, Ledger())
     Interrupted.happens = staticmethod(lambda: batches.delete(batches.all()[0].id))
-    with pytest.raises(NoSuchBatch, match="deleted while it was being handed over"):
+    with pytest.raises(NoSuchBatch, match="there is no batch"):
         batches.submit(source, Defaults())
     assert not flushed.keys()
 
@@ -55,7 +55,7 @@ def test_a_batch_can_not_be_cancelled_while_it_is_handed_over(flushed: redis.Red
     batches = Batches(flushed, Ledger())
 
     def cancel() -> None:
-        with pytest.raises(TurnoutError, match="delete it"):
+        with pytest.raises(TurnoutError, match="is submitting"):
             batches.cancel(batches.all()[0].id, 60)
 
     Interrupted.happens = staticmethod(cancel)

@@ -229,16 +229,6 @@ def test_failed_lines_are_asked_again_only_when_that_is_wanted(bench: Bench) -> 
     assert bench.texts() == [f"re q{n}" for n in range(10)]
 
 
-def test_lines_that_failed_while_nobody_fed_are_asked_again_when_that_is_wanted(bench: Bench) -> None:
-    bench.write(*({"prompt": f"q{n}"} for n in range(10)))
-    bench.stop_after(0)
-    bench.stop_after(4)
-    bench.work(most=3)
-    bench.work(fails=True)
-    tally = bench.feed(retry_failed=True)
-    assert (tally.finished, tally.failed, len(bench.asked)) == (10, 0, 13)
-
-
 def test_a_line_that_no_endpoint_can_serve_is_told_its_number_and_the_reason(bench: Bench) -> None:
     bench.write({"prompt": "good"}, {"prompt": "bad", "model": "m"})
     tally = bench.feed(refusal=lambda request: "nobody has it" if request.model else None)

@@ -57,15 +57,9 @@ def submit(source: str, **options: Any) -> None:
 
 
 @batch.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def list_batches(as_json: bool) -> None:
+def list_batches() -> None:
     """List batches, the latest first."""
-    batches = _batches()
-    records = batches.all()
-    if as_json:
-        for record in records:
-            click.echo(json.dumps(record.model_dump(mode="json")))
-        return
+    records = _batches().all()
     columns = ("batch", "submitted (UTC)", "state", "lines", "ended", "from")
     made = table(*columns, numbers=("lines", "ended"), whole=columns[:3])
     for one in records:
