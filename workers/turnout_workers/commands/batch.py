@@ -19,15 +19,7 @@ from turnout.batch.source import Source
 from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
-from turnout_workers.commands.lines import (
-    DOLLARS,
-    DONE,
-    SOME_FAILED,
-    STOPPED,
-    defaults,
-    line_options,
-    max_cost_microusd,
-)
+from turnout_workers.commands import lines
 from turnout_workers.commands.screen import add, counted, table, usd
 from turnout_workers.deployment import Deployment, deployment
 
@@ -44,15 +36,15 @@ def _batches(here: Deployment | None = None) -> Batches:
 
 @batch.command()
 @click.argument("source")
-@line_options
+@lines.line_options
 def submit(source: str, **options: Any) -> None:
     """Hand SOURCE over, all of it, and print the batch's id."""
     batches = _batches()
-    id = batches.submit(Source(source), defaults(options), max_cost_microusd(options), options["dedupe"])
+    id = batches.submit(Source(source), lines.defaults(options), lines.max_cost_microusd(options), options["dedupe"])
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
-        lines = counted(record.lines, "line")
-        click.echo(f"{bad:,} of {lines} can't be run; `turnout batch results {id}` says why", err=True)
+        total = counted(record.lines, "line")
+        click.echo(f"{bad:,} of {total} can't be run; `turnout batch results {id}` says why", err=True)
     click.echo(id)
 
 
@@ -96,7 +88,7 @@ def watch(id: str) -> None:
             click.echo(line)
             last = line
         if ended:
-            sys.exit(DONE if record.complete else SOME_FAILED)
+            sys.exit(lines.DONE if record.complete else lines.SOME_FAILED)
         time.sleep(1)
 
 
@@ -117,7 +109,7 @@ def results(id: str, output: str, errors: str | None) -> None:
     written = write_output(((result.succeeded, line) for result, line in batches.results(id)), output, errors)
     ended, succeeded = written.total(), written[True]
     click.echo(f"{ended:,} of {counted(record.lines, 'line')} ended, {succeeded:,} with an answer", err=True)
-    sys.exit(STOPPED if ended < record.lines else DONE if succeeded == ended else SOME_FAILED)
+    sys.exit(lines.STOPPED if ended < record.lines else lines.DONE if succeeded == ended else lines.SOME_FAILED)
 
 
 @batch.command()
@@ -152,10 +144,10 @@ def resume(id: str) -> None:
 
 @batch.command("retry-failed")
 @click.argument("id")
-@click.option("--max-cost", type=DOLLARS, help="Most to spend on the whole batch from now on, in USD, all told.")
+@click.option("--max-cost", type=lines.DOLLARS, help="Most to spend on the whole batch from now on, in USD, all told.")
 def retry_failed(id: str, **options: Any) -> None:
     """Run its failed and expired jobs again."""
-    click.echo(f"{counted(_batches().retry_failed(id, max_cost_microusd(options)), 'job')} run again")
+    click.echo(f"{counted(_batches().retry_failed(id, lines.max_cost_microusd(options)), 'job')} run again")
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import time
-from collections import deque
 from collections.abc import Sequence
 from typing import Self
 
@@ -19,8 +18,6 @@ from turnout.result import dollars
 from turnout_workers.commands.run_summary import span, steady_usd, summary
 from turnout_workers.commands.screen import counted
 
-RATE_WINDOW_S = 10.0
-
 
 class Progress:
     """Is told of a tally now and then, within a `with` block."""
@@ -31,8 +28,7 @@ class Progress:
     def __init__(self, console: Console, total: int | None = None, ceiling_microusd: int | None = None) -> None:
         """total: lines; None: nobody knows."""
         self._console, self._total, self._ceiling_microusd = console, total, ceiling_microusd
-        self._points: deque[tuple[float, int]] = deque()
-        self._shown_at = 0.0
+        self._began_at, self._shown_at = time.monotonic(), 0.0
 
     def __enter__(self) -> Self:
         return self
@@ -50,18 +46,10 @@ class Progress:
         self._shown_at = now
         return True
 
-    def _rate(self, finished: int) -> float:
-        """Jobs a second over the last moments."""
-        now = time.monotonic()
-        self._points.append((now, finished))
-        while now - self._points[0][0] > RATE_WINDOW_S and len(self._points) > 2:
-            self._points.popleft()
-        began, count = self._points[0]
-        return (finished - count) / (now - began) if now > began else 0.0
-
     def _standing(self, tally: Tally) -> str:
         """Pace, when the rest will be done, money and trouble."""
-        rate, total, ceiling = self._rate(tally.finished), self._total, self._ceiling_microusd
+        total, ceiling = self._total, self._ceiling_microusd
+        rate = (tally.finished - tally.resumed) / (time.monotonic() - self._began_at)
         told = [f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"]
         if total is not None:
             told.append(f"ETA {span((total - tally.finished) / rate) if rate else '–'}")
