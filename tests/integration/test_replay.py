@@ -80,16 +80,6 @@ def replays(stand: Stand, job_id: str) -> list[dict[str, dict[str, list[dict[str
     return [event for event in story if event["event"] == "replayed"]
 
 
-def test_records_of_another_version_are_reported(tmp_path: Path) -> None:
-    """And left to workers that know it, see test_two_releases.py."""
-    with standing(tmp_path, FLEET) as stand:
-        stand.submit(["of-tomorrow", "of-today"])
-        stand.client.hset(stand.ledger.keys.job("of-tomorrow"), "v", "2")
-        environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
-        told = CliRunner().invoke(main, ["doctor"], env=environ)
-        assert "DO   1 job with a record of version 2, and this Turnout knows version 1" in told.output
-
-
 def test_a_worker_says_at_its_start_what_redis_lacks(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET) as stand:
         stand.client.config_set("maxmemory-policy", "allkeys-lru")
