@@ -22,8 +22,6 @@ from turnout_workers.monitoring.overview import overview
 EVERY_S = 0.5
 PACE_OVER = 20
 """Looks over which the pace is taken: ten seconds."""
-NAMED = 6
-"""Most workers that are named on the screen."""
 
 COLUMNS = ("endpoint", "health", "in flight", "p99", "errors", "spent")
 """Of endpoints; as many as a terminal of 80 characters has room for. `--json` has more."""
@@ -70,12 +68,10 @@ def _sums(told: dict[str, Any]) -> tuple[int, float]:
 
 
 def _workers(told: dict[str, Any]) -> str:
-    """How many there are, who, and which of them follow another configuration than the one here."""
-    here, found = told["configuration"], told["workers"]
-    others = [name for name, version in found.items() if version != here]
-    names = ", ".join(name.rpartition(":")[0] for name in [*found][:NAMED]) + (" …" if len(found) > NAMED else "")
-    line = counted(len(found), "worker") + (f" ({names})" if found else "")
-    return line + (f", {len(others):,} of them not on configuration {here}" if others else "")
+    """How many there are, and how many of them follow another configuration than the one here."""
+    here, versions = told["configuration"], told["workers"].values()
+    others = sum(version != here for version in versions)
+    return counted(len(versions), "worker") + (f", {others:,} of them not on configuration {here}" if others else "")
 
 
 def _drawn(told: dict[str, Any], pace: str) -> Group:
