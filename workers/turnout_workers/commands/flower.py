@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from pathlib import Path
 
@@ -10,6 +9,8 @@ import click
 
 from turnout_workers.config.credentials import secret_text
 from turnout_workers.deployment import deployment
+
+LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @click.command()
@@ -29,7 +30,7 @@ def flower(address: str, port: int, db: Path) -> None:
     """
     if file := os.environ.pop("FLOWER_BASIC_AUTH_FILE", None):
         os.environ["FLOWER_BASIC_AUTH"] = secret_text(file, f"FLOWER_BASIC_AUTH_FILE={file}")
-    if not _is_loopback(address) and not (os.environ.get("FLOWER_BASIC_AUTH") or os.environ.get("FLOWER_AUTH")):
+    if address not in LOOPBACK and not (os.environ.get("FLOWER_BASIC_AUTH") or os.environ.get("FLOWER_AUTH")):
         raise click.ClickException(
             f"{address} can be reached by others: set FLOWER_BASIC_AUTH=user:password (or FLOWER_BASIC_AUTH_FILE, or "
             "FLOWER_AUTH for OAuth), or listen on 127.0.0.1"
@@ -42,10 +43,3 @@ def flower(address: str, port: int, db: Path) -> None:
         serve(here, address, port, db, lambda url: click.echo(f"Flower: {url}"))
     except OSError as error:
         raise click.ClickException(f"{error.strerror or error}; see --address, --port and --db") from None
-
-
-def _is_loopback(address: str) -> bool:
-    try:
-        return ipaddress.ip_address(address).is_loopback
-    except ValueError:
-        return address == "localhost"
