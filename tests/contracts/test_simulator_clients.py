@@ -165,7 +165,6 @@ async def test_anthropic_message_has_text_usage_and_limits(simulator: Simulator)
     assert message.usage.input_tokens == 19
     assert raw.headers["anthropic-ratelimit-requests-remaining"] == "99"
     assert raw.headers["anthropic-ratelimit-input-tokens-limit"] == "90000"
-    assert raw.headers["anthropic-ratelimit-requests-reset"].endswith("Z")
     assert raw.headers["request-id"]
 
 

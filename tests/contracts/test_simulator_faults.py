@@ -207,7 +207,6 @@ async def test_calls_beyond_the_concurrency_limit_are_refused(http: aiohttp.Clie
     async with Simulator(fleet(ttft_s=0.2, concurrency=2)) as simulator:
         answers = await asyncio.gather(*(ask(http, simulator.url) for _ in range(5)))
         assert sorted(status for status, *_ in answers) == [200, 200, 429, 429, 429]
-        assert simulator.stats()["providers"]["p"]["peak_in_flight"] == 2
 
 
 async def test_health_checks_are_not_counted_as_calls(http: aiohttp.ClientSession) -> None:

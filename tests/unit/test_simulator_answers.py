@@ -46,10 +46,6 @@ LEAVES: list[tuple[dict[str, Any], Any]] = [  # schema, what every example of it
     ({"type": "array", "items": {"type": "integer"}, "minItems": 3}, lambda v: len(v) >= 3),
     ({"type": "array", "items": {"type": "integer"}, "maxItems": 1}, lambda v: len(v) <= 1),
     ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, lambda v: v is None or type(v) is int),
-    (
-        {"allOf": [{"properties": {"a": {"const": 1}}}, {"properties": {"b": {"const": 2}}}]},
-        lambda v: v == {"a": 1, "b": 2},
-    ),
 ]
 
 

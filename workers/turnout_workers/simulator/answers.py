@@ -37,7 +37,6 @@ class Call:
     """Name and parameters' schema; empty when none may be called now."""
     schema: Mapping[str, Any] | None = None
     dimensions: int = 256
-    base64: bool = False
 
     @property
     def input_tokens(self) -> int:

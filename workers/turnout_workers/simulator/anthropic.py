@@ -23,7 +23,6 @@ _ERRORS = {
 class Anthropic(Wire):
     statuses = STATUS | {"overloaded": 529}
     request_id_header = "request-id"
-    tells_moments = True
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         if path != "messages":

@@ -7,7 +7,6 @@ import json
 import math
 import time
 from collections.abc import Mapping
-from datetime import UTC, datetime
 from typing import Any
 
 from aiohttp import web
@@ -147,15 +146,10 @@ class Exchange:
         limits = {} if self.meter is None else self.books.limits(self.meter, self.now)
         for name, kind in self.preset.limit_headers.items():
             if limit := limits.get(kind):
-                reset = self._reset(limit.wait_s(limit.most))
+                reset = f"{limit.wait_s(limit.most):.3f}s"
                 values = {"limit": limit.most, "remaining": int(limit.level), "reset": reset}
                 headers |= {name.format(word): str(value) for word, value in values.items()}
         return headers
-
-    def _reset(self, after_s: float) -> str:
-        if not self.wire.tells_moments:
-            return f"{after_s:.3f}s"
-        return f"{datetime.fromtimestamp(time.time() + after_s, UTC):%Y-%m-%dT%H:%M:%SZ}"
 
     def _reply(self, status: int, body: Mapping[str, Any], retry_after_s: float | None = None) -> web.Response:
         self.books.counts.replied(str(status))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import base64
 import json
-import struct
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -34,7 +32,6 @@ class OpenAI(Wire):
                 (given,) if isinstance(given, str) else tuple(str(text) for text in given),
                 embed=True,
                 dimensions=body.get("dimensions") or 256,
-                base64=body.get("encoding_format") == "base64",
             )
         if path != "chat/completions":
             raise Problem("not_found", f"Unknown request URL: POST /v1/{path}")
@@ -63,10 +60,7 @@ class OpenAI(Wire):
             return {
                 "object": "list",
                 "model": call.model,
-                "data": [
-                    {"object": "embedding", "index": i, "embedding": _packed(v) if call.base64 else v}
-                    for i, v in enumerate(answer.vectors)
-                ],
+                "data": [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(answer.vectors)],
                 "usage": {"prompt_tokens": answer.input_tokens, "total_tokens": answer.input_tokens},
             }
         message: dict[str, Any] = {"role": "assistant", "content": answer.text or None, "refusal": None}
@@ -122,7 +116,3 @@ def _usage(answer: Answer) -> dict[str, Any]:
         "prompt_tokens_details": {"cached_tokens": 0},
         "completion_tokens_details": {"reasoning_tokens": 0},
     }
-
-
-def _packed(vector: tuple[float, ...]) -> str:
-    return base64.b64encode(struct.pack(f"<{len(vector)}f", *vector)).decode()

@@ -95,7 +95,6 @@ class Counts:
     billed: int = 0
     billed_microusd: int = 0
     in_flight: int = 0
-    peak_in_flight: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     """HTTP statuses, and in other words what was no answer."""
 
@@ -153,7 +152,6 @@ class Books:
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)
         self.counts.in_flight += 1
-        self.counts.peak_in_flight = max(self.counts.peak_in_flight, self.counts.in_flight)
         self._flying[meter] += 1
         try:
             yield

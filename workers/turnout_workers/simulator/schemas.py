@@ -21,7 +21,7 @@ _STRINGS = ("simulated value", "made-up text", "a simulated answer", "nothing re
 
 
 def example(schema: Schema, number: int) -> Any:
-    """One of many values, picked by `number`. Patterns and conditionals are not heeded: vendors take none either."""
+    """One of many values, picked by `number`. Patterns, `allOf` and conditionals are not heeded."""
     return _value(schema, number, schema, 0)
 
 
@@ -39,12 +39,6 @@ def _value(schema: Schema, number: int, root: Schema, depth: int) -> Any:
         flat = [branch for branch in branches if "$ref" not in branch] if depth > _DEEP else []
         branches = flat or branches
         return _value(branches[number % len(branches)], number, root, depth)
-    if parts := schema.get("allOf"):
-        merged: dict[str, Any] = {name: value for name, value in schema.items() if name != "allOf"}
-        for part in parts:
-            properties = {**merged.get("properties", {}), **part.get("properties", {})}
-            merged = {**merged, **part, "properties": properties}
-        return _value(merged, number, root, depth)
     kind = schema.get("type", "object" if "properties" in schema else "string")
     kind = (kind[0] if isinstance(kind, list) else kind).lower()  # Gemini writes types in capitals
     if kind == "object":

@@ -37,8 +37,6 @@ class Wire(Protocol):
     """Empty: there is none."""
     tells_retry_after: bool = True
     """Whether the header `retry-after` is sent."""
-    tells_moments: bool = False
-    """Whether a limit's reset is given as a point in time; else as the time until then."""
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:
         """Raises Problem, KeyError, TypeError, ValueError or AttributeError on a body it can't read."""
