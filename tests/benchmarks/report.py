@@ -36,7 +36,7 @@ Measured when each was made, before and after in turns on the machine above; not
 | failures in a row counted as calls began, too, and a worker's own at once: calls wasted on an endpoint that answers 500, of 1,000 at 100/s | 5–7 | 2 |
 
 Tried, and left out: compiling with mypyc. It takes a routing decision from 17.9 to 8.2 µs; but a job's CPU time, with
-routing, ledger calls and wire formats compiled, did not fall (0.78 to 0.88 ms before, 0.89 to 1.01 after), and compiled
+routing, ledger calls and wire formats compiled, did not fall (0.76 to 0.91 ms before, 0.85 to 1.05 after), and compiled
 coroutines and string functions failed tests that guard lost connections and prompts.
 """  # noqa: E501
 """Written by hand, from the commits that made them."""
