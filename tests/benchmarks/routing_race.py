@@ -33,7 +33,8 @@ from tests.benchmarks.measure import keep, keeping
 from turnout.request import InferenceRequest, InferenceResponse, Lane, Quality, RoutingConstraints, Usage
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing import Endpoint, IntelligentRouter, RoutingStrategy, refusal
+from turnout_workers.routing import Endpoint, IntelligentRouter, RoutingStrategy
+from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Limits, Price
 from turnout_workers.routing.health import circuit
@@ -246,7 +247,7 @@ class Baseline:
         return min(among, key=lambda p: (measure[p.name], self.rng.random()))
 
     async def complete(self, request: InferenceRequest) -> InferenceResponse:
-        profile, began = JobProfile.of(request, accepted_at=EPOCH + now()), now()
+        profile, began = JobProfile.of(request, deadline=request.constraints.deadline_at(EPOCH + now())), now()
         fit = [p for p in self.providers if refusal(profile, [p.endpoint]) is None]
         deadline_s = request.constraints.deadline_s or 600
         failed: list[Simulated] = []

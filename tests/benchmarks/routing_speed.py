@@ -66,8 +66,10 @@ for line in sys.stdin:
 
 def ours() -> dict[str, Callable[[], object]]:
     from turnout.request import Capability, InferenceRequest, Lane, Quality, RoutingConstraints
-    from turnout_workers.routing import Endpoint, Fleet, JobProfile, Snapshot, rank
-    from turnout_workers.routing.fleet import EndpointView, Limits, Load, Price, ProviderMetrics
+    from turnout_workers.routing import Endpoint
+    from turnout_workers.routing.decision import rank
+    from turnout_workers.routing.fleet import EndpointView, Fleet, Limits, Load, Price, ProviderMetrics, Snapshot
+    from turnout_workers.routing.profile import JobProfile
     from turnout_workers.routing.record import to_record
 
     rng = random.Random(1)
@@ -113,7 +115,8 @@ def ours() -> dict[str, Callable[[], object]]:
             lane=Lane.INTERACTIVE,
         ),
     )
-    job = JobProfile.of(request, accepted_at=999.0)
+    deadline = request.constraints.deadline_at(999.0)
+    job = JobProfile.of(request, deadline=deadline)
     small, large = views(20), views(200)
     fleets = {20: Fleet(v.endpoint for v in small), 200: Fleet(v.endpoint for v in large)}
     snapshots = {20: Snapshot.of(999.9, small, fleets[20]), 200: Snapshot.of(999.9, large, fleets[200])}
@@ -121,7 +124,7 @@ def ours() -> dict[str, Callable[[], object]]:
         "20 endpoints": lambda: rank(job, snapshots[20], 1000.0, rng),
         "200 endpoints": lambda: rank(job, snapshots[200], 1000.0, rng),
         "20, with profile and choice": lambda: (
-            rank(JobProfile.of(request, accepted_at=999.0), snapshots[20], 1000.0, rng).best
+            rank(JobProfile.of(request, deadline=deadline), snapshots[20], 1000.0, rng).best
         ),
         "20, from a snapshot of its own": lambda: rank(job, Snapshot.of(999.9, small, fleets[20]), 1000.0, rng),
         "20, with its record": lambda: to_record(rank(job, snapshots[20], 1000.0, rng)),

@@ -15,9 +15,11 @@ from turnout.request import InferenceResponse, Usage
 from turnout_workers.attempts import reporting
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.providers.base import CallOutcome
-from turnout_workers.routing import JobProfile, failover, rank
+from turnout_workers.routing import failover
+from turnout_workers.routing.decision import rank
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.routing.latency import SIGMA_MIN, predict
+from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ask, Bid, Counters, Report
@@ -43,7 +45,7 @@ async def test_a_report_that_redis_did_not_take_is_sent_again_without_holding_up
 ) -> None:
     monkeypatch.setattr(reporting, "TOLD_LATER_S", (0.0, 0.0, 0.0))
     seen: Any = type("Sight", (), {"snapshot": snapshot(endpoint())})
-    best = rank(JobProfile.of(request(), accepted_at=0.0), seen.snapshot, 0.0, random.Random(0)).best
+    best = rank(JobProfile.of(request()), seen.snapshot, 0.0, random.Random(0)).best
     assert best is not None
     store = Away(times=3)
     reporter = Reporter(store, seen, 2.0, random.Random(0))
@@ -67,7 +69,7 @@ async def test_what_answers_take_is_learned_from_whole_ones(
     for number in range(400):
         await seen.poll()
         size = rng.choice(sizes)
-        profile = replace(JobProfile.of(request(), accepted_at=clock[0]), expected_output_tokens=size)
+        profile = replace(JobProfile.of(request()), expected_output_tokens=size)
         best = rank(profile, seen.snapshot, clock[0], rng).best
         assert best is not None
         await store.admit(Ask(str(number), (Bid.of(best),), 60.0))

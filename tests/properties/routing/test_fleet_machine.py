@@ -14,10 +14,12 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.unit.routing.fleets import NOW, endpoint
 
 from turnout.request import Lane
-from turnout_workers.routing import Action, Fleet, JobProfile, Snapshot, judge, rank
+from turnout_workers.routing.decision import Action, rank
+from turnout_workers.routing.failover import judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
-from turnout_workers.routing.fleet import Circuit, Limits
+from turnout_workers.routing.fleet import Circuit, Fleet, Limits, Snapshot
 from turnout_workers.routing.health import EJECTION_MAX_S, Step, after_report, after_watch, circuit
+from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, Report
 

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from tests.unit.routing.fleets import NOW
 
 from turnout.request import Capability, Lane, Quality, RoutingStrategy
-from turnout_workers.routing import Action, Endpoint, JobProfile, Snapshot, judge, rank, refusal, replay
-from turnout_workers.routing.eligibility import too_large, upper_cost_microusd
-from turnout_workers.routing.failover import Next, backoff_s
+from turnout_workers.routing import Endpoint, replay
+from turnout_workers.routing.decision import Action, rank
+from turnout_workers.routing.eligibility import refusal, too_large, upper_cost_microusd
+from turnout_workers.routing.failover import Next, backoff_s, judge
 from turnout_workers.routing.failure import Failure, FailureKind
-from turnout_workers.routing.fleet import Circuit, EndpointView, Health, Limits, Load, Price, ProviderMetrics
+from turnout_workers.routing.fleet import Circuit, EndpointView, Health, Limits, Load, Price, ProviderMetrics, Snapshot
 from turnout_workers.routing.health import EJECTION_MAX_S, circuit, ejection_s
 from turnout_workers.routing.latency import (
     BUCKETS,
@@ -26,7 +27,7 @@ from turnout_workers.routing.latency import (
     quantile_seen,
     step,
 )
-from turnout_workers.routing.profile import Requirements
+from turnout_workers.routing.profile import JobProfile, Requirements
 from turnout_workers.routing.record import to_record
 
 seconds = st.floats(-30, 30).map(lambda s: NOW + s)

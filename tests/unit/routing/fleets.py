@@ -7,8 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from turnout.request import InferenceRequest, RoutingConstraints
-from turnout_workers.routing import Decision, Endpoint, JobProfile, Snapshot, rank
-from turnout_workers.routing.fleet import EndpointView, Health, Load, Price, ProviderMetrics
+from turnout_workers.routing import Endpoint
+from turnout_workers.routing.decision import Decision, rank
+from turnout_workers.routing.fleet import EndpointView, Health, Load, Price, ProviderMetrics, Snapshot
+from turnout_workers.routing.profile import JobProfile
 
 NOW = 1_000_000.0
 WELL, UNKNOWN, IDLE = Health(), ProviderMetrics(), Load()
@@ -44,7 +46,8 @@ def request(
 
 
 def job(**wish: Any) -> JobProfile:
-    return JobProfile.of(request(**wish), accepted_at=NOW)
+    asked = request(**wish)
+    return JobProfile.of(asked, deadline=asked.constraints.deadline_at(NOW))
 
 
 def decide(wanted: JobProfile, *parts: Endpoint | EndpointView, seed: int = 0, **options: Any) -> Decision:

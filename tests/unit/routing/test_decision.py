@@ -12,11 +12,12 @@ import pytest
 from tests.unit.routing.fleets import NOW, chosen, decide, endpoint, job, observed, reasons, request, snapshot, view
 
 from turnout.request import Lane, RoutingStrategy
-from turnout_workers.routing import Action, JobProfile, rank, replay
-from turnout_workers.routing.decision import worth_repeating
+from turnout_workers.routing import replay
+from turnout_workers.routing.decision import Action, rank, worth_repeating
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
+from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.record import candidates, choices, to_record
 
 S = RoutingStrategy

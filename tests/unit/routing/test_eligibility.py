@@ -9,10 +9,11 @@ import pytest
 from tests.unit.routing.fleets import chosen, decide, endpoint, job, reasons, request
 
 from turnout.request import Capability, Quality
-from turnout_workers.routing import Action, Fleet, JobProfile, NoEligibleEndpoint, refusal
-from turnout_workers.routing.eligibility import upper_cost_microusd
-from turnout_workers.routing.fleet import Limits, Price
-from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS
+from turnout_workers.routing import NoEligibleEndpoint
+from turnout_workers.routing.decision import Action
+from turnout_workers.routing.eligibility import refusal, upper_cost_microusd
+from turnout_workers.routing.fleet import Fleet, Limits, Price
+from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile
 
 UNKNOWN_PRICE = {"price": None}
 

@@ -10,7 +10,7 @@ import pytest
 from tests.unit.routing.fleets import job
 
 from turnout_workers.attempts.parking import line_of
-from turnout_workers.routing import JobProfile
+from turnout_workers.routing.profile import JobProfile
 
 NONE: frozenset[str] = frozenset()
 

@@ -14,6 +14,7 @@ from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.background.heartbeat import Hold
 from turnout_workers.crash_points import reached
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError, broken
@@ -54,10 +55,8 @@ class Calling:
         outcome: CallOutcome | None = None
         observed: tuple[ObservedLimit, ...] = ()
         try:
-            if held and asyncio.get_running_loop().time() >= held.hold.valid_until:
-                held.hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
-            if held and (held.hold.lost or ((task := asyncio.current_task()) and task.cancelling())):
-                await asyncio.sleep(0)  # it was cancelled while its call was admitted: that is raised here
+            if held:
+                await _still_held(held.hold)
             connector = self.connector(endpoint.id)
             if connector is None:  # taken out since it was chosen
                 raise ProviderError(Failure(FailureKind.LOCAL, f"{endpoint.id} is no longer configured"))
@@ -98,3 +97,11 @@ class Calling:
         if job.deadline is not None:  # nobody wants the answer after it
             longest_s = min(longest_s, max(0.01, job.deadline - self.fleet.now()))
         return Timeouts(first_byte_s=longest_s, idle_s=min(IDLE_S, longest_s), total_s=longest_s)
+
+
+async def _still_held(hold: Hold) -> None:
+    """Raises CancelledError if the job went, or was cancelled, while its call was admitted."""
+    if asyncio.get_running_loop().time() >= hold.valid_until:
+        hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
+    if hold.lost or ((task := asyncio.current_task()) and task.cancelling()):
+        await asyncio.sleep(0)

@@ -38,7 +38,7 @@ class HeldJob(Job):
     def of(cls, claim: Claimed, request: InferenceRequest, hold: Hold) -> Self:
         progress = Progress.from_json(claim.progress)
         patience_s, woken = PATIENCE_S[request.constraints.lane], progress.deferrals > 0
-        return cls(hold.job_id, request, claim.accepted_at, claim.deadline, progress, claim, hold, patience_s, woken)
+        return cls(hold.job_id, request, claim.deadline, progress, claim, hold, patience_s, woken)
 
 
 @dataclass(frozen=True, slots=True)

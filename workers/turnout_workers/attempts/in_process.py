@@ -58,7 +58,7 @@ class InProcess:
         self._last_seen[known.lane] = at
         wishes = {"strategy": strategy or known.strategy, "allow_fallback": known.allow_fallback and not pinned}
         request = request.model_copy(update={"constraints": known.model_copy(update=wishes)})
-        job = Job(uuid4().hex, request, at, known.deadline_at(at), Progress())
+        job = Job(uuid4().hex, request, known.deadline_at(at), Progress())
         job.pinned = pinned
         return job
 

@@ -82,7 +82,6 @@ class Job:
 
     id: str
     request: InferenceRequest
-    accepted_at: float
     deadline: float | None
     progress: Progress
     pinned: str | None = field(default=None, init=False)
@@ -98,7 +97,6 @@ class Job:
             pinned = progress.attempts[0].endpoint
         return JobProfile.of(
             self.request,
-            accepted_at=self.accepted_at,
             deadline=self.deadline,
             spent_microusd=progress.cost_microusd + progress.unsure_microusd,
             failures=progress.failures,

@@ -91,7 +91,7 @@ def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
         if isinstance(asked, Problem):
             told.problem(asked.code, asked.message)
             continue
-        profile = JobProfile.of(asked)
+        profile = JobProfile.of(asked, deadline=asked.constraints.deadline_at(0.0))
         best = rank(profile, snapshot, 0.0, rng).best
         if best is None:
             told.problem("refused", f"line {line.number}: {refusal(asked, fleet)}")

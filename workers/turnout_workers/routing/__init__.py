@@ -3,33 +3,20 @@
 from typing import TYPE_CHECKING, Any
 
 from turnout.request import RoutingConstraints, RoutingStrategy
-from turnout_workers.routing.decision import Action, Candidate, Decision, rank
-from turnout_workers.routing.eligibility import NoEligibleEndpoint, refusal
-from turnout_workers.routing.failover import Verdict, judge
-from turnout_workers.routing.fleet import Endpoint, Fleet, ProviderMetrics, Snapshot
-from turnout_workers.routing.profile import JobProfile
+from turnout_workers.routing.eligibility import NoEligibleEndpoint
+from turnout_workers.routing.fleet import Endpoint, ProviderMetrics
 from turnout_workers.routing.record import replay
 
 if TYPE_CHECKING:
     from turnout_workers.router import IntelligentRouter
 
 __all__ = [
-    "Action",
-    "Candidate",
-    "Decision",
     "Endpoint",
-    "Fleet",
     "IntelligentRouter",
-    "JobProfile",
     "NoEligibleEndpoint",
     "ProviderMetrics",
     "RoutingConstraints",
     "RoutingStrategy",
-    "Snapshot",
-    "Verdict",
-    "judge",
-    "rank",
-    "refusal",
     "replay",
 ]
 

@@ -52,7 +52,6 @@ class JobProfile:
     output_tokens: int | None = None
     """The job's own limit; None: whatever the endpoint allows."""
     expected_output_tokens: int = USUAL_OUTPUT_TOKENS
-    accepted_at: float = 0.0
     deadline: float | None = None
     max_latency_s: float | None = None
     timeout_s: float | None = None
@@ -81,7 +80,6 @@ class JobProfile:
         cls,
         request: InferenceRequest,
         *,
-        accepted_at: float = 0.0,
         deadline: float | None = None,
         spent_microusd: int = 0,
         failures: Mapping[str, int] | None = None,
@@ -119,8 +117,7 @@ class JobProfile:
             expected_input_tokens=expected,
             output_tokens=limit,
             expected_output_tokens=usual,
-            accepted_at=accepted_at,
-            deadline=wish.deadline_at(accepted_at) if deadline is None else deadline,
+            deadline=deadline,
             max_latency_s=wish.max_latency_s,
             timeout_s=request.timeout_s,
             max_cost_microusd=wish.max_cost_microusd,
