@@ -42,25 +42,35 @@ def after(health: Health = WELL, kind: FailureKind | None = FailureKind.SERVER_E
 
 
 @pytest.mark.parametrize(
-    ("health", "state", "share"),
+    ("health", "state"),
     [
-        (Health(), Circuit.CLOSED, 1.0),
-        (OPEN, Circuit.OPEN, 0.0),
-        (HALF_OPEN, Circuit.HALF_OPEN, 0.0),
-        (Health(open_until=NOW), Circuit.HALF_OPEN, 0.0),
-        (RAMPING, Circuit.RAMPING, 0.575),
-        (Health(recovered_at=NOW), Circuit.RAMPING, 0.15),
-        (Health(recovered_at=NOW, proven=20), Circuit.RAMPING, 0.4),
-        (Health(recovered_at=NOW, proven=500), Circuit.RAMPING, 1.0),
-        (Health(recovered_at=NOW - 8), Circuit.CLOSED, 1.0),
-        (Health(open_until=NOW - 9, recovered_at=NOW - 8), Circuit.CLOSED, 1.0),
-        (ISOLATED, Circuit.ISOLATED, 0.0),
-        (DISABLED, Circuit.DISABLED, 0.0),
-        (Health(blocked_until=NOW + 60), Circuit.CLOSED, 1.0),
+        (Health(), Circuit.CLOSED),
+        (OPEN, Circuit.OPEN),
+        (HALF_OPEN, Circuit.HALF_OPEN),
+        (Health(open_until=NOW), Circuit.HALF_OPEN),
+        (RAMPING, Circuit.RAMPING),
+        (Health(recovered_at=NOW), Circuit.RAMPING),
+        (Health(recovered_at=NOW - 8), Circuit.CLOSED),
+        (Health(open_until=NOW - 9, recovered_at=NOW - 8), Circuit.CLOSED),
+        (ISOLATED, Circuit.ISOLATED),
+        (DISABLED, Circuit.DISABLED),
+        (Health(blocked_until=NOW + 60), Circuit.CLOSED),
     ],
 )
-def test_the_circuit_at_a_time(health: Health, state: Circuit, share: float) -> None:
+def test_the_circuit_at_a_time(health: Health, state: Circuit) -> None:
     assert circuit(health, NOW) is state
+
+
+@pytest.mark.parametrize(
+    ("health", "share"),
+    [
+        (RAMPING, 0.575),
+        (Health(recovered_at=NOW), 0.15),
+        (Health(recovered_at=NOW, proven=20), 0.4),
+        (Health(recovered_at=NOW, proven=500), 1.0),
+    ],
+)
+def test_a_ramp_grows_with_time_and_with_answers(health: Health, share: float) -> None:
     assert ramp(health, NOW) == pytest.approx(share)
 
 

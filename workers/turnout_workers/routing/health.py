@@ -106,12 +106,7 @@ def circuit(health: Health, now: float) -> Circuit:
 
 
 def ramp(health: Health, now: float) -> float:
-    """Share of its traffic that the endpoint may have: 0 unless closed or ramping, else `RAMP_FROM` … 1."""
-    state = circuit(health, now)
-    if state is Circuit.CLOSED:
-        return 1.0
-    if state is not Circuit.RAMPING:
-        return 0.0
+    """Share of its traffic that an endpoint may have while it ramps: `RAMP_FROM` … 1."""
     return min(1.0, max(_ramp_by_time(health, now), health.proven / RAMP_CALLS))
 
 
