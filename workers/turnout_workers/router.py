@@ -128,11 +128,11 @@ class IntelligentRouter:
 
     async def isolate(self, name: str, reason: str = "by an operator") -> None:
         """Take a provider, or one endpoint, out until `restore`."""
-        await self._store.isolate(self._ids(name), reason)
+        await self._store.mark("isolated", self._ids(name), reason)
 
     async def restore(self, name: str) -> None:
         """Undo isolation, disabling, ejection and cooldown of a provider or an endpoint."""
-        await self._store.restore(self._ids(name))
+        await self._store.mark("restored", self._ids(name))
 
     async def snapshot(self) -> Snapshot:
         """The fleet as it is now: health, metrics and load of every endpoint."""

@@ -268,7 +268,7 @@ async def test_remaining_binds_until_its_reset_whatever_the_order_of_reports(fle
 
 async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: AnyFleet) -> None:
     for _ in range(3):
-        await fleet.store.block([A], 2, "429")
+        await fleet.store.mark("blocked", [A], "429", 2)
     assert (await refused(fleet, bid(requests_per_minute=100))).retry_at == START + 2
     fleet.advance(2)
     assert await burst(fleet, bid(requests_per_minute=100)) == 70
@@ -279,15 +279,15 @@ async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: 
 
 
 async def test_a_cooldown_right_after_another_squeezes_again(fleet: AnyFleet) -> None:
-    await fleet.store.block([A], 2, "429")
+    await fleet.store.mark("blocked", [A], "429", 2)
     fleet.advance(2)
-    await fleet.store.block([A], 0, "429")
+    await fleet.store.mark("blocked", [A], "429", 0)
     assert await burst(fleet, bid(requests_per_minute=101)) == 49
 
 
 async def test_a_shorter_cooldown_never_ends_a_longer_one(fleet: AnyFleet) -> None:
-    await fleet.store.block([A, B], 20, "quota")
-    await fleet.store.block([A], 1, "429")
+    await fleet.store.mark("blocked", [A, B], "quota", 20)
+    await fleet.store.mark("blocked", [A], "429", 1)
     answer = await refused(fleet, bid(A), bid(B))
     assert answer.retry_at == START + 20
     assert answer.reasons == {A: "cooldown", B: "cooldown"}
@@ -389,8 +389,9 @@ async def test_no_call_brings_an_account_back_that_was_forgotten(lapses: bool, f
 
 async def test_an_ejection_ends_by_exactly_one_probe_and_a_ramp(fleet: AnyFleet) -> None:
     limits = {"concurrency": 100}
-    assert (await fleet.store.trip(A, 5, "4 failures in a row")).trips == 1
-    assert (await fleet.store.trip(A, 1, "again")).open_until == START + 5
+    assert await fleet.store.trip(A, 5, "4 failures in a row")
+    assert not await fleet.store.trip(A, 1, "again")
+    assert ((await health(fleet)).trips, (await health(fleet)).open_until) == (1, START + 5)
     answer = await refused(fleet, bid(**limits))
     assert (answer.retry_at, answer.reasons) == (START + 5, {A: "open"})
     fleet.advance(5)
@@ -402,7 +403,8 @@ async def test_an_ejection_ends_by_exactly_one_probe_and_a_ramp(fleet: AnyFleet)
     counters = await end(fleet, probe)
     assert counters.probe
     assert (await refused(fleet, bid(**limits))).reasons == {A: "probing"}, "its verdict has yet to come"
-    assert (await fleet.store.recover(A)).recovered_at == START + 5
+    await fleet.store.recover(A)
+    assert (await health(fleet)).recovered_at == START + 5
     assert await burst(fleet, bid(**limits)) == 15
     fleet.advance(RAMP_S / 2)
     assert await burst(fleet, bid(**limits)) == 57 - 15
@@ -469,7 +471,8 @@ async def test_a_failed_probe_counts_another_trip_and_a_dead_one_frees_its_place
     await fleet.store.trip(A, 1, "")
     fleet.advance(1)
     await end(fleet, await granted(fleet, bid()), ok=False)
-    assert (await fleet.store.trip(A, 1, "")).trips == 2
+    await fleet.store.trip(A, 1, "")
+    assert (await health(fleet)).trips == 2
     fleet.advance(1)
     dead = await granted(fleet, bid(), ttl_s=4)
     await fleet.store.renew([dead.lease_id], 5)
@@ -485,11 +488,13 @@ async def test_trips_are_forgotten_after_a_healthy_minute(fleet: AnyFleet) -> No
     fleet.advance(1)
     await fleet.store.recover(A)
     fleet.advance(59)
-    assert (await fleet.store.trip(A, 1, "")).trips == 2
+    await fleet.store.trip(A, 1, "")
+    assert (await health(fleet)).trips == 2
     fleet.advance(1)
     await fleet.store.recover(A)
     fleet.advance(60)
-    assert (await fleet.store.trip(A, 1, "")).trips == 1
+    await fleet.store.trip(A, 1, "")
+    assert (await health(fleet)).trips == 1
 
 
 async def test_only_calls_begun_since_the_last_ejection_count(fleet: AnyFleet) -> None:
@@ -540,18 +545,18 @@ async def test_a_row_of_failures_is_told_as_the_calls_began_too(fleet: AnyFleet,
 async def test_a_restored_endpoint_has_no_row_of_failures(fleet: AnyFleet) -> None:
     for row in (1, 2):
         assert (await end(fleet, await granted(fleet, bid()), ok=False)).failures_as_begun == row
-    await fleet.store.restore([A])
+    await fleet.store.mark("restored", [A])
     assert (await end(fleet, await granted(fleet, bid()), ok=False)).failures_as_begun == 1
 
 
 async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFleet) -> None:
-    await fleet.store.disable([A], "the key is not accepted")
-    await fleet.store.isolate([B], "maintenance")
+    await fleet.store.mark("disabled", [A], "the key is not accepted")
+    await fleet.store.mark("isolated", [B], "maintenance")
     answer = await refused(fleet, bid(A), bid(B))
     assert answer.retry_at is None
     assert answer.reasons == {A: "disabled", B: "isolated"}
     assert (await health(fleet)).disabled == "the key is not accepted"
-    await fleet.store.restore([A, B])
+    await fleet.store.mark("restored", [A, B])
     assert not (await granted(fleet, bid(A))).probe
     assert not (await granted(fleet, bid(B))).probe
 
@@ -559,19 +564,21 @@ async def test_disabled_and_isolated_endpoints_wait_for_an_operator(fleet: AnyFl
 async def test_each_state_keeps_its_own_reason(fleet: AnyFleet) -> None:
     """Of several the one that lasts longest is told."""
     store = fleet.store
-    await store.block([A], 20, "quota")
-    await store.block([A], 5, "429")
-    assert (await store.trip(A, 2, "4 failures")).why == "quota"
-    assert (await store.trip(A, 30, "2 calls hang")).why == "2 calls hang"
-    await store.disable([A], "the key is not accepted")
+    await store.mark("blocked", [A], "quota", 20)
+    await store.mark("blocked", [A], "429", 5)
+    await store.trip(A, 2, "4 failures")
+    assert (await health(fleet)).why == "quota"
+    await store.trip(A, 30, "2 calls hang")
+    assert (await health(fleet)).why == "2 calls hang"
+    await store.mark("disabled", [A], "the key is not accepted")
     assert (await health(fleet)).why == "the key is not accepted"
-    await store.isolate([A], "maintenance")
-    await store.disable([A], "no credit")
+    await store.mark("isolated", [A], "maintenance")
+    await store.mark("disabled", [A], "no credit")
     await store.trip(A, 60, "3 failures")
     known = await health(fleet)
     assert (known.why, known.isolated, known.disabled) == ("maintenance", "maintenance", "no credit")
     assert (known.reason, known.cooldown) == ("3 failures", "quota")
-    await store.restore([A])
+    await store.mark("restored", [A])
     assert (await health(fleet)).why == ""
 
 

@@ -97,9 +97,10 @@ def test_traffic_that_grows_back_never_passes_the_limit(redis_url: str, tmp_path
         await client.flushall()
         store = RedisFleetStore(Coalescer(client), Keys("test"), fast_clock(speed))
         await store.trip(ENDPOINT, 0.0, "refused")
-        health = await store.recover(ENDPOINT)
+        await store.recover(ENDPOINT)
+        _, observed = await store.state()
         await client.aclose()
-        return health.recovered_at
+        return observed[ENDPOINT].health.recovered_at
 
     settings = (redis_url, speed, Limits(requests_per_minute=limit), Ceiling("tenant:t", None), 3)
     recovered_at = asyncio.run(recovered())

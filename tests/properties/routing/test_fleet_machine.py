@@ -106,7 +106,7 @@ class FleetMachine(RuleBasedStateMachine):
         elif action.step is Step.RECOVER:
             run(self.store.recover(granted.endpoint_id))
         if verdict.block_s:
-            run(self.store.block([granted.endpoint_id], min(verdict.block_s, 60.0), str(kind)))
+            run(self.store.mark("blocked", [granted.endpoint_id], str(kind), min(verdict.block_s, 60.0)))
 
     @rule()
     def watch(self) -> None:

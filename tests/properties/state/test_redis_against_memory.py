@@ -25,6 +25,7 @@ from turnout_workers.state.store import (
     Fence,
     FleetStore,
     Granted,
+    Mark,
     ObservedLimit,
     Report,
 )
@@ -161,12 +162,11 @@ class TwoStores(RuleBasedStateMachine):
 
     @rule(endpoint=ENDPOINTS, for_s=SECONDS)
     def block(self, endpoint: str, for_s: float) -> None:
-        self.both(lambda store: store.block([endpoint], for_s, "429"))
+        self.both(lambda store: store.mark("blocked", [endpoint], "429", for_s))
 
-    @rule(endpoint=ENDPOINTS, what=st.sampled_from(["disable", "isolate", "restore", "restore"]))
-    def mark(self, endpoint: str, what: str) -> None:
-        args = ([endpoint],) if what == "restore" else ([endpoint], "because")
-        self.both(lambda store: getattr(store, what)(*args))
+    @rule(endpoint=ENDPOINTS, what=st.sampled_from(["disabled", "isolated", "restored", "restored"]))
+    def mark(self, endpoint: str, what: Mark) -> None:
+        self.both(lambda store: store.mark(what, [endpoint], "because"))
 
     @rule(endpoint=ENDPOINTS, worker=st.sampled_from("vw"), count=SMALL, overdue=SMALL)
     def wait(self, endpoint: str, worker: str, count: int, overdue: int) -> None:

@@ -71,7 +71,7 @@ async def test_the_last_snapshot_stands_while_the_store_is_away() -> None:
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
     store.away = False
-    await store.restore([GROQ.id])
+    await store.mark("restored", [GROQ.id])
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 0
     await end([following])
@@ -79,7 +79,7 @@ async def test_the_last_snapshot_stands_while_the_store_is_away() -> None:
 
 async def test_a_new_configuration_is_taken_over_at_once() -> None:
     store = MemoryFleetStore(lambda: 1_000.0)
-    await store.isolate([OPENAI.id], "maintenance")
+    await store.mark("isolated", [OPENAI.id], "maintenance")
     poller = SnapshotPoller(store, Fleet([GROQ]))
     before = await poller.poll()
     poller.use(Fleet([GROQ, OPENAI]))

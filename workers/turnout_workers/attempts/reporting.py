@@ -146,9 +146,9 @@ class Reporter:
             affected = [view.endpoint.id for view in views if view.endpoint.account_id == endpoint.account_id]
         reason = f"{failure.kind}: {failure.message}" if failure else ""
         if verdict.disable:
-            await self.store.disable(affected, reason)
+            await self.store.mark("disabled", affected, reason)
         if verdict.block_s > 0:
-            await self.store.block(affected, verdict.block_s, reason)
+            await self.store.mark("blocked", affected, reason, verdict.block_s)
         view = self.fleet.snapshot.by_id.get(endpoint.id)
         if view is None or (failure is None and not counters.probe):
             return
@@ -162,8 +162,7 @@ class Reporter:
             base_s=self.ejection_s,
         )
         if step.step is Step.TRIP:
-            health = await self.store.trip(endpoint.id, step.open_s, step.reason)
-            if health.trips > counters.trips:  # else another call's report has ejected it already
+            if await self.store.trip(endpoint.id, step.open_s, step.reason):  # else another call's report has done it
                 logger.warning("%s ejected for %.1f s: %s", endpoint.id, step.open_s, step.reason)
         elif step.step is Step.RECOVER:
             await self.store.recover(endpoint.id)

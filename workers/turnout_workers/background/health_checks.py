@@ -69,7 +69,7 @@ class HealthChecks:
         except ProviderError as error:
             failure = error.failure
             if failure.kind in REFUSED:
-                await self._tell(self.store.disable(endpoint_ids, str(error)))
+                await self._tell(self.store.mark("disabled", endpoint_ids, str(error)))
             if failure.kind not in ABSENT:
                 return failure
         except TimeoutError:
@@ -78,7 +78,7 @@ class HealthChecks:
             return broken("health check", connector.name, error)
         if cured := [id for id in endpoint_ids if self._is_cured(id, certain=failure is None)]:
             logger.info("%s may be called again", ", ".join(cured))
-            await self._tell(self.store.restore(cured))
+            await self._tell(self.store.mark("restored", cured))
         return failure
 
     def _is_cured(self, endpoint_id: str, certain: bool) -> bool:

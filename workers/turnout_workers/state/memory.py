@@ -10,7 +10,6 @@ import math
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import product
 from typing import Any
 
 from turnout_workers.routing import latency
@@ -28,6 +27,7 @@ from turnout_workers.state.store import (
     Ceiling,
     Fenced,
     Granted,
+    Mark,
     NoRoom,
     Report,
     ms,
@@ -280,40 +280,34 @@ class MemoryFleetStore:
 
     # --- health ------------------------------------------------------------------------------------------
 
-    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
+    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> bool:
         now, known = self._now(), self._endpoints[endpoint_id]
-        if known.open_until <= now:
+        if news := known.open_until <= now:
             known.trips = ejections_in_a_row(known.health_at(now), now / 1000) + 1
         known.open_until = max(known.open_until, now + ms(open_s))
         known.probe, known.probe_until, known.texts["ejected"] = 0, 0, reason
-        return known.health_at(now)
+        return news
 
-    async def recover(self, endpoint_id: str) -> Health:
+    async def recover(self, endpoint_id: str) -> None:
         now, known = self._now(), self._endpoints[endpoint_id]
         if circuit(known.health_at(now), now / 1000) is Circuit.HALF_OPEN:
             known.recovered_at, known.probe, known.probe_until = now, 0, 0
             known.consecutive = known.proven = known.bad = known.weight = 0
-        return known.health_at(now)
 
-    async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
-        now = self._now()
+    async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
+        now, until = self._now(), self._now() + ms(for_s)
         for known in map(self._endpoints.__getitem__, endpoint_ids):
-            if known.blocked_until <= now:  # once a cooldown, however many calls ran into it
-                known.share = max(SQUEEZE_LEAST, squeezed(known.share, known.blocked_until, now) * SQUEEZE)
-            if now + ms(for_s) > known.blocked_until:
-                known.blocked_until, known.texts["blocked"] = now + ms(for_s), reason
-
-    async def disable(self, endpoint_ids: Sequence[str], reason: str) -> None:
-        for known in map(self._endpoints.__getitem__, endpoint_ids):
-            known.disabled, known.texts["disabled"] = 1, reason
-
-    async def isolate(self, endpoint_ids: Sequence[str], reason: str) -> None:
-        for known in map(self._endpoints.__getitem__, endpoint_ids):
-            known.isolated, known.texts["isolated"] = 1, reason
-
-    async def restore(self, endpoint_ids: Sequence[str]) -> None:
-        for id, name in product(endpoint_ids, RESTORED):
-            setattr(self._endpoints[id], name, getattr(FRESH, name))
+            if what == "blocked":
+                if known.blocked_until <= now:  # once a cooldown, however many calls ran into it
+                    known.share = max(SQUEEZE_LEAST, squeezed(known.share, known.blocked_until, now) * SQUEEZE)
+                if until > known.blocked_until:
+                    known.blocked_until, known.texts[what] = until, reason
+            elif what == "restored":
+                for name in RESTORED:
+                    setattr(known, name, getattr(FRESH, name))
+            else:
+                setattr(known, what, 1)
+                known.texts[what] = reason
 
     # --- money, load and state -----------------------------------------------------------------------------
 

@@ -142,7 +142,6 @@ _LAYOUT = Struct("<" + "d" * len(NAMES))
 LUA = f"""
 local {", ".join(map(str.upper, NAMES))} = {", ".join(map(str, range(1, len(NAMES) + 1)))}
 local RESTORED = {{{", ".join(map(str.upper, RESTORED))}}}
-local TEXTS = {{'{"', '".join(TEXTS)}'}}
 local LAYOUT = '{_LAYOUT.format}'
 local function fresh() return {{{", ".join(str(getattr(FRESH, name)) for name in NAMES)}}} end
 """

@@ -18,11 +18,11 @@ from pydantic_core import to_json
 from turnout.ledger import Call, Coalescer, Keys, Script
 from turnout.ledger.script import CLOCK, sources
 from turnout_workers.routing import health, latency
-from turnout_workers.routing.fleet import UNLIMITED, Health, Observed, account_id
+from turnout_workers.routing.fleet import UNLIMITED, Observed, account_id
 from turnout_workers.routing.health import Counters
 from turnout_workers.state import memory, record, store, windows
 from turnout_workers.state.record import TEXTS, unpacked
-from turnout_workers.state.store import Account, Admission, Ask, Fenced, Granted, NoRoom, Report, ms
+from turnout_workers.state.store import Account, Admission, Ask, Fenced, Granted, Mark, NoRoom, Report, ms
 from turnout_workers.state.windows import Use
 
 T = TypeVar("T")
@@ -100,26 +100,14 @@ class RedisFleetStore:
             keys += [self._keys.lease(lease), self._keys.calls(endpoint), self._keys.calls(account_id(endpoint))]
         return await self._send(self._script("expire", keys, due, int))
 
-    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
+    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> bool:
         args = (endpoint_id, ms(open_s), reason)
-        return await self._send(self._script("trip", [self._keys.endpoints], args, _health))
+        return await self._send(self._script("trip", [self._keys.endpoints], args, bool))
 
-    async def recover(self, endpoint_id: str) -> Health:
-        return await self._send(self._script("recover", [self._keys.endpoints], [endpoint_id], _health))
+    async def recover(self, endpoint_id: str) -> None:
+        await self._send(self._script("recover", [self._keys.endpoints], [endpoint_id], _nothing))
 
-    async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
-        await self._mark("blocked", endpoint_ids, reason, for_s)
-
-    async def disable(self, endpoint_ids: Sequence[str], reason: str) -> None:
-        await self._mark("disabled", endpoint_ids, reason)
-
-    async def isolate(self, endpoint_ids: Sequence[str], reason: str) -> None:
-        await self._mark("isolated", endpoint_ids, reason)
-
-    async def restore(self, endpoint_ids: Sequence[str]) -> None:
-        await self._mark("restored", endpoint_ids)
-
-    async def _mark(self, what: str, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
+    async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
         await self._send(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
@@ -152,7 +140,7 @@ def _places(keys: Keys, endpoint_id: str, shared: bool) -> tuple[str, ...]:
 
 def mark_call(
     keys: Keys,
-    what: str,
+    what: Mark,
     endpoint_ids: Sequence[str],
     reason: str = "",
     for_s: float = 0,
@@ -201,11 +189,6 @@ def _admission(lease_id: str, reply: Any) -> Admission:
 def _counters(reply: Any) -> Counters:
     now, consecutive, as_begun, rate, weight, trips, probe = reply
     return Counters(now / 1000, consecutive, as_begun, float(rate), float(weight), trips, bool(probe))
-
-
-def _health(reply: Any) -> Health:
-    now_ms, packed, *texts = reply
-    return unpacked(packed).health(now_ms, dict(zip(TEXTS, map(bytes.decode, texts), strict=True)))
 
 
 def _state(reply: Any) -> tuple[float, dict[str, Observed]]:

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from turnout_workers.routing.decision import Candidate
-from turnout_workers.routing.fleet import UNLIMITED, Health, Limits, Observed
+from turnout_workers.routing.fleet import UNLIMITED, Limits, Observed
 from turnout_workers.routing.health import Counters
 
 
@@ -176,6 +176,9 @@ PUBLISHED_S = 3.0
 """How long a worker's counts hold."""
 
 
+Mark = Literal["blocked", "disabled", "isolated", "restored"]
+
+
 def ms(seconds: float) -> int:
     return round(seconds * 1000)
 
@@ -195,21 +198,15 @@ class FleetStore(Protocol):
     async def expire(self, limit: int = 1000) -> int:
         """End the leases that were not renewed: their reservations become unsure. Returns how many."""
 
-    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> Health:
-        """Eject: open until max(old, now + open_s); a trip while open lengthens, but doesn't count twice."""
+    async def trip(self, endpoint_id: str, open_s: float, reason: str) -> bool:
+        """Eject: open until max(old, now + open_s). A trip while open lengthens, but doesn't count twice: False."""
 
-    async def recover(self, endpoint_id: str) -> Health:
+    async def recover(self, endpoint_id: str) -> None:
         """Close the circuit after a successful probe; the ramp starts now."""
 
-    async def block(self, endpoint_ids: Sequence[str], for_s: float, reason: str) -> None:
-        """A cooldown that the provider asked for: blocked until max(old, now + for_s)."""
-
-    async def disable(self, endpoint_ids: Sequence[str], reason: str) -> None: ...
-
-    async def isolate(self, endpoint_ids: Sequence[str], reason: str) -> None: ...
-
-    async def restore(self, endpoint_ids: Sequence[str]) -> None:
-        """Undo disable, isolate, trip and block."""
+    async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
+        """What no circuit decides. `blocked`: a cooldown that the provider asked for, until max(old, now + for_s).
+        `disabled`, `isolated` by an operator; `restored`: undo these, ejections and cooldowns."""
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
         """Book a call whose result came after the job was settled: spent already, now also duplicate."""

@@ -25,13 +25,6 @@ local function share_of(known)
   return math.min(1, known[SHARE] + SQUEEZE_REGROWTH * math.max(0, since_s - SQUEEZE_HOLD_S))
 end
 
--- As `_health` of redis.py reads it.
-local function health_of(endpoint, known)
-  local health = {NOW, struct.pack(LAYOUT, unpack(known))}
-  for i, text in ipairs(TEXTS) do health[2 + i] = redis.call('HGET', KEYS.endpoints, endpoint .. ' ' .. text) or '' end
-  return health
-end
-
 -- Change what an account has, column by column; not of one that was forgotten while its calls were under way.
 local function book(account, changes)
   if not redis.call('HGET', KEYS.money, account .. '|reserved') then return end

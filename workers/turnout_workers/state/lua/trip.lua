@@ -3,9 +3,10 @@
 --
 -- KEYS  endpoints
 -- ARGV  endpoint, for (ms), reason
--- Returns its health, see shared.lua
+-- Returns 1, or 0 if it was out already
 local known = known_of(ARGV[1])
-if known[OPEN_UNTIL] <= NOW then
+local news = known[OPEN_UNTIL] <= NOW
+if news then
   local well = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] >= WELL_S * 1000
   known[TRIPS] = (well and 0 or known[TRIPS]) + 1
 end
@@ -13,4 +14,4 @@ known[OPEN_UNTIL] = math.max(known[OPEN_UNTIL], NOW + ARGV[2])
 known[PROBE], known[PROBE_UNTIL] = 0, 0
 redis.call('HSET', KEYS.endpoints, ARGV[1] .. ' ejected', ARGV[3])
 keep(ARGV[1], known)
-return health_of(ARGV[1], known)
+return news and 1 or 0
