@@ -26,21 +26,18 @@ def line(number: int = 0, lineno: int = 1) -> logging.LogRecord:
     )
 
 
-def test_a_flood_of_one_kind_is_cut_and_told_with_the_next_line_of_any() -> None:
-    clock, told = Clock(), list[logging.LogRecord]()
-    flood = logs.Flood(told.append, 3, clock)
+def test_a_flood_of_one_kind_is_cut_and_told_with_its_next_line() -> None:
+    clock = Clock()
+    flood = logs.Flood(3, clock)
     assert [flood.filter(line(number)) for number in range(10)] == [True] * 3 + [False] * 7
-    assert flood.filter(line(lineno=2))
-    assert not told
+    assert flood.filter(line(lineno=2)), "of another kind"
     clock.now = 1.0
-    other = line(lineno=2)
+    later, other = line(10), line(lineno=2)
+    assert flood.filter(later)
     assert flood.filter(other)
-    events = [json.loads(logs.Json().format(record))["event"] for record in (*told, other)]
-    assert events == ["job 9 (and 6 more like it, left out)", "job 0"]
-    assert [flood.filter(line(number)) for number in range(10, 14)] == [True] * 3 + [False], "in each second"
-    clock.now = 2.0
-    flood.filter(other)
-    assert [logs.Json().format(record).count("left out") for record in told] == [1, 0], "of one, nothing is left out"
+    events = [json.loads(logs.Json().format(record))["event"] for record in (later, other)]
+    assert events == ["job 10 (and 7 more like it, left out)", "job 0"]
+    assert [flood.filter(line(number)) for number in range(11, 14)] == [True, True, False], "in each second"
 
 
 def test_a_json_line_has_its_job_and_its_traceback_in_one_line() -> None:

@@ -149,27 +149,3 @@ async def test_only_a_provider_whose_table_says_so_is_sent_the_trace_context(
         with tracing.holding(held()):
             headers = connector.headers(CHOSEN.endpoint)
     assert ("ab" * 16 in headers.get("traceparent", "")) is wanted
-
-
-AT = "OTEL_EXPORTER_OTLP_ENDPOINT"
-
-
-@pytest.mark.parametrize(
-    ("environ", "warned"),
-    [
-        ({AT: "http://127.0.0.1:4317"}, True),
-        ({AT: "http://127.0.0.1:4318"}, False),
-        ({AT: "http://127.0.0.1:9", "OTEL_EXPORTER_OTLP_PROTOCOL": "grpc"}, True),
-        ({AT: "http://127.0.0.1:4317", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "http://127.0.0.1:9/v1/traces"}, False),
-        ({AT: "http://127.0.0.1:4317", "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL": "http/protobuf"}, False),
-    ],
-)
-def test_a_collectors_port_for_grpc_is_told_of(
-    environ: dict[str, str], warned: bool, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level("WARNING", tracing.logger.name)
-    try:
-        tracing.configure(environ)
-    finally:
-        tracing.use(None)
-    assert ("gRPC" in caplog.text) is warned

@@ -49,7 +49,7 @@ from turnout_workers.routing.fleet import Fleet
 from turnout_workers.state import fitness
 from turnout_workers.state.exchange import exchange
 from turnout_workers.state.redis import RedisFleetStore
-from turnout_workers.state.snapshot import SnapshotPoller
+from turnout_workers.state.snapshot import POLL_S, SnapshotPoller
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -134,8 +134,8 @@ class Worker:
             OldAccounts(client, send, ledger.keys, store, fleet).round,
         )
         lease_s, recovered, hasten = file.worker.lease_s, parts.metrics.recovered, self.attempts.parking.hasten
+        self._keep_up(fleet.poll, POLL_S, "the view of the fleet")
         for work in (
-            fleet,
             parts.heartbeat,
             CallWatch(store, fleet, parts.under_way, self.name, came_back=hasten),
             HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng),
@@ -213,7 +213,7 @@ class Worker:
         await self._http.aclose()
         await self._client.aclose()
 
-    def _keep_up(self, work: Callable[[], Awaitable[None]], every_s: float = AGAIN_S, what: str = "") -> None:
+    def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float = AGAIN_S, what: str = "") -> None:
         self._in_background(kept_up(work, every_s, what))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
-from turnout_workers.background.lasting import end
+import pytest
+
+from turnout_workers.background import lasting
+from turnout_workers.background.lasting import end, kept_up
 from turnout_workers.routing.fleet import Circuit, Endpoint, Fleet, Observed
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore
@@ -52,21 +55,22 @@ async def test_the_stores_clock_is_carried_on_by_the_local_one() -> None:
 
 async def test_what_others_report_is_seen_in_the_background() -> None:
     store = Flaky(1_000.0)
-    poller = SnapshotPoller(store, Fleet([GROQ]), interval_s=0.001)
+    poller = SnapshotPoller(store, Fleet([GROQ]))
     await poller.poll()
-    following = asyncio.create_task(poller.run())
+    following = asyncio.create_task(kept_up(poller.poll, 0.001))
     await store.trip(GROQ.id, 10, "refused")
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
     await end([following])
 
 
-async def test_the_last_snapshot_stands_while_the_store_is_away() -> None:
+async def test_the_last_snapshot_stands_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lasting, "AGAIN_S", 0.001)
     store = Flaky(1_000.0)
     await store.trip(GROQ.id, 10, "refused")
-    poller = SnapshotPoller(store, Fleet([GROQ]), interval_s=0.001)
+    poller = SnapshotPoller(store, Fleet([GROQ]))
     await poller.poll()
-    following = asyncio.create_task(poller.run())
+    following = asyncio.create_task(kept_up(poller.poll, 0.001))
     store.away = True
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010

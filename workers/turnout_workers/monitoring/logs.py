@@ -7,7 +7,6 @@ import logging
 import sys
 from collections.abc import Callable
 from contextvars import ContextVar
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Literal
@@ -41,44 +40,27 @@ class Job(logging.Filter):
         return True
 
 
-@dataclass(slots=True)
-class _Second:
-    """A second of lines of one kind: how many came, and the last of those that were not let through."""
-
-    began: float
-    lines: int = 0
-    last: logging.LogRecord | None = None
-
-
 class Flood(logging.Filter):
-    """Lets so many lines of a kind through each second. The last of the rest is told after that second, when the next
-    line of any kind comes, with how many were left out."""
+    """Lets so many lines of a kind, a place in the code, through each second. The kind's next line after that second
+    tells how many of it were left out."""
 
-    def __init__(
-        self, tell: Callable[[logging.LogRecord], object], lines: int = LINES, clock: Callable[[], float] = monotonic
-    ) -> None:
+    def __init__(self, lines: int = LINES, clock: Callable[[], float] = monotonic) -> None:
         super().__init__()
-        self._tell = tell
         self._lines = lines
         self._clock = clock
-        self._seconds: dict[tuple[str, int], _Second] = {}
-        """By place in the code, so that it can't grow with what is logged."""
+        self._seconds: dict[tuple[str, int], tuple[float, int]] = {}
+        """Of each kind, when its second began, and how many lines have come since."""
 
     def filter(self, record: logging.LogRecord) -> bool:
-        now = self._clock()
-        for kind, second in list(self._seconds.items()):
-            if now - second.began < 1 or self._seconds.pop(kind, None) is None:
-                continue
-            if (last := second.last) is not None:
-                more = second.lines - self._lines - 1
-                last.left_out = f" (and {more} more like it, left out)" if more else ""
-                self._tell(last)
-        second = self._seconds.setdefault((record.pathname, record.lineno), _Second(now))
-        second.lines += 1
+        kind, now = (record.pathname, record.lineno), self._clock()
+        began, before = self._seconds.get(kind, (now, 0))
         record.left_out = ""
-        if second.lines > self._lines:
-            second.last = record
-        return second.lines <= self._lines
+        if now - began >= 1:
+            if before > self._lines:
+                record.left_out = f" (and {before - self._lines} more like it, left out)"
+            began, before = now, 0
+        self._seconds[kind] = began, before + 1
+        return before < self._lines
 
 
 class Json(logging.Formatter):
@@ -106,7 +88,7 @@ def configure(level: int | str, form: Literal["text", "json"]) -> None:
     """Set up the logging of this process."""
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(Job())
-    handler.addFilter(Flood(handler.emit))
+    handler.addFilter(Flood())
     handler.setFormatter(Json() if form == "json" else logging.Formatter(READABLE))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)

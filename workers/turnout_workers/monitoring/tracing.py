@@ -36,16 +36,8 @@ _tracer: Tracer | None = None
 
 def configure(environ: Mapping[str, str]) -> None:
     """Export spans by OTLP over HTTP if the standard `OTEL_…` variables ask for it."""
-    exporter = environ.get("OTEL_TRACES_EXPORTER", "otlp")
-    if not any(environ.get(name) for name in WANTED) or exporter == "none":
+    if not any(environ.get(name) for name in WANTED) or environ.get("OTEL_TRACES_EXPORTER") == "none":
         return
-    if environ.get("OTEL_SDK_DISABLED", "").lower() == "true":
-        return
-    if exporter != "otlp":
-        logger.warning("OTEL_TRACES_EXPORTER=%s is not supported, no spans are made; use otlp or none", exporter)
-        return
-    if _for_grpc(environ):
-        logger.warning("OTEL_… variables name OTLP over gRPC, but spans go by HTTP, which collectors take at port 4318")
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import SERVICE_NAME, Resource
@@ -58,15 +50,6 @@ def configure(environ: Mapping[str, str]) -> None:
     provider = TracerProvider(resource=Resource.create({SERVICE_NAME: name}))
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     use(provider)
-
-
-def _for_grpc(environ: Mapping[str, str]) -> bool:
-    """Whether spans are to go to a collector's port for gRPC, by the variables' word or else by its usual number."""
-    protocol, endpoint = (
-        environ.get(f"OTEL_EXPORTER_OTLP_TRACES_{of}") or environ.get(f"OTEL_EXPORTER_OTLP_{of}") or ""
-        for of in ("PROTOCOL", "ENDPOINT")
-    )
-    return protocol == "grpc" if protocol else endpoint.rstrip("/").endswith(":4317")
 
 
 def use(provider: TracerProvider | None) -> None:

@@ -6,16 +6,12 @@ for jobs are claimed, and calls admitted, by Redis itself.
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 
 from turnout_workers.routing.fleet import Fleet, Observed, Snapshot
 from turnout_workers.state.store import FleetStore
-
-logger = logging.getLogger(__name__)
 
 POLL_S = 0.1
 """Every worker sees what another reported within this time and a round trip."""
@@ -27,7 +23,6 @@ class SnapshotPoller:
 
     store: FleetStore
     fleet: InitVar[Fleet]
-    interval_s: float = POLL_S
     monotonic: Callable[[], float] = time.monotonic
     """The local clock that carries the store's time on between two polls; a worker's wall clock is never read."""
     snapshot: Snapshot = field(init=False)
@@ -52,18 +47,3 @@ class SnapshotPoller:
         self._ahead_s = at - (asked_at + self.monotonic()) / 2
         self.snapshot = self.snapshot.fleet.snapshot(at, self._observed)
         return self.snapshot
-
-    async def run(self) -> None:
-        """Read it again and again, in the background."""
-        away = False
-        while True:
-            await asyncio.sleep(self.interval_s)
-            try:
-                await self.poll()
-                if away:
-                    logger.info("the fleet's state can be read again")
-                away = False
-            except Exception as error:
-                if not away:
-                    logger.warning("the fleet's state can't be read, the last one stands: %s", error)
-                away = True
