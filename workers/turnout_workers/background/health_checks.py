@@ -6,7 +6,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Collection
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
@@ -41,9 +41,6 @@ class HealthChecks:
     fleet: SnapshotPoller
     interval_s: float
     rng: random.Random
-    _disabled_since: dict[str, tuple[int, float]] = field(default_factory=dict, init=False)
-    """By endpoint: how many calls it has had, and when it was first seen with so many. A chance that any worker gives
-    it starts the time anew."""
 
     async def run(self) -> None:
         while True:
@@ -86,14 +83,9 @@ class HealthChecks:
         snapshot = self.fleet.snapshot
         view = snapshot.by_id.get(endpoint_id)
         if view is None or view.health.disabled is None or view.health.isolated is not None:
-            # An operator's word stands.
-            self._disabled_since.pop(endpoint_id, None)
-            return False
-        calls, since = self._disabled_since.get(endpoint_id, (-1, 0.0))
-        if calls != view.metrics.calls:  # a disabled one gets no new ones but for the chance that it was given
-            since = snapshot.at
-            self._disabled_since[endpoint_id] = view.metrics.calls, since
-        return (certain and view.health.disabled.startswith(CURABLE)) or snapshot.at - since >= CHANCE_S
+            return False  # an operator's word stands
+        chance = snapshot.at - view.health.disabled_at >= CHANCE_S
+        return chance or (certain and view.health.disabled.startswith(CURABLE))
 
     async def _tell(self, change: Awaitable[None]) -> None:
         try:

@@ -154,6 +154,7 @@ class Health:
     """A cooldown that the provider asked for (429, quota); no verdict on its health."""
     disabled: str | None = None
     """Why it is disabled, or None."""
+    disabled_at: float = 0.0
     isolated: str | None = None
     """Why an operator has taken it out, or None."""
     reason: str = ""

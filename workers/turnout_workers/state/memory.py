@@ -306,7 +306,7 @@ class MemoryFleetStore:
                 for name in RESTORED:
                     setattr(known, name, getattr(FRESH, name))
             else:
-                setattr(known, what, 1)
+                setattr(known, what, now)
                 known.texts[what] = reason
 
     # --- money, load and state -----------------------------------------------------------------------------

@@ -81,6 +81,7 @@ class Record:
             proven=int(self.proven),
             blocked_until=self.blocked_until / 1000,
             disabled=texts.get("disabled", "") if self.disabled else None,
+            disabled_at=self.disabled / 1000,
             isolated=texts.get("isolated", "") if self.isolated else None,
             reason=texts.get("ejected", "") if self.open_until else "",
             cooldown=texts.get("blocked", "") if self.blocked_until else "",

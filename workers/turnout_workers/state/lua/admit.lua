@@ -56,9 +56,9 @@ end
 -- Blocks where the circuit lets no call through. Returns whether it is half open, and whether it ramps.
 local function circuit(known, bid, block)
   local half_open, ramping = false, false
-  if known[ISOLATED] == 1 then
+  if known[ISOLATED] > 0 then
     block(NEVER, 'isolated')
-  elseif known[DISABLED] == 1 then
+  elseif known[DISABLED] > 0 then
     block(NEVER, 'disabled')
   elseif known[OPEN_UNTIL] > NOW then
     block(known[OPEN_UNTIL], 'open')

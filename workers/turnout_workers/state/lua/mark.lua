@@ -14,9 +14,9 @@ for i = 4, #ARGV do
     tells = till > known[BLOCKED_UNTIL]
     known[BLOCKED_UNTIL] = math.max(known[BLOCKED_UNTIL], till)
   elseif what == 'disabled' then
-    known[DISABLED] = 1
+    known[DISABLED] = NOW
   elseif what == 'isolated' then
-    known[ISOLATED] = 1
+    known[ISOLATED] = NOW
   else
     local first = fresh()
     for _, field in ipairs(RESTORED) do known[field] = first[field] end
