@@ -628,7 +628,7 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
     assert at == START + 2
     assert (load.in_flight, load.oldest_started_at, load.free) == (2, START, 0.5)
     assert (metrics.ttft_s, metrics.s_per_token, metrics.latency_samples) == (0.1, 0.2, 1)
-    assert (metrics.input_tokens, metrics.output_tokens, metrics.spent_microusd) == (7, 10, 5)
+    assert metrics.spent_microusd == 5
     assert metrics.cached_share == pytest.approx(0.05)
     assert metrics.sigma < 0.5
     assert quantile_seen(metrics.latencies, 0.5) == 2.56

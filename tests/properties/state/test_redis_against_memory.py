@@ -91,6 +91,9 @@ class TwoStores(RuleBasedStateMachine):
         self.fleets: tuple[MemoryFleet, RedisFleet] = (MemoryFleet(), RedisFleet(self.url))
         for fleet in self.fleets:
             fleet.put_job("1", 1, "leased")
+        self.both(
+            lambda store: store.mark("restored", ["a/x", "a/z", "b/y#2"])
+        )  # Redis tells only of those it has seen
 
     def teardown(self) -> None:
         self.loop.run_until_complete(self.fleets[1].close())

@@ -192,8 +192,6 @@ class ProviderMetrics:
     """Of the input tokens, those that the provider had in its cache."""
     calls: int = 0
     failures: int = 0
-    input_tokens: int = 0
-    output_tokens: int = 0
     spent_microusd: int = 0
     latencies: tuple[int, ...] = ()
     """Successful calls by their latency's bucket; see `latency.quantile_seen`."""

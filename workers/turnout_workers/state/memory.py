@@ -91,6 +91,7 @@ class MemoryFleetStore:
     """What the endpoints of an account have used together."""
     _leases: dict[str, _Lease] = field(default_factory=dict, init=False)
     _expiry: dict[str, int] = field(default_factory=dict, init=False)
+    _prices: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float), init=False)
     _money: dict[str, Account] = field(default_factory=dict, init=False)
     _published: dict[str, tuple[int, Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict, init=False)
 
@@ -240,8 +241,6 @@ class MemoryFleetStore:
             known.cached += CACHED_STEP * (cached - known.cached)
         known.calls += 1
         known.failures += not ok
-        known.input += report.input_tokens
-        known.output += report.output_tokens
         known.spent += report.cost_microusd
         return replace(_counters(known, now), probe=probe)
 
@@ -328,8 +327,7 @@ class MemoryFleetStore:
         self._published[worker] = (now, dict(waiting), dict(overdue))
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
-        for endpoint_id, price in prices.items():
-            self._endpoints[endpoint_id].shadow_price = price
+        self._prices.update(prices)
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         now = self._now()
@@ -339,7 +337,7 @@ class MemoryFleetStore:
                 waiting.update(jobs)
                 overdue.update(calls)
         return now / 1000, {
-            id: known.observed(now, known.texts, known.latencies, waiting[id], overdue[id])
+            id: known.observed(now, known.texts, known.latencies, waiting[id], overdue[id], self._prices[id])
             for id, known in self._endpoints.items()
         }
 

@@ -1,8 +1,9 @@
 """What a store keeps of an endpoint: one record of numbers, and how it reads as health, metrics and load.
 
 `memory.py` changes it as an object. In Redis it lies packed, so that a script reads and writes it in one step; beside
-it in the same hash lie `ENDPOINT ejected` and so on, the texts for people, and `ENDPOINT latency7`, how many latencies
-were in bucket 7. Another layout of the record needs a key of another name, which says how many numbers it is.
+it in the same hash lie `ENDPOINT ejected` and so on, the texts for people, `ENDPOINT latency7`, how many latencies
+were in bucket 7, and `ENDPOINT price`, its dual price. Another layout of the record needs a key of another name, which
+says how many numbers it is.
 """
 
 from __future__ import annotations
@@ -54,8 +55,6 @@ class Record:
     cached: float = 0
     calls: float = 0
     failures: float = 0
-    input: float = 0
-    output: float = 0
     spent: float = 0
     in_flight: float = 0
     oldest: float = 0
@@ -66,7 +65,6 @@ class Record:
     fits: float = 0
     """Tokens that find room before `ready_at`, too."""
     slots: float = -1
-    shadow_price: float = 0
 
     def decay(self, now: int) -> float:
         """What is left now of the weight of outcomes."""
@@ -90,9 +88,9 @@ class Record:
         )
 
     def observed(
-        self, now: int, texts: Mapping[str, str], latencies: Sequence[int], waiting: int, overdue: int
+        self, now: int, texts: Mapping[str, str], latencies: Sequence[int], waiting: int, overdue: int, price: float
     ) -> Observed:
-        """All of it, with what isn't in the record: latencies by bucket, and what workers have published."""
+        """All of it, with what isn't in the record: latencies by bucket, what workers published, its price."""
         metrics = ProviderMetrics(
             ttft_s=sampled(self.ttft),
             s_per_token=sampled(self.pace),
@@ -105,8 +103,6 @@ class Record:
             cached_share=self.cached,
             calls=int(self.calls),
             failures=int(self.failures),
-            input_tokens=int(self.input),
-            output_tokens=int(self.output),
             spent_microusd=int(self.spent),
         )
         free = min(1.0, self.free + max(0, now - self.free_at) / 60_000)  # since then the window has been emptying
@@ -120,7 +116,7 @@ class Record:
             ready_at=self.ready_at / 1000 if self.ready_at > now else 0.0,
             fits=int(self.fits),
             waiting=waiting,
-            shadow_price=self.shadow_price,
+            shadow_price=price,
         )
         return Observed(self.health(now, texts), metrics, load)
 

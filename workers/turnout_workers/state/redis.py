@@ -124,8 +124,8 @@ class RedisFleetStore:
         await self._send(self._script("publish", keys, args, _nothing))
 
     async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
-        args = [text for endpoint, price in prices.items() for text in (endpoint, repr(price))]
-        await self._send(self._script("price", [self._keys.endpoints], args, _nothing))
+        fields = [text for endpoint, price in prices.items() for text in (f"{endpoint} price", repr(price))]
+        await self._send(Call(("HSET", self._keys.endpoints, *fields), _nothing))
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         return await self._send(state_call(self._keys, self._prelude))
@@ -202,6 +202,7 @@ def _state(reply: Any) -> tuple[float, dict[str, Observed]]:
             [int(kept.get(f"{id} latency{bucket}", 0)) for bucket in range(latency.BUCKETS)],
             waiting[id],
             overdue[id],
+            float(kept.get(f"{id} price", 0)),
         )
         for id, packed in kept.items()
         if " " not in id

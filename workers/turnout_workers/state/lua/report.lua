@@ -136,7 +136,6 @@ if report.ok and report.input_tokens > 0 then
   known[CACHED] = known[CACHED] + CACHED_STEP * (math.min(1, report.cached_tokens / report.input_tokens) - known[CACHED])
 end
 known[CALLS], known[FAILURES] = known[CALLS] + 1, known[FAILURES] + (report.ok and 0 or 1)
-known[INPUT], known[OUTPUT] = known[INPUT] + report.input_tokens, known[OUTPUT] + report.output_tokens
 known[SPENT] = known[SPENT] + report.cost_microusd
 keep(report.endpoint_id, known)
 return counters(probe and 1 or 0)
