@@ -61,12 +61,7 @@ def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
         with writing(path, advice):
             place.parent.mkdir(parents=True, exist_ok=True)
             with temporary.open("wb") as file:
-
-                def write(line: bytes) -> None:
-                    with writing(path, advice):  # here, lest it be told as the other file's trouble
-                        file.write(line)
-
-                yield write
+                yield file.write
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(place)

@@ -122,8 +122,6 @@ def _whole(column: str, value: Any) -> Any:
 
 
 def _value(cell: Any) -> Any:
-    if isinstance(cell, list) and cell and isinstance(cell[0], tuple):
-        return {str(name): value for name, value in cell}  # a Parquet map
     try:
         return json.loads(cell) if isinstance(cell, str) else cell
     except (ValueError, RecursionError):

@@ -182,14 +182,6 @@ def test_a_full_disk_loses_nothing_that_was_safe(output: str) -> None:
     assert Path(output).read_text().split() == [str(n) for n in range(1, 1001)]
 
 
-def test_of_two_files_the_one_that_is_full_is_named(output: str) -> None:
-    Path(f"{output}.tmp").symlink_to("/dev/full")
-    lines = [(True, b"x" * 10_000)] * 10
-    with pytest.raises(Unwritable, match=r"can't write .*out: No space left"):
-        write_output(lines, output, f"{output}.errors")
-    assert not list(Path(output).parent.iterdir())
-
-
 def test_an_output_that_can_not_be_written_leaves_the_journal_and_no_half_file(output: str) -> None:
     Path(output).mkdir()
     with Journal(partial(output)) as journal:
