@@ -8,6 +8,7 @@ import re
 import sqlite3
 from typing import Any
 
+from turnout.batch.journal import writing
 from turnout.batch.line import Asked, Format, Line
 from turnout.result import Problem
 
@@ -38,9 +39,10 @@ class Uniqueness:
 
     def note(self, id: str | int | None, number: int) -> int:
         """The line that had it first: this one, or an earlier one."""
-        if id is None or self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (id, number)).rowcount:
-            return number
-        first: int = self._db.execute("SELECT line FROM ids WHERE id = ?", (id,)).fetchone()[0]
+        with writing("the ids of lines to a temporary file", "; TMPDIR may name another folder for it"):
+            if id is None or self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (id, number)).rowcount:
+                return number
+            first: int = self._db.execute("SELECT line FROM ids WHERE id = ?", (id,)).fetchone()[0]
         return first
 
     def check(self, line: Line, asked: Asked) -> Asked:

@@ -53,10 +53,6 @@ class Journal:
                 self._db.close()
                 if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
                     raise Unwritable(f"another `turnout run` is writing {self.path} at this moment") from None
-                if error.sqlite_errorcode == sqlite3.SQLITE_NOTADB:
-                    raise Unwritable(
-                        f"{self.path} is no journal of this release. Move it away, or choose another output."
-                    ) from None
                 raise
         return self
 
@@ -78,7 +74,7 @@ class Journal:
         retry_failed: leave out lines that have no answer.
         """
         now = json.loads(json.dumps(dict(options)))
-        batch, told, ended = self._db.execute("SELECT * FROM run").fetchone() or (f"run-{uuid4().hex[:12]}", None, True)
+        batch, told, ended = next(self._rows("SELECT * FROM run"), (f"run-{uuid4().hex[:12]}", None, True))
         before = now if told is None else json.loads(told)
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if changed and not (ended and retry_failed):
@@ -103,18 +99,17 @@ class Journal:
 
     def has(self, line: int, digest: int) -> bool:
         """Whether this very line has its result."""
-        return bool(self._db.execute("SELECT 1 FROM results WHERE line = ? AND digest = ?", (line, digest)).fetchone())
+        return any(self._rows("SELECT 1 FROM results WHERE line = ? AND digest = ?", line, digest))
 
     def of_job(self, job: int) -> tuple[str, bytes] | None:
         """The status of a job's line, and its line of output, if it was written with the job's name."""
         sought = "SELECT status, rendered FROM results WHERE job = ? AND line IS NOT NULL"
-        found: tuple[str, bytes] | None = self._db.execute(sought, (job,)).fetchone()
-        return found
+        return next(self._rows(sought, job), None)
 
     def output(self, in_order: bool = True) -> Iterator[tuple[bool, bytes]]:
         """The lines of output, each with whether it has an answer: in the input's order, or in that of their coming."""
         kept = "SELECT status, rendered FROM results WHERE line IS NOT NULL ORDER BY "
-        for status, rendered in self._db.execute(kept + ("line" if in_order else "rowid")):
+        for status, rendered in self._rows(kept + ("line" if in_order else "rowid")):
             yield status == JobStatus.SUCCEEDED, rendered
 
     def drop(self, lines: range) -> None:
@@ -122,7 +117,7 @@ class Journal:
         if not lines:
             return
         bounds = (lines.start, lines.stop)
-        dropped = self._db.execute("SELECT entry FROM results WHERE line >= ? AND line < ?", bounds).fetchall()
+        dropped = list(self._rows("SELECT entry FROM results WHERE line >= ? AND line < ?", *bounds))
         for (entry,) in dropped:
             self.tally.count(json.loads(entry), -1)
             self.tally.resumed -= 1
@@ -148,10 +143,22 @@ class Journal:
         with writing(self.path, GOES_ON):
             self._db.commit()
 
+    def _rows(self, query: str, *values: int) -> Iterator[Any]:
+        with writing(self.path, GOES_ON):
+            # `yield from`, left early, would close a cursor whose journal is closed.
+            for row in self._db.execute(query, values):  # noqa: UP028
+                yield row
+
 
 @contextmanager
 def writing(path: object, advice: str = "") -> Iterator[None]:
+    """Raises Unwritable for what goes wrong with a file."""
     try:
         yield
     except (OSError, sqlite3.Error) as error:
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CORRUPT):
+            raise Unwritable(
+                f"{path} is no journal of this release, or damaged. Move it away, or choose another output; "
+                "all lines are run again then."
+            ) from None
         raise Unwritable(f"can't write {path}: {getattr(error, 'strerror', error)}{advice}") from None

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,23 @@ def test_a_strange_file_in_the_journals_place_is_not_touched(output: str) -> Non
     with pytest.raises(Unwritable, match="no journal"), Journal(partial(output)):
         pass
     assert partial(output).read_text() == strange
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda journal: journal.begin({}),
+        lambda journal: [journal.has(number, 100 + number) for number in range(1, 1001)],
+        lambda journal: journal.drop(range(1, 1001)),
+        lambda journal: list(journal.output()),
+    ],
+)
+def test_a_damaged_journal_is_told_as_such(output: str, read: Callable[[Journal], object]) -> None:
+    written(output, dict.fromkeys(range(1, 1001), OK))
+    whole = partial(output).read_bytes()
+    partial(output).write_bytes(whole[: 8 * 4096] + b"Z" * (len(whole) - 8 * 4096))
+    with Journal(partial(output)) as journal, pytest.raises(Unwritable, match="or damaged"):
+        read(journal)
 
 
 def test_one_run_at_a_time_writes_an_output(output: str) -> None:

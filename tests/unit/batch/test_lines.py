@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import resource
 import threading
 import time
 import warnings
@@ -22,6 +23,7 @@ from pyarrow import parquet
 
 from turnout.batch.arriving import arriving
 from turnout.batch.ids import Uniqueness, job_id
+from turnout.batch.journal import Unwritable
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
 from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, reason, render
@@ -149,6 +151,16 @@ def test_as_many_outcomes_as_lines_whatever_they_hold_each_with_its_id(format: F
     assert [line.number for line, _ in lines] == list(range(1, len(raws) + 1))
     if format is not Format.TEXT:
         assert [one[field] for one in told[::2]] == ids[::2], "also of a broken line, where its id is legible"
+
+
+def test_ids_that_no_disk_has_room_for_are_told_as_such() -> None:
+    unique, before = Uniqueness(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        with pytest.raises(Unwritable, match="to a temporary file"):
+            assert not [unique.note(f"{number:0500}", number) for number in range(1, 20_000)]
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
 def test_openai_lines_are_told_by_their_first() -> None:
