@@ -68,6 +68,10 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
             (f"[providers.x]\nbase_url = '{url}'", "t.toml:2: providers.x.base_url: must be an http:// or https://")
             for url in ("http://", "https:///path", "http://h:port", "http://h:70000", "https://[::1", "http://a..b")
         ),
+        (
+            "[webhooks.x]\nurl = 'https://a.example'\nsecret_env = 'S'",
+            "t.toml:1: webhooks.x: no signing secret is in S, or the",
+        ),
         ("[webhooks.x]\nurl = 'https://[::1'\nsecret_env = 'S'", "t.toml:2: webhooks.x.url: must be an http://"),
         ("providers = 1", "t.toml:1: providers: must be a table"),
         ("[providers.x]\nmodels = { m = 1 }", "t.toml:2: providers.x.models.m: must be a table"),

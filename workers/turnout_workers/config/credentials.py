@@ -64,7 +64,8 @@ def signing_secret(table: WebhookTable, environ: Mapping[str, str]) -> Secret:
         known = False
     if not known:
         wanted = "whsec_ and the base64 of 24 to 64 random bytes"
-        raise ConfigError(f"environment variable {table.secret_env} holds no signing secret: {wanted}")
+        name = table.secret_env
+        raise ConfigError(f"no signing secret is in {name}, or the file that {name}_FILE names: {wanted}")
     return Secret(secret)
 
 
