@@ -141,7 +141,7 @@ def test_without_redis_calls_under_way_end_and_none_begins(tmp_path: Path) -> No
         # Those whose slots are free again: a call that was granted a moment before may have begun a moment after.
         assert requests(stand, "one") <= at_death + slots
         ended = stand.oracle()["providers"]["one"]["answered"]
-        stand.until(lambda: log.read_text().count("housekeeping waits: ") >= 2, 30)
+        stand.until(lambda: "housekeeping waits: " in log.read_text(), 30)
         assert stand.oracle()["providers"]["one"]["answered"] == ended
         stand.redis.restart()
         stand.until(lambda: stand.settled() == len(ids), 60)

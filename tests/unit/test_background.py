@@ -49,6 +49,26 @@ async def test_work_that_an_error_ended_is_told_of_and_begun_again(
         await task
 
 
+async def test_an_error_that_lasts_is_told_once_and_again_after_a_success(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lasting, "AGAIN_S", 0)
+    turns, done = iter([True, True, False, True, True]), asyncio.Event()
+
+    async def work() -> None:
+        match next(turns, None):
+            case True:
+                raise redis.ConnectionError("away")
+            case None:
+                done.set()
+
+    with caplog.at_level(logging.WARNING, "turnout_workers.background.lasting"):
+        task = asyncio.create_task(kept_up(work, every_s=0, what="it"))
+        await asyncio.wait_for(done.wait(), 5)
+    await end([task])
+    assert [record.getMessage() for record in caplog.records] == ["it waits: away"] * 2
+
+
 async def test_work_that_loses_a_cancellation_is_ended_all_the_same() -> None:
     lost = 0
 

@@ -17,17 +17,20 @@ CANCEL_AGAIN_S = 0.2
 
 
 async def kept_up(work: Callable[[], Awaitable[object]], every_s: float = AGAIN_S, what: str = "some work") -> None:
-    """Do work every so often, or again when it has ended though it should not have. Of an error tell the log.
+    """Do work every so often, or again when it has ended though it should not have. Of an error tell the log;
+    of one that lasts, as while Redis is away, once.
 
     A worker that had silently lost its housekeeping or heartbeat would go on taking jobs that nobody brings to an end.
     """
+    told = ""
     while True:
         pause_s = max(every_s, AGAIN_S)
         try:
             await work()
-            pause_s = every_s
+            pause_s, told = every_s, ""
         except (RedisError, OSError) as error:
-            logger.warning("%s waits: %s", what, str(error) or type(error).__name__)
+            if told != (told := str(error) or type(error).__name__):
+                logger.warning("%s waits: %s", what, told)
         except Exception:
             logger.critical("%s failed in the background, and begins again", what, exc_info=True)
         await asyncio.sleep(pause_s)
