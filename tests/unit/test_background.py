@@ -145,7 +145,7 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
         await call(ledger.enqueue(new_job("a")))
         await call(ledger.claim("a", "dead", 0.001))
         await client.config_set("maxmemory", 1)
-        task = asyncio.create_task(housekeeping.run())
+        task = asyncio.create_task(kept_up(housekeeping.turn, 0.01))
         await asyncio.wait_for(swept.wait(), 10)
         await end([task])
     finally:

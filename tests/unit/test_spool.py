@@ -67,6 +67,6 @@ def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path)
     spool = Spool(tmp_path)
     (tmp_path / "0.json").write_text("half of")
     spool.keep({})
-    asyncio.run(Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never)._settle_all())
+    asyncio.run(Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never).settle_all())
     assert [file.suffix for file in tmp_path.iterdir()] == [".refused"] * 2
     assert (tmp_path / "0.refused").read_text() == "half of"

@@ -24,6 +24,7 @@ from turnout.uncut import uncut
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.parts import Parts
+from turnout_workers.background import housekeeping, reload, spool
 from turnout_workers.background.batch_feeding import BatchFeeding
 from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
@@ -133,22 +134,21 @@ class Worker:
             BatchFeeding(ledger, send, results_s).round,
             OldAccounts(client, send, ledger.keys, store, fleet).round,
         )
-        lease_s, recovered, hasten = file.worker.lease_s, parts.metrics.recovered, self.attempts.parking.hasten
+        keeping = Housekeeping(client, ledger, send, store, self.name, results_s, also, parts.metrics.recovered)
+        calls = CallWatch(store, fleet, parts.under_way, self.name, came_back=self.attempts.parking.hasten)
+        checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
+        unspooling = Unspooling(parts.spool, ledger, send, store, self._in_force)
         self._keep_up(fleet.poll, POLL_S, "the view of the fleet")
-        for work in (
-            parts.heartbeat,
-            CallWatch(store, fleet, parts.under_way, self.name, came_back=hasten),
-            HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng),
-            self._webhooks,
-        ):
-            self._keep_up(work.run, what=type(work).__name__)
-        for lasting in (  # each keeps itself up
-            Housekeeping(client, ledger, send, store, self.name, results_s, also, recovered),
-            Reload(self._in_force, self._use),
-            Unspooling(parts.spool, ledger, send, store, self._in_force),
-        ):
-            self._in_background(lasting.run())
-        self._keep_up(partial(self._show_life, slots), min(ALIVE_EVERY_S, lease_s / 3), "the sign of life")
+        self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
+        self._keep_up(Reload(self._in_force, self._use).check, reload.EVERY_S, "the configuration")
+        self._keep_up(unspooling.settle_all, spool.EVERY_S, "what was spooled")
+        alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
+        self._keep_up(partial(self._show_life, slots), alive_s, "the sign of life")
+        # These choose their own moments, and end by an error alone.
+        self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
+        self._keep_up(calls.run, AGAIN_S, "the watch over calls")
+        self._keep_up(checks.run, AGAIN_S, "the health checks")
+        self._keep_up(self._webhooks.run, AGAIN_S, "the telling of webhooks")
 
     async def _show_metrics(self, parts: Parts) -> None:
         parts.metrics.held(parts.heartbeat.__len__, self._free_slots)
@@ -213,7 +213,7 @@ class Worker:
         await self._http.aclose()
         await self._client.aclose()
 
-    def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float = AGAIN_S, what: str = "") -> None:
+    def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float, what: str) -> None:
         self._in_background(kept_up(work, every_s, what))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> None:

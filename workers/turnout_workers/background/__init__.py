@@ -1,1 +1,1 @@
-"""What a worker does besides its jobs, each a `run` that never ends: `runtime.py` starts them all."""
+"""What a worker does besides its jobs, again and again: `runtime.py` keeps it all up."""

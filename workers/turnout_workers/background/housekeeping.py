@@ -19,7 +19,6 @@ from redis.exceptions import OutOfMemoryError, ResponseError
 
 from turnout.ledger import Call, Coalescer, Facts, Ledger
 from turnout.request import Lane
-from turnout_workers.background.lasting import kept_up
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state import fitness
 from turnout_workers.state.store import FleetStore
@@ -59,11 +58,8 @@ class Housekeeping:
     """Is told how many jobs were brought back, and how."""
     _intake_checked_at: float = field(default=0.0, init=False)
 
-    async def run(self) -> None:
-        """Round after round, while it is this worker's turn."""
-        await kept_up(self._turn, EVERY_S, "housekeeping")
-
-    async def _turn(self) -> None:
+    async def turn(self) -> None:
+        """A round, if it is this worker's turn."""
         if await self.send(self.ledger.take_mutex(self.owner, MUTEX_S)):
             await self.round()
 

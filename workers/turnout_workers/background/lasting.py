@@ -16,9 +16,9 @@ AGAIN_S = 1.0
 CANCEL_AGAIN_S = 0.2
 
 
-async def kept_up(work: Callable[[], Awaitable[object]], every_s: float = AGAIN_S, what: str = "some work") -> None:
-    """Do work every so often, or again when it has ended though it should not have. Of an error tell the log;
-    of one that lasts, as while Redis is away, once.
+async def kept_up(work: Callable[[], Awaitable[object]], every_s: float, what: str = "some work") -> None:
+    """Do work every so often, whatever it raises: of an error tell the log, of one that lasts, as while Redis is away,
+    once.
 
     A worker that had silently lost its housekeeping or heartbeat would go on taking jobs that nobody brings to an end.
     """

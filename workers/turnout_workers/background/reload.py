@@ -16,7 +16,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from turnout.errors import TurnoutError
-from turnout_workers.background.lasting import kept_up
 from turnout_workers.config import Settings, load
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File
@@ -47,9 +46,6 @@ class Reload:
 
     def __post_init__(self) -> None:
         self._last_read, self._priced = self.in_force.settings, prices.period(self.now())
-
-    async def run(self) -> None:
-        await kept_up(self.check, EVERY_S, "the configuration")
 
     async def check(self) -> None:
         """Read it once."""

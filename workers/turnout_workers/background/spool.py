@@ -21,7 +21,6 @@ from redis.exceptions import ResponseError
 
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Ledger, open_result
-from turnout_workers.background.lasting import kept_up
 from turnout_workers.config.in_force import InForce
 from turnout_workers.state.store import FleetStore
 
@@ -83,7 +82,7 @@ class Spool:
 
 @dataclass(frozen=True, slots=True)
 class Unspooling:
-    """Settles what a partition kept from being settled. `run` is background work of every worker."""
+    """Settles what a partition kept from being settled, in every worker."""
 
     spool: Spool
     ledger: Ledger
@@ -91,10 +90,8 @@ class Unspooling:
     store: FleetStore
     in_force: InForce
 
-    async def run(self) -> None:
-        await kept_up(self._settle_all, EVERY_S, "what was spooled")
-
-    async def _settle_all(self) -> None:
+    async def settle_all(self) -> None:
+        """Try each once."""
         for path in self.spool:
             await self._settle(path)
 
