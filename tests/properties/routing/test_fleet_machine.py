@@ -18,7 +18,7 @@ from turnout_workers.routing.decision import Action, rank
 from turnout_workers.routing.failover import judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits, Snapshot
-from turnout_workers.routing.health import EJECTION_MAX_S, Step, after_report, after_watch, circuit
+from turnout_workers.routing.health import EJECTION_MAX_S, Recover, Trip, after_report, after_watch, circuit
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, Report
@@ -100,10 +100,10 @@ class FleetMachine(RuleBasedStateMachine):
         action = after_report(
             health, counters, failure, counters.at, self.rng, counts_for_health=verdict.counts_for_health
         )
-        if action.step is Step.TRIP:
+        if isinstance(action, Trip):
             assert action.open_s <= EJECTION_MAX_S * 1.15
             run(self.store.trip(granted.endpoint_id, action.open_s, action.reason))
-        elif action.step is Step.RECOVER:
+        elif isinstance(action, Recover):
             run(self.store.recover(granted.endpoint_id))
         if verdict.block_s:
             run(self.store.mark("blocked", [granted.endpoint_id], str(kind), min(verdict.block_s, 60.0)))
@@ -113,10 +113,9 @@ class FleetMachine(RuleBasedStateMachine):
         calls = Counter(granted.endpoint_id for granted, began in self.leases.values() if self.now >= began + OVERDUE_S)
         run(self.store.publish("worker", {}, calls))
         for view in self.snapshot().views:
-            action = after_watch(view.health, view.load, view.metrics, self.now, self.rng)
-            if action.step is Step.TRIP:
+            if trip := after_watch(view.health, view.load, view.metrics, self.now, self.rng):
                 assert view.load.overdue > 0
-                run(self.store.trip(view.endpoint.id, action.open_s, action.reason))
+                run(self.store.trip(view.endpoint.id, trip.open_s, trip.reason))
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 3.0, 20.0, 61.0]))
     def wait(self, seconds: float) -> None:

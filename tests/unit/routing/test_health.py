@@ -14,9 +14,9 @@ from turnout_workers.routing.fleet import Circuit, Health, Load
 from turnout_workers.routing.health import (
     EJECTION_MAX_S,
     EJECTION_S,
-    NOTHING,
     Counters,
-    Step,
+    Recover,
+    Trip,
     after_report,
     after_watch,
     circuit,
@@ -75,39 +75,40 @@ def test_a_ramp_grows_with_time_and_with_answers(health: Health, share: float) -
 
 
 @pytest.mark.parametrize(
-    ("how", "step"),
+    ("how", "follows"),
     [
-        ({"consecutive_failures": 3}, Step.NONE),
-        ({"consecutive_failures": 4}, Step.TRIP),
-        ({"consecutive_failures": 2, "billed": Billed.YES}, Step.TRIP),
-        ({"consecutive_failures": 3, "billed": Billed.YES, "kind": FailureKind.EMPTY}, Step.NONE),
-        ({"consecutive_failures": 4, "billed": Billed.YES, "kind": FailureKind.EMPTY}, Step.TRIP),
-        ({"consecutive_failures": 2, "kind": FailureKind.UNAVAILABLE}, Step.TRIP),
-        ({"consecutive_failures": 1, "kind": FailureKind.UNAVAILABLE}, Step.NONE),
-        ({"consecutive_failures": 1, "billed": Billed.YES}, Step.NONE),
-        ({"consecutive_failures": 4, "counts_for_health": False}, Step.NONE),
-        ({"failures_as_begun": 4}, Step.NONE),
-        ({"failures_as_begun": 5}, Step.TRIP),
-        ({"failures_as_begun": 3, "kind": FailureKind.UNAVAILABLE}, Step.TRIP),
-        ({"failures_as_begun": 2, "billed": Billed.YES}, Step.NONE),
-        ({"error_rate": 0.61, "error_weight": 6.1}, Step.TRIP),
-        ({"error_rate": 0.60, "error_weight": 60}, Step.NONE),
-        ({"error_rate": 1.0, "error_weight": 6.0}, Step.NONE),
-        ({"error_rate": 0.9, "error_weight": 60, "kind": None}, Step.NONE),
-        ({"probe": True}, Step.TRIP),
-        ({"probe": True, "kind": None}, Step.RECOVER),
-        ({"probe": True, "kind": FailureKind.RATE_LIMITED, "counts_for_health": False}, Step.RECOVER),
-        ({"probe": True, "kind": FailureKind.CANCELLED, "counts_for_health": False}, Step.NONE),
-        ({"probe": True, "kind": FailureKind.TIMED_OUT, "counts_for_health": False}, Step.NONE),
-        ({"consecutive_failures": 9, "health": OPEN}, Step.NONE),
-        ({"consecutive_failures": 9, "health": HALF_OPEN}, Step.NONE),
-        ({"consecutive_failures": 9, "health": RAMPING}, Step.TRIP),
-        ({"consecutive_failures": 9, "health": ISOLATED}, Step.NONE),
-        ({"consecutive_failures": 9, "health": DISABLED}, Step.NONE),
+        ({"consecutive_failures": 3}, None),
+        ({"consecutive_failures": 4}, Trip),
+        ({"consecutive_failures": 2, "billed": Billed.YES}, Trip),
+        ({"consecutive_failures": 3, "billed": Billed.YES, "kind": FailureKind.EMPTY}, None),
+        ({"consecutive_failures": 4, "billed": Billed.YES, "kind": FailureKind.EMPTY}, Trip),
+        ({"consecutive_failures": 2, "kind": FailureKind.UNAVAILABLE}, Trip),
+        ({"consecutive_failures": 1, "kind": FailureKind.UNAVAILABLE}, None),
+        ({"consecutive_failures": 1, "billed": Billed.YES}, None),
+        ({"consecutive_failures": 4, "counts_for_health": False}, None),
+        ({"failures_as_begun": 4}, None),
+        ({"failures_as_begun": 5}, Trip),
+        ({"failures_as_begun": 3, "kind": FailureKind.UNAVAILABLE}, Trip),
+        ({"failures_as_begun": 2, "billed": Billed.YES}, None),
+        ({"error_rate": 0.61, "error_weight": 6.1}, Trip),
+        ({"error_rate": 0.60, "error_weight": 60}, None),
+        ({"error_rate": 1.0, "error_weight": 6.0}, None),
+        ({"error_rate": 0.9, "error_weight": 60, "kind": None}, None),
+        ({"probe": True}, Trip),
+        ({"probe": True, "kind": None}, Recover),
+        ({"probe": True, "kind": FailureKind.RATE_LIMITED, "counts_for_health": False}, Recover),
+        ({"probe": True, "kind": FailureKind.CANCELLED, "counts_for_health": False}, None),
+        ({"probe": True, "kind": FailureKind.TIMED_OUT, "counts_for_health": False}, None),
+        ({"consecutive_failures": 9, "health": OPEN}, None),
+        ({"consecutive_failures": 9, "health": HALF_OPEN}, None),
+        ({"consecutive_failures": 9, "health": RAMPING}, Trip),
+        ({"consecutive_failures": 9, "health": ISOLATED}, None),
+        ({"consecutive_failures": 9, "health": DISABLED}, None),
     ],
 )
-def test_what_follows_from_a_report(how: dict[str, Any], step: Step) -> None:
-    assert after(**how).step is step
+def test_what_follows_from_a_report(how: dict[str, Any], follows: type | None) -> None:
+    found = after(**how)
+    assert (found and type(found)) is follows
 
 
 @pytest.mark.parametrize(
@@ -148,7 +149,7 @@ def test_the_base_of_the_ejection_is_the_callers_choice() -> None:
 )
 def test_hanging_calls_eject_before_they_time_out(load: Load, silent_s: float, ejected: bool) -> None:
     metrics = observed(latency_at=NOW - silent_s)
-    action = after_watch(Health(), load, metrics, NOW, random.Random())
-    assert (action.step is Step.TRIP) == ejected
-    assert (action.open_s > 1.5 * EJECTION_S) == ejected, "twice as long: its probe may hang as well"
-    assert after_watch(OPEN, load, metrics, NOW, random.Random()) is NOTHING
+    trip = after_watch(Health(), load, metrics, NOW, random.Random())
+    assert (trip is not None) == ejected
+    assert trip is None or trip.open_s > 1.5 * EJECTION_S, "twice as long: its probe may hang as well"
+    assert after_watch(OPEN, load, metrics, NOW, random.Random()) is None

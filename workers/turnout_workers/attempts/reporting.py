@@ -18,7 +18,7 @@ from turnout_workers.routing import failover
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
-from turnout_workers.routing.health import Counters, Step, after_report
+from turnout_workers.routing.health import Counters, Recover, Trip, after_report
 from turnout_workers.routing.latency import first_token, predict
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore, ObservedLimit, Report
@@ -152,7 +152,7 @@ class Reporter:
         view = self.fleet.snapshot.by_id.get(endpoint.id)
         if view is None or (failure is None and not counters.probe):
             return
-        step = after_report(
+        match after_report(
             view.health,
             counters,
             failure,
@@ -160,13 +160,13 @@ class Reporter:
             self.rng,
             counts_for_health=verdict.counts_for_health,
             base_s=self.ejection_s,
-        )
-        if step.step is Step.TRIP:
-            if await self.store.trip(endpoint.id, step.open_s, step.reason):  # else another call's report has done it
-                logger.warning("%s ejected for %.1f s: %s", endpoint.id, step.open_s, step.reason)
-        elif step.step is Step.RECOVER:
-            await self.store.recover(endpoint.id)
-            logger.info("%s recovered", endpoint.id)
+        ):
+            case Trip(open_s, why):
+                if await self.store.trip(endpoint.id, open_s, why):  # else another call's report has done it
+                    logger.warning("%s ejected for %.1f s: %s", endpoint.id, open_s, why)
+            case Recover():
+                await self.store.recover(endpoint.id)
+                logger.info("%s recovered", endpoint.id)
 
 
 def _report(call: Finished, counts: bool, ttft_s: float | None) -> Report:

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
-from turnout_workers.routing.health import Step, after_watch, circuit
+from turnout_workers.routing.health import after_watch, circuit
 from turnout_workers.routing.strategies import next_shadow_price
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
@@ -99,10 +99,10 @@ class FleetWatch:
         snapshot = self.fleet.snapshot
         for view in snapshot.views:
             endpoint_id = view.endpoint.id
-            step = after_watch(view.health, view.load, view.metrics, snapshot.at, self.rng, base_s=self.ejection_s)
-            if step.step is Step.TRIP:
-                await self.store.trip(endpoint_id, step.open_s, step.reason)
-                logger.warning("%s ejected for %.1f s: %s", endpoint_id, step.open_s, step.reason)
+            trip = after_watch(view.health, view.load, view.metrics, snapshot.at, self.rng, base_s=self.ejection_s)
+            if trip:
+                await self.store.trip(endpoint_id, trip.open_s, trip.reason)
+                logger.warning("%s ejected for %.1f s: %s", endpoint_id, trip.open_s, trip.reason)
         if snapshot.at - self._priced_at < EVERY_S:
             return
         self._priced_at = snapshot.at

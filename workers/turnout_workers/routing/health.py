@@ -2,8 +2,8 @@
 
 Stores only count. After each report the worker asks `after_report` what follows and tells the store; the
 store applies it atomically, with `until = max(old, new)`, so that two workers that decide the same thing at
-once do it once. A 429 never comes here: it is a cooldown, no verdict on health. An endpoint is judged on its
-own numbers whatever the size of the fleet; a lone one is ejected as well, and its jobs wait.
+once do it once. A 429 is a cooldown, and no verdict on health. An endpoint is judged on its own numbers
+whatever the size of the fleet; a lone one is ejected as well, and its jobs wait.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from __future__ import annotations
 import math
 import random
 from dataclasses import dataclass
-from enum import StrEnum
 
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
@@ -68,23 +67,18 @@ class Counters:
     """The reported call was the probe."""
 
 
-class Step(StrEnum):
-    NONE = "none"
-    TRIP = "trip"
-    RECOVER = "recover"
+@dataclass(frozen=True, slots=True)
+class Trip:
+    """Eject the endpoint."""
+
+    open_s: float
+    reason: str
 
 
 @dataclass(frozen=True, slots=True)
-class HealthAction:
-    """What to do in the store; `open_s` and `reason` belong to a trip."""
+class Recover:
+    """Close its circuit: the probe was answered."""
 
-    step: Step
-    open_s: float = 0.0
-    reason: str = ""
-
-
-NOTHING = HealthAction(Step.NONE)
-RECOVER = HealthAction(Step.RECOVER)
 
 SILENT = frozenset({FailureKind.CANCELLED, FailureKind.LOCAL})
 """Calls that we ended ourselves say nothing, not even that a probe succeeded."""
@@ -156,7 +150,7 @@ def after_report(
     *,
     counts_for_health: bool = True,
     base_s: float = EJECTION_S,
-) -> HealthAction:
+) -> Trip | Recover | None:
     """What follows from one call's outcome; `failure` is None for a success.
 
     The outcome of a call made before an ejection says nothing new and does nothing. A probe that was answered
@@ -165,16 +159,16 @@ def after_report(
     kind = None if failure is None else failure.kind
     cut = kind is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, before an answer was due
     if cut or kind in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
-        return NOTHING
+        return None
     if failure is None or not counts_for_health:
-        return RECOVER if counters.probe else NOTHING
+        return Recover() if counters.probe else None
     why = str(kind)
     if kind is FailureKind.UNAVAILABLE:  # the words are ours: whether name, address or certificate is wrong
         why += f": {failure.message}"
     if counters.probe:
         return _trip(health, now, rng, base_s, f"probe failed: {why}")
     if health.open_until > now or circuit(health, now) is Circuit.HALF_OPEN:
-        return NOTHING
+        return None
     enough = CONSECUTIVE_UNREACHED if kind is FailureKind.UNAVAILABLE else CONSECUTIVE_FAILURES
     if failure.billed is Billed.YES and kind is not FailureKind.EMPTY:  # a few prompts of one caller may all get those
         enough = CONSECUTIVE_WHEN_BILLED
@@ -183,7 +177,7 @@ def after_report(
         return _trip(health, now, rng, base_s, f"{row} failures in a row: {why}")
     if counters.error_rate > ERROR_RATE and counters.error_weight > ERROR_WEIGHT:
         return _trip(health, now, rng, base_s, f"{counters.error_rate:.0%} of recent calls failed: {why}")
-    return NOTHING
+    return None
 
 
 def after_watch(
@@ -194,25 +188,23 @@ def after_watch(
     rng: random.Random,
     *,
     base_s: float = EJECTION_S,
-) -> HealthAction:
+) -> Trip | None:
     """Whether calls in flight hang: asked four times a second, long before their timeouts.
 
     Two calls older than their own thresholds, if they are half of those in flight or if nothing succeeded
     for 1.5 s; or a lone one that is very old.
     """
     if circuit(health, now) not in (Circuit.CLOSED, Circuit.RAMPING) or load.overdue == 0:
-        return NOTHING
+        return None
     silent_s = now - max(metrics.latency_at, load.oldest_started_at)
     several = load.overdue >= HANGING_CALLS and (2 * load.overdue >= load.in_flight or silent_s >= HANGING_SILENCE_S)
     alone = load.overdue == load.in_flight and silent_s >= LONE_HANG_S
     if not (several or alone):
-        return NOTHING
+        return None
     reason = f"{load.overdue} of {load.in_flight} calls hang"
     return _trip(health, now, rng, base_s, reason, EJECTIONS_OF_A_HANG)
 
 
-def _trip(
-    health: Health, now: float, rng: random.Random, base_s: float, reason: str, at_least: int = 1
-) -> HealthAction:
+def _trip(health: Health, now: float, rng: random.Random, base_s: float, reason: str, at_least: int = 1) -> Trip:
     before = max(ejections_in_a_row(health, now), at_least - 1)
-    return HealthAction(Step.TRIP, ejection_s(before, rng, base_s), reason)
+    return Trip(ejection_s(before, rng, base_s), reason)
