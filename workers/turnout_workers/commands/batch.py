@@ -40,7 +40,7 @@ def _batches(here: Deployment | None = None) -> Batches:
 def submit(source: str, **options: Any) -> None:
     """Hand SOURCE over, all of it, and print the batch's id."""
     batches = _batches()
-    id = batches.submit(Source(source), lines.defaults(options), lines.max_cost_microusd(options), options["dedupe"])
+    id = batches.submit(Source(source), lines.defaults(options), options["max_cost_microusd"], options["dedupe"])
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
         total = counted(record.lines, "line")
@@ -144,10 +144,15 @@ def resume(id: str) -> None:
 
 @batch.command("retry-failed")
 @click.argument("id")
-@click.option("--max-cost", type=lines.DOLLARS, help="Most to spend on the whole batch from now on, in USD, all told.")
-def retry_failed(id: str, **options: Any) -> None:
+@click.option(
+    "--max-cost",
+    "max_cost_microusd",
+    type=lines.Dollars(),
+    help="Most to spend on the whole batch from now on, in USD, all told.",
+)
+def retry_failed(id: str, max_cost_microusd: int | None) -> None:
     """Run its failed and expired jobs again."""
-    click.echo(f"{counted(_batches().retry_failed(id, lines.max_cost_microusd(options)), 'job')} run again")
+    click.echo(f"{counted(_batches().retry_failed(id, max_cost_microusd), 'job')} run again")
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:

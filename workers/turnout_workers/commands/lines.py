@@ -20,7 +20,18 @@ DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED = range(5)
 """Exit codes."""
 
 
-DOLLARS = click.FloatRange(0, MOST)
+class Dollars(click.ParamType[int]):
+    name = "dollars"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """In micro-dollars."""
+        try:
+            usd = float(str(value))
+        except ValueError:
+            usd = math.nan
+        if not 0 <= usd <= MOST:
+            self.fail(f"{value!r} is no sum of dollars from 0 to {MOST:,.0f}", param, ctx)
+        return round(usd * MICROUSD_PER_USD)
 
 
 OPTIONS = (
@@ -34,7 +45,8 @@ OPTIONS = (
     click.option("--only", multiple=True, help="Provider to use, for lines that name none. Repeatable."),
     click.option(
         "--max-cost",
-        type=DOLLARS,
+        "max_cost_microusd",
+        type=Dollars(),
         help="Most to spend on the whole file, in USD; after that its lines expire.",
     ),
     click.option("--dedupe", is_flag=True, help="Ask identical requests once."),
@@ -49,7 +61,7 @@ OPTIONS = (
 
 
 def line_options(command: Command) -> Command:
-    """Adds them to a command; `defaults` and `max_cost_microusd` read them."""
+    """Adds them to a command; `defaults` reads those that a line may have itself."""
     for option in reversed(OPTIONS):
         command = option(command)
     return command
@@ -61,13 +73,6 @@ def defaults(options: Mapping[str, Any]) -> Defaults:
     constraints |= {"only": list(options["only"]) or None, "deadline_s": options["deadline"]}
     request = {"model": options["model"]}
     return Defaults(*({k: v for k, v in told.items() if v is not None} for told in (request, constraints)))
-
-
-def max_cost_microusd(options: Mapping[str, Any]) -> int | None:
-    usd = options["max_cost"]
-    if usd is not None and math.isnan(usd):  # which is in every range
-        raise click.BadParameter("'nan' is no sum of dollars", param_hint="--max-cost")
-    return None if usd is None else round(usd * MICROUSD_PER_USD)
 
 
 def refusal(request: InferenceRequest, fleet: Fleet) -> str | None:

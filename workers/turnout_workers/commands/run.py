@@ -189,7 +189,7 @@ def _feed(
         stopping=stopping,
         defaults=lines.defaults(options),
         dedupe=options["dedupe"],
-        max_cost_microusd=lines.max_cost_microusd(options),
+        max_cost_microusd=options["max_cost_microusd"],
         retry_failed=options["retry_failed"],
         refusal=lambda request: lines.refusal(request, fleet),
     )
@@ -234,7 +234,7 @@ def _progress(console: Console, options: dict[str, Any], settings: Settings, sou
         return run_progress.Json(console)
     if settings.simulated:
         console.print(SIMULATED, style="yellow")
-    providers, ceiling = list(settings.file.providers), lines.max_cost_microusd(options)
+    providers, ceiling = list(settings.file.providers), options["max_cost_microusd"]
     console.print(f"Providers: {', '.join(providers)}", highlight=False, markup=False)
     if console.is_terminal:
         return run_progress.Bar(console, source.count(), ceiling, Path(source.path).name, providers)
