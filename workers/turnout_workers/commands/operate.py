@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 import click
 from rich.console import Console
 
-from turnout.ledger import Call, Facts
+from turnout.ledger import Facts
 from turnout.result import JobResult
 from turnout_workers.commands.screen import counted, indented
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
+from turnout_workers.state.store import Mark
 
 PAGE = 500
 SHOWN = 200
@@ -113,18 +114,18 @@ def cancel(jobs: tuple[str, ...]) -> None:
 @click.option("--reason", default="by an operator", show_default=True)
 def isolate(name: str, reason: str) -> None:
     """Take a provider, or one endpoint of it, out of the fleet until it is restored."""
-    here = deployment()
-    _tell(here, mark_call(here.ledger.keys, "isolated", here.endpoints(name), reason), "isolated", name)
+    _mark("isolated", name, reason)
 
 
 @click.command()
 @click.argument("name")
 def restore(name: str) -> None:
     """Bring a provider or endpoint back: whatever it was isolated, disabled, ejected or cooled down for."""
+    _mark("restored", name)
+
+
+def _mark(what: Mark, name: str, reason: str = "") -> None:
     here = deployment()
-    _tell(here, mark_call(here.ledger.keys, "restored", here.endpoints(name)), "restored", name)
-
-
-def _tell(here: Deployment, call: Call[None], done: str, name: str) -> None:
-    here.ask(call)
-    click.echo(f"{done}: {', '.join(here.endpoints(name))}")
+    ids = here.endpoints(name)
+    here.ask(mark_call(here.ledger.keys, what, ids, reason))
+    click.echo(f"{what}: {', '.join(ids)}")
