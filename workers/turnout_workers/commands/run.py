@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -150,9 +150,9 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
         complete = not tally.failed and not broken
         advice = f"; all results are in {journal.path}, and the same command goes on"
-        unanswered: list[bytes] = []
-        results = _noting(journal.output(in_order=not options["as_completed"]), unanswered)
-        write_output(results, output, options["errors"], advice)
+        write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
+        unanswered = (line for answered, line in journal.output() if not answered)
+        first = next(unanswered) if tally.failed else None
         if complete and output == "-":
             journal.path.unlink()
     if complete:
@@ -160,7 +160,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     if options["as_json"]:
         console.out(json.dumps(run_summary.summary(tally)), highlight=False)
     else:
-        _sum_up(console, tally, time.monotonic() - began_at, output, options["errors"], unanswered)
+        _sum_up(console, tally, time.monotonic() - began_at, output, options["errors"], first)
     if broken:
         raise TurnoutError(broken)
     return lines.DONE if complete else lines.SOME_FAILED
@@ -203,17 +203,10 @@ def _feed(
         feeder.run(look)
 
 
-def _noting(results: Iterator[tuple[bool, bytes]], unanswered: list[bytes]) -> Iterator[tuple[bool, bytes]]:
-    """The lines of output, the first of which without an answer is noted."""
-    for answered, line in results:
-        if not answered and not unanswered:
-            unanswered.append(line)
-        yield answered, line
-
-
 def _sum_up(
-    console: Console, tally: Tally, took_s: float, output: str, errors: str | None, unanswered: list[bytes]
+    console: Console, tally: Tally, took_s: float, output: str, errors: str | None, unanswered: bytes | None
 ) -> None:
+    """unanswered: the first line without an answer."""
     if tally.providers:
         show(console, run_summary.table(tally))
     console.print(run_summary.closing_line(tally, took_s), highlight=False)
@@ -221,11 +214,10 @@ def _sum_up(
     if output != "-":
         apart = f", those without an answer in {errors}" if errors not in (None, "-") else ""
         say(f"Results are in {output}{apart}")
-    if tally.failed:
+    if unanswered is not None:
         text = f"{counted(tally.failed, 'line')} without an answer; --retry-failed runs such lines again, and no others"
         say(text, style="yellow")
-    for line in unanswered:
-        say(f"The first of them: {reason(line)}", style="yellow")
+        say(f"The first of them: {reason(unanswered)}", style="yellow")
 
 
 def _progress(console: Console, options: dict[str, Any], settings: Settings, source: Source) -> run_progress.Progress:
