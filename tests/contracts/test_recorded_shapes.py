@@ -265,7 +265,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, gemini("INVALID_ARGUMENT", "contents is not specified"), K.INVALID_REQUEST),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("PerMinutePerModel"), RETRY), K.RATE_LIMITED, 26),
         (429, {}, [gemini("RESOURCE_EXHAUSTED", "q", quota("PerMinutePerModel"), RETRY)], K.RATE_LIMITED, 26),
-        (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("RequestsPerDay"), RETRY), K.QUOTA_EXHAUSTED, 3600),
+        (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("RequestsPerDay"), RETRY), K.QUOTA_EXHAUSTED, 26),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "quota exceeded, limit: 0"), K.MODEL_NOT_FOUND),
         (400, {}, gemini("INVALID_ARGUMENT", "Budget 0 is invalid. It only works in thinking mode."), K.UNSUPPORTED),
         (500, {}, [gemini("INTERNAL")], K.SERVER_ERROR),

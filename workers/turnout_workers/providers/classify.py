@@ -19,8 +19,6 @@ from turnout_workers.providers.retry_after import at, retry_after_s
 from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 
-DAY_QUOTA_S = 3600.0
-
 _BILLING = (
     "insufficient_quota", "credit_balance_exhausted", "spend_limit_exceeded", "usage_limit_exceeded",
     "billing_hard_limit_reached", "billing_not_active", "account_deactivated", "spend_limit_reached",
@@ -93,10 +91,8 @@ def classify_response(
     message = scrubbed(said or f"HTTP {status}", scrub)
     should_retry = headers.get("x-should-retry")
 
-    def failure(
-        kind: FailureKind, billed: Billed = Billed.NO, scope: Scope = Scope.ENDPOINT, after_s: float | None = wait_s
-    ) -> Failure:
-        return Failure(kind, message, billed, scope, after_s, call_id, repeatable=should_retry != "false")
+    def failure(kind: FailureKind, billed: Billed = Billed.NO, scope: Scope = Scope.ENDPOINT) -> Failure:
+        return Failure(kind, message, billed, scope, wait_s, call_id, repeatable=should_retry != "false")
 
     def named(codes: tuple[str, ...]) -> bool:
         return any(known in kind_word or known in code for known in codes)
@@ -128,7 +124,7 @@ def classify_response(
         if "request too large" in words:
             return failure(FailureKind.CONTEXT_LENGTH)
         if "PerDay" in json.dumps(body):
-            return failure(FailureKind.QUOTA_EXHAUSTED, after_s=max(wait_s or 0.0, DAY_QUOTA_S))
+            return failure(FailureKind.QUOTA_EXHAUSTED)
         return failure(FailureKind.RATE_LIMITED)
     if status in (498, 503, 529) or kind_word == "overloaded_error" or code in ("server_is_overloaded", "slow_down"):
         return failure(FailureKind.OVERLOADED)
