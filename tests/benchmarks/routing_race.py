@@ -36,7 +36,7 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing import Endpoint, IntelligentRouter, RoutingStrategy
 from turnout_workers.routing.eligibility import refusal
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
-from turnout_workers.routing.fleet import Circuit, Limits, Price
+from turnout_workers.routing.fleet import Circuit, Fleet, Limits, Price
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
@@ -248,7 +248,7 @@ class Baseline:
 
     async def complete(self, request: InferenceRequest) -> InferenceResponse:
         profile, began = JobProfile.of(request, deadline=request.constraints.deadline_at(EPOCH + now())), now()
-        fit = [p for p in self.providers if refusal(profile, [p.endpoint]) is None]
+        fit = [p for p in self.providers if refusal(profile, Fleet([p.endpoint])) is None]
         deadline_s = request.constraints.deadline_s or 600
         failed: list[Simulated] = []
         while now() - began < deadline_s:
@@ -393,7 +393,7 @@ def least_spend(answered: list[Any], providers: list[Simulated]) -> float:
     jobs = []
     for at, request, _, response in answered:
         profile = JobProfile.of(request)
-        fit = [p.endpoint for p in providers if refusal(profile, [p.endpoint]) is None]
+        fit = [p.endpoint for p in providers if refusal(profile, Fleet([p.endpoint])) is None]
         minutes = range(int(at / 60), min(last, int((at + request.constraints.deadline_s) / 60)) + 1)
         jobs.append({(e.provider, minute): cost(e, response.usage) for e in fit for minute in minutes})
     return least_cost(jobs, room)

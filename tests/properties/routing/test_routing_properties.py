@@ -16,7 +16,17 @@ from turnout_workers.routing.decision import Action, rank
 from turnout_workers.routing.eligibility import refusal, too_large, upper_cost_microusd
 from turnout_workers.routing.failover import Next, backoff_s, judge
 from turnout_workers.routing.failure import Failure, FailureKind
-from turnout_workers.routing.fleet import Circuit, EndpointView, Health, Limits, Load, Price, ProviderMetrics, Snapshot
+from turnout_workers.routing.fleet import (
+    Circuit,
+    EndpointView,
+    Fleet,
+    Health,
+    Limits,
+    Load,
+    Price,
+    ProviderMetrics,
+    Snapshot,
+)
 from turnout_workers.routing.health import EJECTION_MAX_S, circuit, ejection_s
 from turnout_workers.routing.latency import (
     BUCKETS,
@@ -132,7 +142,7 @@ def test_every_candidate_is_eligible_and_may_be_called_now(
     by_id = {view.endpoint.id: view for view in views}
     for candidate in made.candidates:
         view = by_id[candidate.endpoint.id]
-        assert refusal(job, [candidate.endpoint]) is None
+        assert refusal(job, Fleet([candidate.endpoint])) is None
         assert circuit(view.health, NOW) in (Circuit.CLOSED, Circuit.RAMPING, Circuit.HALF_OPEN)
         assert candidate.probe == (circuit(view.health, NOW) is Circuit.HALF_OPEN)
         assert not (candidate.probe and view.health.probing)
@@ -157,7 +167,7 @@ def test_a_decision_goes_waits_a_bounded_time_or_refuses_for_good(
     job: JobProfile, views: list[EndpointView], seed: int
 ) -> None:
     made = decision(job, views, seed)
-    never = refusal(job, [view.endpoint for view in views])
+    never = refusal(job, Fleet(view.endpoint for view in views))
     assert (made.action is Action.REFUSE) == (never is not None)
     if made.action is Action.GO:
         assert made.candidates
@@ -179,7 +189,7 @@ def test_one_more_constraint_never_adds_an_eligible_endpoint(
     job: JobProfile, views: list[EndpointView], more: dict[str, Any]
 ) -> None:
     def eligible(wanted: JobProfile) -> set[str]:
-        return {view.endpoint.id for view in views if refusal(wanted, [view.endpoint]) is None}
+        return {view.endpoint.id for view in views if refusal(wanted, Fleet([view.endpoint])) is None}
 
     loose = replace(job, requirements=Requirements(), max_cost_microusd=None)
     assert eligible(replace(loose, requirements=replace(Requirements(), **more))) <= eligible(loose)

@@ -77,5 +77,5 @@ def defaults(options: Mapping[str, Any]) -> Defaults:
 
 def refusal(request: InferenceRequest, fleet: Fleet) -> str | None:
     """Why no endpoint of the fleet can ever serve it; None: one can."""
-    reasons = eligibility.refusal(JobProfile.of(request), fleet)
-    return None if reasons is None else str(eligibility.NoEligibleEndpoint(reasons))
+    found = eligibility.refusal(JobProfile.of(request), fleet)
+    return None if found is None else str(found)

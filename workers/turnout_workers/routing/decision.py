@@ -120,13 +120,13 @@ class Decision:
     def best(self) -> Candidate | None:
         return self._candidate(self.ready[0]) if self.ready else None
 
-    def bids(self, most: int = MAX_BIDS) -> tuple[Candidate, ...]:
+    def bids(self) -> tuple[Candidate, ...]:
         """Candidates to offer to admission, the best first; the next admission is offered those behind them.
 
         Where the strategy is patient, only those that this job would rather have than wait `WAITABLE_S` for the
         first: the reserve of more urgent lanes, which a snapshot doesn't show, is no reason to pay more.
         """
-        strategy, ready = STRATEGIES[self.strategy], self.ready[:most]
+        strategy, ready = STRATEGIES[self.strategy], self.ready[:MAX_BIDS]
         if not strategy.patient or len(ready) < 2:
             return tuple(map(self._candidate, ready))
         rows = [self.ranking.option(index) for index in ready]

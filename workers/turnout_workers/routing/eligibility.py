@@ -2,13 +2,13 @@
 
 Two questions are kept apart. *Never*: this endpoint, as configured, doesn't satisfy the job; answered here,
 from configuration and the job alone. *Not now*: it would, but it is ejected, cooling down or full; answered
-by `decision.py`, from a snapshot. A job that no endpoint could ever satisfy is refused; any other one waits.
+by `options.py`, from a snapshot. A job that no endpoint could ever satisfy is refused; any other one waits.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -248,9 +248,8 @@ def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
     return math.ceil(job.input_tokens * dearest_input + answer * price.output)
 
 
-def refusal(job: JobProfile, endpoints: Iterable[Endpoint] | Fleet) -> dict[str, str] | None:
-    """Why no endpoint could ever satisfy the job, by endpoint id; None: at least one could."""
-    fleet = endpoints if isinstance(endpoints, Fleet) else Fleet(endpoints)
+def refusal(job: JobProfile, fleet: Fleet) -> NoEligibleEndpoint | None:
+    """Why no endpoint could ever satisfy the job; None: at least one could."""
     found = match(fleet, job.requirements)
     reasons = {exclusion.endpoint_id: exclusion.text for exclusion in found.exclusions}
     for position in found.positions:
@@ -258,4 +257,4 @@ def refusal(job: JobProfile, endpoints: Iterable[Endpoint] | Fleet) -> dict[str,
         if unfit is None:
             return None
         reasons[fleet.ids[position]] = unfit[1]
-    return {id: reasons[id] for id in fleet.ids}
+    return NoEligibleEndpoint({id: reasons[id] for id in fleet.ids})

@@ -175,7 +175,7 @@ class Health:
 
 @dataclass(frozen=True, slots=True)
 class ProviderMetrics:
-    """What calls to an endpoint have shown lately. EWMAs; their time constants are in `health.py`."""
+    """What calls to an endpoint have shown lately. EWMAs; their time constants are in `latency.py` and `health.py`."""
 
     ttft_s: float | None = None
     """Time to first token, in part estimated, see `latency.first_token`; None: the endpoint's prior stands."""
