@@ -488,6 +488,37 @@ def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_sam
     assert [bid.endpoint.provider for bid in asking.bids()] == ["busy"]
 
 
+def test_one_that_is_woken_asks_first_where_it_would_rather_wait_than_pay_more() -> None:
+    busy, dear = view(endpoint("busy"), load=Load(ready_at=NOW + 0.4)), endpoint("dear", price=Price(500.0, 500.0))
+    decision = decide(job(), busy, dear)
+    assert (decision.action, decision.waits_for) == (Action.WAIT, "busy/llama")
+    assert [bid.endpoint.provider for bid in decision.asking().bids()] == ["busy"]
+
+
+def test_a_ceiling_heeds_what_storing_a_prompt_costs_and_the_price_of_long_ones() -> None:
+    wanted = job(prompt="x" * 2000, max_output_tokens=1, max_cost_usd=0.0015)
+    storing = endpoint("storing", price=Price(1.0, 1.0, cache_write=2.0))
+    long = endpoint("long", price=Price(1.0, 1.0, longer=(500, Price(2.0, 2.0))))
+    decision = decide(wanted, endpoint("fits", price=Price(1.0, 1.0)), storing, long)
+    assert chosen(decision) == ["fits"]
+    assert reasons(decision) == {"storing": "cost", "long": "cost"}
+
+
+def test_one_to_be_probed_where_the_job_failed_comes_after_one_where_it_did_not() -> None:
+    out = Health(open_until=NOW - 1, trips=1)
+    views = view(endpoint("failed", price=Price(0.0, 0.0)), out), view(endpoint("other"), out)
+    decision = decide(job(lane=Lane.INTERACTIVE), *views, tried=frozenset({"failed/llama"}))
+    assert chosen(decision) == ["other"]
+    assert reasons(decision) == {"failed": "tried"}
+
+
+def test_a_turn_that_goes_to_one_held_back_is_repeated_from_its_record() -> None:
+    silent, other = view(endpoint("silent"), load=Load(in_flight=9)), endpoint("other", weight=3.0)
+    records = [to_record(decide(job(strategy=S.ROUND_ROBIN), silent, other, turn=turn)) for turn in range(20)]
+    assert {record["chosen"] for record in records} == {"silent/llama", "other/llama"}
+    assert replay(records).changed == 0
+
+
 def test_bids_that_leave_out_an_endpoint_that_is_back_before_long_are_not_all_there_is() -> None:
     back_soon = view(endpoint("soon"), Health(blocked_until=NOW + 600, cooldown="asked to wait"))
     alone, both = decide(job(), CHEAP), decide(job(), CHEAP, back_soon)

@@ -138,7 +138,7 @@ class Decision:
         """The same, but also offering those that were busy a moment ago."""
         if self.action is not Action.WAIT or not self.busy:
             return self
-        return replace(self, action=Action.GO, ready=[*self.ready, *self.busy], busy=(), wait_s=0.0)
+        return replace(self, action=Action.GO, ready=self.ranking.order, busy=(), wait_s=0.0)
 
     def leaves_out(self, bids: Sequence[Candidate]) -> bool:
         """Whether, besides those offered to admission, an endpoint could take the job now or before long."""

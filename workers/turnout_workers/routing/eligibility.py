@@ -148,14 +148,14 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
         else:
             exclusions.append(Exclusion(endpoint.id, *unmet))
     found = [fleet.endpoints[position] for position in positions]
-    prices = [endpoint.price for endpoint in found]
+    prices = [price for endpoint in found for price in (endpoint.price.steps if endpoint.price else (None,))]
     return Match(
         positions=tuple(positions),
         exclusions=tuple(exclusions),
         tokens=min((min(one.context_tokens or math.inf, _at_once(one)) for one in found), default=math.inf),
         output_tokens=min((one.max_output_tokens or math.inf for one in found), default=math.inf),
         answer_tokens=max((one.max_output_tokens or LARGEST_OUTPUT_TOKENS for one in found), default=0.0),
-        input_price=max((price.input if price else math.inf for price in prices), default=0.0),
+        input_price=max((price.dearest_input if price else math.inf for price in prices), default=0.0),
         output_price=max((price.output if price else math.inf for price in prices), default=0.0),
     )
 
@@ -244,8 +244,7 @@ def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:
     if endpoint.price is None:
         return None
     price, answer = endpoint.price.of(job.input_tokens), upper_output_tokens(job, endpoint)
-    dearest_input = max(price.input, price.cache_write or 0.0)
-    return math.ceil(job.input_tokens * dearest_input + answer * price.output)
+    return math.ceil(job.input_tokens * price.dearest_input + answer * price.output)
 
 
 def refusal(job: JobProfile, fleet: Fleet) -> NoEligibleEndpoint | None:

@@ -44,6 +44,16 @@ class Price:
     def is_operators(self) -> bool:
         return self.source == OPERATOR
 
+    @property
+    def dearest_input(self) -> float:
+        """What a token of input may cost: the provider may store all of it."""
+        return max(self.input, self.cache_write or 0.0)
+
+    @property
+    def steps(self) -> tuple[Price, ...]:
+        """This price, and those of longer calls."""
+        return (self, *self.longer[1].steps) if self.longer else (self,)
+
     def of(self, input_tokens: int) -> Price:
         """The price of a call with so many input tokens."""
         return self.longer[1].of(input_tokens) if self.longer and input_tokens > self.longer[0] else self

@@ -123,34 +123,22 @@ class Options:
                 self._exclude(option, *busy_reason(option, now), ready_at)
                 return None
         state = circuit(health, now)
-        if state is Circuit.HALF_OPEN and not health.probing:
-            return self._to_probe(option)
-        if state is Circuit.RAMPING:
-            share = ramp(health, now)
-            if chance >= share:
-                text = f"recovering, at {share:.0%} of its traffic"
-                self._recovering.append((option, Reason.RAMPING, text))
-                return None
-        elif state is not Circuit.CLOSED:
+        probing = state is Circuit.HALF_OPEN and health.probing
+        if probing or state in (Circuit.OPEN, Circuit.DISABLED, Circuit.ISOLATED):
             self._exclude(option, *_shut(state, health, now))
             return None
+        if state is Circuit.HALF_OPEN:
+            option = _as_probe(option)
         if endpoint.id in self.tried:
             self._failed.append((option, Reason.TRIED, "this job failed there a moment ago"))
-            return None
-        if is_silent(view):
+        elif option.probe and not (may_probe(job) or now - health.open_until >= PROBE_OVERDUE_S):
+            self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
+        elif state is Circuit.RAMPING and chance >= (share := ramp(health, now)):
+            self._recovering.append((option, Reason.RAMPING, f"recovering, at {share:.0%} of its traffic"))
+        elif is_silent(view) and not option.probe:
             self._silent.append((option, Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered"))
-            return None
-        return option
-
-    def _to_probe(self, option: Option) -> Option | None:
-        # Its error rate is of the past: what it is like now is what the probe is to find out.
-        odds = option.estimate.odds._replace(error_rate=0.0, tries=1.0)
-        option = option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
-        view = option.estimate.view
-        overdue = self.now - view.health.open_until >= PROBE_OVERDUE_S
-        if (overdue or may_probe(self.job)) and view.endpoint.id not in self.tried:
+        else:
             return option
-        self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
         return None
 
     def _add_held_back(self) -> None:
@@ -159,6 +147,7 @@ class Options:
             needed = not any(self._soon())
             self._add_if(needed, held_back)
             self.last_resort |= needed and bool(held_back)
+        self.usable.sort(key=_position)  # as a record's, from which a decision is repeated: in turn goes by it
 
     def _soon(self) -> Iterator[Estimate]:
         pause_s = PAUSE_S[self.job.lane]
@@ -173,6 +162,16 @@ class Options:
 
     def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
         self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
+
+
+def _as_probe(option: Option) -> Option:
+    """The option without its error rate, which is of the past: what it is like now is what a probe is to find out."""
+    odds = option.estimate.odds._replace(error_rate=0.0, tries=1.0)
+    return option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
+
+
+def _position(row: Row) -> int:
+    return row[-1].position
 
 
 def _shut(state: Circuit, health: Health, now: float) -> tuple[Reason, str, float | None]:
