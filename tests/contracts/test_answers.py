@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+from contextlib import aclosing
 from typing import Any
 
 import pytest
@@ -105,6 +107,17 @@ USAGE: list[tuple[str, Any, tuple[int, ...], int]] = [
         260,
     ),
     ("gemini", [gemini({"promptTokenCount": 100}, None), gemini(TOLD)], (100, 0, 0, 10, 7), 300),
+    (
+        "anthropic",
+        [
+            {"type": "message_start", "message": {"usage": {**KEPT, "output_tokens": 1}}},
+            {"type": "content_block_start", "index": 0, "content_block": {"type": "text", "text": "Hi"}},
+            {"type": "message_delta", "delta": {}, "usage": {**dict.fromkeys(KEPT), "output_tokens": 10}},
+            {"type": "message_stop"},
+        ],
+        (100, 40, 20, 10, 0),
+        260,
+    ),
 ]
 
 
@@ -122,7 +135,7 @@ async def test_every_token_is_counted_and_every_cent(
 NONSENSE: list[Any] = [
     None, [], "many", {}, {"prompt_tokens": "x"}, {"prompt_tokens": -1}, {"prompt_tokens": 10**30},
     {"prompt_tokens": 5, "prompt_tokens_details": {"cached_tokens": 1000}}, {"prompt_tokens": float("nan")},
-    {"prompt_tokens": 1, "completion_tokens": int("9" * 4000)},
+    {"prompt_tokens": 1, "completion_tokens": int("9" * 4000)}, dict.fromkeys(ASKED, 0),
 ]  # fmt: skip
 
 
@@ -132,6 +145,12 @@ async def test_usage_that_makes_no_sense_is_estimated_instead(usage: Any) -> Non
     assert (response.usage.source, response.usage.input_tokens) == ("estimated", 58)
     assert response.cost_microusd == 58 * 2 + 1 * 10
     assert response.warnings == ("the provider reported no usage; it is estimated",)
+
+
+async def test_an_estimate_counts_the_calls_of_tools() -> None:
+    call = {"id": "1", "function": {"name": "find", "arguments": '{"what": "' + "x" * 84 + '"}'}}
+    response = await answered("openai", chat(None, "tool_calls", tool_calls=[call]))
+    assert (response.usage.source, response.usage.output_tokens) == ("estimated", 50)
 
 
 @pytest.mark.parametrize(
@@ -304,6 +323,39 @@ async def test_a_200_that_is_no_answer_is_a_failure(dialect: str, body: Any, kin
     with pytest.raises(ProviderError) as error:
         await answered(dialect, body)
     assert (error.value.failure.kind, error.value.failure.billed) == (kind, billed)
+
+
+@pytest.mark.parametrize(
+    ("dialect", "events"),
+    [
+        ("openai", [chunk(content="H"), chunk("stop", content="i"), {"usage": ASKED}]),
+        ("anthropic", CLAUDES),
+        ("gemini", [gemini(None, None), gemini(TOLD)]),
+    ],
+)
+async def test_a_stream_that_is_cut_off_anywhere_is_interrupted_or_whole(dialect: str, events: list[Any]) -> None:
+    """From a server that tells no length: the end of the connection is the end of the stream."""
+    raw = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
+    endpoint, ends = Endpoint("p", "m", "m"), list[Any]()
+
+    async def hear(_: str) -> None: ...
+
+    async def reply(writer: asyncio.StreamWriter) -> None:
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + raw[: len(ends)])
+        writer.close()
+
+    async with aclosing(Http()) as http, serving(reply) as url:
+        connector = build(ProviderConfig("p", DIALECTS[dialect].kind, url, (endpoint,), dialect), http)
+        while len(ends) <= len(raw):
+            try:
+                ends.append(
+                    (await connector.call(endpoint, InferenceRequest(prompt="x"), on_token=hear)).response.finish
+                )
+            except ProviderError as error:
+                ends.append(error.failure.kind)
+    broken = ends.count(K.INTERRUPTED)
+    assert ends == [K.INTERRUPTED] * broken + [ends[-1]] * (len(ends) - broken)
+    assert 0 < broken < len(ends)
 
 
 @pytest.mark.parametrize(

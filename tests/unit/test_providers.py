@@ -19,11 +19,11 @@ from hypothesis import strategies as st
 from turnout.request import InferenceRequest, Usage
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.providers.errors import request_id
+from turnout_workers.providers.errors import ProviderError, request_id
 from turnout_workers.providers.prices import cost_microusd, list_price
 from turnout_workers.providers.retry_after import observed_limits, retry_after_s, seconds
 from turnout_workers.providers.scrub import PIECE, scrubbed
-from turnout_workers.providers.wire import filtered
+from turnout_workers.providers.wire import filtered, understood
 from turnout_workers.routing.eligibility import upper_cost_microusd
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
@@ -96,6 +96,21 @@ def test_of_a_filter_no_more_than_a_word_is_repeated() -> None:
     assert filtered("SAFETY", Billed.NO).failure.message == "filtered: SAFETY"
     for other in ("because of: a prompt", None, ["SAFETY"], "x" * 99):
         assert filtered(other, Billed.NO).failure.message == "filtered: no reason given"
+
+
+class Odd(Exception):
+    """As a connector of another package may have."""
+
+
+@pytest.mark.parametrize(
+    "error", [Odd(), StopIteration(), AssertionError(), KeyError("text"), RecursionError()], ids=repr
+)
+def test_whatever_reading_an_answer_raises_it_is_no_answer(error: Exception) -> None:
+    def read() -> None:
+        raise error
+
+    with pytest.raises(ProviderError, match="malformed: an answer"):
+        understood(read)
 
 
 def test_a_secret_shows_nowhere() -> None:

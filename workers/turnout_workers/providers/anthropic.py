@@ -109,7 +109,8 @@ class _Events:
             case "message_start":
                 self._message = dict(event["message"])
             case "content_block_start":
-                self._blocks[event["index"]] = dict(event["content_block"])
+                block = self._blocks[event["index"]] = dict(event["content_block"])
+                return str(block.get("text") or "")
             case "content_block_delta":
                 delta = event["delta"]
                 self._blocks.setdefault(event["index"], {"type": "text"})
@@ -120,7 +121,8 @@ class _Events:
                 return str(said)
             case "message_delta":
                 self._message["stop_reason"] = event["delta"].get("stop_reason")
-                self._message["usage"] = {**(self._message.get("usage") or {}), **(event.get("usage") or {})}
+                news = {name: value for name, value in (event.get("usage") or {}).items() if value is not None}
+                self._message["usage"] = {**(self._message.get("usage") or {}), **news}
             case "message_stop":
                 self._stopped = True
         return ""

@@ -63,7 +63,7 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         begun.append(rest)
     if (line := b"".join(begun)).startswith(b"data:"):
         data.append(line[5:].strip())
-    if data and (event := b"\n".join(data)) != b"[DONE]":
+    if data and isinstance(parsed(event := b"\n".join(data)), dict):  # else it was cut off, or is the final one
         yield event
 
 

@@ -64,7 +64,7 @@ class Connector(CloudProviderBase):
         raise NotImplementedError
 
     def read(self, request: InferenceRequest, body: Any) -> Answer:
-        """What the body of a successful response says. May raise any of `wire.UNREADABLE` if its shape is wrong."""
+        """What the body of a successful response says. May raise anything if its shape is wrong."""
         raise NotImplementedError
 
     def gathering(self) -> Gathering | None:
@@ -171,7 +171,7 @@ class Connector(CloudProviderBase):
         used = answer.usage
         if used is None:
             upper, _ = estimate_input_tokens(sent.request)
-            answered = math.ceil(len(answer.text.encode()) / 2)
+            answered = math.ceil(sum(len(text.encode()) for text in answer.written) / 2)
             used = Usage(input_tokens=upper, output_tokens=answered, source="estimated")
             sent.warnings.append("the provider reported no usage; it is estimated")
         told_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd

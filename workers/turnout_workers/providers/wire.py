@@ -25,8 +25,6 @@ PROTECTED = frozenset(
 """Fields that a job's extras can't set."""
 MOST_TOKENS = 1e9
 """The most that one call can have; a provider that reports more is not believed."""
-UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
-"""What reading a body of the wrong shape may raise."""
 
 
 @dataclass(slots=True)
@@ -103,6 +101,13 @@ class Answer:
     model: str | None = None
     """Which was served, in the provider's words."""
 
+    @property
+    def written(self) -> Iterator[str]:
+        """All that the model wrote."""
+        yield from (self.text, self.refusal or "")
+        for call in self.tool_calls:
+            yield from (call.function.name, call.function.arguments)
+
 
 def tool_call(id: Any, name: str, arguments: Any) -> ToolCall:
     """arguments: as the model wrote them, or their value."""
@@ -149,18 +154,21 @@ def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:
     """Tokens as reported; None if they weren't, or make no sense."""
     try:
         used = read(told)
-    except UNREADABLE:
+    except Exception:  # told may have any shape at all
         return None
     within_input = used.cache_read_tokens + used.cache_write_tokens <= used.input_tokens
     within_input &= used.cache_write_hour_tokens <= used.cache_write_tokens
-    return used if within_input and used.total_tokens <= MOST_TOKENS else None
+    return used if within_input and used.input_tokens > 0 and used.total_tokens <= MOST_TOKENS else None
 
 
 def understood(read: Callable[..., T], *arguments: Any) -> T:
-    """What `read` returns. A body can have any shape at all: if it can't be read, raises ProviderError."""
+    """What `read` returns. A body can have any shape at all, and `read` may raise anything at one that it can't read:
+    raises ProviderError."""
     try:
         return read(*arguments)
+    except ProviderError:
+        raise
     except KeyError as error:
         raise malformed(f"an answer without {str(error)[:40]}") from None
-    except UNREADABLE:
+    except Exception:
         raise malformed("an answer that can't be read") from None
