@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pydantic import ValidationError
 
+MAX_ID_CHARS = 512
+"""Of an id that a user chose."""
 SHOWN = 3
 """How many problems are listed; the others are counted."""
 _UNION_MEMBERS = {"str", "constrained-str", "int", "float", "bool", "list", "dict", "none"}

@@ -12,8 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 from tests.chaos.stand import Stand, standing
 
+from turnout.batch.chunk import chunk_jobs
 from turnout.batch.detached import Batches
-from turnout.batch.handover import chunk_jobs
 from turnout.cli import main
 from turnout.ledger import Keyring, run
 

@@ -13,12 +13,11 @@ import redis
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from turnout.batch.ids import MAX_ID_CHARS
 from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
 from turnout.ledger.operations import nothing
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, celery_record
-from turnout.validation import explain
+from turnout.validation import MAX_ID_CHARS, explain
 from turnout_workers.config.in_force import InForce
 
 logger = logging.getLogger(__name__)

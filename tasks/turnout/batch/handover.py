@@ -7,16 +7,16 @@ workers take them. Job ids follow from batch, line and content: a chunk that is 
 from __future__ import annotations
 
 import json
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Self
 
 import redis
 
+from turnout.batch.chunk import entry, packed
 from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Format, Line
-from turnout.ledger import Keyring, Ledger, NewJob
+from turnout.ledger import Ledger
 from turnout.request import InferenceRequest
 from turnout.result import Problem
 
@@ -84,15 +84,15 @@ class HandOver:
         job = job_id(self.batch, line, payload, self.dedupe)
         if self.dedupe and self._jobs.note(job, line.number) != line.number:
             return Handed(line, job, shared=True)
-        self._requests.append(json.dumps([job, payload], ensure_ascii=False).encode())
+        self._requests.append(entry(job, payload))
         return Handed(line, job)
 
     def _put(self) -> None:
         keys = self.ledger.keys
         with self.client.pipeline() as pipe:
             if self._requests:
-                packed = zlib.compress(b"\n".join(self._requests))
-                pipe.rpush(keys.batch_input(self.batch), self.ledger.keyring.seal(_place(self.batch), packed))
+                chunk = packed(self._requests, self.batch, self.ledger.keyring)
+                pipe.rpush(keys.batch_input(self.batch), chunk)
             if self._index:
                 pipe.rpush(keys.batch_lines(self.batch), *self._index)
             pipe.expire(keys.batch_input(self.batch), KEPT_S)
@@ -100,18 +100,6 @@ class HandOver:
             pipe.execute()
         self._requests.clear()
         self._index.clear()
-
-
-def chunk_jobs(chunk: bytes, batch: str, keyring: Keyring) -> list[NewJob]:
-    """The jobs of one chunk of a batch's input. Raises Unreadable."""
-    lines = zlib.decompress(keyring.open(_place(batch), chunk)).decode().split("\n")
-    pairs = (json.loads(one) for one in lines)
-    return [NewJob.of(id, InferenceRequest.model_validate_json(payload), batch=batch) for id, payload in pairs]
-
-
-def _place(batch: str) -> str:
-    """The name under which a batch's requests are sealed, see `Keyring.seal`."""
-    return f"input of {batch}"
 
 
 def pages(client: redis.Redis, key: str) -> Iterator[list[Handed]]:

@@ -11,8 +11,8 @@ from typing import Any
 from turnout.batch.journal import writing
 from turnout.batch.line import Asked, Format, Line
 from turnout.result import Problem
+from turnout.validation import MAX_ID_CHARS
 
-MAX_ID_CHARS = 512
 _LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 

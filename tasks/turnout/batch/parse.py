@@ -17,11 +17,11 @@ from pydantic import ValidationError
 from pydantic_core import from_json
 
 from turnout.batch import openai_request
-from turnout.batch.ids import MAX_ID_CHARS, legible_id, usable_id
+from turnout.batch.ids import legible_id, usable_id
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine, Unusable
 from turnout.request import InferenceRequest
 from turnout.result import Problem
-from turnout.validation import explain
+from turnout.validation import MAX_ID_CHARS, explain
 
 MAX_LINE_BYTES = 1_000_000
 

@@ -14,8 +14,9 @@ import pytest
 import redis
 import redis.asyncio
 
+from turnout.batch.chunk import chunk_jobs
 from turnout.batch.detached import Batches, NoSuchBatch
-from turnout.batch.handover import chunk_jobs, pages
+from turnout.batch.handover import pages
 from turnout.batch.line import Defaults, RawLine
 from turnout.batch.record import State
 from turnout.batch.source import Source

@@ -6,7 +6,7 @@ import logging
 import zlib
 from dataclasses import dataclass, field
 
-from turnout.batch.handover import chunk_jobs
+from turnout.batch.chunk import chunk_jobs
 from turnout.batch.record import Record, State, read_record
 from turnout.errors import Unreadable
 from turnout.ledger import Call, Coalescer, Intake, Ledger
