@@ -10,6 +10,8 @@ from typing import Any
 import click
 
 GROUP = "turnout.commands"
+STOPPED = 3
+"""Exit code."""
 
 
 class Commands(click.Group):
@@ -21,6 +23,9 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
+        except KeyboardInterrupt:  # click would end with 1, which some commands end with for another reason
+            click.echo("Stopped.", err=True)
+            sys.exit(STOPPED)
         except Exception as error:
             from redis.exceptions import RedisError
 

@@ -52,6 +52,17 @@ def test_a_wrong_command_is_refused_in_a_line(
     assert isinstance(done.exception, SystemExit), "and no traceback"
 
 
+def test_a_command_that_is_interrupted_ends_as_stopped_and_not_as_one_that_found_no_answer(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("turnout_workers.commands.batch.deployment", interrupted)
+    done = CliRunner().invoke(main, ["batch", "watch", "batch-1"])
+    assert (done.exit_code, done.output) == (3, "Stopped.\n")
+
+
 def test_a_working_folder_that_can_not_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "p.txt").write_text("A?")
