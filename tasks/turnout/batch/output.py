@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -39,16 +38,21 @@ def write_output(
     with contextlib.ExitStack() as stack:
 
         def opened(place: str) -> Callable[[bytes], object]:
-            return sys.stdout.buffer.write if place == "-" else stack.enter_context(_replacing(place, advice))
+            return stack.enter_context(_standard_output(advice) if place == "-" else _replacing(place, advice))
 
         answer = opened(path)
-        other = opened(errors) if errors else answer
+        other = answer if errors in (None, path) else opened(errors)
         for answered, line in lines:
             (answer if answered else other)(line)
             written[answered] += 1
-        if "-" in (path, errors):
-            sys.stdout.buffer.flush()
     return written
+
+
+@contextlib.contextmanager
+def _standard_output(advice: str) -> Iterator[Callable[[bytes], object]]:
+    # Not `sys.stdout`, which would try once more at the end of Python what could not be written.
+    with writing("standard output", advice), open(1, "wb", closefd=False) as file:
+        yield file.write
 
 
 @contextlib.contextmanager

@@ -125,6 +125,15 @@ def test_results_or_errors_may_go_to_standard_output(output: str, capfdbinary: A
     assert (capfdbinary.readouterr().out, Path(f"{output}.errors").read_bytes()) == (b"1\n", b"2\n")
     write_output(lines, output, "-")
     assert (capfdbinary.readouterr().out, Path(output).read_bytes()) == (b"2\n", b"1\n")
+    write_output(lines, "-", "-")
+    assert capfdbinary.readouterr().out == b"1\n2\n"
+
+
+def test_a_standard_output_that_takes_no_more_is_told() -> None:
+    write = "from turnout.batch.output import write_output; write_output([(True, b'1')], '-')"
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-c", write], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.stderr.endswith("Unwritable: can't write standard output: No space left on device\n")
 
 
 def test_a_journal_keeps_its_batch_and_refuses_other_options_by_name(output: str) -> None:
