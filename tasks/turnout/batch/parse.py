@@ -1,6 +1,6 @@
 """One line of a batch file → one request, or the reason why it is none. Pure, and never raises.
 
-Three formats, told apart by a file's first line:
+Three formats, told apart by a file's name, and by its first line that is legible:
 
     plain    {"prompt" | "messages" | "input": …, "model": …, "constraints": {…}, "id": …}, or a JSON string
     openai   {"custom_id": …, "method": "POST", "url": "/v1/chat/completions", "body": {…}}
@@ -26,9 +26,15 @@ from turnout.validation import MAX_ID_CHARS, explain
 MAX_LINE_BYTES = 1_000_000
 
 
-def detect(first_line: bytes) -> Format:
-    """The format of a file, by its first line."""
-    return Format.OPENAI if b'"custom_id"' in first_line and b'"body"' in first_line else Format.PLAIN
+def detect(line: bytes) -> Format | None:
+    """The format of a file, by its first line that tells; None: this one doesn't."""
+    try:
+        value = from_json(line.removeprefix(BOM_UTF8))
+    except ValueError:
+        return Format.OPENAI if line.startswith(b'{"custom_id"') else None
+    if isinstance(value, dict) and value.keys() & {"custom_id", "body"}:
+        return Format.OPENAI
+    return Format.PLAIN if isinstance(value, dict | str) else None
 
 
 def parse(raw: RawLine, defaults: Defaults = Defaults()) -> tuple[Line, Asked]:

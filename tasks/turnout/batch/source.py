@@ -73,10 +73,10 @@ class Source:
                 text = io.TextIOWrapper(file, "utf-8-sig", errors="surrogateescape", newline="")
                 yield from _of_table(csv_rows(text, DELIMITERS[suffix]))
                 return
-            format = Format.TEXT if suffix == ".txt" else None  # the others tell theirs by their first line
+            format = Format.TEXT if suffix == ".txt" else None  # the others tell theirs by a line
             for number, data in _split(file):
                 format = format or detect(data)
-                yield RawLine(number, data, format)
+                yield RawLine(number, data, format or Format.PLAIN)
 
 
 def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:

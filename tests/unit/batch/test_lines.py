@@ -163,10 +163,27 @@ def test_ids_that_no_disk_has_room_for_are_told_as_such() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-def test_openai_lines_are_told_by_their_first() -> None:
-    assert detect(json.dumps(CHAT).encode()) is Format.OPENAI
-    assert detect(b'{"custom_id": "a", "body": bro') is Format.OPENAI
-    assert detect(b'{"prompt": "a"}') is Format.PLAIN
+@pytest.mark.parametrize(
+    ("line", "format"),
+    [
+        (json.dumps(CHAT), Format.OPENAI),
+        ('{"custom_id": "a", "me', Format.OPENAI),
+        ('{"custom_id": "a"}', Format.OPENAI),
+        ('{"prompt": "a", "metadata": {"custom_id": "b", "body": "c"}}', Format.PLAIN),
+        ('"a"', Format.PLAIN),
+        ('{"prompt": "a', None),
+        ("[]", None),
+    ],
+)
+def test_a_line_tells_its_format_unless_it_is_illegible(line: str, format: Format | None) -> None:
+    assert detect(line.encode()) is format
+
+
+def test_a_first_line_that_is_bad_makes_no_other_bad(tmp_path: Path) -> None:
+    (file := tmp_path / "in.jsonl").write_text("# exported today\n" + json.dumps(CHAT) + "\n")
+    problem, request = (asked for _, asked in read(Source(str(file)), Defaults()))
+    assert isinstance(problem, Problem)
+    assert isinstance(request, InferenceRequest)
 
 
 def test_a_jobs_id_follows_from_batch_line_and_content() -> None:
