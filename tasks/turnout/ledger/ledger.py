@@ -111,7 +111,7 @@ class Ledger(Operations):
         authority = "late" if late else "token"
         return self.end(authority, result, result_ttl_s, batch, token, record, failed_ttl_s)
 
-    def fail_over(
+    def requeue(
         self,
         job_id: str,
         token: int,
@@ -119,16 +119,15 @@ class Ledger(Operations):
         progress: str,
         event: Mapping[str, Any],
         record: bytes | None = None,
+        *,
+        retries: int = 0,
     ) -> Call[bool]:
-        """Put it back at the front of its lane, to be done by another endpoint."""
-        return self._requeue(job_id, token, lane, progress, event_json(event, record), 1)
+        """Put it back at the front of its lane, to be done elsewhere. No crash is counted.
 
-    def release(self, job_id: str, token: int, lane: Lane, progress: str = "") -> Call[bool]:
-        """Put it back at the front of its lane because this worker stops. No crash is counted.
-
-        progress: '' leaves it as it was.
+        retries: how many to add to those that Celery and Flower know of.
         """
-        return self._requeue(job_id, token, lane, progress, event_json({"event": "handed_back"}), 0)
+        args = (job_id, token, progress, event_json(event, record), retries)
+        return self.call("requeue", *args, decode=bool, job=job_id, lane=lane)
 
     def defer(
         self,
@@ -152,10 +151,6 @@ class Ledger(Operations):
     def hasten(self, limit: int) -> Call[int]:
         """Let the first parked job of every line look for room at once. Returns how many lines there are."""
         return self.call("hasten", limit, decode=int)
-
-    def _requeue(self, job_id: str, token: int, lane: Lane, progress: str, event: str, count: int) -> Call[bool]:
-        args = (job_id, token, progress, event, count)
-        return self.call("requeue", *args, decode=bool, job=job_id, lane=lane)
 
     # --- housekeeping: lists of job ids, at most `limit` of them, and what to do with each ---------------
 

@@ -102,6 +102,12 @@ class Bed:
     def settle(self, token: int, status: JobStatus = JobStatus.SUCCEEDED, job_id: str = "a", **more: Any) -> Settlement:
         return self(self.ledger.settle(token, ended(job_id, status, token), None, KEPT_S, **more))
 
+    def fail_over(self, token: int, job_id: str = "a") -> None:
+        assert self(self.ledger.requeue(job_id, token, LANE, "p", {"event": "failed_over"}, retries=1))
+
+    def hand_back(self, token: int, job_id: str = "a") -> None:
+        assert self(self.ledger.requeue(job_id, token, LANE, "p", {"event": "handed_back"}))
+
     def state(self, job_id: str = "a") -> str:
         return (self.client.hget(self.keys.job(job_id), "state") or b"none").decode()
 
@@ -146,9 +152,9 @@ class Bed:
             case "renew":
                 return ledger.renew([(job_id, token)], TTL / 1000)
             case "fail_over":
-                return ledger.fail_over(job_id, token, LANE, "over", {"event": "failed_over"})
+                return ledger.requeue(job_id, token, LANE, "over", {"event": "failed_over"}, retries=1)
             case "release":
-                return ledger.release(job_id, token, LANE)
+                return ledger.requeue(job_id, token, LANE, "over", {"event": "handed_back"})
             case "defer":
                 return ledger.defer(job_id, token, WAIT / 1000, "parked", {"event": "deferred"})
             case "succeed" | "fail":

@@ -107,7 +107,7 @@ def _fail_over(job: Job, token: int, now: int) -> After:
 
 
 def _release(job: Job, token: int, now: int) -> After:
-    return _queued(job, True) if _ours(job, token) else After(False, job)
+    return _queued(job, True, progress="over") if _ours(job, token) else After(False, job)
 
 
 def _defer(job: Job, token: int, now: int) -> After:

@@ -37,7 +37,7 @@ def test_an_unmodified_worker_runs_what_the_ledger_publishes(bed: Bed, app: Cele
     bed.enqueue("front")
     token = bed.claimed(job_id).token
     bed.client.rpop(bed.keys.queue(LANE))
-    bed(bed.ledger.fail_over(job_id, token, LANE, "", {"event": "failed_over"}))
+    bed.fail_over(token, job_id)
     with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=10):
         assert done.wait(20)
     assert ran == [

@@ -115,7 +115,7 @@ def test_waiting_is_counted_from_the_last_time_it_was_queued(bed: Bed) -> None:
     bed.enqueue()
     token = bed.claimed().token
     bed.advance(1000)
-    bed(bed.ledger.release("a", token, LANE))
+    bed.hand_back(token)
     bed.advance(10)
     assert bed.claimed().queued_for_s == 0.01
 
@@ -123,7 +123,7 @@ def test_waiting_is_counted_from_the_last_time_it_was_queued(bed: Bed) -> None:
 def test_a_job_of_another_version_is_left_as_it_is(bed: Bed) -> None:
     bed.enqueue()
     token = bed.claimed().token
-    bed(bed.ledger.release("a", token, LANE))
+    bed.hand_back(token)
     bed.client.hset(bed.keys.job("a"), "v", str(CONTRACT_VERSION) + "9")
     before = bed.client.hgetall(bed.keys.job("a"))
     assert bed(bed.ledger.claim("a", "w", 30)) == NotClaimed("unknown_version")
@@ -138,16 +138,16 @@ def test_what_comes_back_goes_before_what_waits(bed: Bed) -> None:
     assert order(bed) == ["a", "b", "c"]
     assert fetch(bed) == "a"
     token = bed.claimed("a").token
-    bed(bed.ledger.fail_over("a", token, LANE, "p", {"event": "failed_over"}))
+    bed.fail_over(token)
     assert order(bed) == ["a", "b", "c"]
     assert header(bed.messages()[0], "retries") == 1
     assert bed.claimed("a").progress == "p"
 
 
-def test_a_release_counts_neither_as_crash_nor_as_retry_and_keeps_the_progress(bed: Bed) -> None:
+def test_a_job_that_is_handed_back_counts_neither_as_crash_nor_as_retry(bed: Bed) -> None:
     bed.enqueue()
-    bed(bed.ledger.fail_over("a", bed.claimed().token, LANE, "p", {"event": "failed_over"}))
-    bed(bed.ledger.release("a", bed.claimed().token, LANE))
+    bed.fail_over(bed.claimed().token)
+    bed.hand_back(bed.claimed().token)
     assert (bed.claimed().progress, bed.crashes()) == ("p", 0)
     assert header(bed.messages()[0], "retries") == 1
 
@@ -330,7 +330,7 @@ def test_a_job_that_was_missed_once_and_claimed_is_not_taken_for_lost_the_next_t
     fetch(bed)
     bed.advance(1)
     assert housekeep(bed) == []
-    bed(bed.ledger.release("a", bed.claimed().token, LANE))
+    bed.hand_back(bed.claimed().token)
     bed.advance(round(LOST_S * 1000))
     fetch(bed)
     assert housekeep(bed) == []
@@ -362,7 +362,7 @@ def test_a_backlog_never_doubles(bed: Bed) -> None:
 def test_a_story_is_bounded(bed: Bed) -> None:
     bed.enqueue()
     for _ in range(120):
-        bed(bed.ledger.release("a", bed.claimed().token, LANE))
+        bed.hand_back(bed.claimed().token)
     assert len(bed(bed.ledger.story("a"))) == 200
 
 
@@ -428,7 +428,7 @@ def test_a_replayed_job_keeps_how_it_ended_before_and_what_celery_sent_along(bed
 
 def test_what_a_success_no_longer_needs_goes(bed: Bed) -> None:
     bed.enqueue(embed="{}")
-    bed(bed.ledger.fail_over("a", bed.claimed().token, LANE, "p", {"event": "failed_over"}))
+    bed.fail_over(bed.claimed().token)
     bed.settle(bed.claimed().token)
     assert not {b"payload", b"embed", b"owner", b"progress"} & set(bed.client.hkeys(bed.keys.job("a")))
 
@@ -440,7 +440,7 @@ def test_a_result_that_is_not_to_be_kept_is_settled_all_the_same(bed: Bed) -> No
 
 def test_celery_can_tell_two_messages_of_one_job_apart(bed: Bed) -> None:
     bed.enqueue()
-    bed(bed.ledger.release("a", bed.claimed().token, LANE))
+    bed.hand_back(bed.claimed().token)
     assert len({json.loads(message)["properties"]["delivery_tag"] for message in bed.messages()}) == 2
 
 

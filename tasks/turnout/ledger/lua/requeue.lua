@@ -1,13 +1,13 @@
 #!lua flags=allow-oom
 -- Give a held job back to its lane's front: after a failure, to be done elsewhere, or when a worker stops.
 -- KEYS  job, pending, queue, leases, story
--- ARGV  id, token, progress (JSON; '': as it was), event (JSON fields), requeues to add (0 or 1)
+-- ARGV  id, token, progress (JSON), event (JSON fields), requeues to add (0 or 1)
 -- Returns 1, or 0 if it is no longer this worker's
 local state, token = unpack(redis.call('HMGET', KEYS.job, 'state', 'token'))
 if not is_held(state) or token ~= ARGV[2] then return 0 end
 
 redis.call('HINCRBY', KEYS.job, 'requeues', ARGV[5])
-if ARGV[3] ~= '' then redis.call('HSET', KEYS.job, 'progress', ARGV[3]) end
+redis.call('HSET', KEYS.job, 'progress', ARGV[3])
 redis.call('ZREM', KEYS.leases, ARGV[1])
 publish(ARGV[1], true)
 tell(ARGV[4])
