@@ -40,8 +40,9 @@ class MemoryFleet:
     def put_ceiling(self, account: str, microusd: int) -> None:
         self.ceilings[account] = microusd
 
-    def job(self, job_id: str) -> tuple[str, int]:
-        return self.jobs[job_id]["state"], self.jobs[job_id].get("calls", 0)
+    def job(self, job_id: str) -> str:
+        state: str = self.jobs[job_id]["state"]
+        return state
 
     def routed(self, job_id: str) -> list[str]:
         found: list[str] = self.jobs[job_id].get("routed", [])
@@ -74,9 +75,8 @@ class RedisFleet:
     def put_ceiling(self, account: str, microusd: int) -> None:
         self._redis.hset(self._keys.ceilings, account, str(microusd))
 
-    def job(self, job_id: str) -> tuple[str, int]:
-        state, calls = self._redis.hmget(self._keys.job(job_id), "state", "calls")
-        return str(state), int(calls or 0)
+    def job(self, job_id: str) -> str:
+        return str(self._redis.hget(self._keys.job(job_id), "state"))
 
     def routed(self, job_id: str) -> list[str]:
         return [json.loads(event)["to"] for event in self._redis.lrange(self._keys.story(job_id), 0, -1)]

@@ -25,7 +25,6 @@ BEGIN = """
 local job = redis.call('HMGET', KEYS[1], 'state', 'token')
 if job[2] ~= ARGV[1] or not (job[1] == 'leased' or job[1] == 'calling') then return 0 end
 redis.call('HSET', KEYS[1], 'state', 'calling')
-redis.call('HINCRBY', KEYS[1], 'calls', 1)
 return 1
 """
 """The rule by which the fleet's store moves a job from leased to calling when it admits a call."""
@@ -240,7 +239,7 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
         assert record["deadline_ms"] == str(deadline), record
     else:
         assert record["deadline_ms"] == "0", record
-    numbers = (int(record[name]) for name in ("token", "crashes", "calls", "requeues"))
+    numbers = (int(record[name]) for name in ("token", "crashes", "requeues"))
     progress = "" if settled else record.get("progress", "")
     since, owner = record["suspect"].split(" ") if "suspect" in record else (0, "")
     signs = [time for name, time in indices.get(keys.workers, {}).items() if name.split(" ")[0] == owner]

@@ -21,7 +21,6 @@ class Job:
     state: str = "none"
     token: int = 0
     crashes: int = 0
-    calls: int = 0
     requeues: int = 0
     progress: str = ""
     lease: int | None = None
@@ -63,7 +62,7 @@ def _queued(job: Job, reply: object, **changes: object) -> After:
 def _ended(job: Job, reply: str, status: str, by: int) -> After:
     return After(
         reply,
-        Job(status, job.token, job.crashes, job.calls, job.requeues, winner=(status, by)),
+        Job(status, job.token, job.crashes, job.requeues, winner=(status, by)),
     )
 
 
@@ -95,7 +94,7 @@ def _ours(job: Job, token: int) -> bool:
 def _begin(job: Job, token: int, now: int) -> After:
     if not _ours(job, token):
         return After(0, job)
-    return After(1, replace(job, state="calling", calls=job.calls + 1))
+    return After(1, replace(job, state="calling"))
 
 
 def _renew(job: Job, token: int, now: int) -> After:

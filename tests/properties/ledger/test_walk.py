@@ -95,7 +95,7 @@ def steps(job: Job) -> list[Step]:
     """Each step of anybody's, and each worker's with every token until now, and two that never were."""
     if job.state == "none":
         return [step for step in ANYBODY if step.name != "enqueue_other"] + [Step(name, 1) for name in BY_TOKEN]
-    by_token = [name for name in BY_TOKEN if name != "begin" or not job.calls]  # one call is like many
+    by_token = [name for name in BY_TOKEN if name != "begin" or job.state != "calling"]  # one call is like many
     return ANYBODY + [Step(name, token) for name in by_token for token in range(job.token + 2)]
 
 
@@ -148,5 +148,5 @@ def walk(bed: Bed, claims: int) -> tuple[int, int]:
 def test_every_step_from_every_state_is_as_specified(bed: Bed) -> None:
     states, tried = walk(bed, claims=2)
     print(f"{states} states, {tried} steps")
-    assert states > 500
+    assert states > 300
     assert tried > 10_000

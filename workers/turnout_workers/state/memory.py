@@ -112,7 +112,7 @@ class MemoryFleetStore:
             obstacle = self._obstacle(bid, ask, now)
             if obstacle is None:
                 if ask.fence:
-                    job.update(state="calling", calls=job.get("calls", 0) + 1)
+                    job["state"] = "calling"
                     job.setdefault("routed", []).append(bid.endpoint_id)
                 return self._grant(bid, ask, now)
             until, reason = obstacle

@@ -17,7 +17,7 @@ if within > 0 and (deadline == 0 or NOW + within < deadline) then deadline = NOW
 if deadline > 0 and deadline <= NOW then return {'expired', ''} end
 
 redis.call('HSET', KEYS.job, 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', NOW, 'queued_ms', NOW,
-  'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'calls', 0, 'requeues', 0, unpack(ARGV, 6))
+  'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'requeues', 0, unpack(ARGV, 6))
 if ARGV[5] ~= '1' then -- its message is at hand
   redis.call('ZADD', KEYS.pending, NOW, id)
 elseif not redis.call('HGET', KEYS.job, 'tenant') or take_turn(id) then

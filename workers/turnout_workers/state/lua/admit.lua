@@ -185,10 +185,9 @@ local function grant(bid, loads, probe)
   return {'granted', bid.endpoint_id, NOW, math.min(probe, 1)}
 end
 
-local job
 if ask.fence then
-  job = redis.call('HMGET', KEYS[#KEYS - 1], 'token', 'state', 'calls')
-  if tonumber(job[1] or nil) ~= ask.fence.token or (job[2] ~= 'leased' and job[2] ~= 'calling') then return {'fenced'} end
+  local token, state = unpack(redis.call('HMGET', KEYS[#KEYS - 1], 'token', 'state'))
+  if tonumber(token or nil) ~= ask.fence.token or (state ~= 'leased' and state ~= 'calling') then return {'fenced'} end
 end
 local held, expired = unpack(redis.call('HMGET', KEYS.lease, 'call', 'expired'))
 if expired then return {'fenced'} end
@@ -233,9 +232,9 @@ for _, bid in ipairs(ask.bids) do
     end
     known[IN_FLIGHT] = load.in_flight + 1
     keep(bid.endpoint_id, known)
-    if job then
+    if ask.fence then
       local record, story = KEYS[#KEYS - 1], KEYS[#KEYS]
-      redis.call('HSET', record, 'state', 'calling', 'calls', (job[3] or 0) + 1)
+      redis.call('HSET', record, 'state', 'calling')
       redis.call('RPUSH', story, '{"at":' .. NOW .. ',"event":"routed","to":' .. cjson.encode(bid.endpoint_id) .. '}')
     end
     return grant(bid, loads, probe)
