@@ -25,6 +25,8 @@ from tests.chaos.stand import Stand, standing
 from turnout_workers.config.tables import WorkerTable
 from turnout_workers.local import process
 
+OURS = Path(".turnout") / "installed"
+"""Where Turnout is installed as on a fleet's machines: some of what tests need would be loaded by Redis's client."""
 IN_FLIGHT, CALL_S = 2000, 10.0
 PROCESSES = (1, 2, 4)
 CURVES = {"cores full": (500, 0.0, 8_000), "room left": (200, 1.0, 3_000)}
@@ -39,6 +41,14 @@ took = time.perf_counter() - began
 pages = int(open("/proc/self/statm").read().split()[1])
 print(took, pages * 4096 / 1e6)
 """
+
+
+def installed() -> str:
+    """The interpreter of an environment that has Turnout with its worker, and nothing else."""
+    subprocess.run([sys.executable, "-m", "venv", str(OURS)], check=True)
+    python = str((OURS / "bin" / "python").absolute())
+    subprocess.run([python, "-m", "pip", "install", "-q", "--disable-pip-version-check", ".[worker]"], check=True)
+    return python
 
 
 def imported(python: str, statement: str) -> tuple[float, float]:
@@ -59,25 +69,25 @@ def compiled(python: str) -> None:
     subprocess.run([python, "-m", "compileall", "-q", *json.loads(told.stdout)], stdout=subprocess.DEVNULL, env=environ)
 
 
-def worker_of(stand: Stand, slots: int) -> subprocess.Popen[bytes]:
+def worker_of(stand: Stand, python: str, slots: int) -> subprocess.Popen[bytes]:
     """A ready worker that has imported all by itself; the stand's own are forked from a process that has already."""
     log = stand.folder / "fresh.log"
     environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
-    worker = process.start([sys.executable, "-m", "turnout", "worker", "-c", str(slots)], log, environ)
+    worker = process.start([python, "-m", "turnout", "worker", "-c", str(slots)], log, environ)
     process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)
     return worker
 
 
-def started(folder: Path) -> tuple[float, float]:
+def started(folder: Path, python: str) -> tuple[float, float]:
     with standing(folder, FLEET.format(delay=0.0), 500) as stand:
         began = time.monotonic()
-        worker = worker_of(stand, 500)
+        worker = worker_of(stand, python, 500)
         took_s, mb = time.monotonic() - began, rss_mb(worker.pid)
         process.stop(worker)
         return took_s, mb
 
 
-def held(folder: Path) -> tuple[float, float]:
+def held(folder: Path, python: str) -> tuple[float, float]:
     """The pace beside what 2,000 slots of 10 s calls allow, and the most memory seen.
 
     The slots are filled evenly over one call's length, as they are in a fleet that has run for a while: filled at
@@ -85,7 +95,7 @@ def held(folder: Path) -> tuple[float, float]:
     """
     rounds, steps = 3, 50
     with standing(folder, FLEET.format(delay=CALL_S), IN_FLIGHT, LEASE_S) as stand:
-        worker = worker_of(stand, IN_FLIGHT)
+        worker = worker_of(stand, python, IN_FLIGHT)
         most_mb, began = 0.0, time.monotonic()
         numbers = [str(number) for number in range(IN_FLIGHT * (rounds + 1))]
         for step in range(steps):
@@ -120,23 +130,22 @@ def main() -> None:
     options.add_argument("--no-peers", action="store_true")
     keeping(options)
     given = options.parse_args()
-    for python in [sys.executable] if given.no_peers else [sys.executable, peers.python()]:
+    ours = installed()
+    for python in [ours] if given.no_peers else [ours, peers.python()]:
         compiled(python)
     found: dict[str, list[tuple[float, float]]] = {}
     for _ in range(given.rounds):
-        found.setdefault("from turnout import Client", []).append(
-            imported(sys.executable, "from turnout import Client; Client")
-        )
+        found.setdefault("from turnout import Client", []).append(imported(ours, "from turnout import Client; Client"))
         if not given.no_peers:
             found.setdefault("import litellm", []).append(imported(peers.python(), "import litellm"))
         with tempfile.TemporaryDirectory() as folder:
-            found.setdefault("turnout worker, until it is ready", []).append(started(Path(folder)))
+            found.setdefault("turnout worker, until it is ready", []).append(started(Path(folder), ours))
     for name, figures in found.items():
         print(
             f"{name:36} {spread([one for one, _ in figures])} s   {statistics.median(mb for _, mb in figures):.0f} MB"
         )
     with tempfile.TemporaryDirectory() as folder:
-        share, most_mb = held(Path(folder))
+        share, most_mb = held(Path(folder), ours)
     print(f"{IN_FLIGHT} calls of {CALL_S:g} s in flight: {share:.0%} of the possible pace, at most {most_mb:.0f} MB")
     curves: dict[str, dict[int, list[float]]] = {name: {} for name in CURVES}
     for _ in range(max(1, given.rounds // 2)):
