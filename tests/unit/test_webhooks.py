@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
+import logging
 import socket
 from collections.abc import Awaitable
 from typing import ClassVar
 
 import pytest
+import redis
 from tests.receiver import receiving
 
-from turnout.ledger import Hook
+from turnout.ledger import Hook, Ledger
 from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
-from turnout_workers.background import webhooks
+from turnout_workers.background import lasting, webhooks
+from turnout_workers.background.lasting import end
 from turnout_workers.background.webhooks import Webhook, Webhooks, message_id
 from turnout_workers.config import ConfigError, Source, load
 from turnout_workers.config.public_addresses import address_trouble, is_public
@@ -146,3 +150,24 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
         await asyncio.wait_for(told.wait(), 5)
         task.cancel()
         await asyncio.wait([task])
+
+
+async def test_a_redis_that_stays_away_is_told_of_once(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
+    monkeypatch.setattr(lasting, "AGAIN_S", 0)
+    asked, often = itertools.count(1), asyncio.Event()
+
+    async def away(_call: object) -> None:
+        if next(asked) == 3:
+            often.set()
+        raise redis.ConnectionError("away")
+
+    running = Webhooks(Ledger(), away)  # type: ignore[arg-type]
+    running.configured = {"ours": Webhook("http://127.0.0.1:9", Secret(SECRET))}
+    with caplog.at_level(logging.WARNING):
+        task = asyncio.create_task(running.run())
+        await asyncio.wait_for(often.wait(), 5)
+    await end([task])
+    assert [record.getMessage() for record in caplog.records] == ["the telling of webhooks waits: away"]

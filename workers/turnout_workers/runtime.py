@@ -147,7 +147,7 @@ class Worker:
         # These choose their own moments, and end by an error alone.
         self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
         self._keep_up(calls.run, AGAIN_S, "the watch over calls")
-        self._keep_up(checks.run, AGAIN_S, "the health checks")
+        self._keep_up(checks.run, AGAIN_S, "the health check")
         self._keep_up(self._webhooks.run, AGAIN_S, "the telling of webhooks")
 
     async def _show_metrics(self, parts: Parts) -> None:

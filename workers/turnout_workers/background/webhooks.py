@@ -20,6 +20,7 @@ from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Hook, Ledger
 from turnout.result import JobResult
 from turnout.webhook import signed
+from turnout_workers.background.lasting import kept_up
 from turnout_workers.config import Webhook
 from turnout_workers.config.public_addresses import PublicResolver
 
@@ -64,18 +65,15 @@ class Webhooks:
             _session(None) as any_address,
             asyncio.TaskGroup() as telling,
         ):
-            while True:
-                await asyncio.sleep(EVERY_S)
-                if not self.configured or len(under_way) >= MOST:
-                    continue
-                try:
-                    due = await self.send(self.ledger.due_hooks(MOST - len(under_way)))
-                except (RedisError, OSError) as error:
-                    logger.warning("webhooks wait for Redis: %s", error)
-                    continue
-                for job_id in due:  # none waits for another, which may be slow to answer
-                    under_way.add(task := telling.create_task(self._tell(job_id, public, any_address)))
-                    task.add_done_callback(under_way.discard)
+
+            async def begin() -> None:
+                if self.configured and (room := MOST - len(under_way)) > 0:
+                    for job_id in await self.send(self.ledger.due_hooks(room)):
+                        # None waits for another, which may be slow to answer.
+                        under_way.add(task := telling.create_task(self._tell(job_id, public, any_address)))
+                        task.add_done_callback(under_way.discard)
+
+            await kept_up(begin, EVERY_S, "the telling of webhooks")
 
     async def _tell(self, job_id: str, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
         try:
