@@ -9,6 +9,17 @@
     any live one      cancel → cancelled;  queued, delayed past the deadline: expire → expired
     failed, expired, cancelled   replay → queued
 
+A job's record is a hash of
+
+    what was submitted    v (the contract), fingerprint, payload, seal (its key), metadata, lane, label, tenant, batch,
+                          stream, webhook, trace, embed (what a Celery app has sent along)
+    where it stands       state, token, owner, progress, accepted_ms, queued_ms, deadline_ms; turn (of its tenant's) and
+                          spot (among the parked): see `lua/shared.lua`
+    what went wrong       requeues, republished, missed_ms (since when it has no message), suspect (whose lease of it
+                          lapsed last, and when), crashes (not a number of them: see `sweep`)
+    whom to tell          watchers, readers, hook_tries
+    how it ended          result, settled_ms, settled_token
+
 A failure needs the current token. A success is taken from any attempt while the job is unsettled, for it has been paid
 for. Time is Redis's. Every method here builds a `Call`, and leaves the sending to whoever asks for it.
 """

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import redis
 from tests.properties.ledger.spec import DEATH, LEAD, POISON, TTL, WAIT, Job, Step
 
-from turnout.ledger import Call, Claimed, Enqueued, Ledger, NewJob, NotClaimed, Settlement, run
+from turnout.ledger import Call, Claimed, Enqueued, Ledger, NewJob, NotClaimed, Settlement, ledger, run
 from turnout.ledger.keys import Keys
 from turnout.request import Lane
 from turnout.result import JobResult, JobStatus, Problem
@@ -20,6 +21,7 @@ HAND_CLOCK = f"local function now_ms() return tonumber(redis.call('GET', '{CLOCK
 START = 1_000_000_000
 KEPT_S = 60.0
 LANE = Lane.STANDARD
+DOCUMENTED = set(re.findall(r"\w+", ledger.__doc__ or ""))
 
 BEGIN = """
 local job = redis.call('HMGET', KEYS[1], 'state', 'token')
@@ -215,6 +217,7 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
         score = indices.get(index, {}).get(job_id)
         return None if score is None else int(score)
 
+    assert record.keys() <= DOCUMENTED, "see the docstring of the ledger"
     pending = [name for name, members in indices.items() if ":pending" in name and job_id in members]
     lease, deadline = place(keys.leases), place(keys.deadlines)
     lines = {spot.split(" ")[0] for spot in indices.get(keys.parked, {})}
