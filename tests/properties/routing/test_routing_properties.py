@@ -180,7 +180,7 @@ CONSTRAINTS: list[dict[str, Any]] = [
     {"models": ("llama",)}, {"only": ("groq",)}, {"ignore": ("groq",)}, {"regions": ("eu",)}, {"no_training": True},
     {"zero_retention": True}, {"capabilities": frozenset({Capability.TOOLS})}, {"min_quality": Quality.GOOD},
     {"min_context_tokens": 1000}, {"max_input_usd_per_mtok": 1.0}, {"max_output_usd_per_mtok": 1.0},
-    {"priced": True}, {"excluded": frozenset({"groq/llama#1"})},
+    {"priced": True}, {"unsuited": frozenset({"groq/llama#1"})},
 ]  # fmt: skip
 
 

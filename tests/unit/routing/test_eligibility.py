@@ -129,7 +129,7 @@ def test_the_most_a_call_can_cost_takes_all_input_as_stored_where_that_is_dearer
 
 
 def test_an_endpoint_that_showed_it_cannot_do_the_job_is_never_offered_again() -> None:
-    wanted = JobProfile.of(request(), excluded=frozenset({"groq/llama"}))
+    wanted = JobProfile.of(request(), unsuited=frozenset({"groq/llama"}))
     assert chosen(decide(wanted, endpoint("groq"), endpoint("azure"))) == ["azure"]
     assert "groq/llama: has shown that it can't do this job" in str(refusal(wanted, Fleet([endpoint("groq")])))
 

@@ -55,7 +55,7 @@ def test_the_verdict_on_every_kind(
         "counts": found.counts_for_health,
         "spends": found.spends_attempt,
         "disables": found.disable,
-        "unsuited": found.exclude,
+        "unsuited": found.unsuited,
     }
     assert {name for name, is_set in flags.items() if is_set} == effects
 

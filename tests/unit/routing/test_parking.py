@@ -45,7 +45,7 @@ def test_all_workers_name_a_line_alike() -> None:
     """Their hashes of texts differ, and so the order of their sets."""
     code = (
         "from tests.unit.routing.fleets import *; from turnout_workers.attempts.parking import line_of; "
-        "wish = replace(job(), requirements=replace(job().requirements, excluded=frozenset('abcdefgh'))); "
+        "wish = replace(job(), requirements=replace(job().requirements, unsuited=frozenset('abcdefgh'))); "
         "print(line_of(wish, frozenset('abcdefgh'), None, None))"
     )
     told = {

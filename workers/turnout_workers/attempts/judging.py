@@ -89,7 +89,7 @@ class Judging:
             if _cut_by_its_job(ended, request):
                 verdict = replace(verdict, counts_for_health=False)
             reports.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
-            progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.exclude)
+            progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.unsuited)
         if ended.failure is not None and unmended(request, progress.attempts):
             verdict = replace(verdict, action=Next.GIVE_UP)
         if repeats := verdict.action is Next.RETRY:

@@ -100,7 +100,7 @@ class Job:
             deadline=self.deadline,
             spent_microusd=progress.cost_microusd + progress.unsure_microusd,
             failures=progress.failures,
-            excluded=progress.unsuited,
+            unsuited=progress.unsuited,
             pinned=pinned,
             priced=priced,
         )

@@ -189,7 +189,7 @@ def _unmet(wanted: Requirements, endpoint: Endpoint) -> tuple[Reason, str] | Non
     if wanted.min_context_tokens and (endpoint.context_tokens or 0) < wanted.min_context_tokens:
         known = endpoint.context_tokens or "unknown"
         return Reason.CONTEXT, f"context {known}, at least {wanted.min_context_tokens} wanted"
-    if endpoint.id in wanted.excluded:
+    if endpoint.id in wanted.unsuited:
         return Reason.UNSUITED, "has shown that it can't do this job"
     if wanted.pinned is not None and endpoint.id != wanted.pinned:
         return Reason.PINNED, f"{wanted.pinned} was chosen, and the job may not fall back"

@@ -102,7 +102,7 @@ class Verdict:
     disable: bool = False
     counts_for_health: bool = False
     spends_attempt: bool = False
-    exclude: bool = False
+    unsuited: bool = False
     """Never offer this endpoint to this job again."""
 
 

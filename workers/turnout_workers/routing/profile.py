@@ -35,7 +35,7 @@ class Requirements:
     max_output_usd_per_mtok: float | None = None
     priced: bool = False
     """The price must be known, for there is a ceiling on what the job may cost."""
-    excluded: frozenset[str] = frozenset()
+    unsuited: frozenset[str] = frozenset()
     """Endpoints that have shown that they can't do this very job."""
     pinned: str | None = None
     """The one endpoint that was chosen for a job without fallback."""
@@ -83,7 +83,7 @@ class JobProfile:
         deadline: float | None = None,
         spent_microusd: int = 0,
         failures: Mapping[str, int] | None = None,
-        excluded: frozenset[str] = frozenset(),
+        unsuited: frozenset[str] = frozenset(),
         pinned: str | None = None,
         priced: bool = False,
     ) -> JobProfile:
@@ -110,7 +110,7 @@ class JobProfile:
                 max_input_usd_per_mtok=wish.max_input_usd_per_mtok,
                 max_output_usd_per_mtok=wish.max_output_usd_per_mtok,
                 priced=priced or wish.max_cost_usd is not None,
-                excluded=excluded,
+                unsuited=unsuited,
                 pinned=pinned,
             ),
             input_tokens=upper,
