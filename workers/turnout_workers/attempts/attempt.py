@@ -21,7 +21,7 @@ from turnout.result import JobStatus
 from turnout.validation import explain
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.closing import Closing
-from turnout_workers.attempts.hedging import Room
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.held import End, HeldJob, Skipped, outcome
 from turnout_workers.attempts.judging import Judged, Judging
 from turnout_workers.attempts.parts import Parts
@@ -98,7 +98,7 @@ class Attempts:
         try:
             while True:
                 found = await self._searching(job)
-                if isinstance(found, Room):
+                if isinstance(found, Permit):
                     # Thousands wait here at a time: so no frame, and no partial, that a lone call can do without.
                     if found.hedge is None:
                         calls = [await self._begin(job, found, found.chosen, found.grant)]
@@ -124,9 +124,9 @@ class Attempts:
             await asyncio.sleep(judged.verdict.delay_s)
         return end
 
-    def _begin(self, job: HeldJob, room: Room, chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
+    def _begin(self, job: HeldJob, permit: Permit, chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
         logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
-        return tracing.called(job, chosen, self._calling(job, room, chosen, grant))
+        return tracing.called(job, chosen, self._calling(job, permit, chosen, grant))
 
     def _pieces(self, job: HeldJob, lease_id: str) -> Pieces | None:
         parts, kept_s = self._parts, self._parts.in_force.file.retention.results_s

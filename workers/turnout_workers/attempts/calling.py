@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from turnout_workers import crash_points
-from turnout_workers.attempts.hedging import Room
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.held import HeldJob
 from turnout_workers.attempts.progress import Job
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
@@ -46,8 +46,8 @@ class Calling:
     pieces: Callable[[HeldJob, str], Pieces | None] = lambda *_: None
     """Where a call's answer is streamed to, if it is."""
 
-    async def __call__(self, job: Job, room: Room, chosen: Candidate, grant: Granted) -> Finished:
-        """Make the call. If it is cancelled, that is reported here, and the attempt noted in `room`."""
+    async def __call__(self, job: Job, permit: Permit, chosen: Candidate, grant: Granted) -> Finished:
+        """Make the call. If it is cancelled, that is reported here, and the attempt noted in `permit`."""
         held = job if isinstance(job, HeldJob) else None
         lease_id, endpoint, leases = grant.lease_id, chosen.endpoint, held.hold.leases if held else []
         leases.append(lease_id)
@@ -81,7 +81,7 @@ class Calling:
         except (Exception, asyncio.CancelledError) as error:
             if not held or isinstance(error, asyncio.CancelledError):
                 call = Finished(lease_id, chosen, started_at, self._since(clock), None, STOPPED)
-                room.stopped.append(call.attempt)
+                permit.stopped.append(call.attempt)
                 await self.reporter.stop(call)
                 raise
             failure = broken("connector", endpoint.id, error, Billed.MAYBE)

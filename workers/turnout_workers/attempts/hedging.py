@@ -22,7 +22,7 @@ SHARE = 0.03
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class Permit:
     """A call that was granted. It holds nothing of the snapshot by which it was chosen, for it may take long."""
 
     chosen: Candidate
@@ -51,7 +51,7 @@ class Hedging:
 
     async def race(
         self,
-        room: Room,
+        permit: Permit,
         hedge: Hedge,
         admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
         call: Callable[[Candidate, Granted], Awaitable[Finished]],
@@ -60,7 +60,7 @@ class Hedging:
 
         Returns the calls that ended by themselves, the one that counts last. A cancelled call reports that itself.
         """
-        running = {asyncio.ensure_future(call(room.chosen, room.grant))}
+        running = {asyncio.ensure_future(call(permit.chosen, permit.grant))}
         ended: list[Finished] = []
         try:
             done, _ = await asyncio.wait(running, timeout=hedge.after_s)

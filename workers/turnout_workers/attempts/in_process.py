@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout_workers.attempts.calling import Calling
-from turnout_workers.attempts.hedging import Room
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.progress import Job, Progress
 from turnout_workers.attempts.under_way import UnderWay
@@ -98,8 +98,8 @@ class InProcess:
             candidates = decision.bids()
             admission = await self._admit(job, decision, job.repeated(candidates) or candidates)
             if isinstance(admission, Granted):
-                room = self.judging.room(job, decision, candidates, admission)
-                if (response := await self._attempt(job, decision, room)) is not None:
+                permit = self.judging.permit(job, decision, candidates, admission)
+                if (response := await self._attempt(job, decision, permit)) is not None:
                     return response
                 continue
             job.repeat(None)
@@ -116,15 +116,15 @@ class InProcess:
         lease_id, bids = f"{job.id}:{len(job.progress.attempts) + second}", tuple(map(Bid.of, candidates))
         return await self.store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
 
-    async def _attempt(self, job: Job, decision: Decision, room: Room) -> InferenceResponse | None:
+    async def _attempt(self, job: Job, decision: Decision, permit: Permit) -> InferenceResponse | None:
         """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
-        call = partial(self.calling, job, room)
-        if room.hedge is None:
-            calls = [await call(room.chosen, room.grant)]
+        call = partial(self.calling, job, permit)
+        if permit.hedge is None:
+            calls = [await call(permit.chosen, permit.grant)]
         else:
             admit = partial(self._admit, job, decision, second=True)
-            calls = await self.judging.hedging.race(room, room.hedge, admit, call)
-        judged = self.judging(job, room, calls)
+            calls = await self.judging.hedging.race(permit, permit.hedge, admit, call)
+        judged = self.judging(job, permit, calls)
         await judged.told()
         ended, verdict = judged.call, judged.verdict
         if ended.failure is None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
 from turnout.uncut import uncut
-from turnout_workers.attempts.hedging import Hedging, Room
+from turnout_workers.attempts.hedging import Hedging, Permit
 from turnout_workers.attempts.progress import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
@@ -53,9 +53,9 @@ class Judging:
         self.hedging = Hedging(hedge)
         self._retries = Allowance(RETRY_SHARE, RETRY_RESERVE)
 
-    def room(
+    def permit(
         self, job: Job, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False
-    ) -> Room:
+    ) -> Permit:
         """The candidate that was granted, as a call about to be made: it earns its share of repeated and second calls.
 
         alone: no second call, however slow this one is.
@@ -65,14 +65,14 @@ class Judging:
         if job.again not in (None, grant.endpoint_id):  # by now another is better, or that one is out
             job.repeat(None)
             job.progress = job.progress.failed_over()
-        return Room(chosen, grant, self.hedging.plan(decision, chosen, alone), decision.untried)
+        return Permit(chosen, grant, self.hedging.plan(decision, chosen, alone), decision.untried)
 
-    def __call__(self, job: Job, room: Room, calls: Sequence[Finished]) -> Judged:
+    def __call__(self, job: Job, permit: Permit, calls: Sequence[Finished]) -> Judged:
         """Note in the job how it went. calls: those that ended by themselves, the one that counts last."""
         reached("after_call")
         request, progress = job.request, job.progress
-        if room.stopped:
-            progress = replace(progress, attempts=(*progress.attempts, *room.stopped))
+        if permit.stopped:
+            progress = replace(progress, attempts=(*progress.attempts, *permit.stopped))
         wish, reports = request.constraints, []
         for ended in calls:
             logs.at_attempt(ended.lease_id, ended.chosen.endpoint.provider)
@@ -83,7 +83,7 @@ class Judging:
                 alike=sum(ended.failure is not None and a.failure == ended.failure.kind for a in progress.attempts),
                 retries_here=job.retries_here,
                 may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),
-                has_untried=any(other != ended.chosen.endpoint.id for other in room.untried),
+                has_untried=any(other != ended.chosen.endpoint.id for other in permit.untried),
                 allow_fallback=wish.allow_fallback,
             )
             if _cut_by_its_job(ended, request):

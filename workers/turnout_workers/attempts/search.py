@@ -11,7 +11,7 @@ from turnout.ledger import Claimed
 from turnout.request import Lane
 from turnout.result import JobStatus
 from turnout_workers.attempts.closing import Closing
-from turnout_workers.attempts.hedging import Room
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.held import End, HeldJob, Moved, Skipped
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.parking import Parking, line_of
@@ -51,7 +51,7 @@ class Searching:
         if claim.next_in_turn is not None:
             self.parking.bring(claim.next_in_turn, claim.lane)
 
-    async def __call__(self, job: HeldJob) -> Room | End | None:
+    async def __call__(self, job: HeldJob) -> Permit | End | None:
         """Look for an endpoint that has room, and wait in place if none has. None: look again."""
         now = self._parts.fleet.now()
         if job.deadline is not None and now >= job.deadline:
@@ -72,7 +72,7 @@ class Searching:
             return await self._ask(job, decision, now)
         return await self._wait(job, decision, decision.wait_s, now)
 
-    async def _ask(self, job: HeldJob, decision: Decision, now: float) -> Room | End | None:
+    async def _ask(self, job: HeldJob, decision: Decision, now: float) -> Permit | End | None:
         """Ask admission for one of the candidates; if none has room, wait."""
         candidates = decision.bids()
         same = job.repeated(candidates)
@@ -101,14 +101,14 @@ class Searching:
             wait_s = min(wait_s, FRESH_S)
         return await self._wait(job, decision, wait_s, now)
 
-    def _found(self, job: HeldJob, decision: Decision, offered: Sequence[Candidate], grant: Granted) -> Room:
-        room = self._judging.room(job, decision, offered, grant, alone=job.claim.stream)
-        before, chosen = job.progress.attempts, room.chosen.endpoint
+    def _found(self, job: HeldJob, decision: Decision, offered: Sequence[Candidate], grant: Granted) -> Permit:
+        permit = self._judging.permit(job, decision, offered, grant, alone=job.claim.stream)
+        before, chosen = job.progress.attempts, permit.chosen.endpoint
         if before and before[-1].provider != chosen.provider:
             self._parts.metrics.moved(before[-1], chosen.provider)
         job.record = _record(decision, chosen.id)
         self.wake_next(job)
-        return room
+        return permit
 
     async def _wait(self, job: HeldJob, decision: Decision, wait_s: float, now: float) -> Moved | Skipped | None:
         """Wait in place as long as patience lasts, else park the job."""
