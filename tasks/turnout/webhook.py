@@ -7,8 +7,8 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, Protocol
 
 from turnout.errors import TurnoutError
 
@@ -20,9 +20,17 @@ class BadSignature(TurnoutError):
     """The message is not from a worker that has the secret, or it is too old."""
 
 
+class Headers(Protocol):
+    """What frameworks give: a mapping, or Werkzeug's Headers, which are none."""
+
+    def items(self) -> Iterable[tuple[str, str]]: ...
+
+
 def signed(secret: str, message_id: str, at: int, body: bytes) -> dict[str, str]:
-    """The headers of a message. `secret`: base64, with `whsec_` before it; `at`: Unix time (s)."""
-    key = base64.b64decode(secret.removeprefix("whsec_"))
+    """The headers of a message. `secret`: base64, with `whsec_` before it; `at`: Unix time (s). Raises ValueError."""
+    key = base64.b64decode(secret.strip().removeprefix("whsec_"), validate=True)
+    if not key:  # anybody could sign with it
+        raise ValueError("the secret is empty")
     signature = hmac.digest(key, f"{message_id}.{at}.".encode() + body, hashlib.sha256)
     return {
         "content-type": "application/json",
@@ -32,13 +40,11 @@ def signed(secret: str, message_id: str, at: int, body: bytes) -> dict[str, str]
     }
 
 
-def verified(headers: Mapping[str, str], body: bytes, secret: str, now: float | None = None) -> dict[str, Any]:
+def verified(headers: Headers, body: bytes, secret: str, now: float | None = None) -> dict[str, Any]:
     """The message: `type` (`job.succeeded`, …), `timestamp`, and in `data` the job's result. Raises BadSignature.
 
     headers: as the framework gives them. A message may come twice: its `webhook-id` is the same each time.
     """
-    if not secret:
-        raise BadSignature("there is no secret to check it with")
     # Whoever sends may send anything, and frameworks hand on what is no text in various ways.
     named = {name.lower(): value.encode(errors="replace").decode() for name, value in headers.items()}
     try:
@@ -51,7 +57,7 @@ def verified(headers: Mapping[str, str], body: bytes, secret: str, now: float | 
     try:
         wanted = signed(secret, message_id, at, body)["webhook-signature"].encode()
     except ValueError:
-        raise BadSignature("the secret to check it with must be base64, with whsec_ before it") from None
+        raise BadSignature("the secret to check it with is missing, or no base64 with whsec_ before it") from None
     # As bytes: compare_digest takes no text but ASCII, and the sender may send anything.
     if not any(hmac.compare_digest(one.encode(), wanted) for one in given):
         raise BadSignature("the signature is not one of this secret")
