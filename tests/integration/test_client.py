@@ -56,6 +56,9 @@ def test_the_same_key_and_content_are_one_job_and_other_content_a_conflict(clien
     assert client.submit("A?", idempotency_key="order-1").id == first.id
     with pytest.raises(Conflict):
         client.submit("B?", idempotency_key="order-1")
+    with pytest.raises(Conflict) as conflict:
+        client.submit_many([*"C" * 600, {"prompt": "B?", "idempotency_key": "order-1"}])
+    assert conflict.value.__notes__ == ["It is requests[600]."]
 
 
 def test_a_repeated_submit_many_gives_the_same_jobs(client: Client) -> None:
@@ -123,6 +126,8 @@ def test_every_field_of_a_request_is_an_option_that_a_type_checker_knows() -> No
         ({"stream": "perhaps"}, "stream\n"),
         ({"metadata": {"\ud800": "1"}}, "metadata\n.*half a surrogate pair"),
         ({"response_model": {"type": "object"}}, "response_model\n"),
+        ({"response_model": create_model("Any"), "response_format": "json"}, "response_format\n"),
+        ({"response_model": create_model("Any"), "response_format": {"type": "json_object"}}, "response_format\n"),
     ],
 )
 def test_an_option_that_can_not_be_is_named(options: Options, told: str) -> None:
@@ -172,6 +177,12 @@ def test_an_answer_that_does_not_fit_the_model_is_an_error_that_names_the_field(
 
 class Closed(BaseModel, extra="forbid"):
     ticket: Ticket
+
+
+@pytest.mark.parametrize("beside", [{"max_repairs": 0}, ResponseFormat(max_repairs=0)])
+def test_a_format_beside_a_response_model_adds_to_it(beside: ResponseFormat | dict[str, int]) -> None:
+    asked = InferenceRequest.model_validate_json(new_job("A?", response_model=Ticket, response_format=beside).payload)
+    assert asked.response_format == ResponseFormat.of(Ticket).model_copy(update={"max_repairs": 0})
 
 
 def test_strictness_is_asked_for_only_where_every_object_is_closed() -> None:
@@ -503,7 +514,7 @@ def test_a_wait_that_takes_too_long_ends(client: Client, here: local.Local) -> N
     with Client(here.redis_url, "nobody-serves-this") as lonely:
         job = lonely.submit("A?")
         began = time.monotonic()
-        with pytest.raises(TimeoutError):
+        with pytest.raises(TimeoutError, match=r"1 of 1 jobs had not ended after 0\.3 s; they go on"):
             job.wait(0.3)
         assert time.monotonic() - began < 5
 

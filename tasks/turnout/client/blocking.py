@@ -55,7 +55,8 @@ class Client:
     def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[Job]:
         """Accept many jobs, some hundred at a round trip. `options` hold for all of them.
 
-        If it raises, those before are accepted; with an `idempotency_key`, the call can be repeated as a whole.
+        If it raises, its note names the request, and others may have been accepted; with an `idempotency_key`, the
+        call can be repeated as a whole.
         """
         return [Job(job) for job in at_once(self._core.submit_many(requests, **options))]
 

@@ -60,17 +60,23 @@ class AsyncClient:
 
     async def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[AsyncJob]:
         """Accept many jobs; see `Client.submit_many`."""
-        return [job for chunk in chunks(requests, self._max_chars, **options) for job in await self._accept(chunk)]
+        jobs: list[AsyncJob] = []
+        for chunk in chunks(requests, self._max_chars, **options):
+            jobs += await self._accept(chunk, len(jobs))
+        return jobs
 
-    async def _accept(self, jobs: Sequence[NewJob]) -> list[AsyncJob]:
+    async def _accept(self, jobs: Sequence[NewJob], first: int | None = None) -> list[AsyncJob]:
+        """first: the number of the first among many."""
         try:
             answers = await self._link.ask(*map(self._ledger.enqueue, jobs))
         except ResponseError as error:
             if takes_no_writes(error):
                 raise IntakeRefused(f"Redis takes no writes now ({error}); try again later", retryable=True) from None
             raise
-        for job, answer in zip(jobs, answers, strict=True):
+        for number, (job, answer) in enumerate(zip(jobs, answers, strict=True), first or 0):
             if refused := refusal(job.id, answer.outcome):
+                if first is not None:
+                    refused.add_note(f"It is requests[{number}].")
                 raise refused
         return [AsyncJob(self, job.id) for job in jobs]
 
@@ -95,7 +101,7 @@ class AsyncClient:
                     return
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
                 if left <= 0:
-                    raise TimeoutError(f"{len(waiting)} of {count} jobs have not settled")
+                    raise TimeoutError(f"{len(waiting)} of {count} jobs had not ended after {timeout:g} s; they go on")
                 settled = await heard.wait(left)
                 with patience:
                     settled = settled or await self._settled(waiting)

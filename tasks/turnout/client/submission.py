@@ -48,7 +48,8 @@ class Options(TypedDict, total=False):
     webhook: str | None
     """The name, in the workers' configuration, of who is told when the job has ended."""
     response_model: type[BaseModel] | None
-    """The answer is to be JSON of this model; `answer.parsed(Model)` gives the instance."""
+    """The answer is to be JSON of this model; `answer.parsed(Model)` gives the instance. A `response_format` beside it
+    adds what it names: `max_repairs`, say."""
     metadata: Mapping[str, str] | None
     """The caller's own labels, given back with the result."""
     constraints: RoutingConstraints | Mapping[str, Any] | None
@@ -123,7 +124,11 @@ def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, 
         wish = {"lane": Lane.INTERACTIVE, **wish} | ({} if lane is None else {"lane": lane})
     given["constraints"] = wish
     if delivery.response_model is not None:
-        given["response_format"] = ResponseFormat.of(delivery.response_model)
+        beside = given.get("response_format", {})
+        if isinstance(beside, ResponseFormat):
+            beside = beside.model_dump(exclude_unset=True)
+        if isinstance(beside, Mapping):
+            given["response_format"] = ResponseFormat.of(delivery.response_model).model_dump() | dict(beside)
     if isinstance(given.get("messages"), list | tuple):
         given["messages"] = [*map(without_empty, given["messages"])]
     valid = InferenceRequest.model_validate(given)
