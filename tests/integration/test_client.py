@@ -536,19 +536,25 @@ def test_a_plain_celery_app_sends_a_request_and_gets_its_result(here: local.Loca
 
 
 @pytest.mark.parametrize(
-    ("kwargs", "told"),
+    ("args", "kwargs", "told"),
     [
-        ({"request": {"promt": "A?"}}, "promt: "),
-        ({"requests": {"prompt": "A?"}}, "requests: "),
-        ({}, "got none"),
-        ({"request": None}, "valid dictionary"),
-        ({"request": {"prompt": "\ud800"}}, "half a surrogate pair"),
-        ({"request": {"prompt": "A?", "metadata": {"\ud800": "1"}}}, "half a surrogate pair"),
+        ([], {"request": {"promt": "A?"}}, "promt: "),
+        ([], {"requests": {"prompt": "A?"}}, "requests: "),
+        ([], {}, "got none"),
+        ([], {"request": None}, "valid dictionary"),
+        ([], {"request": {"prompt": "\ud800"}}, "half a surrogate pair"),
+        ([], {"request": {"prompt": "A?", "metadata": {"\ud800": "1"}}}, "half a surrogate pair"),
+        ([], {"request": {"prompt": "A?"}, "constraints": {"only": ["nobody"]}}, "only nobody may be used"),
+        (["A?"], {"constraints": {"only": ["nobody"]}}, "only nobody may be used"),
+        (["A?"], {"webhook": "app"}, "webhook: unknown field"),
+        (["A?", {"only": ["nobody"]}], {}, "valid dictionary"),
     ],
 )
-def test_a_plain_celery_apps_bad_request_fails_its_task(here: local.Local, kwargs: dict[str, Any], told: str) -> None:
+def test_what_a_plain_celery_app_asks_amiss_fails_its_task(
+    here: local.Local, args: list[Any], kwargs: dict[str, Any], told: str
+) -> None:
     app = Celery(broker=here.redis_url, backend=here.redis_url)
-    sent = app.send_task("turnout.infer", kwargs=kwargs, queue="standard")
+    sent = app.send_task("turnout.infer", args, kwargs, queue="standard")
     with pytest.raises(Exception, match=told):
         sent.get(timeout=20)
 

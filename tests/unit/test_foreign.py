@@ -25,5 +25,5 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
     nothing: Any = None
     call: Any = Away()
     taken = foreign.Foreign(Ledger(), call, nothing)
-    assert await taken.accept("a", "Why?", {}) is None
+    assert await taken.accept("a", {"prompt": "Why?"}, {}) is None
     assert not replies

@@ -125,12 +125,13 @@ class Infer(AsyncTask):
 
 
 def _request_of(args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """The request that a plain Celery app has put into the message.
-
-    One that has none is read as a request made of its named arguments, and refused with their names: its sender
-    waits for an answer.
-    """
-    return args[0] if args and "request" not in kwargs else kwargs.get("request", kwargs)
+    """The request that a plain Celery app has put into the message: a prompt, or its fields. What is named beside it
+    adds to it, as for the client: a constraint is taken or refused, and never ignored."""
+    beside = dict(kwargs)
+    asked = beside.pop("request", args[0] if len(args) == 1 else args or {})
+    if isinstance(asked, str):
+        asked = {"prompt": asked}
+    return asked | beside if isinstance(asked, dict) else asked
 
 
 class JobRequest(AsyncRequest):

@@ -63,7 +63,7 @@ class Foreign:
             return f"task_id: must be one line of at most {MAX_ID_CHARS} characters, none of them a control character"
         callbacks = {name: value for name, value in (embed or {}).items() if value}
         try:
-            request = InferenceRequest.model_validate({"prompt": asked} if isinstance(asked, str) else asked)
+            request = InferenceRequest.model_validate(asked)
             job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
             return self.ledger.enqueue(job)
         except ValidationError as error:
