@@ -25,6 +25,11 @@ from turnout_workers.state.store import FleetStore, ObservedLimit, Report
 
 logger = logging.getLogger(__name__)
 
+STOPPED = Failure(FailureKind.CANCELLED, "stopped before it was answered", Billed.MAYBE)
+"""Of a call that we cancelled ourselves. The provider may have worked all the same."""
+TOLD_LATER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
+"""Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
+
 
 @dataclass(frozen=True, slots=True)
 class Finished:
@@ -69,14 +74,6 @@ class Finished:
             cost_microusd=self.cost_microusd,
             unsure_microusd=self.unsure_microusd,
         )
-
-
-STOPPED = Failure(FailureKind.CANCELLED, "stopped before it was answered", Billed.MAYBE)
-"""Of a call that we cancelled ourselves. The provider may have worked all the same."""
-
-
-TOLD_LATER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
-"""Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
 
 
 @dataclass(slots=True, eq=False)

@@ -7,8 +7,9 @@ import sys
 from importlib.metadata import version
 
 import click
-import redis
+from redis.exceptions import RedisError
 
+from turnout.redis_address import trouble
 from turnout_workers.commands.check import answers_of
 from turnout_workers.deployment import deployment
 from turnout_workers.state import fitness
@@ -31,10 +32,8 @@ def doctor() -> None:
         told.append((False, "some providers are simulated: their answers are made up"))
     try:
         told += fitness.checks(here.client.info())
-    except redis.ResponseError as error:
-        told.append((False, f"Redis doesn't let us look ({error}); ask again as a user who may"))
-    except redis.RedisError as error:
-        told.append((False, f"Redis can't be reached: {error}; set REDIS_URL, or redis_url in turnout.toml"))
+    except RedisError as error:
+        told.append((False, trouble(error)))
     for well, text in told:
         click.echo(f"{'ok  ' if well else 'DO  '} {text}")
     sys.exit(0 if all(well for well, _ in told) else 1)
