@@ -9,6 +9,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import click
@@ -24,10 +25,11 @@ from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
 from turnout_workers.commands.run_summary import span, steady_usd
 from turnout_workers.commands.screen import add, counted, table
 from turnout_workers.config import endpoints, toml_lines
+from turnout_workers.local.running import chosen
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.fleet import Fleet, Limits
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.simulator.scenario import DEFAULT, load
+from turnout_workers.simulator.scenario import load
 
 SHOWN = 20
 """Problems that are listed one by one."""
@@ -67,9 +69,9 @@ class Forecast:
 
 def dry_run(source: str, options: Mapping[str, Any]) -> int:
     """The command; gives its exit code."""
-    scenario = options["scenario"]
-    if (found := None if scenario else config.source(os.environ, options["config"])) is None:
-        simulated = load(scenario or DEFAULT)
+    found = chosen(options["config"], options["scenario"])
+    if isinstance(found, Path):
+        simulated = load(found)
         tables = simulated.configuration(dict.fromkeys(simulated.providers, "http://127.0.0.1:9"))
         found = config.Source("the simulated fleet", toml_lines.dumps(tables))
     settings = config.load(found, os.environ)

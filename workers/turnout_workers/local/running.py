@@ -36,6 +36,15 @@ class Local:
         return [said for child in self.children if (said := child.tend())]
 
 
+def chosen(config_path: Path | None, scenario: Path | None) -> config.Source | Path:
+    """A configuration, or the scenario file of a simulated fleet.
+
+    config_path: a turnout.toml. scenario: to be used whatever else there is. With neither: the file in the working
+    folder, else what the environment's keys give, else local servers, else the usual simulated fleet.
+    """
+    return (None if scenario else config.source(os.environ, config_path)) or scenario or DEFAULT
+
+
 @contextlib.contextmanager
 def running(
     folder: Path,
@@ -44,11 +53,7 @@ def running(
     workers: int = 1,
     concurrency: int | None = None,
 ) -> Iterator[Local]:
-    """Start what is missing, and stop it again.
-
-    config_path: a turnout.toml. scenario: a simulated fleet, to be used whatever else there is. With neither: the file
-    in the working folder, else what the environment's keys give, else local servers, else the usual simulated fleet.
-    """
+    """Start what is missing, and stop it again. Which providers there are: see `chosen`."""
     children: list[process.Kept] = []
     with contextlib.ExitStack() as stack:
         if redis_url := with_password(os.environ).get("REDIS_URL", ""):
@@ -57,13 +62,13 @@ def running(
             redis_url, server = stack.enter_context(private_redis(folder / "redis"))
             _end_old_leases(redis_url)
             children.append(server)
-        path, source = folder / "turnout.toml", None if scenario else config.source(os.environ, config_path)
-        if source is None:
-            stack.enter_context(_simulator(folder, scenario or DEFAULT, path))
-        elif source.made is None:
-            path = Path(source.where)
+        path, found = folder / "turnout.toml", chosen(config_path, scenario)
+        if isinstance(found, Path):
+            stack.enter_context(_simulator(folder, found, path))
+        elif found.made is None:
+            path = Path(found.where)
         else:
-            path.write_text(source.made, "utf-8")
+            path.write_text(found.made, "utf-8")
         environ = {"REDIS_URL": redis_url, "REDIS_PASSWORD_FILE": "", "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
         settings = config.load(config.Source(str(path)), {**os.environ, **environ})
