@@ -20,8 +20,10 @@ def test_a_refused_key_counts_while_a_worker_is_there_to_find_it_mended(
     ledger = Ledger(Keys())
     view = fleet_view.FleetView(flushed, ledger, Fleet([ONE]))
     run(flushed, [mark_call(ledger.keys, "disabled", [ONE.id], "unauthorized: no")])
-    assert view.troubles() == {"groq": "disabled: unauthorized: no", "workers": fleet_view.NO_WORKER}
+    view.look()
+    assert view.troubles == {"groq": "disabled: unauthorized: no", "workers": fleet_view.NO_WORKER}
     assert not view.disabled
     run(flushed, [ledger.alive("w", "v1", 1, 30.0, 60.0)])
-    assert view.troubles() == {"groq": "disabled: unauthorized: no"}
+    view.look()
+    assert view.troubles == {"groq": "disabled: unauthorized: no"}
     assert view.disabled == {ONE.id: "unauthorized: no"}

@@ -196,7 +196,8 @@ def _feed(
     shown = _progress(console, options, here.settings, Source(source))
 
     def look(tally: Tally) -> None:
-        shown.update(tally, view.troubles())
+        view.look()
+        shown.update(tally, view.troubles)
         refused.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
 
     with shown:

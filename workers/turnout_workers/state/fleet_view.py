@@ -18,41 +18,39 @@ NO_WORKER = "none is running (turnout worker)"
 
 
 class FleetView:
-    """Reads the shared state at most every quarter of a second."""
+    """The shared state as of its last `look`. Empty where Redis lets a producer see no more than its jobs."""
 
     def __init__(self, client: redis.Redis, ledger: Ledger, fleet: Fleet) -> None:
         self._client = client
         self._read: list[Call[Any]] = [state_call(ledger.keys), ledger.workers()]
         self._fleet = fleet
         self._read_at = float("-inf")
-        self._troubles: dict[str, str] = {}
+        self.troubles: dict[str, str] = {}
+        """By provider: the worst that is wrong with it. Nothing of those that are well. `workers`: there are none."""
         self.disabled: dict[str, str] = {}
-        """Why an endpoint that has no calls is disabled, by its id, as `troubles` saw it last. None while no worker is
-        there, which could find it mended."""
+        """By endpoint: why it is disabled, if it has no calls. Empty while no worker is there, which could find it
+        mended."""
 
-    def troubles(self) -> dict[str, str]:
-        """By provider: what is wrong with it, worst first. Nothing of those that are well. `workers`: there are none.
-
-        Nothing either where Redis lets a producer see no more than its jobs.
-        """
-        if time.monotonic() - self._read_at >= EVERY_S:
-            self._read_at = time.monotonic()
-            found: dict[str, tuple[float, str]] = {}
-            self.disabled = {}
-            try:
-                state, workers = run(self._client, self._read)
-            except NoPermissionError:
-                return {}
-            snapshot = self._fleet.snapshot(*state)
-            for view in snapshot.views:
-                if workers and view.health.disabled is not None and not view.load.in_flight:
-                    self.disabled[view.endpoint.id] = view.health.disabled
-                if (one := trouble(view.health, snapshot.at)) is not None:
-                    found[view.endpoint.provider] = max(found.get(view.endpoint.provider, one), one)
-            self._troubles = {provider: text for provider, (_, text) in found.items()}
-            if not workers:
-                self._troubles["workers"] = NO_WORKER
-        return self._troubles
+    def look(self) -> None:
+        """Read it, at most every quarter of a second."""
+        if time.monotonic() - self._read_at < EVERY_S:
+            return
+        self._read_at = time.monotonic()
+        try:
+            state, workers = run(self._client, self._read)
+        except NoPermissionError:
+            return
+        snapshot = self._fleet.snapshot(*state)
+        worst: dict[str, tuple[float, str]] = {}
+        self.disabled = {}
+        for view in snapshot.views:
+            if workers and view.health.disabled is not None and not view.load.in_flight:
+                self.disabled[view.endpoint.id] = view.health.disabled
+            if (one := trouble(view.health, snapshot.at)) is not None:
+                worst[view.endpoint.provider] = max(worst.get(view.endpoint.provider, one), one)
+        self.troubles = {provider: text for provider, (_, text) in worst.items()}
+        if not workers:
+            self.troubles["workers"] = NO_WORKER
 
 
 def trouble(health: Health, now: float) -> tuple[float, str] | None:
