@@ -716,6 +716,21 @@ async def test_the_total_deadline_holds_while_a_reader_of_the_stream_is_slow(htt
     assert (error.value.failure.kind, error.value.failure.billed) == (K.TIMED_OUT, Billed.MAYBE)
 
 
+def test_a_client_serves_one_event_loop_after_the_other_until_it_is_closed() -> None:
+    http = Http()
+
+    async def served() -> str:
+        body = b'{"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}'
+        async with serving(always(said(body))) as url:
+            connector = build(config("openai", url), http)
+            return (await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"))).response.text
+
+    assert [asyncio.run(served()) for _ in "12"] == ["Hi", "Hi"]
+    asyncio.run(http.aclose())
+    with pytest.raises(RuntimeError, match="closed"):  # by its own program, which no provider is to pay for
+        asyncio.run(served())
+
+
 # --- 10,000 hostile responses ------------------------------------------------------------------------------
 
 WHOLE: dict[str, Any] = {

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,8 +111,9 @@ async def test_the_face_works_as_it_was_designed(routers: Any) -> None:
     assert (await provider.complete(request())).text == "from groq"
     router.unregister_provider("groq")
     assert (await router.complete(request())).text == "from gemini"
-    with pytest.raises(KeyError):
-        router.unregister_provider("groq")
+    for unknown in ("groq", "gemini/llama"):  # an endpoint is no provider
+        with pytest.raises(KeyError):
+            router.unregister_provider(unknown)
 
 
 @pytest.mark.parametrize(
@@ -436,6 +439,16 @@ async def test_a_bug_of_a_connector_is_raised_as_it_is(routers: Any) -> None:
     broken = Provider("broken", [ValueError("a bug")])
     with pytest.raises(ValueError, match="a bug"):
         await routers(broken, Provider("other"), default_strategy=RoutingStrategy.FAILOVER).complete(request())
+
+
+async def test_nothing_is_kept_of_a_provider_that_is_registered_no_more(routers: Any) -> None:
+    gone = weakref.ref(passing := Provider("passing"))
+    router = routers(passing)
+    assert (await router.complete(request())).text == "from passing"
+    router.unregister_provider("passing")
+    del passing
+    gc.collect()
+    assert gone() is None
 
 
 def test_a_provider_is_registered_once() -> None:

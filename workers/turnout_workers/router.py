@@ -122,9 +122,13 @@ class IntelligentRouter:
 
     def unregister_provider(self, name: str) -> None:
         """Send it no further requests; calls in flight end as they will. KeyError if there is none."""
-        self._ids(name)
+        left = [endpoint for endpoint in self._fleet.endpoints if endpoint.provider != name]
+        if len(left) == len(self._fleet.endpoints):
+            raise KeyError(f"no provider is called {name!r}; there are {', '.join(self._fleet.ids)}")
+        self._seen.use(Fleet(left))
         self._providers[:] = [connector for connector in self._providers if connector.name != name]
-        self._seen.use(Fleet(endpoint for endpoint in self._fleet.endpoints if endpoint.provider != name))
+        for gone in self._owner.keys() - set(self._fleet.ids):
+            del self._owner[gone]
 
     async def isolate(self, name: str, reason: str = "by an operator") -> None:
         """Take a provider, or one endpoint, out until `restore`."""

@@ -65,20 +65,23 @@ class Reply:
 
 
 class Http:
-    """The HTTP client that all connectors of a process share."""
+    """The HTTP client that all connectors of a process share, in one event loop after the other."""
 
     def __init__(self) -> None:
         self._session: aiohttp.ClientSession | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
 
     async def aclose(self) -> None:
+        self._closed = True
         if self._session is not None:
             await self._session.close()
 
     async def json(self, out: Outgoing) -> Reply:
         """Send, read whole, parse. Raises ProviderError for anything but a 200 with a JSON object or list."""
-        started = time.monotonic()
+        session, started = self._open(), time.monotonic()
         async with _Exchange(out) as exchange:
-            await exchange.begin(await self._send(out))
+            await exchange.begin(await _send(session, out))
             return Reply(await exchange.whole(), exchange.headers, time.monotonic() - started)
 
     async def events(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], Any]]:
@@ -88,8 +91,9 @@ class Http:
         Whether the stream was complete is for the wire format to say. No deadline of ours runs while the reader
         handles an event, for it would interrupt code that isn't ours: the reader sets its own by `within`.
         """
+        session = self._open()
         async with _Exchange(out) as exchange:
-            await exchange.begin(await self._send(out))
+            await exchange.begin(await _send(session, out))
             headers = exchange.headers
             if not is_stream(headers):
                 yield headers, await exchange.whole()
@@ -103,18 +107,14 @@ class Http:
                 begun = True
                 yield headers, event
 
-    def _send(self, out: Outgoing) -> Awaitable[aiohttp.ClientResponse]:
-        if self._session is None:
-            self._session = _session()
-        return self._session.request(
-            "GET" if out.content is None else "POST",
-            out.url,
-            data=out.content,
-            headers={**(_HEADERS if out.content is None else _JSON_HEADERS), **out.headers},
-            allow_redirects=False,
-            timeout=_connecting(out.timeouts.connect_s),
-            **(_through(out.proxy) if out.proxy else {}),
-        )
+    def _open(self) -> aiohttp.ClientSession:
+        """The session of the running event loop. Raises RuntimeError after the end: that is no provider's failure."""
+        if self._closed:
+            raise RuntimeError("this Http is closed: make another one")
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._loop is not loop:
+            self._session, self._loop = _session(), loop
+        return self._session
 
 
 class _Exchange:
@@ -232,6 +232,18 @@ def _session() -> aiohttp.ClientSession:
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, socket_factory=_socket)
     return aiohttp.ClientSession(
         connector=connector, auto_decompress=False, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+    )
+
+
+def _send(session: aiohttp.ClientSession, out: Outgoing) -> Awaitable[aiohttp.ClientResponse]:
+    return session.request(
+        "GET" if out.content is None else "POST",
+        out.url,
+        data=out.content,
+        headers={**(_HEADERS if out.content is None else _JSON_HEADERS), **out.headers},
+        allow_redirects=False,
+        timeout=_connecting(out.timeouts.connect_s),
+        **(_through(out.proxy) if out.proxy else {}),
     )
 
 
