@@ -81,6 +81,16 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
             "[providers.x]\nmodels = { m = { input_usd_per_mtok = 1 } }",
             "t.toml:2: providers.x.models.m: give both input_usd_per_mtok and output_usd_per_mtok",
         ),
+        (
+            "[providers.x]\nmodels = { m = { cache_read_usd_per_mtok = 1 } }",
+            "t.toml:2: providers.x.models.m: give both input_usd_per_mtok and output_usd_per_mtok",
+        ),
+        (
+            "[providers.x]\nbase_url = 'http://h/v1?api-version=3'",
+            "t.toml:2: providers.x.base_url: must end before any ?",
+        ),
+        ('[providers.x]\nheaders = { x = "a\\nb" }', "t.toml:2: providers.x.headers: 'x' holds characters that"),
+        ("[providers.x]\nheaders = { 'x y' = 'a' }", "t.toml:2: providers.x.headers: 'x y' holds characters that"),
         ("[providers.x]\nmodels = ['m', 3]", "t.toml:2: providers.x.models: must be a list of names, or a "),
         ("[providers.x]\nrequests_per_minute = 0", "t.toml:2: providers.x.requests_per_minute: "),
         ("[ceilings.total]\nper_day_usd = nan", "t.toml:2: ceilings.total.per_day_usd: "),

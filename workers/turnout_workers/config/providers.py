@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Annotated
 from urllib.parse import urlsplit
@@ -36,6 +37,19 @@ def _http(url: str) -> str:
     if not known:
         raise ValueError("must be an http:// or https:// address")
     return url.rstrip("/")
+
+
+def _extensible(url: str) -> str:
+    if "?" in url or "#" in url:
+        raise ValueError("must end before any ? or #, for the path of each call is put after it")
+    return url
+
+
+def _sendable(headers: dict[str, str]) -> dict[str, str]:
+    for name, value in headers.items():
+        if not re.fullmatch(r"[!-9;-~]+", name) or not re.fullmatch(r"[^\x00-\x08\n-\x1f\x7f]*", value):
+            raise ValueError(f"{name!r} holds characters that no header can carry")
+    return headers
 
 
 def _preset(name: str) -> str:
@@ -83,8 +97,9 @@ class ModelTable(LimitFields):
 
     @model_validator(mode="after")
     def _whole_price(self) -> ModelTable:
-        if (self.input_usd_per_mtok is None) != (self.output_usd_per_mtok is None):
-            raise ValueError("give both input_usd_per_mtok and output_usd_per_mtok, or neither")
+        given = {name for name in self.model_fields_set if name.endswith("_usd_per_mtok")}
+        if given and not given >= {"input_usd_per_mtok", "output_usd_per_mtok"}:
+            raise ValueError("give both input_usd_per_mtok and output_usd_per_mtok, or no price at all")
         return self
 
     @property
@@ -102,7 +117,7 @@ class ProviderTable(LimitFields):
     """The wire format: openai, anthropic, gemini, or one that another package registers. Left out: the preset's."""
     dialect: Annotated[str, AfterValidator(_preset)] | None = None
     """A preset of the wire format. Left out: that of the provider's name, if there is one, else the plain format."""
-    base_url: Url | None = None
+    base_url: Annotated[Url, AfterValidator(_extensible)] | None = None
     """None: the preset's."""
     api_key_env: Strings = ()
     """The key itself, or with `_FILE` after the variable's name the file that holds it. With no key named at all, the
@@ -118,7 +133,7 @@ class ProviderTable(LimitFields):
     zero_retention: bool = False
     version: str | None = None
     """Of the provider's API, where it has one: Anthropic's date, Gemini's v1 or v1beta."""
-    headers: dict[str, str] = Field(default_factory=dict, repr=False)
+    headers: Annotated[dict[str, str], AfterValidator(_sendable)] = Field(default_factory=dict, repr=False)
     service_tier: str | None = None
     """Asked for in every call, with the price list's price for it: flex, priority, … None: the provider's usual one."""
     proxy: Url | None = Field(default=None, repr=False)
