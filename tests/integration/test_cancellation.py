@@ -282,7 +282,7 @@ class Bench:
         file = File(router=RouterTable(default_strategy="cost", hedge=True))
         by_endpoint = dict(zip((CHEAP.id, DEAR.id), self.providers, strict=True))
         self.in_force = InForce(Settings(file, {}, {}, "1", "the test"), by_endpoint)
-        self.ceilings = ConfiguredCeilings(file.ceilings, self.poller.now)
+        self.ceilings = ConfiguredCeilings(self.in_force, self.poller.now)
         self.spool = Spool(spool)
         self.keeping = Housekeeping(
             line.client, self.ledger, self.send, self.store, "keeper", 3600.0, (), lambda *_: None

@@ -9,6 +9,7 @@ import logging
 import socket
 from base64 import b64encode
 from collections.abc import Awaitable
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -22,11 +23,16 @@ from turnout_workers.background import lasting, webhooks
 from turnout_workers.background.lasting import end
 from turnout_workers.background.webhooks import Webhook, Webhooks, message_id
 from turnout_workers.config import ConfigError, Source, load
+from turnout_workers.config.in_force import InForce
 from turnout_workers.config.public_addresses import address_trouble, is_public
 from turnout_workers.providers.account import Secret
 
 PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nmodels = ["m"]\n'
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def in_force(webhooks: dict[str, Webhook]) -> InForce:
+    return InForce(replace(load(Source("a test", PROVIDER), {}), webhooks=webhooks))
 
 
 @pytest.mark.parametrize(
@@ -144,9 +150,9 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
         return await call
 
     with socket.create_server(("127.0.0.1", 0)) as silent, receiving() as receiver:
-        running = Webhooks(Hooks(), called)  # type: ignore[arg-type]
         urls = {"slow": f"http://127.0.0.1:{silent.getsockname()[1]}", "quick": receiver.url}
-        running.configured = {name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()}
+        known = {name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()}
+        running = Webhooks(Hooks(), called, in_force(known))  # type: ignore[arg-type]
         task = asyncio.create_task(running.run())
         await asyncio.wait_for(told.wait(), 5)
         task.cancel()
@@ -165,8 +171,8 @@ async def test_a_redis_that_stays_away_is_told_of_once(
             often.set()
         raise redis.ConnectionError("away")
 
-    running = Webhooks(Ledger(), away)  # type: ignore[arg-type]
-    running.configured = {"ours": Webhook("http://127.0.0.1:9", Secret(SECRET))}
+    known = {"ours": Webhook("http://127.0.0.1:9", Secret(SECRET))}
+    running = Webhooks(Ledger(), away, in_force(known))  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
         task = asyncio.create_task(running.run())
         await asyncio.wait_for(often.wait(), 5)

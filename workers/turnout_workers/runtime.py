@@ -102,7 +102,6 @@ class Worker:
             logger.error(lost, trouble)
         self.foreign = Foreign(parts.ledger, parts.send, self._in_force)
         self.attempts = Attempts(parts)
-        self._webhooks = Webhooks(parts.ledger, parts.send)
         self._use(settings)
         self._work_in_background(parts, slots)
         logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
@@ -119,7 +118,7 @@ class Worker:
             store=store,
             fleet=fleet,
             heartbeat=Heartbeat(ledger, send, store, file.worker.lease_s, self._loop.time),
-            ceilings=ConfiguredCeilings(file.ceilings, fleet.now),
+            ceilings=ConfiguredCeilings(self._in_force, fleet.now),
             spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool"))),
             in_force=self._in_force,
             metrics=Metrics(),
@@ -148,7 +147,7 @@ class Worker:
         self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
         self._keep_up(calls.run, AGAIN_S, "the watch over calls")
         self._keep_up(checks.run, AGAIN_S, "the health check")
-        self._keep_up(self._webhooks.run, AGAIN_S, "the telling of webhooks")
+        self._keep_up(Webhooks(ledger, send, self._in_force).run, AGAIN_S, "the telling of webhooks")
 
     async def _show_metrics(self, parts: Parts) -> None:
         parts.metrics.held(parts.heartbeat.__len__, self._free_slots)
@@ -177,8 +176,6 @@ class Worker:
         self._parts.fleet.use(fleet)
         self._in_force.connectors = by_endpoint
         self._in_force.settings = settings
-        self._parts.ceilings.table = settings.file.ceilings
-        self._webhooks.configured = settings.webhooks
 
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives: for `turnout status`, and so that a late renewal counts as no death."""

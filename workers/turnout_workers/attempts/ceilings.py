@@ -6,7 +6,8 @@ from collections.abc import Callable
 from datetime import UTC, datetime
 
 from turnout.request import MICROUSD_PER_USD, InferenceRequest
-from turnout_workers.config.tables import CeilingsTable, CeilingTable
+from turnout_workers.config.in_force import InForce
+from turnout_workers.config.tables import CeilingTable
 from turnout_workers.state.store import Ceiling
 
 ANY_TENANT = "*"
@@ -16,35 +17,36 @@ NO_CEILING = CeilingTable()
 class ConfiguredCeilings:
     """The ceilings of `turnout.toml` and of the jobs. Periods are calendar days and months in UTC."""
 
-    def __init__(self, table: CeilingsTable, now: Callable[[], float]) -> None:
-        self.table = table
+    def __init__(self, in_force: InForce, now: Callable[[], float]) -> None:
+        self._in_force = in_force
         self._now = now
 
     def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]:
         """All but the provider's. `total` has no ceiling: it is the books. A batch keeps its limit with its account."""
-        wish = request.constraints
-        found = [Ceiling("total", None), *self._periods("total", self.table.total)]
+        wish, configured = request.constraints, self._in_force.settings.file.ceilings
+        found = [Ceiling("total", None), *self._periods("total", configured.total)]
         if wish.max_cost_microusd is not None:
             found.append(Ceiling(f"job:{job_id}", wish.max_cost_microusd))
         if batch is not None:
             found.append(Ceiling(f"batch:{batch}", None))
         if wish.tenant is not None:
-            tenants = self.table.tenants
+            tenants = configured.tenants
             table = tenants.get(wish.tenant, tenants.get(ANY_TENANT, NO_CEILING))
             found += self._periods(f"tenant:{wish.tenant}", table)
         return tuple(found)
 
     def named(self) -> tuple[Ceiling, ...]:
         """Those that the configuration names, for the present day and month."""
-        table = self.table
-        found = list(self._periods("total", table.total))
-        for kind, tables in (("tenant", table.tenants), ("provider", table.providers)):
+        configured = self._in_force.settings.file.ceilings
+        found = list(self._periods("total", configured.total))
+        for kind, tables in (("tenant", configured.tenants), ("provider", configured.providers)):
             for name in tables.keys() - {ANY_TENANT}:
                 found += self._periods(f"{kind}:{name}", tables[name])
         return tuple(found)
 
     def of_provider(self, provider: str) -> tuple[Ceiling, ...]:
-        return self._periods(f"provider:{provider}", self.table.providers.get(provider, NO_CEILING))
+        providers = self._in_force.settings.file.ceilings.providers
+        return self._periods(f"provider:{provider}", providers.get(provider, NO_CEILING))
 
     def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:
         if table.per_day_usd is None and table.per_month_usd is None:

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import aiohttp
@@ -22,6 +21,7 @@ from turnout.result import JobResult
 from turnout.webhook import signed
 from turnout_workers.background.lasting import kept_up
 from turnout_workers.config import Webhook
+from turnout_workers.config.in_force import InForce
 from turnout_workers.config.public_addresses import PublicResolver
 
 logger = logging.getLogger(__name__)
@@ -55,8 +55,7 @@ class Webhooks:
 
     ledger: Ledger
     send: Coalescer
-    configured: Mapping[str, Webhook] = field(default_factory=dict)
-    """By the name that jobs use."""
+    in_force: InForce
 
     async def run(self) -> None:
         under_way: set[asyncio.Task[None]] = set()
@@ -67,7 +66,7 @@ class Webhooks:
         ):
 
             async def begin() -> None:
-                if self.configured and (room := MOST - len(under_way)) > 0:
+                if self.in_force.settings.webhooks and (room := MOST - len(under_way)) > 0:
                     for job_id in await self.send(self.ledger.due_hooks(room)):
                         # None waits for another, which may be slow to answer.
                         under_way.add(task := telling.create_task(self._tell(job_id, public, any_address)))
@@ -79,7 +78,7 @@ class Webhooks:
         try:
             hook = await self.send(self.ledger.take_hook(job_id, RETRY_S))
             if hook is not None:
-                webhook = self.configured.get(hook.name)
+                webhook = self.in_force.settings.webhooks.get(hook.name)
                 session = any_address if webhook and webhook.private else public
                 await self._end(job_id, hook, await _post(session, webhook, hook.result) if webhook else NOBODY)
         except (Unreadable, ValueError) as error:  # sealed, or of another release

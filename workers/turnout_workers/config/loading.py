@@ -74,6 +74,7 @@ class Settings:
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
     """Of each provider, by its name."""
     webhooks: Mapping[str, Webhook]
+    """By the name that jobs use."""
     version: str
     """Hash of the file, the same for all who have it. Keys, which not everybody has, are no part of it."""
     source: Source
