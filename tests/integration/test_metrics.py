@@ -55,10 +55,16 @@ def scraped(port: int) -> Series:
     return {(one.name, *(one.labels[label] for label in sorted(one.labels))): one.value for one in samples}
 
 
+def is_idle(port: int) -> bool:
+    """Whether the worker is done with its jobs, of which it counts each a moment after that is settled."""
+    return scraped(port)["turnout_worker_free_slots",] == 20
+
+
 def test_what_became_of_jobs_calls_and_money_is_counted(stand: Stand, port: int) -> None:
     ids = [str(number) for number in range(20)]
     stand.submit(ids, constraints={"strategy": "cost"})
     stand.until(lambda: stand.settled() == 20, 30)
+    stand.until(lambda: is_idle(port), 10)
     told = scraped(port)
     assert told["turnout_jobs_total", "standard", "succeeded"] == 20
     assert told["turnout_queue_wait_seconds_count", "standard"] == 20
@@ -73,7 +79,6 @@ def test_what_became_of_jobs_calls_and_money_is_counted(stand: Stand, port: int)
     assert told["turnout_fleet_ceiling_used_ratio", "total", "day"] == pytest.approx(
         (stand.money()["total|spent"] + stand.money()["total|unsure"]) / 2e6
     )
-    stand.until(lambda: scraped(port)["turnout_worker_free_slots",] == 20, 10)
 
 
 def test_a_flood_of_ten_thousand_models_and_a_thousand_tenants_makes_no_new_series(stand: Stand, port: int) -> None:
@@ -86,6 +91,7 @@ def test_a_flood_of_ten_thousand_models_and_a_thousand_tenants_makes_no_new_seri
 
     submit(range(2))
     stand.until(lambda: stand.settled() == 2, 30)
+    stand.until(lambda: is_idle(port), 10)
     before = set(scraped(port))
     submit(range(2, 1000))
     stand.until(lambda: stand.settled() == 1000, 60)
