@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 import random
 import signal
@@ -57,22 +58,25 @@ def test_a_stop_in_order_lets_calls_end_and_leaves_the_rest_to_others(tmp_path: 
         stand.until(lambda: stand.settled() > 15, 30)
         first.send_signal(signal.SIGTERM)
         assert first.wait(20) == 0
+        assert run(stand.client, [stand.ledger.workers()]) == [{}]
         stand.start_worker()
         stand.until(lambda: stand.settled() == len(IDS), 60)
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
         assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
 
 
-def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path) -> None:
+def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TURNOUT_LOG_FORMAT", "json")
     with standing(tmp_path, two_providers(30.0), concurrency=20, drain_s=30.0) as stand:
         worker = stand.start_worker()
         stand.submit(IDS[:20])
         stand.until(lambda: stand.outcomes(IDS[:20]) == {"calling": 20}, 20)
         worker.send_signal(signal.SIGTERM)
         log = tmp_path / "worker-1.log"
-        stand.until(lambda: "Warm shutdown" in log.read_text("utf-8"), 10)
+        stand.until(lambda: "stopping: 20 jobs" in log.read_text("utf-8"), 10)
         worker.send_signal(signal.SIGTERM)
         worker.wait(10)
+        assert all(map(json.loads, log.read_text("utf-8").splitlines()))
         assert stand.outcomes(IDS[:20]) == {"queued": 20}
         assert stand.client.zcard(stand.ledger.keys.leases) == 0
 

@@ -115,6 +115,15 @@ async def test_what_holds_for_a_workers_life_is_said_to_need_a_restart(
     assert record.getMessage().endswith("namespace, router")
 
 
+async def test_a_change_that_is_undone_needs_no_restart(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    worker.write("namespace = 'other'\n" + GOOD)
+    await worker.follows()
+    caplog.clear()
+    worker.write("[router]\ndefault_strategy = 'cost'\n" + GOOD)
+    await worker.follows()
+    assert "restart" not in caplog.text
+
+
 async def test_list_prices_are_looked_up_again_each_quarter_of_an_hour(worker: Worker) -> None:
     for now, taken_over in ((0, 0), (899, 0), (900, 1), (1700, 1), (7200, 2)):
         worker.now = now

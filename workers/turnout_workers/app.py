@@ -235,6 +235,8 @@ celery.apps.worker.install_cry_handler = _tell_stacks  # type: ignore[attr-defin
 @setup_logging.connect
 def _logging(loglevel: int, **_: Any) -> None:
     logs.configure(loglevel, settings.file.monitoring.log_format)
+    if settings.file.monitoring.log_format == "json":
+        celery.apps.worker.safe_say = lambda *_: None  # what it says of signals is no JSON, and the pool logs it, too
 
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

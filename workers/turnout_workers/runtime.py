@@ -9,7 +9,7 @@ import random
 import socket
 from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -178,7 +178,8 @@ class Worker:
         self._in_force.settings = settings
 
     async def _show_life(self, slots: int) -> None:
-        """Tell Redis that this worker lives: for `turnout status`, and so that a late renewal counts as no death."""
+        """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
+        late renewal counts as no death."""
         version = self._in_force.settings.version
         results_s = self._in_force.file.retention.results_s
         alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, results_s)
@@ -205,6 +206,9 @@ class Worker:
 
     async def stop(self) -> None:
         await end(self._tasks)
+        with suppress(RedisError, OSError):  # TimeoutError, too: then it is forgotten after a while
+            async with asyncio.timeout(1):
+                await self._show_life(0)
         await self._open.aclose()
         await _close(self._connectors.values())
         await self._http.aclose()

@@ -231,9 +231,9 @@ class Ledger(Operations):
         return self.call("republish", job_id, ms(missing_s), decode=bool, job=job_id, lane=lane)
 
     def alive(self, worker: str, version: str, slots: int, silence_s: float, results_s: float) -> Call[None]:
-        """Note that a worker lives, which version of the configuration it follows, how many jobs it has room for, and
-        how long it keeps results. Workers that have been silent for `silence_s` are forgotten."""
-        return self.call("alive", f"{worker} {version} {slots}", ms(silence_s), max(1, ms(results_s)), decode=nothing)
+        """Note that a worker lives, which version of the configuration it follows, how many jobs it has room for (none:
+        it has ended), and how long it keeps results. Workers that have been silent for `silence_s` are forgotten."""
+        return self.call("alive", worker, version, slots, ms(silence_s), max(1, ms(results_s)), decode=nothing)
 
     # --- webhooks ---------------------------------------------------------------------------------------
 

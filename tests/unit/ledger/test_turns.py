@@ -58,6 +58,16 @@ def test_more_of_a_tenants_jobs_stand_in_the_lanes_of_more_workers(bed: Bed) -> 
     assert serve(bed) == ids, "with fewer, the next ones wait until so few are left"
 
 
+def test_a_worker_counts_once_whatever_it_follows_and_no_more_when_it_has_ended(bed: Bed) -> None:
+    for worker, version in (("one", "v1"), ("one1", "v1"), ("one", "v2")):
+        bed(bed.ledger.alive(worker, version, 80, 15.0, KEPT_S))
+    assert bed(bed.ledger.workers()) == {"one1": "v1", "one": "v2"}
+    assert bed.client.get(bed.keys.turns_each) == b"20"
+    bed(bed.ledger.alive("one", "v2", 0, 15.0, KEPT_S))
+    assert bed(bed.ledger.workers()) == {"one1": "v1"}
+    assert bed.client.get(bed.keys.turns_each) == b"10"
+
+
 def test_two_floods_are_served_side_by_side(bed: Bed) -> None:
     flood(bed, 100, "first")
     flood(bed, 100, "second")

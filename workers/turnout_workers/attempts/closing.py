@@ -76,19 +76,19 @@ class Closing:
         if record is None:
             event["behind"] = "others that wait for the same"
         call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record)
-        return await self._move(job, call, Moved("deferred", f"deferred for {wait_s:.1f} s: nothing has room"))
+        return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, nothing has room"))
 
     async def put_off(self, job: HeldJob, wait_s: float) -> Moved | Skipped:
         """Park it until it may begin."""
         event = {"event": "deferred", "for_s": round(wait_s, 3), "until": "the moment that its sender named"}
         call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
-        return await self._move(job, call, Moved("deferred", f"deferred for {wait_s:.1f} s, for its sender said so"))
+        return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, as its sender said"))
 
     async def hand_back(self, job: HeldJob) -> Moved | Skipped:
         """To its lane's front for another worker, with what has been tried here."""
         token, lane, progress = job.claim.token, job.claim.lane, job.progress.to_json()
         call = self.parts.ledger.requeue(job.id, token, lane, progress, {"event": "handed_back"})
-        return await self._move(job, call, Moved("handed_back", "handed back"))
+        return await self._move(job, call, Moved("handed_back", "back to its lane"))
 
     async def _move(self, job: HeldJob, call: Call[bool], moved: Moved) -> Moved | Skipped:
         job.hold.ending = True

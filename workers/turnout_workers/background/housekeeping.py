@@ -111,7 +111,7 @@ class Housekeeping:
             again = await self.send.all(*(self.ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
             self.recovered("republished", sum(again))
             if any(again):
-                logger.warning("published %d messages of lane %s again, which were lost", sum(again), lane)
+                logger.warning("lane %s: published %d again whose messages were lost", lane, sum(again))
 
     async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:
         """The jobs of an index, with what is known of them."""

@@ -41,10 +41,12 @@ class Reload:
     """Holds keys."""
     now: Callable[[], float] = time.time
     _refused: str = field(default="", init=False)
+    _begun: File = field(init=False)
     _last_read: Settings = field(init=False)
     _priced: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self._begun = self.in_force.file
         self._last_read, self._priced = self.in_force.settings, prices.period(self.now())
 
     async def check(self) -> None:
@@ -57,8 +59,8 @@ class Reload:
                 self.use(found)
                 changed = "with other keys" if found.version == current.version else f"instead of {current.version}"
                 logger.info("configuration %s is followed now, %s", found.version, changed)
-                if fixed := _fixed(current.file, found.file):
-                    logger.warning("restart this worker for what else has changed: %s", ", ".join(fixed))
+                if fixed := _fixed(self._begun, found.file):
+                    logger.warning("restart this worker for what else has changed since it began: %s", ", ".join(fixed))
             elif (quarter := prices.period(self.now())) != self._priced:
                 self.use(current)
                 self._priced = quarter

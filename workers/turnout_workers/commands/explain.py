@@ -99,7 +99,7 @@ def _choice(decision: dict[str, Any], ranked: Sequence[str], called: str | None)
     if decision["waits_for"]:
         return f"waits for {decision['waits_for']}, {decision['wait_s']:.1f} s"
     if decision["action"] == "go":
-        return "none of them had room when asked"
+        return "the best of them had no room when asked"
     return "nothing can serve it" if decision["action"] == "refuse" else f"waits {decision['wait_s']:.1f} s"
 
 

@@ -23,8 +23,8 @@ EVERY_S = 0.5
 PACE_OVER = 20
 """Looks over which the pace is taken: ten seconds."""
 
-COLUMNS = ("endpoint", "health", "in flight", "p99", "errors", "spent")
-"""Of endpoints; as many as a terminal of 80 characters has room for. `--json` has more."""
+COLUMNS = ("endpoint", "health", "in flight", "room", "p99", "errors", "spent")
+"""Of endpoints, as many as fit 80 characters; `room` is what is left of the scarcest limit. `--json` has more."""
 
 
 @click.command()
@@ -86,7 +86,8 @@ def _drawn(told: dict[str, Any], pace: str) -> Group:
     for one in told["endpoints"]:
         health = one["circuit"] + (f" {one['until_s']:.0f} s" if one["until_s"] else "")
         in_flight = f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else "")
-        numbers = (in_flight, seconds(one["p99_s"]), f"{one['error_rate']:.0%}", usd(one["spent_usd"]))
+        room, errors = f"{one['free']:.0%}", f"{one['error_rate']:.0%}"
+        numbers = (in_flight, room, seconds(one["p99_s"]), errors, usd(one["spent_usd"]))
         add(fleet, one["endpoint"], health, *numbers, style="" if _is_well(one) else "yellow")
     lines = [_workers(told) + pace, " · ".join(counts), " · ".join(money)]
     return Group(lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"])))
