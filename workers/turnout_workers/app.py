@@ -232,11 +232,15 @@ def _tell_stacks() -> None:
 celery.apps.worker.install_cry_handler = _tell_stacks  # type: ignore[attr-defined]
 
 
+def _say_nothing(*_: object) -> None:
+    """What Celery says of signals is no JSON, and the pool logs a stop, too."""
+
+
 @setup_logging.connect
 def _logging(loglevel: int, **_: Any) -> None:
     logs.configure(loglevel, settings.file.monitoring.log_format)
     if settings.file.monitoring.log_format == "json":
-        celery.apps.worker.safe_say = lambda *_: None  # what it says of signals is no JSON, and the pool logs it, too
+        celery.apps.worker.safe_say = _say_nothing  # type: ignore[attr-defined]
 
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

@@ -89,8 +89,11 @@ async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
         for call in (calls[i] for i in again):
             commands.append(call.command if call.script in known else call.with_source)
             known.add(call.script)
+        first: dict[Script | None, Any] = {}
         for i, reply in zip(again, await send(commands), strict=True):
-            replies[i] = reply
+            # What Redis answers to a script that it refuses to read holds for all calls of it: it takes no writes, say.
+            with_source = first.setdefault(calls[i].script, reply)
+            replies[i] = copy(with_source) if isinstance(reply, NoScriptError) else reply
     return replies
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -84,6 +85,22 @@ async def test_scripts_that_redis_forgot_are_loaded_again(redis_url: str, exchan
 
 
 @both_ways
+async def test_a_redis_that_knows_no_script_and_takes_no_writes_tells_every_caller(
+    flushed: redis.Redis, redis_url: str, exchange: Exchange
+) -> None:
+    flushed.script_flush()
+    flushed.config_set("min-replicas-to-write", 1)
+    try:
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            call = Coalescer(client, exchange=exchange)
+            asked = (call(LEDGER.enqueue(new_job(job_id))) for job_id in "abc")
+            told = await asyncio.gather(*asked, return_exceptions=True)
+    finally:
+        flushed.config_set("min-replicas-to-write", 0)
+    assert ["NOREPLICAS" in str(error) for error in told] == [True] * 3
+
+
+@both_ways
 async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url: str, exchange: Exchange) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         call = Coalescer(client, exchange=exchange)
@@ -110,7 +127,8 @@ async def test_what_can_not_be_sent_is_its_callers_own_error(redis_url: str, exc
         assert isinstance(facts, Facts)
 
 
-def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path: Path) -> None:
+def test_with_memory_full_nothing_new_is_accepted_or_begun_and_what_is_held_goes_on(tmp_path: Path) -> None:
+    """A job that is claimed then would be admitted nowhere, and its lease lapse, until it counts as poison."""
     server = redis_server.start(tmp_path)
     try:
         bed = Bed(server.url)
@@ -120,15 +138,15 @@ def test_with_memory_full_nothing_new_is_accepted_and_all_else_goes_on(tmp_path:
         held = {job_id: bed.claimed(job_id, ttl_s=1).token for job_id in "abc"}
         bed.advance(1000)
         bed.client.config_set("maxmemory", 1)
-        with pytest.raises(redis.exceptions.OutOfMemoryError):
-            bed.enqueue("f")
+        for begun in (partial(bed.enqueue, "f"), partial(bed.claimed, "d")):
+            with pytest.raises(redis.exceptions.OutOfMemoryError):
+                begun()
         assert bed(ledger.take_mutex("w", 2))
         assert bed.settle(held["a"], job_id="a").accepted
         assert bed(ledger.renew([("b", held["b"])], 30)) == [True]
         assert bed(ledger.defer("b", held["b"], 0, "", {"event": "deferred"}))
         assert bed(ledger.wake("b", LANE))
         assert bed(ledger.sweep("c", LANE, 3, 9)) == "queued"
-        assert bed.claimed("d").token == 1
         assert bed(ledger.watch("e", "inbox")) == "queued"
         assert bed(ledger.cancel("e", None, KEPT_S)).accepted
     finally:

@@ -1,5 +1,6 @@
-#!lua flags=allow-oom
--- Take a queued job for one worker: the token grows, and fences whoever held it before.
+#!lua
+-- Take a queued job for one worker: the token grows, and fences whoever held it before. Not while Redis is out of
+-- memory: no call would be admitted, and the lease would run out again and again, as with a job that kills its workers.
 -- KEYS  job, leases, story, turns, in_line, turns_each, parked, all_pending
 -- ARGV  id, owner, time to live (ms), then the names of the keys that the worker has
 -- Returns {state} if it is not to be had, {'unknown_key', key} if the worker couldn't read it, else
