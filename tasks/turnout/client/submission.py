@@ -102,33 +102,17 @@ def chunks(
 
 def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, **options: Unpack[Options]) -> NewJob:
     """One job to be accepted. Raises pydantic.ValidationError for what is no request, and IntakeRefused."""
-    if isinstance(request, InferenceRequest):
-        given: dict[str, Any] = request.model_dump(exclude_unset=True)
-    elif isinstance(request, str):
-        given = {"prompt": request}
-    elif request is None or isinstance(request, Mapping):
-        given = dict(request or {})
-    else:
-        raise TypeError(
-            f"a request is a prompt, an InferenceRequest or a mapping of options, and no {type(request).__name__}"
-        )
-    given |= {name: value for name, value in options.items() if value is not None}
+    given = _given(request) | {name: value for name, value in options.items() if value is not None}
     lane, key = (given.pop(name, None) for name in ("lane", "idempotency_key"))
     told = {name: value for name in Delivery.model_fields if (value := given.pop(name, None)) is not None}
     delivery = Delivery.model_validate(told)
-    wish = given.get("constraints") or {}
-    if isinstance(wish, RoutingConstraints):
-        wish = wish.model_dump(exclude_unset=True)
+    # A caller that waits for one job is an interactive one, unless it says otherwise.
+    given["constraints"] = wish = _dumped(given.get("constraints") or {})
     if isinstance(wish, Mapping):
-        # A caller that waits for one job is an interactive one, unless it says otherwise.
-        wish = {"lane": Lane.INTERACTIVE, **wish} | ({} if lane is None else {"lane": lane})
-    given["constraints"] = wish
-    if delivery.response_model is not None:
-        beside = given.get("response_format", {})
-        if isinstance(beside, ResponseFormat):
-            beside = beside.model_dump(exclude_unset=True)
-        if isinstance(beside, Mapping):
-            given["response_format"] = ResponseFormat.of(delivery.response_model).model_dump() | dict(beside)
+        given["constraints"] = {"lane": Lane.INTERACTIVE, **wish} | ({} if lane is None else {"lane": lane})
+    beside = _dumped(given.get("response_format", {}))
+    if delivery.response_model is not None and isinstance(beside, Mapping):
+        given["response_format"] = ResponseFormat.of(delivery.response_model).model_dump() | dict(beside)
     if isinstance(given.get("messages"), list | tuple):
         given["messages"] = [*map(without_empty, given["messages"])]
     valid = InferenceRequest.model_validate(given)
@@ -136,17 +120,37 @@ def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, 
         job = NewJob.of(job_id(key), valid, stream=delivery.stream, webhook=delivery.webhook, trace=_trace())
     except UnicodeEncodeError:
         raise IntakeRefused("a text has half a surrogate pair, which is no character") from None
-    if job.payload.count("[") + job.payload.count("{") > DEEP:
+    _check(job.payload, max_chars)
+    return job
+
+
+def _given(request: Request | None) -> dict[str, Any]:
+    if isinstance(request, str):
+        return {"prompt": request}
+    if request is None or isinstance(request, Mapping | InferenceRequest):
+        return dict(_dumped(request or {}))
+    raise TypeError(
+        f"a request is a prompt, an InferenceRequest or a mapping of options, and no {type(request).__name__}"
+    )
+
+
+def _dumped(given: Any) -> Any:
+    """Of a model what was set in it, as a mapping; anything else as it is."""
+    return given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
+
+
+def _check(payload: str, max_chars: int) -> None:
+    """Raises IntakeRefused for what is too deep or too long."""
+    if payload.count("[") + payload.count("{") > DEEP:
         try:
-            from_json(job.payload)
+            from_json(payload)
         except ValueError:
             raise IntakeRefused("the request is nested so deeply that no worker could read it") from None
-    if (length := len(job.payload)) > max_chars:
+    if (length := len(payload)) > max_chars:
         raise IntakeRefused(
             f"the request has {length:,} characters of JSON, more than the {max_chars:,} that this client accepts; "
             "shorten it, or set Client(max_request_chars=…)"
         )
-    return job
 
 
 def _trace() -> str | None:
