@@ -25,6 +25,7 @@ NO_TEXT = b"\xff\xfe"
         ("run p.txt -o p.txt", "p.txt is the input, and would be overwritten"),
         ("run p.txt -o out --scenario no-text", "no-text: can't be read: 'utf-8' codec can't decode"),
         ("run not-looked-at -o out --max-cost nan", "'nan' is no sum of dollars"),
+        ("run p.txt -o out --deadline 0s", "'0s' is no length of time; write 90s"),
         ("batch retry-failed x --max-cost inf", "'inf' is no sum of dollars from 0 to 1,000,000,000"),
         ("simulate --port 99999", "99999 is not in the range 0<=x<=65535"),
         ("simulate --port 0 --toml none/t.toml", "can't write none/t.toml: No such file or directory"),

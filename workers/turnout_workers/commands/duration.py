@@ -17,6 +17,6 @@ class Duration(click.ParamType[float]):
         if isinstance(value, int | float):
             return float(value)
         found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", str(value).strip())
-        if found is None:
+        if found is None or not float(found[1]):
             self.fail(f"{value!r} is no length of time; write 90s, 30m, 24h or 7d", param, ctx)
         return float(found[1]) * _UNITS_S[found[2]]
