@@ -52,7 +52,7 @@ class Closing:
         return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
 
     async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
-        message = f"the cost ceiling of {account} is reached"
+        message = f"a call may cost more than what is left under the cost ceiling of {account}"
         status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
         return await self.give_up(job, status, "cost_ceiling", message)
 
