@@ -1,15 +1,15 @@
 """What a batch has come to so far, kept so that neither a kill nor a full disk loses a line that was done.
 
 An SQLite file beside the output (`OUT.journal`) has each result as it comes. A rerun goes on with what is missing:
-lines that were edited or added since, and failed ones if they are to be run again. It stays when all lines have an
-answer, so that the same command never pays for one twice.
+lines that were edited or added since, and failed ones if they are to be run again. A line is known by its content,
+wherever it stands. The file stays when all lines have an answer, so that the same command never pays for one twice.
 """
 
 from __future__ import annotations
 
 import json
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -22,9 +22,10 @@ from turnout.result import JobStatus
 TABLES = """
 CREATE TABLE IF NOT EXISTS run (batch, options, ended);
 CREATE TABLE IF NOT EXISTS results (line INTEGER UNIQUE, digest INTEGER, job INTEGER, status, entry, rendered);
+CREATE INDEX IF NOT EXISTS by_digest ON results (digest, line) WHERE status = 'succeeded';
 CREATE INDEX IF NOT EXISTS by_job ON results (job) WHERE job IS NOT NULL;
 """
-"""`line` is null where a result counts no longer, but for its money."""
+"""`line` is null where a result counts no longer, but for its money, and for a line that it may be the answer to."""
 GOES_ON = "; what is done is kept, and the same command goes on"
 
 
@@ -90,9 +91,9 @@ class Journal:
             if retry_failed:
                 self._db.execute("UPDATE results SET line = NULL WHERE status != 'succeeded'")
             for line, entry in self._db.execute("SELECT line, entry FROM results"):
-                self.tally.count(counts := json.loads(entry))
-                if line is None:
-                    self.tally.count(counts, -1)
+                self.tally.pay(told := json.loads(entry))
+                if line is not None:
+                    self.tally.count(told)
         self.sync()
         self.tally.resumed = self.tally.finished
         return self.tally
@@ -100,6 +101,26 @@ class Journal:
     def has(self, line: int, digest: int) -> bool:
         """Whether this very line has its result."""
         return any(self._rows("SELECT 1 FROM results WHERE line = ? AND digest = ?", line, digest))
+
+    def move(self, line: int, digest: int, placed: Callable[[bytes], bytes]) -> bool:
+        """Give a line the answer that it had at another place of the input, if there is one.
+
+        placed: the line of output, as it is to read here.
+        """
+        sought = "SELECT rowid, line, entry, rendered FROM results WHERE digest = ? AND status = 'succeeded' AND line "
+        # With OR instead, SQLite would look at every line that is alike.
+        both = f"{sought} IS NULL UNION ALL {sought} > ? LIMIT 1"
+        found = next(self._rows(both, digest, digest, line), None)
+        if found is None:
+            return False
+        row, before, entry, rendered = found
+        with writing(self.path, GOES_ON):
+            moved = (line, placed(rendered), row)
+            self._db.execute("UPDATE results SET line = ?, rendered = ? WHERE rowid = ?", moved)
+        if before is None:
+            self.tally.count(json.loads(entry))
+            self.tally.resumed += 1
+        return True
 
     def of_job(self, job: int) -> tuple[str, bytes] | None:
         """The status of a job's line, and its line of output, if it was written with the job's name."""
@@ -131,6 +152,7 @@ class Journal:
         with writing(self.path, GOES_ON):
             self._db.execute("INSERT INTO results VALUES (?, ?, ?, ?, ?, ?)", row)
         self.tally.count(entry)
+        self.tally.pay(entry)
 
     def end(self) -> None:
         """Note that no job of the batch is under way any more."""

@@ -6,13 +6,14 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 
 from turnout.batch.arriving import arriving
 from turnout.batch.ids import Uniqueness, legible_id
 from turnout.batch.journal import Journal
-from turnout.batch.line import Defaults, Line
+from turnout.batch.line import Defaults, Line, RawLine
 from turnout.batch.parse import parse
-from turnout.batch.render import never_run, render
+from turnout.batch.render import moved, never_run, render
 from turnout.batch.source import Source, SourceError
 from turnout.request import InferenceRequest
 from turnout.result import Problem
@@ -61,7 +62,7 @@ class Reading:
                 self.journal.drop(range(following, raw.number if known else raw.number + 1))
                 following = raw.number + 1
                 self.journal.tally.lines += 1
-                if known:
+                if known or self.journal.move(raw.number, digest, partial(_placed, raw)):
                     unique.note(legible_id(raw.data, raw.format), raw.number)
                     yield Passed.DONE
                     continue
@@ -79,3 +80,7 @@ class Reading:
         except SourceError as error:
             self.broken = error
         self.ended = True
+
+
+def _placed(raw: RawLine, rendered: bytes) -> bytes:
+    return moved(rendered, Line(raw.number, legible_id(raw.data, raw.format), raw.format))

@@ -32,6 +32,13 @@ def reason(rendered: bytes) -> str:
     return "".join(c if c.isprintable() else " " for c in error["message"])
 
 
+def moved(rendered: bytes, line: Line) -> bytes:
+    """A line of output, where its line of the input has moved."""
+    if line.format is Format.OPENAI:
+        return rendered
+    return _written(json.loads(rendered) | {"id": line.id, "line": line.number})
+
+
 def copied(rendered: bytes, line: Line) -> bytes:
     """A line of output, as a further line of the same request has it: it cost nothing more, and took no attempt."""
     value = json.loads(rendered)

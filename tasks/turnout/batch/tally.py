@@ -82,7 +82,7 @@ class Tally:
         return self.providers.setdefault(name, ProviderTally())
 
     def count(self, entry: Entry, by: int = 1) -> None:
-        """Count one line's entry, as `entry` below makes it; by -1: take it back, but for the money, which is spent."""
+        """Count one line's entry, as `entry` below makes it, but for its money; by -1: take it back."""
         self.done[entry["status"]] += by
         self.shared += by * entry.get("shared", False)
         self.failovers += by * entry.get("failovers", 0)
@@ -101,11 +101,13 @@ class Tally:
             tally.simulated |= entry.get("simulated", False)
             tally.latency.add(entry["s"], by)
             self.unpriced += by * entry.get("unpriced", False)
-        if by > 0:
-            self.unsure_microusd += entry.get("unsure", 0)
-            for name, cost_microusd in entry.get("costs", {}).items():
-                self.cost_microusd += cost_microusd
-                self.provider(name).cost_microusd += cost_microusd
+
+    def pay(self, entry: Entry) -> None:
+        """Count its money, which stays spent whatever becomes of the line."""
+        self.unsure_microusd += entry.get("unsure", 0)
+        for name, cost_microusd in entry.get("costs", {}).items():
+            self.cost_microusd += cost_microusd
+            self.provider(name).cost_microusd += cost_microusd
 
 
 def entry(result: JobResult) -> Entry:

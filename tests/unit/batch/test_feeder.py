@@ -178,6 +178,23 @@ def test_a_line_that_was_changed_meanwhile_is_asked_again_and_no_other(bench: Be
     assert len(bench.asked) <= 2 + 20
 
 
+def test_lines_that_have_moved_keep_their_answers(bench: Bench) -> None:
+    lines = [{"prompt": f"q{n}", "id": f"i{n}"} if n % 2 else {"prompt": f"q{n}"} for n in range(300)]
+    bench.write(*lines)
+    bench.feed()
+    for edited in (lines[1:], [{"prompt": "new"}, *lines[1:40], *lines[50:]], lines[::-1], lines):
+        before = len(bench.asked)
+        bench.write(*edited)
+        tally = bench.feed()
+        new = [line["prompt"] for line in edited if line not in lines]
+        assert bench.asked[before:] == new
+        assert bench.texts() == [f"re {line['prompt']}" for line in edited]
+        assert [line["line"] for line in bench.told()] == [*range(1, len(edited) + 1)]
+        assert [line["id"] for line in bench.told()] == [line.get("id", n) for n, line in enumerate(edited, 1)]
+        assert (tally.finished, tally.resumed) == (len(edited), len(edited) - len(new))
+    assert tally.cost_microusd == 7 * 301, "what was spent stays spent, and is spent once"
+
+
 def test_jobs_that_redis_has_lost_are_submitted_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeder, "RECHECK_S", 0.0)
     bench.write(*({"prompt": f"q{n}"} for n in range(20)))

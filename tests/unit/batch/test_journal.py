@@ -278,7 +278,7 @@ with Journal(Path(sys.argv[1] + ".journal")) as journal:
 def test_a_writer_that_is_killed_leaves_whole_lines(output: str) -> None:
     writer = subprocess.Popen([sys.executable, "-c", WRITER, output])
     journal = partial(output)
-    while not journal.exists() or journal.stat().st_size < 100_000:
+    while not journal.exists() or journal.stat().st_size < 300_000:
         assert writer.poll() is None
         time.sleep(0.01)
     writer.kill()

@@ -396,6 +396,7 @@ def test_texts_that_parquet_has_as_bytes_are_texts(tmp_path: Path) -> None:
 def test_a_tally_knows_who_failed_and_who_took_over() -> None:
     tally = Tally()
     tally.count(entry(DONE))
+    tally.pay(entry(DONE))
     assert (tally.finished, tally.failed, tally.failovers, tally.cost_microusd, tally.unsure_microusd) == (
         1,
         0,
