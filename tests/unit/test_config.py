@@ -119,6 +119,12 @@ def test_no_part_of_a_password_that_makes_an_address_unreadable_is_told() -> Non
     assert "slash" not in said
 
 
+def test_a_connector_of_another_package_needs_no_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(providers, "kinds", lambda: frozenset({"acme"}))
+    (account,) = accounts(settings("[providers.x]\nkind = 'acme'\nmodels = ['m']"))
+    assert (account.kind, account.base_url) == ("acme", "")
+
+
 def test_all_errors_are_told_at_once() -> None:
     text = "namespace = ''\n[worker]\nconcurrency = -1\n[providers.x]\nweight = 0"
     assert [line.split(" ")[0] for line in told(text).splitlines()] == ["t.toml:1:", "t.toml:3:", "t.toml:5:"]

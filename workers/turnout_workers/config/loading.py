@@ -131,7 +131,7 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
 
 def _check(table: ProviderTable) -> None:
     """Checks that need a provider's whole table. Raises ConfigError."""
-    if not (table.base_url or table.preset.base_url):
+    if table.kind in providers.KINDS and not (table.base_url or table.preset.base_url):
         raise ConfigError("base_url is missing, and there is no preset of this name")
     if not table.models and not any(served_by(table.dialect)):
         raise ConfigError("models is missing, and the catalogue doesn't know what this provider serves")
