@@ -108,6 +108,22 @@ async def test_jobs_that_wait_no_longer_are_told_of_at_once(monkeypatch: pytest.
         assert (await other.seen.poll()).views[0].load.waiting == 0
 
 
+async def test_an_endpoint_that_is_out_until_somebody_acts_is_told_of_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fleet_watch, "EVERY_S", 0.0)
+    told: list[int] = []
+    async with workers() as (_, one, _other):
+        for what in ("disabled", "disabled", "restored", "isolated"):
+            await one.store.mark(what, [A.id], f"was {what}")
+            for _look in "12":
+                await one.seen.poll()
+                await one.watch.look()
+            told.append(len(caplog.messages))
+    assert told == [1, 1, 1, 2]
+    assert caplog.messages == ["a/llama out: was disabled", "a/llama out: was isolated"]
+
+
 async def test_a_process_that_was_not_running_reads_the_answers_before_it_looks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

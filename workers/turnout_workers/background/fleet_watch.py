@@ -41,7 +41,8 @@ class CallWatch:
     came_back: Callable[[], Awaitable[None]] | None = None
     """Called when an endpoint is there again of which nobody knew when it would be, or a new one."""
     _fleet_seen: Fleet | None = field(default=None, init=False)
-    _there: frozenset[str] = field(default=frozenset(), init=False)
+    _out: frozenset[str] = field(default=frozenset(), init=False)
+    """Endpoints that a refused key, or an operator, keeps out."""
     _told: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()), init=False)
     """What waits, and what is overdue, as it was told last."""
     _told_at: float = field(default=0.0, init=False)
@@ -69,18 +70,21 @@ class CallWatch:
             if waiting or overdue or any(self._told):
                 await self.store.publish(self.worker, waiting, overdue)
             self._told, self._told_at = (waiting, overdue), now
-            await self._tell_of_returns(snapshot)
+            await self._tell_of_changes(snapshot)
         except (RedisError, OSError) as error:
             logger.debug("what waits and hangs can't be told now: %s", error)
 
-    async def _tell_of_returns(self, snapshot: Snapshot) -> None:
+    async def _tell_of_changes(self, snapshot: Snapshot) -> None:
         """Of new configurations, and of endpoints that an operator or a good key has brought back: jobs wait for them
-        without a time at which to look."""
+        without a time at which to look. And for people, of those that are out until somebody does something."""
         gone = (Circuit.DISABLED, Circuit.ISOLATED)
-        there = frozenset(v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) not in gone)
-        if self.came_back and (snapshot.fleet is not self._fleet_seen or there - self._there):
+        why = {v.endpoint.id: v.health.why for v in snapshot.views if circuit(v.health, snapshot.at) in gone}
+        if self.came_back and (snapshot.fleet is not self._fleet_seen or self._out - why.keys()):
             await self.came_back()
-        self._fleet_seen, self._there = snapshot.fleet, there
+        told = {id: reason for id, reason in why.items() if id not in self._out}
+        for reason in dict.fromkeys(told.values()):
+            logger.warning("%s out: %s", ", ".join(id for id in told if told[id] == reason), reason)
+        self._fleet_seen, self._out = snapshot.fleet, frozenset(why)
 
 
 @dataclass(slots=True)
