@@ -367,6 +367,12 @@ async def test_what_comes_back_before_its_time_is_seen_by_those_who_wait(routers
     assert clock.now - NOW < 60
 
 
+async def test_a_rate_limit_that_asks_for_no_wait_is_not_hammered(routers: Any, clock: Time) -> None:
+    only = Provider("only", [down(K.RATE_LIMITED, retry_after_s=0.0) for _ in range(10)])
+    assert (await routers(only).complete(request())).text == "from only"
+    assert clock.now - NOW >= 50
+
+
 async def test_an_operator_can_isolate_and_restore(routers: Any) -> None:
     first, second = Provider("first"), Provider("second")
     router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)

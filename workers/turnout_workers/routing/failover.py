@@ -128,7 +128,7 @@ def judge(
     if failure is None:
         return Verdict(Next.FINISH, counts_for_health=True)
     rule = RULES[failure.kind]
-    told_s = failure.retry_after_s
+    told_s = failure.retry_after_s or None  # 0 names no time either: the next call would be refused, too
     block_s = max(told_s or 0.0, 0.0)
     if rule.cooldown_s is not None and (told_s is None or failure.kind is FailureKind.QUOTA_EXHAUSTED):
         block_s = max(block_s, rule.cooldown_s)
