@@ -307,6 +307,11 @@ async def test_extras_are_one_providers_and_can_not_change_what_a_call_may_cost(
     _, body, warnings = await sent(config("gemini", ""), asked, http)
     assert (body["generationConfig"], body["cachedContent"]) == ({"maxOutputTokens": 9, "topK": 4}, "c")
     assert warnings == ("extras can't set maxOutputTokens; it was left out",)
+    unlimited = {
+        "prompt": "?",
+        "extras": {"gemini": {"generationConfig": {"candidate_count": 8, "maxOutputTokens": 9}}},
+    }
+    assert (await sent(config("gemini", ""), unlimited, http))[1]["generationConfig"] == {}
     _, body, warnings = await sent(config("openai", ""), asked, http)
     assert (body["max_completion_tokens"], body["user"], "n" in body) == (9, "u", False)
     assert len(warnings) == 3

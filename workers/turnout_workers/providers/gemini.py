@@ -85,8 +85,7 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
         mode = TOOL_MODE.get(choice)
         calling = {"mode": mode} if mode else {"mode": "ANY", "allowedFunctionNames": [choice]}
         body["toolConfig"] = {"functionCallingConfig": calling}
-    if options:
-        body["generationConfig"] = options
+    body["generationConfig"] = options  # though it be empty: extras go into it one by one
     return body
 
 

@@ -19,7 +19,8 @@ PROTECTED = frozenset(
     {
         "model", "messages", "contents", "input", "system", "systemInstruction", "stream", "stream_options", "requests",
         # what the call may cost was worked out, and perhaps held back, for these
-        "max_tokens", "max_completion_tokens", "maxOutputTokens", "n", "candidateCount",
+        "max_tokens", "max_completion_tokens", "n",
+        "maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count",
     }
 )  # fmt: skip
 """Fields that a job's extras can't set."""
