@@ -257,6 +257,8 @@ def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fl
     with running(tmp_path, str(source), "-o", str(output), "--config", str(fleet.config)) as child:
         code, text = finish(child)
     assert code == 1, text
+    assert "8 lines without an answer" in text, text
+    assert "The first of them: line 2: not JSON" in text, text
     told = {line["line"]: line for line in results(output)}
     assert sorted(told) == list(range(1, 11))
     assert {n for n, line in told.items() if line["status"] == "succeeded"} == set(good)
