@@ -132,7 +132,7 @@ class InferenceRequest(Value):
     input: str | tuple[str, ...] | None = Field(default=None, repr=False)
     """Texts to embed."""
     model: Name | tuple[Name, ...] | None = None
-    """A model, or several acceptable ones, by our name or any alias; None or "auto": any model will do."""
+    """A model, or several acceptable ones, by our name or any alias; None, or "auto" alone or among them: any model will do."""
     max_output_tokens: int | None = Field(default=None, gt=0, le=MOST)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
@@ -197,9 +197,8 @@ class InferenceRequest(Value):
     @property
     def models(self) -> tuple[str, ...]:
         """The acceptable models; empty: any."""
-        if self.model is None or self.model == "auto":
-            return ()
-        return (self.model,) if isinstance(self.model, str) else self.model
+        named = (self.model,) if isinstance(self.model, str) else self.model or ()
+        return () if "auto" in named else named
 
     @property
     def required_capabilities(self) -> frozenset[Capability]:

@@ -37,6 +37,14 @@ def test_a_request_is_read_again_as_it_was_stored(fields: dict[str, Any]) -> Non
 
 
 @pytest.mark.parametrize(
+    ("model", "acceptable"),
+    [(None, ()), ("auto", ()), (["auto"], ()), (["x", "auto"], ()), ("x", ("x",)), (["x", "y"], ("x", "y"))],
+)
+def test_any_model_will_do_where_none_or_auto_is_named(model: Any, acceptable: tuple[str, ...]) -> None:
+    assert InferenceRequest(prompt="A?", model=model).models == acceptable
+
+
+@pytest.mark.parametrize(
     ("theirs", "ours"),
     [
         (
