@@ -42,7 +42,7 @@ class Conflict(IntakeRefused):
         Exception.__init__(self, job_id)
         self.job_id = job_id
         self.retryable = False
-        self.message = f"job {job_id} exists with other content; submit this request under another id"
+        self.message = f"job {job_id} exists with other content; submit this one under another key or id"
 
 
 class Unreadable(TurnoutError):

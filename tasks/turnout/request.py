@@ -132,7 +132,7 @@ class InferenceRequest(Value):
     input: str | tuple[str, ...] | None = Field(default=None, repr=False)
     """Texts to embed."""
     model: Name | tuple[Name, ...] | None = None
-    """A model, or several acceptable ones, by our name or any alias; None, or "auto" alone or among them: any model will do."""
+    """A model, or several acceptable ones, by our name or any alias; None or "auto", among others too: any will do."""
     max_output_tokens: int | None = Field(default=None, gt=0, le=MOST)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)

@@ -503,6 +503,11 @@ def test_an_unknown_job_says_so_whatever_it_is_asked(client: Client) -> None:
             ask()
 
 
+def test_an_unknown_job_keeps_none_of_the_others_back(client: Client) -> None:
+    unknown, job = client.job("nope"), client.submit("A?", max_output_tokens=5)
+    assert list(client.as_completed([unknown, job], 20)) == [unknown, job]
+
+
 def test_jobs_may_be_given_as_they_come_and_one_to_be_purged_by_its_id(client: Client) -> None:
     jobs = client.submit_many(["A?", "B?", "C?"], max_output_tokens=5)
     assert {job.id for job in client.as_completed((job for job in jobs), 20)} == {job.id for job in jobs}

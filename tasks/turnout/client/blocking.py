@@ -65,7 +65,8 @@ class Client:
         return Job(self._core.job(job_id))
 
     def as_completed(self, jobs: Iterable[Job], timeout: float | None = None) -> Iterator[Job]:
-        """The jobs in the order in which they settle. Raises TimeoutError, LookupError."""
+        """The jobs in the order in which they settle. One that is unknown, or has expired, comes first, and raises
+        LookupError itself. Raises TimeoutError."""
         known = {job.id: job for job in jobs}
         for done in _each(self._core.as_completed([job._core for job in known.values()], timeout)):
             yield known[done.id]

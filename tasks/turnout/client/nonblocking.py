@@ -114,14 +114,11 @@ class AsyncClient:
         return (await self._link.ask(call))[0]
 
     async def _settled(self, job_ids: Iterable[str], pieces: bool = False) -> list[str]:
-        """Those that have settled. The channel tells of the others, with `pieces` also of each piece of an answer."""
+        """Those that have settled, or are gone. The channel tells of the others, with `pieces` also of each piece of an
+        answer."""
         job_ids = list(job_ids)
         states = await self._link.ask(*(self._ledger.watch(job_id, self._channel, pieces) for job_id in job_ids))
-        told = dict(zip(job_ids, states, strict=True))
-        for job_id, state in told.items():
-            if not state:
-                raise _unknown(job_id)
-        return [job_id for job_id, state in told.items() if state not in LIVE]
+        return [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in LIVE]
 
 
 class AsyncJob:
