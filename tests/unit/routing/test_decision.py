@@ -488,6 +488,14 @@ def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_sam
     assert [bid.endpoint.provider for bid in asking.bids()] == ["busy"]
 
 
+def test_what_an_operator_says_to_be_too_slow_is_called_only_if_nothing_else_can_be() -> None:
+    slow = endpoint("slow", expected_ttft_s=30.0, price=Price(0.1, 0.1))
+    fast = endpoint("fast", expected_ttft_s=0.1)
+    decision = decide(job(max_latency_s=5), slow, fast)
+    assert (chosen(decision), reasons(decision)) == (["fast"], {"slow": "slow"})
+    assert chosen(decide(job(max_latency_s=5), slow)) == ["slow"]
+
+
 def test_one_that_is_woken_asks_first_where_it_would_rather_wait_than_pay_more() -> None:
     busy, dear = view(endpoint("busy"), load=Load(ready_at=NOW + 0.4)), endpoint("dear", price=Price(500.0, 500.0))
     decision = decide(job(), busy, dear)

@@ -133,6 +133,11 @@ class Endpoint:
         """What an account-wide failure (bad key, no credit) takes out."""
         return account_id(self.id)
 
+    @property
+    def is_timed(self) -> bool:
+        """Whether the operator has said how long its answers take."""
+        return self.expected_ttft_s is not None or self.expected_s_per_token is not None
+
     def serves(self, model: str) -> bool:
         return model == self.model or model == self.served_model or model in self.aliases
 

@@ -2,7 +2,8 @@
 
 Some are held back and used only when nothing else can take the job within a pause: first one that has never answered
 and has its first calls, where another is known to answer; then a recovering endpoint above its share, or one that is to
-be probed by a better suited job; at last those where this job failed.
+be probed by a better suited job; then one that is too slow by what its operator says; at last those where this job
+failed.
 """
 
 from __future__ import annotations
@@ -76,9 +77,10 @@ class Options:
         self.any_busy = False
         self._silent: HeldBack = []
         self._recovering: HeldBack = []
+        self._slow: HeldBack = []
         self._failed: HeldBack = []
         self.usable = self._consider(estimates)
-        if self._silent or self._recovering or self._failed:
+        if self._silent or self._recovering or self._slow or self._failed:
             self._add_held_back()
 
     def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
@@ -105,9 +107,9 @@ class Options:
             self._exclude(option, *unfit)
             return None
         believed_until = view.metrics.latency_at + BELIEVED_S
-        if job.max_latency_s is not None and option.latency_s > job.max_latency_s and now < believed_until:
-            text = f"takes about {option.latency_s:.1f} s, at most {job.max_latency_s:g} s wanted"
-            self._exclude(option, Reason.SLOW, text, believed_until)
+        slow = job.max_latency_s is not None and option.latency_s > job.max_latency_s
+        if slow and now < believed_until:
+            self._exclude(option, Reason.SLOW, _slowness(option, job), believed_until)
             return None
         ready_at = health.blocked_until
         if job.charged_tokens > view.load.fits:
@@ -135,6 +137,8 @@ class Options:
             self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
         elif state is Circuit.RAMPING and chance >= (share := ramp(health, now)):
             self._recovering.append((option, Reason.RAMPING, f"recovering, at {share:.0%} of its traffic"))
+        elif slow and endpoint.is_timed:
+            self._slow.append((option, Reason.SLOW, _slowness(option, job)))
         elif is_silent(view) and not option.probe:
             self._silent.append((option, Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered"))
         else:
@@ -143,7 +147,7 @@ class Options:
 
     def _add_held_back(self) -> None:
         self._add_if(not any(estimate.view.metrics.latency_samples for estimate in self._soon()), self._silent)
-        for held_back in (self._recovering, self._failed):
+        for held_back in (self._recovering, self._slow, self._failed):
             needed = not any(self._soon())
             self._add_if(needed, held_back)
             self.last_resort |= needed and bool(held_back)
@@ -172,6 +176,10 @@ def _as_probe(option: Option) -> Option:
 
 def _position(row: Row) -> int:
     return row[-1].position
+
+
+def _slowness(option: Option, job: JobProfile) -> str:
+    return f"takes about {option.latency_s:.1f} s, at most {job.max_latency_s:g} s wanted"
 
 
 def _shut(state: Circuit, health: Health, now: float) -> tuple[Reason, str, float | None]:

@@ -23,8 +23,7 @@ def patience(option: Option, output_tokens: int, longest_s: float, *, alone: boo
     """
     view, sigma = option.estimate.view, option.estimate.odds.sigma
     endpoint, metrics = view.endpoint, view.metrics
-    told = endpoint.expected_ttft_s is not None or endpoint.expected_s_per_token is not None
-    patient = not told and (alone or metrics.latency_samples < SEEN)
+    patient = not endpoint.is_timed and (alone or metrics.latency_samples < SEEN)
     # That an estimate drifts to its prior gives a slow endpoint another chance, but makes it no faster.
     seen_s = (metrics.ttft_s or 0.0) + output_tokens * (metrics.s_per_token or 0.0)
     usual_s, spread = max(option.latency_s, seen_s), sigma
