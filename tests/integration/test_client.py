@@ -524,6 +524,14 @@ def test_a_wait_that_takes_too_long_ends(client: Client, here: local.Local) -> N
         assert time.monotonic() - began < 5
 
 
+def test_clients_are_of_the_namespace_that_the_environment_gives_their_workers(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TURNOUT_NAMESPACE", "shop")
+    with Client(here.redis_url) as ours, Client(here.redis_url, "shop") as named:
+        assert named.job(ours.submit("A?").id).status() == "queued"
+
+
 def test_any_celery_app_reads_the_result(here: local.Local, client: Client) -> None:
     job = client.submit("A?", max_output_tokens=5)
     job.wait(20)

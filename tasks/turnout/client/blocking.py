@@ -26,9 +26,10 @@ class Client:
     waits, one more connection on which all waiting jobs are told of."""
 
     def __init__(
-        self, url: str | None = None, namespace: str = "turnout", max_request_chars: int = MAX_REQUEST_CHARS
+        self, url: str | None = None, namespace: str | None = None, max_request_chars: int = MAX_REQUEST_CHARS
     ) -> None:
-        """url: of Redis; None: `REDIS_URL`, else this machine. max_request_chars: of a request as JSON, images and all.
+        """url: of Redis; None: `REDIS_URL`, else this machine. namespace: the workers'; None: `TURNOUT_NAMESPACE`, else
+        `turnout`. max_request_chars: of a request as JSON, images and all.
 
         `TURNOUT_PAYLOAD_KEYS` seals what is stored, see docs/security.md. Raises TurnoutError, ValueError.
         """

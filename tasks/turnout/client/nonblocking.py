@@ -33,9 +33,10 @@ class AsyncClient:
     _reach: ClassVar[type[LoopLink] | type[ThreadLink]] = LoopLink
 
     def __init__(
-        self, url: str | None = None, namespace: str = "turnout", max_request_chars: int = MAX_REQUEST_CHARS
+        self, url: str | None = None, namespace: str | None = None, max_request_chars: int = MAX_REQUEST_CHARS
     ) -> None:
         """See `Client`."""
+        namespace = namespace or os.environ.get("TURNOUT_NAMESPACE") or "turnout"
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         self._channel = self._ledger.keys.inbox(uuid4().hex)
         try:
