@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import subprocess
@@ -62,6 +63,20 @@ def test_a_command_that_is_interrupted_ends_as_stopped_and_not_as_one_that_found
     monkeypatch.setattr("turnout_workers.commands.batch.deployment", interrupted)
     done = CliRunner().invoke(main, ["batch", "watch", "batch-1"])
     assert (done.exit_code, done.output) == (3, "Stopped.\n")
+
+
+def test_a_disk_that_is_full_as_a_run_starts_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, *_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    (tmp_path / "p.txt").write_text("A?")
+    monkeypatch.setattr(Path, "write_text", full)
+    done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out", "--simulate"])
+    assert done.exit_code == 2
+    assert "No space left on device: '.turnout/" in done.output
+    assert "the same command goes on" in done.output
 
 
 def test_a_working_folder_that_can_not_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

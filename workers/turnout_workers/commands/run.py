@@ -119,8 +119,8 @@ def run(source: str, output: str | None, **options: Any) -> None:
         trouble, code = f"{error}\n{again}", lines.REFUSED
     except TurnoutError as error:
         trouble = str(error)
-    except redis.RedisError as error:
-        told = redis_address.trouble(error).rstrip(".")
+    except (redis.RedisError, OSError) as error:  # the latter of a full disk under the run's folder, say
+        told = str(error) if isinstance(error, OSError) else redis_address.trouble(error).rstrip(".")
         trouble = f"{told}. What is done is kept; once that is mended, the same command goes on."
     console.print(f"turnout: {trouble}", style="red", highlight=False, markup=False, soft_wrap=True)
     sys.exit(code)
