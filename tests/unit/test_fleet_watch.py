@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 import time
 from collections.abc import AsyncIterator
@@ -112,6 +113,7 @@ async def test_an_endpoint_that_is_out_until_somebody_acts_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(fleet_watch, "EVERY_S", 0.0)
+    caplog.set_level(logging.WARNING, fleet_watch.__name__)  # whatever others have made of it
     told: list[int] = []
     async with workers() as (_, one, _other):
         for what in ("disabled", "disabled", "restored", "isolated"):
