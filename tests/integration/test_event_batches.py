@@ -62,6 +62,15 @@ def test_events_are_published_in_batches_and_the_last_of_them_before_a_worker_en
     assert not any(event["traceback"] for event in moved), "to move on is no error"
 
 
+def test_events_are_told_also_after_the_connection_was_lost(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET, task_events=True) as stand, hearing(stand.redis.url) as heard:
+        stand.start_worker()
+        stand.client.client_kill_filter(_type="normal", skipme=True)
+        for name in ("first", "second"):
+            stand.submit([name], constraints={"only": ["sim"]})
+            stand.until(lambda name=name: name in heard.state.tasks and heard.state.tasks[name].state == "SUCCESS", 20)
+
+
 def test_a_silent_redis_holds_the_worker_up_once_and_what_was_to_be_told_is_kept(redis_server: Server) -> None:
     """Celery itself knows no limit, and tries to tell of its heartbeat until it succeeds: it couldn't be stopped."""
     with between(redis_server.port) as proxy:

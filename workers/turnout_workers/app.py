@@ -177,6 +177,9 @@ class PatientConsumer(Consumer):
     say, would refuse the next at once. Of one that can't be reached it asks every 2 s, where kombu would wait for 2 s
     more each time, up to half a minute."""
 
+    hub: Any
+    event_dispatcher: Any
+
     def ensure_connected(self, conn: Any) -> Any:
         conn.ensure_connection = partial(conn.ensure_connection, interval_step=0)
         return super().ensure_connected(conn)
@@ -185,6 +188,10 @@ class PatientConsumer(Consumer):
         super().on_connection_error_after_connected(exc)
         if isinstance(exc, ResponseError):
             time.sleep(REST_S)
+
+    def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stubs think it returns something
+        if self.event_dispatcher is not None:  # else it is being replaced, and its successor takes its events over
+            self.event_dispatcher.gather(self.hub)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         super().on_decode_error(Unread(message), exc)

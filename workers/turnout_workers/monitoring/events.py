@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 from celery.app.events import Events as CeleryEvents
 from celery.events.dispatcher import EventDispatcher
 from kombu import Producer
-from kombu.asynchronous import get_event_loop
 from kombu.serialization import register
 from kombu.utils.json import dumps
 from pydantic_core import PydanticSerializationError, to_json
@@ -49,7 +48,6 @@ class Dispatcher(EventDispatcher):
         self._gathering = False
         self._rests_until = 0.0
         if options.get("on_send_buffered") is not None:
-            self.on_send_buffered = self._gather
             Dispatcher.of_tasks = self
 
     def _publish(self, event: Any, producer: Any, routing_key: str, **_retries: Any) -> None:
@@ -65,8 +63,9 @@ class Dispatcher(EventDispatcher):
         if monotonic() - began > SLOW_S:
             self._rests_until = monotonic() + REST_S
 
-    def _gather(self) -> None:
-        if not self._gathering and (hub := get_event_loop()) is not None:
+    def gather(self, hub: Any) -> None:
+        """An event was kept: have all that come within a moment published together."""
+        if not self._gathering:
             self._gathering = True
             hub.call_later(GATHER_S, self._gathered)
 
