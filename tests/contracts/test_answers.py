@@ -147,6 +147,16 @@ async def test_usage_that_makes_no_sense_is_estimated_instead(usage: Any) -> Non
     assert response.warnings == ("the provider reported no usage; it is estimated",)
 
 
+async def test_only_the_answers_tokens_are_estimated_where_the_prompts_were_reported() -> None:
+    for dialect, body in (
+        ("openai", chat({"prompt_tokens": 100, "completion_tokens": 0})),
+        ("gemini", gemini({"promptTokenCount": 100})),
+        ("anthropic", claude({"input_tokens": 100, "output_tokens": 0})),
+    ):
+        response = await answered(dialect, body)
+        assert (response.usage.source, response.cost_microusd) == ("estimated", 100 * 2 + 1 * 10)
+
+
 async def test_an_estimate_counts_the_calls_of_tools() -> None:
     call = {"id": "1", "function": {"name": "find", "arguments": '{"what": "' + "x" * 84 + '"}'}}
     response = await answered("openai", chat(None, "tool_calls", tool_calls=[call]))

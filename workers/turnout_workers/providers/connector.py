@@ -169,10 +169,10 @@ class Connector(CloudProviderBase):
     def _outcome(self, answer: Answer, endpoint: Endpoint, sent: Sent, reply: Reply) -> CallOutcome:
         """The neutral answer with usage, cost and provenance."""
         used = answer.usage
-        if used is None:
-            upper, _ = estimate_input_tokens(sent.request)
+        if used is None or (used.output_tokens == 0 and any(answer.written)):
+            given = used or Usage(input_tokens=estimate_input_tokens(sent.request)[0])
             answered = math.ceil(sum(len(text.encode()) for text in answer.written) / 2)
-            used = Usage(input_tokens=upper, output_tokens=answered, source="estimated")
+            used = given.model_copy(update={"output_tokens": answered, "source": "estimated"})
             sent.warnings.append("the provider reported no usage; it is estimated")
         told_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd
         tier = answer.service_tier or reply.headers.get("x-gemini-service-tier")
