@@ -283,6 +283,15 @@ async def test_anthropic_is_given_no_blank_part_which_it_would_refuse(http: Http
     assert body["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Hi"}]}]
 
 
+@pytest.mark.parametrize(("kind", "turns"), [("anthropic", "messages"), ("gemini", "contents")])
+async def test_a_turn_that_says_nothing_is_left_out_where_it_would_be_refused(
+    kind: str, turns: str, http: Http
+) -> None:
+    said = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", ""), ("user", "b"))]
+    _, body, _ = await sent(config(kind, ""), {"messages": said}, http)
+    assert [turn["role"] for turn in body[turns]] == ["user", "user"]
+
+
 async def test_anthropic_is_given_a_temperature_or_top_p(http: Http) -> None:
     _, both, warnings = await sent(config("anthropic", ""), {"prompt": "?", "temperature": 0.5, "top_p": 0.9}, http)
     _, alone, _ = await sent(config("anthropic", ""), {"prompt": "?", "top_p": 0.9}, http)

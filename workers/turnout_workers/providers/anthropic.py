@@ -140,11 +140,9 @@ class _Events:
 
 
 def _turns(request: InferenceRequest) -> list[dict[str, Any]]:
-    """User and assistant turns; results of tools are the user's."""
-    return [
-        {"role": "assistant" if models else "user", "content": [block for one in turn for block in _blocks(one)]}
-        for models, turn in turns(request)
-    ]
+    """User and assistant turns; results of tools are the user's. One that says nothing is left out: none is taken."""
+    said = ((models, [block for one in turn for block in _blocks(one)]) for models, turn in turns(request))
+    return [{"role": "assistant" if models else "user", "content": blocks} for models, blocks in said if blocks]
 
 
 def _blocks(message: Message) -> list[dict[str, Any]]:

@@ -90,16 +90,14 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
 
 
 def _contents(request: InferenceRequest, model: str) -> list[dict[str, Any]]:
-    """Turns of user and model. A function's result is named by the function, not by the call's id."""
+    """Turns of user and model, but for those that say nothing, for none is taken. A function's result is named by the
+    function, not by the call's id."""
     signature = {} if BUDGETED.match(model) else {"thoughtSignature": UNSIGNED}
     names = {call.id: call.function.name for message in request.chat for call in message.tool_calls}
-    return [
-        {
-            "role": "model" if models else "user",
-            "parts": [part for message in turn for part in _parts(message, names, signature)],
-        }
-        for models, turn in turns(request)
-    ]
+    said = (
+        (models, [part for one in turn for part in _parts(one, names, signature)]) for models, turn in turns(request)
+    )
+    return [{"role": "model" if models else "user", "parts": parts} for models, parts in said if parts]
 
 
 def _parts(message: Message, names: Mapping[str, str], signature: Mapping[str, str]) -> list[dict[str, Any]]:
