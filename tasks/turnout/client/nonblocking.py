@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
+from contextlib import suppress
 from typing import Any, ClassVar, Self, TypeVar, Unpack
 from uuid import uuid4
 
-from redis.exceptions import ResponseError
+from redis.exceptions import RedisError, ResponseError
 
 from turnout.client.link import LoopLink, Patience, ThreadLink
 from turnout.client.streaming import Reader
@@ -102,7 +103,8 @@ class AsyncClient:
                     return
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
                 if left <= 0:
-                    raise TimeoutError(f"{len(waiting)} of {count} jobs had not ended after {timeout:g} s; they go on")
+                    told = f"{len(waiting)} of {count} jobs had not ended after {timeout:g} s"
+                    raise TimeoutError(f"{told}; {await self._prospect()}")
                 settled = await heard.wait(left)
                 with patience:
                     settled = settled or await self._settled(waiting)
@@ -113,6 +115,13 @@ class AsyncClient:
 
     async def _ask(self, call: Call[T]) -> T:
         return (await self._link.ask(call))[0]
+
+    async def _prospect(self) -> str:
+        """What is to be expected of jobs that have not ended."""
+        with suppress(RedisError):
+            if not await self._ask(self._ledger.workers()):
+                return "no worker is running on this Redis, in this namespace (turnout worker)"
+        return "they go on"
 
     async def _settled(self, job_ids: Iterable[str], pieces: bool = False) -> list[str]:
         """Those that have settled, or are gone. The channel tells of the others, with `pieces` also of each piece of an
