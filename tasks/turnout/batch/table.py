@@ -21,7 +21,7 @@ MAX_CELL_CHARS = 64 * MAX_LINE_BYTES
 """Of a CSV file. So much longer than a line may be that one cell too long is the end of its row alone."""
 SURPLUS = "more cells than the header has (a text with a comma needs quotes)"
 STRAY = 'a quote that is not closed, or not doubled ("") within its text'
-_TEXTS = {"prompt", "model", "id", "input"}
+_TEXTS = {"prompt", "id", "input"}
 _NUMBERS = {"id", "max_output_tokens", "seed", "dimensions"}
 
 Row = tuple[dict[str, Any], str]
@@ -102,9 +102,10 @@ def _fields(row: Mapping[str, Any]) -> dict[str, Any]:
     for column, cell in row.items():
         if cell is None or cell == "":
             continue
+        if isinstance(cell, bytes):  # of a Parquet file whose writer had no type for texts
+            cell = cell.decode(errors="surrogateescape" if column in _TEXTS else "backslashreplace")
         if column in _TEXTS:
-            text = cell.decode(errors="surrogateescape") if isinstance(cell, bytes) else cell
-            fields[column] = _whole(column, text)
+            fields[column] = _whole(column, cell)
         elif column in InferenceRequest.model_fields:
             value = _whole(column, _value(cell))
             fields[column] = value | fields.get(column, {}) if isinstance(value, dict) else value

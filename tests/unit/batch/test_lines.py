@@ -387,10 +387,25 @@ def test_whole_numbers_that_a_data_frame_made_floats_are_whole_again(tmp_path: P
 
 
 def test_texts_that_parquet_has_as_bytes_are_texts(tmp_path: Path) -> None:
-    parquet.write_table(pyarrow.table({"prompt": ["Grüße".encode(), b"\xff"]}), tmp_path / "in.parquet")
+    columns = {
+        "prompt": ["Grüße".encode(), b"\xff"],
+        "model": [b"m", b"m"],
+        "topic": ["Züge".encode(), b"b"],
+        "hash": [b"\xff", b""],
+        "constraints.only": [b'["p"]', None],
+    }
+    parquet.write_table(pyarrow.table(columns), tmp_path / "in.parquet")
     first, (_, second) = read(Source(str(tmp_path / "in.parquet")), Defaults())
-    assert good(first)[1].prompt == "Grüße"
+    request = good(first)[1]
+    assert (request.prompt, request.model, request.constraints.only) == ("Grüße", "m", ("p",))
+    assert request.metadata == {"topic": "Züge", "hash": "\\xff"}
     assert isinstance(second, Problem)
+
+
+def test_a_cell_may_list_acceptable_models(tmp_path: Path) -> None:
+    (file := tmp_path / "in.csv").write_text('prompt,model\na,"[""m"",""n-4.1""]"\nb,n-4.1\n')
+    requests = [good(one)[1] for one in read(Source(str(file)), Defaults())]
+    assert [request.model for request in requests] == [("m", "n-4.1"), "n-4.1"]
 
 
 def test_a_tally_knows_who_failed_and_who_took_over() -> None:
