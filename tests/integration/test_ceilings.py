@@ -42,4 +42,7 @@ def test_a_job_that_can_not_be_paid_for_is_refused_and_one_above_a_days_ceiling_
         run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
         stand.start_worker()
         stand.until(lambda: stand.outcomes(["poor", "waits"]) == {"failed": 1, "delayed": 1}, 30)
+        (story,) = run(stand.client, [stand.ledger.story("waits")])
+        (why,) = {why.partition("@")[0] for why in story[-1]["decision"]["no_room"].values()}
+        assert why == "ceiling total"
         assert stand.oracle()["billed_microusd"] == 0

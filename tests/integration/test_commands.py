@@ -92,6 +92,7 @@ def test_failed_jobs_are_listed_and_run_again(here: local.Local) -> None:
         done.wait(20)
     assert job.id in turnout(here, "failed")
     assert json.loads(turnout(here, "failed", "--json", "--error", "refused").splitlines()[0])["status"] == "failed"
+    assert turnout(here, "failed", "--error", "poison") == "No job has failed like that.\n"
     told = turnout(here, "replay", job.id, done.id, "x", code=1)
     assert "1 of 3 jobs run again" in told
     assert f"{done.id}: is succeeded, and not run again" in told

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from turnout.batch.tally import ProviderTally, Tally
 from turnout_workers.commands import screen
+from turnout_workers.commands.explain import _choice
 from turnout_workers.commands.run_progress import Bar
 from turnout_workers.commands.run_summary import closing_line, table
 
@@ -65,6 +66,11 @@ def test_a_providers_state_is_cut_on_a_narrow_screen_and_no_name_or_number() -> 
         one = ProviderTally(jobs=80, cost_microusd=1500)
         bar.update(Tally(providers={"sim-thrifty": one}), {"sim-thrifty": f"out for another 8 s: {'failed ' * 20}"})
     assert "sim-thrifty  80 jobs  $0.0015  out for another 8 s: failed" in out.getvalue()
+
+
+def test_who_had_no_room_is_told_with_what_was_full() -> None:
+    asked = {"waits_for": None, "action": "go", "no_room": {"groq/llama": "concurrency", "openai/gpt": "ceiling total"}}
+    assert _choice(asked, [], None) == "no room when asked: groq/llama (concurrency), openai/gpt (ceiling total)"
 
 
 def test_a_bar_tells_that_there_is_no_worker() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from pydantic_core import to_json
 
@@ -99,7 +99,7 @@ class Searching:
             # Since the snapshot was taken these went out: others may have room sooner.
             job.refused_at = min(job.refused_at, admission.at)
             wait_s = min(wait_s, FRESH_S)
-        return await self._wait(job, decision, wait_s, now)
+        return await self._wait(job, decision, wait_s, now, admission.reasons)
 
     def _found(self, job: HeldJob, decision: Decision, offered: Sequence[Candidate], grant: Granted) -> Permit:
         permit = self._judging.permit(job, decision, offered, grant, alone=job.claim.stream)
@@ -110,15 +110,17 @@ class Searching:
         self.wake_next(job)
         return permit
 
-    async def _wait(self, job: HeldJob, decision: Decision, wait_s: float, now: float) -> Moved | Skipped | None:
-        """Wait in place as long as patience lasts, else park the job."""
+    async def _wait(
+        self, job: HeldJob, decision: Decision, wait_s: float, now: float, no_room: Mapping[str, str] | None = None
+    ) -> Moved | Skipped | None:
+        """Wait in place as long as patience lasts, else park the job. no_room: what admission answered, if asked."""
         longest_s = RECHECK_S * 2 ** min(job.progress.deferrals, 5)
         # So that those that wait for the same moment don't come all at once.
         wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._parts.rng.random())
         in_place = job.line if self.parking.any_parked else ""
         if wait_s > job.patience_s or in_place in self.parking.in_place:
             self.parking.noted(job.line, now + wait_s, now)
-            return await self._closing.defer(job, wait_s, _record(decision), line=job.line)
+            return await self._closing.defer(job, wait_s, _record(decision, no_room=no_room), line=job.line)
         job.patience_s -= wait_s
         with self._parts.under_way.wait_for(decision.waits_for):
             await self.parking.wait_in_place(in_place, wait_s)
@@ -150,5 +152,5 @@ class Searching:
         return admission
 
 
-def _record(decision: Decision, called: str | None = None) -> bytes:
-    return to_json(to_record(decision, called))
+def _record(decision: Decision, called: str | None = None, no_room: Mapping[str, str] | None = None) -> bytes:
+    return to_json(to_record(decision, called, no_room))

@@ -99,7 +99,8 @@ def _choice(decision: dict[str, Any], ranked: Sequence[str], called: str | None)
     if decision["waits_for"]:
         return f"waits for {decision['waits_for']}, {decision['wait_s']:.1f} s"
     if decision["action"] == "go":
-        return "the best of them had no room when asked"
+        full = (f"{endpoint} ({reason})" for endpoint, reason in decision.get("no_room", {}).items())
+        return f"no room when asked: {', '.join(full) or 'the best of them'}"
     return "nothing can serve it" if decision["action"] == "refuse" else f"waits {decision['wait_s']:.1f} s"
 
 

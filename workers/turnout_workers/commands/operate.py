@@ -64,7 +64,7 @@ def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> N
         if result.error:
             console.print(indented(f"{result.error.code}: {result.error.message}"[:SHOWN], 4))
     if not found:
-        console.print("No job has failed.")
+        console.print("No job has failed" + (" like that." if error or batch else "."))
 
 
 @click.command()

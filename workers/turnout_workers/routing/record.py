@@ -20,10 +20,13 @@ NOW = 0.0
 """The time of a repeated decision: added to a Unix time, a short silence would drown in a float's rounding."""
 
 
-def to_record(decision: Decision, called: str | None = None) -> dict[str, Any]:
+def to_record(
+    decision: Decision, called: str | None = None, no_room: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """All that explains a decision, and lets `replay` repeat it: no prompt, no key. Micro-dollars and seconds.
 
     called: the endpoint that was called, the first of the candidates for which admission found room.
+    no_room: of those that were asked in vain, what was full.
     """
     job = decision.job
     rows = [_candidate(decision.ranking, index, decision.at) for index in (*decision.ready, *decision.busy)]
@@ -37,6 +40,7 @@ def to_record(decision: Decision, called: str | None = None) -> dict[str, Any]:
         "action": decision.action.value,
         "chosen": rows[0][0] if decision.ready else None,
         "called": called,
+        **({"no_room": no_room} if no_room else {}),
         "wait_s": round(decision.wait_s, 3),
         "waits_for": decision.waits_for,
         "job": {
