@@ -515,15 +515,16 @@ def test_jobs_may_be_given_as_they_come_and_one_to_be_purged_by_its_id(client: C
     assert client.purge(job for job in jobs) == 2
 
 
-def test_a_wait_that_takes_too_long_ends(client: Client, here: local.Local) -> None:
-    with Client(here.redis_url, "nobody-serves-this") as lonely:
+def test_a_wait_that_takes_too_long_ends_and_says_whether_a_worker_is_there(here: local.Local) -> None:
+    with Client(here.redis_url, "nobody-serves-this") as lonely, redis.Redis.from_url(here.redis_url) as direct:
         job = lonely.submit("A?")
         began = time.monotonic()
         with pytest.raises(TimeoutError, match=r"1 of 1 jobs had not ended after 0\.3 s; no worker is running"):
             job.wait(0.3)
         assert time.monotonic() - began < 5
-    with pytest.raises(TimeoutError, match="they go on"):
-        client.submit("A?").wait(0)
+        run(direct, [Ledger(Keys("nobody-serves-this")).alive("w", "v", slots=1, silence_s=60, results_s=60)])
+        with pytest.raises(TimeoutError, match="they go on"):
+            job.wait(0)
 
 
 def test_clients_are_of_the_namespace_that_the_environment_gives_their_workers(
