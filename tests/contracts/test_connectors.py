@@ -309,13 +309,16 @@ async def test_extras_are_one_providers_and_can_not_change_what_a_call_may_cost(
     asked = {
         "prompt": "?", "max_output_tokens": 9,
         "extras": {
-            "gemini": {"generationConfig": {"topK": 4, "maxOutputTokens": 9999}, "cachedContent": "c"},
+            "gemini": {"generationConfig": {"topK": 4, "maxOutputTokens": 9999}, "cachedContent": "c",
+                       "generation_config": {"maxOutputTokens": 9999}},
             "openai": {"n": 8, "max_completion_tokens": 9999, "messages": [], "user": "u"},
         },
     }  # fmt: skip
     _, body, warnings = await sent(config("gemini", ""), asked, http)
     assert (body["generationConfig"], body["cachedContent"]) == ({"maxOutputTokens": 9, "topK": 4}, "c")
-    assert warnings == ("extras can't set maxOutputTokens; it was left out",)
+    assert "generation_config" not in body
+    refused = ("maxOutputTokens", "generation_config")
+    assert warnings == tuple(f"extras can't set {name}; it was left out" for name in refused)
     unlimited = {
         "prompt": "?",
         "extras": {"gemini": {"generationConfig": {"candidate_count": 8, "maxOutputTokens": 9}}},

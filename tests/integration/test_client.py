@@ -128,10 +128,11 @@ def test_every_field_of_a_request_is_an_option_that_a_type_checker_knows() -> No
         ({"response_model": {"type": "object"}}, "response_model\n"),
         ({"response_model": create_model("Any"), "response_format": "json"}, "response_format\n"),
         ({"response_model": create_model("Any"), "response_format": {"type": "json_object"}}, "response_format\n"),
+        ({"response_model": create_model("Any"), "response_format": {"json_schema": {}}}, "give one of the two"),
     ],
 )
 def test_an_option_that_can_not_be_is_named(options: Options, told: str) -> None:
-    with pytest.raises(ValidationError, match=told):
+    with pytest.raises(ValueError, match=told):
         new_job("A?", **options)
 
 

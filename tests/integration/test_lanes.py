@@ -50,6 +50,17 @@ def test_what_a_lane_leaves_goes_to_the_most_urgent(flushed: redis.Redis, drawn:
     assert fetch(flushed, 20, drawn) == ["batch"] * 20
 
 
+def test_nothing_is_fetched_while_memory_is_full(flushed: redis.Redis) -> None:
+    fill(flushed, batch=50)
+    flushed.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(redis.OutOfMemoryError):
+            fetch(flushed, 20, 0.0)
+    finally:
+        flushed.config_set("maxmemory", 0)
+    assert flushed.llen("batch") == 50
+
+
 def test_slots_that_become_free_one_by_one_are_shared_likewise() -> None:
     cycle = LaneOrder(reversed(LANES))
     random.seed(4711)
@@ -68,3 +79,20 @@ def test_a_lane_that_never_empties_does_not_starve_another_of_a_worker_with_two_
         stand.until(lambda: stand.settled() >= 100, 30)
         done = {lane: stand.outcomes(ids[lane])["succeeded"] for lane in ids}
         assert 0 < done[Lane.BATCH] < 50 < done[Lane.INTERACTIVE] < 100
+
+
+def test_with_memory_full_jobs_stay_in_their_lanes(tmp_path: Path) -> None:
+    """A fetched message of a job that can't be claimed would be lost, and published again much later."""
+    ids = [f"{n}" for n in range(40)]
+    with standing(tmp_path, FLEET, concurrency=1) as stand:
+        stand.start_worker()
+        stand.submit(ids)
+        stand.until(lambda: stand.settled() >= 1, 30)
+        stand.client.config_set("maxmemory", 1)
+        log = tmp_path / "worker-1.log"
+        stand.until(lambda: log.read_text("utf-8", "replace").count("waits for Redis") >= 2, 30)
+        waiting = sum(stand.client.llen(lane) for lane in LANES)
+        assert waiting >= 40 - stand.settled() - 4, log.read_text()[-6000:]
+        stand.client.config_set("maxmemory", 0)
+        stand.until(lambda: stand.settled() == 40, 60)
+        assert stand.outcomes(ids) == {"succeeded": 40}

@@ -104,6 +104,8 @@ def test_what_was_signed_is_verified_and_nothing_else() -> None:
         verified({}, body, SECRET, now=1010)
     with pytest.raises(BadSignature, match="the secret"):
         verified(headers, body, "whsec_cut", now=1010)
+    with pytest.raises(BadSignature, match="missing"):
+        verified(headers, body, None, now=1010)
     for odd in ("webhook-id", "\udcff"), ("webhook-timestamp", "9" * 400), ("webhook-signature", "v1,ü v1,\udcff"):
         with pytest.raises(BadSignature):
             verified(dict(headers, **dict([odd])), body, SECRET, now=1010)

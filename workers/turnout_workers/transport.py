@@ -20,7 +20,8 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from queue import Empty
-from typing import Any
+from time import monotonic
+from typing import Any, ClassVar
 from urllib.parse import quote
 
 from celery import Celery
@@ -30,7 +31,7 @@ from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
 from kombu.utils.json import dumps, loads
 from pydantic_core import from_json
-from redis.exceptions import NoScriptError, RedisError, ResponseError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
 from turnout.keepalive import KEEPALIVE
 from turnout.ledger import Script
@@ -45,6 +46,7 @@ free_slots: Callable[[], int] = lambda: 0  # noqa: E731
 FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
 """The share of what is fetched that is a lane's own while it has jobs; what one leaves goes to the most urgent."""
 
+REST_S = 1.0
 LANES = frozenset(Lane)
 FETCH = Script.load("turnout_workers", "fetch")
 OF_OTHER_APPS = (
@@ -92,9 +94,20 @@ class LaneOrder:
 class QoS(virtual.QoS):
     """Counts in memory alone; where lanes are served, the pool's free slots are the limit."""
 
+    rests_until: ClassVar[float] = 0.0
+    """Nothing is fetched until then, on the clock of `monotonic`."""
+
+    @classmethod
+    def rest(cls) -> None:
+        """Fetch nothing for a while: Redis gives messages also when it is out of memory, but takes no claim of their
+        jobs."""
+        cls.rests_until = monotonic() + REST_S
+
     def can_consume(self) -> bool:
         serves_lanes: bool = self.channel.serves_lanes  # type: ignore[attr-defined]
-        return bool(super().can_consume()) and (not serves_lanes or free_slots() > 0)
+        return bool(super().can_consume()) and (
+            not serves_lanes or (free_slots() > 0 and monotonic() >= self.rests_until)
+        )
 
 
 class Channel(kombu_redis.Channel):
@@ -134,10 +147,14 @@ class Channel(kombu_redis.Channel):
         command = ("EVALSHA", FETCH.sha, len(queues), *queues, room, random.random(), *shares)
         with self.conn_or_acquire() as client:
             try:
-                fetched = client.execute_command(*command)
-            except NoScriptError:
-                client.script_load(FETCH.source)
-                fetched = client.execute_command(*command)
+                try:
+                    fetched = client.execute_command(*command)
+                except NoScriptError:
+                    client.script_load(FETCH.source)
+                    fetched = client.execute_command(*command)
+            except OutOfMemoryError:
+                QoS.rest()
+                return
         for index, raw in fetched:
             with _odd_dropped(queues[index - 1]):
                 self.connection._deliver(_read(raw), queues[index - 1])

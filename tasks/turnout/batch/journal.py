@@ -1,8 +1,9 @@
 """What a batch has come to so far, kept so that neither a kill nor a full disk loses a line that was done.
 
 An SQLite file beside the output (`OUT.journal`) has each result as it comes. A rerun goes on with what is missing:
-lines that were edited or added since, and failed ones if they are to be run again. A line is known by its content,
-wherever it stands. The file stays when all lines have an answer, so that the same command never pays for one twice.
+lines that were edited or added since, and failed ones if they are to be run again. A line that has its answer is known
+by its content, wherever it stands. The file stays when all lines have an answer, so that the same command never pays
+for one twice.
 """
 
 from __future__ import annotations

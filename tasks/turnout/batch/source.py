@@ -20,6 +20,8 @@ from turnout.batch.table import NoTable, Row, csv_rows, parquet_rows
 from turnout.errors import TurnoutError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+MOST_UNTOLD = 20
+"""How many illegible lines are held, each of a megabyte at most, until one tells the format of the file."""
 
 
 class SourceError(TurnoutError):
@@ -74,9 +76,14 @@ class Source:
                 yield from _of_table(csv_rows(text, DELIMITERS[suffix]))
                 return
             format = Format.TEXT if suffix == ".txt" else None  # the others tell theirs by a line
-            for number, data in _split(file):
-                format = format or detect(data)
-                yield RawLine(number, data, format or Format.PLAIN)
+            untold: list[tuple[int, bytes]] = []  # until then; their results read as those of the others
+            for line in _split(file):
+                untold.append(line)
+                format = format or detect(line[1])
+                if format or len(untold) == MOST_UNTOLD:
+                    yield from (RawLine(*one, format or Format.PLAIN) for one in untold)
+                    untold.clear()
+            yield from (RawLine(*one, Format.PLAIN) for one in untold)
 
 
 def read(source: Source, defaults: Defaults) -> Iterator[tuple[Line, Asked]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
-from contextlib import suppress
 from typing import Any, ClassVar, Self, TypeVar, Unpack
 from uuid import uuid4
 
@@ -118,10 +117,11 @@ class AsyncClient:
 
     async def _prospect(self) -> str:
         """What is to be expected of jobs that have not ended."""
-        with suppress(RedisError):
-            if not await self._ask(self._ledger.workers()):
-                return "no worker is running on this Redis, in this namespace (turnout worker)"
-        return "they go on"
+        try:
+            workers = await self._ask(self._ledger.workers())
+        except RedisError as error:
+            return f"Redis doesn't say whether workers are running: {error}"
+        return "they go on" if workers else "no worker is running on this Redis, in this namespace (turnout worker)"
 
     async def _settled(self, job_ids: Iterable[str], pieces: bool = False) -> list[str]:
         """Those that have settled, or are gone. The channel tells of the others, with `pieces` also of each piece of an

@@ -110,8 +110,10 @@ def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, 
     given["constraints"] = wish = _dumped(given.get("constraints") or {})
     if isinstance(wish, Mapping):
         given["constraints"] = {"lane": Lane.INTERACTIVE, **wish} | ({} if lane is None else {"lane": lane})
-    beside = _dumped(given.get("response_format", {}))
+    beside = _dumped(given.get("response_format") or {})
     if delivery.response_model is not None and isinstance(beside, Mapping):
+        if beside.get("json_schema") is not None:
+            raise ValueError("response_format.json_schema: response_model has the schema; give one of the two")
         given["response_format"] = ResponseFormat.of(delivery.response_model).model_dump() | dict(beside)
     if isinstance(given.get("messages"), list | tuple):
         given["messages"] = [*map(without_empty, given["messages"])]

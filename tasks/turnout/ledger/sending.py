@@ -93,7 +93,8 @@ async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
         for i, reply in zip(again, await send(commands), strict=True):
             # What Redis answers to a script that it refuses to read holds for all calls of it: it takes no writes, say.
             with_source = first.setdefault(calls[i].script, reply)
-            replies[i] = copy(with_source) if isinstance(reply, NoScriptError) else reply
+            holds = isinstance(reply, NoScriptError) and isinstance(with_source, Exception)
+            replies[i] = copy(with_source) if holds else reply
     return replies
 
 

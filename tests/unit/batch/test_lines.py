@@ -181,9 +181,15 @@ def test_a_line_tells_its_format_unless_it_is_illegible(line: str, format: Forma
 
 def test_a_first_line_that_is_bad_makes_no_other_bad(tmp_path: Path) -> None:
     (file := tmp_path / "in.jsonl").write_text("# exported today\n" + json.dumps(CHAT) + "\n")
-    problem, request = (asked for _, asked in read(Source(str(file)), Defaults()))
+    (comment, problem), (_, request) = read(Source(str(file)), Defaults())
     assert isinstance(problem, Problem)
     assert isinstance(request, InferenceRequest)
+    assert comment.format is Format.OPENAI, "so that all results have one shape"
+
+
+def test_lines_of_no_format_are_told_of_though_none_follows(tmp_path: Path) -> None:
+    (file := tmp_path / "in.jsonl").write_text("# nothing here\n" * 50)
+    assert [raw.number for raw in Source(str(file))] == [*range(1, 51)]
 
 
 def test_a_jobs_id_follows_from_batch_line_and_content() -> None:

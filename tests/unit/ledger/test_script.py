@@ -7,6 +7,7 @@ import socket
 import traceback
 from functools import partial
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -15,6 +16,7 @@ import redis.asyncio
 import uvloop
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError
 from tests import redis_server
 from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
 from tests.tcp_proxy import between
@@ -100,6 +102,20 @@ async def test_a_redis_that_knows_no_script_and_takes_no_writes_tells_every_call
     assert ["NOREPLICAS" in str(error) for error in told] == [True] * 3
 
 
+async def test_a_call_whose_script_is_forgotten_once_more_gets_no_other_calls_reply() -> None:
+    forgotten, answers = NoScriptError("NOSCRIPT"), iter([["-", "-"], ["j1", "-"]])
+
+    async def exchange(_client: object, _commands: object) -> list[Any]:
+        return [forgotten if answer == "-" else answer for answer in next(answers)]
+
+    call = Coalescer(redis.asyncio.Redis(), exchange=exchange)
+    script = LEDGER.facts("j1").script
+    asked = (call(Call(("EVALSHA",), str, script)) for _ in range(2))
+    first, second = await asyncio.gather(*asked, return_exceptions=True)
+    assert first == "j1"
+    assert isinstance(second, NoScriptError)
+
+
 @both_ways
 async def test_a_cancelled_caller_leaves_the_others_their_own_replies(redis_url: str, exchange: Exchange) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
@@ -138,7 +154,8 @@ def test_with_memory_full_nothing_new_is_accepted_or_begun_and_what_is_held_goes
         held = {job_id: bed.claimed(job_id, ttl_s=1).token for job_id in "abc"}
         bed.advance(1000)
         bed.client.config_set("maxmemory", 1)
-        for begun in (partial(bed.enqueue, "f"), partial(bed.claimed, "d")):
+        republished = partial(bed, ledger.republish("d", LANE, 0))
+        for begun in (partial(bed.enqueue, "f"), partial(bed.claimed, "d"), republished):
             with pytest.raises(redis.exceptions.OutOfMemoryError):
                 begun()
         assert bed(ledger.take_mutex("w", 2))

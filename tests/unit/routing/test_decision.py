@@ -489,7 +489,7 @@ def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_sam
 
 
 def test_what_an_operator_says_to_be_too_slow_is_called_only_if_nothing_else_can_be() -> None:
-    slow = endpoint("slow", expected_ttft_s=30.0, price=Price(0.1, 0.1))
+    slow = endpoint("slow", expected_ttft_s=30.0, expected_s_per_token=0.01, price=Price(0.1, 0.1))
     fast = endpoint("fast", expected_ttft_s=0.1)
     decision = decide(job(max_latency_s=5), slow, fast)
     assert (chosen(decision), reasons(decision)) == (["fast"], {"slow": "slow"})

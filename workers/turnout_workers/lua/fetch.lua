@@ -1,4 +1,6 @@
+#!lua
 -- Take up to ROOM messages from the lanes: of each its share while it has some, of what is left the most urgent.
+-- Not while Redis is out of memory: no claim would be taken, and the message would be lost.
 -- KEYS  the lane queues (lists, oldest message at the right end), most urgent first
 -- ARGV  room, a random number from 0 to 1, then one share (0 to 1) for each key
 -- Returns {{index of the queue, message}, ...}, in the order of urgency.

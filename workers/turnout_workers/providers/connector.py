@@ -16,6 +16,7 @@ from typing import Any
 from multidict import istr
 from pydantic_core import PydanticSerializationError, to_json
 
+from turnout.errors import TurnoutError
 from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.account import ProviderConfig
@@ -44,6 +45,8 @@ class Connector(CloudProviderBase):
 
     def __init__(self, config: ProviderConfig, http: Http) -> None:
         super().__init__(config.name, config.endpoints)
+        if not config.base_url:
+            raise TurnoutError(f"provider {config.name}: base_url is missing; connectors over HTTP need one")
         self.config = config
         self.http = http
         self.dialect: Dialect = dialect(config.dialect, config.kind)

@@ -17,10 +17,12 @@ T = TypeVar("T")
 
 PROTECTED = frozenset(
     {
-        "model", "messages", "contents", "input", "system", "systemInstruction", "stream", "stream_options", "requests",
+        "model", "messages", "contents", "input", "system", "systemInstruction", "system_instruction", "stream",
+        "stream_options", "requests",
         # what the call may cost was worked out, and perhaps held back, for these
         "max_tokens", "max_completion_tokens", "n",
         "maxOutputTokens", "max_output_tokens", "candidateCount", "candidate_count",
+        "generation_config",  # all of the above by another name: Gemini's table is generationConfig
     }
 )  # fmt: skip
 """Fields that a job's extras can't set."""

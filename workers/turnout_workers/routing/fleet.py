@@ -135,7 +135,7 @@ class Endpoint:
 
     @property
     def is_timed(self) -> bool:
-        """Whether the operator has said how long its answers take."""
+        """Whether the operator has said how long its answers take, or a part of it."""
         return self.expected_ttft_s is not None or self.expected_s_per_token is not None
 
     def serves(self, model: str) -> bool:

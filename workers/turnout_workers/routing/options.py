@@ -137,7 +137,7 @@ class Options:
             self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
         elif state is Circuit.RAMPING and chance >= (share := ramp(health, now)):
             self._recovering.append((option, Reason.RAMPING, f"recovering, at {share:.0%} of its traffic"))
-        elif slow and endpoint.is_timed:
+        elif slow and None not in (endpoint.expected_ttft_s, endpoint.expected_s_per_token):
             self._slow.append((option, Reason.SLOW, _slowness(option, job)))
         elif is_silent(view) and not option.probe:
             self._silent.append((option, Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered"))

@@ -26,11 +26,13 @@ def is_full(info: dict[str, Any]) -> bool:
 
 
 def _no_writes(info: dict[str, Any]) -> str:
-    """Why it refuses writes at the moment, and what to do; empty: it takes them, unless it is full."""
+    """Why it refuses writes at the moment, and what to do; empty: nothing of it is known."""
     if info.get("role") == "slave":
         return "it is a replica; let REDIS_URL name the primary"
     if info.get("aof_last_write_status", "ok") != "ok":
         return "it can't write its append-only file; free its disk"
+    if info.get("rdb_last_bgsave_status", "ok") != "ok":
+        return "its last snapshot failed; free its disk, or set stop-writes-on-bgsave-error no"
     if not int(info.get("min_slaves_good_slaves", 1)):  # told where min-replicas-to-write is set
         return "no replica follows it; bring one back, or set min-replicas-to-write 0"
     return ""
@@ -40,8 +42,8 @@ def checks(info: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     """Look at Redis's INFO: of each thing whether it is as it must be, and what it is; if it isn't, also what to do."""
     current = is_supported(info)
     yield current, f"Redis or Valkey {version(info)}" + ("" if current else "; 7.0 or newer is needed")
-    obstacle = _no_writes(info)
-    yield not obstacle, f"it takes no writes: {obstacle}" if obstacle else "it takes writes"
+    if obstacle := _no_writes(info):
+        yield False, f"it may take no writes: {obstacle}"
     durable = bool(int(info.get("aof_enabled", 0)))
     off = "off: accepted jobs die with Redis; set appendonly yes"
     yield durable, f"the append-only file is {'on' if durable else off}"

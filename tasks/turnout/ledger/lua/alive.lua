@@ -4,9 +4,9 @@
 -- KEYS  workers, turns_each, retention
 -- ARGV  NAME, VERSION, SLOTS, silence (ms) after which it is forgotten, how long (ms) it keeps results
 local name, version, slots, silence, kept = unpack(ARGV)
-redis.call('ZREMRANGEBYSCORE', KEYS.workers, '-inf', NOW - silence)
 slots = tonumber(slots)
 local all = slots
+redis.call('ZREMRANGEBYSCORE', KEYS.workers, '-inf', NOW - silence)
 for _, worker in ipairs(redis.call('ZRANGE', KEYS.workers, 0, -1)) do
   if string.sub(worker, 1, #name + 1) == name .. ' ' then
     redis.call('ZREM', KEYS.workers, worker)

@@ -1,6 +1,6 @@
-#!lua flags=allow-oom
+#!lua
 -- Publish a queued job again that has had no message for some time. Should it have one all the same, then two
--- messages compete, and one of them finds the job claimed.
+-- messages compete, and one of them finds the job claimed. Not while Redis is out of memory, when none is claimed.
 -- KEYS  job, pending, queue, story
 -- ARGV  id, for how long (ms) it must have been without; after that, each time twice as long passes
 -- Returns 1, or 0 if it was not published
