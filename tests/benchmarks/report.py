@@ -109,7 +109,8 @@ def outage(told: Mapping[str, Any]) -> list[str]:
 
 
 def footprint(told: Mapping[str, Any]) -> list[str]:
-    lines = ["## Starting, holding, growing", "", "| | s | MB |", "|---|---|---|"]
+    alone = "Each in an environment where nothing else is installed."
+    lines = ["## Starting, holding, growing", "", alone, "", "| | s | MB |", "|---|---|---|"]
     for name, measured in told["starts"].items():
         lines.append(f"| {name} | {ranged(measured, 0, 2)} | {middle(measured, 1):.0f} |")
     held = told["held"]
