@@ -70,7 +70,6 @@ app.conf.update(
     worker_send_task_events=settings.file.monitoring.task_events,
 )
 
-REST_S = 1.0
 NOT_BEFORE = "turnout_not_before"
 """Under this name a task's request has the `eta` of its message, as Unix time."""
 
@@ -188,7 +187,7 @@ class PatientConsumer(Consumer):
     def on_connection_error_after_connected(self, exc: Exception) -> None:
         super().on_connection_error_after_connected(exc)
         if isinstance(exc, ResponseError):
-            time.sleep(REST_S)
+            time.sleep(transport.REST_S)
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stubs think it returns something
         if self.event_dispatcher is not None:  # else it is being replaced, and its successor takes its events over

@@ -47,6 +47,7 @@ FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane
 """The share of what is fetched that is a lane's own while it has jobs; what one leaves goes to the most urgent."""
 
 REST_S = 1.0
+"""How long a Redis that has refused something is left in peace."""
 LANES = frozenset(Lane)
 FETCH = Script.load("turnout_workers", "fetch")
 OF_OTHER_APPS = (
