@@ -60,6 +60,9 @@ RETIRED_S = 3600.0
 """How long a connector is kept that is no part of the configuration any more: longer than any call."""
 CONNECTIONS = 8
 """To Redis. The calls of all jobs are sent together, so that a few connections carry thousands."""
+FLIGHTS = 2
+"""Round trips at a time: Redis has the next batch at hand while the loop reads the replies of the last. With one, each
+waits for the other."""
 
 
 class Worker:
@@ -107,7 +110,7 @@ class Worker:
         logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
 
     def _assembled(self, file: File) -> Parts:
-        send = Coalescer(self._client, exchange=exchange)
+        send = Coalescer(self._client, exchange, FLIGHTS)
         ledger = Ledger(Keys(file.namespace), keyring=Keyring.of(os.environ))
         store = RedisFleetStore(send, ledger.keys)
         fleet = SnapshotPoller(store, Fleet(()))

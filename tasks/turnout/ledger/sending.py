@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import asyncio
 import sys
+from collections import deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any, TypeVar
 
 import redis
@@ -23,8 +25,8 @@ from turnout.uncut import cancel_later
 
 T = TypeVar("T")
 
-MAX_BATCH = 256
-"""Calls of a `Coalescer` in one round trip."""
+MAX_BATCH = 128
+"""Once a `Coalescer` has so many calls together, they go."""
 
 UNWRITABLE = (UnicodeError, TypeError, DataError)
 """What a command raises that can't be written: an id with half a surrogate pair in it, say."""
@@ -98,72 +100,84 @@ async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
     return replies
 
 
-NONE_YET = object()
-
-
 @dataclass(slots=True, eq=False)
-class _Pending:
-    """A call on its way. The reply lies here and not in the future, which is lost if the task that awaits it is
-    cancelled: `whole` then awaits another. At every step of a job this takes a third of the time of `uncut`."""
+class _Parcel:
+    """Calls that travel together. The replies lie here and not in the future, which is lost if the task that awaits it
+    is cancelled: `whole` then awaits another. At every step of a job this takes a third of the time of `uncut`."""
 
-    call: Call[Any]
+    calls: Sequence[Call[Any]]
     answered: asyncio.Future[None]
-    reply: Any = NONE_YET
+    replies: Sequence[Any] = ()
+    """One for each call, once they are there."""
 
 
 class Coalescer:
-    """Sends calls of concurrent coroutines together: what arrives while one batch is under way is the next.
+    """Sends calls of concurrent coroutines together: what arrives while others are under way goes with the next.
+
+    A coroutine's calls run in the order in which it awaits them, those of `all` in that in which they are given.
 
     The command of a caller that is cancelled runs to its end all the same; only one that asked for the `whole` gets the
-    reply. `exchange`: how commands travel, should a caller know a faster way than redis-py's.
+    reply.
     """
 
-    def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined) -> None:
+    def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined, flights: int = 1) -> None:
+        """exchange: how commands travel, should a caller know a faster way than redis-py's. flights: most round trips
+        at a time, each by a connection of its own."""
         self._client = client
         self._exchange = exchange
-        self._queue: list[_Pending] = []
-        self._flusher: asyncio.Task[None] | None = None
+        self._most = flights
+        self._queue: deque[_Parcel] = deque()
+        self._flights: set[asyncio.Task[None] | None] = set()
 
     async def __call__(self, call: Call[T]) -> T:
-        sent = self._queued(call)
-        await sent.answered
-        return call.read(sent.reply)
+        parcel = self._queued(call)
+        await parcel.answered
+        return call.read(parcel.replies[0])
 
     async def whole(self, call: Call[T]) -> T:
         """A call whose outcome must be known: if its caller is cancelled meanwhile it still gets the reply, and is
         cancelled where it waits next."""
-        sent, cut = self._queued(call), False
-        while sent.reply is NONE_YET:
+        parcel, cut = self._queued(call), False
+        while not parcel.replies:
             try:
-                await sent.answered
+                await parcel.answered
             except asyncio.CancelledError:
-                cut, sent.answered = True, asyncio.get_running_loop().create_future()
+                cut, parcel.answered = True, asyncio.get_running_loop().create_future()
         if cut:
             cancel_later()
-        return call.read(sent.reply)
-
-    def _queued(self, call: Call[Any]) -> _Pending:
-        sent = _Pending(call, asyncio.get_running_loop().create_future())
-        self._queue.append(sent)
-        if self._flusher is None:
-            self._flusher = asyncio.create_task(self._flush())
-        return sent
+        return call.read(parcel.replies[0])
 
     async def all(self, *calls: Call[T]) -> list[T]:
-        """Several calls that travel together; they run in this order."""
-        return await asyncio.gather(*(self(call) for call in calls))
+        """Several calls in one round trip, in this order; raises the first error after all were sent."""
+        if not calls:
+            return []
+        parcel = self._queued(*calls)
+        await parcel.answered
+        return [call.read(reply) for call, reply in zip(calls, parcel.replies, strict=True)]
 
-    async def _flush(self) -> None:
+    def _queued(self, *calls: Call[Any]) -> _Parcel:
+        parcel = _Parcel(calls, asyncio.get_running_loop().create_future())
+        self._queue.append(parcel)
+        if len(self._flights) < self._most:
+            self._flights.add(asyncio.create_task(self._fly()))
+        return parcel
+
+    async def _fly(self) -> None:
+        """Send batches until nothing is queued."""
         try:
             await asyncio.sleep(0)  # let every coroutine that is ready now add its call
             while self._queue:
-                batch, self._queue = self._queue[:MAX_BATCH], self._queue[MAX_BATCH:]
-                for sent, reply in zip(batch, await self._told([sent.call for sent in batch]), strict=True):
-                    sent.reply = reply
-                    if not sent.answered.done():
-                        sent.answered.set_result(None)
+                parcels, calls = list[_Parcel](), list[Call[Any]]()
+                while self._queue and len(calls) < MAX_BATCH:
+                    parcels.append(parcel := self._queue.popleft())
+                    calls += parcel.calls
+                replies = iter(await self._told(calls))
+                for parcel in parcels:
+                    parcel.replies = list(islice(replies, len(parcel.calls)))
+                    if not parcel.answered.done():
+                        parcel.answered.set_result(None)
         finally:
-            self._flusher = None
+            self._flights.discard(asyncio.current_task())
 
     async def _told(self, calls: Sequence[Call[Any]]) -> list[Any]:
         """A reply for each, or the error that it is to raise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import traceback
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,30 @@ async def test_a_call_whose_script_is_forgotten_once_more_gets_no_other_calls_re
     first, second = await asyncio.gather(*asked, return_exceptions=True)
     assert first == "j1"
     assert isinstance(second, NoScriptError)
+
+
+async def test_while_redis_has_a_batch_the_next_is_sent_and_what_belongs_together_is_not_split() -> None:
+    sent, replying = list[int](), asyncio.Event()
+
+    async def exchange(_client: object, commands: Sequence[Any]) -> list[Any]:
+        sent.append(len(commands))
+        await replying.wait()
+        return [name for (name,) in commands]
+
+    def calls(word: str, count: int) -> list[Call[str]]:
+        return [Call((f"{word}{number}",), str) for number in range(count)]
+
+    send = Coalescer(redis.asyncio.Redis(), exchange=exchange, flights=2)
+    together = [asyncio.create_task(send.all(*calls(word, 100))) for word in "abc"]
+    while len(sent) < 2:
+        await asyncio.sleep(0)
+    late = asyncio.create_task(send(*calls("d", 1)))
+    await asyncio.sleep(0)
+    assert sent == [200, 100]
+    replying.set()
+    assert await asyncio.gather(*together) == [[f"{word}{number}" for number in range(100)] for word in "abc"]
+    assert await late == "d0"
+    assert sent == [200, 100, 1]
 
 
 @both_ways
