@@ -26,7 +26,7 @@ from turnout.uncut import cancel_later
 T = TypeVar("T")
 
 MAX_BATCH = 128
-"""Once a `Coalescer` has so many calls together, they go."""
+"""Once a `Coalescer` has so many calls together, they go. More would keep a loop from all else."""
 
 UNWRITABLE = (UnicodeError, TypeError, DataError)
 """What a command raises that can't be written: an id with half a surrogate pair in it, say."""
@@ -148,12 +148,13 @@ class Coalescer:
         return call.read(parcel.replies[0])
 
     async def all(self, *calls: Call[T]) -> list[T]:
-        """Several calls in one round trip, in this order; raises the first error after all were sent."""
-        if not calls:
-            return []
-        parcel = self._queued(*calls)
-        await parcel.answered
-        return [call.read(reply) for call, reply in zip(calls, parcel.replies, strict=True)]
+        """Several calls, in this order and with as few round trips; raises the first error after all were sent."""
+        replies: list[Any] = []
+        for start in range(0, len(calls), MAX_BATCH):
+            parcel = self._queued(*calls[start : start + MAX_BATCH])
+            await parcel.answered
+            replies += parcel.replies
+        return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
 
     def _queued(self, *calls: Call[Any]) -> _Parcel:
         parcel = _Parcel(calls, asyncio.get_running_loop().create_future())

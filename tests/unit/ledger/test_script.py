@@ -25,7 +25,7 @@ from tests.tcp_proxy import between
 from turnout.ledger import Coalescer, Facts, Intake, Ledger, run
 from turnout.ledger.job import Enqueued
 from turnout.ledger.script import Call, Script
-from turnout.ledger.sending import Exchange, pipelined
+from turnout.ledger.sending import MAX_BATCH, Exchange, pipelined
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
 from turnout_workers.state import exchange as redis_exchange
@@ -139,6 +139,20 @@ async def test_while_redis_has_a_batch_the_next_is_sent_and_what_belongs_togethe
     assert await asyncio.gather(*together) == [[f"{word}{number}" for number in range(100)] for word in "abc"]
     assert await late == "d0"
     assert sent == [200, 100, 1]
+
+
+async def test_very_many_calls_go_one_part_after_the_other() -> None:
+    sent = list[int]()
+
+    async def exchange(_client: object, commands: Sequence[Any]) -> list[Any]:
+        sent.append(len(commands))
+        return [name for (name,) in commands]
+
+    send = Coalescer(redis.asyncio.Redis(), exchange=exchange, flights=2)
+    numbers = [str(number) for number in range(MAX_BATCH + 5)]
+    assert await send.all(*(Call((number,), str) for number in numbers)) == numbers
+    assert sent == [MAX_BATCH, 5]
+    assert await send.all() == []
 
 
 @both_ways
