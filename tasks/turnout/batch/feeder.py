@@ -2,7 +2,7 @@
 
 There is one thread and one connection, and every step is a pipeline of many jobs. The window bounds the backlog of the
 queue, in jobs and bytes, and so Redis's memory; results leave Redis when they are safe on disk. A job's id follows from
-batch, line and content, so whatever dies, the same command finds the jobs that are under way or done.
+batch and content, so whatever dies or is edited, the same command finds the jobs that are under way or done.
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ class Feeder:
                 continue
             line, digest = to_run.line, to_run.digest
             payload = to_run.request.canonical_json()
-            id = job_id(self.journal.batch, line, payload, self.dedupe)
+            id = job_id(self.journal.batch, line.url if self.dedupe else digest, payload)
             if id in self._out:
                 self._out[id].lines.append((line, digest))
             elif self.dedupe and (found := self.journal.of_job(short(id))) is not None:

@@ -81,7 +81,7 @@ class HandOver:
 
     def _job(self, line: Line, request: InferenceRequest) -> Handed:
         payload = request.canonical_json()
-        job = job_id(self.batch, line, payload, self.dedupe)
+        job = job_id(self.batch, line.url if self.dedupe else line.number, payload)
         if self.dedupe and self._jobs.note(job, line.number) != line.number:
             return Handed(line, job, shared=True)
         self._requests.append(entry(job, payload))

@@ -16,12 +16,12 @@ from turnout.validation import MAX_ID_CHARS
 _LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")')
 
 
-def job_id(batch: str, line: Line, payload: str, dedupe: bool = False) -> str:
+def job_id(batch: str, which: int | str, payload: str) -> str:
     """The same line of the same batch always gives the same id, so that a rerun finds its job.
 
-    payload: the canonical JSON of its request. dedupe: lines that ask for the very same answer share one job.
+    which: what tells lines that ask the same apart; the `url` of each where they share a job, for it shapes the answer.
+    payload: the canonical JSON of its request.
     """
-    which = line.url if dedupe else line.number
     return hashlib.sha256(f"{batch}\0{which}\0{payload}".encode()).hexdigest()[:32]
 
 
@@ -39,11 +39,20 @@ class Uniqueness:
 
     def note(self, id: str | int | None, number: int) -> int:
         """The line that had it first: this one, or an earlier one."""
-        with writing("the ids of lines to a temporary file", "; TMPDIR may name another folder for it"):
-            if id is None or self._db.execute("INSERT OR IGNORE INTO ids VALUES (?, ?)", (id, number)).rowcount:
-                return number
-            first: int = self._db.execute("SELECT line FROM ids WHERE id = ?", (id,)).fetchone()[0]
+        if id is None or self._run("INSERT OR IGNORE INTO ids VALUES (?, ?)", id, number).rowcount:
+            return number
+        first: int = self._run("SELECT line FROM ids WHERE id = ?", id).fetchone()[0]
         return first
+
+    def times(self, id: int) -> int:
+        """How often it was asked about before."""
+        before = self.note(id, 0)
+        self._run("UPDATE ids SET line = line + 1 WHERE id = ?", id)
+        return before
+
+    def _run(self, statement: str, *values: str | int) -> sqlite3.Cursor:
+        with writing("the ids of lines to a temporary file", "; TMPDIR may name another folder for it"):
+            return self._db.execute(statement, values)
 
     def check(self, line: Line, asked: Asked) -> Asked:
         """What it asks; or a problem, if an earlier line has its id."""

@@ -23,7 +23,7 @@ from turnout.result import JobStatus
 TABLES = """
 CREATE TABLE IF NOT EXISTS run (batch, options, ended);
 CREATE TABLE IF NOT EXISTS results (line INTEGER UNIQUE, digest INTEGER, job INTEGER, status, entry, rendered);
-CREATE INDEX IF NOT EXISTS by_digest ON results (digest, line) WHERE status = 'succeeded';
+CREATE INDEX IF NOT EXISTS by_digest ON results (digest) WHERE status = 'succeeded';
 CREATE INDEX IF NOT EXISTS by_job ON results (job) WHERE job IS NOT NULL;
 """
 """`line` is null where a result counts no longer, but for its money, and for a line that it may be the answer to."""
@@ -108,10 +108,8 @@ class Journal:
 
         placed: the line of output, as it is to read here.
         """
-        sought = "SELECT rowid, line, entry, rendered FROM results WHERE digest = ? AND status = 'succeeded' AND line "
-        # With OR instead, SQLite would look at every line that is alike.
-        both = f"{sought} IS NULL UNION ALL {sought} > ? LIMIT 1"
-        found = next(self._rows(both, digest, digest, line), None)
+        sought = "SELECT rowid, line, entry, rendered FROM results WHERE digest = ? AND status = 'succeeded'"
+        found = next(self._rows(sought, digest), None)
         if found is None:
             return False
         row, before, entry, rendered = found

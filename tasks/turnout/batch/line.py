@@ -38,10 +38,9 @@ class RawLine:
     flaw: str = ""
     """What makes it unusable, if its source knows already."""
 
-    @property
-    def digest(self) -> int:
-        """64 bits that tell whether the line is still the same one."""
-        known = self.data + self.flaw.encode()
+    def digest(self, before: int = 0) -> int:
+        """64 bits that tell whether the line is still the same one. before: how many like it come before it."""
+        known = self.data + self.flaw.encode() + (b"\n%d" % before if before else b"")
         return int.from_bytes(hashlib.blake2b(known, digest_size=8).digest(), signed=True)
 
 

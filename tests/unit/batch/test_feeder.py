@@ -195,6 +195,28 @@ def test_lines_that_have_moved_keep_their_answers(bench: Bench) -> None:
     assert tally.cost_microusd == 7 * 301, "what was spent stays spent, and is spent once"
 
 
+def test_lines_that_have_moved_while_they_were_under_way_are_asked_once(bench: Bench) -> None:
+    lines = [{"prompt": f"q{n}"} for n in range(300)]
+    bench.write(*lines)
+    bench.stop_after(100)
+    bench.write({"prompt": "new"}, *lines)
+    bench.feed()
+    assert bench.texts() == ["re new", *(f"re q{n}" for n in range(300))]
+    assert len(bench.asked) == 301
+
+
+def test_of_lines_that_are_alike_each_is_asked_once_whichever_are_answered_first(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench.write(*({"prompt": "same"} for _ in range(40)))
+    in_order = bench.queued
+    monkeypatch.setattr(bench, "queued", lambda: in_order()[::-1])
+    bench.stop_after(10)
+    bench.write({"prompt": "new"}, *({"prompt": "same"} for _ in range(40)))
+    bench.feed()
+    assert bench.asked.count("same") == 40
+
+
 def test_jobs_that_redis_has_lost_are_submitted_again(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(feeder, "RECHECK_S", 0.0)
     bench.write(*({"prompt": f"q{n}"} for n in range(20)))
