@@ -92,8 +92,9 @@ class Feeder:
             self._step(wait=reading.ended or not self._feed(lines))
             on_progress(tally)
         self._checkpoint()
-        # No result tells of a call whose worker died with it; the books do.
-        _, unsure_microusd = run(self.client, [self.ledger.money(self.journal.batch)])[0]
+        # No result tells of a call whose worker died with it, or whose line was edited meanwhile; the books do.
+        spent_microusd, unsure_microusd = run(self.client, [self.ledger.money(self.journal.batch)])[0]
+        tally.cost_microusd = max(tally.cost_microusd, spent_microusd)
         tally.unsure_microusd = max(tally.unsure_microusd, unsure_microusd)
         if reading.broken is not None:
             raise reading.broken
@@ -147,12 +148,15 @@ class Feeder:
 
     def _submit(self, jobs: list[NewJob]) -> None:
         while jobs:
-            full = []
+            again = []
             answers = run(self.client, [self.ledger.enqueue(job) for job in jobs])
             for job, answer in zip(jobs, answers, strict=True):
                 match answer.outcome:
                     case Intake.FULL:
-                        full.append(job)
+                        again.append(job)
+                    case Intake.DUPLICATE if self.retry_failed and answer.state not in (*LIVE, "succeeded"):
+                        run(self.client, [self.ledger.purge([job.id])])  # a killed run has left it there
+                        again.append(job)
                     case Intake.DUPLICATE if answer.state not in LIVE:
                         self._early.append(job.id)
                     case Intake.EXPIRED:
@@ -161,10 +165,10 @@ class Feeder:
                     case Intake.CONFLICT:
                         other = "a job of this id exists with other content"
                         self._ended(JobResult.unanswered(job.id, JobStatus.FAILED, "conflict", other))
-            if full:
+            if again:
                 self._step(wait=True)
                 self._checkpoint()  # memory comes back as results leave
-            jobs = full
+            jobs = again
 
     # --- out --------------------------------------------------------------------------------------------
 

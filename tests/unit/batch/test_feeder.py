@@ -109,17 +109,18 @@ def test_every_line_has_its_result_in_order_and_nothing_stays_in_redis(bench: Be
     assert left == {bench.ledger.keys.counts}, "the jobs and the ceiling are gone"
 
 
-def test_money_of_a_call_that_died_with_its_worker_is_told_as_unsure(bench: Bench) -> None:
+def test_money_of_calls_that_no_result_tells_of_is_told_all_the_same(bench: Bench) -> None:
     bench.write({"prompt": "q0"})
 
-    def die(tally: Tally) -> None:
+    def book(tally: Tally) -> None:
         for id in bench.queued():
             batch: Any = bench.client.hget(bench.ledger.keys.job(id), "batch")
-            bench.client.hset(bench.ledger.keys.money, f"batch:{batch.decode()}|unsure", 9)
+            account = f"batch:{batch.decode()}"  # of a call that died with its worker, and one of a line now edited
+            bench.client.hset(bench.ledger.keys.money, mapping={f"{account}|unsure": 9, f"{account}|spent": 7 + 5})
         bench.work()
 
-    tally = bench.feed(die)
-    assert (tally.cost_microusd, tally.unsure_microusd) == (7, 9)
+    tally = bench.feed(book)
+    assert (tally.cost_microusd, tally.unsure_microusd) == (12, 9)
 
 
 def test_the_backlog_stays_within_the_window_of_jobs_and_of_bytes(bench: Bench) -> None:
@@ -266,6 +267,14 @@ def test_failed_lines_are_asked_again_only_when_that_is_wanted(bench: Bench) -> 
     tally = bench.feed(retry_failed=True)
     assert (tally.failed, len(bench.asked)) == (0, 20)
     assert bench.texts() == [f"re q{n}" for n in range(10)]
+
+
+def test_a_failure_that_a_kill_has_left_in_redis_is_no_answer_to_a_retry(bench: Bench) -> None:
+    bench.write({"prompt": "q"})
+    bench.stop_after(0)
+    bench.work(fails=True)
+    assert bench.feed(retry_failed=True).failed == 0
+    assert bench.texts() == ["re q"]
 
 
 def test_a_line_that_no_endpoint_can_serve_is_told_its_number_and_the_reason(bench: Bench) -> None:
