@@ -12,6 +12,7 @@ import csv
 import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from turnout.batch.parse import MAX_LINE_BYTES
@@ -19,7 +20,7 @@ from turnout.request import InferenceRequest
 
 MAX_CELL_CHARS = 64 * MAX_LINE_BYTES
 """Of a CSV file. So much longer than a line may be that one cell too long is the end of its row alone."""
-SURPLUS = "more cells than the header has (a text with a comma needs quotes)"
+SURPLUS = "more cells than the header has (a text with the separator in it needs quotes)"
 STRAY = 'a quote that is not closed, or not doubled ("") within its text'
 _TEXTS = {"prompt", "id", "input"}
 _NUMBERS = {"id", "max_output_tokens", "seed", "dimensions"}
@@ -34,7 +35,10 @@ class NoTable(Exception):
 
 def csv_rows(text: Iterator[str], delimiter: str) -> Iterator[Row]:
     csv.field_size_limit(MAX_CELL_CHARS)
-    records = filter(None, _records(text, delimiter))  # blank lines are none
+    first = next((line for line in text if line.strip()), "")
+    if ";" in first and delimiter not in first:  # of a spreadsheet where decimals have a comma
+        delimiter = ";"
+    records = filter(None, _records(chain([first], text), delimiter))  # blank lines are none
     if (columns := next(records, None)) is None:
         return
     if isinstance(columns, str):

@@ -222,6 +222,12 @@ def test_sources_of_every_kind_give_the_same_lines(tmp_path: Path) -> None:
     )
 
 
+def test_a_table_may_have_semicolons_as_spreadsheets_write_them_where_decimals_have_a_comma(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('\ufeffprompt;kind\r\n"Yes; no";1,5\r\nA, B;2\r\n', newline="")
+    rows = [good(one)[1] for one in read(Source(str(tmp_path / "x.csv")), Defaults())]
+    assert [(row.prompt, row.metadata) for row in rows] == [("Yes; no", {"kind": "1,5"}), ("A, B", {"kind": "2"})]
+
+
 def test_a_pipe_is_not_opened_before_it_is_read(tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "pipe.jsonl")
     looking = threading.Thread(target=Source(str(pipe)).check, daemon=True)
@@ -294,9 +300,9 @@ def test_lines_that_trickle_from_a_pipe_do_not_wait_for_many_more() -> None:
 
 
 def test_a_table_without_a_column_of_prompts_is_refused_as_a_whole(tmp_path: Path) -> None:
-    (tmp_path / "x.csv").write_text("prompt;kind\na;1\n")
+    (tmp_path / "x.csv").write_text("question,kind\na,1\n")
     parquet.write_table(pyarrow.table({"question": ["a"]}), tmp_path / "x.parquet")
-    for name, columns in (("x.csv", "prompt;kind"), ("x.parquet", "question")):
+    for name, columns in (("x.csv", "question, kind"), ("x.parquet", "question")):
         with pytest.raises(SourceError, match=f"{name}: no column is called prompt, .* there are '{columns}'"):
             list(Source(str(tmp_path / name)))
 
