@@ -72,7 +72,8 @@ def candidates(record: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _candidate(ranked: Ranking, index: int, at: float) -> list[Any]:
     wait_s, latency_s, cost, probe, estimate = ranked.options[index]
     endpoint, odds, traffic = estimate.view.endpoint, estimate.odds, estimate.traffic
-    numbers = (latency_s, ranked.late[index], wait_s, odds.sigma, odds.error_rate, odds.shadow_price)
+    shown_s = math.ceil(wait_s * 1e4) / 1e4  # the shortest wait is still one
+    numbers = (latency_s, ranked.late[index], shown_s, odds.sigma, odds.error_rate, odds.shadow_price)
     row = [
         endpoint.id,
         _rounded(ranked.scores[index]),
