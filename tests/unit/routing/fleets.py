@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ from turnout_workers.routing import Endpoint
 from turnout_workers.routing.decision import Decision, rank
 from turnout_workers.routing.fleet import EndpointView, Health, Load, Price, ProviderMetrics, Snapshot
 from turnout_workers.routing.profile import JobProfile
+from turnout_workers.routing.record import Choice, choices
 
 NOW = 1_000_000.0
 WELL, UNKNOWN, IDLE = Health(), ProviderMetrics(), Load()
@@ -60,3 +62,8 @@ def chosen(decision: Decision) -> list[str]:
 
 def reasons(decision: Decision) -> dict[str, str]:
     return {e.endpoint_id.split("/")[0]: e.reason.value for e in decision.exclusions}
+
+
+def changed(records: Iterable[Mapping[str, Any]]) -> list[Choice]:
+    """Those recorded decisions that come out otherwise when they are made again."""
+    return [choice for choice in choices(records) if choice.endpoint_id != choice.recorded]

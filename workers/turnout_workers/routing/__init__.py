@@ -5,7 +5,6 @@ from typing import TYPE_CHECKING, Any
 from turnout.request import RoutingConstraints, RoutingStrategy
 from turnout_workers.routing.eligibility import NoEligibleEndpoint
 from turnout_workers.routing.fleet import Endpoint, ProviderMetrics
-from turnout_workers.routing.record import replay
 
 if TYPE_CHECKING:
     from turnout_workers.router import IntelligentRouter
@@ -17,7 +16,6 @@ __all__ = [
     "ProviderMetrics",
     "RoutingConstraints",
     "RoutingStrategy",
-    "replay",
 ]
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ NOW = 0.0
 def to_record(
     decision: Decision, called: str | None = None, no_room: Mapping[str, str] | None = None
 ) -> dict[str, Any]:
-    """All that explains a decision, and lets `replay` repeat it: no prompt, no key. Micro-dollars and seconds.
+    """All that explains a decision, and lets `choices` repeat it: no prompt, no key. Micro-dollars and seconds.
 
     called: the endpoint that was called, the first of the candidates for which admission found room.
     no_room: of those that were asked in vain, what was full.
@@ -106,36 +105,6 @@ class Choice(NamedTuple):
     time_s: float
     """Waiting and latency."""
     p_late: float
-
-
-@dataclass(frozen=True, slots=True)
-class Replay:
-    """What the recorded jobs would have cost and taken."""
-
-    decisions: int
-    changed: int
-    """How many would have gone elsewhere."""
-    cost_microusd: int
-    unpriced: int
-    """How many would have gone to an endpoint of unknown price, and are not in the cost."""
-    time_s: float
-    """Sum of predicted waiting and latency."""
-    late: float
-    """Expected number of missed deadlines."""
-
-
-def replay(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Replay:
-    """All recorded decisions made again, added up; see `choices`."""
-    made = list(choices(records, strategy))
-    priced = [choice.cost_microusd for choice in made if choice.cost_microusd != math.inf]
-    return Replay(
-        decisions=len(made),
-        changed=sum(choice.endpoint_id != choice.recorded for choice in made),
-        cost_microusd=math.ceil(sum(priced)),
-        unpriced=len(made) - len(priced),
-        time_s=sum(choice.time_s for choice in made),
-        late=sum(choice.p_late for choice in made),
-    )
 
 
 def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Iterator[Choice]:
