@@ -12,7 +12,6 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import celery.apps.worker
@@ -175,19 +174,33 @@ class JobRequest(AsyncRequest):
 class PatientConsumer(Consumer):
     """Rests before it reconnects to a Redis that refused a command: one that takes no writes, because its disk is full,
     say, would refuse the next at once. Of one that can't be reached it asks every 2 s, where kombu would wait for 2 s
-    more each time, up to half a minute."""
+    more each time, up to half a minute. Tells once that Redis is away, and when it is back, however often it asks."""
 
     hub: Any
     event_dispatcher: Any
+    _away = False
 
     def ensure_connected(self, conn: Any) -> Any:
-        conn.ensure_connection = partial(conn.ensure_connection, interval_step=0)
+        ask = conn.ensure_connection
+        conn.ensure_connection = lambda _tell, *limits, **options: ask(self._tell, *limits, **options, interval_step=0)
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
+        self._tell(exc)
         super().on_connection_error_after_connected(exc)
         if isinstance(exc, ResponseError):
             time.sleep(transport.REST_S)
+
+    def _tell(self, error: Exception, _again_s: float = 0.0) -> None:
+        if not self._away:
+            logger.warning("no jobs are fetched until Redis is back: %s", error)
+        self._away = True
+
+    def on_ready(self) -> None:
+        super().on_ready()
+        if self._away:
+            logger.info("Redis is back: jobs are fetched again")
+        self._away = False
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stubs think it returns something
         if self.event_dispatcher is not None:  # else it is being replaced, and its successor takes its events over
@@ -207,6 +220,10 @@ class PatientConsumer(Consumer):
         if isinstance(exc, ContentDisallowed) and message.headers.get("task") == Infer.name:
             why = f"{exc}; send it with serializer='json'"
             worker.on_loop(worker.foreign.unread(message.headers["id"], why))
+
+
+# Told above, once.
+logging.getLogger(Consumer.__module__).addFilter(lambda line: line.funcName != "on_connection_error_after_connected")
 
 
 class Unread:

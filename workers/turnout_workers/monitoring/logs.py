@@ -17,8 +17,8 @@ from turnout_workers.providers.base import current_job
 LINES = 50
 """Most lines of one kind, a place in the code, in each second."""
 READABLE = "%(asctime)s %(levelname)s %(name)s [%(job)s] %(message)s%(left_out)s"
-CHATTY = ("celery.worker.strategy", "celery.app.trace", "aiohttp.access")
-"""A line a job or call, which the ledger tells better."""
+CHATTY = ("celery.worker.strategy", "celery.app.trace", "aiohttp.access", "celery.worker.consumer.connection")
+"""A line a job or call, which the ledger tells better; or one a second, while Redis takes no writes."""
 
 current_attempt: ContextVar[tuple[int, str] | None] = ContextVar("current_attempt", default=None)
 """Of the job at work: the attempt under way, or else its last one here. Its number, from 1, and the provider."""
