@@ -22,6 +22,8 @@ MATCHES_KEPT = 1024
 """How many different requirements a fleet remembers the matches of."""
 EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
 """The capabilities of a model that answers no chat."""
+TOKEN_LIMITS = ("input_tokens_per_minute", "tokens_per_minute", "tokens_per_day")
+"""Limits that one call alone may be too large for. Not of answers' tokens: few answers are as long as they may be."""
 
 
 class Reason(StrEnum):
@@ -152,7 +154,10 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
     return Match(
         positions=tuple(positions),
         exclusions=tuple(exclusions),
-        tokens=min((min(one.context_tokens or math.inf, _at_once(one)) for one in found), default=math.inf),
+        tokens=min(
+            (min(one.context_tokens or math.inf, *(_limit(one, name) for name in TOKEN_LIMITS)) for one in found),
+            default=math.inf,
+        ),
         output_tokens=min((one.max_output_tokens or math.inf for one in found), default=math.inf),
         answer_tokens=max((one.max_output_tokens or LARGEST_OUTPUT_TOKENS for one in found), default=0.0),
         input_price=max((price.dearest_input if price else math.inf for price in prices), default=0.0),
@@ -217,18 +222,19 @@ def too_large(job: JobProfile, endpoint: Endpoint) -> tuple[Reason, str] | None:
     needed = job.expected_input_tokens + answer
     if endpoint.context_tokens is not None and needed > endpoint.context_tokens:
         return Reason.CONTEXT, f"context {endpoint.context_tokens}, about {needed} needed"
-    if needed > (most := _at_once(endpoint)):
-        return Reason.LIMIT, f"its limits never have room for more than {most:.0f} tokens, about {needed} needed"
+    for name in TOKEN_LIMITS:
+        tokens, most = job.expected_input_tokens if name.startswith("input") else needed, _limit(endpoint, name)
+        if tokens > most:
+            return Reason.LIMIT, f"{name} is {most:.0f}, about {tokens} needed at once"
     cost, left = upper_cost_microusd(job, endpoint), job.cost_left_microusd
     if cost is not None and cost > left:
         return Reason.COST, f"may cost ${cost / 1e6:.6f}, ${max(0, left) / 1e6:.6f} of its ceiling left"
     return None
 
 
-def _at_once(endpoint: Endpoint) -> float:
-    """The most tokens that one call can have, if its rate limits are ever to have room for it."""
-    both = (endpoint.limits, endpoint.shared_limits)
-    told = (limit for limits in both for limit in (limits.tokens_per_minute, limits.tokens_per_day))
+def _limit(endpoint: Endpoint, name: str) -> float:
+    """The stricter of the endpoint's own limit and its account's."""
+    told = (getattr(endpoint.limits, name), getattr(endpoint.shared_limits, name))
     return min((limit for limit in told if limit is not None), default=math.inf)
 
 
