@@ -75,6 +75,10 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
         ("[webhooks.x]\nurl = 'https://[::1'\nsecret_env = 'S'", "t.toml:2: webhooks.x.url: must be an http://"),
         ("providers = 1", "t.toml:1: providers: must be a table"),
         ("[providers.x]\nmodels = { m = 1 }", "t.toml:2: providers.x.models.m: must be a table"),
+        (
+            "[providers.x]\nmodels = ['m', 'm#2']",
+            "t.toml:2: providers.x.models.m#2: must not end in #2, which stands for a key: write other-name = 'm#2'",
+        ),
         ("[providers.'a b']\n", "t.toml:1: providers.a b: "),
         ("[providers.x]\n[providers.x.models.m]\ncontext = 3", "did you mean context_tokens?"),
         (

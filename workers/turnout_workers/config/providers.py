@@ -52,6 +52,13 @@ def _sendable(headers: dict[str, str]) -> dict[str, str]:
     return headers
 
 
+def _ours(model: str) -> str:
+    mark, account = model.rpartition("#")[1:]
+    if mark and "/" not in account:  # else it names a deployment at Fireworks
+        raise ValueError(f"must not end in #{account}, which stands for a key: write other-name = '{model}'")
+    return model
+
+
 def _preset(name: str) -> str:
     if name not in DIALECTS:
         raise ValueError(f"there is no such preset; there are {', '.join(sorted(DIALECTS))}")
@@ -59,6 +66,7 @@ def _preset(name: str) -> str:
 
 
 ProviderName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$")]
+ModelName = Annotated[Name, AfterValidator(_ours)]
 Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Url = Annotated[str, AfterValidator(_http)]
 Usd = Annotated[float, Field(ge=0, le=MOST)]
@@ -125,7 +133,7 @@ class ProviderTable(LimitFields):
     api_key_file: Strings = ()
     api_key: Strings = Field(default=(), repr=False)
     """Several keys, of whichever origin, are several accounts; each has the limits given here, for all its models."""
-    models: Annotated[Mapping[Name, ModelTable], BeforeValidator(named_models)] = Field(default_factory=dict)
+    models: Annotated[Mapping[ModelName, ModelTable], BeforeValidator(named_models)] = Field(default_factory=dict)
     priority: int = 100
     weight: Annotated[float, Field(gt=0)] = 1.0
     regions: frozenset[str] = frozenset()
