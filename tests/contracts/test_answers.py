@@ -94,6 +94,8 @@ USAGE: list[tuple[str, Any, tuple[int, ...], int]] = [
     ("openrouter", chat({**ASKED, "cost": 0.00123}), (100, 0, 0, 10, 0), 1230),
     ("openrouter", chat({**ASKED, "cost": 0}), (100, 0, 0, 10, 0), 0),
     ("openrouter", chat({**ASKED, "cost": -1}), (100, 0, 0, 10, 0), 300),
+    ("openrouter", chat({**ASKED, "cost": True}), (100, 0, 0, 10, 0), 300),
+    ("openrouter", chat({**ASKED, "cost": False}), (100, 0, 0, 10, 0), 300),
     ("openrouter", chat({**ASKED, "cost": 1e300}), (100, 0, 0, 10, 0), 300),
     ("anthropic", claude(KEPT), (100, 40, 20, 10, 0), 40 * 2 + 20 + 60 + 100),
     ("anthropic", claude({**KEPT, "output_tokens_details": {"thinking_tokens": 4}}), (100, 40, 20, 10, 4), 260),

@@ -28,7 +28,7 @@ def call_cost_microusd(
     told_usd: what the provider itself says that it cost. tier: the service tier in which it was served, which may have
     another list price than the one that was asked for.
     """
-    if isinstance(told_usd, int | float) and 0 <= told_usd < MOST_USD:
+    if isinstance(told_usd, int | float) and not isinstance(told_usd, bool) and 0 <= told_usd < MOST_USD:
         return math.ceil(told_usd * 1e6 - 1e-9)
     price = endpoint.price
     if price is not None and tier and listed_as and not price.is_operators:
