@@ -25,6 +25,7 @@ from tests.contracts.responses import said
 
 from turnout.request import Capability, FinishReason, InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
+from turnout_workers.providers.anthropic import JSON_ALONE
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.body import MOST_PARTS, parsed, server_sent
 from turnout_workers.providers.conformance import Reply, always, serving, silent
@@ -232,6 +233,14 @@ async def test_a_request_becomes_each_formats_own(http: Http) -> None:
     assert body["messages"][1]["content"][1]["image_url"]["url"] == "data:image/png;base64,iVBOR"
     assert body["tool_choice"] == {"type": "function", "function": {"name": "f"}}
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+
+
+@pytest.mark.parametrize("before", [[], [{"role": "system", "content": "Be brief."}]])
+async def test_claude_which_has_no_json_mode_is_asked_for_json_in_words(before: list[Any], http: Http) -> None:
+    asked = {"messages": [*before, {"role": "user", "content": "?"}], "response_format": {"type": "json_object"}}
+    _, body, warnings = await sent(config("anthropic", ""), {**asked, "on_unsupported": "fail"}, http)
+    assert body["system"] == "\n\n".join([*(message["content"] for message in before), JSON_ALONE])
+    assert ("output_config" in body, warnings) == (False, ())
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ DEFAULT_MAX_TOKENS = 4096
 """The format demands a limit; this is ours where the job sets none and the model's own is larger."""
 HOTTEST = 1.0
 """Highest temperature that it takes, which is also its default: a higher one is left out."""
+JSON_ALONE = "Answer with one JSON object and nothing else: no other word, no code fence."
+"""Said to the model, for the format has no mode of its own for that."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
 EFFORT = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
 
@@ -44,7 +46,11 @@ class AnthropicConnector(Connector):
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
         limit = request.max_output_tokens or min(endpoint.max_output_tokens or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS)
         body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": _turns(request)}
-        if told := system(request):
+        wanted = request.response_format
+        told = system(request)
+        if wanted.type == "json_object":
+            told = f"{told}\n\n{JSON_ALONE}".strip()
+        if told:
             body["system"] = told
         if request.temperature is not None:
             named = "temperature" if request.temperature <= HOTTEST else f"a temperature above {HOTTEST:g}"
@@ -63,8 +69,7 @@ class AnthropicConnector(Connector):
             mode = TOOL_CHOICE.get(choice)
             body["tool_choice"] = {"type": mode} if mode else {"type": "tool", "name": choice}
         output: dict[str, Any] = {}
-        wanted = request.response_format
-        if wanted.type != "text" and sent.takes(wanted.type) and wanted.json_schema is not None:
+        if wanted.type == "json_schema" and sent.takes("json_schema"):
             output["format"] = {"type": "json_schema", "schema": wanted.json_schema}
         effort = sent.wish("reasoning_effort")
         if effort == "none":

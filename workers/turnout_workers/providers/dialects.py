@@ -118,7 +118,7 @@ DIALECTS: dict[str, Dialect] = dict(
             kind="anthropic",
             auth_header="x-api-key",
             auth_prefix="",
-            parameters=OPENAI_PARAMETERS - {"seed", "json_object", "dimensions"},
+            parameters=OPENAI_PARAMETERS - {"seed", "dimensions"},
             health_path="/v1/models",
             limit_headers={
                 "anthropic-ratelimit-requests-{}": "requests_per_minute",
