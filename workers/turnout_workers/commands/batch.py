@@ -147,7 +147,7 @@ def resume(id: str) -> None:
 @click.option(
     "--max-cost",
     "max_cost_microusd",
-    type=lines.Dollars(),
+    type=lines.dollars,
     help="Most to spend on the whole batch from now on, in USD, all told.",
 )
 def retry_failed(id: str, max_cost_microusd: int | None) -> None:

@@ -30,6 +30,7 @@ from turnout_workers.routing.decision import rank
 from turnout_workers.routing.fleet import Fleet, Limits
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.simulator.scenario import load
+from turnout_workers.state.windows import KINDS, Use
 
 SHOWN = 20
 """Problems that are listed one by one."""
@@ -122,17 +123,12 @@ def duration_s(told: Forecast, fleet: Fleet, slots: int) -> float:
 
 def _under(limits: Limits, share: Share) -> float:
     """Seconds that it takes under these limits. What a day allows may all go in its first moment."""
-    tokens = share.input_tokens + share.output_tokens
-    a_minute = (
-        (share.jobs, limits.requests_per_minute),
-        (tokens, limits.tokens_per_minute),
-        (share.input_tokens, limits.input_tokens_per_minute),
-        (share.output_tokens, limits.output_tokens_per_minute),
-    )
-    a_day = ((share.jobs, limits.requests_per_day), (tokens, limits.tokens_per_day))
+    use = Use(share.jobs, share.input_tokens, share.output_tokens)
     times = [share.work_s / (limits.concurrency or math.inf)]
-    times += [amount / limit * 60 for amount, limit in a_minute if limit]
-    times += [(math.ceil(amount / limit) - 1) * 86_400 for amount, limit in a_day if limit]
+    for name, kind in KINDS.items():
+        if limit := getattr(limits, name):
+            windows = kind.of(use) / limit
+            times.append(windows * 60 if kind.window == "minute" else (math.ceil(windows) - 1) * 86_400)
     return max(times)
 
 

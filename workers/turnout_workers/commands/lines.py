@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -10,7 +11,6 @@ import click
 
 from turnout.batch.line import Defaults
 from turnout.request import MICROUSD_PER_USD, MOST, InferenceRequest, Lane, RoutingStrategy
-from turnout_workers.commands.duration import Duration
 from turnout_workers.routing import eligibility
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.routing.profile import JobProfile
@@ -20,18 +20,26 @@ DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED = range(5)
 """Exit codes."""
 
 
-class Dollars(click.ParamType[int]):
-    name = "dollars"
+_UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
-    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """In micro-dollars."""
-        try:
-            usd = float(str(value))
-        except ValueError:
-            usd = math.nan
-        if not 0 <= usd <= MOST:
-            self.fail(f"{value!r} is no sum of dollars from 0 to {MOST:,.0f}", param, ctx)
-        return round(usd * MICROUSD_PER_USD)
+
+def dollars(text: str) -> int:
+    """A sum on the command line, in micro-dollars."""
+    try:
+        usd = float(text)
+    except ValueError:
+        usd = math.nan
+    if not 0 <= usd <= MOST:
+        raise click.BadParameter(f"{text!r} is no sum of dollars from 0 to {MOST:,.0f}")
+    return round(usd * MICROUSD_PER_USD)
+
+
+def duration(text: str) -> float:
+    """A length of time on the command line (`90`, `90s`, `30m`, `24h`, `7d`), in seconds."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
+    if found is None or not float(found[1]):
+        raise click.BadParameter(f"{text!r} is no length of time; write 90s, 30m, 24h or 7d")
+    return float(found[1]) * _UNITS_S[found[2]]
 
 
 OPTIONS = (
@@ -46,7 +54,7 @@ OPTIONS = (
     click.option(
         "--max-cost",
         "max_cost_microusd",
-        type=Dollars(),
+        type=dollars,
         help="Most to spend on the whole file, in USD; after that its lines expire.",
     ),
     click.option("--dedupe", is_flag=True, help="Ask identical requests once."),
@@ -54,7 +62,7 @@ OPTIONS = (
         "--deadline",
         "--completion-window",
         "deadline",
-        type=Duration(),
+        type=duration,
         help="Time that a line has once it is queued: 90s, 30m, 24h.",
     ),
 )
