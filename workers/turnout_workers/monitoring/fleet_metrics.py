@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +16,6 @@ from turnout_workers.monitoring import overview
 from turnout_workers.routing.fleet import Circuit
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling
-
-logger = logging.getLogger(__name__)
 
 WAIT_S = 3.0
 """For Redis. Prometheus waits for ten seconds, and then takes the worker for gone."""
@@ -47,20 +44,22 @@ class FleetCollector(Collector):
     _used: Mapping[str, float] = field(default_factory=dict, init=False)
 
     async def refresh(self) -> None:
-        """Ask Redis for what the worker has no copy of. While it is away, these series are missing."""
+        """Ask Redis for what the worker has no copy of. While it is away, all series are missing: the view of a worker
+        that is cut off is an old one, and Prometheus is to take the greatest of all."""
         self._backlog, self._used = {}, {}
         limits = {one.account: one.limit_microusd for one in self.ceilings() if one.limit_microusd}
         try:
             async with asyncio.timeout(WAIT_S):
                 *_, money = told = await self.send.all(*overview.backlog_calls(self.keys, limits))
-        except (RedisError, OSError) as error:
-            logger.warning("metrics without the queues: %s", str(error) or "Redis is silent")
+        except (RedisError, OSError):  # of which the rest of the worker tells
             return
         self._backlog = overview.backlog(told, self.fleet.now())
         spent = {name: one.spent + one.reserved + one.unsure for name, one in money.items()}
         self._used = {name: spent[name] / limit for name, limit in limits.items()}
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
+        if not (told := self._backlog):
+            return
         rows = overview.endpoints(self.fleet.snapshot)
         for name, meaning, column in BY_ENDPOINT:
             yield _gauge(name, meaning, ["endpoint"], (([row["endpoint"]], row[column]) for row in rows))
@@ -69,15 +68,14 @@ class FleetCollector(Collector):
         accounts = ((name.partition("@"), ratio) for name, ratio in self._used.items())
         used = (([who, "day" if date.count("-") == 2 else "month"], ratio) for (who, _, date), ratio in accounts)
         yield _gauge("ceiling_used_ratio", "Of a cost ceiling.", ["account", "period"], used)
-        if told := self._backlog:
-            lanes, money = told["lanes"].items(), told["money_usd"].items()
-            queued = (([lane], one["queued"]) for lane, one in lanes)
-            yield _gauge("backlog_jobs", "Jobs queued in a lane.", ["lane"], queued)
-            ages = (([lane], one["oldest_s"]) for lane, one in lanes)
-            yield _gauge("backlog_age_seconds", "Age of a lane's first place.", ["lane"], ages)
-            yield _gauge("money_usd", "The books of all jobs.", ["kind"], (([kind], usd) for kind, usd in money))
-            yield _gauge("parked_jobs", "Jobs that wait for room.", [], [([], told["parked"])])
-            yield _gauge("held_jobs", "Jobs that workers have.", [], [([], told["held"])])
+        lanes, money = told["lanes"].items(), told["money_usd"].items()
+        queued = (([lane], one["queued"]) for lane, one in lanes)
+        yield _gauge("backlog_jobs", "Jobs queued in a lane.", ["lane"], queued)
+        ages = (([lane], one["oldest_s"]) for lane, one in lanes)
+        yield _gauge("backlog_age_seconds", "Age of a lane's first place.", ["lane"], ages)
+        yield _gauge("money_usd", "The books of all jobs.", ["kind"], (([kind], usd) for kind, usd in money))
+        yield _gauge("parked_jobs", "Jobs that wait for room.", [], [([], told["parked"])])
+        yield _gauge("held_jobs", "Jobs that workers have.", [], [([], told["held"])])
 
 
 def _gauge(
