@@ -10,6 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
+from turnout.ledger import Keys
+from turnout_workers import local
 from turnout_workers.local.private_redis import private_redis
 
 
@@ -42,3 +44,18 @@ def test_one_of_this_machine_which_may_be_too_old_is_not_taken(tmp_path: Path, m
     monkeypatch.setenv("PATH", f"{old.parent}{os.pathsep}{os.environ['PATH']}")
     with private_redis(tmp_path / "redis") as (url, _), redis.Redis.from_url(url) as client:
         assert client.ping()
+
+
+@pytest.mark.parametrize("namespace", ["turnout", "mine"])
+def test_nobody_waits_for_the_leases_of_those_who_died_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, namespace: str
+) -> None:
+    monkeypatch.setenv("TURNOUT_NAMESPACE", namespace)
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    config = tmp_path / "turnout.toml"
+    config.write_text('[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n')
+    held = Keys(namespace).leases
+    with private_redis(tmp_path / "redis") as (url, _), redis.Redis.from_url(url) as client:
+        client.zadd(held, {"job": 2e12})
+    with local.running(tmp_path, config, None, workers=0) as here, redis.Redis.from_url(here.redis_url) as client:
+        assert client.zscore(held, "job") == 0

@@ -60,7 +60,6 @@ def running(
             _reached(redis_url)
         else:
             redis_url, server = stack.enter_context(private_redis(folder / "redis"))
-            _end_old_leases(redis_url)
             children.append(server)
         path, found = folder / "turnout.toml", chosen(config_path, scenario)
         if isinstance(found, Path):
@@ -72,6 +71,8 @@ def running(
         environ = {"REDIS_URL": redis_url, "REDIS_PASSWORD_FILE": "", "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
         settings = config.load(config.Source(str(path)), {**os.environ, **environ})
+        if children:  # the Redis is ours
+            _end_old_leases(redis_url, Keys(settings.file.namespace))
         for number in range(1, workers + 1):
             children.append(stack.enter_context(_worker(folder, environ, number, concurrency)))
         yield Local(redis_url, settings, environ, tuple(children))
@@ -83,10 +84,9 @@ def _reached(redis_url: str) -> None:
         client.ping()
 
 
-def _end_old_leases(redis_url: str) -> None:
+def _end_old_leases(redis_url: str, keys: Keys) -> None:
     """Whoever held them has died with this Redis, which was private to them: nobody need wait for their end."""
     with redis.Redis.from_url(redis_url) as client:
-        keys = Keys()
         for index in (keys.leases, keys.expiry):
             client.zunionstore(index, {index: 0})
 
