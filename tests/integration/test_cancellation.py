@@ -285,7 +285,7 @@ class Bench:
         self.ceilings = ConfiguredCeilings(self.in_force, self.poller.now)
         self.spool = Spool(spool)
         self.keeping = Housekeeping(
-            line.client, self.ledger, self.send, self.store, "keeper", 3600.0, (), lambda *_: None
+            line.client, self.ledger, self.send, self.store, "keeper", lambda: 3600.0, (), lambda *_: None
         )
         self.worker, self.other = Worker(self, "struck"), Worker(self, "other")
         self.ends: list[End | None] = []

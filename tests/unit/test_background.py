@@ -140,7 +140,7 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
             swept.set()
 
     store = MemoryFleetStore(lambda: 0.0)
-    housekeeping = Housekeeping(client, ledger, call, store, "w", 60.0, (), recovered)
+    housekeeping = Housekeeping(client, ledger, call, store, "w", lambda: 60.0, (), recovered)
     try:
         await call(ledger.enqueue(new_job("a")))
         await call(ledger.claim("a", "dead", 0.001))
@@ -168,7 +168,7 @@ async def test_what_was_spoilt_in_redis_stops_one_part_of_a_round(redis_url: str
             done.extend([how] * count)
 
         store = MemoryFleetStore(lambda: 0.0)
-        housekeeping = Housekeeping(client, ledger, call, store, "w", 60.0, (also,), recovered)
+        housekeeping = Housekeeping(client, ledger, call, store, "w", lambda: 60.0, (also,), recovered)
         await call(ledger.enqueue(new_job("a")))
         await call(ledger.claim("a", "dead", 60))
         await client.zadd(ledger.keys.leases, {"a": 1})  # its end

@@ -124,6 +124,12 @@ async def test_a_change_that_is_undone_needs_no_restart(worker: Worker, caplog: 
     assert "restart" not in caplog.text
 
 
+async def test_how_long_results_are_kept_is_followed(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
+    worker.write("[retention]\nresults_s = 60\n" + GOOD)
+    assert (await worker.follows()).file.retention.results_s == 60
+    assert "restart" not in caplog.text
+
+
 async def test_list_prices_are_looked_up_again_each_quarter_of_an_hour(worker: Worker) -> None:
     for now, taken_over in ((0, 0), (899, 0), (900, 1), (1700, 1), (7200, 2)):
         worker.now = now

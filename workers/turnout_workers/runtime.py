@@ -130,7 +130,7 @@ class Worker:
 
     def _work_in_background(self, parts: Parts, slots: int) -> None:
         file, client, ledger, send = self._in_force.file, self._client, parts.ledger, parts.send
-        store, fleet, rng, results_s = parts.store, parts.fleet, parts.rng, file.retention.results_s
+        store, fleet, rng, results_s = parts.store, parts.fleet, parts.rng, self._results_s
         also = (
             FleetWatch(store, fleet, rng, file.router.failover_cooldown).judge,
             BatchFeeding(ledger, send, results_s).round,
@@ -184,9 +184,11 @@ class Worker:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
         late renewal counts as no death."""
         version = self._in_force.settings.version
-        results_s = self._in_force.file.retention.results_s
-        alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, results_s)
+        alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, self._results_s())
         await self._parts.send(alive)
+
+    def _results_s(self) -> float:
+        return self._in_force.file.retention.results_s
 
     async def _connected(self) -> None:
         """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""

@@ -101,7 +101,7 @@ async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_aliv
 
     monkeypatch.setattr(batch_feeding, "chunk_jobs", read_and_cancelled)
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), 60).round()
+        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
     record = batches.record(id)
     assert (record.ended, record.counts) == (True, {"cancelled": 1})
 
@@ -115,7 +115,7 @@ async def test_a_batch_that_is_fed_to_its_end_is_not_read_in_every_round(
     batches.pause(paused)
     batches.cancel(cancelled, 60)
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), 60)
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
         for _ in range(2):  # fed in the first, found fed in the second
             await feeding.round()
         before = flushed.info("commandstats")["cmdstat_hgetall"]["calls"]
@@ -134,7 +134,7 @@ async def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone(
     batches = Batches(flushed, ledger)
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(ledger, Coalescer(client), 60).round()
+        await batch_feeding.BatchFeeding(ledger, Coalescer(client), lambda: 60).round()
     batches.cancel(id, 60)
     jobs = [one.job for page in pages(flushed, ledger.keys.batch_lines(id)) for one in page]
     answer = {"provider": "p", "model_requested": "m", "model_served": "m"}
@@ -157,7 +157,7 @@ async def test_a_batch_of_another_release_holds_up_no_other(
     flushed.lset(keys.batch_input(later), 0, zlib.compress(json.dumps([job, request]).encode()))
     flushed.hset(keys.batch(known), "a_new_field", 1)
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), 60).round()
+        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
     assert [batches.record(id).counts for id in (strange, later, known)] == [
         {"waiting": 1},
         {"waiting": 1},

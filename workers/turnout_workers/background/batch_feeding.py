@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from turnout.batch.chunk import chunk_jobs
@@ -24,7 +25,8 @@ CHUNKS = 4
 class BatchFeeding:
     ledger: Ledger
     send: Coalescer
-    result_ttl_s: float
+    results_s: Callable[[], float]
+    """See `Housekeeping`."""
     _over: set[str] = field(default_factory=set, init=False)
     """Batches that are kept and have nothing to be fed any more: of many small ones, these are nearly all."""
 
@@ -61,6 +63,6 @@ class BatchFeeding:
                 await send(ledger.fed(id, record.chunks_fed, len(jobs), outcomes.count(Intake.EXPIRED)))
             record = await send(read_record(keys, id))
             if record is not None and record.state is State.CANCELLED:  # when these were not there to be cancelled
-                await send.all(*(ledger.cancel(job.id, id, self.result_ttl_s) for job in jobs))
+                await send.all(*(ledger.cancel(job.id, id, self.results_s()) for job in jobs))
             if full:
                 return  # Redis is short of memory: the same chunk again, later

@@ -51,7 +51,8 @@ class Housekeeping:
     send: Coalescer
     store: FleetStore
     owner: str
-    result_ttl_s: float
+    results_s: Callable[[], float]
+    """How long a job that has ended is kept, by the configuration of this moment."""
     also: Sequence[Callable[[], Awaitable[None]]]
     """What else is done once a round."""
     recovered: Callable[[Recovery, int], None]
@@ -93,14 +94,14 @@ class Housekeeping:
                 continue
             self.recovered("poison" if fate == "poison" else "swept", 1)
             if fate == "poison":
-                await self.send(self.ledger.give_up(job_id, WHY_POISON, self.result_ttl_s, job.batch))
+                await self.send(self.ledger.give_up(job_id, WHY_POISON, self.results_s(), job.batch))
             logger.warning("took back job %s, whose lease ran out: %s", job_id, fate, extra={"job": job_id})
 
     async def _expire(self) -> None:
         """End jobs that wait past their deadlines."""
         overdue = await self._list(self.ledger.overdue(BATCH))
         late = await self.send.all(
-            *(self.ledger.expire(job_id, self.result_ttl_s, job.batch) for job_id, job in overdue)
+            *(self.ledger.expire(job_id, self.results_s(), job.batch) for job_id, job in overdue)
         )
         self.recovered("expired", sum(one.accepted for one in late))
 

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 EVERY_S = 2.0
 """A change is taken over once it was read twice alike: half a file is no configuration."""
 FOLLOWED: dict[str, Any] = {
-    **dict.fromkeys(("providers", "lanes", "webhooks", "ceilings"), True),
+    **dict.fromkeys(("providers", "lanes", "webhooks", "ceilings", "retention"), True),
     "router": {"default_strategy"},
 }
 """What a running worker takes over; any other change needs a restart."""
