@@ -138,6 +138,15 @@ def test_without_the_extra_all_goes_and_a_worker_that_is_asked_for_spans_says_wh
     assert len(told.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("exporter", ["console", "console,otlp"])
+def test_an_exporter_that_is_not_known_is_refused(
+    exporter: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(tracing, "use", lambda _: pytest.fail("spans are exported all the same"))
+    tracing.configure({"OTEL_TRACES_EXPORTER": exporter, "OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:9"})
+    assert f"OTEL_TRACES_EXPORTER is '{exporter}'" in caplog.text
+
+
 @pytest.mark.parametrize("wanted", [True, False])
 async def test_only_a_provider_whose_table_says_so_is_sent_the_trace_context(
     wanted: bool, provider: TracerProvider

@@ -36,7 +36,11 @@ _tracer: Tracer | None = None
 
 def configure(environ: Mapping[str, str]) -> None:
     """Export spans by OTLP over HTTP if the standard `OTEL_…` variables ask for it."""
-    if not any(environ.get(name) for name in WANTED) or environ.get("OTEL_TRACES_EXPORTER") == "none":
+    exporter = environ.get("OTEL_TRACES_EXPORTER") or "otlp"
+    if exporter == "none" or not any(environ.get(name) for name in WANTED):
+        return
+    if exporter != "otlp":
+        logger.error("no spans are exported: OTEL_TRACES_EXPORTER is %r, and only otlp and none are known", exporter)
         return
     try:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
