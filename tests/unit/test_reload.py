@@ -124,6 +124,19 @@ async def test_a_change_that_is_undone_needs_no_restart(worker: Worker, caplog: 
     assert "restart" not in caplog.text
 
 
+async def test_a_file_that_was_not_there_at_first_is_followed(
+    tmp_path: Path, worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    worker.file.unlink()
+    worker.in_force.settings = load(Source("the environment", GOOD.replace("KEY", str(worker.key))), {})
+    worker.reload = Reload(worker.in_force, worker.use, {})
+    before = await worker.follows()
+    worker.write(GOOD + "concurrency = 3")
+    assert (await worker.follows()).file.providers["office"].concurrency == 3
+    assert (before.source.where, worker.uses.source.where) == ("the environment", "turnout.toml")
+
+
 async def test_how_long_results_are_kept_is_followed(worker: Worker, caplog: pytest.LogCaptureFixture) -> None:
     worker.write("[retention]\nresults_s = 60\n" + GOOD)
     assert (await worker.follows()).file.retention.results_s == 60

@@ -1,8 +1,8 @@
 """A worker follows its configuration: a change that is right is taken over whole, one that isn't changes nothing.
 
 The file, and the files of keys that it names, are read again every few seconds, so that nothing need be told
-to anybody, and a mounted secret is followed as any file. List prices go by the time of day: the same configuration is
-taken over again when they may have changed.
+to anybody, and a mounted secret is followed as any file; so is a `turnout.toml` that was not there at first. List
+prices go by the time of day: the same configuration is taken over again when they may have changed.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from turnout.errors import TurnoutError
-from turnout_workers.config import Settings, load
+from turnout_workers.config import Settings, Source, load
 from turnout_workers.config.in_force import InForce
+from turnout_workers.config.loading import FILE
 from turnout_workers.config.tables import File
 from turnout_workers.providers import prices
 
@@ -53,7 +55,7 @@ class Reload:
         """Read it once."""
         current = self.in_force.settings
         try:
-            found = await asyncio.to_thread(load, current.source, self.environ)
+            found = await asyncio.to_thread(_read, current.source, self.environ)
             steady, self._last_read = found == self._last_read, found
             if steady and found != current:
                 self.use(found)
@@ -69,6 +71,11 @@ class Reload:
             if str(error) != self._refused:
                 logger.error("the configuration was changed and is refused, %s stays:\n%s", current.version, error)
             self._refused = str(error)
+
+
+def _read(source: Source, environ: Mapping[str, str]) -> Settings:
+    appeared = source.made is not None and Path(FILE).exists()
+    return load(Source(FILE) if appeared else source, environ)
 
 
 def _fixed(before: File, after: File) -> list[str]:
