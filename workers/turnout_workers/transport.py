@@ -268,6 +268,8 @@ def celery_settings(url: str) -> dict[str, Any]:
         "max_connections": 50,
     }
     transport = f"{__name__}:Transport"
+    if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:  # redis-py's default, which Celery wants said
+        url += ("&" if "?" in url else "?") + "ssl_cert_reqs=required"
     if (found := sentinels(url)) is not None:
         transport = "sentinel"
         user, password = (quote(found.login.get(name, ""), safe="") for name in ("username", "password"))
