@@ -17,6 +17,8 @@ from turnout.batch.render import never_run, render
 from turnout.cli import main
 from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
 from turnout.result import Problem
+from turnout_workers import config
+from turnout_workers.commands.dry_run import forecast
 from turnout_workers.monitoring.fleet_metrics import BY_ENDPOINT
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.routing.eligibility import Reason
@@ -121,3 +123,18 @@ def test_what_shown_code_imports_from_turnout_is_there(page: Path) -> None:
                 module = import_module(node.module)
                 for alias in node.names:
                     assert hasattr(module, alias.name) or import_module(f"{node.module}.{alias.name}"), alias.name
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/web-apps.md"])
+def test_the_job_that_is_shown_can_be_served_by_vendors_of_whom_only_the_keys_are_known(page: str) -> None:
+    def submit(prompt: str, **said: object) -> InferenceRequest:
+        return InferenceRequest(prompt=prompt, **{k: v for k, v in said.items() if k in InferenceRequest.model_fields})
+
+    [shown] = re.findall(
+        r"^job = client\.(submit\(\n.*?^\))", (ROOT / page).read_text("utf-8"), re.MULTILINE | re.DOTALL
+    )
+    request = eval(shown, {"submit": submit, "RoutingConstraints": RoutingConstraints})
+    fleet = config.fleet(config.configured({"GROQ_API_KEY": "a", "OPENAI_API_KEY": "b"}))
+    told = forecast([(Line(1, "shown"), request)], fleet)
+    assert told.problems == []
+    assert {*told.shares} <= {"groq/llama-3.3-70b", "openai/gpt-4.1-mini"}
