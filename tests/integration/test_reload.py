@@ -18,7 +18,7 @@ models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 """
 CONFIG = """
 [router]
-health_check_interval = 0.5
+health_check_interval = 600
 [providers.sim-one]
 base_url = "{url}"
 api_key_file = "{key}"

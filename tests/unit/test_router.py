@@ -448,6 +448,16 @@ async def test_the_context_checks_health_at_once_and_closes_the_providers() -> N
     assert provider.closed
 
 
+async def test_a_provider_that_is_registered_again_with_a_better_key_is_used_before_the_next_round_of_checks() -> None:
+    async with IntelligentRouter(health_check_interval=600) as router:
+        router.register_provider(Provider("groq", healthy=False))
+        while (await router.snapshot()).views[0].health.disabled is None:
+            await asyncio.sleep(0.01)
+        router.unregister_provider("groq")
+        router.register_provider(Provider("groq"))
+        assert (await asyncio.wait_for(router.complete(request()), 20)).text == "from groq"
+
+
 async def test_a_bug_of_a_connector_is_raised_as_it_is(routers: Any) -> None:
     broken = Provider("broken", [ValueError("a bug")])
     with pytest.raises(ValueError, match="a bug"):
@@ -462,6 +472,11 @@ async def test_nothing_is_kept_of_a_provider_that_is_registered_no_more(routers:
     del passing
     gc.collect()
     assert gone() is None
+
+
+def test_health_is_not_asked_for_without_a_pause() -> None:
+    with pytest.raises(ValueError, match="health_check_interval must be above 0 s, not 0"):
+        IntelligentRouter(health_check_interval=0)
 
 
 def test_a_provider_is_registered_once() -> None:

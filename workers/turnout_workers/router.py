@@ -30,7 +30,7 @@ from turnout_workers.attempts.reporting import Reporter
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
 from turnout_workers.background.health_checks import HealthChecks
-from turnout_workers.background.lasting import end, kept_up
+from turnout_workers.background.lasting import AGAIN_S, end, kept_up
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.routing.decision import Decision
 from turnout_workers.routing.failure import Failure
@@ -81,7 +81,8 @@ class IntelligentRouter:
         store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
         hedge: whether an interactive request that is slow may be sent to a second provider as well.
         """
-        self._interval_s = health_check_interval
+        if health_check_interval <= 0:
+            raise ValueError(f"health_check_interval must be above 0 s, not {health_check_interval:g}")
         self._store = store = store or MemoryFleetStore(clock)
         self._seen = seen = SnapshotPoller(store, Fleet(()), monotonic=clock)
         self._providers: list[CloudProviderBase] = []
@@ -184,7 +185,6 @@ class IntelligentRouter:
         A key that is refused disables its endpoints, and one that is accepted again enables them. An endpoint
         disabled for another reason gets one more chance every five minutes.
         """
-        await self.snapshot()
         return await self._checks.check_all()
 
     async def watch(self) -> None:
@@ -196,7 +196,7 @@ class IntelligentRouter:
 
     async def __aenter__(self) -> Self:
         watching = kept_up(self.watch, WATCH_S, "the watch over the fleet")
-        checking = kept_up(self.check_health, self._interval_s, "the health check")
+        checking = kept_up(self._checks.run, AGAIN_S, "the health check")
         self._tasks = [asyncio.create_task(work) for work in (watching, checking, self._calls.run())]
         return self
 

@@ -27,14 +27,16 @@ ABSENT = (FailureKind.MODEL_NOT_FOUND, FailureKind.FORBIDDEN)
 """Failures of a check which say that there is nothing to be asked."""
 CHANCE_S = 300.0
 """… so one is let through this often, as long as the provider answers its checks well."""
+LOOK_S = 1.0
+"""How often it is seen whether a provider is new."""
 LONGEST_S = 10.0
 """Of one check, for the next round waits for all of them."""
 
 
 @dataclass(slots=True)
 class HealthChecks:
-    """Asks every provider as a worker starts, perhaps with a better key, then from time to time; each worker at moments
-    of its own."""
+    """Asks every provider at the start, and when one is new, perhaps with a better key, then from time to time; each
+    process at moments of its own."""
 
     connectors: Collection[CloudProviderBase]
     store: FleetStore
@@ -43,12 +45,17 @@ class HealthChecks:
     rng: random.Random
 
     async def run(self) -> None:
+        clock, again_at, asked = asyncio.get_running_loop().time, 0.0, list[CloudProviderBase]()
         while True:
-            await self.check_all()
-            await asyncio.sleep(self.interval_s * self.rng.uniform(0.5, 1.5))
+            if clock() >= again_at or asked != list(self.connectors):
+                asked = list(self.connectors)
+                await self.check_all()
+                again_at = clock() + self.interval_s * self.rng.uniform(0.5, 1.5)
+            await asyncio.sleep(min(LOOK_S, self.interval_s))
 
     async def check_all(self) -> dict[str, Failure | None]:
         """Check every provider now: by name, what was wrong, or None."""
+        await self.fleet.poll()
         connectors = list(self.connectors)
         found = await asyncio.gather(*(self.check(connector) for connector in connectors))
         told: dict[str, Failure | None] = {}
