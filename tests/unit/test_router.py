@@ -474,6 +474,13 @@ async def test_nothing_is_kept_of_a_provider_that_is_registered_no_more(routers:
     assert gone() is None
 
 
+async def test_a_strategy_that_there_is_none_of_is_told_by_its_name(routers: Any) -> None:
+    with pytest.raises(ValueError, match="'cheapest' is not a valid RoutingStrategy"):
+        IntelligentRouter("cheapest")
+    with pytest.raises(ValueError, match="'cheapest' is not a valid RoutingStrategy"):
+        await routers(Provider("only")).complete(request(), "cheapest")
+
+
 def test_health_is_not_asked_for_without_a_pause() -> None:
     with pytest.raises(ValueError, match="health_check_interval must be above 0 s, not 0"):
         IntelligentRouter(health_check_interval=0)

@@ -56,7 +56,8 @@ class InProcess:
         """A request whose time begins. pinned: the one endpoint that may be called."""
         at, known = (await self.fleet.poll()).at, request.constraints
         self._last_seen[known.lane] = at
-        wishes = {"strategy": strategy or known.strategy, "allow_fallback": known.allow_fallback and not pinned}
+        strategy = RoutingStrategy(strategy) if strategy else known.strategy
+        wishes = {"strategy": strategy, "allow_fallback": known.allow_fallback and not pinned}
         request = request.model_copy(update={"constraints": known.model_copy(update=wishes)})
         job = Job(uuid4().hex, request, known.deadline_at(at), Progress())
         job.pinned = pinned
