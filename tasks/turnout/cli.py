@@ -10,8 +10,12 @@ from typing import Any
 import click
 
 GROUP = "turnout.commands"
-STOPPED = 3
-"""Exit code."""
+UNUSABLE, STOPPED = 2, 3
+"""Exit codes. Of some commands, 1 tells how something is: that lines have no answer, say."""
+
+
+class Unusable(click.ClickException):
+    exit_code = UNUSABLE
 
 
 class Commands(click.Group):
@@ -23,7 +27,7 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:  # click would end with 1, which some commands end with for another reason
+        except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             sys.exit(STOPPED)
         except Exception as error:
@@ -33,9 +37,9 @@ class Commands(click.Group):
             from turnout.redis_address import trouble
 
             if isinstance(error, TurnoutError):
-                raise click.ClickException(str(error)) from error
+                raise Unusable(str(error)) from error
             if isinstance(error, RedisError):
-                raise click.ClickException(trouble(error)) from error
+                raise Unusable(trouble(error)) from error
             raise
 
     def _found(self) -> dict[str, EntryPoint]:

@@ -85,7 +85,7 @@ def test_every_line_of_a_batch_has_its_result_in_order_though_a_feeder_dies(stan
 
 def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(stand: Stand, tmp_path: Path) -> None:
     id = submitted(tmp_path, prompts(30))
-    assert turnout("pause", id).exit_code == 0
+    assert turnout("pause", id).output.startswith(f"{id}: paused; 30 lines: 30 waiting;")
     assert "30 waiting; $0 spent, $0 unsure; no worker is running" in turnout("show", id).output
     stand.start_worker()
     # A worker that does housekeeping, and would have fed it: another batch goes through meanwhile.
@@ -98,7 +98,7 @@ def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(s
     last = submitted(tmp_path, prompts(30))
     turnout("pause", last)
     turnout("cancel", last)
-    assert turnout("resume", last).exit_code == 1
+    assert turnout("resume", last).exit_code == 2
     output = tmp_path / "out.jsonl"
     turnout("results", last, "-o", str(output))
     ended = [json.loads(line)["status"] for line in output.read_text().splitlines()]
@@ -156,7 +156,7 @@ def test_identical_lines_are_asked_once_and_late_ones_never(stand: Stand, tmp_pa
 def test_a_file_that_ends_half_way_leaves_no_batch(stand: Stand, tmp_path: Path) -> None:
     (tmp_path / "cut.jsonl.gz").write_bytes(gzip.compress("\n".join(prompts(900)).encode())[:-20])
     told = turnout("submit", "cut.jsonl.gz")
-    assert told.exit_code == 1
+    assert told.exit_code == 2
     assert "can't read cut.jsonl.gz" in told.output
     assert "There is no batch" in turnout("list").output
 

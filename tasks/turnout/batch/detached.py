@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import redis
 
-from turnout.batch.handover import KEPT_S, Handed, HandOver, pages
+from turnout.batch.handover import CHUNK, KEPT_S, Handed, HandOver, pages
 from turnout.batch.line import Defaults
 from turnout.batch.record import DETACHED, Record, State, read_record
 from turnout.batch.render import copied, never_run, render
@@ -76,8 +76,13 @@ class Batches:
         return found
 
     def results(self, id: str) -> Iterator[tuple[JobResult, bytes]]:
-        """For each line that has ended, in the order of the input: its result, and its line of output."""
+        """For each line that has ended, in the order of the input: its result, and its line of output.
+
+        Raises TurnoutError as long as it is being handed over.
+        """
         record, number = self.record(id), 0
+        if record.state is State.SUBMITTING:
+            raise _not_in(id, record.state)
         for page in self._pages(id):
             results = self._ask(lambda id: _whatever_it_is(id, self._ledger.result(id)), page)
             facts = self._ask(self._ledger.facts, [one for one in page if results.get(one.job) is None])
@@ -106,7 +111,7 @@ class Batches:
         self._move(id, State.CANCELLED, State.FEEDING, State.PAUSED, State.CANCELLED)
         self._client.delete(self._keys.batch_input(id))
         cancelled = 0
-        for page in self._pages(id):
+        for page in self._fed_pages(id):
             ended = self._ask(lambda one: self._ledger.cancel(one, id, result_ttl_s), page)
             cancelled += sum(one.accepted for one in ended.values())
         return cancelled
@@ -116,7 +121,7 @@ class Batches:
         state = run(self._client, [self._ledger.move_batch(id, before, {"state": after, **fields})])[0]
         if state not in before:
             self.record(id)
-            raise TurnoutError(f"batch {id} is {state}")
+            raise _not_in(id, state)
 
     def retry_failed(self, id: str, max_cost_microusd: int | None = None) -> int:
         """Run its failed and expired jobs again; gives how many.
@@ -128,7 +133,7 @@ class Batches:
             self._move(id, state, state, max_cost_microusd=max_cost_microusd)
             run(self._client, [self._ledger.set_ceiling(id, max_cost_microusd)])
         again = 0
-        for page in self._pages(id):
+        for page in self._fed_pages(id):
             facts = self._ask(self._ledger.facts, page)
             ended = [(one, job.lane) for one, job in facts.items() if job and job.state in ("failed", "expired")]
             again += sum(run(self._client, [self._ledger.replay(one, lane, id) for one, lane in ended]))
@@ -151,10 +156,25 @@ class Batches:
     def _pages(self, id: str) -> Iterator[list[Handed]]:
         return pages(self._client, self._keys.batch_lines(id))
 
+    def _fed_pages(self, id: str) -> Iterator[list[Handed]]:
+        """Those with jobs that have been fed, or may be of a chunk that is being fed."""
+        left = self.record(id).fed + CHUNK
+        for page in self._pages(id):
+            if left <= 0:
+                return
+            yield page
+            left -= sum(bool(one.job) and not one.shared for one in page)
+
     def _ask(self, what: Callable[[str], Call[T]], page: Sequence[Handed]) -> dict[str, T]:
         """Ask something about each job of a page. Returns the replies by job id."""
         ids = list({one.job: None for one in page if one.job})
         return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
+
+
+def _not_in(id: str, state: str) -> TurnoutError:
+    """What can't be done in this state."""
+    dead = "; if its `turnout batch submit` was killed, delete it" if state == State.SUBMITTING else ""
+    return TurnoutError(f"batch {id} is {state}{dead}")
 
 
 def _whatever_it_is(id: str, call: Call[JobResult | None]) -> Call[JobResult | None]:

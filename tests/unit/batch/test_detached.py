@@ -52,12 +52,15 @@ def test_a_batch_that_is_deleted_while_it_is_handed_over_leaves_nothing(
     assert not flushed.keys()
 
 
-def test_a_batch_can_not_be_cancelled_while_it_is_handed_over(flushed: redis.Redis, source: Interrupted) -> None:
+def test_a_batch_can_neither_be_cancelled_nor_fetched_while_it_is_handed_over(
+    flushed: redis.Redis, source: Interrupted
+) -> None:
     batches = Batches(flushed, Ledger())
 
     def cancel() -> None:
-        with pytest.raises(TurnoutError, match="is submitting"):
-            batches.cancel(batches.all()[0].id, 60)
+        for refused in (lambda id: batches.cancel(id, 60), lambda id: list(batches.results(id))):
+            with pytest.raises(TurnoutError, match="is submitting; if its `turnout batch submit` was killed, delete"):
+                refused(batches.all()[0].id)
 
     Interrupted.happens = staticmethod(cancel)
     assert batches.record(batches.submit(source, Defaults())).state is State.FEEDING
@@ -104,6 +107,21 @@ async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_aliv
         await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
     record = batches.record(id)
     assert (record.ended, record.counts) == (True, {"cancelled": 1})
+
+
+async def test_only_lines_that_have_been_fed_are_looked_through_to_cancel_them(
+    flushed: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch_feeding, "CHUNKS", 1)
+    (tmp_path / "in.txt").write_text("".join(f"{n}?\n" for n in range(3000)))
+    batches = Batches(flushed, Ledger())
+    id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), 60).round()
+    before = flushed.info("commandstats")["cmdstat_evalsha"]["calls"]
+    assert batches.cancel(id, 60) == 200
+    assert 500 <= flushed.info("commandstats")["cmdstat_evalsha"]["calls"] - before < 600, "a page of the index"
+    assert batches.record(id).counts == {"cancelled": 3000}
 
 
 async def test_a_batch_that_is_fed_to_its_end_is_not_read_in_every_round(

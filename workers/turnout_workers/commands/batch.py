@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -75,7 +76,7 @@ def show(id: str, as_json: bool) -> None:
 @batch.command()
 @click.argument("id")
 def watch(id: str) -> None:
-    """Show a batch's progress until it has ended."""
+    """Show a batch's progress until it has ended. Exit code: 0 all lines have an answer, 1 some have none."""
     here, last = deployment(), ""
     batches = _batches(here)
     while True:
@@ -102,7 +103,10 @@ def watch(id: str) -> None:
 )
 @click.option("--errors", help="File for the lines without an answer; else they are among the results.")
 def results(id: str, output: str, errors: str | None) -> None:
-    """Fetch the results that there are, in the order of the input. Exit code 3: the batch still goes on."""
+    """Fetch the results that there are, in the order of the input.
+
+    Exit code: 0 all lines have an answer, 1 some have none, 2 they could not be fetched, 3 the batch still goes on.
+    """
     check_places(output, errors)
     batches = _batches()
     record = batches.record(id)
@@ -131,15 +135,15 @@ def delete(id: str) -> None:
 @batch.command()
 @click.argument("id")
 def pause(id: str) -> None:
-    """Pause a batch: queue no more of it. What is queued goes on."""
-    _batches().pause(id)
+    """Pause a batch: queue no more of it. What is queued, up to some 5,000 jobs, goes on."""
+    _move(id, Batches.pause)
 
 
 @batch.command()
 @click.argument("id")
 def resume(id: str) -> None:
     """Let a paused batch go on."""
-    _batches().resume(id)
+    _move(id, Batches.resume)
 
 
 @batch.command("retry-failed")
@@ -153,6 +157,13 @@ def resume(id: str) -> None:
 def retry_failed(id: str, max_cost_microusd: int | None) -> None:
     """Run its failed and expired jobs again."""
     click.echo(f"{counted(_batches().retry_failed(id, max_cost_microusd), 'job')} run again")
+
+
+def _move(id: str, move: Callable[[Batches, str], None]) -> None:
+    here = deployment()
+    batches = _batches(here)
+    move(batches, id)
+    click.echo(_line(_told(here, batches.record(id))))
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:
@@ -170,7 +181,8 @@ def _told(here: Deployment, record: Record) -> dict[str, Any]:
 def _line(told: dict[str, Any]) -> str:
     state = "ended" if told["ended"] else told["state"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(told["counts"].items()))
+    standing = ": ".join(filter(None, (counted(told["lines"], "line"), counts)))
     limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
     money = f"{usd(told['spent_usd'])}{limit} spent, {usd(told['unsure_usd'])} unsure"
     idle = "" if told["ended"] or told["workers"] else "; no worker is running (turnout worker)"
-    return f"{told['id']}: {state}; {counted(told['lines'], 'line')}: {counts}; {money}{idle}"
+    return f"{told['id']}: {state}; {standing}; {money}{idle}"
