@@ -257,7 +257,6 @@ class Worker:
         told = {
             "held": len(self.heartbeat),
             "calls": sum(map(len, under_way._calls.values())),
-            "waiting": under_way.waiting().total(),
             "in place": len(parking.in_place),
             "to be woken": len(parking._wanted),
         }

@@ -98,17 +98,6 @@ async def test_calls_that_have_been_answered_are_told_of_as_hanging_no_longer() 
         assert await other.judge() is Circuit.CLOSED
 
 
-async def test_jobs_that_wait_no_longer_are_told_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fleet_watch, "EVERY_S", 0.0)
-    async with workers() as (_, one, other):
-        await one.begin(1)
-        with one.calls.wait_for(A.id):
-            await one.watch.look()
-            assert (await other.seen.poll()).views[0].load.waiting == 1
-        await one.watch.look()
-        assert (await other.seen.poll()).views[0].load.waiting == 0
-
-
 async def test_an_endpoint_that_is_out_until_somebody_acts_is_told_of_once(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

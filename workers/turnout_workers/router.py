@@ -91,7 +91,7 @@ class IntelligentRouter:
         reporter = Reporter(store, seen, failover_cooldown, rng)
         judging, calling = Judging(reporter, rng, hedge), Calling(seen, reporter, under_way, self._owner.get)
         strategy = RoutingStrategy(default_strategy)
-        self._requests = InProcess(store, seen, rng, sleep, under_way, judging, calling, strategy)
+        self._requests = InProcess(store, seen, rng, sleep, judging, calling, strategy)
         self._checks = HealthChecks(self._providers, store, seen, health_check_interval, rng)
         self._calls = CallWatch(store, seen, under_way, uuid.uuid4().hex)
         self._watch = FleetWatch(store, seen, rng, failover_cooldown)

@@ -54,7 +54,6 @@ class Keys:
         self.calls = f"{own}calls:".__add__  # zset, by endpoint or account: leases of its calls, by start (ms)
         self.lease = f"{own}lease:".__add__  # hash, by lease: what one call reserved
         self.expiry = own + "expiry"  # zset: call leases, by their end (ms)
-        self.waiting = own + "waiting"  # hash, by worker: how many of its jobs wait for which endpoint
         self.hanging = own + "hanging"  # hash, by worker: how many of its calls to which endpoint are overdue
         self.money = own + "money"  # hash: `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
         self.ceilings = own + "ceilings"  # hash: what a batch may spend, by `batch:BATCH`, in micro-dollars

@@ -111,7 +111,7 @@ class FleetMachine(RuleBasedStateMachine):
     @rule()
     def watch(self) -> None:
         calls = Counter(granted.endpoint_id for granted, began in self.leases.values() if self.now >= began + OVERDUE_S)
-        run(self.store.publish("worker", {}, calls))
+        run(self.store.publish("worker", calls))
         for view in self.snapshot().views:
             if trip := after_watch(view.health, view.load, view.metrics, self.now, self.rng):
                 assert view.load.overdue > 0

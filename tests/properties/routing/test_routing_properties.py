@@ -91,7 +91,6 @@ loads = st.builds(
     oldest_started_at=seconds,
     free=shares,
     ready_at=st.just(0.0) | seconds,
-    shadow_price=st.floats(0, 2),
 )
 fleets = st.lists(
     st.builds(EndpointView, endpoints, healths, metrics, loads), max_size=8, unique_by=lambda view: view.endpoint.id

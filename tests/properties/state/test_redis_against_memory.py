@@ -171,10 +171,9 @@ class TwoStores(RuleBasedStateMachine):
     def mark(self, endpoint: str, what: Mark) -> None:
         self.both(lambda store: store.mark(what, [endpoint], "because"))
 
-    @rule(endpoint=ENDPOINTS, worker=st.sampled_from("vw"), count=SMALL, overdue=SMALL)
-    def wait(self, endpoint: str, worker: str, count: int, overdue: int) -> None:
-        self.both(lambda store: store.publish(worker, {endpoint: count}, {endpoint: overdue}))
-        self.both(lambda store: store.set_shadow_prices({endpoint: count / 4}))
+    @rule(endpoint=ENDPOINTS, worker=st.sampled_from("vw"), overdue=SMALL)
+    def publish(self, endpoint: str, worker: str, overdue: int) -> None:
+        self.both(lambda store: store.publish(worker, {endpoint: overdue}))
 
     @rule(account=st.sampled_from(ACCOUNTS), cost=SMALL)
     def money(self, account: str, cost: int) -> None:

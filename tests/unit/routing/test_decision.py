@@ -296,13 +296,6 @@ def test_an_endpoint_that_fails_often_is_not_called_again_while_a_person_waits()
         assert worth_repeating(decision.candidates[0], decision.job.lane) == repeated
 
 
-def test_scarce_capacity_is_left_to_those_who_have_no_other() -> None:
-    scarce = view(endpoint("scarce", price=Price(1, 1)), metrics=observed(), load=Load(shadow_price=2.0))
-    other = view(endpoint("other", price=Price(2, 2)), metrics=observed())
-    assert chosen(decide(job(), scarce, other))[0] == "other"
-    assert chosen(decide(job(only=("scarce",)), scarce, other)) == ["scarce"]
-
-
 def test_no_endpoint_is_tried_twice_while_another_is_left() -> None:
     parts = [endpoint("a"), endpoint("b")]
     tried = frozenset({"a/llama"})

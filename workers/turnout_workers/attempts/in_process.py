@@ -13,7 +13,6 @@ from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.progress import Job, Progress
-from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Next
@@ -43,7 +42,6 @@ class InProcess:
     fleet: SnapshotPoller
     rng: random.Random
     sleep: Callable[[float], Awaitable[None]]
-    under_way: UnderWay
     judging: Judging
     calling: Calling
     default_strategy: RoutingStrategy
@@ -83,8 +81,7 @@ class InProcess:
                 raise refusal
             if decision.action is Action.GO:
                 return decision
-            with self.under_way.wait_for(decision.waits_for):
-                await self._pause(job, decision.wait_s)
+            await self._pause(job, decision.wait_s)
 
     async def _pause(self, job: Job, wait_s: float) -> None:
         wait_s = min(wait_s, LOOK_AGAIN_S)

@@ -122,8 +122,7 @@ class Searching:
             self.parking.noted(job.line, now + wait_s, now)
             return await self._closing.defer(job, wait_s, _record(decision, no_room=no_room), line=job.line)
         job.patience_s -= wait_s
-        with self._parts.under_way.wait_for(decision.waits_for):
-            await self.parking.wait_in_place(in_place, wait_s)
+        await self.parking.wait_in_place(in_place, wait_s)
         return None
 
     def wake_next(self, job: HeldJob) -> None:

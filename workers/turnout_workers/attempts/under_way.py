@@ -1,12 +1,12 @@
-"""What this process does at each endpoint: its calls, of which overdue ones are cut short, and its jobs that wait."""
+"""The calls that this process makes at each endpoint, of which overdue ones are cut short."""
 
 from __future__ import annotations
 
 import asyncio
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -43,27 +43,12 @@ class UnderWay:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._calls: dict[str, set[_Call]] = defaultdict(set)
-        self._waiting: Counter[str] = Counter()
 
     def call(self, endpoint_id: str, overdue_s: float) -> AbstractContextManager[None]:
         """Make a call in this block. Raises ProviderError (timed out) if it is cut short."""
         task = asyncio.current_task()
         assert task is not None
         return _Call(self._clock() + overdue_s, task, self._calls[endpoint_id])
-
-    @contextmanager
-    def wait_for(self, endpoint_id: str | None) -> Iterator[None]:
-        """Wait in this block for an endpoint, rather than take another one. None: for whichever has room."""
-        waits = [endpoint_id] if endpoint_id else []
-        self._waiting.update(waits)
-        try:
-            yield
-        finally:
-            self._waiting.subtract(waits)
-
-    def waiting(self) -> Counter[str]:
-        """How many jobs wait, by endpoint."""
-        return +self._waiting
 
     def cut_short(self, endpoint_ids: Collection[str]) -> int:
         """End the calls to these endpoints that are overdue, and no others; tells how many."""

@@ -1,4 +1,4 @@
-"""What no single call shows: that calls hang, that endpoints are back, what scarce ones are worth to those who wait."""
+"""What no single call shows: that calls hang, and that endpoints are back."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from redis.exceptions import RedisError
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import after_watch, circuit
-from turnout_workers.routing.strategies import next_shadow_price
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
 
@@ -25,13 +24,11 @@ LOOK_S = 0.1
 """Between looks at this process's own calls."""
 PAUSED_S = 0.5
 """A look that comes so late is left out: the process was not running, so calls seem overdue whose answers are there."""
-NOTHING = 1e-3
-"""A shadow price below this is none."""
 
 
 @dataclass
 class CallWatch:
-    """Looks after this process's own calls and jobs."""
+    """Looks after this process's own calls."""
 
     store: FleetStore
     fleet: SnapshotPoller
@@ -43,8 +40,8 @@ class CallWatch:
     _fleet_seen: Fleet | None = field(default=None, init=False)
     _out: frozenset[str] = field(default=frozenset(), init=False)
     """Endpoints that a refused key, or an operator, keeps out."""
-    _told: tuple[Counter[str], Counter[str]] = field(default_factory=lambda: (Counter(), Counter()), init=False)
-    """What waits, and what is overdue, as it was told last."""
+    _told: Counter[str] = field(default_factory=Counter, init=False)
+    """What is overdue, as it was told last."""
     _told_at: float = field(default=0.0, init=False)
 
     async def run(self) -> None:
@@ -57,22 +54,21 @@ class CallWatch:
                 await self.look()
 
     async def look(self) -> None:
-        """Cut short what hangs at endpoints that are out; tell the fleet what hangs, and what jobs wait for."""
+        """Cut short what hangs at endpoints that are out; tell the fleet of what hangs elsewhere."""
         snapshot = self.fleet.snapshot
         out = [v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) is Circuit.OPEN]
         if cut := self.under_way.cut_short(out):
             logger.warning("%d overdue calls to %s are cut short; their jobs move on", cut, ", ".join(out))
         overdue, now = self.under_way.overdue(), asyncio.get_running_loop().time()
-        if overdue == self._told[1] and now - self._told_at < EVERY_S:
+        if overdue == self._told and now - self._told_at < EVERY_S:
             return
-        waiting = self.under_way.waiting()
         try:
-            if waiting or overdue or any(self._told):
-                await self.store.publish(self.worker, waiting, overdue)
-            self._told, self._told_at = (waiting, overdue), now
+            if overdue or self._told:
+                await self.store.publish(self.worker, overdue)
+            self._told, self._told_at = overdue, now
             await self._tell_of_changes(snapshot)
         except (RedisError, OSError) as error:
-            logger.debug("what waits and hangs can't be told now: %s", error)
+            logger.debug("what hangs can't be told now: %s", error)
 
     async def _tell_of_changes(self, snapshot: Snapshot) -> None:
         """Of new configurations, and of endpoints that an operator or a good key has brought back: jobs wait for them
@@ -96,10 +92,9 @@ class FleetWatch:
     rng: random.Random
     ejection_s: float
     """Of the first ejection in a row; each further one is twice as long."""
-    _priced_at: float = field(default=0.0, init=False)
 
     async def judge(self) -> None:
-        """Eject endpoints whose calls hang, long before their timeouts, and move the shadow prices a step."""
+        """Eject endpoints whose calls hang, long before their timeouts."""
         snapshot = self.fleet.snapshot
         for view in snapshot.views:
             endpoint_id = view.endpoint.id
@@ -107,10 +102,3 @@ class FleetWatch:
             if trip:
                 await self.store.trip(endpoint_id, trip.open_s, trip.reason)
                 logger.warning("%s ejected for %.1f s: %s", endpoint_id, trip.open_s, trip.reason)
-        if snapshot.at - self._priced_at < EVERY_S:
-            return
-        self._priced_at = snapshot.at
-        loads = {view.endpoint.id: view.load for view in snapshot.views}
-        prices = {id: (load.shadow_price, next_shadow_price(load.shadow_price, load)) for id, load in loads.items()}
-        if told := {id: new for id, (old, new) in prices.items() if max(old, new) > NOTHING}:
-            await self.store.set_shadow_prices(told)

@@ -26,7 +26,6 @@ BY_ENDPOINT = (
     ("cooldown_seconds", "Time until the endpoint may be called again.", "until_s"),
     ("error_ratio", "Share of recent calls that failed.", "error_rate"),
     ("spend_usd", "Spent at this endpoint since its counters began.", "spent_usd"),
-    ("waiting_jobs", "Jobs that would rather wait for this endpoint than take another.", "waiting"),
 )
 """Name, meaning, and the column of `overview.endpoints`."""
 

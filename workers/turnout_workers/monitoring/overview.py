@@ -94,7 +94,6 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
         "until_s": round(max(0.0, max(health.open_until, health.blocked_until) - now), 1),
         "reason": health.why,
         "in_flight": load.in_flight,
-        "waiting": load.waiting,
         "slots": view.endpoint.limits.concurrency,
         "free": round(load.free, 3),
         "calls": metrics.calls,

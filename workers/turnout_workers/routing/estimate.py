@@ -22,7 +22,7 @@ CERTAIN_SIGMAS = 4.0
 
 
 class Odds(NamedTuple):
-    """What makes an endpoint's call uncertain, and its capacity scarce."""
+    """What makes an endpoint's call uncertain."""
 
     sigma: float
     tail: float
@@ -30,17 +30,16 @@ class Odds(NamedTuple):
     error_rate: float
     tries: float
     """Expected number of calls until one succeeds."""
-    shadow_price: float
 
     @classmethod
     def seen(cls, view: EndpointView) -> Odds:
         metrics = view.metrics
         error_rate = metrics.error_rate * metrics.error_weight / (metrics.error_weight + PRIOR_OUTCOMES)
-        return cls.of(max(SIGMA_MIN, metrics.sigma), min(ERROR_RATE_MAX, error_rate), view.load.shadow_price)
+        return cls.of(max(SIGMA_MIN, metrics.sigma), min(ERROR_RATE_MAX, error_rate))
 
     @classmethod
-    def of(cls, sigma: float, error_rate: float, shadow_price: float) -> Odds:
-        return cls(sigma, math.exp(CERTAIN_SIGMAS * sigma), error_rate, 1 / (1 - error_rate), shadow_price)
+    def of(cls, sigma: float, error_rate: float) -> Odds:
+        return cls(sigma, math.exp(CERTAIN_SIGMAS * sigma), error_rate, 1 / (1 - error_rate))
 
 
 class Traffic(NamedTuple):

@@ -226,10 +226,6 @@ class Load:
     """When the scarcest limit will have room for one more like the last that asked; 0: now."""
     fits: int = 0
     """Calls of so few tokens find room before."""
-    waiting: int = 0
-    """Jobs that would rather wait for this endpoint than take another."""
-    shadow_price: float = 0.0
-    """Dual price μ of its scarce capacity, see `strategies.py`."""
 
 
 class Observed(NamedTuple):

@@ -56,7 +56,7 @@ def to_record(
 
 
 COLUMNS = (
-    "id", "score", "cost", "latency_s", "p_late", "wait_s", "sigma", "error_rate", "shadow_price",
+    "id", "score", "cost", "latency_s", "p_late", "wait_s", "sigma", "error_rate",
     "probe", "priority", "weight", "in_flight", "slots", "position", "failures", "missed",
 )  # fmt: skip
 """Of a record's candidates: rows without names take a third of the space. The last two are left out where all is
@@ -72,7 +72,7 @@ def _candidate(ranked: Ranking, index: int, at: float) -> list[Any]:
     wait_s, latency_s, cost, probe, estimate = ranked.options[index]
     endpoint, odds, traffic = estimate.view.endpoint, estimate.odds, estimate.traffic
     shown_s = math.ceil(wait_s * 1e4) / 1e4  # the shortest wait is still one
-    numbers = (latency_s, ranked.late[index], shown_s, odds.sigma, odds.error_rate, odds.shadow_price)
+    numbers = (latency_s, ranked.late[index], shown_s, odds.sigma, odds.error_rate)
     row = [
         endpoint.id,
         _rounded(ranked.scores[index]),
@@ -154,7 +154,7 @@ def _option(candidate: Mapping[str, Any]) -> Option:
     answered_at = NOW - missed * max(candidate["latency_s"], LATENCY_LEAST_S) / max(1, in_flight)
     traffic = Traffic(in_flight, candidate.get("failures", 0), -math.inf, answered_at)
     cost = math.inf if candidate["cost"] is None else candidate["cost"]
-    odds = Odds.of(candidate["sigma"], candidate["error_rate"], candidate["shadow_price"])
+    odds = Odds.of(candidate["sigma"], candidate["error_rate"])
     estimate = Estimate(
         candidate["latency_s"], 0.0, 0.0, 0.0, False, odds, traffic, EndpointView(endpoint), candidate["position"]
     )

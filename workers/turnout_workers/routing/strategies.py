@@ -2,13 +2,12 @@
 
 For each candidate, and for waiting `w` seconds for one that is busy, the least of
 
-    U = (price / cheapest + μ) / (1 − e)  +  100 · P_late  +  2 · e  +  λ · 5 · (w + L / (1 − e)) / D
+    U = price / cheapest / (1 − e)  +  100 · P_late  +  2 · e  +  λ · 5 · (w + L / (1 − e)) / D
         + 4 · (times this job failed there)
 
 is best: e error rate, L predicted latency, P_late the lognormal chance of missing the deadline, λ and D the
 lane's urgency and time scale. With time to spare the price decides; with a deadline near, P_late does: the
-cheapest that will be in time follows by itself. μ is the shadow price of an endpoint's scarce capacity: it
-rises while jobs wait for it, so that those which can use another make room for those which can't.
+cheapest that will be in time follows by itself.
 """
 
 from __future__ import annotations
@@ -22,7 +21,6 @@ from typing import NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing.estimate import Estimate
-from turnout_workers.routing.fleet import Load
 from turnout_workers.routing.latency import chance_of_exceeding
 from turnout_workers.routing.profile import JobProfile
 
@@ -83,7 +81,7 @@ def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) ->
     if most == math.inf:
         most = max((cost for cost in costs if cost < math.inf), default=0.0)
     least = least or min((cost for cost in costs if cost > 0), default=1.0)
-    price, per_cost = strategy.price, strategy.price / least
+    per_cost = strategy.price / least
     per_second = URGENCY[strategy.urgency or job.lane]
     # Ten times the price of the dearest: where prices are far apart, being late still costs more than any.
     lateness = max(LATENESS, 10 * most * per_cost)
@@ -91,11 +89,11 @@ def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) ->
     failures, inf = job.failures, math.inf
     scores, late = [], []
     for wait, latency, cost, _, estimate in options:
-        sigma, tail, error_rate, tries, shadow_price = estimate.odds
+        sigma, tail, error_rate, tries = estimate.odds
         left = slack - wait
         median = latency * (1 + error_rate)
         p_late = chance_of_exceeding(left, median, sigma) if median * tail > left else 0.0
-        money = (cost * per_cost + price * shadow_price) * tries if cost < inf else unknown
+        money = cost * per_cost * tries if cost < inf else unknown
         utility = money + lateness * p_late + ERROR * error_rate + per_second * (wait + latency * tries)
         if failures:
             utility += REPEAT * failures.get(estimate.view.endpoint.id, 0)
@@ -202,10 +200,3 @@ def _burden(option: Option, now: float) -> float:
     """
     missed = option.estimate.traffic.missed(option.latency_s, now)
     return (_crowding(option.estimate) - 1) * (1 + missed)
-
-
-def next_shadow_price(price: float, load: Load) -> float:
-    """μ half a second later: up while more than one job waits and little is free, down again otherwise."""
-    if load.free >= 0.45:
-        return price * 0.85
-    return min(2.0, price + 0.05) if load.waiting > 1 else price * 0.97

@@ -91,9 +91,8 @@ class MemoryFleetStore:
     """What the endpoints of an account have used together."""
     _leases: dict[str, _Lease] = field(default_factory=dict, init=False)
     _expiry: dict[str, int] = field(default_factory=dict, init=False)
-    _prices: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float), init=False)
     _money: dict[str, Account] = field(default_factory=dict, init=False)
-    _published: dict[str, tuple[int, Mapping[str, int], Mapping[str, int]]] = field(default_factory=dict, init=False)
+    _published: dict[str, tuple[int, Mapping[str, int]]] = field(default_factory=dict, init=False)
 
     def _now(self) -> int:
         return math.floor(self.clock() * 1000 + 1e-6)
@@ -321,24 +320,19 @@ class MemoryFleetStore:
             self._money.pop(name, None)
             self.ceilings.pop(name, None)
 
-    async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
+    async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
         now = self._now()
         self._published = {name: one for name, one in self._published.items() if one[0] + ms(PUBLISHED_S) > now}
-        self._published[worker] = (now, dict(waiting), dict(overdue))
-
-    async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
-        self._prices.update(prices)
+        self._published[worker] = (now, dict(overdue))
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         now = self._now()
-        waiting, overdue = Counter[str](), Counter[str]()
-        for at, jobs, calls in self._published.values():
+        overdue = Counter[str]()
+        for at, calls in self._published.values():
             if at + ms(PUBLISHED_S) > now:
-                waiting.update(jobs)
                 overdue.update(calls)
         return now / 1000, {
-            id: known.observed(now, known.texts, known.latencies, waiting[id], overdue[id], self._prices[id])
-            for id, known in self._endpoints.items()
+            id: known.observed(now, known.texts, known.latencies, overdue[id]) for id, known in self._endpoints.items()
         }
 
 

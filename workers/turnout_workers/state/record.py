@@ -1,9 +1,8 @@
 """What a store keeps of an endpoint: one record of numbers, and how it reads as health, metrics and load.
 
 `memory.py` changes it as an object. In Redis it lies packed, so that a script reads and writes it in one step; beside
-it in the same hash lie `ENDPOINT ejected` and so on, the texts for people, `ENDPOINT latency7`, how many latencies
-were in bucket 7, and `ENDPOINT price`, its dual price. Another layout of the record needs a key of another name, which
-says how many numbers it is.
+it in the same hash lie `ENDPOINT ejected` and so on, the texts for people, and `ENDPOINT latency7`, how many latencies
+were in bucket 7. Another layout of the record needs a key of another name, which says how many numbers it is.
 """
 
 from __future__ import annotations
@@ -87,10 +86,8 @@ class Record:
             probing=self.probe_until > now,
         )
 
-    def observed(
-        self, now: int, texts: Mapping[str, str], latencies: Sequence[int], waiting: int, overdue: int, price: float
-    ) -> Observed:
-        """All of it, with what isn't in the record: latencies by bucket, what workers published, its price."""
+    def observed(self, now: int, texts: Mapping[str, str], latencies: Sequence[int], overdue: int) -> Observed:
+        """All of it, with what isn't in the record: latencies by bucket, and what workers published."""
         metrics = ProviderMetrics(
             ttft_s=sampled(self.ttft),
             s_per_token=sampled(self.pace),
@@ -115,8 +112,6 @@ class Record:
             free=free,
             ready_at=self.ready_at / 1000 if self.ready_at > now else 0.0,
             fits=int(self.fits),
-            waiting=waiting,
-            shadow_price=price,
         )
         return Observed(self.health(now, texts), metrics, load)
 

@@ -119,13 +119,8 @@ class RedisFleetStore:
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
         return await self._send(accounts_call(self._keys, names)) if names else {}
 
-    async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
-        keys, args = [self._keys.waiting, self._keys.hanging], [worker, to_json(waiting), to_json(overdue)]
-        await self._send(self._script("publish", keys, args, _nothing))
-
-    async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
-        fields = [text for endpoint, price in prices.items() for text in (f"{endpoint} price", repr(price))]
-        await self._send(Call(("HSET", self._keys.endpoints, *fields), _nothing))
+    async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
+        await self._send(self._script("publish", [self._keys.hanging], [worker, to_json(overdue)], _nothing))
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         return await self._send(state_call(self._keys, self._prelude))
@@ -154,7 +149,7 @@ def mark_call(
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, Observed]]]:
     """Read all that is known; also for whoever only looks on."""
     script = Script.load("turnout_workers.state", "state", prelude)
-    return script.call([keys.endpoints, keys.waiting, keys.hanging], [], _state)
+    return script.call([keys.endpoints, keys.hanging], [], _state)
 
 
 def accounts_call(keys: Keys, names: Sequence[str]) -> Call[Mapping[str, Account]]:
@@ -192,17 +187,15 @@ def _counters(reply: Any) -> Counters:
 
 
 def _state(reply: Any) -> tuple[float, dict[str, Observed]]:
-    now_ms, fields, *published = reply
-    waiting, overdue = (_counts(by_worker, now_ms) for by_worker in published)
+    now_ms, fields, published = reply
+    overdue = _counts(published, now_ms)
     kept = dict(zip(map(bytes.decode, fields[::2]), fields[1::2], strict=True))
     return now_ms / 1000, {
         id: unpacked(packed).observed(
             now_ms,
             {name: kept[key].decode() for name in TEXTS if (key := f"{id} {name}") in kept},
             [int(kept.get(f"{id} latency{bucket}", 0)) for bucket in range(latency.BUCKETS)],
-            waiting[id],
             overdue[id],
-            float(kept.get(f"{id} price", 0)),
         )
         for id, packed in kept.items()
         if " " not in id

@@ -219,15 +219,11 @@ class FleetStore(Protocol):
         Calls that are still under way, and a result that comes twice, are booked in their other accounts alone.
         """
 
-    async def publish(self, worker: str, waiting: Mapping[str, int], overdue: Mapping[str, int]) -> None:
-        """How many of this worker's jobs wait for each endpoint, and how many of its calls there are overdue.
+    async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
+        """How many of this worker's calls to each endpoint are overdue. Forgotten unless repeated within 3 s.
 
-        Forgotten unless repeated within 3 s. What is overdue nobody but the worker can tell: the calls of one that
-        died are in flight for as long as their leases last.
+        Nobody but the worker can tell: the calls of one that died are in flight for as long as their leases last.
         """
-
-    async def set_shadow_prices(self, prices: Mapping[str, float]) -> None:
-        """The dual prices, computed by whoever does this round of housekeeping."""
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         """The store's time, and all that is known, by endpoint id."""

@@ -1,12 +1,12 @@
--- Publish what one worker counts by endpoint, and sweep out workers that fell silent.
+-- Publish which calls of one worker are overdue, and sweep out workers that fell silent.
 --
--- KEYS  waiting, hanging
--- ARGV  worker, JSON of the counts for each key
-for i, key in ipairs(KEYS) do
-  local known = redis.call('HGETALL', key)
-  for j = 1, #known, 2 do
-    if tonumber(string.match(known[j + 1], '^%d+')) + PUBLISHED_MS <= NOW then redis.call('HDEL', key, known[j]) end
+-- KEYS  hanging
+-- ARGV  worker, JSON of the counts by endpoint
+local known = redis.call('HGETALL', KEYS.hanging)
+for i = 1, #known, 2 do
+  if tonumber(string.match(known[i + 1], '^%d+')) + PUBLISHED_MS <= NOW then
+    redis.call('HDEL', KEYS.hanging, known[i])
   end
-  redis.call('HSET', key, ARGV[1], string.format('%d %s', NOW, ARGV[i + 1]))
 end
+redis.call('HSET', KEYS.hanging, ARGV[1], string.format('%d %s', NOW, ARGV[2]))
 return redis.status_reply('OK')
