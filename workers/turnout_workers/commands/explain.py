@@ -19,8 +19,9 @@ from turnout_workers.commands.screen import add, indented, show, table
 from turnout_workers.deployment import deployment
 from turnout_workers.routing import record as records
 
-COLUMNS = ("\ncandidate", "\nscore", "\ncost", "\nlatency", "\nlate", "\nwait", "\nerrors", "in\nflight")
-"""Of a decision's candidates, as expected then; a lower score is better. `--json` has more."""
+COLUMNS = ("\ncandidate", "\nscore", "\ncost", "\nlatency", "\nlate", "\nwait", "\nerrors", "calls\nahead")
+"""Of a decision's candidates, as expected then; a lower score is better. `calls ahead`: in flight, or asked for by the
+same worker a moment before, and so perhaps more than there are slots. `--json` has more."""
 
 
 @click.command()
