@@ -89,11 +89,16 @@ class Server:
 
 def start(directory: Path, *options: str) -> Server:
     """Start a server on a free loopback port; `options` are appended to its command line."""
-    reserved = socket.socket()
-    reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-    reserved.bind(("127.0.0.1", 0))
     directory.mkdir(parents=True, exist_ok=True)
-    return Server(directory, reserved, options)
+    return Server(directory, reserved(), options)
+
+
+def reserved() -> socket.socket:
+    """Bound to a free loopback port, which a server can take all the same, and nobody else."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
+    bound.bind(("127.0.0.1", 0))
+    return bound
 
 
 def _die_with_parent() -> None:

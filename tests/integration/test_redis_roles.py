@@ -27,7 +27,7 @@ LEDGER, KEYS = Ledger(), Keys()
 
 @pytest.fixture(scope="module")
 def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
-    folder, port = tmp_path_factory.mktemp("roles"), process.free_port()
+    folder = tmp_path_factory.mktemp("roles")
     for role in ROLES:
         (folder / f"redis_{role}").write_text(f"{role}-secret")
     environ = {
@@ -39,14 +39,16 @@ def port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
         "MAXMEMORY": "100mb",
         "TMPDIR": str(folder),
     }
-    command = ["sh", str(COMPOSE / "redis/start.sh"), "--bind", "127.0.0.1", "--port", str(port)]
-    log = folder / "redis.log"
-    server = process.start(command, log, environ)
-    try:
-        process.wait_until(lambda: "Ready to accept connections" in log.read_text(), server, log, 10)
-        yield port
-    finally:
-        process.stop(server)
+    with redis_server.reserved() as reserved:
+        port: int = reserved.getsockname()[1]
+        command = ["sh", str(COMPOSE / "redis/start.sh"), "--bind", "127.0.0.1", "--port", str(port)]
+        log = folder / "redis.log"
+        server = process.start(command, log, environ)
+        try:
+            process.wait_until(lambda: "Ready to accept connections" in log.read_text(), server, log, 30)
+            yield port
+        finally:
+            process.stop(server)
 
 
 def login(port: int, role: str) -> redis.Redis:
@@ -200,6 +202,7 @@ def test_nobody_gets_in_without_a_password(port: int) -> None:
 
 
 def test_no_password_is_in_the_servers_command_line_or_its_acl(port: int) -> None:
-    told = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
-    assert "worker-secret" not in told
+    told = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
+    (server,) = (line for line in told.splitlines() if redis_server.BINARY.name in line and str(port) in line)
+    assert "worker-secret" not in server
     assert "worker-secret" not in str(login(port, "admin").execute_command("ACL", "LIST"))
