@@ -43,6 +43,7 @@ from turnout_workers.providers.base import CallOutcome, CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Capability, Endpoint, Fleet, Limits, Price
+from turnout_workers.runtime import FLIGHTS
 from turnout_workers.state.exchange import exchange
 from turnout_workers.state.redis import RedisFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -174,7 +175,7 @@ class Line:
     def __init__(self, url: str) -> None:
         # Slow for a timeout by its own clock.
         self.client = redis.asyncio.Redis.from_url(url, socket_timeout=LEASE_S, socket_connect_timeout=LEASE_S)
-        self.send = Coalescer(self.client, exchange=self._exchange)
+        self.send = Coalescer(self.client, self._exchange, FLIGHTS)
         self.fails()
 
     def fails(self, how: str = "", at: int = 0) -> None:
