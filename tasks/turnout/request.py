@@ -142,7 +142,7 @@ class InferenceRequest(Value):
     tool_choice: Literal["auto", "none", "required"] | Name | None = None
     """A mode, or the name of the one function to call."""
     response_format: ResponseFormat = Field(default=ResponseFormat(), repr=False)
-    reasoning_effort: Literal["none", "minimal", "low", "medium", "high"] | None = None
+    reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     dimensions: int | None = Field(default=None, gt=0, le=MOST)
     """Size of an embedding."""
     timeout_s: float | None = Field(default=None, gt=0, le=MOST)

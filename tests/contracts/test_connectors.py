@@ -286,6 +286,15 @@ async def test_geminis_older_models_think_by_the_token_and_know_no_signatures(ht
     assert "thoughtSignature" not in json.dumps(body)
 
 
+@pytest.mark.parametrize("effort", ["xhigh", "max"])
+async def test_the_highest_efforts_are_asked_for_as_far_as_a_format_has_them(effort: str, http: Http) -> None:
+    asked = {"prompt": "?", "reasoning_effort": effort}
+    assert (await sent(config("openai", ""), asked, http))[1]["reasoning_effort"] == effort
+    assert (await sent(config("anthropic", ""), asked, http))[1]["output_config"] == {"effort": effort}
+    _, body, _ = await sent(config("gemini", ""), asked, http)
+    assert body["generationConfig"]["thinkingConfig"] == {"thinkingLevel": "high"}
+
+
 async def test_anthropic_is_given_no_blank_part_which_it_would_refuse(http: Http) -> None:
     parts = [{"type": "text", "text": text} for text in ("", "Hi", " \n")]
     _, body, _ = await sent(config("anthropic", ""), {"messages": [{"role": "user", "content": parts}]}, http)

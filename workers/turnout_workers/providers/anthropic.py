@@ -31,7 +31,8 @@ HOTTEST = 1.0
 JSON_ALONE = "Answer with one JSON object and nothing else: no other word, no code fence."
 """Said to the model, for the format has no mode of its own for that."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
-EFFORT = {"minimal": "low", "low": "low", "medium": "medium", "high": "high"}
+EFFORT = {"minimal": "low"}
+"""Its names of the efforts that it calls otherwise."""
 
 
 class AnthropicConnector(Connector):
@@ -75,7 +76,7 @@ class AnthropicConnector(Connector):
         if effort == "none":
             body["thinking"] = {"type": "disabled"}
         elif effort:
-            output["effort"] = EFFORT[effort]
+            output["effort"] = EFFORT.get(effort, effort)
         if output:
             body["output_config"] = output
         if stream:

@@ -18,13 +18,13 @@ FILTERED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT",
 FINISH = {
     "STOP": FinishReason.STOP,
     "MAX_TOKENS": FinishReason.LENGTH,
-    "MALFORMED_FUNCTION_CALL": FinishReason.ERROR,
+    **dict.fromkeys(("MALFORMED_FUNCTION_CALL", "MALFORMED_RESPONSE"), FinishReason.ERROR),
     **dict.fromkeys(FILTERED, FinishReason.CONTENT_FILTER),
 }
 TOOL_MODE = {"auto": "AUTO", "none": "NONE", "required": "ANY"}
 BUDGETED = re.compile(r"gemini-[12]\b")
 """Models whose thinking is limited by a number of tokens; later ones take a level."""
-THINKING_LEVEL = {"none": "minimal"}
+THINKING_LEVEL = {"none": "minimal", "xhigh": "high", "max": "high"}
 THINKING_TOKENS = {"none": 0, "minimal": 512, "low": 1024, "medium": 8192, "high": 24576}
 """What Google's own OpenAI-compatible layer maps the efforts to."""
 UNSIGNED = "skip_thought_signature_validator"
@@ -64,7 +64,8 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
         options["maxOutputTokens"] = request.max_output_tokens
     options |= sent.given("temperature", "seed", top_p="topP", stop="stopSequences")
     if effort := sent.wish("reasoning_effort"):
-        level, tokens = THINKING_LEVEL.get(effort, effort), THINKING_TOKENS[effort]
+        level = THINKING_LEVEL.get(effort, effort)
+        tokens = THINKING_TOKENS.get(effort, THINKING_TOKENS[level])
         options["thinkingConfig"] = {"thinkingBudget": tokens} if BUDGETED.match(model) else {"thinkingLevel": level}
     wanted = request.response_format
     if wanted.type != "text" and sent.takes(wanted.type):
