@@ -87,6 +87,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, openai("no", None, "context_length_exceeded"), K.CONTEXT_LENGTH),
         (400, {}, openai("max_tokens is too large: 9. This model supports at most 4"), K.CONTEXT_LENGTH),
         (400, {}, openai("no", None, "content_policy_violation"), K.CONTENT_FILTERED),
+        (400, {}, openai("flagged for high-risk activity", "invalid_request", "cyber_policy"), K.CONTENT_FILTERED),
         (400, {}, openai("no", "invalid_request_error", "unsupported_parameter"), K.UNSUPPORTED),
         (400, {}, openai("'temperature' does not support 0.2", None, "unsupported_value"), K.UNSUPPORTED),
         (400, {}, openai("Function tools with reasoning_effort are not supported for m in /v1/c"), K.UNSUPPORTED),
@@ -164,6 +165,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (401, {}, router(401, "No auth credentials found"), K.UNAUTHORIZED),
         (402, {}, router(402, "Insufficient credits"), K.BILLING),
         (402, {"retry-after": "3"}, router(402, "Credits are held for calls in flight"), K.RATE_LIMITED, 3, "a"),
+        (403, {}, router(403, "Key limit exceeded (daily limit). Manage it in your settings"), K.BILLING),
         (403, {}, router(403, "Your input was flagged", reasons=["violence"]), K.CONTENT_FILTERED),
         (404, {}, router(404, "No endpoints found that support tool use"), K.UNSUPPORTED),
         (404, {}, router(404, "No endpoints found for m"), K.MODEL_NOT_FOUND),
@@ -205,6 +207,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
          K.CONTEXT_LENGTH),
         (404, {}, {"object": "error", "message": "The model `m` does not exist.", "code": 404}, K.MODEL_NOT_FOUND),
         (200, {}, {"object": "error", "message": "EngineCore died", "code": 500}, K.SERVER_ERROR),
+        (400, {}, openai("The input (9000 tokens) is longer than the model's context length (4096 tokens)."),
+         K.CONTEXT_LENGTH),  # SGLang
         # vLLM 0.32, as it ran
         (400, {}, said_by_vllm("max_tokens=100000 cannot be greater than max_model_len=1024. Please request fewer "
                                "output tokens. (parameter=max_tokens, value=100000)", "max_tokens"), K.CONTEXT_LENGTH),
@@ -242,6 +246,11 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (429, {}, anthropic("rate_limit_error", code="enforced_spend_limit_reached"), K.BILLING),
         (400, {}, anthropic("invalid_request_error", "You have reached your specified API usage limits"), K.BILLING),
         (400, {}, anthropic("invalid_request_error", "Your credit balance is too low"), K.BILLING),
+        (400, {}, anthropic("invalid_request_error", "This organization has been disabled."), K.UNAUTHORIZED),
+        (
+            400, {}, anthropic("invalid_request_error", "output_config.format.schema: For 'object' type, "
+                               "'additionalProperties' must be explicitly set to false"), K.UNSUPPORTED,
+        ),
         (400, {}, anthropic("invalid_request_error", "prompt is too long: 250 > 200 maximum"), K.CONTEXT_LENGTH),
         (
             400, {}, anthropic("invalid_request_error", "input length and `max_tokens` exceed context limit: 9 > 8"),
@@ -267,6 +276,9 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (429, {}, [gemini("RESOURCE_EXHAUSTED", "q", quota("PerMinutePerModel"), RETRY)], K.RATE_LIMITED, 26),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "q", quota("RequestsPerDay"), RETRY), K.QUOTA_EXHAUSTED, 26),
         (429, {}, gemini("RESOURCE_EXHAUSTED", "quota exceeded, limit: 0"), K.MODEL_NOT_FOUND),
+        (429, {}, gemini("RESOURCE_EXHAUSTED", "Your prepayment credits are depleted."), K.BILLING),
+        (429, {}, gemini("RESOURCE_EXHAUSTED", "Your project has exceeded its monthly spending cap."), K.BILLING),
+        (400, {}, gemini("INVALID_ARGUMENT", "thinking_level MEDIUM is not supported by this model"), K.UNSUPPORTED),
         (400, {}, gemini("INVALID_ARGUMENT", "Budget 0 is invalid. It only works in thinking mode."), K.UNSUPPORTED),
         (500, {}, [gemini("INTERNAL")], K.SERVER_ERROR),
         (503, {}, gemini("UNAVAILABLE", "The model is overloaded"), K.OVERLOADED),
@@ -284,6 +296,8 @@ LITELLM: list[tuple[Any, ...]] = [  # LiteLLM's proxy 1.108.7, as it ran, before
                         "exceeded error model=toolong. context_window_fallbacks=None."), K.CONTEXT_LENGTH,
     ),
     (408, {}, openai("litellm.Timeout: This is a mock timeout error", "invalid_request_error", "408"), K.TIMED_OUT),
+    (401, {}, openai("key not allowed to access model", "key_model_access_denied", "401"), K.MODEL_NOT_FOUND),
+    (400, {}, openai("Budget has been exceeded! Current cost: 2, Max budget: 1", "budget_exceeded", "400"), K.BILLING),
     (429, {}, openai("litellm.RateLimitError: this is a mock error", "throttling_error", "429"), K.RATE_LIMITED),
 ]  # fmt: skip
 PROXIES: list[tuple[Any, ...]] = [  # what stands before any of them may say

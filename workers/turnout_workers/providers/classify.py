@@ -22,34 +22,36 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 _BILLING = (
     "insufficient_quota", "credit_balance_exhausted", "spend_limit_exceeded", "usage_limit_exceeded",
     "billing_hard_limit_reached", "billing_not_active", "account_deactivated", "spend_limit_reached",
-    "billing_unavailable", "organization_on_hold", "billing_error", "payment_required",
+    "billing_unavailable", "organization_on_hold", "billing_error", "payment_required", "budget_exceeded",
 )  # fmt: skip
 _BILLING_WORDS = (
     "specified api usage limits", "specified workspace api usage limits", "credit balance is too low",
-    "insufficient balance", "doesn't have any credits", "monthly spending limit",
+    "insufficient balance", "doesn't have any credits", "monthly spending limit", "spending cap",
+    "prepayment credits are depleted", "key limit exceeded", "budget has been exceeded",
 )  # fmt: skip
 _AUTH = (
     "invalid_api_key", "api_key_invalid", "unauthenticated", "authentication_error", "invalid_authentication",
     "no_db_connection",
 )  # fmt: skip
 """The last one is LiteLLM's 400 for a key that isn't its own, where no database knows others."""
-_AUTH_WORDS = ("api key not valid", "incorrect api key provided")
+_AUTH_WORDS = ("api key not valid", "incorrect api key provided", "organization has been disabled")
 _CONTEXT = (
     "context_length_exceeded", "model_context_window_exceeded", "string_above_max_length",
     "exceed_context_size_error",
 )  # fmt: skip
 _CONTEXT_WORDS = (
-    "maximum context length", "prompt is too long", "input token count", "exceeds the maximum number of tokens",
+    "context length", "prompt is too long", "input token count", "exceeds the maximum number of tokens",
     "context window", "reduce the length of the messages", "exceeds the available context size",
     "maximum prompt length", "maximum model length", "exceed context limit", "`inputs` tokens + `max_new_tokens`",
     "maximum allowed number of output tokens", "model supports at most", "cannot be greater than max_model_len",
 )  # fmt: skip
 _CONTENT = (
     "content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt", "moderation",
+    "cyber_policy",
 )  # fmt: skip
 _MODEL = (
     "model_not_found", "unknown_model", "invalid_model", "model_decommissioned", "deploymentnotfound",
-    "model_not_available", "model_terms_required",
+    "model_not_available", "model_terms_required", "model_access_denied",
 )  # fmt: skip
 _MODEL_WORDS = ("invalid model name passed in", "server is pinned to")
 _STATUSES = frozenset(map(str, range(400, 600)))
@@ -61,9 +63,10 @@ _UNSUPPORTED_WORDS = (
     "is not a multimodal model", "image input is not supported",
     "`reasoning_effort` must be one of", "'reasoning_effort' : value is not one of",
     "function tools with reasoning_effort are not", "unsupported json schema", "invalid schema for response_format",
+    "output_config.format", "compiled grammar is too large", "too many states for serving",
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort", "stream")}
-_OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking"), "reasoning_effort")
+_OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking", "thinking_level"), "reasoning_effort")
 _OPTIONAL |= {"stop_sequences": "stop", "streaming": "stream"}
 """Parameters that a call can do without: the vendors' names of them, and ours."""
 _MODELS_FAULT = ("json_validate_failed", "tool_use_failed", "output_parse_failed")
@@ -104,7 +107,7 @@ def classify_response(
         if status == 402 and wait_s is not None:  # OpenRouter: credit held for calls in flight, soon free again
             return failure(FailureKind.RATE_LIMITED, scope=Scope.ACCOUNT)
         return failure(FailureKind.BILLING, scope=Scope.ACCOUNT)
-    if status == 401 or named(_AUTH) or says(_AUTH_WORDS):
+    if (status == 401 and not named(_MODEL)) or named(_AUTH) or says(_AUTH_WORDS):
         return failure(FailureKind.UNAUTHORIZED, scope=Scope.ACCOUNT)
     if named(_CONTEXT) or (status in (400, 413, 422) and says(_CONTEXT_WORDS)):
         return failure(FailureKind.CONTEXT_LENGTH)
