@@ -154,13 +154,13 @@ def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
         assert (told.exit_code, "x: no such job" in told.stdout) == (1, True), command
     for command in (["status", "--once"], ["isolate", "x"], ["providers"], ["doctor"], ["flower"]):
         told = CliRunner().invoke(main, command)
-        assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (1, True), command
+        assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (2, True), command
 
 
 def test_a_worker_for_which_no_provider_is_configured_does_not_start(bare: pytest.MonkeyPatch) -> None:
     Path("turnout.toml").write_text("namespace = 'x'")
     done = subprocess.run([sys.executable, "-m", "turnout", "worker"], capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr[:40]) == (1, "Error: no provider is configured: set an")
+    assert (done.returncode, done.stderr[:40]) == (2, "Error: no provider is configured: set an")
 
 
 def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: pytest.MonkeyPatch) -> None:
