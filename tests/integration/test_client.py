@@ -368,6 +368,72 @@ def test_a_redis_that_goes_away_at_any_moment_of_a_wait_is_waited_for(
         read(waiting)
 
 
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_wait_gives_a_silent_redis_its_limit_once(
+    own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch, kind: type[Client] | type[AsyncClient]
+) -> None:
+    limit_s = 1.5
+    monkeypatch.setitem(link.LIMITS, "socket_timeout", limit_s)
+    with Client(own_server.url) as client:
+        job = client.submit("A?")
+        own_server.proc.send_signal(signal.SIGSTOP)
+        began = time.monotonic()
+        try:
+            with pytest.raises(redis.TimeoutError):
+                wait(kind(own_server.url).job(job.id))
+            assert time.monotonic() - began < 2 * limit_s
+        finally:
+            own_server.proc.send_signal(signal.SIGCONT)
+
+
+@pytest.mark.parametrize("read", [wait, stream])
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_what_was_said_while_nobody_could_hear_it_is_asked_for_as_soon_as_one_listens_again(
+    own_server: redis_server.Server,
+    monkeypatch: pytest.MonkeyPatch,
+    kind: type[Client] | type[AsyncClient],
+    read: Callable[[Job | AsyncJob], None],
+) -> None:
+    monkeypatch.setattr(nonblocking, "RECHECK_S", 600)
+    ledger = Ledger(Keys())
+    admin = redis.Redis.from_url(own_server.url)
+    with admin, Client(own_server.url) as client, ThreadPoolExecutor(1) as thread:
+        job = client.submit("A?", stream=True)
+        reading = thread.submit(read, kind(own_server.url).job(job.id))
+        while not admin.pubsub_channels(Keys().inbox("*")) or not admin.hget(Keys().job(job.id), "watchers"):
+            time.sleep(0.02)
+        cut: Call[Any] = Call(("CLIENT", "KILL", "TYPE", "pubsub"), int)
+        run(admin, [cut, ledger.cancel(job.id, None, 60)])
+        assert type(reading.exception(20)) is Cancelled
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+def test_a_client_that_was_closed_says_so(here: local.Local, kind: type[Client] | type[AsyncClient]) -> None:
+    async def used() -> None:
+        async with AsyncClient(here.redis_url) as client:
+            job = await client.submit("A?")
+        await client.aclose()
+        for ask in (client.submit("B?"), job.wait(), job.status(), read(job)):
+            with pytest.raises(RuntimeError, match="this client is closed"):
+                await ask
+
+    def used_blocking() -> None:
+        with Client(here.redis_url) as client:
+            job = client.submit("A?")
+        client.close()
+        for ask in (lambda: client.submit("B?"), job.wait, job.status, lambda: list(job.stream())):
+            with pytest.raises(RuntimeError, match="this client is closed"):
+                ask()
+
+    used_blocking() if kind is Client else asyncio.run(used())
+
+
+def test_a_jobs_id_is_a_text(client: Client) -> None:
+    for strange in (None, 5, b"a"):
+        with pytest.raises(TypeError, match="a job's id is a text, and no "):
+            client.job(strange)  # type: ignore[arg-type]
+
+
 async def test_listening_ends_though_its_cancellation_is_lost_while_it_begins(
     here: local.Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:

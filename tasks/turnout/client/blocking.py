@@ -42,7 +42,7 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Free the connections. Jobs go on."""
+        """Free the connections. Jobs go on; asking for them here is a RuntimeError from now on."""
         at_once(self._core.aclose())
 
     def submit(self, request: Request | None = None, **options: Unpack[Options]) -> Job:

@@ -1,8 +1,8 @@
 """How a client reaches Redis: it asks, and it listens on one channel of its own. For threads, and for asyncio.
 
 Each word on the channel is the id of a job that has settled, or `+` and the id of a job whose answer has grown. Words
-can be lost with the connection, so whoever waits also asks again now and then. Waiting goes on while Redis is away for
-a moment, as in a restart or a failover.
+can be lost with the connection, so whoever waits asks again whenever the channel has been opened, and now and then.
+Waiting goes on while Redis is away for a moment, as in a restart or a failover.
 """
 
 from __future__ import annotations
@@ -32,14 +32,15 @@ T = TypeVar("T")
 
 LIMITS = {"socket_timeout": 5, "socket_connect_timeout": 5}
 """Seconds that Redis may take for an answer, if its address names no others: no web request waits for ever."""
-READY_S = 5.0
-"""How long a waiting thread lets the one that listens begin."""
 AGAIN_S = 0.2
 """Between two tries to reach Redis."""
 LINGER_S = 5.0
 """How long a thread listens on when nobody waits any more. It holds its client, so it must end."""
 AWAY_S = 60.0
 """How long waiting goes on while Redis is away. After that, its error is raised."""
+OPENED = ""
+"""The word to all that the channel has just been opened, perhaps again: what was said before was not heard."""
+CLOSED = "this client is closed"
 
 
 class Patience:
@@ -48,6 +49,10 @@ class Patience:
     def __init__(self, within_s: float | None = None) -> None:
         self._within_s = math.inf if within_s is None else within_s
         self._away_since: float | None = None
+
+    @property
+    def away(self) -> bool:
+        return self._away_since is not None
 
     def __enter__(self) -> None: ...
 
@@ -75,10 +80,9 @@ class _Listeners(defaultdict[str, set[Any]]):
                 del self[word]
 
     def tell(self, message: dict[str, Any]) -> None:
-        if message["type"] == "message":
-            word = message["data"].decode()
-            for listener in tuple(self.get(word, ())):
-                listener.put_nowait(word)
+        word = message["data"].decode() if message["type"] == "message" else OPENED
+        for listener in set().union(*self.values()) if word == OPENED else tuple(self.get(word, ())):
+            listener.put_nowait(word)
 
 
 class LoopHeard(asyncio.Queue[str]):
@@ -107,12 +111,14 @@ class LoopLink:
         self._call = Coalescer(self._redis)
         self._listeners = _Listeners(set)
         self._task: asyncio.Task[None] | None = None
-        self._ready = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._closed = False
 
     async def ask(self, *calls: Call[T]) -> list[T]:
-        """Send calls in one round trip."""
+        """Send calls in one round trip. Raises RuntimeError once it is closed."""
         self._check_loop()
+        if self._closed:
+            raise RuntimeError(CLOSED)
         return await self._call.all(*calls)
 
     async def rest(self) -> None:
@@ -122,6 +128,7 @@ class LoopLink:
     async def close(self) -> None:
         """Free the connections."""
         self._check_loop()
+        self._closed = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -129,14 +136,12 @@ class LoopLink:
 
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[LoopHeard]:
-        """Hear these words while the block runs."""
+        """Hear these words, and OPENED, while the block runs."""
         heard, words = LoopHeard(), tuple(words)
         self._listeners.add(heard, words)
         try:
-            if self._task is None or self._task.done():
-                self._ready.clear()
+            if not self._closed and (self._task is None or self._task.done()):
                 self._task = asyncio.create_task(self._listen())
-            await self._ready.wait()
             yield heard
         finally:
             self._listeners.remove(heard, words)
@@ -156,14 +161,12 @@ class LoopLink:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(self.channel)
                     async for message in pubsub.listen():
-                        self._ready.set()
                         # redis-py sends by `asyncio.wait_for`, which until Python 3.12 loses a cancellation that comes
                         # in the moment of its end. The next message is the one that confirms what was sent.
                         if task.cancelling():
                             return
                         self._listeners.tell(message)
             except (RedisError, OSError, RuntimeError):  # the last is uvloop's, of a connection just closed
-                self._ready.set()  # who waits need not wait for this: asking, they meet the error themselves
                 await self.rest()
 
 
@@ -193,9 +196,10 @@ class ThreadLink:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wanted_at = 0.0
-        self._ready = threading.Event()
 
     async def ask(self, *calls: Call[T]) -> list[T]:
+        if self._closed:
+            raise RuntimeError(CLOSED)
         return run(self._redis, calls)
 
     async def rest(self) -> None:
@@ -212,12 +216,10 @@ class ThreadLink:
         heard, words = ThreadHeard(), tuple(words)
         with self._lock:
             self._listeners.add(heard, words)
-            if self._thread is None:
-                self._ready.clear()
+            if self._thread is None and not self._closed:
                 self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
                 self._thread.start()
         try:
-            self._ready.wait(READY_S)
             yield heard
         finally:
             with self._lock:
@@ -230,12 +232,10 @@ class ThreadLink:
                     pubsub.subscribe(self.channel)
                     while self._goes_on():
                         if (message := pubsub.get_message(timeout=0.25)) is not None:
-                            self._ready.set()
                             with self._lock:
                                 self._listeners.tell(message)
                     return
             except (RedisError, OSError):
-                self._ready.set()  # as above
                 time.sleep(AGAIN_S)
                 if not self._goes_on():
                     return

@@ -10,7 +10,7 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.client.link import LoopLink, Patience, ThreadLink
+from turnout.client.link import OPENED, LoopLink, Patience, ThreadLink
 from turnout.client.streaming import Reader
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request, chunks, new_job, redis_url, refusal
 from turnout.errors import IntakeRefused
@@ -52,7 +52,7 @@ class AsyncClient:
         await self.aclose()
 
     async def aclose(self) -> None:
-        """Free the connections. Jobs go on."""
+        """See `Client.close`."""
         await self._link.close()
 
     async def submit(self, request: Request | None = None, **options: Unpack[Options]) -> AsyncJob:
@@ -83,6 +83,8 @@ class AsyncClient:
 
     def job(self, job_id: str) -> AsyncJob:
         """See `Client.job`."""
+        if not isinstance(job_id, str):
+            raise TypeError(f"a job's id is a text, and no {type(job_id).__name__}")
         return AsyncJob(self, job_id)
 
     async def as_completed(
@@ -103,10 +105,11 @@ class AsyncClient:
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
                 if left <= 0:
                     told = f"{len(waiting)} of {count} jobs had not ended after {timeout:g} s"
-                    raise TimeoutError(f"{told}; {await self._prospect()}")
+                    raise TimeoutError(f"{told}; {'Redis is away' if patience.away else await self._prospect()}")
                 settled = await heard.wait(left)
-                with patience:
-                    settled = settled or await self._settled(waiting)
+                if not settled or OPENED in settled:
+                    with patience:
+                        settled = await self._settled(waiting)
 
     async def purge(self, jobs: Iterable[AsyncJob | str]) -> int:
         """See `Client.purge`."""
@@ -175,7 +178,7 @@ class AsyncJob:
                         yield text
                 elif settled and pieces is not None:
                     break
-                elif not (words := await heard.wait(idle_s or RECHECK_S)) or self.id in words:
+                elif not (words := await heard.wait(idle_s or RECHECK_S)) or {self.id, OPENED} & {*words}:
                     with patience:
                         settled = await client._settled([self.id], pieces=True)
                     if idle_s and not words:
