@@ -6,9 +6,10 @@ python django_app.py runserver      # with REDIS_URL set, and a `turnout worker`
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import django
 from django.conf import settings
@@ -16,10 +17,13 @@ from django.core.management import execute_from_command_line
 from django.http import HttpRequest, HttpResponse, JsonResponse, StreamingHttpResponse
 from django.urls import path
 from django.views.decorators.csrf import csrf_exempt
+from pydantic import BaseModel, ValidationError
+from redis import RedisError
 
-from turnout import Client, Conflict, IntakeRefused, JobError, Restarted
+from turnout import Client, Conflict, IntakeRefused, Restarted, TurnoutError
 from turnout.webhook import BadSignature, verified
 
+logger = logging.getLogger(__name__)
 SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -30,19 +34,45 @@ if not settings.configured:
         ROOT_URLCONF=__name__,
         SECRET_KEY=os.environ.get("DJANGO_SECRET_KEY", "for the example alone"),
         ALLOWED_HOSTS=["127.0.0.1", "testserver"],
+        MIDDLEWARE=[f"{__name__}.Away"],
     )
     django.setup()
 
 client = Client()  # one for the whole process: threads share it
 
 
+class Away:
+    """Answers while Redis is away. Jobs that were accepted are safe, and `order` makes it safe to ask once more."""
+
+    def __init__(self, answer: Callable[[HttpRequest], HttpResponse]) -> None:
+        self.answer = answer
+
+    def __call__(self, request: HttpRequest) -> HttpResponse:
+        return self.answer(request)
+
+    def process_exception(self, _: HttpRequest, error: Exception) -> JsonResponse | None:
+        if not isinstance(error, RedisError):
+            return None
+        logger.warning("Redis is away: %s", error)
+        return JsonResponse({"error": "try again in a moment"}, status=503)
+
+
+class Question(BaseModel):
+    prompt: str
+    order: str
+    """Makes a request that comes twice the same job."""
+
+
 @csrf_exempt
 def ask(request: HttpRequest) -> JsonResponse:
-    asked = json.loads(request.body)
     try:
+        question = Question.model_validate_json(request.body)
         job = client.submit(
-            asked["prompt"], model="llama-3.3-70b", stream=True, idempotency_key=asked["order"], webhook=WEBHOOK
+            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
         )
+    except ValidationError as error:
+        wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]
+        return JsonResponse({"error": wrong}, status=422)
     except Conflict as error:
         return JsonResponse({"error": str(error)}, status=409)
     except IntakeRefused as error:
@@ -66,10 +96,11 @@ def stream(_: HttpRequest, job_id: str) -> StreamingHttpResponse:
             for piece in client.job(job_id).stream(idle_s=15):
                 event = "restart" if isinstance(piece, Restarted) else "token"
                 yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
-        except (JobError, LookupError) as error:  # failed, expired or cancelled; or unknown
-            yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
-        else:
             yield "event: done\ndata: {}\n\n"
+        except (TurnoutError, LookupError) as error:  # failed, expired, cancelled or unreadable; or unknown
+            yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
+        except RedisError as error:  # without an end, the browser connects again
+            logger.warning("a stream of job %s was cut off: %s", job_id, error)
 
     return StreamingHttpResponse(events(), content_type="text/event-stream", headers=UNBUFFERED)
 
@@ -82,7 +113,7 @@ told: dict[str, str] = {}
 def hook(request: HttpRequest) -> HttpResponse:
     """Called by the workers when a job has ended. It may come twice."""
     try:
-        message = verified(request.headers, request.body, SECRET or "")
+        message = verified(request.headers, request.body, SECRET)
     except BadSignature as error:
         return JsonResponse({"error": str(error)}, status=401)
     told[message["data"]["id"]] = message["type"]

@@ -6,17 +6,20 @@ uvicorn fastapi_app:app        # with REDIS_URL set, and a `turnout worker` on t
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, HTTPException, Request
-from fastapi.responses import StreamingResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 from pydantic import BaseModel
+from redis import RedisError
 
-from turnout import AsyncClient, Conflict, IntakeRefused, JobError, Restarted
+from turnout import AsyncClient, Conflict, IntakeRefused, Restarted, TurnoutError
 from turnout.webhook import BadSignature, verified
 
+logger = logging.getLogger(__name__)
 SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -37,6 +40,13 @@ async def lifespan(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan)
+
+
+@app.exception_handler(RedisError)
+async def away(_: Request, error: RedisError) -> JSONResponse:
+    """Jobs that were accepted are safe, and `order` makes it safe to ask once more."""
+    logger.warning("Redis is away: %s", error)
+    return JSONResponse({"detail": "try again in a moment"}, 503)
 
 
 @app.post("/questions", status_code=202)
@@ -72,10 +82,11 @@ async def stream(job_id: str) -> StreamingResponse:
             async for piece in app.state.turnout.job(job_id).stream(idle_s=15):
                 event = "restart" if isinstance(piece, Restarted) else "token"
                 yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
-        except (JobError, LookupError) as error:  # failed, expired or cancelled; or unknown
-            yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
-        else:
             yield "event: done\ndata: {}\n\n"
+        except (TurnoutError, LookupError) as error:  # failed, expired, cancelled or unreadable; or unknown
+            yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
+        except RedisError as error:  # without an end, the browser connects again
+            logger.warning("a stream of job %s was cut off: %s", job_id, error)
 
     return StreamingResponse(events(), media_type="text/event-stream", headers=UNBUFFERED)
 
@@ -88,7 +99,7 @@ told: dict[str, str] = {}
 async def hook(request: Request) -> None:
     """Called by the workers when a job has ended. It may come twice."""
     try:
-        message = verified(request.headers, await request.body(), SECRET or "")
+        message = verified(request.headers, await request.body(), SECRET)
     except BadSignature as error:
         raise HTTPException(401, str(error)) from None
     told[message["data"]["id"]] = message["type"]

@@ -6,14 +6,19 @@ flask --app flask_app run      # with REDIS_URL set, and a `turnout worker` on t
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Iterator
+from typing import Any
 
-from flask import Flask, Response, abort, request, stream_with_context
+from flask import Flask, Response, request
+from pydantic import BaseModel, ValidationError
+from redis import RedisError
 
-from turnout import Client, Conflict, IntakeRefused, JobError, Restarted
+from turnout import Client, Conflict, IntakeRefused, Restarted, TurnoutError
 from turnout.webhook import BadSignature, verified
 
+logger = logging.getLogger(__name__)
 SECRET = os.environ.get("WEBHOOK_SECRET")  # that of [webhooks.app] in the workers' turnout.toml
 WEBHOOK = "app" if SECRET else None
 UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -21,31 +26,50 @@ UNBUFFERED = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 app = Flask(__name__)
 client = Client()  # one for the whole process: threads share it
+Answer = tuple[dict[str, Any], int]
+
+
+class Question(BaseModel):
+    prompt: str
+    order: str
+    """Makes a request that comes twice the same job."""
+
+
+@app.errorhandler(RedisError)
+def away(error: RedisError) -> Answer:
+    """Jobs that were accepted are safe, and `order` makes it safe to ask once more."""
+    logger.warning("Redis is away: %s", error)
+    return {"error": "try again in a moment"}, 503
+
+
+@app.errorhandler(ValidationError)
+def wrong(error: ValidationError) -> Answer:
+    return {"error": [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]}, 422
 
 
 @app.post("/questions")
-def ask() -> tuple[dict[str, str], int]:
-    asked = request.get_json()
+def ask() -> Answer:
+    question = Question.model_validate_json(request.get_data())
     try:
         job = client.submit(
-            asked["prompt"], model="llama-3.3-70b", stream=True, idempotency_key=asked["order"], webhook=WEBHOOK
+            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
         )
     except Conflict as error:
-        abort(409, str(error))
+        return {"error": str(error)}, 409
     except IntakeRefused as error:
-        abort(503 if error.retryable else 422, str(error))
+        return {"error": str(error)}, 503 if error.retryable else 422
     return {"id": job.id}, 202
 
 
 @app.get("/questions/<job_id>")
-def look(job_id: str) -> dict[str, str | None]:
+def look(job_id: str) -> Answer:
     job = client.job(job_id)
     try:
         status = job.status()
     except LookupError as error:
-        abort(404, str(error))
+        return {"error": str(error)}, 404
     result = job.result()
-    return {"status": status, "text": result.response.text if result and result.response else None}
+    return {"status": status, "text": result.response.text if result and result.response else None}, 200
 
 
 @app.get("/questions/<job_id>/stream")
@@ -55,12 +79,13 @@ def stream(job_id: str) -> Response:
             for piece in client.job(job_id).stream(idle_s=15):
                 event = "restart" if isinstance(piece, Restarted) else "token"
                 yield f"event: {event}\ndata: {json.dumps(piece)}\n\n"
-        except (JobError, LookupError) as error:  # failed, expired or cancelled; or unknown
-            yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
-        else:
             yield "event: done\ndata: {}\n\n"
+        except (TurnoutError, LookupError) as error:  # failed, expired, cancelled or unreadable; or unknown
+            yield f"event: failed\ndata: {json.dumps(str(error))}\n\n"
+        except RedisError as error:  # without an end, the browser connects again
+            logger.warning("a stream of job %s was cut off: %s", job_id, error)
 
-    return Response(stream_with_context(events()), mimetype="text/event-stream", headers=UNBUFFERED)
+    return Response(events(), mimetype="text/event-stream", headers=UNBUFFERED)
 
 
 told: dict[str, str] = {}
@@ -68,11 +93,11 @@ told: dict[str, str] = {}
 
 
 @app.post("/hooks/turnout")
-def hook() -> tuple[str, int]:
+def hook() -> Answer:
     """Called by the workers when a job has ended. It may come twice."""
     try:
-        message = verified(request.headers, request.get_data(), SECRET or "")
+        message = verified(request.headers, request.get_data(), SECRET)
     except BadSignature as error:
-        abort(401, str(error))
+        return {"error": str(error)}, 401
     told[message["data"]["id"]] = message["type"]
-    return "", 204
+    return {}, 204

@@ -45,8 +45,11 @@ class Walk:
         assert self.submitted("Why is it called a turnout?", order) == (202, job_id)
         assert self.submitted("Another?", order)[0] == 409
         assert self.submitted("Why?", "")[0] == 422
+        for body in (b"{}", b'{"prompt": 5, "order": "1"}', b"[", b"\xff"):
+            assert self.post("/questions", body, {"content-type": "application/json"})[0] in (400, 422)
         self.is_told(job_id)
         self.tells_of_failure(f"doomed-{job_id}")
+        self.outlasts_redis(job_id)
 
     def streams_and_polls(self, job_id: str) -> None:
         status, streamed = self.get(f"/questions/{job_id}/stream")
@@ -73,6 +76,17 @@ class Walk:
         status, streamed = self.get(f"/questions/{job_id}/stream")
         assert (status, streamed.split("\n")[0]) == (200, "event: failed")
         assert "no endpoint can serve this job" in streamed
+
+    def outlasts_redis(self, job_id: str) -> None:
+        """A stream that ends without `done` or `failed` is one that EventSource opens again; of a 503 it would not."""
+        self.stand.redis.kill()
+        try:
+            assert self.submitted("Why?", "during an outage")[0] == 503
+            assert self.get(f"/questions/{job_id}")[0] == 503
+            assert self.get(f"/questions/{job_id}/stream") == (200, "")
+        finally:
+            self.stand.redis.restart()
+        assert self.get(f"/questions/{job_id}/stream")[1].endswith("event: done\ndata: {}\n\n")
 
 
 @pytest.fixture
