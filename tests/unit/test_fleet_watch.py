@@ -14,7 +14,7 @@ from tests.unit.routing.fleets import NOW, endpoint
 
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background import fleet_watch
-from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
+from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore
@@ -32,7 +32,6 @@ class Worker:
         self.seen = SnapshotPoller(store, Fleet([A]), monotonic=lambda: NOW)
         self.calls = UnderWay(store.clock)
         self.watch = CallWatch(store, self.seen, self.calls, name)
-        self.fleet_watch = FleetWatch(store, self.seen, random.Random(0), ejection_s=2.0)
         self.answer = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -51,7 +50,7 @@ class Worker:
 
     async def judge(self) -> Circuit:
         await self.seen.poll()
-        await self.fleet_watch.judge()
+        await eject_hanging(self.store, self.seen, random.Random(0), ejection_s=2.0)
         return circuit((await self.seen.poll()).views[0].health, self.seen.snapshot.at)
 
 

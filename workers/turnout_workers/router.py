@@ -18,6 +18,7 @@ import time
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -28,7 +29,7 @@ from turnout_workers.attempts.in_process import InProcess
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.reporting import Reporter
 from turnout_workers.attempts.under_way import UnderWay
-from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
+from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.lasting import AGAIN_S, end, kept_up
 from turnout_workers.providers.base import CloudProviderBase
@@ -94,7 +95,7 @@ class IntelligentRouter:
         self._requests = InProcess(store, seen, rng, sleep, judging, calling, strategy)
         self._checks = HealthChecks(self._providers, store, seen, health_check_interval, rng)
         self._calls = CallWatch(store, seen, under_way, uuid.uuid4().hex)
-        self._watch = FleetWatch(store, seen, rng, failover_cooldown)
+        self._eject_hanging = partial(eject_hanging, store, seen, rng, failover_cooldown)
         self._tasks: list[asyncio.Task[None]] = []
 
     # --- the fleet ---------------------------------------------------------------------------------------
@@ -193,7 +194,7 @@ class IntelligentRouter:
         await self._store.expire()
         await self._calls.look()
         await self.snapshot()
-        await self._watch.judge()
+        await self._eject_hanging()
 
     async def __aenter__(self) -> Self:
         watching = kept_up(self.watch, WATCH_S, "the watch over the fleet")

@@ -26,7 +26,7 @@ from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.background import housekeeping, reload, spool
 from turnout_workers.background.batch_feeding import BatchFeeding
-from turnout_workers.background.fleet_watch import CallWatch, FleetWatch
+from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
@@ -132,7 +132,7 @@ class Worker:
         file, client, ledger, send = self._in_force.file, self._client, parts.ledger, parts.send
         store, fleet, rng, results_s = parts.store, parts.fleet, parts.rng, self._results_s
         also = (
-            FleetWatch(store, fleet, rng, file.router.failover_cooldown).judge,
+            partial(eject_hanging, store, fleet, rng, file.router.failover_cooldown),
             BatchFeeding(ledger, send, results_s).round,
             OldAccounts(client, send, ledger.keys, store, fleet).round,
         )

@@ -83,22 +83,14 @@ class CallWatch:
         self._fleet_seen, self._out = snapshot.fleet, frozenset(why)
 
 
-@dataclass(slots=True)
-class FleetWatch:
-    """Looks after the whole fleet, in the one worker that does the housekeeping."""
+async def eject_hanging(store: FleetStore, fleet: SnapshotPoller, rng: random.Random, ejection_s: float) -> None:
+    """Eject endpoints whose calls hang, of whatever worker, long before their timeouts.
 
-    store: FleetStore
-    fleet: SnapshotPoller
-    rng: random.Random
-    ejection_s: float
-    """Of the first ejection in a row; each further one is twice as long."""
-
-    async def judge(self) -> None:
-        """Eject endpoints whose calls hang, long before their timeouts."""
-        snapshot = self.fleet.snapshot
-        for view in snapshot.views:
-            endpoint_id = view.endpoint.id
-            trip = after_watch(view.health, view.load, view.metrics, snapshot.at, self.rng, base_s=self.ejection_s)
-            if trip:
-                await self.store.trip(endpoint_id, trip.open_s, trip.reason)
-                logger.warning("%s ejected for %.1f s: %s", endpoint_id, trip.open_s, trip.reason)
+    ejection_s: of the first ejection in a row; each further one is twice as long.
+    """
+    snapshot = fleet.snapshot
+    for view in snapshot.views:
+        trip = after_watch(view.health, view.load, view.metrics, snapshot.at, rng, base_s=ejection_s)
+        if trip:
+            await store.trip(view.endpoint.id, trip.open_s, trip.reason)
+            logger.warning("%s ejected for %.1f s: %s", view.endpoint.id, trip.open_s, trip.reason)
