@@ -478,8 +478,8 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
     assert record["chosen"] == "middle/llama"
     assert record["excluded"]["out/llama"] == ["open", "ejected: 4 failures in a row"]
     assert record["excluded"]["other/gpt"] == ["model", "serves no llama"]
-    assert candidates(record)[0]["id"] == "middle/llama"
-    assert candidates(record)[0]["cost"] == 62
+    assert candidates(record)[0].id == "middle/llama"
+    assert candidates(record)[0].cost == 62
     assert "secret" not in json.dumps(record)
 
 

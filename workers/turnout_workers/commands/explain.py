@@ -73,15 +73,15 @@ def _tell(console: Console, event: dict[str, Any], began: int) -> None:
 def _decision(console: Console, decision: dict[str, Any]) -> None:
     rows = records.candidates(decision)
     called = decision.get("called")
-    console.print(f"    by {decision['strategy']}: {_choice(decision, [row['id'] for row in rows], called)}")
+    console.print(f"    by {decision['strategy']}: {_choice(decision, [row.id for row in rows], called)}")
     if rows:
         made = table(*COLUMNS, numbers=COLUMNS[1:], whole=COLUMNS[:1])
         for row in rows:
-            cost = "?" if row["cost"] is None else dollars(math.ceil(row["cost"]))
-            numbers = [f"{row['score']:.4g}" if row["score"] is not None else "", cost, f"{row['latency_s']:.2f} s"]
-            numbers += [f"{row['p_late']:.0%}", f"{row['wait_s']:.1f} s" if row["wait_s"] else ""]
-            numbers += [f"{row['error_rate']:.0%}", str(row["in_flight"])]
-            add(made, row["id"], *numbers, style="bold" if row["id"] == called else "")
+            cost = "?" if row.cost is None else dollars(math.ceil(row.cost))
+            numbers = [f"{row.score:.4g}" if row.score is not None else "", cost, f"{row.latency_s:.2f} s"]
+            numbers += [f"{row.p_late:.0%}", f"{row.wait_s:.1f} s" if row.wait_s else ""]
+            numbers += [f"{row.error_rate:.0%}", str(row.in_flight)]
+            add(made, row.id, *numbers, style="bold" if row.id == called else "")
         made.padding, made.show_edge = 0, False
         show(console, made, 4)
     excluded = defaultdict[tuple[str, str], list[str]](list)

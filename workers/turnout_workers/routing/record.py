@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from operator import itemgetter
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
@@ -14,7 +14,7 @@ from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
 
-RECORD_VERSION = 1
+RECORD_VERSION = 2
 NOW = 0.0
 """The time of a repeated decision: added to a Unix time, a short silence would drown in a float's rounding."""
 
@@ -28,7 +28,7 @@ def to_record(
     no_room: of those that were asked in vain, what was full.
     """
     job = decision.job
-    rows = [_candidate(decision.ranking, index, decision.at) for index in (*decision.ready, *decision.busy)]
+    rows = [_row(decision.ranking, index, decision.at) for index in (*decision.ready, *decision.busy)]
     return {
         "v": RECORD_VERSION,
         "at": decision.at,
@@ -37,7 +37,7 @@ def to_record(
         "seed": decision.options.seed,
         "turn": decision.turn,
         "action": decision.action.value,
-        "chosen": rows[0][0] if decision.ready else None,
+        "chosen": rows[0].id if decision.ready else None,
         "called": called,
         **({"no_room": no_room} if no_room else {}),
         "wait_s": round(decision.wait_s, 3),
@@ -55,39 +55,55 @@ def to_record(
     }
 
 
-COLUMNS = (
-    "id", "score", "cost", "latency_s", "p_late", "wait_s", "sigma", "error_rate",
-    "probe", "priority", "weight", "in_flight", "slots", "position", "failures", "missed",
-)  # fmt: skip
-"""Of a record's candidates: rows without names take a third of the space. The last two are left out where all is
-answered."""
+class Row(NamedTuple):
+    """One of a record's candidates, as expected then. Without names it takes a third of the space."""
+
+    id: str
+    score: float | None
+    cost: float | None
+    """Micro-dollars; None: its price is unknown."""
+    latency_s: float
+    p_late: float
+    wait_s: float
+    sigma: float
+    error_rate: float
+    probe: int
+    priority: int
+    weight: float
+    in_flight: int
+    slots: int | None
+    position: int
+    """In the fleet."""
+    failures: int = 0
+    missed: float = 0.0
 
 
-def candidates(record: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A record's candidates with their columns' names, for people: those to be called in order, then the busy."""
-    return [dict(zip(COLUMNS, row, strict=False)) for row in record["candidates"]]
+def candidates(record: Mapping[str, Any]) -> list[Row]:
+    """Those to be called in order, then the busy; none of a record that an earlier release has written."""
+    return [Row(*row) for row in record["candidates"]] if record["v"] == RECORD_VERSION else []
 
 
-def _candidate(ranked: Ranking, index: int, at: float) -> list[Any]:
+def _row(ranked: Ranking, index: int, at: float) -> Row:
     wait_s, latency_s, cost, probe, estimate = ranked.options[index]
     endpoint, odds, traffic = estimate.view.endpoint, estimate.odds, estimate.traffic
-    shown_s = math.ceil(wait_s * 1e4) / 1e4  # the shortest wait is still one
-    numbers = (latency_s, ranked.late[index], shown_s, odds.sigma, odds.error_rate)
-    row = [
-        endpoint.id,
-        _rounded(ranked.scores[index]),
-        _rounded(cost),
-        *(round(number, 4) for number in numbers),
-        int(probe),
-        endpoint.priority,
-        endpoint.weight,
-        traffic.in_flight,
-        endpoint.limits.concurrency,
-        estimate.position,
-    ]
-    if traffic.in_flight or traffic.failures:
-        row += (traffic.failures, round(traffic.missed(latency_s, at), 4))
-    return row
+    return Row(
+        id=endpoint.id,
+        score=_rounded(ranked.scores[index]),
+        cost=_rounded(cost),
+        latency_s=round(latency_s, 4),
+        p_late=round(ranked.late[index], 4),
+        wait_s=math.ceil(wait_s * 1e4) / 1e4,  # the shortest wait is still one
+        sigma=round(odds.sigma, 4),
+        error_rate=round(odds.error_rate, 4),
+        probe=int(probe),
+        priority=endpoint.priority,
+        weight=endpoint.weight,
+        in_flight=traffic.in_flight,
+        slots=endpoint.limits.concurrency,
+        position=estimate.position,
+        failures=traffic.failures,
+        missed=round(traffic.missed(latency_s, at), 4),
+    )
 
 
 def _rounded(value: float) -> float | None:
@@ -114,7 +130,7 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
     that had no candidate are left out.
     """
     for turn, record in enumerate(records):
-        options = [_option(c) for c in sorted(candidates(record), key=itemgetter("position"))]
+        options = [_option(row) for row in sorted(candidates(record), key=attrgetter("position"))]
         if not options:
             continue
         deadline = record["job"]["deadline"]
@@ -139,23 +155,13 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
         )
 
 
-def _option(candidate: Mapping[str, Any]) -> Option:
+def _option(row: Row) -> Option:
     # What follows the provider in the id stands for the model, whose name a record doesn't hold.
-    provider, _, rest = candidate["id"].partition("/")
-    endpoint = Endpoint(
-        provider,
-        rest,
-        rest,
-        priority=candidate["priority"],
-        weight=candidate["weight"],
-        limits=Limits(concurrency=candidate["slots"]),
-    )
-    in_flight, missed = candidate["in_flight"], candidate.get("missed", 0.0)
-    answered_at = NOW - missed * max(candidate["latency_s"], LATENCY_LEAST_S) / max(1, in_flight)
-    traffic = Traffic(in_flight, candidate.get("failures", 0), -math.inf, answered_at)
-    cost = math.inf if candidate["cost"] is None else candidate["cost"]
-    odds = Odds.of(candidate["sigma"], candidate["error_rate"])
-    estimate = Estimate(
-        candidate["latency_s"], 0.0, 0.0, 0.0, False, odds, traffic, EndpointView(endpoint), candidate["position"]
-    )
-    return Option(candidate["wait_s"], candidate["latency_s"], cost, bool(candidate["probe"]), estimate)
+    provider, _, rest = row.id.partition("/")
+    limits = Limits(concurrency=row.slots)
+    endpoint = Endpoint(provider, rest, rest, priority=row.priority, weight=row.weight, limits=limits)
+    answered_at = NOW - row.missed * max(row.latency_s, LATENCY_LEAST_S) / max(1, row.in_flight)
+    traffic = Traffic(row.in_flight, row.failures, -math.inf, answered_at)
+    odds, view = Odds.of(row.sigma, row.error_rate), EndpointView(endpoint)
+    estimate = Estimate(row.latency_s, 0.0, 0.0, 0.0, False, odds, traffic, view, row.position)
+    return Option(row.wait_s, row.latency_s, math.inf if row.cost is None else row.cost, bool(row.probe), estimate)
