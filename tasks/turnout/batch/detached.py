@@ -84,16 +84,17 @@ class Batches:
         if record.state is State.SUBMITTING:
             raise _not_in(id, record.state)
         for page in self._pages(id):
-            results = self._ask(lambda id: _whatever_it_is(id, self._ledger.result(id)), page)
-            facts = self._ask(self._ledger.facts, [one for one in page if results.get(one.job) is None])
+            fed = page if number < record.fed + CHUNK else [one for one in page if one.shared]
+            results = self._ask(lambda id: _whatever_it_is(id, self._ledger.result(id)), fed)
+            facts = self._ask(self._ledger.facts, [one for one in fed if results.get(one.job) is None])
             for one in page:
                 result: JobResult | None
                 if one.problem is not None:
                     result = never_run(one.problem)
                 else:
                     number += not one.shared
-                    result = results[one.job]
-                    if result is None and facts[one.job] is None:
+                    result = results.get(one.job)
+                    if result is None and facts.get(one.job) is None:
                         result = _without_job(one.job, record, fed=number <= record.fed)
                 if result is not None:
                     rendered = render(one.line, result)

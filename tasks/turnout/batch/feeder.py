@@ -162,9 +162,6 @@ class Feeder:
                     case Intake.EXPIRED:
                         late = "its deadline has passed"
                         self._ended(JobResult.unanswered(job.id, JobStatus.EXPIRED, "deadline", late))
-                    case Intake.CONFLICT:
-                        other = "a job of this id exists with other content"
-                        self._ended(JobResult.unanswered(job.id, JobStatus.FAILED, "conflict", other))
             if again:
                 self._step(wait=True)
                 self._checkpoint()  # memory comes back as results leave
