@@ -16,6 +16,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from turnout.ledger import Call, Coalescer, Keys, Script
+from turnout.ledger.operations import nothing
 from turnout.ledger.script import CLOCK, sources
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Observed, account_id
@@ -88,7 +89,7 @@ class RedisFleetStore:
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
             keys = (self._keys.endpoints, self._keys.expiry, *map(self._keys.lease, lease_ids))
-            await self._send(self._script("renew", keys, (ms(ttl_s), *lease_ids), _nothing))
+            await self._send(self._script("renew", keys, (ms(ttl_s), *lease_ids), nothing))
 
     async def expire(self, limit: int = 1000) -> int:
         due = await self._send(self._script("due", [self._keys.expiry], [limit], lambda r: [m.decode() for m in r]))
@@ -105,22 +106,22 @@ class RedisFleetStore:
         return await self._send(self._script("trip", [self._keys.endpoints], args, bool))
 
     async def recover(self, endpoint_id: str) -> None:
-        await self._send(self._script("recover", [self._keys.endpoints], [endpoint_id], _nothing))
+        await self._send(self._script("recover", [self._keys.endpoints], [endpoint_id], nothing))
 
     async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
         await self._send(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
-        await self._send(self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], _nothing))
+        await self._send(self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], nothing))
 
     async def forget(self, accounts: Sequence[str]) -> None:
-        await self._send(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, _nothing))
+        await self._send(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, nothing))
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
         return await self._send(accounts_call(self._keys, names)) if names else {}
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
-        await self._send(self._script("publish", [self._keys.hanging], [worker, to_json(overdue)], _nothing))
+        await self._send(self._script("publish", [self._keys.hanging], [worker, to_json(overdue)], nothing))
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         return await self._send(state_call(self._keys, self._prelude))
@@ -143,7 +144,7 @@ def mark_call(
 ) -> Call[None]:
     """Mark endpoints `blocked`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
-    return script.call([keys.endpoints], [what, reason, ms(for_s), *endpoint_ids], _nothing)
+    return script.call([keys.endpoints], [what, reason, ms(for_s), *endpoint_ids], nothing)
 
 
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, Observed]]]:
@@ -163,9 +164,6 @@ def accounts_call(keys: Keys, names: Sequence[str]) -> Call[Mapping[str, Account
 
 
 # --- what goes over the wire -------------------------------------------------------------------------------
-
-
-def _nothing(reply: Any) -> None: ...
 
 
 def _admission(lease_id: str, reply: Any) -> Admission:
