@@ -201,6 +201,13 @@ def test_nobody_gets_in_without_a_password(port: int) -> None:
         redis.Redis(port=port).ping()
 
 
+def test_the_user_as_whom_a_server_reads_its_own_file_may_do_all_and_cannot_log_in(port: int) -> None:
+    """Before Valkey 9.1.2, a server that starts leaves out of its AOF each transaction that `default` may not run."""
+    default = login(port, "admin").acl_getuser("default")
+    assert "off" in default["flags"]
+    assert (default["categories"], default["keys"], default["channels"]) == (["+@all"], ["~*"], ["&*"])
+
+
 def test_no_password_is_in_the_servers_command_line_or_its_acl(port: int) -> None:
     told = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     (server,) = (line for line in told.splitlines() if redis_server.BINARY.name in line and str(port) in line)
