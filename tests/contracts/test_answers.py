@@ -338,6 +338,23 @@ async def test_a_200_that_is_no_answer_is_a_failure(dialect: str, body: Any, kin
 
 
 @pytest.mark.parametrize(
+    ("dialect", "body", "microusd"),
+    [
+        ("openai", chat(ASKED, "stop", content=""), 300),
+        ("openai", chat(ASKED, "error"), 300),
+        ("anthropic", claude(KEPT, "refusal", {"type": "text", "text": ""}), 260),
+        ("gemini", gemini(TOLD, "SAFETY", {"text": ""}), 300),
+        ("gemini", gemini(None, "SAFETY", {"text": ""}), None),
+    ],
+)
+async def test_an_answer_of_no_use_costs_what_it_reports(dialect: str, body: Any, microusd: int | None) -> None:
+    with pytest.raises(ProviderError) as error:
+        await answered(dialect, body)
+    response = error.value.response
+    assert (response.cost_microusd if response else None) == microusd
+
+
+@pytest.mark.parametrize(
     ("dialect", "events"),
     [
         ("openai", [chunk(content="H"), chunk("stop", content="i"), {"usage": ASKED}]),

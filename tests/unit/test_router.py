@@ -157,6 +157,17 @@ async def test_an_answer_off_its_schema_is_asked_for_again_as_often_as_wanted(
     assert first.calls + second.calls == 1 + repairs
 
 
+async def test_an_answer_of_no_use_is_booked_at_what_it_cost_and_not_at_the_most_that_it_could(routers: Any) -> None:
+    empty = InferenceResponse(
+        text="", usage=Usage(input_tokens=10, output_tokens=3), cost_microusd=7, provider="first",
+        model_requested="llama", model_served="llama", latency_s=0.01,
+    )  # fmt: skip
+    refused = ProviderError(Failure(K.CONTENT_FILTERED, "as scripted", Billed.YES), response=empty)
+    router = routers(Provider("first", [refused]), Provider("second"), default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(request(max_cost_usd=0.001))).text == "from second"
+    assert (await router.snapshot()).by_id["first/llama"].metrics.spent_microusd == 7
+
+
 async def test_a_server_error_is_repeated_once_and_then_made_elsewhere(routers: Any) -> None:
     error = down(K.SERVER_ERROR, billed=Billed.MAYBE)
     first, second = Provider("first", [error, error]), Provider("second")

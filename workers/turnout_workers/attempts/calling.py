@@ -76,6 +76,7 @@ class Calling:
             failure = off_schema(job.request, outcome.response)
         except ProviderError as error:
             failure, observed = error.failure, error.limits
+            outcome = CallOutcome(error.response, observed) if error.response else None
         except TimeoutError:
             failure = TIMED_OUT
         except (Exception, asyncio.CancelledError) as error:

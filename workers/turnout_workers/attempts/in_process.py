@@ -128,7 +128,7 @@ class InProcess:
         if ended.failure is None:
             return ended.response
         if verdict.action is Next.GIVE_UP:
-            error = ProviderError(ended.failure, ended.observed)
+            error = ProviderError(ended.failure, ended.observed, ended.response)
             error.add_note(_history(job))
             raise error
         await self._pause(job, verdict.delay_s)

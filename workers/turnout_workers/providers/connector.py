@@ -27,7 +27,7 @@ from turnout_workers.providers.http import Http, Outgoing, Reply, address, is_st
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.providers.scrub import contents
-from turnout_workers.providers.wire import Answer, Gathering, Sent, checked, understood
+from turnout_workers.providers.wire import Answer, Gathering, Sent, fault, understood
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.routing.profile import estimate_input_tokens
@@ -108,10 +108,13 @@ class Connector(CloudProviderBase):
                     raise
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
                 self._taken[asked] -= {name}
-        answer = checked(understood(self.read, request, reply.body), request)
+        answer = understood(self.read, request, reply.body)
+        outcome = understood(self._outcome, answer, endpoint, sent, reply)
+        if failure := fault(answer, request):
+            raise ProviderError(failure, outcome.limits, outcome.response if answer.usage else None)
         if on_token is not None and reply.first_token_s is None and answer.text:
             await on_token(answer.text)
-        return self._outcome(answer, endpoint, sent, reply)
+        return outcome
 
     def headers(self, endpoint: Endpoint) -> dict[str, str]:
         """The headers of a call: the key, and those that the configuration adds."""
@@ -179,25 +182,23 @@ class Connector(CloudProviderBase):
             sent.warnings.append("the provider reported no usage; it is estimated")
         told_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd
         tier = answer.service_tier or reply.headers.get("x-gemini-service-tier")
-        response = understood(
-            lambda: InferenceResponse(
-                text=answer.text,
-                tool_calls=answer.tool_calls,
-                refusal=answer.refusal,
-                embeddings=answer.embeddings,
-                finish=answer.finish,
-                finish_raw=answer.finish_raw,
-                usage=used,
-                cost_microusd=call_cost_microusd(endpoint, self.dialect.price_id, used, told_usd, tier),
-                provider=self.name,
-                model_requested=endpoint.model,
-                model_served=answer.model or endpoint.served_model,
-                request_id=request_id(reply.headers),
-                latency_s=reply.latency_s,
-                time_to_first_token_s=reply.first_token_s,
-                warnings=tuple(sent.warnings),
-                simulated=endpoint.simulated or "x-turnout-simulated" in reply.headers,
-            )
+        response = InferenceResponse(
+            text=answer.text,
+            tool_calls=answer.tool_calls,
+            refusal=answer.refusal,
+            embeddings=answer.embeddings,
+            finish=answer.finish,
+            finish_raw=answer.finish_raw,
+            usage=used,
+            cost_microusd=call_cost_microusd(endpoint, self.dialect.price_id, used, told_usd, tier),
+            provider=self.name,
+            model_requested=endpoint.model,
+            model_served=answer.model or endpoint.served_model,
+            request_id=request_id(reply.headers),
+            latency_s=reply.latency_s,
+            time_to_first_token_s=reply.first_token_s,
+            warnings=tuple(sent.warnings),
+            simulated=endpoint.simulated or "x-turnout-simulated" in reply.headers,
         )
         return CallOutcome(response, observed_limits(reply.headers, time.time(), self.dialect.limit_headers))
 

@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Mapping
 
+from turnout.request import InferenceResponse
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import ObservedLimit
 
@@ -16,12 +17,16 @@ _ID = re.compile(r"[!-~]{1,200}")
 
 
 class ProviderError(Exception):
-    """A call that failed. `failure` says what it means; `limits` what the provider's headers said."""
+    """A call that failed. `failure` says what it means; `limits` what the provider's headers said; `response` what the
+    call has cost, of an answer that is of no use."""
 
-    def __init__(self, failure: Failure, limits: tuple[ObservedLimit, ...] = ()) -> None:
+    def __init__(
+        self, failure: Failure, limits: tuple[ObservedLimit, ...] = (), response: InferenceResponse | None = None
+    ) -> None:
         super().__init__(f"{failure.kind}: {failure.message}")
         self.failure = failure
         self.limits = limits
+        self.response = response
 
     @classmethod
     def unsupported(cls, message: str) -> ProviderError:

@@ -128,23 +128,21 @@ class Gathering(Protocol):
         """The whole body. None: the stream ended too early."""
 
 
-def checked(answer: Answer, request: InferenceRequest) -> Answer:
-    """The answer, if it is a valid one. Raises ProviderError."""
-    if not isinstance(answer.text, str):
-        raise malformed("text that is none")
+def fault(answer: Answer, request: InferenceRequest) -> Failure | None:
+    """Why the answer is of no use; None: it is."""
     if request.is_embedding:
         if len(answer.embeddings) != len(request.texts):
-            raise malformed(f"{len(answer.embeddings)} embeddings for {len(request.texts)} texts")
-        return answer
+            return malformed(f"{len(answer.embeddings)} embeddings for {len(request.texts)} texts").failure
+        return None
     if answer.finish is FinishReason.ERROR:
         message = f"the answer ended in an error ({answer.finish_raw})"
-        raise ProviderError(Failure(FailureKind.SERVER_ERROR, message, Billed.YES))
+        return Failure(FailureKind.SERVER_ERROR, message, Billed.YES)
     stopped = bool(request.stop) and answer.finish is FinishReason.STOP  # by what the job named, before the first word
     if not (answer.text or answer.tool_calls or answer.refusal or stopped or answer.finish is FinishReason.LENGTH):
         if answer.finish is FinishReason.CONTENT_FILTER:
-            raise filtered(answer.finish_raw, Billed.YES)
-        raise ProviderError(Failure(FailureKind.EMPTY, "an empty answer", Billed.YES))
-    return answer
+            return filtered(answer.finish_raw, Billed.YES).failure
+        return Failure(FailureKind.EMPTY, "an empty answer", Billed.YES)
+    return None
 
 
 def filtered(why: object, billed: Billed) -> ProviderError:
