@@ -79,7 +79,7 @@ def _announce(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
     urls = {name: simulator.base_url(name) for name in scenario.providers}
     if toml is not None:
         try:
-            toml.write_text(toml_lines.dumps(scenario.configuration(urls)), "utf-8")
+            toml.write_text(toml_lines.dumps(scenario.configuration(urls)) + "\n", "utf-8")
         except OSError as error:
             raise click.ClickException(f"can't write {toml}: {error.strerror}") from None
     if as_json:
