@@ -226,7 +226,7 @@ class ThreadLink:
                 self._listeners.remove(heard, words)
 
     def _listen(self) -> None:
-        while True:
+        while self._goes_on():
             try:
                 with self._redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
                     pubsub.subscribe(self.channel)
@@ -237,8 +237,6 @@ class ThreadLink:
                     return
             except (RedisError, OSError):
                 time.sleep(AGAIN_S)
-                if not self._goes_on():
-                    return
 
     def _goes_on(self) -> bool:
         with self._lock:
