@@ -153,6 +153,28 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
         server.stop()
 
 
+async def test_a_redis_that_is_full_is_told_of_once_and_once_when_it_is_not(
+    redis_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "turnout_workers.background.housekeeping")
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        send, store = Coalescer(client), MemoryFleetStore(lambda: 0.0)
+        housekeeping = Housekeeping(client, Ledger(), send, store, "w", lambda: 60.0, (), lambda *_: None)
+        used = (await client.info("memory"))["used_memory"]
+        try:
+            for limit in (int(used * 1.1), int(used * 1.1), 0, 0):
+                await client.config_set("maxmemory", limit)
+                housekeeping._intake_checked_at = float("-inf")
+                await housekeeping._guard_intake()
+                assert await client.exists(Ledger().keys.intake) == (limit > 0)
+        finally:
+            await client.config_set("maxmemory", 0)
+    assert [record.message.partition(": ")[2] for record in caplog.records] == [
+        "no new jobs are accepted",
+        "new jobs are accepted again",
+    ]
+
+
 @pytest.mark.parametrize(
     ("key", "wrong"), [("delayed", "a-line-of-nobody"), ("delayed", b"\xff"), ("deadlines", b"\xff")]
 )

@@ -58,6 +58,7 @@ class Housekeeping:
     recovered: Callable[[Recovery, int], None]
     """Is told how many jobs were brought back, and how."""
     _intake_checked_at: float = field(default=0.0, init=False)
+    _full: bool = field(default=False, init=False)
 
     async def turn(self) -> None:
         """A round, if it is this worker's turn."""
@@ -127,10 +128,13 @@ class Housekeeping:
             return
         self._intake_checked_at = now
         memory = await self.client.info("memory")
-        if fitness.is_full(memory):
-            logger.error(
-                "Redis uses %d of %d bytes: no new jobs are accepted", memory["used_memory"], memory["maxmemory"]
-            )
+        was_full, self._full = self._full, fitness.is_full(memory)
+        used = memory["used_memory"], memory["maxmemory"]
+        if self._full and not was_full:
+            logger.error("Redis uses %d of %d bytes: no new jobs are accepted", *used)
+        elif was_full and not self._full:
+            logger.info("Redis uses %d of %d bytes: new jobs are accepted again", *used)
+        if self._full:
             with contextlib.suppress(OutOfMemoryError):  # then Redis itself accepts none
                 await self.client.set(self.ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
         else:
