@@ -54,6 +54,24 @@ async def test_a_report_that_redis_did_not_take_is_sent_again_without_holding_up
     await asyncio.wait_for(store.told.wait(), 10)
 
 
+@pytest.mark.parametrize(("cost_microusd", "reports"), [(4, 3), (0, 1)])
+async def test_what_a_call_has_cost_is_told_also_after_a_long_outage(
+    monkeypatch: pytest.MonkeyPatch, cost_microusd: int, reports: int
+) -> None:
+    monkeypatch.setattr(reporting, "TOLD_LATER_S", ())
+    monkeypatch.setattr(reporting, "PAID_LATER_S", (0.0, 0.0))
+    seen: Any = type("Sight", (), {"snapshot": snapshot(endpoint())})
+    best = rank(JobProfile.of(request()), seen.snapshot, 0.0, random.Random(0)).best
+    assert best is not None
+    response = InferenceResponse(provider="groq", model_requested="m", model_served="m", cost_microusd=cost_microusd)
+    store = Away(times=3)
+    reporter = Reporter(store, seen, 2.0, random.Random(0))
+    call = Finished("job:1:0", best, 0.0, 1.0, CallOutcome(response))
+    await reporter.report(call, failover.judge(None, random.Random(0)))
+    await asyncio.gather(*reporter._late)
+    assert store.times == 3 - reports
+
+
 @pytest.mark.parametrize(
     ("ttft_s", "s_per_token", "sizes"),
     [(0.2, 0.0, [8]), (0.3, 0.005, [50]), (3.0, 0.1, [50]), (0.5, 0.02, [20, 300])],
