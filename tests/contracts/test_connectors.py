@@ -310,6 +310,16 @@ async def test_a_turn_that_says_nothing_is_left_out_where_it_would_be_refused(
     assert [turn["role"] for turn in body[turns]] == ["user", "user"]
 
 
+@pytest.mark.parametrize(("known", "limit"), [(64_000, 64_000), (None, 4096)])
+async def test_anthropic_which_demands_a_limit_is_given_the_models_own(
+    known: int | None, limit: int, http: Http
+) -> None:
+    async with recorder(answer("anthropic")) as (url, seen):
+        at = replace(endpoint("anthropic"), max_output_tokens=known)
+        await build(config("anthropic", url), http).call(at, InferenceRequest(prompt="?"), QUICK)
+    assert [body["max_tokens"] for _, body in seen] == [limit]
+
+
 async def test_anthropic_is_given_a_temperature_or_top_p(http: Http) -> None:
     _, both, warnings = await sent(config("anthropic", ""), {"prompt": "?", "temperature": 0.5, "top_p": 0.9}, http)
     _, alone, _ = await sent(config("anthropic", ""), {"prompt": "?", "top_p": 0.9}, http)

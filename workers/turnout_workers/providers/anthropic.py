@@ -25,7 +25,7 @@ FINISH = {
     "refusal": FinishReason.CONTENT_FILTER,
 }
 DEFAULT_MAX_TOKENS = 4096
-"""The format demands a limit; this is ours where the job sets none and the model's own is larger."""
+"""The format demands a limit; this is ours where neither the job sets one nor the model's own is known."""
 HOTTEST = 1.0
 """Highest temperature that it takes, which is also its default: a higher one is left out."""
 JSON_ALONE = "Answer with one JSON object and nothing else: no other word, no code fence."
@@ -45,7 +45,7 @@ class AnthropicConnector(Connector):
     def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
         if request.is_embedding:
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
-        limit = request.max_output_tokens or min(endpoint.max_output_tokens or DEFAULT_MAX_TOKENS, DEFAULT_MAX_TOKENS)
+        limit = request.max_output_tokens or endpoint.max_output_tokens or DEFAULT_MAX_TOKENS
         body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": _turns(request)}
         wanted = request.response_format
         told = system(request)
