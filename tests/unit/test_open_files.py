@@ -7,7 +7,7 @@ import sys
 
 SCRIPT = """
 import resource
-from turnout_workers.open_files import open_as_many_as_allowed
+from turnout_workers.own_process import open_as_many_as_allowed
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 256))
 told = [open_as_many_as_allowed(calls) for calls in (100, 157)]
 print(resource.getrlimit(resource.RLIMIT_NOFILE)[0], *told, sep="\\n")

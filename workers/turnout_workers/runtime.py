@@ -42,8 +42,7 @@ from turnout_workers.foreign import Foreign
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
-from turnout_workers.open_files import open_as_many_as_allowed
-from turnout_workers.private_memory import keep_memory_private
+from turnout_workers.own_process import keep_memory_private, open_as_many_as_allowed
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
 from turnout_workers.routing.fleet import Fleet

@@ -1,12 +1,15 @@
-"""A connection a call: what a process may open bounds the calls that it can have in flight."""
+"""What a worker asks of the kernel for its own process: room for its connections, and memory that nobody else reads."""
 
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import resource
+import sys
 
 BESIDES = 100
-"""Of a worker, beside calls: connections to Redis, webhooks, metrics, files."""
+"""What a worker opens beside the connections of its calls: those to Redis, webhooks, metrics, files."""
+PR_SET_DUMPABLE = 4  # prctl(2)
 
 
 def open_as_many_as_allowed(calls: int) -> str | None:
@@ -18,3 +21,10 @@ def open_as_many_as_allowed(calls: int) -> str | None:
     if limit in range(calls + BESIDES):  # not if there is none
         return f"this process may open {limit} files, too few for {calls} calls at a time: raise the limit (ulimit -n)"
     return None
+
+
+def keep_memory_private() -> None:
+    """Leave no core dump, which has keys and prompts, and let no other process of this user look into this one."""
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    if sys.platform == "linux":  # the limit is not asked where dumps go to a program
+        ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0)
