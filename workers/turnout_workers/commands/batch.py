@@ -17,6 +17,7 @@ from turnout.batch.detached import Batches
 from turnout.batch.output import check_places, write_output
 from turnout.batch.record import Record
 from turnout.batch.source import Source
+from turnout.cli import STOPPED
 from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
@@ -113,7 +114,7 @@ def results(id: str, output: str, errors: str | None) -> None:
     written = write_output(((result.succeeded, line) for result, line in batches.results(id)), output, errors)
     ended, succeeded = written.total(), written[True]
     click.echo(f"{ended:,} of {counted(record.lines, 'line')} ended, {succeeded:,} with an answer", err=True)
-    sys.exit(lines.STOPPED if ended < record.lines else lines.DONE if succeeded == ended else lines.SOME_FAILED)
+    sys.exit(STOPPED if ended < record.lines else lines.DONE if succeeded == ended else lines.SOME_FAILED)
 
 
 @batch.command()

@@ -16,10 +16,8 @@ from turnout_workers.routing.fleet import Fleet
 from turnout_workers.routing.profile import JobProfile
 
 Command = TypeVar("Command", bound=Callable[..., Any])
-DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED = range(5)
-"""Exit codes."""
-
-
+DONE, SOME_FAILED, REFUSED = 0, 1, 4
+"""Exit codes, beside those of `turnout.cli`."""
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 

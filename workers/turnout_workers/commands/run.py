@@ -30,6 +30,7 @@ from turnout.batch.output import check_places, write_output
 from turnout.batch.render import reason
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
+from turnout.cli import STOPPED, UNUSABLE
 from turnout.errors import TurnoutError
 from turnout.ledger import Keyring, Keys, Ledger
 from turnout_workers import local
@@ -99,7 +100,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
     all lines again, say --anew. Exit code: 0 all lines have an answer, 1 some have none,
     2 it could not run, 3 stopped, 4 every provider that could go on refuses our key.
     """
-    console, code = Console(stderr=True), lines.UNUSABLE
+    console, code = Console(stderr=True), UNUSABLE
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT
     try:
@@ -113,7 +114,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
     except (Stopped, KeyboardInterrupt):
         message = f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}"
         console.print(message, style="yellow", markup=False, soft_wrap=True)
-        sys.exit(lines.STOPPED)
+        sys.exit(STOPPED)
     except NobodyServes as error:
         again = f"What is done is kept. Once that is mended: turnout {shlex.join(sys.argv[1:])}"
         trouble, code = f"{error}\n{again}", lines.REFUSED
