@@ -16,6 +16,7 @@ from turnout.batch.chunk import chunk_jobs
 from turnout.batch.detached import Batches
 from turnout.cli import main
 from turnout.ledger import Keyring, run
+from turnout.request import Lane
 
 FLEET = """
 output_tokens = 8
@@ -94,6 +95,19 @@ def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(s
     assert counts(id) == {"waiting": 30}
     turnout("resume", id)
     assert turnout("watch", id).exit_code == 0
+
+    long = submitted(tmp_path, prompts(1500))
+    stand.until(lambda: "waiting" not in counts(long), 30)
+    turnout("pause", long)
+    keys = stand.ledger.keys
+    stand.until(lambda: not stand.client.exists(keys.leases, *Lane), 30)
+    called = len(stand.oracle()["jobs"])
+    assert called < 1500, "jobs that were queued begin no call"
+    assert turnout("watch", submitted(tmp_path, prompts(3))).exit_code == 0, "other jobs go on"
+    assert len(stand.oracle()["jobs"]) == called + 3
+    turnout("resume", long)
+    assert turnout("watch", long).exit_code == 0
+    assert len(stand.oracle()["jobs"]) == 1538
 
     last = submitted(tmp_path, prompts(30))
     turnout("pause", last)

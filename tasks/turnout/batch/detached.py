@@ -101,11 +101,12 @@ class Batches:
                     yield result, copied(rendered, one.line) if one.shared else rendered
 
     def pause(self, id: str) -> None:
-        """Feed no more; what is queued goes on."""
+        """Feed no more, and begin no call: jobs that are queued already are parked. Calls under way end."""
         self._move(id, State.PAUSED, State.FEEDING, State.PAUSED)
 
     def resume(self, id: str) -> None:
         self._move(id, State.FEEDING, State.PAUSED, State.FEEDING)
+        run(self._client, [self._ledger.hasten()])
 
     def cancel(self, id: str, result_ttl_s: float) -> int:
         """Feed no more, and cancel what is queued, parked or in flight. Returns how many jobs that were."""

@@ -159,8 +159,8 @@ class Ledger(Operations):
         command = ("ZRANGE", self.keys.parked, f"[{line} ", f"({line}!", "BYLEX", "LIMIT", 0, count)
         return Call(command, lambda reply: [spot.split(" ", 2)[2] for spot in texts(reply)])
 
-    def hasten(self, limit: int) -> Call[int]:
-        """Let the first parked job of every line look for room at once. Returns how many lines there are."""
+    def hasten(self, limit: int = 10_000) -> Call[int]:
+        """Let the first parked job of so many lines look for room at once. Returns how many lines there are."""
         return self.call("hasten", limit, decode=int)
 
     # --- housekeeping: lists of job ids, at most `limit` of them, and what to do with each ---------------

@@ -29,7 +29,8 @@ class MemoryFleet:
     ceilings: dict[str, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.store: FleetStore = MemoryFleetStore(lambda: self.now, self.jobs, self.ceilings)
+        self.paused = set[str]()
+        self.store: FleetStore = MemoryFleetStore(lambda: self.now, self.jobs, self.ceilings, self.paused)
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -39,6 +40,9 @@ class MemoryFleet:
 
     def put_ceiling(self, account: str, microusd: int) -> None:
         self.ceilings[account] = microusd
+
+    def pause(self, batch: str, paused: bool) -> None:
+        (self.paused.add if paused else self.paused.discard)(batch)
 
     def job(self, job_id: str) -> str:
         state: str = self.jobs[job_id]["state"]
@@ -74,6 +78,9 @@ class RedisFleet:
 
     def put_ceiling(self, account: str, microusd: int) -> None:
         self._redis.hset(self._keys.ceilings, account, str(microusd))
+
+    def pause(self, batch: str, paused: bool) -> None:
+        self._redis.hset(self._keys.batch(batch), "state", "paused" if paused else "feeding")
 
     def job(self, job_id: str) -> str:
         return str(self._redis.hget(self._keys.job(job_id), "state"))

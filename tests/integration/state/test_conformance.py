@@ -369,6 +369,18 @@ async def test_a_refused_job_is_not_calling(fleet: AnyFleet) -> None:
     assert fleet.job("1") == "leased"
 
 
+async def test_no_call_of_a_paused_batch_begins_and_its_ceiling_is_no_reason(fleet: AnyFleet) -> None:
+    fleet.put_job("1", 3, "leased")
+    fleet.put_ceiling("batch:b", 0)
+    fleet.pause("b", True)
+    dear, fence = bid(cost_microusd=1), Fence("1", 3, "b")
+    answer = await refused(fleet, dear, ceilings=(Ceiling("batch:b", None),), fence=fence)
+    assert (answer.retry_at, answer.ceiling, answer.reasons) == (None, None, {A: "the batch is paused"})
+    await granted(fleet, dear, fence=Fence("1", 3, "another"))
+    fleet.pause("b", False)
+    await granted(fleet, dear, fence=fence)
+
+
 @pytest.mark.parametrize("lapses", [False, True])
 async def test_no_call_brings_an_account_back_that_was_forgotten(lapses: bool, fleet: AnyFleet) -> None:
     accounts = (Ceiling("job:1", 10), Ceiling("total", None))

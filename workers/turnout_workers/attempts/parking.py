@@ -24,8 +24,6 @@ from turnout_workers.routing.profile import JobProfile, Requirements
 
 logger = logging.getLogger(__name__)
 
-HASTENED = 10_000
-"""Most lines that are told of a change."""
 REMEMBERED = 1000
 """Lines whose wait a worker knows of."""
 
@@ -102,7 +100,7 @@ class Parking:
         self._until.clear()
         self._changed.set()
         self._changed = asyncio.Event()
-        await self.send(self.ledger.hasten(HASTENED))
+        await self.send(self.ledger.hasten())
 
 
 async def _tried(work: Awaitable[Any]) -> None:

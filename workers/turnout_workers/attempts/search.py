@@ -142,7 +142,7 @@ class Searching:
                 bids=bids,
                 ttl_s=parts.heartbeat.ttl_s,
                 ceilings=parts.ceilings.of_job(job.id, job.request, job.claim.batch),
-                fence=Fence(job.id, job.claim.token),
+                fence=Fence(job.id, job.claim.token, job.claim.batch),
                 headroom=lane_share * self._shares.headroom(job.claim.tenant or "", now),
             )
         )

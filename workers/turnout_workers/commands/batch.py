@@ -136,7 +136,7 @@ def delete(id: str) -> None:
 @batch.command()
 @click.argument("id")
 def pause(id: str) -> None:
-    """Pause a batch: queue no more of it. What is queued, up to some 5,000 jobs, goes on."""
+    """Pause a batch: begin no more calls for it. Those under way end."""
     _move(id, Batches.pause)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -86,6 +86,8 @@ class MemoryFleetStore:
     """The ledger's records by id, for fenced admissions."""
     ceilings: MutableMapping[str, int] = field(default_factory=dict)
     """The ledger's, of batches, by account."""
+    paused: Container[str] = ()
+    """The ledger's batches that are paused."""
     _endpoints: defaultdict[str, _Endpoint] = field(default_factory=lambda: defaultdict(_Endpoint), init=False)
     _accounts: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage), init=False)
     """What the endpoints of an account have used together."""
@@ -120,7 +122,9 @@ class MemoryFleetStore:
 
     def _obstacle(self, bid: Bid, ask: Ask, now: int) -> Obstacle | None:
         """The one that stands longest in the way of this bid."""
+        paused = ask.fence is not None and ask.fence.batch in self.paused
         found = [
+            *([Obstacle(None, "the batch is paused")] if paused else []),
             *self._circuit_obstacles(bid, now),
             *self._capacity_obstacles(bid, ask.headroom, now),
             *self._money_obstacles((*ask.ceilings, *bid.ceilings), bid.cost_microusd, now),

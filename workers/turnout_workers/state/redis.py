@@ -76,7 +76,8 @@ class RedisFleetStore:
         places = [k for bid in ask.bids for k in _places(self._keys, bid.endpoint_id, bid.shared_limits != UNLIMITED)]
         keys = [*self._leasing(), self._keys.lease(ask.lease_id), self._keys.ceilings, *places]
         if ask.fence:
-            keys += [self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
+            batch = [self._keys.batch(ask.fence.batch)] if ask.fence.batch else []
+            keys += [*batch, self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
         sent = ASK.dump_json(ask, exclude_defaults=True, exclude_none=True)
         return await self._send(self._script("admit", keys, [sent], lambda r: _admission(ask.lease_id, r)))
 

@@ -66,6 +66,8 @@ class Fence:
 
     job_id: str
     token: int
+    batch: str | None = None
+    """The job's; while it is paused, there is no room."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 -- Lease the first bid that has room, or say what stands in each one's way, and until when.
 --
 -- KEYS  endpoints, money, expiry, lease, ceilings, then usage and calls of each bid's endpoint, and of its account
---       too if it has shared limits, and last, if the admission is fenced, record and story of the job
+--       too if it has shared limits, and last, if the admission is fenced, record and story of the job, before
+--       them the record of its batch
 -- ARGV  the ask as JSON, an `Ask` of store.py without what is as by default
 -- Returns {'granted', endpoint, at, probe} | {'fenced'} | {'full', now, {endpoint, until, reason} …};
 --       `until` is -1 where waiting doesn't help
@@ -196,6 +197,7 @@ if held then -- a repeated admission, its first answer was lost
   return {'granted', call.endpoint, call.at, math.min(call.probe, 1)}
 end
 
+local paused = ask.fence and ask.fence.batch and redis.call('HGET', KEYS[#KEYS - 2], 'state') == 'paused'
 local refusal, at = {'full', NOW}, 6
 for _, bid in ipairs(ask.bids) do
   local loads = {}
@@ -209,6 +211,7 @@ for _, bid in ipairs(ask.bids) do
     if till == nil or (till ~= NEVER and (time == NEVER or time > till)) then till, reason = time, why end
   end
 
+  if paused then block(NEVER, 'the batch is paused') end
   local half_open, ramping = circuit(known, bid, block)
   local slots = bid.limits.concurrency
   if ramping then slots = ramped(bid.limits, known, load, block) end
