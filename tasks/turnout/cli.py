@@ -40,6 +40,9 @@ class Commands(click.Group):
                 raise Unusable(str(error)) from error
             if isinstance(error, RedisError):
                 raise Unusable(trouble(error)) from error
+            if isinstance(error, UnicodeEncodeError):
+                wrong = ascii(error.object[error.start : error.end])
+                raise Unusable(f"there is no such thing: no id or name has {wrong} in it, which is no UTF-8") from error
             raise
 
     def _found(self) -> dict[str, EntryPoint]:

@@ -564,10 +564,11 @@ def test_a_cancelled_job_ends_as_cancelled(here: local.Local) -> None:
 
 
 def test_an_unknown_job_says_so_whatever_it_is_asked(client: Client) -> None:
-    job = client.job("nope")
-    for ask in (job.wait, job.status, job.result, job.events, job.cancel, lambda: list(job.stream())):
-        with pytest.raises(LookupError, match="never was"):
-            ask()
+    for job in map(client.job, ("nope", "\ud800")):
+        for ask in (job.wait, job.status, job.result, job.events, job.cancel, lambda job=job: list(job.stream())):
+            with pytest.raises(LookupError, match="never was"):
+                ask()
+    assert client.purge(["nope", "\ud800"]) == 0
 
 
 def test_an_unknown_job_keeps_none_of_the_others_back(client: Client) -> None:

@@ -54,6 +54,16 @@ def test_a_wrong_command_is_refused_in_a_line(
     assert isinstance(done.exception, SystemExit), "and no traceback"
 
 
+@pytest.mark.parametrize("command", ["explain", "cancel", "replay", "batch show", "batch pause", "batch delete"])
+def test_nothing_is_called_by_bytes_that_are_no_text(command: str, redis_url: str) -> None:
+    environ = {"OPENAI_API_KEY": "k", "REDIS_URL": redis_url}
+    done = CliRunner().invoke(main, [*command.split(), os.fsdecode(NO_TEXT)], env=environ)
+    assert (done.exit_code, done.output) == (
+        2,
+        "Error: there is no such thing: no id or name has '\\udcff\\udcfe' in it, which is no UTF-8\n",
+    )
+
+
 def test_a_command_that_is_interrupted_ends_as_stopped_and_not_as_one_that_found_no_answer(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

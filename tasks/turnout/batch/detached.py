@@ -47,7 +47,8 @@ class Batches:
         """
         id, at = f"{DETACHED}{uuid4().hex[:8]}", time.time()
         key = self._keys.batch(id)
-        record = {"source": source.name, "state": State.SUBMITTING, "at": at, "next": 0, "fed": 0}
+        name = source.name.encode(errors="backslashreplace")  # of a file it may be no UTF-8
+        record = {"source": name, "state": State.SUBMITTING, "at": at, "next": 0, "fed": 0}
         if max_cost_microusd is not None:
             record["max_cost_microusd"] = max_cost_microusd
         self._client.hset(key, mapping=record)  # type: ignore[arg-type]

@@ -85,7 +85,7 @@ class AsyncClient:
         """See `Client.job`."""
         if not isinstance(job_id, str):
             raise TypeError(f"a job's id is a text, and no {type(job_id).__name__}")
-        return AsyncJob(self, job_id)
+        return AsyncJob(self, _spelled(job_id))
 
     async def as_completed(
         self, jobs: Iterable[AsyncJob], timeout: float | None = None
@@ -213,7 +213,13 @@ class AsyncJob:
 
 def ids(jobs: Iterable[Any]) -> list[str]:
     """The ids of jobs, or ids as they are; a single id isn't taken for its letters."""
-    return [jobs] if isinstance(jobs, str) else [job if isinstance(job, str) else job.id for job in jobs]
+    named = [jobs] if isinstance(jobs, str) else [job if isinstance(job, str) else job.id for job in jobs]
+    return [*map(_spelled, named)]
+
+
+def _spelled(job_id: str) -> str:
+    """So that Redis can be asked for any id. No job's has half a surrogate pair, which is no character."""
+    return job_id.encode(errors="backslashreplace").decode()
 
 
 def _unknown(job_id: str) -> LookupError:

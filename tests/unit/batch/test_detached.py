@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -50,6 +51,13 @@ def test_a_batch_that_is_deleted_while_it_is_handed_over_leaves_nothing(
     with pytest.raises(NoSuchBatch, match="there is no batch"):
         batches.submit(source, Defaults())
     assert not flushed.keys()
+
+
+def test_a_file_may_have_a_name_that_is_no_utf_8(flushed: redis.Redis, tmp_path: Path) -> None:
+    path = tmp_path / os.fsdecode(b"\xff.txt")
+    path.write_text("A?\n")
+    batches = Batches(flushed, Ledger())
+    assert batches.record(batches.submit(Source(str(path)), Defaults())).source.endswith(r"\udcff.txt")
 
 
 def test_a_batch_can_neither_be_cancelled_nor_fetched_while_it_is_handed_over(
