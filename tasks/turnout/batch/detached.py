@@ -16,7 +16,7 @@ import redis
 
 from turnout.batch.handover import CHUNK, KEPT_S, Handed, HandOver, pages
 from turnout.batch.line import Defaults
-from turnout.batch.record import DETACHED, Record, State, read_record
+from turnout.batch.record import DETACHED, HALF, Record, State, read_record
 from turnout.batch.render import copied, never_run, render
 from turnout.batch.source import Source, read
 from turnout.errors import TurnoutError, Unreadable
@@ -176,7 +176,7 @@ class Batches:
 
 def _not_in(id: str, state: str) -> TurnoutError:
     """What can't be done in this state."""
-    dead = "; if its `turnout batch submit` was killed, delete it" if state == State.SUBMITTING else ""
+    dead = f"; {HALF}" if state == State.SUBMITTING else ""
     return TurnoutError(f"batch {id} is {state}{dead}")
 
 

@@ -16,6 +16,10 @@ DETACHED = "batch-"
 """How the ids of all detached batches begin, and of no `turnout run`'s."""
 
 
+HALF = "if its `turnout batch submit` has ended, only half of it was handed over: delete it, and submit it again"
+"""What to do about a batch that is still `submitting`."""
+
+
 class State(StrEnum):
     SUBMITTING = "submitting"
     FEEDING = "feeding"

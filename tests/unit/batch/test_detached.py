@@ -67,7 +67,7 @@ def test_a_batch_can_neither_be_cancelled_nor_fetched_while_it_is_handed_over(
 
     def cancel() -> None:
         for refused in (lambda id: batches.cancel(id, 60), lambda id: list(batches.results(id))):
-            with pytest.raises(TurnoutError, match="is submitting; if its `turnout batch submit` was killed, delete"):
+            with pytest.raises(TurnoutError, match="is submitting; if its `turnout batch submit` has ended"):
                 refused(batches.all()[0].id)
 
     Interrupted.happens = staticmethod(cancel)

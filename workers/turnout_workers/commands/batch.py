@@ -15,7 +15,7 @@ from rich.console import Console
 
 from turnout.batch.detached import Batches
 from turnout.batch.output import check_places, write_output
-from turnout.batch.record import Record
+from turnout.batch.record import HALF, Record, State
 from turnout.batch.source import Source
 from turnout.cli import STOPPED
 from turnout.redis_address import trouble
@@ -62,6 +62,8 @@ def list_batches() -> None:
         state = "ended" if one.ended else one.state
         add(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", state, f"{one.lines:,}", f"{ended:,}", one.source)
     Console().print(made if records else "There is no batch.")
+    if any(one.state is State.SUBMITTING for one in records):
+        click.echo(f"submitting: {HALF}")
 
 
 @batch.command()
@@ -186,4 +188,5 @@ def _line(told: dict[str, Any]) -> str:
     limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
     money = f"{usd(told['spent_usd'])}{limit} spent, {usd(told['unsure_usd'])} unsure"
     idle = "" if told["ended"] or told["workers"] else "; no worker is running (turnout worker)"
-    return f"{told['id']}: {state}; {standing}; {money}{idle}"
+    half = f"; {HALF}" if told["state"] == State.SUBMITTING else ""
+    return f"{told['id']}: {state}; {standing}; {money}{idle}{half}"
