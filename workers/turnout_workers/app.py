@@ -111,7 +111,7 @@ class Infer(AsyncTask):
             end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
             ended = await worker.ended(job_id) if isinstance(end, Skipped) else None
         except (RedisError, OSError) as error:  # no end of the job: nobody's `link_error` is to hear of it
-            logger.warning("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
+            logger.info("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
             transport.QoS.rest()
             raise Ignore("Redis is away") from None
         match end:

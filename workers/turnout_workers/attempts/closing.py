@@ -49,7 +49,7 @@ class Closing:
         result = self._result(hold.job_id, claim, progress, JobStatus.FAILED, error=problem)
         hold.ending = True
         taken = await self.parts.send.whole(self._settlement(claim, result, None))
-        return Done(result) if taken.accepted else Skipped(f"settled by another: {taken}")
+        return Done(result) if taken.accepted else _not_taken(taken)
 
     async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
         message = f"a call may cost more than what is left under the cost ceiling of {account}"
@@ -126,7 +126,7 @@ class Closing:
         if not taken.accepted:
             if ours_to_book and taken.duplicate and result.cost_microusd:
                 await self.parts.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
-            return Skipped(f"settled by another: {taken}")
+            return _not_taken(taken)
         reached("after_settle")
         if job.request.constraints.max_cost_microusd is not None:
             await self.forget(job.id)
@@ -169,3 +169,7 @@ class Closing:
             cost_microusd=progress.cost_microusd,
             unsure_microusd=progress.unsure_microusd,
         )
+
+
+def _not_taken(taken: Settlement) -> Skipped:
+    return Skipped(f"its end here comes too late: the job is {taken.state or 'gone'}")

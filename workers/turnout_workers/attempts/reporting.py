@@ -101,7 +101,7 @@ class Reporter:
         try:
             await self._tell(call, verdict)
         except (RedisError, OSError) as error:
-            logger.warning("the call to %s can't be reported now: %s", endpoint.id, error)
+            logger.debug("the call to %s is reported later: %s", endpoint.id, error)
             task = asyncio.create_task(self._tell_later(call, verdict))
             self._late.add(task)
             task.add_done_callback(self._late.discard)

@@ -119,9 +119,8 @@ class Heartbeat:
 
     def lose_expired(self) -> None:
         """Abort jobs whose leases would be over before another round could renew them."""
-        for hold in list(self._held):
-            if not hold.lost and hold.valid_until - self.clock() <= self.ttl_s / 3:
-                logger.warning(
-                    "job %s: its lease can't be renewed; its call is aborted", hold.job_id, extra={"job": hold.job_id}
-                )
-                hold.lose()
+        late = [one for one in self._held if not one.lost and one.valid_until - self.clock() <= self.ttl_s / 3]
+        if late:
+            logger.warning("the leases of %d jobs can't be renewed in time; their calls are aborted", len(late))
+        for hold in late:
+            hold.lose()

@@ -90,13 +90,14 @@ class Housekeeping:
         """Queue jobs again whose leases are over, or give them up."""
         lapsed = await self._list(self.ledger.lapsed(BATCH))
         fates = await self.send.all(*(self.ledger.sweep(job_id, job.lane, LAPSE, POISON) for job_id, job in lapsed))
+        self.recovered("poison", fates.count("poison"))
+        self.recovered("swept", again := fates.count("queued"))
+        if again:
+            logger.warning("took back %d jobs, whose leases ran out", again)
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
-            if fate == "none":
-                continue
-            self.recovered("poison" if fate == "poison" else "swept", 1)
             if fate == "poison":
                 await self.send(self.ledger.give_up(job_id, WHY_POISON, self.results_s(), job.batch))
-            logger.warning("took back job %s, whose lease ran out: %s", job_id, fate, extra={"job": job_id})
+                logger.warning("job %s is given up: %s", job_id, WHY_POISON, extra={"job": job_id})
 
     async def _expire(self) -> None:
         """End jobs that wait past their deadlines."""
