@@ -15,92 +15,80 @@ from turnout.messages import without_empty
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 
+_MOST_TOKENS = ("max_tokens", "max_completion_tokens")
+"""Of both the last: which one holds must be the same at each run."""
 _MAPPED = {
-    CHAT: {"model", "temperature", "top_p", "metadata", "messages", "max_tokens", "max_completion_tokens", "stop"}
-    | {"seed", "tools", "tool_choice", "response_format", "reasoning_effort"},
+    CHAT: {"model", "messages", "temperature", "top_p", "metadata", "stop", "seed", "tools", "tool_choice"}
+    | {"response_format", "reasoning_effort", *_MOST_TOKENS},
     EMBEDDINGS: {"model", "input", "dimensions"},
-    RESPONSES: {"model", "temperature", "top_p", "metadata", "input", "instructions", "max_output_tokens"}
-    | {"tools", "tool_choice", "text", "reasoning"},
 }
-_SAME = {"model", "temperature", "top_p", "metadata", "seed", "reasoning_effort", "dimensions"}
-_SAME |= {"tools", "stop", "response_format"}
-"""Of these, what we call by the same name."""
-_MOST_TOKENS = ("max_tokens", "max_completion_tokens", "max_output_tokens")
-"""Of several the last: which one holds must be the same at each run."""
-_FOR_OPENAI_ALONE = {
-    CHAT: {"frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user"}
-    | {"service_tier", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "prediction"},
-    EMBEDDINGS: {"user"},
-    RESPONSES: {"parallel_tool_calls", "user", "service_tier", "safety_identifier"}
-    | {"prompt_cache_key", "prompt_cache_retention"},
-}
-_ONLY_AT: Mapping[str, tuple[Any, ...]] = {
-    "n": (1,),
-    "stream": (False,),
-    "logprobs": (False,),
-    "encoding_format": ("float",),
-    "modalities": (["text"],),
-    "background": (False,),
-    "store": (False, True),
-    "truncation": ("disabled",),
-    "include": ([],),
+_FOR_OPENAI_ALONE = {"frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user"}
+_FOR_OPENAI_ALONE |= {"service_tier", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
+_FOR_OPENAI_ALONE |= {"prediction"}
+_ONLY_AT: Mapping[str, Any] = {
+    "n": 1,
+    "stream": False,
+    "logprobs": False,
+    "encoding_format": "float",
+    "modalities": ["text"],
+    "background": False,
+    "truncation": "disabled",
+    "include": [],
 }
 
 
 def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of an `InferenceRequest`, not yet validated; raises Unusable."""
+    if url == RESPONSES:
+        url, body = CHAT, _as_chat(_given(body))
     if not isinstance(url, str) or url not in _MAPPED:
-        raise Unusable(f"url: must be one of {', '.join(_MAPPED)}")
-    body = {name: value for name, value in body.items() if value is not None}  # null means: not given
+        raise Unusable(f"url: must be one of {', '.join((*_MAPPED, RESPONSES))}")
+    fields: dict[str, Any] = {}
     alone: dict[str, Any] = {}
-    for name, value in body.items():
-        if name in _FOR_OPENAI_ALONE[url]:
+    for name, value in _given(body).items():
+        if name in _MAPPED[url]:
+            fields[name] = value
+        elif name in _FOR_OPENAI_ALONE:
             alone[name] = value
-        elif name in _ONLY_AT and name not in _MAPPED[url]:
-            if value not in _ONLY_AT[name]:
-                raise Unusable(f"body.{name}: only {json.dumps(_ONLY_AT[name][0])} is supported")
-        elif name not in _MAPPED[url]:
+        elif name not in _ONLY_AT:
             raise Unusable(f"body.{name}: unknown or unsupported field")
-    fields = {name: body[name] for name in _SAME & body.keys()}
+        elif value != _ONLY_AT[name]:
+            raise Unusable(f"body.{name}: only {json.dumps(_ONLY_AT[name])} is supported")
     for name in _MOST_TOKENS:
-        if name in body:
-            fields["max_output_tokens"] = body[name]
-    if "tool_choice" in body:
-        fields["tool_choice"] = _tool_choice(body["tool_choice"])
-    fields |= {CHAT: _chat, EMBEDDINGS: _embeddings, RESPONSES: _responses}[url](body)
-    alone |= fields.pop("for_openai", {})
-    if alone:
-        fields["extras"] = {"openai": alone}
-    return fields
+        if name in fields:
+            fields["max_output_tokens"] = fields.pop(name)
+    if "messages" in fields:
+        fields["messages"] = [*map(without_empty, _list(fields["messages"], "body.messages"))]
+    if "tool_choice" in fields:
+        fields["tool_choice"] = _tool_choice(fields["tool_choice"])
+    return fields | ({"extras": {"openai": alone}} if alone else {})
 
 
-def _chat(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {"messages": [*map(without_empty, _list(body.get("messages"), "body.messages"))]}
-
-
-def _embeddings(body: Mapping[str, Any]) -> dict[str, Any]:
-    return {"input": body.get("input")}
-
-
-def _responses(body: Mapping[str, Any]) -> dict[str, Any]:
-    given = body.get("input")
+def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
+    """What a body of `/v1/responses` asks, as one of `/v1/chat/completions`."""
+    chat = dict(body)
+    if "messages" in chat:
+        raise Unusable("body.messages: unknown or unsupported field")
+    given, told = chat.pop("input", None), chat.pop("instructions", None)
     items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given, "body.input")
-    messages = [_response_item(item, f"body.input.{i}") for i, item in enumerate(items)]
-    if "instructions" in body:
-        messages.insert(0, {"role": "system", "content": body["instructions"]})
-    fields: dict[str, Any] = {"messages": messages}
-    if "tools" in body:
-        fields["tools"] = [_response_tool(tool) for tool in _list(body["tools"], "body.tools")]
-    if (effort := _part(body, "reasoning", "effort").get("effort")) is not None:
-        fields["reasoning_effort"] = effort
-    text = _part(body, "text", "format", "verbosity")
+    chat["messages"] = [] if told is None else [{"role": "system", "content": told}]
+    chat["messages"] += (_response_item(item, f"body.input.{i}") for i, item in enumerate(items))
+    chat["max_completion_tokens"] = chat.pop("max_output_tokens", None)
+    if "tools" in chat:
+        chat["tools"] = [_response_tool(tool) for tool in _list(chat["tools"], "body.tools")]
+    chat["reasoning_effort"] = _part(chat, "reasoning", "effort").get("effort")
+    text = _part(chat, "text", "format", "verbosity")
+    chat["verbosity"] = text.get("verbosity")
     if "format" in text:
         form = _dict(text["format"], "body.text.format")
         inner = {name: value for name, value in form.items() if name != "type"}
-        fields["response_format"] = {"type": form.get("type"), **({"json_schema": inner} if inner else {})}
-    if "verbosity" in text:
-        fields["for_openai"] = {"verbosity": text["verbosity"]}
-    return fields
+        chat["response_format"] = {"type": form.get("type"), **({"json_schema": inner} if inner else {})}
+    return chat
+
+
+def _given(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is null, which means not given."""
+    return {name: value for name, value in body.items() if value is not None}
 
 
 def _response_item(item: Any, where: str) -> dict[str, Any]:
@@ -149,9 +137,9 @@ def _tool_choice(choice: Any) -> Any:
     return name
 
 
-def _part(body: Mapping[str, Any], name: str, *known: str) -> dict[str, Any]:
-    """An object within the body, without what is null."""
-    given = {key: value for key, value in _dict(body.get(name, {}), f"body.{name}").items() if value is not None}
+def _part(body: dict[str, Any], name: str, *known: str) -> dict[str, Any]:
+    """Take an object out of the body."""
+    given = _given(_dict(body.pop(name, {}), f"body.{name}"))
     if unknown := given.keys() - set(known):
         raise Unusable(f"body.{name}.{min(unknown)}: unknown or unsupported field")
     return given
