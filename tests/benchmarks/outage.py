@@ -33,7 +33,7 @@ models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 
 DEATHS: dict[str, dict[str, Any]] = {
     "connection closed": {"kind": "down"},
     "500": {"kind": "error", "status": 500},
-    "429": {"kind": "rate_limit", "retry_after_s": 5},
+    "429": {"kind": "error", "status": 429, "retry_after_s": 5},
     "hang": {"kind": "hang"},
 }
 

@@ -45,7 +45,7 @@ ttft_s = 0.05
 jitter = 0.5
 concurrency = 8
 models."llama-3.3-70b" = {{ input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 }}
-faults = [{{ kind = "rate_limit", share = 0.1, retry_after_s = 1.0 }}, {{ kind = "down", share = 0.05 }}]
+faults = [{{ kind = "error", status = 429, share = 0.1, retry_after_s = 1.0 }}, {{ kind = "down", share = 0.05 }}]
 """
 SHOWN = {"succeeded": "SUCCESS", "failed": "FAILURE", "expired": "FAILURE", "cancelled": "REVOKED"}
 """How Celery calls each end."""

@@ -13,11 +13,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from click.testing import CliRunner
 
 from turnout_workers.config import Source, load
 from turnout_workers.simulator import Fault, Scenario
-from turnout_workers.simulator.command import simulate
 from turnout_workers.simulator.server import Simulator
 
 COMMAND = [sys.executable, "-m", "turnout", "simulate", "--port", "0", "--json"]
@@ -48,19 +46,13 @@ async def stats(http: aiohttp.ClientSession, url: str) -> Any:
         return await response.json()
 
 
-async def test_the_books_tell_how_often_each_job_was_called_and_billed(http: aiohttp.ClientSession) -> None:
+async def test_the_books_tell_how_often_each_job_was_called_and_what_was_billed(http: aiohttp.ClientSession) -> None:
     async with Simulator(fleet()) as simulator:
         for job in ("a", "a", "b"):
             _, body, _ = await ask(http, simulator.url, job)
         told = await stats(http, simulator.url)
     cost = body["usage"]["prompt_tokens"] + 2 * body["usage"]["completion_tokens"]
-    assert told["jobs"]["a"] == {
-        "calls": 2,
-        "answered": 2,
-        "billed": 2,
-        "billed_microusd": 2 * cost,
-        "providers": ["p", "p"],
-    }
+    assert told["jobs"] == {"a": {"calls": 2, "answered": 2}, "b": {"calls": 1, "answered": 1}}
     assert told["billed_microusd"] == 3 * cost
     assert told["jobs_by_calls"] == {"1": 1, "2": 1}
     assert told["providers"]["p"]["statuses"] == {"200": 3}
@@ -72,7 +64,7 @@ async def test_a_call_that_was_never_answered_is_a_call(http: aiohttp.ClientSess
             await ask(http, simulator.url, "a")
         await ask(http, simulator.url, "a")
         job = simulator.stats(jobs=True)["jobs"]["a"]
-    assert (job["calls"], job["answered"], job["billed"]) == (2, 1, 1)
+    assert job == {"calls": 2, "answered": 1}
 
 
 async def test_the_same_question_gets_the_same_answer(http: aiohttp.ClientSession) -> None:
@@ -89,7 +81,7 @@ async def test_the_same_question_gets_the_same_answer(http: aiohttp.ClientSessio
     [
         (Fault(kind="down"), CLOSED, 0),
         (Fault(kind="error", status=502), 502, 0),
-        (Fault(kind="rate_limit"), 429, 0),
+        (Fault(kind="error", status=429), 429, 0),
         (Fault(kind="bill", status=500), 500, 1),
         (Fault(kind="garbage"), "<html>", 1),
         (Fault(kind="truncate"), (aiohttp.ClientPayloadError,), 1),
@@ -106,7 +98,7 @@ async def test_a_fault_looks_as_it_should_and_bills_as_it_should(
             status, body, _ = await ask(http, simulator.url, stream=stream)
             assert status == seen if isinstance(seen, int) else (status == 200 and seen in body)
         told = simulator.stats()
-    assert (told["providers"]["p"]["billed"], told["providers"]["p"]["answered"]) == (billed, 0)
+    assert told["providers"]["p"]["answered"] == 0
     assert (told["billed_microusd"] > 0) == bool(billed)
 
 
@@ -214,16 +206,15 @@ async def test_health_checks_are_not_counted_as_calls(http: aiohttp.ClientSessio
         async with http.get(f"{simulator.base_url('p')}/models") as response:
             assert [model["id"] for model in (await response.json())["data"]] == ["m"]
         told = simulator.stats()["providers"]["p"]
-    assert (told["requests"], told["checks"], told["billed"]) == (0, 1, 0)
+    assert (told["requests"], told["billed_microusd"]) == (0, 0)
 
 
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_its_addresses_takes_faults_and_writes_its_callers_configuration(tmp_path: Path) -> None:
+def test_the_command_prints_its_addresses_and_writes_its_callers_configuration(tmp_path: Path) -> None:
     file = tmp_path / "turnout.toml"
-    hang_up = """sim-swift={"kind": "down"}"""
-    with subprocess.Popen([*COMMAND, "--fault", hang_up, "--toml", str(file)], stdout=subprocess.PIPE) as process:
+    with subprocess.Popen([*COMMAND, "--toml", str(file)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         told = json.loads(process.stdout.readline())
         assert set(told["providers"]) >= {"sim-swift", "sim-thrifty"}
@@ -232,21 +223,6 @@ def test_the_command_prints_its_addresses_takes_faults_and_writes_its_callers_co
         assert {name: table.base_url for name, table in tables.items()} == told["providers"]
         process.terminate()
         assert process.wait(10) == 0
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (["--fault", "nobody={}"], "nobody={}: kind: "),
-        (["--fault", "sim-swift"], "write it as NAME=JSON"),
-        (["--fault", 'nobody={"kind": "down"}'], "no provider 'nobody'"),
-        (["--scenario", "/nowhere"], "does not exist"),
-    ],
-)
-def test_the_command_says_what_is_wrong(arguments: list[str], reason: str) -> None:
-    done = CliRunner().invoke(simulate, arguments)
-    assert done.exit_code == 2
-    assert reason in done.output
 
 
 @pytest.mark.parametrize(("dialect", "limit"), [("groq", "1000"), ("vllm", "60")])

@@ -21,7 +21,7 @@ MODEL = 'models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mto
 FAULTS: dict[str, dict[str, Any]] = {
     "refused": {"kind": "down"},
     "error": {"kind": "error", "status": 500},
-    "limited": {"kind": "rate_limit", "retry_after_s": 600},
+    "limited": {"kind": "error", "status": 429, "retry_after_s": 600},
     "hanging": {"kind": "hang"},
 }
 

@@ -68,10 +68,6 @@ class Anthropic(Wire):
         yield 0, named("message_delta", delta=stop, usage={"output_tokens": answer.output_tokens})
         yield 0, named("message_stop")
 
-    def models(self, names: Mapping[str, int]) -> dict[str, Any]:
-        data = [{"type": "model", "id": n, "display_name": n, "created_at": "2030-01-01T00:00:00Z"} for n in names]
-        return {"data": data, "has_more": False, "first_id": None, "last_id": None}
-
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         said = ("prompt is too long: " if problem.kind == "context_length" else "") + problem.message
         error = {"type": _ERRORS.get(problem.kind, "invalid_request_error"), "message": said}

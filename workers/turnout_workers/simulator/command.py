@@ -9,11 +9,9 @@ from pathlib import Path
 
 import click
 import uvloop
-from pydantic import ValidationError
 
-from turnout.validation import explain
 from turnout_workers.config import toml_lines
-from turnout_workers.simulator.scenario import DEFAULT, Fault, load
+from turnout_workers.simulator.scenario import DEFAULT, load
 from turnout_workers.simulator.server import Simulator
 
 
@@ -30,33 +28,12 @@ from turnout_workers.simulator.server import Simulator
     help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
 )
 @click.option(
-    "--fault",
-    "faults",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="""Add a fault, e.g. sim-swift='{"kind": "hang", "after_s": 5, "for_s": 10}'. Repeatable.""",
-)
-@click.option(
     "--toml", type=click.Path(path_type=Path, dir_okay=False), help="Write a turnout.toml for this fleet to this file."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
-def simulate(
-    host: str,
-    port: int,
-    file: Path,
-    faults: tuple[str, ...],
-    toml: Path | None,
-    as_json: bool,
-) -> None:
+def simulate(host: str, port: int, file: Path, toml: Path | None, as_json: bool) -> None:
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
-    scenario = load(file)
-    providers = dict(scenario.providers)
-    for name, added in map(_fault, faults):
-        if name not in providers:
-            raise click.BadParameter(f"no provider {name!r}; there are {', '.join(providers)}", param_hint="--fault")
-        providers[name] = providers[name].model_copy(update={"faults": (*providers[name].faults, added)})
-    scenario = scenario.model_copy(update={"providers": providers})
-    uvloop.run(_serve(Simulator(scenario, host, port), toml, as_json))
+    uvloop.run(_serve(Simulator(load(file), host, port), toml, as_json))
 
 
 async def _serve(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
@@ -64,14 +41,11 @@ async def _serve(simulator: Simulator, toml: Path | None, as_json: bool) -> None
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     try:
-        await simulator.__aenter__()
+        async with simulator:
+            _announce(simulator, toml, as_json)
+            await stop.wait()
     except OSError as error:
         raise click.ClickException(f"{error.strerror or error}; see --host and --port (0: any free one)") from None
-    try:
-        _announce(simulator, toml, as_json)
-        await stop.wait()
-    finally:
-        await simulator.__aexit__()
 
 
 def _announce(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
@@ -89,12 +63,3 @@ def _announce(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
     for name, url in urls.items():
         print(f"  {name:14} {scenario.providers[name].kind:10} {url}")
     print(f"  control        {simulator.url}/control/stats", flush=True)
-
-
-def _fault(text: str) -> tuple[str, Fault]:
-    name, _, value = text.partition("=")
-    try:
-        return name, Fault.model_validate_json(value)
-    except ValidationError as error:
-        said = explain(error)
-    raise click.BadParameter(f"{text}: {said}; write it as NAME=JSON", param_hint="--fault")

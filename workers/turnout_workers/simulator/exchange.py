@@ -12,17 +12,19 @@ from typing import Any
 from aiohttp import web
 
 from turnout.request import Capability
-from turnout_workers.simulator.answers import Answer, Call, answer, digest
+from turnout_workers.simulator.answers import Answer, Call, answer
 from turnout_workers.simulator.anthropic import Anthropic
 from turnout_workers.simulator.gemini import Gemini
 from turnout_workers.simulator.openai import OpenAI
-from turnout_workers.simulator.oracle import Books, Jobs, Meter
-from turnout_workers.simulator.scenario import Fault, Scenario
+from turnout_workers.simulator.oracle import Books, Job, Meter
+from turnout_workers.simulator.scenario import FaultKind, Scenario
 from turnout_workers.simulator.wire import Problem, Wire, encode
 
 WIRES: Mapping[str, Wire] = {"openai": OpenAI(), "anthropic": Anthropic(), "gemini": Gemini()}
 SIMULATED = {"x-turnout-simulated": "1"}
 JOB_HEADER = "x-turnout-job"
+_KINDS = {429: "rate_limited", 503: "overloaded", 529: "overloaded"}
+"""Of errors, by status."""
 _GARBAGE = b"<html><body><h1>It works!</h1></body></html>"
 _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, RecursionError)
 
@@ -30,10 +32,9 @@ _UNREADABLE = (KeyError, TypeError, ValueError, AttributeError, IndexError, Recu
 class Exchange:
     """One request to one provider."""
 
-    def __init__(self, scenario: Scenario, books: Books, jobs: Jobs, request: web.BaseRequest, request_id: str) -> None:
-        self.scenario, self.books, self.jobs, self.request, self.id = scenario, books, jobs, request, request_id
-        marker = request.headers.get(JOB_HEADER)
-        self.job = jobs.called(marker, books.name) if marker else None
+    def __init__(self, scenario: Scenario, books: Books, job: Job, request: web.BaseRequest, request_id: str) -> None:
+        self.scenario, self.books, self.job, self.request, self.id = scenario, books, job, request, request_id
+        job.calls += 1
         self.wire, self.preset = WIRES[books.provider.kind], books.provider.preset
         named = request.headers.get(self.preset.auth_header) or request.headers.get("authorization")
         self.key = (named or "").removeprefix("Bearer ").strip()
@@ -52,9 +53,8 @@ class Exchange:
             if (keys := self.books.provider.api_key) and self.key not in keys:
                 raise Problem("unauthorized", "Incorrect API key provided.")
             if path == "models" and self.request.method == "GET":
-                self._refuse_if_told()
-                names = {m.name or name: m.context_tokens for name, m in self.books.provider.models.items()}
-                return self._reply(200, self.wire.models(names))
+                self._fail_if_told("error")
+                return self._reply(200, {"object": "list", "data": [{"id": name} for name in self.books.models]})
             return await self._call(path)
         except Problem as problem:
             status = problem.status or self.wire.statuses[problem.kind]
@@ -63,7 +63,6 @@ class Exchange:
     async def _call(self, path: str) -> web.StreamResponse:
         books, provider = self.books, self.books.provider
         call, given = await self._read(path)
-        job = self.job or self.jobs.called(digest("\0".join(call.texts)), books.name)
         model = books.models.get(call.model)
         if model is None or call.embed != (Capability.EMBEDDINGS in model.capabilities):
             raise Problem("not_found", f"The model {call.model!r} does not exist or you do not have access to it.")
@@ -71,9 +70,9 @@ class Exchange:
         if given.input_tokens > model.context_tokens:
             most = f"{model.context_tokens} maximum context length"
             raise Problem("context_length", f"{given.input_tokens} tokens > {most}")
-        self._refuse_if_told()
+        self._fail_if_told("error")
         with books.admitted(self.meter, given, self.now):
-            books.bill(job, model, given)
+            books.bill(model, given)
             pace = self.struck["slow"].factor if "slow" in self.struck else 1.0
             if provider.jitter:
                 pace *= math.exp(books.rng.gauss(0, provider.jitter))
@@ -87,7 +86,7 @@ class Exchange:
             else:
                 response = await self._whole(self.wire.body(call, given))
         if not self.struck.keys() & {"truncate", "garbage"}:
-            job.answered += 1
+            self.job.answered += 1
             books.counts.answered += 1
         return response
 
@@ -100,19 +99,13 @@ class Exchange:
         except _UNREADABLE as error:
             raise Problem("invalid", f"Could not read the request: {type(error).__name__}") from None
 
-    def _refuse_if_told(self) -> None:
-        if fault := self.struck.get("rate_limit"):
-            raise Problem("rate_limited", "Rate limit reached (simulated).", None, fault.retry_after_s or 1.0)
-        if fault := self.struck.get("error"):
-            self._fail(fault)
-
-    def _fail(self, fault: Fault) -> None:
-        kind = "overloaded" if fault.status in (503, 529) else "server_error"
-        raise Problem(kind, "The server had an error (simulated).", fault.status, fault.retry_after_s)
+    def _fail_if_told(self, kind: FaultKind) -> None:
+        if fault := self.struck.get(kind):
+            problem = _KINDS.get(fault.status, "server_error")
+            raise Problem(problem, "The server had an error (simulated).", fault.status, fault.retry_after_s)
 
     async def _whole(self, body: Mapping[str, Any]) -> web.StreamResponse:
-        if fault := self.struck.get("bill"):
-            self._fail(fault)
+        self._fail_if_told("bill")
         if "garbage" in self.struck:
             self.books.counts.replied("garbage")
             return web.Response(body=_GARBAGE, content_type="text/html", headers=self._headers())

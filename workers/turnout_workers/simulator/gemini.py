@@ -76,15 +76,6 @@ class Gemini(Wire):
             finish = _FINISH[answer.finish] if sent == len(answer.words) else None
             yield tokens, event(_chunk(call, answer, {"text": text}, sent, finish))
 
-    def models(self, names: Mapping[str, int]) -> dict[str, Any]:
-        methods = ["generateContent", "countTokens", "batchEmbedContents"]
-        return {
-            "models": [
-                {"name": f"models/{n}", "inputTokenLimit": size, "supportedGenerationMethods": methods}
-                for n, size in names.items()
-            ]
-        }
-
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         message, details = problem.message, list[dict[str, Any]]()
         if problem.kind == "unauthorized":

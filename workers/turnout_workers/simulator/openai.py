@@ -88,10 +88,6 @@ class OpenAI(Wire):
             yield 0, event({**frame, "choices": [], "usage": _usage(answer)})
         yield 0, b"data: [DONE]\n\n"
 
-    def models(self, names: Mapping[str, int]) -> dict[str, Any]:
-        data = [{"id": n, "object": "model", "created": _CREATED, "owned_by": "simulated"} for n in names]
-        return {"object": "list", "data": data}
-
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         kind, code = _ERRORS.get(problem.kind, ("invalid_request_error", None))
         return {"error": {"message": problem.message, "type": kind, "param": None, "code": code}}

@@ -62,27 +62,6 @@ class Job:
 
     calls: int = 0
     answered: int = 0
-    billed: int = 0
-    billed_microusd: int = 0
-    providers: list[str] = field(default_factory=list)
-    """Of each call, in order."""
-
-
-class Jobs(dict[str, Job]):
-    """By the job's marker."""
-
-    def called(self, marker: str, provider: str) -> Job:
-        job = self.setdefault(marker, Job())
-        job.calls += 1
-        job.providers.append(provider)
-        return job
-
-    def stats(self, each: bool) -> dict[str, Any]:
-        """How many jobs were called, answered and billed so many times; with `each`, also every job."""
-        told: dict[str, Any] = {"jobs_seen": len(self)}
-        for name in ("calls", "answered", "billed"):
-            told[f"jobs_by_{name}"] = dict(Counter(getattr(job, name) for job in self.values()))
-        return told | ({"jobs": {marker: asdict(job) for marker, job in self.items()}} if each else {})
 
 
 @dataclass(slots=True)
@@ -90,9 +69,8 @@ class Counts:
     """What one simulated provider has seen."""
 
     requests: int = 0
-    checks: int = 0
+    """Without health checks."""
     answered: int = 0
-    billed: int = 0
     billed_microusd: int = 0
     in_flight: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
@@ -125,10 +103,9 @@ class Books:
         return (timed.fault for timed in self._faults if timed.active(now, self.counts.requests))
 
     def struck(self, now: float, check: bool) -> dict[str, Fault]:
-        """Count a request (or a health check); the faults that hit it, by kind."""
+        """Count a request, unless it is a health check; the faults that hit it, by kind."""
         struck: dict[str, Fault] = {f.kind: f for f in self.faults(now) if f.share >= 1 or self.rng.random() < f.share}
         self.counts.requests += not check
-        self.counts.checks += check
         return struck
 
     @contextmanager
@@ -159,13 +136,10 @@ class Books:
             self.counts.in_flight -= 1
             self._flying[meter] -= 1
 
-    def bill(self, job: Job, model: SimulatedModel, given: Answer) -> None:
+    def bill(self, model: SimulatedModel, given: Answer) -> None:
         """Book what this call costs: real providers bill what they generate, whoever still listens."""
         exact = model.input_usd_per_mtok * given.input_tokens + model.output_usd_per_mtok * given.output_tokens
-        cost = math.ceil(round(exact, 6))
-        for sums in (self.counts, job):
-            sums.billed += 1
-            sums.billed_microusd += cost
+        self.counts.billed_microusd += math.ceil(round(exact, 6))
 
     def stats(self, now: float) -> dict[str, Any]:
         return {**asdict(self.counts), "faults": [fault.kind for fault in self.faults(now)]}

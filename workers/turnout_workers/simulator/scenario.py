@@ -31,7 +31,7 @@ _BEHAVIOUR = {"ttft_s", "s_per_token", "jitter", "faults"}
 """Fields of a simulated provider that turnout.toml doesn't have."""
 
 NotNegative = Annotated[float, Field(ge=0)]
-FaultKind = Literal["down", "slow", "rate_limit", "hang", "garbage", "error", "truncate", "bill"]
+FaultKind = Literal["down", "slow", "hang", "garbage", "error", "truncate", "bill"]
 
 
 class Fault(Value):
@@ -40,9 +40,9 @@ class Fault(Value):
     after that, whichever is first; with neither it stays."""
 
     kind: FaultKind
-    """`down` closes the connection without an answer; `slow` multiplies latency by `factor`; `rate_limit`
-    answers 429; `hang` accepts and says nothing; `garbage` answers 200 with HTML; `error` answers `status`;
-    `truncate` cuts the answer off half-way; `bill` answers `status`, and bills as if it had succeeded."""
+    """`down` closes the connection without an answer; `slow` multiplies latency by `factor`; `hang` accepts and says
+    nothing; `garbage` answers 200 with HTML; `error` answers `status`; `truncate` cuts the answer off half-way; `bill`
+    answers `status`, and bills as if it had succeeded."""
     after_s: NotNegative = 0.0
     after_requests: Annotated[int, Field(ge=0)] = 0
     for_s: NotNegative | None = None

@@ -5,13 +5,15 @@
     DELETE /control/NAME      end all faults of that provider
     GET    /control/stats     the oracle's counts; with ?jobs=1 also by job
 
-A job is recognised by the header `x-turnout-job`, and without it by the hash of its prompt.
+A job is recognised by the header `x-turnout-job`.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter, defaultdict
+from dataclasses import asdict
 from itertools import count
 from typing import Any
 
@@ -19,8 +21,8 @@ from aiohttp import web
 from pydantic import ValidationError
 from yarl import URL
 
-from turnout_workers.simulator.exchange import SIMULATED, Exchange
-from turnout_workers.simulator.oracle import Books, Jobs
+from turnout_workers.simulator.exchange import JOB_HEADER, SIMULATED, Exchange
+from turnout_workers.simulator.oracle import Books, Job
 from turnout_workers.simulator.scenario import Fault, Scenario
 
 _MAX_BODY = 32 * 1024 * 1024
@@ -31,7 +33,8 @@ class Simulator:
 
     def __init__(self, scenario: Scenario, host: str = "127.0.0.1", port: int = 0) -> None:
         self.scenario, self.host, self.port = scenario, host, port
-        self.jobs = Jobs()
+        self.jobs: defaultdict[str, Job] = defaultdict(Job)
+        """By marker."""
         self._ids = count(1)
 
     async def __aenter__(self) -> Simulator:
@@ -72,7 +75,8 @@ class Simulator:
         return {
             "providers": {name: books.stats(now) for name, books in self._books.items()},
             "billed_microusd": sum(books.counts.billed_microusd for books in self._books.values()),
-            **self.jobs.stats(each=jobs),
+            "jobs_by_calls": Counter(job.calls for job in self.jobs.values()),
+            **({"jobs": {marker: asdict(job) for marker, job in self.jobs.items()}} if jobs else {}),
         }
 
     async def _handle(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -82,7 +86,9 @@ class Simulator:
         if (books := self._books.get(head)) is None:
             return self._unknown(head)
         version, _, rest = path.partition("/")
-        exchange = Exchange(self.scenario, books, self.jobs, request, f"{next(self._ids):08x}")
+        marker = request.headers.get(JOB_HEADER)
+        job = self.jobs[marker] if marker else Job()
+        exchange = Exchange(self.scenario, books, job, request, f"{next(self._ids):08x}")
         return await exchange.serve(rest if version in ("v1", "v1beta") else path)
 
     async def _control(self, request: web.BaseRequest, path: str) -> web.StreamResponse:

@@ -46,9 +46,6 @@ class Wire(Protocol):
     def stream(self, call: Call, answer: Answer) -> Iterator[tuple[int, bytes]]:
         """Events, each with the number of tokens that the model generates for it."""
 
-    def models(self, names: Mapping[str, int]) -> dict[str, Any]:
-        """The answer to `GET models`, from names and context lengths."""
-
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]: ...
 
 
