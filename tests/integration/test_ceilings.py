@@ -18,22 +18,6 @@ models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 ASKED = InferenceRequest(prompt="How much?", max_output_tokens=100)
 
 
-def test_a_batch_ends_at_its_ceiling_and_never_passes_it(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET) as stand:
-        ids = [f"b{n}" for n in range(60)]
-        run(stand.client, [stand.ledger.set_ceiling("night", 1500)])
-        run(stand.client, [stand.ledger.enqueue(NewJob.of(i, ASKED, batch="night")) for i in ids])
-        stand.start_worker()
-        stand.until(lambda: stand.settled() == len(ids), 30)
-        outcomes = stand.outcomes(ids)
-        assert set(outcomes) == {"succeeded", "expired"}
-        money = stand.money()
-        assert money["batch:night|spent"] <= 1500
-        assert money["batch:night|spent"] == stand.oracle()["billed_microusd"]
-        (late,) = {r.error.code for r in stand.results(ids) if r and r.error}
-        assert late == "cost_ceiling"
-
-
 def test_a_job_that_can_not_be_paid_for_is_refused_and_one_above_a_days_ceiling_waits(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET) as stand:
         stand.config.write_text(stand.config.read_text() + "\n[ceilings.total]\nper_day_usd = 0.0001\n")

@@ -14,7 +14,6 @@ from click.testing import CliRunner, Result
 from turnout import Client
 from turnout.cli import main
 from turnout_workers import local
-from turnout_workers.commands.worker import worker
 from turnout_workers.config import discovery, fleet
 from turnout_workers.deployment import deployment
 
@@ -177,12 +176,6 @@ def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: p
     assert [*deployment().settings.file.providers] == ["ollama"]
     bare.setenv("GROQ_API_KEY", "k")
     assert [*deployment().settings.file.providers] == ["groq"]
-
-
-def test_a_misspelt_lane_is_refused_before_anything_starts() -> None:
-    told = CliRunner().invoke(worker, ["--lanes", "interactive,bacth"])
-    assert told.exit_code == 1
-    assert "there is no lane bacth; there are interactive, standard, batch" in told.output
 
 
 def test_a_prompt_is_submitted_and_its_id_printed(here: local.Local) -> None:

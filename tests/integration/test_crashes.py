@@ -38,19 +38,6 @@ def test_a_stop_with_a_thousand_calls_in_flight_loses_none(tmp_path: Path) -> No
     assert not faults.stop(tmp_path, random.Random(1), within_s=120)  # how soon is for `make chaos` to say
 
 
-def test_a_redis_that_is_killed_comes_back_and_no_worker_ends(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET, concurrency=10) as stand:
-        stand.submit(IDS)
-        stand.on_disk()
-        worker = stand.start_worker()
-        stand.until(lambda: stand.settled() > 15, 30)
-        stand.redis.kill()
-        stand.redis.restart()
-        stand.until(lambda: stand.settled() == len(IDS), 60)
-        assert worker.poll() is None, "the worker has survived"
-        assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
-
-
 def test_a_stop_in_order_lets_calls_end_and_leaves_the_rest_to_others(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET, concurrency=10) as stand:
         first = stand.start_worker()
@@ -79,17 +66,6 @@ def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path, monkeypat
         assert all(map(json.loads, log.read_text("utf-8").splitlines()))
         assert stand.outcomes(IDS[:20]) == {"queued": 20}
         assert stand.client.zcard(stand.ledger.keys.leases) == 0
-
-
-def test_a_cancelled_job_in_flight_is_aborted(tmp_path: Path) -> None:
-    with standing(tmp_path, two_providers(30.0), concurrency=2) as stand:
-        stand.start_worker()
-        stand.submit(["slow"])
-        stand.until(lambda: run(stand.client, [stand.ledger.facts("slow")])[0].state == "calling", 20)
-        settlement = run(stand.client, [stand.ledger.cancel("slow", None, 60)])[0]
-        assert settlement.accepted
-        stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0, 10)
-        assert stand.outcomes(["slow"]) == {"cancelled": 1}
 
 
 def test_an_answer_that_comes_while_redis_is_away_is_kept_sealed_and_not_paid_for_twice(

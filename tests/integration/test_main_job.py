@@ -275,13 +275,3 @@ def test_bad_lines_are_reported_and_the_good_ones_done(tmp_path: Path, fleet: Fl
     assert (code, output.read_bytes()) == (2, before)
     assert "can't read" in text
     assert "The lines before that place are done" in text.replace("\n", " ")
-
-
-def test_a_bad_configuration_names_file_line_and_field(tmp_path: Path) -> None:
-    source, config = prompts(tmp_path / "in.jsonl", 1), tmp_path / "turnout.toml"
-    config.write_text('[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nprioritty = 1\n')
-    with running(tmp_path, str(source), "-o", str(tmp_path / "out"), "--config", str(config)) as child:
-        code, text = finish(child)
-    assert code == 2
-    assert "turnout.toml:4: providers.x.prioritty" in text.replace("\n", "")
-    assert "did you mean priority" in text.replace("\n", " ")

@@ -6,13 +6,10 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 
-import pytest
-
-from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
+from turnout.request import InferenceRequest, RoutingStrategy
 from turnout_workers.config import Source, accounts, load, toml_lines
 from turnout_workers.providers import Http, build
-from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing import IntelligentRouter, NoEligibleEndpoint
+from turnout_workers.routing import IntelligentRouter
 from turnout_workers.simulator import Fault, Scenario
 from turnout_workers.simulator.server import Simulator
 
@@ -54,15 +51,6 @@ async def comes_back(router: IntelligentRouter) -> None:
             await asyncio.sleep(0.05)
 
 
-async def test_a_failing_provider_is_left_within_the_call_and_comes_back_by_itself() -> None:
-    async with routing(provider("openai", 1.0), provider("gemini", 0.1)) as (router, simulator):
-        simulator.fail("groq", Fault(kind="error", status=503))
-        answers = [(await router.complete(ASK)).provider for _ in range(5)]
-        assert answers == ["gemini"] * 5
-        simulator.heal("groq")
-        await comes_back(router)
-
-
 async def test_a_key_that_is_refused_takes_its_provider_out_until_a_health_check_accepts_it() -> None:
     async with routing(provider("openai", 1.0), provider("gemini", 0.1)) as (router, simulator):
         simulator.fail("groq", Fault(kind="error", status=401))
@@ -71,13 +59,3 @@ async def test_a_key_that_is_refused_takes_its_provider_out_until_a_health_check
         assert (view.health.disabled or "").startswith("unauthorized")
         simulator.heal("groq")
         await comes_back(router)
-
-
-async def test_what_cannot_be_done_is_told_with_reasons_and_a_failed_pinned_call_with_its_error() -> None:
-    async with routing(provider("openai", 1.0), provider("gemini", 0.1)) as (router, simulator):
-        with pytest.raises(NoEligibleEndpoint, match="groq/llama, gemini/llama: its region is not known"):
-            await router.complete(ASK.model_copy(update={"constraints": RoutingConstraints(regions=("eu",))}))
-        chosen = await router.get_provider_for_request(ASK)
-        simulator.fail("groq", Fault(kind="error", status=503))
-        with pytest.raises(ProviderError, match="overloaded"):
-            await chosen.complete(ASK)

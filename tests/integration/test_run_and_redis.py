@@ -16,26 +16,6 @@ output_tokens = 8
 ttft_s = 0.2
 models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 """
-LINES = 200
-
-
-def test_a_run_outlives_its_redis_and_does_every_line(tmp_path: Path) -> None:
-    source, output, log = (tmp_path / name for name in ("prompts.txt", "results.jsonl", "run.log"))
-    source.write_text("".join(f"Question {n}?\n" for n in range(LINES)))
-    with standing(tmp_path, FLEET, concurrency=20) as stand:
-        stand.start_worker()
-        command = [sys.executable, "-m", "turnout", "run", str(source), "-o", str(output), "--workers", "0"]
-        child = process.start(command, log, {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)})
-        try:
-            stand.until(lambda: stand.settled() > LINES // 4, 60)
-            stand.redis.kill()
-            stand.redis.restart()
-            assert child.wait(60) == 0, log.read_text()
-        finally:
-            process.stop(child)
-    results = [json.loads(line) for line in output.read_text().splitlines()]
-    assert [result["line"] for result in results] == list(range(1, LINES + 1))
-    assert {result["status"] for result in results} == {"succeeded"}
 
 
 def test_a_run_stops_at_once_though_its_redis_is_away(tmp_path: Path) -> None:

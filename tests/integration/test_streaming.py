@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import threading
-
 import pytest
 from tests.chaos.stand import Stand
 
@@ -32,14 +30,6 @@ def test_pieces_come_one_by_one_and_make_the_answer(client: Client, model: str) 
     assert len(pieces) > 1
     assert "".join(pieces) == job.wait().text
     assert "".join(job.stream()) == job.wait().text, "a reader that comes late has all of it"
-
-
-async def test_several_readers_read_the_same(stand: Stand) -> None:
-    async with AsyncClient(stand.redis.url) as client:
-        job = await client.submit("Tell me.", model="llama-3.3-70b", stream=True)
-        first = "".join([piece async for piece in job.stream()])
-        second = "".join([piece async for piece in client.job(job.id).stream()])
-        assert first == second == (await job).text
 
 
 async def test_who_waits_for_a_piece_is_given_an_empty_one_now_and_then(stand: Stand) -> None:
@@ -94,19 +84,3 @@ def test_a_job_that_does_not_stream_gives_its_answer_in_one_piece(client: Client
 def test_a_stream_whose_job_fails_ends_with_its_error(client: Client) -> None:
     with pytest.raises(Failed):
         list(client.submit("Tell me.", model="nobody's", stream=True).stream())
-
-
-def test_a_cancelled_stream_ends(stand: Stand, client: Client) -> None:
-    stand.fail("sim-third", kind="hang", for_requests=1)
-    job = client.submit("Tell me.", model="other", stream=True)
-    ended = threading.Event()
-
-    def read() -> None:
-        with pytest.raises(Exception, match="cancelled"):
-            list(job.stream())
-        ended.set()
-
-    threading.Thread(target=read, daemon=True).start()
-    stand.until(lambda: job.status() == "calling", 10)
-    assert job.cancel()
-    assert ended.wait(10)
