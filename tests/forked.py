@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -30,9 +30,17 @@ _context.set_forkserver_preload(PRELOADED.split())
 class Forked:
     """`turnout ARGUMENTS` in a process of its own; what `subprocess.Popen` can do that the tests use."""
 
-    def __init__(self, arguments: Sequence[str], environ: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        arguments: Sequence[str],
+        environ: Mapping[str, str],
+        log: Path,
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        """before: called in the process before the command."""
         self.args = ["turnout", *arguments]
-        self._process = _context.Process(target=_run, args=(list(arguments), {**os.environ, **environ}, str(log)))
+        told = (list(arguments), {**os.environ, **environ}, str(log), before)
+        self._process = _context.Process(target=_run, args=told)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -62,7 +70,7 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def _run(arguments: list[str], environ: dict[str, str], log: str) -> None:
+def _run(arguments: list[str], environ: dict[str, str], log: str, before: Callable[[], None] | None) -> None:
     if LIBC is not None:
         LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
     os.setsid()
@@ -75,5 +83,7 @@ def _run(arguments: list[str], environ: dict[str, str], log: str) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     from turnout.cli import main
 
+    if before is not None:
+        before()
     sys.argv = ["turnout", *arguments]
     main()

@@ -35,7 +35,7 @@ def die(stand: Stand, places: Sequence[str], rng: random.Random) -> list[str]:
     stand.submit(ids)
     for start in range(0, len(places), AT_A_TIME):
         doomed = [
-            stand.start_worker(f"{place}:{rng.randrange(1, 4)}", wait=False, concurrency=1)
+            stand.start_worker((place, rng.randrange(1, 4)), wait=False, concurrency=1)
             for place in places[start : start + AT_A_TIME]
         ]
         for worker in doomed:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import redis
 from tests import redis_server
+from tests.chaos import crash_points
 from tests.chaos.fleet import Fleet
 from tests.forked import Forked
 
@@ -45,9 +47,14 @@ class Stand(Fleet):
         self.redis.stop()
 
     def start_worker(
-        self, crash: str = "", wait: bool = True, redis_url: str = "", concurrency: int = 0, spool: str = "spool"
+        self,
+        crash: tuple[str, int] | None = None,
+        wait: bool = True,
+        redis_url: str = "",
+        concurrency: int = 0,
+        spool: str = "spool",
     ) -> Forked:
-        """A worker; `crash`: the place where it is to die, see `crash_points.py`; `redis_url`: its way to Redis;
+        """A worker; `crash`: where it is to die, and when it comes there for which time; `redis_url`: its way to Redis;
         `spool`: the folder of what it couldn't settle, by default one for all."""
         self._started += 1
         log = self.folder / f"worker-{self._started}.log"
@@ -56,11 +63,10 @@ class Stand(Fleet):
         environ = {
             "REDIS_URL": redis_url or self.redis.url,
             "TURNOUT_CONFIG": str(self.config),
-            "TURNOUT_CRASH": crash,
             "TURNOUT_SPOOL": str(self.folder / spool),
         }
         log.touch()
-        worker = Forked(arguments, environ, log)
+        worker = Forked(arguments, environ, log, partial(crash_points.lay, *crash) if crash else None)
         self.workers.append(worker)
         if wait:
             process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)

@@ -96,7 +96,7 @@ def test_a_job_that_kills_its_workers_runs_three_times_and_no_more(tmp_path: Pat
     with standing(tmp_path, FLEET, concurrency=5, lease_s=1.0) as stand:
         stand.submit(["poison"])
         for _ in range(3):
-            assert stand.start_worker(crash="during_call:1", wait=False).wait(30) == -signal.SIGKILL
+            assert stand.start_worker(crash=("during_call", 1), wait=False).wait(30) == -signal.SIGKILL
         stand.start_worker()
         stand.until(lambda: stand.settled() == 1, 30)
         (result,) = stand.results(["poison"])

@@ -28,7 +28,6 @@ from turnout_workers.attempts.parts import Parts
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.search import Searching
 from turnout_workers.attempts.streaming import Pieces
-from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import logs, tracing
 from turnout_workers.providers.base import current_job
 from turnout_workers.routing.decision import Candidate
@@ -60,7 +59,6 @@ class Attempts:
         if isinstance(claim, NotClaimed):
             return await self._unclaimed(job_id, claim)
         self._searching.learn(claim)
-        reached("claimed")
         if not claim.progress:
             parts.metrics.claimed(claim.lane, parts.fleet.now() - claim.accepted_at)
         with parts.heartbeat.holding(job_id, claim.token, claimed_at) as hold:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from turnout_workers import crash_points
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.held import HeldJob
 from turnout_workers.attempts.progress import Job
@@ -15,7 +14,6 @@ from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.heartbeat import Hold
-from turnout_workers.crash_points import reached
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.decision import Candidate
@@ -62,9 +60,6 @@ class Calling:
                 raise ProviderError(Failure(FailureKind.LOCAL, f"{endpoint.id} is no longer configured"))
             pieces = self.pieces(held, lease_id) if held else None
             timeouts = self._timeouts(job, chosen)
-            reached("before_call")
-            if crash_points.awaited("during_call"):
-                asyncio.get_running_loop().call_later(0.05, reached, "during_call")
             with self.under_way.call(endpoint.id, chosen.overdue_s):
                 if pieces is not None:
                     await pieces.begin()

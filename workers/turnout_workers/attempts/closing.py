@@ -18,7 +18,6 @@ from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.background.heartbeat import Hold
-from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import tracing
 
 logger = logging.getLogger(__name__)
@@ -127,7 +126,6 @@ class Closing:
             if ours_to_book and taken.duplicate and result.cost_microusd:
                 await self.parts.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return _not_taken(taken)
-        reached("after_settle")
         if job.request.constraints.max_cost_microusd is not None:
             await self.forget(job.id)
         return Done(result)

@@ -13,7 +13,6 @@ from turnout_workers.attempts.hedging import Hedging, Permit
 from turnout_workers.attempts.progress import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
-from turnout_workers.crash_points import reached
 from turnout_workers.monitoring import logs
 from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Decision, worth_repeating
@@ -69,7 +68,6 @@ class Judging:
 
     def __call__(self, job: Job, permit: Permit, calls: Sequence[Finished]) -> Judged:
         """Note in the job how it went. calls: those that ended by themselves, the one that counts last."""
-        reached("after_call")
         request, progress = job.request, job.progress
         if permit.stopped:
             progress = replace(progress, attempts=(*progress.attempts, *permit.stopped))
