@@ -178,6 +178,17 @@ def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: p
     assert [*deployment().settings.file.providers] == ["groq"]
 
 
+def test_what_is_no_terminal_gets_every_name_whole(bare: pytest.MonkeyPatch, redis_url: str) -> None:
+    model = f"accounts/fireworks/models/{60 * 'q'}#accounts/acme/deployments/abcd"
+    Path("turnout.toml").write_text(f'[providers.fireworks]\napi_key = "k"\nmodels = ["{model}"]\n')
+    bare.setenv("REDIS_URL", redis_url)
+    bare.delenv("COLUMNS", raising=False)
+    for command in ("status", "providers"):
+        told = CliRunner().invoke(main, [command]).stdout
+        assert f"fireworks/{model}" in told
+        assert "sent as" not in told, "it is called the same here and there"
+
+
 def test_a_prompt_is_submitted_and_its_id_printed(here: local.Local) -> None:
     told = turnout(here, "submit", "A?", "--idempotency-key", "k")
     with Client(here.redis_url) as client:

@@ -11,7 +11,6 @@ from typing import Any
 
 import click
 from redis.exceptions import RedisError
-from rich.console import Console
 
 from turnout.batch.detached import Batches
 from turnout.batch.output import check_places, write_output
@@ -22,7 +21,7 @@ from turnout.redis_address import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands import lines
-from turnout_workers.commands.screen import add, counted, table, usd
+from turnout_workers.commands.screen import add, counted, standard_output, table, usd
 from turnout_workers.deployment import Deployment, deployment
 
 
@@ -61,7 +60,7 @@ def list_batches() -> None:
         ended = one.lines - one.counts.get("waiting", 0) - one.counts.get("under_way", 0)
         state = "ended" if one.ended else one.state
         add(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", state, f"{one.lines:,}", f"{ended:,}", one.source)
-    Console().print(made if records else "There is no batch.")
+    standard_output().print(made if records else "There is no batch.")
     if any(one.state is State.SUBMITTING for one in records):
         click.echo(f"submitting: {HALF}")
 

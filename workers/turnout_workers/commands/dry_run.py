@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console, Group
+from rich.console import Group
 from rich.text import Text
 
 from turnout.batch.line import Asked, Line
@@ -23,7 +23,7 @@ from turnout.result import Problem
 from turnout_workers import config
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
 from turnout_workers.commands.run_summary import span, steady_usd
-from turnout_workers.commands.screen import add, counted, table
+from turnout_workers.commands.screen import add, counted, standard_output, table
 from turnout_workers.config import endpoints, toml_lines
 from turnout_workers.local.running import chosen
 from turnout_workers.routing.decision import rank
@@ -82,7 +82,7 @@ def dry_run(source: str, options: Mapping[str, Any]) -> int:
     if options["as_json"]:
         click.echo(json.dumps(summary(told, fleet, slots)))
     else:
-        Console().print(shown(told, fleet, slots))
+        standard_output().print(shown(told, fleet, slots))
     return SOME_FAILED if told.bad else DONE
 
 

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
-from turnout_workers.commands.screen import add, indented, show, table
+from turnout_workers.commands.screen import add, indented, show, standard_output, table
 from turnout_workers.deployment import deployment
 from turnout_workers.routing import record as records
 
@@ -50,7 +50,7 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
             told["replay"] = [choice._asdict() for choice in replayed]
         click.echo(json.dumps(told))
         return
-    console = Console(highlight=False, markup=False)
+    console = standard_output()
     console.print(Text.assemble((job, "bold"), f"  {facts.lane} · {facts.label} · {facts.state}"))
     for event in story:
         _tell(console, event, story[0]["at"])

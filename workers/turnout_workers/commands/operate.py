@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 
 import click
-from rich.console import Console
 
 from turnout.ledger import Facts
 from turnout.result import JobResult
-from turnout_workers.commands.screen import counted, indented
+from turnout_workers.commands.screen import counted, indented, standard_output
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
 from turnout_workers.state.store import Mark
@@ -57,7 +56,7 @@ def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> N
         for _, _, result in found:
             click.echo(result.model_dump_json(exclude_defaults=True, exclude={"response"}))
         return
-    console = Console(highlight=False, markup=False)
+    console = standard_output()
     for job_id, job, result in found:
         at = datetime.fromtimestamp(job.settled_at or 0, UTC)
         console.print(f"{job_id}  {at:%m-%d %H:%M:%S} UTC  {job.label}, {counted(len(result.attempts), 'attempt')}")

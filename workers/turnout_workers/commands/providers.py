@@ -12,10 +12,9 @@ from typing import Any
 
 import click
 import redis
-from rich.console import Console
 
 from turnout_workers.commands.check import answers_of
-from turnout_workers.commands.screen import indented
+from turnout_workers.commands.screen import indented, standard_output
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.routing.fleet import OPERATOR, Endpoint, EndpointView, Limits
 from turnout_workers.state.fleet_view import trouble
@@ -36,7 +35,7 @@ def providers(check: bool, as_json: bool) -> None:
     if as_json:
         click.echo(json.dumps({"endpoints": told, **({"checks": answers} if check else {})}))
     else:
-        console = Console(highlight=False, markup=False)
+        console = standard_output()
         for one in told:
             health = one["health"] or "health unknown, for Redis can't be asked"
             console.print(f"{one['endpoint']}: {health}", style="" if health == "well" else "yellow")
@@ -61,6 +60,7 @@ def _row(endpoint: Endpoint, view: EndpointView | None, at: float) -> dict[str, 
     price, wrong = endpoint.price, trouble(view.health, at) if view else None
     return {
         "endpoint": endpoint.id,
+        "model": endpoint.model,
         "sent_as": endpoint.served_model,
         "input_usd_per_mtok": price.input if price else None,
         "output_usd_per_mtok": price.output if price else None,
@@ -79,7 +79,7 @@ def _told(limits: Limits) -> dict[str, int]:
 
 
 def _lines(one: dict[str, Any]) -> Iterator[str]:
-    if one["endpoint"].partition("/")[2].split("#")[0] != one["sent_as"]:
+    if one["model"] != one["sent_as"]:
         yield f"sent as {one['sent_as']}"
     if one["input_usd_per_mtok"] is None:
         yield "price unknown"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Collection
 
@@ -13,6 +14,12 @@ from rich.text import Text
 
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
+
+
+def standard_output() -> Console:
+    """Standard output. What a file or program reads is as wide as it must be, unless COLUMNS says otherwise."""
+    wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, markup=False, width=sys.maxsize if wide else None)
 
 
 def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] = ()) -> Table:

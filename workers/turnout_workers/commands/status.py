@@ -10,12 +10,12 @@ from typing import Any
 
 import click
 from redis.exceptions import RedisError
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
 from turnout.redis_address import trouble
-from turnout_workers.commands.screen import add, counted, seconds, table, usd
+from turnout_workers.commands.screen import add, counted, seconds, standard_output, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
 
@@ -32,7 +32,7 @@ COLUMNS = ("endpoint", "health", "in flight", "room", "p99", "errors", "spent")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, once.")
 def status(once: bool, as_json: bool) -> None:
     """Show lanes, workers, providers, pace and spend; on a terminal until Ctrl-C, twice a second."""
-    here, console = deployment(), Console()
+    here, console = deployment(), standard_output()
     if as_json:
         click.echo(json.dumps(overview(here)))
         return
