@@ -208,6 +208,32 @@ def test_the_user_as_whom_a_server_reads_its_own_file_may_do_all_and_cannot_log_
     assert (default["categories"], default["keys"], default["channels"]) == (["+@all"], ["~*"], ["&*"])
 
 
+@pytest.mark.parametrize(
+    ("rights", "told"),
+    [
+        ((("default", "-@all"), ("default", "+@all")), "DO   the ACL user `default` has not the rights"),
+        ((("worker", "-acl|dryrun"), ("worker", "+acl|dryrun")), "?    the rights of the ACL user `default` can't be"),
+        ((), "ok   the ACL user `default`"),
+    ],
+)
+def test_the_doctor_sees_whether_a_restart_would_read_the_jobs(
+    port: int, tmp_path: Path, rights: tuple[tuple[str, str], ...], told: str
+) -> None:
+    (tmp_path / "turnout.toml").write_text(
+        '[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
+    )
+    environ = {
+        "REDIS_URL": f"redis://worker:worker-secret@127.0.0.1:{port}/0",
+        "TURNOUT_CONFIG": str(tmp_path / "turnout.toml"),
+    }
+    for user, taken in rights[:1]:
+        login(port, "admin").execute_command("ACL", "SETUSER", user, taken)
+    said = CliRunner().invoke(main, ["doctor"], env=environ).output
+    for user, given in rights[1:]:
+        login(port, "admin").execute_command("ACL", "SETUSER", user, given)
+    assert told in said
+
+
 def test_no_password_is_in_the_servers_command_line_or_its_acl(port: int) -> None:
     told = subprocess.run(["ps", "-ewwo", "args"], capture_output=True, text=True, check=True).stdout
     (server,) = (line for line in told.splitlines() if redis_server.BINARY.name in line and str(port) in line)

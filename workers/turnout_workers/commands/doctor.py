@@ -7,12 +7,14 @@ import sys
 from importlib.metadata import version
 
 import click
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 from turnout.redis_address import trouble
 from turnout_workers.commands.check import answers_of
-from turnout_workers.deployment import deployment
+from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state import fitness
+
+SIGNS = {True: "ok  ", False: "DO  ", None: "?   "}
 
 
 @click.command()
@@ -20,7 +22,7 @@ def doctor() -> None:
     """Check configuration, keys, Redis and versions, and say what to do. Exit code 1 if something must be done."""
     here = deployment(with_keys=True)
     endpoints = here.fleet.endpoints
-    told = [
+    told: list[tuple[bool | None, str]] = [
         (True, f"configuration {here.settings.version} from {here.settings.source.where}"),
         (True, f"{len(endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}"),
     ]
@@ -32,8 +34,23 @@ def doctor() -> None:
         told.append((False, "some providers are simulated: their answers are made up"))
     try:
         told += fitness.checks(here.client.info())
+        told.append(_restart(here))
     except RedisError as error:
         told.append((False, trouble(error)))
     for well, text in told:
-        click.echo(f"{'ok  ' if well else 'DO  '} {text}")
-    sys.exit(0 if all(well for well, _ in told) else 1)
+        click.echo(f"{SIGNS[well]} {text}")
+    sys.exit(1 if any(well is False for well, _ in told) else 0)
+
+
+def _restart(here: Deployment) -> tuple[bool | None, str]:
+    """Whether a restart finds the jobs: Redis 7, and Valkey before 9.1.2, read their AOF as the user `default`."""
+    try:
+        rights = here.client.acl_dryrun("default", "HSET", here.ledger.keys.job("any"), "state", "queued")
+    except ResponseError:
+        return None, "the rights of the ACL user `default` can't be seen with this login, which needs acl|dryrun"
+    if rights in (b"OK", "OK"):
+        return True, "the ACL user `default`, as which Redis reads its append-only file, has the rights for it"
+    return False, (
+        "the ACL user `default` has not the rights with which Redis reads its append-only file: a restart may lose "
+        "every job; give it ~* &* +@all, and let it be off"
+    )
