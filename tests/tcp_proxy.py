@@ -1,4 +1,5 @@
-"""A TCP proxy between a worker and its Redis: it loses replies to chosen requests, delays all, or parts the two."""
+"""A TCP proxy between a worker and its Redis: it loses replies to chosen requests, delays all, parts the two, or leads
+elsewhere."""
 
 from __future__ import annotations
 
@@ -44,6 +45,10 @@ class Proxy:
     def rejoin(self) -> None:
         """Let it all pass again, late as it is."""
         self._open.set()
+
+    def lead_to(self, port: int) -> None:
+        """Lead new connections there, and leave those that are open: as a name or a balancer does in a failover."""
+        self._target = ("127.0.0.1", port)
 
     def close(self) -> None:
         self._open.set()

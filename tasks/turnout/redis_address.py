@@ -16,9 +16,10 @@ import redis.asyncio.sentinel
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, OutOfMemoryError, ReadOnlyError, RedisError
+from redis.exceptions import NoPermissionError, OutOfMemoryError, RedisError
 
 from turnout.errors import TurnoutError
+from turnout.following import follow
 from turnout.keepalive import KEEPALIVE
 
 SENTINEL_PORT = 26379
@@ -111,8 +112,10 @@ def connect(url: str, **options: Any) -> redis.Redis:
     options = _lasting(url) | options
     if (found := sentinels(url)) is None:
         # Threads that find all connections in use wait for one; redis-py's default pool would raise at the hundredth.
-        return redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(url, **options))
-    client: redis.Redis = found.primary(redis.sentinel.Sentinel, redis.retry.Retry(NoBackoff(), 0), options)
+        client = redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(url, **options))
+    else:
+        client = found.primary(redis.sentinel.Sentinel, redis.retry.Retry(NoBackoff(), 0), options)
+    follow(client.connection_pool)
     return client
 
 
@@ -120,16 +123,17 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     """The same for asyncio."""
     options = _lasting(url) | options
     if (found := sentinels(url)) is None:
-        return redis.asyncio.Redis.from_url(url, **options)
-    never = redis.asyncio.retry.Retry(NoBackoff(), 0)
-    client: redis.asyncio.Redis = found.primary(redis.asyncio.sentinel.Sentinel, never, options)
+        client = redis.asyncio.Redis.from_url(url, **options)
+    else:
+        never = redis.asyncio.retry.Retry(NoBackoff(), 0)
+        client = found.primary(redis.asyncio.sentinel.Sentinel, never, options)
+    follow(client.connection_pool)
     return client
 
 
 def takes_no_writes(error: BaseException) -> bool:
-    """Whether it is Redis's word that for now it takes none: its memory or disk is full, its replicas are gone, or it
-    became one itself in a failover."""
-    return isinstance(error, OutOfMemoryError | ReadOnlyError) or str(error).startswith(("MISCONF", "NOREPLICAS"))
+    """Whether it is Redis's word that for now it takes none: its memory or disk is full, or its replicas are gone."""
+    return isinstance(error, OutOfMemoryError) or str(error).startswith(("MISCONF", "NOREPLICAS"))
 
 
 def _lasting(url: str) -> dict[str, Any]:

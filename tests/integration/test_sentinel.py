@@ -82,8 +82,16 @@ def watched(folder: Path) -> Iterator[tuple[Stand, Watched]]:
 
 
 async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: Path) -> None:
-    with watched(tmp_path) as (stand, here), Client(here.url) as client:
+    with ExitStack() as open_:
+        stand, here = open_.enter_context(watched(tmp_path))
+        client = open_.enter_context(Client(here.url))
         worker = stand.start_worker(redis_url=here.url)
+        environ = {"REDIS_URL": here.url, "TURNOUT_CONFIG": str(stand.config)}
+        (tmp_path / "prompts.txt").write_text("".join(f"Line {n}\n" for n in range(60)))
+        command = [sys.executable, "-m", "turnout", "run", str(tmp_path / "prompts.txt"), "-o", "-", "--workers", "0"]
+        running = process.start(command, tmp_path / "run.log", environ)
+        open_.callback(process.stop, running)
+        stand.until(lambda: stand.settled() > 5, 30)
         jobs = client.submit_many(f"Question {n}?" for n in range(60))
         assert jobs[0].wait(30).text
         stand.until(lambda: stand.settled() > 15, 30)
@@ -91,15 +99,16 @@ async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: P
         stand.until(lambda: here.copy.info("replication")["slave_repl_offset"] >= written, 10)
         here.sentinels[0].kill()
         stand.redis.kill()
-        stand.until(lambda: stand.settled() == len(jobs), 60)
+        stand.until(lambda: stand.settled() == len(jobs) + 60, 60)
         assert stand.outcomes([job.id for job in jobs]) == {"succeeded": len(jobs)}
+        assert running.wait(60) == 0, (tmp_path / "run.log").read_text()
         assert worker.poll() is None, "the worker has survived"
         assert client.submit("Once more?").wait(30).text
         async with AsyncClient(here.url) as later:
             assert (await (await later.submit("And again?"))).text
         told = subprocess.run(
             [sys.executable, "-m", "turnout", "status", "--once", "--json"],
-            env={**os.environ, "REDIS_URL": here.url, "TURNOUT_CONFIG": str(stand.config)},
+            env={**os.environ, **environ},
             capture_output=True,
             check=True,
         )

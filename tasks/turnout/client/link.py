@@ -21,7 +21,8 @@ from weakref import WeakSet
 
 import redis
 import redis.asyncio
-from redis.asyncio.retry import Retry
+import redis.asyncio.retry
+import redis.retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
@@ -32,6 +33,9 @@ T = TypeVar("T")
 
 LIMITS = {"socket_timeout": 5, "socket_connect_timeout": 5}
 """Seconds that Redis may take for an answer, if its address names no others: no web request waits for ever."""
+AGAIN: Any = (NoBackoff(), 1, (redis.ConnectionError,))
+"""A connection may have died since its last use, or its server become a replica, and only the next use shows it. So
+each request is made once more, which is safe for all that a client asks."""
 AGAIN_S = 0.2
 """Between two tries to reach Redis."""
 LINGER_S = 5.0
@@ -104,10 +108,7 @@ class LoopLink:
 
     def __init__(self, url: str, channel: str) -> None:
         self.channel = channel
-        # A connection may have died since its last use, and only the next use shows it. So each request is made once
-        # more, which is safe for all that a client asks.
-        again = Retry(NoBackoff(), 1, (redis.ConnectionError,))
-        self._redis = connect_async(url, retry=again, **LIMITS)
+        self._redis = connect_async(url, retry=redis.asyncio.retry.Retry(*AGAIN), **LIMITS)
         self._call = Coalescer(self._redis)
         self._listeners = _Listeners(set)
         self._task: asyncio.Task[None] | None = None
@@ -185,7 +186,7 @@ class ThreadLink:
 
     def __init__(self, url: str, channel: str) -> None:
         self.channel = channel
-        self._redis = connect(url, **LIMITS)
+        self._redis = connect(url, retry=redis.retry.Retry(*AGAIN), **LIMITS)
         self._closed = False
         self.begin()
         _thread_links.add(self)

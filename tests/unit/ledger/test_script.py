@@ -26,6 +26,7 @@ from turnout.ledger import Coalescer, Facts, Intake, Ledger, run
 from turnout.ledger.job import Enqueued
 from turnout.ledger.script import Call, Script
 from turnout.ledger.sending import MAX_BATCH, Exchange, pipelined
+from turnout.redis_address import connect_async
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
 from turnout_workers.state import exchange as redis_exchange
@@ -218,7 +219,7 @@ async def test_a_redis_that_takes_no_writes_is_away_to_a_worker(tmp_path: Path, 
     """So an answer that is paid for waits on disk, and a request that only a message holds in memory."""
     server = redis_server.start(tmp_path)
     try:
-        async with redis.asyncio.Redis.from_url(server.url) as client:
+        async with connect_async(server.url) as client:
             await client.execute_command(*refusal)
             call = Coalescer(client, exchange=redis_exchange.exchange)
             with pytest.raises(redis.ConnectionError, match="takes no writes"):
