@@ -65,7 +65,8 @@ def test_every_kind_has_its_row_and_its_rule() -> None:
 
 
 def test_a_success_finishes() -> None:
-    assert judge(None, random.Random()).action is Next.FINISH
+    found = judge(None, random.Random())
+    assert (found.action, found.counts_for_health) == (Next.FINISH, True)
 
 
 @pytest.mark.parametrize(("told_s", "action"), [(0.5, "retry"), (2.0, "retry"), (2.1, "fail_over")])
@@ -76,12 +77,18 @@ def test_a_short_retry_after_is_waited_for_in_place(told_s: float, action: str) 
     if action == "retry":
         assert found.delay_s >= told_s
         assert verdict(K.RATE_LIMITED, told_s, retries_here=1).action is Next.FAIL_OVER
+        assert verdict(K.OVERLOADED, told_s).action is Next.FAIL_OVER
 
 
 @pytest.mark.parametrize("kind", [K.RATE_LIMITED, K.OVERLOADED, K.UNAVAILABLE, K.SERVER_ERROR, K.TIMED_OUT])
 def test_retry_after_is_a_floor_for_the_cooldown(kind: FailureKind) -> None:
     assert 40 <= verdict(kind, 40.0).block_s <= 44
     assert verdict(kind, 40.0, has_untried=False, retries_here=1).delay_s >= 40
+
+
+def test_a_rate_limit_rests_as_long_as_asked_and_for_some_time_if_none_is_named() -> None:
+    assert 3 <= verdict(K.RATE_LIMITED, 3.0).block_s < 5
+    assert verdict(K.RATE_LIMITED, 0.0).block_s >= 5
 
 
 def test_a_daily_quota_cools_down_for_an_hour_at_least() -> None:
@@ -91,6 +98,7 @@ def test_a_daily_quota_cools_down_for_an_hour_at_least() -> None:
 
 def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
     assert verdict(K.SERVER_ERROR, may_retry=False).action is Next.FAIL_OVER
+    assert judge(Failure(K.SERVER_ERROR, "no use", repeatable=False), random.Random()).action is Next.FAIL_OVER
     allowance = Allowance(0.25, reserve=2)
     assert [allowance.withdraw() for _ in range(3)] == [True, True, False]
     for _ in range(4):

@@ -22,8 +22,6 @@ COOLDOWN_S = 5.0
 """Cooldown after a 429 that names no time."""
 QUOTA_COOLDOWN_S = 3600.0
 """Least cooldown of a quota that refills once a day."""
-RECHECK_S = 30.0
-"""Deferral where only an operator can help."""
 BACKOFF_S = 0.25
 BACKOFF_MAX_S = 8.0
 
@@ -129,16 +127,13 @@ def judge(
         return Verdict(Next.FINISH, counts_for_health=True)
     rule = RULES[failure.kind]
     told_s = failure.retry_after_s or None  # 0 names no time either: the next call would be refused, too
-    block_s = max(told_s or 0.0, 0.0)
+    block_s = told_s or 0.0
     if rule.cooldown_s is not None and (told_s is None or failure.kind is FailureKind.QUOTA_EXHAUSTED):
         block_s = max(block_s, rule.cooldown_s)
     block_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
 
     def ruled(action: Next, delay_s: float = 0.0) -> Verdict:
-        cooldown_s = 0.0 if rule.unsuited or rule.disables else block_s
-        return Verdict(
-            action, delay_s, cooldown_s, failure.scope, rule.disables, rule.counts, rule.spends, rule.unsuited
-        )
+        return Verdict(action, delay_s, block_s, failure.scope, rule.disables, rule.counts, rule.spends, rule.unsuited)
 
     if alike + 1 >= rule.most or (rule.spends and attempt >= MAX_ATTEMPTS):
         return ruled(Next.GIVE_UP)
@@ -156,11 +151,11 @@ def judge(
         return ruled(Next.FAIL_OVER, backoff_s(attempt - 1, rng))
     if rule.unsuited:
         return ruled(Next.GIVE_UP)
-    return ruled(Next.DEFER, RECHECK_S if rule.disables else max(block_s, backoff_s(attempt, rng)))
+    return ruled(Next.DEFER, max(block_s, backoff_s(attempt, rng)))
 
 
 def backoff_s(failures: int, rng: random.Random) -> float:
     """Wait after so many failures: none after 0, then 0.25 · 2ⁿ up to 8 s, between half and all of it."""
     if failures <= 0:
         return 0.0
-    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0 ** min(failures, 30)) * (0.5 + 0.5 * rng.random())
+    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0**failures) * (0.5 + 0.5 * rng.random())
