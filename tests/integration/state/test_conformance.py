@@ -341,13 +341,6 @@ async def test_a_renewed_lease_lives_on_and_an_expired_one_stays_dead(fleet: Any
     assert money == {"kept": Account(reserved=1), "lost": Account(unsure=1)}
 
 
-async def test_a_duplicate_is_booked_and_forgotten_accounts_are_empty(fleet: AnyFleet) -> None:
-    await granted(fleet, bid(), ceilings=(Ceiling("t", None), Ceiling("u", None)))
-    await fleet.store.mark_duplicate(["t", "u"], 9)
-    await fleet.store.forget(["u"])
-    assert await fleet.store.accounts(["t", "u"]) == {"t": Account(duplicate=9), "u": Account()}
-
-
 # --- the fence ---------------------------------------------------------------------------------------------
 
 
@@ -390,9 +383,8 @@ async def test_no_call_brings_an_account_back_that_was_forgotten(lapses: bool, f
         fleet.advance(3)
         await fleet.store.expire()
     await end(fleet, grant, cost_microusd=4, unsure_microusd=6)
-    await fleet.store.mark_duplicate(["job:1", "total"], 4)
     told = await fleet.store.accounts(["job:1", "total"])
-    assert told == {"job:1": Account(), "total": Account(spent=4, unsure=6, duplicate=4)}
+    assert told == {"job:1": Account(), "total": Account(spent=4, unsure=6)}
     await granted(fleet, bid(cost_microusd=10), ceilings=accounts)
 
 

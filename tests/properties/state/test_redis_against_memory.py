@@ -175,10 +175,6 @@ class TwoStores(RuleBasedStateMachine):
     def publish(self, endpoint: str, worker: str, overdue: int) -> None:
         self.both(lambda store: store.publish(worker, {endpoint: overdue}))
 
-    @rule(account=st.sampled_from(ACCOUNTS), cost=SMALL)
-    def money(self, account: str, cost: int) -> None:
-        self.both(lambda store: store.mark_duplicate([account], cost))
-
     @rule(account=st.sampled_from(ACCOUNTS), limit=SMALL)
     def ceiling(self, account: str, limit: int) -> None:
         for fleet in self.fleets:
@@ -200,7 +196,7 @@ class TwoStores(RuleBasedStateMachine):
             seen.append((at, known, fleet.job("1")))
         assert seen[0] == seen[1]
         for account in self.both(lambda store: store.accounts(ACCOUNTS)).values():
-            assert min(account.spent, account.unsure, account.duplicate) >= 0
+            assert min(account.spent, account.unsure) >= 0
             assert account.reserved >= 0 or self.forgetful, "of a name that is used again"
 
 

@@ -313,9 +313,6 @@ class MemoryFleetStore:
 
     # --- money, load and state -----------------------------------------------------------------------------
 
-    async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
-        self._book(accounts, duplicate=cost_microusd)
-
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
         return {name: self._money.get(name, NOTHING) for name in names}
 

@@ -167,7 +167,6 @@ class Account:
     spent: int = 0
     reserved: int = 0
     unsure: int = 0
-    duplicate: int = 0
 
 
 ASK_AGAIN_S = 0.25
@@ -209,9 +208,6 @@ class FleetStore(Protocol):
     async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
         """What no circuit decides. `blocked`: a cooldown that the provider asked for, until max(old, now + for_s).
         `disabled`, `isolated` by an operator; `restored`: undo these, ejections and cooldowns."""
-
-    async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
-        """Book a call whose result came after the job was settled: spent already, now also duplicate."""
 
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]: ...
 
