@@ -14,9 +14,11 @@ from typing import ClassVar
 
 import pytest
 import redis
+import redis.asyncio
 from tests.receiver import receiving
 
-from turnout.ledger import Hook, Ledger
+from turnout.ledger import Call, Coalescer, Hook, Keyring, Ledger, NewJob, run
+from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
 from turnout_workers.background import lasting, webhooks
@@ -136,12 +138,15 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
         async def due_hooks(self, limit: int) -> list[str]:
             return [("strange", "slow", "quick", "quick")[len(self.taken)]]
 
+        async def result(self, job_id: str) -> None:
+            if job_id == "strange":
+                self.taken.append(job_id)
+                JobResult.model_validate({"a_new_field": 1})
+
         async def take_hook(self, job_id: str, waits_s: object) -> Hook | None:
             if job_id in self.taken:
                 return None
             self.taken.append(job_id)
-            if job_id == "strange":
-                JobResult.model_validate({"a_new_field": 1})
             return Hook(job_id, 1, JobResult(id=job_id, status=JobStatus.CANCELLED, settled_at=1.0))
 
         async def end_hook(self, job_id: str, event: dict[str, str]) -> None:
@@ -159,6 +164,37 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
         await asyncio.wait_for(told.wait(), 5)
         task.cancel()
         await asyncio.wait([task])
+
+
+async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
+    flushed: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
+    looks, often = itertools.count(1), asyncio.Event()
+
+    class Lacking(Ledger):
+        def due_hooks(self, limit: int) -> Call[list[str]]:
+            if next(looks) == 5:
+                often.set()
+            return super().due_hooks(limit)
+
+    having = Ledger(keyring=Keyring.of({"TURNOUT_PAYLOAD_KEYS": f"k:{b64encode(bytes(32)).decode()}"}))
+    job = NewJob.of("a", InferenceRequest(prompt="A?", metadata={"ticket": "7"}), webhook="app")
+    run(flushed, [having.enqueue(job)])
+    run(flushed, [having.cancel("a", None, 60)])
+    due = flushed.zrange(having.keys.hooks, 0, -1, withscores=True)
+    with receiving() as receiver:
+        known = in_force({"app": Webhook(receiver.url, Secret(SECRET), private=True)})
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            tasks = [asyncio.create_task(Webhooks(Lacking(), Coalescer(client), known).run())]
+            await asyncio.wait_for(often.wait(), 5)
+            assert flushed.zrange(having.keys.hooks, 0, -1, withscores=True) == due
+            assert len(caplog.records) == 1, "it says so once"
+            tasks.append(asyncio.create_task(Webhooks(having, Coalescer(client), known).run()))
+            async with asyncio.timeout(5):
+                while not receiver.of("a"):
+                    await asyncio.sleep(0.01)
+            await end(tasks)
 
 
 async def test_a_redis_that_stays_away_is_told_of_once(

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 import aiohttp
@@ -56,6 +56,8 @@ class Webhooks:
     ledger: Ledger
     send: Coalescer
     in_force: InForce
+    _left: set[str] = field(default_factory=set, init=False)
+    """Due, and left to workers that can read their results."""
 
     async def run(self) -> None:
         under_way: set[asyncio.Task[None]] = set()
@@ -67,7 +69,9 @@ class Webhooks:
 
             async def begin() -> None:
                 if self.in_force.settings.webhooks and (room := MOST - len(under_way)) > 0:
-                    for job_id in await self.send(self.ledger.due_hooks(room)):
+                    due = await self.send(self.ledger.due_hooks(room + len(self._left)))
+                    self._left.intersection_update(due)
+                    for job_id in (one for one in due if one not in self._left):
                         # None waits for another, which may be slow to answer.
                         under_way.add(task := telling.create_task(self._tell(job_id, public, any_address)))
                         task.add_done_callback(under_way.discard)
@@ -76,12 +80,14 @@ class Webhooks:
 
     async def _tell(self, job_id: str, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
         try:
+            await self.send(self.ledger.result(job_id))  # whoever can't read it takes no telling from those who can
             hook = await self.send(self.ledger.take_hook(job_id, RETRY_S))
             if hook is not None:
                 webhook = self.in_force.settings.webhooks.get(hook.name)
                 session = any_address if webhook and webhook.private else public
                 await self._end(job_id, hook, await _post(session, webhook, hook.result) if webhook else NOBODY)
         except (Unreadable, ValueError) as error:  # sealed, or of another release
+            self._left.add(job_id)
             logger.error("the webhook of job %s is left to workers that can read it: %s", job_id, error)
         except (RedisError, OSError) as error:
             logger.warning("the webhook of job %s is told again, for Redis was away: %s", job_id, error)
