@@ -334,13 +334,6 @@ def test_a_person_s_job_probes_what_no_other_job_has_come_for() -> None:
     assert chosen(unasked) == ["spare", "down"], "no worse choice is made for it"
 
 
-def test_a_recovering_endpoint_gets_its_share_and_all_if_it_is_alone() -> None:
-    back = view(endpoint("back", price=Price(0.1, 0.1)), Health(recovered_at=NOW - 4), observed())
-    found = shares(S.COST_OPTIMIZED, back, endpoint("other"), in_turn=False)
-    assert 0.52 < found["back"] / 3000 < 0.63
-    assert shares(S.COST_OPTIMIZED, back)["back"] == 3000
-
-
 @pytest.mark.parametrize(
     ("observed_s", "age_s", "max_latency_s", "goes"),
     [(1.0, 0, 1.5, True), (1.0, 0, 1.49, False), (1.0, 60, 1.2, True), (None, 0, 0.1, True)],

@@ -21,7 +21,7 @@ from turnout_workers.routing.health import (
     after_watch,
     circuit,
     ejection_s,
-    ramp,
+    ramp_slots,
 )
 
 OPEN = Health(open_until=NOW + 5, trips=1)
@@ -62,16 +62,15 @@ def test_the_circuit_at_a_time(health: Health, state: Circuit) -> None:
 
 
 @pytest.mark.parametrize(
-    ("health", "share"),
+    ("health", "slots"),
     [
-        (RAMPING, 0.575),
-        (Health(recovered_at=NOW), 0.15),
-        (Health(recovered_at=NOW, proven=20), 0.4),
-        (Health(recovered_at=NOW, proven=500), 1.0),
+        (Health(recovered_at=NOW), 4),
+        (RAMPING, 16),
+        (Health(recovered_at=NOW, proven=20), 24),
     ],
 )
-def test_a_ramp_grows_with_time_and_with_answers(health: Health, share: float) -> None:
-    assert ramp(health, NOW) == pytest.approx(share)
+def test_a_ramp_grows_with_time_and_with_answers(health: Health, slots: int) -> None:
+    assert ramp_slots(health, NOW) == slots
 
 
 @pytest.mark.parametrize(

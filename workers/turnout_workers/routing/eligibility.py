@@ -55,7 +55,6 @@ class Reason(StrEnum):
     FULL = "full"
     OPEN = "open"
     PROBING = "probing"
-    RAMPING = "ramping"
     SLOW = "slow"
     SILENT = "silent"
     DISABLED = "disabled"

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import EndpointView, Price, Snapshot
-from turnout_workers.routing.health import RAMP_S
 from turnout_workers.routing.latency import SIGMA_MIN, predict
 
 PRIOR_OUTCOMES = 2.0
@@ -120,7 +119,7 @@ def _estimate(position: int, view: EndpointView, at: float) -> Estimate:
     ttft, pace = predict(endpoint, metrics, at)
     price = endpoint.price
     troubled = health.isolated is not None or health.disabled is not None or health.open_until > 0
-    busy = max(health.blocked_until, load.ready_at, health.recovered_at + RAMP_S) > at or all_slots_taken(view)
+    busy = max(health.blocked_until, load.ready_at) > at or all_slots_taken(view)
     return Estimate(
         ttft_s=ttft,
         s_per_token=pace,

@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
-from turnout_workers.routing.fleet import Circuit, Health, Limits, Load, ProviderMetrics
+from turnout_workers.routing.fleet import Circuit, Health, Load, ProviderMetrics
 
 CONSECUTIVE_FAILURES = 4
 """Failures in a row, over the whole fleet, that open a circuit, in the order in which calls ended. Or one more in that
@@ -35,12 +35,7 @@ JITTER = 0.15
 WELL_S = 60.0
 """Time without ejection after which the next one counts as the first again."""
 RAMP_S = 8.0
-RAMP_FROM = 0.15
-RAMP_CALLS = 50
-"""After a recovery the endpoint's share of its traffic grows from this to all of it within `RAMP_S`, or as soon as so
-many calls were answered."""
-RAMP_EXCESS = 1.2
-"""Most calls in a second of a ramp, as a multiple of what a rate limit gives a second."""
+"""Time after a recovery in which only so many calls may be in flight as `ramp_slots` says."""
 HANGING_CALLS = 2
 HANGING_SILENCE_S = 1.5
 EJECTIONS_OF_A_HANG = 2
@@ -99,35 +94,14 @@ def circuit(health: Health, now: float) -> Circuit:
     return Circuit.CLOSED
 
 
-def ramp(health: Health, now: float) -> float:
-    """Share of its traffic that an endpoint may have while it ramps: `RAMP_FROM` … 1."""
-    return min(1.0, max(_ramp_by_time(health, now), health.proven / RAMP_CALLS))
-
-
-def ramp_room(limits: Limits, health: Health, in_flight: int, now: float) -> tuple[int | None, int | None]:
-    """Calls in flight at most, and calls begun in this second, while the endpoint ramps.
+def ramp_slots(health: Health, now: float) -> int:
+    """Calls in flight at most while the endpoint ramps, so that a whole fleet's backlog doesn't hit a server that just
+    woke.
 
     As in TCP's slow start, each call that is answered makes room for two; at first for as many as show that it is down
-    again. Where answers are slow, time makes room, too; without any known limit it doubles each second, so that a whole
-    fleet's backlog doesn't hit a server that just woke.
+    again. Where answers are slow, time makes room, too: twice as much each second.
     """
-    share, window = _ramp_by_time(health, now), CONSECUTIVE_FAILURES + health.proven
-    slots, per_second = limits.concurrency, None
-    if limits.requests_per_minute is not None:
-        fair, second = limits.requests_per_minute / 60, math.floor(now)
-        most = RAMP_EXCESS * fair
-        per_second = max(1, math.floor((second + 1) * most) - math.floor(second * most))
-        if in_flight >= window:
-            per_second = min(per_second, max(1, math.floor(share * fair)))
-    if slots is not None:
-        slots = min(slots, max(1, math.floor(share * slots), window))
-    elif per_second is None:
-        slots = max(2 ** math.floor(now - health.recovered_at), window)
-    return slots, per_second
-
-
-def _ramp_by_time(health: Health, now: float) -> float:
-    return RAMP_FROM + (1 - RAMP_FROM) * max(0.0, now - health.recovered_at) / RAMP_S
+    return max(1 << math.floor(max(0.0, now - health.recovered_at)), CONSECUTIVE_FAILURES + health.proven)
 
 
 def ejections_in_a_row(health: Health, now: float) -> int:

@@ -1,9 +1,8 @@
 """Which of the endpoints that match may be called now, which soon, and why the others may not.
 
 Some are held back and used only when nothing else can take the job within a pause: first one that has never answered
-and has its first calls, where another is known to answer; then a recovering endpoint above its share, or one that is to
-be probed by a better suited job; then one that is too slow by what its operator says; at last those where this job
-failed.
+and has its first calls, where another is known to answer; then one that is to be probed by a better suited job; then
+one that is too slow by what its operator says; at last those where this job failed.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
 from turnout_workers.routing.estimate import Estimate, all_slots_taken, is_silent
 from turnout_workers.routing.fleet import Circuit, Health
-from turnout_workers.routing.health import circuit, ramp
+from turnout_workers.routing.health import circuit
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import GOLDEN, Option, Row
 
@@ -76,11 +75,11 @@ class Options:
         """Whether endpoints are used that were held back: any job may then probe."""
         self.any_busy = False
         self._silent: HeldBack = []
-        self._recovering: HeldBack = []
+        self._to_probe: HeldBack = []
         self._slow: HeldBack = []
         self._failed: HeldBack = []
         self.usable = self._consider(estimates)
-        if self._silent or self._recovering or self._slow or self._failed:
+        if self._silent or self._to_probe or self._slow or self._failed:
             self._add_held_back()
 
     def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
@@ -134,9 +133,7 @@ class Options:
         if endpoint.id in self.tried:
             self._failed.append((option, Reason.TRIED, "this job failed there a moment ago"))
         elif option.probe and not (may_probe(job) or now - health.open_until >= PROBE_OVERDUE_S):
-            self._recovering.append((option, Reason.PROBING, "to be probed by a short job"))
-        elif state is Circuit.RAMPING and chance >= (share := ramp(health, now)):
-            self._recovering.append((option, Reason.RAMPING, f"recovering, at {share:.0%} of its traffic"))
+            self._to_probe.append((option, Reason.PROBING, "to be probed by a short job"))
         elif slow and None not in (endpoint.expected_ttft_s, endpoint.expected_s_per_token):
             self._slow.append((option, Reason.SLOW, _slowness(option, job)))
         elif is_silent(view) and not option.probe:
@@ -147,7 +144,7 @@ class Options:
 
     def _add_held_back(self) -> None:
         self._add_if(not any(estimate.view.metrics.latency_samples for estimate in self._soon()), self._silent)
-        for held_back in (self._recovering, self._slow, self._failed):
+        for held_back in (self._to_probe, self._slow, self._failed):
             needed = not any(self._soon())
             self._add_if(needed, held_back)
             self.last_resort |= needed and bool(held_back)

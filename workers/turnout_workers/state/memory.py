@@ -14,7 +14,7 @@ from typing import Any
 
 from turnout_workers.routing import latency
 from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, account_id
-from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_room
+from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_slots
 from turnout_workers.state.record import FRESH, RESTORED, Record, sampled
 from turnout_workers.state.store import (
     CEILING,
@@ -151,12 +151,8 @@ class MemoryFleetStore:
         for usage in counted_by:
             usage.roll(now)
         if circuit(health, now / 1000) is Circuit.RAMPING:
-            slots, per_second = ramp_room(limits, health, len(known.usage.calls), now / 1000)
-            limits = replace(limits, concurrency=slots)
-            if per_second is not None:
-                most = max(1, math.floor(per_second * headroom))
-                if (until := known.usage.until_the_next_second(most)) is not None:
-                    yield Obstacle(until, "ramping")
+            slots = ramp_slots(health, now / 1000)
+            limits = replace(limits, concurrency=min(slots, limits.concurrency or slots))
         known.slots = -1 if bid.limits.concurrency is None else bid.limits.concurrency
         room, need = Room(), Use(1, bid.input_tokens, bid.output_tokens)
         shares = squeezed(known.share, known.blocked_until, now), 1.0

@@ -105,12 +105,6 @@ class Usage:
                     room = room.until(at, kind, limit - used)
         return room, found
 
-    def until_the_next_second(self, requests: int) -> int | None:
-        """When (ms) the next second begins, if this one has had so many requests. After `roll`."""
-        second = self._minute.newest
-        had = self._minute.buckets.get(second, NOTHING).requests
-        return (second + 1) * MINUTE[0] if had >= requests else None
-
     def charge(self, lease_id: str, use: Use, now: int) -> Charge:
         """Begin a call. After `roll`."""
         self._charged = self._charged.plus(use)

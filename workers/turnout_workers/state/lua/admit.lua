@@ -77,22 +77,9 @@ local function circuit(known, bid, block)
   return half_open, ramping
 end
 
--- As `health.ramp_room`. Blocks where this second has had its calls; returns how many may be in flight.
-local function ramped(limits, known, load, block)
-  local elapsed, slots = (NOW - known[RECOVERED_AT]) / 1000, limits.concurrency
-  local window = RAMP_WINDOW + known[PROVEN]
-  local share = RAMP_FROM + (1 - RAMP_FROM) * elapsed / RAMP_S
-  if limits.requests_per_minute then
-    local fair, second = limits.requests_per_minute / 60, load.usage.minute.newest
-    local most = RAMP_EXCESS * fair
-    local per_second = math.max(1, math.floor((second + 1) * most) - math.floor(second * most))
-    if load.in_flight >= window then per_second = math.min(per_second, math.max(1, math.floor(share * fair))) end
-    if load.usage.minute.bucket[1] >= math.max(1, math.floor(per_second * headroom)) then
-      block((second + 1) * MINUTE.width, 'ramping')
-    end
-  end
-  if slots then return math.min(slots, math.max(1, math.floor(share * slots), window)) end
-  if not limits.requests_per_minute then return math.max(2 ^ math.floor(elapsed), window) end
+-- As `health.ramp_slots`.
+local function ramp_slots(known)
+  return math.max(2 ^ math.floor((NOW - known[RECOVERED_AT]) / 1000), RAMP_WINDOW + known[PROVEN])
 end
 
 -- Blocks where a limit is full. Returns the free share of the scarcest, when the scarcest has room again, and for how
@@ -214,7 +201,7 @@ for _, bid in ipairs(ask.bids) do
   if paused then block(NEVER, 'the batch is paused') end
   local half_open, ramping = circuit(known, bid, block)
   local slots = bid.limits.concurrency
-  if ramping then slots = ramped(bid.limits, known, load, block) end
+  if ramping then slots = math.min(ramp_slots(known), slots or math.huge) end
   local free, ready_at, fits = capacity(load, bid.limits, slots, share_of(known), bid, block)
   if bid.shared_limits then
     local shared = bid.shared_limits
