@@ -4,7 +4,6 @@ tenants has many of, and what detached batches leave behind, which apps hand ove
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
@@ -42,25 +41,21 @@ class OldAccounts:
             return
         self._looked_at = now
         today = datetime.fromtimestamp(now, UTC).date()
-        over = {name async for name in self._accounts("*@*") if is_over(name, today)}
-        gone = await self._gone_batches()
+        over, ids = set[str](), set(await self.send(Call(("ZRANGE", self.keys.batches, 0, -1), texts)))
+        # There may be hundreds of thousands, each as often as it has columns.
+        async for column, _ in self.client.hscan_iter(self.keys.money, count=AT_ONCE):
+            account = column.decode().rpartition("|")[0]
+            if is_over(account, today):
+                over.add(account)
+            elif account.startswith(f"batch:{DETACHED}"):  # those of `turnout run` live as long as their journals
+                ids.add(account.removeprefix("batch:"))
+        there = await self.send.all(*(Call(("EXISTS", self.keys.batch(id)), bool) for id in ids))
+        gone = [id for id, is_there in zip(ids, there, strict=True) if not is_there]
         names = sorted(over.union(f"batch:{id}" for id in gone))
         for first in range(0, len(names), AT_ONCE):
             await self.store.forget(names[first : first + AT_ONCE])
         if gone:
             await self.send(Call(("ZREM", self.keys.batches, *gone), nothing))
-
-    async def _gone_batches(self) -> list[str]:
-        """Detached ones that have expired or were deleted. (Those of `turnout run` live as long as their journals.)"""
-        ids = {name.removeprefix("batch:") async for name in self._accounts(f"batch:{DETACHED}*")}
-        ids.update(await self.send(Call(("ZRANGE", self.keys.batches, 0, -1), texts)))
-        there = await self.send.all(*(Call(("EXISTS", self.keys.batch(id)), bool) for id in ids))
-        return [id for id, is_there in zip(ids, there, strict=True) if not is_there]
-
-    async def _accounts(self, pattern: str) -> AsyncIterator[str]:
-        """Those that have columns, each as often as it has. There may be hundreds of thousands."""
-        async for column, _ in self.client.hscan_iter(self.keys.money, match=f"{pattern}|*", count=AT_ONCE):
-            yield column.decode().rpartition("|")[0]
 
 
 def is_over(account: str, today: date) -> bool:

@@ -8,7 +8,7 @@ one that is too slow by what its operator says; at last those where this job fai
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
@@ -37,7 +37,8 @@ RESERVED = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
 RESERVED_FOR_S = 60.0
 """… if there was one of their jobs within this time: a batch alone may use all there is."""
 
-HeldBack = list[tuple[Option, Reason, str]]
+HELD_BACK = (Reason.SILENT, Reason.PROBING, Reason.SLOW, Reason.TRIED)
+"""In the order in which they are used after all."""
 
 
 def may_probe(job: JobProfile) -> bool:
@@ -74,12 +75,9 @@ class Options:
         self.last_resort = False
         """Whether endpoints are used that were held back: any job may then probe."""
         self.any_busy = False
-        self._silent: HeldBack = []
-        self._to_probe: HeldBack = []
-        self._slow: HeldBack = []
-        self._failed: HeldBack = []
+        self._held_back: dict[Reason, list[tuple[Option, str]]] = {}
         self.usable = self._consider(estimates)
-        if self._silent or self._to_probe or self._slow or self._failed:
+        if self._held_back:
             self._add_held_back()
 
     def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
@@ -131,35 +129,31 @@ class Options:
         if state is Circuit.HALF_OPEN:
             option = _as_probe(option)
         if endpoint.id in self.tried:
-            self._failed.append((option, Reason.TRIED, "this job failed there a moment ago"))
+            self._hold_back(option, Reason.TRIED, "this job failed there a moment ago")
         elif option.probe and not (may_probe(job) or now - health.open_until >= PROBE_OVERDUE_S):
-            self._to_probe.append((option, Reason.PROBING, "to be probed by a short job"))
+            self._hold_back(option, Reason.PROBING, "to be probed by a short job")
         elif slow and None not in (endpoint.expected_ttft_s, endpoint.expected_s_per_token):
-            self._slow.append((option, Reason.SLOW, _slowness(option, job)))
+            self._hold_back(option, Reason.SLOW, _slowness(option, job))
         elif is_silent(view) and not option.probe:
-            self._silent.append((option, Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered"))
+            self._hold_back(option, Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered")
         else:
             return option
         return None
 
+    def _hold_back(self, option: Option, reason: Reason, text: str) -> None:
+        self._held_back.setdefault(reason, []).append((option, text))
+
     def _add_held_back(self) -> None:
-        self._add_if(not any(estimate.view.metrics.latency_samples for estimate in self._soon()), self._silent)
-        for held_back in (self._to_probe, self._slow, self._failed):
-            needed = not any(self._soon())
-            self._add_if(needed, held_back)
-            self.last_resort |= needed and bool(held_back)
+        for reason in HELD_BACK:
+            held_back, silent = self._held_back.get(reason, []), reason is Reason.SILENT
+            soon = [estimate for wait_s, *_, estimate in self.usable if wait_s <= PAUSE_S[self.job.lane]]
+            if any(not silent or estimate.view.metrics.latency_samples for estimate in soon):
+                for option, text in held_back:
+                    self._exclude(option, reason, text)
+            else:
+                self.usable += [option for option, _ in held_back]
+                self.last_resort |= bool(held_back) and not silent
         self.usable.sort(key=_position)  # as a record's, from which a decision is repeated: in turn goes by it
-
-    def _soon(self) -> Iterator[Estimate]:
-        pause_s = PAUSE_S[self.job.lane]
-        return (estimate for wait_s, *_, estimate in self.usable if wait_s <= pause_s)
-
-    def _add_if(self, needed: bool, held_back: HeldBack) -> None:
-        if needed:
-            self.usable += [option for option, _, _ in held_back]
-        else:
-            for option, reason, text in held_back:
-                self._exclude(option, reason, text)
 
     def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
         self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
