@@ -39,9 +39,9 @@ async def fleet(request: pytest.FixtureRequest) -> AsyncIterator[AnyFleet]:
     await made.close()
 
 
-def bid(endpoint: str = A, *, ceilings: tuple[Ceiling, ...] = (), probe: bool = True, **fields: Any) -> Bid:
+def bid(endpoint: str = A, *, ceilings: tuple[Ceiling, ...] = (), **fields: Any) -> Bid:
     sizes = {name: fields.pop(name, 0) for name in ("input_tokens", "output_tokens", "cost_microusd")}
-    return Bid(endpoint, Limits(**fields), **sizes, probe_allowed=probe, ceilings=ceilings)
+    return Bid(endpoint, Limits(**fields), **sizes, ceilings=ceilings)
 
 
 async def admit(fleet: AnyFleet, *bids: Bid, lease: str | None = None, ttl_s: float = 30, **ask: Any) -> Admission:
@@ -399,7 +399,6 @@ async def test_an_ejection_ends_by_exactly_one_probe_and_a_ramp(fleet: AnyFleet)
     answer = await refused(fleet, bid(**limits))
     assert (answer.retry_at, answer.reasons) == (START + 5, {A: "open"})
     fleet.advance(5)
-    assert (await refused(fleet, bid(probe=False, **limits))).reasons == {A: "probe not allowed"}
     probe = await granted(fleet, bid(**limits))
     assert probe.probe
     assert await burst(fleet, bid(**limits)) == 0

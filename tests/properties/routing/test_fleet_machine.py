@@ -66,7 +66,7 @@ class FleetMachine(RuleBasedStateMachine):
         before = self.snapshot()
         self.number += 1
         bids = tuple(
-            Bid(c.endpoint.id, LIMITS, c.input_tokens, c.output_tokens, c.upper_cost_microusd or 0, c.probe_allowed)
+            Bid(c.endpoint.id, LIMITS, c.input_tokens, c.output_tokens, c.upper_cost_microusd or 0)
             for c in decision.candidates
         )
         ceilings = (Ceiling(ACCOUNT, CEILING),)

@@ -140,12 +140,12 @@ def test_every_candidate_is_eligible_and_may_be_called_now(
 ) -> None:
     made = decision(job, views, seed)
     by_id = {view.endpoint.id: view for view in views}
-    for candidate in made.candidates:
-        view = by_id[candidate.endpoint.id]
+    for candidate, index in zip(made.candidates, made.ready, strict=True):
+        view, probe = by_id[candidate.endpoint.id], made.ranking.option(index).probe
         assert refusal(job, Fleet([candidate.endpoint])) is None
         assert circuit(view.health, NOW) in (Circuit.CLOSED, Circuit.RAMPING, Circuit.HALF_OPEN)
-        assert candidate.probe == (circuit(view.health, NOW) is Circuit.HALF_OPEN)
-        assert not (candidate.probe and view.health.probing)
+        assert probe == (circuit(view.health, NOW) is Circuit.HALF_OPEN)
+        assert not (probe and view.health.probing)
         assert max(view.health.blocked_until, view.load.ready_at) <= NOW
         if job.max_cost_microusd is not None and not job.requirements.priced and candidate.endpoint.price:
             assert candidate.upper_cost_microusd <= job.max_cost_microusd

@@ -45,7 +45,7 @@ CEILINGS = st.lists(st.sampled_from(ACCOUNTS), unique=True, max_size=2).flatmap(
     lambda names: st.tuples(*(st.builds(Ceiling, st.just(name), st.none() | st.integers(0, 9)) for name in names))
 )
 BIDS = st.lists(
-    st.builds(Bid, ENDPOINTS, LIMITS, SMALL, SMALL, SMALL, st.booleans(), shared_limits=st.just(Limits()) | LIMITS),
+    st.builds(Bid, ENDPOINTS, LIMITS, SMALL, SMALL, SMALL, shared_limits=st.just(Limits()) | LIMITS),
     min_size=1,
     max_size=2,
     unique_by=lambda bid: bid.endpoint_id,

@@ -315,12 +315,10 @@ def test_a_probe_is_a_short_job_that_no_person_waits_for() -> None:
     spare = view(endpoint("spare"), metrics=observed())
     decision = decide(job(), down, spare)
     assert chosen(decision) == ["down", "spare"]
-    assert decision.candidates[0].probe
+    assert decision.ranking.option(0).probe
     for unfit in (job(lane=Lane.INTERACTIVE), replace(job(), expected_output_tokens=513)):
         assert chosen(decide(unfit, down, spare)) == ["spare"]
-        alone = decide(unfit, down)
-        assert alone.candidates[0].probe
-        assert alone.candidates[0].probe_allowed
+        assert chosen(decide(unfit, down)) == ["down"]
 
 
 def test_a_person_s_job_probes_what_no_other_job_has_come_for() -> None:
@@ -329,7 +327,6 @@ def test_a_person_s_job_probes_what_no_other_job_has_come_for() -> None:
     long_since = replace(HALF_OPEN, open_until=NOW - 30)
     asked = decide(job(lane=Lane.INTERACTIVE), view(cheap, long_since, observed(error_rate=0.9)), spare)
     assert chosen(asked) == ["down", "spare"]
-    assert [candidate.probe_allowed for candidate in asked.candidates] == [True, False]
     unasked = decide(job(lane=Lane.INTERACTIVE), view(dear, long_since, observed(error_rate=0.9)), spare)
     assert chosen(unasked) == ["spare", "down"], "no worse choice is made for it"
 
@@ -398,7 +395,7 @@ def test_an_endpoint_that_is_ejected_again_and_again_has_longer_for_its_probe() 
     seen = [decide(job(), replace(MIDDLE, health=health)).candidates[0] for health in down]
     assert [round(one.timeout_s) for one in seen] == [6, 6, 6, 12, 24, 60]
     unknown = decide(job(), replace(untold(0), health=HALF_OPEN)).candidates[0]
-    assert (unknown.probe, unknown.timeout_s) == (True, 60)
+    assert unknown.timeout_s == 60
 
 
 def test_a_record_is_json_and_replays_to_the_same_choice_under_its_strategy() -> None:

@@ -31,7 +31,7 @@ ISOLATED = Health(isolated="maintenance")
 DISABLED = Health(disabled="bad key")
 
 
-NONE_COUNTED = Counters(NOW, 0, 0, error_rate=0.0, error_weight=0.0, trips=0, probe=False)
+NONE_COUNTED = Counters(NOW, 0, 0, error_rate=0.0, error_weight=0.0, probe=False)
 
 
 def after(health: Health = WELL, kind: FailureKind | None = FailureKind.SERVER_ERROR, **how: Any) -> Any:

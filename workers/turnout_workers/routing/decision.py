@@ -21,7 +21,7 @@ from turnout_workers.routing.eligibility import (
 )
 from turnout_workers.routing.estimate import estimates
 from turnout_workers.routing.fleet import Endpoint, Snapshot
-from turnout_workers.routing.options import PAUSE_S, WAITABLE_S, Options, busy_reason, may_probe
+from turnout_workers.routing.options import PAUSE_S, WAITABLE_S, Options, busy_reason
 from turnout_workers.routing.patience import overdue_after, patience
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking, utilities
@@ -62,10 +62,6 @@ class Candidate(NamedTuple):
     """Age at which the call counts as hanging."""
     timeout_s: float
     """Total deadline of the call."""
-    probe: bool
-    """Half open: this call, if admitted, is the one probe."""
-    probe_allowed: bool
-    """Whether this job may be a probe at all (it is short and not interactive, or nothing else is left)."""
 
 
 @dataclass(frozen=True)
@@ -175,8 +171,6 @@ class Decision:
             estimate.odds.error_rate,
             overdue_s,
             job.timeout_s or timeout_s,
-            option.probe,
-            option.probe or self.options.last_resort or may_probe(job),
         )
 
     def _full(self, option: Option) -> Exclusion:

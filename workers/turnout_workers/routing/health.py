@@ -57,7 +57,6 @@ class Counters:
     error_rate: float
     error_weight: float
     """Effective number of outcomes behind `error_rate`."""
-    trips: int
     probe: bool
     """The reported call was the probe."""
 

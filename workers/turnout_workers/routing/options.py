@@ -72,8 +72,6 @@ class Options:
         self._fits_anywhere = found.fits_anywhere(job)
         self.exclusions: list[Exclusion] = []
         """Why endpoints that match can't be called now, or aren't fit for a job of this size."""
-        self.last_resort = False
-        """Whether endpoints are used that were held back: any job may then probe."""
         self.any_busy = False
         self._held_back: dict[Reason, list[tuple[Option, str]]] = {}
         self.usable = self._consider(estimates)
@@ -152,7 +150,6 @@ class Options:
                     self._exclude(option, reason, text)
             else:
                 self.usable += [option for option, _ in held_back]
-                self.last_resort |= bool(held_back) and not silent
         self.usable.sort(key=_position)  # as a record's, from which a decision is repeated: in turn goes by it
 
     def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:

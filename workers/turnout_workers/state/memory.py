@@ -140,8 +140,6 @@ class MemoryFleetStore:
             yield Obstacle(known.open_until, "open")
         elif state is Circuit.HALF_OPEN and known.probe_until > now:
             yield Obstacle(now + ASK_AGAIN_MS, "probing")
-        elif state is Circuit.HALF_OPEN and not bid.probe_allowed:
-            yield Obstacle(now + ASK_AGAIN_MS, "probe not allowed")
         if known.blocked_until > now:
             yield Obstacle(known.blocked_until, "cooldown")
 
@@ -338,7 +336,7 @@ def _counters(known: Record, now: int) -> Counters:
     weight, bad = known.weight * decay, known.bad * decay
     rate = bad / weight if weight else 0.0
     as_begun = int(known.row_to - known.row_from) + 1
-    return Counters(now / 1000, int(known.consecutive), as_begun, rate, weight, int(known.trips), probe=False)
+    return Counters(now / 1000, int(known.consecutive), as_begun, rate, weight, probe=False)
 
 
 def _count_as_begun(known: Record, number: int, ok: bool) -> None:

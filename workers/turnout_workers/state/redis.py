@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from pydantic_core import to_json
 
 from turnout.ledger import Call, Coalescer, Keys, Script
-from turnout.ledger.operations import nothing
+from turnout.ledger.operations import nothing, texts
 from turnout.ledger.script import CLOCK, sources
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Observed, account_id
@@ -92,7 +92,8 @@ class RedisFleetStore:
             await self._send(self._script("renew", keys, (ms(ttl_s), *lease_ids), nothing))
 
     async def expire(self, limit: int = 1000) -> int:
-        due = await self._send(self._script("due", [self._keys.expiry], [limit], lambda r: [m.decode() for m in r]))
+        listing = Script.load("turnout.ledger", "due", self._prelude)  # so that `expire` can be told their keys
+        due = await self._send(listing.call([self._keys.expiry], [limit], texts))
         if not due:
             return 0
         keys = list(self._leasing())
@@ -177,8 +178,8 @@ def _admission(lease_id: str, reply: Any) -> Admission:
 
 
 def _counters(reply: Any) -> Counters:
-    now, consecutive, as_begun, rate, weight, trips, probe = reply
-    return Counters(now / 1000, consecutive, as_begun, float(rate), float(weight), trips, bool(probe))
+    now, consecutive, as_begun, rate, weight, probe = reply
+    return Counters(now / 1000, consecutive, as_begun, float(rate), float(weight), bool(probe))
 
 
 def _state(reply: Any) -> tuple[float, dict[str, Observed]]:

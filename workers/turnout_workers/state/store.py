@@ -39,8 +39,6 @@ class Bid:
     output_tokens: int
     cost_microusd: int
     """Upper estimate; 0 only where the price is known to be 0."""
-    probe_allowed: bool = True
-    """False: this job may not be the probe of an endpoint that is half open."""
     ceilings: tuple[Ceiling, ...] = ()
     """Those of this provider, besides the job's own."""
     shared_limits: Limits = UNLIMITED
@@ -54,7 +52,6 @@ class Bid:
             candidate.input_tokens,
             candidate.output_tokens,
             candidate.upper_cost_microusd or 0,
-            candidate.probe_allowed,
             ceilings,
             candidate.endpoint.shared_limits,
         )

@@ -55,7 +55,7 @@ local function room_at(key, kind, window, amount, limit)
 end
 
 -- Blocks where the circuit lets no call through. Returns whether it is half open, and whether it ramps.
-local function circuit(known, bid, block)
+local function circuit(known, block)
   local half_open, ramping = false, false
   if known[ISOLATED] > 0 then
     block(NEVER, 'isolated')
@@ -65,11 +65,7 @@ local function circuit(known, bid, block)
     block(known[OPEN_UNTIL], 'open')
   elseif known[OPEN_UNTIL] > 0 and known[RECOVERED_AT] < known[OPEN_UNTIL] then
     half_open = true
-    if known[PROBE_UNTIL] > NOW then
-      block(NOW + ASK_AGAIN_MS, 'probing')
-    elseif bid.probe_allowed == false then
-      block(NOW + ASK_AGAIN_MS, 'probe not allowed')
-    end
+    if known[PROBE_UNTIL] > NOW then block(NOW + ASK_AGAIN_MS, 'probing') end
   else
     ramping = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] < RAMP_S * 1000
   end
@@ -199,7 +195,7 @@ for _, bid in ipairs(ask.bids) do
   end
 
   if paused then block(NEVER, 'the batch is paused') end
-  local half_open, ramping = circuit(known, bid, block)
+  local half_open, ramping = circuit(known, block)
   local slots = bid.limits.concurrency
   if ramping then slots = math.min(ramp_slots(known), slots or math.huge) end
   local free, ready_at, fits = capacity(load, bid.limits, slots, share_of(known), bid, block)

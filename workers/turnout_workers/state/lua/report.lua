@@ -3,7 +3,7 @@
 --
 -- KEYS  endpoints, money, expiry, lease, usage, calls, account_usage, account_calls
 -- ARGV  the report as JSON, a `Report` of store.py without what is None; the bucket of its latency
--- Returns {now, consecutive failures, those as they began, error rate, error weight, trips, probe}
+-- Returns {now, consecutive failures, those as they began, error rate, error weight, probe}
 -- Of the endpoint, and of its account.
 local usage_keys, calls_keys = {KEYS.usage, KEYS.account_usage}, {KEYS.calls, KEYS.account_calls}
 local report = cjson.decode(ARGV[1])
@@ -14,8 +14,7 @@ local weight, bad = known[WEIGHT] * decay, known[BAD] * decay
 local function counters(probe)
   local rate = weight > 0 and bad / weight or 0
   local as_begun = known[ROW_TO] - known[ROW_FROM] + 1
-  return {NOW, known[CONSECUTIVE], as_begun, string.format('%.17g', rate), string.format('%.17g', weight),
-    known[TRIPS], probe}
+  return {NOW, known[CONSECUTIVE], as_begun, string.format('%.17g', rate), string.format('%.17g', weight), probe}
 end
 
 local held, cost, accounts, late = unpack(redis.call('HMGET', KEYS.lease, 'call', 'cost', 'accounts', 'expired'))
