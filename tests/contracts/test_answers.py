@@ -183,6 +183,21 @@ async def test_a_call_costs_what_its_tier_costs(dialect: str, body: Any, headers
     assert operators.cost_microusd in (260, 300), "the operator's own price holds for every tier"
 
 
+@pytest.mark.parametrize(
+    ("how", "microusd"),
+    [
+        ({"inference_geo": "global", "speed": "standard"}, 180),
+        ({"inference_geo": "us"}, 198),
+        ({"speed": "fast"}, 40 * 8 + 40 * 0.4 + 20 * 10 + 10 * 40),
+        ({"inference_geo": "us", "speed": "fast", "service_tier": "standard"}, 1030),
+    ],
+)
+async def test_claude_costs_more_at_its_fast_speed_and_in_the_us(how: dict[str, str], microusd: float) -> None:
+    body = claude({**KEPT, **how})
+    assert (await answered("anthropic", body, LISTED, model="claude-opus-5-5")).cost_microusd == microusd
+    assert (await answered("anthropic", body, OPERATORS)).cost_microusd == 260, "the operator's price has it in it"
+
+
 async def test_an_unknown_price_stays_unknown() -> None:
     assert (await answered("openai", chat(ASKED), None)).cost_microusd is None
 

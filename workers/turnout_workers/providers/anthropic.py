@@ -28,6 +28,8 @@ DEFAULT_MAX_TOKENS = 4096
 """The format demands a limit; this is ours where neither the job sets one nor the model's own is known."""
 HOTTEST = 1.0
 """Highest temperature that it takes, which is also its default: a higher one is left out."""
+US_SURCHARGE = 1.1
+"""By what all prices are multiplied where a call must be, and was, served in the US."""
 JSON_ALONE = "Answer with one JSON object and nothing else: no other word, no code fence."
 """Said to the model, for the format has no mode of its own for that."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
@@ -88,6 +90,7 @@ class AnthropicConnector(Connector):
 
     def read(self, request: InferenceRequest, body: Any) -> Answer:
         content, raw, told = body["content"], body.get("stop_reason"), body.get("usage")
+        how = told if isinstance(told, dict) else {}
         calls = (block for block in content if block["type"] == "tool_use")
         return Answer(
             text="".join(block["text"] for block in content if block["type"] == "text"),
@@ -95,7 +98,8 @@ class AnthropicConnector(Connector):
             finish=FINISH.get(raw, FinishReason.OTHER),
             finish_raw=raw,
             usage=reported(_usage, told),
-            service_tier=told.get("service_tier") if isinstance(told, dict) else None,
+            service_tier="fast" if how.get("speed") == "fast" else how.get("service_tier"),
+            surcharge=US_SURCHARGE if how.get("inference_geo") == "us" else 1.0,
             model=body.get("model"),
         )
 

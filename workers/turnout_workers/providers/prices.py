@@ -21,19 +21,29 @@ PERIOD_S = 900
 
 
 def call_cost_microusd(
-    endpoint: Endpoint, listed_as: str | None, usage: Usage, told_usd: float | None, tier: str | None
+    endpoint: Endpoint,
+    listed_as: str | None,
+    usage: Usage,
+    told_usd: float | None,
+    tier: str | None,
+    surcharge: float = 1.0,
 ) -> int | None:
     """The cost of one call; None: unknown. listed_as: the provider's id in the price list.
 
     told_usd: what the provider itself says that it cost. tier: the service tier in which it was served, which may have
-    another list price than the one that was asked for.
+    another list price than the one that was asked for. surcharge: by what list prices are multiplied. An operator's own
+    price has all of that in it.
     """
     if isinstance(told_usd, int | float) and not isinstance(told_usd, bool) and 0 <= told_usd < MOST_USD:
         return math.ceil(told_usd * 1e6 - 1e-9)
     price = endpoint.price
-    if price is not None and tier and listed_as and not price.is_operators:
+    if price is None:
+        return None
+    if price.is_operators:
+        return cost_microusd(price, usage)
+    if tier and listed_as:
         price = list_price(listed_as, endpoint.served_model, tier=tier) or price
-    return None if price is None else cost_microusd(price, usage)
+    return math.ceil(round(cost_microusd(price, usage) * surcharge, 6))
 
 
 def cost_microusd(price: Price, usage: Usage) -> int:
@@ -56,8 +66,8 @@ def period(now: float) -> int:
 def list_price(provider: str, model: str, now: float | None = None, tier: str | None = None) -> Price | None:
     """From the price list in the genai-prices package, as of `now` (s since 1970); None if it doesn't know the model.
 
-    provider: its id in the list (`Dialect.price_id`). tier: the provider's name of a service tier; one that the list
-    doesn't have costs as much as usual.
+    provider: its id in the list (`Dialect.price_id`). tier: the provider's name of a service tier, or of a speed; one
+    that the list doesn't have costs as much as usual.
     """
     return _listed(provider, model, period(time.time() if now is None else now), tier)
 
@@ -81,7 +91,7 @@ def _listed(provider: str, model: str, quarter: int, tier: str | None) -> Price 
     from genai_prices.types import TieredPrices
 
     at = datetime.fromtimestamp(quarter * PERIOD_S, UTC)
-    context = {"service_tier": tier} if tier else None
+    context = {"service_tier": tier, "speed": tier} if tier else None
     one = ListUsage(input_tokens=1, output_tokens=1)
     try:
         found = calc_price(one, model, provider_id=provider, genai_request_timestamp=at, price_context=context)

@@ -100,7 +100,9 @@ class Answer:
     cost_usd: float | None = None
     """What the provider itself says that the call cost."""
     service_tier: str | None = None
-    """In which it was served."""
+    """In which it was served, or at which speed, if that has a price of its own."""
+    surcharge: float = 1.0
+    """By what the list price is multiplied for where it was served."""
     model: str | None = None
     """Which was served, in the provider's words."""
 
