@@ -37,7 +37,7 @@ def test_a_narrow_screen_breaks_words_but_no_number_and_nothing_whole() -> None:
 
 def test_a_batchs_end_fits_a_screen_of_80_columns() -> None:
     one = ProviderTally(124_000, 10, 6, 9, 14_014_000, 4_905_000, 1_900_000, simulated=True)
-    one.latency.add(12.83)
+    one.latencies[12.8] += 1
     told = printed(table(Tally(providers={"anthropic-eu": one})), 80)
     assert "…" not in told
     assert all(part in told for part in ("124,000", "18,919,000", "$1.90"))

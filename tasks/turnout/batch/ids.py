@@ -31,23 +31,24 @@ def short(job_id: str) -> int:
 
 
 class Uniqueness:
-    """Remembers which line had an id first; beyond a few megabytes of them, in a temporary file."""
+    """A number for each id: of the line that had it first, or of how often it came. Beyond a few megabytes, they are in
+    a temporary file."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("")
-        self._db.execute("CREATE TABLE ids (id PRIMARY KEY, line) WITHOUT ROWID")
+        self._db.execute("CREATE TABLE ids (id PRIMARY KEY, number) WITHOUT ROWID")
 
     def note(self, id: str | int | None, number: int) -> int:
         """The line that had it first: this one, or an earlier one."""
         if id is None or self._run("INSERT OR IGNORE INTO ids VALUES (?, ?)", id, number).rowcount:
             return number
-        first: int = self._run("SELECT line FROM ids WHERE id = ?", id).fetchone()[0]
+        first: int = self._run("SELECT number FROM ids WHERE id = ?", id).fetchone()[0]
         return first
 
     def times(self, id: int) -> int:
         """How often it was asked about before."""
-        before = self.note(id, 0)
-        self._run("UPDATE ids SET line = line + 1 WHERE id = ?", id)
+        counted = "INSERT INTO ids VALUES (?, 0) ON CONFLICT DO UPDATE SET number = number + 1 RETURNING number"
+        before: int = self._run(counted, id).fetchone()[0]
         return before
 
     def _run(self, statement: str, *values: str | int) -> sqlite3.Cursor:

@@ -11,27 +11,6 @@ from turnout.result import JobResult, JobStatus
 
 Entry = dict[str, Any]
 """The numbers of one line, see `entry`."""
-BUCKETS_PER_DOUBLING = 8
-"""Of the latency histogram: a percentile is right within 9 %."""
-
-
-class Histogram:
-    """Latencies in logarithmic buckets: any number of them in a few hundred bytes."""
-
-    def __init__(self) -> None:
-        self._buckets: Counter[int] = Counter()
-
-    def add(self, seconds: float, count: int = 1) -> None:
-        self._buckets[math.floor(math.log2(max(seconds, 1e-4)) * BUCKETS_PER_DOUBLING)] += count
-
-    def quantile(self, q: float) -> float | None:
-        """The upper edge of the bucket that holds it; None if there is nothing."""
-        rank = math.ceil(q * self._buckets.total())
-        for bucket in sorted(+self._buckets):
-            rank -= self._buckets[bucket]
-            if rank <= 0:
-                return float(2 ** ((bucket + 1) / BUCKETS_PER_DOUBLING))
-        return None
 
 
 @dataclass(slots=True)
@@ -47,7 +26,17 @@ class ProviderTally:
     output_tokens: int = 0
     cost_microusd: int = 0
     simulated: bool = False
-    latency: Histogram = field(default_factory=Histogram)
+    latencies: Counter[float] = field(default_factory=Counter)
+    """Of its jobs, in seconds of three digits: any number of jobs are some thousand numbers at most."""
+
+    def latency(self, share: float) -> float | None:
+        """The one that this share of its jobs did not pass; None if there are none."""
+        rank = math.ceil(share * self.latencies.total())
+        for seconds, count in sorted(self.latencies.items()):
+            rank -= count
+            if rank <= 0 < count:
+                return seconds
+        return None
 
 
 @dataclass(slots=True)
@@ -99,7 +88,7 @@ class Tally:
             tally.input_tokens += by * entry["in"]
             tally.output_tokens += by * entry["out"]
             tally.simulated |= entry.get("simulated", False)
-            tally.latency.add(entry["s"], by)
+            tally.latencies[float(f"{entry['s']:.3g}")] += by
             self.unpriced += by * entry.get("unpriced", False)
 
     def pay(self, entry: Entry) -> None:

@@ -37,14 +37,12 @@ class Progress:
 
     def update(self, tally: Tally, states: dict[str, str]) -> None:
         """`states`: what is wrong just now with a provider, by its name, or with the `workers`."""
-        raise NotImplementedError
+        if (now := time.monotonic()) - self._shown_at >= self.every_s:
+            self._shown_at = now
+            self._show(tally, states)
 
-    def _due(self) -> bool:
-        now = time.monotonic()
-        if now - self._shown_at < self.every_s:
-            return False
-        self._shown_at = now
-        return True
+    def _show(self, tally: Tally, states: dict[str, str]) -> None:
+        raise NotImplementedError
 
     def _standing(self, tally: Tally) -> str:
         """Pace, when the rest will be done, money and trouble."""
@@ -76,9 +74,7 @@ class Bar(Progress):
     def __exit__(self, *_: object) -> None:
         self._live.stop()
 
-    def update(self, tally: Tally, states: dict[str, str]) -> None:
-        if not self._due():
-            return
+    def _show(self, tally: Tally, states: dict[str, str]) -> None:
         total = self._total or max(tally.lines, 1)
         head = Table.grid(padding=(0, 1))
         bar = ProgressBar(total=total, completed=tally.finished, width=40)
@@ -104,12 +100,11 @@ class Lines(Progress):
 
     every_s = 5.0
 
-    def update(self, tally: Tally, states: dict[str, str]) -> None:
-        if self._due():
-            total = f" of {self._total:,}" if self._total else ""
-            troubles = [f"{name}: {state}" for name, state in states.items()]
-            told = " · ".join([f"{tally.finished:,}{total}", self._standing(tally), *troubles])
-            self._console.print(told, highlight=False, markup=False, soft_wrap=True)
+    def _show(self, tally: Tally, states: dict[str, str]) -> None:
+        total = f" of {self._total:,}" if self._total else ""
+        troubles = [f"{name}: {state}" for name, state in states.items()]
+        told = " · ".join([f"{tally.finished:,}{total}", self._standing(tally), *troubles])
+        self._console.print(told, highlight=False, markup=False, soft_wrap=True)
 
 
 class Json(Progress):
@@ -117,6 +112,5 @@ class Json(Progress):
 
     every_s = 1.0
 
-    def update(self, tally: Tally, states: dict[str, str]) -> None:
-        if self._due():
-            self._console.out(json.dumps({**summary(tally), "providers_down": states}), highlight=False)
+    def _show(self, tally: Tally, states: dict[str, str]) -> None:
+        self._console.out(json.dumps({**summary(tally), "providers_down": states}), highlight=False)

@@ -30,8 +30,8 @@ def summary(tally: Tally) -> dict[str, Any]:
             name: {
                 **{count: getattr(one, count) for count in PROVIDER_COUNTS},
                 "cost_usd": one.cost_microusd / MICROUSD_PER_USD,
-                "p50_s": one.latency.quantile(0.5),
-                "p99_s": one.latency.quantile(0.99),
+                "p50_s": one.latency(0.5),
+                "p99_s": one.latency(0.99),
             }
             for name, one in tally.providers.items()
         },
@@ -47,7 +47,7 @@ def table(tally: Tally) -> Table:
     made.title_style, made.padding = "yellow", 0
     for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
         counts = (one.jobs, one.failures, one.failovers_in, one.failovers_out, one.input_tokens + one.output_tokens)
-        took = (screen.seconds(one.latency.quantile(share), "–") for share in (0.5, 0.99))
+        took = (screen.seconds(one.latency(share), "–") for share in (0.5, 0.99))
         screen.add(made, name, *(f"{count:,}" for count in counts), steady_usd(one.cost_microusd), *took)
     return made
 
