@@ -49,22 +49,44 @@ class Anthropic(Wire):
         )
 
     def body(self, call: Call, answer: Answer) -> dict[str, Any]:
-        return _message(call, answer, [_block(answer, full=True)], _FINISH[answer.finish], answer.output_tokens)
+        block: dict[str, Any] = {"type": "text", "text": answer.text}
+        if answer.tool:
+            name, arguments = answer.tool
+            block = {"type": "tool_use", "id": f"toolu_{answer.id}", "name": name, "input": arguments}
+        return {
+            "id": f"msg_{answer.id}",
+            "type": "message",
+            "role": "assistant",
+            "model": call.model,
+            "content": [block],
+            "stop_reason": _FINISH[answer.finish],
+            "stop_sequence": None,
+            "usage": {
+                "input_tokens": answer.input_tokens,
+                "cache_creation_input_tokens": 0,
+                "cache_read_input_tokens": 0,
+                "output_tokens": answer.output_tokens,
+            },
+        }
 
     def stream(self, call: Call, answer: Answer) -> Iterator[tuple[int, bytes]]:
         def named(kind: str, **fields: Any) -> bytes:
             return event({"type": kind, **fields}, kind)
 
-        yield 0, named("message_start", message=_message(call, answer, [], None, 1))
-        yield 0, named("content_block_start", index=0, content_block=_block(answer, full=False))
+        whole = self.body(call, answer)
+        (block,), usage = whole["content"], whole["usage"]
+        begun = {**whole, "content": [], "stop_reason": None, "usage": {**usage, "output_tokens": 1}}
+        yield 0, named("message_start", message=begun)
+        empty = {**block, "input": {}} if answer.tool else {**block, "text": ""}
+        yield 0, named("content_block_start", index=0, content_block=empty)
         if answer.tool:
-            delta = {"type": "input_json_delta", "partial_json": json.dumps(answer.tool[1], ensure_ascii=False)}
+            delta = {"type": "input_json_delta", "partial_json": json.dumps(block["input"], ensure_ascii=False)}
             yield answer.output_tokens, named("content_block_delta", index=0, delta=delta)
         for tokens, text in pieces(answer.words):
             delta = {"type": "text_delta", "text": text}
             yield tokens, named("content_block_delta", index=0, delta=delta)
         yield 0, named("content_block_stop", index=0)
-        stop = {"stop_reason": _FINISH[answer.finish], "stop_sequence": None}
+        stop = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
         yield 0, named("message_delta", delta=stop, usage={"output_tokens": answer.output_tokens})
         yield 0, named("message_stop")
 
@@ -72,30 +94,3 @@ class Anthropic(Wire):
         said = ("prompt is too long: " if problem.kind == "context_length" else "") + problem.message
         error = {"type": _ERRORS.get(problem.kind, "invalid_request_error"), "message": said}
         return {"type": "error", "error": error, "request_id": f"req_{request_id}"}
-
-
-def _block(answer: Answer, *, full: bool) -> dict[str, Any]:
-    if answer.tool:
-        name, arguments = answer.tool
-        return {"type": "tool_use", "id": f"toolu_{answer.id}", "name": name, "input": arguments if full else {}}
-    return {"type": "text", "text": answer.text if full else ""}
-
-
-def _message(
-    call: Call, answer: Answer, content: list[dict[str, Any]], stop: str | None, output_tokens: int
-) -> dict[str, Any]:
-    return {
-        "id": f"msg_{answer.id}",
-        "type": "message",
-        "role": "assistant",
-        "model": call.model,
-        "content": content,
-        "stop_reason": stop,
-        "stop_sequence": None,
-        "usage": {
-            "input_tokens": answer.input_tokens,
-            "cache_creation_input_tokens": 0,
-            "cache_read_input_tokens": 0,
-            "output_tokens": output_tokens,
-        },
-    }

@@ -56,59 +56,51 @@ class OpenAI(Wire):
         )
 
     def body(self, call: Call, answer: Answer) -> dict[str, Any]:
+        tokens_in, tokens = answer.input_tokens, answer.input_tokens + answer.output_tokens
         if call.embed:
             return {
                 "object": "list",
                 "model": call.model,
                 "data": [{"object": "embedding", "index": i, "embedding": v} for i, v in enumerate(answer.vectors)],
-                "usage": {"prompt_tokens": answer.input_tokens, "total_tokens": answer.input_tokens},
+                "usage": {"prompt_tokens": tokens_in, "total_tokens": tokens},
             }
         message: dict[str, Any] = {"role": "assistant", "content": answer.text or None, "refusal": None}
         if answer.tool:
-            message["tool_calls"] = [_tool_call(answer)]
+            name, arguments = answer.tool
+            function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
+            message["tool_calls"] = [{"id": f"call_{answer.id}", "type": "function", "function": function}]
         return {
-            **_frame(call, answer, "chat.completion"),
+            "id": f"chatcmpl-{answer.id}",
+            "object": "chat.completion",
+            "created": _CREATED,
+            "model": call.model,
             "choices": [{"index": 0, "message": message, "logprobs": None, "finish_reason": _FINISH[answer.finish]}],
-            "usage": _usage(answer),
+            "usage": {
+                "prompt_tokens": tokens_in,
+                "completion_tokens": answer.output_tokens,
+                "total_tokens": tokens,
+                "prompt_tokens_details": {"cached_tokens": 0},
+                "completion_tokens_details": {"reasoning_tokens": 0},
+            },
         }
 
     def stream(self, call: Call, answer: Answer) -> Iterator[tuple[int, bytes]]:
-        frame = _frame(call, answer, "chat.completion.chunk")
+        frame = self.body(call, answer) | {"object": "chat.completion.chunk"}
+        (whole,), usage = frame["choices"], frame.pop("usage")
 
         def chunk(delta: Mapping[str, Any], finish: str | None = None) -> bytes:
             return event({**frame, "choices": [{"index": 0, "delta": delta, "finish_reason": finish}]})
 
         yield 0, chunk({"role": "assistant", "content": ""})
-        if answer.tool:
-            yield answer.output_tokens, chunk({"tool_calls": [{"index": 0, **_tool_call(answer)}]})
+        for called in whole["message"].get("tool_calls", ()):
+            yield answer.output_tokens, chunk({"tool_calls": [{"index": 0, **called}]})
         for tokens, text in pieces(answer.words):
             yield tokens, chunk({"content": text})
-        yield 0, chunk({}, _FINISH[answer.finish])
+        yield 0, chunk({}, whole["finish_reason"])
         if call.stream_usage:
-            yield 0, event({**frame, "choices": [], "usage": _usage(answer)})
+            yield 0, event({**frame, "choices": [], "usage": usage})
         yield 0, b"data: [DONE]\n\n"
 
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         kind, code = _ERRORS.get(problem.kind, ("invalid_request_error", None))
         return {"error": {"message": problem.message, "type": kind, "param": None, "code": code}}
-
-
-def _frame(call: Call, answer: Answer, kind: str) -> dict[str, Any]:
-    return {"id": f"chatcmpl-{answer.id}", "object": kind, "created": _CREATED, "model": call.model}
-
-
-def _tool_call(answer: Answer) -> dict[str, Any]:
-    assert answer.tool
-    name, arguments = answer.tool
-    function = {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)}
-    return {"id": f"call_{answer.id}", "type": "function", "function": function}
-
-
-def _usage(answer: Answer) -> dict[str, Any]:
-    return {
-        "prompt_tokens": answer.input_tokens,
-        "completion_tokens": answer.output_tokens,
-        "total_tokens": answer.input_tokens + answer.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": 0},
-        "completion_tokens_details": {"reasoning_tokens": 0},
-    }
