@@ -67,14 +67,6 @@ async def test_a_call_that_was_never_answered_is_a_call(http: aiohttp.ClientSess
     assert job == {"calls": 2, "answered": 1}
 
 
-async def test_the_same_question_gets_the_same_answer(http: aiohttp.ClientSession) -> None:
-    answers = []
-    for _ in range(2):
-        async with Simulator(fleet()) as simulator:
-            answers.append((await ask(http, simulator.url))[1]["choices"])
-    assert answers[0] == answers[1]
-
-
 @pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
     ("fault", "seen", "billed"),

@@ -50,17 +50,6 @@ def test_what_a_lane_leaves_goes_to_the_most_urgent(flushed: redis.Redis, drawn:
     assert fetch(flushed, 20, drawn) == ["batch"] * 20
 
 
-def test_nothing_is_fetched_while_memory_is_full(flushed: redis.Redis) -> None:
-    fill(flushed, batch=50)
-    flushed.config_set("maxmemory", 1)
-    try:
-        with pytest.raises(redis.OutOfMemoryError):
-            fetch(flushed, 20, 0.0)
-    finally:
-        flushed.config_set("maxmemory", 0)
-    assert flushed.llen("batch") == 50
-
-
 def test_slots_that_become_free_one_by_one_are_shared_likewise() -> None:
     cycle = LaneOrder(reversed(LANES))
     random.seed(4711)
