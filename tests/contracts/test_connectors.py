@@ -260,20 +260,36 @@ async def test_a_preset_has_its_own_names(
     assert gone not in body
 
 
-async def test_mistral_is_given_ids_of_tool_calls_as_it_wants_them_whoever_made_them_up(http: Http) -> None:
+@pytest.mark.parametrize(
+    ("kind", "dialect", "own", "wanted"),
+    [("openai", "mistral", "a1B2c3D4e", "[a-zA-Z0-9]{9}"), ("anthropic", None, "toolu_01-VpEm", "[a-zA-Z0-9_-]+")],
+)
+async def test_a_vendor_gets_ids_of_tool_calls_as_it_wants_them_whoever_made_them_up(
+    kind: str, dialect: str | None, own: str, wanted: str, http: Http
+) -> None:
     def called(id: str) -> list[dict[str, Any]]:
         call = {"id": id, "function": {"name": "f", "arguments": "{}"}}
         return [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": id, "content": "42"}]
 
-    mistral = replace(config("openai", ""), dialect="mistral")
-    _, body, _ = await sent(mistral, {"messages": [*called("toolu_01VpEm"), *called("a1B2c3D4e")]}, http)
-    made, own = (
-        (call["tool_calls"][0]["id"], told["tool_call_id"])
-        for call, told in (body["messages"][:2], body["messages"][2:])
-    )
-    assert own == ("a1B2c3D4e", "a1B2c3D4e")
-    assert made[0] == made[1]
-    assert re.fullmatch("[a-zA-Z0-9]{9}", made[0])
+    there = replace(config(kind, ""), dialect=dialect)
+    _, body, _ = await sent(there, {"messages": [*called("functions.f:0"), *called(own)]}, http)
+    told = re.findall('"(?:id|tool_call_id|tool_use_id)": "(.*?)"', json.dumps(body["messages"]))
+    made = told[0]
+    assert told == [made, made, own, own]
+    assert re.fullmatch(wanted, made)
+
+
+@pytest.mark.parametrize("kind", ["openai", "gemini"])
+async def test_calls_of_tools_without_an_id_get_one_that_is_new_in_each_turn(kind: str, http: Http) -> None:
+    function = {"name": "f", "arguments": "{}"}
+    body = {
+        "openai": {"choices": [{"message": {"tool_calls": [{"function": function}] * 2}}]},
+        "gemini": {"candidates": [{"content": {"parts": [{"functionCall": {"name": "f", "args": {}}}] * 2}}]},
+    }[kind]
+    async with recorder(said(json.dumps(body).encode())) as (url, _):
+        connector = build(config(kind, url), http)
+        turns = [await connector.call(endpoint(kind), InferenceRequest(prompt="?"), QUICK) for _ in range(2)]
+    assert len({call.id for turn in turns for call in turn.response.tool_calls}) == 4
 
 
 async def test_geminis_older_models_think_by_the_token_and_know_no_signatures(http: Http) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 from multidict import istr
@@ -13,7 +14,7 @@ from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
-from turnout_workers.providers.wire import Answer, Gathering, Sent, reported, system, tool_call, turns
+from turnout_workers.providers.wire import Answer, Gathering, Sent, call_id, reported, system, tool_call, turns
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -32,6 +33,8 @@ US_SURCHARGE = 1.1
 """By what all prices are multiplied where a call must be, and was, served in the US."""
 JSON_ALONE = "Answer with one JSON object and nothing else: no other word, no code fence."
 """Said to the model, for the format has no mode of its own for that."""
+CALL_ID = re.compile("[a-zA-Z0-9_-]+")
+"""Of a tool's call. Kimi's, for one, look otherwise: `functions.weather:0`."""
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
 EFFORT = {"minimal": "low"}
 """Its names of the efforts that it calls otherwise."""
@@ -157,7 +160,13 @@ def _turns(request: InferenceRequest) -> list[dict[str, Any]]:
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
-        return [{"type": "tool_result", "tool_use_id": message.tool_call_id or "", "content": message.text}]
+        return [
+            {
+                "type": "tool_result",
+                "tool_use_id": call_id(message.tool_call_id or "", CALL_ID),
+                "content": message.text,
+            }
+        ]
     blocks: list[dict[str, Any]] = []
     for part in message.parts:
         if isinstance(part, TextPart):
@@ -168,7 +177,7 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
             source = {"type": "base64", "media_type": media_type, "data": data}
             blocks.append({"type": "image", "source": source})
     for call in message.tool_calls:
-        called = {"id": call.id, "name": call.function.name, "input": _loads(call.function.arguments)}
+        called = {"id": call_id(call.id, CALL_ID), "name": call.function.name, "input": _loads(call.function.arguments)}
         blocks.append({"type": "tool_use", **called})
     return blocks
 

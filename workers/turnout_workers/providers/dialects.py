@@ -5,6 +5,7 @@ Sources: the vendors' documentation and official clients.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -31,8 +32,8 @@ class Dialect:
     """The field that limits the answer's length."""
     seed: str = "seed"
     system_role: str = "system"
-    call_id_length: int | None = None
-    """Of the ids of tool calls, which are letters and digits; None: they are free."""
+    call_id: re.Pattern[str] | None = None
+    """What the ids of tool calls look like; None: they are free."""
     parameters: frozenset[str] = PLAIN
     stream_usage: bool = True
     """Takes `stream_options.include_usage`."""
@@ -84,7 +85,7 @@ DIALECTS: dict[str, Dialect] = dict(
             "mistral",
             "https://api.mistral.ai/v1",
             seed="random_seed",
-            call_id_length=9,
+            call_id=re.compile("[a-zA-Z0-9]{9}"),
             stream_usage=False,
             limit_headers={
                 "x-ratelimit-{}-req-minute": "requests_per_minute",
@@ -147,6 +148,6 @@ GENERIC = Dialect()
 """OpenAI's format and nothing else, as of a server that is not OpenAI's own."""
 
 
-def dialect(name: str | None, kind: str) -> Dialect:
+def dialect(name: str | None, kind: str, plain: Dialect = GENERIC) -> Dialect:
     """The preset of that name; None: the plain form of the wire format."""
-    return DIALECTS.get(name or ("" if kind == "openai" else kind), GENERIC)
+    return DIALECTS.get(name or ("" if kind == "openai" else kind), plain)

@@ -151,8 +151,8 @@ def _candidate(body: Any) -> Answer:
         raise filtered(feedback["blockReason"], Billed.NO)
     candidate = body["candidates"][0]
     parts, raw = (candidate.get("content") or {}).get("parts") or (), candidate.get("finishReason")
-    called = ((number, part["functionCall"]) for number, part in enumerate(parts) if part.get("functionCall"))
-    calls = tuple(tool_call(one.get("id") or f"call_{number}", one["name"], one.get("args")) for number, one in called)
+    called = (part["functionCall"] for part in parts if part.get("functionCall"))
+    calls = tuple(tool_call(one.get("id"), one["name"], one.get("args")) for one in called)
     finish = FINISH.get(raw, FinishReason.OTHER)
     return Answer(
         text=_text(parts),

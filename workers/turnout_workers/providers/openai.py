@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from hashlib import sha256
 from typing import Any
 
 from turnout.messages import Message, ToolCall
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
-from turnout_workers.providers.wire import Answer, Gathering, Sent, reported, tool_call
+from turnout_workers.providers.wire import Answer, Gathering, Sent, call_id, reported, tool_call
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -75,20 +74,12 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
         body["content"] = message.content
     if message.tool_calls:
         calls = (call.model_dump(mode="json") for call in message.tool_calls)
-        body["tool_calls"] = [{**call, "id": _call_id(call["id"], dialect)} for call in calls]
+        body["tool_calls"] = [{**call, "id": call_id(call["id"], dialect.call_id)} for call in calls]
     if message.tool_call_id is not None:
-        body["tool_call_id"] = _call_id(message.tool_call_id, dialect)
+        body["tool_call_id"] = call_id(message.tool_call_id, dialect.call_id)
     if message.name is not None:
         body["name"] = message.name
     return body
-
-
-def _call_id(id: str, dialect: Dialect) -> str:
-    """The id, or one of the length that the vendor wants, where another vendor has made up the id."""
-    length = dialect.call_id_length
-    if length is None or (len(id) == length and id.isalnum() and id.isascii()):
-        return id
-    return sha256(id.encode()).hexdigest()[:length]
 
 
 class _Chunks:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from hashlib import sha256
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
+from uuid import uuid4
 
 from turnout.messages import FunctionCall, Message, ToolCall
 from turnout.request import FinishReason, InferenceRequest, Usage
@@ -115,9 +118,15 @@ class Answer:
 
 
 def tool_call(id: Any, name: str, arguments: Any) -> ToolCall:
-    """arguments: as the model wrote them, or their value."""
+    """arguments: as the model wrote them, or their value. Without an id it gets one that no other call has, in this or
+    any other turn of its conversation."""
     text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
-    return ToolCall(id=str(id or ""), function=FunctionCall(name=name, arguments=text or "{}"))
+    return ToolCall(id=str(id or uuid4().hex), function=FunctionCall(name=name, arguments=text or "{}"))
+
+
+def call_id(id: str, wanted: re.Pattern[str] | None) -> str:
+    """The id of a tool's call, or what stands for it where another vendor has made it up, and this one refuses such."""
+    return id if wanted is None or wanted.fullmatch(id) else sha256(id.encode()).hexdigest()[:9]
 
 
 class Gathering(Protocol):
