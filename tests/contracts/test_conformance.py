@@ -12,6 +12,7 @@ import pytest
 from turnout_workers.providers import KINDS, Http, ProviderConfig, Secret, build
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.conformance import ConnectorConformance
+from turnout_workers.providers.connector import Connector
 from turnout_workers.routing.fleet import Endpoint, Price
 
 GUIDE = Path(__file__).parents[2] / "docs" / "connectors.md"
@@ -73,8 +74,11 @@ def test_a_connector_of_another_package_is_found_by_its_entry_point(
     (about / "entry_points.txt").write_text(f"[{registered[1]}]\nacme = {registered[2]}\n")
     monkeypatch.syspath_prepend(tmp_path)
     try:
-        connector = build(ProviderConfig("a", "acme", "http://127.0.0.1:9", ()), Http())
+        connector = build(ProviderConfig("a", "acme", "http://127.0.0.1:9", (), api_key=Secret("k")), Http())
         assert type(connector).__name__ == "AcmeConnector"
+        assert isinstance(connector, Connector)
+        assert connector.headers(Endpoint("a", "m", "m")) == {"x-acme-key": "k"}
+        assert connector.health_path == "/health"
     finally:
         sys.modules.pop("acme_turnout", None)
 

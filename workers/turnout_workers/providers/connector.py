@@ -21,7 +21,7 @@ from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
-from turnout_workers.providers.dialects import Dialect, dialect
+from turnout_workers.providers.dialects import GENERIC, Dialect, dialect
 from turnout_workers.providers.errors import ProviderError, malformed, request_id
 from turnout_workers.providers.http import Http, Outgoing, Reply, address, is_stream, within
 from turnout_workers.providers.prices import call_cost_microusd
@@ -43,13 +43,16 @@ HEALTH_TIMEOUTS = Timeouts(connect_s=3, first_byte_s=5, idle_s=5, total_s=8)
 class Connector(CloudProviderBase):
     """Base of connectors over HTTP. A wire format writes `question` and `read`, and `gathering` if it can stream."""
 
+    dialect: Dialect = GENERIC
+    """Where the key goes, what may be asked for, and which headers tell limits, unless the provider has a preset."""
+
     def __init__(self, config: ProviderConfig, http: Http) -> None:
         super().__init__(config.name, config.endpoints)
         if not config.base_url:
             raise TurnoutError(f"provider {config.name}: base_url is missing; connectors over HTTP need one")
         self.config = config
         self.http = http
-        self.dialect: Dialect = dialect(config.dialect, config.kind)
+        self.dialect = dialect(config.dialect, config.kind, self.dialect)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
         takes = self.dialect.parameters | STREAM
         self._taken: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: takes)
