@@ -59,6 +59,7 @@ def _plain(line: Line, result: JobResult) -> dict[str, Any]:
     return {
         "id": line.id,
         "line": line.number,
+        "metadata": result.metadata,
         "status": result.status.value,
         "response": _content(response) if response else None,
         "provider": response.provider if response else last and last.provider,

@@ -313,12 +313,15 @@ def test_a_file_of_which_no_line_could_be_read_is_refused_as_a_whole(tmp_path: P
         Source(str(tmp_path / "x.txt")).check()
 
 
-def test_tool_calls_are_written_whole_so_that_they_can_be_given_back() -> None:
+def test_labels_and_tool_calls_are_written_whole_so_that_they_can_be_given_back() -> None:
     called = (ToolCall(id="c", function=FunctionCall(name="f", arguments="{}")),)
     response = InferenceResponse(tool_calls=called, provider="p", model_requested="m", model_served="m")
-    told = json.loads(render(Line(1), JobResult(id="j", status=JobStatus.SUCCEEDED, response=response)))["response"]
-    assert Message(role="assistant", tool_calls=told["tool_calls"]).tool_calls == called
-    assert told["tool_calls"] == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
+    result = JobResult(id="j", status=JobStatus.SUCCEEDED, response=response, metadata={"kind": "1"})
+    told = json.loads(render(Line(1), result))
+    assert told["metadata"] == {"kind": "1"}
+    calls = told["response"]["tool_calls"]
+    assert Message(role="assistant", tool_calls=calls).tool_calls == called
+    assert calls == [{"id": "c", "type": "function", "function": {"name": "f", "arguments": "{}"}}]
 
 
 def test_a_packed_input_is_closed_when_it_has_been_read(tmp_path: Path) -> None:
