@@ -12,7 +12,7 @@ import pytest
 import turnout_workers.routing as routing
 
 FOLDER = Path(routing.__file__).parent
-ALLOWED = ("turnout.request", "turnout_workers.routing")
+ALLOWED = ("turnout.errors", "turnout.request", "turnout_workers.routing")
 
 
 def imported(module: Path) -> set[str]:

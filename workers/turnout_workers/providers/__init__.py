@@ -9,11 +9,12 @@ from turnout_workers.providers.account import ProviderConfig, Secret
 from turnout_workers.providers.anthropic import AnthropicConnector
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.connector import Connector
+from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.gemini import GeminiConnector
 from turnout_workers.providers.http import Http
 from turnout_workers.providers.openai import OpenAIConnector
 
-__all__ = ["CloudProviderBase", "Http", "ProviderConfig", "Secret", "build"]
+__all__ = ["CloudProviderBase", "Http", "ProviderConfig", "ProviderError", "Secret", "build"]
 
 GROUP = "turnout.connectors"
 """Entry points of this group name classes that are called like `Connector`: with a ProviderConfig and an Http."""

@@ -7,6 +7,7 @@ import re
 import traceback
 from collections.abc import Mapping
 
+from turnout.errors import TurnoutError
 from turnout.request import InferenceResponse
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import ObservedLimit
@@ -16,7 +17,7 @@ logger = logging.getLogger(__name__)
 _ID = re.compile(r"[!-~]{1,200}")
 
 
-class ProviderError(Exception):
+class ProviderError(TurnoutError):
     """A call that failed. `failure` says what it means; `limits` what the provider's headers said; `response` what the
     call has cost, of an answer that is of no use."""
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
+from turnout.errors import TurnoutError
 from turnout.request import Capability
 from turnout_workers.routing.fleet import Endpoint, Fleet
 from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, Requirements
@@ -74,7 +75,7 @@ class Exclusion:
     until: float | None = None
 
 
-class NoEligibleEndpoint(Exception):
+class NoEligibleEndpoint(TurnoutError):
     """No registered endpoint could ever satisfy this job. `reasons` tells why, by endpoint id; the message sums up."""
 
     def __init__(self, reasons: Mapping[str, str]) -> None:
