@@ -39,6 +39,7 @@ def _row(endpoint: Endpoint) -> dict[str, Any]:
     price = endpoint.price
     return {
         "endpoint": endpoint.id,
+        "model": endpoint.model,
         "sent_as": endpoint.served_model,
         "input_usd_per_mtok": price.input if price else None,
         "output_usd_per_mtok": price.output if price else None,
@@ -56,7 +57,7 @@ def _told(limits: Limits) -> dict[str, int]:
 
 
 def _lines(one: dict[str, Any]) -> Iterator[str]:
-    if one["endpoint"].partition("/")[2].split("#")[0] != one["sent_as"]:
+    if one["model"] != one["sent_as"]:
         yield f"sent as {one['sent_as']}"
     if one["input_usd_per_mtok"] is None:
         yield "price unknown"
