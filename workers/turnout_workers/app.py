@@ -52,13 +52,9 @@ app.conf.update(
     broker_channel_error_retry=True,  # a Redis that takes no writes; else Celery ends the worker
     task_queues=[Queue(lane.value) for lane in Lane],
     task_default_queue=Lane.STANDARD.value,
-    # Callbacks and chains of other apps go on in queues of theirs, which only their signatures name.
-    task_create_missing_queues=True,
     # Settling a job writes Celery's result record, in the same step; Celery itself stores nothing.
     task_ignore_result=True,
-    task_store_errors_even_if_ignored=False,
     result_expires=int(settings.file.retention.results_s),
-    task_serializer="json",
     accept_content=["json"],
     worker_prefetch_multiplier=1,
     worker_disable_rate_limits=True,
@@ -98,7 +94,6 @@ class Infer(AsyncTask):
     name = "turnout.infer"
     throws = (JobError,)
     Request = f"{__name__}:JobRequest"
-    ignore_result = True
 
     async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
         job_id: str = request["id"]

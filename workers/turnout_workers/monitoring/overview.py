@@ -71,13 +71,12 @@ def _oldest(reply: Any) -> float | None:
     """When the lane's first job was queued (s); RESP2 and RESP3 nest the reply differently."""
     if not reply:
         return None
-    score = reply[0][1] if isinstance(reply[0], list | tuple) else reply[1]
+    score = reply[0][1] if isinstance(reply[0], list) else reply[1]
     return float(score) / 1000
 
 
-def _counts(reply: Any) -> dict[str, int]:
-    pairs = reply.items() if isinstance(reply, dict) else zip(reply[::2], reply[1::2], strict=True)
-    return {name.decode(): int(count) for name, count in pairs}
+def _counts(reply: dict[bytes, bytes]) -> dict[str, int]:
+    return {name.decode(): int(count) for name, count in reply.items()}
 
 
 def endpoints(snapshot: Snapshot) -> list[dict[str, Any]]:

@@ -23,10 +23,9 @@ class Unpacked:
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         encoding = headers.get("content-encoding", "identity").lower()
-        if encoding not in ("identity", "gzip", "deflate", ""):
+        if encoding not in ("identity", "gzip", ""):
             raise malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", headers)
-        packed = encoding in ("gzip", "deflate")
-        self._inflate = zlib.decompressobj(wbits=47) if packed else None  # gzip or zlib, by its header
+        self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS + 16) if encoding == "gzip" else None
         self._headers = headers
         self._total = 0
 

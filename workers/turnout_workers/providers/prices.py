@@ -12,7 +12,7 @@ from functools import lru_cache
 from importlib.metadata import version
 
 from turnout.request import Usage
-from turnout_workers.routing.fleet import Endpoint, Price
+from turnout_workers.routing.fleet import OPERATOR, Endpoint, Price
 
 MOST_USD = 1e6
 """The most that one call can cost; a provider that reports more is not believed."""
@@ -39,7 +39,7 @@ def call_cost_microusd(
     price = endpoint.price
     if price is None:
         return None
-    if price.is_operators:
+    if price.source == OPERATOR:
         return cost_microusd(price, usage)
     if tier and listed_as:
         price = list_price(listed_as, endpoint.served_model, tier=tier) or price

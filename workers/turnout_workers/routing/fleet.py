@@ -41,10 +41,6 @@ class Price:
     """Above how many input tokens all tokens of the call have another price, and that price."""
 
     @property
-    def is_operators(self) -> bool:
-        return self.source == OPERATOR
-
-    @property
     def dearest_input(self) -> float:
         """What a token of input may cost: the provider may store all of it."""
         return max(self.input, self.cache_write or 0.0)
