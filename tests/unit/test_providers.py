@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from turnout.request import InferenceRequest, Usage
 from turnout_workers.providers.account import Secret
+from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError, request_id
 from turnout_workers.providers.prices import cost_microusd, list_price
@@ -161,6 +162,12 @@ def listed(provider: str, model: str, tier: str | None = None) -> Price:
     price = list_price(provider, model, datetime.fromisoformat("2026-11-26T00:00+00:00").timestamp(), tier)
     assert price is not None
     return price
+
+
+def test_every_model_of_the_catalogue_has_a_list_price_at_its_maker() -> None:
+    makers = ("openai", "anthropic", "gemini", "deepseek", "xai", "mistral")
+    asked = [(DIALECTS[maker].price_id or "", model.names[maker]) for maker in makers for model in served_by(maker)]
+    assert [pair for pair in asked if list_price(*pair) is None] == []
 
 
 def test_the_price_list_knows_what_storing_input_costs() -> None:

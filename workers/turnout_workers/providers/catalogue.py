@@ -18,6 +18,8 @@ TOOLS = CHAT | {Capability.TOOLS, Capability.JSON_SCHEMA}
 VISION = TOOLS | {Capability.VISION}
 THINKING = VISION | {Capability.REASONING}
 TEXT_THINKING = TOOLS | {Capability.REASONING}
+TOOLLESS = THINKING - {Capability.TOOLS}
+"""Beside reasoning, OpenAI's latest models take tools at /responses alone."""
 EMBEDDING = frozenset({Capability.EMBEDDINGS})
 
 
@@ -54,6 +56,9 @@ def _own(
 MAKERS_AT_OPENROUTER = {"gemini": "google", "xai": "x-ai"}
 BASIC, GOOD, BEST = Quality
 MODELS: tuple[Model, ...] = (
+    _own("openai", "gpt-6.1-sol", 1_050_000, 128_000, TOOLLESS, BEST),
+    _own("openai", "gpt-6.1-terra", 1_050_000, 128_000, TOOLLESS, GOOD),
+    _own("openai", "gpt-6-luna", 1_050_000, 128_000, TOOLLESS, BASIC),
     _own("openai", "gpt-5", 400_000, 128_000, THINKING, BEST),
     _own("openai", "gpt-5-mini", 400_000, 128_000, THINKING, GOOD),
     _own("openai", "gpt-5-nano", 400_000, 128_000, THINKING, BASIC),
@@ -62,6 +67,12 @@ MODELS: tuple[Model, ...] = (
     _own("openai", "gpt-4.1-nano", 1_047_576, 32_768, VISION, BASIC),
     _own("openai", "gpt-4o", 128_000, 16_384, VISION, BEST),
     _own("openai", "gpt-4o-mini", 128_000, 16_384, VISION, GOOD),
+    _own("anthropic", "claude-opus-5-5", 1_000_000, 128_000, THINKING, BEST, "claude-opus",
+         at_openrouter="anthropic/claude-opus-5.5"),
+    _own("anthropic", "claude-sonnet-5-5", 1_000_000, 128_000, THINKING, BEST, "claude-sonnet",
+         at_openrouter="anthropic/claude-sonnet-5.5"),
+    _own("anthropic", "claude-haiku-5-5", 1_000_000, 128_000, THINKING, GOOD, "claude-haiku",
+         at_openrouter="anthropic/claude-haiku-5.5"),
     _own("anthropic", "claude-sonnet-4-5", 200_000, 64_000, THINKING, BEST, "claude-sonnet",
          at_openrouter="anthropic/claude-sonnet-4.5"),
     _own("anthropic", "claude-haiku-4-5", 200_000, 64_000, THINKING, GOOD, "claude-haiku",
