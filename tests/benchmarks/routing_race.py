@@ -332,11 +332,13 @@ async def race(name: str, fault: str, seed: int) -> Result:
 def router(name: str, providers: list[Simulated], store: MemoryFleetStore, rng: random.Random) -> Any:
     if name in BASELINES:
         return Baseline(name, providers, rng)
+    strategy, hedge, _ = name.partition("+hedge")
     one = IntelligentRouter(
-        RoutingStrategy(name),
+        RoutingStrategy(strategy),
         store=Stale(store),  # type: ignore[arg-type]
         rng=rng,
         clock=lambda: EPOCH + now(),
+        hedge=bool(hedge),
     )
     for provider in providers:
         one.register_provider(provider)
@@ -400,7 +402,7 @@ def least_spend(answered: list[Any], providers: list[Simulated]) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--faults", default=",".join(FAULTS))
-    parser.add_argument("--racers", default=",".join([*RoutingStrategy, *BASELINES]))
+    parser.add_argument("--racers", default=",".join([*RoutingStrategy, "balanced+hedge", *BASELINES]))
     parser.add_argument("--seeds", type=int, default=3)
     keeping(parser)
     chosen = parser.parse_args()

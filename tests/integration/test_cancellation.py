@@ -96,7 +96,8 @@ def failing(kind: FailureKind, billed: Billed = Billed.NO, **fields: Any) -> Fai
     return Failure(kind, "as scripted", billed, **fields)
 
 
-Act = InferenceResponse | Failure
+HANGS = "hangs"
+Act = InferenceResponse | Failure | str
 
 
 @dataclass
@@ -118,8 +119,11 @@ class Simulated(CloudProviderBase):
         if not isinstance(act, Failure) or act.billed is not Billed.NO:
             self.billed += cost  # at once, so that one that is cut off is billed, too
         await asyncio.sleep(0.01)
+        if act == HANGS:
+            await asyncio.Future()
         if isinstance(act, Failure):
             raise ProviderError(act)
+        assert isinstance(act, InferenceResponse)
         if on_token:
             for piece in ("y", "es"):
                 await on_token(piece)
@@ -157,6 +161,7 @@ SCENARIOS = {
     ),
     "parking": Scenario(full=True),
     "put off": Scenario(not_before_s=60.0),
+    "second call": Scenario(wish={"lane": Lane.INTERACTIVE}, cheap=[HANGS]),
     "stream": Scenario(stream=True),
     "refused": Scenario(wish={"only": ["nobody"]}, ends="failed"),
     "given up": Scenario(wish={"only": ["cheap"]}, cheap=[failing(FailureKind.INVALID_REQUEST)], ends="failed"),
@@ -274,7 +279,7 @@ class Bench:
         self.fleet = Fleet((CHEAP, DEAR))
         self.poller = SnapshotPoller(self.store, self.fleet, monotonic=lambda: 0.0)
         self.providers = [Simulated(scenario.cheap), Simulated(())]
-        file = File(router=RouterTable(default_strategy="cost"))
+        file = File(router=RouterTable(default_strategy="cost", hedge=True))
         by_endpoint = dict(zip((CHEAP.id, DEAR.id), self.providers, strict=True))
         self.in_force = InForce(Settings(file, {}, {}, "1", "the test"), by_endpoint)
         self.ceilings = ConfiguredCeilings(self.in_force, self.poller.now)

@@ -11,10 +11,11 @@ import pytest
 from tests.unit.routing.fleets import endpoint
 
 from turnout.request import InferenceRequest
-from turnout_workers.attempts.calling import Calling, Permit
+from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.held import HeldJob
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
+from turnout_workers.state.store import Granted
 
 PROMPT = "the secret prompt"
 
@@ -35,12 +36,13 @@ async def failed(connector: Any, timeout_s: float) -> Failure:
     connectors: Any = {at.id: connector}
     nothing: Any = None
     calling = Calling(fleet, nothing, UnderWay(), connectors.get)
-    hold: Any = SimpleNamespace(job_id="j", valid_until=math.inf, lost=False)
+    leases: list[str] = []
+    hold: Any = SimpleNamespace(job_id="j", leases=leases, valid_until=math.inf, lost=False)
     claim: Any = SimpleNamespace(accepted_at=0.0, deadline=None, progress="")
     job = HeldJob.of(claim, InferenceRequest(prompt=PROMPT), hold)
     chosen: Any = SimpleNamespace(endpoint=at, timeout_s=timeout_s, overdue_s=1.0)
-    finished = await asyncio.wait_for(calling(job, Permit("j:1:0", chosen, False)), 20)
-    assert hold.lease_id is None
+    finished = await asyncio.wait_for(calling(job, nothing, chosen, Granted("l", at.id, 0.0)), 20)
+    assert not leases
     assert finished.failure is not None
     return finished.failure
 

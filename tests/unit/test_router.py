@@ -14,6 +14,7 @@ from tests.unit.routing.fleets import NOW, endpoint, request
 from turnout.messages import ResponseFormat
 from turnout.request import Capability, InferenceRequest, InferenceResponse, RoutingStrategy, Usage
 from turnout_workers.background import health_checks
+from turnout_workers.monitoring import logs
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.router import DeadlinePassed
@@ -495,3 +496,43 @@ def test_a_provider_is_registered_once() -> None:
     router.register_provider(Provider("groq"))
     with pytest.raises(ValueError, match="'groq' is registered already"):
         router.register_provider(Provider("groq"))
+
+
+async def test_a_slow_interactive_request_is_hedged_and_the_loser_accounted() -> None:
+    quick = {"expected_ttft_s": 0.01, "expected_s_per_token": 0.0}
+    slow = Provider("slow", [60.0], (endpoint("slow", priority=1, **quick),))
+    fast = Provider("fast", [], (endpoint("fast", priority=2, **quick),))
+    router = IntelligentRouter(RoutingStrategy.FAILOVER, hedge=True)
+    router.register_provider(slow)
+    router.register_provider(fast)
+    response = await asyncio.wait_for(router.complete(request(lane="interactive")), timeout=5)
+    assert response.text == "from fast"
+    views = (await router.snapshot()).by_id
+    assert (slow.calls, fast.calls) == (1, 1)
+    assert [view.load.in_flight for view in views.values()] == [0, 0]
+    assert views["slow/llama"].health.consecutive_failures == 0
+
+
+async def test_lines_logged_after_a_hedged_request_are_of_the_call_that_was_answered() -> None:
+    second = Provider("second", [60.0], (endpoint("second", priority=2),))
+
+    class First(Provider):
+        async def call(self, at: Endpoint, request: InferenceRequest, timeouts: Timeouts) -> CallOutcome:
+            while not second.calls:
+                await asyncio.sleep(0.01)
+            return await super().call(at, request, timeouts)
+
+    first = First("first", [], (endpoint("first", priority=1, expected_ttft_s=0.01, expected_s_per_token=0.0),))
+    router = IntelligentRouter(RoutingStrategy.FAILOVER, hedge=True)
+    router.register_provider(first)
+    router.register_provider(second)
+    assert (await router.complete(request(lane="interactive"))).text == "from first"
+    assert logs.current_attempt.get() == (1, "first")
+
+
+async def test_hedging_is_off_unless_asked_for() -> None:
+    router = IntelligentRouter(RoutingStrategy.FAILOVER)
+    slow = Provider("slow", [1.0], (endpoint("slow", expected_ttft_s=0.01, expected_s_per_token=0.0),))
+    router.register_provider(slow)
+    router.register_provider(Provider("fast", [], (endpoint("fast", priority=200),)))
+    assert (await router.complete(request(lane="interactive"))).text == "from slow"

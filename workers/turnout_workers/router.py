@@ -74,11 +74,13 @@ class IntelligentRouter:
         rng: random.Random | None = None,
         clock: Callable[[], float] = time.time,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        hedge: bool = False,
     ) -> None:
         """health_check_interval: seconds between asking each provider's free health endpoint.
 
         failover_cooldown: seconds of the first ejection of a failing endpoint, doubled by each further one.
         store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
+        hedge: whether an interactive request that is slow may be sent to a second provider as well.
         """
         if health_check_interval <= 0:
             raise ValueError(f"health_check_interval must be above 0 s, not {health_check_interval:g}")
@@ -88,7 +90,7 @@ class IntelligentRouter:
         self._owner: dict[str, CloudProviderBase] = {}
         rng, under_way = rng or random.Random(), UnderWay(clock)
         reporter = Reporter(store, seen, failover_cooldown, rng)
-        judging, calling = Judging(reporter, rng), Calling(seen, reporter, under_way, self._owner.get)
+        judging, calling = Judging(reporter, rng, hedge), Calling(seen, reporter, under_way, self._owner.get)
         strategy = RoutingStrategy(default_strategy)
         self._requests = InProcess(store, seen, rng, sleep, judging, calling, strategy)
         self._checks = HealthChecks(self._providers, store, seen, health_check_interval, rng)

@@ -345,6 +345,34 @@ def test_an_observed_latency_excludes_until_it_is_old(
     assert reasons(decision) == ({} if goes else {"groq": "slow"})
 
 
+def hedged(wanted: JobProfile, *parts: EndpointView) -> tuple[float, list[str]] | None:
+    decision = decide(wanted, *parts)
+    found = decision.hedge(decision.candidates[0])
+    return found and (found.after_s, [candidate.endpoint.provider for candidate in found.candidates])
+
+
+def test_a_second_call_is_for_urgent_jobs_with_another_endpoint_that_is_well_and_in_time() -> None:
+    parts = (FAST, MIDDLE)
+    urgent = job(lane=Lane.INTERACTIVE, strategy="latency")
+    assert hedged(urgent, *parts) == (0.8, ["middle"])
+    after_s, others = hedged(job(lane=Lane.INTERACTIVE), CHEAP, MIDDLE) or (0, [])
+    assert after_s == pytest.approx(3.5 * 2.718 ** (1.645 * 0.3), rel=0.01)
+    assert others == ["middle"]
+    assert hedged(job(strategy="latency"), *parts) is None
+    assert hedged(urgent, FAST) is None
+    assert hedged(replace(urgent, allow_fallback=False), *parts) is None
+    assert hedged(replace(urgent, deadline=NOW + 2.2), *parts) is None
+    assert hedged(replace(urgent, deadline=NOW + 2.4), *parts) == (0.8, ["middle"])
+    assert hedged(urgent, FAST, replace(MIDDLE, health=HALF_OPEN)) is None
+
+
+def test_two_calls_at_once_stay_below_the_jobs_ceiling_together() -> None:
+    # At most 565 micro-dollars there, and 113 here.
+    urgent = job(lane=Lane.INTERACTIVE, strategy="latency")
+    assert hedged(replace(urgent, max_cost_microusd=565 + 113), FAST, MIDDLE) == (0.8, ["middle"])
+    assert hedged(replace(urgent, max_cost_microusd=565 + 112), FAST, MIDDLE) is None
+
+
 def test_a_candidate_carries_what_admission_and_the_call_need() -> None:
     wordy = replace(MIDDLE, endpoint=replace(MIDDLE.endpoint, max_output_tokens=131_072))
     best = decide(job(max_output_tokens=None), wordy).candidates[0]

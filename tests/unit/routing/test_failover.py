@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.failover import MAX_ATTEMPTS, RULES, Next, backoff_s, judge
 from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
@@ -95,9 +96,15 @@ def test_a_daily_quota_cools_down_for_an_hour_at_least() -> None:
     assert verdict(K.QUOTA_EXHAUSTED, 7200.0).block_s >= 7200
 
 
-def test_where_no_call_may_be_repeated_the_job_goes_elsewhere() -> None:
+def test_the_retry_allowance_bounds_retries_but_not_failover() -> None:
     assert verdict(K.SERVER_ERROR, may_retry=False).action is Next.FAIL_OVER
     assert judge(Failure(K.SERVER_ERROR, "no use", repeatable=False), random.Random()).action is Next.FAIL_OVER
+    allowance = Allowance(0.25, reserve=2)
+    assert [allowance.withdraw() for _ in range(3)] == [True, True, False]
+    for _ in range(4):
+        allowance.deposit()
+    assert allowance.withdraw()
+    assert not allowance.left
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Awaitable
 from dataclasses import replace
+from functools import partial
 
 from pydantic import ValidationError
 
@@ -17,17 +19,20 @@ from turnout.ledger import NotClaimed
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
 from turnout.validation import explain
-from turnout_workers.attempts.calling import Calling, Permit
+from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.closing import Closing
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.held import End, HeldJob, Skipped, outcome
 from turnout_workers.attempts.judging import Judged, Judging
 from turnout_workers.attempts.parts import Parts
-from turnout_workers.attempts.reporting import Reporter
+from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.search import Searching
 from turnout_workers.attempts.streaming import Pieces
-from turnout_workers.monitoring import tracing
+from turnout_workers.monitoring import logs, tracing
 from turnout_workers.providers.base import current_job
+from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failover import Next
+from turnout_workers.state.store import Granted
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +46,7 @@ class Attempts:
         reporter = Reporter(parts.store, parts.fleet, router.failover_cooldown, parts.rng, parts.metrics.called)
         self._calling = Calling(parts.fleet, reporter, parts.under_way, parts.in_force.connector, self._pieces)
         self._closing = Closing(parts)
-        self._judging = Judging(reporter, parts.rng)
+        self._judging = Judging(reporter, parts.rng, router.hedge)
         self._searching = Searching(parts, self._judging, self._closing)
         self.parking = self._searching.parking
 
@@ -92,9 +97,14 @@ class Attempts:
             while True:
                 found = await self._searching(job)
                 if isinstance(found, Permit):
-                    # Thousands wait here at a time: so no frame that a call can do without.
-                    call = await tracing.called(job, found.chosen, self._calling(job, found))
-                    found = await self._follow(job, self._judging(job, found, call))
+                    # Thousands wait here at a time: so no frame, and no partial, that a lone call can do without.
+                    if found.hedge is None:
+                        calls = [await self._begin(job, found, found.chosen, found.grant)]
+                    else:
+                        begin = partial(self._begin, job, found)
+                        admit = partial(self._searching.admit, job, second=True)
+                        calls = await self._judging.hedging.race(found, found.hedge, admit, begin)
+                    found = await self._follow(job, self._judging(job, found, calls))
                 if found is not None:
                     return found
         except asyncio.CancelledError:  # where it waited: for a provider, for room, or to repeat a call
@@ -111,6 +121,10 @@ class Attempts:
         if job.again:
             await asyncio.sleep(judged.verdict.delay_s)
         return end
+
+    def _begin(self, job: HeldJob, permit: Permit, chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
+        logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
+        return tracing.called(job, chosen, self._calling(job, permit, chosen, grant))
 
     def _pieces(self, job: HeldJob, lease_id: str) -> Pieces | None:
         parts, kept_s = self._parts, self._parts.in_force.file.retention.results_s

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.held import HeldJob
 from turnout_workers.attempts.progress import Job
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
@@ -13,29 +14,18 @@ from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.heartbeat import Hold
-from turnout_workers.monitoring import logs
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import ObservedLimit
+from turnout_workers.state.store import Granted, ObservedLimit
 
 IDLE_S = 30.0
 """Longest silence of a provider between two bytes of its answer."""
 LATE_S = 0.1
 """How long after its deadline a call is cut off: a connector that keeps it can say what was late."""
 TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
-
-
-@dataclass(frozen=True, slots=True)
-class Permit:
-    """A call that was granted. It holds nothing of the snapshot by which it was chosen, for it may take long."""
-
-    lease_id: str
-    chosen: Candidate
-    has_untried: bool
-    """Whether the job, should this call fail, has another endpoint left in this round."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +44,11 @@ class Calling:
     pieces: Callable[[HeldJob, str], Pieces | None] = lambda *_: None
     """Where a call's answer is streamed to, if it is."""
 
-    async def __call__(self, job: Job, permit: Permit) -> Finished:
-        """Make the call. If it is cancelled, that is reported here."""
-        lease_id, chosen, held = permit.lease_id, permit.chosen, job if isinstance(job, HeldJob) else None
-        endpoint = chosen.endpoint
-        logs.at_attempt(lease_id, endpoint.provider)
-        if held:
-            held.hold.lease_id = lease_id
+    async def __call__(self, job: Job, permit: Permit, chosen: Candidate, grant: Granted) -> Finished:
+        """Make the call. If it is cancelled, that is reported here, and the attempt noted in `permit`."""
+        held = job if isinstance(job, HeldJob) else None
+        lease_id, endpoint, leases = grant.lease_id, chosen.endpoint, held.hold.leases if held else []
+        leases.append(lease_id)
         started_at, clock = self.fleet.now(), self.fleet.monotonic()
         outcome: CallOutcome | None = None
         observed: tuple[ObservedLimit, ...] = ()
@@ -88,12 +76,13 @@ class Calling:
             failure = TIMED_OUT
         except (Exception, asyncio.CancelledError) as error:
             if not held or isinstance(error, asyncio.CancelledError):
-                await self.reporter.stop(Finished(lease_id, chosen, started_at, self._since(clock), None, STOPPED))
+                call = Finished(lease_id, chosen, started_at, self._since(clock), None, STOPPED)
+                permit.stopped.append(call.attempt)
+                await self.reporter.stop(call)
                 raise
             failure = broken("connector", endpoint.id, error, Billed.MAYBE)
         finally:
-            if held:
-                held.hold.lease_id = None
+            leases.remove(lease_id)
         return Finished(lease_id, chosen, started_at, self._since(clock), outcome, failure, observed)
 
     def _since(self, clock: float) -> float:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from uuid import uuid4
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
-from turnout_workers.attempts.calling import Calling, Permit
+from turnout_workers.attempts.calling import Calling
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.progress import Job, Progress
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing.decision import Action, Decision, rank
+from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Next
 from turnout_workers.routing.options import headroom
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Ask, Bid, FleetStore, Granted, NoRoom
+from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
 
 LEASE_MARGIN_S = 30.0
 """How much longer than its call a lease lasts: nobody renews it."""
@@ -92,14 +94,10 @@ class InProcess:
         while True:
             decision = await self.decide(job)
             candidates = decision.bids()
-            asked = job.repeated(candidates) or candidates
-            ttl_s = max(candidate.timeout_s for candidate in asked) + LEASE_MARGIN_S
-            share = headroom(decision.job.lane, self._last_seen, decision.at)
-            lease_id = f"{job.id}:{len(job.progress.attempts)}"
-            admission = await self.store.admit(Ask(lease_id, tuple(map(Bid.of, asked)), ttl_s, headroom=share))
+            admission = await self._admit(job, decision, job.repeated(candidates) or candidates)
             if isinstance(admission, Granted):
                 permit = self.judging.permit(job, decision, candidates, admission)
-                if (response := await self._attempt(job, permit)) is not None:
+                if (response := await self._attempt(job, decision, permit)) is not None:
                     return response
                 continue
             job.repeat(None)
@@ -108,9 +106,23 @@ class InProcess:
                 wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
             await self._pause(job, wait_s * self.rng.uniform(1.0, 1.5))
 
-    async def _attempt(self, job: Job, permit: Permit) -> InferenceResponse | None:
+    async def _admit(
+        self, job: Job, decision: Decision, candidates: Sequence[Candidate], *, second: bool = False
+    ) -> Admission:
+        longest_s = max(candidate.timeout_s for candidate in candidates)
+        share = headroom(decision.job.lane, self._last_seen, decision.at)
+        lease_id, bids = f"{job.id}:{len(job.progress.attempts) + second}", tuple(map(Bid.of, candidates))
+        return await self.store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
+
+    async def _attempt(self, job: Job, decision: Decision, permit: Permit) -> InferenceResponse | None:
         """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
-        judged = self.judging(job, permit, await self.calling(job, permit))
+        call = partial(self.calling, job, permit)
+        if permit.hedge is None:
+            calls = [await call(permit.chosen, permit.grant)]
+        else:
+            admit = partial(self._admit, job, decision, second=True)
+            calls = await self.judging.hedging.race(permit, permit.hedge, admit, call)
+        judged = self.judging(job, permit, calls)
         await judged.told()
         ended, verdict = judged.call, judged.verdict
         if ended.failure is None:

@@ -9,18 +9,20 @@ from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
 from turnout.uncut import uncut
-from turnout_workers.attempts.calling import Permit
+from turnout_workers.attempts.hedging import Hedging, Permit
 from turnout_workers.attempts.progress import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
+from turnout_workers.monitoring import logs
+from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Decision, worth_repeating
 from turnout_workers.routing.failover import Next, Verdict, judge
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.state.store import Granted
 
-REPEATED_SHARE = 0.1
-"""The most repeated calls of a process, as a share of its calls, lest they add to the load when much fails …"""
-REPEATED_MORE = 10
+RETRY_SHARE = 0.1
+"""The most repeated calls of a process, as a share of its calls …"""
+RETRY_RESERVE = 10
 """… and besides so many."""
 
 
@@ -29,55 +31,70 @@ class Judged:
     """How it went."""
 
     call: Finished
+    """The one that counts: which was answered, or else failed last."""
     verdict: Verdict
-    report: asyncio.Future[None]
+    """On that call. A retry is taken from the allowance already, so it is to be made."""
+    reports: Sequence[asyncio.Future[None]]
     """Under way to the fleet's store."""
 
     async def told(self) -> None:
         """Returns when the fleet's store knows, and not before."""
-        await uncut(self.report)
+        for report in self.reports:
+            await uncut(report)
 
 
 class Judging:
-    """Says what follows from how calls went, and how many may be repeated."""
+    """Says which granted calls may be followed by a second one, and judges how they went."""
 
-    def __init__(self, reporter: Reporter, rng: random.Random) -> None:
+    def __init__(self, reporter: Reporter, rng: random.Random, hedge: bool) -> None:
         self._reporter = reporter
         self._rng = rng
-        self._repeats_left: float = REPEATED_MORE
+        self.hedging = Hedging(hedge)
+        self._retries = Allowance(RETRY_SHARE, RETRY_RESERVE)
 
-    def permit(self, job: Job, decision: Decision, candidates: Sequence[Candidate], grant: Granted) -> Permit:
-        """The candidate that was granted, as a call about to be made: it earns its share of repeated calls."""
-        self._repeats_left = min(REPEATED_MORE, self._repeats_left + REPEATED_SHARE)
+    def permit(
+        self, job: Job, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False
+    ) -> Permit:
+        """The candidate that was granted, as a call about to be made: it earns its share of repeated and second calls.
+
+        alone: no second call, however slow this one is.
+        """
+        self._retries.deposit()
         chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
         if job.again not in (None, grant.endpoint_id):  # by now another is better, or that one is out
             job.repeat(None)
             job.progress = job.progress.failed_over()
-        return Permit(grant.lease_id, chosen, decision.leaves_untried(chosen))
+        return Permit(chosen, grant, self.hedging.plan(decision, chosen, alone), decision.untried)
 
-    def __call__(self, job: Job, permit: Permit, call: Finished) -> Judged:
-        """Note in the job how it went."""
-        request, progress, failure, wish = job.request, job.progress, call.failure, job.request.constraints
-        verdict = judge(
-            failure,
-            self._rng,
-            attempt=progress.spent_attempts + 1,
-            alike=sum(failure is not None and a.failure == failure.kind for a in progress.attempts),
-            retries_here=job.retries_here,
-            may_retry=self._repeats_left >= 1 and worth_repeating(permit.chosen, wish.lane),
-            has_untried=permit.has_untried,
-            allow_fallback=wish.allow_fallback,
-        )
-        if _cut_by_its_job(call, request):
-            verdict = replace(verdict, counts_for_health=False)
-        report = asyncio.ensure_future(self._reporter.report(call, verdict))
-        job.progress = progress.after(call.attempt, spends=verdict.spends_attempt, unsuited=verdict.unsuited)
-        if failure is not None and unmended(request, job.progress.attempts):
+    def __call__(self, job: Job, permit: Permit, calls: Sequence[Finished]) -> Judged:
+        """Note in the job how it went. calls: those that ended by themselves, the one that counts last."""
+        request, progress = job.request, job.progress
+        if permit.stopped:
+            progress = replace(progress, attempts=(*progress.attempts, *permit.stopped))
+        wish, reports = request.constraints, []
+        for ended in calls:
+            logs.at_attempt(ended.lease_id, ended.chosen.endpoint.provider)
+            verdict = judge(
+                ended.failure,
+                self._rng,
+                attempt=progress.spent_attempts + 1,
+                alike=sum(ended.failure is not None and a.failure == ended.failure.kind for a in progress.attempts),
+                retries_here=job.retries_here,
+                may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),
+                has_untried=any(other != ended.chosen.endpoint.id for other in permit.untried),
+                allow_fallback=wish.allow_fallback,
+            )
+            if _cut_by_its_job(ended, request):
+                verdict = replace(verdict, counts_for_health=False)
+            reports.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
+            progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.unsuited)
+        if ended.failure is not None and unmended(request, progress.attempts):
             verdict = replace(verdict, action=Next.GIVE_UP)
-        repeats = verdict.action is Next.RETRY
-        self._repeats_left -= repeats
-        job.repeat(permit.chosen.endpoint.id if repeats else None)
-        return Judged(call, verdict, report)
+        if repeats := verdict.action is Next.RETRY:
+            self._retries.withdraw()
+        job.progress = progress
+        job.repeat(ended.chosen.endpoint.id if repeats else None)
+        return Judged(ended, verdict, reports)
 
 
 def _cut_by_its_job(call: Finished, request: InferenceRequest) -> bool:

@@ -10,8 +10,8 @@ from pydantic_core import to_json
 from turnout.ledger import Claimed
 from turnout.request import Lane
 from turnout.result import JobStatus
-from turnout_workers.attempts.calling import Permit
 from turnout_workers.attempts.closing import Closing
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.held import End, HeldJob, Moved, Skipped
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.parking import Parking, line_of
@@ -77,7 +77,7 @@ class Searching:
         candidates = decision.bids()
         same = job.repeated(candidates)
         with tracing.span("turnout.decide", **{"turnout.strategy": decision.strategy.value}) as span:
-            admission = await self._admit(job, same or candidates)
+            admission = await self.admit(job, same or candidates)
             if span:
                 span.set_attribute("turnout.excluded", len(decision.exclusions))
                 span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
@@ -102,7 +102,7 @@ class Searching:
         return await self._wait(job, decision, wait_s, now, admission.reasons)
 
     def _found(self, job: HeldJob, decision: Decision, offered: Sequence[Candidate], grant: Granted) -> Permit:
-        permit = self._judging.permit(job, decision, offered, grant)
+        permit = self._judging.permit(job, decision, offered, grant, alone=job.claim.stream)
         before, chosen = job.progress.attempts, permit.chosen.endpoint
         if before and before[-1].provider != chosen.provider:
             self._parts.metrics.moved(before[-1], chosen.provider)
@@ -130,7 +130,7 @@ class Searching:
         if self.parking.any_parked:
             self.parking.wake(job.line, job.claim.lane, 1)
 
-    async def _admit(self, job: HeldJob, candidates: Sequence[Candidate]) -> Admission:
+    async def admit(self, job: HeldJob, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         parts, now = self._parts, self._parts.fleet.now()
         bids = tuple(Bid.of(c, parts.ceilings.of_provider(c.endpoint.provider)) for c in candidates)
         lane_share = headroom(job.claim.lane, self._last_seen, now, parts.in_force.reserved)
@@ -138,7 +138,7 @@ class Searching:
         amend(parts.fleet.snapshot, first, lambda seen: seen.begun(now))  # so that jobs that come together spread
         admission = await parts.store.admit(
             Ask(
-                lease_id=f"{job.id}:{job.claim.token}:{len(job.progress.attempts)}",
+                lease_id=f"{job.id}:{job.claim.token}:{len(job.progress.attempts) + second}",
                 bids=bids,
                 ttl_s=parts.heartbeat.ttl_s,
                 ceilings=parts.ceilings.of_job(job.id, job.request, job.claim.batch),

@@ -29,7 +29,7 @@ PART = 500
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """One claimed job of this worker, and the call that is being made for it. It is renewed while its block runs."""
+    """One claimed job of this worker, and the calls that are being made for it. It is renewed while its block runs."""
 
     job_id: str
     token: int
@@ -38,8 +38,8 @@ class Hold:
     """On the loop's clock: until then nobody else can have the job."""
     held: set[Hold]
     """All that the worker renews."""
-    lease_id: str | None = None
-    """Of the call under way for it."""
+    leases: list[str] = field(default_factory=list)
+    """Of the calls under way for it."""
     lost: bool = False
     ending: bool = False
     """The command that ends this hold is on its way to the ledger. A renewal may then find that the job is ours no more
@@ -111,7 +111,7 @@ class Heartbeat:
         renewed: list[bool] = []
         for start in range(0, len(held), PART):
             part = held[start : start + PART]
-            leases = [hold.lease_id for hold in part if hold.lease_id]
+            leases = [lease_id for hold in part for lease_id in hold.leases]
             renewal = self.send(self.ledger.renew([(hold.job_id, hold.token) for hold in part], self.ttl_s))
             ours, _ = await asyncio.gather(renewal, self.store.renew(leases, self.ttl_s))
             renewed += ours

@@ -22,6 +22,8 @@ class RouterTable(Value):
     health_check_interval: Seconds = 30.0
     failover_cooldown: Seconds = EJECTION_S
     """The first ejection of a failing endpoint; doubled by each further one in a row, up to 10 s."""
+    hedge: bool = False
+    """Whether an interactive call slower than 95 % of its endpoint's may be doubled, for at most 3 % of all calls."""
 
 
 class WorkerTable(Value):

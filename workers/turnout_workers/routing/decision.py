@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
+from itertools import islice
 from typing import NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
@@ -29,8 +30,11 @@ from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, rank
 RECHECK_S = 5.0
 """When to look again, if nothing tells when an endpoint comes back."""
 REPEAT_ERROR_RATE = 0.1
+HEDGE_MIN_S = 0.8
 MAX_BIDS = 6
 """Candidates that are offered to one admission."""
+HEDGE_BIDS = 4
+"""Candidates offered for a second call."""
 WAIT_LEAST_S = 0.01
 """Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
@@ -62,6 +66,14 @@ class Candidate(NamedTuple):
     """Age at which the call counts as hanging."""
     timeout_s: float
     """Total deadline of the call."""
+
+
+class Hedge(NamedTuple):
+    """A second call, for the case that the first one is slow."""
+
+    after_s: float
+    """The 95th percentile of the first call's latency."""
+    candidates: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -128,16 +140,40 @@ class Decision:
         """Whether, besides those offered to admission, an endpoint could take the job now or before long."""
         return bool(self.options.exclusions) or len(bids) < len(self.ranking.options)
 
-    def leaves_untried(self, chosen: Candidate) -> bool:
-        """Whether another endpoint than this could take the job now or soon that it hasn't tried."""
+    @property
+    def untried(self) -> tuple[str, ...]:
+        """Endpoints that could take the job now or soon, and that it hasn't tried: at most two, which show whether one
+        is left besides the one that is called."""
         ids = (estimate.view.endpoint.id for *_, estimate in self.ranking.options)
-        return any(id != chosen.endpoint.id and id not in self.options.tried for id in ids)
+        return tuple(islice((id for id in ids if id not in self.options.tried), 2))
 
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
         """Every endpoint that is no candidate, and why."""
         full = (self._full(self.ranking.option(index)) for index in self.busy)
         return (*self.options.match.exclusions, *self.options.exclusions, *full)
+
+    def hedge(self, chosen: Candidate) -> Hedge | None:
+        """When a second call may start if the one to `chosen` has not answered, and to whom.
+
+        None: not for this job; only for interactive ones, to endpoints that are well, would still be in time
+        and stay, together with the first call, below what the job may cost.
+        """
+        job = self.job
+        if job.lane is not Lane.INTERACTIVE or not job.allow_fallback or len(self.ready) < 2:
+            return None
+        after_s = max(HEDGE_MIN_S, timing.quantile(chosen.latency_s, chosen.sigma, timing.Z95))
+        left_s = math.inf if job.deadline is None else job.deadline - self.at - after_s
+        left_microusd = job.cost_left_microusd - (chosen.upper_cost_microusd or 0)
+        others = tuple(
+            other
+            for index, other in zip(self.ready, self.candidates, strict=True)
+            if other.endpoint.id != chosen.endpoint.id
+            and not self.ranking.option(index).probe
+            and other.latency_s < left_s
+            and (other.upper_cost_microusd or 0) <= left_microusd
+        )
+        return Hedge(after_s, others[:HEDGE_BIDS]) if others else None
 
     @property
     def refusal(self) -> NoEligibleEndpoint | None:

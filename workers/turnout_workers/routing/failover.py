@@ -120,7 +120,7 @@ def judge(
     attempt: number of this call among those of this job that spent an attempt, from 1.
     alike: how many calls of this job have failed in the same way before.
     retries_here: how often this endpoint was called again in place already.
-    may_retry: whether a retry is worth it, and this process may make one.
+    may_retry: whether a retry is worth it, and the worker's `Allowance` for them has something left.
     has_untried: whether an eligible endpoint is left that this job has not tried in this round.
     """
     if failure is None:
