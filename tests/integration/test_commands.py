@@ -145,7 +145,7 @@ def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
     for command in (["replay", "x"], ["cancel", "x"]):
         told = CliRunner().invoke(main, command)
         assert (told.exit_code, "x: no such job" in told.stdout) == (1, True), command
-    for command in (["status", "--once"], ["isolate", "x"], ["providers"], ["doctor"], ["flower"]):
+    for command in (["status"], ["isolate", "x"], ["providers"], ["doctor"], ["flower"]):
         told = CliRunner().invoke(main, command)
         assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (2, True), command
 
