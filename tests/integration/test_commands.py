@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import pty
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +56,19 @@ def error(here: local.Local, *arguments: str) -> str:
     told = invoked(here, *arguments)
     assert told.exit_code in (1, 2)
     return told.stderr
+
+
+def test_status_renews_itself_and_tells_the_pace_on_a_terminal(here: local.Local) -> None:
+    ours, theirs = pty.openpty()
+    command, environ = [sys.executable, "-m", "turnout", "status"], {**os.environ, **here.environ, "TERM": "xterm"}
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, env=environ) as shown:
+        os.close(theirs)
+        said = b""
+        while b"jobs/s" not in said:
+            said += os.read(ours, 65_536)
+        shown.send_signal(signal.SIGINT)
+        assert shown.wait(20) == 0
+    os.close(ours)
 
 
 def test_status_counts_lanes_jobs_and_endpoints(here: local.Local, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,7 +160,7 @@ def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
     for command in (["replay", "x"], ["cancel", "x"]):
         told = CliRunner().invoke(main, command)
         assert (told.exit_code, "x: no such job" in told.stdout) == (1, True), command
-    for command in (["status"], ["isolate", "x"], ["providers"], ["doctor"], ["flower"]):
+    for command in (["status", "--once"], ["isolate", "x"], ["providers"], ["doctor"], ["flower"]):
         told = CliRunner().invoke(main, command)
         assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (2, True), command
 

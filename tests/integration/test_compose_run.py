@@ -135,7 +135,7 @@ def test_an_operator_looks_from_within_a_worker(here: Here) -> None:
     service = here.services["worker"]
     environ = {**os.environ, "PATH": here.path, "COLUMNS": "100"}
     environ |= {name: here.placed(str(value), service) for name, value in service["environment"].items()}
-    told = subprocess.run(["turnout", "status"], env=environ, capture_output=True, text=True)
+    told = subprocess.run(["turnout", "status", "--once"], env=environ, capture_output=True, text=True)
     assert "sim-thrifty/llama-3.3-70b" in told.stdout, told.stderr
     told = subprocess.run(["turnout", "doctor"], env=environ, capture_output=True, text=True)
     assert [line for line in told.stdout.splitlines() if line.startswith("DO")] == [

@@ -178,7 +178,7 @@ def test_a_role_is_refused_what_is_another_ones(port: int, role: str, command: t
 
 def test_a_command_whose_role_may_not_says_which_one_may(port: int) -> None:
     environ = {"REDIS_URL": f"redis://monitor:monitor-secret@127.0.0.1:{port}/0", "GROQ_API_KEY": "k"}
-    told = CliRunner().invoke(main, ["status"], env=environ)
+    told = CliRunner().invoke(main, ["status", "--once"], env=environ)
     assert told.exit_code == 2
     assert "commands of operators need the role `worker`" in told.stderr
     assert "secret" not in told.output

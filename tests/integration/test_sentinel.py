@@ -107,7 +107,7 @@ async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: P
         async with AsyncClient(here.url) as later:
             assert (await (await later.submit("And again?"))).text
         told = subprocess.run(
-            [sys.executable, "-m", "turnout", "status", "--json"],
+            [sys.executable, "-m", "turnout", "status", "--once", "--json"],
             env={**os.environ, **environ},
             capture_output=True,
             check=True,

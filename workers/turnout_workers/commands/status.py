@@ -1,32 +1,70 @@
-"""`turnout status`: lanes, workers, providers and money at a glance."""
+"""`turnout status`: lanes, workers, providers, pace and money at a glance."""
 
 from __future__ import annotations
 
 import json
+import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any
 
 import click
+from redis.exceptions import RedisError
 from rich.console import Group
+from rich.live import Live
 from rich.text import Text
 
+from turnout.redis_address import trouble
 from turnout_workers.commands.screen import add, counted, seconds, standard_output, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
+
+EVERY_S = 0.5
+PACE_OVER = 20
+"""Looks over which the pace is taken: ten seconds."""
 
 COLUMNS = ("endpoint", "health", "in flight", "room", "p99", "errors", "spent")
 """Of endpoints, as many as fit 80 characters; `room` is what is left of the scarcest limit. `--json` has more."""
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def status(as_json: bool) -> None:
-    """Show lanes, workers, providers and spend as they are now."""
-    told = overview(deployment())
+@click.option("--once", is_flag=True, help="Print once, and end.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, once.")
+def status(once: bool, as_json: bool) -> None:
+    """Show lanes, workers, providers, pace and spend; on a terminal until Ctrl-C, twice a second."""
+    here, console = deployment(), standard_output()
     if as_json:
-        click.echo(json.dumps(told))
-    else:
-        standard_output().print(_drawn(told))
+        click.echo(json.dumps(overview(here)))
+        return
+    if once or not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a terminal of any file
+        console.print(_drawn(overview(here), ""))
+        return
+    seen: deque[dict[str, Any]] = deque(maxlen=PACE_OVER)
+    with Live(console=console, auto_refresh=False) as live:
+        try:
+            while True:
+                try:
+                    seen.append(overview(here))
+                    drawn: Any = _drawn(seen[-1], _pace(seen[0], seen[-1]))
+                except RedisError as error:  # it is away, and may come back
+                    drawn = Text(trouble(error))
+                live.update(drawn, refresh=True)
+                time.sleep(EVERY_S)
+        except KeyboardInterrupt:
+            return
+
+
+def _pace(first: dict[str, Any], last: dict[str, Any]) -> str:
+    """Jobs settled a second, and money an hour, from one look to another."""
+    if (passed_s := last["at"] - first["at"]) <= 0:
+        return ""
+    jobs, money = (after - before for before, after in zip(_sums(first), _sums(last), strict=True))
+    return f" · {jobs / passed_s:,.1f} jobs/s · {usd(money / passed_s * 3600)} an hour"
+
+
+def _sums(told: dict[str, Any]) -> tuple[int, float]:
+    settled = sum(count for name, count in told["counts"].items() if name != "accepted")
+    return settled, told["money_usd"]["spent"]
 
 
 def _workers(told: dict[str, Any]) -> str:
@@ -36,7 +74,7 @@ def _workers(told: dict[str, Any]) -> str:
     return counted(len(versions), "worker") + (f", {others:,} of them not on configuration {here}" if others else "")
 
 
-def _drawn(told: dict[str, Any]) -> Group:
+def _drawn(told: dict[str, Any], pace: str) -> Group:
     lanes = table("lane", "queued", "oldest", numbers=("queued", "oldest"))
     for lane, numbers in told["lanes"].items():
         oldest = f"{numbers['oldest_s']:,.0f} s" if numbers["queued"] else ""
@@ -51,7 +89,7 @@ def _drawn(told: dict[str, Any]) -> Group:
         room, errors = f"{one['free']:.0%}", f"{one['error_rate']:.0%}"
         numbers = (in_flight, room, seconds(one["p99_s"]), errors, usd(one["spent_usd"]))
         add(fleet, one["endpoint"], health, *numbers, style="" if _is_well(one) else "yellow")
-    lines = [_workers(told), " · ".join(counts), " · ".join(money)]
+    lines = [_workers(told) + pace, " · ".join(counts), " · ".join(money)]
     return Group(lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"])))
 
 
