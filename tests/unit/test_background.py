@@ -153,7 +153,7 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
         server.stop()
 
 
-async def test_a_redis_that_is_full_is_told_of_once_and_once_when_it_is_not(
+async def test_a_redis_that_is_full_or_begins_to_evict_is_told_of_once_and_once_when_it_is_not_full(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "turnout_workers.background.housekeeping")
@@ -164,13 +164,16 @@ async def test_a_redis_that_is_full_is_told_of_once_and_once_when_it_is_not(
         try:
             for limit in (int(used * 1.1), int(used * 1.1), 0, 0):
                 await client.config_set("maxmemory", limit)
+                await client.config_set("maxmemory-policy", "noeviction" if limit else "volatile-lru")
                 housekeeping._intake_checked_at = float("-inf")
                 await housekeeping._guard_intake()
                 assert await client.exists(Ledger().keys.intake) == (limit > 0)
         finally:
             await client.config_set("maxmemory", 0)
+            await client.config_set("maxmemory-policy", "noeviction")
     assert [record.message.partition(": ")[2] for record in caplog.records] == [
         "no new jobs are accepted",
+        "maxmemory-policy is volatile-lru: jobs would vanish; set it to noeviction",
         "new jobs are accepted again",
     ]
 

@@ -59,6 +59,7 @@ class Housekeeping:
     """Is told how many jobs were brought back, and how."""
     _intake_checked_at: float = field(default=0.0, init=False)
     _full: bool = field(default=False, init=False)
+    _keeps: bool = field(default=True, init=False)
 
     async def turn(self) -> None:
         """A round, if it is this worker's turn."""
@@ -123,12 +124,16 @@ class Housekeeping:
         return [(job_id, job) for job_id, job in zip(job_ids, facts, strict=True) if job is not None]
 
     async def _guard_intake(self) -> None:
-        """Close the intake while memory is short, so that what was accepted can be settled."""
+        """Close the intake while memory is short, so that what was accepted can be settled. Say if jobs may be evicted:
+        nobody else would."""
         now = asyncio.get_running_loop().time()
         if now - self._intake_checked_at < INTAKE_CHECK_S:
             return
         self._intake_checked_at = now
         memory = await self.client.info("memory")
+        kept, (self._keeps, policy) = self._keeps, fitness.keeping(memory)
+        if kept and not self._keeps:
+            logger.error("Redis is not fit for production: %s", policy)
         was_full, self._full = self._full, fitness.is_full(memory)
         used = memory["used_memory"], memory["maxmemory"]
         if self._full and not was_full:

@@ -25,6 +25,13 @@ def is_full(info: dict[str, Any]) -> bool:
     return bool(limit) and int(info["used_memory"]) >= FULL * limit
 
 
+def keeping(info: dict[str, Any]) -> tuple[bool, str]:
+    """Whether it keeps what it has, also when its memory is full; and what to do if not."""
+    policy = str(info.get("maxmemory_policy", "unknown"))
+    keeps = policy == "noeviction"
+    return keeps, f"maxmemory-policy is {policy}" + ("" if keeps else ": jobs would vanish; set it to noeviction")
+
+
 def _no_writes(info: dict[str, Any]) -> str:
     """Why it refuses writes at the moment, and what to do; empty: nothing of it is known."""
     if info.get("role") == "slave":
@@ -47,9 +54,7 @@ def checks(info: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     durable = bool(int(info.get("aof_enabled", 0)))
     off = "off: accepted jobs die with Redis; set appendonly yes"
     yield durable, f"the append-only file is {'on' if durable else off}"
-    policy = str(info.get("maxmemory_policy", "unknown"))
-    keeps = policy == "noeviction"
-    yield keeps, f"maxmemory-policy is {policy}" + ("" if keeps else ": jobs would vanish; set it to noeviction")
+    yield keeping(info)
     limit, full = int(info.get("maxmemory", 0)), is_full(info)
     of = f"{limit / 1e6:.0f} MB" if limit else "no limit"
     advice = f": no new jobs are accepted above {FULL:.0%}; raise maxmemory, or purge" if full else ""
