@@ -55,6 +55,10 @@ def test_failed_jobs_run_again_by_batch_by_error_and_all_and_keep_their_story(
             "c": "context_length",
             "d": "off_schema",
         }
+        rows = [line.split()[:3] for line in turnout(stand, "failed", "--count").splitlines()[2:] if line.strip()]
+        assert rows[-2:] == [["context_length", "sim-one", "3"], ["off_schema", "sim-one", "1"]]
+        assert "and more: --count" in turnout(stand, "failed", "--provider", "sim-one", "--limit", "3")
+        assert turnout(stand, "failed", "--provider", "other") == "No job has failed like that.\n"
         assert "2 of 2" in turnout(stand, "replay", "--batch", "b1"), "while the provider still fails"
         settled_as(stand, ["a", "b"], "failed")
         stand.heal("sim-one")

@@ -34,7 +34,7 @@ NO_TEXT = b"\xff\xfe"
         ("simulate --scenario empty", "empty: providers: Field required"),
         ("worker --lanes standard,fast", "there is no lane fast; there are interactive, standard, batch"),
         ("failed --limit 0", "0 is not in the range x>=1"),
-        ("replay", "name jobs, or give --all, --error or --batch"),
+        ("replay", "name jobs, or give --all, --error, --provider or --batch"),
         ("isolate nobody", "no provider or endpoint is called nobody; there are openai"),
         ("flower --address 0.0.0.0", "FLOWER_BASIC_AUTH_FILE=no-text can't be read: not UTF-8"),
     ],

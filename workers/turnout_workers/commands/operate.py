@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
+from typing import Any, TypeVar
 
 import click
+from rich.table import Table
 
 from turnout.ledger import Facts
 from turnout.result import JobResult
-from turnout_workers.commands.screen import counted, indented, standard_output
+from turnout_workers.commands.screen import add, counted, indented, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
 from turnout_workers.state.store import Mark
@@ -19,9 +22,18 @@ from turnout_workers.state.store import Mark
 PAGE = 500
 SHOWN = 200
 """Characters of an error in the list; `turnout explain` has it all."""
+CHOSEN_BY = {"batch": "of this batch", "provider": "whose last call was to it", "error": "that ended with this code"}
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def _failed(here: Deployment, error: str | None, batch: str | None) -> Iterator[tuple[str, Facts, JobResult]]:
+def _choosing(command: Command) -> Command:
+    """Adds the options by which failed jobs are chosen."""
+    for name, which in CHOSEN_BY.items():
+        command = click.option(f"--{name}", help=f"Only failed jobs {which}.")(command)
+    return command
+
+
+def _failed(here: Deployment, **wanted: str | None) -> Iterator[tuple[str, Facts, JobResult]]:
     """Failed jobs whose records are still there, the latest first."""
     for offset in itertools.count(0, PAGE):
         if not (ids := here.ask(here.ledger.failed(PAGE, offset))[0]):
@@ -31,9 +43,15 @@ def _failed(here: Deployment, error: str | None, batch: str | None) -> Iterator[
         for job_id, job, result in zip(ids, facts, results, strict=True):
             if job is None or result is None or job.state != "failed":
                 continue
-            code = result.error.code if result.error else ""
-            if (error is None or code == error) and (batch is None or job.batch == batch):
+            error, provider = _cause(result)
+            told = {"error": error, "provider": provider, "batch": job.batch}
+            if all(value in (None, told[name]) for name, value in wanted.items()):
                 yield job_id, job, result
+
+
+def _cause(result: JobResult) -> tuple[str, str]:
+    """Its error's code, and the provider that was called last, if any was."""
+    return result.error.code if result.error else "", result.attempts[-1].provider if result.attempts else ""
 
 
 def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
@@ -46,12 +64,16 @@ def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
 
 @click.command()
 @click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
-@click.option("--error", help="Only those that ended with this code.")
-@click.option("--batch", help="Only those of this batch.")
+@_choosing
+@click.option("--count", is_flag=True, help="Count them all, by error and by the provider that was called last.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
-def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> None:
+def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None:
     """List failed jobs, the latest first."""
-    found = list(itertools.islice(_failed(deployment(), error, batch), limit))
+    matching = _failed(deployment(), **wanted)
+    if count:
+        standard_output().print(_counted(matching))
+        return
+    found = list(itertools.islice(matching, limit))
     if as_json:
         for _, _, result in found:
             click.echo(result.model_dump_json(exclude_defaults=True, exclude={"response"}))
@@ -63,23 +85,36 @@ def failed(limit: int, error: str | None, batch: str | None, as_json: bool) -> N
         if result.error:
             console.print(indented(f"{result.error.code}: {result.error.message}"[:SHOWN], 4))
     if not found:
-        console.print("No job has failed" + (" like that." if error or batch else "."))
+        console.print("No job has failed" + (" like that." if any(wanted.values()) else "."))
+    elif next(matching, None):
+        console.print("… and more: --count counts them all by cause, --limit lists more of them")
+
+
+def _counted(found: Iterable[tuple[str, Facts, JobResult]]) -> Table:
+    """The most frequent causes first, each with its latest job, to be explained."""
+    jobs, latest = Counter[tuple[str, str]](), dict[tuple[str, str], str]()
+    for job_id, _, result in found:
+        jobs[cause := _cause(result)] += 1
+        latest.setdefault(cause, job_id)
+    made = table("error", "provider", "jobs", "the latest", numbers=("jobs",), whole=("the latest",))
+    for cause, number in jobs.most_common():
+        add(made, *cause, f"{number:,}", latest[cause])
+    return made
 
 
 @click.command()
 @click.argument("jobs", nargs=-1)
 @click.option("--all", "everything", is_flag=True, help="Every failed job.")
-@click.option("--error", help="Failed jobs that ended with this code.")
-@click.option("--batch", help="Failed jobs of this batch.")
-def replay(jobs: tuple[str, ...], everything: bool, error: str | None, batch: str | None) -> None:
+@_choosing
+def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> None:
     """Run jobs again that failed, expired or were cancelled. Their story goes on.
 
     Exit code 1 if a job that is named is not run again.
     """
-    if not jobs and not (everything or error or batch):
-        raise click.UsageError("name jobs, or give --all, --error or --batch")
+    if not (jobs or everything or any(wanted.values())):
+        raise click.UsageError("name jobs, or give --all, --error, --provider or --batch")
     here = deployment()
-    found = _known(here, jobs) if jobs else [(job_id, job) for job_id, job, _ in _failed(here, error, batch)]
+    found = _known(here, jobs) if jobs else [(job_id, job) for job_id, job, _ in _failed(here, **wanted)]
     done = 0
     for at in range(0, len(found), PAGE):
         page = found[at : at + PAGE]
