@@ -8,16 +8,16 @@ from itertools import count
 from typing import Any
 
 import pytest
+from tests.integration.state.specification import SpecifiedStore
 
 from turnout.ledger import Ledger
 from turnout_workers.background.heartbeat import Heartbeat
-from turnout_workers.state.memory import MemoryFleetStore
 
 
 async def test_what_can_not_be_renewed_is_aborted_a_third_before_its_lease_ends_and_once() -> None:
     clock, aborted, tidied = [0.0], [], asyncio.Event()
     never: Any = None
-    heartbeat = Heartbeat(Ledger(), never, MemoryFleetStore(lambda: clock[0]), 3.0, lambda: clock[0])
+    heartbeat = Heartbeat(Ledger(), never, SpecifiedStore(lambda: clock[0]), 3.0, lambda: clock[0])
 
     async def work() -> None:
         with heartbeat.holding("job", 1, 0.0):
@@ -51,7 +51,7 @@ async def test_a_renewal_that_comes_after_the_jobs_own_end_aborts_nothing(ending
 
     call: Any = no_longer_ours
     clock = count(0.0, 10.0).__next__  # the next round is due whenever it is asked, but each has 10 s of real time
-    heartbeat = Heartbeat(Ledger(), call, MemoryFleetStore(lambda: 0.0), 30.0, clock)
+    heartbeat = Heartbeat(Ledger(), call, SpecifiedStore(lambda: 0.0), 30.0, clock)
 
     async def work() -> str:
         with heartbeat.holding("job", 1, 0.0) as hold:

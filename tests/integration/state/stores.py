@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import redis
 import redis.asyncio
+from tests.integration.state.specification import SpecifiedStore
 
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
-from turnout_workers.state.memory import MemoryFleetStore
-from turnout_workers.state.redis import RedisFleetStore
-from turnout_workers.state.store import FleetStore
+from turnout_workers.state.redis import RedisFleetStore, accounts_call
+from turnout_workers.state.store import Account, WorkersStore
 
 CLOCK_KEY = "clock of the tests"
 HAND_CLOCK = f"local function now_ms() return tonumber(redis.call('GET', '{CLOCK_KEY}')) end\n"
@@ -30,13 +31,16 @@ class MemoryFleet:
 
     def __post_init__(self) -> None:
         self.paused = set[str]()
-        self.store: FleetStore = MemoryFleetStore(lambda: self.now, self.jobs, self.ceilings, self.paused)
+        self.store = SpecifiedStore(lambda: self.now, self.jobs, self.ceilings, self.paused)
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
 
     def put_job(self, job_id: str, token: int, state: str) -> None:
         self.jobs[job_id] = {"token": token, "state": state}
+
+    async def accounts(self, *names: str) -> Mapping[str, Account]:
+        return await self.store.accounts(names)
 
     def put_ceiling(self, account: str, microusd: int) -> None:
         self.ceilings[account] = microusd
@@ -64,7 +68,8 @@ class RedisFleet:
         self._redis = redis.Redis.from_url(url, decode_responses=True)
         self._client = redis.asyncio.Redis.from_url(url)
         self._redis.set(CLOCK_KEY, START * 1000)
-        self.store: FleetStore = RedisFleetStore(Coalescer(self._client), self._keys, HAND_CLOCK)
+        self._send = Coalescer(self._client)
+        self.store: WorkersStore = RedisFleetStore(self._send, self._keys, HAND_CLOCK)
 
     def advance(self, seconds: float) -> None:
         self.now += seconds
@@ -75,6 +80,9 @@ class RedisFleet:
 
     def put_job(self, job_id: str, token: int, state: str) -> None:
         self._redis.hset(self._keys.job(job_id), mapping={"token": token, "state": state})
+
+    async def accounts(self, *names: str) -> Mapping[str, Account]:
+        return await self._send(accounts_call(self._keys, names))
 
     def put_ceiling(self, account: str, microusd: int) -> None:
         self._redis.hset(self._keys.ceilings, account, str(microusd))

@@ -300,11 +300,11 @@ async def test_money_is_reserved_then_spent(fleet: AnyFleet) -> None:
     accounts = Ceiling("tenant:x", 100), Ceiling("batch:y", None)
     grant = await granted(fleet, bid(cost_microusd=60, ceilings=(Ceiling("provider:groq", None),)), ceilings=accounts)
     names = ["tenant:x", "batch:y", "provider:groq"]
-    assert await fleet.store.accounts(names) == dict.fromkeys(names, Account(reserved=60))
+    assert await fleet.accounts(*names) == dict.fromkeys(names, Account(reserved=60))
     answer = await refused(fleet, bid(cost_microusd=41), ceilings=accounts)
     assert (answer.ceiling, answer.retry_at) == ("tenant:x", START + ASK_AGAIN_S)
     await end(fleet, grant, cost_microusd=35, unsure_microusd=5)
-    assert await fleet.store.accounts(names) == dict.fromkeys(names, Account(spent=35, unsure=5))
+    assert await fleet.accounts(*names) == dict.fromkeys(names, Account(spent=35, unsure=5))
     await granted(fleet, bid(cost_microusd=60), ceilings=accounts)
 
 
@@ -321,12 +321,12 @@ async def test_a_lease_that_expires_leaves_its_money_unsure_and_a_late_report_mo
     assert await fleet.store.expire() == 0
     fleet.advance(0.001)
     assert [await fleet.store.expire(), await fleet.store.expire()] == [1, 0]
-    assert await fleet.store.accounts(["t"]) == {"t": Account(unsure=10)}
+    assert await fleet.accounts("t") == {"t": Account(unsure=10)}
     assert isinstance(await admit(fleet, bid(), lease=grant.lease_id), Fenced)
     await granted(fleet, bid(concurrency=1))
     for _ in range(2):  # a report that is sent twice counts once
         await end(fleet, grant, cost_microusd=7)
-        assert await fleet.store.accounts(["t"]) == {"t": Account(spent=7)}
+        assert await fleet.accounts("t") == {"t": Account(spent=7)}
 
 
 async def test_a_renewed_lease_lives_on_and_an_expired_one_stays_dead(fleet: AnyFleet) -> None:
@@ -337,7 +337,7 @@ async def test_a_renewed_lease_lives_on_and_an_expired_one_stays_dead(fleet: Any
     fleet.advance(1)
     await fleet.store.renew([lost.lease_id], 3)
     assert await fleet.store.expire() == 1
-    money = await fleet.store.accounts(["kept", "lost"])
+    money = await fleet.accounts("kept", "lost")
     assert money == {"kept": Account(reserved=1), "lost": Account(unsure=1)}
 
 
@@ -383,7 +383,7 @@ async def test_no_call_brings_an_account_back_that_was_forgotten(lapses: bool, f
         fleet.advance(3)
         await fleet.store.expire()
     await end(fleet, grant, cost_microusd=4, unsure_microusd=6)
-    told = await fleet.store.accounts(["job:1", "total"])
+    told = await fleet.accounts("job:1", "total")
     assert told == {"job:1": Account(), "total": Account(spent=4, unsure=6)}
     await granted(fleet, bid(cost_microusd=10), ceilings=accounts)
 

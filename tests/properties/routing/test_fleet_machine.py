@@ -11,6 +11,7 @@ from typing import Any
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from tests.integration.state.specification import SpecifiedStore
 from tests.unit.routing.fleets import NOW, endpoint
 
 from turnout.request import Lane
@@ -20,7 +21,6 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits, Snapshot
 from turnout_workers.routing.health import EJECTION_MAX_S, Recover, Trip, after_report, after_watch, circuit
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, Report
 
 LIMITS = Limits(requests_per_minute=6, concurrency=3)
@@ -41,7 +41,7 @@ class FleetMachine(RuleBasedStateMachine):
         self.now = NOW
         self.rng = random.Random(0)
         self.fleet = Fleet(endpoint(f"p{i}", limits=LIMITS) for i in range(count))
-        self.store = MemoryFleetStore(lambda: self.now)
+        self.store = SpecifiedStore(lambda: self.now)
         self.old = self.snapshot()
         self.leases: dict[str, tuple[Granted, float]] = {}
         self.admitted: list[tuple[str, float]] = []

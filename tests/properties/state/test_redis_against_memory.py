@@ -23,11 +23,11 @@ from turnout_workers.state.store import (
     Bid,
     Ceiling,
     Fence,
-    FleetStore,
     Granted,
     Mark,
     ObservedLimit,
     Report,
+    WorkersStore,
 )
 from turnout_workers.state.windows import KINDS
 
@@ -99,7 +99,7 @@ class TwoStores(RuleBasedStateMachine):
         self.loop.run_until_complete(self.fleets[1].close())
         self.loop.close()
 
-    def both(self, operation: Callable[[FleetStore], Coroutine[Any, Any, Any]]) -> Any:
+    def both(self, operation: Callable[[WorkersStore], Coroutine[Any, Any, Any]]) -> Any:
         memory, shared = (self.loop.run_until_complete(operation(fleet.store)) for fleet in self.fleets)
         plain = [rounded(astuple(value)) if hasattr(value, "__slots__") else value for value in (memory, shared)]
         assert plain[0] == plain[1]
@@ -193,9 +193,9 @@ class TwoStores(RuleBasedStateMachine):
         for fleet in self.fleets:
             at, states = self.loop.run_until_complete(fleet.store.state())
             known = {e: rounded(tuple(map(astuple, s))) for e, s in states.items() if s != UNKNOWN}
-            seen.append((at, known, fleet.job("1")))
+            seen.append((at, known, fleet.job("1"), self.loop.run_until_complete(fleet.accounts(*ACCOUNTS))))
         assert seen[0] == seen[1]
-        for account in self.both(lambda store: store.accounts(ACCOUNTS)).values():
+        for account in seen[0][-1].values():
             assert min(account.spent, account.unsure) >= 0
             assert account.reserved >= 0 or self.forgetful, "of a name that is used again"
 

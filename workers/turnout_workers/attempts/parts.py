@@ -13,7 +13,7 @@ from turnout_workers.background.spool import Spool
 from turnout_workers.config.in_force import InForce
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import FleetStore
+from turnout_workers.state.store import WorkersStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,7 +22,7 @@ class Parts:
     """The worker's name."""
     ledger: Ledger
     send: Coalescer
-    store: FleetStore
+    store: WorkersStore
     fleet: SnapshotPoller
     heartbeat: Heartbeat
     ceilings: ConfiguredCeilings

@@ -17,7 +17,7 @@ from typing import Any, Self
 from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Ledger
-from turnout_workers.state.store import FleetStore
+from turnout_workers.state.store import WorkersStore
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class Heartbeat:
 
     ledger: Ledger
     send: Coalescer
-    store: FleetStore
+    store: WorkersStore
     ttl_s: float
     clock: Callable[[], float]
     _held: set[Hold] = field(default_factory=set, init=False)

@@ -13,7 +13,7 @@ from turnout.batch.record import DETACHED
 from turnout.ledger import Call, Coalescer, Keys
 from turnout.ledger.operations import nothing, texts
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import FleetStore
+from turnout_workers.state.store import WorkersStore
 
 EVERY_S = 3600.0
 AT_ONCE = 1000
@@ -30,7 +30,7 @@ class OldAccounts:
     client: redis.asyncio.Redis
     send: Coalescer
     keys: Keys
-    store: FleetStore
+    store: WorkersStore
     fleet: SnapshotPoller
     _looked_at: float = field(default=0.0, init=False)
 

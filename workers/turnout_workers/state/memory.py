@@ -1,37 +1,22 @@
-"""The fleet store in one process's memory: the executable specification of `redis.py` and its Lua.
+"""The fleet store in one process's memory, for the router used as a library.
 
-It serves the router used as a library, simulations and tests. Time is whole milliseconds of the clock that is
-passed in. Every method runs without yielding to the event loop, so it is atomic as it stands.
+What it does is also the specification of `redis.py` and its Lua; the tests add what only workers ask of that one, money
+and fences. Time is whole milliseconds of the clock that is passed in. Every method runs without yielding to the event
+loop, so it is atomic as it stands.
 """
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Container, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from turnout_workers.routing import latency
 from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, account_id
 from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_slots
 from turnout_workers.state.record import FRESH, RESTORED, Record, sampled
-from turnout_workers.state.store import (
-    CEILING,
-    PUBLISHED_S,
-    VERDICT_S,
-    Account,
-    Admission,
-    Ask,
-    Bid,
-    Ceiling,
-    Fenced,
-    Granted,
-    Mark,
-    NoRoom,
-    Report,
-    ms,
-)
+from turnout_workers.state.store import PUBLISHED_S, VERDICT_S, Admission, Ask, Bid, Granted, Mark, NoRoom, Report, ms
 from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Room, Usage
 from turnout_workers.state.windows import DAY, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
 
@@ -41,7 +26,6 @@ RESIDUAL_MOST = 2.0
 """… after it was cut to this, so that one freak doesn't double it."""
 CACHED_STEP = 0.05
 """Weight of a new answer in the share of input tokens that were cached."""
-NOTHING = Account()
 KEPT_MS = DAY[0] * DAY[1]
 """How long an expired lease is remembered."""
 
@@ -52,14 +36,9 @@ class _Lease:
     at: int
     charges: tuple[tuple[Usage, Charge], ...]
     """Where the call is counted, the endpoint first."""
-    cost: int
-    accounts: tuple[str, ...]
     probe: float
     """Its number; 0: it is none."""
     expired_at: int | None = None
-
-    def granted(self, lease_id: str) -> Granted:
-        return Granted(lease_id, self.endpoint_id, self.at / 1000, self.probe > 0)
 
 
 @dataclass
@@ -82,18 +61,11 @@ class _Endpoint(Record):
 class MemoryFleetStore:
     clock: Callable[[], float]
     """In seconds."""
-    jobs: MutableMapping[str, dict[str, Any]] = field(default_factory=dict)
-    """The ledger's records by id, for fenced admissions."""
-    ceilings: MutableMapping[str, int] = field(default_factory=dict)
-    """The ledger's, of batches, by account."""
-    paused: Container[str] = ()
-    """The ledger's batches that are paused."""
     _endpoints: defaultdict[str, _Endpoint] = field(default_factory=lambda: defaultdict(_Endpoint), init=False)
     _accounts: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage), init=False)
     """What the endpoints of an account have used together."""
     _leases: dict[str, _Lease] = field(default_factory=dict, init=False)
     _expiry: dict[str, int] = field(default_factory=dict, init=False)
-    _money: dict[str, Account] = field(default_factory=dict, init=False)
     _published: dict[str, tuple[int, Mapping[str, int]]] = field(default_factory=dict, init=False)
 
     def _now(self) -> int:
@@ -102,34 +74,18 @@ class MemoryFleetStore:
     # --- admission ---------------------------------------------------------------------------------------
 
     async def admit(self, ask: Ask) -> Admission:
-        now = self._now()
-        job: dict[str, Any] = self.jobs.get(ask.fence.job_id, {}) if ask.fence else {}
-        if ask.fence and (job.get("token") != ask.fence.token or job.get("state") not in ("leased", "calling")):
-            return Fenced()
-        if held := self._lease(ask.lease_id, now):  # a repeated admission, its first answer was lost
-            return Fenced() if held.expired_at is not None else held.granted(ask.lease_id)
-        obstacles: dict[str, tuple[float | None, str]] = {}
+        now, longest = self._now(), dict[str, tuple[float | None, str]]()
         for bid in ask.bids:
-            obstacle = self._obstacle(bid, ask, now)
-            if obstacle is None:
-                if ask.fence:
-                    job["state"] = "calling"
-                    job.setdefault("routed", []).append(bid.endpoint_id)
+            if not (obstacles := list(self._obstacles(bid, ask, now))):
                 return self._grant(bid, ask, now)
-            until, reason = obstacle
-            obstacles[bid.endpoint_id] = (None if until is None else until / 1000, reason)
-        return NoRoom.of(now / 1000, obstacles)
+            until, reason = max(obstacles, key=lambda o: math.inf if o.until is None else o.until)
+            longest[bid.endpoint_id] = (None if until is None else until / 1000, reason)
+        return NoRoom.of(now / 1000, longest)
 
-    def _obstacle(self, bid: Bid, ask: Ask, now: int) -> Obstacle | None:
-        """The one that stands longest in the way of this bid."""
-        paused = ask.fence is not None and ask.fence.batch in self.paused
-        found = [
-            *([Obstacle(None, "the batch is paused")] if paused else []),
-            *self._circuit_obstacles(bid, now),
-            *self._capacity_obstacles(bid, ask.headroom, now),
-            *self._money_obstacles((*ask.ceilings, *bid.ceilings), bid.cost_microusd, now),
-        ]
-        return max(found, key=lambda o: math.inf if o.until is None else o.until, default=None)
+    def _obstacles(self, bid: Bid, ask: Ask, now: int) -> Iterator[Obstacle]:
+        """All that stand in the way of this bid."""
+        yield from self._circuit_obstacles(bid, now)
+        yield from self._capacity_obstacles(bid, ask.headroom, now)
 
     def _circuit_obstacles(self, bid: Bid, now: int) -> Iterator[Obstacle]:
         known = self._endpoints[bid.endpoint_id]
@@ -166,19 +122,6 @@ class MemoryFleetStore:
         usage = self._endpoints[bid.endpoint_id].usage
         return (usage,) if bid.shared_limits == UNLIMITED else (usage, self._accounts[account_id(bid.endpoint_id)])
 
-    def _money_obstacles(self, ceilings: tuple[Ceiling, ...], cost: int, now: int) -> Iterator[Obstacle]:
-        for ceiling in ceilings:
-            account = self._money.get(ceiling.account, NOTHING)
-            certain = account.spent + account.unsure + cost
-            limit = ceiling.limit_microusd
-            # A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
-            if limit is None and ceiling.account.startswith("batch:"):
-                limit = self.ceilings.get(ceiling.account)
-            if limit is None or certain + account.reserved <= limit:
-                continue
-            # What only reservations stand against may have room again once those calls are paid.
-            yield Obstacle(None if certain > limit else now + ASK_AGAIN_MS, CEILING + ceiling.account)
-
     def _grant(self, bid: Bid, ask: Ask, now: int) -> Granted:
         known, expires_at = self._endpoints[bid.endpoint_id], now + ms(ask.ttl_s)
         probe = 0.0
@@ -189,19 +132,9 @@ class MemoryFleetStore:
         use = Use(1, bid.input_tokens, bid.output_tokens)
         charges = tuple((usage, usage.charge(ask.lease_id, use, now)) for usage in self._counted_by(bid))
         known.count_calls()
-        accounts = tuple(ceiling.account for ceiling in (*ask.ceilings, *bid.ceilings))
-        for name in accounts:
-            self._money.setdefault(name, NOTHING)
-        self._book(accounts, reserved=bid.cost_microusd)
-        lease = _Lease(bid.endpoint_id, now, charges, bid.cost_microusd, accounts, probe)
-        self._leases[ask.lease_id], self._expiry[ask.lease_id] = lease, expires_at
-        return lease.granted(ask.lease_id)
-
-    def _book(self, accounts: Sequence[str], **amounts: int) -> None:
-        for name in [name for name in accounts if name in self._money]:  # one that was forgotten stays so
-            account = self._money[name]
-            sums = {column: getattr(account, column) + amount for column, amount in amounts.items()}
-            self._money[name] = replace(account, **sums)
+        self._leases[ask.lease_id] = _Lease(bid.endpoint_id, now, charges, probe)
+        self._expiry[ask.lease_id] = expires_at
+        return Granted(ask.lease_id, bid.endpoint_id, now / 1000, probe > 0)
 
     # --- the end of a call -------------------------------------------------------------------------------
 
@@ -217,9 +150,6 @@ class MemoryFleetStore:
             usage.release(report.lease_id)
             usage.correct(charge, Use(1, report.input_tokens, report.output_tokens), now)
         known.count_calls()
-        held = "reserved" if lease.expired_at is None else "unsure"
-        self._book(lease.accounts, **{held: -lease.cost})
-        self._book(lease.accounts, spent=report.cost_microusd, unsure=report.unsure_microusd)
         for observed in report.limits:
             known.usage.learn(lease.charges[0][1], observed, now)
         probe = lease.probe > 0 and lease.probe == known.probe
@@ -241,16 +171,6 @@ class MemoryFleetStore:
         known.spent += report.cost_microusd
         return replace(_counters(known, now), probe=probe)
 
-    async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
-        now = self._now()
-        for lease_id in lease_ids:
-            if self._expiry.get(lease_id, 0) > now:
-                self._expiry[lease_id] = now + ms(ttl_s)
-                lease = self._leases[lease_id]
-                known = self._endpoints[lease.endpoint_id]
-                if lease.probe > 0 and lease.probe == known.probe:
-                    known.probe_until = now + ms(ttl_s)
-
     async def expire(self, limit: int = 1000) -> int:
         now = self._now()
         due = sorted(
@@ -263,7 +183,6 @@ class MemoryFleetStore:
             for usage, _ in lease.charges:
                 usage.release(lease_id)
             self._endpoints[endpoint_id].count_calls()
-            self._book(lease.accounts, reserved=-lease.cost, unsure=lease.cost)
         if due:
             self._leases = {i: held for i, held in self._leases.items() if self._lease(i, now)}
         return len(due)
@@ -305,15 +224,7 @@ class MemoryFleetStore:
                 setattr(known, what, now)
                 known.texts[what] = reason
 
-    # --- money, load and state -----------------------------------------------------------------------------
-
-    async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
-        return {name: self._money.get(name, NOTHING) for name in names}
-
-    async def forget(self, accounts: Sequence[str]) -> None:
-        for name in accounts:
-            self._money.pop(name, None)
-            self.ceilings.pop(name, None)
+    # --- load and state ------------------------------------------------------------------------------------
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
         now = self._now()

@@ -1,6 +1,6 @@
 """The fleet store in Redis: every operation is one Lua script, so it is atomic and takes one round trip.
 
-What the scripts do is specified by `memory.py`.
+What the scripts do is specified by `memory.py`, and by what the tests add to it for workers.
 """
 
 from __future__ import annotations
@@ -114,9 +114,6 @@ class RedisFleetStore:
 
     async def forget(self, accounts: Sequence[str]) -> None:
         await self._send(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, nothing))
-
-    async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
-        return await self._send(accounts_call(self._keys, names)) if names else {}
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
         await self._send(self._script("publish", [self._keys.hanging], [worker, to_json(overdue)], nothing))

@@ -1,9 +1,9 @@
 """The port to what workers share: leases on capacity and money, and the health of every endpoint.
 
-Two stores implement it and pass one conformance suite: `memory.py`, the executable specification, and
-`redis.py`. Policy stays out of here: the store counts and compares, `routing/` decides. A *lease* is the
-permission for one call to one endpoint. It holds a place among the calls in flight, tokens of the rate
-limits and reserved money; it is reported on once, or it expires, and then its money counts as unsure.
+Two stores implement it and pass one conformance suite: `memory.py` for one process, and `redis.py`, which also
+keeps what only workers need. Policy stays out of here: the store counts and compares, `routing/` decides. A
+*lease* is the permission for one call to one endpoint. It holds a place among the calls in flight, tokens of the
+rate limits and reserved money; it is reported on once, or it expires, and then its money counts as unsure.
 """
 
 from __future__ import annotations
@@ -182,7 +182,7 @@ def ms(seconds: float) -> int:
 
 
 class FleetStore(Protocol):
-    """What workers share. Every method is atomic; none is cancelled half-way."""
+    """What routers share. Every method is atomic; none is cancelled half-way."""
 
     async def admit(self, ask: Ask) -> Admission:
         """Lease the first bid that has room, or say when one will have."""
@@ -190,11 +190,8 @@ class FleetStore(Protocol):
     async def report(self, report: Report) -> Counters:
         """End a lease: free its place, correct tokens and money to what was used, count the outcome."""
 
-    async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
-        """Prolong the leases that have not expired."""
-
     async def expire(self, limit: int = 1000) -> int:
-        """End the leases that were not renewed: their reservations become unsure. Returns how many."""
+        """End the leases whose time is over: their reservations become unsure. Returns how many."""
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> bool:
         """Eject: open until max(old, now + open_s). A trip while open lengthens, but doesn't count twice: False."""
@@ -206,14 +203,6 @@ class FleetStore(Protocol):
         """What no circuit decides. `blocked`: a cooldown that the provider asked for, until max(old, now + for_s).
         `disabled`, `isolated` by an operator; `restored`: undo these, ejections and cooldowns."""
 
-    async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]: ...
-
-    async def forget(self, accounts: Sequence[str]) -> None:
-        """Drop accounts that are of no interest any more, such as those of settled jobs, and what was set for them.
-
-        Calls that are still under way, and a result that comes twice, are booked in their other accounts alone.
-        """
-
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
         """How many of this worker's calls to each endpoint are overdue. Forgotten unless repeated within 3 s.
 
@@ -222,3 +211,16 @@ class FleetStore(Protocol):
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         """The store's time, and all that is known, by endpoint id."""
+
+
+class WorkersStore(FleetStore, Protocol):
+    """What workers need besides: an ask of theirs may have ceilings and a fence."""
+
+    async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
+        """Prolong the leases that have not expired."""
+
+    async def forget(self, accounts: Sequence[str]) -> None:
+        """Drop accounts that are of no interest any more, such as those of settled jobs, and what was set for them.
+
+        Calls that are still under way, and a result that comes twice, are booked in their other accounts alone.
+        """
