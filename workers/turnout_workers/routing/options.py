@@ -25,10 +25,8 @@ WAITABLE_S = 30.0
 COOLDOWN_SPREAD_S = 3.0
 """Time over which waiting jobs return after a cooldown."""
 PROBE_AGAIN_S = 1.0
-PROBE_TOKENS = 512
-"""A probe is a short job: a long one would delay the recovery by as long as it takes …"""
 PROBE_OVERDUE_S = 30.0
-"""… but any job that would rather go there than elsewhere, once no short one has come for so long."""
+"""A probe is a job that no person waits for, or any that would rather go there once none has come for so long."""
 BELIEVED_S = 60.0
 """Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
 
@@ -39,11 +37,6 @@ RESERVED_FOR_S = 60.0
 
 HELD_BACK = (Reason.SILENT, Reason.PROBING, Reason.SLOW, Reason.TRIED)
 """In the order in which they are used after all."""
-
-
-def may_probe(job: JobProfile) -> bool:
-    """Whether a job may try an endpoint that was down: a short one that no person waits for."""
-    return job.lane is not Lane.INTERACTIVE and job.expected_output_tokens <= PROBE_TOKENS
 
 
 def headroom(
@@ -128,8 +121,8 @@ class Options:
             option = _as_probe(option)
         if endpoint.id in self.tried:
             self._hold_back(option, Reason.TRIED, "this job failed there a moment ago")
-        elif option.probe and not (may_probe(job) or now - health.open_until >= PROBE_OVERDUE_S):
-            self._hold_back(option, Reason.PROBING, "to be probed by a short job")
+        elif option.probe and job.lane is Lane.INTERACTIVE and now - health.open_until < PROBE_OVERDUE_S:
+            self._hold_back(option, Reason.PROBING, "to be probed by a job that nobody waits for")
         elif slow and None not in (endpoint.expected_ttft_s, endpoint.expected_s_per_token):
             self._hold_back(option, Reason.SLOW, _slowness(option, job))
         elif is_silent(view) and not option.probe:
