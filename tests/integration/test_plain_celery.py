@@ -15,7 +15,7 @@ from celery.contrib.testing.worker import start_worker
 from celery.exceptions import NotRegistered, TaskRevokedError
 from tests.chaos.stand import Stand
 
-from turnout import Cancelled, Client, Failed, InferenceRequest
+from turnout import Cancelled, Client, Expired, Failed, InferenceRequest
 from turnout.ledger import NewJob, run
 from turnout.request import Lane
 from turnout_workers.transport import celery_settings
@@ -239,5 +239,5 @@ def test_a_job_for_later_outlives_its_worker_and_is_not_begun_before(app: Celery
 
 def test_a_job_for_later_that_expires_before_is_not_begun(app: Celery) -> None:
     sent = infer(app).apply_async(countdown=1.5, expires=0.5)
-    with pytest.raises((Cancelled, TaskRevokedError)):
+    with pytest.raises((Expired, TaskRevokedError)):
         sent.get(timeout=LIMIT_S)

@@ -277,10 +277,10 @@ def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
 
 
 @task_revoked.connect
-def _dropped(sender: Any, request: Any, **_: Any) -> None:
-    """Cancel a job that was revoked before the ledger had it, or while Redis was away."""
+def _dropped(sender: Any, request: Any, expired: bool, **_: Any) -> None:
+    """Cancel a job that was revoked or expired before the ledger had it, or while Redis was away."""
     if sender.name == Infer.name:
-        worker.on_loop(worker.foreign.dropped(request.id))
+        worker.on_loop(worker.foreign.dropped(request.id, expired))
 
 
 @worker_shutting_down.connect

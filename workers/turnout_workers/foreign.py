@@ -80,11 +80,13 @@ class Foreign:
             logger.warning("can't cancel what was revoked now: %s", str(error) or type(error).__name__)
             return []
 
-    async def dropped(self, job_id: str) -> None:
-        """Cancel a job whose message Celery has dropped, for it remembers that somebody revoked it."""
+    async def dropped(self, job_id: str, expired: bool) -> None:
+        """Cancel a job whose message Celery has dropped: it has expired, or somebody has revoked it."""
+        late = JobStatus.EXPIRED, "deadline", "its message had expired when a worker had it"
+        end = late if expired else (JobStatus.CANCELLED, "cancelled", "it was revoked")
         try:
             if not await self._cancel([job_id]):  # it was in its message alone
-                await self._ended(job_id, JobStatus.CANCELLED, "cancelled", "it was revoked")
+                await self._ended(job_id, *end)
         except (RedisError, OSError) as error:  # its message will be published again, and dropped again
             logger.warning("job %s was revoked, but can't be cancelled now: %s", job_id, error, extra={"job": job_id})
 
