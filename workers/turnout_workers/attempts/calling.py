@@ -67,7 +67,7 @@ class Calling:
                     streamed = () if pieces is None else (pieces,)
                     outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
                 if pieces is not None:
-                    await pieces.end(outcome.response.text)
+                    await pieces.end()
             failure = off_schema(job.request, outcome.response)
         except ProviderError as error:
             failure, observed = error.failure, error.limits

@@ -28,22 +28,18 @@ class Pieces:
     ttl_s: float
     _pending: list[str] = field(default_factory=list, init=False)
     _writer: asyncio.Task[None] | None = field(default=None, init=False)
-    _any: bool = field(default=False, init=False)
 
     async def begin(self) -> None:
         await self._write({"call": self.call_id})
 
     async def __call__(self, piece: str) -> None:
         """One more piece; never waits for Redis."""
-        self._any = True
         self._pending.append(piece)
         if self._writer is None or self._writer.done():
             self._writer = asyncio.create_task(self._drain())
 
-    async def end(self, text: str) -> None:
-        """All that is left. `text`: the whole answer, for an endpoint that gave it in one piece."""
-        if not self._any and text:
-            await self(text)
+    async def end(self) -> None:
+        """Until all of them are written."""
         if self._writer is not None:
             await self._writer
 

@@ -81,4 +81,4 @@ async def _answers(settings: Settings) -> list[tuple[bool, str]]:
         return True, f"{name} answers"
 
     async with aclosing(Http()) as http:
-        return await asyncio.gather(*(ask(one.account_id, build(one, http)) for one in accounts(settings)))
+        return await asyncio.gather(*(ask(one.endpoints[0].account_id, build(one, http)) for one in accounts(settings)))

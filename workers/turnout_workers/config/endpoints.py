@@ -47,7 +47,6 @@ def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterato
             base_url=table.base_url or table.preset.base_url,
             endpoints=tuple(_endpoint(name, account, table, ours, model, shared) for ours, model in models.items()),
             dialect=table.dialect,
-            account=account,
             api_key=None if key is None else Secret(key),
             version=table.version or table.preset.version,
             headers=tuple(table.headers.items()),

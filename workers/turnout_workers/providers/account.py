@@ -30,8 +30,6 @@ class ProviderConfig:
     endpoints: tuple[Endpoint, ...]
     dialect: str | None = None
     """The preset, by name; None: the plain form of the wire format."""
-    account: str = ""
-    """Distinguishes several keys of one provider; empty for the first."""
     api_key: Secret | None = None
     version: str | None = None
     """Of the provider's API, where it has one."""
@@ -42,8 +40,3 @@ class ProviderConfig:
     proxy: str | None = field(default=None, repr=False)
     traceparent: bool = False
     """Whether calls carry `traceparent`."""
-
-    @property
-    def account_id(self) -> str:
-        """`provider`, or `provider#2` of its second key."""
-        return f"{self.name}#{self.account}" if self.account else self.name
