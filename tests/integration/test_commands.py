@@ -11,10 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from turnout import Client
 from turnout.cli import main
+from turnout.ledger import Ledger, NewJob, run
+from turnout.request import InferenceRequest
 from turnout_workers import local
 from turnout_workers.config import discovery, fleet
 from turnout_workers.deployment import deployment
@@ -185,6 +188,18 @@ def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: p
     assert [*deployment().settings.file.providers] == ["ollama"]
     bare.setenv("GROQ_API_KEY", "k")
     assert [*deployment().settings.file.providers] == ["groq"]
+
+
+def test_what_the_last_worker_had_at_work_when_it_was_killed_is_told_as_such(
+    bare: pytest.MonkeyPatch, flushed: redis.Redis, redis_url: str
+) -> None:
+    bare.setenv("REDIS_URL", redis_url)
+    bare.setenv("GROQ_API_KEY", "k")
+    ledger, job = Ledger(), NewJob.of("a", InferenceRequest(prompt="A?"))
+    run(flushed, [ledger.enqueue(job)])
+    assert "0 workers\n" in CliRunner().invoke(main, ["status"]).stdout
+    run(flushed, [ledger.claim("a", "w", 30)])
+    assert "0 workers: what is at work or in flight is as the last one" in CliRunner().invoke(main, ["status"]).stdout
 
 
 def test_what_is_no_terminal_gets_every_name_whole(bare: pytest.MonkeyPatch, redis_url: str) -> None:

@@ -70,6 +70,8 @@ def _sums(told: dict[str, Any]) -> tuple[int, float]:
 def _workers(told: dict[str, Any]) -> str:
     """How many there are, and how many of them follow another configuration than the one here."""
     here, versions = told["configuration"], told["workers"].values()
+    if not versions and (told["held"] or any(one["in_flight"] for one in told["endpoints"])):
+        return "0 workers: what is at work or in flight is as the last one left it, until another starts"
     others = sum(version != here for version in versions)
     return counted(len(versions), "worker") + (f", {others:,} of them not on configuration {here}" if others else "")
 
