@@ -16,7 +16,7 @@ import redis.asyncio.sentinel
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import NoPermissionError, OutOfMemoryError, RedisError
+from redis.exceptions import ClusterCrossSlotError, MovedError, NoPermissionError, OutOfMemoryError, RedisError
 
 from turnout.errors import TurnoutError
 from turnout.following import follow
@@ -25,6 +25,7 @@ from turnout.keepalive import KEEPALIVE
 SENTINEL_PORT = 26379
 SENTINEL_LIMIT_S = 2.0
 """How long one sentinel may take to answer before the next is asked."""
+CLUSTER = "runs in cluster mode, where no job can be accepted; use a single server, with replicas or without"
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +149,8 @@ def trouble(error: RedisError) -> str:
         return f"Redis can't be reached ({error}); set REDIS_URL, or redis_url"
     if isinstance(error, NoPermissionError):
         return f"{error}; commands of operators need the role `worker` in REDIS_URL"
+    if isinstance(error, ClusterCrossSlotError | MovedError):
+        return f"this Redis {CLUSTER}"
     if "compiling script" in str(error):  # `#!lua` in the first line
         return "this Redis is too old: 7.0 or newer is needed, or Valkey"
     return str(error)

@@ -7,13 +7,17 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import redis
 from click.testing import CliRunner
+from tests import redis_server
 
 from turnout.cli import main
+from turnout.redis_address import CLUSTER
+from turnout_workers.state import fitness
 
 NO_TEXT = b"\xff\xfe"
 
@@ -150,3 +154,19 @@ def test_a_redis_that_takes_no_writes_is_told_as_such(
     assert done.exit_code == 2
     assert "NOREPLICAS" in done.output
     assert "What is done is kept" in done.output
+
+
+def test_a_redis_in_cluster_mode_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    server = redis_server.start(tmp_path, "--cluster-enabled", "yes")
+    environ = {"OPENAI_API_KEY": "", "REDIS_URL": server.url}
+    try:
+        with redis.Redis.from_url(server.url) as client:
+            client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
+            while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
+                time.sleep(0.05)
+            assert (False, f"it {CLUSTER}") in list(fitness.checks(client.info()))
+        done = CliRunner().invoke(main, ["submit", "A?"], env=environ)
+    finally:
+        server.stop()
+    assert done.output == f"Error: this Redis {CLUSTER}\n"

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from turnout.redis_address import CLUSTER
+
 OLDEST = (7, 0)
 """`#!lua` flags need it."""
 FULL = 0.8
@@ -49,6 +51,8 @@ def checks(info: dict[str, Any]) -> Iterator[tuple[bool, str]]:
     """Look at Redis's INFO: of each thing whether it is as it must be, and what it is; if it isn't, also what to do."""
     current = is_supported(info)
     yield current, f"Redis or Valkey {version(info)}" + ("" if current else "; 7.0 or newer is needed")
+    if int(info.get("cluster_enabled", 0)):
+        yield False, f"it {CLUSTER}"
     if obstacle := _no_writes(info):
         yield False, f"it may take no writes: {obstacle}"
     durable = bool(int(info.get("aof_enabled", 0)))
