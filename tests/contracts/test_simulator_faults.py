@@ -10,6 +10,7 @@ import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
+from urllib.request import urlopen
 
 import aiohttp
 import pytest
@@ -204,13 +205,15 @@ async def test_health_checks_are_not_counted_as_calls(http: aiohttp.ClientSessio
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_its_addresses_and_writes_its_callers_configuration(tmp_path: Path) -> None:
-    file = tmp_path / "turnout.toml"
-    with subprocess.Popen([*COMMAND, "--toml", str(file)], stdout=subprocess.PIPE) as process:
+def test_the_command_prints_its_addresses_takes_faults_and_writes_its_callers_configuration(tmp_path: Path) -> None:
+    file, hang_up = tmp_path / "turnout.toml", 'sim-swift={"kind": "down"}'
+    with subprocess.Popen([*COMMAND, "--fault", hang_up, "--toml", str(file)], stdout=subprocess.PIPE) as process:
         assert process.stdout
         told = json.loads(process.stdout.readline())
         assert set(told["providers"]) >= {"sim-swift", "sim-thrifty"}
         assert told["providers"]["sim-swift"] == f"{told['url']}/sim-swift/v1"
+        with pytest.raises(ConnectionError):
+            urlopen(f"{told['providers']['sim-swift']}/chat/completions", b"{}")
         tables = load(Source(str(file)), {}).file.providers
         assert {name: table.base_url for name, table in tables.items()} == told["providers"]
         process.terminate()

@@ -374,7 +374,7 @@ class Bench:
                 case _:
                     break
         await self.rest()
-        unspooling = Unspooling(self.spool, self.ledger, self.send, self.in_force)
+        unspooling = Unspooling(self.spool, self.ledger, self.send, self.store, self.in_force)
         for path in self.spool:
             await unspooling._settle(path)
         self.advance(LEASE_S + 1)
@@ -398,7 +398,7 @@ class Bench:
         if not spent <= billed <= spent + unsure:
             faults.append(f"billed {billed}, confirmed {spent}, unsure {unsure}")
         (result,) = run(self.client, [self.ledger.result(JOB)])
-        known = result.cost_microusd if result else 0
+        known = (result.cost_microusd if result else 0) + told.get("total|duplicate", 0)
         if known > spent or (exact and known < spent):
             faults.append(f"the job says {known}, the books {spent}")
         return faults

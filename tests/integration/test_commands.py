@@ -116,10 +116,16 @@ def test_failed_jobs_are_listed_and_run_again(here: local.Local) -> None:
     assert "x: no such job" in told
 
 
-def test_providers_are_listed_with_what_is_configured(here: local.Local) -> None:
-    found = json.loads(turnout(here, "providers", "--json"))["endpoints"]
-    assert [one["endpoint"] for one in found] == [endpoint.id for endpoint in fleet(here.settings).endpoints]
-    assert "$0.59 in, $0.79 out (yours)" in turnout(here, "providers")
+def test_providers_are_listed_and_checked(here: local.Local) -> None:
+    told = turnout(here, "providers", "--check")
+    assert "sim-horizon: answers" in told
+    assert "simulated" in told
+    found = json.loads(turnout(here, "providers", "--check", "--json"))
+    assert set(found["checks"].values()) == {""}
+    assert {one["health"] for one in found["endpoints"]} == {"well"}
+    turnout(here, "isolate", "sim-horizon")
+    assert "isolated: by an operator" in turnout(here, "providers")
+    turnout(here, "restore", "sim-horizon")
 
 
 @pytest.mark.parametrize("command", ["providers", "failed"])
@@ -184,7 +190,7 @@ def test_providers_that_nobody_configured_are_discovered_on_this_machine(bare: p
     bare.setattr(discovery, "from_local_servers", servers)
     told = CliRunner().invoke(main, ["providers", "--json"])
     assert [one["endpoint"] for one in json.loads(told.output)["endpoints"]] == ["ollama/llama3.3:70b"]
-    assert "DO   ollama unavailable" in CliRunner().invoke(main, ["doctor"]).output
+    assert "ollama: unavailable" in CliRunner().invoke(main, ["providers", "--check"]).output
     assert [*deployment().settings.file.providers] == ["ollama"]
     bare.setenv("GROQ_API_KEY", "k")
     assert [*deployment().settings.file.providers] == ["groq"]

@@ -68,7 +68,7 @@ def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: 
         assert stand.outcomes([*ids, "later"]) == {"succeeded": 6}
 
 
-def test_an_answer_that_a_parted_worker_brings_too_late_is_paid_and_not_kept(tmp_path: Path) -> None:
+def test_an_answer_that_a_parted_worker_brings_too_late_is_counted_as_a_duplicate(tmp_path: Path) -> None:
     ids = IDS[:3]
     with standing(tmp_path, two_providers(1.0), concurrency=5, lease_s=2.0) as stand:
         with between(stand.redis.port) as proxy:
@@ -84,7 +84,7 @@ def test_an_answer_that_a_parted_worker_brings_too_late_is_paid_and_not_kept(tmp
             stand.until(lambda: not list(spool.glob("*.json")), 30)
         results = [result for result in stand.results(ids) if result]
         paid = sum(result.cost_microusd for result in results)
-        stand.until(lambda: stand.money().get("total|spent", 0) == 2 * paid, 10)
+        stand.until(lambda: stand.money().get("total|duplicate", 0) == paid, 10)
         assert stand.oracle()["billed_microusd"] == 2 * paid
         assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {2}
 

@@ -16,6 +16,7 @@ from turnout.ledger import Keyring, Ledger, write_result
 from turnout.request import InferenceResponse
 from turnout.result import JobResult, JobStatus
 from turnout_workers.background.spool import Spool, Unspooling
+from turnout_workers.state.memory import MemoryFleetStore
 
 OLD, NEW = (
     Keyring.of({"TURNOUT_PAYLOAD_KEYS": f"{name}:{base64.b64encode(bytes([n] * 32)).decode()}"})
@@ -31,7 +32,7 @@ async def test_what_cannot_be_opened(tmp_path: Path, keyring: Keyring, job_id: s
     sealed = json.loads(write_result(JobResult(id="a", status=JobStatus.SUCCEEDED, response=answer), OLD))
     spool.keep({"job": job_id, "result": sealed})
     (path,) = spool
-    unspooling = Unspooling(spool, Ledger(keyring=keyring), never, never)
+    unspooling = Unspooling(spool, Ledger(keyring=keyring), never, MemoryFleetStore(lambda: 0.0), never)
     await unspooling._settle(path)
     assert [file.suffix for file in tmp_path.iterdir()] == [left]
 
@@ -41,7 +42,7 @@ async def test_what_another_release_has_kept_is_put_aside_and_holds_nothing_up(t
     never: Any = None
     spool = Spool(tmp_path)
     path = spool.keep(other)
-    await Unspooling(spool, Ledger(), never, never)._settle(path)
+    await Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never)._settle(path)
     assert [file.suffix for file in tmp_path.iterdir()] == [".refused"]
 
 
@@ -66,6 +67,6 @@ def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path)
     spool = Spool(tmp_path)
     (tmp_path / "0.json").write_text("half of")
     spool.keep({})
-    asyncio.run(Unspooling(spool, Ledger(), never, never).settle_all())
+    asyncio.run(Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never).settle_all())
     assert [file.suffix for file in tmp_path.iterdir()] == [".refused"] * 2
     assert (tmp_path / "0.refused").read_text() == "half of"

@@ -138,7 +138,7 @@ class Worker:
         keeping = Housekeeping(client, ledger, send, store, self.name, results_s, also, parts.metrics.recovered)
         calls = CallWatch(store, fleet, parts.under_way, self.name, came_back=self.attempts.parking.hasten)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
-        unspooling = Unspooling(parts.spool, ledger, send, self._in_force)
+        unspooling = Unspooling(parts.spool, ledger, send, store, self._in_force)
         self._keep_up(fleet.poll, POLL_S, "the view of the fleet")
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
         self._keep_up(Reload(self._in_force, self._use).check, reload.EVERY_S, "the configuration")

@@ -126,9 +126,10 @@ class Journal:
         sought = "SELECT status, rendered FROM results WHERE job = ? AND line IS NOT NULL"
         return next(self._rows(sought, job), None)
 
-    def output(self) -> Iterator[tuple[bool, bytes]]:
-        """The lines of output in the input's order, each with whether it has an answer."""
-        for status, rendered in self._rows("SELECT status, rendered FROM results WHERE line IS NOT NULL ORDER BY line"):
+    def output(self, in_order: bool = True) -> Iterator[tuple[bool, bytes]]:
+        """The lines of output, each with whether it has an answer: in the input's order, or in that of their coming."""
+        kept = "SELECT status, rendered FROM results WHERE line IS NOT NULL ORDER BY "
+        for status, rendered in self._rows(kept + ("line" if in_order else "rowid")):
             yield status == JobStatus.SUCCEEDED, rendered
 
     def drop(self, lines: range) -> None:

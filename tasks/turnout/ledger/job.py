@@ -173,6 +173,10 @@ class Settlement:
     def accepted(self) -> bool:
         return self.outcome in (Ending.SETTLED, Ending.SALVAGED, Ending.REPEATED)
 
+    @property
+    def duplicate(self) -> bool:
+        return self.outcome is Ending.DUPLICATE
+
 
 FACTS = ("state", "lane", "label", "batch", "accepted_ms", "settled_ms")
 

@@ -55,7 +55,7 @@ class Keys:
         self.lease = f"{own}lease:".__add__  # hash, by lease: what one call reserved
         self.expiry = own + "expiry"  # zset: call leases, by their end (ms)
         self.hanging = own + "hanging"  # hash, by worker: how many of its calls to which endpoint are overdue
-        self.money = own + "money"  # hash: `ACCOUNT|spent`, `|reserved`, `|unsure` in micro-dollars
+        self.money = own + "money"  # hash: `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
         self.ceilings = own + "ceilings"  # hash: what a batch may spend, by `batch:BATCH`, in micro-dollars
         self.workers = own + "workers"  # zset: `NAME VERSION SLOTS` (VERSION: of what it follows), by sign of life (ms)
         self.mutex = f"{own}mutex:".__add__  # string, by work: who does a round of fleet-wide housekeeping now

@@ -111,6 +111,9 @@ class SpecifiedStore(MemoryFleetStore):
                 self._book(accounts, reserved=-cost, unsure=cost)
         return ended
 
+    async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
+        self._book(accounts, duplicate=cost_microusd)
+
     async def accounts(self, names: Sequence[str]) -> Mapping[str, Account]:
         return {name: self._money.get(name, NOTHING) for name in names}
 

@@ -374,6 +374,13 @@ async def test_no_call_of_a_paused_batch_begins_and_its_ceiling_is_no_reason(fle
     await granted(fleet, dear, fence=fence)
 
 
+async def test_a_duplicate_is_booked_and_forgotten_accounts_are_empty(fleet: AnyFleet) -> None:
+    await granted(fleet, bid(), ceilings=(Ceiling("t", None), Ceiling("u", None)))
+    await fleet.store.mark_duplicate(["t", "u"], 9)
+    await fleet.store.forget(["u"])
+    assert await fleet.accounts("t", "u") == {"t": Account(duplicate=9), "u": Account()}
+
+
 @pytest.mark.parametrize("lapses", [False, True])
 async def test_no_call_brings_an_account_back_that_was_forgotten(lapses: bool, fleet: AnyFleet) -> None:
     accounts = (Ceiling("job:1", 10), Ceiling("total", None))
@@ -383,8 +390,9 @@ async def test_no_call_brings_an_account_back_that_was_forgotten(lapses: bool, f
         fleet.advance(3)
         await fleet.store.expire()
     await end(fleet, grant, cost_microusd=4, unsure_microusd=6)
+    await fleet.store.mark_duplicate(["job:1", "total"], 4)
     told = await fleet.accounts("job:1", "total")
-    assert told == {"job:1": Account(), "total": Account(spent=4, unsure=6)}
+    assert told == {"job:1": Account(), "total": Account(spent=4, unsure=6, duplicate=4)}
     await granted(fleet, bid(cost_microusd=10), ceilings=accounts)
 
 

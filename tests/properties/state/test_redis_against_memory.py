@@ -180,6 +180,10 @@ class TwoStores(RuleBasedStateMachine):
         for fleet in self.fleets:
             fleet.put_ceiling(account, limit)
 
+    @rule(account=st.sampled_from(ACCOUNTS), cost=SMALL)
+    def money(self, account: str, cost: int) -> None:
+        self.both(lambda store: store.mark_duplicate([account], cost))
+
     @rule(account=st.sampled_from(ACCOUNTS))
     def forget(self, account: str) -> None:
         self.forgetful = True
@@ -196,7 +200,7 @@ class TwoStores(RuleBasedStateMachine):
             seen.append((at, known, fleet.job("1"), self.loop.run_until_complete(fleet.accounts(*ACCOUNTS))))
         assert seen[0] == seen[1]
         for account in seen[0][-1].values():
-            assert min(account.spent, account.unsure) >= 0
+            assert min(account.spent, account.unsure, account.duplicate) >= 0
             assert account.reserved >= 0 or self.forgetful, "of a name that is used again"
 
 

@@ -46,6 +46,15 @@ def test_results_come_out_in_the_inputs_order_with_those_of_earlier_runs(output:
     assert Path(output).read_bytes() == b"1\n2\n3\n4\n"
 
 
+def test_results_may_come_out_as_completed(output: str) -> None:
+    with Journal(partial(output)) as journal:
+        journal.begin({})
+        for number in (3, 1, 2):
+            journal.write(number, 0, OK, b"%d\n" % number)
+        write_output(journal.output(in_order=False), output)
+    assert Path(output).read_bytes() == b"3\n1\n2\n"
+
+
 def test_a_changed_line_has_no_result_and_the_last_one_written_counts(output: str) -> None:
     written(output, {1: FAILED, 2: OK})
     with Journal(partial(output)) as journal:

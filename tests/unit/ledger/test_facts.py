@@ -233,7 +233,7 @@ def test_the_first_end_stands(bed: Bed) -> None:
     assert (salvaged.accepted, salvaged.outcome.value) == (True, "salvaged")
     assert bed(bed.ledger.renew([("a", new)], 30)) == [False]
     late = bed.settle(new)
-    assert (late.accepted, late.outcome.value) == (False, "duplicate")
+    assert (late.accepted, late.duplicate) == (False, True)
     assert bed(bed.ledger.result("a")).started_at == old
 
 

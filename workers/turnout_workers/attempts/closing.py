@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -98,7 +99,9 @@ class Closing:
 
     async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
-        settlement = self._settlement(job.claim, result, record)
+        claim = job.claim
+        accounts = [ceiling.account for ceiling in self.parts.ceilings.of_job(job.id, job.request, claim.batch)]
+        settlement = self._settlement(claim, result, record)
         kept: Path | None = None
         job.hold.ending = True
         try:
@@ -108,26 +111,28 @@ class Closing:
                 except asyncio.CancelledError:
                     # The worker stops, or the lease is over: Redis may be away. So on disk first, and then once more:
                     # the ledger takes it once.
-                    kept = self._keep(job, result)
+                    kept = self._keep(job, result, accounts)
                     taken = await self.parts.send.whole(settlement)
         except ResponseError:
             raise  # Redis has answered, and refused: a fault of ours, which won't be gone later
         except (RedisError, OSError) as error:
-            kept = kept or self._keep(job, result)
+            kept = kept or self._keep(job, result, accounts)
             where = "its result waits on disk" if kept else "its result is lost, and it is done again"
             logger.warning("job %s can't be settled now (%s); %s", job.id, error, where)
             return Skipped(where)
-        if kept is not None:
-            self.parts.spool.drop(kept)
+        # Else it was settled, and booked, from disk meanwhile.
+        ours_to_book = kept is None or self.parts.spool.drop(kept)
         if not taken.accepted:
+            if ours_to_book and taken.duplicate and result.cost_microusd:
+                await self.parts.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return _not_taken(taken)
         if job.request.constraints.max_cost_microusd is not None:
             await self.forget(job.id)
         return Done(result)
 
-    def _keep(self, job: HeldJob, result: JobResult) -> Path | None:
+    def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path | None:
         """None if the disk takes nothing either."""
-        kept = {"job": job.id, "token": job.claim.token, "batch": job.claim.batch}
+        kept = {"job": job.id, "token": job.claim.token, "batch": job.claim.batch, "accounts": accounts}
         try:
             text = write_result(result, self.parts.ledger.keyring)
             return self.parts.spool.keep({**kept, "result": json.loads(text)})

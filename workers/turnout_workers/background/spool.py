@@ -22,6 +22,7 @@ from redis.exceptions import ResponseError
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Ledger, open_result
 from turnout_workers.config.in_force import InForce
+from turnout_workers.state.store import WorkersStore
 
 logger = logging.getLogger(__name__)
 
@@ -67,8 +68,13 @@ class Spool:
     def read(self, path: Path) -> Any:
         return json.loads(path.read_text("utf-8"))
 
-    def drop(self, path: Path) -> None:
-        path.unlink(missing_ok=True)  # another worker on this machine may be faster
+    def drop(self, path: Path) -> bool:
+        """False: another worker on this machine was faster."""
+        try:
+            path.unlink()
+        except FileNotFoundError:
+            return False
+        return True
 
     def put_aside(self, path: Path) -> None:
         path.rename(path.with_suffix(".refused"))
@@ -81,6 +87,7 @@ class Unspooling:
     spool: Spool
     ledger: Ledger
     send: Coalescer
+    store: WorkersStore
     in_force: InForce
 
     async def settle_all(self) -> None:
@@ -93,7 +100,9 @@ class Unspooling:
             kept = self.spool.read(path)
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
             keep, token, batch = self.in_force.file.retention, kept["token"], kept["batch"]
-            await self.send(self.ledger.settle(token, result, None, keep.results_s, batch, keep.failed_s, late=True))
+            taken = await self.send(
+                self.ledger.settle(token, result, None, keep.results_s, batch, keep.failed_s, late=True)
+            )
         except FileNotFoundError:
             return  # another worker on this machine was faster
         except OSError as error:
@@ -106,4 +115,5 @@ class Unspooling:
             logger.error("spooled settlement %s is refused, and put aside: %r", path.name, error)
             self.spool.put_aside(path)
             return
-        self.spool.drop(path)
+        if self.spool.drop(path) and taken.duplicate and result.cost_microusd:
+            await self.store.mark_duplicate(kept["accounts"], result.attempts[-1].cost_microusd)

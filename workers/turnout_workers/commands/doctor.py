@@ -4,31 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import aclosing
 from importlib.metadata import version
 
 import click
 from redis.exceptions import RedisError, ResponseError
 
 from turnout.redis_address import trouble
-from turnout_workers.config import Settings, accounts
+from turnout_workers.commands.check import answers_of
 from turnout_workers.deployment import Deployment, deployment
-from turnout_workers.providers import CloudProviderBase, Http, build
-from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing.failure import FailureKind
 from turnout_workers.state import fitness
 
-ADVICE = {
-    FailureKind.UNAUTHORIZED: "put a good key where this one came from",
-    FailureKind.BILLING: "add credit, or raise the spend limit, at the provider",
-    FailureKind.FORBIDDEN: "this key may not list models, which calls don't need; or give it the right",
-    FailureKind.MODEL_NOT_FOUND: "nothing can be asked there for free; or base_url or version is wrong",
-    FailureKind.UNAVAILABLE: "look at base_url, the network, and whether it needs a proxy",
-    FailureKind.TIMED_OUT: "look at base_url and the network",
-    FailureKind.MALFORMED: "look at base_url: something else answers there",
-    FailureKind.RATE_LIMITED: "nothing: the key is good",
-}
-"""What to do about a health check that failed."""
 SIGNS = {True: "ok  ", False: "DO  ", None: "?   "}
 
 
@@ -40,8 +25,9 @@ def doctor() -> None:
     told: list[tuple[bool | None, str]] = [
         (True, f"configuration {here.settings.version} from {here.settings.source.where}"),
         (True, f"{len(endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}"),
-        *asyncio.run(_answers(here.settings)),
     ]
+    answers = asyncio.run(answers_of(here.settings))
+    told += [(not wrong, f"{name} {wrong or 'answers'}") for name, wrong in answers.items()]
     if unpriced := ", ".join(endpoint.id for endpoint in endpoints if endpoint.price is None):
         told.append((False, f"no price is known of {unpriced}: set input_usd_per_mtok and output_usd_per_mtok"))
     if here.settings.simulated:
@@ -68,17 +54,3 @@ def _restart(here: Deployment) -> tuple[bool | None, str]:
         "the ACL user `default` has not the rights with which Redis reads its append-only file: a restart may lose "
         "every job; give it ~* &* +@all, and let it be off"
     )
-
-
-async def _answers(settings: Settings) -> list[tuple[bool, str]]:
-    """What the free health endpoint of every account answers, with each key."""
-
-    async def ask(name: str, connector: CloudProviderBase) -> tuple[bool, str]:
-        try:
-            await connector.check_health()
-        except ProviderError as error:
-            return False, "; ".join(filter(None, (f"{name} {error}", ADVICE.get(error.failure.kind))))
-        return True, f"{name} answers"
-
-    async with aclosing(Http()) as http:
-        return await asyncio.gather(*(ask(one.endpoints[0].account_id, build(one, http)) for one in accounts(settings)))

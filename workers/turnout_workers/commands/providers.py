@@ -1,42 +1,63 @@
-"""`turnout providers`: what is configured."""
+"""`turnout providers`: what is configured, and whether it answers."""
 
 from __future__ import annotations
 
+import asyncio
 import json
+import sys
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
 
 import click
+import redis
 
+from turnout_workers.commands.check import answers_of
 from turnout_workers.commands.screen import indented, standard_output
-from turnout_workers.deployment import deployment
-from turnout_workers.routing.fleet import OPERATOR, Endpoint, Limits
+from turnout_workers.deployment import Deployment, deployment
+from turnout_workers.routing.fleet import OPERATOR, Endpoint, EndpointView, Limits
+from turnout_workers.state.fleet_view import trouble
+from turnout_workers.state.redis import state_call
 
 UNITS = {kind.name: kind.name.replace("_per_", " a ").replace("_", " ") for kind in fields(Limits)}
 UNITS["concurrency"] = "at once"
 
 
 @click.command()
+@click.option("--check", is_flag=True, help="Ask each provider's free health endpoint, with each key.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON.")
-def providers(as_json: bool) -> None:
-    """List providers, models, prices (USD per million tokens) and limits.
-
-    `turnout status` tells how each of them is, and `turnout doctor` whether it answers.
-    """
-    told = [_row(endpoint) for endpoint in deployment().fleet.endpoints]
+def providers(check: bool, as_json: bool) -> None:
+    """List providers, models, prices (USD per million tokens), limits and health."""
+    here = deployment(with_keys=check)
+    told = _look(here)
+    answers = asyncio.run(answers_of(here.settings)) if check else {}
     if as_json:
-        click.echo(json.dumps({"endpoints": told}))
-        return
-    console = standard_output()
-    for one in told:
-        console.print(one["endpoint"])
-        for line in _lines(one):
-            console.print(indented(line, 4))
+        click.echo(json.dumps({"endpoints": told, **({"checks": answers} if check else {})}))
+    else:
+        console = standard_output()
+        for one in told:
+            health = one["health"] or "health unknown, for Redis can't be asked"
+            console.print(f"{one['endpoint']}: {health}", style="" if health == "well" else "yellow")
+            for line in _lines(one):
+                console.print(indented(line, 4))
+        for name, wrong in answers.items():
+            click.echo(f"{name}: {wrong or 'answers'}")
+    sys.exit(1 if any(answers.values()) else 0)
 
 
-def _row(endpoint: Endpoint) -> dict[str, Any]:
-    price = endpoint.price
+def _look(here: Deployment) -> list[dict[str, Any]]:
+    """All endpoints, as plain values. `health` is None where Redis can't be asked."""
+    views: dict[str, EndpointView] = {}
+    at = 0.0
+    with suppress(redis.RedisError):
+        snapshot = here.fleet.snapshot(*here.ask(state_call(here.ledger.keys))[0])
+        at, views = snapshot.at, {view.endpoint.id: view for view in snapshot.views}
+    return [_row(endpoint, views.get(endpoint.id), at) for endpoint in here.fleet.endpoints]
+
+
+def _row(endpoint: Endpoint, view: EndpointView | None, at: float) -> dict[str, Any]:
+    price, wrong = endpoint.price, trouble(view.health, at) if view else None
     return {
         "endpoint": endpoint.id,
         "model": endpoint.model,
@@ -48,6 +69,7 @@ def _row(endpoint: Endpoint) -> dict[str, Any]:
         "shared_limits": _told(endpoint.shared_limits),
         "context_tokens": endpoint.context_tokens,
         "capabilities": sorted(endpoint.capabilities),
+        "health": None if view is None else wrong[1] if wrong else "well",
         "simulated": endpoint.simulated,
     }
 

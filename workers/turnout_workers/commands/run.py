@@ -80,6 +80,9 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 @click.option("--retry-failed", is_flag=True, help="Run only the lines that have no answer from an earlier run.")
 @click.option("--anew", is_flag=True, help="Run every line again, also those with an answer.")
 @click.option(
+    "--as-completed", is_flag=True, help="Write results in the order in which they came, not in that of SOURCE."
+)
+@click.option(
     "-w",
     "--workers",
     type=click.IntRange(0),
@@ -148,7 +151,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
         complete = not tally.failed and not broken
         advice = f"; all results are in {journal.path}, and the same command goes on"
-        write_output(journal.output(), output, options["errors"], advice)
+        write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
         unanswered = (line for answered, line in journal.output() if not answered)
         first = next(unanswered) if tally.failed else None
         if complete and output == "-":

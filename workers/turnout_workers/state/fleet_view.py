@@ -46,14 +46,14 @@ class FleetView:
         for view in snapshot.views:
             if workers and view.health.disabled is not None and not view.load.in_flight:
                 self.disabled[view.endpoint.id] = view.health.disabled
-            if (one := _trouble(view.health, snapshot.at)) is not None:
+            if (one := trouble(view.health, snapshot.at)) is not None:
                 worst[view.endpoint.provider] = max(worst.get(view.endpoint.provider, one), one)
         self.troubles = {provider: text for provider, (_, text) in worst.items()}
         if not workers:
             self.troubles["workers"] = NO_WORKER
 
 
-def _trouble(health: Health, now: float) -> tuple[float, str] | None:
+def trouble(health: Health, now: float) -> tuple[float, str] | None:
     """What is wrong with an endpoint: seconds that it will last, and what it is. None: nothing."""
     state = circuit(health, now)
     if state in (Circuit.DISABLED, Circuit.ISOLATED):

@@ -112,6 +112,9 @@ class RedisFleetStore:
     async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
         await self._send(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
 
+    async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
+        await self._send(self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], nothing))
+
     async def forget(self, accounts: Sequence[str]) -> None:
         await self._send(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, nothing))
 

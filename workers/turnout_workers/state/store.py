@@ -164,6 +164,8 @@ class Account:
     spent: int = 0
     reserved: int = 0
     unsure: int = 0
+    duplicate: int = 0
+    """The part of `spent` that paid for what others had answered already."""
 
 
 ASK_AGAIN_S = 0.25
@@ -218,6 +220,9 @@ class WorkersStore(FleetStore, Protocol):
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         """Prolong the leases that have not expired."""
+
+    async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
+        """Book a call whose result came after the job was settled: spent already, now also duplicate."""
 
     async def forget(self, accounts: Sequence[str]) -> None:
         """Drop accounts that are of no interest any more, such as those of settled jobs, and what was set for them.
