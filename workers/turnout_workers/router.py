@@ -187,6 +187,7 @@ class IntelligentRouter:
         A key that is refused disables its endpoints, and one that is accepted again enables them. An endpoint
         disabled for another reason gets one more chance every five minutes.
         """
+        await self.snapshot()
         return await self._checks.check_all()
 
     async def watch(self) -> None:

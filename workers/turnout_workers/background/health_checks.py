@@ -55,7 +55,6 @@ class HealthChecks:
 
     async def check_all(self) -> dict[str, Failure | None]:
         """Check every provider now: by name, what was wrong, or None."""
-        await self.fleet.poll()
         connectors = list(self.connectors)
         found = await asyncio.gather(*(self.check(connector) for connector in connectors))
         told: dict[str, Failure | None] = {}
