@@ -44,8 +44,9 @@ class Worker:
         await asyncio.sleep(0)
 
     async def _call(self, lease_id: str) -> None:
-        with self.calls.call(A.id, 2.0):
-            await self.answer.wait()
+        async with asyncio.timeout(60) as limit:
+            with self.calls.call(A.id, 2.0, limit):
+                await self.answer.wait()
         await self.store.report(Report(lease_id, A.id, ok=True, latency_s=0.1))
 
     async def judge(self) -> Circuit:

@@ -7,24 +7,23 @@ import asyncio
 import pytest
 
 from turnout_workers.attempts.under_way import UnderWay
-from turnout_workers.providers.errors import ProviderError
-from turnout_workers.routing.failure import Billed, FailureKind
 
 
 async def hanging(calls: UnderWay, endpoint_id: str, overdue_s: float) -> None:
-    with calls.call(endpoint_id, overdue_s):
-        await asyncio.Event().wait()
+    async with asyncio.timeout(60) as limit:
+        with calls.call(endpoint_id, overdue_s, limit):
+            await asyncio.Event().wait()
 
 
-async def test_an_overdue_call_is_cut_short_as_a_timeout_that_may_be_billed() -> None:
+async def test_the_time_of_a_call_that_is_cut_short_is_over_at_once() -> None:
     calls = UnderWay()
     task = asyncio.create_task(hanging(calls, "a", 0.0))
     await asyncio.sleep(0)
     assert calls.cut_short({"a"}) == 1
-    with pytest.raises(ProviderError) as caught:
-        await task
-    assert (caught.value.failure.kind, caught.value.failure.billed) == (FailureKind.TIMED_OUT, Billed.MAYBE)
     assert calls.cut_short({"a"}) == 0
+    with pytest.raises(TimeoutError):
+        await task
+    assert not calls.overdue()
 
 
 async def test_calls_in_time_and_calls_elsewhere_go_on() -> None:
@@ -44,6 +43,11 @@ async def test_calls_in_time_and_calls_elsewhere_go_on() -> None:
     ]
 
 
-async def test_a_timeout_of_the_connector_itself_is_not_taken_for_a_cut() -> None:
-    with pytest.raises(TimeoutError), UnderWay().call("a", 60.0):
-        raise TimeoutError
+async def test_a_call_that_somebody_else_cancels_at_the_same_time_stays_cancelled() -> None:
+    calls = UnderWay()
+    task = asyncio.create_task(hanging(calls, "a", 0.0))
+    await asyncio.sleep(0)
+    calls.cut_short({"a"})
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task

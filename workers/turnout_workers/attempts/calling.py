@@ -25,7 +25,8 @@ IDLE_S = 30.0
 """Longest silence of a provider between two bytes of its answer."""
 LATE_S = 0.1
 """How long after its deadline a call is cut off: a connector that keeps it can say what was late."""
-TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer within the call's deadline", Billed.MAYBE)
+TIMED_OUT = Failure(FailureKind.TIMED_OUT, "no answer in time", Billed.MAYBE)
+"""Within the call's deadline; or it was overdue, and its endpoint is out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,14 +61,14 @@ class Calling:
                 raise ProviderError(Failure(FailureKind.LOCAL, f"{endpoint.id} is no longer configured"))
             pieces = self.pieces(held, lease_id) if held else None
             timeouts = self._timeouts(job, chosen)
-            with self.under_way.call(endpoint.id, chosen.overdue_s):
-                if pieces is not None:
-                    await pieces.begin()
-                async with asyncio.timeout(timeouts.total_s + LATE_S):
-                    streamed = () if pieces is None else (pieces,)
+            streamed = () if pieces is None else (pieces,)
+            if pieces is not None:
+                await pieces.begin()
+            async with asyncio.timeout(timeouts.total_s + LATE_S) as limit:
+                with self.under_way.call(endpoint.id, chosen.overdue_s, limit):
                     outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
-                if pieces is not None:
-                    await pieces.end()
+            if pieces is not None:
+                await pieces.end()
             failure = off_schema(job.request, outcome.response)
         except ProviderError as error:
             failure, observed = error.failure, error.limits
