@@ -35,5 +35,5 @@ async def answers_of(settings: Settings) -> dict[str, str]:
         return ""
 
     async with aclosing(Http()) as http:
-        asked = {account.account_id: ask(build(account, http)) for account in accounts(settings)}
+        asked = {one.endpoints[0].account_id: ask(build(one, http)) for one in accounts(settings)}
         return dict(zip(asked, await asyncio.gather(*asked.values()), strict=True))
