@@ -7,6 +7,7 @@ import json
 import re
 from importlib import import_module
 from pathlib import Path
+from typing import get_args
 
 import click
 import pytest
@@ -23,6 +24,7 @@ from turnout_workers.monitoring.fleet_metrics import BY_ENDPOINT
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.routing.eligibility import Reason
 from turnout_workers.routing.failover import RULES
+from turnout_workers.simulator.scenario import FaultKind
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -68,6 +70,10 @@ def test_the_lines_that_the_page_shows_are_taken_and_written() -> None:
     none = json.loads(render(Line(5, "bad"), never_run(Problem(**failed["error"]))))
     assert none == failed
     assert answered.keys() == none.keys()
+
+
+def test_every_fault_that_can_be_rehearsed_is_told() -> None:
+    assert rows(FAILURES, "Rehearsing failures") == {"kind", *get_args(FaultKind)}
 
 
 def test_what_a_failure_leads_to_is_told_as_it_is_ruled() -> None:
