@@ -98,6 +98,7 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
         ("[providers.x]\nmodels = ['m', 3]", "t.toml:2: providers.x.models: must be a list of names, or a "),
         ("[providers.x]\nrequests_per_minute = 0", "t.toml:2: providers.x.requests_per_minute: "),
         ("[ceilings.total]\nper_day_usd = nan", "t.toml:2: ceilings.total.per_day_usd: "),
+        ("[retention]\nresults_s = 1e10", "t.toml:2: retention.results_s: Input should be less than or"),
         ("[ceilings.total]\nper_day_usd = 1e10", "t.toml:2: ceilings.total.per_day_usd: Input should be less than or"),
         ("redis_url = 'localhost'", "t.toml:1: redis_url: must be a redis://"),
         (

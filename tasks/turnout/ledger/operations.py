@@ -28,9 +28,6 @@ flood waits an eighth of the time that a call takes."""
 TENANTS = 200
 """At most so many tenants are looked at in one round, whether turns of theirs came free without a claim."""
 
-MOST_MS = 2**52
-"""Longer times are cut to this, so that Lua still writes a time from now with all its digits."""
-
 CONSTANTS = f"""local VERSION = '{CONTRACT_VERSION}'
 local MESSAGE = [==[{TEMPLATE}]==]
 local TURNS, TURNS_A_SLOT, TENANTS = {TURNS}, {TURNS_A_SLOT}, {TENANTS}
@@ -90,7 +87,7 @@ class Operations:
 
 
 def ms(seconds: float | None) -> int:
-    return 0 if seconds is None else min(max(0, round(seconds * 1000)), MOST_MS)
+    return 0 if seconds is None else max(0, round(seconds * 1000))
 
 
 def event_json(event: Mapping[str, Any], record: bytes | None = None) -> str:

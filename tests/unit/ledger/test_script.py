@@ -27,7 +27,7 @@ from turnout.ledger.job import Enqueued
 from turnout.ledger.script import Call, Script
 from turnout.ledger.sending import MAX_BATCH, Exchange, pipelined
 from turnout.redis_address import connect_async
-from turnout.request import InferenceRequest
+from turnout.request import MOST, InferenceRequest
 from turnout.result import JobStatus
 from turnout_workers.state import exchange as redis_exchange
 
@@ -62,8 +62,8 @@ def test_an_error_of_one_call_leaves_the_others_done(flushed: redis.Redis) -> No
 
 
 def test_a_deadline_that_is_ages_away_is_a_deadline(flushed: redis.Redis) -> None:
-    _, claimed = run(flushed, [LEDGER.enqueue(new_job(deadline_s=1e300)), LEDGER.claim("a", "w", 30)])
-    assert claimed.deadline > 1e12
+    _, claimed = run(flushed, [LEDGER.enqueue(new_job(deadline_s=MOST)), LEDGER.claim("a", "w", 30)])
+    assert claimed.deadline > MOST
 
 
 def test_a_script_that_redis_cannot_load_is_told_as_that(flushed: redis.Redis) -> None:

@@ -71,7 +71,7 @@ Strings = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Url = Annotated[str, AfterValidator(_http)]
 Usd = Annotated[float, Field(ge=0, le=MOST)]
 Count = Annotated[int, Field(gt=0)]
-Seconds = Annotated[float, Field(gt=0)]
+Seconds = Annotated[float, Field(gt=0, le=MOST)]
 
 
 class LimitFields(Value):
