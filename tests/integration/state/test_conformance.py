@@ -452,6 +452,18 @@ async def test_each_call_that_is_answered_makes_room_for_two_in_a_ramp(fleet: An
     assert (await health(fleet)).proven == 2
 
 
+@pytest.mark.parametrize(("limit", "rates"), [(600, [12, 12, 12, 12]), (75, [1, 2, 1, 2]), (30, [1, 1, 1, 1])])
+async def test_however_fast_it_answers_a_ramp_stays_below_the_limit_and_a_fifth(
+    fleet: AnyFleet, limit: int, rates: list[int]
+) -> None:
+    await recovered(fleet, requests_per_minute=limit)
+    for rate in rates:
+        fleet.advance(1)
+        for _ in range(rate):
+            await end(fleet, await granted(fleet, bid(requests_per_minute=limit)))
+        assert (await refused(fleet, bid(requests_per_minute=limit))).reasons == {A: "ramping"}
+
+
 async def test_a_ramp_keeps_the_reserve_of_more_urgent_jobs(fleet: AnyFleet) -> None:
     await recovered(fleet, requests_per_minute=600)
     fleet.advance(3)

@@ -7,6 +7,7 @@ import multiprocessing
 import random
 import time
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -20,6 +21,7 @@ from tests.integration.state.claimant import ENDPOINT, TTL_S, fast_clock, work
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
 from turnout_workers.routing.fleet import Limits
+from turnout_workers.routing.health import RAMP_S
 from turnout_workers.state.redis import RedisFleetStore, accounts_call
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted
 
@@ -85,6 +87,26 @@ def test_eight_dying_processes_never_pass_a_limit_and_use_it(
     unwritten = granted - len(times)  # a kill came before the line
     used = (sum(at < times[0] + minutes for at in times) + unwritten) / (limit * minutes / 60)
     assert used >= 0.97, f"{used:.3f} of the limit, {unwritten} grants unwritten"
+
+
+def test_traffic_that_grows_back_never_passes_the_limit(redis_url: str, tmp_path: Path) -> None:
+    limit, speed = 600, 4
+
+    async def recovered() -> float:
+        client = redis.asyncio.Redis.from_url(redis_url)
+        await client.flushall()
+        store = RedisFleetStore(Coalescer(client), Keys("test"), fast_clock(speed))
+        await store.trip(ENDPOINT, 0.0, "refused")
+        await store.recover(ENDPOINT)
+        _, observed = await store.state()
+        await client.aclose()
+        return observed[ENDPOINT].health.recovered_at
+
+    settings = (redis_url, speed, Limits(requests_per_minute=limit), Ceiling("tenant:t", None), 3)
+    recovered_at = asyncio.run(recovered())
+    times = Fleet(tmp_path, *settings).run(lambda times: len(times) > 0 and times[-1] > recovered_at + RAMP_S)
+    by_second = Counter(int(at) for at in times if at < int(recovered_at + RAMP_S))
+    assert max(by_second.values()) <= 1.2 * limit / 60
 
 
 def test_ceilings_hold_while_processes_die(redis_url: str, tmp_path: Path) -> None:

@@ -36,6 +36,8 @@ WELL_S = 60.0
 """Time without ejection after which the next one counts as the first again."""
 RAMP_S = 8.0
 """Time after a recovery in which only so many calls may be in flight as `ramp_slots` says."""
+RAMP_EXCESS = 1.2
+"""Most calls in a second of a ramp, as a multiple of what a rate limit gives a second."""
 HANGING_CALLS = 2
 HANGING_SILENCE_S = 1.5
 EJECTIONS_OF_A_HANG = 2
@@ -101,6 +103,12 @@ def ramp_slots(health: Health, now: float) -> int:
     again. Where answers are slow, time makes room, too: twice as much each second.
     """
     return max(1 << math.floor(max(0.0, now - health.recovered_at)), CONSECUTIVE_FAILURES + health.proven)
+
+
+def ramp_pace(requests_per_minute: int, second: int) -> int:
+    """Calls begun in this second of a ramp at most, to the fraction over several seconds."""
+    most = RAMP_EXCESS * requests_per_minute / 60
+    return max(1, math.floor((second + 1) * most) - math.floor(second * most))
 
 
 def ejections_in_a_row(health: Health, now: float) -> int:

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field, replace
 
 from turnout_workers.routing import latency
 from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, account_id
-from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_slots
+from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_pace, ramp_slots
 from turnout_workers.state.record import FRESH, RESTORED, Record, sampled
 from turnout_workers.state.store import PUBLISHED_S, VERDICT_S, Admission, Ask, Bid, Granted, Mark, NoRoom, Report, ms
 from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Room, Usage
-from turnout_workers.state.windows import DAY, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
+from turnout_workers.state.windows import DAY, MINUTE, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
 
 SIGMA_STEP = 0.05
 """Weight of a new residual in the mean square of which `sigma` is the root …"""
@@ -107,6 +107,10 @@ class MemoryFleetStore:
         if circuit(health, now / 1000) is Circuit.RAMPING:
             slots = ramp_slots(health, now / 1000)
             limits = replace(limits, concurrency=min(slots, limits.concurrency or slots))
+            if limits.requests_per_minute is not None:
+                second, had = known.usage.this_second
+                if had >= max(1, math.floor(ramp_pace(limits.requests_per_minute, second) * headroom)):
+                    yield Obstacle((second + 1) * MINUTE[0], "ramping")
         known.slots = -1 if bid.limits.concurrency is None else bid.limits.concurrency
         room, need = Room(), Use(1, bid.input_tokens, bid.output_tokens)
         shares = squeezed(known.share, known.blocked_until, now), 1.0

@@ -105,6 +105,12 @@ class Usage:
                     room = room.until(at, kind, limit - used)
         return room, found
 
+    @property
+    def this_second(self) -> tuple[int, int]:
+        """Its number, and the calls that it has had. After `roll`."""
+        second = self._minute.newest
+        return second, self._minute.buckets.get(second, NOTHING).requests
+
     def charge(self, lease_id: str, use: Use, now: int) -> Charge:
         """Begin a call. After `roll`."""
         self._charged = self._charged.plus(use)

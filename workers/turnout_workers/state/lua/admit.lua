@@ -78,6 +78,13 @@ local function ramp_slots(known)
   return math.max(2 ^ math.floor((NOW - known[RECOVERED_AT]) / 1000), RAMP_WINDOW + known[PROVEN])
 end
 
+-- As `health.ramp_pace`. Blocks where this second of a ramp has had its calls.
+local function pace(requests_per_minute, minute, block)
+  local second, most = minute.newest, RAMP_EXCESS * requests_per_minute / 60
+  local calls = math.max(1, math.floor((second + 1) * most) - math.floor(second * most))
+  if minute.bucket[1] >= math.max(1, math.floor(calls * headroom)) then block((second + 1) * MINUTE.width, 'ramping') end
+end
+
 -- Blocks where a limit is full. Returns the free share of the scarcest, when the scarcest has room again, and for how
 -- many tokens there is room before.
 local function capacity(load, limits, slots, squeezed, bid, block)
@@ -197,7 +204,10 @@ for _, bid in ipairs(ask.bids) do
   if paused then block(NEVER, 'the batch is paused') end
   local half_open, ramping = circuit(known, block)
   local slots = bid.limits.concurrency
-  if ramping then slots = math.min(ramp_slots(known), slots or math.huge) end
+  if ramping then
+    slots = math.min(ramp_slots(known), slots or math.huge)
+    if bid.limits.requests_per_minute then pace(bid.limits.requests_per_minute, load.usage.minute, block) end
+  end
   local free, ready_at, fits = capacity(load, bid.limits, slots, share_of(known), bid, block)
   if bid.shared_limits then
     local shared = bid.shared_limits
