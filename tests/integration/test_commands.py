@@ -116,6 +116,18 @@ def test_failed_jobs_are_listed_and_run_again(here: local.Local) -> None:
     assert "x: no such job" in told
 
 
+def test_a_limit_of_all_models_together_is_told_once(
+    here: local.Local, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "x.toml").write_text(
+        "[providers.x]\nbase_url = 'http://127.0.0.1:9'\nrequests_per_minute = 70\nmodels = {a={}, b={concurrency=3}}"
+    )
+    monkeypatch.setitem(here.environ, "TURNOUT_CONFIG", str(tmp_path / "x.toml"))
+    told = turnout(here, "providers")
+    assert told.count("    70 requests a minute, all of its models together\n") == told.count("70") == 2
+    assert "    3 at once\n" in told
+
+
 def test_providers_are_listed_and_checked(here: local.Local) -> None:
     told = turnout(here, "providers", "--check")
     assert "sim-horizon: answers" in told

@@ -88,6 +88,8 @@ def _lines(one: dict[str, Any]) -> Iterator[str]:
         yield f"${one['input_usd_per_mtok']:g} in, ${one['output_usd_per_mtok']:g} out ({whose})"
     context = f"{one['context_tokens']:,} tokens of context" if one["context_tokens"] else "context unknown"
     yield ", ".join([context, *one["capabilities"], *(["simulated"] if one["simulated"] else [])])
-    for limits, of in ((one["limits"], ""), (one["shared_limits"], ", all of its models together")):
+    shared = one["shared_limits"]
+    own = {name: limit for name, limit in one["limits"].items() if shared.get(name) != limit}
+    for limits, of in ((own, ""), (shared, ", all of its models together")):
         if limits:
             yield ", ".join(f"{value:,} {UNITS[name]}" for name, value in limits.items()) + of
