@@ -164,6 +164,47 @@ def test_what_can_not_be_mapped_is_refused_by_name(url: str, body: dict[str, Any
     assert (told["custom_id"], told["response"], told["error"]["code"]) == ("a", None, "invalid_request")
 
 
+def test_a_response_asks_what_the_same_chat_completion_does() -> None:
+    function = {"name": "f", "parameters": {"type": "object"}}
+    schema = {"name": "a", "schema": {"type": "object"}, "strict": True}
+    image = "data:image/png;base64,iVBOR"
+    shown = {"type": "image_url", "image_url": {"url": image}}
+    called = {"call_id": "c", "name": "f", "arguments": "{}"}
+    response = asked(
+        RESPONSES,
+        instructions="Be brief.",
+        input=[
+            {
+                "role": "user",
+                "content": [{"type": "input_text", "text": "?"}, {"type": "input_image", "image_url": image}],
+            },
+            {"type": "function_call", **called},
+            {"type": "function_call_output", "call_id": "c", "output": "42"},
+        ],
+        max_output_tokens=9,
+        tools=[{"type": "function", **function}],
+        tool_choice={"type": "function", "name": "f"},
+        text={"format": {"type": "json_schema", **schema}},
+        store=False,
+        background=False,
+    )
+    chat = asked(
+        CHAT,
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": "?"}, shown]},
+            {"role": "assistant", "tool_calls": [{"id": "c", "function": {"name": "f", "arguments": "{}"}}]},
+            {"role": "tool", "tool_call_id": "c", "content": "42"},
+        ],
+        max_completion_tokens=9,
+        tools=[{"type": "function", "function": function}],
+        tool_choice={"type": "function", "function": {"name": "f"}},
+        response_format={"type": "json_schema", "json_schema": schema},
+        store=False,
+    )  # fmt: skip
+    assert response == chat
+
+
 def test_options_of_openai_alone_are_kept_for_it_and_nulls_are_as_if_not_given() -> None:
     chat = asked(CHAT, user="u", verbosity="low", temperature=None, n=1, stream=False)
     assert chat.extras == {"openai": {"user": "u", "verbosity": "low"}}

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
-from turnout_workers.simulator.wire import STATUS, Problem, Wire, content_text, event
+from turnout_workers.simulator.wire import Problem, Wire, content_text, event
 
 _FINISH = {"stop": "end_turn", "length": "max_tokens", "tool": "tool_use"}
 _ERRORS = {
@@ -21,7 +21,6 @@ _ERRORS = {
 
 
 class Anthropic(Wire):
-    statuses = STATUS | {"overloaded": 529}
     request_id_header = "request-id"
 
     def parse(self, path: str, body: Mapping[str, Any]) -> Call:

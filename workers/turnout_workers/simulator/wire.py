@@ -15,9 +15,8 @@ STATUS = {
     "context_length": 400,
     "too_large": 413,
     "rate_limited": 429,
-    "server_error": 500,
-    "overloaded": 503,
 }
+"""Of what a provider refuses by itself; a fault names its own."""
 
 
 class Problem(Exception):
