@@ -66,9 +66,9 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
 
 def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     """What a body of `/v1/responses` asks, as one of `/v1/chat/completions`."""
+    if chats := body.keys() & {"messages", *_MOST_TOKENS, "reasoning_effort", "verbosity", "response_format"}:
+        raise Unusable(f"body.{min(chats)}: unknown or unsupported field")
     chat = dict(body)
-    if "messages" in chat:
-        raise Unusable("body.messages: unknown or unsupported field")
     given, told = chat.pop("input", None), chat.pop("instructions", None)
     items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given, "body.input")
     chat["messages"] = [] if told is None else [{"role": "system", "content": told}]

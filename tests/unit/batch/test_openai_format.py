@@ -150,6 +150,7 @@ def test_lines_without_an_answer_are_error_lines_of_its_two_shapes(
         (EMBEDDINGS, {"encoding_format": "int8"}, "body.encoding_format"),
         (EMBEDDINGS, {"input": [[1, 2]]}, "input"),
         (RESPONSES, {"previous_response_id": "r"}, "body.previous_response_id"),
+        (RESPONSES, {"verbosity": "low", "reasoning": {"effort": "low"}}, "body.verbosity"),
         (RESPONSES, {"reasoning": {"summary": "auto"}}, "body.reasoning.summary"),
         (RESPONSES, {"tools": [{"type": "web_search"}]}, "body.tools"),
         (RESPONSES, {"input": [{"type": "item_reference", "id": "x"}]}, "body.input.0.type"),
