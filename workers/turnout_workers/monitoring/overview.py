@@ -44,7 +44,6 @@ def _lane_calls(keys: Keys, lane: Lane) -> tuple[Call[Any], ...]:
     return (
         Call(("ZCARD", keys.pending(lane)), int),
         Call(("ZLEXCOUNT", keys.in_line, f"[{lane} ", f"({lane}!"), int),
-        Call(("LLEN", keys.queue(lane)), int),
         Call(("ZRANGE", keys.pending(lane), 0, 0, "WITHSCORES"), _oldest),
     )
 
@@ -54,9 +53,9 @@ def backlog(replies: Sequence[Any], now: float) -> dict[str, Any]:
     rest = iter(replies)
     lanes: dict[str, dict[str, Any]] = {}
     for lane in Lane:
-        published, in_line, messages, since = islice(rest, 4)
+        published, in_line, since = islice(rest, 3)
         oldest_s = round(max(0.0, now - since), 1) if since else 0.0
-        lanes[lane.value] = {"queued": published + in_line, "messages": messages, "oldest_s": oldest_s}
+        lanes[lane.value] = {"queued": published + in_line, "oldest_s": oldest_s}
     held, parked, counts, money = rest
     return {
         "lanes": lanes,

@@ -20,8 +20,7 @@ STATUS = {
 
 
 class Problem(Exception):
-    """A refusal, by kind (a key of STATUS); each wire format has its own envelope for it. status: the format's usual
-    one, if it is not told."""
+    """A refusal, by kind; each wire format has its own envelope for it. status: the kind's, if it is not told."""
 
     def __init__(self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
         super().__init__(message)
