@@ -158,14 +158,6 @@ def test_an_interrupted_batch_goes_on_without_asking_anything_twice(bench: Bench
     assert len(bench.asked) == len(set(bench.asked)) == 900
 
 
-def test_jobs_that_settled_while_nobody_fed_are_taken_once(bench: Bench) -> None:
-    bench.write(*({"prompt": f"q{n}"} for n in range(5)))
-    bench.stop_after(1)
-    bench.work()
-    assert bench.feed(lambda tally: None).finished == 5
-    assert len(bench.asked) == 5
-
-
 def test_a_line_that_was_changed_meanwhile_is_asked_again_and_no_other(bench: Bench) -> None:
     lines = [{"prompt": f"q{n}"} for n in range(300)]
     bench.write(*lines[:10], '{"prompt": 5}', *lines[11:])
@@ -251,12 +243,6 @@ def test_a_batch_goes_on_with_dedupe_only_as_it_was_begun(bench: Bench) -> None:
     bench.stop_after(1, dedupe=True)
     with pytest.raises(Unwritable, match=r"dedupe \(True, now None\)"):
         bench.feed()
-
-
-def test_without_dedupe_every_line_is_asked(bench: Bench) -> None:
-    bench.write(*({"prompt": "same"} for _ in range(5)))
-    bench.feed()
-    assert len(bench.asked) == 5
 
 
 def test_failed_lines_are_asked_again_only_when_that_is_wanted(bench: Bench) -> None:

@@ -110,15 +110,6 @@ def test_lines_without_an_answer_are_left_out_where_they_are_to_be_run_again(out
         assert (tally.finished, tally.failed) == (2, 0)
 
 
-def test_errors_go_to_a_file_of_their_own(output: str) -> None:
-    with Journal(partial(output)) as journal:
-        journal.begin({})
-        journal.write(1, 0, OK, b"good\n")
-        journal.write(2, 0, FAILED, b"bad\n")
-        write_output(journal.output(), output, f"{output}.errors")
-    assert (Path(output).read_bytes(), Path(f"{output}.errors").read_bytes()) == (b"good\n", b"bad\n")
-
-
 def test_results_or_errors_may_go_to_standard_output(output: str, capfdbinary: Any) -> None:
     lines = [(True, b"1\n"), (False, b"2\n")]
     write_output(lines, "-", f"{output}.errors")
