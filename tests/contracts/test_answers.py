@@ -8,7 +8,7 @@ from contextlib import aclosing
 from typing import Any
 
 import pytest
-from tests.contracts.responses import said
+from tests.contracts.responses import Heard, said
 
 from turnout.request import FinishReason, InferenceRequest, InferenceResponse
 from turnout_workers.providers import Http, ProviderConfig, build
@@ -36,11 +36,7 @@ async def answered(
     stream = isinstance(body, list)
     raw = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in body) if stream else body
     raw = raw if isinstance(raw, bytes) else json.dumps(raw).encode()
-    heard: list[str] = []
-
-    async def hear(piece: str) -> None:
-        heard.append(piece)
-
+    heard = Heard()
     http = Http()
     try:
         media = "text/event-stream" if stream else "application/json"
@@ -48,7 +44,7 @@ async def answered(
             connector = build(ProviderConfig("p", kind, url, (endpoint,), dialect), http)
             embeds = isinstance(body, dict) and ("data" in body or "embeddings" in body)
             request = InferenceRequest(input="x") if embeds else InferenceRequest(prompt="x" * 100, stop=stop)
-            response = (await connector.call(endpoint, request, on_token=hear if stream else None)).response
+            response = (await connector.call(endpoint, request, on_token=heard if stream else None)).response
     finally:
         await http.aclose()
     assert not stream or "".join(heard) == response.text
@@ -382,8 +378,6 @@ async def test_a_stream_that_is_cut_off_anywhere_is_interrupted_or_whole(dialect
     raw = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
     endpoint, ends = Endpoint("p", "m", "m"), list[Any]()
 
-    async def hear(_: str) -> None: ...
-
     async def reply(writer: asyncio.StreamWriter) -> None:
         writer.write(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n\r\n" + raw[: len(ends)])
         writer.close()
@@ -393,7 +387,7 @@ async def test_a_stream_that_is_cut_off_anywhere_is_interrupted_or_whole(dialect
         while len(ends) <= len(raw):
             try:
                 ends.append(
-                    (await connector.call(endpoint, InferenceRequest(prompt="x"), on_token=hear)).response.finish
+                    (await connector.call(endpoint, InferenceRequest(prompt="x"), on_token=Heard())).response.finish
                 )
             except ProviderError as error:
                 ends.append(error.failure.kind)

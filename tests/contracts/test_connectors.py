@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.contracts.responses import said
+from tests.contracts.responses import Heard, said
 
 from turnout.request import Capability, FinishReason, InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
@@ -90,12 +90,8 @@ async def test_a_stream_gives_the_same_as_the_whole(kind: str, http: Http, simul
     connector = build(config(kind, simulator.base_url(kind)), http)
     request = InferenceRequest(prompt="Hello again", max_output_tokens=30, seed=None)
     whole = await connector.call(endpoint(kind), request)
-    pieces: list[str] = []
-
-    async def keep(piece: str) -> None:
-        pieces.append(piece)
-
-    streamed = await connector.call(endpoint(kind), request, on_token=keep)
+    pieces = Heard()
+    streamed = await connector.call(endpoint(kind), request, on_token=pieces)
     assert "".join(pieces) == streamed.response.text == whole.response.text
     assert streamed.response.usage == whole.response.usage
     assert streamed.response.time_to_first_token_s is not None
@@ -426,15 +422,11 @@ async def test_a_parameter_that_a_model_refuses_is_left_out_from_then_on(
 )
 async def test_a_model_that_may_not_be_streamed_answers_in_one_piece(refusal: dict[str, str], http: Http) -> None:
     no = said(json.dumps({"error": refusal}).encode(), "400 Bad Request")
-    pieces: list[str] = []
-
-    async def hear(piece: str) -> None:
-        pieces.append(piece)
-
+    pieces = Heard()
     async with recorder(no, answer("openai")) as (url, seen):
         connector = build(config("openai", url), http)
         for _ in range(2):
-            outcome = await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), QUICK, hear)
+            outcome = await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), QUICK, pieces)
             assert outcome.response.warnings == ("openai does not take stream; it was left out",)
     assert ["stream" in body for _, body in seen] == [True, False, False]
     assert pieces == [outcome.response.text] * 2
@@ -443,25 +435,19 @@ async def test_a_model_that_may_not_be_streamed_answers_in_one_piece(refusal: di
 @pytest.mark.parametrize("kind", KINDS)
 async def test_a_server_that_never_streams_answers_a_stream_in_one_piece(kind: str, http: Http) -> None:
     """As LiteLLM's proxy 1.108.7 does in Anthropic's format for models that it mocks: the answer is paid for."""
-    pieces: list[str] = []
-
-    async def hear(piece: str) -> None:
-        pieces.append(piece)
-
+    pieces = Heard()
     async with recorder(answer(kind)) as (url, _):
         connector = build(config(kind, url), http)
-        outcome = await connector.call(endpoint(kind), InferenceRequest(prompt="?"), QUICK, hear)
+        outcome = await connector.call(endpoint(kind), InferenceRequest(prompt="?"), QUICK, pieces)
     assert pieces == [outcome.response.text] != [""]
     assert outcome.response.time_to_first_token_s is None
 
 
 async def test_an_empty_body_in_place_of_a_stream_is_no_answer(http: Http) -> None:
-    async def hear(piece: str) -> None: ...
-
     async with recorder(said(b"{}")) as (url, _):
         connector = build(config("openai", url), http)
         with pytest.raises(ProviderError) as refused:
-            await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), QUICK, hear)
+            await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), QUICK, Heard())
     assert refused.value.failure.kind is FailureKind.MALFORMED
 
 
@@ -703,15 +689,11 @@ async def test_an_error_in_mid_stream_is_classified_and_may_have_been_billed(
     kind: str, event: dict[str, Any], meant: FailureKind, http: Http
 ) -> None:
     body = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in (FIRST_WORDS[kind], event))
-    heard: list[str] = []
-
-    async def hear(piece: str) -> None:
-        heard.append(piece)
-
+    heard = Heard()
     async with serving(always(said(body, headers="content-type: text/event-stream"))) as url:
         connector = build(config(kind, url), http)
         with pytest.raises(ProviderError) as error:
-            await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), QUICK, hear)
+            await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), QUICK, heard)
     assert heard == ["Hi"]
     assert (error.value.failure.kind, error.value.failure.billed) == (meant, Billed.MAYBE)
 
@@ -874,15 +856,12 @@ async def test_no_hostile_response_escapes_classification(kind: str, streaming: 
             writer.write(piece)
             await asyncio.sleep(0 if pace.random() < 0.99 else QUICK.idle_s * pace.random() / 4)
 
-    async def hear(piece: str) -> None:
-        assert isinstance(piece, str)
-
     async with serving(reply) as url:
         connector = build(config(kind, url), http)
         for number in range(HOSTILE // 6):
             current = hostile(kind, rng)
             try:
-                outcome = await connector.call(endpoint(kind), request, QUICK, hear if streaming else None)
+                outcome = await connector.call(endpoint(kind), request, QUICK, Heard() if streaming else None)
                 answers += 1
                 outcome.response.model_dump_json().encode()
             except ProviderError as error:

@@ -11,7 +11,7 @@ import json
 from typing import Any
 
 import pytest
-from tests.contracts.responses import said
+from tests.contracts.responses import Heard, said
 
 from turnout.request import InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
@@ -329,9 +329,6 @@ async def failure(
     dialect: str, response: bytes, stream: bool = False, request: InferenceRequest = InferenceRequest(prompt=PROMPT)
 ) -> Any:
     """What the call to a provider of this preset that answers so raises."""
-
-    async def hear(_: str) -> None: ...
-
     http = Http()
     try:
         async with serving(always(response)) as url:
@@ -339,7 +336,7 @@ async def failure(
             connector = build(ProviderConfig("p", kind, url, (endpoint,), dialect, Secret(KEY)), http)
             timeouts = Timeouts(first_byte_s=2, idle_s=2, total_s=3)
             with pytest.raises(ProviderError) as error:
-                await connector.call(endpoint, request, timeouts, hear if stream else None)
+                await connector.call(endpoint, request, timeouts, Heard() if stream else None)
     finally:
         await http.aclose()
     return error.value
