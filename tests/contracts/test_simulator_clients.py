@@ -204,6 +204,14 @@ async def test_gemini_errors_are_typed(simulator: Simulator) -> None:
 # --- all of them -----------------------------------------------------------------------------------------
 
 
+async def test_each_client_lists_the_models(simulator: Simulator) -> None:
+    of_openai = [model.id async for model in openai_client(simulator).models.list()]
+    of_anthropic = [model.id async for model in anthropic_client(simulator).models.list()]
+    of_gemini = [model.name async for model in await gemini_client(simulator).models.list()]
+    assert of_openai == of_anthropic == ["m-1", "e"]
+    assert of_gemini == ["models/m-1", "models/e"]
+
+
 @pytest.mark.parametrize(("fault", "openai_error", "anthropic_error", "status"), ERRORS)
 async def test_faults_arrive_as_each_clients_own_exception(
     simulator: Simulator, fault: Fault, openai_error: str, anthropic_error: str, status: int

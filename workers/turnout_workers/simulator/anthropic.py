@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
@@ -88,6 +88,10 @@ class Anthropic(Wire):
         stop = {"stop_reason": whole["stop_reason"], "stop_sequence": None}
         yield 0, named("message_delta", delta=stop, usage={"output_tokens": answer.output_tokens})
         yield 0, named("message_stop")
+
+    def models(self, names: Iterable[str]) -> dict[str, Any]:
+        data = [{"type": "model", "id": n, "display_name": n, "created_at": "2030-01-01T00:00:00Z"} for n in names]
+        return {"data": data, "has_more": False, "first_id": None, "last_id": None}
 
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         said = ("prompt is too long: " if problem.kind == "context_length" else "") + problem.message

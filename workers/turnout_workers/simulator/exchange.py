@@ -54,7 +54,7 @@ class Exchange:
                 raise Problem("unauthorized", "Incorrect API key provided.")
             if path == "models" and self.request.method == "GET":
                 self._fail_if_told("error")
-                return self._reply(200, {"object": "list", "data": [{"id": name} for name in self.books.models]})
+                return self._reply(200, self.wire.models(self.books.models))
             return await self._call(path)
         except Problem as problem:
             status = problem.status or self.wire.statuses[problem.kind]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
@@ -75,6 +75,9 @@ class Gemini(Wire):
             sent += tokens
             finish = _FINISH[answer.finish] if sent == len(answer.words) else None
             yield tokens, event(_chunk(call, answer, {"text": text}, sent, finish))
+
+    def models(self, names: Iterable[str]) -> dict[str, Any]:
+        return {"models": [{"name": f"models/{name}"} for name in names]}
 
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         message, details = problem.message, list[dict[str, Any]]()

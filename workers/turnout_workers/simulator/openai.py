@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from turnout_workers.simulator.answers import Answer, Call, pieces
@@ -100,6 +100,10 @@ class OpenAI(Wire):
         if call.stream_usage:
             yield 0, event({**frame, "choices": [], "usage": usage})
         yield 0, b"data: [DONE]\n\n"
+
+    def models(self, names: Iterable[str]) -> dict[str, Any]:
+        data = [{"id": n, "object": "model", "created": _CREATED, "owned_by": "simulated"} for n in names]
+        return {"object": "list", "data": data}
 
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]:
         kind, code = _ERRORS.get(problem.kind, ("invalid_request_error", None))

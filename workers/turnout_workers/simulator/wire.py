@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol
 
 from turnout_workers.simulator.answers import Answer, Call
@@ -43,6 +43,9 @@ class Wire(Protocol):
 
     def stream(self, call: Call, answer: Answer) -> Iterator[tuple[int, bytes]]:
         """Events, each with the number of tokens that the model generates for it."""
+
+    def models(self, names: Iterable[str]) -> dict[str, Any]:
+        """The answer to `GET models`."""
 
     def error(self, problem: Problem, status: int, request_id: str) -> dict[str, Any]: ...
 
