@@ -233,6 +233,11 @@ def test_the_same_command_pays_for_no_line_twice_unless_all_are_to_be_run_anew(t
 
     assert run()[1] == 20
     output.unlink()
+    (log,) = tmp_path.glob(".turnout/*/worker-1.log")
+    log.unlink()
+    text, calls = run()
+    assert (calls, log.exists()) == (20, False), "with nothing to run, nothing is started"
+    assert "20 of them done before" in text, text
     source.write_text(source.read_text().replace("Question 7?", "Another question?"))
     text, calls = run()
     assert calls == 21

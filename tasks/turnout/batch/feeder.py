@@ -49,6 +49,13 @@ class _Out:
     lines: list[tuple[Line, int]]
 
 
+def begin(journal: Journal, defaults: Defaults, dedupe: bool = False, retry_failed: bool = False) -> None:
+    """Begin a run, or go on with an earlier one. Raises Unwritable."""
+    # What may not change while the batch is under way: the ids of its jobs depend on it.
+    kept = {**defaults.request, **defaults.constraints, **({"dedupe": True} if dedupe else {})}
+    journal.begin(kept, retry_failed)
+
+
 @dataclass(slots=True)
 class Feeder:
     """One run of one batch. Which results it gives depends on `source` and `defaults` alone."""
@@ -81,10 +88,9 @@ class Feeder:
     _rechecked_at: float = field(default_factory=time.monotonic, init=False)
 
     def run(self, on_progress: Callable[[Tally], None] = lambda tally: None) -> Tally:
-        """Feed to the end. Raises SourceError when all is done of an input that can't be read to its end."""
-        # What may not change while the batch is under way: the ids of its jobs depend on it.
-        kept = {**self.defaults.request, **self.defaults.constraints, **({"dedupe": True} if self.dedupe else {})}
-        tally = self.journal.begin(kept, self.retry_failed)
+        """Feed to the end what has begun. Raises SourceError when all is done of an input that can't be read to its
+        end."""
+        tally = self.journal.tally
         run(self.client, [self.ledger.set_ceiling(self.journal.batch, self.max_cost_microusd)])
         reading = Reading(self.source, self.journal, self.defaults, self.refusal)
         lines = reading.lines()

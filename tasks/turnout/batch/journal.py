@@ -43,6 +43,8 @@ class Journal:
         """The batch's id, as unique as its journal."""
         self.tally = Tally()
         """What it holds."""
+        self.ended_before = False
+        """Whether an earlier run has come to its end."""
 
     def __enter__(self) -> Journal:
         with writing(self.path):
@@ -77,6 +79,7 @@ class Journal:
         """
         now = json.loads(json.dumps(dict(options)))
         batch, told, ended = next(self._rows("SELECT * FROM run"), (f"run-{uuid4().hex[:12]}", None, True))
+        self.ended_before = bool(ended)
         before = now if told is None else json.loads(told)
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))
         if changed and not (ended and retry_failed):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -56,9 +57,7 @@ class Reading:
                 if raw is None:
                     yield Passed.LATE
                     continue
-                digest = raw.digest()
-                if before := alike.times(digest):
-                    digest = raw.digest(before)
+                digest = _digest(raw, alike)
                 known = self.journal.has(raw.number, digest)
                 # The input may have changed since the journal was written: this line, or blank ones before it.
                 self.journal.drop(range(following, raw.number if known else raw.number + 1))
@@ -82,6 +81,27 @@ class Reading:
         except SourceError as error:
             self.broken = error
         self.ended = True
+
+
+def nothing_to_run(source: Source, journal: Journal) -> bool:
+    """Whether an earlier run came to its end, and every line of a file has its answer where it stands."""
+    if not journal.ended_before or not source.waits_for_nobody or journal.tally.failed:
+        return False
+    alike, answered = Uniqueness(), 0
+    with suppress(SourceError):  # which is told where lines are run
+        for raw in source:
+            if not journal.has(raw.number, _digest(raw, alike)):
+                return False
+            answered += 1
+        return answered == journal.tally.finished
+    return False
+
+
+def _digest(raw: RawLine, alike: Uniqueness) -> int:
+    """Which line it is. alike: what came before it."""
+    digest = raw.digest()
+    before = alike.times(digest)
+    return raw.digest(before) if before else digest
 
 
 def _placed(raw: RawLine, rendered: bytes) -> bytes:

@@ -14,8 +14,9 @@ import pytest
 import redis
 
 from turnout.batch import feeder
-from turnout.batch.feeder import Feeder, Stopped
+from turnout.batch.feeder import Feeder, Stopped, begin
 from turnout.batch.journal import Journal, Unwritable
+from turnout.batch.line import Defaults
 from turnout.batch.output import write_output
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
@@ -71,6 +72,8 @@ class Bench:
 
     def feed(self, on_progress: Any = None, stopping: Any = lambda: False, **options: Any) -> Tally:
         with Journal(self.folder / "journal") as journal:
+            begun = {name: options[name] for name in ("dedupe", "retry_failed") if name in options}
+            begin(journal, options.get("defaults", Defaults()), **begun)
             fed = Feeder(self.client, self.ledger, Source(str(self.source)), journal, stopping, **options)
             tally = fed.run(on_progress or (lambda tally: self.work()))
             write_output(journal.output(), str(self.output))

@@ -24,9 +24,10 @@ from redis.retry import Retry
 from rich.console import Console
 
 from turnout import redis_address
-from turnout.batch.feeder import Feeder, Stopped
+from turnout.batch.feeder import Feeder, Stopped, begin
 from turnout.batch.journal import Journal, writing
 from turnout.batch.output import check_places, write_output
+from turnout.batch.reading import nothing_to_run
 from turnout.batch.render import reason
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
@@ -141,12 +142,17 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         if options["anew"]:
             journal.forget()
             shutil.rmtree(folder / "redis", ignore_errors=True)
-        wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
-        with console.status("Starting …"):
-            here = stack.enter_context(local.running(folder, *wanted))
+        begin(journal, lines.defaults(options), options["dedupe"], options["retry_failed"])
         tally, broken = journal.tally, None
         try:
-            _feed(source, journal, here, console, options, stop)
+            if nothing_to_run(Source(source), journal):
+                tally.lines = tally.finished
+                journal.end()
+            else:
+                wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
+                with console.status("Starting …"):
+                    here = stack.enter_context(local.running(folder, *wanted))
+                _feed(source, journal, here, console, options, stop)
         except SourceError as error:
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
         complete = not tally.failed and not broken
