@@ -73,6 +73,7 @@ class Exchange:
         self._fail_if_told("error")
         with books.admitted(self.meter, given, self.now):
             books.bill(model, given)
+            self.job.billed += 1
             pace = self.struck["slow"].factor if "slow" in self.struck else 1.0
             if provider.jitter:
                 pace *= math.exp(books.rng.gauss(0, provider.jitter))

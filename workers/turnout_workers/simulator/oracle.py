@@ -62,6 +62,7 @@ class Job:
 
     calls: int = 0
     answered: int = 0
+    billed: int = 0
 
 
 @dataclass(slots=True)
