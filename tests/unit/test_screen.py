@@ -52,8 +52,8 @@ def test_what_must_be_whole_is_whole_though_the_screen_is_narrower() -> None:
 
 
 def test_one_is_one() -> None:
-    assert closing_line(Tally(done=Counter(succeeded=1), failovers=2), 1.0) == (
-        "1 line in 1 s: 1 succeeded · 2 failovers · $0.0000 spent"
+    assert closing_line(Tally(done=Counter(succeeded=1), failovers=2), 1.0, 50_000) == (
+        "1 line in 1 s: 1 succeeded · 2 failovers · $0.0000 of $0.05 spent"
     )
 
 

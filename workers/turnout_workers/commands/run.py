@@ -167,7 +167,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     if options["as_json"]:
         console.out(json.dumps(run_summary.summary(tally)), highlight=False)
     else:
-        _sum_up(console, tally, time.monotonic() - began_at, output, options["errors"], first)
+        _sum_up(console, tally, time.monotonic() - began_at, output, options, first)
     if broken:
         raise TurnoutError(broken)
     return lines.DONE if complete else lines.SOME_FAILED
@@ -212,14 +212,15 @@ def _feed(
 
 
 def _sum_up(
-    console: Console, tally: Tally, took_s: float, output: str, errors: str | None, unanswered: bytes | None
+    console: Console, tally: Tally, took_s: float, output: str, options: dict[str, Any], unanswered: bytes | None
 ) -> None:
     """unanswered: the first line without an answer."""
     if tally.providers:
         show(console, run_summary.table(tally))
-    console.print(run_summary.closing_line(tally, took_s), highlight=False)
+    console.print(run_summary.closing_line(tally, took_s, options["max_cost_microusd"]), highlight=False)
     say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
     if output != "-":
+        errors = options["errors"]
         apart = f", those without an answer in {errors}" if errors not in (None, "-") else ""
         say(f"Results are in {output}{apart}")
     if unanswered is not None:

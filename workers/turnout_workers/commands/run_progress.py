@@ -14,8 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turnout.batch.tally import ProviderTally, Tally
-from turnout.result import dollars
-from turnout_workers.commands.run_summary import span, steady_usd, summary
+from turnout_workers.commands.run_summary import span, steady_usd, summary, under
 from turnout_workers.commands.screen import counted
 
 
@@ -46,12 +45,12 @@ class Progress:
 
     def _standing(self, tally: Tally) -> str:
         """Pace, when the rest will be done, money and trouble."""
-        total, ceiling = self._total, self._ceiling_microusd
+        total = self._total
         rate = (tally.finished - tally.resumed) / (time.monotonic() - self._began_at)
         told = [f"{rate:,.0f} jobs/s" if rate >= 10 or not rate else f"{rate:.1f} jobs/s"]
         if total is not None:
             told.append(f"ETA {span((total - tally.finished) / rate) if rate else '–'}")
-        told.append(steady_usd(tally.cost_microusd) + ("" if ceiling is None else f" of {dollars(ceiling)}"))
+        told.append(under(self._ceiling_microusd, tally))
         return " · ".join([*told, f"{tally.failed:,} failed", counted(tally.failovers, "failover")])
 
 

@@ -9,6 +9,7 @@ from rich.table import Table
 
 from turnout.batch.tally import Tally
 from turnout.request import MICROUSD_PER_USD
+from turnout.result import dollars
 from turnout_workers.commands import screen
 
 PROVIDER_COUNTS = ("jobs", "failures", "failovers_in", "failovers_out", "input_tokens", "output_tokens", "simulated")
@@ -52,7 +53,7 @@ def table(tally: Tally) -> Table:
     return made
 
 
-def closing_line(tally: Tally, took_s: float) -> str:
+def closing_line(tally: Tally, took_s: float, ceiling_microusd: int | None) -> str:
     """The sum in one sentence."""
     ends = ", ".join(f"{count:,} {status}" for status, count in tally.done.most_common() if count)
     parts = [f"{screen.counted(tally.finished, 'line')} in {span(took_s)}: {ends or 'nothing to do'}"]
@@ -61,7 +62,7 @@ def closing_line(tally: Tally, took_s: float) -> str:
     if tally.shared:
         parts.append(f"{tally.shared:,} answered as an identical line was")
     parts.append(screen.counted(tally.failovers, "failover"))
-    parts.append(f"{steady_usd(tally.cost_microusd)} spent")
+    parts.append(f"{under(ceiling_microusd, tally)} spent")
     if tally.unsure_microusd:
         parts.append(f"up to {steady_usd(tally.unsure_microusd)} more that a failed call may have cost")
     if tally.unpriced:
@@ -76,6 +77,11 @@ def span(seconds: float) -> str:
         if whole >= size:
             return f"{whole // size} {unit} {whole % size // part} {smaller}"
     return f"{whole} s"
+
+
+def under(ceiling_microusd: int | None, tally: Tally) -> str:
+    """What was spent, of how much, if there is a ceiling."""
+    return steady_usd(tally.cost_microusd) + ("" if ceiling_microusd is None else f" of {dollars(ceiling_microusd)}")
 
 
 def steady_usd(microusd: int) -> str:
