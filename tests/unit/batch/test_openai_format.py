@@ -212,3 +212,73 @@ def test_options_of_openai_alone_are_kept_for_it_and_nulls_are_as_if_not_given()
     response = asked(RESPONSES, user="u", text={"verbosity": "low"}, reasoning={"effort": "low", "summary": None})
     assert response.extras == {"openai": {"user": "u", "verbosity": "low"}}
     assert response.reasoning_effort == "low"
+
+
+def test_a_conversation_of_responses_is_the_chat_that_it_would_have_been() -> None:
+    schema = {"type": "object", "properties": {"city": {"type": "string"}}}
+    image = "data:image/png;base64,AAAA"
+    found = asked(
+        RESPONSES,
+        instructions="Be brief.",
+        max_output_tokens=9,
+        input=[
+            {"role": "user", "content": [
+                {"type": "input_text", "text": "Where?"}, {"type": "input_image", "image_url": image, "detail": "low"},
+            ]},
+            {"type": "function_call", "call_id": "c", "name": "find", "arguments": "{}"},
+            {"type": "function_call_output", "call_id": "c", "output": "Oslo"},
+            {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Oslo."}]},
+        ],
+        tools=[{"type": "function", "name": "find", "parameters": schema}],
+        tool_choice={"type": "function", "name": "find"},
+        text={"format": {"type": "json_schema", "name": "place", "schema": schema}},
+    )  # fmt: skip
+    call = {"id": "c", "type": "function", "function": {"name": "find", "arguments": "{}"}}
+    parts = [{"type": "text", "text": "Where?"}, {"type": "image_url", "image_url": {"url": image, "detail": "low"}}]
+    chat = asked(
+        CHAT,
+        max_completion_tokens=9,
+        messages=[
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": parts},
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "c", "content": "Oslo"},
+            {"role": "assistant", "content": [{"type": "text", "text": "Oslo."}]},
+        ],
+        tools=[{"type": "function", "function": {"name": "find", "parameters": schema}}],
+        tool_choice={"type": "function", "function": {"name": "find"}},
+        response_format={"type": "json_schema", "json_schema": {"name": "place", "schema": schema}},
+    )
+    assert found == chat
+    assert (found.tool_choice, found.max_output_tokens) == ("find", 9)
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"method": "GET"}, 'method: must be "POST"'),
+        ({"body": []}, "body: must be a JSON object, not an array"),
+        ({"custom_id": 7}, "custom_id: must be 1 to 512 printable characters"),
+        ({"prompt": "Hi"}, "prompt: unknown field"),
+        ({"constraints": {"max_cost": 1}}, "constraints.max_cost: unknown field"),
+        ({"body": {"model": "m", "messages": "Hi"}}, "body.messages: must be a JSON array"),
+        ({"url": RESPONSES, "body": {"input": "Hi", "messages": HELLO}}, "body.messages: unknown or unsupported field"),
+        ({"url": RESPONSES, "body": {"input": ["Hi"]}}, "body.input.0: must be a JSON object"),
+        (
+            {"url": RESPONSES, "body": {"input": [{"content": [{"type": "input_file"}]}]}},
+            "body.input.0.content.0.type:",
+        ),
+    ],
+)
+def test_a_line_that_is_wrong_around_its_question_says_where(changed: dict[str, Any], told: str) -> None:
+    line = {"custom_id": "a", "url": CHAT, "body": BODIES[CHAT], **changed}
+    _, bad = parse(RawLine(7, json.dumps(line).encode(), Format.OPENAI))
+    assert isinstance(bad, Problem)
+    assert bad.message.startswith(f"line 7: {told}")
+
+
+def test_a_line_may_have_constraints_beside_its_body() -> None:
+    line = {"custom_id": "a", "url": CHAT, "body": BODIES[CHAT], "constraints": {"only": ["groq"], "no_training": None}}
+    _, found = parse(RawLine(7, json.dumps(line).encode(), Format.OPENAI))
+    assert isinstance(found, InferenceRequest)
+    assert found.constraints.only == ("groq",)
