@@ -82,6 +82,12 @@ def test_a_link_error_is_called_and_the_result_raises(app: Celery) -> None:
         sent.get(timeout=LIMIT_S)
 
 
+def test_a_request_that_is_not_accepted_fails_with_the_reason(app: Celery) -> None:
+    late = infer(app, constraints={"deadline": "2020-01-31T12:00:00Z"}).apply_async()
+    with pytest.raises(Failed, match="expired: the job was not accepted"):
+        late.get(timeout=LIMIT_S)
+
+
 def test_a_chain_hands_the_result_on(app: Celery) -> None:
     text = chain(infer(app), own(app, "shop.answered")).apply_async().get(timeout=LIMIT_S)
     called.get(timeout=LIMIT_S)

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+from click.testing import CliRunner
 from tests.unit.routing.fleets import endpoint
 
+from turnout.cli import main
 from turnout_workers.commands.dry_run import Forecast, Share, duration_s
 from turnout_workers.routing.fleet import Fleet, Limits
 
@@ -45,3 +50,21 @@ def test_what_models_have_together_counts_for_them_together() -> None:
 
 def test_a_file_without_a_good_line_takes_no_time() -> None:
     assert duration_s(Forecast(), Fleet([]), 100) == 0
+
+
+def test_each_line_is_told_of_where_it_would_go_or_why_it_can_not(tmp_path: Path) -> None:
+    lines = tmp_path / "lines.jsonl"
+    asked = {"prompt": "A?", "model": "llama-3.3-70b", "max_output_tokens": 8}
+    lines.write_text("\n".join(map(json.dumps, [asked, asked, {"prompt": 1}, {**asked, "model": "none-such"}])))
+    command = ["run", str(lines), "--dry-run", "--simulate"]
+    told = CliRunner().invoke(main, [*command, "--json"])
+    assert told.exit_code == 1, "some can't be run"
+    summary = json.loads(told.stdout)
+    assert (summary["lines"], summary["bad"]) == (4, {"invalid_request": 1, "refused": 1})
+    [(endpoint_id, share)] = summary["endpoints"].items()
+    assert (share["jobs"], share["output_tokens"]) == (2, 8), "half of what they may write is expected"
+    assert 0 < summary["expected_usd"] < summary["most_usd"]
+    shown = CliRunner().invoke(main, command).stdout
+    assert endpoint_id in shown
+    assert "4 lines, 2 of them good: about $0.00" in shown
+    assert "line 4: no endpoint can serve this job" in shown

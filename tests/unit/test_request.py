@@ -8,7 +8,8 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
-from turnout.client.submission import new_job
+from turnout.client.submission import new_job, refusal
+from turnout.ledger import Intake
 from turnout.request import InferenceRequest
 from turnout.validation import explain
 
@@ -120,3 +121,44 @@ def test_messages_that_are_one_text_are_one_problem() -> None:
     with pytest.raises(ValidationError) as refused:
         new_job(messages="Hello")  # type: ignore[arg-type]
     assert refused.value.error_count() == 1
+
+
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"prompt": "a"}, set()),
+        ({"prompt": "a", "tools": [{"function": {"name": "weather"}}]}, {"tools"}),
+        ({"prompt": "a", "response_format": {"type": "json_schema", "json_schema": SCHEMA}}, {"json_schema"}),
+        ({"prompt": "a", "response_format": {"type": "json_object"}}, set()),
+        ({"input": "a"}, {"embeddings"}),
+        ({"messages": [{"role": "user", "content": [IMAGE]}]}, {"vision"}),
+        ({"prompt": "a", "constraints": {"capabilities": ["reasoning"]}}, {"reasoning"}),
+    ],
+)
+def test_a_request_shows_what_a_model_must_be_able_to_do(fields: dict[str, Any], needed: set[str]) -> None:
+    assert InferenceRequest.model_validate(fields).required_capabilities == needed
+
+
+@pytest.mark.parametrize(
+    ("fields", "told"),
+    [
+        ({"messages": []}, "messages is empty"),
+        ({"prompt": "a", "input": "b"}, "give exactly one of prompt, messages, input; got prompt, input"),
+        (
+            {"messages": [{"role": "user", "content": [IMAGE | {"image_url": {"url": "https://a.example/x.png"}}]}]},
+            "messages.0.content.0.image_url.url: must be a data:image/… URI; remote images are not fetched",
+        ),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_in_words(fields: dict[str, Any], told: str) -> None:
+    with pytest.raises(ValidationError) as refused:
+        InferenceRequest.model_validate(fields)
+    assert explain(refused.value) == told
+
+
+def test_a_job_that_is_not_accepted_says_why_and_whether_to_try_later() -> None:
+    assert refusal("a", Intake.QUEUED) is refusal("a", Intake.DUPLICATE) is None
+    told = {outcome: refusal("a", outcome) for outcome in (Intake.FULL, Intake.EXPIRED, Intake.CONFLICT)}
+    assert {outcome: error.retryable for outcome, error in told.items() if error} == {
+        Intake.FULL: True, Intake.EXPIRED: False, Intake.CONFLICT: False,
+    }  # fmt: skip

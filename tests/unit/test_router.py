@@ -128,6 +128,14 @@ async def test_a_failed_call_is_made_elsewhere_at_once(routers: Any, clock: Time
     assert clock.now == NOW
 
 
+async def test_a_job_without_fallback_waits_for_a_rate_limit_where_it_was_begun(routers: Any, clock: Time) -> None:
+    first, second = Provider("first", [down(K.RATE_LIMITED, retry_after_s=30.0)]), Provider("second")
+    router = routers(first, second, default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(request(allow_fallback=False))).text == "from first"
+    assert (first.calls, second.calls) == (2, 0)
+    assert clock.now >= NOW + 30
+
+
 async def test_a_clock_that_goes_back_during_a_call_fails_nothing(routers: Any, clock: Time) -> None:
     class SetBack(Provider):
         async def call(self, *args: Any) -> CallOutcome:

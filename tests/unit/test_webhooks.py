@@ -26,7 +26,7 @@ from turnout_workers.background.lasting import end
 from turnout_workers.background.webhooks import Webhook, Webhooks, message_id
 from turnout_workers.config import ConfigError, Source, load
 from turnout_workers.config.in_force import InForce
-from turnout_workers.config.public_addresses import address_trouble, is_public
+from turnout_workers.config.public_addresses import PublicResolver, address_trouble, is_public
 from turnout_workers.providers.account import Secret
 
 PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nmodels = ["m"]\n'
@@ -44,6 +44,13 @@ def in_force(webhooks: dict[str, Webhook]) -> InForce:
 )  # fmt: skip
 def test_inner_addresses_are_not_public(address: str) -> None:
     assert not is_public(address)
+
+
+async def test_a_name_is_looked_at_when_connecting() -> None:
+    resolver = PublicResolver()
+    with pytest.raises(OSError, match="localhost has no public address"):
+        await resolver.resolve("localhost", 443)
+    await resolver.close()
 
 
 def test_a_public_address_is() -> None:

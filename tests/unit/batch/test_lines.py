@@ -25,7 +25,7 @@ from turnout.batch.arriving import arriving
 from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.journal import Unwritable
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
-from turnout.batch.parse import detect, parse
+from turnout.batch.parse import MAX_LINE_BYTES, detect, parse
 from turnout.batch.render import never_run, reason, render
 from turnout.batch.source import Source, SourceError, read
 from turnout.batch.tally import Tally, entry
@@ -151,6 +151,23 @@ def test_as_many_outcomes_as_lines_whatever_they_hold_each_with_its_id(format: F
     assert [line.number for line, _ in lines] == list(range(1, len(raws) + 1))
     if format is not Format.TEXT:
         assert [one[field] for one in told[::2]] == ids[::2], "also of a broken line, where its id is legible"
+
+
+def test_an_id_that_an_earlier_line_has_is_bad_and_names_that_line() -> None:
+    unique = Uniqueness()
+    told = [unique.check(*parse(RawLine(n, b'{"prompt": "A?", "id": "a"}', Format.PLAIN))) for n in (3, 5)]
+    assert isinstance(told[0], InferenceRequest)
+    assert isinstance(told[1], Problem)
+    assert (told[1].code, told[1].message) == (
+        "duplicate_custom_id", "line 5: id 'a' was used on line 3 already; ids must be unique",
+    )  # fmt: skip
+
+
+def test_a_line_of_text_is_a_prompt_as_it_stands_and_as_long_as_any() -> None:
+    text = '{"prompt": "'.ljust(MAX_LINE_BYTES, "?")
+    _, found = parse(RawLine(1, text.encode(), Format.TEXT))
+    assert isinstance(found, InferenceRequest)
+    assert found.prompt == text
 
 
 def test_ids_that_no_disk_has_room_for_are_told_as_such() -> None:
