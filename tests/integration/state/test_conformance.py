@@ -266,6 +266,21 @@ async def test_remaining_binds_until_its_reset_whatever_the_order_of_reports(fle
     assert await burst(fleet, bid(requests_per_minute=100), most=20) == 20
 
 
+@pytest.mark.parametrize("took", [10, 1000, 3000])
+async def test_what_remains_is_as_much_whatever_the_call_took_that_told_of_it(took: int, fleet: AnyFleet) -> None:
+    grant = await granted(fleet, bid(output_tokens=1000))
+    told = ObservedLimit("output_tokens_per_minute", remaining=50, reset_s=9)
+    await end(fleet, grant, output_tokens=took, limits=(told,))
+    await refused(fleet, bid(output_tokens=51))
+    await granted(fleet, bid(output_tokens=50))
+
+
+async def test_a_limit_of_which_a_call_takes_nothing_does_not_stand_in_its_way(fleet: AnyFleet) -> None:
+    await granted(fleet, bid(output_tokens_per_minute=10, output_tokens=11))
+    await refused(fleet, bid(output_tokens_per_minute=10, output_tokens=1))
+    await granted(fleet, bid(output_tokens_per_minute=10, input_tokens=1))
+
+
 async def test_each_cooldown_squeezes_the_limits_once_and_they_grow_back(fleet: AnyFleet) -> None:
     for _ in range(3):
         await fleet.store.mark("blocked", [A], "429", 2)

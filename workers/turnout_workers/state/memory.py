@@ -152,7 +152,7 @@ class MemoryFleetStore:
         self._expiry.pop(report.lease_id, None)
         for usage, charge in lease.charges:
             usage.release(report.lease_id)
-            usage.correct(charge, Use(1, report.input_tokens, report.output_tokens), now)
+            usage.correct(charge, Use(1, report.input_tokens, report.output_tokens))
         known.count_calls()
         for observed in report.limits:
             known.usage.learn(lease.charges[0][1], observed, now)

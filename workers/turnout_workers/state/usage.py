@@ -47,7 +47,7 @@ class Charge:
     second: int
     quarter: int
     total: Use
-    """All that was ever charged, including this: ties what headers say to a moment."""
+    """All that was ever charged, including this, and never corrected: ties what headers say to a moment."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +124,9 @@ class Usage:
         """The call holds no place any more."""
         self.calls.pop(lease_id, None)
 
-    def correct(self, charge: Charge, real: Use, now: int) -> None:
+    def correct(self, charge: Charge, real: Use) -> None:
         """Set a charge right, in the buckets in which it was made. A request stays a request."""
         error = real.minus(charge.use)
-        self._charged = self._charged.plus(error)
-        self.roll(now)
         self._minute.correct(charge.second, error)
         self._day.correct(charge.quarter, error)
 

@@ -70,7 +70,6 @@ end
 if error[2] ~= 0 or error[3] ~= 0 or #report.limits > 0 then
   for i, bucket in ipairs(call.buckets) do
     local usage = usage_of(usage_keys[i])
-    add(usage.charged, error)
     correct(usage_keys[i], 'minute', usage.minute, bucket[1])
     correct(usage_keys[i], 'day', usage.day, bucket[2])
     if i == 1 then learn(usage.headers) end

@@ -38,7 +38,8 @@ local function add(values, others, sign)
   for i = 1, 3 do values[i] = values[i] + (sign or 1) * others[i] end
 end
 
--- What the calls to an endpoint, or a whole account, took: all that were ever made, and those of a minute and a day.
+-- What the calls to an endpoint, or a whole account, took: all that were ever made, as charged at first,
+-- and those of a minute and a day.
 -- A window has the number of its newest bucket, what is in it, and the sum of all; its older buckets lie beside it.
 -- `headers` is what the provider said, by limit.
 local function usage_of(key)
