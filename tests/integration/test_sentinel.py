@@ -13,7 +13,7 @@ from pathlib import Path
 
 import redis
 from tests import redis_server
-from tests.chaos.stand import Stand, standing
+from tests.chaos.stand import LEASE_S, Stand, standing
 from tests.integration.test_crashes import FLEET
 
 from turnout import AsyncClient, Client
@@ -76,8 +76,8 @@ class Watched:
 
 
 @contextmanager
-def watched(folder: Path) -> Iterator[tuple[Stand, Watched]]:
-    with standing(folder, FLEET, concurrency=10) as stand, ExitStack() as open_:
+def watched(folder: Path, lease_s: float = LEASE_S) -> Iterator[tuple[Stand, Watched]]:
+    with standing(folder, FLEET, concurrency=10, lease_s=lease_s) as stand, ExitStack() as open_:
         yield stand, Watched(stand, open_)
 
 
@@ -128,4 +128,21 @@ def test_a_primary_that_hangs_and_comes_back_as_a_replica_takes_no_more_writes(t
         with redis.Redis(port=stand.redis.port, username="fleet", password="p@ss") as old:
             stand.until(lambda: old.info("replication")["role"] == "slave", 30)
         assert client.submit("After?").wait(30).text
+        assert worker.poll() is None
+
+
+def test_a_planned_failover_in_the_documented_order_calls_no_job_twice(tmp_path: Path) -> None:
+    with watched(tmp_path, lease_s=30.0) as (stand, here), Client(here.url) as client:
+        worker = stand.start_worker(redis_url=here.url)
+        jobs = client.submit_many(f"Question {n}?" for n in range(100))
+        stand.until(lambda: stand.settled() > 15, 30)
+        with redis.Redis(port=stand.redis.port, username="fleet", password="p@ss") as old:
+            old.client_pause(30_000, all=False)
+            here.asked[0].sentinel_failover("jobs")
+            stand.until(lambda: here.asked[0].sentinel_master("jobs")["port"] == here.replica.port, 20)
+            old.replicaof("127.0.0.1", here.replica.port)
+            old.client_unpause()
+        stand.until(lambda: stand.settled() == len(jobs), 60)
+        assert stand.outcomes([job.id for job in jobs]) == {"succeeded": len(jobs)}
+        assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
         assert worker.poll() is None
