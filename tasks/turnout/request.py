@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, Field, JsonValue, field_validator, model_validator
+from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from turnout.messages import ImagePart, Message, ResponseFormat, Tool, ToolCall
 from turnout.value import Name, Value
@@ -75,14 +75,22 @@ class Quality(StrEnum):
 # --- the request -----------------------------------------------------------------------------------------
 
 
+def _several(value: Any) -> Any:
+    """One alone is taken for a list of it."""
+    return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
+
+
+Names = Annotated[tuple[Name, ...], BeforeValidator(_several)]
+
+
 class RoutingConstraints(Value):
     """What an endpoint must satisfy, and how to choose among those that do. Every field is optional."""
 
-    only: tuple[Name, ...] = ()
+    only: Names = ()
     """Providers to use and no others."""
-    ignore: tuple[Name, ...] = ()
+    ignore: Names = ()
     """Providers never to use."""
-    order: tuple[Name, ...] = ()
+    order: Names = ()
     """Providers to try first, in this order."""
     max_cost_usd: float | None = Field(default=None, ge=0, le=MOST)
     """Ceiling on this job's cost over all of its attempts. An endpoint of unknown price is then excluded."""
@@ -94,11 +102,11 @@ class RoutingConstraints(Value):
     """The job expires when it has not been settled by then."""
     deadline_s: float | None = Field(default=None, gt=0, le=MOST)
     """The same, relative to when the job is accepted."""
-    regions: tuple[Name, ...] = ()
+    regions: Names = ()
     """Regions in which the data may be processed; an endpoint of unknown region is excluded."""
     no_training: bool = False
     zero_retention: bool = False
-    capabilities: frozenset[Capability] = frozenset()
+    capabilities: Annotated[frozenset[Capability], BeforeValidator(_several)] = frozenset()
     """Beyond those that the request itself shows (tools, images, a JSON schema)."""
     min_context_tokens: int | None = Field(default=None, gt=0, le=MOST)
     min_quality: Quality | None = None
@@ -136,7 +144,7 @@ class InferenceRequest(Value):
     max_output_tokens: int | None = Field(default=None, gt=0, le=MOST)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: tuple[str, ...] = Field(default=(), repr=False)
+    stop: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(default=(), repr=False)
     seed: int | None = None
     tools: tuple[Tool, ...] = Field(default=(), repr=False)
     tool_choice: Literal["auto", "none", "required"] | Name | None = None
@@ -154,11 +162,6 @@ class InferenceRequest(Value):
     metadata: dict[str, str] = Field(default_factory=dict)
     """The caller's own labels; never sent to a provider."""
     constraints: RoutingConstraints = RoutingConstraints()
-
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _stops(cls, stop: Any) -> Any:
-        return (stop,) if isinstance(stop, str) else tuple(stop) if isinstance(stop, list) else stop
 
     @field_validator("metadata")
     @classmethod

@@ -58,10 +58,14 @@ def test_any_model_will_do_where_none_or_auto_is_named(model: Any, acceptable: t
             {"response_format": {"type": "json_schema", "name": "n", "json_schema": SCHEMA}},
         ),
         ({"stop": "END"}, {"stop": ["END"]}),
+        (
+            {"constraints": {"only": "groq", "capabilities": "tools"}},
+            {"constraints": {"only": ["groq"], "capabilities": ["tools"]}},
+        ),
     ],
-    ids=["response_format", "stop"],
+    ids=["response_format", "stop", "constraints"],
 )
-def test_what_openai_takes_in_another_shape_is_read_as_ours(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
+def test_what_comes_in_another_shape_is_read_as_ours(theirs: dict[str, Any], ours: dict[str, Any]) -> None:
     assert InferenceRequest.model_validate({"prompt": "a", **theirs}) == InferenceRequest.model_validate(
         {"prompt": "a", **ours}
     )
