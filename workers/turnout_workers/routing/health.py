@@ -88,7 +88,7 @@ def circuit(health: Health, now: float) -> Circuit:
         return Circuit.DISABLED
     if health.open_until > now:
         return Circuit.OPEN
-    if health.open_until > 0 and health.recovered_at < health.open_until:
+    if health.recovered_at < health.open_until:
         return Circuit.HALF_OPEN
     if health.recovered_at > 0 and now - health.recovered_at < RAMP_S:
         return Circuit.RAMPING

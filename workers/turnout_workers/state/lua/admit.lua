@@ -63,7 +63,7 @@ local function circuit(known, block)
     block(NEVER, 'disabled')
   elseif known[OPEN_UNTIL] > NOW then
     block(known[OPEN_UNTIL], 'open')
-  elseif known[OPEN_UNTIL] > 0 and known[RECOVERED_AT] < known[OPEN_UNTIL] then
+  elseif known[RECOVERED_AT] < known[OPEN_UNTIL] then
     half_open = true
     if known[PROBE_UNTIL] > NOW then block(NOW + ASK_AGAIN_MS, 'probing') end
   else

@@ -5,7 +5,7 @@
 -- KEYS  endpoints
 -- ARGV  endpoint
 local known = known_of(ARGV[1])
-local over = known[OPEN_UNTIL] > 0 and known[OPEN_UNTIL] <= NOW and known[RECOVERED_AT] < known[OPEN_UNTIL]
+local over = known[OPEN_UNTIL] <= NOW and known[RECOVERED_AT] < known[OPEN_UNTIL]
 if over and known[DISABLED] == 0 and known[ISOLATED] == 0 then
   known[RECOVERED_AT], known[PROBE], known[PROBE_UNTIL] = NOW, 0, 0
   known[CONSECUTIVE], known[PROVEN], known[BAD], known[WEIGHT] = 0, 0, 0, 0
