@@ -502,6 +502,33 @@ async def test_a_failed_probe_counts_another_trip_and_a_dead_one_frees_its_place
     assert not (await end(fleet, dead)).probe
 
 
+async def test_a_probe_of_which_no_verdict_comes_keeps_others_out_for_a_moment(fleet: AnyFleet) -> None:
+    await fleet.store.trip(A, 1, "refused")
+    fleet.advance(1)
+    await end(fleet, await granted(fleet, bid()))
+    assert (await refused(fleet, bid())).reasons == {A: "probing"}
+    fleet.advance(2)
+    assert (await granted(fleet, bid())).probe
+
+
+async def test_a_probes_answer_ends_no_ejection_that_came_meanwhile(fleet: AnyFleet) -> None:
+    await fleet.store.trip(A, 1, "refused")
+    fleet.advance(1)
+    probe = await granted(fleet, bid())
+    await fleet.store.trip(A, 5, "hangs")
+    await end(fleet, probe)
+    await fleet.store.recover(A)
+    assert (await refused(fleet, bid())).reasons == {A: "open"}
+
+
+async def test_a_call_is_in_flight_from_its_admission_to_its_report(fleet: AnyFleet) -> None:
+    grant = await granted(fleet, bid())
+    load = (await fleet.store.state())[1][A].load
+    assert (load.in_flight, load.oldest_started_at) == (1, START)
+    await end(fleet, grant)
+    assert (await fleet.store.state())[1][A].load.in_flight == 0
+
+
 async def test_trips_are_forgotten_after_a_healthy_minute(fleet: AnyFleet) -> None:
     await fleet.store.trip(A, 1, "")
     fleet.advance(1)

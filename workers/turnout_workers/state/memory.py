@@ -231,9 +231,7 @@ class MemoryFleetStore:
     # --- load and state ------------------------------------------------------------------------------------
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
-        now = self._now()
-        self._published = {name: one for name, one in self._published.items() if one[0] + ms(PUBLISHED_S) > now}
-        self._published[worker] = (now, dict(overdue))
+        self._published[worker] = (self._now(), dict(overdue))
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         now = self._now()
