@@ -521,12 +521,23 @@ async def test_a_probes_answer_ends_no_ejection_that_came_meanwhile(fleet: AnyFl
     assert (await refused(fleet, bid())).reasons == {A: "open"}
 
 
-async def test_a_call_is_in_flight_from_its_admission_to_its_report(fleet: AnyFleet) -> None:
+async def test_a_call_is_in_flight_from_its_admission_to_its_end(fleet: AnyFleet) -> None:
     grant = await granted(fleet, bid())
     load = (await fleet.store.state())[1][A].load
     assert (load.in_flight, load.oldest_started_at) == (1, START)
     await end(fleet, grant)
     assert (await fleet.store.state())[1][A].load.in_flight == 0
+    await granted(fleet, bid(), ttl_s=3)
+    fleet.advance(3)
+    await fleet.store.expire()
+    assert (await fleet.store.state())[1][A].load.in_flight == 0, "or until its lease is over"
+
+
+async def test_a_call_that_failed_says_nothing_of_latency_or_caches(fleet: AnyFleet) -> None:
+    used = {"input_tokens": 10, "cached_tokens": 10, "output_tokens": 3}
+    await end(fleet, await granted(fleet, bid()), ok=False, latency_s=9.0, **used)
+    metrics = (await fleet.store.state())[1][A].metrics
+    assert (metrics.latency_samples, metrics.cached_share, metrics.failures) == (0, 0.0, 1)
 
 
 async def test_trips_are_forgotten_after_a_healthy_minute(fleet: AnyFleet) -> None:
