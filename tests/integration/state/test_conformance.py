@@ -511,6 +511,14 @@ async def test_a_probe_of_which_no_verdict_comes_keeps_others_out_for_a_moment(f
     assert (await granted(fleet, bid())).probe
 
 
+async def test_an_endpoint_that_comes_back_has_no_more_calls_in_flight_than_its_limit(fleet: AnyFleet) -> None:
+    await fleet.store.trip(A, 1, "refused")
+    fleet.advance(1)
+    await end(fleet, await granted(fleet, bid(concurrency=2)))
+    await fleet.store.recover(A)
+    assert await burst(fleet, bid(concurrency=2)) == 2
+
+
 async def test_a_probes_answer_ends_no_ejection_that_came_meanwhile(fleet: AnyFleet) -> None:
     await fleet.store.trip(A, 1, "refused")
     fleet.advance(1)
