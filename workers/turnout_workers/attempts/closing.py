@@ -70,7 +70,7 @@ class Closing:
 
         new_round: every endpoint may be tried again.
         """
-        progress = job.progress.deferred(new_round)
+        progress = job.progress.deferred(self.parts.fleet.now(), new_round)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if record is None:
             event["behind"] = "others that wait for the same"

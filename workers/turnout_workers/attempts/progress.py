@@ -29,6 +29,8 @@ class Progress:
     """Attempts that count, of which a job has only so many."""
     failovers: int = 0
     deferrals: int = 0
+    waiting_since: float = 0.0
+    """Unix time at which it was parked first after its last call; 0: it was not."""
     not_before: float = 0.0
     """Unix time: what a plain Celery app has asked for as `eta` or `countdown`."""
 
@@ -54,14 +56,16 @@ class Progress:
             tried=self.tried | here,
             unsuited=self.unsuited | here if unsuited else self.unsuited,
             spent_attempts=self.spent_attempts + spends,
+            waiting_since=0.0,
         )
 
     def failed_over(self) -> Self:
         return replace(self, failovers=self.failovers + 1)
 
-    def deferred(self, new_round: bool = False) -> Self:
+    def deferred(self, now: float, new_round: bool = False) -> Self:
         """Parked. In a new round every endpoint may be tried again."""
-        return replace(self, deferrals=self.deferrals + 1, tried=frozenset() if new_round else self.tried)
+        tried, since = frozenset() if new_round else self.tried, self.waiting_since or now
+        return replace(self, deferrals=self.deferrals + 1, tried=tried, waiting_since=since)
 
     def to_json(self) -> str:
         return _stored().dump_json(self, exclude_none=True).decode()
@@ -100,6 +104,7 @@ class Job:
             deadline=self.deadline,
             spent_microusd=progress.cost_microusd + progress.unsure_microusd,
             failures=progress.failures,
+            waiting_since=progress.waiting_since,
             unsuited=progress.unsuited,
             pinned=pinned,
             priced=priced,

@@ -58,6 +58,8 @@ class JobProfile:
     max_cost_microusd: int | None = None
     spent_microusd: int = 0
     """Spent, or perhaps spent, by earlier attempts."""
+    waiting_since: float | None = None
+    """When it was refused for lack of room, and has got none since."""
     lane: Lane = Lane.STANDARD
     strategy: RoutingStrategy | None = None
     order: tuple[str, ...] = ()
@@ -83,6 +85,7 @@ class JobProfile:
         deadline: float | None = None,
         spent_microusd: int = 0,
         failures: Mapping[str, int] | None = None,
+        waiting_since: float = 0.0,
         unsuited: frozenset[str] = frozenset(),
         pinned: str | None = None,
         priced: bool = False,
@@ -122,6 +125,7 @@ class JobProfile:
             timeout_s=request.timeout_s,
             max_cost_microusd=wish.max_cost_microusd,
             spent_microusd=spent_microusd,
+            waiting_since=waiting_since or None,
             lane=wish.lane,
             strategy=wish.strategy,
             order=wish.order,

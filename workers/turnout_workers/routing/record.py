@@ -45,6 +45,7 @@ def to_record(
         "job": {
             "lane": job.lane.value,
             "deadline": job.deadline,
+            **({} if job.waiting_since is None else {"waiting_since": job.waiting_since}),
             "in": job.expected_input_tokens,
             "out": job.expected_output_tokens,
             "order": list(job.order),
@@ -133,10 +134,11 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
         options = [_option(row) for row in sorted(candidates(record), key=attrgetter("position"))]
         if not options:
             continue
-        deadline = record["job"]["deadline"]
+        deadline, since = record["job"]["deadline"], record["job"].get("waiting_since")
         job = JobProfile(
             lane=Lane(record["job"]["lane"]),
             deadline=deadline and deadline - record["at"],
+            waiting_since=None if since is None else since - record["at"],
             order=tuple(record["job"]["order"]),
             failures=record["job"]["failures"],
         )

@@ -8,6 +8,11 @@ For each candidate, and for waiting `w` seconds for one that is busy, the least 
 is best: e error rate, L predicted latency, P_late the lognormal chance of missing the deadline, λ and D the
 lane's urgency and time scale. With time to spare the price decides; with a deadline near, P_late does: the
 cheapest that will be in time follows by itself.
+
+A job that was parked expects to wait as long again as it has waited. So it pays for another candidate once its waiting
+has cost as much as that would have: at most twice what it would have paid had it known (ski rental: Karlin, Manasse,
+Rudolph and Sleator, Competitive snoopy caching, 1988). However busy more urgent lanes keep the cheapest, none waits for
+ever.
 """
 
 from __future__ import annotations
@@ -99,6 +104,11 @@ def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) ->
             utility += REPEAT * failures.get(estimate.view.endpoint.id, 0)
         scores.append(utility)
         late.append(p_late)
+    if job.waiting_since is not None:
+        waited = now - job.waiting_since
+        for index, (wait, *_) in enumerate(options):
+            if 0 < wait < waited:
+                scores[index] += per_second * (waited - wait)
     return scores, late
 
 
