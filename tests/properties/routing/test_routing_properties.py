@@ -42,7 +42,8 @@ from turnout_workers.routing.record import to_record
 
 seconds = st.floats(-30, 30).map(lambda s: NOW + s)
 shares = st.floats(0, 1)
-flat = st.builds(Price, st.floats(0, 50), st.floats(0, 50), st.none() | st.floats(0, 5), st.none() | st.floats(0, 80))
+usd = st.just(0.0) | st.floats(1e-3, 80)
+flat = st.builds(Price, usd, usd, st.none() | usd, st.none() | usd)
 prices = st.none() | flat | st.builds(replace, flat, longer=st.tuples(st.integers(100, 3000), flat))
 regions = st.frozensets(st.sampled_from(["eu", "us", "ch"]))
 capabilities = st.frozensets(st.sampled_from(list(Capability)), max_size=2)
@@ -114,6 +115,7 @@ jobs = st.builds(
     output_tokens=st.none() | st.integers(0, 800),
     expected_output_tokens=st.integers(0, 800),
     deadline=st.none() | seconds,
+    waiting_since=st.none() | st.floats(0, 9000).map(lambda s: NOW - s),
     max_latency_s=st.none() | st.floats(0.1, 60),
     max_cost_microusd=st.none() | st.integers(0, 100_000),
     lane=st.sampled_from(list(Lane)),
@@ -151,6 +153,8 @@ def test_every_candidate_is_eligible_and_may_be_called_now(
             assert candidate.upper_cost_microusd <= job.max_cost_microusd
         assert candidate.timeout_s > 0
     assert all(0 <= p_late <= 1 for p_late in made.ranking.late)
+    for asked in (made, made.asking()):
+        assert [bid.endpoint.id for bid in asked.bids()[:1]] == [best.endpoint.id for best in asked.candidates[:1]]
 
 
 @given(jobs | simple, fleets, seeds)

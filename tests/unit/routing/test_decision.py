@@ -280,6 +280,15 @@ def test_a_job_waits_for_a_cheaper_one_until_that_has_cost_as_much_as_a_dearer_o
     assert [bid.endpoint.provider for bid in decide(tired, cheap, twice).bids()] == ["a", "b"]
 
 
+def test_whatever_a_job_has_waited_what_it_waits_for_is_offered() -> None:
+    """What it would give up by waiting on is then its own score, but for the last bit of a number."""
+    rng, spare = random.Random(1), view(endpoint("spare", price=Price(2.0, 2.0)), metrics=observed())
+    for _ in range(3000):
+        busy = replace(CHEAP, load=Load(ready_at=NOW + 3 * rng.random()))
+        waiting = replace(job(lane=Lane.BATCH), waiting_since=NOW - rng.uniform(31, 531))
+        assert decide(waiting, busy, spare).asking().bids()
+
+
 def test_what_large_jobs_wait_for_holds_up_no_small_one() -> None:
     full = replace(CHEAP, load=Load(ready_at=NOW + 20, fits=150))
     sizes = [(50, 100), (51, 100), (9000, 100), (22, 128), (23, None)]

@@ -126,9 +126,10 @@ class Decision:
         if not strategy.patient or len(ready) < 2:
             return tuple(map(self._candidate, ready))
         rows = [self.ranking.option(index) for index in ready]
-        later = rows[0]._replace(wait_s=WAITABLE_S)
-        (threshold, *scores), _ = utilities(self.job, [later, *rows], strategy, self.at)
-        return tuple(self._candidate(index) for index, score in zip(ready, scores, strict=True) if score <= threshold)
+        rows[0] = rows[0]._replace(wait_s=WAITABLE_S)
+        (threshold, *scores), _ = utilities(self.job, rows, strategy, self.at)
+        others = (index for index, score in zip(ready[1:], scores, strict=True) if score <= threshold)
+        return tuple(map(self._candidate, (ready[0], *others)))
 
     def asking(self) -> Decision:
         """The same, but also offering those that were busy a moment ago."""
