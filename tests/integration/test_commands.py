@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -65,7 +66,8 @@ def error(here: local.Local, *arguments: str) -> str:
 def test_status_renews_itself_and_tells_the_pace_on_a_terminal(here: local.Local) -> None:
     ours, theirs = pty.openpty()
     command, environ = [sys.executable, "-m", "turnout", "status"], {**os.environ, **here.environ, "TERM": "xterm"}
-    with subprocess.Popen(command, stdin=theirs, stdout=theirs, env=environ) as shown:
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # a shell lets its background commands ignore it
+    with subprocess.Popen(command, stdin=theirs, stdout=theirs, env=environ, preexec_fn=heeding) as shown:
         os.close(theirs)
         said = b""
         while b"jobs/s" not in said:
