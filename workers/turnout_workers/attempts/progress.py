@@ -29,8 +29,8 @@ class Progress:
     """Attempts that count, of which a job has only so many."""
     failovers: int = 0
     deferrals: int = 0
-    waiting_since: float = 0.0
-    """Unix time at which it was parked first after its last call; 0: it was not."""
+    waiting_since: float | None = None
+    """Unix time at which it was parked first after its last call; None: it was not."""
     not_before: float = 0.0
     """Unix time: what a plain Celery app has asked for as `eta` or `countdown`."""
 
@@ -56,7 +56,7 @@ class Progress:
             tried=self.tried | here,
             unsuited=self.unsuited | here if unsuited else self.unsuited,
             spent_attempts=self.spent_attempts + spends,
-            waiting_since=0.0,
+            waiting_since=None,
         )
 
     def failed_over(self) -> Self:

@@ -59,7 +59,7 @@ class JobProfile:
     spent_microusd: int = 0
     """Spent, or perhaps spent, by earlier attempts."""
     waiting_since: float | None = None
-    """When it was refused for lack of room, and has got none since."""
+    """When it was parked first after its last call; None: it was not."""
     lane: Lane = Lane.STANDARD
     strategy: RoutingStrategy | None = None
     order: tuple[str, ...] = ()
@@ -85,7 +85,7 @@ class JobProfile:
         deadline: float | None = None,
         spent_microusd: int = 0,
         failures: Mapping[str, int] | None = None,
-        waiting_since: float = 0.0,
+        waiting_since: float | None = None,
         unsuited: frozenset[str] = frozenset(),
         pinned: str | None = None,
         priced: bool = False,
@@ -125,7 +125,7 @@ class JobProfile:
             timeout_s=request.timeout_s,
             max_cost_microusd=wish.max_cost_microusd,
             spent_microusd=spent_microusd,
-            waiting_since=waiting_since or None,
+            waiting_since=waiting_since,
             lane=wish.lane,
             strategy=wish.strategy,
             order=wish.order,
