@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -10,8 +11,10 @@ import pytest
 import redis
 from tests.chaos.stand import standing
 
-from turnout.ledger import Script
-from turnout.request import Lane, RoutingConstraints
+from turnout.ledger import NewJob, Script, run
+from turnout.request import InferenceRequest, Lane, RoutingConstraints
+from turnout_workers.attempts.progress import Progress
+from turnout_workers.routing.options import PATIENCE_S
 from turnout_workers.transport import FETCH_SHARE, LaneOrder
 
 FLEET = """
@@ -85,3 +88,23 @@ def test_with_memory_full_jobs_stay_in_their_lanes(tmp_path: Path) -> None:
         stand.client.config_set("maxmemory", 0)
         stand.until(lambda: stand.settled() == 40, 60)
         assert stand.outcomes(ids) == {"succeeded": 40}
+
+
+def test_a_job_leaves_room_for_a_larger_one_that_has_waited_long_in_its_lane(tmp_path: Path) -> None:
+    slow = FLEET.replace("ttft_s = 0.01", "ttft_s = 60\ntokens_per_minute = 1000")
+    with standing(tmp_path, slow, concurrency=10) as stand:
+        stand.start_worker()
+        for name, tokens, lane, waited_s, becomes in (
+            ("first", 500, Lane.STANDARD, 0, "calling"),
+            ("large", 600, Lane.STANDARD, 2 * PATIENCE_S[Lane.STANDARD], "delayed"),
+            ("small", 100, Lane.STANDARD, 0, "delayed"),
+            ("small and urgent", 100, Lane.INTERACTIVE, 0, "calling"),
+        ):
+            wish = RoutingConstraints(lane=lane)
+            request = InferenceRequest(prompt=name, max_output_tokens=tokens, constraints=wish)
+            run(stand.client, [stand.ledger.enqueue(NewJob.of(name, request, publish=False))])
+            if waited_s:
+                progress = Progress(deferrals=1, waiting_since=time.time() - waited_s)
+                stand.client.hset(stand.ledger.keys.job(name), "progress", progress.to_json())
+            run(stand.client, [stand.ledger.bring(name, lane)])
+            stand.until(lambda name=name, becomes=becomes: stand.outcomes([name]) == {becomes: 1}, 30)

@@ -117,6 +117,7 @@ class TwoStores(RuleBasedStateMachine):
         ceilings=CEILINGS,
         token=st.none() | st.integers(1, 2),
         headroom=st.sampled_from([1.0, 0.5, 0.01]),
+        place=st.none() | st.sampled_from([1.5, 2.0, 3.0]),
     )
     def admit(
         self,
@@ -126,9 +127,10 @@ class TwoStores(RuleBasedStateMachine):
         ceilings: tuple[Ceiling, ...],
         token: int | None,
         headroom: float,
+        place: float | None,
     ) -> None:
         fence = Fence("1", token) if token else None
-        ask = Ask(lease, bids, ttl_s, ceilings, fence, headroom)
+        ask = Ask(lease, bids, ttl_s, ceilings, fence, headroom, place)
         self._admit(ask)
 
     def _admit(self, ask: Ask) -> None:

@@ -496,8 +496,9 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
     assert "secret" not in json.dumps(record)
 
 
-def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_same() -> None:
-    busy = view(endpoint("busy"), load=Load(ready_at=NOW + 0.4))
+@pytest.mark.parametrize("wait_s", [0.4, 40])
+def test_one_whose_only_endpoint_was_busy_a_moment_ago_may_ask_there_all_the_same(wait_s: float) -> None:
+    busy = view(endpoint("busy"), load=Load(ready_at=NOW + wait_s))
     decision = decide(job(), busy)
     assert (decision.action, decision.bids()) == (Action.WAIT, ())
     asking = decision.asking()

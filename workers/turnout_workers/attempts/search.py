@@ -19,7 +19,7 @@ from turnout_workers.attempts.parts import Parts
 from turnout_workers.monitoring import tracing
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.estimate import amend
-from turnout_workers.routing.options import headroom
+from turnout_workers.routing.options import headroom, place
 from turnout_workers.routing.record import to_record
 from turnout_workers.routing.tenants import TenantShares
 from turnout_workers.state.snapshot import POLL_S
@@ -133,7 +133,9 @@ class Searching:
     async def admit(self, job: HeldJob, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         parts, now = self._parts, self._parts.fleet.now()
         bids = tuple(Bid.of(c, parts.ceilings.of_provider(c.endpoint.provider)) for c in candidates)
-        lane_share = headroom(job.claim.lane, self._last_seen, now, parts.in_force.reserved)
+        lane, since = job.claim.lane, job.progress.waiting_since
+        lane_share = headroom(lane, self._last_seen, now, parts.in_force.reserved)
+        share = self._shares.headroom(job.claim.tenant or "", now)
         first = bids[0].endpoint_id
         amend(parts.fleet.snapshot, first, lambda seen: seen.begun(now))  # so that jobs that come together spread
         admission = await parts.store.admit(
@@ -143,7 +145,9 @@ class Searching:
                 ttl_s=parts.heartbeat.ttl_s,
                 ceilings=parts.ceilings.of_job(job.id, job.request, job.claim.batch),
                 fence=Fence(job.id, job.claim.token, job.claim.batch),
-                headroom=lane_share * self._shares.headroom(job.claim.tenant or "", now),
+                headroom=lane_share * share,
+                # Nobody waits for a tenant that has had more than its share.
+                place=place(lane, since if share == 1 else None, now),
             )
         )
         if isinstance(admission, Granted) and admission.endpoint_id != first:

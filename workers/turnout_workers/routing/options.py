@@ -2,7 +2,7 @@
 
 Some are held back and used only when nothing else can take the job within a pause: first one that has never answered
 and has its first calls, where another is known to answer; then one that is to be probed by a better suited job; then
-one that is too slow by what its operator says; at last those where this job failed.
+one that is too slow by what its operator says; then those where this job failed; at last one that is full for long.
 """
 
 from __future__ import annotations
@@ -35,7 +35,12 @@ RESERVED = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
 RESERVED_FOR_S = 60.0
 """… if there was one of their jobs within this time: a batch alone may use all there is."""
 
-HELD_BACK = (Reason.SILENT, Reason.PROBING, Reason.SLOW, Reason.TRIED)
+PATIENCE_S = {Lane.INTERACTIVE: 30.0, Lane.STANDARD: 300.0, Lane.BATCH: 3600.0}
+"""After so long without room, a job has some kept for it: others wait for a large one, up to a minute."""
+A_LANE_S = 1e10
+"""More than any Unix time, so that the places of lanes don't mix."""
+
+HELD_BACK = (Reason.SILENT, Reason.PROBING, Reason.SLOW, Reason.TRIED, Reason.FULL)
 """In the order in which they are used after all."""
 
 
@@ -47,6 +52,13 @@ def headroom(
     urgent = lanes[: lanes.index(lane)]
     contended = any(now - last_seen.get(other, -math.inf) < RESERVED_FOR_S for other in urgent)
     return 1 - reserved[lane] if contended else 1.0
+
+
+def place(lane: Lane, waiting_since: float | None, now: float) -> float:
+    """Of a job among all that want room, see `store.Ask`: by its lane, then by how long it waits. Those that don't wait
+    for long are all alike the last of their lane."""
+    waits = waiting_since is not None and now - waiting_since >= PATIENCE_S[lane]
+    return list(Lane).index(lane) * A_LANE_S + (waiting_since if waits and waiting_since else A_LANE_S / 2)
 
 
 class Options:
@@ -109,7 +121,7 @@ class Options:
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
             option, self.any_busy = option._replace(wait_s=ready_at - now), True
-            if option.wait_s > WAITABLE_S:
+            if option.wait_s > WAITABLE_S and health.blocked_until > now:
                 self._exclude(option, *busy_reason(option, now), ready_at)
                 return None
         state = circuit(health, now)
@@ -119,7 +131,9 @@ class Options:
             return None
         if state is Circuit.HALF_OPEN:
             option = _as_probe(option)
-        if endpoint.id in self.tried:
+        if option.wait_s > WAITABLE_S:
+            self._hold_back(option, *busy_reason(option, now))
+        elif endpoint.id in self.tried:
             self._hold_back(option, Reason.TRIED, "this job failed there a moment ago")
         elif option.probe and job.lane is Lane.INTERACTIVE and now - health.open_until < PROBE_OVERDUE_S:
             self._hold_back(option, Reason.PROBING, "to be probed by a job that nobody waits for")
@@ -137,10 +151,11 @@ class Options:
     def _add_held_back(self) -> None:
         for reason in HELD_BACK:
             held_back, silent = self._held_back.get(reason, []), reason is Reason.SILENT
-            soon = [estimate for wait_s, *_, estimate in self.usable if wait_s <= PAUSE_S[self.job.lane]]
+            within_s = math.inf if reason is Reason.FULL else PAUSE_S[self.job.lane]
+            soon = [estimate for wait_s, *_, estimate in self.usable if wait_s <= within_s]
             if any(not silent or estimate.view.metrics.latency_samples for estimate in soon):
                 for option, text in held_back:
-                    self._exclude(option, reason, text)
+                    self._exclude(option, reason, text, self.now + option.wait_s if option.wait_s else None)
             else:
                 self.usable += [option for option, _ in held_back]
         self.usable.sort(key=_position)  # as a record's, from which a decision is repeated: in turn goes by it

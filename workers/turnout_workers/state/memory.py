@@ -16,7 +16,19 @@ from turnout_workers.routing import latency
 from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, account_id
 from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_pace, ramp_slots
 from turnout_workers.state.record import FRESH, RESTORED, Record, sampled
-from turnout_workers.state.store import PUBLISHED_S, VERDICT_S, Admission, Ask, Bid, Granted, Mark, NoRoom, Report, ms
+from turnout_workers.state.store import (
+    KEPT_S,
+    PUBLISHED_S,
+    VERDICT_S,
+    Admission,
+    Ask,
+    Bid,
+    Granted,
+    Mark,
+    NoRoom,
+    Report,
+    ms,
+)
 from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Room, Usage
 from turnout_workers.state.windows import DAY, MINUTE, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
 
@@ -79,13 +91,16 @@ class MemoryFleetStore:
             if not (obstacles := list(self._obstacles(bid, ask, now))):
                 return self._grant(bid, ask, now)
             until, reason = max(obstacles, key=lambda o: math.inf if o.until is None else o.until)
+            if ask.place is not None and bid is ask.bids[0] and until is not None and until <= now + ms(KEPT_S):
+                for usage in self._counted_by(bid):
+                    usage.keep_room(ask.place, _need(bid), now)
             longest[bid.endpoint_id] = (None if until is None else until / 1000, reason)
         return NoRoom.of(now / 1000, longest)
 
     def _obstacles(self, bid: Bid, ask: Ask, now: int) -> Iterator[Obstacle]:
         """All that stand in the way of this bid."""
         yield from self._circuit_obstacles(bid, now)
-        yield from self._capacity_obstacles(bid, ask.headroom, now)
+        yield from self._capacity_obstacles(bid, ask, now)
 
     def _circuit_obstacles(self, bid: Bid, now: int) -> Iterator[Obstacle]:
         known = self._endpoints[bid.endpoint_id]
@@ -99,8 +114,8 @@ class MemoryFleetStore:
         if known.blocked_until > now:
             yield Obstacle(known.blocked_until, "cooldown")
 
-    def _capacity_obstacles(self, bid: Bid, headroom: float, now: int) -> Iterator[Obstacle]:
-        known, limits = self._endpoints[bid.endpoint_id], bid.limits
+    def _capacity_obstacles(self, bid: Bid, ask: Ask, now: int) -> Iterator[Obstacle]:
+        known, limits, headroom = self._endpoints[bid.endpoint_id], bid.limits, ask.headroom
         health, counted_by = known.health_at(now), self._counted_by(bid)
         for usage in counted_by:
             usage.roll(now)
@@ -112,10 +127,10 @@ class MemoryFleetStore:
                 if had >= max(1, math.floor(ramp_pace(limits.requests_per_minute, second) * headroom)):
                     yield Obstacle((second + 1) * MINUTE[0], "ramping")
         known.slots = -1 if bid.limits.concurrency is None else bid.limits.concurrency
-        room, need = Room(), Use(1, bid.input_tokens, bid.output_tokens)
+        room = Room()
         shares = squeezed(known.share, known.blocked_until, now), 1.0
         for usage, allowed, share in zip(counted_by, (limits, bid.shared_limits), shares, strict=False):
-            here, full = usage.room(allowed, need, share, headroom, now)
+            here, full = usage.room(allowed, _need(bid), share, headroom, ask.place, now)
             room = room.with_less(here)
             yield from full
         known.free, known.free_at, known.ready_at = room.free, now, room.ready_at
@@ -133,8 +148,8 @@ class MemoryFleetStore:
             known.probes += 1
             known.probe = probe = known.probes
             known.probe_until = expires_at
-        use = Use(1, bid.input_tokens, bid.output_tokens)
-        charges = tuple((usage, usage.charge(ask.lease_id, use, now)) for usage in self._counted_by(bid))
+        need, place = _need(bid), ask.place
+        charges = tuple((usage, usage.charge(ask.lease_id, need, place, now)) for usage in self._counted_by(bid))
         known.count_calls()
         self._leases[ask.lease_id] = _Lease(bid.endpoint_id, now, charges, probe)
         self._expiry[ask.lease_id] = expires_at
@@ -242,6 +257,10 @@ class MemoryFleetStore:
         return now / 1000, {
             id: known.observed(now, known.texts, known.latencies, overdue[id]) for id, known in self._endpoints.items()
         }
+
+
+def _need(bid: Bid) -> Use:
+    return Use(1, bid.input_tokens, bid.output_tokens)
 
 
 def _counters(known: Record, now: int) -> Counters:

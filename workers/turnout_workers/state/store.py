@@ -80,6 +80,9 @@ class Ask:
     fence: Fence | None = None
     headroom: float = 1.0
     """Share of each limit that this job may fill, for the reserves of more urgent lanes and other tenants."""
+    place: float | None = None
+    """Among all that want room; the smallest comes first. Where the first finds none, those after it leave it some, for
+    else small jobs would take it bit by bit, and a large one would wait for ever. None: it neither keeps nor leaves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +177,9 @@ VERDICT_S = 2.0
 """After a probe's report the endpoint stays closed to others this long for `trip` or `recover` to follow."""
 PUBLISHED_S = 3.0
 """How long a worker's counts hold."""
+KEPT_S = 90.0
+"""How long room is kept for the first of those that wait unless it asks again; longer than a minute's limit makes it
+wait. For what comes later than that none is kept."""
 
 
 Mark = Literal["blocked", "disabled", "isolated", "restored"]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.state.store import ASK_AGAIN_S, ObservedLimit, ms
+from turnout_workers.state.store import ASK_AGAIN_S, KEPT_S, ObservedLimit, ms
 from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, Kind, Use, Window
 
 ASK_AGAIN_MS = ms(ASK_AGAIN_S)
@@ -60,6 +60,14 @@ class _Cap:
     """Total of charges when the call was admitted that brought the header: later news replaces earlier."""
 
 
+class First(NamedTuple):
+    """The first of those that wait for room, and when (ms) it asked last."""
+
+    place: float
+    need: Use
+    at: int
+
+
 class Usage:
     def __init__(self) -> None:
         self._minute = Window(*MINUTE)
@@ -69,17 +77,22 @@ class Usage:
         self._caps: dict[str, _Cap] = {}
         self.calls: dict[str, int] = {}
         """Those in flight, by lease: since when (ms)."""
+        self._first: First | None = None
 
     def roll(self, now: int) -> None:
         for window in (self._minute, self._day):
             window.roll(now)
 
-    def room(self, limits: Limits, need: Use, share: float, headroom: float, now: int) -> tuple[Room, list[Obstacle]]:
+    def room(
+        self, limits: Limits, need: Use, share: float, headroom: float, place: float | None, now: int
+    ) -> tuple[Room, list[Obstacle]]:
         """What room there is, and what is in the way.
 
-        share: of the rate limits, what is in force. headroom: of all limits, what this job may fill. After `roll`.
+        share: of the rate limits, what is in force. headroom: of all limits, what this job may fill. place: see `Ask`.
+        After `roll`.
         """
-        found, room = [], Room()
+        found, room, first = [], Room(), self._first_at(now)
+        ahead = first.need if first and place is not None and first.place < place else NOTHING
         slots = limits.concurrency
         if slots is not None and len(self.calls) >= min(slots, max(1, math.floor(slots * headroom))):
             found.append(Obstacle(now + ASK_AGAIN_MS, "concurrency"))
@@ -95,15 +108,24 @@ class Usage:
             if not known:
                 continue
             limit = min(known) * share
-            window = self._minute if kind.window == "minute" else self._day
+            window, kept = (self._minute, kind.of(ahead)) if kind.window == "minute" else (self._day, 0)
             used = kind.of(window.used)
             room = room.with_less(Room(max(0.0, 1 - used / max(limit, 1))))
-            at = window.room_at(kind, _fits(amount, limit * headroom))
+            at = window.room_at(kind, _fits(amount, limit * headroom, kept))
             if at != 0:
                 found.append(Obstacle(at, name))
-                if (at := window.room_at(kind, _fits(amount, limit))) != 0:
+                if (at := window.room_at(kind, _fits(amount, limit))) != 0:  # for whoever comes first
                     room = room.until(at, kind, limit - used)
         return room, found
+
+    def keep_room(self, place: float, need: Use, now: int) -> None:
+        """For a job that has found none, unless one before it waits."""
+        if (first := self._first_at(now)) is None or place <= first.place:
+            self._first = First(place, need, now)
+
+    def _first_at(self, now: int) -> First | None:
+        """Unless it asks no more, or the clock went back."""
+        return self._first if self._first and 0 <= now - self._first.at < ms(KEPT_S) else None
 
     @property
     def this_second(self) -> tuple[int, int]:
@@ -111,8 +133,10 @@ class Usage:
         second = self._minute.newest
         return second, self._minute.buckets.get(second, NOTHING).requests
 
-    def charge(self, lease_id: str, use: Use, now: int) -> Charge:
+    def charge(self, lease_id: str, use: Use, place: float | None, now: int) -> Charge:
         """Begin a call. After `roll`."""
+        if self._first and self._first.place == place:
+            self._first = None
         self._charged = self._charged.plus(use)
         charge = Charge(use, self._minute.newest, self._day.newest, self._charged)
         self._minute.add(use)
@@ -143,7 +167,7 @@ class Usage:
             self._caps[observed.kind] = _Cap(told + observed.remaining, now + ms(observed.reset_s), told)
 
 
-def _fits(amount: int, limit: float) -> Callable[[int], bool]:
+def _fits(amount: int, limit: float, kept: int = 0) -> Callable[[int], bool]:
     """Room for `amount` more: within `limit`, or alone in the window. So reserves and squeezes delay a large job and
     never shut it out; and of one whose estimate is larger than the limit the provider has the last word."""
-    return lambda used: used + amount <= limit or used == 0
+    return lambda used: used + amount + kept <= limit or used + kept == 0

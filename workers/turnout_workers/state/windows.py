@@ -103,6 +103,8 @@ class Window:
             used -= kind.of(self.buckets[bucket])
             if fits(used):
                 break
+        else:  # not while room is kept for another
+            bucket = self.newest
         return (bucket + self.span + 1) * self.width_ms
 
 

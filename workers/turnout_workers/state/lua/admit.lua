@@ -28,6 +28,8 @@ local function roll(key, name, window, size)
   return true
 end
 
+local function need_of(bid) return {1, bid.input_tokens, bid.output_tokens} end
+
 local function load_of(usage_key, calls_key)
   local usage = usage_of(usage_key)
   local minute = roll(usage_key, 'minute', usage.minute, MINUTE)
@@ -36,19 +38,39 @@ local function load_of(usage_key, calls_key)
   return {key = usage_key, calls_key = calls_key, usage = usage, in_flight = redis.call('ZCARD', calls_key)}
 end
 
--- Room within the limit; or alone in the window, when a reserve, a squeeze or the limit itself gives less than one job.
-local function fits(used, amount, limit) return used + amount <= limit or used == 0 end
+-- The first of those that wait for room, unless it asks no more, or the clock went back.
+local function first_of(usage)
+  local first = usage.first
+  return first and NOW >= first.at and NOW < first.at + KEPT_MS and first
+end
 
-local function room_at(key, kind, window, amount, limit)
+-- What is kept of a minute's limits for the first, if this job comes after it.
+local function kept_of(usage)
+  local first = ask.place and first_of(usage)
+  return first and first.place < ask.place and first.need or {0, 0, 0}
+end
+
+-- For a job that has found no room, unless one before it waits.
+local function keep_room(load, need)
+  local first = first_of(load.usage)
+  if first and first.place < ask.place then return end
+  load.usage.first = {place = ask.place, need = need, at = NOW}
+  keep_usage(load.key, load.usage)
+end
+
+-- Room within the limit; or alone in the window, when a reserve, a squeeze or the limit itself gives less than one job.
+local function fits(used, amount, limit, kept) return used + amount + kept <= limit or used + kept == 0 end
+
+local function room_at(key, kind, window, amount, limit, kept)
   local used, name = total(window.sum, kind), kind[2]
   local size = name == 'minute' and MINUTE or DAY
-  if fits(used, amount, limit) then return 0 end
+  if fits(used, amount, limit, kept) then return 0 end
   local first, older = window.newest - size.span, {}
   for bucket = first, window.newest - 1 do older[#older + 1] = name .. bucket end
   for i, bucket in ipairs(redis.call('HMGET', key, unpack(older))) do
     if bucket then
       used = used - total(cmsgpack.unpack(bucket), kind)
-      if fits(used, amount, limit) then return (first + i + size.span) * size.width end
+      if fits(used, amount, limit, kept) then return (first + i + size.span) * size.width end
     end
   end
   return (window.newest + 1 + size.span) * size.width
@@ -91,7 +113,8 @@ local function capacity(load, limits, slots, squeezed, bid, block)
   if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * headroom))) then
     block(NOW + ASK_AGAIN_MS, 'concurrency')
   end
-  local free, ready_at, fits, usage, use = 1, 0, math.huge, load.usage, {1, bid.input_tokens, bid.output_tokens}
+  local free, ready_at, fits, usage, use = 1, 0, math.huge, load.usage, need_of(bid)
+  local ahead = kept_of(usage)
   local function full_until(time, kind, left)
     ready_at, fits = math.max(ready_at, time), math.min(fits, kind[3] == 1 and 0 or left)
   end
@@ -106,11 +129,12 @@ local function capacity(load, limits, slots, squeezed, bid, block)
       if told and told.limit and (not full or told.limit < full) then full = told.limit end
       if full then
         local limit, window = full * squeezed, usage[kind[2]]
+        local kept = kind[2] == 'minute' and total(ahead, kind) or 0
         free = math.min(free, math.max(0, 1 - total(window.sum, kind) / math.max(limit, 1)))
-        local at = room_at(load.key, kind, window, amount, limit * headroom)
+        local at = room_at(load.key, kind, window, amount, limit * headroom, kept)
         if at ~= 0 then
           block(at, name)
-          at = room_at(load.key, kind, window, amount, limit)
+          at = room_at(load.key, kind, window, amount, limit, 0) -- for whoever comes first
           if at ~= 0 then full_until(at, kind, limit - total(window.sum, kind)) end
         end
       end
@@ -156,13 +180,14 @@ local function charge(load, use)
     add(window.bucket, use)
   end
   add(usage.charged, use)
+  if usage.first and usage.first.place == ask.place then usage.first = nil end
   keep_usage(load.key, usage)
   redis.call('ZADD', load.calls_key, NOW, ask.lease_id)
   return {usage.minute.newest, usage.day.newest}
 end
 
 local function grant(bid, loads, probe)
-  local use, buckets = {1, bid.input_tokens, bid.output_tokens}, {}
+  local use, buckets = need_of(bid), {}
   for i, load in ipairs(loads) do buckets[i] = charge(load, use) end
   local accounts = {}
   for i, ceiling in ipairs(ceilings(bid)) do
@@ -189,10 +214,10 @@ end
 
 local paused = ask.fence and ask.fence.batch and redis.call('HGET', KEYS[#KEYS - 2], 'state') == 'paused'
 local refusal, at = {'full', NOW}, 6
-for _, bid in ipairs(ask.bids) do
+for i, bid in ipairs(ask.bids) do
   local loads = {}
-  for i = 1, bid.shared_limits and 2 or 1 do
-    loads[i] = load_of(KEYS[at], KEYS[at + 1])
+  for j = 1, bid.shared_limits and 2 or 1 do
+    loads[j] = load_of(KEYS[at], KEYS[at + 1])
     at = at + 2
   end
   local known, load = known_of(bid.endpoint_id), loads[1]
@@ -236,6 +261,9 @@ for _, bid in ipairs(ask.bids) do
     return grant(bid, loads, probe)
   end
   keep(bid.endpoint_id, known)
+  if ask.place and i == 1 and till ~= NEVER and till <= NOW + KEPT_MS then
+    for _, one in ipairs(loads) do keep_room(one, need_of(bid)) end
+  end
   refusal[#refusal + 1] = {bid.endpoint_id, till, reason}
 end
 return refusal

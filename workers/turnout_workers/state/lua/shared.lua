@@ -41,7 +41,7 @@ end
 -- What the calls to an endpoint, or a whole account, took: all that were ever made, as charged at first,
 -- and those of a minute and a day.
 -- A window has the number of its newest bucket, what is in it, and the sum of all; its older buckets lie beside it.
--- `headers` is what the provider said, by limit.
+-- `headers` is what the provider said, by limit; `first`, the first of those that wait for room.
 local function usage_of(key)
   local packed = redis.call('HGET', key, 'now')
   if packed then return cmsgpack.unpack(packed) end
