@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,7 +13,7 @@ from tests.integration.state.specification import SpecifiedStore
 
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
-from turnout_workers.state.redis import RedisFleetStore, accounts_call
+from turnout_workers.state.redis import RedisFleetStore, accounts_call, latencies_call
 from turnout_workers.state.store import Account, WorkersStore
 
 CLOCK_KEY = "clock of the tests"
@@ -83,6 +83,9 @@ class RedisFleet:
 
     async def accounts(self, *names: str) -> Mapping[str, Account]:
         return await self._send(accounts_call(self._keys, names))
+
+    async def latencies(self) -> Mapping[str, Sequence[int]]:
+        return await self._send(latencies_call(self._keys))
 
     def put_ceiling(self, account: str, microusd: int) -> None:
         self._redis.hset(self._keys.ceilings, account, str(microusd))

@@ -764,7 +764,6 @@ async def test_state_shows_load_latency_and_spend(fleet: AnyFleet) -> None:
     assert metrics.spent_microusd == 5
     assert metrics.cached_share == pytest.approx(0.05)
     assert metrics.sigma < 0.5
-    assert quantile_seen(metrics.latencies, 0.5) == 2.56
 
 
 @pytest.mark.parametrize("model", ["a|b", "llama|reason-7b", "llama"])
@@ -773,8 +772,19 @@ async def test_state_shows_an_endpoint_whatever_its_model_is_called(model: str, 
     await end(fleet, await granted(fleet, bid(f"groq/{model}")), latency_s=1)
     await fleet.store.trip(f"groq/{model}", 2, "hangs")
     states = (await fleet.store.state())[1]
-    assert (states.keys(), sum(states[f"groq/{model}"].metrics.latencies)) == ({"groq/llama", f"groq/{model}"}, 1)
+    assert (states.keys(), states[f"groq/{model}"].metrics.latency_samples) == ({"groq/llama", f"groq/{model}"}, 1)
     assert states[f"groq/{model}"].health.reason == "hangs"
+
+
+@pytest.mark.parametrize("model", ["llama", "llama|7b"])
+async def test_how_long_answers_took_is_counted_for_people(model: str, redis_url: str) -> None:
+    fleet = RedisFleet(redis_url)
+    for latency_s in (2.1, 2.2, None):
+        grant = await granted(fleet, bid(f"groq/{model}"))
+        await end(fleet, grant, ok=latency_s is not None, latency_s=latency_s)
+    seen = await fleet.latencies()
+    assert {endpoint: quantile_seen(counts, 0.5) for endpoint, counts in seen.items()} == {f"groq/{model}": 2.56}
+    await fleet.close()
 
 
 async def test_slow_samples_weigh_more_and_two_fast_ones_bring_relief(fleet: AnyFleet) -> None:

@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from tests.integration.state.stores import MemoryFleet, RedisFleet
 
-from turnout_workers.routing.fleet import Limits, Observed, ProviderMetrics
-from turnout_workers.routing.latency import BUCKETS
+from turnout_workers.routing.fleet import Limits, Observed
 from turnout_workers.state.store import (
     Ask,
     Bid,
@@ -68,7 +67,7 @@ REPORTS = st.builds(
     predicted_s=LATENCY,
     limits=st.lists(HEADERS, max_size=2).map(tuple),
 )
-UNKNOWN = Observed(metrics=ProviderMetrics(latencies=(0,) * BUCKETS))
+UNKNOWN = Observed()
 
 
 def rounded(value: Any) -> Any:

@@ -13,19 +13,24 @@ from turnout_workers.deployment import Deployment
 from turnout_workers.routing.fleet import EndpointView, Snapshot
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.latency import quantile_seen
-from turnout_workers.state.redis import accounts_call, state_call
+from turnout_workers.state.redis import accounts_call, latencies_call, state_call
 
 
 def overview(here: Deployment) -> dict[str, Any]:
     """All of it as plain values, in one round trip."""
     keys = here.ledger.keys
-    workers, (at, observed), *replies = here.ask(here.ledger.workers(), state_call(keys), *backlog_calls(keys))
+    asked = (here.ledger.workers(), state_call(keys), latencies_call(keys))
+    workers, (at, observed), latencies, *replies = here.ask(*asked, *backlog_calls(keys))
     return {
         "at": at,
         "configuration": here.settings.version,
         "workers": workers,
         **backlog(replies, at),
-        "endpoints": endpoints(here.fleet.snapshot(at, observed)),
+        "endpoints": [
+            {**row, "p50_s": quantile_seen(seen, 0.5), "p99_s": quantile_seen(seen, 0.99)}
+            for row in endpoints(here.fleet.snapshot(at, observed))
+            for seen in (latencies.get(row["endpoint"], ()),)
+        ],
     }
 
 
@@ -100,6 +105,4 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
         "error_rate": round(metrics.error_rate, 3),
         "spent_usd": metrics.spent_microusd / MICROUSD_PER_USD,
         "simulated": view.endpoint.simulated,
-        "p50_s": quantile_seen(metrics.latencies, 0.5),
-        "p99_s": quantile_seen(metrics.latencies, 0.99),
     }

@@ -204,8 +204,6 @@ class ProviderMetrics:
     calls: int = 0
     failures: int = 0
     spent_microusd: int = 0
-    latencies: tuple[int, ...] = ()
-    """Successful calls by their latency's bucket; see `latency.quantile_seen`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -58,7 +58,6 @@ class _Endpoint(Record):
     """With what Redis keeps beside the record."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    latencies: list[int] = field(default_factory=lambda: [0] * latency.BUCKETS)
     usage: Usage = field(default_factory=Usage)
 
     def health_at(self, now: int) -> Health:
@@ -254,9 +253,7 @@ class MemoryFleetStore:
         for at, calls in self._published.values():
             if at + ms(PUBLISHED_S) > now:
                 overdue.update(calls)
-        return now / 1000, {
-            id: known.observed(now, known.texts, known.latencies, overdue[id]) for id, known in self._endpoints.items()
-        }
+        return now / 1000, {id: known.observed(now, known.texts, overdue[id]) for id, known in self._endpoints.items()}
 
 
 def _need(bid: Bid) -> Use:
@@ -304,4 +301,3 @@ def _count_latency(known: _Endpoint, report: Report, latency_s: float, now: int)
         known.residual += SIGMA_STEP * (error * error - known.residual)
     known.latency_at = now
     known.samples += 1
-    known.latencies[latency.bucket(latency_s)] += 1

@@ -1,14 +1,14 @@
 """What a store keeps of an endpoint: one record of numbers, and how it reads as health, metrics and load.
 
 `memory.py` changes it as an object. In Redis it lies packed, so that a script reads and writes it in one step; beside
-it in the same hash lie `ENDPOINT ejected` and so on, the texts for people, and `ENDPOINT latency7`, how many latencies
-were in bucket 7. Another layout of the record needs a key of another name, which says how many numbers it is.
+it in the same hash lie `ENDPOINT ejected` and so on, the texts for people. Another layout of the record needs a key of
+another name, which says how many numbers it is.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from struct import Struct
 
@@ -86,15 +86,14 @@ class Record:
             probing=self.probe_until > now,
         )
 
-    def observed(self, now: int, texts: Mapping[str, str], latencies: Sequence[int], overdue: int) -> Observed:
-        """All of it, with what isn't in the record: latencies by bucket, and what workers published."""
+    def observed(self, now: int, texts: Mapping[str, str], overdue: int) -> Observed:
+        """All of it, with what isn't in the record, and what workers published."""
         metrics = ProviderMetrics(
             ttft_s=sampled(self.ttft),
             s_per_token=sampled(self.pace),
             sigma=max(SIGMA_MIN, math.sqrt(self.residual)),
             latency_at=self.latency_at / 1000,
             latency_samples=int(self.samples),
-            latencies=tuple(latencies),
             error_rate=self.bad / self.weight if self.weight else 0.0,
             error_weight=self.weight * self.decay(now),
             cached_share=self.cached,

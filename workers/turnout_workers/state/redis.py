@@ -83,7 +83,7 @@ class RedisFleetStore:
 
     async def report(self, report: Report) -> Counters:
         endpoint, lease = report.endpoint_id, self._keys.lease(report.lease_id)
-        keys = (*self._leasing(), lease, *_places(self._keys, endpoint, True))
+        keys = (*self._leasing(), lease, self._keys.latencies, *_places(self._keys, endpoint, True))
         args = (REPORT.dump_json(report, exclude_none=True), latency.bucket(report.latency_s or 0.0))
         return await self._send(self._script("report", keys, args, _counters))
 
@@ -152,6 +152,20 @@ def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, M
     return script.call([keys.endpoints, keys.hanging], [], _state)
 
 
+def latencies_call(keys: Keys) -> Call[Mapping[str, Sequence[int]]]:
+    """Read how many answers took how long, by endpoint and `latency.bucket`: for people, and so apart from what workers
+    read all the time."""
+
+    def decode(reply: Mapping[bytes, bytes]) -> dict[str, list[int]]:
+        found: dict[str, list[int]] = {}
+        for name, count in reply.items():
+            endpoint, _, bucket = name.decode().rpartition(" ")
+            found.setdefault(endpoint, [0] * latency.BUCKETS)[int(bucket)] = int(count)
+        return found
+
+    return Call(("HGETALL", keys.latencies), decode)
+
+
 def accounts_call(keys: Keys, names: Sequence[str]) -> Call[Mapping[str, Account]]:
     """Read what accounts, at least one, have spent; also for whoever only looks on."""
 
@@ -191,7 +205,6 @@ def _state(reply: Any) -> tuple[float, dict[str, Observed]]:
         id: unpacked(packed).observed(
             now_ms,
             {name: kept[key].decode() for name in TEXTS if (key := f"{id} {name}") in kept},
-            [int(kept.get(f"{id} latency{bucket}", 0)) for bucket in range(latency.BUCKETS)],
             overdue[id],
         )
         for id, packed in kept.items()

@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- End a lease: free its place, correct tokens and money to what was used, count the outcome.
 --
--- KEYS  endpoints, money, expiry, lease, usage, calls, account_usage, account_calls
+-- KEYS  endpoints, money, expiry, lease, latencies, usage, calls, account_usage, account_calls
 -- ARGV  the report as JSON, a `Report` of store.py without what is None; the bucket of its latency
 -- Returns {now, consecutive failures, those as they began, error rate, error weight, probe}
 -- Of the endpoint, and of its account.
@@ -127,7 +127,7 @@ if report.ok and report.latency_s then
     known[RESIDUAL] = known[RESIDUAL] + SIGMA_STEP * (residual * residual - known[RESIDUAL])
   end
   known[LATENCY_AT], known[SAMPLES] = NOW, known[SAMPLES] + 1
-  redis.call('HINCRBY', KEYS.endpoints, report.endpoint_id .. ' latency' .. ARGV[2], 1)
+  redis.call('HINCRBY', KEYS.latencies, report.endpoint_id .. ' ' .. ARGV[2], 1)
 end
 
 if report.ok and report.input_tokens > 0 then
