@@ -245,7 +245,9 @@ class MemoryFleetStore:
     # --- load and state ------------------------------------------------------------------------------------
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
-        self._published[worker] = (self._now(), dict(overdue))
+        now, known = self._now(), self._published
+        self._published = {name: told for name, told in known.items() if told[0] + ms(PUBLISHED_S) > now}
+        self._published[worker] = (now, dict(overdue))
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         now = self._now()
