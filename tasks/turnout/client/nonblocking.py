@@ -206,7 +206,7 @@ class AsyncJob:
         while True:
             with patience:
                 if (result := await self.result()) is None:
-                    raise LookupError(f"job {self.id} had settled, and was replayed just then")
+                    raise LookupError(f"job {self.id} had settled; just then it was replayed, or its answer deleted")
                 return result.answer()
             await self._client._link.rest()
 

@@ -13,8 +13,8 @@ from turnout.result import JobResult
 
 CONTENT = {"text", "tool_calls", "refusal", "embeddings"}
 """Of a response, what is sealed. The rest tells who answered, when, and for how much."""
-RESULT = ("result", "accepted_ms", "settled_ms", "progress", "metadata")
-"""Fields of a job's record that make its result."""
+RESULT = ("result", "settled_ms", "accepted_ms", "progress", "metadata")
+"""Fields of a job's record that make its result. The first is missing where Celery's record has it: of a success."""
 
 
 def place(job_id: str, part: str) -> str:
@@ -42,10 +42,12 @@ def open_result(stored: dict[str, Any], job_id: str, keyring: Keyring | None) ->
 
 def read_result(reply: Sequence[bytes | None], job_id: str, keyring: Keyring | None) -> JobResult | None:
     """A job's result. One that no worker wrote (expired, cancelled, poison) is completed from the job's record."""
-    result, accepted_ms, settled_ms, progress, metadata = reply
+    result, settled_ms, accepted_ms, progress, metadata = reply
     if result is None:
         return None
     stored = json.loads(result)
+    if "task_id" in stored:  # of Celery's record
+        stored = stored["result"]
     stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
     stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
     if metadata and keyring is not None:

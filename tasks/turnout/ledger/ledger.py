@@ -18,7 +18,7 @@ A job's record is a hash of
     what went wrong       requeues, republished, missed_ms (since when it has no message), suspect (whose lease of it
                           lapsed last, and when), crashes (not a number of them: see `sweep`)
     whom to tell          watchers, readers, hook_tries
-    how it ended          result, settled_ms, settled_token
+    how it ended          settled_ms, settled_token, and result, but of a success, which Celery's record has
 
 A failure needs the current token. A success is taken from any attempt while the job is unsettled, for it has been paid
 for. Time is Redis's. Every method here builds a `Call`, and leaves the sending to whoever asks for it.
@@ -30,7 +30,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turnout.ledger.content import RESULT, Hook, Piece, read_hook, read_pieces, read_result
+from turnout.ledger.content import Hook, Piece, read_hook, read_pieces, read_result
 from turnout.ledger.job import (
     FACTS,
     Claimed,
@@ -310,7 +310,7 @@ class Ledger(Operations):
         content: False leaves out what is sealed, for those who have no key.
         """
         keyring = self.keyring if content else None
-        return Call(("HMGET", self.keys.job(job_id), *RESULT), lambda reply: read_result(reply, job_id, keyring))
+        return self.call("result", decode=lambda reply: read_result(reply, job_id, keyring), job=job_id)
 
     def story(self, job_id: str) -> Call[list[dict[str, Any]]]:
         """Its events, oldest first: `at` (ms), `event`, and what belongs to it."""

@@ -80,7 +80,7 @@ class Operations:
     ) -> Call[Settlement]:
         text, status = write_result(result, self.keyring), result.status.value
         event = {"event": status} | ({"why": result.error.code} if result.error else {})
-        stored = (text, celery_record(result, text), event_json(event, record))
+        stored = ("" if result.succeeded else text, celery_record(result, text), event_json(event, record))
         ttl_ms = max(1, ms(result_ttl_s))  # Redis takes no lifetime of nothing
         args = (result.id, authority, token, status, *stored, ttl_ms, max(ttl_ms, ms(failed_ttl_s)), batch or "")
         return self.call("settle", *args, decode=_settled, job=result.id, batch=batch)

@@ -11,8 +11,10 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from tests.properties.ledger.bed import KEPT_S, START, Bed, seen, simple
+from tests.properties.ledger.bed import KEPT_S, START, Bed, seen, simple, winner_of
 from tests.properties.ledger.spec import BY_TOKEN, RULES, Job, Step, apply
+
+from turnout.result import JobResult
 
 LOAD = """
 redis.call('FLUSHDB')
@@ -29,7 +31,7 @@ for _, key in ipairs(redis.call('KEYS', '{t}:*')) do
   if kind == 'hash' then dump[#dump + 1] = {key, kind, redis.call('HGETALL', key)}
   elseif kind == 'zset' then dump[#dump + 1] = {key, kind, redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')} end
 end
-return {dump, redis.call('LLEN', KEYS[1]), redis.call('PTTL', KEYS[2]), redis.call('EXISTS', KEYS[3])}
+return {dump, redis.call('LLEN', KEYS[1]), redis.call('PTTL', KEYS[2]), redis.call('GET', KEYS[3])}
 """
 ANYBODY = [Step(name) for name in RULES if name not in BY_TOKEN]
 
@@ -131,6 +133,8 @@ def walk(bed: Bed, claims: int) -> tuple[int, int]:
                 assert pushed == expected.pushed, (step, job)
                 newly_settled = actual.winner is not None and job.winner is None
                 assert bool(told) == newly_settled, (step, job)
+                if newly_settled and actual.state == "succeeded":
+                    assert actual.winner == winner_of(JobResult.model_validate(json.loads(told)["result"])), (step, job)
                 assert not newly_settled or 0 < ttl_ms <= KEPT_S * 1000, (step, job, ttl_ms)
                 tried += 1
                 if actual.token <= claims and after not in known:

@@ -1,8 +1,9 @@
 #!lua flags=allow-oom
--- End a job, once: store its result, for the ledger and for Celery, and tell who waits.
+-- End a job, once: store its result, for the ledger and for Celery, and tell who waits. An answer, which may be large,
+-- is stored once, in Celery's record.
 -- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done, turns, in_line, stream, hooks, parked,
 --       batch, retention, all_lanes
--- ARGV  id, authority, token, status, result (JSON), Celery's record (JSON), event (JSON fields),
+-- ARGV  id, authority, token, status, result (JSON; '' of a success), Celery's record (JSON), event (JSON fields),
 --       time to live (ms), time to live if failed (ms), batch ('': none)
 -- A cancelled job is kept as long as workers keep results: whoever cancels may not know.
 -- authority  token: the worker that holds it, and for a success any that ever held it
@@ -42,7 +43,8 @@ if (own_batch or '') ~= batch then
 end
 
 if state == 'queued' then redis.call('ZREM', pending_of(lane), id) end
-redis.call('HSET', KEYS.job, 'state', status, 'result', ARGV[5], 'settled_ms', NOW, 'settled_token', token)
+redis.call('HSET', KEYS.job, 'state', status, 'settled_ms', NOW, 'settled_token', token)
+if ARGV[5] ~= '' then redis.call('HSET', KEYS.job, 'result', ARGV[5]) end
 -- Drop what nobody needs any more. Progress stays where the result comes from somebody who did not know it.
 local gone = {'owner', 'watchers', 'readers', 'missed_ms', 'republished', 'suspect'}
 if by_worker then gone[#gone + 1] = 'progress' end
@@ -71,7 +73,7 @@ end
 tell(ARGV[7])
 redis.call('PEXPIRE', KEYS.job, ttl)
 redis.call('PEXPIRE', KEYS.story, ttl)
-redis.call('SET', KEYS.result, ARGV[6], 'PX', result_ttl)
+redis.call('SET', KEYS.result, ARGV[6], 'PX', status == 'succeeded' and ttl or result_ttl)
 redis.call('PUBLISH', KEYS.result, ARGV[6])
 if detached then
   redis.call('HINCRBY', KEYS.batch, status, 1)

@@ -85,6 +85,13 @@ local function unpark(spot)
   end
 end
 
+-- Values of RESULT, nothing of a job that goes on. Of a success, Celery's record has the result.
+local function result_of()
+  local values = redis.call('HMGET', KEYS.job, unpack(RESULT))
+  if values[2] and not values[1] then values[1] = redis.call('GET', KEYS.result) end
+  return values
+end
+
 -- As JSON, without its quotes.
 local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
 

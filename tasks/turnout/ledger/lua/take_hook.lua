@@ -1,15 +1,16 @@
 #!lua flags=allow-oom
 -- Take the telling of a settled job, which is due again after a wait unless `end_hook` comes first. So no other worker
 -- tells it meanwhile, and one that dies or is not heard leaves nothing to be done.
--- KEYS  hooks, job
+-- KEYS  hooks, job, result
 -- ARGV  id, then the wait (ms) after each telling, the last one for all that follow
 -- Returns webhook, tellings including this one, and values of RESULT; nothing: it is not to be told now
 local due = redis.call('ZSCORE', KEYS.hooks, ARGV[1])
 if not due or tonumber(due) > NOW then return nil end
-if not redis.call('HGET', KEYS.job, 'result') then -- gone, or live again
+local result = result_of()
+if not result[1] then -- gone, or live again
   redis.call('ZREM', KEYS.hooks, ARGV[1])
   return nil
 end
 local tries = redis.call('HINCRBY', KEYS.job, 'hook_tries', 1)
 redis.call('ZADD', KEYS.hooks, NOW + ARGV[1 + math.min(tries, #ARGV - 1)], ARGV[1])
-return redis.call('HMGET', KEYS.job, 'webhook', 'hook_tries', unpack(RESULT))
+return {redis.call('HGET', KEYS.job, 'webhook'), tries, unpack(result)}
