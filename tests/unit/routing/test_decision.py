@@ -29,7 +29,7 @@ from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.fleet import EndpointView, Health, Limits, Load, Price, ProviderMetrics
 from turnout_workers.routing.options import COOLDOWN_SPREAD_S
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.record import candidates, choices, to_record
+from turnout_workers.routing.record import candidates, choices, excluded, to_record
 from turnout_workers.routing.strategies import URGENCY
 
 S = RoutingStrategy
@@ -489,11 +489,21 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
     out = view(endpoint("out"), Health(open_until=NOW + 9, reason="4 failures in a row"))
     record = to_record(decide(wanted, MIDDLE, out, endpoint("other", model="gpt")))
     assert record["chosen"] == "middle/llama"
-    assert record["excluded"]["out/llama"] == ["open", "ejected: 4 failures in a row"]
-    assert record["excluded"]["other/gpt"] == ["model", "serves no llama"]
+    assert excluded(record) == [
+        ("model", "serves no llama", ["other/gpt"], 0),
+        ("open", "ejected: 4 failures in a row", ["out/llama"], 0),
+    ]
     assert candidates(record)[0].id == "middle/llama"
     assert candidates(record)[0].cost == 62
     assert "secret" not in json.dumps(record)
+
+
+def test_a_record_does_not_grow_with_the_fleet() -> None:
+    fleet = [endpoint(f"p{n}", model="llama" if n % 2 else "gpt") for n in range(400)]
+    record = to_record(decide(job(model="llama"), *fleet))
+    assert excluded(record) == [("model", "serves no llama", ["p0/gpt", "p2/gpt", "p4/gpt"], 197)]
+    assert candidates(record)[0].id == record["chosen"]
+    assert len(json.dumps(record)) < 6000
 
 
 @pytest.mark.parametrize("wait_s", [0.4, 40])

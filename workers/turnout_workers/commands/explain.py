@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-from collections import defaultdict
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -84,11 +83,9 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
             add(made, row.id, *numbers, style="bold" if row.id == called else "")
         made.padding, made.show_edge = 0, False
         show(console, made, 4)
-    excluded = defaultdict[tuple[str, str], list[str]](list)
-    for endpoint, (reason, text) in decision["excluded"].items():
-        excluded[text, reason].append(endpoint)
-    for (text, reason), ids in excluded.items():
-        console.print(indented(f"not {', '.join(ids)}: {text} ({reason})", 4, "dim"))
+    for reason, text, ids, more in records.excluded(decision):
+        others = f" and {more:,} more" if more else ""
+        console.print(indented(f"not {', '.join(ids)}{others}: {text} ({reason})", 4, "dim"))
 
 
 def _choice(decision: dict[str, Any], ranked: Sequence[str], called: str | None) -> str:

@@ -151,8 +151,13 @@ class Decision:
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
         """Every endpoint that is no candidate, and why."""
+        return (*self.options.match.exclusions, *self.not_now)
+
+    @property
+    def not_now(self) -> tuple[Exclusion, ...]:
+        """Of these, the ones that meet the job's requirements."""
         full = (self._full(self.ranking.option(index)) for index in self.busy)
-        return (*self.options.match.exclusions, *self.options.exclusions, *full)
+        return (*self.options.exclusions, *full)
 
     def hedge(self, chosen: Candidate) -> Hedge | None:
         """When a second call may start if the one to `chosen` has not answered, and to whom.

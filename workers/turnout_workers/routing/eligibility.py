@@ -8,7 +8,7 @@ by `options.py`, from a snapshot. A job that no endpoint could ever satisfy is r
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,7 +18,7 @@ from turnout_workers.routing.fleet import Endpoint, Fleet
 from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, Requirements
 
 MOST_NAMED, MOST_REASONS = 3, 5
-"""Endpoints a reason, and reasons, in the message of a refusal."""
+"""Endpoints a reason, and reasons, in the message of a refusal. A decision's record names as many for each reason."""
 MATCHES_KEPT = 1024
 """How many different requirements a fleet remembers the matches of."""
 EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
@@ -75,6 +75,18 @@ class Exclusion:
     until: float | None = None
 
 
+Excluded = tuple[str, str, list[str], int]
+"""A reason, its text, some of the endpoints that are excluded for it, and how many more there are."""
+
+
+def summed_up(exclusions: Iterable[Exclusion]) -> list[Excluded]:
+    """Exclusions by reason: of a large fleet most have the same few."""
+    ids: dict[tuple[str, str], list[str]] = {}
+    for one in exclusions:
+        ids.setdefault((one.reason.value, one.text), []).append(one.endpoint_id)
+    return [(*why, named[:MOST_NAMED], len(named[MOST_NAMED:])) for why, named in ids.items()]
+
+
 class NoEligibleEndpoint(TurnoutError):
     """No registered endpoint could ever satisfy this job. `reasons` tells why, by endpoint id; the message sums up."""
 
@@ -110,6 +122,8 @@ class Match:
 
     positions: tuple[int, ...]
     exclusions: tuple[Exclusion, ...]
+    excluded: list[Excluded]
+    """The same, summed up."""
     tokens: float
     """Of a call, input and answer."""
     output_tokens: float
@@ -154,6 +168,7 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
     return Match(
         positions=tuple(positions),
         exclusions=tuple(exclusions),
+        excluded=summed_up(exclusions),
         tokens=min(
             (min(one.context_tokens or math.inf, *(_limit(one, name) for name in TOKEN_LIMITS)) for one in found),
             default=math.inf,

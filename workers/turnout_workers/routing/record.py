@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
 from operator import attrgetter
 from typing import Any, NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
 from turnout_workers.routing.decision import Decision
+from turnout_workers.routing.eligibility import Excluded, summed_up
 from turnout_workers.routing.estimate import LATENCY_LEAST_S, Estimate, Odds, Traffic
 from turnout_workers.routing.fleet import Endpoint, EndpointView, Limits
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
 
-RECORD_VERSION = 2
+RECORD_VERSION = 3
+MOST_ROWS = 50
+"""Candidates that are recorded, the best: a story is not to grow with the fleet."""
 NOW = 0.0
 """The time of a repeated decision: added to a Unix time, a short silence would drown in a float's rounding."""
 
@@ -28,7 +32,8 @@ def to_record(
     no_room: of those that were asked in vain, what was full.
     """
     job = decision.job
-    rows = [_row(decision.ranking, index, decision.at) for index in (*decision.ready, *decision.busy)]
+    best = islice((*decision.ready, *decision.busy), MOST_ROWS)
+    rows = [_row(decision.ranking, index, decision.at) for index in best]
     return {
         "v": RECORD_VERSION,
         "at": decision.at,
@@ -51,8 +56,8 @@ def to_record(
             "order": list(job.order),
             "failures": dict(job.failures),
         },
-        "candidates": rows,
-        "excluded": {e.endpoint_id: [e.reason.value, e.text] for e in decision.exclusions},
+        "candidates": [*map(tuple, rows)],  # plain ones, which become JSON in a third of the time
+        "excluded": [*decision.options.match.excluded, *summed_up(decision.not_now)],
     }
 
 
@@ -82,6 +87,11 @@ class Row(NamedTuple):
 def candidates(record: Mapping[str, Any]) -> list[Row]:
     """Those to be called in order, then the busy; none of a record that an earlier release has written."""
     return [Row(*row) for row in record["candidates"]] if record["v"] == RECORD_VERSION else []
+
+
+def excluded(record: Mapping[str, Any]) -> list[Excluded]:
+    """Why the others were none, likewise."""
+    return record["excluded"] if record["v"] == RECORD_VERSION else []
 
 
 def _row(ranked: Ranking, index: int, at: float) -> Row:
@@ -125,7 +135,8 @@ class Choice(NamedTuple):
 
 
 def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | None = None) -> Iterator[Choice]:
-    """Decide the recorded jobs again; None: each under its own strategy, which repeats every choice.
+    """Decide the recorded jobs again; None: each under its own strategy, which repeats every choice among at most
+    `MOST_ROWS`.
 
     Only the choice is repeated: what a different one would have done to the fleet's load is not modelled. Decisions
     that had no candidate are left out.
