@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.chaos.stand import standing
 
 from turnout.ledger import NewJob, Script, run
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
+from turnout_workers import transport
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.routing.options import PATIENCE_S
 from turnout_workers.transport import FETCH_SHARE, LaneOrder
@@ -25,10 +27,10 @@ models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 LANES = [lane.value for lane in Lane]
 
 
-def fetch(client: redis.Redis, room: int, drawn: float) -> list[str]:
+def fetch(client: redis.Redis, room: int, drawn: float, most: Sequence[int] = (100_000,) * 3) -> list[str]:
     script = Script.load("turnout_workers", "fetch")
     shares = [str(FETCH_SHARE[lane]) for lane in LANES]
-    return [LANES[index - 1] for index, _ in client.eval(script.source, 3, *LANES, room, drawn, *shares)]
+    return [LANES[index - 1] for index, _ in client.eval(script.source, 3, *LANES, room, drawn, *shares, *most)]
 
 
 def fill(client: redis.Redis, **counts: int) -> None:
@@ -53,13 +55,50 @@ def test_what_a_lane_leaves_goes_to_the_most_urgent(flushed: redis.Redis, drawn:
     assert fetch(flushed, 20, drawn) == ["batch"] * 20
 
 
-def test_slots_that_become_free_one_by_one_are_shared_likewise() -> None:
+def test_of_a_lane_no_more_is_fetched_than_there_is_room_for_it(flushed: redis.Redis) -> None:
+    fill(flushed, interactive=3, standard=50, batch=50)
+    assert Counter(fetch(flushed, 20, 0.5, (100, 9, 2))) == {"interactive": 3, "standard": 9, "batch": 2}
+    fill(flushed, batch=50)
+    assert fetch(flushed, 20, 0.5, (100, 100, -1)) == []
+
+
+def test_long_calls_of_a_batch_leave_slots_to_more_urgent_jobs(tmp_path: Path) -> None:
+    fleet = """
+    [providers.sim-slow]
+    ttft_s = 60
+    models."gpt-4o" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
+    """
+    long, batch = [f"long {n}" for n in range(30)], RoutingConstraints(lane=Lane.BATCH)
+    with standing(tmp_path, FLEET + fleet, concurrency=10) as stand:
+        stand.start_worker()
+        stand.submit(["first"], constraints=RoutingConstraints(lane=Lane.INTERACTIVE), model="llama-3.3-70b")
+        stand.until(lambda: stand.settled() == 1, 30)
+        stand.submit(long, constraints=batch, model="gpt-4o")
+        stand.until(lambda: stand.outcomes(long) == {"calling": 6, "queued": 24}, 30)
+        stand.submit(["urgent"], constraints=RoutingConstraints(lane=Lane.INTERACTIVE), model="llama-3.3-70b")
+        stand.until(lambda: stand.outcomes(["urgent"]) == {"succeeded": 1}, 30)
+
+
+def test_slots_that_a_lane_may_have_are_filled_at_once(tmp_path: Path) -> None:
+    """And not each time that BRPOP, which waits for the other lanes, ends after a second."""
+    with standing(tmp_path, FLEET, concurrency=2) as stand:
+        stand.start_worker()
+        stand.submit(["urgent"], constraints=RoutingConstraints(lane=Lane.INTERACTIVE))
+        stand.until(lambda: stand.settled() == 1, 30)
+        stand.submit([f"{n}" for n in range(60)], constraints=RoutingConstraints(lane=Lane.BATCH))
+        stand.until(lambda: stand.settled() == 61, 30)
+
+
+def test_slots_that_become_free_one_by_one_are_shared_likewise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport, "room_for", lambda lane: 1)
     cycle = LaneOrder(reversed(LANES))
     random.seed(4711)
     orders = [cycle.consume(3) for _ in range(10_000)]
     firsts = Counter(order[0] for order in orders)
     assert firsts == {lane: pytest.approx(share * 10_000, rel=0.1) for lane, share in FETCH_SHARE.items()}
     assert all(order[1:] == [lane for lane in LANES if lane != order[0]] for order in orders)
+    monkeypatch.setattr(transport, "room_for", lambda lane: 1 - (lane == Lane.BATCH))
+    assert all(Lane.BATCH not in cycle.consume(3) for _ in range(100))
 
 
 def test_a_lane_that_never_empties_does_not_starve_another_of_a_worker_with_two_slots(tmp_path: Path) -> None:

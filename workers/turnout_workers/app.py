@@ -293,6 +293,7 @@ _stops = itertools.count()
 infer = app.register_task(Infer())
 worker = Worker(settings, free_slots=lambda: transport.free_slots())
 TaskPool.grace_s = settings.file.worker.drain_s
+TaskPool.reserved = staticmethod(worker.reserved)
 TaskPool.on_loop_start = worker.start
 TaskPool.on_loop_stop = worker.stop
 TaskPool.on_moved = Dispatcher.tell_now

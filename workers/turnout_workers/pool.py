@@ -20,10 +20,11 @@ import asyncio
 import contextlib
 import gc
 import itertools
+import math
 import os
 import threading
-from collections import deque
-from collections.abc import Callable
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
@@ -40,6 +41,7 @@ from celery.utils.log import get_logger
 from celery.worker.request import Request
 from celery.worker.state import maybe_shutdown
 
+from turnout.request import Lane
 from turnout_workers import transport
 
 logger = get_logger(__name__)
@@ -53,6 +55,8 @@ TRACED = (task_prerun, task_postrun, task_success)
 """Signals that the tracer sends when a task succeeds."""
 STOP_SEEN_S = 0.1
 """How soon a stop is noticed that is asked for while the pool starts."""
+SLOTS_KEPT_S = 3600.0
+"""How long after a job of a lane the less urgent ones leave slots to it: a call may hold one for minutes."""
 OBJECTS_A_JOB = 100
 """How many objects a job under way has in memory, as the garbage collector counts."""
 
@@ -130,6 +134,11 @@ class _Job:
     def request(self) -> dict[str, Any]:
         return self.args[2]  # type: ignore[no-any-return]
 
+    @property
+    def lane(self) -> str:
+        """Or another queue, of a task that is none of ours."""
+        return str((self.request.get("delivery_info") or {}).get("routing_key"))
+
     def traced(self) -> tuple[Any, Any, float]:
         """How it ended, as the tracer tells: whether it failed, the value's repr or the error, and for how long it ran.
 
@@ -171,6 +180,8 @@ class TaskPool(BasePool):
     """How long a warm shutdown waits for calls in flight before it hands their jobs back."""
     hurried = False
     """A stop was asked for a second time: don't wait for the rest of the grace period."""
+    reserved: Callable[[], Mapping[Lane, float]] = staticmethod(lambda: dict.fromkeys(Lane, 0.0))
+    """What a lane leaves to the more urgent ones: a share of the slots here, as of every rate limit."""
     on_loop_start: Callable[[asyncio.AbstractEventLoop, int], Any] | None = None
     on_loop_stop: Callable[[], Any] | None = None
     """Coroutine functions of the application, run on the loop before the first job and after the last."""
@@ -181,6 +192,10 @@ class TaskPool(BasePool):
     def on_start(self) -> None:
         self._pids = itertools.count(1)
         self._jobs: dict[int, _Job] = {}
+        self._held: Counter[str] = Counter()
+        """Of these, how many each lane has."""
+        self._seen: dict[str, float] = {}
+        """When each lane had a job last."""
         self._done: deque[_Job] = deque()
         self._wakeup_read, self._wakeup_write = os.pipe()
         self._woken = False
@@ -193,12 +208,20 @@ class TaskPool(BasePool):
             while not wait([begun], STOP_SEEN_S).done:  # for a Redis that is away, perhaps
                 maybe_shutdown()
             begun.result()
-        transport.free_slots = self.free_slots
+        transport.free_slots, transport.room_for = self.free_slots, self.room_for
         _collect_garbage_seldom(int(self.limit))
 
     def free_slots(self) -> int:
         """How many more jobs may be fetched. Nothing is fetched to wait in this process's memory."""
         return int(self.limit) - len(self._jobs)
+
+    def room_for(self, lane: str) -> int:
+        """How many more jobs of a lane may be fetched, by what it leaves to others; `free_slots` holds in any case."""
+        lanes, now = list(Lane), monotonic()
+        urgent = lanes[: lanes.index(Lane(lane))]
+        shared = any(now - self._seen.get(other, -math.inf) < SLOTS_KEPT_S for other in urgent)
+        share = 1 - self.reserved()[Lane(lane)] if shared else 1.0
+        return max(1, math.floor(int(self.limit) * share)) - self._held[lane]
 
     def register_with_event_loop(self, hub: Any) -> None:
         hub.add_reader(self._wakeup_read, self._finish_done)
@@ -214,6 +237,8 @@ class TaskPool(BasePool):
     ) -> _Job:
         job = _Job(next(self._pids), self._loop, target, args, callback)
         self._jobs[job.pid] = job
+        self._held[job.lane] += 1
+        self._seen[job.lane] = monotonic()
         accept_callback(job.pid, monotonic())
         self._loop.call_soon_threadsafe(self._begin, job)
         return job
@@ -258,8 +283,10 @@ class TaskPool(BasePool):
             failed, value, runtime = job.traced()
             if isinstance(self.app.tasks[job.args[0]], AsyncTask):
                 runtime = monotonic() - job.started_at  # the tracer saw only the hand-over
-            self._jobs.pop(job.pid, None)
+            if self._jobs.pop(job.pid, None):
+                self._held[job.lane] -= 1
             job.callback((failed, value, runtime))
+        transport.fill()
         if moved and self.on_moved is not None:
             self.on_moved()
 

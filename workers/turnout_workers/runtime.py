@@ -7,7 +7,7 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import AsyncExitStack, suppress
 from functools import partial
@@ -19,6 +19,7 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger
 from turnout.redis_address import connect_async
+from turnout.request import Lane
 from turnout.result import JobResult
 from turnout.uncut import uncut
 from turnout_workers.attempts.attempt import Attempts
@@ -185,6 +186,10 @@ class Worker:
         version = self._in_force.settings.version
         alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, self._results_s())
         await self._parts.send(alive)
+
+    def reserved(self) -> Mapping[Lane, float]:
+        """What each lane leaves to the more urgent ones, by the configuration of this moment."""
+        return self._in_force.reserved
 
     def _results_s(self) -> float:
         return self._in_force.file.retention.results_s

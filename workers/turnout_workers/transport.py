@@ -23,6 +23,7 @@ from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
 from urllib.parse import quote
+from weakref import ref
 
 from celery import Celery
 from kombu import compression
@@ -42,6 +43,8 @@ logger = logging.getLogger(__name__)
 
 free_slots: Callable[[], int] = lambda: 0  # noqa: E731
 """Set by the pool: how many more jobs this process has room for. There is one pool a process."""
+room_for: Callable[[str], int] = lambda lane: 0  # noqa: E731
+"""The same, of a lane's jobs alone: for the less urgent ones fewer."""
 
 FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
 """The share of what is fetched that is a lane's own while it has jobs; what one leaves goes to the most urgent."""
@@ -80,12 +83,15 @@ class LaneOrder:
 
     def update(self, queues: Iterable[str]) -> None:
         self._queues = sorted(queues, key=_urgency)
+        self.left_out: list[str] = []
+        """Lanes that had no room when BRPOP was sent."""
 
     def rotate(self, last_used: str) -> None:
         """Nothing to do: each draw is a new one."""
 
     def consume(self, n: int) -> list[str]:
-        queues = self._queues[:n]
+        self.left_out = [queue for queue in self._queues[:n] if queue in LANES and room_for(queue) <= 0]
+        queues = [queue for queue in self._queues[:n] if queue not in self.left_out]
         if not queues:
             return queues
         first = random.choices(queues, [FETCH_SHARE.get(queue, 0.1) for queue in queues])
@@ -113,6 +119,8 @@ class QoS(virtual.QoS):
 
 class Channel(kombu_redis.Channel):
     QoS = QoS  # type: ignore[assignment]
+    serving: ClassVar[ref[Channel] | None] = None
+    """The one that fetches jobs for this process."""
 
     @contextmanager
     def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
@@ -137,6 +145,19 @@ class Channel(kombu_redis.Channel):
             if self.serves_lanes and (room := free_slots()) > 0:
                 self._fetch(room)
 
+    def _brpop_start(self, timeout: float | None = None) -> None:
+        super()._brpop_start(timeout)  # type: ignore[misc]
+        if self.serves_lanes:
+            Channel.serving = ref(self)
+
+    def fill(self) -> None:
+        """Fetch for lanes that have room again, and that the BRPOP under way leaves out: it may block for a second."""
+        left_out = self._queue_cycle.left_out  # type: ignore[attr-defined]
+        room = free_slots() - 1  # one is for what BRPOP brings
+        if self._in_poll and room > 0 and any(room_for(lane) > 0 for lane in left_out):  # type: ignore[attr-defined]
+            with suppress(RedisError, OSError):  # of which BRPOP will tell
+                self._fetch(room)
+
     def maybe_refresh_binding_expiry(self) -> None:
         """Done each second. If Redis refuses it, housekeeping will say so: no traceback is needed here."""
         with suppress(ResponseError):
@@ -145,7 +166,8 @@ class Channel(kombu_redis.Channel):
     def _fetch(self, room: int) -> None:
         queues = sorted(LANES.intersection(self.active_queues), key=_urgency)
         shares = [str(FETCH_SHARE.get(queue, 0.1)) for queue in queues]
-        command = ("EVALSHA", FETCH.sha, len(queues), *queues, room, random.random(), *shares)
+        most = map(room_for, queues)
+        command = ("EVALSHA", FETCH.sha, len(queues), *queues, room, random.random(), *shares, *most)
         with self.conn_or_acquire() as client:
             try:
                 try:
@@ -177,6 +199,12 @@ class Channel(kombu_redis.Channel):
         with self.conn_or_acquire() as client:
             for queue in self._lookup(info["exchange"], info["routing_key"]):
                 (client.rpush if leftmost else client.lpush)(queue, raw)
+
+
+def fill() -> None:
+    """Jobs have ended: let others come, at once."""
+    if Channel.serving is not None and (channel := Channel.serving()) is not None:
+        channel.fill()
 
 
 @contextmanager

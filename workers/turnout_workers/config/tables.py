@@ -37,7 +37,7 @@ class WorkerTable(Value):
 
 class LaneTable(Value):
     reserved_share: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Of each rate limit: what this lane leaves to the more urgent ones."""
+    """Of each rate limit, and of each worker's slots: what this lane leaves to the more urgent ones."""
 
 
 class LanesTable(Value):

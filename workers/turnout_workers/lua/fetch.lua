@@ -2,7 +2,7 @@
 -- Take up to ROOM messages from the lanes: of each its share while it has some, of what is left the most urgent.
 -- Not while Redis is out of memory: no claim would be taken, and the message would be lost.
 -- KEYS  the lane queues (lists, oldest message at the right end), most urgent first
--- ARGV  room, a random number from 0 to 1, then one share (0 to 1) for each key
+-- ARGV  room, a random number from 0 to 1, then a share (0 to 1) for each key, then how many of it at most
 -- Returns {{index of the queue, message}, ...}, in the order of urgency.
 
 local total, drawn = tonumber(ARGV[1]), tonumber(ARGV[2])
@@ -11,6 +11,7 @@ local taken = {}
 for i = 1, #KEYS do taken[i] = {} end
 
 local function take(i, count)
+  count = math.min(count, room, ARGV[i + 2 + #KEYS] - #taken[i])
   if count < 1 then return end
   local popped = redis.call('RPOP', KEYS[i], count) or {}
   for _, message in ipairs(popped) do table.insert(taken[i], message) end
@@ -22,7 +23,7 @@ local upto = drawn
 for i = 1, #KEYS do
   local from = upto
   upto = upto + total * ARGV[i + 2]
-  take(i, math.min(room, math.floor(upto) - math.floor(from)))
+  take(i, math.floor(upto) - math.floor(from))
 end
 for i = 1, #KEYS do take(i, room) end
 
