@@ -184,8 +184,11 @@ async def test_a_server_error_is_repeated_once_and_then_made_elsewhere(routers: 
     assert first.calls == 2
 
 
-async def test_with_all_providers_down_a_request_waits_until_one_is_back(routers: Any, clock: Time) -> None:
-    only = Provider("only", [down(K.UNAVAILABLE) for _ in range(20)])
+@pytest.mark.parametrize("kind", [K.UNAVAILABLE, K.SERVER_ERROR, K.TIMED_OUT, K.MALFORMED])
+async def test_with_all_providers_down_a_request_waits_until_one_is_back(
+    routers: Any, clock: Time, kind: FailureKind
+) -> None:
+    only = Provider("only", [down(kind) for _ in range(20)])
     response = await routers(only).complete(request())
     assert response.text == "from only"
     assert only.calls == 21

@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 
 from turnout_workers.routing.allowance import Allowance
-from turnout_workers.routing.failover import MAX_ATTEMPTS, RULES, Next, backoff_s, judge
+from turnout_workers.routing.failover import (
+    MAX_ATTEMPTS,
+    MAX_CALLS,
+    PROBER_RESTS_S,
+    RULES,
+    Next,
+    backoff_s,
+    judge,
+)
 from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
 K = FailureKind
@@ -118,6 +126,17 @@ def test_without_fallback_no_job_goes_elsewhere(kind: FailureKind) -> None:
 def test_a_job_ends_after_its_last_attempt_and_waiting_is_none(kind: FailureKind) -> None:
     last = verdict(kind, attempt=MAX_ATTEMPTS)
     assert (last.action is Next.GIVE_UP) == last.spends_attempt
+
+
+def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_jobs() -> None:
+    def probed(calls: int) -> Any:
+        return verdict(K.SERVER_ERROR, probe=True, attempt=MAX_ATTEMPTS, calls=calls, retries_here=1, has_untried=False)
+
+    assert not probed(1).spends_attempt
+    assert [probed(calls).action for calls in (1, MAX_CALLS - 1, MAX_CALLS)] == ["defer", "defer", "give_up"]
+    rests_s = [probed(calls).delay_s for calls in (4, 10, 20)]
+    assert rests_s == [0, pytest.approx(16, rel=0.5), pytest.approx(PROBER_RESTS_S, rel=0.5)]
+    assert sum(probed(calls).delay_s for calls in range(1, MAX_CALLS)) > 3600
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))

@@ -78,6 +78,8 @@ class Judging:
                 ended.failure,
                 self._rng,
                 attempt=progress.spent_attempts + 1,
+                calls=len(progress.attempts) + 1,
+                probe=permit.grant.probe and ended.lease_id == permit.grant.lease_id,
                 alike=sum(ended.failure is not None and a.failure == ended.failure.kind for a in progress.attempts),
                 retries_here=job.retries_here,
                 may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),

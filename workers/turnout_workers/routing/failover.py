@@ -15,7 +15,10 @@ from enum import StrEnum
 from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
 MAX_ATTEMPTS = 8
-"""Attempts that a job may spend before it fails. Waiting, cooldowns and refused connections spend none."""
+"""Attempts that a job may spend before it fails. Waiting, cooldowns and refused connections spend none, nor does a
+probe: that its endpoint is out was known before."""
+MAX_CALLS = 64
+"""So many calls in all: a job may break every endpoint, and be alone to find out whether one is back."""
 SHORT_WAIT_S = 2.0
 """A Retry-After up to this is waited for in place."""
 COOLDOWN_S = 5.0
@@ -24,6 +27,10 @@ QUOTA_COOLDOWN_S = 3600.0
 """Least cooldown of a quota that refills once a day."""
 BACKOFF_S = 0.25
 BACKOFF_MAX_S = 8.0
+PROBER_RESTS_S = 120.0
+"""A job whose probes fail leaves the next ones to other jobs, for twice as long each time, up to this …"""
+PROBES_AT_ONCE = 4
+"""… after so many calls; so in an outage of hours none comes to its last call, while there are others."""
 
 
 class Next(StrEnum):
@@ -109,6 +116,8 @@ def judge(
     rng: random.Random,
     *,
     attempt: int = 1,
+    calls: int = 1,
+    probe: bool = False,
     alike: int = 0,
     retries_here: int = 0,
     may_retry: bool = True,
@@ -117,7 +126,8 @@ def judge(
 ) -> Verdict:
     """The verdict on one call. `failure`: None for a success.
 
-    attempt: number of this call among those of this job that spent an attempt, from 1.
+    attempt: number of this call among those of this job that spent an attempt, from 1. calls: among all of them.
+    probe: it was to find out whether its endpoint is back.
     alike: how many calls of this job have failed in the same way before.
     retries_here: how often this endpoint was called again in place already.
     may_retry: whether a retry is worth it, and the worker's `Allowance` for them has something left.
@@ -132,10 +142,12 @@ def judge(
         block_s = max(block_s, rule.cooldown_s)
     block_s *= 1 + 0.1 * rng.random()  # after the time that was named, and not all workers at once
 
-    def ruled(action: Next, delay_s: float = 0.0) -> Verdict:
-        return Verdict(action, delay_s, block_s, failure.scope, rule.disables, rule.counts, rule.spends, rule.unsuited)
+    spends = rule.spends and not probe
 
-    if alike + 1 >= rule.most or (rule.spends and attempt >= MAX_ATTEMPTS):
+    def ruled(action: Next, delay_s: float = 0.0) -> Verdict:
+        return Verdict(action, delay_s, block_s, failure.scope, rule.disables, rule.counts, spends, rule.unsuited)
+
+    if alike + 1 >= rule.most or (spends and attempt >= MAX_ATTEMPTS) or (rule.spends and calls >= MAX_CALLS):
         return ruled(Next.GIVE_UP)
     if failure.kind is FailureKind.CANCELLED:
         return ruled(Next.DEFER)
@@ -151,11 +163,12 @@ def judge(
         return ruled(Next.FAIL_OVER, backoff_s(attempt - 1, rng))
     if rule.unsuited:
         return ruled(Next.GIVE_UP)
-    return ruled(Next.DEFER, max(block_s, backoff_s(attempt, rng)))
+    rest_s = backoff_s(calls - PROBES_AT_ONCE, rng, PROBER_RESTS_S) if probe else backoff_s(attempt, rng)
+    return ruled(Next.DEFER, max(block_s, rest_s))
 
 
-def backoff_s(failures: int, rng: random.Random) -> float:
+def backoff_s(failures: int, rng: random.Random, most_s: float = BACKOFF_MAX_S) -> float:
     """Wait after so many failures: none after 0, then 0.25 · 2ⁿ up to 8 s, between half and all of it."""
     if failures <= 0:
         return 0.0
-    return min(BACKOFF_MAX_S, BACKOFF_S * 2.0**failures) * (0.5 + 0.5 * rng.random())
+    return min(most_s, BACKOFF_S * 2.0**failures) * (0.5 + 0.5 * rng.random())
