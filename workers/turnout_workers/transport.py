@@ -154,7 +154,8 @@ class Channel(kombu_redis.Channel):
         """Fetch for lanes that have room again, and that the BRPOP under way leaves out: it may block for a second."""
         left_out = self._queue_cycle.left_out  # type: ignore[attr-defined]
         room = free_slots() - 1  # one is for what BRPOP brings
-        if self._in_poll and room > 0 and any(room_for(lane) > 0 for lane in left_out):  # type: ignore[attr-defined]
+        wanted = room > 0 and any(room_for(lane) > 0 for lane in left_out)
+        if wanted and self._in_poll and self.qos.can_consume():  # type: ignore[attr-defined]
             with suppress(RedisError, OSError):  # of which BRPOP will tell
                 self._fetch(room)
 

@@ -184,7 +184,7 @@ async def test_a_large_job_finds_room_though_small_ones_come_all_the_time(fleet:
 
     assert await a_minute() == 20
     large, place = bid(input_tokens=40, **limit), next(places)
-    await refused(fleet, large, place=place)
+    await refused(fleet, large, place=place, waits=True)
     assert 12 <= await a_minute() <= 16, "few wait for it, and not for long"
     await granted(fleet, large, place=place)
 
@@ -192,9 +192,9 @@ async def test_a_large_job_finds_room_though_small_ones_come_all_the_time(fleet:
 async def test_room_is_kept_for_the_first_alone_and_only_from_those_after_it(fleet: AnyFleet) -> None:
     large, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (50, 10))
     await granted(fleet, bid(tokens_per_minute=100, input_tokens=60))
-    await refused(fleet, large, place=7)
-    await refused(fleet, large, place=5)
-    await refused(fleet, large, place=6)
+    await refused(fleet, large, place=7, waits=True)
+    await refused(fleet, large, place=5, waits=True)
+    await refused(fleet, large, place=6, waits=True)
     await refused(fleet, small, place=5.5)
     await granted(fleet, small, place=4)
     await granted(fleet, small)
@@ -204,10 +204,22 @@ async def test_room_is_kept_for_the_first_alone_and_only_from_those_after_it(fle
     assert await burst(fleet, small, place=8) == 5, "it waits no longer"
 
 
+async def test_no_room_is_kept_for_one_that_does_not_wait_long_or_has_found_some_elsewhere(fleet: AnyFleet) -> None:
+    large, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (50, 10))
+    await granted(fleet, bid(tokens_per_minute=100, input_tokens=60))
+    await refused(fleet, large, place=1)
+    await granted(fleet, large, bid(B), place=1, waits=True)
+    await granted(fleet, small, place=2)
+    await refused(fleet, large, place=1, waits=True)
+    await refused(fleet, small, place=2)
+    await granted(fleet, large, bid(B), place=1, waits=True)
+    await granted(fleet, small, place=2)
+
+
 async def test_room_is_kept_in_all_limits_of_a_minute_that_the_account_has(fleet: AnyFleet) -> None:
     one, two = (replace(sharing(f"groq/{name}", Limits(), input_tokens_per_minute=9), input_tokens=6) for name in "ab")
     await granted(fleet, one)
-    await refused(fleet, one, place=1)
+    await refused(fleet, one, place=1, waits=True)
     await refused(fleet, replace(two, input_tokens=3), place=2)
 
 
@@ -217,7 +229,7 @@ async def test_what_leaves_room_for_a_job_larger_than_the_limit_looks_again_when
     larger, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (101, 1))
     await granted(fleet, small)
     fleet.advance(10)
-    await refused(fleet, larger, place=1)
+    await refused(fleet, larger, place=1, waits=True)
     assert (await refused(fleet, small, place=2)).retry_at == START + 10 + 61
     fleet.advance(51)
     assert (await refused(fleet, small, place=2)).retry_at == START + 61 + 61
@@ -228,10 +240,10 @@ async def test_no_room_is_kept_for_one_that_asks_no_more_nor_for_what_comes_much
     large, small = (bid(tokens_per_minute=100, input_tokens=tokens) for tokens in (50, 10))
     await granted(fleet, bid(tokens_per_minute=100, input_tokens=60))
     await fleet.store.mark("blocked", [A], "quota", KEPT_S + 1)
-    await refused(fleet, large, place=1)
+    await refused(fleet, large, place=1, waits=True)
     await fleet.store.mark("restored", [A])
     await granted(fleet, small, place=2)
-    await refused(fleet, large, place=1)
+    await refused(fleet, large, place=1, waits=True)
     await refused(fleet, small, place=2)
     fleet.advance(KEPT_S)
     assert await burst(fleet, small, place=2) == 10

@@ -117,6 +117,7 @@ class TwoStores(RuleBasedStateMachine):
         token=st.none() | st.integers(1, 2),
         headroom=st.sampled_from([1.0, 0.5, 0.01]),
         place=st.none() | st.sampled_from([1.5, 2.0, 3.0]),
+        waits=st.booleans(),
     )
     def admit(
         self,
@@ -127,9 +128,10 @@ class TwoStores(RuleBasedStateMachine):
         token: int | None,
         headroom: float,
         place: float | None,
+        waits: bool,
     ) -> None:
         fence = Fence("1", token) if token else None
-        ask = Ask(lease, bids, ttl_s, ceilings, fence, headroom, place)
+        ask = Ask(lease, bids, ttl_s, ceilings, fence, headroom, place, waits)
         self._admit(ask)
 
     def _admit(self, ask: Ask) -> None:

@@ -16,6 +16,7 @@ from turnout_workers.routing.failover import (
     Next,
     backoff_s,
     judge,
+    spending,
 )
 from turnout_workers.routing.failure import Failure, FailureKind, Scope
 
@@ -126,6 +127,11 @@ def test_without_fallback_no_job_goes_elsewhere(kind: FailureKind) -> None:
 def test_a_job_ends_after_its_last_attempt_and_waiting_is_none(kind: FailureKind) -> None:
     last = verdict(kind, attempt=MAX_ATTEMPTS)
     assert (last.action is Next.GIVE_UP) == last.spends_attempt
+
+
+def test_rate_limits_and_refused_connections_are_none_of_a_jobs_calls() -> None:
+    assert spending(["rate_limited", "unavailable", "overloaded", None, "of another release"]) == 0
+    assert spending(["server_error", "rate_limited", "timed_out"]) == 2
 
 
 def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_jobs() -> None:

@@ -16,7 +16,7 @@ from turnout_workers.attempts.schema import unmended
 from turnout_workers.monitoring import logs
 from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Decision, worth_repeating
-from turnout_workers.routing.failover import Next, Verdict, judge
+from turnout_workers.routing.failover import Next, Verdict, judge, spending
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.state.store import Granted
 
@@ -78,7 +78,7 @@ class Judging:
                 ended.failure,
                 self._rng,
                 attempt=progress.spent_attempts + 1,
-                calls=len(progress.attempts) + 1,
+                calls=spending(attempt.failure for attempt in progress.attempts) + 1,
                 probe=permit.grant.probe and ended.lease_id == permit.grant.lease_id,
                 alike=sum(ended.failure is not None and a.failure == ended.failure.kind for a in progress.attempts),
                 retries_here=job.retries_here,

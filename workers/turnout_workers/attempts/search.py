@@ -136,6 +136,8 @@ class Searching:
         lane, since = job.claim.lane, job.progress.waiting_since
         lane_share = headroom(lane, self._last_seen, now, parts.in_force.reserved)
         share = self._shares.headroom(job.claim.tenant or "", now)
+        # Nobody waits for a tenant that has had more than its share, nor for a second call.
+        turn, waits = place(lane, since if share == 1 and not second else None, now)
         first = bids[0].endpoint_id
         amend(parts.fleet.snapshot, first, lambda seen: seen.begun(now))  # so that jobs that come together spread
         admission = await parts.store.admit(
@@ -146,8 +148,8 @@ class Searching:
                 ceilings=parts.ceilings.of_job(job.id, job.request, job.claim.batch),
                 fence=Fence(job.id, job.claim.token, job.claim.batch),
                 headroom=lane_share * share,
-                # Nobody waits for a tenant that has had more than its share.
-                place=place(lane, since if share == 1 else None, now),
+                place=turn,
+                waits=waits,
             )
         )
         if isinstance(admission, Granted) and admission.endpoint_id != first:

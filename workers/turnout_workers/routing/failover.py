@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -18,7 +19,7 @@ MAX_ATTEMPTS = 8
 """Attempts that a job may spend before it fails. Waiting, cooldowns and refused connections spend none, nor does a
 probe: that its endpoint is out was known before."""
 MAX_CALLS = 64
-"""So many calls in all: a job may break every endpoint, and be alone to find out whether one is back."""
+"""So many of them with its probes: a job may break every endpoint, and be alone to find out whether one is back."""
 SHORT_WAIT_S = 2.0
 """A Retry-After up to this is waited for in place."""
 COOLDOWN_S = 5.0
@@ -126,8 +127,8 @@ def judge(
 ) -> Verdict:
     """The verdict on one call. `failure`: None for a success.
 
-    attempt: number of this call among those of this job that spent an attempt, from 1. calls: among all of them.
-    probe: it was to find out whether its endpoint is back.
+    attempt: number of this call among those of this job that spent an attempt, from 1. calls: among those, too, that
+    would have, but for being probes. probe: it was to find out whether its endpoint is back.
     alike: how many calls of this job have failed in the same way before.
     retries_here: how often this endpoint was called again in place already.
     may_retry: whether a retry is worth it, and the worker's `Allowance` for them has something left.
@@ -165,6 +166,12 @@ def judge(
         return ruled(Next.GIVE_UP)
     rest_s = backoff_s(calls - PROBES_AT_ONCE, rng, PROBER_RESTS_S) if probe else backoff_s(attempt, rng)
     return ruled(Next.DEFER, max(block_s, rest_s))
+
+
+def spending(failures: Iterable[str | None]) -> int:
+    """How many of a job's calls, by how they failed, have spent an attempt, or would have, but for being probes."""
+    kinds = {kind.value for kind, rule in RULES.items() if rule.spends}
+    return sum(failure in kinds for failure in failures)
 
 
 def backoff_s(failures: int, rng: random.Random, most_s: float = BACKOFF_MAX_S) -> float:

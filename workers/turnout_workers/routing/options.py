@@ -54,11 +54,14 @@ def headroom(
     return 1 - reserved[lane] if contended else 1.0
 
 
-def place(lane: Lane, waiting_since: float | None, now: float) -> float:
-    """Of a job among all that want room, see `store.Ask`: by its lane, then by how long it waits. Those that don't wait
-    for long are all alike the last of their lane."""
+def place(lane: Lane, waiting_since: float | None, now: float) -> tuple[float, bool]:
+    """Of a job among all that want room, and whether it waits long enough for some to be kept, see `store.Ask`.
+
+    By its lane, then by how long it waits; those that don't wait for long are all alike the last of their lane.
+    """
     waits = waiting_since is not None and now - waiting_since >= PATIENCE_S[lane]
-    return list(Lane).index(lane) * A_LANE_S + (waiting_since if waits and waiting_since else A_LANE_S / 2)
+    since = waiting_since if waits and waiting_since is not None else A_LANE_S / 2
+    return list(Lane).index(lane) * A_LANE_S + since, waits
 
 
 class Options:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import islice
 from operator import attrgetter
 from typing import Any, NamedTuple
 
@@ -32,8 +31,9 @@ def to_record(
     no_room: of those that were asked in vain, what was full.
     """
     job = decision.job
-    best = islice((*decision.ready, *decision.busy), MOST_ROWS)
-    rows = [_row(decision.ranking, index, decision.at) for index in best]
+    best = frozenset(decision.ranking.order[:MOST_ROWS])
+    known = (index for index in (*decision.ready, *decision.busy) if index in best)
+    rows = [_row(decision.ranking, index, decision.at) for index in known]
     return {
         "v": RECORD_VERSION,
         "at": decision.at,

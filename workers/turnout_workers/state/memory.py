@@ -17,8 +17,8 @@ from turnout_workers.routing.fleet import UNLIMITED, Circuit, Health, Observed, 
 from turnout_workers.routing.health import Counters, circuit, ejections_in_a_row, ramp_pace, ramp_slots
 from turnout_workers.state.record import FRESH, RESTORED, Record, sampled
 from turnout_workers.state.store import (
-    KEPT_S,
     PUBLISHED_S,
+    SOON_S,
     VERDICT_S,
     Admission,
     Ask,
@@ -88,12 +88,16 @@ class MemoryFleetStore:
         now, longest = self._now(), dict[str, tuple[float | None, str]]()
         for bid in ask.bids:
             if not (obstacles := list(self._obstacles(bid, ask, now))):
+                for usage in {*self._counted_by(ask.bids[0]), *self._counted_by(bid)}:
+                    usage.keep_none(ask.place)
                 return self._grant(bid, ask, now)
             until, reason = max(obstacles, key=lambda o: math.inf if o.until is None else o.until)
-            if ask.place is not None and bid is ask.bids[0] and until is not None and until <= now + ms(KEPT_S):
-                for usage in self._counted_by(bid):
-                    usage.keep_room(ask.place, _need(bid), now)
             longest[bid.endpoint_id] = (None if until is None else until / 1000, reason)
+        first = ask.bids[0]
+        soon, _ = longest[first.endpoint_id]
+        if ask.waits and ask.place is not None and soon is not None and ms(soon) <= now + ms(SOON_S):
+            for usage in self._counted_by(first):
+                usage.keep_room(ask.place, _need(first), now)
         return NoRoom.of(now / 1000, longest)
 
     def _obstacles(self, bid: Bid, ask: Ask, now: int) -> Iterator[Obstacle]:
@@ -147,8 +151,7 @@ class MemoryFleetStore:
             known.probes += 1
             known.probe = probe = known.probes
             known.probe_until = expires_at
-        need, place = _need(bid), ask.place
-        charges = tuple((usage, usage.charge(ask.lease_id, need, place, now)) for usage in self._counted_by(bid))
+        charges = tuple((usage, usage.charge(ask.lease_id, _need(bid), now)) for usage in self._counted_by(bid))
         known.count_calls()
         self._leases[ask.lease_id] = _Lease(bid.endpoint_id, now, charges, probe)
         self._expiry[ask.lease_id] = expires_at

@@ -40,7 +40,8 @@ local DAY = {{width = {windows.DAY[0]}, span = {windows.DAY[1]}}}
 local SQUEEZE, SQUEEZE_LEAST = {windows.SQUEEZE}, {windows.SQUEEZE_LEAST}
 local SQUEEZE_HOLD_S, SQUEEZE_REGROWTH = {windows.SQUEEZE_HOLD_S}, {windows.SQUEEZE_REGROWTH}
 local ASK_AGAIN_MS, VERDICT_MS = {store.ASK_AGAIN_S * 1000:.0f}, {store.VERDICT_S * 1000:.0f}
-local PUBLISHED_MS, KEPT_MS = {store.PUBLISHED_S * 1000:.0f}, {store.KEPT_S * 1000:.0f}
+local PUBLISHED_MS = {store.PUBLISHED_S * 1000:.0f}
+local SOON_MS, KEPT_MS = {store.SOON_S * 1000:.0f}, {store.KEPT_S * 1000:.0f}
 local RAMP_S, RAMP_EXCESS, WELL_S = {health.RAMP_S}, {health.RAMP_EXCESS}, {health.WELL_S}
 local RAMP_WINDOW = {health.CONSECUTIVE_FAILURES}
 local ERROR_MEMORY_S, MEMORY_S = {health.ERROR_MEMORY_S}, {latency.MEMORY_S}

@@ -81,8 +81,11 @@ class Ask:
     headroom: float = 1.0
     """Share of each limit that this job may fill, for the reserves of more urgent lanes and other tenants."""
     place: float | None = None
-    """Among all that want room; the smallest comes first. Where the first finds none, those after it leave it some, for
-    else small jobs would take it bit by bit, and a large one would wait for ever. None: it neither keeps nor leaves."""
+    """Among all that want room; the smallest comes first, and those after it leave what is kept for it. None: this one
+    need not."""
+    waits: bool = False
+    """Whether room is kept for this one if it finds none, for else small jobs would take it bit by bit, and a large one
+    would wait for ever."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,9 +180,9 @@ VERDICT_S = 2.0
 """After a probe's report the endpoint stays closed to others this long for `trip` or `recover` to follow."""
 PUBLISHED_S = 3.0
 """How long a worker's counts hold."""
-KEPT_S = 90.0
-"""How long room is kept for the first of those that wait unless it asks again; longer than a minute's limit makes it
-wait. For what comes later than that none is kept."""
+SOON_S, KEPT_S = 75.0, 90.0
+"""Room is kept for the first of those that wait if it comes so soon, as that of a minute's limits does, and until it
+should have asked again, with what is added to its wait."""
 
 
 Mark = Literal["blocked", "disabled", "isolated", "restored"]

@@ -123,6 +123,11 @@ class Usage:
         if (first := self._first_at(now)) is None or place <= first.place:
             self._first = First(place, need, now)
 
+    def keep_none(self, place: float | None) -> None:
+        """The job has found room, here or elsewhere."""
+        if self._first and self._first.place == place:
+            self._first = None
+
     def _first_at(self, now: int) -> First | None:
         """Unless it asks no more, or the clock went back."""
         return self._first if self._first and 0 <= now - self._first.at < ms(KEPT_S) else None
@@ -133,10 +138,8 @@ class Usage:
         second = self._minute.newest
         return second, self._minute.buckets.get(second, NOTHING).requests
 
-    def charge(self, lease_id: str, use: Use, place: float | None, now: int) -> Charge:
+    def charge(self, lease_id: str, use: Use, now: int) -> Charge:
         """Begin a call. After `roll`."""
-        if self._first and self._first.place == place:
-            self._first = None
         self._charged = self._charged.plus(use)
         charge = Charge(use, self._minute.newest, self._day.newest, self._charged)
         self._minute.add(use)

@@ -58,6 +58,14 @@ local function keep_room(load, need)
   keep_usage(load.key, load.usage)
 end
 
+-- The job has found room, here or elsewhere.
+local function keep_none(load)
+  if load.usage.first and load.usage.first.place == ask.place then
+    load.usage.first = nil
+    keep_usage(load.key, load.usage)
+  end
+end
+
 -- Room within the limit; or alone in the window, when a reserve, a squeeze or the limit itself gives less than one job.
 local function fits(used, amount, limit, kept) return used + amount + kept <= limit or used + kept == 0 end
 
@@ -180,7 +188,6 @@ local function charge(load, use)
     add(window.bucket, use)
   end
   add(usage.charged, use)
-  if usage.first and usage.first.place == ask.place then usage.first = nil end
   keep_usage(load.key, usage)
   redis.call('ZADD', load.calls_key, NOW, ask.lease_id)
   return {usage.minute.newest, usage.day.newest}
@@ -214,10 +221,11 @@ end
 
 local paused = ask.fence and ask.fence.batch and redis.call('HGET', KEYS[#KEYS - 2], 'state') == 'paused'
 local refusal, at = {'full', NOW}, 6
-for i, bid in ipairs(ask.bids) do
+local asked_first, soon = nil, false -- the loads of the first bid, and whether there will be room before long
+for _, bid in ipairs(ask.bids) do
   local loads = {}
-  for j = 1, bid.shared_limits and 2 or 1 do
-    loads[j] = load_of(KEYS[at], KEYS[at + 1])
+  for i = 1, bid.shared_limits and 2 or 1 do
+    loads[i] = load_of(KEYS[at], KEYS[at + 1])
     at = at + 2
   end
   local known, load = known_of(bid.endpoint_id), loads[1]
@@ -258,12 +266,16 @@ for i, bid in ipairs(ask.bids) do
       redis.call('HSET', record, 'state', 'calling')
       redis.call('RPUSH', story, '{"at":' .. NOW .. ',"event":"routed","to":' .. cjson.encode(bid.endpoint_id) .. '}')
     end
+    for _, some in ipairs({asked_first or {}, loads}) do
+      for _, one in ipairs(some) do keep_none(one) end
+    end
     return grant(bid, loads, probe)
   end
   keep(bid.endpoint_id, known)
-  if ask.place and i == 1 and till ~= NEVER and till <= NOW + KEPT_MS then
-    for _, one in ipairs(loads) do keep_room(one, need_of(bid)) end
-  end
+  if not asked_first then asked_first, soon = loads, till ~= NEVER and till <= NOW + SOON_MS end
   refusal[#refusal + 1] = {bid.endpoint_id, till, reason}
+end
+if ask.waits and ask.place and soon then
+  for _, load in ipairs(asked_first) do keep_room(load, need_of(ask.bids[1])) end
 end
 return refusal
