@@ -16,7 +16,7 @@ from turnout.ledger import NewJob, Script, run
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
 from turnout_workers import transport
 from turnout_workers.attempts.progress import Progress
-from turnout_workers.routing.options import PATIENCE_S
+from turnout_workers.routing.options import LONG_WAIT_S
 from turnout_workers.transport import FETCH_SHARE, LaneOrder
 
 FLEET = """
@@ -135,7 +135,7 @@ def test_a_job_leaves_room_for_a_larger_one_that_has_waited_long_in_its_lane(tmp
         stand.start_worker()
         for name, tokens, lane, waited_s, becomes in (
             ("first", 500, Lane.STANDARD, 0, "calling"),
-            ("large", 600, Lane.STANDARD, 2 * PATIENCE_S[Lane.STANDARD], "delayed"),
+            ("large", 600, Lane.STANDARD, 2 * LONG_WAIT_S[Lane.STANDARD], "delayed"),
             ("small", 100, Lane.STANDARD, 0, "delayed"),
             ("small and urgent", 100, Lane.INTERACTIVE, 0, "calling"),
         ):

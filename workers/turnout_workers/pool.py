@@ -43,6 +43,7 @@ from celery.worker.state import maybe_shutdown
 
 from turnout.request import Lane
 from turnout_workers import transport
+from turnout_workers.routing.options import headroom
 
 logger = get_logger(__name__)
 
@@ -194,7 +195,7 @@ class TaskPool(BasePool):
         self._jobs: dict[int, _Job] = {}
         self._held: Counter[str] = Counter()
         """Of these, how many each lane has."""
-        self._seen: dict[str, float] = {}
+        self._seen: dict[Lane, float] = {}
         """When each lane had a job last."""
         self._done: deque[_Job] = deque()
         self._wakeup_read, self._wakeup_write = os.pipe()
@@ -217,10 +218,7 @@ class TaskPool(BasePool):
 
     def room_for(self, lane: str) -> int:
         """How many more jobs of a lane may be fetched, by what it leaves to others; `free_slots` holds in any case."""
-        lanes, now = list(Lane), monotonic()
-        urgent = lanes[: lanes.index(Lane(lane))]
-        shared = any(now - self._seen.get(other, -math.inf) < SLOTS_KEPT_S for other in urgent)
-        share = 1 - self.reserved()[Lane(lane)] if shared else 1.0
+        share = headroom(Lane(lane), self._seen, monotonic(), self.reserved(), SLOTS_KEPT_S)
         return max(1, math.floor(int(self.limit) * share)) - self._held[lane]
 
     def register_with_event_loop(self, hub: Any) -> None:
@@ -238,7 +236,7 @@ class TaskPool(BasePool):
         job = _Job(next(self._pids), self._loop, target, args, callback)
         self._jobs[job.pid] = job
         self._held[job.lane] += 1
-        self._seen[job.lane] = monotonic()
+        self._seen[Lane(job.lane)] = monotonic()
         accept_callback(job.pid, monotonic())
         self._loop.call_soon_threadsafe(self._begin, job)
         return job

@@ -21,16 +21,16 @@ def overview(here: Deployment) -> dict[str, Any]:
     keys = here.ledger.keys
     asked = (here.ledger.workers(), state_call(keys), latencies_call(keys))
     workers, (at, observed), latencies, *replies = here.ask(*asked, *backlog_calls(keys))
+    rows = endpoints(here.fleet.snapshot(at, observed))
+    for row in rows:
+        seen = latencies.get(row["endpoint"], ())
+        row |= {"p50_s": quantile_seen(seen, 0.5), "p99_s": quantile_seen(seen, 0.99)}
     return {
         "at": at,
         "configuration": here.settings.version,
         "workers": workers,
         **backlog(replies, at),
-        "endpoints": [
-            {**row, "p50_s": quantile_seen(seen, 0.5), "p99_s": quantile_seen(seen, 0.99)}
-            for row in endpoints(here.fleet.snapshot(at, observed))
-            for seen in (latencies.get(row["endpoint"], ()),)
-        ],
+        "endpoints": rows,
     }
 
 

@@ -11,11 +11,14 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import TypeVar
 
 from turnout.errors import TurnoutError
 from turnout.request import Capability
 from turnout_workers.routing.fleet import Endpoint, Fleet
 from turnout_workers.routing.profile import LARGEST_OUTPUT_TOKENS, JobProfile, Requirements
+
+Why = TypeVar("Why")
 
 MOST_NAMED, MOST_REASONS = 3, 5
 """Endpoints a reason, and reasons, in the message of a refusal. A decision's record names as many for each reason."""
@@ -81,10 +84,15 @@ Excluded = tuple[str, str, list[str], int]
 
 def summed_up(exclusions: Iterable[Exclusion]) -> list[Excluded]:
     """Exclusions by reason: of a large fleet most have the same few."""
-    ids: dict[tuple[str, str], list[str]] = {}
-    for one in exclusions:
-        ids.setdefault((one.reason.value, one.text), []).append(one.endpoint_id)
-    return [(*why, named[:MOST_NAMED], len(named[MOST_NAMED:])) for why, named in ids.items()]
+    by_reason = _ids_by(((one.reason.value, one.text), one.endpoint_id) for one in exclusions)
+    return [(*why, ids[:MOST_NAMED], len(ids[MOST_NAMED:])) for why, ids in by_reason.items()]
+
+
+def _ids_by(excluded: Iterable[tuple[Why, str]]) -> dict[Why, list[str]]:
+    ids: dict[Why, list[str]] = {}
+    for why, endpoint_id in excluded:
+        ids.setdefault(why, []).append(endpoint_id)
+    return ids
 
 
 class NoEligibleEndpoint(TurnoutError):
@@ -95,14 +103,12 @@ class NoEligibleEndpoint(TurnoutError):
         self.reasons = dict(reasons)
 
     def __str__(self) -> str:
-        return f"no endpoint can serve this job: {_summed_up(self.reasons) or 'none is registered'}"
+        return f"no endpoint can serve this job: {_told(self.reasons) or 'none is registered'}"
 
 
-def _summed_up(reasons: Mapping[str, str]) -> str:
+def _told(reasons: Mapping[str, str]) -> str:
     """Reasons that few endpoints have first: those came nearest. Of many, some."""
-    by_reason: dict[str, list[str]] = {}
-    for endpoint, reason in reasons.items():
-        by_reason.setdefault(reason, []).append(endpoint)
+    by_reason = _ids_by((reason, endpoint_id) for endpoint_id, reason in reasons.items())
     ranked = sorted(by_reason.items(), key=lambda pair: len(pair[1]))
     told = [f"{', '.join(ids[:MOST_NAMED])}{_rest(ids[MOST_NAMED:])}: {why}" for why, ids in ranked[:MOST_REASONS]]
     unnamed = [id for _, ids in ranked[MOST_REASONS:] for id in ids]

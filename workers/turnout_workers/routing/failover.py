@@ -93,6 +93,7 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.LOCAL: Rule(retries=2),
     FailureKind.CANCELLED: Rule(),
 }
+SPENDING = frozenset(kind.value for kind, rule in RULES.items() if rule.spends)
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,8 +171,7 @@ def judge(
 
 def spending(failures: Iterable[str | None]) -> int:
     """How many of a job's calls, by how they failed, have spent an attempt, or would have, but for being probes."""
-    kinds = {kind.value for kind, rule in RULES.items() if rule.spends}
-    return sum(failure in kinds for failure in failures)
+    return sum(failure in SPENDING for failure in failures)
 
 
 def backoff_s(failures: int, rng: random.Random, most_s: float = BACKOFF_MAX_S) -> float:
