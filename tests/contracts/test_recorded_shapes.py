@@ -21,6 +21,7 @@ from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind, Scope
 from turnout_workers.routing.fleet import Endpoint
+from turnout_workers.state.store import ObservedLimit
 
 K = FailureKind
 ACCOUNT = {K.UNAUTHORIZED, K.BILLING}
@@ -47,8 +48,9 @@ def router(code: int, message: str = "Provider returned error", **metadata: Any)
     return {"error": {"code": code, "message": message, "metadata": metadata}, "user_id": "user_1"}
 
 
-def quota(id: str) -> dict[str, Any]:
-    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [{"quotaId": id}]}
+def quota(id: str, value: str | None = None) -> dict[str, Any]:
+    violation = {"quotaId": id} | ({"quotaValue": value} if value is not None else {})
+    return {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": [violation]}
 
 
 def said_by_vllm(message: str, param: str | None = None) -> dict[str, Any]:
@@ -398,6 +400,22 @@ async def test_neither_a_tools_arguments_nor_an_image_are_repeated(dialect: str)
     shape = response(400, {}, {"error": {"message": repeated}})
     told = await failure(dialect, shape, request=InferenceRequest.model_validate({"messages": messages}))
     assert told.failure.message == "not …, not …: Bad luck"
+
+
+async def test_gemini_tells_a_limit_by_the_minute_when_it_is_exceeded() -> None:
+    free = "PerProjectPerModel-FreeTier"
+    told = (
+        quota(f"GenerateRequestsPerMinute{free}", "15"),
+        quota("GenerateContentPaidTierInputTokensPerModelPerMinute", "1000000"),
+        quota(f"GenerateRequestsPerDay{free}", "20"),  # of their day, which is none of our windows
+        quota(f"GenerateRequestsPerMinute{free}", "0"),
+        quota(f"GenerateRequestsPerMinute{free}", "many"),
+        quota(f"GenerateRequestsPerMinute{free}"),
+        {"@type": "type.googleapis.com/google.rpc.QuotaFailure", "violations": "none"},
+    )
+    error = await failure("gemini", response(429, {}, gemini("RESOURCE_EXHAUSTED", "q", *told)))
+    limits = {"requests_per_minute": 15, "input_tokens_per_minute": 1_000_000}
+    assert error.limits == tuple(ObservedLimit(kind, limit) for kind, limit in limits.items())
 
 
 async def test_the_id_of_a_call_may_be_in_the_body() -> None:

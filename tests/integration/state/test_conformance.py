@@ -335,6 +335,15 @@ async def test_a_limit_from_headers_lowers_the_configured_one_and_never_raises_i
     assert await burst(fleet, bid(B, requests_per_minute=5)) == 4
 
 
+async def test_a_limit_that_a_provider_told_holds_for_an_hour(fleet: AnyFleet) -> None:
+    """Gemini tells it with refusals alone, so it can't say that it was raised."""
+    await end(fleet, await granted(fleet, bid()), limits=(ObservedLimit("requests_per_minute", limit=3),))
+    fleet.advance(3599)
+    assert await burst(fleet, bid()) == 3
+    fleet.advance(1)
+    assert await burst(fleet, bid(), most=20) == 20
+
+
 async def test_remaining_binds_until_its_reset_whatever_the_order_of_reports(fleet: AnyFleet) -> None:
     early, late = [await granted(fleet, bid(requests_per_minute=100)) for _ in range(2)]
     fleet.advance(1)

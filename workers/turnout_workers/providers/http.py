@@ -26,7 +26,7 @@ from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.classify import classify_exception, classify_response
 from turnout_workers.providers.errors import ProviderError, malformed
-from turnout_workers.providers.retry_after import observed_limits
+from turnout_workers.providers.retry_after import exceeded_limits, observed_limits
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_ERROR = 64 * 1024
@@ -201,7 +201,7 @@ class _Exchange:
     def _classified(self, status: int, told: Any) -> ProviderError:
         now, limit_headers = time.time(), self._out.limit_headers
         failure = classify_response(status, self.headers, told, now, self._out.scrub, limit_headers)
-        return ProviderError(failure, observed_limits(self.headers, now, limit_headers))
+        return ProviderError(failure, observed_limits(self.headers, now, limit_headers) + exceeded_limits(told))
 
 
 def is_stream(headers: Mapping[str, str]) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,6 +15,8 @@ _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
 _DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
 _SAID = re.compile(rf"(?:try again in|retry after) ({_DURATIONS.pattern}|\d+(?:\.\d+)?)")
+_QUOTAS = {"InputTokens": "input_tokens_per_minute", "Requests": "requests_per_minute"}
+"""What the names of Gemini's quotas mean, as in `GenerateRequestsPerMinutePerProjectPerModel-FreeTier`."""
 LONGEST_S = 30 * 86400.0
 """A longer wait is a mistake, theirs or ours."""
 LARGEST = 1e12
@@ -68,12 +70,11 @@ def retry_after_s(headers: Mapping[str, str], body: Any, now: float, limit_heade
     now = _sent_at(headers, now)
     if (told := seconds(headers.get("retry-after"), now)) is not None:
         return told
-    error = at(body[0] if isinstance(body, list) and len(body) == 1 else body, "error")  # a list is Gemini's, sometimes
-    details = at(error, "details")
-    for detail in details if isinstance(details, list) else ():
-        delay = at(detail, "retryDelay") if str(at(detail, "@type")).endswith("RetryInfo") else None
+    for info in _details(body, "RetryInfo"):
+        delay = info.get("retryDelay")
         if (told := seconds(delay if isinstance(delay, str) else None, now)) is not None:
             return told
+    error = _error(body)
     # OpenRouter reports the one limit that was reached; for free models in the body alone.
     if isinstance(inner := at(error, "metadata", "headers"), dict):
         headers = {**headers, **{str(name).lower(): str(value) for name, value in inner.items()}}
@@ -99,6 +100,31 @@ def observed_limits(
         known = int(limit) if limit is not None and 1 <= limit <= LARGEST else None
         found.append(ObservedLimit(kind, known, int(remaining), seconds(headers.get(name.format("reset")), now)))
     return tuple(found)
+
+
+def exceeded_limits(body: Any) -> tuple[ObservedLimit, ...]:
+    """The limits by the minute that Gemini says were exceeded. It tells of them nowhere else."""
+    found = []
+    for failure in _details(body, "QuotaFailure"):
+        violations = failure.get("violations")
+        for violation in violations if isinstance(violations, list) else ():
+            quota, value = str(at(violation, "quotaId")), _number(str(at(violation, "quotaValue")))
+            kind = next((kind for word, kind in _QUOTAS.items() if word in quota), None)
+            if kind and "PerMinute" in quota and value is not None and 1 <= value <= LARGEST:
+                found.append(ObservedLimit(kind, int(value)))
+    return tuple(found)
+
+
+def _error(body: Any) -> Any:
+    return at(body[0] if isinstance(body, list) and len(body) == 1 else body, "error")  # a list is Gemini's, sometimes
+
+
+def _details(body: Any, type: str) -> Iterator[dict[str, Any]]:
+    """Those of a Google error that are of one type."""
+    details = at(_error(body), "details")
+    for detail in details if isinstance(details, list) else ():
+        if isinstance(detail, dict) and str(detail.get("@type")).endswith(f".{type}"):
+            yield detail
 
 
 def at(value: Any, *path: str) -> Any:

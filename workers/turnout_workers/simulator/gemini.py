@@ -17,6 +17,10 @@ _ERRORS = {
 }
 _PARAMETERS = ("parametersJsonSchema", "parameters_json_schema", "parameters")
 """The second is what the official Python client sends; Google's JSON takes either case."""
+_QUOTAS = {
+    "requests_per_minute": "GenerateRequestsPerMinutePerProjectPerModel",
+    "input_tokens_per_minute": "GenerateContentInputTokensPerModelPerMinute",
+}
 _TYPE = "type.googleapis.com/google.rpc."
 
 
@@ -85,11 +89,11 @@ class Gemini(Wire):
             message = "API key not valid. Please pass a valid API key."
             details = [{"@type": _TYPE + "ErrorInfo", "reason": "API_KEY_INVALID", "domain": "googleapis.com"}]
         elif problem.kind == "rate_limited":
-            quota = {"quotaId": "GenerateRequestsPerMinutePerProjectPerModel"}
-            details = [
-                {"@type": _TYPE + "QuotaFailure", "violations": [quota]},
-                {"@type": _TYPE + "RetryInfo", "retryDelay": f"{problem.retry_after_s or 1:g}s"},
-            ]
+            details = [{"@type": _TYPE + "RetryInfo", "retryDelay": f"{problem.retry_after_s or 1:g}s"}]
+            limit, most = problem.exceeded or ("", 0)
+            if quota := _QUOTAS.get(limit):
+                violation = {"quotaId": quota, "quotaValue": str(most)}
+                details.append({"@type": _TYPE + "QuotaFailure", "violations": [violation]})
         elif problem.kind == "context_length":
             message = f"The input token count exceeds the maximum number of tokens allowed: {message}"
         name = _ERRORS.get(problem.kind, "INVALID_ARGUMENT")

@@ -126,7 +126,7 @@ class Books:
         for kind, bucket in buckets.items():
             if (wait_s := bucket.wait_s(wanted.get(kind, 1))) > 0:
                 text = f"Rate limit reached for {kind}: limit {bucket.most}. Please try again in {wait_s:.3f}s."
-                raise Problem("rate_limited", text, retry_after_s=wait_s)
+                raise Problem("rate_limited", text, retry_after_s=wait_s, exceeded=(kind, bucket.most))
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)
         self.counts.in_flight += 1

@@ -20,11 +20,22 @@ STATUS = {
 
 
 class Problem(Exception):
-    """A refusal, by kind; each wire format has its own envelope for it. status: the kind's, if it is not told."""
+    """A refusal, by kind; each wire format has its own envelope for it.
 
-    def __init__(self, kind: str, message: str, status: int | None = None, retry_after_s: float | None = None) -> None:
+    status: the kind's, if it is not told. exceeded: the name of a limit, and what it allows.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        message: str,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        exceeded: tuple[str, int] | None = None,
+    ) -> None:
         super().__init__(message)
-        self.kind, self.message, self.status, self.retry_after_s = kind, message, status, retry_after_s
+        self.kind, self.message, self.status = kind, message, status
+        self.retry_after_s, self.exceeded = retry_after_s, exceeded
 
 
 class Wire(Protocol):

@@ -131,7 +131,7 @@ Admission = Granted | NoRoom | Fenced
 
 @dataclass(frozen=True, slots=True)
 class ObservedLimit:
-    """What a provider's own headers said: a limit, what remains of it and when it refills."""
+    """What a provider itself said: a limit, what remains of it and when it refills."""
 
     kind: str
     """A field of `Limits`."""
@@ -180,6 +180,9 @@ VERDICT_S = 2.0
 """After a probe's report the endpoint stays closed to others this long for `trip` or `recover` to follow."""
 PUBLISHED_S = 3.0
 """How long a worker's counts hold."""
+TOLD_S = 3600.0
+"""How long a limit holds that a provider told. Most tell it with each answer; Gemini does only when it is exceeded, and
+never says that it was raised."""
 SOON_S, KEPT_S = 75.0, 90.0
 """Room is kept for the first of those that wait if it comes so soon, as that of a minute's limits does, and until it
 should have asked again, with what is added to its wait."""

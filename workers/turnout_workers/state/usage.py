@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import Limits
-from turnout_workers.state.store import ASK_AGAIN_S, KEPT_S, ObservedLimit, ms
+from turnout_workers.state.store import ASK_AGAIN_S, KEPT_S, TOLD_S, ObservedLimit, ms
 from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, Kind, Use, Window
 
 ASK_AGAIN_MS = ms(ASK_AGAIN_S)
@@ -73,7 +73,8 @@ class Usage:
         self._minute = Window(*MINUTE)
         self._day = Window(*DAY)
         self._charged = NOTHING
-        self._observed: dict[str, int] = {}
+        self._told: dict[str, tuple[int, int]] = {}
+        """Limits as the provider has told them, and until when they hold."""
         self._caps: dict[str, _Cap] = {}
         self.calls: dict[str, int] = {}
         """Those in flight, by lease: since when (ms)."""
@@ -97,7 +98,9 @@ class Usage:
         if slots is not None and len(self.calls) >= min(slots, max(1, math.floor(slots * headroom))):
             found.append(Obstacle(now + ASK_AGAIN_MS, "concurrency"))
         for name, kind in KINDS.items():
-            known = [limit for limit in (getattr(limits, name), self._observed.get(name)) if limit is not None]
+            told, told_until = self._told.get(name, (None, 0))
+            believed = told if told_until > now else None
+            known = [limit for limit in (getattr(limits, name), believed) if limit is not None]
             amount = kind.of(need)
             if not amount:
                 continue
@@ -158,10 +161,10 @@ class Usage:
         self._day.correct(charge.quarter, error)
 
     def learn(self, charge: Charge, observed: ObservedLimit, now: int) -> None:
-        """Take over what headers say. `remaining` counted this call, and perhaps not those after it: so it
+        """Take over what a provider says. `remaining` counted this call, and perhaps not those after it: so it
         caps the total of charges, and only until the reset."""
         if observed.limit is not None:
-            self._observed[observed.kind] = observed.limit
+            self._told[observed.kind] = observed.limit, now + ms(TOLD_S)
         if observed.remaining is None or observed.reset_s is None or observed.kind not in KINDS:
             return
         told = KINDS[observed.kind].of(charge.total)

@@ -134,7 +134,7 @@ local function capacity(load, limits, slots, squeezed, bid, block)
         block(told['until'], name)
         full_until(told['until'], kind, told.total - total(usage.charged, kind))
       end
-      if told and told.limit and (not full or told.limit < full) then full = told.limit end
+      if told and NOW < (told.holds or 0) and (not full or told.limit < full) then full = told.limit end
       if full then
         local limit, window = full * squeezed, usage[kind[2]]
         local kept = kind[2] == 'minute' and total(ahead, kind) or 0

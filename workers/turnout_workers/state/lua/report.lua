@@ -55,7 +55,7 @@ end
 local function learn(headers)
   for _, told in ipairs(report.limits) do
     local header = headers[told.kind] or {}
-    header.limit = told.limit or header.limit
+    if told.limit then header.limit, header.holds = told.limit, NOW + TOLD_MS end
     local kind = kind_of(told.kind)
     if told.remaining and told.reset_s and kind then
       local sum = total(call.charged, kind)
