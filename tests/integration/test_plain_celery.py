@@ -13,6 +13,8 @@ import pytest
 from celery import Celery, chain, chord, group, signature
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import NotRegistered, TaskRevokedError
+from kombu import Exchange
+from kombu import Queue as CeleryQueue
 from tests.chaos.stand import Stand
 
 from turnout import Cancelled, Client, Expired, Failed, InferenceRequest
@@ -67,6 +69,14 @@ def own(app: Celery, name: str) -> Any:
 
 
 NOBODY = {"constraints": {"only": ["nobody"]}}
+
+
+def test_a_job_that_comes_to_a_lane_by_a_routing_key_of_the_apps_own_is_done(app: Celery, stand: Stand) -> None:
+    with Celery("other", broker=stand.redis.url, backend=stand.redis.url, set_as_current=False) as other:
+        exchange = Exchange("ai", type="topic")
+        other.conf.task_queues = [CeleryQueue("standard", exchange, routing_key="ai.standard")]
+        sent = [infer(other).apply_async() for _ in range(3)]
+        assert [one.get(timeout=LIMIT_S)["status"] for one in sent] == ["succeeded"] * 3
 
 
 def test_a_link_is_called_with_the_result(app: Celery) -> None:

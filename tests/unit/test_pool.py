@@ -85,3 +85,8 @@ async def test_a_job_that_is_stopped_before_it_has_claimed_ends_and_not_the_work
     failed, error, _ = job.traced()
     assert failed
     assert isinstance(error.exception, Ignore)
+
+
+def test_a_jobs_repr_which_asyncio_may_log_shows_no_prompt() -> None:
+    args = ("turnout.infer", "id", {}, [[], {"request": {"prompt": "the secret prompt"}}, None], None, None)
+    assert "secret" not in repr(_Job(1, never, lambda *_: TRACED, args, None))

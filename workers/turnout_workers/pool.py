@@ -123,7 +123,7 @@ class _Job:
     loop: asyncio.AbstractEventLoop
     target: Callable[..., tuple[Any, Any, float]]
     """Celery's tracer …"""
-    args: tuple[Any, ...]
+    args: tuple[Any, ...] = field(repr=False)
     """… and what it is called with: the task's name and id, its request, the message's body, and two more."""
     callback: Any
     started_at: float = field(default_factory=monotonic, init=False)
@@ -136,9 +136,10 @@ class _Job:
         return self.args[2]  # type: ignore[no-any-return]
 
     @property
-    def lane(self) -> str:
-        """Or another queue, of a task that is none of ours."""
-        return str((self.request.get("delivery_info") or {}).get("routing_key"))
+    def lane(self) -> Lane | None:
+        """None: an app has sent it by a routing key of its own."""
+        key = (self.request.get("delivery_info") or {}).get("routing_key")
+        return Lane(key) if key in transport.LANES else None
 
     def traced(self) -> tuple[Any, Any, float]:
         """How it ended, as the tracer tells: whether it failed, the value's repr or the error, and for how long it ran.
@@ -193,7 +194,7 @@ class TaskPool(BasePool):
     def on_start(self) -> None:
         self._pids = itertools.count(1)
         self._jobs: dict[int, _Job] = {}
-        self._held: Counter[str] = Counter()
+        self._held: Counter[Lane | None] = Counter()
         """Of these, how many each lane has."""
         self._seen: dict[Lane, float] = {}
         """When each lane had a job last."""
@@ -219,7 +220,7 @@ class TaskPool(BasePool):
     def room_for(self, lane: str) -> int:
         """How many more jobs of a lane may be fetched, by what it leaves to others; `free_slots` holds in any case."""
         share = headroom(Lane(lane), self._seen, monotonic(), self.reserved(), SLOTS_KEPT_S)
-        return max(1, math.floor(int(self.limit) * share)) - self._held[lane]
+        return max(1, math.floor(int(self.limit) * share)) - self._held[Lane(lane)]
 
     def register_with_event_loop(self, hub: Any) -> None:
         hub.add_reader(self._wakeup_read, self._finish_done)
@@ -236,7 +237,8 @@ class TaskPool(BasePool):
         job = _Job(next(self._pids), self._loop, target, args, callback)
         self._jobs[job.pid] = job
         self._held[job.lane] += 1
-        self._seen[Lane(job.lane)] = monotonic()
+        if job.lane is not None:
+            self._seen[job.lane] = monotonic()
         accept_callback(job.pid, monotonic())
         self._loop.call_soon_threadsafe(self._begin, job)
         return job
