@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import pytest
+import redis
 from tests.chaos.stand import standing
+from tests.integration.test_cancellation import JOB, Bench, HastyLoop, Line, Scenario, Simulated
 
 from turnout.ledger import NewJob, run
 from turnout.request import InferenceRequest, RoutingConstraints
+from turnout_workers.config import Settings
+from turnout_workers.config.tables import File
+from turnout_workers.routing.fleet import Endpoint, Fleet, Price
+from turnout_workers.routing.record import excluded
+from turnout_workers.state.store import Mark
 
 FLEET = """
 output_tokens = 8
@@ -27,6 +38,81 @@ def test_a_job_that_can_not_be_paid_for_is_refused_and_one_above_a_days_ceiling_
         stand.start_worker()
         stand.until(lambda: stand.outcomes(["poor", "waits"]) == {"failed": 1, "delayed": 1}, 30)
         (story,) = run(stand.client, [stand.ledger.story("waits")])
-        (why,) = {why.partition("@")[0] for why in story[-1]["decision"]["no_room"].values()}
-        assert why == "ceiling total"
+        ((reason, why, *_),) = excluded(story[-1]["decision"])
+        assert (reason, why.partition("@")[0]) == ("ceiling", "a call may cost more than the ceiling of total")
         assert stand.oracle()["billed_microusd"] == 0
+
+
+def called(
+    url: str,
+    client: redis.Redis,
+    spool: Path,
+    endpoints: Sequence[Endpoint],
+    batch_microusd: int,
+    mark: tuple[Mark, str] | None = None,
+    **file: Any,
+) -> tuple[str, list[str]]:
+    """What became of a batch's job in its first attempt, and whom it called. batch_microusd: the ceiling of its batch.
+
+    mark: of an endpoint's state, that is set before. file: of the configuration.
+    """
+
+    async def do() -> tuple[str, list[str]]:
+        line = Line(url)
+        async with line.client:
+            bench = Bench(client, line, spool, Scenario())
+            providers = {endpoint.id: Simulated(()) for endpoint in endpoints}
+            bench.poller.use(Fleet(endpoints))
+            bench.in_force.connectors = dict(providers)
+            bench.in_force.settings = Settings(File(**file), {}, {}, "1", "the test")
+            job = NewJob.of(JOB, InferenceRequest(prompt="?", constraints=RoutingConstraints(lane="batch")), batch="b")
+            run(client, [bench.ledger.set_ceiling("b", batch_microusd), bench.ledger.enqueue(job)])
+            if mark is not None:
+                await bench.store.mark(mark[0], [mark[1]], "by the test", 60)
+            await bench.attempt(bench.worker, lambda attempt: attempt)
+            return bench.state(), [id for id, provider in providers.items() if provider.calls]
+
+    with asyncio.Runner(loop_factory=HastyLoop) as runner:
+        return runner.run(do())
+
+
+def at(provider: str, usd_per_mtok: float, longest: int = 1000, priority: int = 1) -> Endpoint:
+    price = Price(usd_per_mtok, usd_per_mtok)
+    return Endpoint(provider, "m", "m", price=price, max_output_tokens=longest, priority=priority, simulated=True)
+
+
+def test_where_a_providers_ceiling_is_reached_a_dearer_one_is_called_at_once(
+    redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    ceilings = {"providers": {"cheap": {"per_day_usd": 0.0001}}}
+    fleet = (at("cheap", 1.0), at("dear", 10.0))
+    told = called(redis_url, flushed, tmp_path, fleet, 1_000_000, ceilings=ceilings)
+    assert told == ("succeeded", ["dear/m"])
+
+
+def test_a_batch_goes_on_while_any_endpoint_fits_under_its_ceiling(
+    redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    long, short = at("long", 1.0, longest=64_000), at("short", 2.0)
+    assert called(redis_url, flushed, tmp_path, [long, short], 100_000) == ("succeeded", ["long/m"])
+    assert called(redis_url, flushed, tmp_path, [long, short], 3000) == ("succeeded", ["short/m"])
+    assert called(redis_url, flushed, tmp_path, [long, short], 1000) == ("expired", [])
+
+
+def test_however_many_endpoints_are_above_a_ceiling_one_that_is_not_is_found(
+    redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    fleet = [*(at(f"p{n}", 50.0, priority=n) for n in range(1, 9)), at("cheap", 1.0, priority=9)]
+    router = {"default_strategy": "priority"}
+    assert called(redis_url, flushed, tmp_path, fleet, 3000, router=router) == ("succeeded", ["cheap/m"])
+
+
+@pytest.mark.parametrize(
+    ("mark", "becomes"), [("isolated", "expired"), ("disabled", "expired"), ("blocked", "delayed")]
+)
+def test_a_file_ends_when_its_money_is_spent_though_a_cheaper_provider_may_come_back_some_day(
+    mark: Mark, becomes: str, redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    """A cooldown has its end, and is waited for."""
+    fleet = [at("long", 1.0, longest=64_000), at("short", 2.0)]
+    assert called(redis_url, flushed, tmp_path, fleet, 3000, mark=(mark, "short/m")) == (becomes, [])

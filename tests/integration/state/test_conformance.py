@@ -265,7 +265,7 @@ async def test_a_batch_keeps_the_ceiling_that_was_set_for_it_and_no_other_accoun
     kept = (Ceiling("batch:b", None),)
     assert await burst(fleet, bid(cost_microusd=4), ceilings=(Ceiling("tenant:t", None),), most=5) == 5
     assert await burst(fleet, bid(cost_microusd=4), ceilings=kept) == 2
-    assert (await refused(fleet, bid(cost_microusd=4), ceilings=kept)).ceiling == "batch:b"
+    assert (await refused(fleet, bid(cost_microusd=4), ceilings=kept)).reasons == {A: "ceiling batch:b"}
     await fleet.store.forget(["batch:b"])
     assert await burst(fleet, bid(cost_microusd=4), ceilings=kept, most=5) == 5
 
@@ -406,7 +406,8 @@ async def test_money_is_reserved_then_spent(fleet: AnyFleet) -> None:
     names = ["tenant:x", "batch:y", "provider:groq"]
     assert await fleet.accounts(*names) == dict.fromkeys(names, Account(reserved=60))
     answer = await refused(fleet, bid(cost_microusd=41), ceilings=accounts)
-    assert (answer.ceiling, answer.retry_at) == ("tenant:x", START + ASK_AGAIN_S)
+    assert (answer.reasons, answer.above) == ({A: "ceiling tenant:x"}, {})
+    assert answer.retry_at == START + ASK_AGAIN_S
     await end(fleet, grant, cost_microusd=35, unsure_microusd=5)
     assert await fleet.accounts(*names) == dict.fromkeys(names, Account(spent=35, unsure=5))
     await granted(fleet, bid(cost_microusd=60), ceilings=accounts)
@@ -414,7 +415,7 @@ async def test_money_is_reserved_then_spent(fleet: AnyFleet) -> None:
 
 async def test_a_ceiling_that_only_an_operator_can_raise_names_no_time(fleet: AnyFleet) -> None:
     answer = await refused(fleet, bid(cost_microusd=101), ceilings=(Ceiling("job:1", 100),))
-    assert (answer.ceiling, answer.retry_at) == ("job:1", None)
+    assert (answer.above, answer.retry_at) == ({A: "job:1"}, None)
     dear, free = bid(A, cost_microusd=101), bid(B)
     assert (await granted(fleet, dear, free, ceilings=(Ceiling("job:1", 100),))).endpoint_id == B
 
@@ -472,7 +473,7 @@ async def test_no_call_of_a_paused_batch_begins_and_its_ceiling_is_no_reason(fle
     fleet.pause("b", True)
     dear, fence = bid(cost_microusd=1), Fence("1", 3, "b")
     answer = await refused(fleet, dear, ceilings=(Ceiling("batch:b", None),), fence=fence)
-    assert (answer.retry_at, answer.ceiling, answer.reasons) == (None, None, {A: "the batch is paused"})
+    assert (answer.retry_at, answer.above, answer.reasons) == (None, {}, {A: "the batch is paused"})
     await granted(fleet, dear, fence=Fence("1", 3, "another"))
     fleet.pause("b", False)
     await granted(fleet, dear, fence=fence)

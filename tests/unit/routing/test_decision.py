@@ -368,6 +368,12 @@ def test_an_observed_latency_excludes_until_it_is_old(
     assert reasons(decision) == ({} if goes else {"groq": "slow"})
 
 
+def test_an_endpoint_that_was_never_observed_was_not_observed_to_be_slow() -> None:
+    """A dry run has no time, so none that is long ago."""
+    parts = snapshot(endpoint(expected_ttft_s=None), at=0.0)
+    assert rank(job(max_latency_s=0.001), parts, 0.0, random.Random(0)).action is Action.GO
+
+
 def hedged(wanted: JobProfile, *parts: EndpointView) -> tuple[float, list[str]] | None:
     decision = decide(wanted, *parts)
     found = decision.hedge(decision.candidates[0])

@@ -31,6 +31,8 @@ class HeldJob(Job):
     """Of the decision that found room, as JSON."""
     line: str = field(default="", init=False)
     """Of all jobs that wait for the same, should this one have to."""
+    above: dict[str, str] = field(default_factory=dict, init=False)
+    """Endpoints that have been refused for money, and whose ceilings leave too little."""
     refused_at: float = field(default=math.inf, init=False)
     """When it was refused first, on a snapshot that proved stale: one from after that is believed."""
 

@@ -30,6 +30,8 @@ SPREAD = 0.2
 RECHECK_S = 5.0
 """The longest deferral, doubled each time the job is parked again, though admission may name a later moment: calls that
 use less than they have reserved make room earlier, and nobody knows when an operator or a new month's ceiling will."""
+OWN = ("job:", "batch:")
+"""Accounts that no day begins anew."""
 FRESH_S = 2 * POLL_S
 """After so long the snapshot shows what admission knew."""
 
@@ -63,13 +65,16 @@ class Searching:
             return await self._closing.defer(job, left_s, line=job.line)
         strategy = self._parts.in_force.file.router.default_strategy
         snapshot, rng = self._parts.fleet.snapshot, self._parts.rng
-        decision = rank(wish, snapshot, now, rng, default_strategy=strategy, tried=job.tried)
+        decision = rank(wish, snapshot, now, rng, default_strategy=strategy, tried=job.tried, above=job.above)
         if (refusal := decision.refusal) is not None:
-            return await self._closing.give_up(job, JobStatus.FAILED, "refused", str(refusal), _record(decision))
+            code = "cost_ceiling" if decision.has_spent_all else "refused"
+            return await self._closing.give_up(job, JobStatus.FAILED, code, str(refusal), _record(decision))
         if job.woken:
             decision, job.woken = decision.asking(), False
         if decision.action is Action.GO:
             return await self._ask(job, decision, now)
+        if decision.lacks_money:
+            return await self._wait_for_money(job, decision, now)
         return await self._wait(job, decision, decision.wait_s, now)
 
     async def _ask(self, job: HeldJob, decision: Decision, now: float) -> Permit | End | None:
@@ -87,14 +92,12 @@ class Searching:
         if not isinstance(admission, NoRoom):
             return Skipped("the lease was lost")
         job.repeat(None)
-        if same:  # it went out since the snapshot was taken: ask the others at once, instead of waiting for it
+        job.above |= admission.above
+        # It went out, or its ceiling was reached, which no snapshot shows: ask the others at once, instead of waiting.
+        if same or admission.above:
             return None
-        # No moment is named if only an operator can make room, or a ceiling of another day or month.
+        # No moment is named if only an operator can make room.
         wait_s = math.inf if admission.retry_at is None else max(0.01, admission.retry_at - admission.at)
-        if wait_s == math.inf and admission.ceiling and admission.ceiling.startswith(("job:", "batch:")):
-            if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
-                self.parking.wake(job.line, job.claim.lane, 2)
-            return await self._closing.at_ceiling(job, admission.ceiling)
         if decision.at - decision.snapshot_age_s < job.refused_at and decision.leaves_out(candidates):
             # Since the snapshot was taken these went out: others may have room sooner.
             job.refused_at = min(job.refused_at, admission.at)
@@ -124,6 +127,16 @@ class Searching:
         job.patience_s -= wait_s
         await self.parking.wait_in_place(in_place, wait_s)
         return None
+
+    async def _wait_for_money(self, job: HeldJob, decision: Decision, now: float) -> End | None:
+        """End a job where its own ceiling, or its batch's, leaves too little for every endpoint; others wait for the
+        next day or month, or for an operator."""
+        if all(account.startswith(OWN) for account in job.above.values()):
+            if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
+                self.parking.wake(job.line, job.claim.lane, 2)
+            return await self._closing.at_ceiling(job, next(iter(job.above.values())))
+        known = any(exclusion.until for exclusion in decision.options.exclusions)
+        return await self._wait(job, decision, decision.wait_s if known else math.inf, now)
 
     def wake_next(self, job: HeldJob) -> None:
         """Where this job has found room there may be more, and there is again once its call has ended."""

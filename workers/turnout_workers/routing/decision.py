@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from itertools import islice
+from types import MappingProxyType
 from typing import NamedTuple
 
 from turnout.request import Lane, RoutingStrategy
@@ -16,6 +17,7 @@ from turnout_workers.routing import latency as timing
 from turnout_workers.routing.eligibility import (
     Exclusion,
     NoEligibleEndpoint,
+    Reason,
     match,
     upper_cost_microusd,
     upper_output_tokens,
@@ -39,6 +41,9 @@ WAIT_LEAST_S = 0.01
 """Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
 NOTHING = Ranking((), [], [], [])
+NO_CEILINGS: Mapping[str, str] = MappingProxyType({})
+LASTING = frozenset({Reason.CEILING, Reason.DISABLED, Reason.ISOLATED, Reason.OPEN, Reason.PROBING})
+"""Nobody knows when these pass."""
 
 
 class Action(StrEnum):
@@ -143,10 +148,10 @@ class Decision:
 
     @property
     def untried(self) -> tuple[str, ...]:
-        """Endpoints that could take the job now or soon, and that it hasn't tried: at most two, which show whether one
-        is left besides the one that is called."""
+        """Endpoints that could take the job now or soon, and that it hasn't tried: at most three, which show whether
+        one is left besides the two that may be called at a time."""
         ids = (estimate.view.endpoint.id for *_, estimate in self.ranking.options)
-        return tuple(islice((id for id in ids if id not in self.options.tried), 2))
+        return tuple(islice((id for id in ids if id not in self.options.tried), 3))
 
     @property
     def exclusions(self) -> tuple[Exclusion, ...]:
@@ -188,6 +193,17 @@ class Decision:
             return None
         return NoEligibleEndpoint({e.endpoint_id: e.text for e in self.exclusions})
 
+    @property
+    def has_spent_all(self) -> bool:
+        """Whether an endpoint could take the job, had earlier calls left more of its ceiling."""
+        return self.job.spent_microusd > 0 and any(one.reason is Reason.COST for one in self.options.exclusions)
+
+    @property
+    def lacks_money(self) -> bool:
+        """Whether ceilings are all that keep the job from the endpoints that are well."""
+        passing = [exclusion.reason for exclusion in self.options.exclusions if exclusion.reason.passing]
+        return not self.ranking.options and Reason.CEILING in passing and LASTING.issuperset(passing)
+
     def _candidate(self, index: int) -> Candidate:
         option, job = self.ranking.option(index), self.job
         estimate = option.estimate
@@ -228,17 +244,19 @@ def rank(
     *,
     default_strategy: RoutingStrategy = RoutingStrategy.BALANCED,
     tried: frozenset[str] = frozenset(),
+    above: Mapping[str, str] = NO_CEILINGS,
     turn: int | None = None,
 ) -> Decision:
     """Order the endpoints that can take the job, or say until when to wait, or that none ever can.
 
     tried: endpoints that failed this job in this round; used again only when no other is free or nearly so.
+    above: endpoints that admission has refused for money, and the accounts whose ceilings leave too little.
     turn: how many decisions this caller made, for round robin in strict turns; None: at random.
     """
     name = job.strategy or default_strategy
     strategy = STRATEGIES[name]
     seed = rng.getrandbits(32)
-    choice = Options(job, match(snapshot.fleet, job.requirements), estimates(snapshot), now, seed, tried)
+    choice = Options(job, match(snapshot.fleet, job.requirements), estimates(snapshot), now, seed, tried, above)
     ranked = ranking(job, choice.usable, strategy, now, seed, turn) if choice.usable else NOTHING
     ready, busy, waits = ranked.order, list[int](), list[float]()
     if choice.any_busy:

@@ -63,6 +63,7 @@ class Reason(StrEnum):
     SILENT = "silent"
     DISABLED = "disabled"
     ISOLATED = "isolated"
+    CEILING = "ceiling"
 
 
 _PASSING = frozenset(list(Reason)[list(Reason).index(Reason.TRIED) :])
@@ -147,7 +148,7 @@ class Match:
         return (
             job.expected_input_tokens + answer <= self.tokens
             and answer <= self.output_tokens
-            and most_microusd < job.cost_left_microusd
+            and most_microusd <= job.cost_left_microusd
         )
 
 
@@ -180,7 +181,7 @@ def _match(fleet: Fleet, wanted: Requirements) -> Match:
             default=math.inf,
         ),
         output_tokens=min((one.max_output_tokens or math.inf for one in found), default=math.inf),
-        answer_tokens=max((one.max_output_tokens or LARGEST_OUTPUT_TOKENS for one in found), default=0.0),
+        answer_tokens=max(map(_longest_answer, found), default=0.0),
         input_price=max((price.dearest_input if price else math.inf for price in prices), default=0.0),
         output_price=max((price.output if price else math.inf for price in prices), default=0.0),
     )
@@ -261,9 +262,12 @@ def _limit(endpoint: Endpoint, name: str) -> float:
 
 def upper_output_tokens(job: JobProfile, endpoint: Endpoint) -> int:
     """The longest answer that the call can give."""
-    if job.output_tokens is not None:
-        return job.output_tokens
-    return endpoint.max_output_tokens or LARGEST_OUTPUT_TOKENS
+    return _longest_answer(endpoint) if job.output_tokens is None else job.output_tokens
+
+
+def _longest_answer(endpoint: Endpoint) -> int:
+    """To a job that sets no limit: some models have none but their context."""
+    return endpoint.max_output_tokens or endpoint.context_tokens or LARGEST_OUTPUT_TOKENS
 
 
 def upper_cost_microusd(job: JobProfile, endpoint: Endpoint) -> int | None:

@@ -83,8 +83,9 @@ class Options:
         now: float,
         seed: int,
         tried: frozenset[str],
+        above: Mapping[str, str],
     ) -> None:
-        self.job, self.now, self.seed, self.tried, self.match = job, now, seed, tried, found
+        self.job, self.now, self.seed, self.tried, self.above, self.match = job, now, seed, tried, above, found
         self._fits_anywhere = found.fits_anywhere(job)
         self.exclusions: list[Exclusion] = []
         """Why endpoints that match can't be called now, or aren't fit for a job of this size."""
@@ -97,7 +98,7 @@ class Options:
     def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
         job = self.job
         given, out, longest = job.expected_input_tokens, job.expected_output_tokens, job.max_latency_s or math.inf
-        careful = not self._fits_anywhere or bool(self.tried)
+        careful = not self._fits_anywhere or bool(self.tried) or bool(self.above)
         usable: list[Row] = []
         for position in self.match.positions:
             estimate = estimates[position]
@@ -117,9 +118,12 @@ class Options:
         if not self._fits_anywhere and (unfit := too_large(job, endpoint)):
             self._exclude(option, *unfit)
             return None
+        if account := self.above.get(endpoint.id):
+            self._exclude(option, Reason.CEILING, f"a call may cost more than the ceiling of {account} leaves")
+            return None
         believed_until = view.metrics.latency_at + BELIEVED_S
         slow = job.max_latency_s is not None and option.latency_s > job.max_latency_s
-        if slow and now < believed_until:
+        if slow and view.metrics.latency_samples and now < believed_until:
             self._exclude(option, Reason.SLOW, _slowness(option, job), believed_until)
             return None
         ready_at = health.blocked_until

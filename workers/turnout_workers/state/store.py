@@ -9,7 +9,7 @@ rate limits and reserved money; it is reported on once, or it expires, and then 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from turnout_workers.routing.decision import Candidate
@@ -108,17 +108,20 @@ class NoRoom:
     at: float
     reasons: Mapping[str, str]
     """By endpoint id: what was full."""
-    ceiling: str | None = None
-    """The account whose ceiling stands in the way of every candidate, if that is why."""
+    above: Mapping[str, str] = field(default_factory=dict)
+    """By endpoint id, where a call may cost more than a ceiling leaves: whose ceiling it is, the account."""
 
     @classmethod
     def of(cls, at: float, obstacles: Mapping[str, tuple[float | None, str]]) -> NoRoom:
         """From what stands longest in each bid's way: until when (None: time won't help), and what it is."""
         times = [until for until, _ in obstacles.values() if until is not None]
         reasons = {endpoint_id: reason for endpoint_id, (_, reason) in obstacles.items()}
-        ceilings = [reason.removeprefix(CEILING) for reason in reasons.values() if reason.startswith(CEILING)]
-        blocking = ceilings[0] if ceilings and len(ceilings) == len(reasons) else None
-        return cls(min(times, default=None), at, reasons, blocking)
+        above = {
+            endpoint_id: reason.removeprefix(CEILING)
+            for endpoint_id, (until, reason) in obstacles.items()
+            if until is None and reason.startswith(CEILING)
+        }
+        return cls(min(times, default=None), at, reasons, above)
 
 
 @dataclass(frozen=True, slots=True)
