@@ -7,15 +7,31 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
-from tests.integration.test_cancellation import JOB, Bench, HastyLoop, Line, Scenario, answer, failing
+from tests.integration.test_cancellation import (
+    CHEAP,
+    DEAR,
+    JOB,
+    LEASE_S,
+    Bench,
+    HastyLoop,
+    Line,
+    Scenario,
+    Simulated,
+    answer,
+    failing,
+    lose,
+)
 
 from turnout.ledger import run
 from turnout.request import Lane
 from turnout.result import JobResult
 from turnout_workers.attempts.held import Skipped
-from turnout_workers.providers.base import CloudProviderBase
+from turnout_workers.providers.base import CallOutcome, CloudProviderBase
+from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
+from turnout_workers.routing.fleet import Endpoint
 
 ERROR = failing(FailureKind.SERVER_ERROR)
 
@@ -35,7 +51,8 @@ def done(url: str, client: redis.Redis, spool: Path, scenario: Scenario, work: W
         async with line.client:
             bench = Bench(client, line, spool, scenario)
             await bench.begin()
-            await work(bench)
+            async with asyncio.timeout(LEASE_S):
+                await work(bench)
             (result,) = run(client, [bench.ledger.result(JOB)])
             assert result is not None
             return result
@@ -102,3 +119,66 @@ def test_a_job_outlives_a_reload_between_its_admission_and_its_call(
 
     result = done(redis_url, flushed, tmp_path, Scenario(wish={"only": ["cheap"]}), work)
     assert [attempt.failure for attempt in result.attempts] == ["local", None]
+
+
+def test_an_answer_that_is_paid_for_is_kept_though_its_last_pieces_cannot_be_streamed(
+    redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    """Redis hangs just then, for longer than the lease lasts."""
+
+    async def work(bench: Bench) -> None:
+        hangs = asyncio.Event()
+
+        class Answering(Simulated):
+            async def call(self, *args: Any, **kwargs: Any) -> CallOutcome:
+                outcome = await super().call(*args, **kwargs)
+                bench.line.stuck = hangs
+                await args[3]("!")
+                return outcome
+
+        provider = Answering(())
+        bench.in_force.connectors = {**bench.in_force.connectors, CHEAP.id: provider}
+        attempt = asyncio.create_task(bench.attempt(bench.worker, lambda attempt: attempt))
+        while bench.line.stuck is None:
+            await asyncio.sleep(1)
+        await asyncio.sleep(1)
+        lose(bench)
+        while not list(bench.spool):
+            await asyncio.sleep(1)
+        hangs.set()
+        await attempt
+        await bench.deliver()
+        await bench.finish()
+        assert provider.calls == 1
+
+    scenario = Scenario(wish={"only": ["cheap"]}, stream=True)
+    result = done(redis_url, flushed, tmp_path, scenario, work)
+    assert (result.status, result.cost_microusd, result.unsure_microusd) == ("succeeded", 10, 0)
+
+
+def test_a_job_that_has_spent_its_ceiling_says_so(redis_url: str, flushed: redis.Redis, tmp_path: Path) -> None:
+    hangs = failing(FailureKind.TIMED_OUT, Billed.MAYBE)
+    result = done(redis_url, flushed, tmp_path, Scenario(wish={"max_cost_usd": 100e-6}, cheap=[hangs]))
+    assert result.error is not None
+    assert (result.status, result.error.code, len(result.attempts)) == ("failed", "cost_ceiling", 1)
+    assert "$0.000041 of its ceiling left" in result.error.message
+
+
+@pytest.mark.parametrize("lane", [Lane.STANDARD, Lane.INTERACTIVE])
+def test_where_two_were_asked_at_once_and_neither_can_do_it_the_reason_is_told(
+    lane: Lane, redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    class Declining(Simulated):
+        async def call(self, endpoint: Endpoint, *_: Any) -> CallOutcome:
+            self.calls += 1
+            await asyncio.sleep(2.0 if endpoint is CHEAP else 0.5)
+            raise ProviderError(failing(FailureKind.CONTEXT_LENGTH))
+
+    async def work(bench: Bench) -> None:
+        bench.in_force.connectors = {CHEAP.id: Declining(()), DEAR.id: Declining(())}
+        await bench.finish()
+
+    result = done(redis_url, flushed, tmp_path, Scenario(wish={"lane": lane}), work)
+    assert result.error is not None
+    assert (result.status, result.error.code) == ("failed", "context_length")
+    assert {attempt.endpoint for attempt in result.attempts} == {"cheap/m", "dear/m"}

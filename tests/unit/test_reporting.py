@@ -17,12 +17,13 @@ from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
 from turnout_workers.providers.base import CallOutcome
 from turnout_workers.routing import failover
 from turnout_workers.routing.decision import rank
-from turnout_workers.routing.fleet import Fleet
+from turnout_workers.routing.failure import Billed, Failure, FailureKind
+from turnout_workers.routing.fleet import Fleet, Limits, Price
 from turnout_workers.routing.latency import SIGMA_MIN, predict
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
-from turnout_workers.state.store import Ask, Bid, Counters, Report
+from turnout_workers.state.store import Ask, Bid, Counters, NoRoom, Report
 
 
 class Away(MemoryFleetStore):
@@ -106,3 +107,20 @@ async def test_what_answers_take_is_learned_from_whole_ones(
     for size in sizes:
         assert first_s + size * each_s == pytest.approx(ttft_s + size * s_per_token, rel=0.5)
     assert view.metrics.sigma < 2 * SIGMA_MIN
+
+
+@pytest.mark.parametrize("price", [None, Price(0.0, 0.0), Price(1.0, 2.0)])
+@pytest.mark.parametrize(("billed", "counted"), [(Billed.NO, 0), (Billed.MAYBE, 10)])
+async def test_what_a_failed_call_may_have_taken_stays_charged_to_limits_whatever_it_costs(
+    billed: Billed, counted: int, price: Price | None
+) -> None:
+    at = endpoint(price=price, limits=Limits(input_tokens_per_minute=13))
+    seen = SnapshotPoller(store := MemoryFleetStore(lambda: 0.0), Fleet([at]), monotonic=lambda: 0.0)
+    best = rank(replace(JobProfile.of(request()), input_tokens=10), seen.snapshot, 0.0, random.Random(0)).best
+    assert best is not None
+    await store.admit(Ask("1", (Bid.of(best),), 60.0))
+    failure = Failure(FailureKind.TIMED_OUT, "no answer", billed)
+    reporter = Reporter(store, seen, 2.0, random.Random(0))
+    await reporter.report(Finished("1", best, 0.0, 1.0, None, failure), failover.judge(failure, random.Random(0)))
+    second = await store.admit(Ask("2", (replace(Bid.of(best), input_tokens=13 - counted + 1),), 60.0))
+    assert isinstance(second, NoRoom) == (counted > 0)

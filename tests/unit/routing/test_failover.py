@@ -9,9 +9,10 @@ import pytest
 
 from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.failover import (
+    COOLDOWN_S,
     MAX_ATTEMPTS,
     MAX_CALLS,
-    PROBER_RESTS_S,
+    REST_MOST_S,
     RULES,
     Next,
     backoff_s,
@@ -134,6 +135,16 @@ def test_rate_limits_and_refused_connections_are_none_of_a_jobs_calls() -> None:
     assert spending(["server_error", "rate_limited", "timed_out"]) == 2
 
 
+def test_a_job_that_is_refused_by_limits_again_and_again_asks_ever_more_seldom() -> None:
+    def refused(alike: int, **more: Any) -> Any:
+        return verdict(K.RATE_LIMITED, alike=alike, has_untried=False, **more)
+
+    for more in ({}, {"allow_fallback": False}):
+        rests_s = [refused(alike, **more).delay_s for alike in (0, 4, 10, 1000)]
+        assert rests_s == [pytest.approx(s, rel=0.5) for s in (COOLDOWN_S, COOLDOWN_S, 16, REST_MOST_S)]
+    assert refused(1000).block_s == pytest.approx(COOLDOWN_S, rel=0.2), "the endpoint itself is not shunned for it"
+
+
 def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_jobs() -> None:
     def probed(calls: int) -> Any:
         return verdict(K.SERVER_ERROR, probe=True, attempt=MAX_ATTEMPTS, calls=calls, retries_here=1, has_untried=False)
@@ -141,7 +152,7 @@ def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_
     assert not probed(1).spends_attempt
     assert [probed(calls).action for calls in (1, MAX_CALLS - 1, MAX_CALLS)] == ["defer", "defer", "give_up"]
     rests_s = [probed(calls).delay_s for calls in (4, 10, 20)]
-    assert rests_s == [0, pytest.approx(16, rel=0.5), pytest.approx(PROBER_RESTS_S, rel=0.5)]
+    assert rests_s == [0, pytest.approx(16, rel=0.5), pytest.approx(REST_MOST_S, rel=0.5)]
     assert sum(probed(calls).delay_s for calls in range(1, MAX_CALLS)) > 3600
 
 

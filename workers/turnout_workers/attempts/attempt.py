@@ -99,9 +99,9 @@ class Attempts:
                 if isinstance(found, Permit):
                     # Thousands wait here at a time: so no frame, and no partial, that a lone call can do without.
                     if found.hedge is None:
-                        calls = [await self._begin(job, found, found.chosen, found.grant)]
+                        calls = [await self._begin(job, found.chosen, found.grant)]
                     else:
-                        begin = partial(self._begin, job, found)
+                        begin = partial(self._begin, job)
                         admit = partial(self._searching.admit, job, second=True)
                         calls = await self._judging.hedging.race(found, found.hedge, admit, begin)
                     found = await self._follow(job, self._judging(job, found, calls))
@@ -122,9 +122,9 @@ class Attempts:
             await asyncio.sleep(judged.verdict.delay_s)
         return end
 
-    def _begin(self, job: HeldJob, permit: Permit, chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
+    def _begin(self, job: HeldJob, chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
         logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
-        return tracing.called(job, chosen, self._calling(job, permit, chosen, grant))
+        return tracing.called(job, chosen, self._calling(job, chosen, grant))
 
     def _pieces(self, job: HeldJob, lease_id: str) -> Pieces | None:
         parts, kept_s = self._parts, self._parts.in_force.file.retention.results_s

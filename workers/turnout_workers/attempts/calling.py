@@ -6,10 +6,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from turnout_workers.attempts.hedging import Permit
+from turnout.uncut import cancel_later
 from turnout_workers.attempts.held import HeldJob
 from turnout_workers.attempts.progress import Job
-from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
+from turnout_workers.attempts.reporting import STOPPED, UNSENT, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.attempts.under_way import UnderWay
@@ -45,14 +45,15 @@ class Calling:
     pieces: Callable[[HeldJob, str], Pieces | None] = lambda *_: None
     """Where a call's answer is streamed to, if it is."""
 
-    async def __call__(self, job: Job, permit: Permit, chosen: Candidate, grant: Granted) -> Finished:
-        """Make the call. If it is cancelled, that is reported here, and the attempt noted in `permit`."""
+    async def __call__(self, job: Job, chosen: Candidate, grant: Granted) -> Finished:
+        """Make the call. If it is cancelled, that is reported, and noted in the job, here: nobody gets its outcome."""
         held = job if isinstance(job, HeldJob) else None
         lease_id, endpoint, leases = grant.lease_id, chosen.endpoint, held.hold.leases if held else []
         leases.append(lease_id)
         started_at, clock = self.fleet.now(), self.fleet.monotonic()
         outcome: CallOutcome | None = None
         observed: tuple[ObservedLimit, ...] = ()
+        cut_off = UNSENT
         try:
             if held:
                 await _still_held(held.hold)
@@ -64,12 +65,13 @@ class Calling:
             streamed = () if pieces is None else (pieces,)
             if pieces is not None:
                 await pieces.begin()
+            cut_off = STOPPED
             async with asyncio.timeout(timeouts.total_s + LATE_S) as limit:
                 with self.under_way.call(endpoint.id, chosen.overdue_s, limit):
                     outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
-            if pieces is not None:
-                await pieces.end()
             failure = off_schema(job.request, outcome.response)
+            if pieces is not None:
+                await _ended(pieces)
         except ProviderError as error:
             failure, observed = error.failure, error.limits
             outcome = CallOutcome(error.response, observed) if error.response else None
@@ -77,8 +79,8 @@ class Calling:
             failure = TIMED_OUT
         except (Exception, asyncio.CancelledError) as error:
             if not held or isinstance(error, asyncio.CancelledError):
-                call = Finished(lease_id, chosen, started_at, self._since(clock), None, STOPPED)
-                permit.stopped.append(call.attempt)
+                call = Finished(lease_id, chosen, started_at, self._since(clock), None, cut_off)
+                job.progress = job.progress.stopped(call.attempt)
                 await self.reporter.stop(call)
                 raise
             failure = broken("connector", endpoint.id, error, Billed.MAYBE)
@@ -94,6 +96,14 @@ class Calling:
         if job.deadline is not None:  # nobody wants the answer after it
             longest_s = min(longest_s, max(0.01, job.deadline - self.fleet.now()))
         return Timeouts(first_byte_s=longest_s, idle_s=min(IDLE_S, longest_s), total_s=longest_s)
+
+
+async def _ended(pieces: Pieces) -> None:
+    """Wait until all is written, unless the job is cut off: what is paid for is kept first."""
+    try:
+        await pieces.end()
+    except asyncio.CancelledError:
+        cancel_later()
 
 
 async def _still_held(hold: Hold) -> None:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
 
-from turnout.result import Attempt
+from redis.exceptions import RedisError
+
 from turnout.uncut import cancel_later, uncut
 from turnout_workers.attempts.reporting import Finished
 from turnout_workers.routing.allowance import Allowance
@@ -30,8 +32,6 @@ class Permit:
     hedge: Hedge | None
     untried: tuple[str, ...]
     """See `Decision.untried`."""
-    stopped: list[Attempt] = field(default_factory=list, init=False)
-    """Attempts of a race that were cut off: whoever waits for such a call gets no outcome of it."""
 
 
 class Hedging:
@@ -65,7 +65,9 @@ class Hedging:
         try:
             done, _ = await asyncio.wait(running, timeout=hedge.after_s)
             if not done and self._allowance.withdraw():
-                admission = await admit(hedge.candidates)
+                admission: Admission | None = None
+                with suppress(RedisError, OSError):  # the first call needs no Redis
+                    admission = await admit(hedge.candidates)
                 if isinstance(admission, Granted):
                     other = next(c for c in hedge.candidates if c.endpoint.id == admission.endpoint_id)
                     running.add(asyncio.ensure_future(call(other, admission)))

@@ -116,7 +116,7 @@ class InProcess:
 
     async def _attempt(self, job: Job, decision: Decision, permit: Permit) -> InferenceResponse | None:
         """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
-        call = partial(self.calling, job, permit)
+        call = partial(self.calling, job)
         if permit.hedge is None:
             calls = [await call(permit.chosen, permit.grant)]
         else:

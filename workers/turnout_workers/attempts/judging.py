@@ -69,9 +69,8 @@ class Judging:
     def __call__(self, job: Job, permit: Permit, calls: Sequence[Finished]) -> Judged:
         """Note in the job how it went. calls: those that ended by themselves, the one that counts last."""
         request, progress = job.request, job.progress
-        if permit.stopped:
-            progress = replace(progress, attempts=(*progress.attempts, *permit.stopped))
         wish, reports = request.constraints, []
+        called = {ended.chosen.endpoint.id for ended in calls}
         for ended in calls:
             logs.at_attempt(ended.lease_id, ended.chosen.endpoint.provider)
             verdict = judge(
@@ -83,7 +82,7 @@ class Judging:
                 alike=sum(ended.failure is not None and a.failure == ended.failure.kind for a in progress.attempts),
                 retries_here=job.retries_here,
                 may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),
-                has_untried=any(other != ended.chosen.endpoint.id for other in permit.untried),
+                has_untried=not called.issuperset(permit.untried),
                 allow_fallback=wish.allow_fallback,
             )
             if _cut_by_its_job(ended, request):

@@ -13,6 +13,7 @@ from pydantic import TypeAdapter
 from turnout.request import InferenceRequest
 from turnout.result import Attempt
 from turnout_workers.routing.decision import Candidate
+from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.profile import JobProfile
 
 
@@ -45,7 +46,8 @@ class Progress:
     @property
     def failures(self) -> dict[str, int]:
         """By endpoint id, over all rounds."""
-        return Counter(attempt.endpoint for attempt in self.attempts if not attempt.succeeded)
+        failed = (one for one in self.attempts if not one.succeeded and one.failure != FailureKind.CANCELLED)
+        return Counter(attempt.endpoint for attempt in failed)
 
     def after(self, attempt: Attempt, *, spends: bool, unsuited: bool) -> Self:
         """After a call. `spends`: it was an attempt that counts. `unsuited`: its endpoint can't do this job."""
@@ -58,6 +60,10 @@ class Progress:
             spent_attempts=self.spent_attempts + spends,
             waiting_since=None,
         )
+
+    def stopped(self, attempt: Attempt) -> Self:
+        """After a call that was cut off from here: its endpoint has not failed."""
+        return replace(self, attempts=(*self.attempts, attempt))
 
     def failed_over(self) -> Self:
         return replace(self, failovers=self.failovers + 1)

@@ -25,8 +25,9 @@ from turnout_workers.state.store import FleetStore, ObservedLimit, Report
 
 logger = logging.getLogger(__name__)
 
+UNSENT = Failure(FailureKind.CANCELLED, "stopped before it was sent")
 STOPPED = Failure(FailureKind.CANCELLED, "stopped before it was answered", Billed.MAYBE)
-"""Of a call that we cancelled ourselves. The provider may have worked all the same."""
+"""Of calls that we cancelled ourselves. A provider that has begun one may have worked all the same."""
 TOLD_LATER_S = (0.5, 1.0, 2.0, 4.0, 8.0)
 """Waits before a report that Redis did not take is sent once more; one that is sent twice counts once."""
 PAID_LATER_S = (15.0, 30.0, 60.0, 120.0, 240.0, 480.0)
@@ -108,7 +109,7 @@ class Reporter:
 
     async def stop(self, call: Finished) -> None:
         """Report a call that was cancelled."""
-        await self.report(call, failover.judge(STOPPED, self.rng))
+        await self.report(call, failover.judge(call.failure, self.rng))
 
     async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:
         counters = await self.store.report(_report(call, verdict.counts_for_health, self._first_token_s(call)))
@@ -170,9 +171,9 @@ class Reporter:
 
 
 def _report(call: Finished, counts: bool, ttft_s: float | None) -> Report:
-    chosen, failure = call.chosen, call.failure
-    response = call.response
-    usage = response.usage if response else Usage(input_tokens=chosen.input_tokens if call.unsure_microusd else 0)
+    chosen, failure, response = call.chosen, call.failure, call.response
+    taken = failure is not None and failure.billed is not Billed.NO  # as the provider counts, whatever it costs
+    usage = response.usage if response else Usage(input_tokens=chosen.input_tokens if taken else 0)
     return Report(
         lease_id=call.lease_id,
         endpoint_id=chosen.endpoint.id,

@@ -28,9 +28,10 @@ QUOTA_COOLDOWN_S = 3600.0
 """Least cooldown of a quota that refills once a day."""
 BACKOFF_S = 0.25
 BACKOFF_MAX_S = 8.0
-PROBER_RESTS_S = 120.0
-"""A job whose probes fail leaves the next ones to other jobs, for twice as long each time, up to this …"""
-PROBES_AT_ONCE = 4
+REST_MOST_S = 120.0
+"""A job that only finds out, again and again, that an endpoint is out or over its limit leaves that to other jobs, for
+twice as long each time, up to this …"""
+RESTS_AFTER = 4
 """… after so many calls; so in an outage of hours none comes to its last call, while there are others."""
 
 
@@ -159,14 +160,16 @@ def judge(
         return ruled(Next.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
         return ruled(Next.DEFER, backoff_s(retries_here + 1, rng))
+    in_vain = calls if probe else alike if rule.cooldown_s is not None else None
+    rest_s = backoff_s(attempt, rng) if in_vain is None else backoff_s(in_vain - RESTS_AFTER, rng, REST_MOST_S)
+    rest_s = max(block_s, rest_s)
     if not allow_fallback:  # a cooldown is no failure: the one endpoint that may be used is waited for
-        return ruled(Next.DEFER, block_s) if rule.cooldown_s is not None else ruled(Next.GIVE_UP)
+        return ruled(Next.DEFER, rest_s) if rule.cooldown_s is not None else ruled(Next.GIVE_UP)
     if has_untried:
         return ruled(Next.FAIL_OVER, backoff_s(attempt - 1, rng))
     if rule.unsuited:
         return ruled(Next.GIVE_UP)
-    rest_s = backoff_s(calls - PROBES_AT_ONCE, rng, PROBER_RESTS_S) if probe else backoff_s(attempt, rng)
-    return ruled(Next.DEFER, max(block_s, rest_s))
+    return ruled(Next.DEFER, rest_s)
 
 
 def spending(failures: Iterable[str | None]) -> int:
