@@ -14,7 +14,8 @@ from uuid import uuid4
 
 import redis
 
-from turnout.batch.handover import CHUNK, KEPT_S, Handed, HandOver, pages
+from turnout.batch.chunk import LINES
+from turnout.batch.handover import KEPT_S, Handed, HandOver, pages
 from turnout.batch.line import Defaults
 from turnout.batch.record import DETACHED, HALF, Record, State, read_record
 from turnout.batch.render import copied, never_run, render
@@ -85,7 +86,7 @@ class Batches:
         if record.state is State.SUBMITTING:
             raise _not_in(id, record.state)
         for page in self._pages(id):
-            fed = page if number < record.fed + CHUNK else [one for one in page if one.shared]
+            fed = page if number < record.fed + LINES else [one for one in page if one.shared]
             results = self._ask(lambda id: _whatever_it_is(id, self._ledger.result(id)), fed)
             facts = self._ask(self._ledger.facts, [one for one in fed if results.get(one.job) is None])
             for one in page:
@@ -161,7 +162,7 @@ class Batches:
 
     def _fed_pages(self, id: str) -> Iterator[list[Handed]]:
         """Those with jobs that have been fed, or may be of a chunk that is being fed."""
-        left = self.record(id).fed + CHUNK
+        left = self.record(id).fed + LINES
         for page in self._pages(id):
             if left <= 0:
                 return

@@ -13,15 +13,13 @@ from typing import Any, Self
 
 import redis
 
-from turnout.batch.chunk import entry, packed
+from turnout.batch.chunk import CLOSED_BYTES, LINES, entry, packed
 from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Format, Line
 from turnout.ledger import Ledger
 from turnout.request import InferenceRequest
 from turnout.result import Problem
 
-CHUNK, CHUNK_BYTES = 200, 512 * 1024
-"""Lines in a chunk, and the bytes of requests from which on a chunk is closed earlier."""
 PAGE = 500
 KEPT_S = 7 * 86_400
 """How long a batch is kept, with its results, from when it is submitted."""
@@ -74,7 +72,7 @@ class HandOver:
             counts["lines"] += 1
             counts["jobs"] += handed.problem is None and not handed.shared
             counts["shared"] += handed.shared
-            if len(self._index) >= CHUNK or sum(map(len, self._requests)) >= CHUNK_BYTES:
+            if len(self._index) >= LINES or sum(map(len, self._requests)) >= CLOSED_BYTES:
                 self._put()
         self._put()
         return counts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import tracemalloc
 import zlib
 from base64 import b64encode
 from collections.abc import Callable, Iterator
@@ -15,10 +16,11 @@ import pytest
 import redis
 import redis.asyncio
 
-from turnout.batch.chunk import chunk_jobs
+from turnout.batch.chunk import chunk_jobs, entry
 from turnout.batch.detached import Batches, NoSuchBatch
 from turnout.batch.handover import pages
 from turnout.batch.line import Defaults, RawLine
+from turnout.batch.parse import MAX_LINE_BYTES
 from turnout.batch.record import State
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
@@ -196,3 +198,37 @@ async def test_a_batch_of_another_release_holds_up_no_other(
         {"waiting": 1},
         {"under_way": 1},
     ]
+
+
+async def test_a_chunk_that_would_fill_a_workers_memory_is_not_unpacked_and_tried_once(
+    flushed: redis.Redis, redis_url: str, source: Interrupted, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A producer, who is trusted half, can put one there."""
+    batches, keys = Batches(flushed, Ledger()), Ledger().keys
+    Interrupted.happens = staticmethod(lambda: None)
+    large, many, known = (batches.submit(source, Defaults()) for _ in range(3))
+    flushed.lset(keys.batch_input(large), 0, zlib.compress(bytes(100_000_000)))
+    flushed.lset(keys.batch_input(many), 0, zlib.compress(b"\n".join([entry("j", '{"prompt":"A?"}')] * 1000)))
+    tracemalloc.start()
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        for _ in range(3):
+            await feeding.round()
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 50_000_000
+    assert [batches.record(id).fed for id in (large, many, known)] == [0, 0, 1]
+    assert len(caplog.messages) == 2, "and told of once"
+
+
+async def test_the_largest_line_is_fed_whatever_it_grows_to(
+    flushed: redis.Redis, redis_url: str, tmp_path: Path
+) -> None:
+    """Each byte is escaped as six in the request's JSON, and as seven in the chunk's."""
+    (tmp_path / "in.txt").write_text("A" * 500_000 + "\n" + "\1" * MAX_LINE_BYTES + "\n")
+    batches = Batches(flushed, Ledger())
+    id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
+    assert flushed.llen(Ledger().keys.batch_input(id)) == 1
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
+    assert batches.record(id).fed == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -28,7 +27,8 @@ class BatchFeeding:
     results_s: Callable[[], float]
     """See `Housekeeping`."""
     _over: set[str] = field(default_factory=set, init=False)
-    """Batches that are kept and have nothing to be fed any more: of many small ones, these are nearly all."""
+    """Batches that this worker passes over: those that have nothing to be fed any more, which of many small ones are
+    nearly all, and those that it can't read."""
 
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
@@ -54,8 +54,9 @@ class BatchFeeding:
                 await send(ledger.set_ceiling(id, record.max_cost_microusd))
             try:
                 jobs = chunk_jobs(chunk, id, ledger.keyring)
-            except (Unreadable, ValueError, zlib.error) as error:  # sealed, or of another release
+            except (Unreadable, ValueError) as error:  # sealed, or of another release
                 logger.error("batch %s is left to workers that can read it: %s", id, error)
+                self._over.add(id)
                 return
             answers = await send.all(*(ledger.enqueue(job) for job in jobs))
             outcomes = [answer.outcome for answer in answers]
