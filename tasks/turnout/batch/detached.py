@@ -1,7 +1,8 @@
 """Batches that workers feed on their own: handed over once, then looked at, paused or fetched from anywhere.
 
 Redis holds a record of each, with counts that the ledger keeps, and its lines, see `handover.py`. Workers feed chunk
-after chunk, as far as a window allows (`background/batch_feeding.py`). Results are kept as long as the record.
+after chunk, as far as a window allows (`background/batch_feeding.py`). Both are kept until `KEPT_S` after its end, and
+each result for as long from when its job has ended.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ from uuid import uuid4
 import redis
 
 from turnout.batch.chunk import LINES
-from turnout.batch.handover import KEPT_S, Handed, HandOver, pages
+from turnout.batch.handover import Handed, HandOver, pages
 from turnout.batch.line import Defaults
-from turnout.batch.record import DETACHED, HALF, Record, State, read_record
+from turnout.batch.record import DETACHED, HALF, KEPT_S, Record, State, read_if_known, read_record
 from turnout.batch.render import copied, never_run, render
 from turnout.batch.source import Source, read
 from turnout.errors import TurnoutError, Unreadable
@@ -67,7 +68,7 @@ class Batches:
     def all(self) -> list[Record]:
         """The latest first."""
         ids: Any = self._client.zrange(self._keys.batches, 0, -1)
-        records = run(self._client, [read_record(self._keys, one.decode()) for one in reversed(ids)])
+        records = run(self._client, [read_if_known(self._keys, one.decode()) for one in reversed(ids)])
         return [record for record in records if record is not None]
 
     def record(self, id: str) -> Record:
@@ -199,7 +200,8 @@ def _whatever_it_is(id: str, call: Call[JobResult | None]) -> Call[JobResult | N
 def _without_job(id: str, record: Record, fed: bool) -> JobResult | None:
     """The end of a line that never became a job; None: it may become one."""
     if fed:
-        return JobResult.unanswered(id, JobStatus.EXPIRED, "deadline", "its deadline had passed when it was fed")
+        why = "its deadline had passed when it was fed, or it ended so long ago that its result is no longer kept"
+        return JobResult.unanswered(id, JobStatus.EXPIRED, "deadline", why)
     if record.state is State.CANCELLED:
         return JobResult.unanswered(id, JobStatus.CANCELLED, "cancelled", "its batch was cancelled before it was fed")
     return None

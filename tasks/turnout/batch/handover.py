@@ -16,13 +16,12 @@ import redis
 from turnout.batch.chunk import CLOSED_BYTES, LINES, entry, packed
 from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Format, Line
+from turnout.batch.record import KEPT_S
 from turnout.ledger import Ledger
 from turnout.request import InferenceRequest
 from turnout.result import Problem
 
 PAGE = 500
-KEPT_S = 7 * 86_400
-"""How long a batch is kept, with its results, from when it is submitted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import replace
 from enum import StrEnum
+from typing import Any
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from turnout.errors import TurnoutError
 from turnout.ledger import Call, Keys
 from turnout.result import JobStatus
+from turnout.validation import explain
 from turnout.value import Value
+
+logger = logging.getLogger(__name__)
 
 DETACHED = "batch-"
 """How the ids of all detached batches begin, and of no `turnout run`'s."""
-
-
+KEPT_S = 7 * 86_400
+"""How long a batch is kept, from when it is submitted or, if it takes longer, from its end."""
 HALF = "if its `turnout batch submit` has ended, only half of it was handed over: delete it, and submit it again"
 """What to do about a batch that is still `submitting`."""
 
@@ -59,8 +66,18 @@ class Record(Value, extra="ignore"):
         return dict(+counts)
 
     @property
+    def to_feed(self) -> bool:
+        """There is more to be fed, or may be."""
+        return self.state is State.SUBMITTING or (self.state is not State.CANCELLED and self.fed < self.jobs)
+
+    @property
+    def goes_on(self) -> bool:
+        """Jobs of it are to be run, or under way."""
+        return bool({"under_way", "waiting"} & self.counts.keys())
+
+    @property
     def ended(self) -> bool:
-        return self.state is not State.SUBMITTING and not {"under_way", "waiting"} & self.counts.keys()
+        return self.state is not State.SUBMITTING and not self.goes_on
 
     @property
     def complete(self) -> bool:
@@ -69,11 +86,28 @@ class Record(Value, extra="ignore"):
 
 
 def read_record(keys: Keys, id: str) -> Call[Record | None]:
-    """None: there is no such batch."""
+    """None: there is no such batch. Raises TurnoutError for one that can't be read."""
 
     def decode(reply: Mapping[bytes, bytes]) -> Record | None:
-        told = {name.decode(): value.decode() for name, value in reply.items()}
-        settled = {status.value: count for status in JobStatus if int(count := told.pop(status, "0"))}
-        return Record.model_validate({"id": id, "settled": settled, **told}) if told else None
+        told = {name.decode(errors="replace"): value.decode(errors="replace") for name, value in reply.items()}
+        settled = {status.value: count for status in JobStatus if (count := told.pop(status, "0")) != "0"}
+        try:
+            return Record.model_validate({"id": id, "settled": settled, **told}) if told else None
+        except ValidationError as error:
+            raise TurnoutError(f"batch {id} was changed in Redis, or is of another release: {explain(error)}") from None
 
     return Call(("HGETALL", keys.batch(id)), decode)
+
+
+def read_if_known(keys: Keys, id: str) -> Call[Record | None]:
+    """The same among others, from which one that can't be read is to keep nobody: the log tells of it."""
+    call = read_record(keys, id)
+
+    def decode(reply: Any) -> Record | None:
+        try:
+            return call.decode(reply)
+        except TurnoutError as error:
+            logger.error("%s", error)
+            return None
+
+    return replace(call, decode=decode)

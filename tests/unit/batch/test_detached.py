@@ -232,3 +232,61 @@ async def test_the_largest_line_is_fed_whatever_it_grows_to(
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
     assert batches.record(id).fed == 2
+
+
+async def test_a_batch_that_goes_on_outlives_its_seven_days(
+    flushed: redis.Redis, redis_url: str, source: Interrupted
+) -> None:
+    """Its record is what holds a paused batch back, and what its ceiling hangs on."""
+    batches, keys = Batches(flushed, Ledger()), Ledger().keys
+    Interrupted.happens = staticmethod(lambda: None)
+    under_way, paused, cancelled, half = (batches.submit(source, Defaults()) for _ in range(4))
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
+        batches.pause(paused)
+        batches.cancel(cancelled, 60)
+        flushed.hset(keys.batch(half), mapping={"state": State.SUBMITTING, "jobs": 0, "fed": 0})
+        waiting = batches.submit(source, Defaults())
+        batches.pause(waiting)
+        for key in flushed.keys(keys.batch("*")):
+            flushed.expire(key, 1000)
+        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
+    renewed = {key for key in flushed.keys(keys.batch("*")) if flushed.ttl(key) > 1000}
+    going_on = {key(id) for id in (under_way, paused, waiting) for key in (keys.batch, keys.batch_lines)}
+    assert renewed == {key.encode() for key in {*going_on, keys.batch_input(waiting)}}
+
+
+async def test_a_batch_that_is_fed_to_its_end_is_looked_at_again_after_an_hour(
+    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, key = Batches(flushed, Ledger()), Ledger().keys.batch
+    Interrupted.happens = staticmethod(lambda: None)
+    id = batches.submit(source, Defaults())
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        for _ in range(2):
+            await feeding.round()
+        for look_s, renewed in ((batch_feeding.LOOK_S, False), (0.0, True)):
+            monkeypatch.setattr(batch_feeding, "LOOK_S", look_s)
+            flushed.expire(key(id), 1000)
+            await feeding.round()
+            assert (flushed.ttl(key(id)) > 1000) == renewed
+
+
+async def test_a_record_that_can_not_be_read_holds_up_no_other_batch(
+    flushed: redis.Redis, redis_url: str, source: Interrupted, caplog: pytest.LogCaptureFixture
+) -> None:
+    batches, keys = Batches(flushed, Ledger()), Ledger().keys
+    Interrupted.happens = staticmethod(lambda: None)
+    later, odd, known = (batches.submit(source, Defaults()) for _ in range(3))
+    flushed.hset(keys.batch(later), "state", "verifying")
+    flushed.hset(keys.batch(odd), "succeeded", b"\xff")
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        for _ in range(3):
+            await feeding.round()
+    assert [record.id for record in batches.all()] == [known]
+    assert batches.record(known).fed == 1
+    assert len(caplog.messages) == 4, "told of once by the worker, and in the list"
+    with pytest.raises(TurnoutError, match=f"{later} was changed in Redis, or is of another release: state: "):
+        batches.record(later)

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from turnout.batch.chunk import chunk_jobs
-from turnout.batch.record import Record, State, read_record
+from turnout.batch.record import KEPT_S, Record, State, read_if_known
 from turnout.errors import Unreadable
 from turnout.ledger import Call, Coalescer, Intake, Ledger
-from turnout.ledger.operations import texts
+from turnout.ledger.operations import nothing, texts
 
 logger = logging.getLogger(__name__)
 
@@ -18,6 +19,8 @@ WINDOW = 5000
 """Most jobs of a batch that are queued or at work, as for `turnout run`."""
 CHUNKS = 4
 """Most chunks of a batch in one round of housekeeping."""
+LOOK_S = 3600.0
+"""Between two looks at all batches, to keep those that go on."""
 
 
 @dataclass(slots=True)
@@ -28,18 +31,32 @@ class BatchFeeding:
     """See `Housekeeping`."""
     _over: set[str] = field(default_factory=set, init=False)
     """Batches that this worker passes over: those that have nothing to be fed any more, which of many small ones are
-    nearly all, and those that it can't read."""
+    nearly all, and those that it can't read. Until the next look at all."""
+    _looked_at: float = field(default=-LOOK_S, init=False)
 
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
-        ids = await self.send(Call(("ZRANGE", self.ledger.keys.batches, 0, -1), texts))
-        self._over.intersection_update(ids)
-        records = await self.send.all(*(read_record(self.ledger.keys, id) for id in ids if id not in self._over))
-        for record in filter(None, records):
-            if record.state is State.CANCELLED or (record.state is State.FEEDING and record.fed >= record.jobs):
-                self._over.add(record.id)
+        keys, now = self.ledger.keys, asyncio.get_running_loop().time()
+        there = await self.send(Call(("ZRANGE", keys.batches, 0, -1), texts))
+        if look := now - self._looked_at >= LOOK_S:
+            self._over.clear()
+            self._looked_at = now
+        self._over.intersection_update(there)
+        ids = [id for id in there if id not in self._over]
+        records = await self.send.all(*(read_if_known(keys, id) for id in ids))
+        if look:
+            await self._keep([record.id for record in records if record is not None and record.goes_on])
+        for id, record in zip(ids, records, strict=True):
+            if record is None or not record.to_feed:
+                self._over.add(id)
             elif record.state is State.FEEDING:
                 await self._feed(record)
+
+    async def _keep(self, ids: Sequence[str]) -> None:
+        """Without its record, the jobs of a paused batch would begin, and those of any batch have no ceiling."""
+        keys = self.ledger.keys
+        kept = (key(id) for id in ids for key in (keys.batch, keys.batch_lines, keys.batch_input))
+        await self.send.all(*(Call(("EXPIRE", key, KEPT_S), nothing) for key in kept))
 
     async def _feed(self, record: Record | None) -> None:
         keys, send, ledger = self.ledger.keys, self.send, self.ledger
@@ -62,7 +79,7 @@ class BatchFeeding:
             outcomes = [answer.outcome for answer in answers]
             if not (full := Intake.FULL in outcomes):
                 await send(ledger.fed(id, record.chunks_fed, len(jobs), outcomes.count(Intake.EXPIRED)))
-            record = await send(read_record(keys, id))
+            record = await send(read_if_known(keys, id))
             if record is not None and record.state is State.CANCELLED:  # when these were not there to be cancelled
                 await send.all(*(ledger.cancel(job.id, id, self.results_s()) for job in jobs))
             if full:

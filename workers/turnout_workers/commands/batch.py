@@ -130,7 +130,7 @@ def cancel(id: str) -> None:
 @batch.command()
 @click.argument("id")
 def delete(id: str) -> None:
-    """Delete a batch that has ended, with its results. By itself it expires 7 days after it was submitted."""
+    """Delete a batch that has ended, with its results. By itself it expires 7 days after its end."""
     _batches().delete(id)
 
 
