@@ -24,7 +24,7 @@ from turnout.batch.parse import MAX_LINE_BYTES
 from turnout.batch.record import State
 from turnout.batch.source import Source
 from turnout.errors import TurnoutError
-from turnout.ledger import Coalescer, Ledger, NewJob
+from turnout.ledger import Coalescer, Keyring, Ledger, NewJob
 from turnout_workers.background import batch_feeding
 
 
@@ -290,3 +290,25 @@ async def test_a_record_that_can_not_be_read_holds_up_no_other_batch(
     assert len(caplog.messages) == 4, "told of once by the worker, and in the list"
     with pytest.raises(TurnoutError, match=f"{later} was changed in Redis, or is of another release: state: "):
         batches.record(later)
+
+
+async def test_while_redis_is_short_of_memory_one_chunk_a_round_is_tried(
+    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batches, tried = Batches(flushed, Ledger()), list[str]()
+    Interrupted.happens = staticmethod(lambda: None)
+    ids = [batches.submit(source, Defaults()) for _ in range(3)]
+
+    def noted(chunk: bytes, id: str, keyring: Keyring) -> list[NewJob]:
+        tried.append(id)
+        return chunk_jobs(chunk, id, keyring)
+
+    monkeypatch.setattr(batch_feeding, "chunk_jobs", noted)
+    flushed.set(Ledger().keys.intake, "memory")
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        await feeding.round()
+        assert len(tried) == 1
+        flushed.delete(Ledger().keys.intake)
+        await feeding.round()
+    assert all(batches.record(id).fed == 1 for id in ids)

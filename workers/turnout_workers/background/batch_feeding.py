@@ -49,8 +49,8 @@ class BatchFeeding:
         for id, record in zip(ids, records, strict=True):
             if record is None or not record.to_feed:
                 self._over.add(id)
-            elif record.state is State.FEEDING:
-                await self._feed(record)
+            elif record.state is State.FEEDING and not await self._feed(record):
+                return
 
     async def _keep(self, ids: Sequence[str]) -> None:
         """Without its record, the jobs of a paused batch would begin, and those of any batch have no ceiling."""
@@ -58,15 +58,16 @@ class BatchFeeding:
         kept = (key(id) for id in ids for key in (keys.batch, keys.batch_lines, keys.batch_input))
         await self.send.all(*(Call(("EXPIRE", key, KEPT_S), nothing) for key in kept))
 
-    async def _feed(self, record: Record | None) -> None:
+    async def _feed(self, record: Record | None) -> bool:
+        """Returns whether Redis has memory for more."""
         keys, send, ledger = self.ledger.keys, self.send, self.ledger
         for _ in range(CHUNKS):
             if record is None or record.state is not State.FEEDING or record.under_way >= WINDOW:
-                return
+                break
             id = record.id
             chunk = await send(Call(("LINDEX", keys.batch_input(id), 0), lambda reply: reply))
             if chunk is None:
-                return
+                break
             if record.max_cost_microusd is not None:
                 await send(ledger.set_ceiling(id, record.max_cost_microusd))
             try:
@@ -74,7 +75,7 @@ class BatchFeeding:
             except (Unreadable, ValueError) as error:  # sealed, or of another release
                 logger.error("batch %s is left to workers that can read it: %s", id, error)
                 self._over.add(id)
-                return
+                break
             answers = await send.all(*(ledger.enqueue(job) for job in jobs))
             outcomes = [answer.outcome for answer in answers]
             if not (full := Intake.FULL in outcomes):
@@ -83,4 +84,5 @@ class BatchFeeding:
             if record is not None and record.state is State.CANCELLED:  # when these were not there to be cancelled
                 await send.all(*(ledger.cancel(job.id, id, self.results_s()) for job in jobs))
             if full:
-                return  # Redis is short of memory: the same chunk again, later
+                return False  # the same chunk again, later
+        return True
