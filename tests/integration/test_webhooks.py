@@ -11,7 +11,7 @@ import pytest
 from tests.chaos.stand import Stand
 from tests.receiver import KEY, Receiver
 
-from turnout import Client, Failed, JobResult
+from turnout import Client, JobResult
 from turnout_workers.background import webhooks
 
 
@@ -82,6 +82,9 @@ def test_a_cancelled_job_is_told_too(stand: Stand, receiver: Receiver, client: C
     assert json.loads(receiver.of(job.id)[0][1])["type"] == "job.cancelled"
 
 
-def test_a_webhook_that_nobody_configured_is_refused_by_name(client: Client) -> None:
-    with pytest.raises(Failed, match="no webhook is called elsewhere; there are app"):
-        client.submit("Say yes.", model="llama-3.3-70b", webhook="elsewhere").wait(20)
+def test_a_job_whose_webhook_is_not_configured_yet_is_done_and_tells_of_it_later(stand: Stand, client: Client) -> None:
+    job = client.submit("Say yes.", model="llama-3.3-70b", webhook="elsewhere")
+    assert job.wait(20).text
+    key = stand.ledger.keys
+    stand.until(lambda: stand.client.hget(key.job(job.id), "hook_tries") == b"1", 10)
+    assert stand.client.zscore(key.hooks, job.id) > stand.client.time()[0] * 1000 + 1000

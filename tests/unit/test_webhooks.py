@@ -17,8 +17,8 @@ import redis
 import redis.asyncio
 from tests.receiver import receiving
 
-from turnout.ledger import Call, Coalescer, Hook, Keyring, Ledger, NewJob, run
-from turnout.request import InferenceRequest
+from turnout.ledger import Call, Claimed, Coalescer, Hook, Keyring, Ledger, NewJob, run
+from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
 from turnout_workers.background import lasting, webhooks
@@ -202,6 +202,56 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
                 while not receiver.of("a"):
                     await asyncio.sleep(0.01)
             await end(tasks)
+
+
+async def test_a_worker_that_has_not_read_of_a_webhook_yet_ends_no_telling(
+    flushed: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
+    monkeypatch.setattr(webhooks, "RETRY_S", (0.05,) * 1000)
+    ledger = Ledger()
+    run(flushed, [ledger.enqueue(NewJob.of("a", InferenceRequest(prompt="A?"), webhook="new"))])
+    run(flushed, [ledger.cancel("a", None, 60)])
+    with receiving() as receiver:
+        known = in_force({})
+        async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(5):
+            task = asyncio.create_task(Webhooks(ledger, Coalescer(client), known).run())
+            while not flushed.hget(ledger.keys.job("a"), "hook_tries"):
+                await asyncio.sleep(0.01)
+            known.settings = in_force({"new": Webhook(receiver.url, Secret(SECRET), private=True)}).settings
+            while not receiver.of("a"):
+                await asyncio.sleep(0.01)
+            await end([task])
+
+
+async def test_what_is_no_longer_kept_when_it_is_to_be_told_again_is_given_up_aloud(
+    flushed: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
+    caplog.set_level(logging.WARNING, webhooks.__name__)
+    ledger = Ledger()
+    for id in ("expired", "forgotten"):
+        run(flushed, [ledger.enqueue(NewJob.of(id, InferenceRequest(prompt="A?"), webhook="app"))])
+        claim = run(flushed, [ledger.claim(id, "w", 60)])[0]
+        assert isinstance(claim, Claimed)
+        answer = InferenceResponse(text="A.", provider="p", model_requested="m", model_served="m")
+        done = JobResult(id=id, status=JobStatus.SUCCEEDED, response=answer)
+        run(flushed, [ledger.settle(claim.token, done, None, 60)])
+        flushed.delete(ledger.keys.result(id))
+    flushed.delete(ledger.keys.job("expired"))
+    async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(5):
+        task = asyncio.create_task(Webhooks(ledger, Coalescer(client), in_force({})).run())
+        while flushed.zcard(ledger.keys.hooks):
+            await asyncio.sleep(0.01)
+        await end([task])
+    why = "its result is no longer kept"
+    assert sorted(caplog.messages) == [
+        f"webhook ? of job expired is given up: {why}",
+        f"webhook app of job forgotten is given up: {why}",
+    ]
+    last = run(flushed, [ledger.story("forgotten")])[0][-1]
+    assert (last["event"], last["why"]) == ("webhook_failed", why)
+    assert not flushed.exists(ledger.keys.job("expired"))
 
 
 async def test_a_redis_that_stays_away_is_told_of_once(

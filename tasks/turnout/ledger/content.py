@@ -96,13 +96,12 @@ class Hook:
     """Of the webhook, in turnout.toml."""
     tries: int
     """Including this one."""
-    result: JobResult
+    result: JobResult | None
+    """None: it is no longer kept."""
 
 
 def read_hook(reply: list[Any] | None, job_id: str, keyring: Keyring) -> Hook | None:
     if reply is None:
         return None
     name, tries, *rest = reply
-    result = read_result(rest, job_id, keyring)
-    assert result is not None
-    return Hook(name.decode(), int(tries), result)
+    return Hook(name.decode(), int(tries), read_result(rest, job_id, keyring))

@@ -93,7 +93,7 @@ def _present(names: Sequence[str], values: Sequence[bytes | None]) -> dict[str, 
     return {name: value for name, value in zip(names, values, strict=True) if value}
 
 
-CLAIMED = ("accepted_ms", "deadline_ms", "progress", "tenant", "batch", "lane", "stream", "webhook", "trace", "payload")
+CLAIMED = ("accepted_ms", "deadline_ms", "progress", "tenant", "batch", "lane", "stream", "trace", "payload")
 """Fields of a job's record that its worker needs."""
 
 
@@ -116,7 +116,6 @@ class Claimed:
     batch: str | None = None
     lane: Lane
     stream: bool = False
-    webhook: str | None = None
     trace: str | None = None
     queued_for_s: float
     next_in_turn: str | None

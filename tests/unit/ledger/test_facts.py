@@ -101,8 +101,8 @@ def test_a_job_past_its_deadline_is_not_accepted(bed: Bed, late_ms: int) -> None
     assert bed.messages() == []
 
 
-def test_a_claim_tells_all_that_the_producer_said(bed: Bed) -> None:
-    said = {"tenant": "t", "batch": "b", "stream": True, "webhook": "w", "trace": "00-x"}
+def test_a_claim_tells_all_that_its_worker_needs(bed: Bed) -> None:
+    said = {"tenant": "t", "batch": "b", "stream": True, "trace": "00-x"}
     bed.enqueue(payload='{"prompt":"ä"}', **said)
     bed.advance(1500)
     claim = bed.claimed()

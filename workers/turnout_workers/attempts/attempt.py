@@ -87,10 +87,6 @@ class Attempts:
     async def _work(self, job: HeldJob, not_before: float) -> End:
         if not_before > job.progress.not_before:
             job.progress = replace(job.progress, not_before=not_before)
-        known = self._parts.in_force.settings.webhooks
-        if (webhook := job.claim.webhook) and webhook not in known:
-            message = f"no webhook is called {webhook}; there are {', '.join(sorted(known)) or 'none'}"
-            return await self._closing.give_up(job, JobStatus.FAILED, "refused", message)
         if (early_s := job.progress.not_before - self._parts.fleet.now()) > 0:
             return await self._closing.put_off(job, early_s)
         try:

@@ -30,7 +30,9 @@ EVERY_S = 0.5
 MOST = 100
 """Most tellings at a time, in one worker."""
 TIMEOUT_S = 15.0
-NOBODY, GONE = "no webhook of this name is configured", "status 410"
+NOBODY = "no webhook of this name is configured"
+"""By this worker, which may not have read of it yet."""
+LOST, GONE = "its result is no longer kept", "status 410"
 """Why a telling is the last, whichever it is. 410 is how a receiver says that it wants no more."""
 RETRY_S = (30.0, 120.0, 600.0, 3600.0, 4 * 3600.0, 12 * 3600.0)
 """Waits after each telling, longer than one takes; after the last it is given up. Close to what the Standard Webhooks
@@ -68,7 +70,7 @@ class Webhooks:
         ):
 
             async def begin() -> None:
-                if self.in_force.settings.webhooks and (room := MOST - len(under_way)) > 0:
+                if (room := MOST - len(under_way)) > 0:
                     due = await self.send(self.ledger.due_hooks(room + len(self._left)))
                     self._left.intersection_update(due)
                     for job_id in (one for one in due if one not in self._left):
@@ -84,8 +86,13 @@ class Webhooks:
             hook = await self.send(self.ledger.take_hook(job_id, RETRY_S))
             if hook is not None:
                 webhook = self.in_force.settings.webhooks.get(hook.name)
-                session = any_address if webhook and webhook.private else public
-                await self._end(job_id, hook, await _post(session, webhook, hook.result) if webhook else NOBODY)
+                if hook.result is None:
+                    why: str | None = LOST
+                elif webhook is None:
+                    why = NOBODY
+                else:
+                    why = await _post(any_address if webhook.private else public, webhook, hook.result)
+                await self._end(job_id, hook, why)
         except (Unreadable, ValueError) as error:  # sealed, or of another release
             self._left.add(job_id)
             logger.error("the webhook of job %s is left to workers that can read it: %s", job_id, error)
@@ -96,9 +103,10 @@ class Webhooks:
         """After one telling. why: for what it was not heard; None: it was."""
         if why is None:
             await self.send(self.ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
-        elif hook.tries <= len(RETRY_S) and why not in (NOBODY, GONE):
+        elif hook.tries <= len(RETRY_S) and why not in (LOST, GONE):
             again = "webhook %s of job %s failed, to be told again: %s"
-            logger.info(again, hook.name, job_id, why, extra={"job": job_id})
+            level = logging.WARNING if why == NOBODY else logging.INFO
+            logger.log(level, again, hook.name, job_id, why, extra={"job": job_id})
         else:
             logger.warning("webhook %s of job %s is given up: %s", hook.name, job_id, why, extra={"job": job_id})
             event = {"event": "webhook_failed", "webhook": hook.name, "why": why}
