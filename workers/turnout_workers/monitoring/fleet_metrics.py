@@ -64,7 +64,7 @@ class FleetCollector(Collector):
             yield _gauge(name, meaning, ["endpoint"], (([row["endpoint"]], row[column]) for row in rows))
         states = (([row["endpoint"], one.value], float(one == row["circuit"])) for row in rows for one in Circuit)
         yield _gauge("circuit", "1 for the state it is in.", ["endpoint", "state"], states)
-        accounts = ((name.partition("@"), ratio) for name, ratio in self._used.items())
+        accounts = ((name.rpartition("@"), ratio) for name, ratio in self._used.items())
         used = (([who, "day" if date.count("-") == 2 else "month"], ratio) for (who, _, date), ratio in accounts)
         yield _gauge("ceiling_used_ratio", "Of a cost ceiling.", ["account", "period"], used)
         lanes, money = told["lanes"].items(), told["money_usd"].items()
