@@ -147,10 +147,11 @@ def test_the_pages_as_a_browser_shows_them(here: local.Local, watching: Watching
 @pytest.fixture
 def guarded(here: local.Local, tmp_path: Path) -> Iterator[Guarded]:
     port, log = process.free_port(), tmp_path / "flower.log"
-    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(tmp_path / "flower")]
     password = tmp_path / "login"
     password.write_text("ada:lovelace\n")
-    flower = process.start(command, log, {**here.environ, "FLOWER_BASIC_AUTH_FILE": str(password)})
+    options = {"PORT": port, "DB": tmp_path / "flower", "BASIC_AUTH_FILE": password}
+    environ = {f"FLOWER_{name}": str(value) for name, value in options.items()}
+    flower = process.start([sys.executable, "-m", "turnout", "flower"], log, {**here.environ, **environ})
     try:
         process.wait_until(lambda: "Flower: " in log.read_text(), flower, log, 60)
         yield Guarded(f"http://127.0.0.1:{port}")
@@ -199,6 +200,7 @@ def test_the_providers_tab_wants_the_login_and_its_buttons_a_token(guarded: Guar
 def test_a_public_address_wants_a_login(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("FLOWER_BASIC_AUTH", "FLOWER_BASIC_AUTH_FILE", "FLOWER_AUTH"):
         monkeypatch.delenv(name, raising=False)
-    told = CliRunner().invoke(flower_command, ["--address", "0.0.0.0"])
-    assert told.exit_code == 1
-    assert "set FLOWER_BASIC_AUTH=user:password" in told.output
+    for arguments, environ in ((["--address", "0.0.0.0"], {}), ([], {"FLOWER_ADDRESS": "0.0.0.0"})):
+        told = CliRunner().invoke(flower_command, arguments, env=environ)
+        assert told.exit_code == 1
+        assert "0.0.0.0 can be reached by others: set FLOWER_BASIC_AUTH=user:password" in told.output

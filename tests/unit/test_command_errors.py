@@ -137,11 +137,6 @@ def test_a_flower_whose_port_is_taken_says_so(tmp_path: Path, monkeypatch: pytes
     assert (done.returncode, done.stderr) == (1, "Error: Address already in use; see --address, --port and --db\n")
 
 
-def test_a_flower_that_others_can_reach_wants_a_login() -> None:
-    done = CliRunner().invoke(main, ["flower", "--address", "0.0.0.0"], env={"OPENAI_API_KEY": "k"})
-    assert "0.0.0.0 can be reached by others: set FLOWER_BASIC_AUTH=user:password" in done.output
-
-
 def test_a_redis_that_takes_no_writes_is_told_as_such(
     flushed: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

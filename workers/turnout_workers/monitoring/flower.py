@@ -141,7 +141,7 @@ def told_whole(task: Any) -> Any:
 
 
 def serve(here: Deployment, address: str, port: int, database: Path, announce: Callable[[str], None]) -> None:
-    """Run Flower until SIGTERM or Ctrl-C. Its other options come from `FLOWER_…` variables, as ever."""
+    """Run Flower until SIGTERM or Ctrl-C. Options that are not set here come from `FLOWER_…` variables, as ever."""
     url = here.settings.file.redis_url
     app = celery_app(url)
     app.conf.update(
