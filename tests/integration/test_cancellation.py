@@ -23,7 +23,7 @@ from typing import Any
 import pytest
 import redis
 import redis.asyncio
-from tests.integration.state.stores import CLOCK_KEY, HAND_CLOCK
+from tests.properties.ledger.bed import CLOCK_KEY, HAND_CLOCK
 
 from turnout.ledger import Coalescer, Keys, Ledger, NewJob, run
 from turnout.ledger.sending import Command

@@ -10,14 +10,13 @@ from typing import Any
 import redis
 import redis.asyncio
 from tests.integration.state.specification import SpecifiedStore
+from tests.properties.ledger.bed import CLOCK_KEY, HAND_CLOCK
 
 from turnout.ledger import Coalescer
 from turnout.ledger.keys import Keys
 from turnout_workers.state.redis import RedisFleetStore, accounts_call, latencies_call
 from turnout_workers.state.store import Account, WorkersStore
 
-CLOCK_KEY = "clock of the tests"
-HAND_CLOCK = f"local function now_ms() return tonumber(redis.call('GET', '{CLOCK_KEY}')) end\n"
 START = 1_000_000
 
 

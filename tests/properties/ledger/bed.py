@@ -32,6 +32,33 @@ return 1
 """The rule by which the fleet's store moves a job from leased to calling when it admits a call."""
 
 
+Store = dict[str, list[Any]]
+"""All keys: kind and content of each, that of a hash or a sorted set flat."""
+LOAD = """
+redis.call('FLUSHDB')
+for key, entry in pairs(cjson.decode(ARGV[1])) do
+  local kind, content = entry[1], entry[2]
+  if kind == 'zset' then
+    for i = 1, #content, 2 do redis.call('ZADD', key, content[i + 1], content[i]) end
+  else
+    redis.call(({hash = 'HSET', list = 'RPUSH', string = 'SET'})[kind], key, unpack(content))
+  end
+end
+"""
+"""Makes Redis hold what a store, as JSON, says, and nothing else."""
+DUMP = """
+local dump = {}
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local kind = redis.call('TYPE', key).ok
+  if kind == 'hash' then dump[key] = {kind, redis.call('HGETALL', key)}
+  elseif kind == 'zset' then dump[key] = {kind, redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')}
+  elseif kind == 'list' then dump[key] = {kind, redis.call('LRANGE', key, 0, -1)} end
+end
+return cjson.encode(dump)
+"""
+"""A store as JSON, taken from what Redis holds. Strings are left out."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mutant:
     """One mistake in one script."""
@@ -194,6 +221,16 @@ def ended(job_id: str, status: JobStatus, token: int) -> JobResult:
 
 def winner_of(result: JobResult) -> tuple[str, int]:
     return result.status.value, int(result.started_at or 0)
+
+
+def in_pairs(flat: Sequence[Any]) -> dict[str, Any]:
+    return dict(zip(flat[::2], flat[1::2], strict=True))
+
+
+def indices(store: Store) -> dict[str, dict[str, float]]:
+    """Its sorted sets."""
+    zsets = {key: content for key, (kind, content) in store.items() if kind == "zset"}
+    return {key: {name: float(score) for name, score in in_pairs(content).items()} for key, content in zsets.items()}
 
 
 def simple(reply: Any) -> object:

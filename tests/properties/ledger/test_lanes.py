@@ -17,32 +17,11 @@ from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from tests.properties.ledger.bed import CLOCK_KEY, LANE, START, Bed, seen, simple
+from tests.properties.ledger.bed import CLOCK_KEY, DUMP, LANE, LOAD, START, Bed, Store, in_pairs, indices, seen, simple
 from tests.properties.ledger.spec import Job, Step, apply
 
 from turnout.ledger import Ledger
 
-LOAD = """
-redis.call('FLUSHDB')
-for key, entry in pairs(cjson.decode(ARGV[1])) do
-  local kind, content = entry[1], entry[2]
-  if kind == 'zset' then
-    for i = 1, #content, 2 do redis.call('ZADD', key, content[i + 1], content[i]) end
-  else
-    redis.call(({hash = 'HSET', list = 'RPUSH', string = 'SET'})[kind], key, unpack(content))
-  end
-end
-"""
-DUMP = """
-local dump = {}
-for _, key in ipairs(redis.call('KEYS', '*')) do
-  local kind = redis.call('TYPE', key).ok
-  if kind == 'hash' then dump[key] = {kind, redis.call('HGETALL', key)}
-  elseif kind == 'zset' then dump[key] = {kind, redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')}
-  elseif kind == 'list' then dump[key] = {kind, redis.call('LRANGE', key, 0, -1)} end
-end
-return cjson.encode(dump)
-"""
 JOBS = ("a", "b")
 ANYBODY = ("enqueue", "claim", "cancel", "sweep", "give_up", "wake")
 WORKER = ("begin", "fail_over", "defer", "succeed", "fail")
@@ -50,8 +29,6 @@ KEEPER = ("republish", "replay", "purge")
 AT_FRONT = ("fail_over", "sweep", "wake")
 MISSING_MS = 1
 CLAIMS, MESSAGES, REPUBLICATIONS = 2, 3, 1
-
-Store = dict[str, list[Any]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,16 +76,11 @@ def command(ledger: Ledger, bed: Bed, move: Move) -> tuple[Any, ...]:
 
 def view(bed: Bed, store: Store) -> World:
     keys = bed.keys
-    indices = {
-        key: {name: float(score) for name, score in _pairs(content).items()}
-        for key, (kind, content) in store.items()
-        if kind == "zset"
-    }
-    records = {job_id: _pairs(store.get(keys.job(job_id), ("", []))[1]) for job_id in JOBS}
-    jobs = {job_id: seen(job_id, keys, records[job_id], indices) for job_id in JOBS}
+    places = indices(store)
+    records = {job_id: in_pairs(store.get(keys.job(job_id), ("", []))[1]) for job_id in JOBS}
+    jobs = {job_id: seen(job_id, keys, records[job_id], places) for job_id in JOBS}
     lane = tuple(_message(text) for text in reversed(store.get(keys.queue(LANE), ("", []))[1]))
-    places = {name: int(place) for name, place in indices.get(keys.pending(LANE), {}).items()}
-    return World(jobs, lane, places)
+    return World(jobs, lane, {name: int(place) for name, place in places.get(keys.pending(LANE), {}).items()})
 
 
 def lost(world: World, now: int) -> list[str]:
@@ -160,7 +132,7 @@ def normal(bed: Bed, store: Store, now: int) -> Store:
     kept: Store = {CLOCK_KEY: ["string", [START]]}
     for key, (kind, content) in store.items():
         if key.startswith(keys.job("")):
-            record = _pairs(content)
+            record = in_pairs(content)
             for name in ("accepted_ms", "queued_ms", "settled_ms", "requeues"):
                 record |= {name: "0"} if name in record else {}
             record |= {"spot": _anytime(record["spot"])} if "spot" in record else {}
@@ -168,10 +140,10 @@ def normal(bed: Bed, store: Store, now: int) -> Store:
                 record["missed_ms"] = str(moved(record["missed_ms"], -MISSING_MS))
             kept[key] = [kind, [part for pair in sorted(record.items()) for part in pair]]
         elif key == keys.parked:
-            kept[key] = [kind, [part for spot in _pairs(content) for part in (_anytime(spot), 0)]]
+            kept[key] = [kind, [part for spot in in_pairs(content) for part in (_anytime(spot), 0)]]
         elif kind == "zset":
             least = -2 if key == keys.pending(LANE) else 0
-            times = {name: moved(score, least) for name, score in sorted(_pairs(content).items())}
+            times = {name: moved(score, least) for name, score in sorted(in_pairs(content).items())}
             if key == keys.failed:
                 times = dict.fromkeys(times, START + 60_000)
             kept[key] = [kind, [part for pair in times.items() for part in pair]]
@@ -212,7 +184,7 @@ def walk(bed: Bed, most: int) -> tuple[int, int]:
                 after = view(bed, store)
                 reply = simple(bed.call(Step(move.name, 1)).decode(raw)) if move.name in ANYBODY + WORKER else raw
                 check(move, before, reply, after, look.decode(found))
-                records = [_pairs(content) for key, (_, content) in store.items() if key.startswith(bed.keys.job(""))]
+                records = [in_pairs(content) for key, (_, content) in store.items() if key.startswith(bed.keys.job(""))]
                 again = max((int(record.get("republished", 0)) for record in records), default=0)
                 text = json.dumps(normal(bed, store, START + (move.name == "tick")))
                 if text not in known and len(after.lane) <= MESSAGES and again <= REPUBLICATIONS:
@@ -231,10 +203,6 @@ def _message(text: str) -> tuple[int, str]:
     found = re.search(r'"place":(\d+).*?"id":"([^"]+)"', text)
     assert found, text
     return int(found[1]), found[2]
-
-
-def _pairs(flat: list[Any]) -> dict[str, str]:
-    return dict(zip(flat[::2], flat[1::2], strict=True))
 
 
 def test_two_jobs_two_workers_and_their_messages(bed: Bed) -> None:

@@ -8,89 +8,51 @@ workers do which were paused, cut off, or thought dead.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
 
-from tests.properties.ledger.bed import KEPT_S, START, Bed, seen, simple, winner_of
+from tests.properties.ledger.bed import (
+    CLOCK_KEY,
+    DUMP,
+    KEPT_S,
+    LANE,
+    LOAD,
+    START,
+    Bed,
+    Store,
+    in_pairs,
+    indices,
+    seen,
+    simple,
+    winner_of,
+)
 from tests.properties.ledger.spec import BY_TOKEN, RULES, Job, Step, apply
 
 from turnout.result import JobResult
 
-LOAD = """
-redis.call('FLUSHDB')
-redis.call('SET', KEYS[1], ARGV[1])
-for _, entry in ipairs(cjson.decode(ARGV[2])) do
-  local key, kind, content = entry[1], entry[2], entry[3]
-  redis.call(({hash = 'HSET', zset = 'ZADD', list = 'RPUSH'})[kind], key, unpack(content))
-end
-"""
-DUMP = """
-local dump = {}
-for _, key in ipairs(redis.call('KEYS', '{t}:*')) do
-  local kind = redis.call('TYPE', key).ok
-  if kind == 'hash' then dump[#dump + 1] = {key, kind, redis.call('HGETALL', key)}
-  elseif kind == 'zset' then dump[#dump + 1] = {key, kind, redis.call('ZRANGE', key, 0, -1, 'WITHSCORES')} end
-end
-return {dump, redis.call('LLEN', KEYS[1]), redis.call('PTTL', KEYS[2]), redis.call('GET', KEYS[3])}
-"""
 ANYBODY = [Step(name) for name in RULES if name not in BY_TOKEN]
-
 TIMERS = {"{t}:leases", "{t}:delayed", "{t}:deadlines"}
 
-Entry = tuple[str, str, tuple[str, ...]]
+
+def view(bed: Bed, store: Store) -> Job:
+    return seen("a", bed.keys, in_pairs(store.get(bed.keys.job("a"), ("", []))[1]), indices(store))
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """All that Redis holds of the job, but for its story and messages."""
+def normal(store: Store, later_ms: int = 0) -> str:
+    """All that Redis holds of the job, but for its story and messages, so many milliseconds on: what is to come is
+    nearer. How long past it is makes no difference."""
 
-    entries: frozenset[Entry] = frozenset()
+    def nearer(time: str) -> str:
+        return str(max(START - 1, int(time) - later_ms))
 
-    def as_json(self) -> str:
-        return json.dumps([(key, kind, content) for key, kind, content in self.entries])
-
-    def hash(self, key: str) -> dict[str, str]:
-        for name, _, content in self.entries:
-            if name == key:
-                return dict(zip(content[::2], content[1::2], strict=True))
-        return {}
-
-    def indices(self) -> dict[str, dict[str, float]]:
-        return {
-            name: {member: float(score) for score, member in zip(content[::2], content[1::2], strict=True)}
-            for name, kind, content in self.entries
-            if kind == "zset"
-        }
-
-    def a_moment_later(self) -> Stored:
-        """The same one millisecond on: what is to come is one nearer. How long past it is makes no difference."""
-        return Stored(frozenset((key, kind, tuple(_nearer(key, content))) for key, kind, content in self.entries))
-
-
-def _nearer(key: str, content: tuple[str, ...]) -> Iterator[str]:
-    for first, second in zip(content[::2], content[1::2], strict=True):
+    kept: Store = {}
+    for key, (kind, content) in store.items():
+        pairs = in_pairs(content) if kind != "list" else {}
         if key in TIMERS:
-            yield from (str(max(START - 1, int(first) - 1)), second)
-        elif first == "deadline_ms" and second != "0":
-            yield from (first, str(max(START - 1, int(second) - 1)))
-        else:
-            yield from (first, second)
-
-
-def stored(dump: list[list[bytes | list[bytes]]]) -> Stored:
-    entries = set()
-    for key, kind, content in dump:
-        texts = [text.decode() for text in content]  # type: ignore[union-attr]
-        if kind == b"zset":  # as ZADD wants it
-            pairs = sorted(zip(texts[1::2], texts[::2], strict=True))
-        else:
-            pairs = sorted(zip(texts[::2], texts[1::2], strict=True))
-        entries.add((key.decode(), kind.decode(), tuple(part for pair in pairs for part in pair)))  # type: ignore[union-attr]
-    return Stored(frozenset(entries))
-
-
-def view(bed: Bed, state: Stored) -> Job:
-    return seen("a", bed.keys, state.hash(bed.keys.job("a")), state.indices())
+            pairs = {name: nearer(time) for name, time in pairs.items()}
+        elif pairs.get("deadline_ms", "0") != "0":
+            pairs["deadline_ms"] = nearer(pairs["deadline_ms"])
+        if pairs:
+            kept[key] = [kind, [part for pair in sorted(pairs.items()) for part in pair]]
+    return json.dumps(kept, sort_keys=True)
 
 
 def steps(job: Job) -> list[Step]:
@@ -107,42 +69,41 @@ def walk(bed: Bed, claims: int) -> tuple[int, int]:
     probe = [bed.call(step) for step in (*ANYBODY, *(Step(name, 1) for name in BY_TOKEN))]
     for call in probe:
         bed.client.script_load(call.script.source)
-    clock = "clock of the tests"
-    start = Stored()
+    start = normal({})
     known, frontier, tried = {start}, [start], 0
     while frontier:
-        found: list[Stored] = []
-        work = [(state, job, step) for state in frontier for job in [view(bed, state)] for step in steps(job)]
+        found: list[str] = []
+        work = [(text, job, step) for text in frontier for job in [view(bed, json.loads(text))] for step in steps(job)]
         for first in range(0, len(work), 400):
             chunk = work[first : first + 400]
             with bed.client.pipeline(transaction=False) as pipe:
-                for state, _, step in chunk:
-                    pipe.evalsha(load, 1, clock, START, state.as_json())
+                for text, _, step in chunk:
+                    pipe.evalsha(load, 0, text)
+                    pipe.set(CLOCK_KEY, START)
                     pipe.execute_command(*bed.call(step).command)
-                    keys = bed.keys
-                    pipe.evalsha(dump, 3, keys.queue("standard"), keys.job("a"), keys.result("a"))
+                    pipe.evalsha(dump, 0)
+                    pipe.pttl(bed.keys.job("a"))
+                    pipe.get(bed.keys.result("a"))
                 replies = pipe.execute()
-            for (_, job, step), reply, (raw, pushed, ttl_ms, told) in zip(
-                chunk, replies[1::3], replies[2::3], strict=True
-            ):
+            for i, (_, job, step) in enumerate(chunk):
+                reply, dumped, ttl_ms, told = replies[6 * i + 2 : 6 * i + 6]
                 expected = apply(job, step, START)
-                after = stored(raw)
+                after = json.loads(dumped)
                 actual = view(bed, after)
                 assert simple(bed.call(step).decode(reply)) == expected.reply, (job, step, reply)
                 assert actual == expected.job, (step, job)
-                assert pushed == expected.pushed, (step, job)
+                assert len(after.get(bed.keys.queue(LANE), ("", []))[1]) == expected.pushed, (step, job)
                 newly_settled = actual.winner is not None and job.winner is None
                 assert bool(told) == newly_settled, (step, job)
                 if newly_settled and actual.state == "succeeded":
                     assert actual.winner == winner_of(JobResult.model_validate(json.loads(told)["result"])), (step, job)
                 assert not newly_settled or 0 < ttl_ms <= KEPT_S * 1000, (step, job, ttl_ms)
                 tried += 1
-                if actual.token <= claims and after not in known:
-                    known.add(after)
-                    found.append(after)
-        for state in frontier:
-            later = state.a_moment_later()
-            if later not in known:
+                if actual.token <= claims and (text := normal(after)) not in known:
+                    known.add(text)
+                    found.append(text)
+        for text in frontier:
+            if (later := normal(json.loads(text), later_ms=1)) not in known:
                 known.add(later)
                 found.append(later)
         frontier = found
