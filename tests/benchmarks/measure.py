@@ -96,4 +96,4 @@ def keep(name: str, figures: Mapping[str, Any]) -> None:
         "date": time.strftime("%Y-%m-%d"),
         "command": " ".join(["python", "-m", f"tests.benchmarks.{name}", *sys.argv[1:]]),
     }
-    (KEPT / f"{name}.json").write_text(json.dumps({"about": about, **figures}, indent=1) + "\n")
+    (KEPT / f"{name}.json").write_text(json.dumps({"about": about, **figures}) + "\n")
