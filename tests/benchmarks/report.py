@@ -16,34 +16,8 @@ from tests.benchmarks.tenants import p95
 from tests.benchmarks.throughput import LIMITS, OURS
 
 REPORT = KEPT.with_suffix(".md")
-LEVERS = """## What gave it
-
-Measured when each was made, before and after in turns on the machine above; not measured anew by `make bench`.
-
-| | before | after |
-|---|---|---|
-| many messages a fetch, none kept as unacked; ledger calls of all jobs in one pipeline; results written by settling: trips to Redis a job | 5 (stock Celery) | 0.2 |
-| commands packed and replies read by hiredis, under one deadline for all: worker CPU a ledger call | 30 µs | 7 µs |
-| aiohttp without httpx above it: CPU a call of a connector in a bare loop | 430 µs | 320 µs |
-| keys, spans, limits, counts and records of a job made cheaper: CPU a job, without HTTP and Celery | 400 µs | 270 µs |
-| garbage looked for seldom: part of a worker's time | 1/6 | – |
-| a message's body read once, Celery's JSON by pydantic, one kombu client, plain successes past Celery's tracer: CPU a job of Celery and its pool | 188 µs | 118 µs |
-| what is known of an endpoint, and its usage, as packed records: Redis's work for claim, admission, report and settling | 177 µs | 126 µs |
-| task events four times a second, many in a message: pace with all watching on, of that without | 80 % | 91 % |
-| what is no end of a task goes past Celery's tracer, which writes a traceback: jobs parked a second, on a busy machine | 130 | 1,250 |
-| a call under way holds no decision, no snapshot, no message, no second copy of its request: memory above a ready worker | 43 KB | 24 KB |
-| two round trips to Redis at a time, so that worker and Redis need not wait for each other: jobs/s of one process, answers after 200 ms | 1,181 | 1,391 |
-| judging after a call instead of around it, one frame to prepare and make it, Celery's properties of a message dropped: memory of one more call in flight | 24 KB | 21 KB |
-| failures in a row counted as calls began, too, and a worker's own at once: calls wasted on an endpoint that answers 500, of 1,000 at 100/s | 5–7 | 2 |
-| an answer stored once, in Celery's record: Redis for 60 embeddings of 100 texts | 393 MB | 197 MB |
-| latencies counted apart from what workers read ten times a second: Redis for one look at 200 endpoints | 1,291 µs | 227 µs |
-| exclusions summed up by reason in a decision's record, and 50 candidates at most: a record among 200 endpoints | 12.7 KB | 1.3 KB |
-
-Tried, and left out: compiling with mypyc. It takes a routing decision from 17.9 to 8.2 µs; but a job's CPU time, with
-routing, ledger calls and wire formats compiled, did not fall (0.76 to 0.91 ms before, 0.85 to 1.05 after), and compiled
-coroutines and string functions failed tests that guard lost connections and prompts.
-"""  # noqa: E501
-"""Written by hand, from the commits that made them."""
+LEVERS = KEPT / "levers.md"
+"""What gave it: written by hand, from the commits that made them."""
 ROW, LEFT, WIDTH = 26, 230, 720
 
 
@@ -273,7 +247,7 @@ def main() -> None:
             parts = ", ".join(f"{part} {version}" for part, version in about["parts"].items())
             machine = f"{about['cores']} cores, Python {about['python']}"
             lines += [f"<sub>`{about['command']}`, {about['date']}, {machine}; {parts}.</sub>", ""]
-    REPORT.write_text("\n".join([*lines, LEVERS]))
+    REPORT.write_text("\n".join([*lines, LEVERS.read_text()]))
     print(f"{REPORT.relative_to(Path.cwd())}: {', '.join(kept)}")
 
 
