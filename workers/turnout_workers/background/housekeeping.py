@@ -69,8 +69,8 @@ class Housekeeping:
     async def round(self) -> None:
         """One bounded round. A part that fails on what stands in Redis keeps no other one from being done."""
         failed: Exception | None = None
-        forget: Callable[[], Awaitable[object]] = partial(self.store.expire, BATCH)
-        parts = (self._wake, self._take_back, self._expire, self._republish, forget, self._guard_intake)
+        end_calls: Callable[[], Awaitable[object]] = partial(self.store.expire, BATCH)
+        parts = (self._wake, self._take_back, self._expire, self._republish, end_calls, self._guard_intake)
         for part in (*parts, *self.also):
             try:
                 await part()
