@@ -107,15 +107,12 @@ def test_an_isolated_provider_gets_no_job_until_it_is_restored(here: local.Local
     assert "there are sim-thrifty" in error(here, "isolate", "nobody")
 
 
-def test_failed_jobs_are_listed_and_run_again(here: local.Local) -> None:
+def test_of_jobs_to_be_run_again_each_that_is_not_is_told_with_why(here: local.Local) -> None:
     with Client(here.redis_url) as client:
         job, done = client.submit("A?", constraints={"only": ["nobody"]}), client.submit("B?")
         with pytest.raises(Exception, match="refused"):
             job.wait(20)
         done.wait(20)
-    assert job.id in turnout(here, "failed")
-    assert json.loads(turnout(here, "failed", "--json", "--error", "refused").splitlines()[0])["status"] == "failed"
-    assert turnout(here, "failed", "--error", "poison") == "No job has failed like that.\n"
     told = turnout(here, "replay", job.id, done.id, "x", code=1)
     assert "1 of 3 jobs run again" in told
     assert f"{done.id}: is succeeded, and not run again" in told
