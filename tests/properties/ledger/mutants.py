@@ -1,6 +1,6 @@
 """Mistakes put into the scripts one at a time: does anything notice? `python -m tests.properties.ledger.mutants`
 
-Each mutant is shown to the walk, to the facts, and to the search over several jobs, until one of them fails.
+Each mutant is shown to the walk of one job, to the facts, and to the walk of two jobs, until one of them fails.
 What survives is a hole in the tests.
 """
 
@@ -19,7 +19,6 @@ from redis.exceptions import NoScriptError, ResponseError
 from tests import redis_server
 from tests.properties.ledger import test_lanes as lanes
 from tests.properties.ledger.bed import Bed, Mutant
-from tests.properties.ledger.test_stateful import search
 from tests.properties.ledger.test_walk import walk
 from tests.unit.ledger import test_facts, test_parked
 
@@ -37,6 +36,9 @@ MUTANTS = [
     Mutant("enqueue", "if deadline > 0 then redis.call('ZADD', KEYS.deadlines, deadline, id) end", ""),
     Mutant("renew", "is_held(state) and current == token", "current == token"),
     Mutant("renew", "is_held(state) and current == token", "is_held(state)"),
+    Mutant("renew", "KEYS[i], 'state'", "KEYS[2], 'state'"),
+    Mutant("due", "'-inf', NOW", "'-inf', '(' .. NOW"),
+    Mutant("due", "'-inf', NOW", "'-inf', '+inf'"),
     Mutant("requeue", "or token ~= ARGV[2]", ""),
     Mutant("requeue", "not is_held(state) or", ""),
     Mutant("requeue", "redis.call('ZREM', KEYS.leases, ARGV[1])", ""),
@@ -138,7 +140,6 @@ def checks(url: str, mutant: Mutant) -> Iterator[tuple[str, Callable[[], object]
                 yield name, partial(fact, Bed(url, mutant), *case)
     yield "longer walk", lambda: walk(Bed(url, mutant), claims=2)
     yield "two jobs and their messages", lambda: lanes.walk(Bed(url, mutant), most=1000)
-    yield "search", lambda: search(url, mutant=mutant)
 
 
 def cases(fact: Any) -> list[tuple[Any, ...]]:

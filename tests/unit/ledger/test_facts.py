@@ -131,6 +131,14 @@ def test_a_job_of_another_version_is_left_as_it_is(bed: Bed) -> None:
     assert bed.client.hgetall(bed.keys.job("a")) == before
 
 
+def test_fields_that_a_later_release_adds_to_a_record_survive_and_are_ignored(bed: Bed) -> None:
+    bed.enqueue()
+    bed.client.hset(bed.keys.job("a"), "of_a_later_release", "kept")
+    assert bed.settle(bed.claimed().token).accepted
+    assert bed.client.hget(bed.keys.job("a"), "of_a_later_release") == b"kept"
+    assert bed(bed.ledger.result("a")).succeeded
+
+
 def test_what_comes_back_goes_before_what_waits(bed: Bed) -> None:
     for job_id in "abc":
         bed.enqueue(job_id)
@@ -455,6 +463,30 @@ def test_a_lost_message_is_found_behind_a_backlog_of_another_lane_and_of_celery(
     bed.client.rpop(bed.keys.queue(LANE))
     assert bed(bed.ledger.lost(LANE, 10)) == ["a"]
     assert bed(bed.ledger.lost(Lane.BATCH, 10)) == []
+
+
+def test_of_jobs_that_are_renewed_together_each_goes_by_its_own_token(bed: Bed) -> None:
+    tokens = {}
+    for job_id in ("ended", "a", "ab", "behind"):
+        bed.enqueue(job_id)
+        tokens[job_id] = bed.claimed(job_id, ttl_s=1).token
+    bed.settle(tokens["ended"], job_id="ended")
+    tokens["behind"] -= 1
+    assert bed(bed.ledger.renew([*tokens.items()], 2)) == [False, True, True, False]
+    bed.advance(1000)
+    assert bed(bed.ledger.lapsed(10)) == ["behind"]
+
+
+def test_leases_and_deadlines_are_listed_from_the_moment_they_are_over_the_oldest_first(bed: Bed) -> None:
+    for job_id, seconds in (("later", 3), ("b", 2), ("a", 1)):
+        bed.enqueue(job_id, deadline_s=seconds)
+        bed.claimed(job_id, ttl_s=seconds)
+    for listing in (bed.ledger.lapsed, bed.ledger.overdue):
+        bed.advance(START + 1999 - bed.now)
+        assert bed(listing(10)) == ["a"]
+        bed.advance(1)
+        assert bed(listing(10)) == ["a", "b"]
+        assert bed(listing(1)) == ["a"]
 
 
 def test_redis_itself_keeps_the_time(redis_url: str) -> None:
