@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import redis
 from tests.chaos.stand import standing
 from tests.integration.test_cancellation import JOB, Bench, HastyLoop, Line, Scenario, Simulated
 
-from turnout.ledger import NewJob, run
+from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.config import Settings
 from turnout_workers.config.tables import File
@@ -48,7 +49,7 @@ def called(
     client: redis.Redis,
     spool: Path,
     endpoints: Sequence[Endpoint],
-    batch_microusd: int,
+    batch_microusd: int | None,
     mark: tuple[Mark, str] | None = None,
     **file: Any,
 ) -> tuple[str, list[str]]:
@@ -66,7 +67,9 @@ def called(
             bench.in_force.connectors = dict(providers)
             bench.in_force.settings = Settings(File(**file), {}, {}, "1", "the test")
             job = NewJob.of(JOB, InferenceRequest(prompt="?", constraints=RoutingConstraints(lane="batch")), batch="b")
-            run(client, [bench.ledger.set_ceiling("b", batch_microusd), bench.ledger.enqueue(job)])
+            run(client, [bench.ledger.enqueue(job)])
+            if batch_microusd is not None:
+                run(client, [bench.ledger.set_ceiling("b", batch_microusd)])
             if mark is not None:
                 await bench.store.mark(mark[0], [mark[1]], "by the test", 60)
             await bench.attempt(bench.worker, lambda attempt: attempt)
@@ -116,3 +119,38 @@ def test_a_file_ends_when_its_money_is_spent_though_a_cheaper_provider_may_come_
     """A cooldown has its end, and is waited for."""
     fleet = [at("long", 1.0, longest=64_000), at("short", 2.0)]
     assert called(redis_url, flushed, tmp_path, fleet, 3000, mark=(mark, "short/m")) == (becomes, [])
+
+
+def test_no_ceiling_has_room_for_a_call_of_unknown_price(redis_url: str, flushed: redis.Redis, tmp_path: Path) -> None:
+    fleet = [Endpoint("new", "m", "m", simulated=True)]
+    assert called(redis_url, flushed, tmp_path, fleet, 1_000_000) == ("expired", [])
+    assert called(redis_url, flushed, tmp_path, [*fleet, at("known", 1.0)], 1_000_000) == ("succeeded", ["known/m"])
+    ceilings = {"providers": {"new": {"per_month_usd": 1.0}}}
+    assert called(redis_url, flushed, tmp_path, fleet, None, ceilings=ceilings) == ("delayed", [])
+    assert called(redis_url, flushed, tmp_path, fleet, None) == ("succeeded", ["new/m"])
+
+
+def test_a_ceiling_that_is_set_later_knows_what_was_spent_before(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET) as stand:
+        stand.start_worker()
+        stand.submit(["before"])
+        stand.until(lambda: stand.outcomes(["before"]) == {"succeeded": 1}, 30)
+        spent = stand.money()["total|spent"]
+        for day in ("", "%Y-%m-%d", "%Y-%m"):
+            since = f"@{time.strftime(day, time.gmtime())}" if day else ""
+            for account in ("total", "provider:sim-one") if day else ("total",):
+                assert stand.money()[f"{account}{since}|spent"] == spent, (account, since)
+        stand.config.write_text(stand.config.read_text() + f"\n[ceilings.total]\nper_month_usd = {spent / 1e6}\n")
+        log = tmp_path / "worker-1.log"
+        stand.until(lambda: "is followed now" in log.read_text(), 30)
+        stand.submit(["after"])
+        stand.until(lambda: stand.outcomes(["after"]) == {"delayed": 1}, 30)
+
+
+def test_waiting_for_money_makes_no_job_worth_more(redis_url: str, flushed: redis.Redis, tmp_path: Path) -> None:
+    """By room, it is: who has waited long pays for a dearer endpoint, and comes before others."""
+    ceilings = {"total": {"per_day_usd": 1e-6}}
+    assert called(redis_url, flushed, tmp_path, [at("one", 1.0)], None, ceilings=ceilings) == ("delayed", [])
+    (told,) = run(flushed, [Ledger(Keys("t")).claim(JOB, "other", 60)])
+    assert told.state == "delayed"
+    assert b"waiting_since" not in flushed.hget(Keys("t").job(JOB), "progress")

@@ -171,7 +171,10 @@ class Worker:
         known = self._connectors
         connectors = {config: known.get(config) or build(config, self._http) for config in accounts(settings)}
         by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
-        fleet = Fleet(endpoint for config in connectors for endpoint in config.endpoints)
+        endpoints = tuple(endpoint for config in connectors for endpoint in config.endpoints)
+        # A new fleet has all that is parked look for room; a quarter of an hour that changes no price is no reason.
+        same = settings is self._in_force.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
+        fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
         if retired := [connector for config, connector in known.items() if config not in connectors]:
             self._in_background(_close(retired, RETIRED_S))
         known.clear()  # and filled again in place, for the health checks look at it

@@ -48,6 +48,9 @@ from turnout.ledger.script import Call
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus
 
+PUT_OFF = "at:"
+"""How the lines of jobs begin that wait for a time that was named, and for nothing else."""
+
 
 class Ledger(Operations):
     """All operations of one namespace."""
@@ -154,6 +157,10 @@ class Ledger(Operations):
         args = (job_id, token, line or job_id.replace(" ", "_"), ms(wait_s), progress, event_json(event, record))
         return self.call("defer", *args, decode=bool, job=job_id)
 
+    def put_off(self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any]) -> Call[bool]:
+        """Park it until a time, whatever comes before: `hasten` leaves it alone."""
+        return self.defer(job_id, token, wait_s, progress, event, PUT_OFF + job_id.replace(" ", "_"))
+
     def following(self, line: str, count: int) -> Call[list[str]]:
         """The first parked jobs of a line, to `wake` because there is room."""
         command = ("ZRANGE", self.keys.parked, f"[{line} ", f"({line}!", "BYLEX", "LIMIT", 0, count)
@@ -161,7 +168,7 @@ class Ledger(Operations):
 
     def hasten(self, limit: int = 10_000) -> Call[int]:
         """Let the first parked job of so many lines look for room at once. Returns how many lines there are."""
-        return self.call("hasten", limit, decode=int)
+        return self.call("hasten", limit, PUT_OFF, decode=int)
 
     # --- housekeeping: lists of job ids, at most `limit` of them, and what to do with each ---------------
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -55,8 +56,8 @@ class SpecifiedStore(MemoryFleetStore):
             accounts = tuple(ceiling.account for ceiling in (*ask.ceilings, *bid.ceilings))
             for name in accounts:
                 self._money.setdefault(name, NOTHING)
-            self._book(accounts, reserved=bid.cost_microusd)
-            self._reserved[ask.lease_id] = bid.cost_microusd, accounts
+            self._book(accounts, reserved=bid.cost_microusd or 0)
+            self._reserved[ask.lease_id] = bid.cost_microusd or 0, accounts
         return admission
 
     def _obstacles(self, bid: Bid, ask: Ask, now: int) -> Iterator[Obstacle]:
@@ -65,10 +66,10 @@ class SpecifiedStore(MemoryFleetStore):
         yield from super()._obstacles(bid, ask, now)
         yield from self._money_obstacles((*ask.ceilings, *bid.ceilings), bid.cost_microusd, now)
 
-    def _money_obstacles(self, ceilings: tuple[Ceiling, ...], cost: int, now: int) -> Iterator[Obstacle]:
+    def _money_obstacles(self, ceilings: tuple[Ceiling, ...], cost: int | None, now: int) -> Iterator[Obstacle]:
         for ceiling in ceilings:
             account = self._money.get(ceiling.account, NOTHING)
-            certain = account.spent + account.unsure + cost
+            certain = math.inf if cost is None else account.spent + account.unsure + cost
             limit = ceiling.limit_microusd
             # A batch has the ceiling that its producer has set. Other accounts are none of a producer's business.
             if limit is None and ceiling.account.startswith("batch:"):

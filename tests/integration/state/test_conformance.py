@@ -416,6 +416,8 @@ async def test_money_is_reserved_then_spent(fleet: AnyFleet) -> None:
 async def test_a_ceiling_that_only_an_operator_can_raise_names_no_time(fleet: AnyFleet) -> None:
     answer = await refused(fleet, bid(cost_microusd=101), ceilings=(Ceiling("job:1", 100),))
     assert (answer.above, answer.retry_at) == ({A: "job:1"}, None)
+    answer = await refused(fleet, bid(cost_microusd=None), ceilings=(Ceiling("job:1", 100),))
+    assert answer.above == {A: "job:1"}, "of an unknown price nobody knows whether that is enough"
     dear, free = bid(A, cost_microusd=101), bid(B)
     assert (await granted(fleet, dear, free, ceilings=(Ceiling("job:1", 100),))).endpoint_id == B
 

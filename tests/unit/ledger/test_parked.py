@@ -95,6 +95,15 @@ def test_a_line_whose_jobs_are_all_cancelled_is_none(bed: Bed) -> None:
     assert nobody_is_parked(bed)
 
 
+def test_a_change_wakes_no_job_that_waits_for_its_time(bed: Bed) -> None:
+    bed.enqueue(later := "some day")
+    assert bed(bed.ledger.put_off(later, bed.claimed(later).token, 60.0, "", EVENT))
+    assert bed(bed.ledger.hasten(100)) == 0
+    assert woken(bed) == []
+    bed.advance(60_000)
+    assert woken(bed) == [later]
+
+
 def test_a_change_lets_the_first_of_every_line_look_at_once(bed: Bed) -> None:
     first, second = parked(bed, 3, "a", 600.0), parked(bed, 3, "b", 60.0)
     assert bed(bed.ledger.hasten(1)) == 1

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
+from functools import lru_cache
 
 from turnout.request import MICROUSD_PER_USD, InferenceRequest
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import CeilingTable
 from turnout_workers.state.store import Ceiling
 
+DAY_S = 86_400
 ANY_TENANT = "*"
 NO_CEILING = CeilingTable()
 
@@ -22,7 +24,11 @@ class ConfiguredCeilings:
         self._now = now
 
     def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]:
-        """All but the provider's. `total` has no ceiling: it is the books. A batch keeps its limit with its account."""
+        """All but the provider's. `total` has no ceiling: it is the books. A batch keeps its limit with its account.
+
+        What all jobs cost, and what each provider does, is counted by day and month whether that has a ceiling or not,
+        so that one that is set later knows what was spent before. Tenants may be too many for that.
+        """
         wish, configured = request.constraints, self._in_force.settings.file.ceilings
         found = [Ceiling("total", None), *self._periods("total", configured.total)]
         if wish.max_cost_microusd is not None:
@@ -32,7 +38,7 @@ class ConfiguredCeilings:
         if wish.tenant is not None:
             tenants = configured.tenants
             table = tenants.get(wish.tenant, tenants.get(ANY_TENANT, NO_CEILING))
-            found += self._periods(f"tenant:{wish.tenant}", table)
+            found += _limited(self._periods(f"tenant:{wish.tenant}", table))
         return tuple(found)
 
     def named(self) -> tuple[Ceiling, ...]:
@@ -42,15 +48,30 @@ class ConfiguredCeilings:
         for kind, tables in (("tenant", configured.tenants), ("provider", configured.providers)):
             for name in tables.keys() - {ANY_TENANT}:
                 found += self._periods(f"{kind}:{name}", tables[name])
-        return tuple(found)
+        return tuple(_limited(found))
 
     def of_provider(self, provider: str) -> tuple[Ceiling, ...]:
         providers = self._in_force.settings.file.ceilings.providers
         return self._periods(f"provider:{provider}", providers.get(provider, NO_CEILING))
 
     def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:
-        if table.per_day_usd is None and table.per_month_usd is None:
-            return ()
-        today = datetime.fromtimestamp(self._now(), UTC)
-        periods = ((f"{today:%Y-%m-%d}", table.per_day_usd), (f"{today:%Y-%m}", table.per_month_usd))
-        return tuple(Ceiling(f"{account}@{p}", round(usd * MICROUSD_PER_USD)) for p, usd in periods if usd is not None)
+        day, month = _periods_of(int(self._now() // DAY_S))
+        return (
+            Ceiling(f"{account}@{day}", _microusd(table.per_day_usd)),
+            Ceiling(f"{account}@{month}", _microusd(table.per_month_usd)),
+        )
+
+
+def _limited(ceilings: Iterable[Ceiling]) -> list[Ceiling]:
+    return [ceiling for ceiling in ceilings if ceiling.limit_microusd is not None]
+
+
+def _microusd(usd: float | None) -> int | None:
+    return None if usd is None else round(usd * MICROUSD_PER_USD)
+
+
+@lru_cache(2)
+def _periods_of(day: int) -> tuple[str, str]:
+    """The names of a day and of its month; day: since 1970."""
+    date = datetime.fromtimestamp(day * DAY_S, UTC)
+    return f"{date:%Y-%m-%d}", f"{date:%Y-%m}"

@@ -51,7 +51,7 @@ class Closing:
         return Done(result) if taken.accepted else _not_taken(taken)
 
     async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
-        message = f"a call may cost more than what is left under the cost ceiling of {account}"
+        message = f"a call may cost more than what is left under the cost ceiling of {account}, or has no known price"
         status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
         return await self.give_up(job, status, "cost_ceiling", message)
 
@@ -64,13 +64,20 @@ class Closing:
         return await self._move(job, call, moved)
 
     async def defer(
-        self, job: HeldJob, wait_s: float, record: bytes | None = None, *, new_round: bool = False, line: str = ""
+        self,
+        job: HeldJob,
+        wait_s: float,
+        record: bytes | None = None,
+        *,
+        new_round: bool = False,
+        line: str = "",
+        for_room: bool = True,
     ) -> Moved | Skipped:
         """Park it in its line. record: of the decision; None: there was none, for others of the line wait already.
 
-        new_round: every endpoint may be tried again.
+        new_round: every endpoint may be tried again. for_room: see `Progress.deferred`.
         """
-        progress = job.progress.deferred(self.parts.fleet.now(), new_round)
+        progress = job.progress.deferred(self.parts.fleet.now(), new_round, for_room)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if record is None:
             event["behind"] = "others that wait for the same"
@@ -80,7 +87,7 @@ class Closing:
     async def put_off(self, job: HeldJob, wait_s: float) -> Moved | Skipped:
         """Park it until it may begin."""
         event = {"event": "deferred", "for_s": round(wait_s, 3), "until": "the moment that its sender named"}
-        call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
+        call = self.parts.ledger.put_off(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
         return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, as its sender said"))
 
     async def hand_back(self, job: HeldJob) -> Moved | Skipped:

@@ -40,21 +40,22 @@ class Parking:
     """Lines of which a job waits here in its slot, to have room the moment it appears. One of each line is enough: more
     would hold slots that other jobs can use."""
     _changed: asyncio.Event = field(default_factory=asyncio.Event, init=False)
-    _until: dict[str, float] = field(default_factory=dict, init=False)
+    _until: dict[str, tuple[float, bool]] = field(default_factory=dict, init=False)
     _wanted: dict[str, int] = field(default_factory=dict, init=False)
     """Jobs yet to be woken, by line."""
     _tasks: set[asyncio.Task[None]] = field(default_factory=set, init=False)
 
-    def noted(self, line: str, until: float, now: float) -> None:
-        """A job of this line was refused, and there is no room before `until`."""
+    def noted(self, line: str, until: float, now: float, for_room: bool) -> None:
+        """A job of this line was refused, and is not to ask before `until`. for_room: room is all that it waits for."""
         if len(self._until) >= REMEMBERED:
-            self._until = {other: at for other, at in self._until.items() if at > now}
-        self._until[line] = until
+            self._until = {other: told for other, told in self._until.items() if told[0] > now}
+        self._until[line] = until, for_room
         self.any_parked = True
 
-    def left_s(self, line: str, now: float) -> float:
-        """How long a line waits yet: a fresh job is to stand behind those that were there first."""
-        return self._until.get(line, 0.0) - now if self.any_parked else 0.0
+    def left_s(self, line: str, now: float) -> tuple[float, bool]:
+        """How long a line waits yet, and whether for room: a fresh job is to stand behind those that came first."""
+        until, for_room = self._until.get(line, (0.0, True))
+        return until - now if self.any_parked else 0.0, for_room
 
     async def wait_in_place(self, line: str, wait_s: float) -> None:
         """Until the time is over or something has changed. `line`: '' where nothing is parked: any number may wait."""

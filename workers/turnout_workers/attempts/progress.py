@@ -31,7 +31,7 @@ class Progress:
     failovers: int = 0
     deferrals: int = 0
     waiting_since: float | None = None
-    """Unix time at which it was parked first after its last call; None: it was not."""
+    """Unix time at which it was parked first for want of room after its last call; None: it was not."""
     not_before: float = 0.0
     """Unix time: what a plain Celery app has asked for as `eta` or `countdown`."""
 
@@ -68,9 +68,12 @@ class Progress:
     def failed_over(self) -> Self:
         return replace(self, failovers=self.failovers + 1)
 
-    def deferred(self, now: float, new_round: bool = False) -> Self:
-        """Parked. In a new round every endpoint may be tried again."""
-        tried, since = frozenset() if new_round else self.tried, self.waiting_since or now
+    def deferred(self, now: float, new_round: bool = False, for_room: bool = True) -> Self:
+        """Parked. In a new round every endpoint may be tried again.
+
+        for_room: else for money, or for somebody's word, by which it doesn't become worth more to be served soon.
+        """
+        tried, since = frozenset() if new_round else self.tried, self.waiting_since or (now if for_room else None)
         return replace(self, deferrals=self.deferrals + 1, tried=tried, waiting_since=since)
 
     def to_json(self) -> str:

@@ -61,8 +61,9 @@ class Searching:
         ceilings = self._parts.ceilings.of_job(job.id, job.request, job.claim.batch)
         wish = job.profile(priced=any(ceiling.limit_microusd is not None for ceiling in ceilings))
         job.line = line_of(wish, job.progress.tried, job.claim.tenant, job.claim.batch)
-        if not job.progress.deferrals and (left_s := self.parking.left_s(job.line, now)) > 0:
-            return await self._closing.defer(job, left_s, line=job.line)
+        left_s, for_room = self.parking.left_s(job.line, now)
+        if not job.progress.deferrals and left_s > 0:
+            return await self._closing.defer(job, left_s, line=job.line, for_room=for_room)
         strategy = self._parts.in_force.file.router.default_strategy
         snapshot, rng = self._parts.fleet.snapshot, self._parts.rng
         decision = rank(wish, snapshot, now, rng, default_strategy=strategy, tried=job.tried, above=job.above)
@@ -116,14 +117,19 @@ class Searching:
     async def _wait(
         self, job: HeldJob, decision: Decision, wait_s: float, now: float, no_room: Mapping[str, str] | None = None
     ) -> Moved | Skipped | None:
-        """Wait in place as long as patience lasts, else park the job. no_room: what admission answered, if asked."""
+        """Wait in place as long as patience lasts, else park the job. no_room: what admission answered, if asked.
+
+        wait_s: infinite if it isn't time that brings what the job waits for.
+        """
+        for_room = wait_s < math.inf
         longest_s = RECHECK_S * 2 ** min(job.progress.deferrals, 5)
         # So that those that wait for the same moment don't come all at once.
         wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._parts.rng.random())
         in_place = job.line if self.parking.any_parked else ""
         if wait_s > job.patience_s or in_place in self.parking.in_place:
-            self.parking.noted(job.line, now + wait_s, now)
-            return await self._closing.defer(job, wait_s, _record(decision, no_room=no_room), line=job.line)
+            self.parking.noted(job.line, now + wait_s, now, for_room)
+            record = _record(decision, no_room=no_room)
+            return await self._closing.defer(job, wait_s, record, line=job.line, for_room=for_room)
         job.patience_s -= wait_s
         await self.parking.wait_in_place(in_place, wait_s)
         return None

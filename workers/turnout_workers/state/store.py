@@ -37,8 +37,8 @@ class Bid:
     input_tokens: int
     """Upper estimate, charged now and corrected by the report."""
     output_tokens: int
-    cost_microusd: int
-    """Upper estimate; 0 only where the price is known to be 0."""
+    cost_microusd: int | None
+    """Upper estimate; None: the price is unknown, so no ceiling leaves enough."""
     ceilings: tuple[Ceiling, ...] = ()
     """Those of this provider, besides the job's own."""
     shared_limits: Limits = UNLIMITED
@@ -51,7 +51,7 @@ class Bid:
             candidate.endpoint.limits,
             candidate.input_tokens,
             candidate.output_tokens,
-            candidate.upper_cost_microusd or 0,
+            candidate.upper_cost_microusd,
             ceilings,
             candidate.endpoint.shared_limits,
         )

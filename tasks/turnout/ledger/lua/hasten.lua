@@ -1,8 +1,14 @@
 #!lua flags=allow-oom
 -- Let the first of every line of parked jobs look for room now.
 -- KEYS  delayed
--- ARGV  at most so many lines
+-- ARGV  at most so many lines, how the names of those begin that wait for their time alone
 -- Returns how many
 local lines = redis.call('ZRANGEBYSCORE', KEYS.delayed, '(' .. NOW, '+inf', 'LIMIT', 0, ARGV[1])
-for _, line in ipairs(lines) do redis.call('ZADD', KEYS.delayed, NOW, line) end
-return #lines
+local hastened = 0
+for _, line in ipairs(lines) do
+  if string.sub(line, 1, #ARGV[2]) ~= ARGV[2] then
+    redis.call('ZADD', KEYS.delayed, NOW, line)
+    hastened = hastened + 1
+  end
+end
+return hastened

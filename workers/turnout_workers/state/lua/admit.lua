@@ -167,7 +167,9 @@ local function money(bid, block)
     if not limit and string.sub(name, 1, 6) == 'batch:' then
       limit = tonumber(redis.call('HGET', KEYS.ceilings, name) or nil)
     end
-    if limit then
+    if limit and not bid.cost_microusd then
+      block(NEVER, 'ceiling ' .. name)
+    elseif limit then
       local sums = redis.call('HMGET', KEYS.money, name .. '|spent', name .. '|unsure', name .. '|reserved')
       local certain = (tonumber(sums[1]) or 0) + (tonumber(sums[2]) or 0) + bid.cost_microusd
       if certain > limit then
@@ -194,16 +196,16 @@ local function charge(load, use)
 end
 
 local function grant(bid, loads, probe)
-  local use, buckets = need_of(bid), {}
+  local use, buckets, cost = need_of(bid), {}, bid.cost_microusd or 0
   for i, load in ipairs(loads) do buckets[i] = charge(load, use) end
   local accounts = {}
   for i, ceiling in ipairs(ceilings(bid)) do
     accounts[i] = ceiling.account
-    redis.call('HINCRBY', KEYS.money, ceiling.account .. '|reserved', bid.cost_microusd)
+    redis.call('HINCRBY', KEYS.money, ceiling.account .. '|reserved', cost)
   end
   local call = {endpoint = bid.endpoint_id, at = NOW, probe = probe, use = use, buckets = buckets,
     charged = loads[1].usage.charged}
-  redis.call('HSET', KEYS.lease, 'call', cmsgpack.pack(call), 'cost', bid.cost_microusd, 'accounts', cjson.encode(accounts))
+  redis.call('HSET', KEYS.lease, 'call', cmsgpack.pack(call), 'cost', cost, 'accounts', cjson.encode(accounts))
   redis.call('ZADD', KEYS.expiry, ends_at, bid.endpoint_id .. ' ' .. ask.lease_id)
   return {'granted', bid.endpoint_id, NOW, math.min(probe, 1)}
 end
