@@ -101,6 +101,20 @@ def test_turns_of_cancelled_jobs_are_given_to_the_next(bed: Bed) -> None:
     assert nobody_waits_for_a_turn(bed)
 
 
+def test_replayed_jobs_take_turns_like_new_ones(bed: Bed) -> None:
+    loud = flood(bed, 100)
+    for job_id in loud:
+        assert bed(bed.ledger.cancel(job_id, None, KEPT_S)).accepted
+    bed.client.delete(bed.keys.queue(LANE))
+    for job_id in loud:
+        assert bed(bed.ledger.replay(job_id, LANE))
+    flood(bed, 1, "quiet")
+    served = serve(bed)
+    assert served.index("quiet 000") == TURNS
+    assert [job for job in served if job in loud] == loud
+    assert nobody_waits_for_a_turn(bed)
+
+
 def test_a_job_whose_turn_nobody_published_is_found_like_any_lost_one(bed: Bed) -> None:
     ids = flood(bed, TURNS + 1)
     for _ in range(TURNS):

@@ -20,7 +20,7 @@ redis.call('HSET', KEYS.job, 'state', 'queued', 'fingerprint', fingerprint, 'acc
   'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'requeues', 0, unpack(ARGV, 6))
 if ARGV[5] ~= '1' then -- its message is at hand
   redis.call('ZADD', KEYS.pending, NOW, id)
-elseif not redis.call('HGET', KEYS.job, 'tenant') or take_turn(id) then
+elseif take_turn(id) then
   publish(id)
 end
 if deadline > 0 then redis.call('ZADD', KEYS.deadlines, deadline, id) end

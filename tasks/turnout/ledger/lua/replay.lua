@@ -1,13 +1,14 @@
 #!lua
--- Run a settled job again that did not succeed: from the start, without its old deadline. Its story goes on, and
--- keeps how the run before ended.
--- KEYS  job, pending, queue, failed, counts, story, result, stream, batch
+-- Run a settled job again that did not succeed: from the start, without its old deadline, and in its tenant's turn. Its
+-- story goes on, and keeps how the run before ended.
+-- KEYS  job, pending, queue, failed, counts, story, result, stream, batch, turns, in_line, turns_each
 -- ARGV  id
 -- Returns 1, or 0 if it is gone, live or succeeded
 local version, state, result = unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'result'))
 if version ~= VERSION or not (state == 'failed' or state == 'expired' or state == 'cancelled') then return 0 end
 
-redis.call('HSET', KEYS.job, 'crashes', 0, 'requeues', 0, 'deadline_ms', 0, 'progress', '')
+redis.call('HSET', KEYS.job, 'state', 'queued', 'queued_ms', NOW, 'crashes', 0, 'requeues', 0, 'deadline_ms', 0,
+  'progress', '')
 redis.call('HDEL', KEYS.job, 'result', 'settled_ms', 'settled_token', 'hook_tries')
 redis.call('PERSIST', KEYS.job)
 redis.call('PERSIST', KEYS.story)
@@ -15,6 +16,6 @@ redis.call('ZREM', KEYS.failed, ARGV[1])
 redis.call('HINCRBY', KEYS.counts, state, -1)
 if redis.call('EXISTS', KEYS.batch) == 1 then redis.call('HINCRBY', KEYS.batch, state, -1) end
 redis.call('DEL', KEYS.result, KEYS.stream)
-publish(ARGV[1])
+if take_turn(ARGV[1]) then publish(ARGV[1]) end
 tell('"event":"replayed","previous":' .. result)
 return 1

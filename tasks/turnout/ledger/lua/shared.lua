@@ -28,10 +28,11 @@ local function turns_left(whose)
   return most - redis.call('ZLEXCOUNT', KEYS.turns, '[' .. whose, '(' .. whose .. ':')
 end
 
--- Line a job up; returns whether it has a turn at once.
+-- Line a queued job up; returns whether it has a turn at once, as one of no tenant always has.
 local function take_turn(id)
   local lane, tenant, accepted = unpack(redis.call('HMGET', KEYS.job, 'lane', 'tenant', 'accepted_ms'))
-  local whose = lane .. ' ' .. (tenant or '') .. ' '
+  if not tenant then return true end
+  local whose = lane .. ' ' .. tenant .. ' '
   local free = turns_left(whose) > 0
   local turn = whose .. accepted .. ' ' .. id
   redis.call('HSET', KEYS.job, 'turn', turn)
