@@ -484,6 +484,38 @@ def test_a_client_that_nobody_waits_with_any_more_holds_no_thread_nor_itself(
     assert gone.wait(20)
 
 
+def test_a_wait_that_got_no_thread_leaves_the_next_one_to_be_told(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(_: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(nonblocking, "RECHECK_S", 600)
+    with Client(here.redis_url, "nobody-serves-this") as lonely, redis.Redis.from_url(here.redis_url) as admin:
+        job = lonely.submit("A?")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            with pytest.raises(RuntimeError, match="can't start new thread"):
+                job.wait(20)
+        with ThreadPoolExecutor(1) as thread:
+            waiting = thread.submit(job.wait, 20)
+            while not waiting.done() and not admin.pubsub_channels(lonely._core._channel):
+                time.sleep(0.02)
+            assert job.cancel()
+            assert type(waiting.exception()) is Cancelled
+
+
+async def test_a_channel_on_which_nothing_is_said_stays_open_for_longer_than_an_answer_may_take(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(link.LIMITS, "socket_timeout", 0.2)
+    async with AsyncClient(here.redis_url, "nobody-serves-this") as lonely:
+        job, reach = await lonely.submit("A?"), lonely._link
+        async with reach.listening([job.id]) as heard:
+            assert await heard.wait(20) == [link.OPENED]
+            assert await heard.wait(1) == [], "as when it is opened again"
+
+
 def test_a_blocking_stream_outlives_a_loop_in_which_it_was_begun() -> None:
     async def pieces() -> AsyncGenerator[str, None]:
         for piece in ("A", "B"):

@@ -40,6 +40,8 @@ AGAIN_S = 0.2
 """Between two tries to reach Redis."""
 LINGER_S = 5.0
 """How long a thread listens on when nobody waits any more. It holds its client, so it must end."""
+QUIET_S = 60.0
+"""How long to wait for one message. Told no time, redis-py 6 gives a quiet channel that of an answer, and closes it."""
 AWAY_S = 60.0
 """How long waiting goes on while Redis is away. After that, its error is raised."""
 OPENED = ""
@@ -161,12 +163,14 @@ class LoopLink:
             try:
                 async with self._redis.pubsub() as pubsub:
                     await pubsub.subscribe(self.channel)
-                    async for message in pubsub.listen():
+                    while True:
+                        message = await pubsub.get_message(timeout=QUIET_S)
                         # redis-py sends by `asyncio.wait_for`, which until Python 3.12 loses a cancellation that comes
                         # in the moment of its end. The next message is the one that confirms what was sent.
                         if task.cancelling():
                             return
-                        self._listeners.tell(message)
+                        if message is not None:
+                            self._listeners.tell(message)
             except (RedisError, OSError, RuntimeError):  # the last is uvloop's, of a connection just closed
                 await self.rest()
 
@@ -215,12 +219,13 @@ class ThreadLink:
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[ThreadHeard]:
         heard, words = ThreadHeard(), tuple(words)
-        with self._lock:
-            self._listeners.add(heard, words)
-            if self._thread is None and not self._closed:
-                self._thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
-                self._thread.start()
         try:
+            with self._lock:
+                self._listeners.add(heard, words)
+                if self._thread is None and not self._closed:
+                    thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
+                    thread.start()  # which may fail; it does nothing before the lock is free
+                    self._thread = thread
             yield heard
         finally:
             with self._lock:
