@@ -238,6 +238,22 @@ def test_a_message_that_is_put_back_is_there_again(app: Celery, stand: Stand) ->
         assert [queue.get(timeout=LIMIT_S).payload["say"] for _ in range(2)] == ["first", "second"]
 
 
+def test_what_a_worker_had_fetched_and_not_begun_is_the_next_again_when_it_stops(app: Celery, stand: Stand) -> None:
+    def connection() -> Any:
+        return Celery(set_as_current=False, **celery_settings(stand.redis.url)).connection_for_read()
+
+    said = ["first", "second", "third"]
+    with connection() as stopping:
+        queue = stopping.SimpleQueue("fetched")
+        for word in said:
+            queue.put(word)
+        for _ in range(2):
+            queue.get(timeout=LIMIT_S)
+    with connection() as other:
+        queue = other.SimpleQueue("fetched")
+        assert [queue.get(timeout=LIMIT_S).payload for _ in said] == said
+
+
 def test_a_job_for_later_outlives_its_worker_and_is_not_begun_before(app: Celery, stand: Stand) -> None:
     asked_at = time.time()
     sent = infer(app).apply_async(countdown=3)

@@ -195,11 +195,12 @@ class Channel(kombu_redis.Channel):
         return tag
 
     def _restore(self, message: Any, leftmost: bool = False) -> None:
-        """Put a message back into its queue. Kombu would look for it in the record that isn't kept here."""
+        """Put a message back at its queue's front, whence it came, whatever kombu says: at the back, its place would be
+        before all others'. Kombu would look for it in the record that isn't kept here."""
         raw, info = dumps(message.serializable()), message.delivery_info
         with self.conn_or_acquire() as client:
             for queue in self._lookup(info["exchange"], info["routing_key"]):
-                (client.rpush if leftmost else client.lpush)(queue, raw)
+                client.rpush(queue, raw)
 
 
 def fill() -> None:

@@ -21,6 +21,8 @@ HAND_CLOCK = f"local function now_ms() return tonumber(redis.call('GET', '{CLOCK
 START = 1_000_000_000
 KEPT_S = 60.0
 LANE = Lane.STANDARD
+PLAIN = '{"headers":{"id":"plain","task":"turnout.infer"},"body":""}'
+"""A message of a Celery app, which knows nothing of places."""
 DOCUMENTED = set(re.findall(r"\w+", ledger.__doc__ or ""))
 
 BEGIN = """

@@ -3,21 +3,37 @@
 A walk through the real Lua like the one of a single job, but with messages: they are fetched, lost, overtaken and
 published again. At each step one job does what the specification says, the other stays as it is, and
 
-- the lane is in order: no message stands before one of an earlier place;
+- the lane is in order: no queued job's message stands before another's of an earlier place;
 - a queued job whose message is there is not taken for lost, however long the lane is;
 - a queued job that has no message is found, at the latest when the lane is empty.
+
+So it is also where a plain Celery message, which has no place, stands in the lane.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
-from tests.properties.ledger.bed import CLOCK_KEY, DUMP, LANE, LOAD, START, Bed, Store, in_pairs, indices, seen, simple
+import pytest
+from tests.properties.ledger.bed import (
+    CLOCK_KEY,
+    DUMP,
+    LANE,
+    LOAD,
+    PLAIN,
+    START,
+    Bed,
+    Store,
+    in_pairs,
+    indices,
+    seen,
+    simple,
+)
 from tests.properties.ledger.spec import Job, Step, apply
 
 from turnout.ledger import Ledger
@@ -33,10 +49,10 @@ CLAIMS, MESSAGES, REPUBLICATIONS = 2, 3, 1
 
 @dataclass(frozen=True, slots=True)
 class World:
-    """What can be seen. Messages are place and job, the next one first."""
+    """What can be seen. Messages are place (None: a plain one) and job, the next one first."""
 
     jobs: dict[str, Job]
-    lane: tuple[tuple[int, str], ...]
+    lane: tuple[tuple[int | None, str], ...]
     places: dict[str, int]
 
 
@@ -86,6 +102,8 @@ def view(bed: Bed, store: Store) -> World:
 def lost(world: World, now: int) -> list[str]:
     """The jobs that must be found to have no message."""
     front = world.lane[0][0] if world.lane else now
+    if front is None:
+        return []
     return sorted(job_id for job_id, place in world.places.items() if place < front)
 
 
@@ -113,7 +131,8 @@ def check(move: Move, before: World, reply: Any, after: World, found: list[str])
         assert (after.lane[:-1], after.lane[-1]) == (messages, (now, move.job_id))
     else:
         assert after.lane == messages
-    assert [place for place, _ in after.lane] == sorted(place for place, _ in after.lane)
+    places = [place for place, job_id in after.lane if (job_id, place) in after.places.items()]
+    assert places == sorted(places)
 
     assert sorted(found) == lost(after, now)
     waiting = {job_id for _, job_id in after.lane}
@@ -148,13 +167,16 @@ def normal(bed: Bed, store: Store, now: int) -> Store:
                 times = dict.fromkeys(times, START + 60_000)
             kept[key] = [kind, [part for pair in times.items() for part in pair]]
         elif key == keys.queue(LANE):
-            messages = [_message(text) for text in content]
-            kept[key] = [kind, [f'"place":{moved(place, -2)},"id":"{name}"' for place, name in messages]]
+            places = [(place and moved(place, -2), name) for place, name in map(_message, content)]
+            kept[key] = [kind, [f'"place":{place},"id":"{name}"' if place else PLAIN for place, name in places]]
     return dict(sorted(kept.items()))
 
 
-def walk(bed: Bed, most: int) -> tuple[int, int]:
-    """Breadth first until `most` states are known, or all. Returns their number, and that of steps tried."""
+def walk(bed: Bed, most: int, lane: Sequence[str] = ()) -> tuple[int, int]:
+    """Breadth first until `most` states are known, or all. Returns their number, and that of steps tried.
+
+    lane: the messages with which it begins.
+    """
     ledger = bed.ledger
     load, dump = bed.client.script_load(LOAD), bed.client.script_load(DUMP)
     look = ledger.lost(LANE, 9)
@@ -162,7 +184,7 @@ def walk(bed: Bed, most: int) -> tuple[int, int]:
     for call in (*calls, look, ledger.republish("a", LANE, 0), ledger.replay("a", LANE), ledger.purge(["a"])):
         bed.client.script_load(call.script.source)
     send = cache(partial(command, ledger, bed))
-    start = json.dumps(normal(bed, {}, START))
+    start = json.dumps(normal(bed, {bed.keys.queue(LANE): ["list", [*lane]]} if lane else {}, START))
     known, frontier, tried = {start}, [start], 0
     while frontier and len(known) < most:
         work = [
@@ -199,13 +221,14 @@ def _anytime(spot: str) -> str:
     return re.sub(r" \d+ ", " 0 ", spot)
 
 
-def _message(text: str) -> tuple[int, str]:
-    found = re.search(r'"place":(\d+).*?"id":"([^"]+)"', text)
+def _message(text: str) -> tuple[int | None, str]:
+    found = re.search(r'(?:"place":(\d+).*?)?"id":"([^"]+)"', text)
     assert found, text
-    return int(found[1]), found[2]
+    return int(found[1]) if found[1] else None, found[2]
 
 
-def test_two_jobs_two_workers_and_their_messages(bed: Bed) -> None:
-    states, tried = walk(bed, most=700)
+@pytest.mark.parametrize("lane", [[], [PLAIN]], ids=["empty", "with a plain message"])
+def test_two_jobs_two_workers_and_their_messages(bed: Bed, lane: list[str]) -> None:
+    states, tried = walk(bed, 700, lane)
     print(f"{states} states, {tried} steps")
     assert states >= 700

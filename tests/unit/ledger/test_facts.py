@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import redis
-from tests.properties.ledger.bed import KEPT_S, LANE, START, Bed, ended
+from tests.properties.ledger.bed import KEPT_S, LANE, PLAIN, START, Bed, ended
 
 from turnout.ledger import Intake, Ledger, NotClaimed
 from turnout.ledger.keys import Keys
@@ -365,6 +365,61 @@ def test_a_backlog_never_doubles(bed: Bed) -> None:
         bed.advance(60_000)
         assert housekeep(bed) == []
     assert len(bed.messages()) == 50
+
+
+def test_a_plain_message_at_the_front_makes_nothing_look_lost(bed: Bed) -> None:
+    bed.enqueue("first")
+    fetch(bed)
+    token = bed.claimed("first").token
+    bed.client.lpush(bed.keys.queue(LANE), PLAIN)
+    for job_id in "abc":
+        bed.enqueue(job_id)
+        bed.advance(1)
+    bed.fail_over(token, "first")
+    for _ in range(3):
+        assert housekeep(bed) == []
+        bed.advance(round(LOST_S * 1000))
+    assert order(bed) == ["first", "plain", "a", "b", "c"]
+
+
+def test_what_comes_back_before_a_plain_message_is_not_placed_in_the_future(bed: Bed) -> None:
+    """Where the only queued job has been published so often that it is not looked for until then."""
+    bed.enqueue("rare")
+    for _ in range(4):
+        bed.client.delete(bed.keys.queue(LANE))
+        bed.advance(round(LOST_S * 1000))
+        housekeep(bed)
+    bed.enqueue()
+    token = bed.claimed().token
+    bed.client.delete(bed.keys.queue(LANE))
+    bed.client.lpush(bed.keys.queue(LANE), PLAIN)
+    bed.fail_over(token)
+    bed.enqueue("b")
+    bed.advance(1)
+    assert bed.client.zscore(bed.keys.pending(LANE), "rare") > bed.now
+    assert bed(bed.ledger.lost(LANE, 9)) == []
+
+
+def test_a_message_that_celery_has_put_back_still_tells_that_one_before_it_is_lost(bed: Bed) -> None:
+    for job_id in "ab":
+        bed.enqueue(job_id)
+        bed.advance(1)
+    assert fetch(bed) == "a"
+    put_back = json.dumps(json.loads(bed.client.rpop(bed.keys.queue(LANE))))
+    assert '"place": ' in put_back
+    bed.client.rpush(bed.keys.queue(LANE), put_back)
+    assert bed(bed.ledger.lost(LANE, 9)) == ["a"]
+
+
+def test_a_job_missed_before_its_turn_was_brought_is_not_taken_for_lost_at_once_the_next_time(bed: Bed) -> None:
+    bed.enqueue()
+    fetch(bed)
+    bed.advance(1)
+    assert housekeep(bed) == []
+    assert bed(bed.ledger.bring("a", LANE))
+    bed.advance(round(LOST_S * 1000))
+    fetch(bed)
+    assert housekeep(bed) == []
 
 
 def test_a_story_is_bounded(bed: Bed) -> None:

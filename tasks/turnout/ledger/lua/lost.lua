@@ -4,9 +4,4 @@
 -- jobs have just been fetched by a worker, and are claimed a moment later; `republish` tells them apart.
 -- KEYS  pending, queue
 -- ARGV  at most so many
-local place = front_place()
-if not place then
-  if redis.call('LLEN', KEYS.queue) > 0 then return {} end  -- a plain Celery message, which tells nothing
-  place = NOW
-end
-return redis.call('ZRANGEBYSCORE', KEYS.pending, '-inf', '(' .. place, 'LIMIT', 0, ARGV[1])
+return redis.call('ZRANGEBYSCORE', KEYS.pending, '-inf', '(' .. front_place(), 'LIMIT', 0, ARGV[1])

@@ -15,9 +15,12 @@ end
 -- A lane's list is sorted by `place`, a time (ms) that stands in each message: at the back it is the time now, at
 -- the front the place of the message overtaken. `pending` has the job at the same place. So a queued job whose place
 -- is before the one now at the front has no message any more: it was lost with the worker that had fetched it.
+-- A plain Celery message has no place; at the front it counts as before all queued jobs, so that none looks lost.
 local function front_place()
   local first = redis.call('LINDEX', KEYS.queue, -1)
-  return first and tonumber(string.match(first, '"place":(%d+)'))
+  local place = string.match(first or '', '"place":%s*(%d+)')
+  local lowest = first and not place and redis.call('ZRANGE', KEYS.pending, 0, 0, 'WITHSCORES')[2]
+  return math.min(NOW, place or lowest or NOW)
 end
 
 -- Taking turns: of one tenant's jobs only so many at a time stand in a lane, `turns_each`. The others wait in line, the
