@@ -75,7 +75,8 @@ class Ledger(Operations):
             "metadata": self.sealed(job.id, "metadata", _labels(job.metadata)) if job.metadata else "",
         }
         record |= {name: value for name, value in optional.items() if value}
-        args = (job.id, job.fingerprint, ms(job.deadline), ms(job.deadline_s), int(job.publish))
+        deadlines = [0 if one is None else max(1, ms(one)) for one in (job.deadline, job.deadline_s)]
+        args = (job.id, job.fingerprint, *deadlines, int(job.publish))
         return self.call("enqueue", *args, *flat(record.items()), decode=_enqueued, job=job.id, lane=job.lane)
 
     def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:

@@ -101,6 +101,16 @@ def test_a_job_past_its_deadline_is_not_accepted(bed: Bed, late_ms: int) -> None
     assert bed.messages() == []
 
 
+@pytest.mark.parametrize("deadline", [{"deadline": 0.0}, {"deadline": -1e9}, {"deadline": 0.0004}])
+def test_a_deadline_before_the_clock_began_is_one_that_has_passed(bed: Bed, deadline: dict[str, float]) -> None:
+    assert bed.enqueue(**deadline).outcome is Intake.EXPIRED
+
+
+def test_a_deadline_in_less_than_a_millisecond_is_one(bed: Bed) -> None:
+    bed.enqueue(deadline_s=0.0001)
+    assert bed.claimed().deadline == (START + 1) / 1000
+
+
 def test_a_claim_tells_all_that_its_worker_needs(bed: Bed) -> None:
     said = {"tenant": "t", "batch": "b", "stream": True, "trace": "00-x"}
     bed.enqueue(payload='{"prompt":"ä"}', **said)
