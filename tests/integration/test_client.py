@@ -21,6 +21,7 @@ from celery import Celery
 from pydantic import BaseModel, ValidationError, create_model
 from redis.asyncio import Connection
 from tests import redis_server
+from tests.tcp_proxy import between
 
 from turnout import AsyncClient, AsyncJob, Cancelled, Client, Conflict, Failed, InferenceRequest, IntakeRefused, Job
 from turnout.client import link, nonblocking
@@ -429,6 +430,24 @@ def test_a_client_that_was_closed_says_so(here: local.Local, kind: type[Client] 
                 ask()
 
     used_blocking() if kind is Client else asyncio.run(used())
+
+
+@pytest.mark.parametrize("kind", [Client, AsyncClient])
+async def test_a_job_is_cancelled_though_the_word_of_it_was_lost(
+    redis_server: redis_server.Server, kind: type[Client] | type[AsyncClient]
+) -> None:
+    """A client asks once more where no reply came, and then the job is cancelled already."""
+    with between(redis_server.port) as proxy, Client(proxy.url) as client:
+        assert client.submit("Q?").cancel(), "and Redis knows the script"
+        job = client.submit("A?")
+        proxy.cut_replies(Ledger().cancel(job.id, None, 60).script.sha.encode(), times=1)
+        if kind is Client:
+            assert job.cancel()
+        else:
+            async with AsyncClient(proxy.url) as other:
+                assert await other.job(job.id).cancel()
+        assert proxy.cut == 1
+        assert job.status() == "cancelled"
 
 
 def test_a_jobs_id_is_a_text(client: Client) -> None:

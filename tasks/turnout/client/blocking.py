@@ -110,7 +110,7 @@ class Job:
         return _each(self._core.stream(idle_s))
 
     def cancel(self) -> bool:
-        """Cancel it, wherever it is; a call in flight is aborted. False: it had ended already."""
+        """Cancel it, wherever it is; a call in flight is aborted. False: it had ended otherwise."""
         return at_once(self._core.cancel())
 
     def events(self) -> list[dict[str, Any]]:

@@ -17,7 +17,7 @@ from turnout.errors import IntakeRefused
 from turnout.ledger import LIVE, Call, Facts, Keyring, Keys, Ledger, NewJob
 from turnout.redis_address import checked, takes_no_writes
 from turnout.request import InferenceResponse
-from turnout.result import JobResult
+from turnout.result import JobResult, JobStatus
 
 T = TypeVar("T")
 
@@ -189,7 +189,8 @@ class AsyncJob:
     async def cancel(self) -> bool:
         """See `Job.cancel`."""
         batch = (await self._facts()).batch
-        return (await self._client._ask(self._ledger.cancel(self.id, batch, RESULT_TTL_S))).accepted
+        ended = await self._client._ask(self._ledger.cancel(self.id, batch, RESULT_TTL_S))
+        return ended.accepted or ended.state == JobStatus.CANCELLED  # perhaps by this, whose reply was lost at first
 
     async def events(self) -> list[dict[str, Any]]:
         """See `Job.events`."""
