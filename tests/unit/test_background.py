@@ -153,6 +153,26 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
         server.stop()
 
 
+async def test_with_memory_full_and_a_message_lost_all_parts_of_a_round_are_done(tmp_path: Path) -> None:
+    server, done = redis_server.start(tmp_path), list[str]()
+
+    async def also() -> None:
+        done.append("also")
+
+    async with redis.asyncio.Redis.from_url(server.url) as client:
+        call, ledger, store = Coalescer(client, exchange=exchange), Ledger(), MemoryFleetStore(lambda: 0.0)
+        housekeeping = Housekeeping(client, ledger, call, store, "w", lambda: 60.0, (also,), lambda *_: None)
+        try:
+            await call(ledger.enqueue(new_job("a")))
+            await client.delete(ledger.keys.queue("standard"))
+            await client.config_set("maxmemory", 1)
+            with pytest.raises(redis.ConnectionError, match="takes no writes"):
+                await housekeeping.round()
+            assert (done, housekeeping._full) == (["also"], True)
+        finally:
+            server.stop()
+
+
 async def test_a_redis_that_is_full_or_begins_to_evict_is_told_of_once_and_once_when_it_is_not_full(
     redis_url: str, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -21,6 +21,7 @@ from turnout.ledger import Call, Coalescer, Facts, Ledger
 from turnout.request import Lane
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state import fitness
+from turnout_workers.state.exchange import TakesNoWrites
 from turnout_workers.state.store import FleetStore
 
 logger = logging.getLogger(__name__)
@@ -67,14 +68,15 @@ class Housekeeping:
             await self.round()
 
     async def round(self) -> None:
-        """One bounded round. A part that fails on what stands in Redis keeps no other one from being done."""
+        """One bounded round. A part that fails on what stands in Redis, or because it is full, keeps no other one
+        from being done."""
         failed: Exception | None = None
         end_calls: Callable[[], Awaitable[object]] = partial(self.store.expire, BATCH)
         parts = (self._wake, self._take_back, self._expire, self._republish, end_calls, self._guard_intake)
         for part in (*parts, *self.also):
             try:
                 await part()
-            except (ResponseError, ValueError) as error:
+            except (ResponseError, TakesNoWrites, ValueError) as error:
                 failed = failed or error
         if failed is not None:
             raise failed

@@ -20,6 +20,10 @@ from redis.exceptions import ResponseError
 from turnout.redis_address import takes_no_writes
 
 
+class TakesNoWrites(redis.ConnectionError):
+    """To a worker, a Redis that takes no writes is one that is away: what was to be written waits."""
+
+
 async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
     """Send all, and give a reply for each; where Redis refused a command, the error, unraised. See `sending.Exchange`.
 
@@ -41,13 +45,6 @@ async def exchange(client: redis.asyncio.Redis, commands: Sequence[tuple[Any, ..
     ]
 
 
-def _away(error: ResponseError) -> Exception:
-    """To a worker, a Redis that takes no writes is one that is away: what was to be written waits."""
-    if takes_no_writes(error):
-        return redis.ConnectionError(f"Redis takes no writes: {error}")
-    return error
-
-
 async def _exchange(connection: AbstractConnection, packed: bytes, count: int) -> list[Any]:
     await connection.send_packed_command(packed)
     replies: list[Any] = []
@@ -58,7 +55,8 @@ async def _exchange(connection: AbstractConnection, packed: bytes, count: int) -
                     # Without the timeout of a single read: there is one for all of them.
                     replies.append(await connection.read_response(timeout=math.inf))
                 except ResponseError as error:
-                    replies.append(_away(error))
+                    away = TakesNoWrites(f"Redis takes no writes: {error}")
+                    replies.append(away if takes_no_writes(error) else error)
     except TimeoutError:
         await connection.disconnect(nowait=True)
         raise redis.TimeoutError("Timeout reading from Redis") from None
