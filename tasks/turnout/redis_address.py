@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl, quote, unquote, urlsplit
@@ -25,6 +25,14 @@ from turnout.keepalive import KEEPALIVE
 SENTINEL_PORT = 26379
 SENTINEL_LIMIT_S = 2.0
 """How long one sentinel may take to answer before the next is asked."""
+DATABASE = re.compile("/?[0-9]*")
+TLS = re.compile(
+    "ssl_(ca_certs|ca_path|certfile|keyfile|password)=.+"
+    "|ssl_cert_reqs=(required|optional|none)|ssl_check_hostname=(true|false)"
+)
+"""Options that redis-py and Celery both read, and alike."""
+LASTING: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
+"""What keeps idle connections open, as redis-py does by itself from release 8 on."""
 CLUSTER = "runs in cluster mode, where no job can be accepted; use a single server, with replicas or without"
 
 
@@ -86,31 +94,33 @@ def _node(host: str) -> tuple[str, int]:
     raise ValueError("names a sentinel that is no host[:port]")
 
 
-@lru_cache
 def checked(url: str) -> str:
-    """The address as it is; each is looked at once. Raises ValueError, which doesn't quote it: part of a password may
-    be in what is wrong."""
-    if sentinels(url) is None:
-        try:
-            pool = redis.ConnectionPool.from_url(url)
-            pool.make_connection()  # without connecting: it refuses options that it doesn't know
-            parts = urlsplit(url)
-            if parts.fragment or (parts.scheme != "unix" and not (parts.path.strip("/") or "0").isdecimal()):
-                raise ValueError  # redis-py leaves out what it doesn't know, and the host would be part of a password
-        except ValueError:
-            known = "redis://, rediss://, unix:// or sentinel:// address, with a number for its database"
-            raise ValueError(f"must be a {known} (in a password, / is written as %2F, and # as %23)") from None
-        except (TypeError, RedisError):
-            options = "those of redis-py's connections (ssl_cert_reqs: required, optional or none)"
-            raise ValueError(f"must have no options after its ? but {options}") from None
-        if pool.connection_kwargs.get("decode_responses"):
-            raise ValueError("must be without decode_responses: what is stored is read as bytes")
+    """The address as it is, if redis-py and Celery both take it. Raises ValueError, which doesn't quote it: part of a
+    password may be in what is wrong."""
+    if sentinels(url) is not None:
+        return url
+    try:
+        parts = urlsplit(url)
+        usable = parts.port != 0 and DATABASE.fullmatch(parts.path) and not parts.fragment
+    except ValueError:  # of its port
+        usable = False
+    if not (usable and url.startswith(("redis://", "rediss://"))):
+        raise ValueError(
+            "must be a redis://, rediss:// or sentinel:// address, with no more after its host than the number of a "
+            "database: redis://user:password@host:6379/0 (in a password, / is written as %2F, and # as %23)"
+        )
+    if parts.query and not (parts.scheme == "rediss" and all(map(TLS.fullmatch, parts.query.split("&")))):
+        raise ValueError(
+            "must have no options after its ? but those of TLS, with rediss://: ssl_ca_certs, ssl_ca_path, "
+            "ssl_certfile, ssl_keyfile, ssl_password, ssl_cert_reqs (required, optional or none) and "
+            "ssl_check_hostname (true or false)"
+        )
     return url
 
 
 def connect(url: str, **options: Any) -> redis.Redis:
     """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
-    options = _lasting(url) | options
+    options = LASTING | options
     if (found := sentinels(url)) is None:
         # Threads that find all connections in use wait for one; redis-py's default pool would raise at the hundredth.
         client = redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(url, **options))
@@ -122,7 +132,7 @@ def connect(url: str, **options: Any) -> redis.Redis:
 
 def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     """The same for asyncio."""
-    options = _lasting(url) | options
+    options = LASTING | options
     if (found := sentinels(url)) is None:
         client = redis.asyncio.Redis.from_url(url, **options)
     else:
@@ -135,12 +145,6 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
 def takes_no_writes(error: BaseException) -> bool:
     """Whether it is Redis's word that for now it takes none: its memory or disk is full, or its replicas are gone."""
     return isinstance(error, OutOfMemoryError) or str(error).startswith(("MISCONF", "NOREPLICAS"))
-
-
-def _lasting(url: str) -> dict[str, Any]:
-    """What keeps idle connections open, as redis-py does by itself from release 8 on."""
-    local = url.startswith("unix:")
-    return {} if local else {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
 
 
 def trouble(error: RedisError) -> str:

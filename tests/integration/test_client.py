@@ -212,10 +212,10 @@ def connections(admin: redis.Redis, name: str) -> int:
     return sum(client["name"] == name for client in admin.client_list())
 
 
-def test_a_thousand_waits_share_one_connection(here: local.Local) -> None:
+def test_a_thousand_waits_share_one_connection(here: local.Local, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = Ledger(Keys("nobody-serves-this"))
-    url = f"{here.redis_url}?client_name=many"
-    with Client(url, "nobody-serves-this") as lonely, redis.Redis.from_url(here.redis_url) as admin:
+    monkeypatch.setitem(link.LIMITS, "client_name", "many")
+    with Client(here.redis_url, "nobody-serves-this") as lonely, redis.Redis.from_url(here.redis_url) as admin:
         jobs = lonely.submit_many(f"Question {n}?" for n in range(1000))
 
         def end_all() -> int:
@@ -232,9 +232,12 @@ def test_a_thousand_waits_share_one_connection(here: local.Local) -> None:
         assert held.result() == 2, "one listens, and one has submitted"
 
 
-async def test_a_thousand_waits_and_readers_share_one_connection_of_an_async_client(here: local.Local) -> None:
+async def test_a_thousand_waits_and_readers_share_one_connection_of_an_async_client(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(link.LIMITS, "client_name", "amany")
     with redis.Redis.from_url(here.redis_url) as admin:
-        async with AsyncClient(f"{here.redis_url}?client_name=amany", "nobody-serves-this") as lonely:
+        async with AsyncClient(here.redis_url, "nobody-serves-this") as lonely:
             jobs = await lonely.submit_many([f"Question {n}?" for n in range(1000)], stream=True)
             readers = [asyncio.create_task(read(job)) for job in jobs[:500]]
             waits = [asyncio.create_task(job.wait(60)) for job in jobs[500:]]

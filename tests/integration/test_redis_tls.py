@@ -28,6 +28,7 @@ from tests.chaos.stand import standing
 
 from turnout import Client
 from turnout.cli import main
+from turnout.redis_address import checked, connect
 from turnout_workers.local import process
 
 FLEET = """
@@ -135,8 +136,22 @@ def test_producers_workers_commands_and_flower_reach_redis_by_tls(
         assert json.loads(told.stdout)["counts"] == {"accepted": 1, "succeeded": 1}
 
 
-def test_a_plain_celery_app_takes_the_same_address(port: int, certificate: tuple[Path, Path]) -> None:
-    url = address(port, certificate)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"ssl_cert_reqs": "optional", "ssl_check_hostname": "false"},
+        {"ssl_cert_reqs": "none", "ssl_check_hostname": "false", "ssl_ca_path": "/", "ssl_password": "p%26"},
+    ],
+)
+def test_a_plain_celery_app_takes_the_same_address(
+    port: int, certificate: tuple[Path, Path], options: dict[str, str]
+) -> None:
+    base, _, query = address(port, certificate).partition("?")
+    asked = dict(one.split("=") for one in query.split("&")) | options
+    url = f"{base}?{'&'.join(map('='.join, asked.items()))}"
+    with connect(checked(url)) as client:
+        assert client.ping()
     app = Celery(broker=url, backend=url)
     with app.connection_for_write() as connection:
         connection.ensure_connection(max_retries=1)

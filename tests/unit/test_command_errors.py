@@ -118,6 +118,18 @@ def test_a_run_whose_redis_is_away_says_so_before_anything_starts(
     assert not list(tmp_path.glob("**/worker-*.log"))
 
 
+@pytest.mark.parametrize("command", ["run p.txt -o out", "worker", "status", "submit A?", "flower"])
+def test_an_address_that_no_worker_could_use_is_refused_by_all(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("A?")
+    environ = {"OPENAI_API_KEY": "k", "REDIS_URL": "redis://127.0.0.1?health_check_interval=5"}
+    done = CliRunner().invoke(main, command.split(), env=environ)
+    assert "must have no options after its ? but those of TLS" in done.output
+    assert isinstance(done.exception, SystemExit), "and no traceback"
+
+
 def test_a_text_that_the_locale_has_no_characters_for_is_told_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 from kombu.utils.url import parse_url
 from redis.exceptions import ResponseError
+from tests import redis_server
 
 from turnout.errors import TurnoutError
 from turnout.redis_address import Sentinels, checked, sentinels, trouble, with_password
-from turnout_workers.transport import celery_settings
+from turnout_workers.transport import celery_app, celery_settings
 
 
 @pytest.mark.parametrize(
@@ -52,8 +53,22 @@ def test_without_a_file_nothing_changes() -> None:
         "htp://h",
         "redis://w:zq/zq@h:1/0",
         "redis://h:70000",
+        "redis://h:0",
+        "REDIS://h",
+        "redis://h:1/15/",
+        "redis://h//15",
+        "redis://h/٣",
+        "unix:///zq/b.sock",
         "redis://w:zq@h?decode_responses=True",
-        "redis://w:zq@h?nonsense=zq",
+        "redis://w:zq@h?db=2",
+        "redis://h?username=w&password=zq",
+        "redis://h?socket_timeout=3",
+        "redis://h?ssl_cert_reqs=none",
+        "redis://w:zq@h?nonsense",
+        "rediss://w:zq@h?health_check_interval=5",
+        "rediss://w:zq@h?ssl_cert_reqs=none&ssl_nonsense=zq",
+        "rediss://h?ssl_check_hostname=0",
+        "rediss://h?ssl_ca_certs=",
         "redis://w:zq@zq/zq@h/0",
         "redis://w:12#zq@h/0",
         "redis://h/zq",
@@ -67,11 +82,17 @@ def test_what_is_no_address_is_refused_without_showing_it(url: str) -> None:
     assert "zq" not in str(refused.value)
 
 
-@pytest.mark.parametrize(
-    "url", ["redis://h", "redis://h/", "redis://h:1/15/", "rediss://h?ssl_cert_reqs=required", "unix:///a/b.sock?db=2"]
-)
-def test_an_address_of_redis_is_taken_as_it_is(url: str) -> None:
+@pytest.mark.parametrize("database", ["", "/", "/0", "/15"])
+def test_an_address_of_redis_is_taken_as_it_is_and_celery_takes_it_too(
+    redis_server: redis_server.Server, database: str
+) -> None:
+    url = f"redis://127.0.0.1:{redis_server.port}{database}"
     assert checked(url) == url
+    app = celery_app(url)
+    with app.connection_for_read() as connection:
+        connection.ensure_connection(max_retries=1)
+        assert connection.default_channel.client.ping()
+    assert app.backend.client.ping()
 
 
 def test_sentinels_are_read_from_one_address_that_hides_its_passwords() -> None:

@@ -31,8 +31,8 @@ from turnout.redis_address import connect, connect_async, takes_no_writes
 
 T = TypeVar("T")
 
-LIMITS = {"socket_timeout": 5, "socket_connect_timeout": 5}
-"""Seconds that Redis may take for an answer, if its address names no others: no web request waits for ever."""
+LIMITS: dict[str, Any] = {"socket_timeout": 5, "socket_connect_timeout": 5}
+"""Seconds that Redis may take for an answer: no web request waits for ever."""
 AGAIN: Any = (NoBackoff(), 1, (redis.ConnectionError,))
 """A connection may have died since its last use, or its server become a replica, and only the next use shows it. So
 each request is made once more, which is safe for all that a client asks."""

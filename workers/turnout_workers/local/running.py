@@ -12,8 +12,9 @@ from pathlib import Path
 import redis
 from redis.exceptions import NoPermissionError
 
+from turnout.errors import TurnoutError
 from turnout.ledger import Keys
-from turnout.redis_address import connect, with_password
+from turnout.redis_address import checked, connect, with_password
 from turnout_workers import config
 from turnout_workers.local import process
 from turnout_workers.local.private_redis import private_redis
@@ -79,7 +80,11 @@ def running(
 
 
 def _reached(redis_url: str) -> None:
-    """Raises RedisError where there is none: a worker would wait for it."""
+    """Raises RedisError where there is none: a worker would wait for it. Raises TurnoutError for what is no address."""
+    try:
+        checked(redis_url)
+    except ValueError as error:
+        raise TurnoutError(f"REDIS_URL {error}") from None
     with connect(redis_url) as client, contextlib.suppress(NoPermissionError):  # it is there
         client.ping()
 
