@@ -30,6 +30,8 @@ from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.body import MOST_PARTS, parsed, server_sent
 from turnout_workers.providers.conformance import Reply, always, serving, silent
 from turnout_workers.providers.errors import ProviderError
+from turnout_workers.providers.openai import OpenAIConnector
+from turnout_workers.providers.wire import Sent
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 from turnout_workers.simulator.scenario import Scenario
@@ -320,6 +322,21 @@ async def test_a_turn_that_says_nothing_is_left_out_where_it_would_be_refused(
     said = [{"role": role, "content": text} for role, text in (("user", "a"), ("assistant", ""), ("user", "b"))]
     _, body, _ = await sent(config(kind, ""), {"messages": said}, http)
     assert [turn["role"] for turn in body[turns]] == ["user", "user"]
+
+
+@pytest.mark.parametrize("written", ["[" * 1500, '{"a":', "[1]", "null", ""])
+async def test_arguments_of_a_tool_that_are_no_object_are_an_empty_one_where_all_else_is_refused(
+    written: str, http: Http
+) -> None:
+    """A model may have written anything. It cost innocent jobs the endpoint, and money for what was never sent."""
+    call = {"id": "c1", "function": {"name": "f", "arguments": written}}
+    asked = {"messages": [{"role": "assistant", "tool_calls": [call]}]}
+    _, claude, _ = await sent(config("anthropic", ""), asked, http)
+    _, gemini, _ = await sent(config("gemini", ""), asked, http)
+    _, openai, _ = await sent(config("openai", ""), asked, http)
+    assert claude["messages"][0]["content"][0]["input"] == {}
+    assert gemini["contents"][0]["parts"][0]["functionCall"]["args"] == {}
+    assert openai["messages"][0]["tool_calls"][0]["function"]["arguments"] == written
 
 
 @pytest.mark.parametrize(("known", "limit"), [(64_000, 64_000), (None, 4096)])
@@ -664,6 +681,23 @@ async def test_a_request_that_cannot_be_encoded_is_the_callers_fault(http: Http)
     with pytest.raises(ProviderError) as error:
         await connector.complete(InferenceRequest(prompt="A?", extras={"openai": {"user": "\ud800"}}))
     assert error.value.failure.kind is K.INVALID_REQUEST
+
+
+class Stumbling(OpenAIConnector):
+    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
+        raise KeyError(request.prompt)
+
+
+async def test_a_request_that_a_format_stumbles_over_is_not_sent_and_costs_nothing(
+    http: Http, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nor does the endpoint's health suffer: what one job asks is no other job's fault."""
+    connector = Stumbling(config("openai", "http://127.0.0.1:9"), http)
+    with pytest.raises(ProviderError, match="its connector raised KeyError") as error:
+        await connector.complete(InferenceRequest(prompt="the secret prompt"))
+    assert (error.value.failure.kind, error.value.failure.billed) == (K.INVALID_REQUEST, Billed.NO)
+    assert "in question" in caplog.text
+    assert "secret" not in caplog.text + str(error.value)
 
 
 FIRST_WORDS = {

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from typing import Any
 
@@ -14,7 +13,17 @@ from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
-from turnout_workers.providers.wire import Answer, Gathering, Sent, call_id, reported, system, tool_call, turns
+from turnout_workers.providers.wire import (
+    Answer,
+    Gathering,
+    Sent,
+    arguments,
+    call_id,
+    reported,
+    system,
+    tool_call,
+    turns,
+)
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -148,7 +157,7 @@ class _Events:
             if said := "".join(texts):
                 block["text"] = (block.get("text") or "") + said
             if grown := "".join(jsons):
-                block["input"] = _loads(grown)
+                block["input"] = grown  # as the model wrote it
         return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
 
 
@@ -177,16 +186,9 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
             source = {"type": "base64", "media_type": media_type, "data": data}
             blocks.append({"type": "image", "source": source})
     for call in message.tool_calls:
-        called = {"id": call_id(call.id, CALL_ID), "name": call.function.name, "input": _loads(call.function.arguments)}
+        called = {"id": call_id(call.id, CALL_ID), "name": call.function.name, "input": arguments(call)}
         blocks.append({"type": "tool_use", **called})
     return blocks
-
-
-def _loads(text: str) -> Any:
-    try:
-        return json.loads(text or "{}")
-    except ValueError:
-        return text  # as the model wrote it
 
 
 def _usage(told: Any) -> Usage:

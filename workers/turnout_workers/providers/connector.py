@@ -22,7 +22,7 @@ from turnout_workers.monitoring import tracing
 from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
 from turnout_workers.providers.dialects import GENERIC, Dialect, dialect
-from turnout_workers.providers.errors import ProviderError, malformed, request_id
+from turnout_workers.providers.errors import ProviderError, malformed, request_id, unsendable
 from turnout_workers.providers.http import Http, Outgoing, Reply, address, is_stream, within
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
@@ -132,15 +132,19 @@ class Connector(CloudProviderBase):
     def _asking(self, endpoint: Endpoint, sent: Sent, timeouts: Timeouts, stream: bool) -> Outgoing:
         """The request as it is sent: as bytes, so that what they were made from is not kept during the call."""
         request = sent.request
-        path, body = self.question(endpoint, request, sent, stream)
-        body = sent.with_extras(body)
-        if self.config.service_tier is not None and not request.is_embedding:
-            body["service_tier"] = self.config.service_tier
         try:
+            path, body = self.question(endpoint, request, sent, stream)
+            body = sent.with_extras(body)
+            if self.config.service_tier is not None and not request.is_embedding:
+                body["service_tier"] = self.config.service_tier
             content = to_json(body)
+        except ProviderError:
+            raise
         except PydanticSerializationError:
-            failure = Failure(FailureKind.INVALID_REQUEST, "the request holds text that is no Unicode")
-            raise ProviderError(failure) from None
+            why = "the request is nested too deep, or holds text that is no Unicode"
+            raise ProviderError(Failure(FailureKind.INVALID_REQUEST, why)) from None
+        except Exception as error:  # over what this job asks, for nothing has left: the endpoint is none the worse
+            raise ProviderError(unsendable(endpoint.id, error)) from None
         return self._outgoing(path, self.headers(endpoint), content, timeouts, tuple(contents(request)))
 
     def _outgoing(

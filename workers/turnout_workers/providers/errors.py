@@ -6,6 +6,7 @@ import logging
 import re
 import traceback
 from collections.abc import Mapping
+from dataclasses import replace
 
 from turnout.errors import TurnoutError
 from turnout.request import InferenceResponse
@@ -46,6 +47,11 @@ def broken(what: str, whose: str, error: Exception, billed: Billed = Billed.NO) 
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.error("the %s of %s raised %s:\n%s", what, whose, type(error).__name__, where)
     return Failure(FailureKind.MALFORMED, f"its {what} raised {type(error).__name__}", billed)
+
+
+def unsendable(whose: str, error: Exception) -> Failure:
+    """The failure of a call for which no request could be made, and so nothing was sent."""
+    return replace(broken("connector", whose, error), kind=FailureKind.INVALID_REQUEST)
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:

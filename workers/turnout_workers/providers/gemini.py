@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -10,7 +9,17 @@ from typing import Any
 from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
-from turnout_workers.providers.wire import Answer, Gathering, Sent, filtered, reported, system, tool_call, turns
+from turnout_workers.providers.wire import (
+    Answer,
+    Gathering,
+    Sent,
+    arguments,
+    filtered,
+    reported,
+    system,
+    tool_call,
+    turns,
+)
 from turnout_workers.routing.failure import Billed
 from turnout_workers.routing.fleet import Endpoint
 
@@ -113,11 +122,7 @@ def _parts(message: Message, names: Mapping[str, str], signature: Mapping[str, s
             media_type, data = part.inline
             parts.append({"inlineData": {"mimeType": media_type, "data": data}})
     for call in message.tool_calls:
-        try:
-            arguments = json.loads(call.function.arguments)
-        except ValueError:
-            arguments = {}
-        parts.append({"functionCall": {"name": call.function.name, "args": arguments}, **signature})
+        parts.append({"functionCall": {"name": call.function.name, "args": arguments(call)}, **signature})
     return parts
 
 

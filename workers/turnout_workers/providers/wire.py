@@ -13,6 +13,7 @@ from uuid import uuid4
 
 from turnout.messages import FunctionCall, Message, ToolCall
 from turnout.request import FinishReason, InferenceRequest, Usage
+from turnout_workers.providers.body import parsed
 from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
@@ -127,6 +128,13 @@ def tool_call(id: Any, name: str, arguments: Any) -> ToolCall:
 def call_id(id: str, wanted: re.Pattern[str] | None) -> str:
     """The id of a tool's call, or what stands for it where another vendor has made it up, and this one refuses such."""
     return id if wanted is None or wanted.fullmatch(id) else sha256(id.encode()).hexdigest()[:9]
+def arguments(call: ToolCall) -> dict[str, Any]:
+    """Those of a call in a conversation, for formats that have them as an object and refuse all else. A model may have
+    written anything: what is no object becomes an empty one."""
+    told = parsed(call.function.arguments.encode(errors="surrogatepass"))
+    return told if isinstance(told, dict) else {}
+
+
 
 
 class Gathering(Protocol):
