@@ -162,9 +162,10 @@ class _Events:
 
 
 def _turns(request: InferenceRequest) -> list[dict[str, Any]]:
-    """User and assistant turns; results of tools are the user's. One that says nothing is left out: none is taken."""
-    said = ((models, [block for one in turn for block in _blocks(one)]) for models, turn in turns(request))
-    return [{"role": "assistant" if models else "user", "content": blocks} for models, blocks in said if blocks]
+    """User and assistant turns; results of tools are the user's."""
+    return [
+        {"role": "assistant" if models else "user", "content": blocks} for models, blocks in turns(request, _blocks)
+    ]
 
 
 def _blocks(message: Message) -> list[dict[str, Any]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from turnout.messages import ImagePart, Message, TextPart
@@ -100,17 +101,14 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
 
 
 def _contents(request: InferenceRequest, model: str) -> list[dict[str, Any]]:
-    """Turns of user and model, but for those that say nothing, for none is taken. A function's result is named by the
-    function, not by the call's id."""
+    """Turns of user and model. A function's result is named by the function, not by the call's id."""
     signature = {} if BUDGETED.match(model) else {"thoughtSignature": UNSIGNED}
     names = {call.id: call.function.name for message in request.chat for call in message.tool_calls}
-    said = (
-        (models, [part for one in turn for part in _parts(one, names, signature)]) for models, turn in turns(request)
-    )
-    return [{"role": "model" if models else "user", "parts": parts} for models, parts in said if parts]
+    said = turns(request, partial(_parts, names, signature))
+    return [{"role": "model" if models else "user", "parts": parts} for models, parts in said]
 
 
-def _parts(message: Message, names: Mapping[str, str], signature: Mapping[str, str]) -> list[dict[str, Any]]:
+def _parts(names: Mapping[str, str], signature: Mapping[str, str], message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
         name = names.get(message.tool_call_id or "", message.name or "tool")
         return [{"functionResponse": {"name": name, "response": {"result": message.text}}}]

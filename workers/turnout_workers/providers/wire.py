@@ -83,10 +83,13 @@ def system(request: InferenceRequest) -> str:
     return "\n\n".join(message.text for message in request.chat if message.role in ("system", "developer"))
 
 
-def turns(request: InferenceRequest) -> Iterator[tuple[bool, Iterator[Message]]]:
-    """The other messages by turns: whether it is the model's turn, and its messages."""
-    said = (message for message in request.chat if message.role not in ("system", "developer"))
-    return groupby(said, lambda message: message.role == "assistant")
+def turns(request: InferenceRequest, parts: Callable[[Message], list[T]]) -> Iterator[tuple[bool, list[T]]]:
+    """The other messages by turns: whether it is the model's turn, and the parts of its messages. A turn that says
+    nothing is left out, for formats that know turns take none."""
+    others = (message for message in request.chat if message.role not in ("system", "developer"))
+    for models, turn in groupby(others, lambda message: message.role == "assistant"):
+        if said := [part for message in turn for part in parts(message)]:
+            yield models, said
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +128,6 @@ def tool_call(id: Any, name: str, arguments: Any) -> ToolCall:
     return ToolCall(id=str(id or uuid4().hex), function=FunctionCall(name=name, arguments=text or "{}"))
 
 
-def call_id(id: str, wanted: re.Pattern[str] | None) -> str:
-    """The id of a tool's call, or what stands for it where another vendor has made it up, and this one refuses such."""
-    return id if wanted is None or wanted.fullmatch(id) else sha256(id.encode()).hexdigest()[:9]
 def arguments(call: ToolCall) -> dict[str, Any]:
     """Those of a call in a conversation, for formats that have them as an object and refuse all else. A model may have
     written anything: what is no object becomes an empty one."""
@@ -135,6 +135,9 @@ def arguments(call: ToolCall) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
+def call_id(id: str, wanted: re.Pattern[str] | None) -> str:
+    """The id of a tool's call, or what stands for it where another vendor has made it up, and this one refuses such."""
+    return id if wanted is None or wanted.fullmatch(id) else sha256(id.encode()).hexdigest()[:9]
 
 
 class Gathering(Protocol):
