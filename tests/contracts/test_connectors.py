@@ -233,6 +233,11 @@ async def test_a_request_becomes_each_formats_own(http: Http) -> None:
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
+async def test_a_format_has_its_usual_version_under_another_formats_preset(http: Http) -> None:
+    path, _, _ = await sent(replace(config("gemini", ""), dialect="deepseek"), {"prompt": "?"}, http)
+    assert path == "/v1beta/models/m:generateContent"
+
+
 @pytest.mark.parametrize("before", [[], [{"role": "system", "content": "Be brief."}]])
 async def test_claude_which_has_no_json_mode_is_asked_for_json_in_words(before: list[Any], http: Http) -> None:
     asked = {"messages": [*before, {"role": "user", "content": "?"}], "response_format": {"type": "json_object"}}

@@ -254,7 +254,7 @@ def test_a_server_of_ones_own_is_no_preset_and_has_no_list_price() -> None:
 
 def test_a_vendors_own_format_is_its_preset_under_any_name() -> None:
     (account,) = accounts(settings("[providers.second]\nkind = 'anthropic'\napi_key = 'k'"))
-    assert (account.base_url, account.version) == ("https://api.anthropic.com", "2023-06-01")
+    assert account.base_url == "https://api.anthropic.com"
     assert {endpoint.price is None for endpoint in account.endpoints} == {False}
 
 

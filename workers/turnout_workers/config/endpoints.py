@@ -48,7 +48,7 @@ def _accounts(name: str, table: ProviderTable, keys: tuple[str, ...]) -> Iterato
             endpoints=tuple(_endpoint(name, account, table, ours, model, shared) for ours, model in models.items()),
             dialect=table.dialect,
             api_key=None if key is None else Secret(key),
-            version=table.version or table.preset.version,
+            version=table.version,
             headers=tuple(table.headers.items()),
             service_tier=table.service_tier,
             proxy=table.proxy,

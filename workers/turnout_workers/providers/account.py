@@ -32,7 +32,7 @@ class ProviderConfig:
     """The preset, by name; None: the plain form of the wire format."""
     api_key: Secret | None = None
     version: str | None = None
-    """Of the provider's API, where it has one."""
+    """Of the provider's API, where it has one; None: the wire format's usual one."""
     headers: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """Sent with every request; they may hold credentials, so they aren't shown either."""
     service_tier: str | None = None

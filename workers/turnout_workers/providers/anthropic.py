@@ -34,6 +34,8 @@ FINISH = {
     "tool_use": FinishReason.TOOL_CALLS,
     "refusal": FinishReason.CONTENT_FILTER,
 }
+VERSION = "2023-06-01"
+"""Of the API, if the configuration names no other."""
 DEFAULT_MAX_TOKENS = 4096
 """The format demands a limit; this is ours where neither the job sets one nor the model's own is known."""
 HOTTEST = 1.0
@@ -54,7 +56,7 @@ class AnthropicConnector(Connector):
 
     def __init__(self, config: ProviderConfig, http: Http) -> None:
         super().__init__(config, http)
-        self._headers[istr("anthropic-version")] = config.version or self.dialect.version or "2023-06-01"
+        self._headers[istr("anthropic-version")] = config.version or VERSION
 
     def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
         if request.is_embedding:

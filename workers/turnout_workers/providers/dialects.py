@@ -40,7 +40,6 @@ class Dialect:
     health_path: str = "/models"
     """Costs nothing, and needs a good key."""
     limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
-    version: str | None = None
     price_id: str | None = None
     """The provider's id in the price list; None: its prices are the operator's to give."""
 
@@ -127,7 +126,6 @@ DIALECTS: dict[str, Dialect] = dict(
                 "anthropic-ratelimit-input-tokens-{}": "input_tokens_per_minute",
                 "anthropic-ratelimit-output-tokens-{}": "output_tokens_per_minute",
             },
-            version="2023-06-01",
         ),
         _hosted(
             "gemini",
@@ -138,7 +136,6 @@ DIALECTS: dict[str, Dialect] = dict(
             auth_prefix="",
             parameters=OPENAI_PARAMETERS,
             limit_headers={},  # it sends none
-            version="v1beta",
             price_id="google",
         ),
     )

@@ -24,6 +24,8 @@ from turnout_workers.providers.wire import (
 from turnout_workers.routing.failure import Billed
 from turnout_workers.routing.fleet import Endpoint
 
+VERSION = "v1beta"
+"""Of the API, if the configuration names no other."""
 FILTERED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"})
 FINISH = {
     "STOP": FinishReason.STOP,
@@ -65,7 +67,7 @@ class GeminiConnector(Connector):
 
     @property
     def _version(self) -> str:
-        return f"/{self.config.version or self.dialect.version}"
+        return f"/{self.config.version or VERSION}"
 
 
 def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:

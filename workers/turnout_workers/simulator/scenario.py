@@ -24,8 +24,7 @@ from turnout_workers.config.providers import (
     named_models,
     with_presets,
 )
-
-_CHAT = frozenset({Capability.STREAMING, Capability.TOOLS, Capability.JSON_SCHEMA})
+from turnout_workers.providers.catalogue import TOOLS
 
 _BEHAVIOUR = {"ttft_s", "s_per_token", "jitter", "faults"}
 """Fields of a simulated provider that turnout.toml doesn't have."""
@@ -59,7 +58,7 @@ class SimulatedModel(ModelTable):
     output_usd_per_mtok: Usd
     context_tokens: int = 131_072
     max_output_tokens: int = 8_192
-    capabilities: frozenset[Capability] = _CHAT
+    capabilities: frozenset[Capability] = TOOLS
     quality: Quality = Quality.GOOD
 
 
