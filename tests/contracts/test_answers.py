@@ -74,6 +74,7 @@ ASKED = {"prompt_tokens": 100, "completion_tokens": 10, "total_tokens": 110}
 CACHED = {**ASKED, "prompt_tokens_details": {"cached_tokens": 40, "cache_write_tokens": 20}}
 THOUGHT = {"prompt_tokens": 100, "completion_tokens": 10, "completion_tokens_details": {"reasoning_tokens": 7}}
 TICKS = {**ASKED, "total_tokens": 117, "cost_in_usd_ticks": 232_856_000}
+UPSTREAM = {"cost_details": {"upstream_inference_cost": 0.03608}}
 KEPT = {"input_tokens": 40, "cache_read_input_tokens": 40, "cache_creation_input_tokens": 20, "output_tokens": 10}
 TOLD = {"promptTokenCount": 90, "toolUsePromptTokenCount": 10, "candidatesTokenCount": 3, "thoughtsTokenCount": 7}
 
@@ -89,6 +90,9 @@ USAGE: list[tuple[str, Any, tuple[int, ...], int]] = [
     ("deepseek", chat({**ASKED, "prompt_cache_hit_tokens": 40}), (100, 40, 0, 10, 0), 60 * 2 + 20 + 100),
     ("openrouter", chat({**ASKED, "cost": 0.00123}), (100, 0, 0, 10, 0), 1230),
     ("openrouter", chat({**ASKED, "cost": 0}), (100, 0, 0, 10, 0), 0),
+    ("openrouter", chat({**ASKED, "cost": 0.001, "is_byok": True, **UPSTREAM}), (100, 0, 0, 10, 0), 37_080),
+    ("openrouter", chat({**ASKED, "cost": 0, "is_byok": True}), (100, 0, 0, 10, 0), 300),
+    ("openrouter", chat({**ASKED, "cost": 0.00123, "is_byok": False, **UPSTREAM}), (100, 0, 0, 10, 0), 1230),
     ("openrouter", chat({**ASKED, "cost": -1}), (100, 0, 0, 10, 0), 300),
     ("openrouter", chat({**ASKED, "cost": True}), (100, 0, 0, 10, 0), 300),
     ("openrouter", chat({**ASKED, "cost": False}), (100, 0, 0, 10, 0), 300),

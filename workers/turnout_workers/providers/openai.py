@@ -177,9 +177,12 @@ def usage(told: Any) -> Usage:
 
 
 def _cost_usd(told: Mapping[str, Any]) -> Any:
-    """OpenRouter reports dollars, xAI ten-billionths of one."""
+    """OpenRouter reports dollars, xAI ten-billionths of one. With the operator's own key OpenRouter's `cost` is what it
+    takes for itself, and the vendor's bill is beside it; without one `cost` has both."""
     ticks = told.get("cost_in_usd_ticks")
     try:
+        if told.get("is_byok") is True:
+            return told["cost"] + told["cost_details"]["upstream_inference_cost"]
         return told.get("cost") if ticks is None else ticks / 1e10
-    except (OverflowError, TypeError):
+    except (KeyError, OverflowError, TypeError):
         return None
