@@ -65,16 +65,20 @@ class Message(Value):
     refusal: str | None = None
 
     @property
+    def said(self) -> str | tuple[TextPart | ImagePart, ...] | None:
+        """The content. Of an answer that was nothing but a refusal, that: hardly a vendor takes it as a field."""
+        return self.refusal if self.refusal and not self.content else self.content
+
+    @property
     def parts(self) -> tuple[TextPart | ImagePart, ...]:
-        if self.content is None or isinstance(self.content, str):
-            return (TextPart(type="text", text=self.content),) if self.content else ()
-        return self.content
+        said = self.said
+        if said is None or isinstance(said, str):
+            return (TextPart(type="text", text=said),) if said else ()
+        return said
 
     @property
     def text(self) -> str:
-        if isinstance(self.content, str):
-            return self.content
-        return "".join(part.text for part in self.content or () if isinstance(part, TextPart))
+        return "".join(part.text for part in self.parts if isinstance(part, TextPart))
 
 
 def without_empty(message: Any) -> Any:

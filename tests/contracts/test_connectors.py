@@ -344,6 +344,19 @@ async def test_arguments_of_a_tool_that_are_no_object_are_an_empty_one_where_all
     assert openai["messages"][0]["tool_calls"][0]["function"]["arguments"] == written
 
 
+@pytest.mark.parametrize("content", [None, ""])
+async def test_a_turn_that_only_refused_says_so_in_words(content: str | None, http: Http) -> None:
+    """Where content was null, vendors refused the conversation; formats with turns lost the model's."""
+    refused = {"role": "assistant", "content": content, "refusal": "I won't."}
+    asked = {"messages": [{"role": "user", "content": "a"}, refused, {"role": "user", "content": "b"}]}
+    _, openai, _ = await sent(config("openai", ""), asked, http)
+    _, claude, _ = await sent(config("anthropic", ""), asked, http)
+    _, gemini, _ = await sent(config("gemini", ""), asked, http)
+    assert openai["messages"][1] == {"role": "assistant", "content": "I won't."}
+    assert claude["messages"][1] == {"role": "assistant", "content": [{"type": "text", "text": "I won't."}]}
+    assert gemini["contents"][1] == {"role": "model", "parts": [{"text": "I won't."}]}
+
+
 @pytest.mark.parametrize(("known", "limit"), [(64_000, 64_000), (None, 4096)])
 async def test_anthropic_which_demands_a_limit_is_given_the_models_own(
     known: int | None, limit: int, http: Http

@@ -68,10 +68,10 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
     body: dict[str, Any] = {"role": message.role}
     if message.role in ("system", "developer"):
         body["role"] = dialect.system_role
-    if isinstance(message.content, tuple):
-        body["content"] = [part.model_dump(mode="json", exclude_none=True) for part in message.content]
+    if isinstance(said := message.said, tuple):
+        body["content"] = [part.model_dump(mode="json", exclude_none=True) for part in said]
     else:
-        body["content"] = message.content
+        body["content"] = said
     if message.tool_calls:
         calls = (call.model_dump(mode="json") for call in message.tool_calls)
         body["tool_calls"] = [{**call, "id": call_id(call["id"], dialect.call_id)} for call in calls]
