@@ -15,7 +15,7 @@ import time
 import zlib
 from base64 import b64encode
 from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -748,6 +748,62 @@ async def test_an_error_in_mid_stream_is_classified_and_may_have_been_billed(
             await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), QUICK, heard)
     assert heard == ["Hi"]
     assert (error.value.failure.kind, error.value.failure.billed) == (meant, Billed.MAYBE)
+
+
+HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
+
+
+def streamed(kind: str) -> bytes:
+    """The events of a whole answer."""
+    last = b"data: [DONE]\n\n" if kind == "openai" else b""
+    return b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in EVENTS[kind]) + last
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_a_whole_answer_whose_connection_stays_open_or_breaks_is_one(kind: str, http: Http) -> None:
+    """It was paid for, and would be again."""
+    lingers, breaks = stops_after(HEAD + b"\r\n" + streamed(kind)), HEAD + b"content-length: 9999\r\n\r\n"
+    for reply, timeouts in (
+        (lingers, Timeouts(idle_s=0.2)),
+        (lingers, Timeouts(total_s=0.5)),
+        (always(breaks + streamed(kind)), Timeouts()),
+    ):
+        heard = Heard()
+        async with serving(reply) as url, asyncio.timeout(5):
+            connector = build(config(kind, url), http)
+            outcome = await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), timeouts, heard)
+        assert heard == [outcome.response.text] == ["Hi"]
+
+
+@pytest.mark.parametrize(("ends", "opened"), [(True, 1), (False, 2)])
+async def test_a_connection_serves_the_next_call_if_the_stream_ends_soon_after_its_last_event(
+    ends: bool, opened: int, http: Http
+) -> None:
+    heard, connections = asyncio.Event(), 0
+
+    async def hear(_: str) -> None:
+        heard.set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        with suppress(asyncio.IncompleteReadError):
+            while length := re.search(rb"content-length: (\d+)", (await reader.readuntil(b"\r\n\r\n")).lower()):
+                await reader.readexactly(int(length[1]))
+                all_but_the_end = streamed("openai")
+                writer.write(HEAD + b"transfer-encoding: chunked\r\n\r\n")
+                writer.write(b"%x\r\n%b\r\n" % (len(all_but_the_end), all_but_the_end))
+                await heard.wait()
+                if ends:
+                    writer.write(b"0\r\n\r\n")
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server, asyncio.timeout(5):
+        connector = build(config("openai", f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"), http)
+        for _ in "12":
+            heard.clear()
+            await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts(), hear)
+    assert connections == opened
 
 
 async def test_a_connection_that_is_not_accepted_in_time_costs_nothing(http: Http) -> None:

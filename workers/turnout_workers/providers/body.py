@@ -14,6 +14,8 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_BODY = 32 * 1024 * 1024
 """Most decoded bytes of one answer."""
+DONE = b"[DONE]"
+"""The data of the last event, in OpenAI's format."""
 MOST_PARTS = 1_000_000
 """Most lists and objects in one answer: 30 MB of `[],` would be a gigabyte of them, and hold up all calls."""
 
@@ -45,7 +47,7 @@ class Unpacked:
 
 
 async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of each server-sent event, except the final `[DONE]`."""
+    """The data of each server-sent event."""
     begun: list[bytes] = []  # pieces of a line, joined once at its end: there may be thousands
     data: list[bytes] = []
     async for chunk in chunks:
@@ -56,8 +58,7 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
             elif not line and data:
-                if (event := b"\n".join(data)) != b"[DONE]":
-                    yield event
+                yield b"\n".join(data)
                 data = []
         begun.append(rest)
     if (line := b"".join(begun)).startswith(b"data:"):

@@ -37,6 +37,8 @@ logger = logging.getLogger(__name__)
 JOB_HEADER = istr("x-turnout-job")
 STREAM = frozenset({"stream"})
 """Taken by each format that can stream, but not for every model and organisation."""
+CUT_OFF = (FailureKind.TIMED_OUT, FailureKind.INTERRUPTED)
+"""How a stream fails whose end doesn't come."""
 HEALTH_TIMEOUTS = Timeouts(connect_s=3, first_byte_s=5, idle_s=5, total_s=8)
 
 
@@ -160,23 +162,30 @@ class Connector(CloudProviderBase):
 
     async def _streamed(self, out: Outgoing, gathering: Gathering, on_token: OnToken) -> Reply:
         """Gather a stream into the reply that the same call would have given without streaming. A server that answers
-        in one piece all the same has given that reply."""
+        in one piece all the same has given that reply. One that has said all, and leaves the connection open or breaks
+        it off, has answered, too: the call would only be paid for again."""
         started = time.monotonic()
         first_token_s: float | None = None
         headers: Mapping[str, str] = {}
         whole: Any = None
-        async with within(out.timeouts.total_s):
-            async for headers, event in self.http.events(out):
-                if not is_stream(headers):
-                    whole = event
-                elif piece := understood(gathering.add, event):
-                    if not isinstance(piece, str):
-                        raise malformed("text that is none", headers)
-                    if first_token_s is None:
-                        first_token_s = time.monotonic() - started
-                    await on_token(piece)
+        cut_off = ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
+        try:
+            async with within(out.timeouts.total_s):
+                async for headers, event in self.http.events(out):
+                    if not is_stream(headers):
+                        whole = event
+                    elif piece := understood(gathering.add, event):
+                        if not isinstance(piece, str):
+                            raise malformed("text that is none", headers)
+                        if first_token_s is None:
+                            first_token_s = time.monotonic() - started
+                        await on_token(piece)
+        except ProviderError as error:
+            if error.failure.kind not in CUT_OFF:
+                raise
+            cut_off = error
         if (body := understood(gathering.body) if whole is None else whole) is None:
-            raise ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
+            raise cut_off
         return Reply(body, headers, time.monotonic() - started, first_token_s)
 
     def _outcome(self, answer: Answer, endpoint: Endpoint, sent: Sent, reply: Reply) -> CallOutcome:

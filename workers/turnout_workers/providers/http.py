@@ -32,6 +32,8 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 MAX_ERROR = 64 * 1024
 ERROR_S = 2.0
 """How many bytes of an error response are read, and for how many seconds, at most."""
+END_S = 0.5
+"""How long the end of a stream may take after its last event."""
 _HEADERS: dict[str, str] = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "gzip"}
 _JSON_HEADERS = {**_HEADERS, hdrs.CONTENT_TYPE: "application/json"}
 
@@ -100,6 +102,9 @@ class Http:
                 return
             begun = False
             async for data in body.server_sent(exchange):
+                if data == body.DONE:
+                    exchange.be_brief()
+                    continue
                 event = body.parsed(data)
                 exchange.raise_if_error(event, begun)
                 if not isinstance(event, dict):
@@ -124,12 +129,13 @@ class _Exchange:
     There is one deadline: for the first byte, then for each piece, and never later than for the whole call.
     """
 
-    __slots__ = ("_deadline", "_ends_at", "_now", "_out", "_response", "_unpacked", "headers")
+    __slots__ = ("_deadline", "_ends_at", "_idle_s", "_now", "_out", "_response", "_unpacked", "headers")
 
     def __init__(self, out: Outgoing) -> None:
         self._out = out
         self._now = asyncio.get_running_loop().time
         self._ends_at = self._now() + out.timeouts.total_s
+        self._idle_s = out.timeouts.idle_s
         self._deadline = asyncio.timeout_at(min(self._ends_at, self._now() + out.timeouts.first_byte_s))
         self._response: aiohttp.ClientResponse | None = None
 
@@ -181,13 +187,17 @@ class _Exchange:
         content = self._response.content
         raw = content.read_nowait()
         if not raw and not content.at_eof():
-            self._deadline.reschedule(min(self._ends_at, self._now() + self._out.timeouts.idle_s))
+            self._deadline.reschedule(min(self._ends_at, self._now() + self._idle_s))
             raw = await content.readany()
             self._deadline.reschedule(None)
         if not raw:
             self._unpacked.end()
             raise StopAsyncIteration
         return self._unpacked(raw)
+
+    def be_brief(self) -> None:
+        """All has been said. The end of the body, after which another call can have the connection, is due at once."""
+        self._idle_s = min(self._idle_s, END_S)
 
     def raise_if_error(self, told: Any, begun: bool = False) -> None:
         """Raise an error that came in the body of a 200. begun: part of an answer came before it, and may be billed."""
