@@ -806,7 +806,12 @@ async def test_a_connection_serves_the_next_call_if_the_stream_ends_soon_after_i
     assert connections == opened
 
 
-async def test_a_connection_that_is_not_accepted_in_time_costs_nothing(http: Http) -> None:
+@pytest.mark.parametrize(
+    ("timeouts", "kind"), [(Timeouts(connect_s=0.2), K.UNAVAILABLE), (Timeouts(first_byte_s=0.2), K.TIMED_OUT)]
+)
+async def test_a_connection_that_is_not_accepted_in_time_costs_nothing(
+    timeouts: Timeouts, kind: FailureKind, http: Http
+) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
         for _ in range(8):  # the kernel answers none beyond the backlog
             one = waiting.enter_context(socket.socket())
@@ -814,8 +819,8 @@ async def test_a_connection_that_is_not_accepted_in_time_costs_nothing(http: Htt
             one.connect_ex(full.getsockname())
         connector = build(config("openai", f"http://127.0.0.1:{full.getsockname()[1]}"), http)
         with pytest.raises(ProviderError) as error:
-            await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), replace(QUICK, connect_s=0.2))
-    assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
+            await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), timeouts)
+    assert (error.value.failure.kind, error.value.failure.billed) == (kind, Billed.NO)
 
 
 @pytest.mark.filterwarnings("ignore:BasicAuth is:DeprecationWarning", "ignore:The 'proxy_auth':DeprecationWarning")

@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
-from functools import cache
+from functools import cache, lru_cache
 from types import TracebackType
 from typing import Any, Self
 
@@ -156,6 +156,9 @@ class _Exchange:
             raise ProviderError(self._failure(error)) from error
 
     def _failure(self, error: Exception) -> Failure:
+        timeouts = self._out.timeouts
+        if isinstance(error, aiohttp.ConnectionTimeoutError) and _connect_s(timeouts) < timeouts.connect_s:
+            return Failure(FailureKind.TIMED_OUT, "no connection in time")  # which may be short by the job's own wish
         # aiohttp's own timeouts know better what was late.
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
             where = "first byte" if self._response is None else "rest of the answer"
@@ -252,7 +255,7 @@ def _send(session: aiohttp.ClientSession, out: Outgoing) -> Awaitable[aiohttp.Cl
         data=out.content,
         headers={**(_HEADERS if out.content is None else _JSON_HEADERS), **out.headers},
         allow_redirects=False,
-        timeout=_connecting(out.timeouts.connect_s),
+        timeout=_connecting(_connect_s(out.timeouts)),
         **(_through(out.proxy) if out.proxy else {}),
     )
 
@@ -286,7 +289,12 @@ def _through(proxy: str) -> dict[str, Any]:
     return {"proxy": url.with_user(None), "proxy_headers": {"Authorization": allowed}}
 
 
-@cache
+def _connect_s(timeouts: Timeouts) -> float:
+    """For connecting: less than there is for the first byte, for whoever has no connection has sent nothing."""
+    return min(timeouts.connect_s, 0.9 * timeouts.first_byte_s, 0.9 * timeouts.total_s)
+
+
+@lru_cache
 def _connecting(connect_s: float) -> aiohttp.ClientTimeout:
     """The only deadline that is left to aiohttp: for connecting, before anything is sent."""
     return aiohttp.ClientTimeout(total=None, connect=connect_s)
