@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import gzip
 import json
 import os
@@ -867,7 +868,7 @@ async def test_the_total_deadline_holds_while_a_reader_of_the_stream_is_slow(htt
     assert (error.value.failure.kind, error.value.failure.billed) == (K.TIMED_OUT, Billed.MAYBE)
 
 
-def test_a_client_serves_one_event_loop_after_the_other_until_it_is_closed() -> None:
+def test_a_client_serves_one_event_loop_after_the_other_until_it_is_closed(caplog: pytest.LogCaptureFixture) -> None:
     http = Http()
 
     async def served() -> str:
@@ -878,6 +879,8 @@ def test_a_client_serves_one_event_loop_after_the_other_until_it_is_closed() -> 
 
     assert [asyncio.run(served()) for _ in "12"] == ["Hi", "Hi"]
     asyncio.run(http.aclose())
+    gc.collect()
+    assert not caplog.records, "none of its sessions is left open, which aiohttp would log as an error"
     with pytest.raises(RuntimeError, match="closed"):  # by its own program, which no provider is to pay for
         asyncio.run(served())
 

@@ -81,7 +81,7 @@ class Http:
 
     async def json(self, out: Outgoing) -> Reply:
         """Send, read whole, parse. Raises ProviderError for anything but a 200 with a JSON object or list."""
-        session, started = self._open(), time.monotonic()
+        session, started = await self._open(), time.monotonic()
         async with _Exchange(out) as exchange:
             await exchange.begin(await _send(session, out))
             return Reply(await exchange.whole(), exchange.headers, time.monotonic() - started)
@@ -93,7 +93,7 @@ class Http:
         Whether the stream was complete is for the wire format to say. No deadline of ours runs while the reader
         handles an event, for it would interrupt code that isn't ours: the reader sets its own by `within`.
         """
-        session = self._open()
+        session = await self._open()
         async with _Exchange(out) as exchange:
             await exchange.begin(await _send(session, out))
             headers = exchange.headers
@@ -112,13 +112,15 @@ class Http:
                 begun = True
                 yield headers, event
 
-    def _open(self) -> aiohttp.ClientSession:
+    async def _open(self) -> aiohttp.ClientSession:
         """The session of the running event loop. Raises RuntimeError after the end: that is no provider's failure."""
         if self._closed:
             raise RuntimeError("this Http is closed: make another one")
         loop = asyncio.get_running_loop()
         if self._session is None or self._loop is not loop:
-            self._session, self._loop = _session(), loop
+            old, self._session, self._loop = self._session, _session(), loop
+            if old is not None:
+                await old.close()
         return self._session
 
 
