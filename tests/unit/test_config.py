@@ -99,6 +99,11 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
         ("[providers.x]\nrequests_per_minute = 0", "t.toml:2: providers.x.requests_per_minute: "),
         ("[ceilings.total]\nper_day_usd = nan", "t.toml:2: ceilings.total.per_day_usd: "),
         ("[retention]\nresults_s = 1e10", "t.toml:2: retention.results_s: Input should be less than or"),
+        (
+            "[ceilings.providers.grok]\nper_day_usd = 1\n[providers.groq]\napi_key = 'k'",
+            "t.toml:1: ceilings.providers.grok: there is no provider of this name; there are groq",
+        ),
+        ("[ceilings.providers.'*']\nper_day_usd = 1", "t.toml:1: ceilings.providers.*: there is no provider of this"),
         ("[ceilings.total]\nper_day_usd = 1e10", "t.toml:2: ceilings.total.per_day_usd: Input should be less than or"),
         ("redis_url = 'localhost'", "t.toml:1: redis_url: must be a redis://"),
         (

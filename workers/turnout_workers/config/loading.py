@@ -111,12 +111,15 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
     file = toml_lines.read(text, where, File, environ, FROM_ENVIRONMENT)
     problems: list[str] = []
 
+    def wrong(why: object, *path: str) -> None:
+        problems.append(f"{toml_lines.locator(text, where)(path)}: {why}")
+
     def each(kind: str, tables: Mapping[str, T], make: Callable[[T], Made]) -> Iterator[tuple[str, Made]]:
         for name, table in tables.items():
             try:
                 yield name, make(table)
             except ConfigError as error:
-                problems.append(f"{toml_lines.locator(text, where)((kind, name))}: {error}")
+                wrong(error, kind, name)
 
     def keys_of(table: ProviderTable) -> tuple[str, ...]:
         _check(table)
@@ -124,6 +127,10 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
 
     keys = dict(each("providers", file.providers, keys_of))
     webhooks = dict(each("webhooks", file.webhooks if with_keys else {}, lambda table: _webhook(table, environ)))
+    for name in file.ceilings.providers:
+        if name not in file.providers:  # misspelt, it would be a ceiling that never closes
+            there = ", ".join(file.providers) or "none"
+            wrong(f"there is no provider of this name; there are {there}", "ceilings", "providers", name)
     if problems:
         raise ConfigError("\n".join(problems))
     return Settings(file, keys, webhooks, hashlib.sha256(text.encode()).hexdigest()[:12], source)
