@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from pydantic import ValidationError
+from pydantic_core import from_json
 
 MAX_ID_CHARS = 512
 """Of an id that a user chose."""
+TOO_DEEP = "the request is nested so deeply that no worker could read it"
+DEEP = 150
+"""Brackets from which on a request may be nested deeper than JSON is read, some 200 levels."""
 SHOWN = 3
 """How many problems are listed; the others are counted."""
 _UNION_MEMBERS = {"str", "constrained-str", "int", "float", "bool", "list", "dict", "none"}
@@ -32,3 +36,13 @@ def explain(error: ValidationError) -> str:
     outer = {path[:length] for path in found for length in range(len(path))}
     told = [f"{'.'.join(path)}: {message}" if path else message for path, message in found.items() if path not in outer]
     return "; ".join(told[:SHOWN]) + (f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+
+
+def too_deep(payload: str) -> bool:
+    """Whether a request's JSON, which is good otherwise, is nested deeper than it can be read again."""
+    if payload.count("[") + payload.count("{") > DEEP:
+        try:
+            from_json(payload)
+        except ValueError:
+            return True
+    return False

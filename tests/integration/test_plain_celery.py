@@ -98,6 +98,16 @@ def test_a_request_that_is_not_accepted_fails_with_the_reason(app: Celery) -> No
         late.get(timeout=LIMIT_S)
 
 
+def test_a_request_that_no_worker_could_read_again_never_is_a_job(app: Celery, stand: Stand) -> None:
+    deep: Any = 1
+    for _ in range(220):
+        deep = {"a": deep}
+    sent = infer(app, extras={"sim": {"x": deep}}).apply_async()
+    with pytest.raises(Failed, match="invalid_request: the request is nested so deeply"):
+        sent.get(timeout=LIMIT_S)
+    assert run(stand.client, [stand.ledger.facts(sent.id)]) == [None]
+
+
 def test_a_chain_hands_the_result_on(app: Celery) -> None:
     text = chain(infer(app), own(app, "shop.answered")).apply_async().get(timeout=LIMIT_S)
     called.get(timeout=LIMIT_S)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -22,8 +23,16 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
                 raise reply
             return reply
 
+        async def all(self, *_: object) -> None:
+            await self.whole(_)
+
     nothing: Any = None
     call: Any = Away()
+    in_force: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
     taken = foreign.Foreign(Ledger(), call, nothing)
     assert await taken.accept("a", {"prompt": "Why?"}, {}) is None
+    assert not replies
+    replies += [redis.ConnectionError("away"), nothing]
+    refused = await foreign.Foreign(Ledger(), call, in_force).accept("a", {"prompt": 1}, {})
+    assert refused is not None, "and what becomes of one that is no request is told when Redis is back"
     assert not replies

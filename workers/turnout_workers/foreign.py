@@ -17,7 +17,7 @@ from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, wr
 from turnout.ledger.operations import nothing
 from turnout.request import InferenceRequest
 from turnout.result import JobResult, JobStatus, celery_record
-from turnout.validation import MAX_ID_CHARS, explain
+from turnout.validation import MAX_ID_CHARS, TOO_DEEP, explain, too_deep
 from turnout_workers.config.in_force import InForce
 
 logger = logging.getLogger(__name__)
@@ -41,15 +41,18 @@ class Foreign:
         away is waited for, because nobody else has the request.
         """
         enqueue = self._read(job_id, asked, embed)
-        if isinstance(enqueue, str):
-            return await self._ended(job_id, JobStatus.FAILED, "invalid_request", enqueue)
         while True:
             try:
-                outcome = (await self.send.whole(enqueue)).outcome
-                break
+                return await self._taken(job_id, enqueue)
             except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
                 logger.warning("a request waits for Redis: %s", error, extra={"job": job_id})
                 await asyncio.sleep(AGAIN_S)
+
+    async def _taken(self, job_id: str, enqueue: Call[Enqueued] | str) -> JobResult | None:
+        """See `accept`."""
+        if isinstance(enqueue, str):
+            return await self._ended(job_id, JobStatus.FAILED, "invalid_request", enqueue)
+        outcome = (await self.send.whole(enqueue)).outcome
         if outcome in (Intake.QUEUED, Intake.DUPLICATE):
             return None
         code, why = outcome.value, f"the job was not accepted: {outcome}"
@@ -65,7 +68,7 @@ class Foreign:
         try:
             request = InferenceRequest.model_validate(asked)
             job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
-            return self.ledger.enqueue(job)
+            return TOO_DEEP if too_deep(job.payload) else self.ledger.enqueue(job)
         except ValidationError as error:
             return explain(error)
         except UnicodeEncodeError:

@@ -10,20 +10,18 @@ from itertools import islice
 from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel
-from pydantic_core import from_json
 
 from turnout.errors import Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
 from turnout.messages import Message, ResponseFormat, Tool, without_empty
 from turnout.redis_address import with_password
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
+from turnout.validation import TOO_DEEP, too_deep
 from turnout.value import Name, Value
 
 DEFAULT_URL = "redis://127.0.0.1:6379/0"
 MAX_REQUEST_CHARS = 1_000_000
 """Longest request, as JSON, that a client accepts if it isn't told otherwise."""
-DEEP = 150
-"""Brackets from which on a request may be nested deeper than JSON is read, some 200 levels."""
 CHUNK = 500
 """Jobs at a round trip of `submit_many`."""
 
@@ -143,11 +141,8 @@ def _dumped(given: Any) -> Any:
 
 def _check(payload: str, max_chars: int) -> None:
     """Raises IntakeRefused for what is too deep or too long."""
-    if payload.count("[") + payload.count("{") > DEEP:
-        try:
-            from_json(payload)
-        except ValueError:
-            raise IntakeRefused("the request is nested so deeply that no worker could read it") from None
+    if too_deep(payload):
+        raise IntakeRefused(TOO_DEEP)
     if (length := len(payload)) > max_chars:
         raise IntakeRefused(
             f"the request has {length:,} characters of JSON, more than the {max_chars:,} that this client accepts; "
