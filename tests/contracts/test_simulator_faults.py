@@ -197,16 +197,18 @@ async def test_health_checks_are_not_counted_as_calls(http: aiohttp.ClientSessio
 # --- the command -----------------------------------------------------------------------------------------
 
 
-def test_the_command_prints_its_addresses_takes_faults_and_writes_its_callers_configuration(tmp_path: Path) -> None:
-    file, hang_up = tmp_path / "turnout.toml", 'sim-swift={"kind": "down"}'
-    with subprocess.Popen([*COMMAND, "--fault", hang_up, "--toml", str(file)], stdout=subprocess.PIPE) as process:
+def test_the_command_prints_the_addresses_of_a_scenario_and_writes_its_callers_configuration(tmp_path: Path) -> None:
+    scenario, written = tmp_path / "scenario.toml", tmp_path / "turnout.toml"
+    price = "input_usd_per_mtok = 1.0\noutput_usd_per_mtok = 2.0"
+    scenario.write_text(f"[providers.sim-one]\nfaults = [{{ kind = 'down' }}]\n[providers.sim-one.models.m]\n{price}")
+    command = [*COMMAND, "--scenario", str(scenario), "--toml", str(written)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
         assert process.stdout
         told = json.loads(process.stdout.readline())
-        assert set(told["providers"]) >= {"sim-swift", "sim-thrifty"}
-        assert told["providers"]["sim-swift"] == f"{told['url']}/sim-swift/v1"
+        assert told["providers"] == {"sim-one": f"{told['url']}/sim-one/v1"}
         with pytest.raises(ConnectionError):
-            urlopen(f"{told['providers']['sim-swift']}/chat/completions", b"{}")
-        tables = load(Source(str(file)), {}).file.providers
+            urlopen(f"{told['providers']['sim-one']}/chat/completions", b"{}")
+        tables = load(Source(str(written)), {}).file.providers
         assert {name: table.base_url for name, table in tables.items()} == told["providers"]
         process.terminate()
         assert process.wait(10) == 0

@@ -36,8 +36,6 @@ NO_TEXT = b"\xff\xfe"
         ("simulate --port 0 --toml none/t.toml", "can't write none/t.toml: No such file or directory"),
         ("simulate --port 0 --host 192.0.2.1", "; see --host and --port"),
         ("simulate --scenario empty", "empty: providers: Field required"),
-        ('simulate --fault sim-swift={"kind":"error","status":9000}', "status: Input should be less than or equal"),
-        ("simulate --fault nobody={}", "no provider 'nobody'; there are sim-"),
         ("worker --lanes standard,fast", "there is no lane fast; there are interactive, standard, batch"),
         ("failed --limit 0", "0 is not in the range x>=1"),
         ("replay", "name jobs, or give --all, --error, --provider or --batch"),

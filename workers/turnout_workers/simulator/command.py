@@ -9,11 +9,9 @@ from pathlib import Path
 
 import click
 import uvloop
-from pydantic import ValidationError
 
-from turnout.validation import explain
 from turnout_workers.config import toml_lines
-from turnout_workers.simulator.scenario import DEFAULT, Fault, Scenario, load
+from turnout_workers.simulator.scenario import DEFAULT, load
 from turnout_workers.simulator.server import Simulator
 
 
@@ -30,36 +28,12 @@ from turnout_workers.simulator.server import Simulator
     help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
 )
 @click.option(
-    "--fault",
-    "faults",
-    multiple=True,
-    metavar="NAME=JSON",
-    help="""Add a fault, e.g. sim-swift='{"kind": "hang", "after_s": 5, "for_s": 10}'. Repeatable.""",
-)
-@click.option(
     "--toml", type=click.Path(path_type=Path, dir_okay=False), help="Write a turnout.toml for this fleet to this file."
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
-def simulate(host: str, port: int, file: Path, faults: tuple[str, ...], toml: Path | None, as_json: bool) -> None:
+def simulate(host: str, port: int, file: Path, toml: Path | None, as_json: bool) -> None:
     """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
-    scenario = load(file)
-    for fault in faults:
-        scenario = _failing(scenario, fault)
-    uvloop.run(_serve(Simulator(scenario, host, port), toml, as_json))
-
-
-def _failing(scenario: Scenario, told: str) -> Scenario:
-    """The scenario with one more fault, told as NAME=JSON."""
-    name, _, fault = told.partition("=")
-    if (provider := scenario.providers.get(name)) is None:
-        there = ", ".join(scenario.providers)
-        raise click.BadParameter(f"no provider {name!r}; there are {there}", param_hint="--fault")
-    try:
-        failing = provider.model_copy(update={"faults": (*provider.faults, Fault.model_validate_json(fault))})
-    except ValidationError as error:
-        said = explain(error)
-        raise click.BadParameter(f"{told}: {said}; write it as NAME=JSON", param_hint="--fault") from None
-    return scenario.model_copy(update={"providers": {**scenario.providers, name: failing}})
+    uvloop.run(_serve(Simulator(load(file), host, port), toml, as_json))
 
 
 async def _serve(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
