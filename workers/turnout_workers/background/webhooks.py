@@ -22,7 +22,7 @@ from turnout.webhook import signed
 from turnout_workers.background.lasting import kept_up
 from turnout_workers.config import Webhook
 from turnout_workers.config.in_force import InForce
-from turnout_workers.config.public_addresses import PublicResolver
+from turnout_workers.config.public_addresses import public_socket
 
 logger = logging.getLogger(__name__)
 
@@ -64,8 +64,8 @@ class Webhooks:
     async def run(self) -> None:
         under_way: set[asyncio.Task[None]] = set()
         async with (
-            _session(PublicResolver()) as public,
-            _session(None) as any_address,
+            _session(public=True) as public,
+            _session(public=False) as any_address,
             asyncio.TaskGroup() as telling,
         ):
 
@@ -124,8 +124,8 @@ async def _post(session: aiohttp.ClientSession, webhook: Webhook, result: JobRes
         return type(error).__name__
 
 
-def _session(resolver: PublicResolver | None) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(resolver=resolver, use_dns_cache=False)
+def _session(*, public: bool) -> aiohttp.ClientSession:
+    connector = aiohttp.TCPConnector(socket_factory=public_socket if public else None, use_dns_cache=False)
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),
