@@ -408,6 +408,7 @@ async def test_a_stream_that_is_cut_off_anywhere_is_interrupted_or_whole(dialect
         b"HTTP/1.1 200 OK\r\nx-echo: the prompt\r\n",
         b"HTTP/1.1 200 " + b"the prompt" * 10_000,
         b"HTTP/1.1 200 OK\r\nx-echo: " + b"the prompt" * 10_000 + b"\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nx-echo: \0the prompt\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: the prompt\r\n\r\n",
         b"HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n{the prompt}",
         b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\nthe prompt\r\n",

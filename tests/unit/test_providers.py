@@ -8,6 +8,7 @@ import json
 import math
 import pickle
 import re
+import time
 from datetime import datetime
 
 import pytest
@@ -77,11 +78,23 @@ WORDS = 'Für "alle" Fälle:\n\tC:\\neu & <b>你好</b> 😀, and that at some l
 
 @pytest.mark.parametrize("spelt", [
     WORDS, json.dumps(WORDS), json.dumps(WORDS, ensure_ascii=False), json.dumps(json.dumps(WORDS)), repr(WORDS),
+    json.dumps(json.dumps(json.dumps(WORDS))), json.dumps(html.escape(WORDS)), html.escape(html.escape(WORDS)),
+    json.dumps(WORDS).replace("<", "\\u003c").replace("&", "\\u0026"), re.sub("ü", "&#252;", WORDS),
     html.escape(WORDS), html.escape(json.dumps(WORDS)), " ".join(WORDS.split()),
 ])  # fmt: skip
 def test_a_prompt_is_known_however_it_is_escaped(spelt: str) -> None:
     assert re.fullmatch("can't read [\"']*…[\"']*", scrubbed(f"can't read {spelt}", (WORDS,)))
     assert scrubbed(r"no such pattern: '\d+' &c", (WORDS,)) == r"no such pattern: '\d+' &c", "else it is as it was told"
+
+
+def test_a_long_prompt_is_looked_for_in_little_time() -> None:
+    """For all calls wait meanwhile, and in an outage it is done for each of them."""
+    prompt = 'A line of "code", and &lt;more&gt; of it.\\n' * 25_000
+    started = time.process_time()
+    " ".join(html.unescape(prompt).split())
+    read = time.process_time()
+    assert scrubbed("The service is unavailable. Ask again later. " * 40, (prompt,)).startswith("The service")
+    assert time.process_time() - read < 2 * (read - started)
 
 
 def test_a_message_is_one_line_that_no_terminal_obeys() -> None:

@@ -71,7 +71,15 @@ _OPTIONAL |= {"stop_sequences": "stop", "streaming": "stream"}
 """Parameters that a call can do without: the vendors' names of them, and ours."""
 _MODELS_FAULT = ("json_validate_failed", "tool_use_failed", "output_parse_failed")
 """Groq: the model wrote no JSON, or no call of a tool, where one was due."""
-_QUOTATION = re.compile(r"\n|\\n|<Raw| when reading")
+_UNREACHED = (
+    aiohttp.ClientConnectorError,
+    aiohttp.ServerFingerprintMismatch,
+    aiohttp.ConnectionTimeoutError,
+    aiohttp.ClientHttpProxyError,
+    aiohttp.InvalidURL,
+    aiohttp.NonHttpUrlClientError,
+)
+_QUOTATION = re.compile(r"\n|\\n|<Raw| when reading| b['\"]")
 """Where an exception of aiohttp begins to quote what it received: an answer, or a prompt or key that was echoed."""
 
 
@@ -91,7 +99,7 @@ def classify_response(
     wait_s = retry_after_s(headers, body, now, limit_headers)
     told_id = at(body, "request_id")
     call_id = request_id({"x-request-id": told_id, **headers} if isinstance(told_id, str) else headers)
-    message = scrubbed(said or f"HTTP {status}", scrub)
+    message = scrubbed(said, scrub) or f"HTTP {status}"
     should_retry = headers.get("x-should-retry")
 
     def failure(kind: FailureKind, billed: Billed = Billed.NO, scope: Scope = Scope.ENDPOINT) -> Failure:
@@ -184,20 +192,18 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
     return str(word or "").lower(), str("" if code is None else code).lower(), text, upstream
 
 
-def classify_exception(error: BaseException, scrub: tuple[str, ...] = ()) -> Failure:
-    """The failure that an exception of aiohttp stands for: the call is not known to have been answered."""
+def classify_exception(error: BaseException, keys: tuple[str, ...] = (), texts: tuple[str, ...] = ()) -> Failure:
+    """The failure that an exception of aiohttp stands for: the call is not known to have been answered.
+
+    keys, texts: of the operator and of the prompt, never to be shown. Whom we didn't reach can't repeat a prompt, and
+    looking for a long one takes time, of which there is little when many calls fail at once.
+    """
     said = _QUOTATION.split(str(error))[0].rstrip(" :'\"")
-    text = scrubbed(f"{type(error).__name__}: {said}" if said else type(error).__name__, scrub)
+    text = f"{type(error).__name__}: {said}" if said else type(error).__name__
+    if isinstance(error, _UNREACHED):
+        return Failure(FailureKind.UNAVAILABLE, scrubbed(text, keys))
+    text = scrubbed(text, keys + texts)
     match error:
-        case (
-            aiohttp.ClientConnectorError()
-            | aiohttp.ServerFingerprintMismatch()
-            | aiohttp.ConnectionTimeoutError()
-            | aiohttp.ClientHttpProxyError()
-            | aiohttp.InvalidURL()
-            | aiohttp.NonHttpUrlClientError()
-        ):
-            return Failure(FailureKind.UNAVAILABLE, text)
         case aiohttp.ServerTimeoutError():
             return Failure(FailureKind.TIMED_OUT, text, Billed.MAYBE)
         case aiohttp.ClientResponseError():

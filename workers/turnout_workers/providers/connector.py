@@ -158,7 +158,7 @@ class Connector(CloudProviderBase):
         texts: tuple[str, ...] = (),
     ) -> Outgoing:
         url, proxy = address(self.config.base_url, path), self.config.proxy
-        return Outgoing(url, headers, content, timeouts, self._secrets + texts, self.dialect.limit_headers, proxy)
+        return Outgoing(url, headers, content, timeouts, self._secrets, texts, self.dialect.limit_headers, proxy)
 
     async def _streamed(self, out: Outgoing, gathering: Gathering, on_token: OnToken) -> Reply:
         """Gather a stream into the reply that the same call would have given without streaming. A server that answers

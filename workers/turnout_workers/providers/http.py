@@ -48,8 +48,9 @@ class Outgoing:
     content: bytes | None = field(repr=False)
     """JSON; None: a GET."""
     timeouts: Timeouts
-    scrub: tuple[str, ...] = field(default=(), repr=False)
-    """Keys and prompts, which no message may repeat."""
+    keys: tuple[str, ...] = field(default=(), repr=False)
+    texts: tuple[str, ...] = field(default=(), repr=False)
+    """Of the prompt, which no message may repeat, as it may none of the keys."""
     limit_headers: Mapping[str, str] = field(default_factory=dict)
     """See `Dialect.limit_headers`."""
     proxy: str | None = field(default=None, repr=False)
@@ -165,7 +166,7 @@ class _Exchange:
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
             where = "first byte" if self._response is None else "rest of the answer"
             return Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)
-        return classify_exception(error, self._out.scrub)
+        return classify_exception(error, self._out.keys, self._out.texts)
 
     async def begin(self, response: aiohttp.ClientResponse) -> None:
         """Take a 200 as the response; any other is raised."""
@@ -214,8 +215,8 @@ class _Exchange:
         raise error
 
     def _classified(self, status: int, told: Any) -> ProviderError:
-        now, limit_headers = time.time(), self._out.limit_headers
-        failure = classify_response(status, self.headers, told, now, self._out.scrub, limit_headers)
+        now, limit_headers, secrets = time.time(), self._out.limit_headers, self._out.keys + self._out.texts
+        failure = classify_response(status, self.headers, told, now, secrets, limit_headers)
         return ProviderError(failure, observed_limits(self.headers, now, limit_headers) + exceeded_limits(told))
 
 

@@ -11,50 +11,77 @@ from turnout.messages import ImagePart
 from turnout.request import InferenceRequest
 
 _KEY = re.compile(r"\b(?:sk|gsk|key|AIza|xai|r8|csk|fw|tgp)[-_][A-Za-z0-9_*.-]{8,}|\bAIza[A-Za-z0-9_-]{20,}")
-_ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
+_CODE = re.compile(r"\\u([0-9a-fA-F]{4})")
+_ENTITY = re.compile(r"&[#\w]{2,32};")
+_USUAL = {"&amp;": "&", "&lt;": "<", "&gt;": ">", "&quot;": '"', "&#x27;": "'", "&#39;": "'"}
+"""Entities of which a prompt may be full. To replace one that is known takes a tenth of the time of looking it up."""
 ESCAPED = 4
-"""How often over a text may be escaped that is still to be known again."""
+"""How often over a text may be escaped as HTML that is still to be known again."""
 MESSAGE_LENGTH = 500
 REPEATED = 4000
 """How much of an image is looked for: vendors repeat the beginning of what they object to, and images are long."""
 PIECE = 16
-"""Length of the aligned pieces of a message that are looked for in the prompt: every repetition of twice as many
-characters holds one."""
+"""Length of the aligned pieces by which message and prompt are compared: every repetition of twice as many characters
+holds one, of the one and of the other."""
 
 
 def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
     """The provider's words without our key, what looks like one, or a repetition of the prompt; one line, bounded."""
+    if not text:
+        return text
     text = text[: 4 * MESSAGE_LENGTH]
     plain = _plain(text)
     cleared = _cleared(plain, map(_plain, secrets))
-    text = cleared if cleared != plain else _cleared(text, secrets)
+    text = cleared if cleared != plain else _cleared(text, secrets) if text != plain else text
     text = "".join(c if c.isprintable() else " " for c in text)  # a terminal would obey the others
     text = _KEY.sub("…", " ".join(text.split()))
     return text if len(text) <= MESSAGE_LENGTH else f"{text[: MESSAGE_LENGTH - 1]}…"
 
 
 def _plain(text: str) -> str:
-    """The text as it is read: vendors repeat it as JSON or HTML, or as JSON in JSON, and break lines elsewhere."""
-    for _ in range(ESCAPED):
-        if text == (text := html.unescape(_ESCAPE.sub(_character, text))):
+    """The text as it is read: vendors repeat it as JSON or HTML, or as JSON in JSON, and break lines elsewhere.
+
+    However often it was escaped, it comes to the same. A prompt may have a megabyte, while all calls wait: hence plain
+    replacements, of all at a time, and none in vain.
+    """
+    if "\\" in text:
+        text = _once(text, "\\")
+        for letter in "nrt":
+            text = text.replace(f"\\{letter}", " ")
+        text = _CODE.sub(lambda code: chr(int(code[1], 16)), text).replace("\\", "")
+    for _ in range(ESCAPED if "&" in text else 0):
+        before = text
+        for entity, character in _USUAL.items():
+            text = text.replace(entity, character)
+        if before == (text := _ENTITY.sub(lambda entity: html.unescape(entity[0]), text)):
             break
     if not text.isascii():
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")  # pairs of escapes are one character
-    return " ".join(text.split())
+    for space in "\n\r\t":
+        text = text.replace(space, " ")
+    return _once(text, " ").strip()
 
 
-def _character(escape: re.Match[str]) -> str:
-    code, letter = escape.groups()
-    return chr(int(code, 16)) if code else " " if letter in "nrt" else letter
+def _once(text: str, character: str) -> str:
+    """The text with one of the character wherever there are several in a row."""
+    while 2 * character in text:
+        text = text.replace(2 * character, character)
+    return text
 
 
 def _cleared(text: str, secrets: Iterable[str]) -> str:
+    pieces = _pieces(text)
     for secret in secrets:
         if len(secret) >= 8:
             text = text.replace(secret, "…")
-        if len(secret) >= 2 * PIECE:
+        # The prompt's pieces are looked up in the message's: a search for each of these in a long prompt takes longer.
+        if len(secret) >= 2 * PIECE and not pieces.isdisjoint(_pieces(secret, PIECE)):
             text = _without(text, secret)
     return text
+
+
+def _pieces(text: str, step: int = 1) -> set[str]:
+    return {text[at : at + PIECE] for at in range(0, len(text) - PIECE + 1, step)}
 
 
 def _without(text: str, secret: str) -> str:
