@@ -80,6 +80,15 @@ def _several(value: Any) -> Any:
     return (value,) if isinstance(value, str) else tuple(value) if isinstance(value, list) else value
 
 
+def _distinct(value: Any) -> Any:
+    """The same for a set. Strict JSON takes a list for one only as long as no validator has had it in hand."""
+    several = _several(value)
+    try:
+        return frozenset(several) if isinstance(several, tuple) else several
+    except TypeError:  # a list among them, say
+        raise ValueError("each must be a text") from None
+
+
 Names = Annotated[tuple[Name, ...], BeforeValidator(_several)]
 
 
@@ -106,7 +115,7 @@ class RoutingConstraints(Value):
     """Regions in which the data may be processed; an endpoint of unknown region is excluded."""
     no_training: bool = False
     zero_retention: bool = False
-    capabilities: Annotated[frozenset[Capability], BeforeValidator(_several)] = frozenset()
+    capabilities: Annotated[frozenset[Capability], BeforeValidator(_distinct)] = frozenset()
     """Beyond those that the request itself shows (tools, images, a JSON schema)."""
     min_context_tokens: int | None = Field(default=None, gt=0, le=MOST)
     min_quality: Quality | None = None

@@ -30,7 +30,7 @@ from turnout.batch.render import never_run, reason, render
 from turnout.batch.source import Source, SourceError, read
 from turnout.batch.tally import Tally, entry
 from turnout.messages import FunctionCall, Message, ToolCall
-from turnout.request import InferenceRequest, InferenceResponse, Usage
+from turnout.request import InferenceRequest, InferenceResponse, RoutingConstraints, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
 CHAT: dict[str, Any] = {
@@ -68,6 +68,60 @@ def test_plain_lines_are_prompts_messages_or_strings() -> None:
         told, request = good(line(value))
         assert (told.custom_id, request.chat[0].text) == (7, "Hi")
     good(line("just a prompt"))
+
+
+WHOLE: dict[str, Any] = {
+    "prompt": "Hi",
+    "messages": [{"role": "user", "content": "Hi"}],
+    "input": ["a", "b"],
+    "model": ["m", "n"],
+    "max_output_tokens": 8,
+    "temperature": 0,
+    "top_p": 0.5,
+    "stop": ["END"],
+    "seed": 5,
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}],
+    "tool_choice": "required",
+    "response_format": {"type": "json_schema", "json_schema": {"type": "object"}, "name": "n", "max_repairs": 1},
+    "reasoning_effort": "low",
+    "dimensions": 8,
+    "timeout_s": 5,
+    "on_unsupported": "fail",
+    "extras": {"groq": {"service_tier": "flex"}},
+    "metadata": {"team": "support"},
+    "constraints": {
+        "only": ["a"],
+        "ignore": ["b"],
+        "order": ["a"],
+        "max_cost_usd": 1,
+        "max_input_usd_per_mtok": 1,
+        "max_output_usd_per_mtok": 1,
+        "max_latency_s": 1,
+        "deadline": "2030-01-31T12:00:00Z",
+        "deadline_s": 5,
+        "regions": ["eu"],
+        "no_training": True,
+        "zero_retention": True,
+        "capabilities": ["vision", "reasoning"],
+        "min_context_tokens": 5,
+        "min_quality": "good",
+        "strategy": "cost",
+        "lane": "batch",
+        "tenant": "t",
+        "allow_fallback": False,
+    },
+}
+
+
+@pytest.mark.parametrize("content", ["prompt", "messages", "input"])
+def test_a_line_may_have_every_field_that_there_is(content: str) -> None:
+    assert WHOLE.keys() == InferenceRequest.model_fields.keys()
+    assert WHOLE["constraints"].keys() == RoutingConstraints.model_fields.keys()
+    fields = {name: value for name, value in WHOLE.items() if name not in {"prompt", "messages", "input"} - {content}}
+    _, request = good(line(fields))
+    assert request == InferenceRequest.model_validate(fields)
+    alone = {**fields, "stop": "END", "constraints": {"only": "a", "regions": "eu", "capabilities": "vision"}}
+    assert good(line(alone))[1].constraints.capabilities == {"vision"}
 
 
 def test_what_a_line_says_wins_over_the_defaults() -> None:
@@ -113,6 +167,8 @@ def test_what_is_no_json_is_told_its_place() -> None:
         ({"model": ["m", "a b"]}, "model.1: must be a name without spaces"),
         ({"modle": "m"}, "modle: unknown field"),
         ({"constraints": {"deadline": "2030-01-31T12:00:00"}}, "constraints.deadline: must carry a time zone"),
+        ({"constraints": {"capabilities": ["sight"]}}, "constraints.capabilities.0: Input should be 'tools', "),
+        ({"constraints": {"capabilities": [["vision"]]}}, "constraints.capabilities: each must be a text"),
     ],
 )
 def test_a_problem_names_its_field_and_says_what_is_wrong(fields: dict[str, Any], told: str) -> None:
