@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 
+import pytest
 import redis
 from tests import redis_server
-from tests.chaos.stand import standing
+from tests.chaos.stand import Stand, standing
 from tests.tcp_proxy import between
 
 from turnout import Client
@@ -74,6 +77,58 @@ def test_a_run_stops_at_once_though_its_redis_is_away(tmp_path: Path) -> None:
         finally:
             process.stop(child)
     assert "Stopped. What is done is kept" in log.read_text()
+
+
+def test_a_simulated_run_has_a_redis_of_its_own_beside_a_live_fleets(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A?\n")
+    (tmp_path / "scenario.toml").write_text(FLEET)
+    output, log = tmp_path / "results.jsonl", tmp_path / "run.log"
+    command = [sys.executable, "-m", "turnout", "run", str(tmp_path / "prompts.txt"), "-o", str(output)]
+    with standing(tmp_path, FLEET) as stand:
+        stand.submit(["live"], constraints={"lane": "batch"})
+        before = {*stand.client.keys()}
+        child = process.start([*command, "--scenario", str(tmp_path / "scenario.toml")], log, stand_in(stand))
+        try:
+            assert child.wait(60) == 0, log.read_text()
+        finally:
+            process.stop(child)
+        assert {*stand.client.keys()} == before
+        assert stand.outcomes(["live"]) == {"queued": 1}
+    assert json.loads(output.read_text())["simulated"]
+
+
+def stand_in(stand: Stand) -> dict[str, str]:
+    """The environment of a live fleet."""
+    return {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
+
+
+@pytest.mark.parametrize("level", ["info", "warning"])
+def test_a_run_uses_the_redis_that_its_configuration_names_and_begins_however_little_is_logged(
+    tmp_path: Path, level: str
+) -> None:
+    (tmp_path / "prompts.txt").write_text("A?\n")
+    output, log = tmp_path / "results.jsonl", tmp_path / "run.log"
+    command = [sys.executable, "-m", "turnout", "run", str(tmp_path / "prompts.txt"), "-o", str(output)]
+    with standing(tmp_path, FLEET) as stand:
+        stand.config.write_text(f'redis_url = "{stand.redis.url}"\n' + stand.config.read_text())
+        child = process.start(
+            [*command, "--config", str(stand.config)], log, {"REDIS_URL": "", "TURNOUT_LOG_LEVEL": level}
+        )
+        try:
+            assert child.wait(60) == 0, log.read_text()
+        finally:
+            process.stop(child)
+        assert stand.settled() == 1
+    assert json.loads(output.read_text())["status"] == "succeeded"
+
+
+def test_a_run_without_workers_wants_a_redis_that_others_work_on(tmp_path: Path) -> None:
+    (tmp_path / "prompts.txt").write_text("A?\n")
+    command = [sys.executable, "-m", "turnout", "run", "prompts.txt", "-o", "-", "--workers", "0", "--simulate"]
+    environ = {**os.environ, "REDIS_URL": "redis://127.0.0.1:1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "set REDIS_URL or redis_url to their Redis" in done.stderr
 
 
 def test_a_run_takes_the_password_of_its_redis_from_a_file(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ NO_TEXT = b"\xff\xfe"
 @pytest.mark.parametrize(
     ("command", "told"),
     [
-        ("run p.txt -o out --workers 0", "set REDIS_URL to their Redis"),
+        ("run p.txt -o out --workers 0", "set REDIS_URL or redis_url to their Redis"),
         ("run p.txt", "say with -o where results are to go"),
         ("run p.txt -o p.txt", "p.txt is the input, and would be overwritten"),
         ("run p.txt -o out --scenario no-text", "no-text: can't be read: 'utf-8' codec can't decode"),
@@ -110,7 +110,8 @@ def test_a_run_whose_redis_is_away_says_so_before_anything_starts(
     folder.mkdir()
     monkeypatch.chdir(folder)
     (folder / "p.txt").write_text("A?")
-    done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out"], env={"REDIS_URL": "redis://127.0.0.1:1"})
+    environ = {"OPENAI_API_KEY": "k", "REDIS_URL": "redis://127.0.0.1:1"}
+    done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out"], env=environ)
     assert done.exit_code == 2
     assert "Redis can't be reached (" in done.output
     assert not list(tmp_path.glob("**/worker-*.log"))

@@ -43,6 +43,13 @@ def test_a_batchs_end_fits_a_screen_of_80_columns() -> None:
     assert all(part in told for part in ("124,000", "18,919,000", "$1.90"))
 
 
+def test_a_batchs_end_says_that_no_model_was_run_only_where_none_was() -> None:
+    made_up, real, failed = ProviderTally(3, simulated=True), ProviderTally(2), ProviderTally(failures=1)
+    assert table(Tally(providers={"a": made_up, "b": failed})).title == "Simulated providers: no model was run"
+    assert table(Tally(providers={"a": made_up, "b": real})).title == "Some answers are simulated"
+    assert table(Tally(providers={"b": real})).title is None
+
+
 def test_what_must_be_whole_is_whole_though_the_screen_is_narrower() -> None:
     out = StringIO()
     made = screen.table("job", "calls", numbers=["calls"], whole=["job"])

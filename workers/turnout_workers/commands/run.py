@@ -46,7 +46,7 @@ from turnout_workers.state.fleet_view import FleetView
 PATIENCE = 120
 """Tries. A Redis that restarts is waited for, a minute or so: each step of the feeder can be asked again."""
 SIMULATED = (
-    "These providers are SIMULATED: their answers are made up, and no model is run. To run on real ones, set an API "
+    "SIMULATED: {}. Their answers are made up, and no model is run for them. To run on real providers, set an API "
     "key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, GEMINI_API_KEY, …) or write a turnout.toml."
 )
 
@@ -109,8 +109,6 @@ def run(source: str, output: str | None, **options: Any) -> None:
             sys.exit(dry_run(source, options))
         if output is None:
             raise click.UsageError("say with -o where results are to go (- for standard output)")
-        if options["workers"] == 0 and not os.environ.get("REDIS_URL"):
-            raise click.UsageError("--workers 0 leaves the work to others' workers: set REDIS_URL to their Redis")
         sys.exit(_run(source, output, console, options, _stop_on_signals(console)))
     except (Stopped, KeyboardInterrupt):
         message = f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}"
@@ -152,6 +150,9 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
                 wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
                 with console.status("Starting …"):
                     here = stack.enter_context(local.running(folder, *wanted))
+                if not (options["workers"] or here.shared):
+                    alone = "--workers 0 leaves the work to others' workers: set REDIS_URL or redis_url to their Redis"
+                    raise click.UsageError(f"{alone} (a simulated fleet has one of its own)")
                 _feed(source, journal, here, console, options, stop)
         except SourceError as error:
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
@@ -233,8 +234,8 @@ def _progress(console: Console, options: dict[str, Any], settings: Settings, sou
     """What is to show the run; people are told first which providers there are."""
     if options["as_json"]:
         return run_progress.Json(console)
-    if settings.simulated:
-        console.print(SIMULATED, style="yellow")
+    if made_up := [name for name, table in settings.file.providers.items() if table.simulated]:
+        console.print(SIMULATED.format(", ".join(made_up)), style="yellow", highlight=False, markup=False)
     providers, ceiling = list(settings.file.providers), options["max_cost_microusd"]
     console.print(f"Providers: {', '.join(providers)}", highlight=False, markup=False)
     if console.is_terminal:

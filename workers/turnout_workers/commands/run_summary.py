@@ -41,10 +41,11 @@ def summary(tally: Tally) -> dict[str, Any]:
 
 def table(tally: Tally) -> Table:
     """The end of a batch, by provider."""
-    made_up = any(one.simulated for one in tally.providers.values())
+    made_up = {one.simulated for one in tally.providers.values() if one.jobs}
     columns = ("\nprovider", "\njobs", "failed\ncalls", "taken\nover", "\nlost", "\ntokens", "\ncost", "\np50", "\np99")
     made = screen.table(*columns, numbers=columns[1:], whole=columns[:1])
-    made.title = "Simulated providers: no model was run" if made_up else None
+    if True in made_up:
+        made.title = "Some answers are simulated" if False in made_up else "Simulated providers: no model was run"
     made.title_style, made.padding = "yellow", 0
     for name, one in sorted(tally.providers.items(), key=lambda pair: -pair[1].jobs):
         counts = (one.jobs, one.failures, one.failovers_in, one.failovers_out, one.input_tokens + one.output_tokens)

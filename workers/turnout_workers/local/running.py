@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import socket
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,9 +13,8 @@ from pathlib import Path
 import redis
 from redis.exceptions import NoPermissionError
 
-from turnout.errors import TurnoutError
-from turnout.ledger import Keys
-from turnout.redis_address import checked, connect, with_password
+from turnout.ledger import Keys, Ledger, run
+from turnout.redis_address import connect
 from turnout_workers import config
 from turnout_workers.local import process
 from turnout_workers.local.private_redis import private_redis
@@ -26,6 +26,8 @@ class Local:
     """A running set of parts."""
 
     redis_url: str = field(repr=False)
+    shared: bool
+    """Whether that Redis was there already, and others may be at work on it."""
     settings: config.Settings
     environ: Mapping[str, str] = field(repr=False)
     """What the workers were given on top of ours."""
@@ -54,37 +56,39 @@ def running(
     workers: int = 1,
     concurrency: int | None = None,
 ) -> Iterator[Local]:
-    """Start what is missing, and stop it again. Which providers there are: see `chosen`."""
+    """Start what is missing, and stop it again. Which providers there are: see `chosen`.
+
+    The Redis is that of the environment or the configuration. Without any, or if the fleet is simulated, it is ours.
+    """
     children: list[process.Kept] = []
     with contextlib.ExitStack() as stack:
-        if redis_url := with_password(os.environ).get("REDIS_URL", ""):
-            _reached(redis_url)
-        else:
-            redis_url, server = stack.enter_context(private_redis(folder / "redis"))
-            children.append(server)
-        path, found = folder / "turnout.toml", chosen(config_path, scenario)
+        path, found, ours = folder / "turnout.toml", chosen(config_path, scenario), {}
         if isinstance(found, Path):
             stack.enter_context(_simulator(folder, found, path))
+            # Among the jobs of a live fleet, some would be answered by made-up providers, and ours called for money.
+            ours = {"REDIS_URL": "", "REDIS_PASSWORD_FILE": ""}
         elif found.made is None:
             path = Path(found.where)
         else:
             path.write_text(found.made, "utf-8")
+        settings = config.load(config.Source(str(path)), {**os.environ, **ours})
+        keys = Keys(settings.file.namespace)
+        if shared := "redis_url" in settings.file.model_fields_set:
+            redis_url = settings.file.redis_url
+            _reached(redis_url)
+        else:
+            redis_url, server = stack.enter_context(private_redis(folder / "redis"))
+            children.append(server)
+            _end_old_leases(redis_url, keys)
         environ = {"REDIS_URL": redis_url, "REDIS_PASSWORD_FILE": "", "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
-        settings = config.load(config.Source(str(path)), {**os.environ, **environ})
-        if children:  # the Redis is ours
-            _end_old_leases(redis_url, Keys(settings.file.namespace))
         for number in range(1, workers + 1):
-            children.append(stack.enter_context(_worker(folder, environ, number, concurrency)))
-        yield Local(redis_url, settings, environ, tuple(children))
+            children.append(stack.enter_context(_worker(folder, environ, Ledger(keys), number, concurrency)))
+        yield Local(redis_url, shared, settings, environ, tuple(children))
 
 
 def _reached(redis_url: str) -> None:
-    """Raises RedisError where there is none: a worker would wait for it. Raises TurnoutError for what is no address."""
-    try:
-        checked(redis_url)
-    except ValueError as error:
-        raise TurnoutError(f"REDIS_URL {error}") from None
+    """Raises RedisError where there is none: a worker would wait for it."""
     with connect(redis_url) as client, contextlib.suppress(NoPermissionError):  # it is there
         client.ping()
 
@@ -112,7 +116,9 @@ def _simulator(folder: Path, scenario: Path, config_path: Path) -> Iterator[None
 
 
 @contextlib.contextmanager
-def _worker(folder: Path, environ: Mapping[str, str], number: int, concurrency: int | None) -> Iterator[process.Kept]:
+def _worker(
+    folder: Path, environ: Mapping[str, str], ledger: Ledger, number: int, concurrency: int | None
+) -> Iterator[process.Kept]:
     log = folder / f"worker-{number}.log"
     log.unlink(missing_ok=True)
     command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{number}@%h"]
@@ -120,7 +126,13 @@ def _worker(folder: Path, environ: Mapping[str, str], number: int, concurrency: 
         command += ["-c", str(concurrency)]
     child = process.Kept(f"worker {number}", lambda: process.start(command, log, environ))
     try:
-        process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), child.process, log, limit_s=60)
+        with connect(environ["REDIS_URL"]) as client:
+            its = f"{socket.gethostname()}:{child.process.pid}:"
+
+            def lives() -> bool:  # by its own word: its log may be that of warnings alone
+                return any(name.startswith(its) for name in run(client, [ledger.workers()])[0])
+
+            process.wait_until(lives, child.process, log, limit_s=60)
         yield child
     finally:
         process.stop(child.process, grace_s=40)
