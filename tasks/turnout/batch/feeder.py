@@ -49,13 +49,6 @@ class _Out:
     lines: list[tuple[Line, int]]
 
 
-def begin(journal: Journal, defaults: Defaults, dedupe: bool = False, retry_failed: bool = False) -> None:
-    """Begin a run, or go on with an earlier one. Raises Unwritable."""
-    # What may not change while the batch is under way: the ids of its jobs depend on it.
-    kept = {**defaults.request, **defaults.constraints, **({"dedupe": True} if dedupe else {})}
-    journal.begin(kept, retry_failed)
-
-
 @dataclass(slots=True)
 class Feeder:
     """One run of one batch. Which results it gives depends on `source` and `defaults` alone."""
@@ -80,6 +73,8 @@ class Feeder:
     _out: dict[str, _Out] = field(default_factory=dict, init=False)
     _bytes: int = field(default=0, init=False)
     """Of the requests that are out."""
+    _unsent: deque[NewJob] = field(default_factory=deque, init=False)
+    """Of the jobs that are out, those that Redis does not have yet, or has lost."""
     _early: deque[str] = field(default_factory=deque, init=False)
     """Jobs that were settled before this run submitted them."""
     _purge: list[str] = field(default_factory=list, init=False)
@@ -95,7 +90,8 @@ class Feeder:
         reading = Reading(self.source, self.journal, self.defaults, self.refusal)
         lines = reading.lines()
         while not reading.ended or self._out:
-            self._step(wait=reading.ended or not self._feed(lines))
+            more = self._feed(lines)
+            self._step(wait=reading.ended or not more)
             on_progress(tally)
         self._checkpoint()
         # No result tells of a call whose worker died with it, or whose line was edited meanwhile; the books do.
@@ -124,15 +120,18 @@ class Feeder:
     # --- in ---------------------------------------------------------------------------------------------
 
     def _feed(self, lines: Iterator[ToRun | Passed]) -> bool:
-        """Read on by at most one chunk, as far as the window has room. Tells whether there may be more at once."""
+        """Send what is unsent, or else read on, by at most one chunk. Tells whether there may be more at once."""
+        more = bool(self._unsent) or self._read(lines)
+        return self._send() and more
+
+    def _read(self, lines: Iterator[ToRun | Passed]) -> bool:
+        """Read on as far as the window has room. Tells whether there may be more at once."""
         room, limit = self.window - len(self._out), self.window_bytes
         if self._bytes >= limit or room < min(CHUNK, self.window / 2):
             return False  # let it drain a little, so that pipelines stay long
-        jobs: list[NewJob] = []
-        late = False
         for to_run in islice(lines, min(CHUNK, room)):
-            if late := to_run is Passed.LATE:
-                break
+            if to_run is Passed.LATE:
+                return False
             if isinstance(to_run, Passed):
                 continue
             line, digest = to_run.line, to_run.digest
@@ -146,32 +145,29 @@ class Feeder:
                 job = NewJob.of(id, to_run.request, payload, batch=self.journal.batch)
                 self._out[id] = _Out(job, [(line, digest)])
                 self._bytes += len(job.payload)
-                jobs.append(job)
+                self._unsent.append(job)
                 if self._bytes >= limit:
                     break
-        self._submit(jobs)
-        return not late
+        return True
 
-    def _submit(self, jobs: list[NewJob]) -> None:
-        while jobs:
-            again = []
-            answers = run(self.client, [self.ledger.enqueue(job) for job in jobs])
-            for job, answer in zip(jobs, answers, strict=True):
-                match answer.outcome:
-                    case Intake.FULL:
-                        again.append(job)
-                    case Intake.DUPLICATE if self.retry_failed and answer.state not in (*LIVE, "succeeded"):
-                        run(self.client, [self.ledger.purge([job.id])])  # a killed run has left it there
-                        again.append(job)
-                    case Intake.DUPLICATE if answer.state not in LIVE:
-                        self._early.append(job.id)
-                    case Intake.EXPIRED:
-                        late = "its deadline has passed"
-                        self._ended(JobResult.unanswered(job.id, JobStatus.EXPIRED, "deadline", late))
-            if again:
-                self._step(wait=True)
-                self._checkpoint()  # memory comes back as results leave
-            jobs = again
+    def _send(self) -> bool:
+        """Send a chunk of what is unsent. Tells whether Redis has room for more."""
+        jobs = [self._unsent.popleft() for _ in range(min(CHUNK, len(self._unsent)))]
+        full = []
+        for job, answer in zip(jobs, run(self.client, [self.ledger.enqueue(job) for job in jobs]), strict=True):
+            match answer.outcome:
+                case Intake.FULL:
+                    full.append(job)
+                case Intake.DUPLICATE if self.retry_failed and answer.state not in (*LIVE, "succeeded"):
+                    run(self.client, [self.ledger.purge([job.id])])  # a killed run has left it there
+                    self._unsent.append(job)
+                case Intake.DUPLICATE if answer.state not in LIVE:
+                    self._early.append(job.id)
+                case Intake.EXPIRED:
+                    late = "its deadline has passed"
+                    self._ended(JobResult.unanswered(job.id, JobStatus.EXPIRED, "deadline", late))
+        self._unsent.extendleft(reversed(full))  # until results have left, and memory is back
+        return not full
 
     # --- out --------------------------------------------------------------------------------------------
 
@@ -194,10 +190,10 @@ class Feeder:
                 self._ended(result)
 
     def _recheck(self) -> list[str]:
-        """Submit again what Redis has lost; gives the jobs that have settled."""
+        """Find what Redis has lost, to be sent again; gives the jobs that have settled."""
         ids = list(self._out)
         facts = dict(zip(ids, run(self.client, [self.ledger.facts(id) for id in ids]), strict=True))
-        self._submit([self._out[id].job for id, job in facts.items() if job is None])
+        self._unsent = deque(self._out[id].job for id, job in facts.items() if job is None)
         return [id for id, job in facts.items() if job is not None and job.state not in LIVE]
 
     def _ended(self, result: JobResult) -> None:

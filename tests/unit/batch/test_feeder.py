@@ -7,6 +7,7 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ import pytest
 import redis
 
 from turnout.batch import feeder
-from turnout.batch.feeder import Feeder, Stopped, begin
+from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, Unwritable
-from turnout.batch.line import Defaults
 from turnout.batch.output import write_output
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
@@ -72,8 +72,7 @@ class Bench:
 
     def feed(self, on_progress: Any = None, stopping: Any = lambda: False, **options: Any) -> Tally:
         with Journal(self.folder / "journal") as journal:
-            begun = {name: options[name] for name in ("dedupe", "retry_failed") if name in options}
-            begin(journal, options.get("defaults", Defaults()), **begun)
+            journal.begin({"dedupe": True} if options.get("dedupe") else {}, options.get("retry_failed", False))
             fed = Feeder(self.client, self.ledger, Source(str(self.source)), journal, stopping, **options)
             tally = fed.run(on_progress or (lambda tally: self.work()))
             write_output(journal.output(), str(self.output))
@@ -294,6 +293,17 @@ def test_full_redis_is_waited_for_and_may_be_interrupted(bench: Bench) -> None:
         bench.feed(stopping=iter([False] * 3 + [True] * 9).__next__)
     bench.client.set(bench.ledger.keys.intake, "memory", px=300)
     assert bench.feed().finished == 5
+
+
+def test_jobs_that_a_full_redis_never_took_end_once_however_often_they_are_looked_up(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(feeder, "RECHECK_S", 0.0)
+    soon = (datetime.now(UTC) + timedelta(seconds=1)).isoformat()
+    bench.write(*({"prompt": f"q{n}", "constraints": {"deadline": soon}} for n in range(300)), {"prompt": "last"})
+    bench.client.set(bench.ledger.keys.intake, "memory", px=1500)
+    assert bench.feed().done == {"expired": 300, "succeeded": 1}
+    assert bench.asked == ["last"]
 
 
 def test_a_lower_ceiling_or_none_holds_from_the_next_run_on(bench: Bench) -> None:

@@ -81,6 +81,12 @@ def defaults(options: Mapping[str, Any]) -> Defaults:
     return Defaults(*({k: v for k, v in told.items() if v is not None} for told in (request, constraints)))
 
 
+def kept(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change while a file is under way: the ids of its jobs depend on it."""
+    told = defaults(options)
+    return {**told.request, **told.constraints, **({"dedupe": True} if options["dedupe"] else {})}
+
+
 def refusal(request: InferenceRequest, fleet: Fleet) -> str | None:
     """Why no endpoint of the fleet can ever serve it; None: one can."""
     found = eligibility.refusal(JobProfile.of(request), fleet)

@@ -24,7 +24,7 @@ from redis.retry import Retry
 from rich.console import Console
 
 from turnout import redis_address
-from turnout.batch.feeder import Feeder, Stopped, begin
+from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, writing
 from turnout.batch.output import check_places, write_output
 from turnout.batch.reading import nothing_to_run
@@ -140,7 +140,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
         if options["anew"]:
             journal.forget()
             shutil.rmtree(folder / "redis", ignore_errors=True)
-        begin(journal, lines.defaults(options), options["dedupe"], options["retry_failed"])
+        journal.begin(lines.kept(options), options["retry_failed"])
         tally, broken = journal.tally, None
         try:
             if nothing_to_run(Source(source), journal):
