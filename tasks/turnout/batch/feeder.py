@@ -86,7 +86,11 @@ class Feeder:
         """Feed to the end what has begun. Raises SourceError when all is done of an input that can't be read to its
         end."""
         tally = self.journal.tally
-        run(self.client, [self.ledger.set_ceiling(self.journal.batch, self.max_cost_microusd)])
+        # What was spent at an earlier Redis, whose books are gone, is known to the journal alone.
+        spent_microusd, unsure_microusd = self._books()
+        gone = max(0, tally.cost_microusd - spent_microusd), max(0, tally.unsure_microusd - unsure_microusd)
+        ceiling = None if self.max_cost_microusd is None else max(0, self.max_cost_microusd - sum(gone))
+        run(self.client, [self.ledger.set_ceiling(self.journal.batch, ceiling)])
         reading = Reading(self.source, self.journal, self.defaults, self.refusal)
         lines = reading.lines()
         while not reading.ended or self._out:
@@ -95,9 +99,9 @@ class Feeder:
             on_progress(tally)
         self._checkpoint()
         # No result tells of a call whose worker died with it, or whose line was edited meanwhile; the books do.
-        spent_microusd, unsure_microusd = run(self.client, [self.ledger.money(self.journal.batch)])[0]
-        tally.cost_microusd = max(tally.cost_microusd, spent_microusd)
-        tally.unsure_microusd = max(tally.unsure_microusd, unsure_microusd)
+        spent_microusd, unsure_microusd = self._books()
+        tally.cost_microusd = max(tally.cost_microusd, gone[0] + spent_microusd)
+        tally.unsure_microusd = max(tally.unsure_microusd, gone[1] + unsure_microusd)
         if reading.broken is not None:
             raise reading.broken
         self.journal.end()
@@ -116,6 +120,10 @@ class Feeder:
         self._collect(wait)
         if time.monotonic() - self._synced_at >= SYNC_S:
             self._checkpoint()
+
+    def _books(self) -> tuple[int, int]:
+        """What Redis knows to be spent, and what may be besides, in micro-dollars."""
+        return run(self.client, [self.ledger.money(self.journal.batch)])[0]
 
     # --- in ---------------------------------------------------------------------------------------------
 

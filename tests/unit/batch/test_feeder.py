@@ -306,6 +306,22 @@ def test_jobs_that_a_full_redis_never_took_end_once_however_often_they_are_looke
     assert bench.asked == ["last"]
 
 
+def test_a_ceiling_holds_for_a_file_over_all_of_its_runs_though_each_has_a_new_redis(bench: Bench) -> None:
+    ceilings: list[Any] = []
+
+    def note(tally: Tally) -> None:
+        ceilings.extend(bench.client.hvals(bench.ledger.keys.ceilings))
+        bench.work()
+
+    bench.write({"prompt": "q"}, {"prompt": "r"})
+    bench.feed(note, max_cost_microusd=100)
+    for prompt in ("s", "t"):
+        bench.client.flushdb()
+        bench.write({"prompt": "q"}, {"prompt": prompt})
+        bench.feed(note, max_cost_microusd=100)
+    assert list(map(int, dict.fromkeys(ceilings))) == [100, 86, 79]
+
+
 def test_a_lower_ceiling_or_none_holds_from_the_next_run_on(bench: Bench) -> None:
     bench.write({"prompt": "q"}, {"prompt": "r"})
     bench.stop_after(1, max_cost_microusd=5)
