@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,13 @@ from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
 from tests import redis_server
 from tests.chaos.stand import Stand, standing
 from tests.tcp_proxy import between
 
 from turnout import Client
+from turnout.cli import main
 from turnout_workers.local import process
 
 FLEET = """
@@ -129,6 +132,45 @@ def test_a_run_without_workers_wants_a_redis_that_others_work_on(tmp_path: Path)
     done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, timeout=60, check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert "set REDIS_URL or redis_url to their Redis" in done.stderr
+
+
+def test_what_a_stopped_run_leaves_with_a_fleet_can_be_cancelled_and_is_before_a_run_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "prompts.txt").write_text("".join(f"Question {n}?\n" for n in range(20)))
+    log = tmp_path / "run.log"
+    command = [sys.executable, "-m", "turnout", "run", str(tmp_path / "prompts.txt"), "-o", str(tmp_path / "out.jsonl")]
+    with standing(tmp_path, FLEET) as stand:
+
+        def queued() -> bool:
+            return stand.client.zcard(stand.ledger.keys.pending("batch")) == 20
+
+        def run_until_queued(end: int, *options: str) -> None:
+            child = process.start([*command, "--workers", "0", *options], log, stand_in(stand))
+            try:
+                stand.until(queued, 60)
+                child.send_signal(end)
+                child.wait(30)
+            finally:
+                process.stop(child)
+
+        run_until_queued(signal.SIGTERM, "--json")
+        said = [json.loads(line) for line in log.read_text().splitlines()]
+        [told] = [line["message"] for line in said if "turnout batch cancel" in line.get("message", "")]
+        assert told.startswith("20 jobs may still be done")
+        for name, value in stand_in(stand).items():
+            monkeypatch.setenv(name, value)
+        cancelled = CliRunner().invoke(main, ["batch", "cancel", told.split()[-1]])
+        assert cancelled.output == "20 jobs cancelled\n"
+        assert not stand.client.exists(stand.ledger.keys.pending("batch"))
+
+        run_until_queued(signal.SIGKILL, "--anew")
+        child = process.start([*command, "--anew"], log, stand_in(stand))
+        try:
+            assert child.wait(60) == 0, log.read_text()
+        finally:
+            process.stop(child)
+        assert len(stand.oracle()["jobs"]) == 20, "the killed run's are not called besides"
 
 
 def test_a_run_takes_the_password_of_its_redis_from_a_file(tmp_path: Path) -> None:

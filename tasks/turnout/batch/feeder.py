@@ -109,6 +109,11 @@ class Feeder:
         on_progress(tally)
         return tally
 
+    @property
+    def under_way(self) -> int:
+        """How many jobs are out."""
+        return len(self._out)
+
     def waiting(self) -> Iterator[InferenceRequest]:
         """What is asked of the queue just now."""
         return (InferenceRequest.model_validate_json(out.job.payload) for out in self._out.values())

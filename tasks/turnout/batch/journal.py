@@ -27,6 +27,8 @@ CREATE INDEX IF NOT EXISTS by_digest ON results (digest) WHERE status = 'succeed
 CREATE INDEX IF NOT EXISTS by_job ON results (job) WHERE job IS NOT NULL;
 """
 """`line` is null where a result counts no longer, but for its money, and for a line that it may be the answer to."""
+RUN = "run-"
+"""How the ids of all batches begin that a `turnout run` feeds."""
 GOES_ON = "; what is done is kept, and the same command goes on"
 
 
@@ -40,7 +42,7 @@ class Journal:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.batch = ""
-        """The batch's id, as unique as its journal."""
+        """The batch's id, as unique as its journal; '' as long as none was begun."""
         self.tally = Tally()
         """What it holds."""
         self.ended_before = False
@@ -53,6 +55,7 @@ class Journal:
             try:
                 self._db.execute("PRAGMA locking_mode = EXCLUSIVE")
                 self._db.executescript(f"BEGIN EXCLUSIVE; {TABLES} COMMIT")
+                (self.batch,) = self._db.execute("SELECT batch FROM run").fetchone() or ("",)
             except sqlite3.DatabaseError as error:
                 self._db.close()
                 if error.sqlite_errorcode == sqlite3.SQLITE_BUSY:
@@ -78,7 +81,7 @@ class Journal:
         retry_failed: leave out lines that have no answer.
         """
         now = json.loads(json.dumps(dict(options)))
-        batch, told, ended = next(self._rows("SELECT * FROM run"), (f"run-{uuid4().hex[:12]}", None, True))
+        batch, told, ended = next(self._rows("SELECT * FROM run"), (f"{RUN}{uuid4().hex[:12]}", None, True))
         self.ended_before = bool(ended)
         before = now if told is None else json.loads(told)
         changed = sorted(name for name in before.keys() | now.keys() if before.get(name) != now.get(name))

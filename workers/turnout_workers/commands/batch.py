@@ -13,6 +13,8 @@ import click
 from redis.exceptions import RedisError
 
 from turnout.batch.detached import Batches
+from turnout.batch.journal import RUN
+from turnout.batch.live import cancel_live
 from turnout.batch.output import check_places, write_output
 from turnout.batch.record import HALF, Record, State
 from turnout.batch.source import Source
@@ -121,9 +123,13 @@ def results(id: str, output: str, errors: str | None) -> None:
 @batch.command()
 @click.argument("id")
 def cancel(id: str) -> None:
-    """Cancel all jobs of a batch that have not ended."""
+    """Cancel all jobs of a batch that have not ended. Of a `turnout run` that was stopped, too: it told the ID."""
     here = deployment()
-    jobs = _batches(here).cancel(id, here.settings.file.retention.results_s)
+    kept_s = here.settings.file.retention.results_s
+    if id.startswith(RUN):
+        jobs = cancel_live(here.client, here.ledger, id, kept_s)
+    else:
+        jobs = _batches(here).cancel(id, kept_s)
     click.echo(f"{counted(jobs, 'job')} cancelled")
 
 

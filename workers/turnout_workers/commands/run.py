@@ -26,6 +26,7 @@ from rich.console import Console
 from turnout import redis_address
 from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, writing
+from turnout.batch.live import cancel_live
 from turnout.batch.output import check_places, write_output
 from turnout.batch.reading import nothing_to_run
 from turnout.batch.render import reason
@@ -104,15 +105,15 @@ def run(source: str, output: str | None, **options: Any) -> None:
     console, code = Console(stderr=True), UNUSABLE
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT
+    say = partial(_say, console, options["as_json"])
     try:
         if options["dry_run"]:
             sys.exit(dry_run(source, options))
         if output is None:
             raise click.UsageError("say with -o where results are to go (- for standard output)")
-        sys.exit(_run(source, output, console, options, _stop_on_signals(console)))
+        sys.exit(_run(source, output, console, options, _stop_on_signals(say)))
     except (Stopped, KeyboardInterrupt):
-        message = f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}"
-        console.print(message, style="yellow", markup=False, soft_wrap=True)
+        say(f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}")
         sys.exit(STOPPED)
     except NobodyServes as error:
         again = f"What is done is kept. Once that is mended: turnout {shlex.join(sys.argv[1:])}"
@@ -122,8 +123,16 @@ def run(source: str, output: str | None, **options: Any) -> None:
     except (redis.RedisError, OSError) as error:  # the latter of a full disk under the run's folder, say
         told = str(error) if isinstance(error, OSError) else redis_address.trouble(error).rstrip(".")
         trouble = f"{told}. What is done is kept; once that is mended, the same command goes on."
-    console.print(f"turnout: {trouble}", style="red", highlight=False, markup=False, soft_wrap=True)
+    say(f"turnout: {trouble}", "red")
     sys.exit(code)
+
+
+def _say(console: Console, as_json: bool, text: str, style: str = "yellow") -> None:
+    """Something beside progress and summary: where these are for machines, it is, too."""
+    if as_json:
+        console.out(json.dumps({"message": text}), highlight=False)
+    else:
+        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
 
 
 def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:
@@ -137,10 +146,10 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(Journal(journal_path))
-        if options["anew"]:
-            journal.forget()
+        if options["anew"]:  # its journal is begun where there is a Redis, which may still have jobs of the last one
             shutil.rmtree(folder / "redis", ignore_errors=True)
-        journal.begin(lines.kept(options), options["retry_failed"])
+        else:
+            journal.begin(lines.kept(options), options["retry_failed"])
         tally, broken = journal.tally, None
         try:
             if nothing_to_run(Source(source), journal):
@@ -181,13 +190,20 @@ def _feed(
     fleet = endpoints.fleet(here.settings)
     refused = RefusedKeys(fleet, here.settings)
 
+    say = partial(_say, console, options["as_json"])
+
     def stopping() -> bool:
         for said in here.tend():
-            console.print(said, style="yellow", highlight=False, markup=False)
+            say(said)
         return stop.is_set()
 
     client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
     ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
+    if options["anew"]:
+        if journal.batch:
+            cancel_live(client, ledger, journal.batch, here.settings.file.retention.results_s)
+        journal.forget()
+        journal.begin(lines.kept(options), options["retry_failed"])
     view = FleetView(client, ledger, fleet)
     feeder = Feeder(
         client,
@@ -208,8 +224,14 @@ def _feed(
         shown.update(tally, view.troubles)
         refused.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
 
-    with shown:
-        feeder.run(look)
+    try:
+        with shown:
+            feeder.run(look)
+    except Stopped:
+        if here.shared and (left := feeder.under_way):
+            told = f"{counted(left, 'job')} may still be done by workers that go on; to cancel what is left of them"
+            say(f"{told}: turnout batch cancel {journal.batch}")
+        raise
 
 
 def _sum_up(
@@ -243,7 +265,7 @@ def _progress(console: Console, options: dict[str, Any], settings: Settings, sou
     return run_progress.Lines(console, source.count(), ceiling)
 
 
-def _stop_on_signals(console: Console) -> threading.Event:
+def _stop_on_signals(say: Callable[[str], None]) -> threading.Event:
     """The first Ctrl-C stops in order, the second one at once; either may go on later."""
     stop = threading.Event()
 
@@ -251,7 +273,7 @@ def _stop_on_signals(console: Console) -> threading.Event:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
-        console.print("Stopping: results so far are being saved …", style="yellow")
+        say("Stopping: results so far are being saved …")
 
     signal.signal(signal.SIGINT, handle)
     signal.signal(signal.SIGTERM, handle)
