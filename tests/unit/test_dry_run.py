@@ -55,16 +55,20 @@ def test_a_file_without_a_good_line_takes_no_time() -> None:
 def test_each_line_is_told_of_where_it_would_go_or_why_it_can_not(tmp_path: Path) -> None:
     lines = tmp_path / "lines.jsonl"
     asked = {"prompt": "A?", "model": "llama-3.3-70b", "max_output_tokens": 8}
-    lines.write_text("\n".join(map(json.dumps, [asked, asked, {"prompt": 1}, {**asked, "model": "none-such"}])))
+    late = {**asked, "constraints": {"deadline": "2020-01-01T00:00:00Z"}}
+    in_time = {**asked, "constraints": {"deadline": "2100-01-01T00:00:00Z"}}
+    asking = [asked, in_time, {"prompt": 1}, {**asked, "model": "none-such"}, late]
+    lines.write_text("\n".join(map(json.dumps, asking)))
     command = ["run", str(lines), "--dry-run", "--simulate"]
     told = CliRunner().invoke(main, [*command, "--json"])
     assert told.exit_code == 1, "some can't be run"
     summary = json.loads(told.stdout)
-    assert (summary["lines"], summary["bad"]) == (4, {"invalid_request": 1, "refused": 1})
+    assert (summary["lines"], summary["bad"]) == (5, {"invalid_request": 1, "refused": 1, "deadline": 1})
     [(endpoint_id, share)] = summary["endpoints"].items()
     assert (share["jobs"], share["output_tokens"]) == (2, 8), "half of what they may write is expected"
     assert 0 < summary["expected_usd"] < summary["most_usd"]
     shown = CliRunner().invoke(main, command).stdout
     assert endpoint_id in shown
-    assert "4 lines, 2 of them good: about $0.00" in shown
+    assert "5 lines, 2 of them good: about $0.00" in shown
     assert "line 4: no endpoint can serve this job" in shown
+    assert "line 5: its deadline has passed" in shown

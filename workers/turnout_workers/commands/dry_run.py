@@ -6,6 +6,7 @@ import json
 import math
 import os
 import random
+import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, astuple, dataclass, field
@@ -88,14 +89,19 @@ def dry_run(source: str, options: Mapping[str, Any]) -> int:
 
 def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
     """Give each line to the endpoint that an idle, healthy fleet would choose for it."""
-    told, snapshot, rng = Forecast(), fleet.snapshot(0.0, {}), random.Random(0)
+    now = time.time()
+    told, snapshot, rng = Forecast(), fleet.snapshot(now, {}), random.Random(0)
     for line, asked in lines:
         told.lines += 1
         if isinstance(asked, Problem):
             told.problem(asked.code, asked.message)
             continue
-        profile = JobProfile.of(asked, deadline=asked.constraints.deadline_at(0.0))
-        best = rank(profile, snapshot, 0.0, rng).best
+        deadline = asked.constraints.deadline_at(now)
+        if deadline is not None and deadline <= now:
+            told.problem("deadline", f"line {line.number}: its deadline has passed")
+            continue
+        profile = JobProfile.of(asked, deadline=deadline)
+        best = rank(profile, snapshot, now, rng).best
         if best is None:
             told.problem("refused", f"line {line.number}: {refusal(asked, fleet)}")
             continue

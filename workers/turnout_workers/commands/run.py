@@ -93,7 +93,12 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
     help="Worker processes; 0: leave the work to workers that run already.",
 )
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in each worker.")
-@click.option("--dry-run", is_flag=True, help="Check every line, and estimate tokens, cost and time; run nothing.")
+@click.option(
+    "--dry-run",
+    is_flag=True,
+    help="Check every line, and estimate tokens, cost and time of all, alike or answered before though they be; run "
+    "nothing.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Progress and summary for machines, on standard error.")
 def run(source: str, output: str | None, **options: Any) -> None:
     """Run every line of SOURCE (JSONL, text, CSV or Parquet; - for JSONL on standard input), and write results.
