@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -174,17 +172,6 @@ def test_a_file_that_ends_half_way_leaves_no_batch(stand: Stand, tmp_path: Path)
     told = turnout("submit", "cut.jsonl.gz")
     assert told.exit_code == 2
     assert "can't read cut.jsonl.gz" in told.output
-    assert "There is no batch" in turnout("list").output
-
-
-def test_a_batch_whose_submission_was_killed_says_what_to_do(stand: Stand) -> None:
-    with subprocess.Popen([sys.executable, "-m", "turnout", "batch", "submit", "-"], stdin=subprocess.PIPE) as submit:
-        stand.until(lambda: "submitting" in turnout("list").output, 30)
-        submit.kill()
-    (record,) = Batches(stand.client, stand.ledger).all()
-    for command in (["list"], ["show", record.id], ["results", record.id, "-o", "-"]):
-        assert "delete it, and submit it again" in turnout(*command).output
-    turnout("delete", record.id)
     assert "There is no batch" in turnout("list").output
 
 

@@ -16,9 +16,9 @@ from uuid import uuid4
 import redis
 
 from turnout.batch.chunk import LINES
-from turnout.batch.handover import Handed, HandOver, pages
+from turnout.batch.handover import HALF_KEPT_S, Handed, HandOver, pages
 from turnout.batch.line import Defaults
-from turnout.batch.record import DETACHED, HALF, KEPT_S, Record, State, read_if_known, read_record
+from turnout.batch.record import DETACHED, KEPT_S, Record, State, read_if_known, read_record
 from turnout.batch.render import copied, never_run, render
 from turnout.batch.source import Source, read
 from turnout.errors import TurnoutError, Unreadable
@@ -43,26 +43,30 @@ class Batches:
     def submit(
         self, source: Source, defaults: Defaults, max_cost_microusd: int | None = None, dedupe: bool = False
     ) -> str:
-        """Hand a whole input over; gives the batch's id. Until all of it is in Redis, nothing is fed.
+        """Hand a whole input over; gives the batch's id. Until all of it is in Redis, there is no such batch.
 
         dedupe: ask identical requests once.
         """
-        id, at = f"{DETACHED}{uuid4().hex[:8]}", time.time()
-        key = self._keys.batch(id)
-        name = source.name.encode(errors="backslashreplace")  # of a file it may be no UTF-8
-        record = {"source": name, "state": State.SUBMITTING, "at": at, "next": 0, "fed": 0}
-        if max_cost_microusd is not None:
-            record["max_cost_microusd"] = max_cost_microusd
-        self._client.hset(key, mapping=record)  # type: ignore[arg-type]
-        self._client.expire(key, KEPT_S)
-        self._client.zadd(self._keys.batches, {id: at})
-
+        id, keys = f"{DETACHED}{uuid4().hex[:8]}", self._keys
         try:
             counts = HandOver(self._client, self._ledger, id, dedupe).all(read(source, defaults))
-            self._move(id, State.FEEDING, State.SUBMITTING, **counts)
+            if (there := self._client.llen(keys.batch_lines(id))) != counts["lines"]:
+                told = f"{there:,} of {counts['lines']:,} lines are in Redis, where the first wait"
+                raise TurnoutError(f"{told} {HALF_KEPT_S // 60} minutes for the next; submit them again, as a file")
         except BaseException:
-            self._drop(id)
+            self._client.delete(keys.batch_lines(id), keys.batch_input(id))
             raise
+        name = source.name.encode(errors="backslashreplace")  # of a file it may be no UTF-8
+        at = time.time()
+        record = {"source": name, "state": State.FEEDING, "at": at, "next": 0, "fed": 0, **counts}
+        if max_cost_microusd is not None:
+            record["max_cost_microusd"] = max_cost_microusd
+        with self._client.pipeline() as pipe:
+            pipe.hset(keys.batch(id), mapping=record)  # type: ignore[arg-type]
+            for key in (keys.batch(id), keys.batch_lines(id), keys.batch_input(id)):
+                pipe.expire(key, KEPT_S)
+            pipe.zadd(keys.batches, {id: at})
+            pipe.execute()
         return id
 
     def all(self) -> list[Record]:
@@ -79,14 +83,9 @@ class Batches:
         return found
 
     def results(self, id: str) -> Iterator[tuple[JobResult, bytes]]:
-        """For each line that has ended, in the order of the input: its result, and its line of output.
-
-        Raises TurnoutError as long as it is being handed over.
-        """
+        """For each line that has ended, in the order of the input: its result, and its line of output."""
         record, number = self.record(id), 0
-        if record.state is State.SUBMITTING:
-            raise _not_in(id, record.state)
-        for page in self._pages(id):
+        for page in pages(self._client, self._keys.batch_lines(id)):
             fed = page if number < record.fed + LINES else [one for one in page if one.shared]
             results = self._ask(lambda id: _whatever_it_is(id, self._ledger.result(id)), fed)
             facts = self._ask(self._ledger.facts, [one for one in fed if results.get(one.job) is None])
@@ -126,10 +125,11 @@ class Batches:
         state = run(self._client, [self._ledger.move_batch(id, before, {"state": after, **fields})])[0]
         if state not in before:
             self.record(id)
-            raise _not_in(id, state)
+            raise TurnoutError(f"batch {id} is {state}")
 
     def retry_failed(self, id: str, max_cost_microusd: int | None = None) -> int:
-        """Run its failed and expired jobs again; gives how many.
+        """Run its failed and expired jobs again; gives how many. Of a line that had expired before it was fed, there is
+        no job and no request any more.
 
         max_cost_microusd: its ceiling from now on, what it has spent included; None: the one that it has.
         """
@@ -146,25 +146,18 @@ class Batches:
 
     def delete(self, id: str) -> None:
         """Drop it with its results. Raises TurnoutError while jobs of it are to be run or under way."""
-        record = self.record(id)
-        if record.state is not State.SUBMITTING and not record.ended:
+        if not self.record(id).ended:
             raise TurnoutError(f"batch {id} has not ended; cancel it first")
-        self._drop(id)
-
-    def _drop(self, id: str) -> None:
-        for page in self._pages(id):
+        for page in pages(self._client, self._keys.batch_lines(id)):
             run(self._client, [self._ledger.purge([one.job for one in page if one.job])])
         self._client.delete(self._keys.batch(id), self._keys.batch_lines(id), self._keys.batch_input(id))
         self._client.zrem(self._keys.batches, id)
         run(self._client, [self._ledger.set_ceiling(id, None)])
 
-    def _pages(self, id: str) -> Iterator[list[Handed]]:
-        return pages(self._client, self._keys.batch_lines(id))
-
     def _fed_pages(self, id: str) -> Iterator[list[Handed]]:
         """Those with jobs that have been fed, or may be of a chunk that is being fed."""
         left = self.record(id).fed + LINES
-        for page in self._pages(id):
+        for page in pages(self._client, self._keys.batch_lines(id)):
             if left <= 0:
                 return
             yield page
@@ -174,12 +167,6 @@ class Batches:
         """Ask something about each job of a page. Returns the replies by job id."""
         ids = list({one.job: None for one in page if one.job})
         return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
-
-
-def _not_in(id: str, state: str) -> TurnoutError:
-    """What can't be done in this state."""
-    dead = f"; {HALF}" if state == State.SUBMITTING else ""
-    return TurnoutError(f"batch {id} is {state}{dead}")
 
 
 def _whatever_it_is(id: str, call: Call[JobResult | None]) -> Call[JobResult | None]:

@@ -16,12 +16,13 @@ import redis
 from turnout.batch.chunk import CLOSED_BYTES, LINES, entry, packed
 from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Format, Line
-from turnout.batch.record import KEPT_S
 from turnout.ledger import Ledger
 from turnout.request import InferenceRequest
 from turnout.result import Problem
 
 PAGE = 500
+HALF_KEPT_S = 3600
+"""How long a part of an input waits for the rest; so much, and no longer, is left by a submission that was killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +93,8 @@ class HandOver:
                 pipe.rpush(keys.batch_input(self.batch), chunk)
             if self._index:
                 pipe.rpush(keys.batch_lines(self.batch), *self._index)
-            pipe.expire(keys.batch_input(self.batch), KEPT_S)
-            pipe.expire(keys.batch_lines(self.batch), KEPT_S)
+            pipe.expire(keys.batch_input(self.batch), HALF_KEPT_S)
+            pipe.expire(keys.batch_lines(self.batch), HALF_KEPT_S)
             pipe.execute()
         self._requests.clear()
         self._index.clear()

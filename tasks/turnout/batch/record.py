@@ -23,12 +23,9 @@ DETACHED = "batch-"
 """How the ids of all detached batches begin, and of no `turnout run`'s."""
 KEPT_S = 7 * 86_400
 """How long a batch is kept, from when it is submitted or, if it takes longer, from its end."""
-HALF = "if its `turnout batch submit` has ended, only half of it was handed over: delete it, and submit it again"
-"""What to do about a batch that is still `submitting`."""
 
 
 class State(StrEnum):
-    SUBMITTING = "submitting"
     FEEDING = "feeding"
     PAUSED = "paused"
     CANCELLED = "cancelled"
@@ -41,10 +38,10 @@ class Record(Value, extra="ignore"):
     source: str
     state: State
     submitted_at: float = Field(validation_alias="at")
-    lines: int = 0
-    jobs: int = 0
+    lines: int
+    jobs: int
     """Lines that are requests of their own; the others are bad, or share the job of an identical one."""
-    shared: int = 0
+    shared: int
     fed: int
     chunks_fed: int = Field(validation_alias="next")
     max_cost_microusd: int | None = None
@@ -67,17 +64,12 @@ class Record(Value, extra="ignore"):
 
     @property
     def to_feed(self) -> bool:
-        """There is more to be fed, or may be."""
-        return self.state is State.SUBMITTING or (self.state is not State.CANCELLED and self.fed < self.jobs)
-
-    @property
-    def goes_on(self) -> bool:
-        """Jobs of it are to be run, or under way."""
-        return bool({"under_way", "waiting"} & self.counts.keys())
+        """There is more to be fed."""
+        return self.state is not State.CANCELLED and self.fed < self.jobs
 
     @property
     def ended(self) -> bool:
-        return self.state is not State.SUBMITTING and not self.goes_on
+        return not {"under_way", "waiting"} & self.counts.keys()
 
     @property
     def complete(self) -> bool:

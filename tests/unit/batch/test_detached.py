@@ -17,7 +17,7 @@ import redis
 import redis.asyncio
 
 from turnout.batch.chunk import chunk_jobs, entry
-from turnout.batch.detached import Batches, NoSuchBatch
+from turnout.batch.detached import Batches
 from turnout.batch.handover import pages
 from turnout.batch.line import Defaults, RawLine
 from turnout.batch.parse import MAX_LINE_BYTES
@@ -45,13 +45,35 @@ def source(tmp_path: Path) -> Interrupted:
     return Interrupted(str(tmp_path / "in.txt"))
 
 
-def test_a_batch_that_is_deleted_while_it_is_handed_over_leaves_nothing(
-    flushed: redis.Redis, source: Interrupted
+def test_a_batch_is_there_when_all_of_it_is_and_half_of_one_is_kept_for_an_hour(
+    flushed: redis.Redis, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches = Batches(flushed, Ledger())
-    Interrupted.happens = staticmethod(lambda: batches.delete(batches.all()[0].id))
-    with pytest.raises(NoSuchBatch, match="there is no batch"):
-        batches.submit(source, Defaults())
+    monkeypatch.setattr("turnout.batch.handover.LINES", 1)
+    Path(source.path).write_text("A?\nB?\n")
+    batches, lives = Batches(flushed, Ledger()), []
+
+    def look() -> None:
+        assert batches.all() == []
+        lives.extend(flushed.ttl(key) for key in flushed.scan_iter())
+
+    Interrupted.happens = staticmethod(look)
+    id = batches.submit(source, Defaults())
+    assert lives
+    assert all(3500 < life <= 3600 for life in lives)
+    assert batches.record(id).counts == {"waiting": 2}
+    kept = [flushed.ttl(key) for key in flushed.scan_iter() if key != Ledger().keys.batches.encode()]
+    assert len(kept) == 3
+    assert min(kept) > 6 * 86_400
+
+
+def test_a_batch_whose_first_lines_have_expired_before_the_last_one_came_is_none(
+    flushed: redis.Redis, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("turnout.batch.handover.LINES", 1)
+    Path(source.path).write_text("A?\nB?\n")
+    Interrupted.happens = staticmethod(flushed.flushdb)
+    with pytest.raises(TurnoutError, match=r"^0 of 2 lines are in Redis"):
+        Batches(flushed, Ledger()).submit(source, Defaults())
     assert not flushed.keys()
 
 
@@ -60,20 +82,6 @@ def test_a_file_may_have_a_name_that_is_no_utf_8(flushed: redis.Redis, tmp_path:
     path.write_text("A?\n")
     batches = Batches(flushed, Ledger())
     assert batches.record(batches.submit(Source(str(path)), Defaults())).source.endswith(r"\udcff.txt")
-
-
-def test_a_batch_can_neither_be_cancelled_nor_fetched_while_it_is_handed_over(
-    flushed: redis.Redis, source: Interrupted
-) -> None:
-    batches = Batches(flushed, Ledger())
-
-    def cancel() -> None:
-        for refused in (lambda id: batches.cancel(id, 60), lambda id: list(batches.results(id))):
-            with pytest.raises(TurnoutError, match="is submitting; if its `turnout batch submit` has ended"):
-                refused(batches.all()[0].id)
-
-    Interrupted.happens = staticmethod(cancel)
-    assert batches.record(batches.submit(source, Defaults())).state is State.FEEDING
 
 
 @pytest.mark.parametrize("trips", range(4))
@@ -240,12 +248,11 @@ async def test_a_batch_that_goes_on_outlives_its_seven_days(
     """Its record is what holds a paused batch back, and what its ceiling hangs on."""
     batches, keys = Batches(flushed, Ledger()), Ledger().keys
     Interrupted.happens = staticmethod(lambda: None)
-    under_way, paused, cancelled, half = (batches.submit(source, Defaults()) for _ in range(4))
+    under_way, paused, cancelled = (batches.submit(source, Defaults()) for _ in range(3))
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
         batches.pause(paused)
         batches.cancel(cancelled, 60)
-        flushed.hset(keys.batch(half), mapping={"state": State.SUBMITTING, "jobs": 0, "fed": 0})
         waiting = batches.submit(source, Defaults())
         batches.pause(waiting)
         for key in flushed.keys(keys.batch("*")):

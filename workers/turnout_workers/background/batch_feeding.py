@@ -45,7 +45,7 @@ class BatchFeeding:
         ids = [id for id in there if id not in self._over]
         records = await self.send.all(*(read_if_known(keys, id) for id in ids))
         if look:
-            await self._keep([record.id for record in records if record is not None and record.goes_on])
+            await self._keep([record.id for record in records if record is not None and not record.ended])
         for id, record in zip(ids, records, strict=True):
             if record is None or not record.to_feed:
                 self._over.add(id)

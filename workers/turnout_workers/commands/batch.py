@@ -16,7 +16,7 @@ from turnout.batch.detached import Batches
 from turnout.batch.journal import RUN
 from turnout.batch.live import cancel_live
 from turnout.batch.output import check_places, write_output
-from turnout.batch.record import HALF, Record, State
+from turnout.batch.record import Record
 from turnout.batch.source import Source
 from turnout.cli import STOPPED
 from turnout.redis_address import trouble
@@ -63,8 +63,6 @@ def list_batches() -> None:
         state = "ended" if one.ended else one.state
         add(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", state, f"{one.lines:,}", f"{ended:,}", one.source)
     standard_output().print(made if records else "There is no batch.")
-    if any(one.state is State.SUBMITTING for one in records):
-        click.echo(f"submitting: {HALF}")
 
 
 @batch.command()
@@ -163,7 +161,7 @@ def resume(id: str) -> None:
     help="Most to spend on the whole batch from now on, in USD, all told.",
 )
 def retry_failed(id: str, max_cost_microusd: int | None) -> None:
-    """Run its failed and expired jobs again."""
+    """Run its failed and expired jobs again, but for those whose deadline had passed before they were fed."""
     click.echo(f"{counted(_batches().retry_failed(id, max_cost_microusd), 'job')} run again")
 
 
@@ -193,5 +191,4 @@ def _line(told: dict[str, Any]) -> str:
     limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
     money = f"{usd(told['spent_usd'])}{limit} spent, {usd(told['unsure_usd'])} unsure"
     idle = "" if told["ended"] or told["workers"] else "; no worker is running (turnout worker)"
-    half = f"; {HALF}" if told["state"] == State.SUBMITTING else ""
-    return f"{told['id']}: {state}; {standing}; {money}{idle}{half}"
+    return f"{told['id']}: {state}; {standing}; {money}{idle}"
