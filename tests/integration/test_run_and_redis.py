@@ -154,10 +154,11 @@ def test_what_a_stopped_run_leaves_with_a_fleet_can_be_cancelled_and_is_before_a
             finally:
                 process.stop(child)
 
-        run_until_queued(signal.SIGTERM, "--json")
+        run_until_queued(signal.SIGTERM, "--json", "--anew")
         said = [json.loads(line) for line in log.read_text().splitlines()]
         [told] = [line["message"] for line in said if "turnout batch cancel" in line.get("message", "")]
         assert told.startswith("20 jobs may still be done")
+        assert said[-1]["message"].endswith(" --workers 0 --json"), "--anew would pay for all lines once more"
         for name, value in stand_in(stand).items():
             monkeypatch.setenv(name, value)
         cancelled = CliRunner().invoke(main, ["batch", "cancel", told.split()[-1]])

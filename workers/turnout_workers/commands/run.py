@@ -111,6 +111,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT
     say = partial(_say, console, options["as_json"])
+    same = f"turnout {shlex.join(word for word in sys.argv[1:] if word != '--anew')}"  # which would pay for all again
     try:
         if options["dry_run"]:
             sys.exit(dry_run(source, options))
@@ -118,11 +119,10 @@ def run(source: str, output: str | None, **options: Any) -> None:
             raise click.UsageError("say with -o where results are to go (- for standard output)")
         sys.exit(_run(source, output, console, options, _stop_on_signals(say)))
     except (Stopped, KeyboardInterrupt):
-        say(f"Stopped. What is done is kept; to go on: turnout {shlex.join(sys.argv[1:])}")
+        say(f"Stopped. What is done is kept; to go on: {same}")
         sys.exit(STOPPED)
     except NobodyServes as error:
-        again = f"What is done is kept. Once that is mended: turnout {shlex.join(sys.argv[1:])}"
-        trouble, code = f"{error}\n{again}", lines.REFUSED
+        trouble, code = f"{error}\nWhat is done is kept. Once that is mended: {same}", lines.REFUSED
     except TurnoutError as error:
         trouble = str(error)
     except (redis.RedisError, OSError) as error:  # the latter of a full disk under the run's folder, say
