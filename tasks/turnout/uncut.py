@@ -25,6 +25,13 @@ async def uncut(future: asyncio.Future[T]) -> T:
     return future.result()
 
 
+async def cancelled_now() -> None:
+    """Let a cancellation that was put off come here, rather than wherever this task waits next."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        await asyncio.sleep(0)
+
+
 def cancel_later() -> None:
     """Put off a cancellation that was caught: it comes again where this task waits next."""
     task = asyncio.current_task()

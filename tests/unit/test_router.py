@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import gc
+import pickle
+import time
 import weakref
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,16 +18,17 @@ from tests.unit.routing.fleets import NOW, endpoint, request
 from turnout.messages import ResponseFormat
 from turnout.request import Capability, InferenceRequest, InferenceResponse, RoutingStrategy, Usage
 from turnout_workers.background import health_checks
+from turnout_workers.background.fleet_watch import PAUSED_S
 from turnout_workers.monitoring import logs
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.router import DeadlinePassed
 from turnout_workers.routing import Endpoint, IntelligentRouter, NoEligibleEndpoint
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
-from turnout_workers.routing.fleet import Circuit, Health, Limits, Price
-from turnout_workers.routing.health import circuit
+from turnout_workers.routing.fleet import Circuit, Health, Limits, Observed, Price
+from turnout_workers.routing.health import Counters, circuit
 from turnout_workers.state.memory import MemoryFleetStore
-from turnout_workers.state.store import ObservedLimit
+from turnout_workers.state.store import ObservedLimit, Report
 
 K = FailureKind
 
@@ -547,3 +552,148 @@ async def test_hedging_is_off_unless_asked_for() -> None:
     router.register_provider(slow)
     router.register_provider(Provider("fast", [], (endpoint("fast", priority=200),)))
     assert (await router.complete(request(lane="interactive"))).text == "from slow"
+
+
+async def test_a_timeout_around_a_request_strikes_within_it() -> None:
+    """Even while it waits for its report to be taken, which is not cut off."""
+    reporting, release, scopes = asyncio.Event(), asyncio.Event(), list[asyncio.Timeout]()
+
+    class Slow(MemoryFleetStore):
+        async def report(self, report: Report) -> Counters:
+            reporting.set()
+            await release.wait()
+            return await super().report(report)
+
+    router = IntelligentRouter(store=Slow(lambda: NOW))
+    router.register_provider(Provider("only"))
+
+    async def bounded() -> str:
+        try:
+            async with asyncio.timeout(3600) as scope:
+                scopes.append(scope)
+                await router.complete(request())
+        except TimeoutError:
+            await asyncio.sleep(0)
+            return "timed out, and goes on"
+        return "answered"
+
+    caller = asyncio.create_task(bounded())
+    await reporting.wait()
+    scopes[0].reschedule(0.0)
+    while not scopes[0].expired() and "expiring" not in repr(scopes[0]):
+        await asyncio.sleep(0)
+    release.set()
+    assert await asyncio.wait_for(caller, 20) == "timed out, and goes on"
+
+
+async def test_of_many_requests_that_wait_for_the_same_one_looks_at_a_time_and_they_come_in_order() -> None:
+    looks, served = [0], list[int]()
+
+    class Counting(MemoryFleetStore):
+        async def state(self) -> tuple[float, Mapping[str, Observed]]:
+            looks[0] += 1
+            return await super().state()
+
+    router = IntelligentRouter(store=Counting(time.time))
+    router.register_provider(Provider("only", [0.01] * 99, (endpoint("only", limits=Limits(concurrency=1)),)))
+
+    async def one(number: int) -> None:
+        await router.complete(request())
+        served.append(number)
+
+    await asyncio.gather(*map(one, range(50)))
+    assert served == list(range(50))
+    assert looks[0] < 50 * 10
+    assert not router._requests._lines
+
+
+async def test_a_request_in_a_hurry_stands_behind_none_that_is_not(clock: Time, routers: Any) -> None:
+    cheap = Provider(
+        "cheap", endpoints=(endpoint("cheap", price=Price(0.1, 0.1), limits=Limits(requests_per_minute=1)),)
+    )
+    dear = Provider("dear", endpoints=(endpoint("dear", price=Price(99.0, 99.0)),))
+    router = routers(cheap, dear, default_strategy=RoutingStrategy.BALANCED)
+    assert (await router.complete(request(lane="batch"))).text == "from cheap"
+    patient = asyncio.create_task(router.complete(request(lane="batch")))
+    await asyncio.sleep(0)
+    assert (await router.complete(request(lane="batch", deadline_s=5))).text == "from dear"
+    assert (await patient).provider in ("cheap", "dear")
+
+
+def test_a_failed_call_comes_whole_out_of_another_process() -> None:
+    response = InferenceResponse(provider="p", model_requested="m", model_served="m")
+    error = ProviderError(Failure(K.MALFORMED, "as scripted"), (ObservedLimit("requests_per_minute", 3),), response)
+    again = pickle.loads(pickle.dumps(error))
+    assert (str(again), again.failure, again.limits) == ("malformed: as scripted", error.failure, error.limits)
+    assert (again.response, copy.copy(error).failure) == (response, error.failure)
+
+
+async def test_a_request_without_fallback_that_runs_into_its_deadline_says_so() -> None:
+    router = IntelligentRouter()
+    router.register_provider(Provider("only", [60.0]))
+    with pytest.raises(DeadlinePassed, match="no answer by the deadline; only/llama: timed_out"):
+        await router.complete(request(allow_fallback=False, deadline_s=0.2))
+
+
+async def test_who_has_spent_all_it_may_is_told_on_what(routers: Any) -> None:
+    first = Provider("first", [down(K.INTERRUPTED, billed=Billed.MAYBE)])
+    router = routers(first, Provider("second"), default_strategy=RoutingStrategy.FAILOVER)
+    with pytest.raises(NoEligibleEndpoint, match="of its ceiling left") as told:
+        await router.complete(request(max_cost_usd=0.00025))
+    assert "first/llama: interrupted: as scripted" in told.value.__notes__[0]
+
+
+async def test_a_connector_that_gives_no_answer_is_not_called_again(routers: Any) -> None:
+    class Empty(Provider):
+        async def call(self, *_: Any) -> CallOutcome:
+            self.calls += 1
+            return CallOutcome(None)  # type: ignore[arg-type]
+
+    empty = Empty("empty")
+    with pytest.raises(TypeError, match="empty/llama gave no InferenceResponse"):
+        await routers(empty).complete(request())
+    assert empty.calls == 1
+
+
+async def test_after_a_pause_nobody_is_ejected_for_answers_that_were_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    router, looks = IntelligentRouter(), list[float]()
+
+    async def look() -> None:
+        looks.append(0.0)
+
+    monkeypatch.setattr(router, "watch", look)
+    loop = asyncio.get_running_loop()
+    for late_s, looked in ((0.0, 1), (PAUSED_S + 0.1, 1), (0.1, 2)):
+        router._watch_due = loop.time() - late_s
+        await router._watch_unless_paused()
+        assert len(looks) == looked
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])
+def test_a_price_that_is_none_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match="0 or more dollars"):
+        IntelligentRouter().register_provider(Provider("p"), cost_per_1k_tokens=wrong)
+
+
+@pytest.mark.parametrize("endpoints", [(endpoint("acme"),), (endpoint("my-acme"), endpoint("acme"))])
+def test_a_providers_endpoints_bear_its_name(endpoints: tuple[Endpoint, ...]) -> None:
+    with pytest.raises(ValueError, match="be the `provider` of each"):
+        IntelligentRouter().register_provider(Provider("my-acme", endpoints=endpoints))
+
+
+async def test_a_router_is_entered_once_at_a_time_and_closes_all_providers_it_can(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Stuck(Provider):
+        async def aclose(self) -> None:
+            raise OSError("it stays open")
+
+    router, last = IntelligentRouter(), Provider("last")
+    router.register_provider(Stuck("stuck"))
+    router.register_provider(last)
+    for _ in range(2):
+        async with router:
+            with pytest.raises(RuntimeError, match="entered already"):
+                await router.__aenter__()
+    assert last.closed
+    assert "provider stuck could not be closed" in caplog.text

@@ -7,12 +7,18 @@
         response = await router.complete(request)
 
 It takes the same decisions as a fleet of workers, over a store in memory; give it a shared `store` and several
-processes share limits, money and health.
+processes share limits and health. Ceilings on money, other than a request's own, are workers' alone.
+
+`async with` looks after the fleet: it ejects endpoints that hang, and asks an endpoint whose key was refused from time
+to time whether it is taken now. Without it, call `watch` and `check_health` yourself; a refused key, which is logged,
+keeps its endpoints out until then, or until `restore`.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import math
 import random
 import time
 import uuid
@@ -29,7 +35,7 @@ from turnout_workers.attempts.in_process import InProcess
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.reporting import Reporter
 from turnout_workers.attempts.under_way import UnderWay
-from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
+from turnout_workers.background.fleet_watch import PAUSED_S, CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.lasting import AGAIN_S, end, kept_up
 from turnout_workers.providers.base import CloudProviderBase
@@ -40,6 +46,8 @@ from turnout_workers.routing.health import EJECTION_S
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore
+
+logger = logging.getLogger(__name__)
 
 WATCH_S = 0.5
 """How often calls in flight are looked at for hanging."""
@@ -78,7 +86,8 @@ class IntelligentRouter:
     ) -> None:
         """health_check_interval: seconds between asking each provider's free health endpoint.
 
-        failover_cooldown: seconds of the first ejection of a failing endpoint, doubled by each further one.
+        failover_cooldown: seconds of the first ejection of a failing endpoint; each further one is twice as long, up
+        to 10 s or this.
         store: what is shared with other processes; None: a store in memory, on `clock` (Unix seconds).
         hedge: whether an interactive request that is slow may be sent to a second provider as well.
         """
@@ -97,6 +106,7 @@ class IntelligentRouter:
         self._calls = CallWatch(store, seen, under_way, uuid.uuid4().hex)
         self._eject_hanging = partial(eject_hanging, store, seen, rng, failover_cooldown)
         self._tasks: list[asyncio.Task[None]] = []
+        self._watch_due = 0.0
 
     # --- the fleet ---------------------------------------------------------------------------------------
 
@@ -114,6 +124,10 @@ class IntelligentRouter:
         """
         if any(endpoint.id in self._fleet.ids for endpoint in connector.endpoints):
             raise ValueError(f"provider {connector.name!r} is registered already; unregister it first")
+        if {endpoint.provider for endpoint in connector.endpoints} != {connector.name}:
+            raise ValueError(f"provider {connector.name!r} must have endpoints, and be the `provider` of each")
+        if cost_per_1k_tokens is not None and not 0 <= cost_per_1k_tokens < math.inf:
+            raise ValueError(f"cost_per_1k_tokens must be 0 or more dollars, not {cost_per_1k_tokens}")
         per_mtok = None if cost_per_1k_tokens is None else cost_per_1k_tokens * 1000
         price = None if per_mtok is None else Price(per_mtok, per_mtok)
         told = {"priority": priority, "weight": weight, "price": price}
@@ -197,8 +211,18 @@ class IntelligentRouter:
         await self.snapshot()
         await self._eject_hanging()
 
+    async def _watch_unless_paused(self) -> None:
+        """Not after a pause of this process, or of its loop: answers are there that nobody has read."""
+        clock = asyncio.get_running_loop().time
+        due_at, self._watch_due = self._watch_due, clock() + WATCH_S
+        if clock() - due_at < PAUSED_S:
+            await self.watch()
+
     async def __aenter__(self) -> Self:
-        watching = kept_up(self.watch, WATCH_S, "the watch over the fleet")
+        if self._tasks:
+            raise RuntimeError("this router is entered already")
+        self._watch_due = asyncio.get_running_loop().time()
+        watching = kept_up(self._watch_unless_paused, WATCH_S, "the watch over the fleet")
         checking = kept_up(self._checks.run, AGAIN_S, "the health check")
         self._tasks = [asyncio.create_task(work) for work in (watching, checking, self._calls.run())]
         return self
@@ -207,5 +231,8 @@ class IntelligentRouter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await end(self._tasks)
-        for connector in self._providers:
-            await connector.aclose()
+        self._tasks.clear()
+        closed = await asyncio.gather(*(one.aclose() for one in self._providers), return_exceptions=True)
+        for connector, failed in zip(self._providers, closed, strict=True):
+            if failed is not None:
+                logger.error("provider %s could not be closed", connector.name, exc_info=failed)

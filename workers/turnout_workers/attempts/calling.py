@@ -6,7 +6,8 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from turnout.uncut import cancel_later
+from turnout.request import InferenceResponse
+from turnout.uncut import cancel_later, cancelled_now
 from turnout_workers.attempts.held import HeldJob
 from turnout_workers.attempts.progress import Job
 from turnout_workers.attempts.reporting import STOPPED, UNSENT, Finished, Reporter
@@ -69,6 +70,8 @@ class Calling:
             async with asyncio.timeout(timeouts.total_s + LATE_S) as limit:
                 with self.under_way.call(endpoint.id, chosen.overdue_s, limit):
                     outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
+                    if not isinstance(outcome.response, InferenceResponse):
+                        raise TypeError(f"the connector of {endpoint.id} gave no InferenceResponse")
             failure = off_schema(job.request, outcome.response)
             if pieces is not None:
                 await _ended(pieces)
@@ -110,5 +113,6 @@ async def _still_held(hold: Hold) -> None:
     """Raises CancelledError if the job went, or was cancelled, while its call was admitted."""
     if asyncio.get_running_loop().time() >= hold.valid_until:
         hold.lose()  # paused or cut off for longer than the lease: another worker may have the job
-    if hold.lost or ((task := asyncio.current_task()) and task.cancelling()):
+    if hold.lost:  # a second call is in a task of its own, which is cancelled by the job's
         await asyncio.sleep(0)
+    await cancelled_now()

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from uuid import uuid4
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
+from turnout.uncut import cancelled_now
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.judging import Judging
+from turnout_workers.attempts.parking import line_of
 from turnout_workers.attempts.progress import Job, Progress
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
@@ -35,6 +39,15 @@ class DeadlinePassed(TimeoutError):
 
 
 @dataclass(slots=True, eq=False)
+class _Line:
+    """Requests that wait for the same."""
+
+    first: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by the one that looks. The others are served in order."""
+    standing: int = 0
+
+
+@dataclass(slots=True, eq=False)
 class InProcess:
     """What a worker's `Attempts` are for jobs of the ledger, for requests that nobody else has."""
 
@@ -47,6 +60,7 @@ class InProcess:
     default_strategy: RoutingStrategy
     _turn: int = field(default=0, init=False)
     _last_seen: dict[Lane, float] = field(default_factory=dict, init=False)
+    _lines: dict[tuple[asyncio.AbstractEventLoop, str], _Line] = field(default_factory=dict, init=False)
 
     async def accept(
         self, request: InferenceRequest, strategy: RoutingStrategy | None = None, pinned: str | None = None
@@ -65,8 +79,7 @@ class InProcess:
         """A decision to go; waits for it. Raises NoEligibleEndpoint if none can come, DeadlinePassed if it is late."""
         while True:
             snapshot = await self.fleet.poll()
-            if job.deadline is not None and snapshot.at >= job.deadline:
-                raise DeadlinePassed("; ".join(filter(None, ["no answer by the deadline", _history(job)])))
+            self._in_time(job, snapshot.at)
             self._turn += 1
             decision = rank(
                 job.profile(),
@@ -78,10 +91,18 @@ class InProcess:
                 turn=self._turn,
             )
             if (refusal := decision.refusal) is not None:
+                if job.progress.attempts:
+                    refusal.add_note(_history(job))
                 raise refusal
             if decision.action is Action.GO:
                 return decision
             await self._pause(job, decision.wait_s)
+
+    @staticmethod
+    def _in_time(job: Job, now: float) -> None:
+        """Raises DeadlinePassed."""
+        if job.deadline is not None and now >= job.deadline:
+            raise DeadlinePassed("; ".join(filter(None, ["no answer by the deadline", _history(job)])))
 
     async def _pause(self, job: Job, wait_s: float) -> None:
         wait_s = min(wait_s, LOOK_AGAIN_S)
@@ -92,14 +113,40 @@ class InProcess:
     async def answer(self, job: Job) -> InferenceResponse:
         """Call, and fail over, until there is one. Raises ProviderError when there is no more to try."""
         while True:
+            async with self._in_line(job):
+                decision, permit = await self._permitted(job)
+            if (response := await self._attempt(job, decision, permit)) is not None:
+                return response
+
+    @asynccontextmanager
+    async def _in_line(self, job: Job) -> AsyncIterator[None]:
+        """Of those that wait for the same the first looks for room, the others for their turn: a look takes time.
+
+        One that has a deadline stands in no line: it may want a dearer endpoint sooner than those before it.
+        """
+        if job.deadline is not None:
+            yield
+            return
+        # A lock is of one loop, and there may be several.
+        name = asyncio.get_running_loop(), line_of(job.profile(), job.progress.tried, None, None, self.fleet.now())
+        line = self._lines.setdefault(name, _Line())
+        line.standing += 1
+        try:
+            async with line.first:
+                yield
+        finally:
+            line.standing -= 1
+            if not line.standing:
+                del self._lines[name]
+
+    async def _permitted(self, job: Job) -> tuple[Decision, Permit]:
+        """Look for room until there is some."""
+        while True:
             decision = await self.decide(job)
             candidates = decision.bids()
             admission = await self._admit(job, decision, job.repeated(candidates) or candidates)
             if isinstance(admission, Granted):
-                permit = self.judging.permit(job, decision, candidates, admission)
-                if (response := await self._attempt(job, decision, permit)) is not None:
-                    return response
-                continue
+                return decision, self.judging.permit(job, decision, candidates, admission)
             job.repeat(None)
             wait_s = ROOM_RECHECK_S
             if isinstance(admission, NoRoom) and admission.retry_at is not None:
@@ -124,10 +171,12 @@ class InProcess:
             calls = await self.judging.hedging.race(permit, permit.hedge, admit, call)
         judged = self.judging(job, permit, calls)
         await judged.told()
+        await cancelled_now()
         ended, verdict = judged.call, judged.verdict
         if ended.failure is None:
             return ended.response
         if verdict.action is Next.GIVE_UP:
+            self._in_time(job, self.fleet.now())
             error = ProviderError(ended.failure, ended.observed, ended.response)
             error.add_note(_history(job))
             raise error

@@ -148,6 +148,7 @@ class Reporter:
         reason = f"{failure.kind}: {failure.message}" if failure else ""
         if verdict.disable:
             await self.store.mark("disabled", affected, reason)
+            logger.warning("%s disabled: %s", ", ".join(affected), reason)
         if verdict.block_s > 0:
             await self.store.mark("blocked", affected, reason, verdict.block_s)
         view = self.fleet.snapshot.by_id.get(endpoint.id)

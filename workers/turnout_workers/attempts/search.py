@@ -60,7 +60,7 @@ class Searching:
             return await self._closing.give_up(job, JobStatus.EXPIRED, "deadline", "the deadline has passed")
         ceilings = self._parts.ceilings.of_job(job.id, job.request, job.claim.batch)
         wish = job.profile(priced=any(ceiling.limit_microusd is not None for ceiling in ceilings))
-        job.line = line_of(wish, job.progress.tried, job.claim.tenant, job.claim.batch)
+        job.line = line_of(wish, job.progress.tried, job.claim.tenant, job.claim.batch, now)
         left_s, for_room = self.parking.left_s(job.line, now)
         if not job.progress.deferrals and left_s > 0:
             return await self._closing.defer(job, left_s, line=job.line, for_room=for_room)

@@ -7,7 +7,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 
-from turnout.request import InferenceRequest, InferenceResponse
+from turnout.request import InferenceRequest as InferenceRequest
+from turnout.request import InferenceResponse as InferenceResponse
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.state.store import ObservedLimit

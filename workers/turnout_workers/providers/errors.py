@@ -25,10 +25,13 @@ class ProviderError(TurnoutError):
     def __init__(
         self, failure: Failure, limits: tuple[ObservedLimit, ...] = (), response: InferenceResponse | None = None
     ) -> None:
-        super().__init__(f"{failure.kind}: {failure.message}")
+        super().__init__(failure, limits, response)  # so that it can be pickled
         self.failure = failure
         self.limits = limits
         self.response = response
+
+    def __str__(self) -> str:
+        return f"{self.failure.kind}: {self.failure.message}"
 
     @classmethod
     def unsupported(cls, message: str) -> ProviderError:
