@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from turnout.messages import ImagePart, Message, ResponseFormat, Tool, ToolCall
-from turnout.value import Name, Value
+from turnout.value import Name, Told, Value
 
 CONTRACT_VERSION = 1
 """Major version of messages and records. A worker leaves a job of an unknown major untouched."""
@@ -248,7 +248,7 @@ class FinishReason(StrEnum):
     OTHER = "other"
 
 
-class Usage(Value):
+class Usage(Told):
     """Tokens of one call. `input_tokens` includes the cached ones, `output_tokens` the reasoning ones."""
 
     input_tokens: int = Field(default=0, ge=0)
@@ -266,7 +266,7 @@ class Usage(Value):
         return self.input_tokens + self.output_tokens
 
 
-class InferenceResponse(Value):
+class InferenceResponse(Told):
     """What one successful call gave."""
 
     text: str = Field(default="", repr=False)

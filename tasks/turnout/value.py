@@ -19,3 +19,9 @@ class Value(BaseModel):
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, hide_input_in_errors=True, protected_namespaces=()
     )
+
+
+class Told(Value):
+    """A value that another release may have written, and that is only read: what is unknown of it is left out."""
+
+    model_config = ConfigDict(extra="ignore")

@@ -52,6 +52,17 @@ def test_an_answer_comes_back(client: Client) -> None:
     assert not job.cancel(), "there is nothing left to cancel"
 
 
+def test_an_answer_that_was_deleted_is_not_waited_for(client: Client, here: local.Local) -> None:
+    job = client.submit("What is a turnout?", max_output_tokens=5)
+    job.wait(20)
+    with Celery(broker=here.redis_url, backend=here.redis_url, set_as_current=False) as app:
+        app.AsyncResult(job.id).forget()
+    assert job.status() == "succeeded"
+    for ask in (job.result, job.wait):
+        with pytest.raises(LookupError, match="its answer was deleted"):
+            ask()
+
+
 def test_the_same_key_and_content_are_one_job_and_other_content_a_conflict(client: Client) -> None:
     first = client.submit("A?", idempotency_key="order-1")
     assert client.submit("A?", idempotency_key="order-1").id == first.id

@@ -37,9 +37,11 @@ class Release:
         for package in ("tasks", "workers"):
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         request = folder / "tasks/turnout/request.py"
-        text, changed = re.subn(r"^(CONTRACT_VERSION) = \d+", rf"\1 = {contract}", request.read_text(), flags=re.M)
-        assert changed == 1
-        request.write_text(text)
+        _rewrite(request, r"^(CONTRACT_VERSION) = \d+", rf"\1 = {contract}")
+        field = r"\1    unheard_of: float = Field(default_factory=__import__('random').random)\n"
+        _rewrite(request, r"^(class Usage.*\n(?:.+\n)*)", field)
+        for name in ("Attempt", "JobResult"):
+            _rewrite(folder / "tasks/turnout/result.py", rf"^(class {name}\(.*\n.*\n\n)", field)
         self.environ: Mapping[str, str] = {
             "PYTHONPATH": os.pathsep.join(str(folder / package) for package in ("tasks", "workers")),
             "REDIS_URL": stand.redis.url,
@@ -54,6 +56,12 @@ class Release:
         worker = process.start([sys.executable, "-m", "turnout", "worker", "-n", "next@%h"], self.log, self.environ)
         process.wait_until(lambda: " ready." in self.log.read_text("utf-8", "replace"), worker, self.log, 60)
         return worker
+
+
+def _rewrite(file: Path, pattern: str, by: str) -> None:
+    text, changed = re.subn(pattern, by, file.read_text(), count=1, flags=re.M)
+    assert changed == 1
+    file.write_text(text)
 
 
 @pytest.fixture
@@ -74,6 +82,9 @@ def test_releases_of_one_contract_share_the_work(stand: Stand, tmp_path: Path) -
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
         assert beside.run(READ) == "20\n"
         assert {job["calls"] for job in stand.oracle()["jobs"].values()} == {1}
+        told = [text for text in stand.client.mget(map(stand.ledger.keys.result, ids)) if b"unheard_of" in text]
+        assert 0 < len(told) < len(ids), "by both, and each reads what the other has written"
+        assert all(result and result.succeeded for result in stand.results(ids))
         assert " succeeded: " in beside.log.read_text()
         assert " succeeded: " in (tmp_path / "worker-1.log").read_text()
     finally:

@@ -154,9 +154,14 @@ class AsyncJob:
 
     async def result(self) -> JobResult | None:
         """See `Job.result`."""
-        if (result := await self._client._ask(self._ledger.result(self.id))) is None:
-            await self._facts()  # which raises LookupError
+        if (result := await self._told()) is not None or (await self._facts()).state in LIVE:
+            return result
+        if (result := await self._told()) is None:  # nor has it settled between the two
+            raise LookupError(f"job {self.id} had settled; its answer was deleted, or it was replayed just then")
         return result
+
+    async def _told(self) -> JobResult | None:
+        return await self._client._ask(self._ledger.result(self.id))
 
     async def wait(self, timeout: float | None = None) -> InferenceResponse:
         """See `Job.wait`."""
