@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import uuid
@@ -129,6 +130,47 @@ def test_a_monitor_reads_depths_health_and_money(port: int) -> None:
         read(KEYS.money)
     assert monitor.llen("standard") >= 0
     assert monitor.zcard(KEYS.leases) == 0
+
+
+def sent(task: str, number: int) -> tuple[str, str]:
+    """The id and the message of a task that a plain Celery app sends: such a request is nowhere else."""
+    id, request = uuid.uuid4().hex, {"prompt": "Why?", "constraints": {"only": ["nobody"]}}
+    headers = {"task": task, "id": id, "root_id": id}
+    properties = {"delivery_tag": str(number), "delivery_info": {"exchange": "", "routing_key": "standard"}}
+    said = {"body": json.dumps([[request], {}, {}]), "content-type": "application/json", "content-encoding": "utf-8"}
+    return id, json.dumps({**said, "headers": headers, "properties": properties | {"body_encoding": None}})
+
+
+@pytest.mark.parametrize("refused", ["", "setex"])
+def test_a_task_that_no_worker_knows_takes_no_other_with_it_nor_if_its_end_cannot_be_told(
+    port: int, tmp_path: Path, refused: str
+) -> None:
+    producer, log = login(port, "producer"), tmp_path / "worker.log"
+    messages = [sent("turnout.infre" if n == 5 else "turnout.infer", n) for n in range(20)]
+    unknown = messages[5][0]
+    producer.lpush("standard", *(message for _, message in messages))
+    (tmp_path / "turnout.toml").write_text(
+        '[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
+    )
+    environ = {
+        "REDIS_URL": f"redis://worker:worker-secret@127.0.0.1:{port}/0",
+        "TURNOUT_CONFIG": str(tmp_path / "turnout.toml"),
+        "TURNOUT_SPOOL": str(tmp_path / "spool"),
+    }
+    admin = login(port, "admin")
+    if refused:
+        admin.execute_command("ACL", "SETUSER", "worker", f"-{refused}")
+    admin.acl_log_reset()
+    worker = process.start([sys.executable, "-m", "turnout", "worker"], log, environ)
+    try:
+        told = {id for id, _ in messages} - ({unknown} if refused else set())
+        process.wait_until(lambda: all(producer.get(KEYS.result(id)) for id in told), worker, log, 60)
+    finally:
+        process.stop(worker)
+        if refused:
+            admin.execute_command("ACL", "SETUSER", "worker", f"+{refused}")
+    assert {one["object"] for one in admin.acl_log()} == ({refused} if refused else set()), "and a worker asks no more"
+    assert "NotRegistered" in (producer.get(KEYS.result(unknown)) or b"NotRegistered").decode()
 
 
 @pytest.mark.parametrize("role", ["producer", "worker", "monitor"])

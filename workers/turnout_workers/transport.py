@@ -179,9 +179,15 @@ class Channel(kombu_redis.Channel):
             except OutOfMemoryError:
                 QoS.rest()
                 return
+        trouble: Exception | None = None
         for index, raw in fetched:
-            with _odd_dropped(queues[index - 1]):
-                self.connection._deliver(_read(raw), queues[index - 1])
+            try:
+                with _odd_dropped(queues[index - 1]):
+                    self.connection._deliver(_read(raw), queues[index - 1])
+            except (RedisError, OSError) as error:  # Redis took no word of this one; the others are nowhere but here
+                trouble = error
+        if trouble is not None:
+            raise trouble
 
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str | None, **options: Any) -> str:
         def taken(message: Any) -> None:
