@@ -191,6 +191,15 @@ def test_a_task_that_no_worker_knows_takes_no_other_with_it_nor_if_its_end_canno
         ("SET", "another-application", "1"),
         ("GET", "another-application"),
         ("SUBSCRIBE", "another-application"),
+        ("SLOWLOG", "GET"),
+        ("COMMANDLOG", "GET", "1", "large-request"),
+        ("CLIENT", "LIST"),
+        ("CLIENT", "KILL", "TYPE", "normal"),
+        ("CLIENT", "PAUSE", "1", "ALL"),
+        ("CLIENT", "UNPAUSE"),
+        ("CLIENT", "NO-EVICT", "ON"),
+        ("CLIENT", "TRACKING", "ON", "BCAST"),
+        ("CLIENT", "REPLY", "OFF"),
     ],
 )
 def test_no_role_can_administer_or_leave_its_keys(port: int, role: str, command: tuple[str, ...]) -> None:
