@@ -172,7 +172,7 @@ def test_a_job_that_is_handed_back_counts_neither_as_crash_nor_as_retry(bed: Bed
 
 def test_all_who_watch_are_told_of_the_end(bed: Bed) -> None:
     """Also one whose name is the beginning of another's."""
-    inboxes = ["inbox:ab", "inbox:a", "inbox:b"]
+    inboxes = [bed.keys.inbox(name) for name in ("ab", "a", "b")]
     bed.enqueue()
     with bed.client.pubsub() as heard:
         heard.subscribe(*inboxes)
@@ -188,13 +188,31 @@ def test_all_who_watch_are_told_of_the_end(bed: Bed) -> None:
     assert bed(bed.ledger.watch("none", "late")) == ""
 
 
-def test_who_reads_is_told_of_each_piece_and_who_only_waits_is_not(bed: Bed) -> None:
+def test_nobody_can_have_a_worker_speak_on_channels_or_lists_that_are_no_clients_or_lanes(bed: Bed) -> None:
+    """Celery's remote control obeys what comes on one, and a job's id is whatever its sender likes."""
+    own, other = bed.keys.inbox("a"), "/0.celery.pidbox"
     bed.enqueue(stream=True)
-    bed(bed.ledger.watch("a", "waits"))
-    assert bed(bed.ledger.watch("a", "reads", pieces=True)) == "queued"
+    bed.claimed()
+    with bed.client.pubsub() as heard:
+        heard.subscribe(other, own)
+        for channel in (other, f"x{own}", own):
+            bed(bed.ledger.watch("a", channel, pieces=True))
+        bed.client.hset(bed.keys.job("a"), "lane", "celery")
+        bed(bed.ledger.stream("a", {"call": "1"}, KEPT_S))
+        bed(bed.ledger.cancel("a", None, KEPT_S))
+        told = [heard.get_message(timeout=5) for _ in range(4)]
+        assert [(one["channel"].decode(), one["data"]) for one in told[2:] if one] == [(own, b"+a"), (own, b"a")]
+    assert not bed.client.exists("celery")
+
+
+def test_who_reads_is_told_of_each_piece_and_who_only_waits_is_not(bed: Bed) -> None:
+    waits, reads = bed.keys.inbox("waits"), bed.keys.inbox("reads")
+    bed.enqueue(stream=True)
+    bed(bed.ledger.watch("a", waits))
+    assert bed(bed.ledger.watch("a", reads, pieces=True)) == "queued"
     token = bed.claimed().token
     with bed.client.pubsub() as heard:
-        heard.subscribe("waits", "reads")
+        heard.subscribe(waits, reads)
         for fields in ({"call": "1"}, {"call": "1", "text": "Ä"}):
             bed(bed.ledger.stream("a", fields, KEPT_S))
         bed.settle(token)
@@ -203,9 +221,9 @@ def test_who_reads_is_told_of_each_piece_and_who_only_waits_is_not(bed: Bed) -> 
             message = heard.get_message(timeout=5)
             assert message is not None, told
             if message["type"] == "message":
-                told.append((message["channel"], message["data"]))
-    assert told[:2] == [(b"reads", b"+a")] * 2
-    assert sorted(told[2:]) == [(b"reads", b"a"), (b"waits", b"a")]
+                told.append((message["channel"].decode(), message["data"]))
+    assert told[:2] == [(reads, b"+a")] * 2
+    assert sorted(told[2:]) == [(reads, b"a"), (waits, b"a")]
     first, second, last = bed(bed.ledger.pieces("a", "0"))
     assert [(one.call, one.text, one.ends) for one in (first, second, last)] == [
         ("1", None, False),

@@ -22,6 +22,12 @@ if not is_held(state) and not is_waiting(state) then
   return {(by_worker and settled_token == token) and 'repeated' or 'duplicate', state}
 end
 
+local function is_lane(name)
+  for _, key in ipairs(KEYS.all_lanes) do
+    if key == name then return true end
+  end
+end
+
 local outcome = 'settled'
 if by_worker then
   if not is_held(state) or token ~= current then
@@ -54,8 +60,8 @@ if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
 if deadline ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
 if spot then unpark(spot) end
 -- Celery hears of an end from the worker that has the job's message. Where perhaps no worker has it, publish one more,
--- in the lane's queue, which has the lane's name.
-if state ~= 'queued' and authority ~= 'token' then redis.call('LPUSH', lane, message_of(id, NOW)) end
+-- in the lane's queue, which has the lane's name: a record that names another list is somebody's trick.
+if state ~= 'queued' and authority ~= 'token' and is_lane(lane) then redis.call('LPUSH', lane, message_of(id, NOW)) end
 if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 
@@ -86,5 +92,5 @@ if streams then
   redis.call('PEXPIRE', KEYS.stream, ttl)
 end
 if webhook then redis.call('ZADD', KEYS.hooks, NOW, id) end
-for inbox in string.gmatch(watchers or '', '%S+') do redis.call('PUBLISH', inbox, id) end
+tell_all(watchers, id)
 return {outcome, state}

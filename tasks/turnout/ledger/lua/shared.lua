@@ -12,6 +12,15 @@ local function tell(event)
   if length > 200 then redis.call('LTRIM', KEYS.story, -200, -1) end
 end
 
+-- Publish to a job's watchers or readers, on channels of clients alone. Whoever submits jobs may write such lists, and
+-- choose an id that is an order to Celery's remote control; who settles the job may publish more than they.
+local function tell_all(inboxes, what)
+  local of_clients = string.match(KEYS.job, '^.-:') .. 'inbox:'
+  for inbox in string.gmatch(inboxes or '', '%S+') do
+    if string.sub(inbox, 1, #of_clients) == of_clients then redis.call('PUBLISH', inbox, what) end
+  end
+end
+
 -- A lane's list is sorted by `place`, a time (ms) that stands in each message: at the back it is the time now, at
 -- the front the place of the message overtaken. `pending` has the job at the same place. So a queued job whose place
 -- is before the one now at the front has no message any more: it was lost with the worker that had fetched it.

@@ -4,7 +4,5 @@
 -- ARGV  id, time to live (ms), then fields and values
 redis.call('XADD', KEYS.stream, 'MAXLEN', '~', 20000, '*', unpack(ARGV, 3))
 redis.call('PEXPIRE', KEYS.stream, ARGV[2])
-for inbox in string.gmatch(redis.call('HGET', KEYS.job, 'readers') or '', '%S+') do
-  redis.call('PUBLISH', inbox, '+' .. ARGV[1])
-end
+tell_all(redis.call('HGET', KEYS.job, 'readers'), '+' .. ARGV[1])
 return 1
