@@ -8,6 +8,7 @@ import pty
 import signal
 import subprocess
 import sys
+import time
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from click.testing import CliRunner, Result
 
 from turnout import Client
 from turnout.cli import main
-from turnout.ledger import Ledger, NewJob, run
+from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout_workers import local
 from turnout_workers.config import discovery, fleet
@@ -151,6 +152,33 @@ def test_a_list_breaks_no_name_on_a_screen_of_80_columns(here: local.Local, comm
     names = [job.id] if command == "failed" else [endpoint.id for endpoint in fleet(here.settings).endpoints]
     assert [name for name in names if name not in told] == []
     assert max(map(len, told.splitlines())) <= 80
+
+
+def test_what_stands_in_redis_commands_no_terminal(here: local.Local) -> None:
+    """A producer may write what it likes into the records of jobs and batches."""
+    keys, order, now = Keys(), "\x1b]0;obey\x07\x9b2J\u202e", int(time.time() * 1000)
+    job, batch = f"evil{order}", f"batch-evil{order}"
+    said = {"id": job, "status": "failed", "error": {"code": "evil", "message": f"m{order}\nn"}}
+    record = {"v": 1, "state": "failed", "lane": "batch", "label": order, "accepted_ms": now, "settled_ms": now}
+    held = {"source": order, "state": "feeding", "at": now / 1000, "lines": 1, "jobs": 1, "fed": 0, "next": 0}
+    spoiled = f"{batch}-spoiled"
+    with redis.Redis.from_url(here.redis_url) as client:
+        client.hset(keys.job(job), mapping={**record, "token": 1, "result": json.dumps(said)})
+        client.zadd(keys.failed, {job: now + 10**6})
+        client.rpush(keys.story(job), json.dumps({"at": now, "event": order, "why": order}))
+        client.zadd(keys.batches, {batch: now / 1000, spoiled: now / 1000})
+        client.hset(keys.batch(batch), mapping={**held, "shared": 0})
+        client.hset(keys.batch(spoiled), mapping=held)
+        try:
+            shown = [turnout(here, *command) for command in (["failed"], ["failed", "--count"], ["explain", job])]
+            shown += [turnout(here, "batch", "list"), invoked(here, "batch", "show", spoiled).output]
+            client.hset(keys.job(job), "v", "another")
+            shown.append(turnout(here, "replay", "--error", "evil"))
+        finally:
+            client.delete(keys.job(job), keys.story(job), keys.batch(batch), keys.batch(spoiled), keys.failed)
+            client.zrem(keys.batches, batch, spoiled)
+    assert all("evil" in one for one in shown[:-1])
+    assert [one for text in shown for one in text.split("\n") if not one.isprintable()] == []
 
 
 def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:

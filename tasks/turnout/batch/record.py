@@ -13,6 +13,7 @@ from pydantic import Field, ValidationError
 
 from turnout.errors import TurnoutError
 from turnout.ledger import Call, Keys
+from turnout.printable import printable
 from turnout.result import JobStatus
 from turnout.validation import explain
 from turnout.value import Value
@@ -86,7 +87,8 @@ def read_record(keys: Keys, id: str) -> Call[Record | None]:
         try:
             return Record.model_validate({"id": id, "settled": settled, **told}) if told else None
         except ValidationError as error:
-            raise TurnoutError(f"batch {id} was changed in Redis, or is of another release: {explain(error)}") from None
+            what = f"batch {printable(id)} was changed in Redis, or is of another release"
+            raise TurnoutError(f"{what}: {explain(error)}") from None
 
     return Call(("HGETALL", keys.batch(id)), decode)
 

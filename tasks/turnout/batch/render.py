@@ -7,6 +7,7 @@ from typing import Any
 
 from turnout.batch.line import Format, Line
 from turnout.batch.openai_response import response_body
+from turnout.printable import printable
 from turnout.request import MICROUSD_PER_USD, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
@@ -29,7 +30,7 @@ def reason(rendered: bytes) -> str:
     """Why a line of output has no answer, for a screen."""
     value = json.loads(rendered)
     error = value["error"] or value["response"]["body"]["error"]
-    return "".join(c if c.isprintable() else " " for c in error["message"])
+    return printable(error["message"])
 
 
 def moved(rendered: bytes, line: Line) -> bytes:

@@ -13,6 +13,7 @@ import click
 from rich.table import Table
 
 from turnout.ledger import Facts
+from turnout.printable import printable
 from turnout.result import JobResult
 from turnout_workers.commands.screen import add, counted, indented, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
@@ -122,7 +123,7 @@ def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> Non
         for (job_id, job), again in zip(page, replies, strict=True):
             done += again
             if not again:
-                click.echo(f"{job_id}: is {job.state}, and not run again")
+                click.echo(printable(f"{job_id}: is {job.state}, and not run again"))
     click.echo(f"{done:,} of {counted(len(set(jobs)) or len(found), 'job')} run again")
     sys.exit(1 if done < len(set(jobs)) else 0)
 
@@ -139,7 +140,7 @@ def cancel(jobs: tuple[str, ...]) -> None:
     found = _known(here, jobs)
     for job_id, job in found:
         ended = here.ask(here.ledger.cancel(job_id, job.batch, ttl_s))[0]
-        click.echo(f"{job_id}: {'cancelled' if ended.accepted else f'was {ended.state} already'}")
+        click.echo(printable(f"{job_id}: {'cancelled' if ended.accepted else f'was {ended.state} already'}"))
     sys.exit(1 if len(found) < len(set(jobs)) else 0)
 
 

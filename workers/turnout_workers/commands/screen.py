@@ -1,25 +1,37 @@
-"""Tables and paragraphs in a terminal. Texts are shown as they are: what providers say is no markup."""
+"""Tables and paragraphs in a terminal. Texts are shown as they are: what providers say is no markup, and what anybody
+has written into a job commands no terminal."""
 
 from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
+from typing import Any
 
 from rich import box
 from rich.console import Console
 from rich.padding import Padding
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from turnout.printable import printable
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 
 
-def standard_output() -> Console:
+class Screen(Console):
+    """A console that prints no control characters but its own."""
+
+    def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
+        for text, style, control in super().render(*args, **options):
+            yield Segment(text if control else "\n".join(map(printable, text.split("\n"))), style, control)
+
+
+def standard_output() -> Screen:
     """Standard output. What a file or program reads is as wide as it must be, unless COLUMNS says otherwise."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, markup=False, width=sys.maxsize if wide else None)
+    return Screen(highlight=False, markup=False, width=sys.maxsize if wide else None)
 
 
 def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] = ()) -> Table:
