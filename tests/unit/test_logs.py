@@ -56,6 +56,19 @@ def test_a_json_line_has_its_job_and_its_traceback_in_one_line() -> None:
     current_job.set(None)
 
 
+def test_nothing_that_came_in_a_message_forges_a_line_or_commands_a_terminal() -> None:
+    order = "\n2026-11-27 00:00:00,000 CRITICAL forged [-] line\x1b]0;obey\x07\x9b2J"
+    try:
+        raise ValueError(order)
+    except ValueError as error:
+        record = logging.LogRecord("a", logging.INFO, "a.py", 1, "job %s", (order,), (type(error), error, None))
+    record.job, record.left_out = order, ""
+    first, *traceback = logs.Readable(logs.READABLE).format(record).split("\n")
+    assert first.count("CRITICAL forged [-] line ]0;obey  2J") == 2
+    assert all(line.startswith("  ") and line.isprintable() for line in [f"  {first}", *traceback])
+    assert len(traceback) == 2
+
+
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_both_formats_write_a_line(form: str, capsys: pytest.CaptureFixture[str]) -> None:
     root = logging.getLogger()

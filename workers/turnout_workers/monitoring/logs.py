@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Literal
 
+from turnout.printable import printable
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.base import current_job
 
@@ -63,6 +64,17 @@ class Flood(logging.Filter):
         return before < self._lines
 
 
+class Readable(logging.Formatter):
+    """One line an event, and after it a traceback, set in. What comes with a message, its id say, neither forges
+    a line nor commands the terminal in which it is read."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(f"  {printable(line)}" for line in super().formatException(ei).splitlines())
+
+
 class Json(logging.Formatter):
     """One object a line: `at`, `level`, `logger`, `event`, and `job`, `attempt`, `provider`, `trace_id` and `exception`
     where there is one."""
@@ -89,7 +101,7 @@ def configure(level: int | str, form: Literal["text", "json"]) -> None:
     handler = logging.StreamHandler(sys.stderr)
     handler.addFilter(Job())
     handler.addFilter(Flood())
-    handler.setFormatter(Json() if form == "json" else logging.Formatter(READABLE))
+    handler.setFormatter(Json() if form == "json" else Readable(READABLE))
     logging.basicConfig(level=level, handlers=[handler], force=True)
     logging.captureWarnings(True)
     for name in CHATTY:
