@@ -145,6 +145,8 @@ def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
     with pytest.raises(Cancelled):
         sent.get(timeout=LIMIT_S)
     assert sent.state == "REVOKED"
+    infer(app).apply_async().get(timeout=LIMIT_S)
+    assert f"[{sent.id}] cancelled, for it was revoked" not in (stand.folder / "worker-1.log").read_text()
 
 
 def test_a_revoked_job_is_cancelled_wherever_it_waits_and_runs_when_it_is_replayed(app: Celery, stand: Stand) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 
 import celery.apps.worker
 from celery.exceptions import Ignore, Retry
-from celery.signals import setup_logging, task_revoked, worker_shutting_down
+from celery.signals import setup_logging, worker_shutting_down
 from celery.utils.functional import maybe_list
 from celery.worker import control
 from celery.worker.consumer import Consumer
@@ -134,7 +134,6 @@ class JobRequest(AsyncRequest):
 
     store_errors = False
     _already_revoked: bool
-    _announce_revoked: Any
 
     def __init__(self, sent: Any, **options: Any) -> None:
         """Hide an `eta` from Celery, which would hold the job in memory until then, and lose it with the process: the
@@ -150,7 +149,12 @@ class JobRequest(AsyncRequest):
         if not isinstance(exc_info.exception, Cancelled):
             super().on_failure(exc_info, send_failed_event, return_ok)
         elif not self._already_revoked:
-            self._announce_revoked("cancelled", False, None, False)
+            super()._announce_revoked("cancelled", False, None, False)  # type: ignore[misc]  # the stubs lack it
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Cancel what was revoked or expired before the ledger had it, or while Redis was away."""
+        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        worker.on_loop(worker.foreign.dropped(self.id, expired))
 
     def on_retry(self, exc_info: Any) -> None:
         """Nothing is told of a job's move once it was revoked."""
@@ -274,13 +278,6 @@ def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
     for job_id in cancelled:
         revoked.discard(job_id)
     return reply
-
-
-@task_revoked.connect
-def _dropped(sender: Any, request: Any, expired: bool, **_: Any) -> None:
-    """Cancel a job that was revoked or expired before the ledger had it, or while Redis was away."""
-    if sender.name == Infer.name:
-        worker.on_loop(worker.foreign.dropped(request.id, expired))
 
 
 @worker_shutting_down.connect
