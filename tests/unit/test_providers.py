@@ -48,6 +48,19 @@ def test_every_spelling_of_a_delay_is_read(text: str | None, expected: float | N
     assert seconds(text, NOW) == (expected if expected is None else pytest.approx(expected, abs=0.01))
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("Please try again in 7m12s.", 432), ("Try again in 812ms. Visit the console", 0.812), ("Retry after 20", 20),
+        ("Please retry after 26 seconds.", 26), ("retry after 1 second", 1), ("try again in 30 sec", 30),
+        ("try again in 5 minutes.", 300), ("try again in 1.5 Hours", 5400), ("try again in 2 days", 172_800),
+        ("try again in 20. Visit the console", 20), ("try again in 1.5 weeks", None), ("try again in 5months", None),
+    ],
+)  # fmt: skip
+def test_a_wait_told_in_words_is_read_with_its_unit(words: str, expected: float | None) -> None:
+    assert retry_after_s({}, {"error": {"message": words}}, NOW, {}) == expected
+
+
 @pytest.mark.parametrize("skew_s", [-3600, 0, 3600])
 def test_a_wrong_clock_of_ours_changes_no_delay(skew_s: float) -> None:
     date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}

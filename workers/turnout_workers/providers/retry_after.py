@@ -14,7 +14,12 @@ from turnout_workers.state.store import ObservedLimit
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
 _DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
-_SAID = re.compile(rf"(?:try again in|retry after) ({_DURATIONS.pattern}|\d+(?:\.\d+)?)")
+_SAID = re.compile(
+    rf"(?:try again in|retry after) (?:({_DURATIONS.pattern})\b"
+    r"|(\d+(?:\.\d+)?)(?: ?(sec(?:ond)?|min(?:ute)?|hour|day)s?\b|(?![ .]?\w)))",
+    re.IGNORECASE,
+)
+"""A number alone is seconds; before a unit that we don't know it is nothing."""
 _QUOTAS = {"InputTokens": "input_tokens_per_minute", "Requests": "requests_per_minute"}
 """What the names of Gemini's quotas mean, as in `GenerateRequestsPerMinutePerProjectPerModel-FreeTier`."""
 LONGEST_S = 30 * 86400.0
@@ -81,9 +86,15 @@ def retry_after_s(headers: Mapping[str, str], body: Any, now: float, limit_heade
     resets = [limit.reset_s for limit in observed_limits(headers, now, limit_headers) if limit.remaining == 0]
     if _number(headers.get("x-ratelimit-remaining")) == 0:
         resets.append(seconds(headers.get("x-ratelimit-reset"), now))
-    said = _SAID.search(str(at(error, "message")))
-    in_words_s = seconds(said[1], now) if said else None
-    return max((reset for reset in resets if reset is not None), default=in_words_s)
+    return max((reset for reset in resets if reset is not None), default=_in_words_s(str(at(error, "message")), now))
+
+
+def _in_words_s(message: str, now: float) -> float | None:
+    """As in "try again in 7m12s", "in 5 minutes" or "retry after 20"."""
+    if (said := _SAID.search(message)) is None:
+        return None
+    duration, amount, unit = said.groups()
+    return seconds((duration or f"{amount}{(unit or 's')[0]}").lower(), now)
 
 
 def observed_limits(
