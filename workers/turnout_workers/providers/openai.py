@@ -140,7 +140,7 @@ def _completion(body: Any) -> Answer:
         finish=FINISH.get(raw, FinishReason.OTHER),
         finish_raw=raw,
         usage=reported(usage, told),
-        cost_usd=_cost_usd(told) if isinstance(told, dict) else None,
+        cost_usd=_cost_usd(told),
         service_tier=body.get("service_tier"),
         model=body.get("model"),
     )
@@ -160,7 +160,9 @@ def _tool_call(call: Mapping[str, Any]) -> ToolCall:
 def _embeddings(body: Any) -> Answer:
     rows = sorted(body["data"], key=lambda row: row.get("index", 0))
     vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
-    return Answer(embeddings=vectors, usage=reported(usage, body.get("usage")), model=body.get("model"))
+    told = body.get("usage")
+    cost = _cost_usd(told)
+    return Answer(embeddings=vectors, usage=reported(usage, told), cost_usd=cost, model=body.get("model"))
 
 
 def usage(told: Any) -> Usage:
@@ -176,13 +178,13 @@ def usage(told: Any) -> Usage:
     )
 
 
-def _cost_usd(told: Mapping[str, Any]) -> Any:
+def _cost_usd(told: Any) -> Any:
     """OpenRouter reports dollars, xAI ten-billionths of one. With the operator's own key OpenRouter's `cost` is what it
     takes for itself, and the vendor's bill is beside it; without one `cost` has both."""
-    ticks = told.get("cost_in_usd_ticks")
     try:
+        ticks = told.get("cost_in_usd_ticks")
         if told.get("is_byok") is True:
             return told["cost"] + told["cost_details"]["upstream_inference_cost"]
         return told.get("cost") if ticks is None else ticks / 1e10
-    except (KeyError, OverflowError, TypeError):
+    except (AttributeError, KeyError, OverflowError, TypeError):
         return None
