@@ -322,6 +322,7 @@ async def test_an_answer_that_begins_with_what_stops_it_is_an_empty_one(dialect:
     assert (response.text, response.finish) == ("", FinishReason.STOP)
 
 
+BLOCKED = {"promptFeedback": {"blockReason": "OTHER"}}
 NONE: list[tuple[str, Any, FailureKind, Billed]] = [
     ("openai", {"choices": []}, K.MALFORMED, Billed.YES),
     ("openai", chat(ASKED, "stop", content=""), K.EMPTY, Billed.YES),
@@ -338,8 +339,8 @@ NONE: list[tuple[str, Any, FailureKind, Billed]] = [
     ("anthropic", claude(KEPT, "refusal", {"type": "text", "text": ""}), K.CONTENT_FILTERED, Billed.YES),
     ("anthropic", CLAUDES[:-1], K.INTERRUPTED, Billed.MAYBE),
     ("anthropic", CLAUDES[:6] + CLAUDES[7:], K.MALFORMED, Billed.YES),
-    ("gemini", {"promptFeedback": {"blockReason": "SAFETY"}}, K.CONTENT_FILTERED, Billed.NO),
-    ("gemini", [{"promptFeedback": {"blockReason": "SAFETY"}}], K.CONTENT_FILTERED, Billed.NO),
+    ("gemini", BLOCKED, K.CONTENT_FILTERED, Billed.YES),
+    ("gemini", [BLOCKED], K.CONTENT_FILTERED, Billed.YES),
     ("gemini", gemini(TOLD, "SAFETY", {"text": ""}), K.CONTENT_FILTERED, Billed.YES),
     ("gemini", gemini(TOLD, "MALFORMED_FUNCTION_CALL", {"text": ""}), K.SERVER_ERROR, Billed.YES),
     ("gemini", {"candidates": []}, K.MALFORMED, Billed.YES),
@@ -362,6 +363,9 @@ async def test_a_200_that_is_no_answer_is_a_failure(dialect: str, body: Any, kin
         ("anthropic", claude(KEPT, "refusal", {"type": "text", "text": ""}), 260),
         ("gemini", gemini(TOLD, "SAFETY", {"text": ""}), 300),
         ("gemini", gemini(None, "SAFETY", {"text": ""}), None),
+        ("gemini", BLOCKED | {"usageMetadata": {"promptTokenCount": 100}}, 200),
+        ("gemini", [BLOCKED | {"usageMetadata": {"promptTokenCount": 100}}], 200),
+        ("gemini", BLOCKED, None),
     ],
 )
 async def test_an_answer_of_no_use_costs_what_it_reports(dialect: str, body: Any, microusd: int | None) -> None:

@@ -106,10 +106,6 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (404, {}, {"error": {"code": "DeploymentNotFound", "message": "no"}}, K.MODEL_NOT_FOUND),
         (429, {}, {"error": {"code": "429", "message": "Please retry after 6 seconds."}}, K.RATE_LIMITED, 6),
         (429, {"retry-after-ms": "1200"}, {"error": {"code": "429", "message": "rate limit"}}, K.RATE_LIMITED, 1.2),
-        (
-            400, {}, {"error": {"code": "content_filter", "message": "no", "status": 400,
-                                "innererror": {"code": "ResponsibleAIPolicyViolation"}}}, K.CONTENT_FILTERED,
-        ),
     ],
     "groq": [
         (401, {}, openai("Invalid API Key", "invalid_request_error", "invalid_api_key"), K.UNAUTHORIZED),
@@ -368,6 +364,12 @@ async def test_a_shape_means(
     assert (told.kind, told.retry_after_s) == (kind, None if after_s is None else pytest.approx(after_s, abs=0.01))
     assert (told.scope is Scope.ACCOUNT) == (kind in ACCOUNT or scope == "a")
     assert told.billed is (Billed.MAYBE if kind in MAYBE else Billed.NO)
+
+
+async def test_a_prompt_that_azures_filter_has_read_may_be_billed() -> None:
+    body = {"error": {"code": "content_filter", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}
+    told = (await failure("azure", response(400, {}, body))).failure
+    assert (told.kind, told.billed) == (K.CONTENT_FILTERED, Billed.MAYBE)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -27,7 +27,7 @@ from turnout_workers.providers.retry_after import observed_limits, retry_after_s
 from turnout_workers.providers.scrub import PIECE, scrubbed
 from turnout_workers.providers.wire import filtered, understood
 from turnout_workers.routing.eligibility import upper_cost_microusd
-from turnout_workers.routing.failure import Billed, FailureKind
+from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 from turnout_workers.routing.profile import JobProfile
 
@@ -120,9 +120,9 @@ def test_what_is_no_id_of_a_call_is_not_taken_for_one(id: str) -> None:
 
 
 def test_of_a_filter_no_more_than_a_word_is_repeated() -> None:
-    assert filtered("SAFETY", Billed.NO).failure.message == "filtered: SAFETY"
+    assert filtered("SAFETY").message == "filtered: SAFETY"
     for other in ("because of: a prompt", None, ["SAFETY"], "x" * 99):
-        assert filtered(other, Billed.NO).failure.message == "filtered: no reason given"
+        assert filtered(other).message == "filtered: no reason given"
 
 
 class Odd(Exception):

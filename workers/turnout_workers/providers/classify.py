@@ -45,9 +45,10 @@ _CONTEXT_WORDS = (
     "maximum prompt length", "maximum model length", "exceed context limit", "`inputs` tokens + `max_new_tokens`",
     "maximum allowed number of output tokens", "model supports at most", "cannot be greater than max_model_len",
 )  # fmt: skip
+_AZURES_FILTER = "responsibleaipolicyviolation"
+"""Azure bills a prompt that its filter has read, though it answers with a 400."""
 _CONTENT = (
-    "content_filter", "content_policy_violation", "responsibleaipolicyviolation", "invalid_prompt", "moderation",
-    "cyber_policy",
+    "content_filter", "content_policy_violation", _AZURES_FILTER, "invalid_prompt", "moderation", "cyber_policy",
 )  # fmt: skip
 _MODEL = (
     "model_not_found", "unknown_model", "invalid_model", "model_decommissioned", "deploymentnotfound",
@@ -120,7 +121,7 @@ def classify_response(
     if named(_CONTEXT) or (status in (400, 413, 422) and says(_CONTEXT_WORDS)):
         return failure(FailureKind.CONTEXT_LENGTH)
     if named(_CONTENT) or (status == 403 and says(("moderation", "flagged"))):
-        return failure(FailureKind.CONTENT_FILTERED)
+        return failure(FailureKind.CONTENT_FILTERED, Billed.MAYBE if named((_AZURES_FILTER,)) else Billed.NO)
     if says(("no endpoints found that support", "no endpoints found that can handle")):
         return failure(FailureKind.UNSUPPORTED)  # OpenRouter has the model, though not for this request
     if named(_MODEL) or says(_MODEL_WORDS) or status in (404, 405, 410):

@@ -15,13 +15,11 @@ from turnout_workers.providers.wire import (
     Gathering,
     Sent,
     arguments,
-    filtered,
     reported,
     system,
     tool_call,
     turns,
 )
-from turnout_workers.routing.failure import Billed
 from turnout_workers.routing.fleet import Endpoint
 
 VERSION = "v1beta"
@@ -152,8 +150,10 @@ class _Chunks:
 
 
 def _candidate(body: Any) -> Answer:
-    if not body.get("candidates") and (feedback := body.get("promptFeedback")):
-        raise filtered(feedback["blockReason"], Billed.NO)
+    usage, model = reported(_usage, body.get("usageMetadata")), body.get("modelVersion")
+    if not body.get("candidates") and (feedback := body.get("promptFeedback")):  # it has read the prompt, and bills it
+        why = feedback["blockReason"]
+        return Answer(finish=FinishReason.CONTENT_FILTER, finish_raw=why, usage=usage, model=model)
     candidate = body["candidates"][0]
     parts, raw = (candidate.get("content") or {}).get("parts") or (), candidate.get("finishReason")
     called = (part["functionCall"] for part in parts if part.get("functionCall"))
@@ -164,8 +164,8 @@ def _candidate(body: Any) -> Answer:
         tool_calls=calls,
         finish=FinishReason.TOOL_CALLS if calls and finish is FinishReason.STOP else finish,
         finish_raw=raw,
-        usage=reported(_usage, body.get("usageMetadata")),
-        model=body.get("modelVersion"),
+        usage=usage,
+        model=model,
     )
 
 

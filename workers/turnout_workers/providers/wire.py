@@ -162,15 +162,15 @@ def fault(answer: Answer, request: InferenceRequest) -> Failure | None:
     stopped = bool(request.stop) and answer.finish is FinishReason.STOP  # by what the job named, before the first word
     if not (answer.text or answer.tool_calls or answer.refusal or stopped or answer.finish is FinishReason.LENGTH):
         if answer.finish is FinishReason.CONTENT_FILTER:
-            return filtered(answer.finish_raw, Billed.YES).failure
+            return filtered(answer.finish_raw)
         return Failure(FailureKind.EMPTY, "an empty answer", Billed.YES)
     return None
 
 
-def filtered(why: object, billed: Billed) -> ProviderError:
+def filtered(why: object) -> Failure:
     """The provider's policy withheld the answer. `why`: its reason, if it is one word; more might repeat the prompt."""
     word = why if isinstance(why, str) and why.isidentifier() and len(why) <= 40 else "no reason given"
-    return ProviderError(Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", billed))
+    return Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", Billed.YES)
 
 
 def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:
