@@ -15,7 +15,7 @@ import sys
 import time
 import zlib
 from base64 import b64encode
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -28,11 +28,11 @@ from turnout.request import Capability, FinishReason, InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
 from turnout_workers.providers.anthropic import JSON_ALONE
 from turnout_workers.providers.base import Timeouts
-from turnout_workers.providers.body import MOST_PARTS, parsed, server_sent
+from turnout_workers.providers.body import MAX_BODY, MOST_ITEMS, MOST_PARTS, parsed, server_sent
 from turnout_workers.providers.conformance import Reply, always, serving, silent
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.openai import OpenAIConnector
-from turnout_workers.providers.wire import Sent
+from turnout_workers.providers.wire import MOST_CALLS, Sent
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 from turnout_workers.simulator.scenario import Scenario
@@ -672,9 +672,73 @@ async def test_what_follows_a_compressed_answer_is_kept_nowhere(http: Http) -> N
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb <= 50 * 1024
 
 
-def test_json_of_a_million_parts_is_none() -> None:
-    assert parsed(b"[" + b"[]," * (MOST_PARTS - 1) + b"0]") is not None
-    assert parsed(b"[" + b"[]," * MOST_PARTS + b"0]") is None
+async def longest_turn_s(done: asyncio.Task[Any]) -> float:
+    """The most processor time that this event loop gives to others in one piece until the task is done."""
+    longest = 0.0
+    while not done.done():
+        begun = time.thread_time()
+        await asyncio.sleep(0)
+        longest = max(longest, time.thread_time() - begun)
+    return longest
+
+
+@pytest.mark.parametrize(
+    "piece",
+    [
+        b"\n", b"ab\n", b"data:\n", b"data:{}\n\n", b'data:{"choices":[{"delta":{"content":"a"}}]}\n\n',
+        b'data:{"choices":[{"delta":{"tool_calls":[{"id":"%d","function":{"name":"f"}}]}}]}\n\n',
+    ],
+)  # fmt: skip
+async def test_no_packed_stream_holds_up_the_other_calls(piece: bytes, http: Http) -> None:
+    """32 MB of newlines are 32 kB of gzip, and took 14 s in one go."""
+    times = MAX_BODY // len(piece)
+    raw = b"".join(piece % n for n in range(100_000)) if b"%d" in piece else piece * times
+    headers = "content-type: text/event-stream\r\ncontent-encoding: gzip"
+    async with serving(always(said(gzip.compress(raw, 1), headers=headers))) as url:
+        connector = build(config("openai", url), http)
+        asked = connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts(), Heard())
+        call = asyncio.create_task(asked)
+        assert await longest_turn_s(call) < 0.4
+    error = call.exception()
+    assert isinstance(error, ProviderError)
+    assert error.failure.kind in (K.MALFORMED, K.INTERRUPTED)
+
+
+@pytest.mark.parametrize(("part", "most"), [(b"[],", MOST_PARTS), (b'{"a":1},', MOST_PARTS // 2), (b"1,", MOST_ITEMS)])
+def test_json_of_too_many_parts_is_none(part: bytes, most: int) -> None:
+    assert parsed(b"[" + part * (most - 1) + b"0]") is not None
+    assert parsed(b"[" + part * (most + 1) + b"0]") is None
+
+
+def test_no_embeddings_that_fit_into_an_answer_have_too_many_parts() -> None:
+    row = b"0.12345678," * 3071 + b"-0.1234567"
+    rows = MAX_BODY // (len(row) + 30)
+    body = b'{"data":[' + b",".join([b'{"index":0,"embedding":[' + row + b"]}"] * rows) + b"]}"
+    assert MAX_BODY * 0.99 < len(body) < MAX_BODY
+    assert parsed(body) is not None
+
+
+CALLS: dict[str, Callable[[int], Any]] = {
+    "openai": lambda count: {
+        "choices": [{"message": {"tool_calls": [{"function": {"name": "f"}}] * count}, "finish_reason": "tool_calls"}]
+    },
+    "anthropic": lambda count: {"content": [{"type": "tool_use", "name": "f"}] * count, "stop_reason": "tool_use"},
+    "gemini": lambda count: {"candidates": [{"content": {"parts": [{"functionCall": {"name": "f"}}] * count}}]},
+}
+
+
+@pytest.mark.parametrize("name", CALLS)
+async def test_an_answer_with_a_thousand_calls_of_tools_is_an_answer_and_one_with_more_is_not(
+    name: str, http: Http
+) -> None:
+    async def calls(count: int) -> int:
+        async with serving(always(said(json.dumps(CALLS[name](count)).encode()))) as url:
+            outcome = await build(config(name, url), http).call(endpoint(name), InferenceRequest(prompt="A?"))
+        return len(outcome.response.tool_calls)
+
+    assert await calls(MOST_CALLS) == MOST_CALLS
+    with pytest.raises(ProviderError, match="more than 1000 calls"):
+        await calls(MOST_CALLS + 1)
 
 
 async def test_a_line_without_end_is_read_in_linear_time(http: Http) -> None:

@@ -19,9 +19,11 @@ from turnout_workers.providers.wire import (
     Sent,
     arguments,
     call_id,
+    raise_if_many,
     reported,
     system,
     tool_call,
+    tool_calls,
     turns,
 )
 from turnout_workers.routing.fleet import Endpoint
@@ -108,7 +110,7 @@ class AnthropicConnector(Connector):
         calls = (block for block in content if block["type"] == "tool_use")
         return Answer(
             text="".join(block["text"] for block in content if block["type"] == "text"),
-            tool_calls=tuple(tool_call(call.get("id"), call["name"], call.get("input")) for call in calls),
+            tool_calls=tool_calls(tool_call(call.get("id"), call["name"], call.get("input")) for call in calls),
             finish=FINISH.get(raw, FinishReason.OTHER),
             finish_raw=raw,
             usage=reported(_usage, told),
@@ -129,6 +131,7 @@ class _Events:
         self._stopped = False
 
     def add(self, event: dict[str, Any]) -> str:
+        raise_if_many(self._blocks)
         match event.get("type"):
             case "message_start":
                 self._message = dict(event["message"])

@@ -16,12 +16,22 @@ MAX_BODY = 32 * 1024 * 1024
 """Most decoded bytes of one answer."""
 DONE = b"[DONE]"
 """The data of the last event, in OpenAI's format."""
-MOST_PARTS = 1_000_000
-"""Most lists and objects in one answer: 30 MB of `[],` would be a gigabyte of them, and hold up all calls."""
+PIECE = 64 * 1024
+"""Most bytes that are unpacked at a time: all other calls wait meanwhile."""
+MOST_PARTS = 500_000
+"""Most lists, objects and fields of one JSON text. A chat answer has some ten, and one per token or so if it is JSON
+itself; 30 MB of `[],` would be a gigabyte of them, and hold up all calls."""
+MOST_ITEMS = 4_000_000
+"""Most commas, for the same reason. Embeddings have one per number, of which 32 MB hold 3 million of ten digits."""
+MOST_LINES = 1_000_000
+"""Most lines of one stream: the longest answers have some 100,000 tokens, and each at most three lines."""
 
 
 class Unpacked:
     """Decompresses a body piece by piece, and no more than the cap in all: 64 KB of gzip can hold 67 MB."""
+
+    rest: bytes = b""
+    """What is left of the chunks so far, and will be in the next pieces."""
 
     def __init__(self, headers: Mapping[str, str]) -> None:
         encoding = headers.get("content-encoding", "identity").lower()
@@ -31,10 +41,12 @@ class Unpacked:
         self._headers = headers
         self._total = 0
 
-    def __call__(self, chunk: bytes) -> bytes:
+    def __call__(self, chunk: bytes = b"") -> bytes:
+        """The next piece, with this chunk at hand."""
         if self._inflate is not None:
             # zlib would keep what follows the end, and copy all of it with each piece.
-            chunk = b"" if self._inflate.eof else self._inflate.decompress(chunk, MAX_BODY + 1 - self._total)
+            chunk = b"" if self._inflate.eof else self._inflate.decompress(self.rest + chunk, PIECE)
+            self.rest = self._inflate.unconsumed_tail
         self._total += len(chunk)
         if self._total > MAX_BODY:
             raise malformed(f"more than {MAX_BODY >> 20} MB", self._headers)
@@ -47,11 +59,15 @@ class Unpacked:
 
 
 async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
-    """The data of each server-sent event."""
+    """The data of each server-sent event. Raises ProviderError if it has more lines than any answer."""
     begun: list[bytes] = []  # pieces of a line, joined once at its end: there may be thousands
     data: list[bytes] = []
+    lines = 0
     async for chunk in chunks:
         *ended, rest = chunk.split(b"\n")
+        lines += len(ended)
+        if lines > MOST_LINES:
+            raise malformed(f"more than {MOST_LINES:,} lines")
         for line in ended:
             line = b"".join([*begun, line]).rstrip(b"\r")
             begun.clear()
@@ -70,12 +86,16 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 def parsed(raw: bytes) -> Any:
     """The value of a JSON text; None: no JSON, no UTF-8, nested too deep, of too many parts, or with a number of
     thousands of digits."""
-    if raw.count(b"[") + raw.count(b"{") > MOST_PARTS:
+    if len(raw) > MOST_PARTS and _has_too_many_parts(raw):
         return None
     try:
         return from_json(raw, cache_strings="keys")  # other strings are of this answer alone
     except ValueError:
         return _parsed_once_more(raw)
+
+
+def _has_too_many_parts(raw: bytes) -> bool:
+    return sum(map(raw.count, (b"[", b"{", b":"))) > MOST_PARTS or raw.count(b",") > MOST_ITEMS
 
 
 def _parsed_once_more(raw: bytes) -> Any:

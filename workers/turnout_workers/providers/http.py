@@ -29,7 +29,7 @@ from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.providers.retry_after import exceeded_limits, observed_limits
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
-MAX_ERROR = 64 * 1024
+MAX_ERROR = body.PIECE
 ERROR_S = 2.0
 """How many bytes of an error response are read, and for how many seconds, at most."""
 END_S = 0.5
@@ -190,6 +190,9 @@ class _Exchange:
 
     async def __anext__(self) -> bytes:
         assert self._response is not None, "it has begun"
+        if self._unpacked.rest:
+            await asyncio.sleep(0)  # much was packed into little: it's the other calls' turn
+            return self._unpacked()
         content = self._response.content
         raw = content.read_nowait()
         if not raw and not content.at_eof():
@@ -311,7 +314,7 @@ async def _error_body(response: aiohttp.ClientResponse, headers: Mapping[str, st
             unpacked = body.Unpacked(headers)
             async for chunk in response.content.iter_any():
                 raw += unpacked(chunk)
-                if len(raw) > MAX_ERROR:
+                if len(raw) >= MAX_ERROR:
                     break
     told = body.parsed(raw)
     return raw[:MAX_ERROR].decode("utf-8", "replace") if told is None else told

@@ -9,7 +9,16 @@ from turnout.messages import Message, ToolCall
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
-from turnout_workers.providers.wire import Answer, Gathering, Sent, call_id, reported, tool_call
+from turnout_workers.providers.wire import (
+    Answer,
+    Gathering,
+    Sent,
+    call_id,
+    raise_if_many,
+    reported,
+    tool_call,
+    tool_calls,
+)
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -114,6 +123,7 @@ class _Chunks:
         if call is None or (id and name and call["id"] != id):
             call = self._by_index[index or 0] = {"id": id or "", "name": "", "arguments": []}
             self._calls.append(call)
+            raise_if_many(self._calls)
         call["id"] = call["id"] or id
         call["name"] = name or call["name"]
         call["arguments"].append(function.get("arguments") or "")
@@ -135,7 +145,7 @@ def _completion(body: Any) -> Answer:
     told = body.get("usage")
     return Answer(
         text=_text(message.get("content")),
-        tool_calls=tuple(map(_tool_call, message.get("tool_calls") or ())),
+        tool_calls=tool_calls(map(_tool_call, message.get("tool_calls") or ())),
         refusal=refusal or None,
         finish=FINISH.get(raw, FinishReason.OTHER),
         finish_raw=raw,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import groupby
+from itertools import groupby, islice
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
@@ -30,6 +30,8 @@ PROTECTED = frozenset(
     }
 )  # fmt: skip
 """Fields that a job's extras can't set."""
+MOST_CALLS = 1000
+"""Most calls of tools, and most blocks of Anthropic's, in one answer."""
 MOST_TOKENS = 1e9
 """The most that one call can have; a provider that reports more is not believed."""
 
@@ -126,6 +128,19 @@ def tool_call(id: Any, name: str, arguments: Any) -> ToolCall:
     any other turn of its conversation."""
     text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
     return ToolCall(id=str(id or uuid4().hex), function=FunctionCall(name=name, arguments=text or "{}"))
+
+
+def tool_calls(calls: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
+    """Those of one answer, of which no more are made than it may have."""
+    made = tuple(islice(calls, MOST_CALLS + 1))
+    raise_if_many(made)
+    return made
+
+
+def raise_if_many(calls: Sized) -> None:
+    """Raises ProviderError for calls of tools, or blocks, of which no honest answer has so many."""
+    if len(calls) > MOST_CALLS:
+        raise malformed(f"more than {MOST_CALLS} calls of tools, or blocks")
 
 
 def arguments(call: ToolCall) -> dict[str, Any]:
