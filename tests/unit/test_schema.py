@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -90,6 +91,36 @@ def test_a_check_that_would_never_end_is_broken_off() -> None:
     """Each reference here is followed twice, forty times over."""
     steps = {f"d{n}": {"anyOf": [{"$ref": f"#/$defs/d{n + 1}"}] * 2} for n in range(40)}
     assert wrong("1", {"$defs": {**steps, "d40": {"type": "string"}}, "$ref": "#/$defs/d0"}) is None
+
+
+@pytest.mark.parametrize(
+    ("schema", "count"),
+    [
+        ({"contains": True, "unevaluatedItems": False}, 40_000),  # takes the square of it
+        ({"items": {}}, 1_000_000),
+        ({"contains": {}}, 1_000_000),
+        ({"contains": False}, 1_000_000),
+        ({"uniqueItems": True}, 1_000_000),
+        ({"items": {"propertyNames": False}}, 1_000_000),
+        ({"anyOf": [{"items": {"propertyNames": False}}]}, 1_000_000),
+    ],
+    ids=str,
+)
+def test_no_schema_takes_much_longer_than_half_a_second_for_a_large_answer(schema: dict[str, Any], count: int) -> None:
+    fields = json.dumps(dict.fromkeys(map(str, range(count // 4)), 1))
+    text = f"[{fields}]" if "propertyNames" in str(schema) else json.dumps(list(range(count)))
+    begun = time.thread_time()
+    assert wrong(text, schema) is None
+    assert time.thread_time() - begun < 3
+
+
+@pytest.mark.parametrize("schema", [
+    {"items": {"$schema": "https://json-schema.org/draft/2020-12/schema", "pattern": "(a+)+$"}},
+    {"$schema": "http://json-schema.org/draft-07/schema#", "type": ["array", "string"], "pattern": "(a+)+$",
+     "items": {"$ref": "#"}},
+], ids=str)  # fmt: skip
+def test_a_part_that_names_its_draft_is_looked_at_in_linear_time_too(schema: dict[str, Any]) -> None:
+    assert "at /0: pattern" in (wrong(json.dumps(["a" * 100 + "!"]), schema) or "")
 
 
 @pytest.mark.parametrize(
