@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, Field, JsonValue, field_validator, model_validator
 
-from turnout.value import Name, Value
+from turnout.value import Name, Several, Value
 
 ModelClass = type[BaseModel]  # by another name, as `type` is a field of the classes below
 
@@ -58,9 +58,9 @@ class Message(Value):
     """One message, in the shape of OpenAI's chat format, the one that most users already have."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | tuple[Annotated[TextPart | ImagePart, Field(discriminator="type")], ...] | None = None
+    content: str | Several[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
     name: str | None = None
-    tool_calls: tuple[ToolCall, ...] = ()
+    tool_calls: Several[ToolCall] = ()
     tool_call_id: str | None = None
     refusal: str | None = None
 

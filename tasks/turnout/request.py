@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from turnout.messages import ImagePart, Message, ResponseFormat, Tool, ToolCall
-from turnout.value import Name, Told, Value
+from turnout.value import Name, Several, Told, Value
 
 CONTRACT_VERSION = 1
 """Major version of messages and records. A worker leaves a job of an unknown major untouched."""
@@ -89,7 +89,7 @@ def _distinct(value: Any) -> Any:
         raise ValueError("each must be a text") from None
 
 
-Names = Annotated[tuple[Name, ...], BeforeValidator(_several)]
+Names = Annotated[Several[Name], BeforeValidator(_several)]
 
 
 class RoutingConstraints(Value):
@@ -115,7 +115,7 @@ class RoutingConstraints(Value):
     """Regions in which the data may be processed; an endpoint of unknown region is excluded."""
     no_training: bool = False
     zero_retention: bool = False
-    capabilities: Annotated[frozenset[Capability], BeforeValidator(_distinct)] = frozenset()
+    capabilities: Annotated[frozenset[Capability], Field(fail_fast=True), BeforeValidator(_distinct)] = frozenset()
     """Beyond those that the request itself shows (tools, images, a JSON schema)."""
     min_context_tokens: int | None = Field(default=None, gt=0, le=MOST)
     min_quality: Quality | None = None
@@ -145,17 +145,17 @@ class InferenceRequest(Value):
     """
 
     prompt: str | None = Field(default=None, repr=False)
-    messages: tuple[Message, ...] | None = Field(default=None, repr=False)
-    input: str | tuple[str, ...] | None = Field(default=None, repr=False)
+    messages: Several[Message] | None = Field(default=None, repr=False)
+    input: str | Several[str] | None = Field(default=None, repr=False)
     """Texts to embed."""
-    model: Name | tuple[Name, ...] | None = None
+    model: Name | Several[Name] | None = None
     """A model, or several acceptable ones, by our name or any alias; None or "auto", among others too: any will do."""
     max_output_tokens: int | None = Field(default=None, gt=0, le=MOST)
     temperature: float | None = Field(default=None, ge=0, le=2)
     top_p: float | None = Field(default=None, gt=0, le=1)
-    stop: Annotated[tuple[str, ...], BeforeValidator(_several)] = Field(default=(), repr=False)
+    stop: Annotated[Several[str], BeforeValidator(_several)] = Field(default=(), repr=False)
     seed: int | None = None
-    tools: tuple[Tool, ...] = Field(default=(), repr=False)
+    tools: Several[Tool] = Field(default=(), repr=False)
     tool_choice: Literal["auto", "none", "required"] | Name | None = None
     """A mode, or the name of the one function to call."""
     response_format: ResponseFormat = Field(default=ResponseFormat(), repr=False)

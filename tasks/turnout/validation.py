@@ -12,6 +12,8 @@ DEEP = 150
 """Brackets from which on a request may be nested deeper than JSON is read, some 200 levels."""
 SHOWN = 3
 """How many problems are listed; the others are counted."""
+MANY = 1000
+"""More are counted alone: each takes longer to be told than to be found. Of a list only the first is found at all."""
 _UNION_MEMBERS = {"str", "constrained-str", "int", "float", "bool", "list", "dict", "none"}
 _PLAINER = {
     "extra_forbidden": "unknown field",
@@ -25,6 +27,8 @@ _PLAINER = {
 
 def explain(error: ValidationError) -> str:
     """The most telling problems: of nested fields the innermost."""
+    if error.error_count() > MANY:
+        return f"it has {error.error_count():,} problems, too many to tell them"
     found: dict[tuple[str, ...], str] = {}
     for problem in error.errors(include_input=False, include_url=False, include_context=False):
         path: tuple[str, ...] = ()

@@ -5,12 +5,17 @@ Unknown fields are refused, so that a misspelt constraint is an error and never 
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
+T = TypeVar("T")
+
 # Without control and formatting characters, which terminals and pages would obey.
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\p{C}]+$")]
+
+Several = Annotated[tuple[T, ...], Field(fail_fast=True)]
+"""The first that is wrong is the only one that is told: a million of them would be a gigabyte of errors."""
 
 
 class Value(BaseModel):
