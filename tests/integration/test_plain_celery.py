@@ -79,6 +79,15 @@ def test_a_job_that_comes_to_a_lane_by_a_routing_key_of_the_apps_own_is_done(app
         assert [one.get(timeout=LIMIT_S)["status"] for one in sent] == ["succeeded"] * 3
 
 
+@pytest.mark.parametrize("queue", Lane)
+def test_a_job_is_of_the_lane_by_which_it_came_unless_it_names_one(app: Celery, stand: Stand, queue: Lane) -> None:
+    sent = [infer(app, constraints=wish).apply_async(queue=queue) for wish in ({}, {"lane": "batch"})]
+    for one in sent:
+        one.get(timeout=LIMIT_S)
+    known = run(stand.client, [stand.ledger.facts(one.id) for one in sent])
+    assert [job and job.lane for job in known] == [queue, Lane.BATCH]
+
+
 def test_a_link_is_called_with_the_result(app: Celery) -> None:
     sent = infer(app).apply_async(link=own(app, "shop.answered"))
     assert called.get(timeout=LIMIT_S) == ("answered", sent.id)

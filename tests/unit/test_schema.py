@@ -20,10 +20,11 @@ SCHEMA = {
 }
 
 
-def wrong(text: str, schema: dict[str, Any] = SCHEMA) -> str | None:
+def wrong(text: str, schema: dict[str, Any] = SCHEMA, **how: Any) -> str | None:
     wanted = ResponseFormat(type="json_schema", json_schema=schema)
     request = InferenceRequest(prompt="Who?", response_format=wanted)
-    failure = off_schema(request, InferenceResponse(text=text, provider="p", model_requested="m", model_served="m"))
+    response = InferenceResponse(text=text, provider="p", model_requested="m", model_served="m", **how)
+    failure = off_schema(request, response)
     if failure is None:
         return None
     assert (failure.kind, failure.billed) == (FailureKind.OFF_SCHEMA, Billed.YES)
@@ -129,6 +130,11 @@ def test_a_part_that_names_its_draft_is_looked_at_in_linear_time_too(schema: dic
 def test_items_that_are_to_be_unique_are_compared_as_json(items: list[Any], same: bool) -> None:
     told = wrong(json.dumps(items), {"uniqueItems": True})
     assert told == ("the answer fails its schema: at /: uniqueItems is not met" if same else None)
+
+
+def test_of_an_answer_that_was_cut_off_the_reason_is_told() -> None:
+    assert "cut off at its longest length, see max_output_tokens" in (wrong('{"name": "A', finish="length") or "")
+    assert wrong('{"name": "Ada", "ages": [36]}', finish="length") is None
 
 
 def test_free_text_is_never_looked_at() -> None:

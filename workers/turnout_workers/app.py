@@ -34,7 +34,7 @@ from turnout_workers.attempts.held import Done, Moved, Skipped
 from turnout_workers.config import configured
 from turnout_workers.monitoring import logs
 from turnout_workers.monitoring.events import Dispatcher, Events
-from turnout_workers.pool import AsyncRequest, AsyncTask, Ended, TaskPool
+from turnout_workers.pool import AsyncRequest, AsyncTask, Ended, TaskPool, lane_of
 from turnout_workers.runtime import Worker
 from turnout_workers.transport import celery_app
 
@@ -99,7 +99,7 @@ class Infer(AsyncTask):
         job_id: str = request["id"]
         args, kwargs, embed = body
         if request.get("origin") != message.ORIGIN and args != [job_id]:
-            refused = await worker.foreign.accept(job_id, _request_of(args, kwargs), embed)
+            refused = await worker.foreign.accept(job_id, _request_of(args, kwargs), embed, lane_of(request))
             if refused is not None:
                 return lambda: refused.answer()
         try:

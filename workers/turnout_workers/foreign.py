@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
 from turnout.ledger.operations import nothing
-from turnout.request import InferenceRequest
+from turnout.request import InferenceRequest, Lane
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import MAX_ID_CHARS, TOO_DEEP, explain, too_deep
 from turnout_workers.config.in_force import InForce
@@ -34,13 +34,17 @@ class Foreign:
     send: Coalescer
     in_force: InForce
 
-    async def accept(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> JobResult | None:
+    async def accept(
+        self, job_id: str, asked: Any, embed: Mapping[str, Any] | None, lane: Lane | None = None
+    ) -> JobResult | None:
         """Take a request that came inside a Celery message into the ledger; no other message is published for it.
+
+        lane: the one by which it came, for a request that names none.
 
         What can't be accepted never was a job: gives its result, which is written for Celery to read. A Redis that is
         away is waited for, because nobody else has the request.
         """
-        enqueue = self._read(job_id, asked, embed)
+        enqueue = self._read(job_id, asked, embed, lane)
         while True:
             try:
                 return await self._taken(job_id, enqueue)
@@ -60,13 +64,17 @@ class Foreign:
             return JobResult.unanswered(job_id, JobStatus.FAILED, code, why)
         return await self._ended(job_id, JobStatus.FAILED, code, why)
 
-    def _read(self, job_id: str, asked: Any, embed: Mapping[str, Any] | None) -> Call[Enqueued] | str:
+    def _read(
+        self, job_id: str, asked: Any, embed: Mapping[str, Any] | None, lane: Lane | None
+    ) -> Call[Enqueued] | str:
         """How the job that is asked for is accepted, or why there can be none."""
         if not job_id.isprintable() or len(job_id) > MAX_ID_CHARS:
             return f"task_id: must be one line of at most {MAX_ID_CHARS} characters, none of them a control character"
         callbacks = {name: value for name, value in (embed or {}).items() if value}
         try:
             request = InferenceRequest.model_validate(asked)
+            if lane is not None and "lane" not in (wish := request.constraints).model_fields_set:
+                request = request.model_copy(update={"constraints": wish.model_copy(update={"lane": lane})})
             job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
             return TOO_DEEP if too_deep(job.payload) else self.ledger.enqueue(job)
         except ValidationError as error:

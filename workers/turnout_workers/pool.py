@@ -99,6 +99,12 @@ class AsyncTask(Task):  # type: ignore[type-arg]
         return outcome()
 
 
+def lane_of(request: dict[str, Any]) -> Lane | None:
+    """The lane by which a task came; None: an app has sent it by a routing key of its own."""
+    key = (request.get("delivery_info") or {}).get("routing_key")
+    return Lane(key) if key in transport.LANES else None
+
+
 class Ended(Exception):
     """Raised by `execute`: the task has ended already. `outcome` is as `execute` returns it."""
 
@@ -137,9 +143,7 @@ class _Job:
 
     @property
     def lane(self) -> Lane | None:
-        """None: an app has sent it by a routing key of its own."""
-        key = (self.request.get("delivery_info") or {}).get("routing_key")
-        return Lane(key) if key in transport.LANES else None
+        return lane_of(self.request)
 
     def traced(self) -> tuple[Any, Any, float]:
         """How it ended, as the tracer tells: whether it failed, the value's repr or the error, and for how long it ran.

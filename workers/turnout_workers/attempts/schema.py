@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic_core import SchemaValidator, core_schema
 
-from turnout.request import InferenceRequest, InferenceResponse
+from turnout.request import FinishReason, InferenceRequest, InferenceResponse
 from turnout.result import Attempt
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
@@ -33,6 +33,8 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
     try:
         answer = json.loads(response.text)
     except (ValueError, RecursionError):
+        if response.finish is FinishReason.LENGTH:
+            return _failure("it was cut off at its longest length, see max_output_tokens")
         return _failure("it is no JSON")
     from jsonschema.exceptions import best_match
     from referencing import Registry
