@@ -64,6 +64,54 @@ def test_one_that_finds_none_goes_back_to_its_place_and_the_line_waits_as_long_a
     assert woken(bed) == ids[:1]
 
 
+def test_a_line_waits_as_long_as_its_first_says_though_the_next_was_to_look_earlier(bed: Bed) -> None:
+    """Else each line of two jobs or more were looked at every few seconds for ever."""
+    ids = parked(bed, 3)
+    bed.advance(60_000)
+    assert woken(bed) == ids[:1]
+    park(bed, ids[0], wait_s=160.0)
+    bed.advance(int(NEXT_S * 1000))
+    assert woken(bed) == []
+    bed.advance(160_000 - int(NEXT_S * 1000))
+    assert woken(bed) == ids[:1]
+
+
+def test_a_line_that_came_due_while_its_first_was_still_queued_is_quiet_once_both_have_looked(bed: Bed) -> None:
+    ids = parked(bed, 3)
+    bed.advance(60_000)
+    assert woken(bed) == ids[:1]
+    bed.advance(int(NEXT_S * 1000))
+    assert woken(bed) == ids[1:2] == order(bed)[:1]
+    park(bed, ids[1], wait_s=80.0)
+    park(bed, ids[0], wait_s=160.0)
+    bed.advance(159_999)
+    assert woken(bed) == []
+    bed.advance(1)
+    assert woken(bed) == ids[:1]
+
+
+def test_a_job_that_parks_behind_others_does_not_bring_their_look_forward(bed: Bed) -> None:
+    """It has looked itself just now; a line that fresh jobs join would be looked at for each of them."""
+    ids = parked(bed, 2, wait_s=60.0)
+    bed.enqueue("later")
+    park(bed, "later", wait_s=1.0)
+    bed.advance(59_000)
+    assert woken(bed) == []
+    bed.advance(1000)
+    assert woken(bed) == ids[:1]
+
+
+def test_a_change_that_comes_while_the_first_of_a_line_looks_is_not_missed(bed: Bed) -> None:
+    ids = parked(bed, 2)
+    bed.advance(60_000)
+    assert woken(bed) == ids[:1]
+    assert bed(bed.ledger.hasten(100)) == 1
+    park(bed, ids[0], wait_s=160.0)
+    assert woken(bed) == ids[:1]
+    park(bed, ids[0], wait_s=160.0)
+    assert woken(bed) == []
+
+
 def test_a_job_that_joins_a_line_does_not_put_it_off(bed: Bed) -> None:
     ids = parked(bed, 1, wait_s=1.0)
     bed.enqueue("later")

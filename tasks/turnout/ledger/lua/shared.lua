@@ -79,23 +79,29 @@ end
 
 -- Parked jobs that wait for the same thing stand in one line, the first accepted first: `parked` is ordered by text,
 -- LINE ACCEPTED ID. Only the first of a line looks for room, at the time that `delayed` has for the line, and each that
--- finds some wakes others; so those behind cost nothing while they wait.
+-- finds some wakes others; so those behind cost nothing while they wait. A time of 0: something has changed.
 local function line_of(spot) return string.match(spot, '^%S+') end
+
+local function first_of(line)
+  return redis.call('ZRANGE', KEYS.parked, '[' .. line .. ' ', '(' .. line .. '!', 'BYLEX', 'LIMIT', 0, 1)[1]
+end
 
 local function park(id, line, wait)
   local spot = line .. ' ' .. redis.call('HGET', KEYS.job, 'accepted_ms') .. ' ' .. id
   redis.call('HSET', KEYS.job, 'state', 'delayed', 'spot', spot)
   redis.call('ZADD', KEYS.parked, 0, spot)
-  redis.call('ZADD', KEYS.delayed, 'LT', NOW + wait, line)
+  -- The first has just looked, so the line waits as long as it says, and no shorter because of those behind it or of
+  -- what was to happen had it not come back. But it may have looked before the change.
+  if first_of(line) == spot and redis.call('ZSCORE', KEYS.delayed, line) ~= '0' then
+    redis.call('ZADD', KEYS.delayed, NOW + wait, line)
+  end
 end
 
 local function unpark(spot)
   local line = line_of(spot)
   redis.call('HDEL', KEYS.job, 'spot')
   redis.call('ZREM', KEYS.parked, spot)
-  if redis.call('ZLEXCOUNT', KEYS.parked, '[' .. line .. ' ', '(' .. line .. '!') == 0 then
-    redis.call('ZREM', KEYS.delayed, line)
-  end
+  if not first_of(line) then redis.call('ZREM', KEYS.delayed, line) end
 end
 
 -- Values of RESULT, nothing of a job that goes on. Of a success, Celery's record has the result.
