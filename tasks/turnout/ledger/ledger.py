@@ -15,8 +15,8 @@ A job's record is a hash of
                           stream, webhook, trace, embed (what a Celery app has sent along)
     where it stands       state, token, owner, progress, accepted_ms, queued_ms, deadline_ms; turn (of its tenant's) and
                           spot (among the parked): see `lua/shared.lua`
-    what went wrong       requeues, republished, missed_ms (since when it has no message), suspect (whose lease of it
-                          lapsed last, and when), crashes (not a number of them: see `sweep`)
+    what went wrong       requeues, republished, suspect (whose lease of it lapsed last, and when), crashes (not a
+                          number of them: see `sweep`)
     whom to tell          watchers, readers, hook_tries
     how it ended          settled_ms, settled_token, and result, but of a success, which Celery's record has
 
@@ -230,13 +230,17 @@ class Ledger(Operations):
         result = JobResult.unanswered(job_id, JobStatus.EXPIRED, "deadline", late)
         return self.end("expire", result, result_ttl_s, batch)
 
-    def lost(self, lane: Lane, limit: int) -> Call[list[str]]:
-        """Queued jobs that seem to have no message any more: candidates for `republish`."""
-        return self.call("lost", limit, decode=texts, lane=lane)
+    def lost(self, lane: Lane, before: int, limit: int) -> Call[tuple[int, list[str]]]:
+        """The place of the lane's front, and the queued jobs to `republish`: those that have no message now and had
+        none when the front was at `before`, as an earlier look has told."""
+        return self.call("lost", before, limit, decode=lambda reply: (reply[0], texts(reply[1])), lane=lane)
 
-    def republish(self, job_id: str, lane: Lane, missing_s: float) -> Call[bool]:
-        """Publish a job again that has been on the list of `lost` for so long; tells whether it did."""
-        return self.call("republish", job_id, ms(missing_s), decode=bool, job=job_id, lane=lane)
+    def republish(self, job_id: str, lane: Lane, before: int, again_s: float) -> Call[bool]:
+        """Publish a job again that was among the `lost`; tells whether it did.
+
+        again_s: from the second time on it is left alone for so long, then ever longer.
+        """
+        return self.call("republish", job_id, before, ms(again_s), decode=bool, job=job_id, lane=lane)
 
     def alive(self, worker: str, version: str, slots: int, silence_s: float, results_s: float) -> Call[None]:
         """Note that a worker lives, which version of the configuration it follows, how many jobs it has room for (none:

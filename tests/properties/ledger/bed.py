@@ -104,6 +104,8 @@ class Bed:
     def restart(self) -> None:
         """Empty, and at the start of time."""
         self.now = START
+        self.front = 0
+        """Of the lane, when it was last looked at for lost messages."""
         with self.client.pipeline() as pipe:
             pipe.flushall()
             pipe.set(CLOCK_KEY, START)

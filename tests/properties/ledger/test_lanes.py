@@ -82,7 +82,7 @@ def command(ledger: Ledger, bed: Bed, move: Move) -> tuple[Any, ...]:
         case "fetch":
             return ("RPOP", bed.keys.queue(LANE))
         case "republish":
-            return ledger.republish(move.job_id, LANE, MISSING_MS / 1000).command
+            return ledger.republish(move.job_id, LANE, START, MISSING_MS / 1000).command
         case "replay":
             return ledger.replay(move.job_id, LANE).command
         case "purge":
@@ -155,8 +155,6 @@ def normal(bed: Bed, store: Store, now: int) -> Store:
             for name in ("accepted_ms", "queued_ms", "settled_ms", "requeues"):
                 record |= {name: "0"} if name in record else {}
             record |= {"spot": _anytime(record["spot"])} if "spot" in record else {}
-            if "missed_ms" in record:
-                record["missed_ms"] = str(moved(record["missed_ms"], -MISSING_MS))
             kept[key] = [kind, [part for pair in sorted(record.items()) for part in pair]]
         elif key == keys.parked:
             kept[key] = [kind, [part for spot in in_pairs(content) for part in (_anytime(spot), 0)]]
@@ -179,9 +177,9 @@ def walk(bed: Bed, most: int, lane: Sequence[str] = ()) -> tuple[int, int]:
     """
     ledger = bed.ledger
     load, dump = bed.client.script_load(LOAD), bed.client.script_load(DUMP)
-    look = ledger.lost(LANE, 9)
+    look = ledger.lost(LANE, START + 1, 9)
     calls = [bed.call(Step(name, 1)) for name in (*ANYBODY, *WORKER)]
-    for call in (*calls, look, ledger.republish("a", LANE, 0), ledger.replay("a", LANE), ledger.purge(["a"])):
+    for call in (*calls, look, ledger.republish("a", LANE, 0, 0), ledger.replay("a", LANE), ledger.purge(["a"])):
         bed.client.script_load(call.script.source)
     send = cache(partial(command, ledger, bed))
     start = json.dumps(normal(bed, {bed.keys.queue(LANE): ["list", [*lane]]} if lane else {}, START))
@@ -205,7 +203,7 @@ def walk(bed: Bed, most: int, lane: Sequence[str] = ()) -> tuple[int, int]:
                 store = json.loads(dumped)
                 after = view(bed, store)
                 reply = simple(bed.call(Step(move.name, 1)).decode(raw)) if move.name in ANYBODY + WORKER else raw
-                check(move, before, reply, after, look.decode(found))
+                check(move, before, reply, after, look.decode(found)[1])
                 records = [in_pairs(content) for key, (_, content) in store.items() if key.startswith(bed.keys.job(""))]
                 again = max((int(record.get("republished", 0)) for record in records), default=0)
                 text = json.dumps(normal(bed, store, START + (move.name == "tick")))

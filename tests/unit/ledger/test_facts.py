@@ -31,9 +31,16 @@ def fetch(bed: Bed) -> object:
 
 
 def housekeep(bed: Bed) -> list[str]:
-    """One round of looking for lost messages; the ids published again."""
-    missing = bed(bed.ledger.lost(LANE, 100))
-    return [job_id for job_id in missing if bed(bed.ledger.republish(job_id, LANE, LOST_S))]
+    """A look for lost messages, some time after the last one; the ids published again."""
+    before = bed.front
+    bed.front, missing = bed(bed.ledger.lost(LANE, before, 100))
+    return [job_id for job_id in missing if bed(bed.ledger.republish(job_id, LANE, before, LOST_S))]
+
+
+def missing(bed: Bed, lane: Lane = LANE, before: int = 0) -> list[str]:
+    """The jobs that seem to have no message at this moment; of those before this place, if one is given."""
+    _, found = bed(bed.ledger.lost(lane, before or bed.now, 10))
+    return list(found)
 
 
 def sweep(bed: Bed) -> str:
@@ -137,6 +144,7 @@ def test_a_job_of_another_version_is_left_as_it_is(bed: Bed) -> None:
     bed.client.hset(bed.keys.job("a"), "v", str(CONTRACT_VERSION) + "9")
     before = bed.client.hgetall(bed.keys.job("a"))
     assert bed(bed.ledger.claim("a", "w", 30)) == NotClaimed("unknown_version")
+    assert not bed(bed.ledger.republish("a", LANE, bed.now + 1, LOST_S))
     assert bed.settle(token).outcome.value == "refused"
     assert bed.client.hgetall(bed.keys.job("a")) == before
 
@@ -354,11 +362,50 @@ def test_a_lost_message_is_published_again(bed: Bed) -> None:
         bed.advance(1)
     assert fetch(bed) == "a"
     assert housekeep(bed) == []  # it may have been fetched just now
-    bed.advance(round(LOST_S * 1000) - 1)
+    bed.advance(round(LOST_S * 1000))
+    assert housekeep(bed) == ["a"]
+    assert order(bed) == ["b", "c", "a"]
+
+
+def test_what_has_been_fetched_since_the_last_look_is_not_taken_for_lost(bed: Bed) -> None:
+    for job_id in "ab":
+        bed.enqueue(job_id)
+        bed.advance(1)
+    for job_id in "ab":
+        assert housekeep(bed) == []
+        bed.advance(round(LOST_S * 1000))
+        assert fetch(bed) == job_id
+        assert missing(bed)[-1:] == [job_id]
+        assert job_id not in missing(bed, before=bed.front)
+    assert housekeep(bed) == ["a"]
+    bed.advance(1)
+    assert housekeep(bed) == ["b"]
+
+
+def test_of_two_that_look_one_publishes_a_lost_message_again(bed: Bed) -> None:
+    bed.enqueue()
+    fetch(bed)
+    before = bed.now + 1
+    bed.advance(2)
+    assert not bed(bed.ledger.republish("a", LANE, before - 1, LOST_S))
+    assert bed(bed.ledger.republish("a", LANE, before, LOST_S))
+    assert not bed(bed.ledger.republish("a", LANE, before, LOST_S))
+    assert len(bed.messages()) == 1
+
+
+def test_a_job_that_was_claimed_after_all_is_looked_for_as_soon_as_any_other(bed: Bed) -> None:
+    bed.enqueue()
+    for _ in range(20):
+        bed.client.delete(bed.keys.queue(LANE))
+        housekeep(bed)
+        bed.advance(round(LOST_S * 1000))
+    bed.hand_back(bed.claimed().token)
+    fetch(bed)
+    bed.advance(1)
     assert housekeep(bed) == []
     bed.advance(1)
     assert housekeep(bed) == ["a"]
-    assert order(bed) == ["b", "c", "a"]
+    assert bed.client.zscore(bed.keys.pending(LANE), "a") == bed.now
 
 
 def test_a_job_that_was_missed_once_and_claimed_is_not_taken_for_lost_the_next_time(bed: Bed) -> None:
@@ -375,11 +422,11 @@ def test_a_job_that_was_missed_once_and_claimed_is_not_taken_for_lost_the_next_t
 def test_what_nobody_claims_is_published_again_ever_more_rarely(bed: Bed) -> None:
     bed.enqueue()
     times = []
-    for second in range(120):
+    for second in range(0, 200, round(LOST_S)):
         bed.client.delete(bed.keys.queue(LANE))
         if housekeep(bed):
             times.append(second)
-        bed.advance(1000)
+        bed.advance(round(LOST_S * 1000))
     waits = [later - earlier for earlier, later in pairwise(times)]
     assert 3 <= len(times) <= 6
     assert waits == sorted(waits)
@@ -425,7 +472,7 @@ def test_what_comes_back_before_a_plain_message_is_not_placed_in_the_future(bed:
     bed.enqueue("b")
     bed.advance(1)
     assert bed.client.zscore(bed.keys.pending(LANE), "rare") > bed.now
-    assert bed(bed.ledger.lost(LANE, 9)) == []
+    assert missing(bed) == []
 
 
 def test_a_message_that_celery_has_put_back_still_tells_that_one_before_it_is_lost(bed: Bed) -> None:
@@ -436,7 +483,7 @@ def test_a_message_that_celery_has_put_back_still_tells_that_one_before_it_is_lo
     put_back = json.dumps(json.loads(bed.client.rpop(bed.keys.queue(LANE))))
     assert '"place": ' in put_back
     bed.client.rpush(bed.keys.queue(LANE), put_back)
-    assert bed(bed.ledger.lost(LANE, 9)) == ["a"]
+    assert missing(bed) == ["a"]
 
 
 def test_a_job_missed_before_its_turn_was_brought_is_not_taken_for_lost_at_once_the_next_time(bed: Bed) -> None:
@@ -542,10 +589,10 @@ def test_a_lost_message_is_found_behind_a_backlog_of_another_lane_and_of_celery(
     fetch(bed)
     bed.advance(1)
     bed.client.rpush(bed.keys.queue(LANE), '{"headers":{"id":"plain"}}')
-    assert bed(bed.ledger.lost(LANE, 10)) == []  # a message that isn't ours tells nothing
+    assert missing(bed) == []  # a message that isn't ours tells nothing
     bed.client.rpop(bed.keys.queue(LANE))
-    assert bed(bed.ledger.lost(LANE, 10)) == ["a"]
-    assert bed(bed.ledger.lost(Lane.BATCH, 10)) == []
+    assert missing(bed) == ["a"]
+    assert missing(bed, Lane.BATCH) == []
 
 
 def test_of_jobs_that_are_renewed_together_each_goes_by_its_own_token(bed: Bed) -> None:

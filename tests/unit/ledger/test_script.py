@@ -194,7 +194,7 @@ def test_with_memory_full_nothing_new_is_accepted_or_begun_and_what_is_held_goes
         held = {job_id: bed.claimed(job_id, ttl_s=1).token for job_id in "abc"}
         bed.advance(1000)
         bed.client.config_set("maxmemory", 1)
-        republished = partial(bed, ledger.republish("d", LANE, 0))
+        republished = partial(bed, ledger.republish("d", LANE, bed.now, 0))
         for begun in (partial(bed.enqueue, "f"), partial(bed.claimed, "d"), republished):
             with pytest.raises(redis.exceptions.OutOfMemoryError):
                 begun()

@@ -35,7 +35,7 @@ BATCH = 1000
 NEXT_S = 5.0
 """How long after the first of a line of parked jobs the next one looks, if the first has woken none."""
 LOST_AFTER_S = 5.0
-"""A queued job that has had no message for so long has lost it."""
+"""Between two looks at the front of a lane: a queued job that has no message at both has lost it."""
 LAPSE, POISON = 3, 9
 """What a lapsed lease counts if its worker may have died; it counts 1 if that one lives. From so much on, the job is
 poison: as a rule it was at work at three deaths, or it keeps its workers from renewing."""
@@ -58,6 +58,8 @@ class Housekeeping:
     """What else is done once a round."""
     recovered: Callable[[Recovery, int], None]
     """Is told how many jobs were brought back, and how."""
+    _fronts: dict[Lane, tuple[float, int]] = field(default_factory=dict, init=False)
+    """Of each lane: when its front was looked at, and its place."""
     _intake_checked_at: float = field(default=0.0, init=False)
     _full: bool = field(default=False, init=False)
     _keeps: bool = field(default=True, init=False)
@@ -112,9 +114,16 @@ class Housekeeping:
 
     async def _republish(self) -> None:
         """Publish queued jobs again whose messages were lost."""
+        now = asyncio.get_running_loop().time()
         for lane in Lane:
-            missing = await self.send(self.ledger.lost(lane, BATCH))
-            again = await self.send.all(*(self.ledger.republish(job_id, lane, LOST_AFTER_S) for job_id in missing))
+            seen_at, before = self._fronts.get(lane, (-LOST_AFTER_S, 0))
+            if now - seen_at < LOST_AFTER_S:
+                continue
+            front, missing = await self.send(self.ledger.lost(lane, before, BATCH))
+            republish = (self.ledger.republish(job_id, lane, before, LOST_AFTER_S) for job_id in missing)
+            again = await self.send.all(*republish)
+            if len(missing) < BATCH:  # else the next round goes on with those behind
+                self._fronts[lane] = now, front
             self.recovered("republished", sum(again))
             if any(again):
                 logger.warning("lane %s: published %d again whose messages were lost", lane, sum(again))

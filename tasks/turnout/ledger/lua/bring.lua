@@ -4,6 +4,5 @@
 -- ARGV  id
 -- Returns 1, or 0 if it isn't queued any more
 if redis.call('HGET', KEYS.job, 'state') ~= 'queued' then return 0 end
-redis.call('HDEL', KEYS.job, 'missed_ms')
 publish(ARGV[1])
 return 1

@@ -21,7 +21,7 @@ token = token + 1
 redis.call('ZADD', KEYS.leases, NOW + ARGV[3], ARGV[1])
 redis.call('ZREM', pending_of(lane), ARGV[1])
 redis.call('HSET', KEYS.job, 'state', 'leased', 'owner', ARGV[2], 'token', token)
-redis.call('HDEL', KEYS.job, 'missed_ms', 'republished')
+redis.call('HDEL', KEYS.job, 'republished')
 local after = nil
 if turn then
   end_turn(turn)

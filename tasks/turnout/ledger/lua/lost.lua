@@ -1,7 +1,10 @@
 #!lua flags=no-writes,allow-oom
--- Queued jobs of a lane that seem to have no message any more, oldest first: a message of theirs would stand
--- before the one at the front, or the lane is empty. A backlog, however long, costs nothing here. Most of these
--- jobs have just been fetched by a worker, and are claimed a moment later; `republish` tells them apart.
+-- Queued jobs of a lane that have no message any more, oldest first: a message of theirs would stand before the one at
+-- the front, or the lane is empty. A backlog, however long, costs nothing here. Some jobs have just been fetched by a
+-- worker, and are claimed a moment later; so listed is what had none when the front was last looked at, either.
 -- KEYS  pending, queue
--- ARGV  at most so many
-return redis.call('ZRANGEBYSCORE', KEYS.pending, '-inf', '(' .. front_place(), 'LIMIT', 0, ARGV[1])
+-- ARGV  the front's place then, at most so many
+-- Returns {the front's place now, ids}
+local front = front_place()
+local before = math.min(front, ARGV[1])
+return {front, redis.call('ZRANGEBYSCORE', KEYS.pending, '-inf', '(' .. before, 'LIMIT', 0, ARGV[2])}
