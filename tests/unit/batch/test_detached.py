@@ -149,6 +149,23 @@ async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
     assert sum(result.status == "cancelled" for result, _ in batches.results(id)) == 3000
 
 
+async def test_a_round_feeds_so_many_chunks_and_the_next_one_goes_on_with_the_next_batch(
+    flushed: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of many large batches one round took half a minute, in which parked jobs and those of the dead had to wait."""
+    monkeypatch.setattr(batch_feeding, "CHUNKS", 2)
+    monkeypatch.setattr(batch_feeding, "CHUNKS_IN_ALL", 3)
+    (tmp_path / "in.txt").write_text("".join(f"{n}?\n" for n in range(600)))
+    batches = Batches(flushed, Ledger())
+    ids = [batches.submit(Source(str(tmp_path / "in.txt")), Defaults()) for _ in range(4)]
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        feeding, fed = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60), []
+        for _ in range(5):
+            await feeding.round()
+            fed.append([batches.record(id).chunks_fed for id in ids])
+    assert fed == [[2, 1, 0, 0], [2, 1, 2, 1], [3, 3, 2, 1], [3, 3, 3, 3], [3, 3, 3, 3]]
+
+
 async def test_a_batch_that_is_fed_to_its_end_is_not_read_in_every_round(
     flushed: redis.Redis, redis_url: str, source: Interrupted
 ) -> None:

@@ -17,8 +17,9 @@ logger = logging.getLogger(__name__)
 
 WINDOW = 5000
 """Most jobs of a batch that are queued or at work, as for `turnout run`."""
-CHUNKS = 4
-"""Most chunks of a batch in one round of housekeeping."""
+CHUNKS, CHUNKS_IN_ALL = 4, 20
+"""Most chunks of a batch, and of all, in one round of housekeeping: work of half a second, in which no parked job is
+woken."""
 LOOK_S = 3600.0
 """Between two looks at all batches, to keep those that go on."""
 
@@ -33,6 +34,8 @@ class BatchFeeding:
     """Batches that this worker passes over: those that have nothing to be fed any more, which of many small ones are
     nearly all, and those that it can't read. Until the next look at all."""
     _looked_at: float = field(default=-LOOK_S, init=False)
+    _last: str = field(default="", init=False)
+    """The batch that was fed last: the next round goes on behind it."""
 
     async def round(self) -> None:
         """One bounded round, by whichever worker does the housekeeping. Cut off anywhere, it does no harm."""
@@ -42,15 +45,18 @@ class BatchFeeding:
             self._over.clear()
             self._looked_at = now
         self._over.intersection_update(there)
-        ids = [id for id in there if id not in self._over]
+        behind = there.index(self._last) + 1 if self._last in there else 0
+        ids = [id for id in there[behind:] + there[:behind] if id not in self._over]
         records = await self.send.all(*(read_if_known(keys, id) for id in ids))
         if look:
             await self._keep([record.id for record in records if record is not None and not record.ended])
-        for id, record in zip(ids, records, strict=True):
-            if record is None or not record.to_feed:
-                self._over.add(id)
-            elif record.state is State.FEEDING and not await self._feed(record):
-                return
+        to_feed = [record for record in records if record is not None and record.to_feed]
+        self._over.update(set(ids) - {record.id for record in to_feed})
+        left = CHUNKS_IN_ALL
+        for record in to_feed:
+            if left and record.state is State.FEEDING:
+                left = await self._feed(record, left)
+                self._last = record.id
 
     async def _keep(self, ids: Sequence[str]) -> None:
         """Without its record, the jobs of a paused batch would begin, and those of any batch have no ceiling."""
@@ -58,10 +64,10 @@ class BatchFeeding:
         kept = (key(id) for id in ids for key in (keys.batch, keys.batch_lines, keys.batch_input))
         await self.send.all(*(Call(("EXPIRE", key, KEPT_S), nothing) for key in kept))
 
-    async def _feed(self, record: Record | None) -> bool:
-        """Returns whether Redis has memory for more."""
+    async def _feed(self, record: Record | None, left: int) -> int:
+        """Returns how many chunks are left for other batches: none while Redis is short of memory."""
         keys, send, ledger = self.ledger.keys, self.send, self.ledger
-        for _ in range(CHUNKS):
+        for _ in range(min(left, CHUNKS)):
             if record is None or record.state is not State.FEEDING or record.under_way >= WINDOW:
                 break
             id = record.id
@@ -84,5 +90,6 @@ class BatchFeeding:
             if record is not None and record.state is State.CANCELLED:  # when these were not there to be cancelled
                 await send.all(*(ledger.cancel(job.id, id, self.results_s()) for job in jobs))
             if full:
-                return False  # the same chunk again, later
-        return True
+                return 0  # the same chunk again, later
+            left -= 1
+        return left
