@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
+import pytest
 import redis
 import redis.asyncio
 
 from turnout.ledger import Coalescer, Keys
+from turnout_workers.background import old_accounts
 from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.state.redis import RedisFleetStore
@@ -39,11 +41,13 @@ async def test_of_a_detached_batch_that_is_gone_nothing_is_left(redis_url: str, 
     assert set(flushed.hkeys(keys.ceilings)) == {b"batch:run-1", b"batch:batch-1"}
 
 
-async def housekeep(redis_url: str, keys: Keys) -> None:
+async def housekeep(redis_url: str, keys: Keys, rounds: int = 1) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         store = RedisFleetStore(send := Coalescer(client), keys)
         poller = SnapshotPoller(store, Fleet(()), monotonic=lambda: TODAY)
-        await OldAccounts(client, send, keys, store, poller).round()
+        accounts = OldAccounts(client, send, keys, store, poller)
+        for _ in range(rounds):
+            await accounts.round()
 
 
 async def test_only_what_is_long_over_is_forgotten(redis_url: str, flushed: redis.Redis) -> None:
@@ -53,3 +57,14 @@ async def test_only_what_is_long_over_is_forgotten(redis_url: str, flushed: redi
     await housekeep(redis_url, keys)
     left = {column.decode().rpartition("|")[0] for column in flushed.hkeys(keys.money)}
     assert left == set(KEPT)
+
+
+@pytest.mark.parametrize(("rounds", "all_gone"), [(1, False), (20, True)])
+async def test_a_round_looks_through_some_of_very_many_and_the_next_ones_through_the_others(
+    redis_url: str, flushed: redis.Redis, monkeypatch: pytest.MonkeyPatch, rounds: int, all_gone: bool
+) -> None:
+    monkeypatch.setattr(old_accounts, "AT_ONCE", 100)
+    keys = Keys("t")
+    flushed.hset(keys.money, mapping={f"tenant:{n}@2020-01-01|spent": 1 for n in range(1000)})
+    await housekeep(redis_url, keys, rounds)
+    assert (flushed.hlen(keys.money) == 0) == all_gone

@@ -32,19 +32,23 @@ class OldAccounts:
     keys: Keys
     store: WorkersStore
     fleet: SnapshotPoller
-    _looked_at: float = field(default=0.0, init=False)
+    _began_at: float = field(default=0.0, init=False)
+    _cursor: int = field(default=0, init=False)
+    """How far the look through all of them has come; 0: it is over."""
 
     async def round(self) -> None:
-        """Look through all of them, now and then."""
-        now = self.fleet.now()
-        if 0 <= now - self._looked_at < EVERY_S:
-            return
-        self._looked_at = now
+        """Look through some of them; every now and then all have been looked through."""
+        now, over, ids = self.fleet.now(), set[str](), set[str]()
+        if not self._cursor:
+            if 0 <= now - self._began_at < EVERY_S:
+                return
+            self._began_at = now
+            ids.update(await self.send(Call(("ZRANGE", self.keys.batches, 0, -1), texts)))
         today = datetime.fromtimestamp(now, UTC).date()
-        over, ids = set[str](), set(await self.send(Call(("ZRANGE", self.keys.batches, 0, -1), texts)))
         # There may be hundreds of thousands, each as often as it has columns.
-        async for column, _ in self.client.hscan_iter(self.keys.money, count=AT_ONCE):
-            account = column.decode().rpartition("|")[0]
+        self._cursor, columns = await self.client.hscan(self.keys.money, self._cursor, count=AT_ONCE)
+        for column in columns:
+            account = column.decode().rpartition("|")[0]  # type: ignore[union-attr]
             if is_over(account, today):
                 over.add(account)
             elif account.startswith(f"batch:{DETACHED}"):  # those of `turnout run` live as long as their journals
