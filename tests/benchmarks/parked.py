@@ -95,6 +95,8 @@ def main() -> None:
     options.add_argument("--limit", default="requests_per_minute = 60", help="the provider's, as in turnout.toml")
     keeping(options)
     given = options.parse_args()
+    if given.keep and given.lines > 1:
+        options.error("what is kept, and the report tells of, is one line")
     with (
         tempfile.TemporaryDirectory(prefix="turnout-parked-") as folder,
         standing(Path(folder), FLEET.format(limit=given.limit), 200) as stand,
