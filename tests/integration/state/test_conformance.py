@@ -8,6 +8,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+import redis
 from tests.integration.state.stores import START, AnyFleet, MemoryFleet, RedisFleet
 
 from turnout_workers.routing.fleet import Endpoint, Limits
@@ -821,7 +822,7 @@ async def test_slow_samples_weigh_more_and_two_fast_ones_bring_relief(fleet: Any
 
 async def test_what_hangs_adds_up_over_workers_and_lapses(fleet: AnyFleet) -> None:
     async def overdue() -> int:
-        return (await fleet.store.state())[1][A].load.overdue
+        return (await fleet.store.overdue())[A]
 
     await granted(fleet, bid())
     await fleet.store.publish("one", {A: 4, B: 1})
@@ -832,6 +833,24 @@ async def test_what_hangs_adds_up_over_workers_and_lapses(fleet: AnyFleet) -> No
     assert await overdue() == 1
     await fleet.store.publish("two", {})
     assert await overdue() == 0
+
+
+async def test_a_read_of_the_state_is_no_longer_however_many_workers_tell_of_calls_that_hang(redis_url: str) -> None:
+    fleet = RedisFleet(redis_url)
+    await granted(fleet, bid())
+
+    async def bytes_read() -> int:
+        with redis.Redis.from_url(redis_url) as client:
+            before = client.info("stats")["total_net_output_bytes"]
+            await fleet.store.state()
+            return int(client.info("stats")["total_net_output_bytes"]) - int(before)
+
+    await fleet.store.state()
+    alone = await bytes_read()
+    for number in range(100):
+        await fleet.store.publish(f"worker-{number}", {A: 1})
+    assert abs(await bytes_read() - alone) < 100
+    await fleet.close()
 
 
 async def test_ready_at_tells_when_a_full_endpoint_has_room(fleet: AnyFleet) -> None:

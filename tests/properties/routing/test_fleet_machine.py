@@ -113,8 +113,9 @@ class FleetMachine(RuleBasedStateMachine):
         calls = Counter(granted.endpoint_id for granted, began in self.leases.values() if self.now >= began + OVERDUE_S)
         run(self.store.publish("worker", calls))
         for view in self.snapshot().views:
-            if trip := after_watch(view.health, view.load, view.metrics, self.now, self.rng):
-                assert view.load.overdue > 0
+            overdue = calls[view.endpoint.id]
+            if trip := after_watch(view.health, view.load, overdue, view.metrics, self.now, self.rng):
+                assert overdue > 0
                 run(self.store.trip(view.endpoint.id, trip.open_s, trip.reason))
 
     @rule(seconds=st.sampled_from([0.0, 0.1, 1.0, 3.0, 20.0, 61.0]))

@@ -200,7 +200,8 @@ class TwoStores(RuleBasedStateMachine):
         for fleet in self.fleets:
             at, states = self.loop.run_until_complete(fleet.store.state())
             known = {e: rounded(tuple(map(astuple, s))) for e, s in states.items() if s != UNKNOWN}
-            seen.append((at, known, fleet.job("1"), self.loop.run_until_complete(fleet.accounts(*ACCOUNTS))))
+            overdue = self.loop.run_until_complete(fleet.store.overdue())
+            seen.append((at, known, overdue, fleet.job("1"), self.loop.run_until_complete(fleet.accounts(*ACCOUNTS))))
         assert seen[0] == seen[1]
         for account in seen[0][-1].values():
             assert min(account.spent, account.unsure, account.duplicate) >= 0

@@ -135,20 +135,20 @@ def test_the_base_of_the_ejection_is_the_callers_choice() -> None:
 
 
 @pytest.mark.parametrize(
-    ("load", "silent_s", "ejected"),
+    ("load", "overdue", "silent_s", "ejected"),
     [
-        (Load(in_flight=4, overdue=2), 0.1, True),
-        (Load(in_flight=9, overdue=2), 0.1, False),
-        (Load(in_flight=9, overdue=2), 1.5, True),
-        (Load(in_flight=3, overdue=1), 9.0, False),
-        (Load(in_flight=1, overdue=1), 19.0, False),
-        (Load(in_flight=1, overdue=1), 20.0, True),
-        (Load(in_flight=0, overdue=0), 90.0, False),
+        (Load(in_flight=4), 2, 0.1, True),
+        (Load(in_flight=9), 2, 0.1, False),
+        (Load(in_flight=9), 2, 1.5, True),
+        (Load(in_flight=3), 1, 9.0, False),
+        (Load(in_flight=1), 1, 19.0, False),
+        (Load(in_flight=1), 1, 20.0, True),
+        (Load(in_flight=0), 0, 90.0, False),
     ],
 )
-def test_hanging_calls_eject_before_they_time_out(load: Load, silent_s: float, ejected: bool) -> None:
+def test_hanging_calls_eject_before_they_time_out(load: Load, overdue: int, silent_s: float, ejected: bool) -> None:
     metrics = observed(latency_at=NOW - silent_s)
-    trip = after_watch(Health(), load, metrics, NOW, random.Random())
+    trip = after_watch(Health(), load, overdue, metrics, NOW, random.Random())
     assert (trip is not None) == ejected
     assert trip is None or trip.open_s > 1.5 * EJECTION_S, "twice as long: its probe may hang as well"
-    assert after_watch(OPEN, load, metrics, NOW, random.Random()) is None
+    assert after_watch(OPEN, load, overdue, metrics, NOW, random.Random()) is None

@@ -88,9 +88,12 @@ async def eject_hanging(store: FleetStore, fleet: SnapshotPoller, rng: random.Ra
 
     ejection_s: of the first ejection in a row; each further one is twice as long.
     """
+    if not (overdue := await store.overdue()):
+        return
     snapshot = fleet.snapshot
     for view in snapshot.views:
-        trip = after_watch(view.health, view.load, view.metrics, snapshot.at, rng, base_s=ejection_s)
+        count = overdue[view.endpoint.id]
+        trip = after_watch(view.health, view.load, count, view.metrics, snapshot.at, rng, base_s=ejection_s)
         if trip:
             await store.trip(view.endpoint.id, trip.open_s, trip.reason)
             logger.warning("%s ejected for %.1f s: %s", view.endpoint.id, trip.open_s, trip.reason)

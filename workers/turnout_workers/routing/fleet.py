@@ -211,8 +211,6 @@ class Load:
     """How busy an endpoint is, over the whole fleet."""
 
     in_flight: int = 0
-    overdue: int = 0
-    """Those of them that their workers report as older than their own hang thresholds."""
     oldest_started_at: float = 0.0
     free: float = 1.0
     """Share of the scarcest limit that is left in the current window, 0 to 1."""

@@ -164,6 +164,7 @@ def after_report(
 def after_watch(
     health: Health,
     load: Load,
+    overdue: int,
     metrics: ProviderMetrics,
     now: float,
     rng: random.Random,
@@ -172,17 +173,18 @@ def after_watch(
 ) -> Trip | None:
     """Whether calls in flight hang: asked four times a second, long before their timeouts.
 
+    overdue: those of them that their workers report as older than their own hang thresholds.
     Two calls older than their own thresholds, if they are half of those in flight or if nothing succeeded
     for 1.5 s; or a lone one that is very old.
     """
-    if circuit(health, now) not in (Circuit.CLOSED, Circuit.RAMPING) or load.overdue == 0:
+    if circuit(health, now) not in (Circuit.CLOSED, Circuit.RAMPING) or overdue == 0:
         return None
     silent_s = now - max(metrics.latency_at, load.oldest_started_at)
-    several = load.overdue >= HANGING_CALLS and (2 * load.overdue >= load.in_flight or silent_s >= HANGING_SILENCE_S)
-    alone = load.overdue == load.in_flight and silent_s >= LONE_HANG_S
+    several = overdue >= HANGING_CALLS and (2 * overdue >= load.in_flight or silent_s >= HANGING_SILENCE_S)
+    alone = overdue == load.in_flight and silent_s >= LONE_HANG_S
     if not (several or alone):
         return None
-    reason = f"{load.overdue} of {load.in_flight} calls hang"
+    reason = f"{overdue} of {load.in_flight} calls hang"
     return _trip(health, now, rng, base_s, reason, EJECTIONS_OF_A_HANG)
 
 

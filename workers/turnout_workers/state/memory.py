@@ -252,13 +252,16 @@ class MemoryFleetStore:
         self._published = {name: told for name, told in known.items() if told[0] + ms(PUBLISHED_S) > now}
         self._published[worker] = (now, dict(overdue))
 
-    async def state(self) -> tuple[float, Mapping[str, Observed]]:
-        now = self._now()
-        overdue = Counter[str]()
+    async def overdue(self) -> Counter[str]:
+        now, overdue = self._now(), Counter[str]()
         for at, calls in self._published.values():
             if at + ms(PUBLISHED_S) > now:
                 overdue.update(calls)
-        return now / 1000, {id: known.observed(now, known.texts, overdue[id]) for id, known in self._endpoints.items()}
+        return overdue
+
+    async def state(self) -> tuple[float, Mapping[str, Observed]]:
+        now = self._now()
+        return now / 1000, {id: known.observed(now, known.texts) for id, known in self._endpoints.items()}
 
 
 def _need(bid: Bid) -> Use:

@@ -86,8 +86,8 @@ class Record:
             probing=self.probe_until > now,
         )
 
-    def observed(self, now: int, texts: Mapping[str, str], overdue: int) -> Observed:
-        """All of it, with what isn't in the record, and what workers published."""
+    def observed(self, now: int, texts: Mapping[str, str]) -> Observed:
+        """All of it, with what isn't in the record."""
         metrics = ProviderMetrics(
             ttft_s=sampled(self.ttft),
             s_per_token=sampled(self.pace),
@@ -106,7 +106,6 @@ class Record:
             free = min(free, max(0.0, 1 - self.in_flight / self.slots))
         load = Load(
             in_flight=int(self.in_flight),
-            overdue=overdue,
             oldest_started_at=self.oldest / 1000 if self.in_flight else 0.0,
             free=free,
             ready_at=self.ready_at / 1000 if self.ready_at > now else 0.0,

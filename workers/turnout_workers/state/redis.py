@@ -121,7 +121,11 @@ class RedisFleetStore:
         await self._send(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, nothing))
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
-        await self._send(self._script("publish", [self._keys.hanging], [worker, to_json(overdue)], nothing))
+        args = (worker, to_json(overdue) if overdue else "")
+        await self._send(self._script("publish", [self._keys.hanging], args, nothing))
+
+    async def overdue(self) -> Counter[str]:
+        return await self._send(self._script("overdue", [self._keys.hanging], [], _counts))
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         return await self._send(state_call(self._keys, self._prelude))
@@ -150,7 +154,7 @@ def mark_call(
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, Observed]]]:
     """Read all that is known; also for whoever only looks on."""
     script = Script.load("turnout_workers.state", "state", prelude)
-    return script.call([keys.endpoints, keys.hanging], [], _state)
+    return script.call([keys.endpoints], [], _state)
 
 
 def latencies_call(keys: Keys) -> Call[Mapping[str, Sequence[int]]]:
@@ -199,25 +203,19 @@ def _counters(reply: Any) -> Counters:
 
 
 def _state(reply: Any) -> tuple[float, dict[str, Observed]]:
-    now_ms, fields, published = reply
-    overdue = _counts(published, now_ms)
+    now_ms, fields = reply
     kept = dict(zip(map(bytes.decode, fields[::2]), fields[1::2], strict=True))
     return now_ms / 1000, {
         id: unpacked(packed).observed(
-            now_ms,
-            {name: kept[key].decode() for name in TEXTS if (key := f"{id} {name}") in kept},
-            overdue[id],
+            now_ms, {name: kept[key].decode() for name in TEXTS if (key := f"{id} {name}") in kept}
         )
         for id, packed in kept.items()
         if " " not in id
     }
 
 
-def _counts(by_worker: list[Any], now_ms: int) -> Counter[str]:
-    """By endpoint, what the workers have published."""
+def _counts(by_worker: list[bytes]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    for published in by_worker[1::2]:
-        at, found = published.decode().split(" ", 1)
-        if int(at) + store.PUBLISHED_S * 1000 > now_ms:
-            counts.update(json.loads(found))
+    for published in by_worker:
+        counts.update(json.loads(published))
     return counts

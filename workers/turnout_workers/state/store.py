@@ -8,6 +8,7 @@ rate limits and reserved money; it is reported on once, or it expires, and then 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -225,6 +226,9 @@ class FleetStore(Protocol):
 
         Nobody but the worker can tell: the calls of one that died are in flight for as long as their leases last.
         """
+
+    async def overdue(self) -> Counter[str]:
+        """What all of them have published, by endpoint: for the one that ejects."""
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         """The store's time, and all that is known, by endpoint id."""

@@ -1,12 +1,12 @@
--- Publish which calls of one worker are overdue, and sweep out workers that fell silent.
+-- Publish which calls of one worker are overdue. What those who fell silent have left goes with the key, once nobody
+-- publishes: to look for it here would cost the more, the more workers there are.
 --
 -- KEYS  hanging
--- ARGV  worker, JSON of the counts by endpoint
-local known = redis.call('HGETALL', KEYS.hanging)
-for i = 1, #known, 2 do
-  if tonumber(string.match(known[i + 1], '^%d+')) + PUBLISHED_MS <= NOW then
-    redis.call('HDEL', KEYS.hanging, known[i])
-  end
+-- ARGV  worker, JSON of the counts by endpoint ('': none)
+if ARGV[2] == '' then
+  redis.call('HDEL', KEYS.hanging, ARGV[1])
+else
+  redis.call('HSET', KEYS.hanging, ARGV[1], string.format('%d %s', NOW, ARGV[2]))
+  redis.call('PEXPIRE', KEYS.hanging, PUBLISHED_MS)
 end
-redis.call('HSET', KEYS.hanging, ARGV[1], string.format('%d %s', NOW, ARGV[2]))
 return redis.status_reply('OK')

@@ -1,0 +1,10 @@
+-- Which calls are overdue, of workers that have published lately.
+--
+-- KEYS  hanging
+-- Returns JSON of the counts by endpoint, for each of them
+local found, published = {}, redis.call('HGETALL', KEYS.hanging)
+for i = 2, #published, 2 do
+  local at, counts = string.match(published[i], '^(%d+) (.*)$')
+  if at + PUBLISHED_MS > NOW then found[#found + 1] = counts end
+end
+return found
