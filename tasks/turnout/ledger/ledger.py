@@ -242,10 +242,11 @@ class Ledger(Operations):
         """
         return self.call("republish", job_id, before, ms(again_s), decode=bool, job=job_id, lane=lane)
 
-    def alive(self, worker: str, version: str, slots: int, silence_s: float, results_s: float) -> Call[None]:
+    def alive(self, worker: str, version: str, slots: int, silence_s: float, results_s: float) -> Call[int]:
         """Note that a worker lives, which version of the configuration it follows, how many jobs it has room for (none:
-        it has ended), and how long it keeps results. Workers that have been silent for `silence_s` are forgotten."""
-        return self.call("alive", worker, version, slots, ms(silence_s), max(1, ms(results_s)), decode=nothing)
+        it has ended), and how long it keeps results. Workers that have been silent for `silence_s` are forgotten.
+        Returns how many live."""
+        return self.call("alive", worker, version, slots, ms(silence_s), max(1, ms(results_s)), decode=int)
 
     # --- webhooks ---------------------------------------------------------------------------------------
 

@@ -68,6 +68,24 @@ def test_a_worker_counts_once_whatever_it_follows_and_no_more_when_it_has_ended(
     assert bed.client.get(bed.keys.turns_each) == b"10"
 
 
+def test_a_sign_of_life_reads_of_no_other_worker_while_all_stay_as_they_are(bed: Bed) -> None:
+    def alive(worker: str, slots: int = 80) -> tuple[int, int]:
+        """How many live, and how often the list of them was read."""
+        bed.client.config_resetstat()
+        count = bed(bed.ledger.alive(worker, "v", slots, 15.0, KEPT_S))
+        return count, int(bed.client.info("commandstats").get("cmdstat_zrange", {"calls": 0})["calls"])
+
+    assert [alive(worker) for worker in ("one", "two", "three")] == [(1, 1), (2, 1), (3, 1)]
+    assert [alive(worker) for worker in ("one", "two", "three")] == [(3, 0)] * 3
+    assert bed.client.get(bed.keys.turns_each) == b"30"
+    bed.advance(14_000)
+    assert alive("one") == (3, 0)
+    bed.advance(2000)
+    assert alive("one") == (1, 1), "the others have fallen silent"
+    assert bed.client.get(bed.keys.turns_each) == b"10"
+    assert alive("one", 0) == (0, 1)
+
+
 def test_two_floods_are_served_side_by_side(bed: Bed) -> None:
     flood(bed, 100, "first")
     flood(bed, 100, "second")

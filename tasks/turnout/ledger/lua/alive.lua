@@ -1,21 +1,28 @@
 #!lua flags=allow-oom
 -- Note that a worker lives, or, with no slots, that it has ended; those that have been silent for long are forgotten.
--- How many jobs of one tenant stand in a lane at a time depends on the slots of all that live.
+-- How many jobs of one tenant stand in a lane at a time depends on the slots of all that live: they are added up when
+-- one comes, changes or goes, for in a large fleet to do it at each sign of life would cost the more.
 -- KEYS  workers, turns_each, retention
 -- ARGV  NAME, VERSION, SLOTS, silence (ms) after which it is forgotten, how long (ms) it keeps results
+-- Returns how many live
 local name, version, slots, silence, kept = unpack(ARGV)
 slots = tonumber(slots)
-local all = slots
-redis.call('ZREMRANGEBYSCORE', KEYS.workers, '-inf', NOW - silence)
-for _, worker in ipairs(redis.call('ZRANGE', KEYS.workers, 0, -1)) do
-  if string.sub(worker, 1, #name + 1) == name .. ' ' then
-    redis.call('ZREM', KEYS.workers, worker)
-  else
-    all = all + string.match(worker, '%d+$')
+local sign = table.concat({name, version, slots}, ' ')
+local gone = redis.call('ZREMRANGEBYSCORE', KEYS.workers, '-inf', NOW - silence)
+local known = slots > 0 and redis.call('ZSCORE', KEYS.workers, sign)
+local added_up = redis.call('PEXPIRE', KEYS.turns_each, silence) == 1
+if not known or gone > 0 or not added_up then
+  local all = slots
+  for _, worker in ipairs(redis.call('ZRANGE', KEYS.workers, 0, -1)) do
+    if string.sub(worker, 1, #name + 1) == name .. ' ' then
+      redis.call('ZREM', KEYS.workers, worker)
+    else
+      all = all + string.match(worker, '%d+$')
+    end
   end
+  redis.call('SET', KEYS.turns_each, math.max(TURNS, math.floor(all * TURNS_A_SLOT)), 'PX', silence)
 end
-if slots > 0 then redis.call('ZADD', KEYS.workers, NOW, table.concat({name, version, slots}, ' ')) end
+if slots > 0 then redis.call('ZADD', KEYS.workers, NOW, sign) end
 redis.call('PEXPIRE', KEYS.workers, silence)
-redis.call('SET', KEYS.turns_each, math.max(TURNS, math.floor(all * TURNS_A_SLOT)), 'PX', silence)
 redis.call('SET', KEYS.retention, kept)
-return redis.status_reply('OK')
+return redis.call('ZCARD', KEYS.workers)
