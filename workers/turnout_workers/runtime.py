@@ -50,7 +50,7 @@ from turnout_workers.routing.fleet import Fleet
 from turnout_workers.state import fitness
 from turnout_workers.state.exchange import exchange
 from turnout_workers.state.redis import RedisFleetStore
-from turnout_workers.state.snapshot import POLL_S, SnapshotPoller
+from turnout_workers.state.snapshot import SnapshotPoller
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -140,13 +140,13 @@ class Worker:
         calls = CallWatch(store, fleet, parts.under_way, self.name, came_back=self.attempts.parking.hasten)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
         unspooling = Unspooling(parts.spool, ledger, send, store, self._in_force)
-        self._keep_up(fleet.poll, POLL_S, "the view of the fleet")
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
         self._keep_up(Reload(self._in_force, self._use).check, reload.EVERY_S, "the configuration")
         self._keep_up(unspooling.settle_all, spool.EVERY_S, "what was spooled")
         alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
         self._keep_up(partial(self._show_life, slots), alive_s, "the sign of life")
-        # These choose their own moments, and end by an error alone.
+        # These choose their own moments; all but the first end by an error alone.
+        self._keep_up(fleet.follow, 0.0, "the view of the fleet")
         self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
         self._keep_up(calls.run, AGAIN_S, "the watch over calls")
         self._keep_up(checks.run, AGAIN_S, "the health check")
@@ -185,10 +185,10 @@ class Worker:
 
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
-        late renewal counts as no death."""
+        late renewal counts as no death. All that live take turns in reading the fleet's state."""
         version = self._in_force.settings.version
         alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, self._results_s())
-        await self._parts.send(alive)
+        self._parts.fleet.among(await self._parts.send(alive))
 
     def reserved(self) -> Mapping[Lane, float]:
         """What each lane leaves to the more urgent ones, by the configuration of this moment."""

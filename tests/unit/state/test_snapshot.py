@@ -57,11 +57,19 @@ async def test_what_others_report_is_seen_in_the_background() -> None:
     store = Flaky(1_000.0)
     poller = SnapshotPoller(store, Fleet([GROQ]))
     await poller.poll()
-    following = asyncio.create_task(kept_up(poller.poll, 0.001))
+    following = asyncio.create_task(kept_up(poller.follow, 0.0))
     await store.trip(GROQ.id, 10, "refused")
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
     await end([following])
+
+
+async def test_the_workers_of_a_large_fleet_take_turns_in_reading() -> None:
+    poller, paces = SnapshotPoller(MemoryFleetStore(lambda: 1_000.0), Fleet([GROQ])), []
+    for workers in (1, 50, 300, 1):
+        poller.among(workers)
+        paces.append(poller.every_s)
+    assert paces == [0.1, 0.1, 0.6, 0.1]
 
 
 async def test_the_last_snapshot_stands_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:

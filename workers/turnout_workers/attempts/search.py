@@ -22,7 +22,6 @@ from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.options import headroom, place
 from turnout_workers.routing.record import to_record
 from turnout_workers.routing.tenants import TenantShares
-from turnout_workers.state.snapshot import POLL_S
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, Granted, NoRoom
 
 SPREAD = 0.2
@@ -32,8 +31,6 @@ RECHECK_S = 5.0
 use less than they have reserved make room earlier, and nobody knows when an operator or a new month's ceiling will."""
 OWN = ("job:", "batch:")
 """Accounts that no day begins anew."""
-FRESH_S = 2 * POLL_S
-"""After so long the snapshot shows what admission knew."""
 
 
 class Searching:
@@ -102,7 +99,7 @@ class Searching:
         if decision.at - decision.snapshot_age_s < job.refused_at and decision.leaves_out(candidates):
             # Since the snapshot was taken these went out: others may have room sooner.
             job.refused_at = min(job.refused_at, admission.at)
-            wait_s = min(wait_s, FRESH_S)
+            wait_s = min(wait_s, 2 * self._parts.fleet.every_s)  # then the snapshot shows what admission knew
         return await self._wait(job, decision, wait_s, now, admission.reasons)
 
     def _found(self, job: HeldJob, decision: Decision, offered: Sequence[Candidate], grant: Granted) -> Permit:
