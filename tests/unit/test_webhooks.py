@@ -17,7 +17,7 @@ import redis
 import redis.asyncio
 from tests.receiver import receiving
 
-from turnout.ledger import Call, Claimed, Coalescer, Hook, Keyring, Ledger, NewJob, run
+from turnout.ledger import Call, Claimed, Coalescer, Hook, Keyring, Ledger, NewJob, Telling, run
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
@@ -151,22 +151,23 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
 
         taken: ClassVar[list[str]] = []
 
-        async def due_hooks(self, limit: int) -> list[str]:
-            return [("strange", "slow", "quick", "quick")[len(self.taken)]]
+        async def due_hooks(self, limit: int) -> list[Telling]:
+            name = ("strange", "slow", "quick", "quick")[len(self.taken)]
+            return [Telling(name, "1", name)]
 
         async def result(self, job_id: str) -> None:
             if job_id == "strange":
                 self.taken.append(job_id)
                 JobResult.model_validate({"a_new_field": 1})
 
-        async def take_hook(self, job_id: str, waits_s: object) -> Hook | None:
-            if job_id in self.taken:
+        async def take_hook(self, telling: Telling, waits_s: object) -> Hook | None:
+            if telling.job_id in self.taken:
                 return None
-            self.taken.append(job_id)
-            return Hook(job_id, 1, JobResult(id=job_id, status=JobStatus.CANCELLED, settled_at=1.0))
+            self.taken.append(telling.job_id)
+            return Hook(telling, 1, JobResult(id=telling.job_id, status=JobStatus.CANCELLED, settled_at=1.0))
 
-        async def end_hook(self, job_id: str, event: dict[str, str]) -> None:
-            assert (job_id, event["event"]) == ("quick", "webhook_told")
+        async def end_hook(self, telling: Telling, event: dict[str, str]) -> None:
+            assert (telling.job_id, event["event"]) == ("quick", "webhook_told")
             told.set()
 
     async def called(call: Awaitable[object]) -> object:
@@ -182,6 +183,29 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
         await asyncio.wait([task])
 
 
+async def test_however_much_is_to_be_told_to_one_that_does_not_answer_others_are_told_at_once(
+    flushed: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
+    monkeypatch.setattr(webhooks, "MOST", 3)
+    ledger = Ledger()
+    for number in range(20):
+        id, webhook = f"job {number}", "quick" if number % 10 == 9 else "silent"
+        run(flushed, [ledger.enqueue(NewJob.of(id, InferenceRequest(prompt="A?"), webhook=webhook))])
+        run(flushed, [ledger.cancel(id, None, 60)])
+    with socket.create_server(("127.0.0.1", 0)) as silent, receiving() as receiver:
+        urls = {"silent": f"http://127.0.0.1:{silent.getsockname()[1]}", "quick": receiver.url}
+        known = in_force({name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()})
+        async with redis.asyncio.Redis.from_url(redis_url) as client:
+            task = asyncio.create_task(Webhooks(ledger, Coalescer(client), known).run())
+            async with asyncio.timeout(5):
+                while not (receiver.of("job 9") and receiver.of("job 19")):
+                    await asyncio.sleep(0.01)
+            tries = [flushed.hget(ledger.keys.job(f"job {number}"), "hook_tries") for number in range(19)]
+            await end([task])
+    assert tries.count(b"1") == 3, "at a time to one of them"
+
+
 async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     flushed: redis.Redis, redis_url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -189,7 +213,7 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     looks, often = itertools.count(1), asyncio.Event()
 
     class Lacking(Ledger):
-        def due_hooks(self, limit: int) -> Call[list[str]]:
+        def due_hooks(self, limit: int) -> Call[list[Telling]]:
             if next(looks) == 5:
                 often.set()
             return super().due_hooks(limit)
@@ -198,13 +222,13 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     job = NewJob.of("a", InferenceRequest(prompt="A?", metadata={"ticket": "7"}), webhook="app")
     run(flushed, [having.enqueue(job)])
     run(flushed, [having.cancel("a", None, 60)])
-    due = flushed.zrange(having.keys.hooks, 0, -1, withscores=True)
+    due = flushed.zrange(having.keys.hooks, 0, -1)
     with receiving() as receiver:
         known = in_force({"app": Webhook(receiver.url, Secret(SECRET), private=True)})
         async with redis.asyncio.Redis.from_url(redis_url) as client:
             tasks = [asyncio.create_task(Webhooks(Lacking(), Coalescer(client), known).run())]
             await asyncio.wait_for(often.wait(), 5)
-            assert flushed.zrange(having.keys.hooks, 0, -1, withscores=True) == due
+            assert flushed.zrange(having.keys.hooks, 0, -1) == due
             assert len(caplog.records) == 1, "it says so once"
             tasks.append(asyncio.create_task(Webhooks(having, Coalescer(client), known).run()))
             async with asyncio.timeout(5):
@@ -255,7 +279,7 @@ async def test_what_is_no_longer_kept_when_it_is_to_be_told_again_is_given_up_al
         await end([task])
     why = "its result is no longer kept"
     assert sorted(caplog.messages) == [
-        f"webhook ? of job expired is given up: {why}",
+        f"webhook app of job expired is given up: {why}",
         f"webhook app of job forgotten is given up: {why}",
     ]
     last = run(flushed, [ledger.story("forgotten")])[0][-1]

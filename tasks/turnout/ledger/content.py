@@ -6,7 +6,7 @@ import json
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from turnout.ledger.sealing import Keyring
 from turnout.result import JobResult
@@ -88,12 +88,25 @@ def read_pieces(reply: list[tuple[bytes, dict[bytes, bytes]]], job_id: str, keyr
     return found
 
 
+class Telling(NamedTuple):
+    """A webhook's next call, of one settled job."""
+
+    webhook: str
+    """Its name in turnout.toml."""
+    at_ms: str
+    job_id: str
+
+    @classmethod
+    def read(cls, reply: bytes) -> Telling:
+        return cls(*reply.decode().split(" ", 2))
+
+
 @dataclass(frozen=True, slots=True)
 class Hook:
-    """A settled job whose webhook is to be called."""
+    """A call that was taken."""
 
-    name: str
-    """Of the webhook, in turnout.toml."""
+    telling: Telling
+    """The next one, should this one not be heard."""
     tries: int
     """Including this one."""
     result: JobResult | None
@@ -103,5 +116,5 @@ class Hook:
 def read_hook(reply: list[Any] | None, job_id: str, keyring: Keyring) -> Hook | None:
     if reply is None:
         return None
-    name, tries, *rest = reply
-    return Hook(name.decode(), int(tries), read_result(rest, job_id, keyring))
+    telling, tries, *rest = reply
+    return Hook(Telling.read(telling), int(tries), read_result(rest, job_id, keyring))

@@ -17,7 +17,7 @@ A job's record is a hash of
                           spot (among the parked): see `lua/shared.lua`
     what went wrong       requeues, republished, suspect (whose lease of it lapsed last, and when), crashes (not a
                           number of them: see `sweep`)
-    whom to tell          watchers, readers, hook_tries
+    whom to tell          watchers, readers, hook (where its telling stands in `hooks`), hook_tries
     how it ended          settled_ms, settled_token, and result, but of a success, which Celery's record has
 
 A failure needs the current token. A success is taken from any attempt while the job is unsettled, for it has been paid
@@ -30,7 +30,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turnout.ledger.content import Hook, Piece, read_hook, read_pieces, read_result
+from turnout.ledger.content import Hook, Piece, Telling, read_hook, read_pieces, read_result
 from turnout.ledger.job import (
     FACTS,
     Claimed,
@@ -250,21 +250,22 @@ class Ledger(Operations):
 
     # --- webhooks ---------------------------------------------------------------------------------------
 
-    def due_hooks(self, limit: int) -> Call[list[str]]:
-        """Settled jobs whose webhook is to be called now."""
-        return self._due(self.keys.hooks, limit)
+    def due_hooks(self, limit: int) -> Call[list[Telling]]:
+        """What is to be told now, of each webhook at most so many."""
+        return self.call("due_hooks", limit, decode=lambda reply: [*map(Telling.read, reply)])
 
-    def take_hook(self, job_id: str, waits_s: Sequence[float]) -> Call[Hook | None]:
+    def take_hook(self, telling: Telling, waits_s: Sequence[float]) -> Call[Hook | None]:
         """Reserve the webhook's next call for this worker. None: another worker has it, or it is done.
 
         waits_s: how long after its first call, its second … it is due again; each longer than a call takes.
         """
-        waits_ms = map(ms, waits_s)
-        return self.call("take_hook", job_id, *waits_ms, decode=self.opening(read_hook, job_id), job=job_id)
+        job_id, waits_ms = telling.job_id, map(ms, waits_s)
+        decode = self.opening(read_hook, job_id)
+        return self.call("take_hook", " ".join(telling), job_id, *waits_ms, decode=decode, job=job_id)
 
-    def end_hook(self, job_id: str, event: Mapping[str, Any]) -> Call[None]:
-        """The webhook was called, or given up."""
-        return self.call("end_hook", job_id, event_json(event), decode=nothing, job=job_id)
+    def end_hook(self, telling: Telling, event: Mapping[str, Any]) -> Call[None]:
+        """The webhook was called, or given up. telling: as it stands since it was taken."""
+        return self.call("end_hook", " ".join(telling), event_json(event), decode=nothing, job=telling.job_id)
 
     def _due(self, index: str, limit: int) -> Call[list[str]]:
         return self.call("due", limit, decode=texts, keys=[index])

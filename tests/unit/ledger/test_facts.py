@@ -631,8 +631,8 @@ def test_redis_itself_keeps_the_time(redis_url: str) -> None:
 
 def test_a_webhook_is_due_again_after_ever_longer_waits_and_counts_anew_for_a_new_end(bed: Bed) -> None:
     def tries() -> int | None:
-        hook = bed(bed.ledger.take_hook("a", (1, 5)))
-        return hook and hook.tries
+        due = bed(bed.ledger.due_hooks(10))
+        return bed(bed.ledger.take_hook(due[0], (1, 5))).tries if due else None
 
     bed.enqueue(webhook="app")
     for _ in range(2):
@@ -643,3 +643,30 @@ def test_a_webhook_is_due_again_after_ever_longer_waits_and_counts_anew_for_a_ne
             assert tries() is None
             bed.advance(1)
         bed(bed.ledger.replay("a", LANE))
+
+
+def test_a_telling_is_one_workers_and_that_of_an_earlier_end_leaves_the_next_one_to_be_told(bed: Bed) -> None:
+    bed.enqueue(webhook="app")
+    bed.settle(bed.claimed().token, JobStatus.FAILED)
+    [due] = bed(bed.ledger.due_hooks(10))
+    first = bed(bed.ledger.take_hook(due, (1,)))
+    assert bed(bed.ledger.take_hook(due, (1,))) is None
+    bed(bed.ledger.replay("a", LANE))
+    bed.advance(500)
+    bed.settle(bed.claimed().token, JobStatus.FAILED)
+    bed(bed.ledger.end_hook(first.telling, {"event": "webhook_told"}))
+    [due] = bed(bed.ledger.due_hooks(10))
+    second = bed(bed.ledger.take_hook(due, (1,)))
+    assert (second.tries, second.result.settled_at) == (1, first.result.settled_at + 0.5)
+    bed(bed.ledger.end_hook(second.telling, {"event": "webhook_told"}))
+    assert not bed.client.exists(bed.keys.hooks)
+
+
+def test_of_each_webhook_so_many_are_due_whatever_its_name(bed: Bed) -> None:
+    names = ("app", "app!", "app-2", "é")
+    for name in names:
+        for number in range(3):
+            bed.enqueue(f"{name} {number}", webhook=name)
+            bed(bed.ledger.cancel(f"{name} {number}", None, KEPT_S))
+    due = bed(bed.ledger.due_hooks(2))
+    assert [(one.webhook, one.job_id) for one in due] == [(name, f"{name} {n}") for name in names for n in (0, 1)]

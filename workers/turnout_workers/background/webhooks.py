@@ -9,14 +9,16 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import partial
 
 import aiohttp
 from redis.exceptions import RedisError
 
 from turnout.errors import Unreadable
-from turnout.ledger import Coalescer, Hook, Ledger
+from turnout.ledger import Coalescer, Hook, Ledger, Telling
 from turnout.result import JobResult
 from turnout.webhook import signed
 from turnout_workers.background.lasting import kept_up
@@ -28,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 0.5
 MOST = 100
-"""Most tellings at a time, in one worker."""
+"""Most tellings at a time to one webhook, in one worker."""
 TIMEOUT_S = 15.0
 NOBODY = "no webhook of this name is configured"
 """By this worker, which may not have read of it yet."""
@@ -58,59 +60,65 @@ class Webhooks:
     ledger: Ledger
     send: Coalescer
     in_force: InForce
-    _left: set[str] = field(default_factory=set, init=False)
+    _left: set[Telling] = field(default_factory=set, init=False)
     """Due, and left to workers that can read their results."""
 
     async def run(self) -> None:
-        under_way: set[asyncio.Task[None]] = set()
+        under_way = Counter[str]()
         async with (
             _session(public=True) as public,
             _session(public=False) as any_address,
-            asyncio.TaskGroup() as telling,
+            asyncio.TaskGroup() as tellings,
         ):
 
+            def ended(webhook: str, _: asyncio.Task[None]) -> None:
+                under_way[webhook] -= 1
+
             async def begin() -> None:
-                if (room := MOST - len(under_way)) > 0:
-                    due = await self.send(self.ledger.due_hooks(room + len(self._left)))
-                    self._left.intersection_update(due)
-                    for job_id in (one for one in due if one not in self._left):
-                        # None waits for another, which may be slow to answer.
-                        under_way.add(task := telling.create_task(self._tell(job_id, public, any_address)))
-                        task.add_done_callback(under_way.discard)
+                due = await self.send(self.ledger.due_hooks(MOST + len(self._left)))
+                self._left.intersection_update(due)
+                for one in due:
+                    # None waits for one of another webhook, which may be slow to answer.
+                    if one not in self._left and under_way[one.webhook] < MOST:
+                        under_way[one.webhook] += 1
+                        task = tellings.create_task(self._tell(one, public, any_address))
+                        task.add_done_callback(partial(ended, one.webhook))
 
             await kept_up(begin, EVERY_S, "the telling of webhooks")
 
-    async def _tell(self, job_id: str, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
+    async def _tell(self, telling: Telling, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
+        job_id = telling.job_id
         try:
             await self.send(self.ledger.result(job_id))  # whoever can't read it takes no telling from those who can
-            hook = await self.send(self.ledger.take_hook(job_id, RETRY_S))
+            hook = await self.send(self.ledger.take_hook(telling, RETRY_S))
             if hook is not None:
-                webhook = self.in_force.settings.webhooks.get(hook.name)
+                webhook = self.in_force.settings.webhooks.get(telling.webhook)
                 if hook.result is None:
                     why: str | None = LOST
                 elif webhook is None:
                     why = NOBODY
                 else:
                     why = await _post(any_address if webhook.private else public, webhook, hook.result)
-                await self._end(job_id, hook, why)
+                await self._end(hook, why)
         except (Unreadable, ValueError) as error:  # sealed, or of another release
-            self._left.add(job_id)
+            self._left.add(telling)
             logger.error("the webhook of job %s is left to workers that can read it: %s", job_id, error)
         except (RedisError, OSError) as error:
             logger.warning("the webhook of job %s is told again, for Redis was away: %s", job_id, error)
 
-    async def _end(self, job_id: str, hook: Hook, why: str | None) -> None:
+    async def _end(self, hook: Hook, why: str | None) -> None:
         """After one telling. why: for what it was not heard; None: it was."""
+        name, _, job_id = hook.telling
         if why is None:
-            await self.send(self.ledger.end_hook(job_id, {"event": "webhook_told", "webhook": hook.name}))
+            await self.send(self.ledger.end_hook(hook.telling, {"event": "webhook_told", "webhook": name}))
         elif hook.tries <= len(RETRY_S) and why not in (LOST, GONE):
             again = "webhook %s of job %s failed, to be told again: %s"
             level = logging.WARNING if why == NOBODY else logging.INFO
-            logger.log(level, again, hook.name, job_id, why, extra={"job": job_id})
+            logger.log(level, again, name, job_id, why, extra={"job": job_id})
         else:
-            logger.warning("webhook %s of job %s is given up: %s", hook.name, job_id, why, extra={"job": job_id})
-            event = {"event": "webhook_failed", "webhook": hook.name, "why": why}
-            await self.send(self.ledger.end_hook(job_id, event))
+            logger.warning("webhook %s of job %s is given up: %s", name, job_id, why, extra={"job": job_id})
+            event = {"event": "webhook_failed", "webhook": name, "why": why}
+            await self.send(self.ledger.end_hook(hook.telling, event))
 
 
 async def _post(session: aiohttp.ClientSession, webhook: Webhook, result: JobResult) -> str | None:
@@ -125,7 +133,8 @@ async def _post(session: aiohttp.ClientSession, webhook: Webhook, result: JobRes
 
 
 def _session(*, public: bool) -> aiohttp.ClientSession:
-    connector = aiohttp.TCPConnector(socket_factory=public_socket if public else None, use_dns_cache=False)
+    factory = public_socket if public else None
+    connector = aiohttp.TCPConnector(limit=0, socket_factory=factory, use_dns_cache=False)  # `MOST` limits each webhook
     return aiohttp.ClientSession(
         connector=connector,
         timeout=aiohttp.ClientTimeout(total=TIMEOUT_S),

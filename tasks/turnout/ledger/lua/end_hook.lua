@@ -1,9 +1,10 @@
 #!lua flags=allow-oom
--- End the telling of a job.
+-- End the telling of a job. If the job was replayed meanwhile and has ended anew, that end is still to be told.
 -- KEYS  hooks, job, story
--- ARGV  id, event (JSON fields)
-if redis.call('ZREM', KEYS.hooks, ARGV[1]) == 1 and redis.call('EXISTS', KEYS.job) == 1 then
-  redis.call('HDEL', KEYS.job, 'hook_tries')
+-- ARGV  hook, event (JSON fields)
+local current = redis.call('HGET', KEYS.job, 'hook')
+if redis.call('ZREM', KEYS.hooks, ARGV[1]) == 1 and current then
+  if current == ARGV[1] then redis.call('HDEL', KEYS.job, 'hook', 'hook_tries') end
   tell(ARGV[2])
 end
 return 1

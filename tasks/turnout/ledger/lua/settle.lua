@@ -91,6 +91,10 @@ if streams then
   redis.call('XADD', KEYS.stream, '*', 'end', status)
   redis.call('PEXPIRE', KEYS.stream, ttl)
 end
-if webhook then redis.call('ZADD', KEYS.hooks, NOW, id) end
+if webhook then
+  local hook = webhook .. ' ' .. NOW .. ' ' .. id
+  redis.call('HSET', KEYS.job, 'hook', hook)
+  redis.call('ZADD', KEYS.hooks, 0, hook)
+end
 tell_all(watchers, id)
 return {outcome, state}
