@@ -61,7 +61,7 @@ class Keys:
         self.money = own + "money"  # hash: `ACCOUNT|spent`, `|reserved`, `|unsure`, `|duplicate` in micro-dollars
         self.ceilings = own + "ceilings"  # hash: what a batch may spend, by `batch:BATCH`, in micro-dollars
         self.workers = own + "workers"  # zset: `NAME VERSION SLOTS` (VERSION: of what it follows), by sign of life (ms)
-        self.mutex = f"{own}mutex:".__add__  # string, by work: who does a round of fleet-wide housekeeping now
+        self.mutex = f"{own}mutex:".__add__  # string, by work: there while somebody does it for all
 
     def batch_lines(self, batch: str) -> str:
         """Which job each of its lines is, or why it is none (JSON)."""

@@ -835,6 +835,12 @@ async def test_what_hangs_adds_up_over_workers_and_lapses(fleet: AnyFleet) -> No
     assert await overdue() == 0
 
 
+async def test_what_one_does_for_all_falls_to_nobody_else_for_a_while(fleet: AnyFleet) -> None:
+    assert await fleet.store.take_turn("health:groq", 30.0)
+    assert not await fleet.store.take_turn("health:groq", 30.0)
+    assert await fleet.store.take_turn("health:openai", 30.0)
+
+
 async def test_a_read_of_the_state_is_no_longer_however_many_workers_tell_of_calls_that_hang(redis_url: str) -> None:
     fleet = RedisFleet(redis_url)
     await granted(fleet, bid())

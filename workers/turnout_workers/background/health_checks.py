@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Collection
+from collections.abc import Awaitable, Collection, Iterable
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
@@ -35,8 +35,8 @@ LONGEST_S = 10.0
 
 @dataclass(slots=True)
 class HealthChecks:
-    """Asks every provider at the start, and when one is new, perhaps with a better key, then from time to time; each
-    process at moments of its own."""
+    """Asks every provider at the start, and when one is new, perhaps with a better key; then from time to time, one
+    process for all that share the store."""
 
     connectors: Collection[CloudProviderBase]
     store: FleetStore
@@ -47,15 +47,26 @@ class HealthChecks:
     async def run(self) -> None:
         clock, again_at, asked = asyncio.get_running_loop().time, 0.0, list[CloudProviderBase]()
         while True:
-            if clock() >= again_at or asked != list(self.connectors):
-                asked = list(self.connectors)
-                await self.check_all()
-                again_at = clock() + self.interval_s * self.rng.uniform(0.5, 1.5)
-            await asyncio.sleep(min(LOOK_S, self.interval_s))
+            known, asked = asked, list(self.connectors)
+            if clock() >= again_at:
+                known = [connector for connector in known if not await self._is_our_turn(connector)]
+                again_at = clock() + self.interval_s * self.rng.uniform(1.0, 1.1)
+            await self._check(connector for connector in asked if connector not in known)
+            await asyncio.sleep(min(LOOK_S, max(0.0, again_at - clock())))
+
+    async def _is_our_turn(self, connector: CloudProviderBase) -> bool:
+        account = next((endpoint.account_id for endpoint in connector.endpoints), connector.name)
+        try:
+            return await self.store.take_turn(f"health:{account}", self.interval_s)
+        except (RedisError, OSError):
+            return False  # nor could anything be told
 
     async def check_all(self) -> dict[str, Failure | None]:
         """Check every provider now: by name, what was wrong, or None."""
-        connectors = list(self.connectors)
+        return await self._check(self.connectors)
+
+    async def _check(self, which: Iterable[CloudProviderBase]) -> dict[str, Failure | None]:
+        connectors = list(which)
         found = await asyncio.gather(*(self.check(connector) for connector in connectors))
         told: dict[str, Failure | None] = {}
         for connector, failure in zip(connectors, found, strict=True):  # of several keys, one that is refused counts

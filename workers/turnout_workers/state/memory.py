@@ -78,6 +78,7 @@ class MemoryFleetStore:
     _leases: dict[str, _Lease] = field(default_factory=dict, init=False)
     _expiry: dict[str, int] = field(default_factory=dict, init=False)
     _published: dict[str, tuple[int, Mapping[str, int]]] = field(default_factory=dict, init=False)
+    _turns: dict[str, int] = field(default_factory=dict, init=False)
 
     def _now(self) -> int:
         return math.floor(self.clock() * 1000 + 1e-6)
@@ -251,6 +252,12 @@ class MemoryFleetStore:
         now, known = self._now(), self._published
         self._published = {name: told for name, told in known.items() if told[0] + ms(PUBLISHED_S) > now}
         self._published[worker] = (now, dict(overdue))
+
+    async def take_turn(self, work: str, for_s: float) -> bool:
+        if self._turns.get(work, 0) > self._now():
+            return False
+        self._turns[work] = self._now() + ms(for_s)
+        return True
 
     async def overdue(self) -> Counter[str]:
         now, overdue = self._now(), Counter[str]()

@@ -124,6 +124,9 @@ class RedisFleetStore:
         args = (worker, to_json(overdue) if overdue else "")
         await self._send(self._script("publish", [self._keys.hanging], args, nothing))
 
+    async def take_turn(self, work: str, for_s: float) -> bool:
+        return await self._send(Call(("SET", self._keys.mutex(work), "taken", "NX", "PX", ms(for_s)), bool))
+
     async def overdue(self) -> Counter[str]:
         return await self._send(self._script("overdue", [self._keys.hanging], [], _counts))
 

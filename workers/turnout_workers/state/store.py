@@ -227,6 +227,9 @@ class FleetStore(Protocol):
         Nobody but the worker can tell: the calls of one that died are in flight for as long as their leases last.
         """
 
+    async def take_turn(self, work: str, for_s: float) -> bool:
+        """Whether it falls to the one who asks to do this work for all, and to nobody else for so long."""
+
     async def overdue(self) -> Counter[str]:
         """What all of them have published, by endpoint: for the one that ejects."""
 
