@@ -189,8 +189,8 @@ def tenants(told: Mapping[str, Any]) -> list[str]:
 
 
 def redis_memory(told: Mapping[str, Any]) -> list[str]:
-    about = f"{JOBS:,} jobs, {BATCH} calls a round trip, one client."
-    return ["## The ledger in one Redis", "", about, "", *table(told["raw"])]
+    about = f"{JOBS:,} jobs, {BATCH} at a time; all endpoints of the fleet can serve them."
+    return ["## A job in one Redis", "", about, "", *table(told["raw"])]
 
 
 def table(rows: Sequence[Mapping[str, float]]) -> list[str]:

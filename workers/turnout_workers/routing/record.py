@@ -16,7 +16,7 @@ from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking
 
 RECORD_VERSION = 3
-MOST_ROWS = 50
+MOST_ROWS = 20
 """Candidates that are recorded, the best: a story is not to grow with the fleet."""
 NOW = 0.0
 """The time of a repeated decision: added to a Unix time, a short silence would drown in a float's rounding."""
