@@ -1,4 +1,6 @@
-"""What admit + report cost a job: µs of Redis and of the worker's CPU. `python -m tests.benchmarks.state_admit`
+"""What admit + report cost a job, and a look at the fleet: µs of Redis and of the worker's CPU.
+
+    python -m tests.benchmarks.state_admit
 
 One job at a time shows the latency; many at once show what coalescing gives.
 """
@@ -20,6 +22,7 @@ from turnout.ledger.keys import Keys
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.state.exchange import exchange
 from turnout_workers.state.redis import RedisFleetStore
+from turnout_workers.state.snapshot import POLLS_A_S
 from turnout_workers.state.store import Ask, Bid, Ceiling, Granted, ObservedLimit, Report
 
 JOBS = 3000
@@ -63,11 +66,6 @@ async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) ->
         f"{candidates} candidates, {at_once:>3} at once: {redis_us:5.0f} µs of Redis, "
         f"{cpu / JOBS * 1e6:5.0f} µs of worker CPU, {JOBS / wall:6.0f} jobs/s"
     )
-    at = time.perf_counter()
-    for _ in range(100):
-        await store.state()
-    state_us = (time.perf_counter() - at) * 1e4
-    print(f"   reading the state: {state_us:.0f} µs")
     return {
         "candidates": candidates,
         "at once": at_once,
@@ -77,6 +75,22 @@ async def measure(client: redis.asyncio.Redis, at_once: int, candidates: int) ->
     }
 
 
+async def look(client: redis.asyncio.Redis, endpoints: int) -> None:
+    """What a worker's look at the fleet costs, which all of them take."""
+    store = RedisFleetStore(Coalescer(client, exchange=exchange), Keys("bench"))
+    await client.flushall()
+    for bid in bids(endpoints):
+        await store.admit(Ask(bid.endpoint_id, (bid,), 30.0))
+        await store.report(Report(bid.endpoint_id, bid.endpoint_id, ok=True, latency_s=0.8))
+    await client.config_resetstat()
+    for _ in range(300):
+        await store.state()
+    took_us = (await client.info("commandstats"))["cmdstat_evalsha"]["usec_per_call"]
+    print(
+        f"a look at {endpoints:>3} endpoints: {took_us:.0f} µs of Redis, {took_us * POLLS_A_S / 1e6:.1%} of it at most"
+    )
+
+
 async def main(given: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         server = redis_server.start(Path(directory))
@@ -84,6 +98,8 @@ async def main(given: argparse.Namespace) -> None:
         try:
             ways = ((1, 1), (1, 4), (100, 1), (100, 4))
             raw = [await measure(client, at_once, candidates) for at_once, candidates in ways]
+            for endpoints in (5, 50, 200, 500):
+                await look(client, endpoints)
         finally:
             await client.aclose()
             server.stop()
