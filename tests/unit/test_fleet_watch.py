@@ -77,6 +77,20 @@ async def test_calls_that_hang_eject_once_their_workers_tell() -> None:
         assert await other.judge() is Circuit.OPEN
 
 
+async def test_an_ejection_is_made_once_however_seldom_a_large_fleet_is_looked_at(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.WARNING, fleet_watch.__name__)
+    async with workers() as (clock, one, _other):
+        await one.begin(3)
+        await one.seen.poll()
+        clock[0] += 2.5
+        await one.watch.look()
+        for _round in "12":
+            await eject_hanging(one.store, one.seen, random.Random(0), ejection_s=2.0)
+    assert len(caplog.messages) == 1
+
+
 async def test_the_calls_of_a_worker_that_died_eject_nobody_while_their_leases_last() -> None:
     async with workers() as (clock, dead, other):
         await dead.begin(9)

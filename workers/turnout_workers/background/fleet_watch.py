@@ -90,7 +90,7 @@ async def eject_hanging(store: FleetStore, fleet: SnapshotPoller, rng: random.Ra
     """
     if not (overdue := await store.overdue()):
         return
-    snapshot = fleet.snapshot
+    snapshot = await fleet.poll()  # of a large fleet the last one may not show what was ejected since
     for view in snapshot.views:
         count = overdue[view.endpoint.id]
         trip = after_watch(view.health, view.load, count, view.metrics, snapshot.at, rng, base_s=ejection_s)
