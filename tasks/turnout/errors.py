@@ -23,6 +23,9 @@ class TurnoutError(Exception):
     """Base of all errors that Turnout raises on purpose."""
 
 
+FULL = "Redis is short of memory, so no new jobs are accepted; try again later"
+
+
 class IntakeRefused(TurnoutError):
     """The job was not accepted: nothing was stored, nothing will run. `retryable`: later it may be."""
 

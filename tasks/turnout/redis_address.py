@@ -144,20 +144,27 @@ def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
 
 def takes_no_writes(error: BaseException) -> bool:
     """Whether it is Redis's word that for now it takes none: its memory or disk is full, or its replicas are gone."""
-    return isinstance(error, OutOfMemoryError) or str(error).startswith(("MISCONF", "NOREPLICAS"))
+    return isinstance(error, OutOfMemoryError) or said(error).startswith(("MISCONF", "NOREPLICAS"))
+
+
+def said(error: BaseException) -> str:
+    """Redis's own words, without the command that the client puts before them, which may hold a prompt."""
+    return str(error).rpartition(" of pipeline caused error: ")[2]
 
 
 def trouble(error: RedisError) -> str:
     """An error of Redis in words for the operator, with what to do."""
     if isinstance(error, redis.ConnectionError | redis.TimeoutError):
         return f"Redis can't be reached ({error}); set REDIS_URL, or redis_url"
+    if takes_no_writes(error):
+        return f"Redis takes no writes now ({said(error)}); try again later"
     if isinstance(error, NoPermissionError):
-        return f"{error}; commands of operators need the role `worker` in REDIS_URL"
+        return f"{said(error)}; commands of operators need the role `worker` in REDIS_URL"
     if isinstance(error, ClusterCrossSlotError | MovedError):
         return f"this Redis {CLUSTER}"
-    if "compiling script" in str(error):  # `#!lua` in the first line
+    if "compiling script" in said(error):  # `#!lua` in the first line
         return "this Redis is too old: 7.0 or newer is needed, or Valkey"
-    return str(error)
+    return said(error)
 
 
 def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -212,9 +212,11 @@ def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
     for command in (["replay", "x"], ["cancel", "x"]):
         told = CliRunner().invoke(main, command)
         assert (told.exit_code, "x: no such job" in told.stdout) == (1, True), command
-    for command in (["status", "--once"], ["isolate", "x"], ["providers"], ["doctor"], ["flower"]):
+    for command in (["status", "--once"], ["isolate", "x"], ["providers"], ["flower"]):
         told = CliRunner().invoke(main, command)
         assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (2, True), command
+    told = CliRunner().invoke(main, ["doctor"])
+    assert (told.exit_code, told.output.startswith("DO   no provider is configured: set an API key")) == (1, True)
 
 
 def test_a_worker_for_which_no_provider_is_configured_does_not_start(bare: pytest.MonkeyPatch) -> None:

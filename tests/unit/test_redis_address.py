@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import redis
 from kombu.utils.url import parse_url
 from redis.exceptions import ResponseError
 from tests import redis_server
@@ -126,3 +127,11 @@ def test_of_a_redis_before_7_it_is_said_that_it_is_too_old() -> None:
     """It knows no `#!lua`, and this is what it says of one."""
     told = ResponseError("Error compiling script (new function): user_script:1: unexpected symbol near '#'")
     assert "7.0 or newer is needed" in trouble(told)
+
+
+def test_what_redis_says_is_told_without_the_command_which_may_hold_a_prompt() -> None:
+    said = "Command # 1 (RPUSH {turnout}:batch:b:input x\x9csecret) of pipeline caused error: "
+    full = redis.exceptions.OutOfMemoryError(said + "command not allowed when used memory > 'maxmemory'.")
+    assert trouble(full).startswith("Redis takes no writes now (command not allowed when used memory")
+    assert trouble(redis.ResponseError(said + "MISCONF Redis is configured …")).startswith("Redis takes no writes now")
+    assert trouble(redis.ResponseError(said + "ERR wrong")) == "ERR wrong"

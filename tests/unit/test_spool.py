@@ -11,12 +11,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
+import redis.asyncio
 
-from turnout.ledger import Keyring, Ledger, write_result
-from turnout.request import InferenceResponse
+from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob, run, write_result
+from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus
-from turnout_workers.background.spool import Spool, Unspooling
+from turnout_workers.background.spool import Spool, Unspooling, fleet_of
+from turnout_workers.config import Settings, Source
+from turnout_workers.config.in_force import InForce
+from turnout_workers.config.tables import File
 from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.redis import RedisFleetStore
 
 OLD, NEW = (
     Keyring.of({"TURNOUT_PAYLOAD_KEYS": f"{name}:{base64.b64encode(bytes([n] * 32)).decode()}"})
@@ -70,3 +76,26 @@ def test_what_is_no_settlement_is_put_aside_and_holds_nothing_up(tmp_path: Path)
     asyncio.run(Unspooling(spool, Ledger(), never, MemoryFleetStore(lambda: 0.0), never).settle_all())
     assert [file.suffix for file in tmp_path.iterdir()] == [".refused"] * 2
     assert (tmp_path / "0.refused").read_text() == "half of"
+
+
+@pytest.mark.parametrize(
+    ("fleet", "there", "left"),
+    [("own", True, []), ("own", False, [".refused"]), ("another", True, [".json"]), (None, True, [])],
+)
+async def test_what_is_paid_for_is_taken_by_its_own_fleet_and_kept_where_its_job_is_gone(
+    fleet: str | None, there: bool, left: list[str], redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    ledger, settings = Ledger(Keys()), Settings(File(redis_url=redis_url), {}, {}, "1", Source("the test"))
+    if there:
+        run(flushed, [ledger.enqueue(NewJob.of("a", InferenceRequest(prompt="A?"))), ledger.claim("a", "other", 60)])
+    answer = InferenceResponse(text="yes", provider="p", model_requested="m", model_served="m")
+    result = json.loads(write_result(JobResult(id="a", status=JobStatus.SUCCEEDED, response=answer), Keyring()))
+    named = {"own": fleet_of(settings.file), "another": "elsewhere:6379/0 turnout"}
+    told = {"fleet": named[fleet]} if fleet else {}
+    spool = Spool(tmp_path)
+    spool.keep({**told, "job": "a", "token": 1, "batch": None, "accounts": [], "result": result})
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        store = RedisFleetStore(send := Coalescer(client), ledger.keys)
+        await Unspooling(spool, ledger, send, store, InForce(settings)).settle_all()
+    assert [file.suffix for file in tmp_path.iterdir()] == left
+    assert (run(flushed, [ledger.result("a")])[0] is not None) == (not left)

@@ -201,7 +201,8 @@ async def test_however_much_is_to_be_told_to_one_that_does_not_answer_others_are
             async with asyncio.timeout(5):
                 while not (receiver.of("job 9") and receiver.of("job 19")):
                     await asyncio.sleep(0.01)
-            tries = [flushed.hget(ledger.keys.job(f"job {number}"), "hook_tries") for number in range(19)]
+            silent_ones = (ledger.keys.job(f"job {number}") for number in range(20) if number % 10 != 9)
+            tries = [flushed.hget(job, "hook_tries") for job in silent_ones]
             await end([task])
     assert tries.count(b"1") == 3, "at a time to one of them"
 

@@ -16,6 +16,7 @@ import redis
 from turnout.batch.chunk import CLOSED_BYTES, LINES, entry, packed
 from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Format, Line
+from turnout.errors import FULL, IntakeRefused
 from turnout.ledger import Ledger
 from turnout.request import InferenceRequest
 from turnout.result import Problem
@@ -87,6 +88,8 @@ class HandOver:
 
     def _put(self) -> None:
         keys = self.ledger.keys
+        if self.client.exists(keys.intake):
+            raise IntakeRefused(FULL, retryable=True)
         with self.client.pipeline() as pipe:
             if self._requests:
                 chunk = packed(self._requests, self.batch, self.ledger.keyring)

@@ -11,7 +11,7 @@ from typing import Any, TypedDict, Unpack
 
 from pydantic import BaseModel
 
-from turnout.errors import Conflict, IntakeRefused
+from turnout.errors import FULL, Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
 from turnout.messages import Message, ResponseFormat, Tool, without_empty
 from turnout.redis_address import with_password
@@ -170,7 +170,7 @@ def refusal(job_id: str, outcome: Intake) -> IntakeRefused | None:
         case Intake.CONFLICT:
             return Conflict(job_id)
         case Intake.FULL:
-            return IntakeRefused("Redis is short of memory, so no new jobs are accepted; try again later", True)
+            return IntakeRefused(FULL, retryable=True)
         case Intake.EXPIRED:
             return IntakeRefused("the job's deadline has passed already")
     return None

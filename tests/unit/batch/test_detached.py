@@ -23,8 +23,8 @@ from turnout.batch.line import Defaults, RawLine
 from turnout.batch.parse import MAX_LINE_BYTES
 from turnout.batch.record import State
 from turnout.batch.source import Source
-from turnout.errors import TurnoutError
-from turnout.ledger import Coalescer, Keyring, Ledger, NewJob
+from turnout.errors import IntakeRefused, TurnoutError
+from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob
 from turnout_workers.background import batch_feeding
 
 
@@ -336,3 +336,12 @@ async def test_while_redis_is_short_of_memory_one_chunk_a_round_is_tried(
         flushed.delete(Ledger().keys.intake)
         await feeding.round()
     assert all(batches.record(id).fed == 1 for id in ids)
+
+
+def test_no_batch_is_taken_while_redis_is_short_of_memory(flushed: redis.Redis, tmp_path: Path) -> None:
+    ledger = Ledger(Keys("t"))
+    (path := tmp_path / "in.jsonl").write_text('{"prompt": "A?"}\n')
+    flushed.set(ledger.keys.intake, 1)
+    with pytest.raises(IntakeRefused, match="short of memory"):
+        Batches(flushed, ledger).submit(Source(str(path)), Defaults())
+    assert not flushed.keys("*batch*")

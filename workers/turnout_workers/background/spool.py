@@ -1,8 +1,8 @@
 """Settlements that could not be written, kept on disk until Redis is back.
 
 A provider's answer has been paid for. When Redis is away at that moment, the settlement goes to a file, and is
-sent when it can be, from this process or from the next one that uses the same folder. The ledger takes a stale
-success as long as nobody else has settled the job, so nothing paid for is thrown away.
+sent when it can be, from this process or from the next one of its fleet that uses the same folder. The ledger takes a
+stale success as long as nobody else has settled the job, so nothing paid for is thrown away.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ import json
 import logging
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 from redis.exceptions import ResponseError
@@ -22,6 +23,7 @@ from redis.exceptions import ResponseError
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Ledger, open_result
 from turnout_workers.config.in_force import InForce
+from turnout_workers.config.tables import File
 from turnout_workers.state.store import WorkersStore
 
 logger = logging.getLogger(__name__)
@@ -29,6 +31,12 @@ logger = logging.getLogger(__name__)
 EVERY_S = 1.0
 MISSHAPEN = (AttributeError, LookupError, TypeError, ValueError)
 """What reading a file raises that is no settlement, or is of another release."""
+
+
+def fleet_of(file: File) -> str:
+    """Whose settlements are spooled under this configuration: several fleets may have one folder."""
+    parts = urlsplit(file.redis_url)
+    return f"{parts.netloc.rpartition('@')[2]}{parts.path} {file.namespace}"
 
 
 class Spool:
@@ -89,6 +97,8 @@ class Unspooling:
     send: Coalescer
     store: WorkersStore
     in_force: InForce
+    _left: set[str] = field(default_factory=set, init=False)
+    """Those of other fleets, by name, that were told of."""
 
     async def settle_all(self) -> None:
         """Try each once."""
@@ -98,6 +108,12 @@ class Unspooling:
     async def _settle(self, path: Path) -> None:
         try:
             kept = self.spool.read(path)
+            # One without a name was kept by an earlier release.
+            if (whose := kept.get("fleet")) is not None and whose != fleet_of(self.in_force.file):
+                if path.name not in self._left:
+                    self._left.add(path.name)
+                    logger.warning("spooled settlement %s is left to the fleet at %s", path.name, whose)
+                return
             result = open_result(kept["result"], kept["job"], self.ledger.keyring)
             keep, token, batch = self.in_force.file.retention, kept["token"], kept["batch"]
             taken = await self.send(
@@ -115,5 +131,8 @@ class Unspooling:
             logger.error("spooled settlement %s is refused, and put aside: %r", path.name, error)
             self.spool.put_aside(path)
             return
-        if self.spool.drop(path) and taken.duplicate and result.cost_microusd:
+        if result.succeeded and not (taken.accepted or taken.duplicate):
+            logger.error("spooled settlement %s is not taken (%s), and put aside", path.name, taken.outcome.value)
+            self.spool.put_aside(path)
+        elif self.spool.drop(path) and taken.duplicate and result.cost_microusd:
             await self.store.mark_duplicate(kept["accounts"], result.attempts[-1].cost_microusd)

@@ -176,6 +176,7 @@ def _told(here: Deployment, record: Record) -> dict[str, Any]:
     (spent, unsure), workers = here.ask(here.ledger.money(record.id), here.ledger.workers())
     return {
         **record.model_dump(mode="json"),
+        "state": "ended" if record.ended else record.state.value,
         "counts": record.counts,
         "ended": record.ended,
         "workers": len(workers),
@@ -185,10 +186,9 @@ def _told(here: Deployment, record: Record) -> dict[str, Any]:
 
 
 def _line(told: dict[str, Any]) -> str:
-    state = "ended" if told["ended"] else told["state"]
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(told["counts"].items()))
     standing = ": ".join(filter(None, (counted(told["lines"], "line"), counts)))
     limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
     money = f"{usd(told['spent_usd'])}{limit} spent, {usd(told['unsure_usd'])} unsure"
     idle = "" if told["ended"] or told["workers"] else "; no worker is running (turnout worker)"
-    return f"{told['id']}: {state}; {standing}; {money}{idle}"
+    return f"{told['id']}: {told['state']}; {standing}; {money}{idle}"

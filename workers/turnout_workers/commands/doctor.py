@@ -9,6 +9,7 @@ from importlib.metadata import version
 import click
 from redis.exceptions import RedisError, ResponseError
 
+from turnout.errors import TurnoutError
 from turnout.redis_address import trouble
 from turnout_workers.commands.check import answers_of
 from turnout_workers.deployment import Deployment, deployment
@@ -20,8 +21,12 @@ SIGNS = {True: "ok  ", False: "DO  ", None: "?   "}
 @click.command()
 def doctor() -> None:
     """Check configuration, keys, Redis and versions, and say what to do. Exit code 1 if something must be done."""
-    here = deployment(with_keys=True)
-    endpoints = here.fleet.endpoints
+    try:
+        here = deployment(with_keys=True)
+        endpoints = here.fleet.endpoints
+    except TurnoutError as error:
+        click.echo(f"{SIGNS[False]} {error}\n{SIGNS[None]} nothing else can be looked at before that")
+        sys.exit(1)
     told: list[tuple[bool | None, str]] = [
         (True, f"configuration {here.settings.version} from {here.settings.source.where}"),
         (True, f"{len(endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}"),

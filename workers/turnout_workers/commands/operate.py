@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
+import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import click
 from rich.table import Table
@@ -72,7 +73,12 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
     """List failed jobs, the latest first."""
     matching = _failed(deployment(), **wanted)
     if count:
-        standard_output().print(_counted(matching))
+        causes = _counted(matching)
+        if as_json:
+            for cause in causes:
+                click.echo(json.dumps(cause._asdict()))
+        else:
+            standard_output().print(_table_of(causes))
         return
     found = list(itertools.islice(matching, limit))
     if as_json:
@@ -91,15 +97,28 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
         console.print("… and more: --count counts them all by cause, --limit lists more of them")
 
 
-def _counted(found: Iterable[tuple[str, Facts, JobResult]]) -> Table:
-    """The most frequent causes first, each with its latest job, to be explained."""
+class Cause(NamedTuple):
+    """Of failed jobs, with the latest of them, to be explained."""
+
+    error: str
+    provider: str
+    jobs: int
+    latest: str
+
+
+def _counted(found: Iterable[tuple[str, Facts, JobResult]]) -> list[Cause]:
+    """The most frequent first."""
     jobs, latest = Counter[tuple[str, str]](), dict[tuple[str, str], str]()
     for job_id, _, result in found:
         jobs[cause := _cause(result)] += 1
         latest.setdefault(cause, job_id)
+    return [Cause(*cause, number, latest[cause]) for cause, number in jobs.most_common()]
+
+
+def _table_of(causes: Iterable[Cause]) -> Table:
     made = table("error", "provider", "jobs", "the latest", numbers=("jobs",), whole=("the latest",))
-    for cause, number in jobs.most_common():
-        add(made, *cause, f"{number:,}", latest[cause])
+    for cause in causes:
+        add(made, cause.error, cause.provider, f"{cause.jobs:,}", cause.latest)
     return made
 
 
@@ -112,8 +131,8 @@ def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> Non
 
     Exit code 1 if a job that is named is not run again.
     """
-    if not (jobs or everything or any(wanted.values())):
-        raise click.UsageError("name jobs, or give --all, --error, --provider or --batch")
+    if bool(jobs) == (everything or any(wanted.values())):
+        raise click.UsageError("name jobs, or else give --all, --error, --provider or --batch")
     here = deployment()
     found = _known(here, jobs) if jobs else [(job_id, job) for job_id, job, _ in _failed(here, **wanted)]
     done = 0
