@@ -18,7 +18,7 @@ from tests.unit.routing.fleets import NOW, endpoint, request
 from turnout.messages import ResponseFormat
 from turnout.request import Capability, InferenceRequest, InferenceResponse, RoutingStrategy, Usage
 from turnout_workers.background import health_checks
-from turnout_workers.background.fleet_watch import PAUSED_S
+from turnout_workers.background.lasting import PAUSED_S
 from turnout_workers.monitoring import logs
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError
@@ -656,17 +656,19 @@ async def test_a_connector_that_gives_no_answer_is_not_called_again(routers: Any
 
 
 async def test_after_a_pause_nobody_is_ejected_for_answers_that_were_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    router, looks = IntelligentRouter(), list[float]()
+    router, clock, looks = IntelligentRouter(), asyncio.get_running_loop().time, asyncio.Queue[float]()
 
     async def look() -> None:
-        looks.append(0.0)
+        looks.put_nowait(clock())
 
     monkeypatch.setattr(router, "watch", look)
-    loop = asyncio.get_running_loop()
-    for late_s, looked in ((0.0, 1), (PAUSED_S + 0.1, 1), (0.1, 2)):
-        router._watch_due = loop.time() - late_s
-        await router._watch_unless_paused()
-        assert len(looks) == looked
+    monkeypatch.setattr("turnout_workers.router.WATCH_S", 0.1)
+    async with router:
+        for _ in range(2):
+            await asyncio.wait_for(looks.get(), 20)
+        time.sleep(0.1 + PAUSED_S + 0.1)
+        woke_at = clock()
+        assert await asyncio.wait_for(looks.get(), 20) - woke_at > 0.09, "the one that was due is left out"
 
 
 @pytest.mark.parametrize("wrong", [float("nan"), float("inf"), -1.0])

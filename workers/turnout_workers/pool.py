@@ -240,9 +240,9 @@ class TaskPool(BasePool):
     ) -> _Job:
         job = _Job(next(self._pids), self._loop, target, args, callback)
         self._jobs[job.pid] = job
-        self._held[job.lane] += 1
-        if job.lane is not None:
-            self._seen[job.lane] = monotonic()
+        self._held[lane := job.lane] += 1
+        if lane is not None:
+            self._seen[lane] = monotonic()
         accept_callback(job.pid, monotonic())
         self._loop.call_soon_threadsafe(self._begin, job)
         return job

@@ -35,9 +35,9 @@ from turnout_workers.attempts.in_process import InProcess
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.reporting import Reporter
 from turnout_workers.attempts.under_way import UnderWay
-from turnout_workers.background.fleet_watch import PAUSED_S, CallWatch, eject_hanging
+from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
-from turnout_workers.background.lasting import AGAIN_S, end, kept_up
+from turnout_workers.background.lasting import AGAIN_S, came_in_time, end, kept_up
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.routing.decision import Decision
 from turnout_workers.routing.failure import Failure
@@ -106,7 +106,6 @@ class IntelligentRouter:
         self._calls = CallWatch(store, seen, under_way, uuid.uuid4().hex)
         self._eject_hanging = partial(eject_hanging, store, seen, rng, failover_cooldown)
         self._tasks: list[asyncio.Task[None]] = []
-        self._watch_due = 0.0
 
     # --- the fleet ---------------------------------------------------------------------------------------
 
@@ -211,18 +210,14 @@ class IntelligentRouter:
         await self.snapshot()
         await self._eject_hanging()
 
-    async def _watch_unless_paused(self) -> None:
-        """Not after a pause of this process, or of its loop: answers are there that nobody has read."""
-        clock = asyncio.get_running_loop().time
-        due_at, self._watch_due = self._watch_due, clock() + WATCH_S
-        if clock() - due_at < PAUSED_S:
+    async def _watch_in_time(self) -> None:
+        if await came_in_time(WATCH_S):
             await self.watch()
 
     async def __aenter__(self) -> Self:
         if self._tasks:
             raise RuntimeError("this router is entered already")
-        self._watch_due = asyncio.get_running_loop().time()
-        watching = kept_up(self._watch_unless_paused, WATCH_S, "the watch over the fleet")
+        watching = kept_up(self._watch_in_time, 0.0, "the watch over the fleet")
         checking = kept_up(self._checks.run, AGAIN_S, "the health check")
         self._tasks = [asyncio.create_task(work) for work in (watching, checking, self._calls.run())]
         return self

@@ -73,6 +73,11 @@ class Record(Value, extra="ignore"):
         return not {"under_way", "waiting"} & self.counts.keys()
 
     @property
+    def standing(self) -> str:
+        """Its state, for people and programs."""
+        return "ended" if self.ended else self.state.value
+
+    @property
     def complete(self) -> bool:
         """Every line has an answer."""
         return self.settled.get(JobStatus.SUCCEEDED, 0) + self.shared == self.lines

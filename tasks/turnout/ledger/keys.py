@@ -37,9 +37,7 @@ class Keys:
         self.delayed = own + "delayed"  # zset: those lines, by when (ms) the first of each looks for room again
         self.deadlines = own + "deadlines"  # zset: live jobs that have a deadline, by it (ms)
         self.failed = own + "failed"  # zset: dead letters, failed jobs by when (ms) their record goes
-        self.hooks = (
-            own + "webhooks"
-        )  # zset: `WEBHOOK TIME ID` of settled jobs that are still to be told, from TIME (ms) on
+        self.hooks = own + "webhooks"  # zset: `WEBHOOK TIME ID` of settled jobs to be told, from TIME (ms) on
         self.counts = own + "counts"  # hash: jobs accepted and settled, by outcome
         self.retention = own + "retention"  # string: how long (ms) workers keep results, for those who cancel jobs
         self.intake = own + "intake"  # string: there while no new job is accepted, for want of memory

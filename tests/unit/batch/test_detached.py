@@ -121,8 +121,7 @@ async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_aliv
         return chunk_jobs(*chunk)
 
     monkeypatch.setattr(batch_feeding, "chunk_jobs", read_and_cancelled)
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
+    await feed(redis_url)
     record = batches.record(id)
     assert (record.ended, record.counts) == (True, {"cancelled": 1})
 
@@ -216,13 +215,20 @@ async def test_a_batch_of_another_release_holds_up_no_other(
     job, request = "j", '{"prompt":"A?","a_new_field":1}'
     flushed.lset(keys.batch_input(later), 0, zlib.compress(json.dumps([job, request]).encode()))
     flushed.hset(keys.batch(known), "a_new_field", 1)
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
+    await feed(redis_url)
     assert [batches.record(id).counts for id in (strange, later, known)] == [
         {"waiting": 1},
         {"waiting": 1},
         {"under_way": 1},
     ]
+
+
+async def feed(redis_url: str, rounds: int = 1) -> None:
+    """As one worker does."""
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        for _ in range(rounds):
+            await feeding.round()
 
 
 async def test_a_chunk_that_would_fill_a_workers_memory_is_not_unpacked_and_tried_once(
@@ -235,10 +241,7 @@ async def test_a_chunk_that_would_fill_a_workers_memory_is_not_unpacked_and_trie
     flushed.lset(keys.batch_input(large), 0, zlib.compress(bytes(100_000_000)))
     flushed.lset(keys.batch_input(many), 0, zlib.compress(b"\n".join([entry("j", '{"prompt":"A?"}')] * 1000)))
     tracemalloc.start()
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
-        for _ in range(3):
-            await feeding.round()
+    await feed(redis_url, rounds=3)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50_000_000
@@ -254,8 +257,7 @@ async def test_the_largest_line_is_fed_whatever_it_grows_to(
     batches = Batches(flushed, Ledger())
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     assert flushed.llen(Ledger().keys.batch_input(id)) == 1
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
+    await feed(redis_url)
     assert batches.record(id).fed == 2
 
 
@@ -266,15 +268,14 @@ async def test_a_batch_that_goes_on_outlives_its_seven_days(
     batches, keys = Batches(flushed, Ledger()), Ledger().keys
     Interrupted.happens = staticmethod(lambda: None)
     under_way, paused, cancelled = (batches.submit(source, Defaults()) for _ in range(3))
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
-        batches.pause(paused)
-        batches.cancel(cancelled, 60)
-        waiting = batches.submit(source, Defaults())
-        batches.pause(waiting)
-        for key in flushed.keys(keys.batch("*")):
-            flushed.expire(key, 1000)
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60).round()
+    await feed(redis_url)
+    batches.pause(paused)
+    batches.cancel(cancelled, 60)
+    waiting = batches.submit(source, Defaults())
+    batches.pause(waiting)
+    for key in flushed.keys(keys.batch("*")):
+        flushed.expire(key, 1000)
+    await feed(redis_url)
     renewed = {key for key in flushed.keys(keys.batch("*")) if flushed.ttl(key) > 1000}
     going_on = {key(id) for id in (under_way, paused, waiting) for key in (keys.batch, keys.batch_lines)}
     assert renewed == {key.encode() for key in {*going_on, keys.batch_input(waiting)}}
@@ -305,10 +306,7 @@ async def test_a_record_that_can_not_be_read_holds_up_no_other_batch(
     later, odd, known = (batches.submit(source, Defaults()) for _ in range(3))
     flushed.hset(keys.batch(later), "state", "verifying")
     flushed.hset(keys.batch(odd), "succeeded", b"\xff")
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
-        for _ in range(3):
-            await feeding.round()
+    await feed(redis_url, rounds=3)
     assert [record.id for record in batches.all()] == [known]
     assert batches.record(known).fed == 1
     assert len(caplog.messages) == 4, "told of once by the worker, and in the list"

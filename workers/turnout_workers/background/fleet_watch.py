@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from redis.exceptions import RedisError
 
 from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.background.lasting import came_in_time
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import after_watch, circuit
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -22,8 +23,6 @@ logger = logging.getLogger(__name__)
 EVERY_S = 0.5
 LOOK_S = 0.1
 """Between looks at this process's own calls."""
-PAUSED_S = 0.5
-"""A look that comes so late is left out: the process was not running, so calls seem overdue whose answers are there."""
 
 
 @dataclass
@@ -45,12 +44,9 @@ class CallWatch:
     _told_at: float = field(default=0.0, init=False)
 
     async def run(self) -> None:
-        """Look after this process's calls, again and again."""
-        clock = asyncio.get_running_loop().time
+        """Look again and again; not after a pause, when calls seem overdue whose answers are there."""
         while True:
-            due_at = clock() + LOOK_S
-            await asyncio.sleep(LOOK_S)
-            if clock() - due_at < PAUSED_S:
+            if await came_in_time(LOOK_S):
                 await self.look()
 
     async def look(self) -> None:

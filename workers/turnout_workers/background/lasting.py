@@ -14,6 +14,8 @@ logger = logging.getLogger(__name__)
 AGAIN_S = 1.0
 """The least pause after an error."""
 CANCEL_AGAIN_S = 0.2
+PAUSED_S = 0.5
+"""A wait that ends so late was one of a process that was not running."""
 
 
 async def kept_up(work: Callable[[], Awaitable[object]], every_s: float, what: str = "some work") -> None:
@@ -34,6 +36,15 @@ async def kept_up(work: Callable[[], Awaitable[object]], every_s: float, what: s
         except Exception:
             logger.critical("%s failed in the background, and begins again", what, exc_info=True)
         await asyncio.sleep(pause_s)
+
+
+async def came_in_time(wait_s: float) -> bool:
+    """Wait. Returns whether that took no longer than it should: else this process, or its loop, was paused, and answers
+    may be there that nobody has read."""
+    clock = asyncio.get_running_loop().time
+    due_at = clock() + wait_s
+    await asyncio.sleep(wait_s)
+    return clock() - due_at < PAUSED_S
 
 
 async def end(tasks: Iterable[asyncio.Task[Any]]) -> None:

@@ -60,8 +60,7 @@ def list_batches() -> None:
     for one in records:
         at = datetime.fromtimestamp(one.submitted_at, UTC)
         ended = one.lines - one.counts.get("waiting", 0) - one.counts.get("under_way", 0)
-        state = "ended" if one.ended else one.state
-        add(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", state, f"{one.lines:,}", f"{ended:,}", one.source)
+        add(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", one.standing, f"{one.lines:,}", f"{ended:,}", one.source)
     standard_output().print(made if records else "There is no batch.")
 
 
@@ -176,7 +175,7 @@ def _told(here: Deployment, record: Record) -> dict[str, Any]:
     (spent, unsure), workers = here.ask(here.ledger.money(record.id), here.ledger.workers())
     return {
         **record.model_dump(mode="json"),
-        "state": "ended" if record.ended else record.state.value,
+        "state": record.standing,
         "counts": record.counts,
         "ended": record.ended,
         "workers": len(workers),

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from itertools import takewhile
 
 from turnout.messages import ImagePart
+from turnout.printable import printable
 from turnout.request import InferenceRequest
 
 _KEY = re.compile(r"\b(?:sk|gsk|key|AIza|xai|r8|csk|fw|tgp)[-_][A-Za-z0-9_*.-]{8,}|\bAIza[A-Za-z0-9_-]{20,}")
@@ -33,7 +34,7 @@ def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
     plain = _plain(text)
     cleared = _cleared(plain, map(_plain, secrets))
     text = cleared if cleared != plain else _cleared(text, secrets) if text != plain else text
-    text = "".join(c if c.isprintable() else " " for c in text)  # a terminal would obey the others
+    text = printable(text)
     text = _KEY.sub("…", " ".join(text.split()))
     return text if len(text) <= MESSAGE_LENGTH else f"{text[: MESSAGE_LENGTH - 1]}…"
 

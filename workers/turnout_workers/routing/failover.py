@@ -160,8 +160,10 @@ def judge(
         return ruled(Next.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
         return ruled(Next.DEFER, backoff_s(retries_here + 1, rng))
-    in_vain = calls if probe else alike if rule.cooldown_s is not None else None
-    rest_s = backoff_s(attempt, rng) if in_vain is None else backoff_s(in_vain - RESTS_AFTER, rng, REST_MOST_S)
+    if probe or rule.cooldown_s is not None:
+        rest_s = backoff_s((calls if probe else alike) - RESTS_AFTER, rng, REST_MOST_S)
+    else:
+        rest_s = backoff_s(attempt, rng)
     rest_s = max(block_s, rest_s)
     if not allow_fallback:  # a cooldown is no failure: the one endpoint that may be used is waited for
         return ruled(Next.DEFER, rest_s) if rule.cooldown_s is not None else ruled(Next.GIVE_UP)
