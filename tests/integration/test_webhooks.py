@@ -67,11 +67,10 @@ def test_what_is_never_heard_is_given_up_and_stays_in_the_story(
     job = client.submit("Say yes.", model="llama-3.3-70b", webhook="app")
 
     def hurry() -> None:
-        if due_in_s(stand, job.id) > 1 and not receiver_busy():
+        begun = int(stand.client.hget(stand.ledger.keys.job(job.id), "hook_tries") or 0)
+        # Of one begun, the receiver may not have heard yet; and the last one ends by itself.
+        if begun == len(receiver.of(job.id)) < tries and due_in_s(stand, job.id) > 1:
             make_due(stand, job.id)
-
-    def receiver_busy() -> bool:
-        return len(receiver.of(job.id)) != int(stand.client.hget(stand.ledger.keys.job(job.id), "hook_tries") or 0)
 
     stand.until(lambda: "webhook_failed" in events(client, job.id), 60, hurry)
     assert len(receiver.of(job.id)) == tries
