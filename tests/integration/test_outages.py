@@ -196,6 +196,24 @@ def test_a_worker_that_waits_for_redis_at_its_start_is_healthy_and_can_be_stoppe
         assert worker.wait(20) == 0
 
 
+def test_all_that_wait_in_line_for_a_provider_that_is_taken_out_of_the_configuration_end_with_the_first(
+    tmp_path: Path,
+) -> None:
+    ids = [str(number) for number in range(40)]
+    with standing(tmp_path, fleet("one", "other"), concurrency=5) as stand:
+        run(stand.client, [mark_call(stand.ledger.keys, "isolated", ["one/llama-3.3-70b"])])
+        worker = stand.start_worker()
+        stand.submit(ids, constraints=RoutingConstraints(only=("one",)))
+        stand.until(lambda: stand.outcomes(ids) == {"delayed": len(ids)}, 30)
+        stand.stop_worker(worker)
+        told = stand.config.read_text()
+        stand.config.write_text(told.replace("providers.one", "providers.another"))
+        stand.start_worker()
+        run(stand.client, [stand.ledger.hasten()])
+        stand.until(lambda: stand.settled() == len(ids), 60)  # one by one, 5 s apart, it would take more than 3 minutes
+        assert {r.error.code for r in stand.results(ids) if r and r.error} == {"refused"}
+
+
 def test_answers_that_take_longer_than_anybody_has_told_are_waited_for(tmp_path: Path) -> None:
     """As of a model that thinks first: to take its first calls for hanging would pay for each and keep none."""
     with standing(tmp_path, f"[providers.pensive]\nttft_s = 6.0\n{MODEL}", concurrency=20) as stand:

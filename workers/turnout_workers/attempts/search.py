@@ -65,6 +65,7 @@ class Searching:
         snapshot, rng = self._parts.fleet.snapshot, self._parts.rng
         decision = rank(wish, snapshot, now, rng, default_strategy=strategy, tried=job.tried, above=job.above)
         if (refusal := decision.refusal) is not None:
+            self.wake_next(job, 2)
             code = "cost_ceiling" if decision.has_spent_all else "refused"
             return await self._closing.give_up(job, JobStatus.FAILED, code, str(refusal), _record(decision))
         if job.woken:
@@ -135,16 +136,18 @@ class Searching:
         """End a job where its own ceiling, or its batch's, leaves too little for every endpoint; others wait for the
         next day or month, or for an operator."""
         if all(account.startswith(OWN) for account in job.above.values()):
-            if self.parking.any_parked:  # those behind it in line wait for nothing else, so they end, too
-                self.parking.wake(job.line, job.claim.lane, 2)
+            self.wake_next(job, 2)
             return await self._closing.at_ceiling(job, next(iter(job.above.values())))
         known = any(exclusion.until for exclusion in decision.options.exclusions)
         return await self._wait(job, decision, decision.wait_s if known else math.inf, now)
 
-    def wake_next(self, job: HeldJob) -> None:
-        """Where this job has found room there may be more, and there is again once its call has ended."""
+    def wake_next(self, job: HeldJob, count: int = 1) -> None:
+        """Where this job has found room there may be more, and there is again once its call has ended.
+
+        count: two where it ends because there will never be room, for so do all behind it in line.
+        """
         if self.parking.any_parked:
-            self.parking.wake(job.line, job.claim.lane, 1)
+            self.parking.wake(job.line, job.claim.lane, count)
 
     async def admit(self, job: HeldJob, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         parts, now = self._parts, self._parts.fleet.now()
