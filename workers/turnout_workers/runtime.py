@@ -133,7 +133,7 @@ class Worker:
         store, fleet, rng, results_s = parts.store, parts.fleet, parts.rng, self._results_s
         also = (
             partial(eject_hanging, store, fleet, rng, file.router.failover_cooldown),
-            BatchFeeding(ledger, send, results_s).round,
+            BatchFeeding(ledger, send).round,
             OldAccounts(client, send, ledger.keys, store, fleet).round,
         )
         keeping = Housekeeping(client, ledger, send, store, self.name, results_s, also, parts.metrics.recovered)

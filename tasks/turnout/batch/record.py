@@ -56,9 +56,9 @@ class Record(Value, extra="ignore"):
     @property
     def counts(self) -> dict[str, int]:
         """Jobs by where they stand, and the lines that are none of their own."""
-        counts = Counter(self.settled)
+        counts, ended = Counter(self.settled), sum(self.settled.values())
         counts["under_way"] = self.under_way
-        counts["cancelled" if self.state is State.CANCELLED else "waiting"] += self.jobs - self.fed
+        counts["cancelled" if self.state is State.CANCELLED else "waiting"] += self.jobs - max(self.fed, ended)
         counts["invalid"] = self.lines - self.jobs - self.shared
         counts["shared"] = self.shared
         return dict(+counts)

@@ -73,6 +73,8 @@ class Intake(StrEnum):
     """The same job was accepted before: nothing was done."""
     CONFLICT = "conflict"
     """The id belongs to a job of other content."""
+    CANCELLED = "cancelled"
+    """Its detached batch was cancelled."""
     FULL = "full"
     """Redis is short of memory; what was accepted must be settled first."""
     EXPIRED = "expired"

@@ -1,6 +1,6 @@
 """The job ledger: each accepted job is settled exactly once, whatever dies on the way.
 
-    (none)   enqueue → queued | duplicate | conflict | full | expired
+    (none)   enqueue → queued | duplicate | conflict | cancelled | full | expired
     queued   claim   → leased, with a token that fences all earlier ones
     leased   admit   → calling (the fleet's store does this, in the same step in which it grants the call)
     leased, calling   settle → succeeded | failed | expired;  requeue → queued;  defer → delayed
@@ -57,7 +57,8 @@ class Ledger(Operations):
 
     # --- producers -------------------------------------------------------------------------------------
 
-    def enqueue(self, job: NewJob) -> Call[Enqueued]:
+    def enqueue(self, job: NewJob, *, detached: bool = False) -> Call[Enqueued]:
+        """Accept a job and publish its message. detached: of a detached batch, and only as long as that goes on."""
         record = {
             "v": CONTRACT_VERSION,
             "payload": self.sealed(job.id, "request", job.payload),
@@ -76,8 +77,8 @@ class Ledger(Operations):
         }
         record |= {name: value for name, value in optional.items() if value}
         deadlines = [0 if one is None else max(1, ms(one)) for one in (job.deadline, job.deadline_s)]
-        args = (job.id, job.fingerprint, *deadlines, int(job.publish))
-        return self.call("enqueue", *args, *flat(record.items()), decode=_enqueued, job=job.id, lane=job.lane)
+        args = (job.id, job.fingerprint, *deadlines, int(job.publish), int(detached), *flat(record.items()))
+        return self.call("enqueue", *args, decode=_enqueued, job=job.id, lane=job.lane, batch=job.batch)
 
     def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:
         """Ask to be told on the channel `inbox`: the job's id when it settles, and with `pieces` also `+ID` whenever

@@ -30,6 +30,8 @@ MUTANTS = [
     Mutant("claim", "if version ~= VERSION then return {'unknown_version'} end", ""),
     Mutant("enqueue", "known[1] == fingerprint", "true"),
     Mutant("enqueue", "if known[1] then", "if false then"),
+    Mutant("enqueue", "ARGV[6] == '1' and", ""),
+    Mutant("enqueue", "or 'cancelled') ==", "or '') =="),
     Mutant("enqueue", "NOW + within < deadline", "NOW + within > deadline"),
     Mutant("enqueue", "deadline <= NOW", "deadline < NOW"),
     Mutant("enqueue", "redis.call('EXISTS', KEYS.intake) == 1", "false"),

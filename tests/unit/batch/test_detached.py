@@ -24,7 +24,7 @@ from turnout.batch.parse import MAX_LINE_BYTES
 from turnout.batch.record import State
 from turnout.batch.source import Source
 from turnout.errors import IntakeRefused, TurnoutError
-from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob
+from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob, run
 from turnout_workers.background import batch_feeding
 
 
@@ -109,21 +109,43 @@ def test_a_batch_is_cancelled_for_good_between_whichever_commands_of_a_pause_it_
     assert Batches(flushed, Ledger()).record(id).state is State.CANCELLED
 
 
-async def test_a_batch_that_is_cancelled_while_a_chunk_is_fed_leaves_no_job_alive(
-    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("deleted", [False, True])
+async def test_of_a_batch_that_is_cancelled_while_a_chunk_is_fed_no_job_is_accepted(
+    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch, deleted: bool
 ) -> None:
-    batches = Batches(flushed, Ledger())
+    """Whoever feeds it may die the next moment, and nobody would cancel them."""
+    batches, keys = Batches(flushed, Ledger()), Ledger().keys
     Interrupted.happens = staticmethod(lambda: None)
     id = batches.submit(source, Defaults())
 
     def read_and_cancelled(*chunk: Any) -> list[NewJob]:
         assert batches.cancel(id, 60) == 0, "its job is not there yet"
+        if deleted:
+            batches.delete(id)
         return chunk_jobs(*chunk)
 
     monkeypatch.setattr(batch_feeding, "chunk_jobs", read_and_cancelled)
     await feed(redis_url)
-    record = batches.record(id)
-    assert (record.ended, record.counts) == (True, {"cancelled": 1})
+    assert not flushed.exists(keys.counts, keys.pending("batch"))
+    if deleted:
+        assert not flushed.exists(keys.batch(id)), "counts of nothing"
+    else:
+        assert (batches.record(id).ended, batches.record(id).counts) == (True, {"cancelled": 1})
+
+
+def test_each_line_counts_once_though_a_chunk_was_cancelled_before_it_was_noted_as_fed(
+    flushed: redis.Redis, tmp_path: Path
+) -> None:
+    """By a worker that died then."""
+    (tmp_path / "in.txt").write_text("A?\n" * 300)
+    ledger = Ledger()
+    batches = Batches(flushed, ledger)
+    id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
+    chunk: Any = flushed.lindex(ledger.keys.batch_input(id), 0)
+    run(flushed, [ledger.enqueue(job, detached=True) for job in chunk_jobs(chunk, id, ledger.keyring)[:150]])
+    assert batches.record(id).counts == {"waiting": 300}
+    assert batches.cancel(id, 60) == 150
+    assert batches.record(id).counts == {"cancelled": 300}
 
 
 async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
@@ -138,7 +160,7 @@ async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
     batches = Batches(flushed, Ledger())
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client), 60).round()
+        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client)).round()
     assert batches.cancel(id, 60) == 200
     for look in (lambda: list(batches.results(id)), lambda: batches.retry_failed(id), lambda: batches.cancel(id, 60)):
         before = commands()
@@ -158,7 +180,7 @@ async def test_a_round_feeds_so_many_chunks_and_the_next_one_goes_on_with_the_ne
     batches = Batches(flushed, Ledger())
     ids = [batches.submit(Source(str(tmp_path / "in.txt")), Defaults()) for _ in range(4)]
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding, fed = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60), []
+        feeding, fed = batch_feeding.BatchFeeding(Ledger(), Coalescer(client)), []
         for _ in range(5):
             await feeding.round()
             fed.append([batches.record(id).chunks_fed for id in ids])
@@ -174,7 +196,7 @@ async def test_a_batch_that_is_fed_to_its_end_is_not_read_in_every_round(
     batches.pause(paused)
     batches.cancel(cancelled, 60)
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
         for _ in range(2):  # fed in the first, found fed in the second
             await feeding.round()
         before = flushed.info("commandstats")["cmdstat_hgetall"]["calls"]
@@ -193,7 +215,7 @@ async def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone(
     batches = Batches(flushed, ledger)
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(ledger, Coalescer(client), lambda: 60).round()
+        await batch_feeding.BatchFeeding(ledger, Coalescer(client)).round()
     batches.cancel(id, 60)
     jobs = [one.job for page in pages(flushed, ledger.keys.batch_lines(id)) for one in page]
     answer = {"provider": "p", "model_requested": "m", "model_served": "m"}
@@ -226,7 +248,7 @@ async def test_a_batch_of_another_release_holds_up_no_other(
 async def feed(redis_url: str, rounds: int = 1) -> None:
     """As one worker does."""
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
         for _ in range(rounds):
             await feeding.round()
 
@@ -288,7 +310,7 @@ async def test_a_batch_that_is_fed_to_its_end_is_looked_at_again_after_an_hour(
     Interrupted.happens = staticmethod(lambda: None)
     id = batches.submit(source, Defaults())
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
         for _ in range(2):
             await feeding.round()
         for look_s, renewed in ((batch_feeding.LOOK_S, False), (0.0, True)):
@@ -328,7 +350,7 @@ async def test_while_redis_is_short_of_memory_one_chunk_a_round_is_tried(
     monkeypatch.setattr(batch_feeding, "chunk_jobs", noted)
     flushed.set(Ledger().keys.intake, "memory")
     async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client), lambda: 60)
+        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
         await feeding.round()
         assert len(tried) == 1
         flushed.delete(Ledger().keys.intake)

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 import redis
-from tests.properties.ledger.bed import KEPT_S, LANE, PLAIN, START, Bed, ended
+from tests.properties.ledger.bed import KEPT_S, LANE, PLAIN, START, Bed, ended, new_job
 
 from turnout.ledger import Intake, Ledger, NotClaimed
 from turnout.ledger.keys import Keys
@@ -264,6 +264,19 @@ def test_a_detached_batch_counts_each_of_its_jobs_once_and_keeps_them_as_long_as
     assert bed.client.hmget(bed.keys.batch("b1"), "succeeded", "failed") == [b"1", b"1"]
     assert bed.client.exists(bed.keys.done("b1")) == 0
     assert bed.client.ttl(bed.keys.job("a")) > 2 * KEPT_S
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome"), [("feeding", "queued"), ("paused", "queued"), ("cancelled", "cancelled"), ("", "cancelled")]
+)
+def test_a_job_of_a_detached_batch_is_accepted_while_that_is_there_and_not_cancelled(
+    bed: Bed, state: str, outcome: str
+) -> None:
+    if state:
+        bed.client.hset(bed.keys.batch("b"), "state", state)
+    assert bed(bed.ledger.enqueue(new_job("a", batch="b"), detached=True)).outcome == outcome
+    assert bed.state() == ("queued" if outcome == "queued" else "none")
+    assert bed(bed.ledger.enqueue(new_job("b", batch="b"))).outcome is Intake.QUEUED, "of a file, which has no record"
 
 
 def test_the_first_end_stands(bed: Bed) -> None:

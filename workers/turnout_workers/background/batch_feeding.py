@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from turnout.batch.chunk import chunk_jobs
@@ -28,8 +28,6 @@ LOOK_S = 3600.0
 class BatchFeeding:
     ledger: Ledger
     send: Coalescer
-    results_s: Callable[[], float]
-    """See `Housekeeping`."""
     _over: set[str] = field(default_factory=set, init=False)
     """Batches that this worker passes over: those that have nothing to be fed any more, which of many small ones are
     nearly all, and those that it can't read. Until the next look at all."""
@@ -82,13 +80,12 @@ class BatchFeeding:
                 logger.error("batch %s is left to workers that can read it: %s", id, error)
                 self._over.add(id)
                 break
-            answers = await send.all(*(ledger.enqueue(job) for job in jobs))
+            answers = await send.all(*(ledger.enqueue(job, detached=True) for job in jobs))
             outcomes = [answer.outcome for answer in answers]
             if not (full := Intake.FULL in outcomes):
-                await send(ledger.fed(id, record.chunks_fed, len(jobs), outcomes.count(Intake.EXPIRED)))
+                accepted = len(jobs) - outcomes.count(Intake.CANCELLED)
+                await send(ledger.fed(id, record.chunks_fed, accepted, outcomes.count(Intake.EXPIRED)))
             record = await send(read_if_known(keys, id))
-            if record is not None and record.state is State.CANCELLED:  # when these were not there to be cancelled
-                await send.all(*(ledger.cancel(job.id, id, self.results_s()) for job in jobs))
             if full:
                 return 0  # the same chunk again, later
             left -= 1

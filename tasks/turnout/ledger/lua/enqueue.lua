@@ -1,14 +1,18 @@
 #!lua
 -- Accept a job and publish its message, both or neither.
--- KEYS  job, pending, queue, deadlines, counts, story, intake, turns, in_line, turns_each
+-- KEYS  job, pending, queue, deadlines, counts, story, intake, turns, in_line, turns_each, batch
 -- ARGV  id, fingerprint, deadline (ms, 0: none), deadline from now (ms, 0: none), 1 to publish the message,
---       then fields and values of the record
--- Returns {outcome, state}: queued | duplicate | conflict | full | expired
+--       1 if it is of a detached batch, then fields and values of the record
+-- Returns {outcome, state}: queued | duplicate | conflict | cancelled | full | expired
 local id, fingerprint = ARGV[1], ARGV[2]
 
 local known = redis.call('HMGET', KEYS.job, 'fingerprint', 'state')
 if known[1] then
   return {known[1] == fingerprint and 'duplicate' or 'conflict', known[2]}
+end
+-- Deleted, it was cancelled before.
+if ARGV[6] == '1' and (redis.call('HGET', KEYS.batch, 'state') or 'cancelled') == 'cancelled' then
+  return {'cancelled', ''}
 end
 if redis.call('EXISTS', KEYS.intake) == 1 then return {'full', ''} end
 
@@ -17,7 +21,7 @@ if within > 0 and (deadline == 0 or NOW + within < deadline) then deadline = NOW
 if deadline > 0 and deadline <= NOW then return {'expired', ''} end
 
 redis.call('HSET', KEYS.job, 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', NOW, 'queued_ms', NOW,
-  'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'requeues', 0, unpack(ARGV, 6))
+  'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'requeues', 0, unpack(ARGV, 7))
 if ARGV[5] ~= '1' then -- its message is at hand
   redis.call('ZADD', KEYS.pending, NOW, id)
 elseif take_turn(id) then
