@@ -40,7 +40,9 @@ Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 
 def run(client: redis.Redis, calls: Sequence[Call[T]]) -> list[T]:
     """Send all calls in one round trip, in order; raises the first error after all were sent."""
-    replies = at_once(_replies(partial(_execute, client), calls))
+    mixed = len({call.script for call in calls} - {None}) > 1
+    # Of several scripts that Redis knows in part, the calls of the others would come after all else.
+    replies = at_once((_with_sources if mixed else _replies)(partial(_execute, client), calls))
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
 
 
@@ -86,17 +88,25 @@ async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
     refused = [isinstance(reply, NoScriptError) for reply in replies]
     if any(refused):
         again = [i for i, call in enumerate(calls) if refused[i] or call.script is None]
-        known: set[Script | None] = {None}
-        commands = []
-        for call in (calls[i] for i in again):
-            commands.append(call.command if call.script in known else call.with_source)
-            known.add(call.script)
-        first: dict[Script | None, Any] = {}
-        for i, reply in zip(again, await send(commands), strict=True):
-            # What Redis answers to a script that it refuses to read holds for all calls of it: it takes no writes, say.
-            with_source = first.setdefault(calls[i].script, reply)
-            holds = isinstance(reply, NoScriptError) and isinstance(with_source, Exception)
-            replies[i] = copy(with_source) if holds else reply
+        for i, reply in zip(again, await _with_sources(send, [calls[i] for i in again]), strict=True):
+            replies[i] = reply
+    return replies
+
+
+async def _with_sources(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
+    """Send calls in order, the first of each script with its source, which Redis remembers from then on."""
+    known: set[Script | None] = {None}
+    commands = []
+    for call in calls:
+        commands.append(call.command if call.script in known else call.with_source)
+        known.add(call.script)
+    first: dict[Script | None, Any] = {}
+    replies = []
+    for call, reply in zip(calls, await send(commands), strict=True):
+        # What Redis answers to a script that it refuses to read holds for all calls of it: it takes no writes, say.
+        with_source = first.setdefault(call.script, reply)
+        holds = isinstance(reply, NoScriptError) and isinstance(with_source, Exception)
+        replies.append(copy(with_source) if holds else reply)
     return replies
 
 
@@ -114,7 +124,8 @@ class _Parcel:
 class Coalescer:
     """Sends calls of concurrent coroutines together: what arrives while others are under way goes with the next.
 
-    A coroutine's calls run in the order in which it awaits them, those of `all` in that in which they are given.
+    A coroutine's calls run in the order in which it awaits them, those of `all` in that in which they are given, but
+    for those of a script that Redis doesn't know yet.
 
     The command of a caller that is cancelled runs to its end all the same; only one that asked for the `whole` gets the
     reply.

@@ -22,7 +22,7 @@ from tests import redis_server
 from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
 from tests.tcp_proxy import between
 
-from turnout.ledger import Coalescer, Facts, Intake, Ledger, run
+from turnout.ledger import Claimed, Coalescer, Facts, Intake, Ledger, run
 from turnout.ledger.job import Enqueued
 from turnout.ledger.script import Call, Script
 from turnout.ledger.sending import MAX_BATCH, Exchange, pipelined
@@ -59,6 +59,13 @@ def test_an_error_of_one_call_leaves_the_others_done(flushed: redis.Redis) -> No
     with pytest.raises(redis.ResponseError, match="batch"):
         run(flushed, [LEDGER.enqueue(new_job()), LEDGER.claim("a", "w", 30), wrong, LEDGER.enqueue(new_job("b"))])
     assert [one.state for one in run(flushed, [LEDGER.facts("a"), LEDGER.facts("b")])] == ["leased", "queued"]
+
+
+def test_calls_of_several_scripts_run_in_order_though_redis_knows_some_of_them(flushed: redis.Redis) -> None:
+    flushed.script_flush()
+    run(flushed, [LEDGER.claim("a", "w", 30)])
+    _, claimed = run(flushed, [LEDGER.enqueue(new_job()), LEDGER.claim("a", "w", 30)])
+    assert isinstance(claimed, Claimed)
 
 
 def test_a_deadline_that_is_ages_away_is_a_deadline(flushed: redis.Redis) -> None:
