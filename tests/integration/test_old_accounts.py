@@ -1,4 +1,4 @@
-"""What was spent in days and months long over is forgotten, what gone batches leave behind, and nothing else."""
+"""What was spent long ago is forgotten, what gone batches and ended jobs leave behind, and nothing else."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import redis
 import redis.asyncio
 
-from turnout.ledger import Coalescer, Keys
+from turnout.ledger import Coalescer, Keys, Ledger
 from turnout_workers.background import old_accounts
 from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.routing.fleet import Fleet
@@ -23,7 +23,6 @@ KEPT = [
     "tenant:a@2030-01-07",
     "tenant:joe@example.com@2030-03-10",
     "batch:b@2020-01-01",
-    "job:j@2020-01-01",
 ]
 OVER = ["total@2020-01-01", "total@2020-01", "tenant:a@2030-01-06", "tenant:a@2030-01", "provider:p@2029-12-31"]
 
@@ -41,11 +40,23 @@ async def test_of_a_detached_batch_that_is_gone_nothing_is_left(redis_url: str, 
     assert set(flushed.hkeys(keys.ceilings)) == {b"batch:run-1", b"batch:batch-1"}
 
 
+async def test_of_the_jobs_only_live_ones_keep_their_accounts(redis_url: str, flushed: redis.Redis) -> None:
+    keys = Keys("t")
+    states = {"queued": 1, "delayed": 1, "leased": 1, "calling": 1, "succeeded": 0, "cancelled": 0}
+    for state in states:
+        flushed.hset(keys.job(state), "state", state)
+    columns = ("spent", "reserved", "unsure", "duplicate")
+    flushed.hset(keys.money, mapping={f"job:{id}|{column}": 1 for id in (*states, "gone@") for column in columns})
+    await housekeep(redis_url, keys)
+    left = {column.decode().rpartition("|")[0] for column in flushed.hkeys(keys.money)}
+    assert left == {f"job:{state}" for state, lives in states.items() if lives}
+
+
 async def housekeep(redis_url: str, keys: Keys, rounds: int = 1) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         store = RedisFleetStore(send := Coalescer(client), keys)
         poller = SnapshotPoller(store, Fleet(()), monotonic=lambda: TODAY)
-        accounts = OldAccounts(client, send, keys, store, poller)
+        accounts = OldAccounts(client, send, Ledger(keys), store, poller)
         for _ in range(rounds):
             await accounts.round()
 

@@ -134,7 +134,7 @@ class Worker:
         also = (
             partial(eject_hanging, store, fleet, rng, file.router.failover_cooldown),
             BatchFeeding(ledger, send).round,
-            OldAccounts(client, send, ledger.keys, store, fleet).round,
+            OldAccounts(client, send, ledger, store, fleet).round,
         )
         keeping = Housekeeping(client, ledger, send, store, self.name, results_s, also, parts.metrics.recovered)
         calls = CallWatch(store, fleet, parts.under_way, self.name, came_back=self.attempts.parking.hasten)

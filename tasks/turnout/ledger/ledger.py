@@ -231,6 +231,10 @@ class Ledger(Operations):
         result = JobResult.unanswered(job_id, JobStatus.EXPIRED, "deadline", late)
         return self.end("expire", result, result_ttl_s, batch)
 
+    def close_account(self, job_id: str) -> Call[bool]:
+        """Drop what a job that has ended, or is gone, has spent of its own ceiling; not of a live one."""
+        return self.call("close_account", job_id, decode=bool, job=job_id)
+
     def lost(self, lane: Lane, before: int, limit: int) -> Call[tuple[int, list[str]]]:
         """The place of the lane's front, and the queued jobs to `republish`: those that have no message now and had
         none when the front was at `before`, as an earlier look has told."""

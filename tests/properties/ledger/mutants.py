@@ -32,6 +32,8 @@ MUTANTS = [
     Mutant("enqueue", "if known[1] then", "if false then"),
     Mutant("enqueue", "ARGV[6] == '1' and", ""),
     Mutant("enqueue", "or 'cancelled') ==", "or '') =="),
+    Mutant("close_account", "is_waiting(state) or", ""),
+    Mutant("close_account", "or is_held(state)", ""),
     Mutant("enqueue", "NOW + within < deadline", "NOW + within > deadline"),
     Mutant("enqueue", "deadline <= NOW", "deadline < NOW"),
     Mutant("enqueue", "redis.call('EXISTS', KEYS.intake) == 1", "false"),

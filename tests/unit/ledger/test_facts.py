@@ -279,6 +279,18 @@ def test_a_job_of_a_detached_batch_is_accepted_while_that_is_there_and_not_cance
     assert bed(bed.ledger.enqueue(new_job("b", batch="b"))).outcome is Intake.QUEUED, "of a file, which has no record"
 
 
+def test_the_account_of_a_job_is_closed_when_it_has_ended_and_no_sooner(bed: Bed) -> None:
+    bed.client.hset(bed.keys.money, mapping={"job:a|spent": 1, "job:ab|spent": 1})
+    bed.enqueue()
+    assert not bed(bed.ledger.close_account("a"))
+    token = bed.claimed().token
+    assert not bed(bed.ledger.close_account("a"))
+    assert bed.client.hlen(bed.keys.money) == 2
+    bed.settle(token)
+    assert bed(bed.ledger.close_account("a"))
+    assert bed.client.hkeys(bed.keys.money) == [b"job:ab|spent"]
+
+
 def test_the_first_end_stands(bed: Bed) -> None:
     bed.enqueue()
     old = bed.claimed(ttl_s=1).token

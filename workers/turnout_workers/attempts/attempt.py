@@ -81,7 +81,7 @@ class Attempts:
             why = Unreadable("its request", claim.key, self._parts.ledger.keyring.refs)
             logger.error("job %s is left queued: %s", job_id, why)
         elif claim.state in set(JobStatus):  # perhaps ended by others than a worker
-            await self._closing.forget(job_id)
+            await self._parts.send.whole(self._parts.ledger.close_account(job_id))
         return Skipped(f"not to be claimed: {claim.state}")
 
     async def _work(self, job: HeldJob, not_before: float) -> End:

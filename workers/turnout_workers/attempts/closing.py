@@ -101,10 +101,6 @@ class Closing:
         job.hold.ending = True
         return moved if await self.parts.send.whole(call) else Skipped("it was no longer ours")
 
-    async def forget(self, job_id: str) -> None:
-        """Drop the account of a job that has ended: should it be run again, it has its whole ceiling."""
-        await self.parts.store.forget([f"job:{job_id}"])
-
     async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
@@ -135,7 +131,7 @@ class Closing:
                 await self.parts.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return _not_taken(taken)
         if job.request.constraints.max_cost_microusd is not None:
-            await self.forget(job.id)
+            await self.parts.send.whole(self.parts.ledger.close_account(job.id))
         return Done(result)
 
     def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path | None:

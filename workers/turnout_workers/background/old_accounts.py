@@ -1,5 +1,6 @@
 """What nobody asks for any more is dropped: accounts of days and months that are long over, which a fleet of many
-tenants has many of, and what detached batches leave behind, which apps hand over by the thousand."""
+tenants has many of; what detached batches leave behind, which apps hand over by the thousand; and accounts of jobs
+whose workers died before they could close them."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from datetime import UTC, date, datetime, timedelta
 import redis.asyncio
 
 from turnout.batch.record import DETACHED
-from turnout.ledger import Call, Coalescer, Keys
+from turnout.ledger import Call, Coalescer, Ledger
 from turnout.ledger.operations import nothing, texts
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import WorkersStore
@@ -29,7 +30,7 @@ class OldAccounts:
 
     client: redis.asyncio.Redis
     send: Coalescer
-    keys: Keys
+    ledger: Ledger
     store: WorkersStore
     fleet: SnapshotPoller
     _began_at: float = field(default=0.0, init=False)
@@ -38,28 +39,32 @@ class OldAccounts:
 
     async def round(self) -> None:
         """Look through some of them; every now and then all have been looked through."""
-        now, over, ids = self.fleet.now(), set[str](), set[str]()
+        keys, now, over = self.ledger.keys, self.fleet.now(), set[str]()
+        ids, jobs = set[str](), set[str]()
         if not self._cursor:
             if 0 <= now - self._began_at < EVERY_S:
                 return
             self._began_at = now
-            ids.update(await self.send(Call(("ZRANGE", self.keys.batches, 0, -1), texts)))
+            ids.update(await self.send(Call(("ZRANGE", keys.batches, 0, -1), texts)))
         today = datetime.fromtimestamp(now, UTC).date()
         # There may be hundreds of thousands, each as often as it has columns.
-        self._cursor, columns = await self.client.hscan(self.keys.money, self._cursor, count=AT_ONCE)
+        self._cursor, columns = await self.client.hscan(keys.money, self._cursor, count=AT_ONCE)
         for column in columns:
             account = column.decode().rpartition("|")[0]  # type: ignore[union-attr]
             if is_over(account, today):
                 over.add(account)
             elif account.startswith(f"batch:{DETACHED}"):  # those of `turnout run` live as long as their journals
                 ids.add(account.removeprefix("batch:"))
-        there = await self.send.all(*(Call(("EXISTS", self.keys.batch(id)), bool) for id in ids))
+            elif account.startswith("job:"):
+                jobs.add(account.removeprefix("job:"))
+        await self.send.all(*map(self.ledger.close_account, sorted(jobs)))
+        there = await self.send.all(*(Call(("EXISTS", keys.batch(id)), bool) for id in ids))
         gone = [id for id, is_there in zip(ids, there, strict=True) if not is_there]
         names = sorted(over.union(f"batch:{id}" for id in gone))
         for first in range(0, len(names), AT_ONCE):
             await self.store.forget(names[first : first + AT_ONCE])
         if gone:
-            await self.send(Call(("ZREM", self.keys.batches, *gone), nothing))
+            await self.send(Call(("ZREM", keys.batches, *gone), nothing))
 
 
 def is_over(account: str, today: date) -> bool:

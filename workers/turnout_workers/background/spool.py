@@ -134,5 +134,7 @@ class Unspooling:
         if result.succeeded and not (taken.accepted or taken.duplicate):
             logger.error("spooled settlement %s is not taken (%s), and put aside", path.name, taken.outcome.value)
             self.spool.put_aside(path)
-        elif self.spool.drop(path) and taken.duplicate and result.cost_microusd:
-            await self.store.mark_duplicate(kept["accounts"], result.attempts[-1].cost_microusd)
+        elif self.spool.drop(path):
+            if taken.duplicate and result.cost_microusd:
+                await self.store.mark_duplicate(kept["accounts"], result.attempts[-1].cost_microusd)
+            await self.send(self.ledger.close_account(result.id))

@@ -247,7 +247,7 @@ class WorkersStore(FleetStore, Protocol):
         """Book a call whose result came after the job was settled: spent already, now also duplicate."""
 
     async def forget(self, accounts: Sequence[str]) -> None:
-        """Drop accounts that are of no interest any more, such as those of settled jobs, and what was set for them.
+        """Drop accounts that are of no interest any more, such as those of gone batches, and what was set for them.
 
         Calls that are still under way, and a result that comes twice, are booked in their other accounts alone.
         """
