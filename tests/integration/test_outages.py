@@ -38,7 +38,8 @@ def requests(stand: Stand, provider: str) -> int:
 @pytest.fixture(scope="module")
 def dying(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stand]:
     """Workers of one slot each, and an ejection that outlasts the tests: no probe is counted among the calls."""
-    with standing(tmp_path_factory.mktemp("dying"), fleet("good", "other", *FAULTS), concurrency=1) as stand:
+    scenario = fleet("good", "other", *FAULTS)
+    with standing(tmp_path_factory.mktemp("dying"), scenario, concurrency=1, lease_s=30.0) as stand:
         text = stand.config.read_text().replace("[router]\n", "[router]\nfailover_cooldown = 600.0\n")
         stand.config.write_text(text)
         workers = [stand.start_worker(wait=False) for _ in range(WORKERS)]
@@ -84,9 +85,10 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
     """And then all are done within the time that the limits allow, and 2 s."""
     providers, a_minute = ("one", "two"), 600
     limited = fleet(*providers).replace("ttft_s", f"requests_per_minute = {a_minute}\nttft_s")
-    with standing(tmp_path, limited, concurrency=5) as stand:
+    with standing(tmp_path, limited, concurrency=5, lease_s=30.0) as stand:
         for provider in providers:
             stand.fail(provider, kind="down")
+        began_at = now(stand)
         for _ in range(WORKERS):
             stand.start_worker(wait=False)
         patient, hasty = [f"patient {n}" for n in range(80)], [f"hasty {n}" for n in range(10)]
@@ -99,16 +101,13 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
             found = [endpoints.get(f"{provider}/llama-3.3-70b") for provider in providers]
             return [getattr(endpoint.health, name) if endpoint else 0.0 for endpoint in found]
 
-        stand.until(lambda: all(known("open_until")), 30)
-        began_at = min(known("open_until")) - EJECTION_S * (1 + JITTER)
-        stand.until(lambda: stand.outcomes(hasty) == {"expired": len(hasty)}, 40)
+        stand.until(lambda: all(known("open_until")), 60)
+        stand.until(lambda: stand.outcomes(hasty) == {"expired": len(hasty)}, 60)
         assert set(stand.outcomes(patient)) <= {"queued", "delayed", "leased", "calling"}
-        seconds, microseconds = stand.client.time()
-        elapsed_s = seconds + microseconds / 1e6 - began_at
+        most = max(requests(stand, provider) for provider in providers)
+        # Calls on their way when it was ejected, and then at most one for each of the shortest ejections.
+        assert most <= slots + (now(stand) - began_at) / (EJECTION_S * (1 - JITTER)) + 1
         for provider in providers:
-            # Calls on their way when it was ejected, and then at most one for each of the shortest ejections.
-            probes = elapsed_s / (EJECTION_S * (1 - JITTER)) + 1
-            assert requests(stand, provider) <= slots + probes
             stand.heal(provider)
         stand.until(lambda: stand.outcomes(patient) == {"succeeded": len(patient)}, 60)
         jobs = stand.oracle()["jobs"]
@@ -120,6 +119,17 @@ def test_with_all_providers_down_jobs_wait_and_one_probe_at_a_time_looks_for_the
         assert allowed <= len(patient), f"{allowed:.0f} could have been done 2 s before the last was"
 
 
+def now(stand: Stand) -> float:
+    """By the clock that ejections are told in."""
+    seconds, microseconds = stand.client.time()
+    return float(seconds + microseconds / 1e6)
+
+
+def hurry(stand: Stand) -> None:
+    """Have the rest answered at once: there is so much of it that it is not done before a test has looked."""
+    stand.fail("one", kind="slow", factor=0.05)
+
+
 def in_flight(stand: Stand) -> int:
     count: int = stand.oracle()["providers"]["one"]["in_flight"]
     return count
@@ -127,7 +137,7 @@ def in_flight(stand: Stand) -> int:
 
 def test_without_redis_calls_under_way_end_and_none_begins(tmp_path: Path) -> None:
     slots = 5
-    ids = [f"job-{n}" for n in range(30)]
+    ids = [f"job-{n}" for n in range(200)]
     with standing(tmp_path, fleet("one").replace("0.02", "0.3"), concurrency=slots) as stand:
         worker = stand.start_worker()
         stand.submit(ids)
@@ -142,6 +152,7 @@ def test_without_redis_calls_under_way_end_and_none_begins(tmp_path: Path) -> No
         ended = stand.oracle()["providers"]["one"]["answered"]
         stand.until(lambda: "housekeeping waits: " in log.read_text(), 30)
         assert stand.oracle()["providers"]["one"]["answered"] == ended
+        hurry(stand)
         stand.redis.restart()
         stand.until(lambda: stand.settled() == len(ids), 60)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
@@ -159,17 +170,18 @@ def refusals(stand: Stand) -> int:
 def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) -> None:
     """As a primary after a failover to another, or one whose disk is full."""
     ids = [f"job-{n}" for n in range(200)]
-    with standing(tmp_path, fleet("one"), concurrency=5) as stand:
+    with standing(tmp_path, fleet("one").replace("0.02", "0.3"), concurrency=5) as stand:
         worker = stand.start_worker()
         log = stand.folder / "worker-1.log"
         stand.submit(ids)
         stand.client.replicaof("127.0.0.1", 1)
         stand.until(lambda: "no jobs are fetched" in log.read_text(), 30)
         stand.until(lambda: "takes no writes" in log.read_text(), 30)
-        asked, since = refusals(stand), time.monotonic()
+        since, asked = time.monotonic(), refusals(stand)
         stand.until(lambda: refusals(stand) >= asked + 3, 30)
         assert time.monotonic() - since > 1.8, "a second each time"
         assert stand.settled() < len(ids)
+        hurry(stand)
         stand.client.replicaof("NO", "ONE")
         stand.until(lambda: stand.settled() == len(ids), 60)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
@@ -191,9 +203,9 @@ def test_a_worker_that_waits_for_redis_at_its_start_is_healthy_and_can_be_stoppe
         worker = stand.start_worker(wait=False)
         log = stand.folder / "worker-1.log"
         stand.until(lambda: "Redis can't be reached, trying again" in log.read_text(), 30)
-        assert alive.exists(), "a restart would not help"
+        stand.until(alive.exists, 30)  # a restart would not help
         worker.terminate()
-        assert worker.wait(20) == 0
+        assert worker.wait(60) == 0
 
 
 def test_all_that_wait_in_line_for_a_provider_that_is_taken_out_of_the_configuration_end_with_the_first(
@@ -216,7 +228,7 @@ def test_all_that_wait_in_line_for_a_provider_that_is_taken_out_of_the_configura
 
 def test_answers_that_take_longer_than_anybody_has_told_are_waited_for(tmp_path: Path) -> None:
     """As of a model that thinks first: to take its first calls for hanging would pay for each and keep none."""
-    with standing(tmp_path, f"[providers.pensive]\nttft_s = 6.0\n{MODEL}", concurrency=20) as stand:
+    with standing(tmp_path, f"[providers.pensive]\nttft_s = 6.0\n{MODEL}", concurrency=20, lease_s=30.0) as stand:
         told = stand.config.read_text()
         stand.config.write_text(re.sub(r"(?m)^expected_.*\n", "", told))
         assert stand.config.read_text() != told
