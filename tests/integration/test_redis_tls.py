@@ -71,10 +71,10 @@ def before(server: int, certificate: tuple[Path, Path]) -> Iterator[int]:
     relaying = threading.Thread(target=run)
     relaying.start()
     try:
-        yield ports.get(timeout=10)
+        yield ports.get(timeout=60)
     finally:
         loop.call_soon_threadsafe(done.set)
-        relaying.join(10)
+        relaying.join()
 
 
 async def _relay(server: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -106,30 +106,37 @@ def address(port: int, certificate: tuple[Path, Path]) -> str:
 def test_producers_workers_commands_and_flower_reach_redis_by_tls(
     certificate: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with standing(tmp_path, FLEET, concurrency=5) as stand, before(stand.redis.port, certificate) as port:
+    with (
+        standing(tmp_path, FLEET, concurrency=5) as stand,
+        before(stand.redis.port, certificate) as port,
+        redis_server.reserved() as reserved,
+    ):
         url = address(port, certificate).replace("ssl_cert_reqs=required&", "")  # the default
         stand.config.write_text(stand.config.read_text().replace("task_events = false", "task_events = true"))
         environ = {"REDIS_URL": url, "TURNOUT_CONFIG": str(stand.config)}
-        own, log = process.free_port(), tmp_path / "flower.log"
+        own, log = reserved.getsockname()[1], tmp_path / "flower.log"
         command = [sys.executable, "-m", "turnout", "flower", "--port", str(own), "--db", str(tmp_path / "flower")]
         flower = process.start(command, log, {**environ, "FLOWER_UNAUTHENTICATED_API": "true"})
 
         def asked(path: str) -> str:
             try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{own}{path}", timeout=10) as reply:
+                with urllib.request.urlopen(f"http://127.0.0.1:{own}{path}", timeout=30) as reply:
                     return str(reply.read().decode())
             except OSError:
                 return ""
 
+        def queues() -> list[str]:
+            return re.findall(r"<td>(\w+)</td>", asked("/broker"))
+
+        known = ["batch", "interactive", "standard"]
         try:
-            process.wait_until(lambda: asked("/broker") != "", flower, log, 60)
-            queues = re.findall(r"<td>(\w+)</td>", asked("/broker"))
-            assert queues == ["batch", "interactive", "standard"], "known before any worker tells of them"
+            process.wait_until(lambda: queues() == known, flower, log, 60)  # before any worker tells of them
+            stand.until(lambda: stand.client.pubsub_numpat() > 0, 60)  # it listens: events are not kept for late comers
             stand.start_worker(redis_url=url)
             process.wait_until(lambda: "w1@" in asked("/api/workers?refresh=1"), flower, log, 60)
             with Client(url) as client:
-                assert client.submit("A?").wait(20).text
-            stand.until(lambda: '"SUCCESS"' in asked("/api/tasks"), 20)
+                assert client.submit("A?").wait(60).text
+            stand.until(lambda: '"SUCCESS"' in asked("/api/tasks"), 60)
         finally:
             process.stop(flower)
         told = CliRunner().invoke(main, ["status", "--json"], env=environ)
