@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -28,7 +28,7 @@ sentinel sentinel-pass guard
 sentinel monitor jobs 127.0.0.1 {primary} 2
 sentinel auth-user jobs fleet
 sentinel auth-pass jobs p@ss
-sentinel down-after-milliseconds jobs 500
+sentinel down-after-milliseconds jobs 60000
 sentinel failover-timeout jobs 4000
 """
 
@@ -47,18 +47,28 @@ class Watched:
                 admin.config_set("masteruser", "fleet")
                 admin.config_set("masterauth", "p@ss")
                 admin.execute_command("ACL", "SETUSER", "default", "off")
-        ports = [process.free_port() for _ in range(3)]
+        reserved = [open_.enter_context(redis_server.reserved()) for _ in range(3)]
+        ports = [one.getsockname()[1] for one in reserved]
         self.sentinels = [self._sentinel(stand, port) for port in ports]
         for sentinel in self.sentinels:
             open_.callback(process.stop, sentinel)
         self.url = f"sentinel://fleet:p%40ss@{','.join(f'127.0.0.1:{port}' for port in ports)}/jobs/0?password=guard"
         self.asked = [redis.Redis(port=port, password="guard") for port in ports]
-        for asked in self.asked:  # look ten times as often as the usual, which can't be configured
-            asked.execute_command("SENTINEL", "DEBUG", "INFO-PERIOD", 1000, "PUBLISH-PERIOD", 200)
+        for asked in self.asked:
+            # Look ten times as often as the usual, which can't be configured, and do so also after a pause: it may be
+            # this machine's.
+            periods = {"INFO-PERIOD": 1000, "PUBLISH-PERIOD": 200, "TILT-TRIGGER": 60_000}
+            asked.execute_command("SENTINEL", "DEBUG", *(word for pair in periods.items() for word in pair))
         stand.client = connect(self.url)
         self.copy = redis.Redis(port=self.replica.port, username="fleet", password="p@ss")
-        stand.until(lambda: self.copy.info("replication")["master_link_status"] == "up", 30)
-        stand.until(lambda: all(map(self._knows_all, self.asked)), 30)
+        stand.until(lambda: self.copy.info("replication")["master_link_status"] == "up", 60)
+        stand.until(lambda: all(map(self._knows_all, self.asked)), 60)
+
+    def alert(self, asked: Sequence[redis.Redis]) -> None:
+        """Have these take a primary for down that says nothing for half a second. Until then none does so because of a
+        busy machine."""
+        for one in asked:
+            one.execute_command("SENTINEL", "SET", "jobs", "down-after-milliseconds", 500)
 
     def _sentinel(self, stand: Stand, port: int) -> subprocess.Popen[bytes]:
         folder = stand.folder / f"sentinel-{port}"
@@ -67,7 +77,7 @@ class Watched:
         configuration.write_text(SENTINEL.format(port=port, folder=folder, primary=stand.redis.port))
         log = folder / "log"
         started = process.start([str(redis_server.BINARY), str(configuration), "--sentinel"], log)
-        process.wait_until(lambda: "+monitor" in log.read_text(), started, log, 10)
+        process.wait_until(lambda: "+monitor" in log.read_text(), started, log, 60)
         return started
 
     def _knows_all(self, asked: redis.Redis) -> bool:
@@ -91,19 +101,20 @@ async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: P
         command = [sys.executable, "-m", "turnout", "run", str(tmp_path / "prompts.txt"), "-o", "-", "--workers", "0"]
         running = process.start(command, tmp_path / "run.log", environ)
         open_.callback(process.stop, running)
-        stand.until(lambda: stand.settled() > 5, 30)
+        stand.until(lambda: stand.settled() > 5, 60)
         jobs = client.submit_many(f"Question {n}?" for n in range(60))
-        assert jobs[0].wait(30).text
-        stand.until(lambda: stand.settled() > 15, 30)
+        assert jobs[0].wait(60).text
+        stand.until(lambda: stand.settled() > 15, 60)
         written = stand.client.info("replication")["master_repl_offset"]
-        stand.until(lambda: here.copy.info("replication")["slave_repl_offset"] >= written, 10)
+        stand.until(lambda: here.copy.info("replication")["slave_repl_offset"] >= written, 60)
         here.sentinels[0].kill()
+        here.alert(here.asked[1:])
         stand.redis.kill()
         stand.until(lambda: stand.settled() == len(jobs) + 60, 60)
         assert stand.outcomes([job.id for job in jobs]) == {"succeeded": len(jobs)}
         assert running.wait(60) == 0, (tmp_path / "run.log").read_text()
         assert worker.poll() is None, "the worker has survived"
-        assert client.submit("Once more?").wait(30).text
+        assert client.submit("Once more?").wait(60).text
         async with AsyncClient(here.url) as later:
             assert (await (await later.submit("And again?"))).text
         told = subprocess.run(
@@ -119,15 +130,16 @@ async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: P
 def test_a_primary_that_hangs_and_comes_back_as_a_replica_takes_no_more_writes(tmp_path: Path) -> None:
     with watched(tmp_path) as (stand, here), Client(here.url) as client:
         worker = stand.start_worker(redis_url=here.url)
-        assert client.submit("Before?").wait(30).text
+        assert client.submit("Before?").wait(60).text
+        here.alert(here.asked)
         stand.redis.proc.send_signal(signal.SIGSTOP)
         try:
-            stand.until(lambda: here.asked[0].sentinel_master("jobs")["port"] == here.replica.port, 30)
+            stand.until(lambda: here.asked[0].sentinel_master("jobs")["port"] == here.replica.port, 60)
         finally:
             stand.redis.proc.send_signal(signal.SIGCONT)
         with redis.Redis(port=stand.redis.port, username="fleet", password="p@ss") as old:
-            stand.until(lambda: old.info("replication")["role"] == "slave", 30)
-        assert client.submit("After?").wait(30).text
+            stand.until(lambda: old.info("replication")["role"] == "slave", 60)
+        assert client.submit("After?").wait(60).text
         assert worker.poll() is None
 
 
@@ -135,11 +147,11 @@ def test_a_planned_failover_in_the_documented_order_calls_no_job_twice(tmp_path:
     with watched(tmp_path, lease_s=30.0) as (stand, here), Client(here.url) as client:
         worker = stand.start_worker(redis_url=here.url)
         jobs = client.submit_many(f"Question {n}?" for n in range(100))
-        stand.until(lambda: stand.settled() > 15, 30)
+        stand.until(lambda: stand.settled() > 15, 60)
         with redis.Redis(port=stand.redis.port, username="fleet", password="p@ss") as old:
-            old.client_pause(30_000, all=False)
+            old.client_pause(60_000, all=False)
             here.asked[0].sentinel_failover("jobs")
-            stand.until(lambda: here.asked[0].sentinel_master("jobs")["port"] == here.replica.port, 20)
+            stand.until(lambda: here.asked[0].sentinel_master("jobs")["port"] == here.replica.port, 50)
             old.replicaof("127.0.0.1", here.replica.port)
             old.client_unpause()
         stand.until(lambda: stand.settled() == len(jobs), 60)
