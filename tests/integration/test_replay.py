@@ -39,7 +39,7 @@ def test_failed_jobs_run_again_by_batch_by_error_and_all_and_keep_their_story(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(operate, "PAGE", 3)  # so that four failed jobs take two looks
-    with standing(tmp_path, FLEET) as stand:
+    with standing(tmp_path, FLEET, lease_s=30.0) as stand:
         stand.start_worker()
         stand.submit(["d"], response_format={"type": "json_schema", "json_schema": OUT_OF_REACH, "max_repairs": 0})
         settled_as(stand, ["d"], "failed")

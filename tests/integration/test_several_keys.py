@@ -18,7 +18,7 @@ models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 
 
 
 def test_two_keys_do_more_than_the_limit_of_one_and_neither_passes_its_own(tmp_path: Path) -> None:
-    with standing(tmp_path, FLEET) as stand:
+    with standing(tmp_path, FLEET, lease_s=30.0) as stand:
         keys = '["key-one", "key-two", "key-bad"]'
         stand.config.write_text(stand.config.read_text().replace('["key-one", "key-two"]', keys))
         stand.start_worker()
