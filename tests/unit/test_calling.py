@@ -41,7 +41,7 @@ async def failed(connector: Any, timeout_s: float) -> Failure:
     claim: Any = SimpleNamespace(accepted_at=0.0, deadline=None, progress="")
     job = HeldJob.of(claim, InferenceRequest(prompt=PROMPT), hold)
     chosen: Any = SimpleNamespace(endpoint=at, timeout_s=timeout_s, overdue_s=1.0)
-    finished = await asyncio.wait_for(calling(job, chosen, Granted("l", at.id, 0.0)), 20)
+    finished = await asyncio.wait_for(calling(job, chosen, Granted("l", at.id, 0.0)), 60)
     assert not leases
     assert finished.failure is not None
     return finished.failure

@@ -379,7 +379,7 @@ def test_local_servers_are_found_by_what_they_answer() -> None:
     with ThreadingHTTPServer(("127.0.0.1", 0), _Models) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         urls = {name: f"http://127.0.0.1:{server.server_port}/{name}" for name in _Models.answers}
-        found = discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=5)
+        found = discovery.from_local_servers({**urls, "closed": "http://127.0.0.1:1/v1"}, timeout_s=60)
         server.shutdown()
     file = settings(toml_lines.dumps(found)).file
     assert list(file.providers) == ["ollama", "vllm", "llamacpp"]

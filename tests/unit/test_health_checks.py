@@ -43,7 +43,7 @@ class Store(MemoryFleetStore):
 
 
 async def until(there: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not there():
             await asyncio.sleep(0.001)
 

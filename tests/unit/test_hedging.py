@@ -25,5 +25,5 @@ async def test_a_second_call_that_redis_cannot_admit_leaves_the_first_one_alone(
         raise redis.ConnectionError("away")
 
     permit = Permit(nothing, nothing, nothing, ())
-    ended = await asyncio.wait_for(Hedging(True).race(permit, Hedge(0.0, ()), admit, call), 20)
+    ended = await asyncio.wait_for(Hedging(True).race(permit, Hedge(0.0, ()), admit, call), 60)
     assert len(ended) == 1

@@ -178,7 +178,7 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
         known = {name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()}
         running = Webhooks(Hooks(), called, in_force(known))  # type: ignore[arg-type]
         task = asyncio.create_task(running.run())
-        await asyncio.wait_for(told.wait(), 5)
+        await asyncio.wait_for(told.wait(), 60)
         task.cancel()
         await asyncio.wait([task])
 
@@ -198,7 +198,7 @@ async def test_however_much_is_to_be_told_to_one_that_does_not_answer_others_are
         known = in_force({name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()})
         async with redis.asyncio.Redis.from_url(redis_url) as client:
             task = asyncio.create_task(Webhooks(ledger, Coalescer(client), known).run())
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while not (receiver.of("job 9") and receiver.of("job 19")):
                     await asyncio.sleep(0.01)
             silent_ones = (ledger.keys.job(f"job {number}") for number in range(20) if number % 10 != 9)
@@ -228,11 +228,11 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
         known = in_force({"app": Webhook(receiver.url, Secret(SECRET), private=True)})
         async with redis.asyncio.Redis.from_url(redis_url) as client:
             tasks = [asyncio.create_task(Webhooks(Lacking(), Coalescer(client), known).run())]
-            await asyncio.wait_for(often.wait(), 5)
+            await asyncio.wait_for(often.wait(), 60)
             assert flushed.zrange(having.keys.hooks, 0, -1) == due
             assert len(caplog.records) == 1, "it says so once"
             tasks.append(asyncio.create_task(Webhooks(having, Coalescer(client), known).run()))
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(60):
                 while not receiver.of("a"):
                     await asyncio.sleep(0.01)
             await end(tasks)
@@ -248,7 +248,7 @@ async def test_a_worker_that_has_not_read_of_a_webhook_yet_ends_no_telling(
     run(flushed, [ledger.cancel("a", None, 60)])
     with receiving() as receiver:
         known = in_force({})
-        async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(5):
+        async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(60):
             task = asyncio.create_task(Webhooks(ledger, Coalescer(client), known).run())
             while not flushed.hget(ledger.keys.job("a"), "hook_tries"):
                 await asyncio.sleep(0.01)
@@ -273,7 +273,7 @@ async def test_what_is_no_longer_kept_when_it_is_to_be_told_again_is_given_up_al
         run(flushed, [ledger.settle(claim.token, done, None, 60)])
         flushed.delete(ledger.keys.result(id))
     flushed.delete(ledger.keys.job("expired"))
-    async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(5):
+    async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(60):
         task = asyncio.create_task(Webhooks(ledger, Coalescer(client), in_force({})).run())
         while flushed.zcard(ledger.keys.hooks):
             await asyncio.sleep(0.01)
@@ -304,7 +304,7 @@ async def test_a_redis_that_stays_away_is_told_of_once(
     running = Webhooks(Ledger(), away, in_force(known))  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
         task = asyncio.create_task(running.run())
-        await asyncio.wait_for(often.wait(), 5)
+        await asyncio.wait_for(often.wait(), 60)
     await end([task])
     assert [record.getMessage() for record in caplog.records] == ["the telling of webhooks waits: away"]
 

@@ -38,8 +38,8 @@ def test_an_unmodified_worker_runs_what_the_ledger_publishes(bed: Bed, app: Cele
     token = bed.claimed(job_id).token
     bed.client.rpop(bed.keys.queue(LANE))
     bed.fail_over(token, job_id)
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=10):
-        assert done.wait(20)
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):
+        assert done.wait(60)
     assert ran == [
         {"id": job_id, "args": (job_id,), "kwargs": {}, "retries": 1},
         {"id": "front", "args": ("front",), "kwargs": {}, "retries": 0},
@@ -59,8 +59,8 @@ def test_what_a_plain_app_has_sent_along_is_called_by_an_unmodified_worker(bed: 
 
     callback = '{"task":"told","args":[],"kwargs":{},"options":{},"subtask_type":null,"immutable":false}'
     bed.enqueue(embed=f'{{"callbacks":[{callback}],"errbacks":null,"chain":null,"chord":null}}')
-    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=10):
-        assert called.wait(20)
+    with start_worker(app, pool="solo", perform_ping_check=False, shutdown_timeout=60):
+        assert called.wait(60)
 
 
 def test_a_waiting_async_result_gets_the_answer(bed: Bed, app: Celery) -> None:
@@ -69,7 +69,7 @@ def test_a_waiting_async_result_gets_the_answer(bed: Bed, app: Celery) -> None:
     waiting = app.AsyncResult("a")
     settler = threading.Timer(0.2, lambda: bed.settle(token))
     settler.start()
-    assert waiting.get(timeout=10)["status"] == "succeeded"
+    assert waiting.get(timeout=60)["status"] == "succeeded"
     settler.join()
     assert waiting.state == "SUCCESS"
 
@@ -89,5 +89,5 @@ def test_an_async_result_raises_what_the_job_ended_with(
     result = app.AsyncResult("a")
     assert result.state == state
     with pytest.raises(error) as raised:
-        result.get(timeout=5)
+        result.get(timeout=60)
     assert raised.value.result.status.value == end

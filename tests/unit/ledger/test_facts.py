@@ -186,9 +186,9 @@ def test_all_who_watch_are_told_of_the_end(bed: Bed) -> None:
         heard.subscribe(*inboxes)
         assert [bed(bed.ledger.watch("a", inbox)) for inbox in [*inboxes, "inbox:b"]] == ["queued"] * 4
         bed.settle(bed.claimed().token)
-        while (message := heard.get_message(timeout=5))["type"] != "message":  # type: ignore[index]
+        while (message := heard.get_message(timeout=60))["type"] != "message":  # type: ignore[index]
             pass
-        told = [message, heard.get_message(timeout=5), heard.get_message(timeout=5)]
+        told = [message, heard.get_message(timeout=60), heard.get_message(timeout=60)]
         assert sorted(one["channel"].decode() for one in told if one) == sorted(inboxes)
         assert {one["data"] for one in told if one} == {b"a"}
         assert heard.get_message(timeout=0.05) is None
@@ -208,7 +208,7 @@ def test_nobody_can_have_a_worker_speak_on_channels_or_lists_that_are_no_clients
         bed.client.hset(bed.keys.job("a"), "lane", "celery")
         bed(bed.ledger.stream("a", {"call": "1"}, KEPT_S))
         bed(bed.ledger.cancel("a", None, KEPT_S))
-        told = [heard.get_message(timeout=5) for _ in range(4)]
+        told = [heard.get_message(timeout=60) for _ in range(4)]
         assert [(one["channel"].decode(), one["data"]) for one in told[2:] if one] == [(own, b"+a"), (own, b"a")]
     assert not bed.client.exists("celery")
 
@@ -226,7 +226,7 @@ def test_who_reads_is_told_of_each_piece_and_who_only_waits_is_not(bed: Bed) -> 
         bed.settle(token)
         told = []
         while len(told) < 4:
-            message = heard.get_message(timeout=5)
+            message = heard.get_message(timeout=60)
             assert message is not None, told
             if message["type"] == "message":
                 told.append((message["channel"].decode(), message["data"]))

@@ -55,7 +55,7 @@ async def test_a_change_ends_waiting_in_place_and_lets_fresh_jobs_look(bed: Bed,
     await asyncio.sleep(0)
     assert parking.in_place == {"line"}
     await parking.hasten()
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 60)
     assert parking.in_place == set()
     assert parking.left_s("line", 40.0)[0] <= 0
     await client.aclose()

@@ -261,7 +261,7 @@ async def test_a_failure_is_each_callers_own(exchange: Exchange) -> None:
             await dying
         traceback.clear_frames(caught.tb)
         go_on.set()
-        assert await asyncio.wait_for(surviving, 5) == "survived"
+        assert await asyncio.wait_for(surviving, 60) == "survived"
         await client.aclose()
 
 

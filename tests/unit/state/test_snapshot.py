@@ -36,7 +36,7 @@ class Flaky(MemoryFleetStore):
     async def asked_again(self) -> None:
         for _ in range(2):  # the first may have been under way
             self.asked.clear()
-            await asyncio.wait_for(self.asked.wait(), 5)
+            await asyncio.wait_for(self.asked.wait(), 60)
         await asyncio.sleep(0)
 
 
