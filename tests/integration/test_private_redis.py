@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 import redis
 
-from turnout.ledger import Keys
+from turnout.ledger import Keys, Ledger, run
 from turnout_workers import local
 from turnout_workers.local.private_redis import private_redis
 
@@ -44,6 +44,23 @@ def test_one_of_this_machine_which_may_be_too_old_is_not_taken(tmp_path: Path, m
     monkeypatch.setenv("PATH", f"{old.parent}{os.pathsep}{os.environ['PATH']}")
     with private_redis(tmp_path / "redis") as (url, _), redis.Redis.from_url(url) as client:
         assert client.ping()
+
+
+def test_what_is_to_be_done_before_there_is_a_worker_is_done_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("REDIS_URL", raising=False)
+    config = tmp_path / "turnout.toml"
+    config.write_text('[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n')
+    seen: list[int] = []
+
+    def look(here: local.Local) -> None:
+        with redis.Redis.from_url(here.redis_url) as client:
+            seen.append(len(run(client, [Ledger().workers()])[0]))
+
+    with local.running(tmp_path, config, None, before=look) as here:
+        look(here)
+    assert seen == [0, 1]
 
 
 @pytest.mark.parametrize("namespace", ["turnout", "mine"])

@@ -151,7 +151,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
     with contextlib.ExitStack() as stack:
         journal = stack.enter_context(Journal(journal_path))
-        if options["anew"]:  # its journal is begun where there is a Redis, which may still have jobs of the last one
+        if options["anew"]:  # its journal is begun where there is a Redis
             shutil.rmtree(folder / "redis", ignore_errors=True)
         else:
             journal.begin(lines.kept(options), options["retry_failed"])
@@ -163,10 +163,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             else:
                 wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
                 with console.status("Starting …"):
-                    here = stack.enter_context(local.running(folder, *wanted))
-                if not (options["workers"] or here.shared):
-                    alone = "--workers 0 leaves the work to others' workers: set REDIS_URL or redis_url to their Redis"
-                    raise click.UsageError(f"{alone} (a simulated fleet has one of its own)")
+                    here = stack.enter_context(local.running(folder, *wanted, partial(_prepare, journal, options)))
                 _feed(source, journal, here, console, options, stop)
         except SourceError as error:
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
@@ -188,6 +185,20 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     return lines.DONE if complete else lines.SOME_FAILED
 
 
+def _prepare(journal: Journal, options: dict[str, Any], here: local.Local) -> None:
+    """Where there is a Redis, which may still have jobs of the last run, and no worker of ours yet to call for them."""
+    if not (options["workers"] or here.shared):
+        alone = "--workers 0 leaves the work to others' workers: set REDIS_URL or redis_url to their Redis"
+        raise click.UsageError(f"{alone} (a simulated fleet has one of its own)")
+    if options["anew"]:
+        if journal.batch:
+            ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
+            with redis_address.connect(here.redis_url) as client:
+                cancel_live(client, ledger, journal.batch, here.settings.file.retention.results_s)
+        journal.forget()
+        journal.begin(lines.kept(options), options["retry_failed"])
+
+
 def _feed(
     source: str, journal: Journal, here: local.Local, console: Console, options: dict[str, Any], stop: threading.Event
 ) -> None:
@@ -204,11 +215,6 @@ def _feed(
 
     client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
     ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
-    if options["anew"]:
-        if journal.batch:
-            cancel_live(client, ledger, journal.batch, here.settings.file.retention.results_s)
-        journal.forget()
-        journal.begin(lines.kept(options), options["retry_failed"])
     view = FleetView(client, ledger, fleet)
     feeder = Feeder(
         client,

@@ -6,8 +6,9 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import redis
@@ -55,10 +56,12 @@ def running(
     scenario: Path | None,
     workers: int = 1,
     concurrency: int | None = None,
+    before: Callable[[Local], None] = lambda _: None,
 ) -> Iterator[Local]:
     """Start what is missing, and stop it again. Which providers there are: see `chosen`.
 
     The Redis is that of the environment or the configuration. Without any, or if the fleet is simulated, it is ours.
+    before: called when all is there but the workers.
     """
     children: list[process.Kept] = []
     with contextlib.ExitStack() as stack:
@@ -82,9 +85,11 @@ def running(
             _end_old_leases(redis_url, keys)
         environ = {"REDIS_URL": redis_url, "REDIS_PASSWORD_FILE": "", "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
+        here = partial(Local, redis_url, shared, settings, environ)
+        before(here(tuple(children)))
         for number in range(1, workers + 1):
             children.append(stack.enter_context(_worker(folder, environ, Ledger(keys), number, concurrency)))
-        yield Local(redis_url, shared, settings, environ, tuple(children))
+        yield here(tuple(children))
 
 
 def _reached(redis_url: str) -> None:
