@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.chaos.stand import Stand, standing
+from tests.chaos.stand import LEASE_S, Stand, standing
 
 from turnout.ledger import NewJob, run
 from turnout.request import InferenceRequest, RoutingConstraints
@@ -170,7 +170,8 @@ def refusals(stand: Stand) -> int:
 def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) -> None:
     """As a primary after a failover to another, or one whose disk is full."""
     ids = [f"job-{n}" for n in range(200)]
-    with standing(tmp_path, fleet("one").replace("0.02", "0.3"), concurrency=5) as stand:
+    slow = fleet("one").replace("0.02", "0.3")
+    with standing(tmp_path, slow, concurrency=5, lease_s=LEASE_S) as stand:  # for what is held must be taken back
         worker = stand.start_worker()
         log = stand.folder / "worker-1.log"
         stand.submit(ids)
