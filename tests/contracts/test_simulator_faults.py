@@ -17,6 +17,7 @@ import aiohttp
 import pytest
 
 from turnout_workers.config import Source, load
+from turnout_workers.local.process import free_port
 from turnout_workers.simulator import Fault, Scenario, exchange, server
 from turnout_workers.simulator.server import Simulator
 
@@ -220,6 +221,32 @@ def test_the_command_prints_the_addresses_of_a_scenario_and_writes_its_callers_c
         assert {name: table.base_url for name, table in tables.items()} == told["providers"]
         process.terminate()
         assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("there", ["[providers.groq]\n", "no TOML", "\n[providers.sim-thrifty]\nkind = 'openai'\n"])
+def test_the_command_replaces_no_configuration_that_is_there_already(tmp_path: Path, there: str) -> None:
+    (written := tmp_path / "turnout.toml").write_text(there)
+    done = subprocess.run([*COMMAND, "--toml", str(written)], capture_output=True, text=True, timeout=30)
+    assert (done.returncode, done.stdout, written.read_text()) == (1, "", there)
+    assert "remove it to have it written, or leave --toml out to keep it" in done.stderr
+
+
+def start(command: list[str]) -> None:
+    """Until it says that it runs."""
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        assert process.stdout
+        assert process.stdout.readline()
+        process.terminate()
+        assert process.wait(60) == 0
+
+
+def test_what_was_added_to_the_configuration_of_a_fleet_stays_when_it_is_started_again(tmp_path: Path) -> None:
+    written = tmp_path / "turnout.toml"
+    command = [*COMMAND, "--port", str(free_port()), "--toml", str(written)]
+    start(command)
+    written.write_text(edited := written.read_text() + "\n[ceilings.total]\nper_day_usd = 5.0\n")
+    start(command)
+    assert written.read_text() == edited
 
 
 @pytest.mark.parametrize(("dialect", "limit"), [("groq", "1000"), ("vllm", "60")])

@@ -1,4 +1,4 @@
-"""The Redis that `turnout run` starts for itself."""
+"""The Redis that `turnout run` starts for itself, and the simulated fleet beside it."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import stat
 from pathlib import Path
 from urllib.parse import urlsplit
+from urllib.request import urlopen
 
 import pytest
 import redis
@@ -13,6 +14,7 @@ import redis
 from turnout.ledger import Keys, Ledger, run
 from turnout_workers import local
 from turnout_workers.local.private_redis import private_redis
+from turnout_workers.simulator.scenario import DEFAULT
 
 
 def test_other_users_of_the_machine_can_neither_read_nor_ask_it(tmp_path: Path) -> None:
@@ -76,3 +78,11 @@ def test_nobody_waits_for_the_leases_of_those_who_died_with_it(
         client.zadd(held, {"job": 2e12})
     with local.running(tmp_path, config, None, workers=0) as here, redis.Redis.from_url(here.redis_url) as client:
         assert client.zscore(held, "job") == 0
+
+
+def test_a_simulated_fleet_is_found_again_when_it_is_started_again(tmp_path: Path) -> None:
+    for _ in range(2):  # each time at another port
+        with local.running(tmp_path, None, DEFAULT, workers=0) as here:
+            urls = [table.base_url for table in here.settings.file.providers.values() if table.kind == "openai"]
+            assert urls
+            assert {urlopen(f"{url}/models").status for url in urls} == {200}

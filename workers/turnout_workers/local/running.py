@@ -110,7 +110,8 @@ def _simulator(folder: Path, scenario: Path, config_path: Path) -> Iterator[None
     """A simulated fleet; `config_path`: where it writes the turnout.toml of those who call it."""
     load(scenario)  # what is wrong with it is said by this process, not in a child's log
     log = folder / "simulator.log"
-    log.unlink(missing_ok=True)
+    for earlier in (log, config_path):
+        earlier.unlink(missing_ok=True)
     options = ["--port", "0", "--json", "--scenario", str(scenario), "--toml", str(config_path)]
     child = process.start([sys.executable, "-m", "turnout", "simulate", *options], log)
     try:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import json
 import signal
+import tomllib
 from pathlib import Path
+from typing import Any
 
 import click
 import uvloop
@@ -28,7 +30,9 @@ from turnout_workers.simulator.server import Simulator
     help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
 )
 @click.option(
-    "--toml", type=click.Path(path_type=Path, dir_okay=False), help="Write a turnout.toml for this fleet to this file."
+    "--toml",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Write a turnout.toml for this fleet to this file, if there is none. One that has this fleet stays as it is.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
 def simulate(host: str, port: int, file: Path, toml: Path | None, as_json: bool) -> None:
@@ -52,10 +56,7 @@ def _announce(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
     scenario = simulator.scenario
     urls = {name: simulator.base_url(name) for name in scenario.providers}
     if toml is not None:
-        try:
-            toml.write_text(toml_lines.dumps(scenario.configuration(urls)) + "\n", "utf-8")
-        except OSError as error:
-            raise click.ClickException(f"can't write {toml}: {error.strerror}") from None
+        _write(toml, toml_lines.dumps(scenario.configuration(urls)) + "\n")
     if as_json:
         print(json.dumps({"url": simulator.url, "providers": urls}), flush=True)
         return
@@ -63,3 +64,25 @@ def _announce(simulator: Simulator, toml: Path | None, as_json: bool) -> None:
     for name, url in urls.items():
         print(f"  {name:14} {scenario.providers[name].kind:10} {url}")
     print(f"  control        {simulator.url}/control/stats", flush=True)
+
+
+def _write(toml: Path, text: str) -> None:
+    """Nobody's file is replaced, nor what was added to one that was written here."""
+    try:
+        with toml.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        if _providers(toml_lines.text_of(toml)) != _providers(text):
+            raise click.ClickException(
+                f"{toml} is there, and its providers are not this fleet at these addresses: "
+                "remove it to have it written, or leave --toml out to keep it"
+            ) from None
+    except OSError as error:
+        raise click.ClickException(f"can't write {toml}: {error.strerror}") from None
+
+
+def _providers(text: str) -> Any:
+    try:
+        return tomllib.loads(text).get("providers")
+    except tomllib.TOMLDecodeError:
+        return None
