@@ -1,4 +1,4 @@
-"""The `turnout` command. Commands that need the worker's parts are found by entry point and loaded on use."""
+"""The `turnout` command. Its commands are the worker's: found by entry point, and loaded on use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Unusable(click.ClickException):
 
 
 class Commands(click.Group):
-    """Commands of this package, and those that the installed parts of Turnout add to it.
+    """Those that the installed parts of Turnout give.
 
     What Turnout and Redis raise on purpose is a line for whoever has called, and no traceback.
     """
@@ -49,11 +49,9 @@ class Commands(click.Group):
         return {entry.name: entry for entry in entry_points(group=GROUP)}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted({*super().list_commands(ctx), *self._found()})
+        return sorted(self._found())
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if (command := super().get_command(ctx, name)) is not None:
-            return command
         if (entry := self._found().get(name)) is None:
             return None
         try:
@@ -85,37 +83,3 @@ def main() -> None:
     """Run AI inference as background jobs: routed, failed over, done once, every cent accounted for."""
     if isinstance(sys.stdout, TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for what the locale, or Unicode itself, has no character
-
-
-@main.command()
-@click.argument("prompt", required=False)
-@click.option("--model", "models", multiple=True, help="An acceptable model. Repeatable.")
-@click.option(
-    "--lane", type=click.Choice(["interactive", "standard", "batch"]), default="interactive", show_default=True
-)
-@click.option("--idempotency-key", help="The same key and content are the same job.")
-@click.option("--wait", is_flag=True, help="Print the answer, not the job's id.")
-def submit(
-    prompt: str | None,
-    models: tuple[str, ...],
-    lane: str,
-    idempotency_key: str | None,
-    wait: bool,
-) -> None:
-    """Submit one job, of PROMPT or of what comes on stdin, to the Redis of REDIS_URL."""
-    from pydantic import ValidationError
-
-    from turnout import Client
-    from turnout.validation import explain
-
-    text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
-    if not text.strip():
-        raise click.UsageError("there is no prompt: give one as the argument or on stdin")
-    try:
-        with Client() as client:
-            job = client.submit(text, model=models or None, lane=lane, idempotency_key=idempotency_key)
-            click.echo(job.wait().text if wait else job.id)
-    except ValidationError as error:
-        raise click.ClickException(explain(error)) from error
-    except (ValueError, LookupError) as error:
-        raise click.ClickException(str(error)) from error

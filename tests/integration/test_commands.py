@@ -272,6 +272,16 @@ def test_a_prompt_is_submitted_and_its_id_printed(here: local.Local) -> None:
     assert "exists with other content" in error(here, "submit", "B?", "--idempotency-key", "k")
 
 
+def test_a_job_is_submitted_to_the_redis_and_namespace_of_the_configuration(
+    bare: pytest.MonkeyPatch, redis_url: str
+) -> None:
+    Path("turnout.toml").write_text(f'redis_url = "{redis_url}"\nnamespace = "blue"\n')
+    submitted = CliRunner().invoke(main, ["submit", "A?"])
+    assert (submitted.exit_code, submitted.stderr) == (0, "")
+    explained = CliRunner().invoke(main, ["explain", submitted.stdout.strip()])
+    assert (explained.exit_code, "queued" in explained.stdout) == (0, True), explained.output
+
+
 def test_a_prompt_from_stdin_is_waited_for(here: local.Local) -> None:
     told = invoked(here, "submit", "--wait", "--model", "llama-3.3-70b", stdin="What is a turnout?\n")
     assert (told.exit_code, told.stdout[:14]) == (0, "[simulated by "), told.stderr
