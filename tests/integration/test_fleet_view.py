@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import redis
 
 from turnout.ledger import Keys, Ledger, run
-from turnout_workers.routing.fleet import Endpoint, Fleet
+from turnout_workers.monitoring.overview import endpoints
+from turnout_workers.routing.fleet import Endpoint, EndpointView, Fleet, Health, Snapshot
 from turnout_workers.state import fleet_view
 from turnout_workers.state.redis import mark_call
 
@@ -27,3 +30,26 @@ def test_a_refused_key_counts_while_a_worker_is_there_to_find_it_mended(
     view.look()
     assert view.troubles == {"groq": "disabled: unauthorized: no"}
     assert view.disabled == {ONE.id: "unauthorized: no"}
+
+
+NOW = 1000.0
+PASSED = Health(open_until=NOW - 1, recovered_at=NOW - 99)
+
+
+@pytest.mark.parametrize(
+    ("health", "said"),
+    [
+        (Health(), "well"),
+        (Health(blocked_until=NOW + 9, cooldown="429"), "cools down"),
+        (replace(PASSED, open_until=NOW + 9, blocked_until=NOW + 99), "out"),
+        (Health(open_until=NOW - 1), "being probed"),
+        (replace(PASSED, recovered_at=NOW - 0.5), "coming back"),
+        (Health(disabled="no credit", blocked_until=NOW + 9), "disabled"),
+        (Health(isolated="by an operator"), "isolated"),
+    ],
+)
+def test_an_endpoints_health_is_told_in_the_same_words_wherever_people_look(health: Health, said: str) -> None:
+    [row] = endpoints(Snapshot.of(NOW, (EndpointView(ONE, health),), Fleet([ONE])))
+    assert row["health"] == said
+    wrong = fleet_view.trouble(health, NOW)
+    assert wrong is None if said in ("well", "coming back") else wrong[1].startswith(said)

@@ -5,9 +5,10 @@ from __future__ import annotations
 import ast
 import json
 import re
+from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import get_args
+from typing import get_args, get_type_hints
 
 import click
 import pytest
@@ -17,14 +18,17 @@ from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, render
 from turnout.cli import main
 from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
-from turnout.result import Problem
+from turnout.result import JobStatus, Problem
 from turnout_workers import config
+from turnout_workers.attempts.held import Moved
 from turnout_workers.commands.dry_run import forecast
 from turnout_workers.monitoring.fleet_metrics import BY_ENDPOINT
-from turnout_workers.monitoring.metrics import Metrics
+from turnout_workers.monitoring.metrics import Metrics, Recovery
 from turnout_workers.routing.eligibility import Reason
 from turnout_workers.routing.failover import RULES
 from turnout_workers.simulator.scenario import FaultKind
+from turnout_workers.state.fleet_view import COOLS_DOWN, SAID
+from turnout_workers.state.store import Account
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -104,6 +108,26 @@ def test_every_metric_is_told() -> None:
     section = OPERATIONS.partition("### Prometheus")[2].partition("### Logs")[0]
     told = {name.removesuffix("_total") for name in re.findall(r"`(turnout_\w+)`", section)}
     assert told == counted | {f"turnout_fleet_{name}" for name in shared}
+
+
+@pytest.mark.parametrize(
+    ("metric", "values"),
+    [
+        ("turnout_jobs_total", {*JobStatus, *get_args(get_type_hints(Moved)["how"]), "skipped"}),
+        ("turnout_recoveries_total", set(get_args(Recovery))),
+        ("turnout_fleet_money_usd", {column.name for column in fields(Account)}),
+    ],
+)
+def test_the_values_of_a_metrics_labels_are_told(metric: str, values: set[str]) -> None:
+    [told] = re.findall(rf"^\| `{metric}` \|.*?\|(.*)", OPERATIONS, re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", told)) == values
+
+
+def test_the_words_for_an_endpoints_health_are_told() -> None:
+    section = OPERATIONS.partition("### Terminal")[2].partition("### Flower")[0]
+    told = dict(re.findall(r"^\| ([\w ]+) \| (?:`(\w+)`)? ?\|", section, re.MULTILINE))
+    assert (told.pop("health"), told.pop(COOLS_DOWN)) == ("state", "")
+    assert told == {said: circuit for circuit, said in SAID.items()}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

@@ -17,7 +17,7 @@ from turnout_workers.commands.check import answers_of
 from turnout_workers.commands.screen import indented, standard_output
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.routing.fleet import OPERATOR, Endpoint, EndpointView, Limits
-from turnout_workers.state.fleet_view import trouble
+from turnout_workers.state.fleet_view import WELL, said, trouble
 from turnout_workers.state.redis import state_call
 
 UNITS = {kind.name: kind.name.replace("_per_", " a ").replace("_", " ") for kind in fields(Limits)}
@@ -38,7 +38,7 @@ def providers(check: bool, as_json: bool) -> None:
         console = standard_output()
         for one in told:
             health = one["health"] or "health unknown, for Redis can't be asked"
-            console.print(f"{one['endpoint']}: {health}", style="" if health == "well" else "yellow")
+            console.print(f"{one['endpoint']}: {health}", style="" if health == WELL else "yellow")
             for line in _lines(one):
                 console.print(indented(line, 4))
         for name, wrong in answers.items():
@@ -69,7 +69,7 @@ def _row(endpoint: Endpoint, view: EndpointView | None, at: float) -> dict[str, 
         "shared_limits": _told(endpoint.shared_limits),
         "context_tokens": endpoint.context_tokens,
         "capabilities": sorted(endpoint.capabilities),
-        "health": None if view is None else wrong[1] if wrong else "well",
+        "health": None if view is None else wrong[1] if wrong else said(view.health, at),
         "simulated": endpoint.simulated,
     }
 

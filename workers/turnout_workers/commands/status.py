@@ -18,6 +18,7 @@ from turnout.redis_address import trouble
 from turnout_workers.commands.screen import add, counted, seconds, standard_output, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
+from turnout_workers.state.fleet_view import WELL
 
 EVERY_S = 0.5
 PACE_OVER = 20
@@ -86,7 +87,7 @@ def _drawn(told: dict[str, Any], pace: str) -> Group:
     money = [f"{usd(amount)} {name}" for name, amount in told["money_usd"].items() if amount or name == "spent"]
     fleet = table(*COLUMNS, numbers=COLUMNS[2:], whole=("health",))
     for one in told["endpoints"]:
-        health = one["circuit"] + (f" {one['until_s']:.0f} s" if one["until_s"] else "")
+        health = one["health"] + (f" {one['until_s']:.0f} s" if one["until_s"] else "")
         in_flight = f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else "")
         room, errors = f"{one['free']:.0%}", f"{one['error_rate']:.0%}"
         numbers = (in_flight, room, seconds(one["p99_s"]), errors, usd(one["spent_usd"]))
@@ -96,7 +97,7 @@ def _drawn(told: dict[str, Any], pace: str) -> Group:
 
 
 def _is_well(one: dict[str, Any]) -> bool:
-    return one["circuit"] == "closed" and not one["until_s"]
+    return bool(one["health"] == WELL)
 
 
 def _notes(endpoints: list[dict[str, Any]]) -> Iterator[str]:

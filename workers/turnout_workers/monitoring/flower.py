@@ -60,7 +60,7 @@ REASON = 100
 """Most characters of why a job failed in the list; its own page has all."""
 MOST_TASKS = "20000"
 """How many tasks it keeps in memory, each some 5 kB, unless FLOWER_MAX_TASKS says otherwise."""
-COLOURS = {"closed": "success", "open": "danger", "disabled": "danger", "isolated": "secondary"}
+COLOURS = {"well": "success", "out": "danger", "disabled": "danger", "isolated": "secondary"}
 
 
 class Loader(template.Loader):

@@ -47,7 +47,7 @@ class Metrics:
         self._cut = Counter(
             "turnout_lease_losses", "Jobs that were lost to another worker, their calls aborted.", registry=registry
         )
-        self._recovered = counter("turnout_recoveries", "Jobs that housekeeping brought back.", "how")
+        self._recovered = counter("turnout_recoveries", "Jobs that housekeeping brought back, or ended.", "how")
         for how in get_args(Recovery):
             self._recovered(how)  # alerts watch the increase: a series that begins with an event has none
         self._held = Gauge("turnout_worker_jobs", "Jobs in flight in this process.", registry=registry)

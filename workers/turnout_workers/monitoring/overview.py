@@ -13,6 +13,7 @@ from turnout_workers.deployment import Deployment
 from turnout_workers.routing.fleet import EndpointView, Snapshot
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.latency import quantile_seen
+from turnout_workers.state.fleet_view import said
 from turnout_workers.state.redis import accounts_call, latencies_call, state_call
 
 
@@ -94,6 +95,7 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
     return {
         "endpoint": view.endpoint.id,
         "circuit": circuit(health, now).value,
+        "health": said(health, now),
         "until_s": round(max(0.0, max(health.open_until, health.blocked_until) - now), 1),
         "reason": health.why,
         "in_flight": load.in_flight,

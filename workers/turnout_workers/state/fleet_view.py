@@ -53,15 +53,34 @@ class FleetView:
             self.troubles["workers"] = NO_WORKER
 
 
+WELL, COOLS_DOWN = "well", "cools down"
+SAID = {
+    Circuit.CLOSED: WELL,
+    Circuit.OPEN: "out",
+    Circuit.HALF_OPEN: "being probed",
+    Circuit.RAMPING: "coming back",
+    Circuit.DISABLED: "disabled",
+    Circuit.ISOLATED: "isolated",
+}
+"""What people are told of a circuit: to most of them, a closed one sounds out of service."""
+
+
+def said(health: Health, now: float) -> str:
+    """How an endpoint is, in a word or two for people."""
+    state = circuit(health, now)
+    out = state in (Circuit.OPEN, Circuit.DISABLED, Circuit.ISOLATED)
+    return COOLS_DOWN if health.blocked_until > now and not out else SAID[state]
+
+
 def trouble(health: Health, now: float) -> tuple[float, str] | None:
     """What is wrong with an endpoint: seconds that it will last, and what it is. None: nothing."""
-    state = circuit(health, now)
+    state, word = circuit(health, now), said(health, now)
     if state in (Circuit.DISABLED, Circuit.ISOLATED):
-        return 1e9, f"{state}: {health.why}"
+        return 1e9, f"{word}: {health.why}"
     if state is Circuit.OPEN:
         left = health.open_until - now
-        return left, f"out for another {left:.0f} s: {health.reason}"
-    if health.blocked_until > now:
+        return left, f"{word} for another {left:.0f} s: {health.reason}"
+    if word == COOLS_DOWN:
         left = health.blocked_until - now
-        return left, f"cools down for another {left:.0f} s: {health.cooldown}"
-    return (0.0, "being tried again") if state is Circuit.HALF_OPEN else None
+        return left, f"{word} for another {left:.0f} s: {health.cooldown}"
+    return (0.0, word) if state is Circuit.HALF_OPEN else None
