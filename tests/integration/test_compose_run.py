@@ -137,6 +137,8 @@ def test_an_operator_looks_from_within_a_worker(here: Here) -> None:
     environ |= {name: here.placed(str(value), service) for name, value in service["environment"].items()}
     told = subprocess.run(["turnout", "status", "--once"], env=environ, capture_output=True, text=True)
     assert "sim-thrifty/llama-3.3-70b" in told.stdout, told.stderr
+    told = subprocess.run(["turnout", "submit", "--wait", "Say yes."], env=environ, capture_output=True, text=True)
+    assert told.stdout.startswith("[simulated by"), told.stderr
     told = subprocess.run(["turnout", "doctor"], env=environ, capture_output=True, text=True)
     assert [line for line in told.stdout.splitlines() if line.startswith("DO")] == [
         "DO   some providers are simulated: their answers are made up"
@@ -147,6 +149,13 @@ def test_the_server_refused_nothing_to_the_workers_role(here: Here) -> None:
     denied = here.client("admin").execute_command("ACL", "LOG")
     told = [dict(zip(entry[::2], entry[1::2], strict=True)) if isinstance(entry, list) else entry for entry in denied]
     assert [(entry[b"username"], entry[b"object"]) for entry in told] == []
+
+
+def test_the_handbooks_way_to_be_admin_leads_to_the_server(here: Here) -> None:
+    [shown] = re.findall(r"^  sh -c '(.+)'$", (SOURCE.parent / "docs/operations.md").read_text(), re.MULTILINE)
+    command = ["sh", "-c", here.placed(f"{shown} PING", {})]
+    told = subprocess.run(command, env={**os.environ, "PATH": here.path}, capture_output=True, text=True)
+    assert told.stdout == "PONG\n", told.stderr
 
 
 def test_flower_answers_with_the_role_and_configuration_of_compose_yaml(here: Here) -> None:

@@ -124,6 +124,12 @@ def test_only_loopback_ports_are_published(name: str) -> None:
     assert all(port.startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
 
 
+def test_the_handbook_tells_each_published_address() -> None:
+    published = [port.rpartition(":")[0] for service in SERVICES.values() for port in service.get("ports", [])]
+    told = re.findall(r"<http://([\d.:]+)>", (ROOT / "docs/operations.md").read_text())
+    assert sorted(told) == sorted(published)
+
+
 def test_a_worker_has_longer_to_stop_than_it_takes_with_a_silent_redis() -> None:
     limit_s = config.load(config.Source(str(COMPOSE / "config/simulated.toml")), {}).file.worker.drain_s + 40
     assert float(SERVICES["worker"]["stop_grace_period"].removesuffix("s")) >= limit_s
