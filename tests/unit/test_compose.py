@@ -13,6 +13,7 @@ from typing import Any, get_args
 
 import pytest
 import yaml
+from tests.receiver import SECRET
 from tests.tools import program
 
 from turnout.request import Lane
@@ -139,6 +140,23 @@ def test_a_worker_has_longer_to_stop_than_it_takes_with_a_silent_redis() -> None
         if one["kind"] == "Deployment"
     ]
     assert pod["terminationGracePeriodSeconds"] >= limit_s
+
+
+@pytest.mark.parametrize(
+    ("file", "line"),
+    [
+        ("compose.yaml", r"# (\w+): (/run/providers/\w+)"),
+        ("kubernetes/worker.yaml", r"# - {name: (\w+), value: (/run/providers/\w+)}"),
+    ],
+)
+def test_a_webhooks_secret_comes_in_as_a_file_beside_the_providers_keys(tmp_path: Path, file: str, line: str) -> None:
+    text = (COMPOSE / file).read_text()
+    assert "/run/providers:ro" in text or "mountPath: /run/providers" in text
+    [(variable, place)] = re.findall(line, text)
+    [webhook] = re.findall(r"^(\[webhooks.*?)^```", (ROOT / "docs/web-apps.md").read_text(), re.MULTILINE | re.DOTALL)
+    (secret := tmp_path / Path(place).name).write_text(SECRET)
+    settings = config.load(config.Source("turnout.toml", webhook), {variable: str(secret)})
+    assert settings.webhooks["app"].secret.reveal() == SECRET
 
 
 def test_no_secret_stands_in_an_environment() -> None:
