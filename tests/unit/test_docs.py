@@ -12,13 +12,15 @@ from typing import get_args, get_type_hints
 
 import click
 import pytest
+from pydantic import BaseModel
 
 from turnout.batch.line import Line, RawLine
 from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, render
 from turnout.cli import main
-from turnout.request import InferenceRequest, RoutingConstraints, RoutingStrategy
-from turnout.result import JobStatus, Problem
+from turnout.ledger.job import LIVE
+from turnout.request import FinishReason, InferenceRequest, InferenceResponse, RoutingConstraints, RoutingStrategy
+from turnout.result import JobResult, JobStatus, Problem
 from turnout_workers import config
 from turnout_workers.attempts.held import Moved
 from turnout_workers.commands.dry_run import forecast
@@ -32,8 +34,14 @@ from turnout_workers.state.store import Account
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
-REQUESTS, FAILURES, OPERATIONS = (
-    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("requests", "failures", "operations")
+REQUESTS, FAILURES, OPERATIONS, WEB_APPS = (
+    (ROOT / "docs" / f"{name}.md").read_text("utf-8") for name in ("requests", "failures", "operations", "web-apps")
+)
+CODE = "".join(
+    path.read_text("utf-8")
+    for top in ("tasks", "workers")
+    for path in sorted((ROOT / top).rglob("*"))
+    if path.suffix in (".py", ".lua")
 )
 
 
@@ -76,6 +84,31 @@ def test_the_lines_that_the_page_shows_are_taken_and_written() -> None:
     assert answered.keys() == none.keys()
 
 
+COMES_BACK = WEB_APPS.partition("\n## What comes back\n")[2].partition("\n## ")[0]
+
+
+@pytest.mark.parametrize("model", [JobResult, InferenceResponse])
+def test_every_field_of_what_comes_back_is_told(model: type[BaseModel]) -> None:
+    table = COMES_BACK.partition(f"`{model.__name__}` | meaning |")[2].partition("\n\n")[0]
+    first = "".join(re.findall(r"^\| (`.*?) \|", table, re.MULTILINE))
+    assert set(re.findall(r"`(\w+)`", first)) == set(model.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("of", "values"),
+    [
+        (r"^\| `id`, `status` \|(.*)", {*JobStatus}),
+        (r"^\| `finish`.*? \|(.*)", {*FinishReason}),
+        (r"^- \*\*`job.status\(\)`:\*\*((?:.|\n  )*)", LIVE),
+        (r"^- \*\*A webhook's `type`:\*\*(.*)", {f"job.{status}" for status in JobStatus}),
+        (r"^- \*\*`job.events\(\)`:\*\*.*?:((?:.|\n  )*)", {*JobStatus, *re.findall(r'"event": ?"(\w+)"', CODE)}),
+    ],
+)
+def test_every_value_of_what_comes_back_is_told(of: str, values: set[str]) -> None:
+    [told] = re.findall(of, COMES_BACK, re.MULTILINE)
+    assert set(re.findall(r"`([\w.]+)`", re.sub(r"\(.*?\)", "", told))) == values
+
+
 def test_every_fault_that_can_be_rehearsed_is_told() -> None:
     assert rows(FAILURES, "Rehearsing failures") == {"kind", *get_args(FaultKind)}
 
@@ -96,8 +129,7 @@ def test_every_reason_for_an_exclusion_is_told() -> None:
 
 
 def test_every_environment_variable_is_told() -> None:
-    code = "".join(path.read_text("utf-8") for top in ("tasks", "workers") for path in (ROOT / top).rglob("*.py"))
-    read = set(re.findall(r"\b(?:TURNOUT|REDIS)_[A-Z_]+", code))
+    read = set(re.findall(r"\b(?:TURNOUT|REDIS)_[A-Z_]+", CODE))
     assert read <= set(re.findall(r"`(\w+)`", OPERATIONS.partition("## Changing the configuration")[0]))
 
 
