@@ -146,20 +146,28 @@ def routing_speed(told: Mapping[str, Any]) -> list[str]:
 def routing_race(told: Mapping[str, Any]) -> list[str]:
     """Of each fault the strategies and baselines: the mean over the seeds."""
     shown = {"goodput": "in time, %", "spend": "spend, × the bound", "p99": "p99, s", "wasted": "wasted calls"}
+    shown |= {"notice": "noticed after, s", "back": "traffic regained after, s"}
     lines = [
         "## Eight routers over a simulated fleet, in virtual time",
         "",
         "Interactive, standard and batch jobs at five endpoints; the fault is at the cheapest, for a minute. The bound",
-        "on spend knows all arrivals, limits and faults in advance. Means over the seeds.",
+        "on spend knows all arrivals, limits and faults in advance. Noticed: ejected, after the first failed call.",
+        "Regained: 70 % of its former traffic, after the fault's end. Means over the seeds; –: not each has one.",
         "",
         "| fault | who | " + " | ".join(shown.values()) + " |",
         "|---|---|" + "---|" * len(shown),
     ]
     for fault, racers in told["raw"].items():
         for name, results in racers.items():
-            means = (statistics.mean(one[key] for one in results) for key in shown)
-            lines.append(f"| {fault} | {name} | " + " | ".join(f"{mean:.4g}" for mean in means) + " |")
+            cells = (mean_of([one[key] for one in results]) for key in shown)
+            lines.append(f"| {fault} | {name} | " + " | ".join(cells) + " |")
     return [*lines, ""]
+
+
+def mean_of(values: Sequence[float | None]) -> str:
+    """A dash where not all runs have one: the mean of the rest would tell of luck."""
+    known = [value for value in values if value is not None]
+    return f"{statistics.mean(known):.4g}" if len(known) == len(values) else "–"
 
 
 def state_admit(told: Mapping[str, Any]) -> list[str]:
