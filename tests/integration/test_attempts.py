@@ -28,6 +28,7 @@ from turnout.ledger import run
 from turnout.request import Lane
 from turnout.result import JobResult
 from turnout_workers.attempts.held import Skipped
+from turnout_workers.attempts.search import MIXED_S
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
@@ -162,6 +163,29 @@ def test_a_job_that_has_spent_its_ceiling_says_so(redis_url: str, flushed: redis
     assert result.error is not None
     assert (result.status, result.error.code, len(result.attempts)) == ("failed", "cost_ceiling", 1)
     assert "$0.000041 of its ceiling left" in result.error.message
+
+
+@pytest.mark.parametrize("late_s", [0.0, MIXED_S])
+def test_nothing_is_refused_for_good_for_a_while_if_other_workers_follow_another_configuration(
+    late_s: float, redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    async def work(bench: Bench) -> None:
+        run(flushed, [bench.ledger.alive("another", "2", 1, 10_000, 60)])
+        for _ in range(3):
+            await bench.attempt(bench.worker, lambda attempt: attempt)
+            if late_s:
+                break
+            assert bench.state() == "delayed"
+            (told,) = run(flushed, [bench.ledger.story(JOB)])
+            assert told[-1]["decision"]["action"] == "refuse"
+            await bench.wake()
+        else:
+            run(flushed, [bench.ledger.alive("another", "1", 1, 10_000, 60)])
+            await bench.finish()
+
+    result = done(redis_url, flushed, tmp_path, Scenario(wish={"only": ["nobody"]}, late_s=late_s), work)
+    assert result.error is not None
+    assert (result.status, result.error.code, result.deferrals) == ("failed", "refused", 0 if late_s else 3)
 
 
 @pytest.mark.parametrize("lane", [Lane.STANDARD, Lane.INTERACTIVE])

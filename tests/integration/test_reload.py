@@ -1,15 +1,19 @@
-"""A real worker takes a new key and a new provider without a restart, and says which configuration it follows."""
+"""Real workers take new keys and providers over without a restart, say which configuration they follow, and refuse
+nothing for good while others follow another."""
 
 from __future__ import annotations
 
 import json
+import tomllib
 from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner
 from tests.chaos.stand import Stand, standing
 
+from turnout.ledger import run
 from turnout_workers.commands import status as command
+from turnout_workers.config import toml_lines
 
 FLEET = """
 [providers.sim-one]
@@ -25,6 +29,7 @@ api_key_file = "{key}"
 models = ["llama-3.3-70b"]
 simulated = true
 """
+NEWER = 'models."gpt-oss-120b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }\n'
 
 
 def status(stand: Stand) -> dict[str, Any]:
@@ -56,3 +61,28 @@ def test_a_rotated_key_is_used_without_a_restart_and_by_the_job_that_waited_for_
         stand.until(lambda: stand.outcomes(["a"]) == {"succeeded": 1}, 30)
         assert worker.poll() is None
         assert "-key" not in log.read_text()
+
+
+def test_jobs_for_a_model_that_only_some_workers_know_yet_wait_until_all_do(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET + NEWER, lease_s=30.0) as stand:
+        newer, older = stand.config, tmp_path / "older.toml"
+        tables = tomllib.loads(newer.read_text())
+        del tables["providers"]["sim-one"]["models"]["gpt-oss-120b"]
+        older.write_text(toml_lines.dumps(tables))
+        ids = [f"job-{n}" for n in range(16)]
+        for file in (older, newer):
+            stand.config = file
+            stand.start_worker(concurrency=1)
+        stand.submit(ids, model="gpt-oss-120b")
+        stand.submit(["none"], model="unheard-of")
+        stand.until(lambda: set(stand.outcomes([*ids, "none"])) <= {"succeeded", "delayed"}, 30)
+        assert stand.outcomes(["none"]) == {"delayed": 1}
+        older.write_text(newer.read_text())
+        stand.until(lambda: "is followed now" in (tmp_path / "worker-1.log").read_text(), 30)
+        stand.until(lambda: len({*run(stand.client, [stand.ledger.workers()])[0].values()}) == 1, 30)
+        stand.until(lambda: stand.settled() == len(ids) + 1, 30)
+        assert stand.outcomes(ids) == {"succeeded": len(ids)}
+        (refused,) = stand.results(["none"])
+        assert refused is not None
+        assert refused.error is not None
+        assert refused.error.code == "refused"

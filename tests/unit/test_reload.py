@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from turnout_workers import runtime
 from turnout_workers.background.reload import Reload
 from turnout_workers.config import Settings, Source, load
 from turnout_workers.config.in_force import InForce
@@ -65,6 +66,22 @@ async def test_a_change_is_taken_over_once_it_was_read_twice(worker: Worker) -> 
     assert worker.uses is before
     await worker.reload.check()
     assert worker.uses.file.providers["office"].concurrency == 3
+
+
+async def test_a_change_is_told_to_other_workers_as_soon_as_it_is_followed(worker: Worker) -> None:
+    told: list[str] = []
+
+    class Telling(runtime.Worker):
+        async def _show_life(self, slots: int) -> None:
+            told.append(self._in_force.settings.version)
+
+    telling = Telling(worker.uses, lambda: 0)
+    telling._in_force = worker.in_force
+    for text in (GOOD, GOOD + "concurrency = 3"):
+        worker.write(text)
+        for _ in range(3):
+            await telling._follow(worker.reload, 1)
+    assert told == [worker.uses.version]
 
 
 async def test_what_did_not_change_is_not_taken_over_again(worker: Worker) -> None:

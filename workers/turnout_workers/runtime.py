@@ -141,7 +141,8 @@ class Worker:
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
         unspooling = Unspooling(parts.spool, ledger, send, store, self._in_force)
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
-        self._keep_up(Reload(self._in_force, self._use).check, reload.EVERY_S, "the configuration")
+        following = partial(self._follow, Reload(self._in_force, self._use), slots)
+        self._keep_up(following, reload.EVERY_S, "the configuration")
         self._keep_up(unspooling.settle_all, spool.EVERY_S, "what was spooled")
         alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
         self._keep_up(partial(self._show_life, slots), alive_s, "the sign of life")
@@ -182,6 +183,13 @@ class Worker:
         self._parts.fleet.use(fleet)
         self._in_force.connectors = by_endpoint
         self._in_force.settings = settings
+
+    async def _follow(self, file: Reload, slots: int) -> None:
+        """Take over a changed configuration, and tell it at once: others may refuse what is served here now."""
+        before = self._in_force.settings
+        await file.check()
+        if self._in_force.settings is not before:
+            await self._show_life(slots)
 
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a

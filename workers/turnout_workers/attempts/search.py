@@ -29,6 +29,9 @@ SPREAD = 0.2
 RECHECK_S = 5.0
 """The longest deferral, doubled each time the job is parked again, though admission may name a later moment: calls that
 use less than they have reserved make room earlier, and nobody knows when an operator or a new month's ceiling will."""
+MIXED_S = 600.0
+"""For how long after its acceptance a job that is refused here is kept for workers of another configuration. By then a
+deploy is over, and a fleet may differ for ever."""
 OWN = ("job:", "batch:")
 """Accounts that no day begins anew."""
 
@@ -65,6 +68,8 @@ class Searching:
         snapshot, rng = self._parts.fleet.snapshot, self._parts.rng
         decision = rank(wish, snapshot, now, rng, default_strategy=strategy, tried=job.tried, above=job.above)
         if (refusal := decision.refusal) is not None:
+            if not decision.has_spent_all and await self._is_for_others(job, now):
+                return await self._wait(job, decision, math.inf, now)
             self.wake_next(job, 2)
             code = "cost_ceiling" if decision.has_spent_all else "refused"
             return await self._closing.give_up(job, JobStatus.FAILED, code, str(refusal), _record(decision))
@@ -75,6 +80,14 @@ class Searching:
         if decision.lacks_money:
             return await self._wait_for_money(job, decision, now)
         return await self._wait(job, decision, decision.wait_s, now)
+
+    async def _is_for_others(self, job: HeldJob, now: float) -> bool:
+        """Whether a job that can't be served here may be by workers of another configuration, which this one follows a
+        moment later, or they its own. They are asked for now, for what was known of them is as old as the change."""
+        if now - job.claim.accepted_at >= MIXED_S:
+            return False
+        versions = (await self._parts.send(self._parts.ledger.workers())).values()
+        return any(version != self._parts.in_force.settings.version for version in versions)
 
     async def _ask(self, job: HeldJob, decision: Decision, now: float) -> Permit | End | None:
         """Ask admission for one of the candidates; if none has room, wait."""
