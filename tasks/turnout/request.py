@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from enum import StrEnum
+from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from turnout.messages import ImagePart, Message, ResponseFormat, Tool, ToolCall
-from turnout.value import Name, Several, Told, Value
+from turnout.value import Name, Several, Told, Value, known
 
 CONTRACT_VERSION = 1
 """Major version of messages and records. A worker leaves a job of an unknown major untouched."""
@@ -239,6 +240,11 @@ class InferenceRequest(Value):
 # --- the response ----------------------------------------------------------------------------------------
 
 
+def _told_source(told: Any) -> str:
+    """Counts of a kind that only another release knows are not to be taken for the provider's own."""
+    return "reported" if told == "reported" else "estimated"
+
+
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
@@ -246,6 +252,11 @@ class FinishReason(StrEnum):
     CONTENT_FILTER = "content_filter"
     ERROR = "error"
     OTHER = "other"
+    """Or one that only another release knows."""
+
+    @classmethod
+    def _missing_(cls, value: object) -> FinishReason | None:
+        return cls.OTHER if isinstance(value, str) else None
 
 
 class Usage(Told):
@@ -258,7 +269,7 @@ class Usage(Told):
     """Those of `cache_write_tokens` that are kept for an hour instead of minutes, and cost more."""
     output_tokens: int = Field(default=0, ge=0)
     reasoning_tokens: int = Field(default=0, ge=0)
-    source: Literal["reported", "estimated"] = "reported"
+    source: Annotated[Literal["reported", "estimated"], BeforeValidator(_told_source)] = "reported"
     """`estimated`: the provider reported none, so these are our upper estimates."""
 
     @property
@@ -270,7 +281,9 @@ class InferenceResponse(Told):
     """What one successful call gave."""
 
     text: str = Field(default="", repr=False)
-    tool_calls: tuple[ToolCall, ...] = Field(default=(), repr=False)
+    tool_calls: tuple[Annotated[ToolCall, BeforeValidator(partial(known, model=ToolCall))], ...] = Field(
+        default=(), repr=False
+    )
     refusal: str | None = Field(default=None, repr=False)
     embeddings: tuple[tuple[float, ...], ...] = Field(default=(), repr=False)
     finish: FinishReason = FinishReason.STOP

@@ -5,7 +5,8 @@ Unknown fields are refused, so that a misspelt constraint is an error and never 
 
 from __future__ import annotations
 
-from typing import Annotated, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,3 +31,11 @@ class Told(Value):
     """A value that another release may have written, and that is only read: what is unknown of it is left out."""
 
     model_config = ConfigDict(extra="ignore")
+
+
+def known(told: Any, model: type[BaseModel]) -> Any:
+    """What another release has told of a value that is no `Told`, for it may be asked, too: the fields that it has."""
+    if not (isinstance(told, Mapping) and isinstance(model, type) and issubclass(model, BaseModel)):
+        return told
+    fields = model.model_fields.items()
+    return {name: known(told[name], cast("Any", field.annotation)) for name, field in fields if name in told}

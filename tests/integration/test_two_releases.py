@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import shutil
@@ -9,11 +10,15 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any, get_args
 
 import pytest
+from pydantic import BaseModel
 from tests.chaos.stand import Stand, standing
 from tests.integration.test_sentinel import repeated
 
+from turnout.messages import FunctionDefinition, Tool
+from turnout.result import JobResult, Problem
 from turnout_workers.local import process
 
 ROOT = Path(__file__).parents[2]
@@ -31,6 +36,16 @@ with Client() as client:
 SUBMIT, READ = CLIENT, CLIENT + "    print(sum(bool(job.wait(20).text) for job in jobs))"
 
 
+TOOL = Tool(function=FunctionDefinition(name="look_up", parameters={"type": "object"}))
+
+
+def within(told: Any) -> set[type[BaseModel]]:
+    """All models of which a value of this type may consist."""
+    if isinstance(told, type) and issubclass(told, BaseModel):
+        return {told}.union(*(within(field.annotation) for field in told.model_fields.values()))
+    return set[type[BaseModel]]().union(*map(within, get_args(told)))
+
+
 class Release:
     """A release as an operator has it installed beside this one."""
 
@@ -39,10 +54,10 @@ class Release:
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         request = folder / "tasks/turnout/request.py"
         _rewrite(request, r"^(CONTRACT_VERSION) = \d+", rf"\1 = {contract}")
-        field = r"\1    unheard_of: float = Field(default_factory=__import__('random').random)\n"
-        _rewrite(request, r"^(class Usage.*\n(?:.+\n)*)", field)
-        for name in ("Attempt", "JobResult"):
-            _rewrite(folder / "tasks/turnout/result.py", rf"^(class {name}\(.*\n.*\n\n)", field)
+        for model in within(JobResult):
+            source = Path(inspect.getfile(model)).relative_to(ROOT)
+            field = f"    new_in_{model.__name__}: float = Field(default_factory=__import__('random').random)\n"
+            _rewrite(folder / source, rf"^class {model.__name__}\(.*\n", rf"\g<0>{field}")
         self.environ: Mapping[str, str] = {
             "PYTHONPATH": os.pathsep.join(str(folder / package) for package in ("tasks", "workers")),
             "REDIS_URL": stand.redis.url,
@@ -82,19 +97,21 @@ def test_releases_of_one_contract_share_the_work(stand: Stand, tmp_path: Path) -
         def are_settled() -> bool:
             return stand.settled() == len(ids) + 20
 
-        def by_next() -> int:
-            return sum(b"unheard_of" in text for text in stand.client.mget(map(stand.ledger.keys.result, ids)))
+        def by_next() -> list[bytes]:
+            return [text for text in stand.client.mget(map(stand.ledger.keys.result, ids)) if b"new_in_" in text]
 
         def more() -> None:
             """So that each has its share in the end, however long it stands still."""
             if are_settled():
                 ids.extend(new := [f"job-{n}" for n in range(len(ids), len(ids) + 200)])
-                stand.submit(new)
+                stand.submit(new, tools=[TOOL], tool_choice="required")
 
-        stand.until(lambda: bool(ids) and are_settled() and 0 < by_next() < len(ids), 60, more)
+        stand.until(lambda: bool(ids) and are_settled() and 0 < len(by_next()) < len(ids), 60, more)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
         assert beside.run(READ) == "20\n"
         assert repeated(stand) == []
+        told = {name.decode() for name in re.findall(rb"new_in_(\w+)", by_next()[0])}
+        assert told == {model.__name__ for model in within(JobResult) - {Problem}}
         assert all(result and result.succeeded for result in stand.results(ids)), "each reads what both have written"
         assert " succeeded: " in beside.log.read_text()
         assert " succeeded: " in (tmp_path / "worker-1.log").read_text()

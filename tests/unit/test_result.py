@@ -1,12 +1,15 @@
 """A job's result: its one line for people, and the errors that callers catch."""
 
+import json
 import pickle
 
 import pytest
 from celery import Celery
+from pydantic import ValidationError
 
 from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, TurnoutError
 from turnout.ledger import NewJob
+from turnout.messages import FunctionCall, ToolCall
 from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem, dollars
 
@@ -74,6 +77,22 @@ def test_answer_is_the_response_or_the_error_of_its_status() -> None:
 def test_result_survives_its_json() -> None:
     result = JobResult(id="a", status="succeeded", response=ANSWER, attempts=(DOWN, OK), failovers=1)
     assert JobResult.model_validate_json(result.model_dump_json(exclude_defaults=True)) == result
+
+
+def test_of_a_result_of_a_later_release_what_is_unknown_is_left_out_or_told_as_such() -> None:
+    calls = (ToolCall(id="c", function=FunctionCall(name="f")),)
+    answer = ANSWER.model_copy(update={"tool_calls": calls})
+    stored = JobResult(id="a", status="succeeded", response=answer, attempts=(OK,)).model_dump(mode="json")
+    response = stored["response"]
+    for later in (stored, response, response["tool_calls"][0], response["tool_calls"][0]["function"]):
+        later["new"] = {"er": 1}
+    response["finish"] = response["usage"]["source"] = "new"
+    for read in (JobResult.model_validate(stored), JobResult.model_validate_json(json.dumps(stored))):
+        told = read.answer()
+        assert told.tool_calls == calls
+        assert (told.finish, told.usage.source) == ("other", "estimated")
+    with pytest.raises(ValidationError, match=r"messages\.0\.tool_calls\.0\.new"):
+        InferenceRequest.model_validate({"messages": [{"role": "assistant", "tool_calls": response["tool_calls"]}]})
 
 
 @pytest.mark.parametrize(
