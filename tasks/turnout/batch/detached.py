@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -21,7 +20,8 @@ from turnout.batch.line import Defaults
 from turnout.batch.record import DETACHED, KEPT_S, Record, State, read_if_known, read_record
 from turnout.batch.render import copied, never_run, render
 from turnout.batch.source import Source, read
-from turnout.errors import TurnoutError, Unreadable
+from turnout.batch.unreadable import whatever_it_is
+from turnout.errors import TurnoutError
 from turnout.ledger import Call, Ledger, run
 from turnout.result import JobResult, JobStatus
 
@@ -87,7 +87,7 @@ class Batches:
         record, number = self.record(id), 0
         for page in pages(self._client, self._keys.batch_lines(id)):
             fed = page if number < record.fed + LINES else [one for one in page if one.shared]
-            results = self._ask(lambda id: _whatever_it_is(id, self._ledger.result(id)), fed)
+            results = self._ask(lambda id: whatever_it_is(self._ledger, id), fed)
             facts = self._ask(self._ledger.facts, [one for one in fed if results.get(one.job) is None])
             for one in page:
                 result: JobResult | None
@@ -167,21 +167,6 @@ class Batches:
         """Ask something about each job of a page. Returns the replies by job id."""
         ids = list({one.job: None for one in page if one.job})
         return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
-
-
-def _whatever_it_is(id: str, call: Call[JobResult | None]) -> Call[JobResult | None]:
-    """Asks for a result. One that can't be read is the end of its line alone."""
-
-    def decode(reply: Any) -> JobResult | None:
-        try:
-            return call.decode(reply)
-        except Unreadable as error:
-            why = str(error)
-        except ValueError:
-            why = "its result in Redis was changed, or is of another release"
-        return JobResult.unanswered(id, JobStatus.FAILED, "unreadable", why)
-
-    return replace(call, decode=decode)
 
 
 def _without_job(id: str, record: Record, fed: bool) -> JobResult | None:

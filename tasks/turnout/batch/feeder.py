@@ -23,6 +23,7 @@ from turnout.batch.reading import Passed, Reading, Refusal, ToRun
 from turnout.batch.render import copied, render
 from turnout.batch.source import Source
 from turnout.batch.tally import Tally, entry
+from turnout.batch.unreadable import UNREADABLE, whatever_it_is
 from turnout.errors import TurnoutError
 from turnout.ledger import LIVE, Intake, Ledger, NewJob, run
 from turnout.request import InferenceRequest
@@ -198,7 +199,7 @@ class Feeder:
             ids = self._recheck()
         # Word may come twice, and of a job whose line this run has not reached yet: it is found settled then.
         ids = [id for id in dict.fromkeys(ids) if id in self._out]
-        for result in run(self.client, [self.ledger.result(id) for id in ids]):
+        for result in run(self.client, [whatever_it_is(self.ledger, id) for id in ids]):
             if result is not None:
                 self._ended(result)
 
@@ -217,7 +218,8 @@ class Feeder:
         self.journal.write(first.number, digest, entry(result), rendered, short(id) if self.dedupe else None)
         for line, digest in others:
             self._share(result.status.value, rendered, line, digest)
-        self._purge.append(id)
+        if result.error is None or result.error.code != UNREADABLE:  # it may be paid for: a retry may read it
+            self._purge.append(id)
 
     def _share(self, status: str, rendered: bytes, line: Line, digest: int) -> None:
         """Answer a line with what an identical one was answered: it costs nothing."""

@@ -265,6 +265,23 @@ def test_a_failure_that_a_kill_has_left_in_redis_is_no_answer_to_a_retry(bench: 
     assert bench.texts() == ["re q"]
 
 
+def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone_and_is_not_paid_again_once_it_can(
+    bench: Bench,
+) -> None:
+    bench.write(*({"prompt": f"q{n}"} for n in range(3)))
+    bench.stop_after(0)
+    id, key = bench.queued()[1], bench.ledger.keys.result
+    bench.work()
+    kept = bench.client.get(key(id))
+    bench.client.set(key(id), kept.replace(b'"provider":"p"', b'"provider":["p"]'))
+    assert bench.feed().failed == 1
+    assert [line["error"] and line["error"]["code"] for line in bench.told()] == [None, "unreadable", None]
+    bench.client.set(key(id), kept)
+    assert bench.feed(retry_failed=True).failed == 0
+    assert (bench.texts(), len(bench.asked)) == (["re q0", "re q1", "re q2"], 3)
+    assert not bench.client.exists(key(id))
+
+
 def test_a_line_that_no_endpoint_can_serve_is_told_its_number_and_the_reason(bench: Bench) -> None:
     bench.write({"prompt": "good"}, {"prompt": "bad", "model": "m"})
     tally = bench.feed(refusal=lambda request: "nobody has it" if request.model else None)
