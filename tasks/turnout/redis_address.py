@@ -118,6 +118,15 @@ def checked(url: str) -> str:
     return url
 
 
+def place(url: str) -> str:
+    """Which server and database it is, the same however a good address says so, and without its login."""
+    if (found := sentinels(url)) is not None:
+        nodes = ",".join(f"{host}:{port}" for host, port in sorted(found.nodes))
+        return f"{nodes}/{found.service}/{found.database}"
+    parts = urlsplit(url)
+    return f"{parts.hostname or 'localhost'}:{parts.port or 6379}/{int(parts.path.strip('/') or 0)}"
+
+
 def connect(url: str, **options: Any) -> redis.Redis:
     """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
     options = LASTING | options

@@ -287,7 +287,7 @@ class Bench:
         by_endpoint = dict(zip((CHEAP.id, DEAR.id), self.providers, strict=True))
         self.in_force = InForce(Settings(file, {}, {}, "1", "the test"), by_endpoint)
         self.ceilings = ConfiguredCeilings(self.in_force, self.poller.now)
-        self.spool = Spool(spool)
+        self.spool = Spool(spool, "redis://the-test", "t")
         self.keeping = Housekeeping(
             line.client, self.ledger, self.send, self.store, "keeper", lambda: 3600.0, (), lambda *_: None
         )

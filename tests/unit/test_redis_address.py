@@ -11,7 +11,7 @@ from redis.exceptions import ResponseError
 from tests import redis_server
 
 from turnout.errors import TurnoutError
-from turnout.redis_address import Sentinels, checked, sentinels, trouble, with_password
+from turnout.redis_address import Sentinels, checked, place, sentinels, trouble, with_password
 from turnout_workers.transport import celery_app, celery_settings
 
 
@@ -36,6 +36,24 @@ def test_an_address_that_cannot_take_it_is_refused_without_showing_it(tmp_path: 
     with pytest.raises(TurnoutError, match="wants a REDIS_URL without a password") as refused:
         with_password({"REDIS_URL": url, "REDIS_PASSWORD_FILE": str(tmp_path / "secret")})
     assert "never-shown" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("same", "told"),
+    [
+        (
+            ("redis://h", "redis://h:6379", "redis://H/", "redis://u:pw@h/0", "rediss://h:6379/0?ssl_cert_reqs=none"),
+            "h:6379/0",
+        ),
+        (("redis://", "redis://localhost"), "localhost:6379/0"),
+        (("redis://h:1/15",), "h:1/15"),
+        (("sentinel://u:pw@b,a:1/jobs", "sentinel://a:1,b:26379/jobs/0?password=pw"), "a:1,b:26379/jobs/0"),
+    ],
+)
+def test_a_server_and_its_database_have_one_name_however_the_address_is_written(
+    same: tuple[str, ...], told: str
+) -> None:
+    assert {place(checked(url)) for url in same} == {told}
 
 
 def test_a_file_that_is_not_there_is_named() -> None:

@@ -122,7 +122,7 @@ class Worker:
             fleet=fleet,
             heartbeat=Heartbeat(ledger, send, store, file.worker.lease_s, self._loop.time),
             ceilings=ConfiguredCeilings(self._in_force, fleet.now),
-            spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool"))),
+            spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")), file.redis_url, file.namespace),
             in_force=self._in_force,
             metrics=Metrics(),
             rng=random.Random(),

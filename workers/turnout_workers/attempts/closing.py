@@ -18,7 +18,6 @@ from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.background.heartbeat import Hold
-from turnout_workers.background.spool import fleet_of
 from turnout_workers.monitoring import tracing
 
 logger = logging.getLogger(__name__)
@@ -136,8 +135,7 @@ class Closing:
 
     def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path | None:
         """None if the disk takes nothing either."""
-        fleet = fleet_of(self.parts.in_force.file)
-        kept = {"fleet": fleet, "job": job.id, "token": job.claim.token, "batch": job.claim.batch, "accounts": accounts}
+        kept = {"job": job.id, "token": job.claim.token, "batch": job.claim.batch, "accounts": accounts}
         try:
             text = write_result(result, self.parts.ledger.keyring)
             return self.parts.spool.keep({**kept, "result": json.loads(text)})

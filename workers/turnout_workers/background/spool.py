@@ -15,15 +15,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import uuid4
 
 from redis.exceptions import ResponseError
 
 from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Ledger, open_result
+from turnout.redis_address import place
 from turnout_workers.config.in_force import InForce
-from turnout_workers.config.tables import File
 from turnout_workers.state.store import WorkersStore
 
 logger = logging.getLogger(__name__)
@@ -33,17 +32,14 @@ MISSHAPEN = (AttributeError, LookupError, TypeError, ValueError)
 """What reading a file raises that is no settlement, or is of another release."""
 
 
-def fleet_of(file: File) -> str:
-    """Whose settlements are spooled under this configuration: several fleets may have one folder."""
-    parts = urlsplit(file.redis_url)
-    return f"{parts.netloc.rpartition('@')[2]}{parts.path} {file.namespace}"
-
-
 class Spool:
     """A folder of settlements, one file each."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, redis_url: str, namespace: str) -> None:
+        """redis_url, namespace: where this worker settles for all its life, whatever its configuration says later."""
         self._folder = folder
+        self.fleet = f"{place(redis_url)} {namespace}"
+        """Whose settlements it keeps: several fleets may have one folder."""
 
     def trouble(self) -> OSError | None:
         """Why nothing can be kept in it, if so."""
@@ -61,7 +57,7 @@ class Spool:
         partial = self._folder / f"{name}.partial"
         try:
             with os.fdopen(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-                json.dump(settlement, file)
+                json.dump({"fleet": self.fleet, **settlement}, file)
                 file.flush()
                 os.fsync(file.fileno())
             return partial.rename(self._folder / f"{name}.json")
@@ -109,7 +105,7 @@ class Unspooling:
         try:
             kept = self.spool.read(path)
             # One without a name was kept by an earlier release.
-            if (whose := kept.get("fleet")) is not None and whose != fleet_of(self.in_force.file):
+            if (whose := kept.get("fleet")) is not None and whose != self.spool.fleet:
                 if path.name not in self._left:
                     self._left.add(path.name)
                     logger.warning("spooled settlement %s is left to the fleet at %s", path.name, whose)
