@@ -165,16 +165,20 @@ def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
 
 
 def test_a_revoked_job_is_cancelled_wherever_it_waits_and_runs_when_it_is_replayed(app: Celery, stand: Stand) -> None:
+    def all_are(state: str, ids: list[str]) -> None:
+        stand.until(lambda: stand.outcomes(ids) == {state: len(ids)}, LIMIT_S)
+
     other = stand.start_worker()
-    ids = [f"parked-{n}" for n in range(8)]
-    jobs = [NewJob.of(job_id, InferenceRequest(prompt="A?"), publish=False) for job_id in ids]
-    run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
-    app.control.revoke(ids, reply=True)
-    stand.until(lambda: stand.outcomes(ids) == {"cancelled": len(ids)}, LIMIT_S)
     workers = inspect(app, 1, 2)
-    stand.until(lambda: list((workers.revoked() or {}).values()) == [[], []], LIMIT_S)
-    run(stand.client, [stand.ledger.replay(job_id, Lane.STANDARD) for job_id in ids])
-    stand.until(lambda: stand.outcomes(ids) == {"succeeded": len(ids)}, LIMIT_S)
+    for command, options in (("revoke", {}), ("terminate", {"signal": "SIGTERM"})):
+        ids = [f"{command}-{n}" for n in range(8)]
+        jobs = [NewJob.of(job_id, InferenceRequest(prompt="A?"), publish=False) for job_id in ids]
+        run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
+        app.control.broadcast(command, arguments={"task_id": ids, **options}, reply=True)
+        all_are("cancelled", ids)
+        stand.until(lambda: list((workers.revoked() or {}).values()) == [[], []], LIMIT_S)
+        run(stand.client, [stand.ledger.replay(job_id, Lane.STANDARD) for job_id in ids])
+        all_are("succeeded", ids)
     stand.stop_worker(other)
 
 

@@ -280,6 +280,12 @@ def _revoke(state: Any, task_id: Any, **options: Any) -> Any:
     return reply
 
 
+@control.control_command(name="terminate", variadic="task_id", signature="<signal> [id1 [id2 [... [idN]]]]")
+def _terminate(state: Any, signal: Any, task_id: Any, **options: Any) -> Any:
+    """Celery's own command would call its own `revoke`."""
+    return _revoke(state, task_id, terminate=True, signal=signal, **options)
+
+
 @worker_shutting_down.connect
 def _stopping(how: str, **_: Any) -> None:
     """Celery drops all but the first SIGTERM."""
