@@ -1,6 +1,6 @@
 """The composition root: Celery's app, its one task, and the worker process that stands behind it.
 
-celery -A turnout_workers.app:app worker -P custom     (or, simpler, `turnout worker`, which sets the pool)
+celery -A turnout_workers.app:app worker     (or `turnout worker`, which is lighter, and says sooner what is wrong)
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ from collections.abc import Callable
 from typing import Any
 
 import celery.apps.worker
+from celery.concurrency import get_implementation
 from celery.exceptions import Ignore, Retry
-from celery.signals import setup_logging, worker_shutting_down
+from celery.signals import setup_logging, worker_init, worker_shutting_down
 from celery.utils.functional import maybe_list
 from celery.worker import control
 from celery.worker.consumer import Consumer
@@ -56,6 +57,9 @@ app.conf.update(
     task_ignore_result=True,
     result_expires=int(settings.file.retention.results_s),
     accept_content=["json"],
+    # What Celery's own command takes where it is given no -P and no -c.
+    worker_pool=f"{TaskPool.__module__}:{TaskPool.__name__}",
+    worker_concurrency=settings.file.worker.concurrency,
     worker_prefetch_multiplier=1,
     worker_disable_rate_limits=True,
     worker_consumer=f"{__name__}:PatientConsumer",
@@ -264,6 +268,13 @@ def _logging(loglevel: int, **_: Any) -> None:
     logs.configure(loglevel, settings.file.monitoring.log_format)
     if settings.file.monitoring.log_format == "json":
         celery.apps.worker.safe_say = _say_nothing  # type: ignore[attr-defined]
+
+
+@worker_init.connect
+def _check_pool(sender: Any, **_: Any) -> None:
+    """No other pool would ever fetch a job, nor does a number of slots that changes fit ours."""
+    if get_implementation(sender.pool_cls) is not TaskPool or sender.options.get("autoscale"):
+        raise SystemExit("Turnout's worker has a pool of its own: leave out -P and --autoscale, and set its size by -c")
 
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

@@ -179,7 +179,7 @@ class _Job:
 
 
 class TaskPool(BasePool):
-    """`celery worker -P custom` with `CELERY_CUSTOM_WORKER_POOL=turnout_workers.pool:TaskPool`."""
+    """What stands behind a worker's slots: one asyncio loop, in a thread of its own."""
 
     body_can_be_buffer = True
     grace_s = 30.0

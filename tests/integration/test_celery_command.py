@@ -1,0 +1,45 @@
+"""Celery's own command starts the same worker as `turnout worker`, or says what to leave out."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.chaos.stand import Stand, standing
+
+from turnout_workers.local import process
+
+COMMAND = [sys.executable, "-m", "celery", "-A", "turnout_workers.app:app", "worker"]
+FLEET = """
+[providers.sim]
+models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
+"""
+
+
+@pytest.mark.parametrize("given", [[], ["-c", "7"]])
+def test_a_worker_of_celerys_command_does_jobs_in_as_many_slots_as_are_configured_or_asked(
+    given: list[str], tmp_path: Path
+) -> None:
+    with standing(tmp_path, FLEET) as stand:
+        log = tmp_path / "worker.log"
+        environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config), "TURNOUT_SPOOL": str(tmp_path)}
+        worker = process.start([*COMMAND, *given], log, environ)
+        try:
+            stand.submit(["a"])
+            stand.until(lambda: stand.outcomes(["a"]) == {"succeeded": 1}, 60)
+            assert slots(stand) == ([7] if given else [100])
+        finally:
+            process.stop(worker)
+
+
+def slots(stand: Stand) -> list[int]:
+    return [int(sign.split()[-1]) for sign in stand.client.zrange(stand.ledger.keys.workers, 0, -1)]
+
+
+@pytest.mark.parametrize("given", [["-P", "solo"], ["-P", "threads"], ["--autoscale", "10,1"]])
+def test_another_pool_or_a_size_that_changes_is_refused(given: list[str]) -> None:
+    tried = subprocess.run([*COMMAND, *given], capture_output=True, text=True, timeout=60)
+    assert tried.returncode == 1
+    assert "leave out -P and --autoscale, and set its size by -c" in tried.stderr
