@@ -203,19 +203,23 @@ def test_no_error_and_no_repr_shows_a_key() -> None:
     assert "sk-canary" not in told("[providers.groq]\napi_key_env = 'K'", {"K": "sk-canary\n\tbroken"})
 
 
-def test_the_version_is_the_files_and_other_keys_make_another_configuration(tmp_path: Path) -> None:
+def test_the_version_is_of_what_workers_follow_and_other_keys_make_another_configuration(tmp_path: Path) -> None:
     secret = tmp_path / "key"
 
     def made(text: str, key: str) -> Settings:
         secret.write_text(key)
         return settings(f"{text}\n[providers.groq]\napi_key_file = '{secret}'", {"HOME": key})
 
-    first = made("namespace = 'a'", "one")
-    assert made("namespace = 'a'", "one") == first
-    other = made("namespace = 'a'", "two")
-    assert other.version == first.version
-    assert other != first
-    assert made("namespace = 'b'", "one").version != first.version
+    first = made("", "one")
+    assert made("", "one") == first
+    for other in (made("", "two"), made("monitoring.metrics_port = 1", "one")):
+        assert other.version == first.version
+        assert other != first
+    assert made("", "one").version == made("# A word.", "one").version
+    assert made("retention.failed_s = 9", "one").version != first.version
+    regions = "providers.x = {{ models = ['m'], base_url = 'http://x', regions = {} }}"
+    one, same = (made(regions.format(names), "one").version for names in (["eu", "us", "uk"], ["uk", "eu", "us"]))
+    assert one == same
 
 
 def test_a_configuration_is_read_again_for_little(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,12 +14,11 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from turnout.errors import TurnoutError
 from turnout_workers.config import Settings, Source, load
 from turnout_workers.config.in_force import InForce
-from turnout_workers.config.loading import FILE
+from turnout_workers.config.loading import FILE, FOLLOWED
 from turnout_workers.config.tables import File
 from turnout_workers.providers import prices
 
@@ -27,11 +26,6 @@ logger = logging.getLogger(__name__)
 
 EVERY_S = 2.0
 """A change is taken over once it was read twice alike: half a file is no configuration."""
-FOLLOWED: dict[str, Any] = {
-    **dict.fromkeys(("providers", "lanes", "webhooks", "ceilings", "retention"), True),
-    "router": {"default_strategy"},
-}
-"""What a running worker takes over; any other change needs a restart."""
 
 
 @dataclass(slots=True, eq=False)

@@ -10,10 +10,11 @@ servers on this machine.
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from turnout.redis_address import with_password
 from turnout_workers import providers
@@ -41,6 +42,11 @@ FROM_ENVIRONMENT = {
     "TURNOUT_LOG_FORMAT": ("monitoring", "log_format"),
 }
 """Environment variables that override the file, and the fields that they set."""
+FOLLOWED: dict[str, Any] = {
+    **dict.fromkeys(("providers", "lanes", "webhooks", "ceilings", "retention"), True),
+    "router": {"default_strategy"},
+}
+"""What a running worker takes over; any other change needs a restart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,8 @@ class Settings:
     webhooks: Mapping[str, Webhook]
     """By the name that jobs use."""
     version: str
-    """Hash of the file, the same for all who have it. Keys, which not everybody has, are no part of it."""
+    """Hash of what workers follow of it: the same for all who route alike. Keys, which not everybody has, are no part
+    of it."""
     source: Source
 
     @property
@@ -133,7 +140,16 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
             wrong(f"there is no provider of this name; there are {there}", "ceilings", "providers", name)
     if problems:
         raise ConfigError("\n".join(problems))
-    return Settings(file, keys, webhooks, hashlib.sha256(text.encode()).hexdigest()[:12], source)
+    return Settings(file, keys, webhooks, _version(file), source)
+
+
+def _version(file: File) -> str:
+    def plain(value: object) -> object:
+        return sorted(value) if isinstance(value, frozenset) else str(value)
+
+    followed = file.model_dump(include=FOLLOWED, exclude_defaults=True)
+    text = json.dumps(followed, sort_keys=True, default=plain)
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def _check(table: ProviderTable) -> None:
