@@ -194,9 +194,10 @@ class PatientConsumer(Consumer):
         if isinstance(exc, ResponseError):
             time.sleep(transport.REST_S)
 
-    def _tell(self, error: Exception, _again_s: float = 0.0) -> None:
+    def _tell(self, error: Exception, again_s: float = 0.0) -> None:
         if not self._away:
             logger.warning("no jobs are fetched until Redis is back: %s", error)
+        logger.debug("Redis is asked again in %g s", again_s)
         self._away = True
 
     def on_ready(self) -> None:
