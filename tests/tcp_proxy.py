@@ -19,7 +19,8 @@ class Proxy:
         self._needle = b""
         self._left = 0
         self._kept = 0
-        self._cut = 0
+        self.cut_at: list[float] = []
+        """When replies were lost so far (Unix time), in order."""
         self._open = threading.Event()
         self._open.set()
         self.delay_s = 0.0
@@ -31,7 +32,7 @@ class Proxy:
     @property
     def cut(self) -> int:
         """How many replies were lost so far."""
-        return self._cut
+        return len(self.cut_at)
 
     def cut_replies(self, needle: bytes, times: int, kept: int = 0) -> None:
         """Of the next `times` requests with `needle`, let the server do the work, pass `kept` bytes on, hang up."""
@@ -84,7 +85,7 @@ class Proxy:
                 if doomed.is_set():
                     client.sendall(reply[: self._kept])
                     with self._lock:
-                        self._cut += 1
+                        self.cut_at.append(time.time())
                     break
                 time.sleep(self.delay_s)
                 self._open.wait()

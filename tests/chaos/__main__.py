@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
-from tests.chaos.stand import Stand, standing
+from tests.chaos.stand import LEASE_S, Stand, standing
 
 FLEET = """
 seed = {seed}
@@ -55,7 +55,7 @@ def main() -> int:
     print(f"seed {given.seed}", flush=True)
     with (
         tempfile.TemporaryDirectory(prefix="turnout-chaos-") as folder,
-        standing(Path(folder), FLEET.format(seed=given.seed), CONCURRENCY) as stand,
+        standing(Path(folder), FLEET.format(seed=given.seed), CONCURRENCY, LEASE_S) as stand,
     ):
         return _run(stand, given)
 
@@ -67,7 +67,7 @@ def _run(stand: Stand, given: argparse.Namespace) -> int:
         stand.start_worker()
     began = time.monotonic()
     stand.submit(ids)
-    stand.on_disk()
+    stand.redis.on_disk()
     # Each event when so many jobs have settled.
     places = sorted(rng.sample(range(given.jobs // 20, given.jobs * 9 // 10), given.worker_kills + given.redis_kills))
     kinds = ["worker"] * given.worker_kills + ["redis"] * given.redis_kills

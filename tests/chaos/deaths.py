@@ -29,8 +29,11 @@ TAKEN_BACK_WITHIN_S = 45.0
 """From the claim on, with the default lease of 30 s."""
 
 
-def die(stand: Stand, places: Sequence[str], rng: random.Random) -> list[str]:
-    """Let one worker die at each of the places, then another finish. Gives the ids of the jobs."""
+def die(stand: Stand, places: Sequence[str], rng: random.Random, wait: bool = True) -> list[str]:
+    """Let one worker die at each of the places, then another finish. Gives the ids of the jobs.
+
+    wait: until the leases of the dead are over. Else they end when all have died.
+    """
     ids = [f"job-{n}" for n in range(4 * len(places) + 10)]
     stand.submit(ids)
     for start in range(0, len(places), AT_A_TIME):
@@ -40,6 +43,8 @@ def die(stand: Stand, places: Sequence[str], rng: random.Random) -> list[str]:
         ]
         for worker in doomed:
             assert worker.wait(120) == -signal.SIGKILL, "it has died at its place"
+    if not wait:
+        stand.end_leases()
     stand.start_worker(concurrency=20)
     stand.until(lambda: stand.settled() >= len(ids), 120)
     stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0, 60)  # money of the dead is unsure from now

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ class Fleet:
         file.write_text(fleet)
         log.touch()
         self._simulator = Forked(["simulate", "--port", "0", "--json", "--scenario", str(file)], {}, log)
-        process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 30)
+        process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 60)
         told = json.loads(log.read_text().splitlines()[0])
         self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
@@ -58,6 +61,20 @@ class Fleet:
         with urllib.request.urlopen(posted) as reply:
             told: dict[str, Any] = json.load(reply)
             return told
+
+    def hurry(self) -> None:
+        """Calls that begin from now on are answered at once."""
+        for provider in self._providers:
+            self.fail(provider, kind="slow", factor=0.0)
+
+    @contextmanager
+    def silent(self) -> Iterator[None]:
+        """No provider says anything meanwhile: what they are asked, they answer after it."""
+        self._simulator.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self._simulator.send_signal(signal.SIGCONT)
 
     def heal(self, provider: str) -> None:
         """End all of its faults."""

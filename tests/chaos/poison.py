@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-from tests.chaos.stand import Stand, standing
+from tests.chaos.stand import LEASE_S, Stand, standing
 
 FLEET = """
 output_tokens = 8
@@ -37,7 +37,10 @@ def main() -> int:
     paces = {}
     calls = 0
     for poisoned in (False, True):
-        with tempfile.TemporaryDirectory(prefix="turnout-poison-") as folder, standing(Path(folder), FLEET) as stand:
+        with (
+            tempfile.TemporaryDirectory(prefix="turnout-poison-") as folder,
+            standing(Path(folder), FLEET, lease_s=LEASE_S) as stand,
+        ):
             paces[poisoned] = given.jobs / _run(stand, given.jobs, poisoned)
             if poisoned:
                 assert stand.poisoned(["poison"]) == ["poison"], "it is given up"

@@ -18,10 +18,11 @@ from tests.forked import Forked
 from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult
+from turnout_workers.config.tables import WorkerTable
 from turnout_workers.local import process
 
 LEASE_S = 3.0
-"""Short, so that a death is noticed soon."""
+"""Where workers die: short, so that it is noticed soon. Elsewhere it is the usual one, which outlasts any stall."""
 
 
 class Stand(Fleet):
@@ -81,10 +82,17 @@ class Stand(Fleet):
         for start in range(0, len(jobs), 500):
             run(self.client, [self.ledger.enqueue(job) for job in jobs[start : start + 500]])
 
-    def on_disk(self) -> None:
-        """Wait until what was accepted is in Redis's file: on a busy disk an acknowledged write may not be, for 2 s."""
-        on_disk, _ = self.client.waitaof(1, 0, 10_000)
-        assert on_disk == 1
+    def kill_worker(self, worker: Forked) -> None:
+        """And end what it has leased: nobody need wait for it."""
+        worker.kill()
+        worker.wait(60)
+        self.workers.remove(worker)
+        self.end_leases()
+
+    def end_leases(self) -> None:
+        """All of them, as if their time were over. Who is at work will find his own gone."""
+        for index in (self.ledger.keys.leases, self.ledger.keys.expiry):
+            self.client.zunionstore(index, {index: 0})
 
     def settled(self) -> int:
         """Of all that was accepted; asked again while Redis is away."""
@@ -94,7 +102,9 @@ class Stand(Fleet):
             return -1
         return sum(count for name, count in counts.items() if name != "accepted")
 
-    def until(self, happens: Callable[[], bool], limit_s: float, meanwhile: Callable[[], None] = lambda: None) -> None:
+    def until(
+        self, happens: Callable[[], bool], limit_s: float = 60, meanwhile: Callable[[], None] = lambda: None
+    ) -> None:
         ends_at = time.monotonic() + limit_s
         while not happens():
             assert time.monotonic() < ends_at, f"not in {limit_s:g} s; {self.settled()} settled"
@@ -135,7 +145,7 @@ def standing(
     folder: Path,
     fleet: str,
     concurrency: int = 50,
-    lease_s: float = LEASE_S,
+    lease_s: float = WorkerTable().lease_s,
     drain_s: float = 10.0,
     *,
     task_events: bool = False,

@@ -61,9 +61,9 @@ def test_every_line_of_a_batch_has_its_result_in_order_though_a_feeder_dies(stan
     lines = prompts(900)
     lines[3] = '{"prompt": 5}'
     id = submitted(tmp_path, lines, "--completion-window", "24h")
-    stand.start_worker(wait=False)
-    stand.until(lambda: len(stand.oracle()["jobs"]) > 0, 30)
-    stand.workers.pop().kill()
+    doomed = stand.start_worker(wait=False, concurrency=2)  # which would take long for them all
+    stand.until(lambda: len(stand.oracle()["jobs"]) > 0)
+    stand.kill_worker(doomed)
     early = turnout("results", id, "-o", "early.jsonl")
     assert early.exit_code == 3
     listed = turnout("list").output
@@ -96,11 +96,13 @@ def test_a_paused_batch_is_fed_on_when_it_is_resumed_and_a_cancelled_one_never(s
     turnout("resume", id)
     assert turnout("watch", id).exit_code == 0
 
+    stand.fail("sim", kind="slow", factor=20.0)  # so that it takes half a minute
     long = submitted(tmp_path, prompts(1500))
-    stand.until(lambda: "waiting" not in counts(long), 30)
+    stand.until(lambda: "waiting" not in counts(long))
     turnout("pause", long)
+    stand.heal("sim")
     keys = stand.ledger.keys
-    stand.until(lambda: not stand.client.exists(keys.leases, *Lane), 30)
+    stand.until(lambda: not stand.client.exists(keys.leases, *Lane))
     called = len(stand.oracle()["jobs"])
     assert called < 1500, "jobs that were queued begin no call"
     assert turnout("watch", submitted(tmp_path, prompts(3))).exit_code == 0, "other jobs go on"

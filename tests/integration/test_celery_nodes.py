@@ -17,7 +17,7 @@ LIMIT_S = 60
 FLEET = """
 output_tokens = 8
 [providers.sim]
-ttft_s = 1.0
+ttft_s = 60.0
 models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
 """
 
@@ -65,7 +65,7 @@ class Node:
 
 @pytest.fixture
 def stand(tmp_path: Path) -> Iterator[Stand]:
-    with standing(tmp_path, FLEET, concurrency=10) as stand:
+    with standing(tmp_path, FLEET, concurrency=10, lease_s=9.0) as stand:
         yield stand
 
 
@@ -105,15 +105,18 @@ def answers(sent: list[AsyncResult]) -> list[str]:
 def test_tasks_are_done_though_the_worker_is_killed_with_them_and_then_the_broker(
     celery_setup: CeleryTestSetup, stand: Stand
 ) -> None:
+    stand.until(lambda: bool(celery_setup.app.control.ping()))
     assert celery_setup.ready(control=True), "the worker answers to Celery's commands"
     sent = infer(celery_setup)
     stand.until(lambda: stand.oracle()["providers"]["sim"]["in_flight"] == 5, LIMIT_S)
+    stand.hurry()
     celery_setup.worker.kill()
+    stand.end_leases()
     celery_setup.worker.restart()
     assert answers(sent) == ["succeeded"] * 5
     assert [job["calls"] for job in stand.oracle()["jobs"].values()] == [2] * 5, "each was cut off once"
     worker = celery_setup.worker.container.id
-    stand.on_disk()
+    stand.redis.on_disk()
     celery_setup.broker.kill()
     celery_setup.broker.restart()
     sent = infer(celery_setup)
