@@ -40,6 +40,13 @@ def flushed(redis_url: str) -> Iterator[redis.Redis]:
 
 
 @pytest.fixture
+def port() -> Iterator[int]:
+    """A port of this machine that a server of the test can take, and nobody else."""
+    with servers.reserved() as bound:
+        yield bound.getsockname()[1]
+
+
+@pytest.fixture
 def bed(redis_url: str) -> Iterator[Bed]:
     """A ledger in an empty Redis, on a clock that the test moves."""
     bed = Bed(redis_url)

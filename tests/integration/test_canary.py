@@ -12,7 +12,6 @@ import re
 import signal
 import socket
 import sys
-import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ import redis
 from celery import Celery
 from click.testing import CliRunner
 from tests.chaos.stand import standing
+from tests.redis_server import reserved
 
 from turnout import Client, Failed, Restarted, Unreadable
 from turnout.batch.detached import Batches
@@ -105,26 +105,27 @@ def pushed(commands: Any, count: int) -> str:
 @contextmanager
 def flower(environ: Mapping[str, str], log: Path) -> Iterator[Callable[[str], str]]:
     """The real one; gives what it answers."""
-    port = process.free_port()
+    bound = reserved()
+    port = bound.getsockname()[1]
     command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(log.with_suffix(""))]
     child = process.start(command, log, {**environ, "FLOWER_UNAUTHENTICATED_API": "true"})
 
     def get(path: str) -> str:
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=10) as reply:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as reply:
                 return str(reply.read().decode())
-        except urllib.error.URLError:
+        except OSError:
             return ""
 
     try:
-        process.wait_until(lambda: "w1@" in get("/api/workers"), child, log, 60)
+        process.wait_until(lambda: "w1@" in get("/api/workers"), child, log, 90)
         yield get
     finally:
         process.stop(child)
+        bound.close()
 
 
-def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    port = process.free_port()
+def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setenv("TURNOUT_METRICS_PORT", str(port))
     monkeypatch.setenv("TURNOUT_LOG_LEVEL", "debug")
     with standing(tmp_path, FLEET, concurrency=10) as stand:
@@ -145,8 +146,8 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
             # Its own message holds its prompt, but nothing that tells of it.
             asked = {"request": {"prompt": PROMPT, "max_output_tokens": 8}}
             plain = Celery(broker=url, set_as_current=False).send_task("turnout.infer", kwargs=asked, queue="standard")
-            stand.until(lambda: stand.settled() == len(jobs) + 1, 60)
-            stand.until(lambda: get("/api/tasks").count('"SUCCESS"') == len(ids) + 1, 20)
+            stand.until(lambda: stand.settled() == len(jobs) + 1)
+            stand.until(lambda: get("/api/tasks").count('"SUCCESS"') == len(ids) + 1)
             answers = {r.response.text for r in stand.results(ids) if r and r.response}
             assert len(answers) > 5
             assert any(attempt.failure for r in stand.results(ids) if r for attempt in r.attempts)
@@ -156,9 +157,9 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
             assert [path for path, text in places.items() if not text] == []
         os.kill(worker.pid, signal.SIGUSR1)  # of which Celery would make all frames with all their variables
         log = tmp_path / "worker-1.log"
-        stand.until(lambda: "(most recent call first)" in log.read_text("utf-8", "replace"), 10)
+        stand.until(lambda: "(most recent call first)" in log.read_text("utf-8", "replace"))
         assert "LOCAL VARIABLES" not in log.read_text("utf-8", "replace")
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as reply:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
             places["metrics"] = reply.read().decode()
         places |= stored(stand.client)
         places |= {path.name: path.read_text("utf-8", "replace") for path in tmp_path.glob("*.log")}
@@ -198,9 +199,7 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
         client = Client(stand.redis.url)
         job = client.submit(PROMPT, model="llama-3.3-70b", stream=True, metadata={"label": PROMPT})
         log = tmp_path / "worker-1.log"
-        stand.until(
-            lambda: f"job {job.id} is left queued: its request: sealed with the key 2026a#" in log.read_text(), 20
-        )
+        stand.until(lambda: f"job {job.id} is left queued: its request: sealed with the key 2026a#" in log.read_text())
         assert job.status() == "queued"
         moved = client.submit("another's", model="llama-3.3-70b")
         stand.client.hset(
@@ -210,16 +209,16 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
         stand.start_worker()
         pieces = list(job.stream())
         assert any(isinstance(piece, Restarted) for piece in pieces)
-        answer = job.wait(20)
+        answer = job.wait(60)
         with pytest.raises(Failed, match=f"unreadable: request of job {moved.id}: what is stored there was changed"):
-            moved.wait(20)
+            moved.wait(60)
         assert "".join(pieces).endswith(answer.text)
         assert answer.text.encode().startswith(ANSWERS)
         assert job.result() == client.job(job.id).result()
         celery = Celery(broker=stand.redis.url, set_as_current=False)
         link = celery.signature("shop.keep", queue="shop")
         sent = celery.send_task("turnout.infer", kwargs={"request": {"prompt": "A?"}}, queue="standard", link=link)
-        stand.until(lambda: stand.client.llen("shop") == 1, 20)
+        stand.until(lambda: stand.client.llen("shop") == 1)
         ((given,), *_) = json.loads(base64.b64decode(json.loads(stand.client.lindex("shop", 0))["body"]))
         assert "text" not in given["response"]
         assert given["response"]["sealed"]
@@ -227,7 +226,7 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
         batches = Batches(stand.client, Ledger(keyring=Keyring.of(os.environ)))
         (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPT, "id": "first"}) + "\n")
         batch = batches.submit(Source(str(tmp_path / "in.jsonl")), Defaults())
-        stand.until(lambda: batches.record(batch).counts == {"succeeded": 1}, 20)
+        stand.until(lambda: batches.record(batch).counts == {"succeeded": 1})
         assert ANSWERS in next(batches.results(batch))[1]
         monkeypatch.delenv("TURNOUT_PAYLOAD_KEYS_FILE")
         told = CliRunner().invoke(

@@ -10,7 +10,6 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -32,7 +31,6 @@ from turnout.ledger import Call, Keys, Ledger, run
 from turnout.messages import ResponseFormat
 from turnout.request import InferenceResponse
 from turnout_workers import local
-from turnout_workers.local import process
 
 
 @pytest.fixture
@@ -43,7 +41,7 @@ def client(here: local.Local) -> Iterator[Client]:
 
 def test_an_answer_comes_back(client: Client) -> None:
     job = client.submit("What is a turnout?", model="llama-3.3-70b", max_output_tokens=20)
-    answer = job.wait(20)
+    answer = job.wait(60)
     assert answer.text.startswith("[simulated by")
     assert answer.simulated
     assert job.status() == "succeeded"
@@ -54,7 +52,7 @@ def test_an_answer_comes_back(client: Client) -> None:
 
 def test_an_answer_that_was_deleted_is_not_waited_for(client: Client, here: local.Local) -> None:
     job = client.submit("What is a turnout?", max_output_tokens=5)
-    job.wait(20)
+    job.wait(60)
     with Celery(broker=here.redis_url, backend=here.redis_url, set_as_current=False) as app:
         app.AsyncResult(job.id).forget()
     assert job.status() == "succeeded"
@@ -101,11 +99,13 @@ def test_a_fork_hears_of_its_jobs_whatever_threads_its_parent_had(
         assert isinstance(reach, ThreadLink)
         with reach._lock:  # as that thread has it now and then
             if not (child := os.fork()):
-                signal.alarm(20)
-                with suppress(Cancelled):
-                    job.wait(20)
+                signal.alarm(60)
+                try:
+                    job.wait(60)
+                except Cancelled:
+                    os._exit(0)
+                finally:
                     os._exit(1)
-                os._exit(0)
         while admin.pubsub_numsub(reach.channel)[0][1] < 2:
             time.sleep(0.05)
         assert job.cancel()
@@ -126,7 +126,7 @@ def test_one_of_many_may_have_options_of_its_own(client: Client) -> None:
     asked = {"prompt": "A?", "idempotency_key": "order-4", "metadata": {"order": "4"}, "stream": True}
     job, other = client.submit_many([asked, "B?"], max_output_tokens=5, metadata=None)
     assert job.id == client.submit(asked, max_output_tokens=5).id
-    assert len({one.id for one in client.as_completed([job, other], 20)}) == 2
+    assert len({one.id for one in client.as_completed([job, other], 60)}) == 2
     assert [one.result().metadata for one in (job, other)] == [{"order": "4"}, {}]
 
 
@@ -186,8 +186,8 @@ class Ticket(BaseModel):
 
 def test_a_response_model_gives_a_validated_instance_to_any_process_that_has_the_id(client: Client) -> None:
     job = client.submit("Sort this ticket.", response_model=Ticket)
-    job.wait(20)
-    assert isinstance(client.job(job.id).wait(20).parsed(Ticket), Ticket)
+    job.wait(60)
+    assert isinstance(client.job(job.id).wait(60).parsed(Ticket), Ticket)
 
 
 def test_an_answer_that_does_not_fit_the_model_is_an_error_that_names_the_field() -> None:
@@ -247,19 +247,25 @@ async def test_a_thousand_waits_and_readers_share_one_connection_of_an_async_cli
     here: local.Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(link.LIMITS, "client_name", "amany")
+    monkeypatch.setitem(link.LIMITS, "socket_timeout", 60)  # a slow machine takes seconds for them all
     with redis.Redis.from_url(here.redis_url) as admin:
         async with AsyncClient(here.redis_url, "nobody-serves-this") as lonely:
             jobs = await lonely.submit_many([f"Question {n}?" for n in range(1000)], stream=True)
             readers = [asyncio.create_task(read(job)) for job in jobs[:500]]
             waits = [asyncio.create_task(job.wait(60)) for job in jobs[500:]]
-            watched = [admin.hget(Keys("nobody-serves-this").job(job.id), "watchers") for job in jobs]
-            while not all(watched):
+            while not await asyncio.to_thread(all_have, "watchers", admin, jobs):
                 await asyncio.sleep(0.05)
-                watched = [admin.hget(Keys("nobody-serves-this").job(job.id), "watchers") for job in jobs]
             assert connections(admin, "amany") == 2, "one listens, and one carries all calls"
             await asyncio.gather(*(job.cancel() for job in jobs))
             ended = await asyncio.gather(*readers, *waits, return_exceptions=True)
     assert {type(one) for one in ended} == {Cancelled}
+
+
+def all_have(field: str, admin: redis.Redis, jobs: Iterable[Job | AsyncJob]) -> bool:
+    with admin.pipeline(transaction=False) as asked:
+        for job in jobs:
+            asked.hget(Keys("nobody-serves-this").job(job.id), field)
+        return all(asked.execute())
 
 
 async def read(job: AsyncJob) -> list[str]:
@@ -271,10 +277,10 @@ def test_threads_that_read_streams_hold_no_connection(here: local.Local) -> None
         jobs = lonely.submit_many([f"Question {n}?" for n in range(150)], stream=True)
         readers = [threads.submit(lambda job: list(job.stream()), job) for job in jobs]
         with redis.Redis.from_url(here.redis_url) as admin:
-            while not all(admin.hget(Keys("nobody-serves-this").job(job.id), "readers") for job in jobs):
+            while not all_have("readers", admin, jobs):
                 time.sleep(0.05)
         assert all(job.cancel() for job in jobs), "the pool has connections left"
-        assert {type(one.exception(20)) for one in readers} == {Cancelled}
+        assert {type(one.exception(60)) for one in readers} == {Cancelled}
 
 
 def wait(job: Job | AsyncJob) -> None:
@@ -286,9 +292,9 @@ def stream(job: Job | AsyncJob) -> None:
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_wait_where_redis_is_away_says_so_at_once(kind: type[Client] | type[AsyncClient]) -> None:
+def test_a_wait_where_redis_is_away_says_so_at_once(kind: type[Client] | type[AsyncClient], port: int) -> None:
     with pytest.raises(redis.ConnectionError):
-        wait(kind(f"redis://127.0.0.1:{process.free_port()}").job("a"))
+        wait(kind(f"redis://127.0.0.1:{port}").job("a"))
 
 
 @pytest.fixture
@@ -314,6 +320,7 @@ def test_a_wait_outlasts_a_restart_of_redis(
         reading = thread.submit(read, kind(server.url).job(job.id))
         while admin.info("commandstats").get("cmdstat_evalsha", {}).get("calls", 0) < 4:
             time.sleep(0.02)  # until it has asked again, after the first time
+        server.on_disk()
         server.kill()
         with pytest.raises(redis.ConnectionError):
             client.submit("B?")
@@ -321,13 +328,13 @@ def test_a_wait_outlasts_a_restart_of_redis(
         assert not reading.done()
         server.restart()
         assert job.cancel()
-        assert type(reading.exception(20)) is Cancelled
+        assert type(reading.exception(60)) is Cancelled
         monkeypatch.setattr(link, "AWAY_S", 0.2)
         reading = thread.submit(read, kind(server.url).job(client.submit("A?").id))
         while not admin.pubsub_channels(Keys().inbox("*")):
             time.sleep(0.02)
         server.kill()
-        assert type(reading.exception(20)) is redis.ConnectionError
+        assert type(reading.exception(60)) is redis.ConnectionError
 
 
 @pytest.mark.parametrize("read", [wait, stream])
@@ -357,7 +364,7 @@ def test_a_redis_that_takes_no_writes_refuses_new_jobs_and_is_waited_for(
         assert not reading.done()
         admin.config_set("min-replicas-to-write", 0)
         assert job.cancel()
-        assert type(reading.exception(20)) is Cancelled
+        assert type(reading.exception(60)) is Cancelled
 
 
 @pytest.mark.parametrize("read", [wait, stream])
@@ -371,7 +378,7 @@ def test_a_redis_that_goes_away_at_any_moment_of_a_wait_is_waited_for(
 ) -> None:
     monkeypatch.setattr(nonblocking, "RECHECK_S", 0.01)
     job = client.submit("A?", stream=True)
-    job.wait(20)
+    job.wait(60)
     for lost in range(2, 5):
         waiting = kind(here.redis_url).job(job.id)
         reach = (waiting._core if isinstance(waiting, Job) else waiting)._client._link
@@ -390,7 +397,7 @@ def test_a_redis_that_goes_away_at_any_moment_of_a_wait_is_waited_for(
 def test_a_wait_gives_a_silent_redis_its_limit_once(
     own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch, kind: type[Client] | type[AsyncClient]
 ) -> None:
-    limit_s = 1.5
+    limit_s = 3.5  # and so much more is a stall
     monkeypatch.setitem(link.LIMITS, "socket_timeout", limit_s)
     with Client(own_server.url) as client:
         job = client.submit("A?")
@@ -422,7 +429,7 @@ def test_what_was_said_while_nobody_could_hear_it_is_asked_for_as_soon_as_one_li
             time.sleep(0.02)
         cut: Call[Any] = Call(("CLIENT", "KILL", "TYPE", "pubsub"), int)
         run(admin, [cut, ledger.cancel(job.id, None, 60)])
-        assert type(reading.exception(20)) is Cancelled
+        assert type(reading.exception(60)) is Cancelled
 
 
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
@@ -484,7 +491,7 @@ async def test_listening_ends_though_its_cancellation_is_lost_while_it_begins(
     monkeypatch.setattr(Connection, "_send_packed_command", send_and_cancel)
     reach = LoopLink(here.redis_url, "a-channel")
     listening = reach._listen()
-    done, _ = await asyncio.wait({asyncio.create_task(listening)}, timeout=10)
+    done, _ = await asyncio.wait({asyncio.create_task(listening)}, timeout=60)
     assert done
 
 
@@ -501,7 +508,7 @@ async def test_a_connection_that_uvloop_finds_closed_is_one_to_be_opened_again(
     monkeypatch.setattr(Connection, "_send_packed_command", send_unless_closed)
     monkeypatch.setattr(nonblocking, "RECHECK_S", 0.5)  # the job's end may be told before it is opened again
     async with AsyncClient(here.redis_url) as client:
-        assert (await asyncio.wait_for((await client.submit("A?")).wait(), 20)).text
+        assert (await asyncio.wait_for((await client.submit("A?")).wait(), 60)).text
     assert not closed
 
 
@@ -510,11 +517,11 @@ def test_a_client_that_nobody_waits_with_any_more_holds_no_thread_nor_itself(
 ) -> None:
     monkeypatch.setattr(link, "LINGER_S", 0.1)
     client = Client(here.redis_url)
-    client.submit("A?", max_output_tokens=5).wait(20)
+    client.submit("A?", max_output_tokens=5).wait(60)
     gone = threading.Event()
     weakref.finalize(client._core._link, gone.set)
     del client
-    assert gone.wait(20)
+    assert gone.wait(60)
 
 
 def test_a_wait_that_got_no_thread_leaves_the_next_one_to_be_told(
@@ -529,9 +536,9 @@ def test_a_wait_that_got_no_thread_leaves_the_next_one_to_be_told(
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", none_left)
             with pytest.raises(RuntimeError, match="can't start new thread"):
-                job.wait(20)
+                job.wait(60)
         with ThreadPoolExecutor(1) as thread:
-            waiting = thread.submit(job.wait, 20)
+            waiting = thread.submit(job.wait, 60)
             while not waiting.done() and not admin.pubsub_channels(lonely._core._channel):
                 time.sleep(0.02)
             assert job.cancel()
@@ -542,11 +549,9 @@ async def test_a_channel_on_which_nothing_is_said_stays_open_for_longer_than_an_
     here: local.Local, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(link.LIMITS, "socket_timeout", 0.2)
-    async with AsyncClient(here.redis_url, "nobody-serves-this") as lonely:
-        job, reach = await lonely.submit("A?"), lonely._link
-        async with reach.listening([job.id]) as heard:
-            assert await heard.wait(20) == [link.OPENED]
-            assert await heard.wait(1) == [], "as when it is opened again"
+    async with AsyncClient(here.redis_url, "nobody-serves-this") as lonely, lonely._link.listening(["a"]) as heard:
+        assert await heard.wait(60) == [link.OPENED]
+        assert await heard.wait(1) == [], "as when it is opened again"
 
 
 def test_a_blocking_stream_outlives_a_loop_in_which_it_was_begun() -> None:
@@ -566,7 +571,7 @@ def test_an_async_client_in_another_loop_says_so(here: local.Local) -> None:
     client = AsyncClient(here.redis_url)
 
     async def asked() -> str:
-        return (await (await client.submit("A?", max_output_tokens=5)).wait(20)).text
+        return (await (await client.submit("A?", max_output_tokens=5)).wait(60)).text
 
     with asyncio.Runner() as runner:
         runner.run(asked())
@@ -596,12 +601,12 @@ def test_an_unknown_job_says_so_whatever_it_is_asked(client: Client) -> None:
 
 def test_an_unknown_job_keeps_none_of_the_others_back(client: Client) -> None:
     unknown, job = client.job("nope"), client.submit("A?", max_output_tokens=5)
-    assert list(client.as_completed([unknown, job], 20)) == [unknown, job]
+    assert list(client.as_completed([unknown, job], 60)) == [unknown, job]
 
 
 def test_jobs_may_be_given_as_they_come_and_one_to_be_purged_by_its_id(client: Client) -> None:
     jobs = client.submit_many(["A?", "B?", "C?"], max_output_tokens=5)
-    assert {job.id for job in client.as_completed((job for job in jobs), 20)} == {job.id for job in jobs}
+    assert {job.id for job in client.as_completed((job for job in jobs), 60)} == {job.id for job in jobs}
     assert client.purge(jobs[0].id) == 1
     assert client.purge(job for job in jobs) == 2
 
@@ -612,7 +617,7 @@ def test_a_wait_that_takes_too_long_ends_and_says_whether_a_worker_is_there(here
         began = time.monotonic()
         with pytest.raises(TimeoutError, match=r"1 of 1 jobs had not ended after 0\.3 s; no worker is running"):
             job.wait(0.3)
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
         run(direct, [Ledger(Keys("nobody-serves-this")).alive("w", "v", slots=1, silence_s=60, results_s=60)])
         with pytest.raises(TimeoutError, match="they go on"):
             job.wait(0)
@@ -647,11 +652,11 @@ def test_what_a_plain_celery_app_asks_amiss_fails_its_task(
     app = Celery(broker=here.redis_url, backend=here.redis_url)
     sent = app.send_task("turnout.infer", args, kwargs, queue="standard")
     with pytest.raises(Exception, match=told):
-        sent.get(timeout=20)
+        sent.get(timeout=60)
 
 
 def test_a_plain_celery_apps_id_that_would_break_lines_is_refused(here: local.Local) -> None:
     app = Celery(broker=here.redis_url, backend=here.redis_url)
     sent = app.send_task("turnout.infer", ["A?"], task_id="two\nlines", queue="standard")
     with pytest.raises(Failed, match="task_id"):
-        sent.get(timeout=20)
+        sent.get(timeout=60)

@@ -44,7 +44,8 @@ class Here:
         self.services: dict[str, dict[str, Any]] = yaml.safe_load((self.compose / "compose.yaml").read_text())[
             "services"
         ]
-        self.ports = {name: str(process.free_port()) for name in ("redis", "simulator", "metrics")}
+        self.bound = {name: redis_server.reserved() for name in ("redis", "simulator", "metrics", "flower")}
+        self.ports = {name: str(bound.getsockname()[1]) for name, bound in self.bound.items()}
         tools = folder / "bin"
         tools.mkdir()
         (tools / "valkey-server").symlink_to(redis_server.BINARY)
@@ -116,6 +117,8 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Here]:
         for name in ("redis", "simulator", "worker"):
             stack.enter_context(here.running(name))
         yield here
+    for bound in here.bound.values():
+        bound.close()
 
 
 def test_a_producers_job_goes_through_the_services_of_compose_yaml(here: Here, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,7 +128,7 @@ def test_a_producers_job_goes_through_the_services_of_compose_yaml(here: Here, m
     monkeypatch.setenv("TURNOUT_PAYLOAD_KEYS_FILE", str(here.payload_keys))
     with Client() as client:
         job = client.submit("Say yes.", model="llama-3.3-70b")
-        assert job.wait(timeout=20).text
+        assert job.wait(timeout=60).text
         assert job.status() == "succeeded"
     assert here.client("worker").hget(f"{{turnout}}:job:{job.id}", "seal").startswith(b"2026a#")
 
@@ -159,7 +162,6 @@ def test_the_handbooks_way_to_be_admin_leads_to_the_server(here: Here) -> None:
 
 
 def test_flower_answers_with_the_role_and_configuration_of_compose_yaml(here: Here) -> None:
-    here.ports["flower"] = str(process.free_port())
     service = here.services["flower"]
     for part in ("command", "healthcheck"):
         service[part] = yaml.safe_load(yaml.safe_dump(service[part]).replace("5555", here.ports["flower"]))

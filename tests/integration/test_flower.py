@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from tests.integration.test_main_job import until
+from tests.redis_server import reserved
 from tests.tools import program
 
 from turnout import Client
@@ -37,15 +38,16 @@ class Watching:
 
     def get(self, path: str) -> str:
         try:
-            with urllib.request.urlopen(self.url + path, timeout=5) as reply:
+            with urllib.request.urlopen(self.url + path, timeout=30) as reply:
                 return str(reply.read().decode())
-        except urllib.error.URLError:
+        except OSError:
             return ""
 
 
 @pytest.fixture(scope="module")
 def watching(here: local.Local, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watching]:
-    folder, port = tmp_path_factory.mktemp("flower"), process.free_port()
+    folder, bound = tmp_path_factory.mktemp("flower"), reserved()
+    port = bound.getsockname()[1]
     log = folder / "flower.log"
     command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(folder / "flower")]
     flower = process.start(command, log, {**here.environ, "FLOWER_UNAUTHENTICATED_API": "true"})
@@ -55,16 +57,17 @@ def watching(here: local.Local, tmp_path_factory: pytest.TempPathFactory) -> Ite
         yield watching
     finally:
         process.stop(flower)
+        bound.close()
 
 
 def test_flower_shows_the_story_and_no_content(here: local.Local, watching: Watching) -> None:
     get = watching.get
     with Client(here.redis_url) as client:
         job = client.submit(f"Remember {SECRET}", model="llama-3.3-70b", metadata={"note": SECRET})
-        answer = job.wait(30)
+        answer = job.wait(60)
         refused = client.submit(f"Refuse {SECRET}", constraints={"only": ["nobody"]})
-        until(lambda: refused.status() == "failed", 20)
-    until(lambda: '"SUCCESS"' in get("/api/tasks") and '"FAILURE"' in get("/api/tasks"), 30)
+        until(lambda: refused.status() == "failed", 60)
+    until(lambda: '"SUCCESS"' in get("/api/tasks") and '"FAILURE"' in get("/api/tasks"))
     told = json.loads(get("/api/tasks"))
     shown = told[job.id]
     assert shown["name"] == "turnout.infer"
@@ -87,23 +90,25 @@ def test_flower_shows_the_story_and_no_content(here: local.Local, watching: Watc
     assert os.environ.get("REDIS_URL") is None
 
 
-def test_flower_says_that_redis_is_away_and_stops_nevertheless(here: local.Local, tmp_path: Path) -> None:
-    port, nobody, log = process.free_port(), process.free_port(), tmp_path / "flower.log"
+def test_flower_says_that_redis_is_away_and_stops_nevertheless(here: local.Local, port: int, tmp_path: Path) -> None:
+    log, nobody = tmp_path / "flower.log", reserved()
+    environ = {**here.environ, "REDIS_URL": f"redis://127.0.0.1:{nobody.getsockname()[1]}/0"}
     command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(tmp_path / "flower")]
-    flower = process.start(command, log, {**here.environ, "REDIS_URL": f"redis://127.0.0.1:{nobody}/0"})
+    flower = process.start(command, log, environ)
     try:
         process.wait_until(lambda: "Flower: " in log.read_text(), flower, log, 60)
         button = {"endpoint": "sim-swift/llama-3.3-70b", "action": "isolated", "_xsrf": "ab"}
         for form in (None, urllib.parse.urlencode(button).encode()):
             request = urllib.request.Request(f"http://127.0.0.1:{port}/providers", form, {"Cookie": "_xsrf=ab"})
             with pytest.raises(urllib.error.HTTPError) as refused:
-                urllib.request.urlopen(request, timeout=10)
+                urllib.request.urlopen(request, timeout=30)
             assert refused.value.code == 503
             assert refused.value.read().startswith(b"Redis can't be reached")
         flower.terminate()
-        assert flower.wait(10) == 0
+        assert flower.wait(60) == 0
     finally:
         process.stop(flower)
+        nobody.close()
 
 
 BROWSER = (
@@ -125,10 +130,10 @@ def test_the_pages_as_a_browser_shows_them(here: local.Local, watching: Watching
     with Client(here.redis_url) as client:
         jobs = [client.submit(f"{n}?", lane=lane) for n, lane in enumerate(["interactive", "standard", "batch"] * 3)]
         jobs.append(client.submit("?", constraints={"only": ["nobody"]}))
-        until(lambda: {job.status() for job in jobs} == {"succeeded", "failed"}, 30)
+        until(lambda: {job.status() for job in jobs} == {"succeeded", "failed"}, 60)
         results = [job.result() for job in jobs]
     ended = re.compile('"state": "(SUCCESS|FAILURE)"')
-    until(lambda: all(ended.search(watching.get(f"/api/task/info/{job.id}")) for job in jobs), 30)
+    until(lambda: all(ended.search(watching.get(f"/api/task/info/{job.id}")) for job in jobs), 60)
     tasks = looked_at(f"{watching.url}/tasks", pictures / "tasks.png")
     for job, result in zip(jobs, results, strict=True):
         assert f'title="{job.id}"' in tasks
@@ -145,9 +150,8 @@ def test_the_pages_as_a_browser_shows_them(here: local.Local, watching: Watching
 
 
 @pytest.fixture
-def guarded(here: local.Local, tmp_path: Path) -> Iterator[Guarded]:
-    port, log = process.free_port(), tmp_path / "flower.log"
-    password = tmp_path / "login"
+def guarded(here: local.Local, port: int, tmp_path: Path) -> Iterator[Guarded]:
+    log, password = tmp_path / "flower.log", tmp_path / "login"
     password.write_text("ada:lovelace\n")
     options = {"PORT": port, "DB": tmp_path / "flower", "BASIC_AUTH_FILE": password}
     environ = {f"FLOWER_{name}": str(value) for name, value in options.items()}
@@ -171,7 +175,7 @@ class Guarded:
         body = urllib.parse.urlencode(form).encode() if form else None
         request = urllib.request.Request(self._url + path, body, {**headers, "Cookie": self.cookie})
         try:
-            with urllib.request.urlopen(request, timeout=10) as reply:
+            with urllib.request.urlopen(request, timeout=30) as reply:
                 self.cookie = (reply.headers["Set-Cookie"] or self.cookie).partition(";")[0]
                 return reply.status, reply.read().decode()
         except urllib.error.HTTPError as error:
