@@ -22,7 +22,7 @@ models."llama-3.3-70b" = { input_usd_per_mtok = 0.2, output_usd_per_mtok = 0.4 }
 
 def answered(stand: Stand, job_id: str, lane: Lane) -> JobResult:
     stand.submit([job_id], constraints=RoutingConstraints(lane=lane))
-    stand.until(lambda: stand.outcomes([job_id]) == {"succeeded": 1}, 30)
+    stand.until(lambda: stand.outcomes([job_id]) == {"succeeded": 1})
     (result,) = stand.results([job_id])
     assert result is not None
     assert result.succeeded
@@ -41,7 +41,7 @@ def test_a_slow_interactive_call_is_doubled_and_the_loser_is_unsure_money(tmp_pa
         assert stopped.unsure_microusd == result.unsure_microusd > 0
         assert answer.succeeded
         assert result.failovers == 0
-        stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0, 10)
+        stand.until(lambda: stand.client.zcard(stand.ledger.keys.expiry) == 0)
         assert stand.oracle()["jobs"]["urgent"]["calls"] == 2
         money = stand.money()
         assert money["total|unsure"] == result.unsure_microusd
