@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import os
+import socket
 import stat
+import sys
 from pathlib import Path
 from urllib.parse import urlsplit
 from urllib.request import urlopen
 
 import pytest
 import redis
+from redis.backoff import ConstantBackoff
+from redis.retry import Retry
 
 from turnout.ledger import Keys, Ledger, run
 from turnout_workers import local
@@ -36,6 +40,18 @@ def test_what_it_held_is_there_when_it_is_started_again(tmp_path: Path) -> None:
     for round in range(2):
         with private_redis(tmp_path) as (url, _), redis.Redis.from_url(url) as client:
             assert client.incr("rounds") == round + 1
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a port that is bound can't be kept for a child")
+def test_its_port_is_kept_for_it_while_it_is_started_again(tmp_path: Path) -> None:
+    soon = Retry(ConstantBackoff(0.1), 600)
+    with private_redis(tmp_path) as (url, server), redis.Redis.from_url(url, retry=soon) as client:
+        server.process.kill()
+        server.process.wait(60)
+        with socket.socket() as another, pytest.raises(OSError, match="in use"):
+            another.bind(("127.0.0.1", urlsplit(url).port))
+        assert server.tend()
+        assert client.ping()
 
 
 def test_one_of_this_machine_which_may_be_too_old_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

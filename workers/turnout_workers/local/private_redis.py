@@ -15,7 +15,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from turnout_workers.local.process import Kept, StartFailed, free_port, start, stop, wait_until
+from turnout_workers.local.process import Kept, StartFailed, kept_port, start, stop, wait_until
 
 
 def find_redis() -> str:
@@ -42,16 +42,17 @@ def private_redis(folder: Path) -> Iterator[tuple[str, Kept]]:
     """
     folder.mkdir(parents=True, exist_ok=True)
     folder.chmod(0o700)
-    port, log, settings, password = free_port(), folder / "redis.log", folder / "redis.conf", secrets.token_urlsafe()
+    log, settings, password = folder / "redis.log", folder / "redis.conf", secrets.token_urlsafe()
     settings.write_text(f"requirepass {password}\n")  # no option of the command, which all users see
-    command = [find_redis(), str(settings), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
-    command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--databases", "1"]
-    server = Kept("Redis", lambda: start(command, log, on_parent_death=signal.SIGTERM))
-    try:
-        wait_until(lambda: _answers(port, password), server.process, log, limit_s=60)
-        yield f"redis://:{password}@127.0.0.1:{port}/0", server
-    finally:
-        stop(server.process)
+    with kept_port() as port:
+        command = [find_redis(), str(settings), "--bind", "127.0.0.1", "--port", str(port), "--dir", str(folder)]
+        command += ["--appendonly", "yes", "--save", "", "--maxmemory-policy", "noeviction", "--databases", "1"]
+        server = Kept("Redis", lambda: start(command, log, on_parent_death=signal.SIGTERM))
+        try:
+            wait_until(lambda: _answers(port, password), server.process, log, limit_s=60)
+            yield f"redis://:{password}@127.0.0.1:{port}/0", server
+        finally:
+            stop(server.process)
 
 
 def _answers(port: int, password: str) -> bool:

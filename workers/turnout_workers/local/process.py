@@ -6,6 +6,7 @@ kernel sees to the last (PR_SET_PDEATHSIG).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -13,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from turnout.errors import TurnoutError
@@ -99,6 +100,19 @@ def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log:
 
 def _tail(log: Path) -> str:
     return log.read_text("utf-8", "replace")[-2000:]
+
+
+@contextlib.contextmanager
+def kept_port() -> Iterator[int]:
+    """A free port of loopback, for a child that sets SO_REUSEADDR, as servers do. On Linux nobody else is given it
+    meanwhile, before the child has taken it, or while it is started again."""
+    with socket.socket() as bound:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(("127.0.0.1", 0))
+        port = int(bound.getsockname()[1])
+        if sys.platform != "linux":  # where the child could not have it either
+            bound.close()
+        yield port
 
 
 def free_port() -> int:
