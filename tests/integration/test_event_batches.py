@@ -6,9 +6,11 @@ import base64
 import json
 import signal
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
 import redis
 from celery import Celery
 from tests.chaos.events import hearing
@@ -17,7 +19,7 @@ from tests.redis_server import Server
 from tests.tcp_proxy import between
 
 from turnout.ledger import run
-from turnout_workers.monitoring.events import SLOW_S, Events
+from turnout_workers.monitoring.events import SLOW_S, Dispatcher, Events
 from turnout_workers.transport import celery_settings
 
 FLEET = """
@@ -93,6 +95,45 @@ def test_a_silent_redis_holds_the_worker_up_once_and_what_was_to_be_told_is_kept
             kept = [key for _, key in dispatcher._outbound_buffer]
             assert kept == ["worker.heartbeat"] * 20 + ["task.multi"]
             connection.collect()
+
+
+class Hub:
+    """A worker's loop, whose time the test moves."""
+
+    def __init__(self) -> None:
+        self.later: list[Callable[[], None]] = []
+
+    def call_later(self, _seconds: float, call: Callable[[], None]) -> None:
+        self.later.append(call)
+
+
+class Away:
+    """A producer that has lost its Redis."""
+
+    def publish(self, *_: Any, **__: Any) -> None:
+        raise redis.ConnectionError("away")
+
+
+def test_what_could_not_be_told_is_told_though_nothing_else_happens(
+    redis_server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Dispatcher, "of_tasks", None)
+    app, hub = Celery(events=Events), Hub()
+    app.conf.update(celery_settings(redis_server.url))
+    with app.connection_for_write() as connection, hearing(redis_server.url) as heard:
+        dispatcher: Dispatcher = app.events.Dispatcher(
+            connection, buffer_group=["task"], on_send_buffered=lambda: dispatcher.gather(hub)
+        )
+        there, dispatcher.producer = dispatcher.producer, Away()
+        dispatcher.send("task-started", uuid="a")
+        for _ in range(3):
+            hub.later.pop()()
+        dispatcher.producer = there
+        assert not heard.state.tasks
+        hub.later.pop()()
+        assert not hub.later, "nothing is left to be told"
+        dispatcher.close()
+    assert heard.state.tasks["a"].state == "STARTED"
 
 
 ONE_AT_A_TIME = """

@@ -20,6 +20,8 @@ GATHER = 500
 """Most events in one message."""
 SLOW_S, REST_S = 1.0, 10.0
 """After an event that took so long to publish, others are kept for so long."""
+AGAIN_S = 2.0
+"""How soon what was kept is published if no other event comes."""
 SERIALIZER = "turnout-events"
 
 
@@ -37,10 +39,13 @@ register(SERIALIZER, _written, None, "application/json")
 class Dispatcher(EventDispatcher):
     app: Any
     exchange: Any
+    on_send_buffered: Any
     _outbound_buffer: Any
+    _closed: bool
     serializer: Any
     of_tasks: ClassVar[Dispatcher | None] = None
     """The worker's own, which gathers."""
+    _hub: Any = None
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **{**options, "buffer_limit": GATHER})
@@ -65,20 +70,34 @@ class Dispatcher(EventDispatcher):
 
     def gather(self, hub: Any) -> None:
         """An event was kept: have all that come within a moment published together."""
+        self._hub = hub
+        self._tell_in(GATHER_S)
+
+    def extend_buffer(self, other: Any) -> None:
+        super().extend_buffer(other)
+        if self.on_send_buffered is not None:  # what can't be published now is to be later
+            self.on_send_buffered()
+
+    def _tell_in(self, seconds: float) -> None:
         if not self._gathering:
             self._gathering = True
-            hub.call_later(GATHER_S, self._gathered)
+            self._hub.call_later(seconds, self._gathered)
 
     def _gathered(self) -> None:
         self._gathering = False
-        with contextlib.suppress(RedisError, OSError):  # they stay here, and go with the next ones
+        self._tell()
+
+    def _tell(self) -> None:
+        with contextlib.suppress(RedisError, OSError):  # they stay here
             self.flush()
+        if self._outbound_buffer and self._hub is not None and not self._closed:
+            self._tell_in(AGAIN_S)
 
     @classmethod
     def tell_now(cls) -> None:
         """Publish what the worker has gathered."""
         if cls.of_tasks is not None:
-            cls.of_tasks._gathered()
+            cls.of_tasks._tell()
 
     def close(self) -> None:
         """The last events of a stopping worker, if Redis is there, and the end.
