@@ -57,7 +57,7 @@ def faults(stand: Stand, ids: Sequence[str], places: Sequence[str]) -> list[str]
     told = []
     if outcomes.get("succeeded", 0) + len(poison) != len(ids) or stand.settled() != len(ids):
         told.append(f"of {len(ids)} jobs: {outcomes}, {stand.settled()} settlements")
-    calls, due = sum(stand.untold_calls(ids)), sum(PLACES[place] for place in places)
+    calls, due = sum(stand.untold_calls()), sum(PLACES[place] for place in places)
     if calls > due or calls < (0 if "during_call" in places else due):
         told.append(f"{calls} calls were cut off, where {due} were due")
     return told + stand.money_faults()

@@ -90,7 +90,7 @@ def _broken(stand: Stand, ids: list[str], untold: int = 0) -> list[str]:
     told = []
     if (outcomes := stand.outcomes(ids)) != {"succeeded": len(ids)} or stand.settled() != len(ids):
         told.append(f"of {len(ids)} jobs: {outcomes}, {stand.settled()} settlements")
-    if (most := max(stand.untold_calls(ids))) > untold:
+    if (most := max(stand.untold_calls())) > untold:
         told.append(f"a job was called for {most} times more than it tells")
     return told
 

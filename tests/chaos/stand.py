@@ -121,11 +121,12 @@ class Stand(Fleet):
     def results(self, ids: Sequence[str]) -> list[JobResult | None]:
         return run(self.client, [self.ledger.result(i) for i in ids])
 
-    def untold_calls(self, ids: Sequence[str]) -> list[int]:
-        """Of each job that has settled: how many calls the oracle knows of, and its attempts do not. They tell of one
-        that was cut short because the providers stood still; perhaps it had not reached them."""
-        jobs, ended = self.oracle()["jobs"], zip(ids, self.results(ids), strict=True)
-        return [max(0, jobs.get(i, {"calls": 0})["calls"] - len(result.attempts)) for i, result in ended if result]
+    def untold_calls(self) -> list[int]:
+        """Of each job that was called for: how many calls the oracle knows of, and its attempts do not. They tell of
+        one that was cut short because the providers stood still; perhaps it had not reached them."""
+        calls = {job_id: job["calls"] for job_id, job in self.oracle()["jobs"].items()}
+        ended = zip(calls.values(), self.results(list(calls)), strict=True)
+        return [max(0, made - len(result.attempts if result else ())) for made, result in ended]
 
     def poisoned(self, ids: Sequence[str]) -> list[str]:
         """Jobs that three workers held when they died, and that were given up for it."""

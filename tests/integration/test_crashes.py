@@ -49,7 +49,7 @@ def test_a_stop_in_order_lets_calls_end_and_leaves_the_rest_to_others(tmp_path: 
         stand.start_worker()
         stand.until(lambda: stand.settled() == len(IDS))
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
-        assert set(stand.untold_calls(IDS)) == {0}
+        assert set(stand.untold_calls()) == {0}
 
 
 def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
