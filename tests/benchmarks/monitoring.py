@@ -49,33 +49,34 @@ def scraped(port: int) -> Iterator[None]:
 
 @contextmanager
 def flower(stand: Stand) -> Iterator[None]:
-    port, log = process.free_port(), stand.folder / "flower.log"
+    log = stand.folder / "flower.log"
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(stand.folder / "flower")]
-    environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
-    child = process.start(command, log, environ | {"FLOWER_UNAUTHENTICATED_API": "true"})
-    try:
-        process.wait_until(lambda: stand.client.pubsub_numpat() > 0, child, log, 60)
-        yield
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/tasks?limit=1", timeout=60) as reply:
-            assert b"turnout.infer" in reply.read(), "Flower has heard of no task"
-    finally:
-        process.stop(child)
+    environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config), "FLOWER_UNAUTHENTICATED_API": "true"}
+    with process.kept_port() as port:
+        command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(stand.folder / "flower")]
+        child = process.start(command, log, environ)
+        try:
+            process.wait_until(lambda: stand.client.pubsub_numpat() > 0, child, log, 60)
+            yield
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/tasks?limit=1", timeout=60) as reply:
+                assert b"turnout.infer" in reply.read(), "Flower has heard of no task"
+        finally:
+            process.stop(child)
 
 
 def watched(stand: Stand, jobs: int, events: bool, rest: bool) -> Pace:
     text = stand.config.read_text()
     stand.config.write_text(text.replace(f"task_events = {str(not events).lower()}", f"task_events = {events}".lower()))
-    port = process.free_port()
     os.environ["TURNOUT_LOG_LEVEL"] = "info" if rest else "warning"
-    if rest:
-        os.environ |= {"TURNOUT_METRICS_PORT": str(port), "TURNOUT_LOG_FORMAT": "json"}
-    try:
-        with flower(stand) if events else nullcontext(), scraped(port) if rest else nullcontext():
-            return turnout(stand, jobs)
-    finally:
-        for name in ("TURNOUT_METRICS_PORT", "TURNOUT_LOG_FORMAT", "TURNOUT_LOG_LEVEL"):
-            os.environ.pop(name, None)
+    with process.kept_port() as port:
+        if rest:
+            os.environ |= {"TURNOUT_METRICS_PORT": str(port), "TURNOUT_LOG_FORMAT": "json"}
+        try:
+            with flower(stand) if events else nullcontext(), scraped(port) if rest else nullcontext():
+                return turnout(stand, jobs)
+        finally:
+            for name in ("TURNOUT_METRICS_PORT", "TURNOUT_LOG_FORMAT", "TURNOUT_LOG_LEVEL"):
+                os.environ.pop(name, None)
 
 
 def main() -> None:

@@ -17,7 +17,6 @@ import aiohttp
 import pytest
 
 from turnout_workers.config import Source, load
-from turnout_workers.local.process import free_port
 from turnout_workers.simulator import Fault, Scenario, exchange, server
 from turnout_workers.simulator.server import Simulator
 
@@ -240,9 +239,11 @@ def start(command: list[str]) -> None:
         assert process.wait(60) == 0
 
 
-def test_what_was_added_to_the_configuration_of_a_fleet_stays_when_it_is_started_again(tmp_path: Path) -> None:
+def test_what_was_added_to_the_configuration_of_a_fleet_stays_when_it_is_started_again(
+    tmp_path: Path, port: int
+) -> None:
     written = tmp_path / "turnout.toml"
-    command = [*COMMAND, "--port", str(free_port()), "--toml", str(written)]
+    command = [*COMMAND, "--port", str(port), "--toml", str(written)]
     start(command)
     written.write_text(edited := written.read_text() + "\n[ceilings.total]\nper_day_usd = 5.0\n")
     start(command)

@@ -113,9 +113,3 @@ def kept_port() -> Iterator[int]:
         if sys.platform != "linux":  # where the child could not have it either
             bound.close()
         yield port
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
