@@ -270,8 +270,9 @@ def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone_and_is_not_p
 ) -> None:
     bench.write(*({"prompt": f"q{n}"} for n in range(3)))
     bench.stop_after(0)
-    id, key = bench.queued()[1], bench.ledger.keys.result
+    ids, key = bench.queued(), bench.ledger.keys.result
     bench.work()
+    id = ids[bench.asked.index("q1")]
     kept = bench.client.get(key(id))
     bench.client.set(key(id), kept.replace(b'"provider":"p"', b'"provider":["p"]'))
     assert bench.feed().failed == 1
