@@ -33,6 +33,9 @@ TLS = re.compile(
 """Options that redis-py and Celery both read, and alike."""
 LASTING: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
 """What keeps idle connections open, as redis-py does by itself from release 8 on."""
+UNANSWERED = (redis.TimeoutError, redis.sentinel.MasterNotFoundError, redis.asyncio.sentinel.MasterNotFoundError)
+"""What takes its time to tell that Redis is silent, where the loss of a connection is seen at once. So what waits for
+such a call fails with it, rather than wait as long after it."""
 CLUSTER = "runs in cluster mode, where no job can be accepted; use a single server, with replicas or without"
 
 

@@ -10,12 +10,14 @@ import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 import pytest
 import redis
+import redis.asyncio
 from celery import Celery
 from pydantic import BaseModel, ValidationError, create_model
 from redis.asyncio import Connection
@@ -28,6 +30,7 @@ from turnout.client.blocking import _each
 from turnout.client.link import LoopLink, ThreadLink
 from turnout.client.submission import Options, job_id, new_job
 from turnout.ledger import Call, Keys, Ledger, run
+from turnout.ledger.sending import MAX_BATCH
 from turnout.messages import ResponseFormat
 from turnout.request import InferenceResponse
 from turnout_workers import local
@@ -393,22 +396,42 @@ def test_a_redis_that_goes_away_at_any_moment_of_a_wait_is_waited_for(
         read(waiting)
 
 
+@contextmanager
+def silent(server: redis_server.Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """While the block runs, Redis answers nothing. The block is to be over before it could have its limit twice."""
+    limit_s = 3.5  # and so much more is a stall
+    monkeypatch.setitem(link.LIMITS, "socket_timeout", limit_s)
+    server.proc.send_signal(signal.SIGSTOP)
+    began = time.monotonic()
+    try:
+        yield
+        assert time.monotonic() - began < 2 * limit_s
+    finally:
+        server.proc.send_signal(signal.SIGCONT)
+
+
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_a_wait_gives_a_silent_redis_its_limit_once(
     own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch, kind: type[Client] | type[AsyncClient]
 ) -> None:
-    limit_s = 3.5  # and so much more is a stall
-    monkeypatch.setitem(link.LIMITS, "socket_timeout", limit_s)
     with Client(own_server.url) as client:
         job = client.submit("A?")
-        own_server.proc.send_signal(signal.SIGSTOP)
-        began = time.monotonic()
-        try:
-            with pytest.raises(redis.TimeoutError):
-                wait(kind(own_server.url).job(job.id))
-            assert time.monotonic() - began < 2 * limit_s
-        finally:
-            own_server.proc.send_signal(signal.SIGCONT)
+    with silent(own_server, monkeypatch), pytest.raises(redis.TimeoutError):
+        wait(kind(own_server.url).job(job.id))
+
+
+async def test_however_many_coroutines_ask_at_once_a_silent_redis_has_its_limit_once(
+    own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And what was never sent is no job later."""
+    with silent(own_server, monkeypatch):
+        async with AsyncClient(own_server.url) as client:
+            asked = (client.submit("A?") for _ in range(3 * MAX_BATCH))
+            told = await asyncio.gather(*asked, return_exceptions=True)
+    assert {type(one) for one in told} == {redis.TimeoutError}
+    async with AsyncClient(own_server.url) as client, redis.asyncio.Redis.from_url(own_server.url) as admin:
+        await client.submit("B?")
+        assert int(await admin.hget(Keys().counts, "accepted")) <= MAX_BATCH + 1
 
 
 @pytest.mark.parametrize("read", [wait, stream])

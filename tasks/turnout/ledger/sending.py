@@ -21,6 +21,7 @@ import redis.asyncio
 from redis.exceptions import DataError, NoScriptError
 
 from turnout.ledger.script import Call, Script
+from turnout.redis_address import UNANSWERED
 from turnout.uncut import cancel_later
 
 T = TypeVar("T")
@@ -117,8 +118,19 @@ class _Parcel:
 
     calls: Sequence[Call[Any]]
     answered: asyncio.Future[None]
+    whole: bool = False
     replies: Sequence[Any] = ()
     """One for each call, once they are there."""
+
+    @property
+    def forsaken(self) -> bool:
+        """Nobody waits for it any more. A `whole` one is only between two futures."""
+        return self.answered.cancelled() and not self.whole
+
+    def give(self, replies: Sequence[Any]) -> None:
+        self.replies = replies
+        if not self.answered.done():
+            self.answered.set_result(None)
 
 
 class Coalescer:
@@ -127,8 +139,10 @@ class Coalescer:
     A coroutine's calls run in the order in which it awaits them, those of `all` in that in which they are given, but
     for those of a script that Redis doesn't know yet.
 
-    The command of a caller that is cancelled runs to its end all the same; only one that asked for the `whole` gets the
-    reply.
+    Of a caller that is cancelled, what is still queued is not sent, and what was sent runs to its end all the same. One
+    that asked for the `whole` has it sent, and gets the reply.
+
+    What is queued when Redis leaves a round trip unanswered fails with it.
     """
 
     def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined, flights: int = 1) -> None:
@@ -148,7 +162,7 @@ class Coalescer:
     async def whole(self, call: Call[T]) -> T:
         """A call whose outcome must be known: if its caller is cancelled meanwhile it still gets the reply, and is
         cancelled where it waits next."""
-        parcel, cut = self._queued(call), False
+        parcel, cut = self._queued(call, whole=True), False
         while not parcel.replies:
             try:
                 await parcel.answered
@@ -159,16 +173,19 @@ class Coalescer:
         return call.read(parcel.replies[0])
 
     async def all(self, *calls: Call[T]) -> list[T]:
-        """Several calls, in this order and with as few round trips; raises the first error after all were sent."""
+        """Several calls, in this order and with as few round trips; raises the first error after all were sent, but at
+        once where Redis leaves them unanswered."""
         replies: list[Any] = []
         for start in range(0, len(calls), MAX_BATCH):
             parcel = self._queued(*calls[start : start + MAX_BATCH])
             await parcel.answered
+            if isinstance(error := parcel.replies[0], UNANSWERED):
+                raise error
             replies += parcel.replies
         return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
 
-    def _queued(self, *calls: Call[Any]) -> _Parcel:
-        parcel = _Parcel(calls, asyncio.get_running_loop().create_future())
+    def _queued(self, *calls: Call[Any], whole: bool = False) -> _Parcel:
+        parcel = _Parcel(calls, asyncio.get_running_loop().create_future(), whole)
         self._queue.append(parcel)
         if len(self._flights) < self._most:
             self._flights.add(asyncio.create_task(self._fly()))
@@ -181,13 +198,12 @@ class Coalescer:
             while self._queue:
                 parcels, calls = list[_Parcel](), list[Call[Any]]()
                 while self._queue and len(calls) < MAX_BATCH:
-                    parcels.append(parcel := self._queue.popleft())
-                    calls += parcel.calls
-                replies = iter(await self._told(calls))
+                    if not (parcel := self._queue.popleft()).forsaken:
+                        parcels.append(parcel)
+                        calls += parcel.calls
+                replies = iter(await self._told(calls) if calls else ())
                 for parcel in parcels:
-                    parcel.replies = list(islice(replies, len(parcel.calls)))
-                    if not parcel.answered.done():
-                        parcel.answered.set_result(None)
+                    parcel.give([*islice(replies, len(parcel.calls))])
         finally:
             self._flights.discard(asyncio.current_task())
 
@@ -200,6 +216,9 @@ class Coalescer:
         except Exception as error:
             # A copy for each: one error raised in all callers would collect the frames of all of them, and
             # Celery, which clears the frames of a failed task's error, would close coroutines that go on.
+            while self._queue and isinstance(error, UNANSWERED):
+                parcel = self._queue.popleft()
+                parcel.give([copy(error) for _ in parcel.calls])
             return [copy(error) for _ in calls]
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:

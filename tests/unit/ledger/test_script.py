@@ -26,7 +26,7 @@ from turnout.ledger import Claimed, Coalescer, Facts, Intake, Ledger, run
 from turnout.ledger.job import Enqueued
 from turnout.ledger.script import Call, Script
 from turnout.ledger.sending import MAX_BATCH, Exchange, pipelined
-from turnout.redis_address import connect_async
+from turnout.redis_address import UNANSWERED, connect_async
 from turnout.request import MOST, InferenceRequest
 from turnout.result import JobStatus
 from turnout_workers.state import exchange as redis_exchange
@@ -147,6 +147,70 @@ async def test_while_redis_has_a_batch_the_next_is_sent_and_what_belongs_togethe
     assert await asyncio.gather(*together) == [[f"{word}{number}" for number in range(100)] for word in "abc"]
     assert await late == "d0"
     assert sent == [200, 100, 1]
+
+
+@pytest.mark.parametrize("error", UNANSWERED)
+async def test_what_waits_behind_a_call_that_redis_leaves_unanswered_fails_with_it(error: type[Exception]) -> None:
+    """Else each batch would wait for as long as the one before it, and calls would end only after all of these."""
+    sent, waiting = list[int](), asyncio.Event()
+
+    async def exchange(_client: object, commands: Sequence[Any]) -> list[Any]:
+        sent.append(len(commands))
+        await waiting.wait()
+        raise error("no answer")
+
+    send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
+    calls = [Call((str(number),), str) for number in range(3 * MAX_BATCH)]
+    asked = [asyncio.create_task(send(call)) for call in calls]
+    asked.append(asyncio.create_task(send.whole(calls[0])))
+    asked.append(asyncio.create_task(send.all(*calls)))  # type: ignore[arg-type]
+    while not sent:
+        await asyncio.sleep(0)
+    waiting.set()
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert [type(one) for one in told] == [error] * len(asked)
+    assert len({id(one) for one in told}) == len(asked), "to each its own"
+    assert sent == [MAX_BATCH]
+    with pytest.raises(error):
+        await send(calls[0])
+    assert sent == [MAX_BATCH, 1], "what comes later is sent"
+
+
+async def test_what_waits_behind_a_call_whose_connection_was_lost_goes_by_the_next() -> None:
+    answers = iter([redis.ConnectionError("lost"), ["0"] * MAX_BATCH])
+
+    async def exchange(_client: object, _commands: object) -> list[Any]:
+        if isinstance(answer := next(answers), Exception):
+            raise answer
+        return answer
+
+    send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
+    told = await asyncio.gather(*(send(Call(("0",), str)) for _ in range(2 * MAX_BATCH)), return_exceptions=True)
+    assert [type(one) for one in told] == [redis.ConnectionError] * MAX_BATCH + [str] * MAX_BATCH
+
+
+async def test_of_those_that_are_cancelled_before_they_are_sent_only_a_call_whose_outcome_must_be_known_is_sent() -> (
+    None
+):
+    sent, go_on = list[str](), asyncio.Event()
+
+    async def exchange(_client: object, commands: Sequence[Any]) -> list[Any]:
+        names = [name for (name,) in commands]
+        sent.extend(names)
+        await go_on.wait()
+        return names
+
+    send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
+    under_way = asyncio.create_task(send(Call(("under way",), str)))
+    while not sent:
+        await asyncio.sleep(0)
+    left, kept = (asyncio.create_task(ask(Call((name,), str))) for ask, name in ((send, "left"), (send.whole, "kept")))
+    await asyncio.sleep(0)
+    go_on.set()  # so that the next are chosen before either has woken
+    left.cancel()
+    kept.cancel()
+    await asyncio.gather(under_way, left, kept, return_exceptions=True)
+    assert sent == ["under way", "kept"]
 
 
 async def test_very_many_calls_go_one_part_after_the_other() -> None:
