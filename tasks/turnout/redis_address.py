@@ -134,8 +134,7 @@ def connect(url: str, **options: Any) -> redis.Redis:
     """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
     options = LASTING | options
     if (found := sentinels(url)) is None:
-        # Threads that find all connections in use wait for one; redis-py's default pool would raise at the hundredth.
-        client = redis.Redis.from_pool(redis.BlockingConnectionPool.from_url(url, **options))
+        client = redis.Redis.from_url(url, **options)
     else:
         client = found.primary(redis.sentinel.Sentinel, redis.retry.Retry(NoBackoff(), 0), options)
     follow(client.connection_pool)

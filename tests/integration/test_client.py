@@ -434,6 +434,19 @@ async def test_however_many_coroutines_ask_at_once_a_silent_redis_has_its_limit_
         assert int(await admin.hget(Keys().counts, "accepted")) <= MAX_BATCH + 1
 
 
+def test_however_many_threads_ask_at_once_a_silent_redis_has_its_limit_once(
+    own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    count = 3 * link.CONNECTIONS
+    with ThreadPoolExecutor(count) as threads:
+        with silent(own_server, monkeypatch):
+            client = Client(own_server.url)
+            told = [each.exception() for each in [threads.submit(client.submit, "A?") for _ in range(count)]]
+        assert {type(one) for one in told} == {redis.TimeoutError}
+        assert client.submit("B?")
+        client.close()
+
+
 @pytest.mark.parametrize("read", [wait, stream])
 @pytest.mark.parametrize("kind", [Client, AsyncClient])
 def test_what_was_said_while_nobody_could_hear_it_is_asked_for_as_soon_as_one_listens_again(

@@ -8,15 +8,18 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import pytest
 import redis
 from tests import redis_server
 from tests.chaos.stand import LEASE_S, Stand, standing
 from tests.integration.test_crashes import FLEET
 
 from turnout import AsyncClient, Client
+from turnout.client import link
 from turnout.redis_address import connect
 from turnout_workers.local import process
 
@@ -125,6 +128,17 @@ async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: P
         )
         assert json.loads(told.stdout)
         assert stand.client.connection_pool.get_master_address() == ("127.0.0.1", here.replica.port)
+
+
+def test_threads_share_the_connections_and_wait_for_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(link.LIMITS, "socket_timeout", 60)
+    count = 3 * link.CONNECTIONS
+    with watched(tmp_path) as (stand, here), Client(here.url) as client, ThreadPoolExecutor(count) as threads:
+        stand.client.client_pause(30_000, all=False)
+        asked = [threads.submit(client.submit, "A?") for _ in range(count)]
+        stand.until(lambda: stand.client.info("clients")["blocked_clients"] >= link.CONNECTIONS, 30)
+        stand.client.client_unpause()
+        assert len({each.result().id for each in asked}) == count
 
 
 def test_a_primary_that_hangs_and_comes_back_as_a_replica_takes_no_more_writes(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, run
-from turnout.redis_address import connect, connect_async, takes_no_writes
+from turnout.redis_address import UNANSWERED, connect, connect_async, takes_no_writes
 
 T = TypeVar("T")
 
@@ -36,6 +36,8 @@ LIMITS: dict[str, Any] = {"socket_timeout": 5, "socket_connect_timeout": 5}
 AGAIN: Any = (NoBackoff(), 1, (redis.ConnectionError,))
 """A connection may have died since its last use, or its server become a replica, and only the next use shows it. So
 each request is made once more, which is safe for all that a client asks."""
+CONNECTIONS = 50
+"""Most that the threads of a process ask by at a time; all others wait. redis-py's pools hold more."""
 AGAIN_S = 0.2
 """Between two tries to reach Redis."""
 LINGER_S = 5.0
@@ -201,11 +203,25 @@ class ThreadLink:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._wanted_at = 0.0
+        self._free = threading.Semaphore(CONNECTIONS)
+        self._unanswered_at = 0.0
 
     async def ask(self, *calls: Call[T]) -> list[T]:
+        """Whoever waits for a connection while Redis leaves a call unanswered fails with it, as in a Coalescer."""
         if self._closed:
             raise RuntimeError(CLOSED)
-        return run(self._redis, calls)
+        free, came_at, limit_s = self._free, time.monotonic(), LIMITS["socket_timeout"]
+        if not free.acquire(timeout=limit_s):
+            raise redis.TimeoutError(f"all {CONNECTIONS} connections to Redis were in use for {limit_s:g} s")
+        try:
+            if self._unanswered_at > came_at:
+                raise redis.TimeoutError("Redis gave no answer to those who had all connections")
+            return run(self._redis, calls)
+        except UNANSWERED:
+            self._unanswered_at = time.monotonic()
+            raise
+        finally:
+            free.release()
 
     async def rest(self) -> None:
         time.sleep(AGAIN_S)  # noqa: ASYNC251  (there is no loop)
