@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ctypes
 import os
 import signal
 import threading
@@ -88,8 +89,9 @@ def test_an_empty_key_is_refused_for_it_would_make_all_jobs_one(client: Client) 
         client.submit_many(["A?"], idempotency_key="")
 
 
-def test_a_fork_hears_of_its_jobs_whatever_threads_its_parent_had(
-    here: local.Local, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("fork", [os.fork, ctypes.PyDLL(None).fork], ids=["gunicorn", "uWSGI, in C"])
+def test_a_fork_hears_of_its_jobs_by_itself_whatever_threads_its_parent_had(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch, fork: Callable[[], int]
 ) -> None:
     """As under gunicorn with `--preload`: the thread that listens stays behind in the parent."""
     monkeypatch.setattr(nonblocking, "RECHECK_S", 60)  # nobody asks by himself
@@ -100,8 +102,9 @@ def test_a_fork_hears_of_its_jobs_whatever_threads_its_parent_had(
             job.wait(0.2)  # now a thread listens
         reach = lonely._core._link
         assert isinstance(reach, ThreadLink)
-        with reach._lock:  # as that thread has it now and then
-            if not (child := os.fork()):
+        with reach._threads.lock:  # as that thread has it now and then
+            if not (child := fork()):
+                signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(60)
                 try:
                     job.wait(60)
@@ -109,8 +112,11 @@ def test_a_fork_hears_of_its_jobs_whatever_threads_its_parent_had(
                     os._exit(0)
                 finally:
                     os._exit(1)
-        while admin.pubsub_numsub(reach.channel)[0][1] < 2:
+        ends_at = time.monotonic() + 60
+        while len(channels := admin.pubsub_channels(reach.channel.removesuffix(str(os.getpid())) + "*")) < 2:
+            assert time.monotonic() < ends_at
             time.sleep(0.05)
+        assert [count for _, count in admin.pubsub_numsub(*channels)] == [1, 1], "nobody reads another's streams"
         assert job.cancel()
         assert os.waitpid(child, 0)[1] == 0
 
@@ -575,7 +581,7 @@ def test_a_wait_that_got_no_thread_leaves_the_next_one_to_be_told(
                 job.wait(60)
         with ThreadPoolExecutor(1) as thread:
             waiting = thread.submit(job.wait, 60)
-            while not waiting.done() and not admin.pubsub_channels(lonely._core._channel):
+            while not waiting.done() and not admin.pubsub_channels(lonely._core._link.channel):
                 time.sleep(0.02)
             assert job.cancel()
             assert type(waiting.exception()) is Cancelled

@@ -1,5 +1,8 @@
 """How a client reaches Redis: it asks, and it listens on one channel of its own. For threads, and for asyncio.
 
+A fork of a process that has a client gets a channel of its own, and begins without its threads. It is known by its own
+number alone, because uWSGI forks in C, without a word to Python or its `os.register_at_fork`.
+
 Each word on the channel is the id of a job that has settled, or `+` and the id of a job whose answer has grown. Words
 can be lost with the connection, so whoever waits asks again whenever the channel has been opened, and now and then.
 Waiting goes on while Redis is away for a moment, as in a restart or a failover.
@@ -17,7 +20,6 @@ import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterable
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 import redis
 import redis.asyncio
@@ -107,11 +109,22 @@ class LoopHeard(asyncio.Queue[str]):
         return words
 
 
-class LoopLink:
+class _Inbox:
+    """What both links are: a name, from which each process has a channel of its own."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    @property
+    def channel(self) -> str:
+        return f"{self._name}:{os.getpid()}"
+
+
+class LoopLink(_Inbox):
     """For the coroutines of a loop: what they ask for at once shares a round trip, and one task listens for all."""
 
-    def __init__(self, url: str, channel: str) -> None:
-        self.channel = channel
+    def __init__(self, url: str, inbox: str) -> None:
+        super().__init__(inbox)
         self._redis = connect_async(url, retry=redis.asyncio.retry.Retry(*AGAIN), **LIMITS)
         self._call = Coalescer(self._redis)
         self._listeners = _Listeners(set)
@@ -187,98 +200,96 @@ class ThreadHeard(queue.SimpleQueue[str]):
         return words
 
 
-class ThreadLink:
+class _Threads:
+    """What the threads of one process share. A fork has none of its parent's threads: neither those that listen, nor
+    those that would let go of a lock, or of a connection."""
+
+    def __init__(self) -> None:
+        self.listeners = _Listeners(set)
+        self.lock = threading.Lock()
+        self.listening: threading.Thread | None = None
+        self.wanted_at = 0.0
+        self.free = threading.Semaphore(CONNECTIONS)
+        self.unanswered_at = 0.0
+
+
+class ThreadLink(_Inbox):
     """The same for the threads of a process. No coroutine here ever waits for a loop: it blocks, see `at_once`."""
 
-    def __init__(self, url: str, channel: str) -> None:
-        self.channel = channel
+    def __init__(self, url: str, inbox: str) -> None:
+        super().__init__(inbox)
         self._redis = connect(url, retry=redis.retry.Retry(*AGAIN), **LIMITS)
         self._closed = False
-        self.begin()
-        _thread_links.add(self)
+        self._by_process: dict[int, _Threads] = {}
 
-    def begin(self) -> None:
-        """Begin with no listeners."""
-        self._listeners = _Listeners(set)
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
-        self._wanted_at = 0.0
-        self._free = threading.Semaphore(CONNECTIONS)
-        self._unanswered_at = 0.0
+    @property
+    def _threads(self) -> _Threads:
+        """All threads get the same, also where several are the first."""
+        pid = os.getpid()
+        return self._by_process.get(pid) or self._by_process.setdefault(pid, _Threads())
 
     async def ask(self, *calls: Call[T]) -> list[T]:
         """Whoever waits for a connection while Redis leaves a call unanswered fails with it, as in a Coalescer."""
         if self._closed:
             raise RuntimeError(CLOSED)
-        free, came_at, limit_s = self._free, time.monotonic(), LIMITS["socket_timeout"]
-        if not free.acquire(timeout=limit_s):
+        own, came_at, limit_s = self._threads, time.monotonic(), LIMITS["socket_timeout"]
+        if not own.free.acquire(timeout=limit_s):
             raise redis.TimeoutError(f"all {CONNECTIONS} connections to Redis were in use for {limit_s:g} s")
         try:
-            if self._unanswered_at > came_at:
+            if own.unanswered_at > came_at:
                 raise redis.TimeoutError("Redis gave no answer to those who had all connections")
             return run(self._redis, calls)
         except UNANSWERED:
-            self._unanswered_at = time.monotonic()
+            own.unanswered_at = time.monotonic()
             raise
         finally:
-            free.release()
+            own.free.release()
 
     async def rest(self) -> None:
         time.sleep(AGAIN_S)  # noqa: ASYNC251  (there is no loop)
 
     async def close(self) -> None:
         self._closed = True
-        if (thread := self._thread) is not None:
+        if (thread := self._threads.listening) is not None:
             thread.join(2)
         self._redis.close()
 
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[ThreadHeard]:
-        heard, words = ThreadHeard(), tuple(words)
+        heard, words, own = ThreadHeard(), tuple(words), self._threads
         try:
-            with self._lock:
-                self._listeners.add(heard, words)
-                if self._thread is None and not self._closed:
+            with own.lock:
+                own.listeners.add(heard, words)
+                if own.listening is None and not self._closed:
                     thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
                     thread.start()  # which may fail; it does nothing before the lock is free
-                    self._thread = thread
+                    own.listening = thread
             yield heard
         finally:
-            with self._lock:
-                self._listeners.remove(heard, words)
+            own = self._threads  # another's, if it was forked meanwhile
+            with own.lock:
+                own.listeners.remove(heard, words)
 
     def _listen(self) -> None:
-        while self._goes_on():
+        own = self._threads
+        while self._goes_on(own):
             try:
                 with self._redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
                     pubsub.subscribe(self.channel)
-                    while self._goes_on():
+                    while self._goes_on(own):
                         if (message := pubsub.get_message(timeout=0.25)) is not None:
-                            with self._lock:
-                                self._listeners.tell(message)
+                            with own.lock:
+                                own.listeners.tell(message)
                     return
             except (RedisError, OSError):
                 time.sleep(AGAIN_S)
 
-    def _goes_on(self) -> bool:
-        with self._lock:
+    def _goes_on(self, own: _Threads) -> bool:
+        with own.lock:
             now = time.monotonic()
-            if self._listeners:
-                self._wanted_at = now
-            if self._closed or now - self._wanted_at > LINGER_S:
-                self._thread = None  # whoever waits next starts another
+            if own.listeners:
+                own.wanted_at = now
+            if self._closed or now - own.wanted_at > LINGER_S:
+                own.listening = None  # whoever waits next starts another
                 return False
             return True
-
-
-_thread_links: WeakSet[ThreadLink] = WeakSet()
-
-
-def _forked() -> None:
-    """A fork has no threads of its parent's: neither those that listen, nor those that would let go of a lock."""
-    for link in _thread_links:
-        link.begin()
-
-
-if hasattr(os, "register_at_fork"):  # Windows has no forks
-    os.register_at_fork(after_in_child=_forked)

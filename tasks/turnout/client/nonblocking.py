@@ -38,9 +38,8 @@ class AsyncClient:
         """See `Client`."""
         namespace = namespace or os.environ.get("TURNOUT_NAMESPACE") or "turnout"
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
-        self._channel = self._ledger.keys.inbox(uuid4().hex)
         try:
-            self._link = self._reach(checked(redis_url(url)), self._channel)
+            self._link = self._reach(checked(redis_url(url)), self._ledger.keys.inbox(uuid4().hex))
         except ValueError as error:
             raise ValueError(f"{'url' if url else 'REDIS_URL'} {error}") from None
         self._max_chars = max_request_chars
@@ -129,8 +128,8 @@ class AsyncClient:
     async def _settled(self, job_ids: Iterable[str], pieces: bool = False) -> list[str]:
         """Those that have settled, or are gone. The channel tells of the others, with `pieces` also of each piece of an
         answer."""
-        job_ids = list(job_ids)
-        states = await self._link.ask(*(self._ledger.watch(job_id, self._channel, pieces) for job_id in job_ids))
+        job_ids, channel = list(job_ids), self._link.channel
+        states = await self._link.ask(*(self._ledger.watch(job_id, channel, pieces) for job_id in job_ids))
         return [job_id for job_id, state in zip(job_ids, states, strict=True) if state not in LIVE]
 
 

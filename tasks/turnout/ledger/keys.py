@@ -41,7 +41,7 @@ class Keys:
         self.counts = own + "counts"  # hash: jobs accepted and settled, by outcome
         self.retention = own + "retention"  # string: how long (ms) workers keep results, for those who cancel jobs
         self.intake = own + "intake"  # string: there while no new job is accepted, for want of memory
-        self.inbox = f"{own}inbox:".__add__  # channel, by client: the jobs that it watches, see `client/link.py`
+        self.inbox = f"{own}inbox:".__add__  # channel, by client and process: the jobs it watches, see `client/link.py`
 
         # By batch; `batch_lines` and `batch_input`, below, are lists.
         self.done = f"{own}done:".__add__  # list: its settled jobs, to be written out by `turnout run`
