@@ -624,6 +624,29 @@ def test_an_async_client_in_another_loop_says_so(here: local.Local) -> None:
         runner.run(client.aclose())
 
 
+def test_a_wait_refused_in_another_loop_leaves_those_of_its_own_to_be_told(
+    here: local.Local, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nonblocking, "RECHECK_S", 600)
+    client = AsyncClient(here.redis_url, "nobody-serves-this")
+
+    async def told(job: AsyncJob) -> None:
+        waiting = asyncio.create_task(job.wait(60))
+        async with redis.asyncio.Redis.from_url(here.redis_url) as admin:
+            while not await admin.pubsub_channels(client._link.channel) and not waiting.done():
+                await asyncio.sleep(0.02)
+        assert await job.cancel()
+        with pytest.raises(Cancelled):
+            await waiting
+
+    with asyncio.Runner() as own, asyncio.Runner() as other:
+        job = own.run(client.submit("A?"))
+        with pytest.raises(RuntimeError, match="belongs to another event loop"):
+            other.run(job.wait())
+        own.run(told(job))
+        own.run(client.aclose())
+
+
 async def test_the_async_client_awaits_jobs(here: local.Local) -> None:
     async with AsyncClient(here.redis_url) as client:
         jobs = await client.submit_many([f"Question {n}?" for n in range(50)], max_output_tokens=5)

@@ -155,6 +155,7 @@ class LoopLink(_Inbox):
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[LoopHeard]:
         """Hear these words, and OPENED, while the block runs."""
+        self._check_loop()
         heard, words = LoopHeard(), tuple(words)
         self._listeners.add(heard, words)
         try:
