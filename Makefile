@@ -27,9 +27,9 @@ install: $(READY) ## make the environment, with everything that development need
 run: $(RUNS) ## the main job: every line of examples/prompts.jsonl, on whatever providers there are
 	$(BIN)/turnout run examples/prompts.jsonl -o results.jsonl --anew
 
-# Most tests wait for other processes, so three share two cores well; a file's tests stay together, and share its stands.
+# Most tests wait for other processes, so four share two cores well; a file's tests stay together, and share its stands.
 test: $(READY) ## the tests
-	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest -n 4 --dist loadfile --no-loadscope-reorder
 
 check: $(READY) ## lint, format and types
 	$(BIN)/ruff check .
