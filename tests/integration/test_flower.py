@@ -53,7 +53,8 @@ def watching(here: local.Local, tmp_path_factory: pytest.TempPathFactory) -> Ite
     flower = process.start(command, log, {**here.environ, "FLOWER_UNAUTHENTICATED_API": "true"})
     watching = Watching(f"http://127.0.0.1:{port}", log)
     try:
-        process.wait_until(lambda: "turnout-1@" in watching.get("/api/workers?status=1"), flower, log, 90)
+        worker = f"turnout-{os.getpid()}-1@"
+        process.wait_until(lambda: worker in watching.get("/api/workers?status=1"), flower, log, 90)
         yield watching
     finally:
         process.stop(flower)

@@ -127,7 +127,8 @@ def _worker(
 ) -> Iterator[process.Kept]:
     log = folder / f"worker-{number}.log"
     log.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{number}@%h"]
+    # Two runs may share a machine and a Redis, and Celery knows a worker by this name.
+    command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{os.getpid()}-{number}@%h"]
     if concurrency is not None:
         command += ["-c", str(concurrency)]
     child = process.Kept(f"worker {number}", lambda: process.start(command, log, environ))
