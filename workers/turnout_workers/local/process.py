@@ -102,13 +102,19 @@ def _tail(log: Path) -> str:
     return log.read_text("utf-8", "replace")[-2000:]
 
 
+def reserved() -> socket.socket:
+    """Bound to a free port of loopback. On Linux a server can take it all the same, since both set SO_REUSEADDR, and
+    nobody else is given it."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    bound.bind(("127.0.0.1", 0))
+    return bound
+
+
 @contextlib.contextmanager
 def kept_port() -> Iterator[int]:
-    """A free port of loopback, for a child that sets SO_REUSEADDR, as servers do. On Linux nobody else is given it
-    meanwhile, before the child has taken it, or while it is started again."""
-    with socket.socket() as bound:
-        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(("127.0.0.1", 0))
+    """A port for a child, which is its own before the child has taken it, and while it is started again."""
+    with reserved() as bound:
         port = int(bound.getsockname()[1])
         if sys.platform != "linux":  # where the child could not have it either
             bound.close()

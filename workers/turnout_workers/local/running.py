@@ -14,7 +14,7 @@ from pathlib import Path
 import redis
 from redis.exceptions import NoPermissionError
 
-from turnout.ledger import Keys, Ledger, run
+from turnout.ledger import Keyring, Keys, Ledger, run
 from turnout.redis_address import connect
 from turnout_workers import config
 from turnout_workers.local import process
@@ -34,6 +34,10 @@ class Local:
     """What the workers were given on top of ours."""
     children: tuple[process.Kept, ...]
     """Redis, if it is ours, and the workers."""
+
+    @property
+    def ledger(self) -> Ledger:
+        return Ledger(Keys(self.settings.file.namespace), keyring=Keyring.of(os.environ))
 
     def tend(self) -> list[str]:
         """Start those again that have ended by themselves; says which. Raises StartFailed if one keeps doing so."""
