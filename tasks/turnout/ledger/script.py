@@ -71,12 +71,6 @@ class Call(Generic[T]):
     decode: Callable[[Any], T]
     script: Script | None = None
 
-    @property
-    def with_source(self) -> tuple[Any, ...]:
-        """The command for a Redis that doesn't know the script yet, and remembers it from then on."""
-        assert self.script is not None
-        return ("EVAL", self.script.source, *self.command[2:])
-
     def read(self, reply: Any) -> T:
         """Raises the reply if it is an error."""
         if isinstance(reply, Exception):

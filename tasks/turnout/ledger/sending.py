@@ -20,7 +20,7 @@ import redis
 import redis.asyncio
 from redis.exceptions import DataError, NoScriptError
 
-from turnout.ledger.script import Call, Script
+from turnout.ledger.script import Call
 from turnout.redis_address import UNANSWERED
 from turnout.uncut import cancel_later
 
@@ -43,7 +43,7 @@ def run(client: redis.Redis, calls: Sequence[Call[T]]) -> list[T]:
     """Send all calls in one round trip, in order; raises the first error after all were sent."""
     mixed = len({call.script for call in calls} - {None}) > 1
     # Of several scripts that Redis knows in part, the calls of the others would come after all else.
-    replies = at_once((_with_sources if mixed else _replies)(partial(_execute, client), calls))
+    replies = at_once((_with_scripts if mixed else _replies)(partial(_execute, client), calls))
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
 
 
@@ -80,7 +80,7 @@ async def pipelined(client: redis.asyncio.Redis, commands: Sequence[Command]) ->
 
 
 async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
-    """Send calls in order. Where Redis doesn't know their scripts, perhaps just started, they go again with it.
+    """Send calls in order. Where Redis doesn't know their scripts, perhaps just started, they go again with these.
 
     Then what is no script goes with them once more, so that it still comes after those that were sent before it: such
     calls read, or set what they set again.
@@ -89,25 +89,21 @@ async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
     refused = [isinstance(reply, NoScriptError) for reply in replies]
     if any(refused):
         again = [i for i, call in enumerate(calls) if refused[i] or call.script is None]
-        for i, reply in zip(again, await _with_sources(send, [calls[i] for i in again]), strict=True):
+        for i, reply in zip(again, await _with_scripts(send, [calls[i] for i in again]), strict=True):
             replies[i] = reply
     return replies
 
 
-async def _with_sources(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
-    """Send calls in order, the first of each script with its source, which Redis remembers from then on."""
-    known: set[Script | None] = {None}
-    commands = []
-    for call in calls:
-        commands.append(call.command if call.script in known else call.with_source)
-        known.add(call.script)
-    first: dict[Script | None, Any] = {}
-    replies = []
-    for call, reply in zip(calls, await send(commands), strict=True):
-        # What Redis answers to a script that it refuses to read holds for all calls of it: it takes no writes, say.
-        with_source = first.setdefault(call.script, reply)
-        holds = isinstance(reply, NoScriptError) and isinstance(with_source, Exception)
-        replies.append(copy(with_source) if holds else reply)
+async def _with_scripts(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
+    """Send calls in order, and their scripts before them, which Redis remembers from then on. Raises what it says of a
+    script that it can't read."""
+    scripts = {call.script for call in calls if call.script}
+    loading = [("SCRIPT", "LOAD", script.source) for script in scripts]
+    replies = await send([*loading, *(call.command for call in calls)])
+    loaded, replies = replies[: len(scripts)], replies[len(scripts) :]
+    for error in loaded:
+        if isinstance(error, Exception):
+            raise error
     return replies
 
 

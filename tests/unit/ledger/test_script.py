@@ -112,13 +112,13 @@ async def test_a_redis_that_knows_no_script_and_takes_no_writes_tells_every_call
 
 
 async def test_a_call_whose_script_is_forgotten_once_more_gets_no_other_calls_reply() -> None:
-    forgotten, answers = NoScriptError("NOSCRIPT"), iter([["-", "-"], ["j1", "-"]])
+    forgotten, answers = NoScriptError("NOSCRIPT"), iter([["-", "-"], ["its SHA-1", "j1", "-"]])
 
     async def exchange(_client: object, _commands: object) -> list[Any]:
         return [forgotten if answer == "-" else answer for answer in next(answers)]
 
     call = Coalescer(redis.asyncio.Redis(), exchange=exchange)
-    script = LEDGER.facts("j1").script
+    script = LEDGER.enqueue(new_job()).script
     asked = (call(Call(("EVALSHA",), str, script)) for _ in range(2))
     first, second = await asyncio.gather(*asked, return_exceptions=True)
     assert first == "j1"
