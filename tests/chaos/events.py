@@ -109,7 +109,7 @@ def disturb(stand: Stand, ids: list[str], app: Celery, rng: random.Random) -> No
     some = rng.sample(ids, 3)
     match rng.choice(["cancel", "revoke", "terminate", "stop", "stop", "nothing"]):
         case "cancel":
-            run(stand.client, [stand.ledger.cancel(job_id, None, 600) for job_id in some])
+            run(stand.client, [stand.ledger.cancel(job_id, None) for job_id in some])
         case "revoke":
             app.control.revoke(some)
         case "terminate":

@@ -88,7 +88,7 @@ def test_a_job_that_is_run_again_has_its_whole_ceiling(redis_url: str, flushed: 
     async def work(bench: Bench) -> None:
         await bench.attempt(bench.worker, lambda attempt: attempt)
         unsure = flushed.hget(bench.ledger.keys.money, f"job:{JOB}|unsure")
-        run(flushed, [bench.ledger.cancel(JOB, None, 60)])
+        run(flushed, [bench.ledger.cancel(JOB, None)])
         await bench.attempt(bench.worker, lambda attempt: attempt)  # the message that tells a worker of it
         assert (unsure, isinstance(bench.ends[-1], Skipped)) == (b"59", True)
         assert not [name for name in flushed.hkeys(bench.ledger.keys.money) if name.startswith(b"job:")]

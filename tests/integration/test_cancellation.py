@@ -441,7 +441,7 @@ def stop(bench: Bench) -> None:
 
 def revoke(bench: Bench) -> None:
     """Somebody cancels the job, by Celery's `revoke(terminate=True)`."""
-    run(bench.client, [bench.ledger.cancel(JOB, None, 60)])
+    run(bench.client, [bench.ledger.cancel(JOB, None)])
     bench.task.cancel()
 
 

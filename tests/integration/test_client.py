@@ -242,7 +242,7 @@ def test_a_thousand_waits_share_one_connection(here: local.Local, monkeypatch: p
             while not admin.hget(ledger.keys.job(jobs[-1].id), "watchers"):
                 time.sleep(0.02)
             held = connections(admin, "many")
-            run(admin, [ledger.cancel(job.id, None, 60) for job in reversed(jobs)])
+            run(admin, [ledger.cancel(job.id, None) for job in reversed(jobs)])
             return held
 
         with ThreadPoolExecutor(1) as thread:
@@ -470,7 +470,7 @@ def test_what_was_said_while_nobody_could_hear_it_is_asked_for_as_soon_as_one_li
         while not admin.pubsub_channels(Keys().inbox("*")) or not admin.hget(Keys().job(job.id), "watchers"):
             time.sleep(0.02)
         cut: Call[Any] = Call(("CLIENT", "KILL", "TYPE", "pubsub"), int)
-        run(admin, [cut, ledger.cancel(job.id, None, 60)])
+        run(admin, [cut, ledger.cancel(job.id, None)])
         assert type(reading.exception(60)) is Cancelled
 
 
@@ -503,7 +503,7 @@ async def test_a_job_is_cancelled_though_the_word_of_it_was_lost(
     with between(redis_server.port) as proxy, Client(proxy.url) as client:
         assert client.submit("Q?").cancel(), "and Redis knows the script"
         job = client.submit("A?")
-        proxy.cut_replies(Ledger().cancel(job.id, None, 60).script.sha.encode(), times=1)
+        proxy.cut_replies(Ledger().cancel(job.id, None).script.sha.encode(), times=1)
         if kind is Client:
             assert job.cancel()
         else:

@@ -148,7 +148,7 @@ def test_every_end_is_told_also_of_a_job_that_no_worker_has(tmp_path: Path) -> N
     with standing(tmp_path, ONE_AT_A_TIME, task_events=True) as stand, hearing(stand.redis.url) as heard:
 
         def cancel(*job_ids: str) -> None:
-            run(stand.client, [stand.ledger.cancel(job_id, None, 60) for job_id in job_ids])
+            run(stand.client, [stand.ledger.cancel(job_id, None) for job_id in job_ids])
 
         stand.submit(["queued"])
         cancel("queued")

@@ -29,7 +29,7 @@ def test_jobs_whose_messages_were_lost_on_the_way_are_published_again(tmp_path: 
 def test_a_settlement_whose_reply_is_cut_in_the_middle_counts_once(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET, concurrency=10) as stand, between(stand.redis.port) as proxy:
         stand.start_worker(redis_url=proxy.url)
-        settle = stand.ledger.cancel("any", None, 1).script  # all settlements are one script
+        settle = stand.ledger.cancel("any", None).script  # all settlements are one script
         proxy.cut_replies(settle.sha.encode(), times=3, kept=2)
         stand.submit(IDS)
         stand.until(lambda: stand.settled() >= len(IDS))

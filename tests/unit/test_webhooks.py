@@ -192,7 +192,7 @@ async def test_however_much_is_to_be_told_to_one_that_does_not_answer_others_are
     for number in range(20):
         id, webhook = f"job {number}", "quick" if number % 10 == 9 else "silent"
         run(flushed, [ledger.enqueue(NewJob.of(id, InferenceRequest(prompt="A?"), webhook=webhook))])
-        run(flushed, [ledger.cancel(id, None, 60)])
+        run(flushed, [ledger.cancel(id, None)])
     with socket.create_server(("127.0.0.1", 0)) as silent, receiving() as receiver:
         urls = {"silent": f"http://127.0.0.1:{silent.getsockname()[1]}", "quick": receiver.url}
         known = in_force({name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()})
@@ -222,7 +222,7 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     having = Ledger(keyring=Keyring.of({"TURNOUT_PAYLOAD_KEYS": f"k:{b64encode(bytes(32)).decode()}"}))
     job = NewJob.of("a", InferenceRequest(prompt="A?", metadata={"ticket": "7"}), webhook="app")
     run(flushed, [having.enqueue(job)])
-    run(flushed, [having.cancel("a", None, 60)])
+    run(flushed, [having.cancel("a", None)])
     due = flushed.zrange(having.keys.hooks, 0, -1)
     with receiving() as receiver:
         known = in_force({"app": Webhook(receiver.url, Secret(SECRET), private=True)})
@@ -245,7 +245,7 @@ async def test_a_worker_that_has_not_read_of_a_webhook_yet_ends_no_telling(
     monkeypatch.setattr(webhooks, "RETRY_S", (0.05,) * 1000)
     ledger = Ledger()
     run(flushed, [ledger.enqueue(NewJob.of("a", InferenceRequest(prompt="A?"), webhook="new"))])
-    run(flushed, [ledger.cancel("a", None, 60)])
+    run(flushed, [ledger.cancel("a", None)])
     with receiving() as receiver:
         known = in_force({})
         async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(60):

@@ -110,10 +110,9 @@ class Foreign:
             logger.warning("can't tell the sender of job %s: %s", job_id, error, extra={"job": job_id})
 
     async def _cancel(self, job_ids: Sequence[str]) -> list[str]:
-        kept_s = self.in_force.file.retention.results_s
         facts = await self.send.all(*(self.ledger.facts(job_id) for job_id in job_ids))
         known = {job_id: job for job_id, job in zip(job_ids, facts, strict=True) if job is not None}
-        await self.send.all(*(self.ledger.cancel(job_id, job.batch, kept_s) for job_id, job in known.items()))
+        await self.send.all(*(self.ledger.cancel(job_id, job.batch) for job_id, job in known.items()))
         for job_id in known:
             logger.info("cancelled, for it was revoked", extra={"job": job_id})
         return list(known)

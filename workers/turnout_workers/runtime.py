@@ -130,13 +130,13 @@ class Worker:
 
     def _work_in_background(self, parts: Parts, slots: int) -> None:
         file, client, ledger, send = self._in_force.file, self._client, parts.ledger, parts.send
-        store, fleet, rng, results_s = parts.store, parts.fleet, parts.rng, self._results_s
+        store, fleet, rng = parts.store, parts.fleet, parts.rng
         also = (
             partial(eject_hanging, store, fleet, rng, file.router.failover_cooldown),
             BatchFeeding(ledger, send).round,
             OldAccounts(client, send, ledger, store, fleet).round,
         )
-        keeping = Housekeeping(client, ledger, send, store, self.name, results_s, also, parts.metrics.recovered)
+        keeping = Housekeeping(client, ledger, send, store, self.name, self._failed_s, also, parts.metrics.recovered)
         calls = CallWatch(store, fleet, parts.under_way, self.name, came_back=self.attempts.parking.hasten)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
         unspooling = Unspooling(parts.spool, ledger, send, store, self._in_force)
@@ -194,16 +194,16 @@ class Worker:
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
         late renewal counts as no death. All that live take turns in reading the fleet's state."""
-        version = self._in_force.settings.version
-        alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, self._results_s())
+        version, results_s = self._in_force.settings.version, self._in_force.file.retention.results_s
+        alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, results_s)
         self._parts.fleet.among(await self._parts.send(alive))
 
     def reserved(self) -> Mapping[Lane, float]:
         """What each lane leaves to the more urgent ones, by the configuration of this moment."""
         return self._in_force.reserved
 
-    def _results_s(self) -> float:
-        return self._in_force.file.retention.results_s
+    def _failed_s(self) -> float:
+        return self._in_force.file.retention.failed_s
 
     async def _connected(self) -> None:
         """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""

@@ -110,13 +110,13 @@ class Batches:
         self._move(id, State.FEEDING, State.PAUSED, State.FEEDING)
         run(self._client, [self._ledger.hasten()])
 
-    def cancel(self, id: str, result_ttl_s: float) -> int:
+    def cancel(self, id: str) -> int:
         """Feed no more, and cancel what is queued, parked or in flight. Returns how many jobs that were."""
         self._move(id, State.CANCELLED, State.FEEDING, State.PAUSED, State.CANCELLED)
         self._client.delete(self._keys.batch_input(id))
         cancelled = 0
         for page in self._fed_pages(id):
-            ended = self._ask(lambda one: self._ledger.cancel(one, id, result_ttl_s), page)
+            ended = self._ask(lambda one: self._ledger.cancel(one, id), page)
             cancelled += sum(one.accepted for one in ended.values())
         return cancelled
 

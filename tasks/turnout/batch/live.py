@@ -10,7 +10,7 @@ from turnout.ledger.operations import texts
 PAGE = 500
 
 
-def cancel_live(client: redis.Redis, ledger: Ledger, batch: str, result_ttl_s: float) -> int:
+def cancel_live(client: redis.Redis, ledger: Ledger, batch: str) -> int:
     """Cancel what is queued, parked or in flight of a batch. Returns how many jobs that were."""
     keys = ledger.keys
     with client.pipeline() as pipe:  # at one moment, for a job goes from one index to the next
@@ -23,6 +23,6 @@ def cancel_live(client: redis.Redis, ledger: Ledger, batch: str, result_ttl_s: f
         page = ids[start : start + PAGE]
         facts = zip(page, run(client, [ledger.facts(id) for id in page]), strict=True)
         ours = [id for id, job in facts if job is not None and job.batch == batch]
-        ended = run(client, [ledger.cancel(id, batch, result_ttl_s) for id in ours])
+        ended = run(client, [ledger.cancel(id, batch) for id in ours])
         cancelled += sum(one.accepted for one in ended)
     return cancelled

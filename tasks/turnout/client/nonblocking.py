@@ -23,8 +23,6 @@ T = TypeVar("T")
 
 RECHECK_S = 5.0
 """How often a waiting job is asked after, in case word of it was lost."""
-RESULT_TTL_S = 86_400.0
-"""How long a cancelled job's record is kept where no worker has told yet."""
 
 
 class AsyncClient:
@@ -193,7 +191,7 @@ class AsyncJob:
     async def cancel(self) -> bool:
         """See `Job.cancel`."""
         batch = (await self._facts()).batch
-        ended = await self._client._ask(self._ledger.cancel(self.id, batch, RESULT_TTL_S))
+        ended = await self._client._ask(self._ledger.cancel(self.id, batch))
         return ended.accepted or ended.state == JobStatus.CANCELLED  # perhaps by this, whose reply was lost at first
 
     async def events(self) -> list[dict[str, Any]]:

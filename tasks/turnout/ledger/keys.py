@@ -39,7 +39,7 @@ class Keys:
         self.failed = own + "failed"  # zset: dead letters, failed jobs by when (ms) their record goes
         self.hooks = own + "webhooks"  # zset: `WEBHOOK TIME ID` of settled jobs to be told, from TIME (ms) on
         self.counts = own + "counts"  # hash: jobs accepted and settled, by outcome
-        self.retention = own + "retention"  # string: how long (ms) workers keep results, for those who cancel jobs
+        self.retention = own + "retention"  # string: how long (ms) workers keep results, for all who end jobs
         self.intake = own + "intake"  # string: there while no new job is accepted, for want of memory
         self.inbox = f"{own}inbox:".__add__  # channel, by client and process: the jobs it watches, see `client/link.py`
 

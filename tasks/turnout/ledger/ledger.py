@@ -85,10 +85,10 @@ class Ledger(Operations):
         its stream has grown. Returns the job's state now, '' if there is no such job."""
         return self.call("watch", inbox, int(pieces), decode=bytes.decode, job=job_id)
 
-    def cancel(self, job_id: str, batch: str | None, result_ttl_s: float) -> Call[Settlement]:
+    def cancel(self, job_id: str, batch: str | None) -> Call[Settlement]:
         """Cancel a live job. A call in flight is aborted at its worker's next heartbeat."""
         result = JobResult.unanswered(job_id, JobStatus.CANCELLED, "cancelled", "cancelled on request")
-        return self.end("cancel", result, result_ttl_s, batch)
+        return self.end("cancel", result, batch)
 
     def replay(self, job_id: str, lane: Lane, batch: str | None = None) -> Call[bool]:
         """Run a settled job again that did not succeed: from the start, and without its old deadline."""
@@ -125,7 +125,7 @@ class Ledger(Operations):
         """End the job. record: the decision that led here, as JSON. failed_ttl_s: how long it is kept if it failed, for
         replays. late: by a worker that no longer has the job's Celery task, so that another must tell of the end."""
         authority = "late" if late else "token"
-        return self.end(authority, result, result_ttl_s, batch, token, record, failed_ttl_s)
+        return self.end(authority, result, batch, token, record, result_ttl_s, failed_ttl_s)
 
     def requeue(
         self,
@@ -216,20 +216,20 @@ class Ledger(Operations):
         """
         return self.call("sweep", job_id, death, poison, decode=bytes.decode, job=job_id, lane=lane)
 
-    def give_up(self, job_id: str, why: str, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
-        """Fail a job of which `sweep` has said that it is poison."""
+    def give_up(self, job_id: str, why: str, batch: str | None, failed_ttl_s: float | None = None) -> Call[Settlement]:
+        """Fail a job of which `sweep` has said that it is poison. failed_ttl_s: see `settle`."""
         result = JobResult.unanswered(job_id, JobStatus.FAILED, "poison", why)
-        return self.end("sweep", result, result_ttl_s, batch)
+        return self.end("sweep", result, batch, failed_ttl_s=failed_ttl_s)
 
     def overdue(self, limit: int) -> Call[list[str]]:
         """Live jobs whose deadline has passed."""
         return self._due(self.keys.deadlines, limit)
 
-    def expire(self, job_id: str, result_ttl_s: float, batch: str | None) -> Call[Settlement]:
+    def expire(self, job_id: str, batch: str | None) -> Call[Settlement]:
         """Expire a job that waits. One that is being worked on is its worker's to expire."""
         late = "its deadline passed before it was done"
         result = JobResult.unanswered(job_id, JobStatus.EXPIRED, "deadline", late)
-        return self.end("expire", result, result_ttl_s, batch)
+        return self.end("expire", result, batch)
 
     def close_account(self, job_id: str) -> Call[bool]:
         """Drop what a job that has ended, or is gone, has spent of its own ceiling; not of a live one."""

@@ -27,6 +27,8 @@ TURNS_A_SLOT = 1 / 8
 flood waits an eighth of the time that a call takes."""
 TENANTS = 200
 """At most so many tenants are looked at in one round, whether turns of theirs came free without a claim."""
+RESULTS_KEPT_S = 86_400.0
+"""How long results are kept where no worker has told yet."""
 
 CONSTANTS = f"""local VERSION = '{CONTRACT_VERSION}'
 local MESSAGE = [==[{TEMPLATE}]==]
@@ -72,17 +74,18 @@ class Operations:
         self,
         authority: str,
         result: JobResult,
-        result_ttl_s: float,
         batch: str | None,
         token: int = 0,
         record: bytes | None = None,
+        result_ttl_s: float = RESULTS_KEPT_S,
         failed_ttl_s: float | None = None,
     ) -> Call[Settlement]:
+        """End a job. result_ttl_s: where not a worker ends its own job, what workers have told of it comes first."""
         text, status = write_result(result, self.keyring), result.status.value
         event = {"event": status} | ({"why": result.error.code} if result.error else {})
         stored = ("" if result.succeeded else text, celery_record(result, text), event_json(event, record))
         ttl_ms = max(1, ms(result_ttl_s))  # Redis takes no lifetime of nothing
-        args = (result.id, authority, token, status, *stored, ttl_ms, max(ttl_ms, ms(failed_ttl_s)), batch or "")
+        args = (result.id, authority, token, status, *stored, ttl_ms, ms(failed_ttl_s), batch or "")
         return self.call("settle", *args, decode=_settled, job=result.id, batch=batch)
 
 

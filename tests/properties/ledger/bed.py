@@ -193,11 +193,11 @@ class Bed:
                 status = JobStatus.SUCCEEDED if step.name == "succeed" else JobStatus.FAILED
                 return ledger.settle(token, ended(job_id, status, token), None, KEPT_S)
             case "cancel":
-                return ledger.cancel(job_id, None, KEPT_S)
+                return ledger.cancel(job_id, None)
             case "expire":
-                return ledger.expire(job_id, KEPT_S, None)
+                return ledger.expire(job_id, None)
             case "give_up":
-                return ledger.give_up(job_id, "it died", KEPT_S, None)
+                return ledger.give_up(job_id, "it died", None)
             case "sweep":
                 return ledger.sweep(job_id, LANE, DEATH, POISON)
             case "wake":

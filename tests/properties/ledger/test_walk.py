@@ -26,6 +26,7 @@ from tests.properties.ledger.bed import (
 )
 from tests.properties.ledger.spec import BY_TOKEN, RULES, Job, Step, apply
 
+from turnout.ledger.operations import RESULTS_KEPT_S
 from turnout.result import JobResult
 
 ANYBODY = [Step(name) for name in RULES if name not in BY_TOKEN]
@@ -97,7 +98,8 @@ def walk(bed: Bed, claims: int) -> tuple[int, int]:
                 assert bool(told) == newly_settled, (step, job)
                 if newly_settled and actual.state == "succeeded":
                     assert actual.winner == winner_of(JobResult.model_validate(json.loads(told)["result"])), (step, job)
-                assert not newly_settled or 0 < ttl_ms <= KEPT_S * 1000, (step, job, ttl_ms)
+                kept_s = KEPT_S if step.name in BY_TOKEN else RESULTS_KEPT_S
+                assert not newly_settled or 0 < ttl_ms <= kept_s * 1000, (step, job, ttl_ms)
                 tried += 1
                 if actual.token <= claims and (text := normal(after)) not in known:
                     known.add(text)

@@ -97,7 +97,7 @@ def test_a_batch_is_cancelled_for_good_between_whichever_commands_of_a_pause_it_
             nonlocal left
             left -= 1
             if left == -1:
-                Batches(flushed, Ledger()).cancel(id, 60)
+                Batches(flushed, Ledger()).cancel(id)
             super().send_packed_command(command, check_health)
 
     with redis.Redis.from_url(redis_url, connection_class=Delayed) as client, contextlib.suppress(TurnoutError):
@@ -105,7 +105,7 @@ def test_a_batch_is_cancelled_for_good_between_whichever_commands_of_a_pause_it_
         left = trips
         Batches(client, Ledger()).pause(id)
     if left >= 0:
-        Batches(flushed, Ledger()).cancel(id, 60)
+        Batches(flushed, Ledger()).cancel(id)
     assert Batches(flushed, Ledger()).record(id).state is State.CANCELLED
 
 
@@ -119,7 +119,7 @@ async def test_of_a_batch_that_is_cancelled_while_a_chunk_is_fed_no_job_is_accep
     id = batches.submit(source, Defaults())
 
     def read_and_cancelled(*chunk: Any) -> list[NewJob]:
-        assert batches.cancel(id, 60) == 0, "its job is not there yet"
+        assert batches.cancel(id) == 0, "its job is not there yet"
         if deleted:
             batches.delete(id)
         return chunk_jobs(*chunk)
@@ -144,7 +144,7 @@ def test_each_line_counts_once_though_a_chunk_was_cancelled_before_it_was_noted_
     chunk: Any = flushed.lindex(ledger.keys.batch_input(id), 0)
     run(flushed, [ledger.enqueue(job, detached=True) for job in chunk_jobs(chunk, id, ledger.keyring)[:150]])
     assert batches.record(id).counts == {"waiting": 300}
-    assert batches.cancel(id, 60) == 150
+    assert batches.cancel(id) == 150
     assert batches.record(id).counts == {"cancelled": 300}
 
 
@@ -161,8 +161,8 @@ async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await batch_feeding.BatchFeeding(Ledger(), Coalescer(client)).round()
-    assert batches.cancel(id, 60) == 200
-    for look in (lambda: list(batches.results(id)), lambda: batches.retry_failed(id), lambda: batches.cancel(id, 60)):
+    assert batches.cancel(id) == 200
+    for look in (lambda: list(batches.results(id)), lambda: batches.retry_failed(id), lambda: batches.cancel(id)):
         before = commands()
         look()
         assert commands() - before < 3000
@@ -194,7 +194,7 @@ async def test_a_batch_that_is_fed_to_its_end_is_not_read_in_every_round(
     Interrupted.happens = staticmethod(lambda: None)
     fed, paused, cancelled = (batches.submit(source, Defaults()) for _ in range(3))
     batches.pause(paused)
-    batches.cancel(cancelled, 60)
+    batches.cancel(cancelled)
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
         for _ in range(2):  # fed in the first, found fed in the second
@@ -216,7 +216,7 @@ async def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone(
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         await batch_feeding.BatchFeeding(ledger, Coalescer(client)).round()
-    batches.cancel(id, 60)
+    batches.cancel(id)
     jobs = [one.job for page in pages(flushed, ledger.keys.batch_lines(id)) for one in page]
     answer = {"provider": "p", "model_requested": "m", "model_served": "m"}
     sealed = {"id": jobs[0], "status": "succeeded", "response": {**answer, "sealed": b64encode(b"sealed:k:~").decode()}}
@@ -292,7 +292,7 @@ async def test_a_batch_that_goes_on_outlives_its_seven_days(
     under_way, paused, cancelled = (batches.submit(source, Defaults()) for _ in range(3))
     await feed(redis_url)
     batches.pause(paused)
-    batches.cancel(cancelled, 60)
+    batches.cancel(cancelled)
     waiting = batches.submit(source, Defaults())
     batches.pause(waiting)
     for key in flushed.keys(keys.batch("*")):

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from celery import Celery
 from celery.contrib.testing.worker import start_worker
-from tests.properties.ledger.bed import KEPT_S, LANE, Bed
+from tests.properties.ledger.bed import LANE, Bed
 
 from turnout.errors import Cancelled, Expired, Failed, JobError
 from turnout.result import JobStatus
@@ -83,7 +83,7 @@ def test_an_async_result_raises_what_the_job_ended_with(
 ) -> None:
     bed.enqueue()
     if end == "cancelled":
-        bed(bed.ledger.cancel("a", None, KEPT_S))
+        bed(bed.ledger.cancel("a", None))
     else:
         bed.settle(bed.claimed().token, JobStatus(end))
     result = app.AsyncResult("a")

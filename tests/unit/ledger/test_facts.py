@@ -215,7 +215,7 @@ def test_nobody_can_have_a_worker_speak_on_channels_or_lists_that_are_no_clients
             bed(bed.ledger.watch("a", channel, pieces=True))
         bed.client.hset(bed.keys.job("a"), "lane", "celery")
         bed(bed.ledger.stream("a", {"call": "1"}, KEPT_S))
-        bed(bed.ledger.cancel("a", None, KEPT_S))
+        bed(bed.ledger.cancel("a", None))
         assert told_to(bed, heard) == [(own, b"+a"), (own, b"a")]
     assert not bed.client.exists("celery")
 
@@ -318,7 +318,9 @@ def test_a_job_is_poison_when_three_workers_have_died_with_it_though_others_live
         show_life(bed, other)
     assert lapse(bed, "w3") == "poison"
     assert bed(bed.ledger.claim("a", "w4", 30.0)) == NotClaimed("leased")
-    assert bed(bed.ledger.give_up("a", "it died", KEPT_S, None)).accepted
+    assert bed(bed.ledger.give_up("a", "it died", None, 3 * KEPT_S)).accepted
+    assert 2 * KEPT_S * 1000 < bed.client.pttl(bed.keys.job("a")) <= 3 * KEPT_S * 1000, "as a failed job"
+    assert bed.client.pttl(bed.keys.result("a")) <= KEPT_S * 1000
 
 
 def test_a_lapse_whose_worker_shows_life_after_it_is_a_third_of_a_crash(bed: Bed) -> None:
@@ -371,7 +373,7 @@ def test_what_was_accepted_is_live_or_counted_by_its_end(bed: Bed) -> None:
     for job_id in ("a", "b", "c", "a"):
         bed.enqueue(job_id)
     bed.settle(bed.claimed("a").token, JobStatus.FAILED)
-    bed(bed.ledger.cancel("b", None, KEPT_S))
+    bed(bed.ledger.cancel("b", None))
     assert bed.client.hgetall(bed.keys.counts) == {b"accepted": b"3", b"failed": b"1", b"cancelled": b"1"}
     bed(bed.ledger.replay("a", LANE))
     assert bed.client.hget(bed.keys.counts, "failed") == b"0"
@@ -558,7 +560,7 @@ def test_a_failed_job_is_kept_longer_and_leaves_the_list_when_it_goes(bed: Bed) 
 def test_a_cancelled_job_is_kept_as_long_as_workers_keep_results(bed: Bed) -> None:
     bed.enqueue()
     bed(bed.ledger.alive("w", "v", 1, 15.0, 30.0))
-    assert bed(bed.ledger.cancel("a", None, KEPT_S)).accepted
+    assert bed(bed.ledger.cancel("a", None)).accepted
     for key in (bed.keys.job("a"), bed.keys.story("a"), bed.keys.result("a")):
         assert 25_000 < bed.client.pttl(key) <= 30_000
 
@@ -576,7 +578,7 @@ def test_what_was_tried_is_in_the_result_of_a_job_that_others_ended(bed: Bed) ->
     bed.enqueue()
     bed(bed.ledger.defer("a", bed.claimed().token, 60, progress, {"event": "deferred"}))
     bed.advance(1500)
-    bed(bed.ledger.cancel("a", None, KEPT_S))
+    bed(bed.ledger.cancel("a", None))
     result = bed(bed.ledger.result("a"))
     assert (len(result.attempts), result.cost_microusd, result.failovers, result.deferrals) == (2, 14, 1, 2)
     assert (result.accepted_at, result.settled_at) == (START / 1000, START / 1000 + 1.5)
@@ -694,6 +696,6 @@ def test_of_each_webhook_so_many_are_due_whatever_its_name(bed: Bed) -> None:
     for name in names:
         for number in range(3):
             bed.enqueue(f"{name} {number}", webhook=name)
-            bed(bed.ledger.cancel(f"{name} {number}", None, KEPT_S))
+            bed(bed.ledger.cancel(f"{name} {number}", None))
     due = bed(bed.ledger.due_hooks(2))
     assert [(one.webhook, one.job_id) for one in due] == [(name, f"{name} {n}") for name in names for n in (0, 1)]

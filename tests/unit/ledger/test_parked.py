@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.properties.ledger.bed import KEPT_S, LANE, Bed
+from tests.properties.ledger.bed import LANE, Bed
 from tests.unit.ledger.test_facts import order
 
 NEXT_S = 5.0
@@ -139,7 +139,7 @@ def test_lines_don_t_wait_for_each_other_and_the_one_longest_due_runs_first(bed:
 def test_a_line_whose_jobs_are_all_cancelled_is_none(bed: Bed) -> None:
     ids = parked(bed, 3)
     for job_id in ids:
-        assert bed(bed.ledger.cancel(job_id, None, KEPT_S)).accepted
+        assert bed(bed.ledger.cancel(job_id, None)).accepted
     assert nobody_is_parked(bed)
 
 

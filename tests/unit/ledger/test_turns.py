@@ -110,7 +110,7 @@ def test_turns_are_counted_by_lane(bed: Bed) -> None:
 def test_turns_of_cancelled_jobs_are_given_to_the_next(bed: Bed) -> None:
     ids = flood(bed, TURNS + 3)
     for job_id in (*ids[:TURNS], ids[-1]):
-        assert bed(bed.ledger.cancel(job_id, None, KEPT_S)).accepted
+        assert bed(bed.ledger.cancel(job_id, None)).accepted
     brought = bed(bed.ledger.spare(100))
     assert brought == ids[TURNS:-1]
     for job_id in brought:
@@ -122,7 +122,7 @@ def test_turns_of_cancelled_jobs_are_given_to_the_next(bed: Bed) -> None:
 def test_replayed_jobs_take_turns_like_new_ones(bed: Bed) -> None:
     loud = flood(bed, 100)
     for job_id in loud:
-        assert bed(bed.ledger.cancel(job_id, None, KEPT_S)).accepted
+        assert bed(bed.ledger.cancel(job_id, None)).accepted
     bed.client.delete(bed.keys.queue(LANE))
     for job_id in loud:
         assert bed(bed.ledger.replay(job_id, LANE))

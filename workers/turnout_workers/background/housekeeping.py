@@ -52,8 +52,8 @@ class Housekeeping:
     send: Coalescer
     store: FleetStore
     owner: str
-    results_s: Callable[[], float]
-    """How long a job that has ended is kept, by the configuration of this moment."""
+    failed_s: Callable[[], float]
+    """How long a job that has failed is kept, by the configuration of this moment."""
     also: Sequence[Callable[[], Awaitable[None]]]
     """What else is done once a round."""
     recovered: Callable[[Recovery, int], None]
@@ -101,15 +101,13 @@ class Housekeeping:
             logger.warning("took back %d jobs, whose leases ran out", again)
         for (job_id, job), fate in zip(lapsed, fates, strict=True):
             if fate == "poison":
-                await self.send(self.ledger.give_up(job_id, WHY_POISON, self.results_s(), job.batch))
+                await self.send(self.ledger.give_up(job_id, WHY_POISON, job.batch, self.failed_s()))
                 logger.warning("job %s is given up: %s", job_id, WHY_POISON, extra={"job": job_id})
 
     async def _expire(self) -> None:
         """End jobs that wait past their deadlines."""
         overdue = await self._list(self.ledger.overdue(BATCH))
-        late = await self.send.all(
-            *(self.ledger.expire(job_id, self.results_s(), job.batch) for job_id, job in overdue)
-        )
+        late = await self.send.all(*(self.ledger.expire(job_id, job.batch) for job_id, job in overdue))
         self.recovered("expired", sum(one.accepted for one in late))
 
     async def _republish(self) -> None:

@@ -122,11 +122,7 @@ def results(id: str, output: str, errors: str | None) -> None:
 def cancel(id: str) -> None:
     """Cancel all jobs of a batch that have not ended. Of a `turnout run` that was stopped, too: it told the ID."""
     here = deployment()
-    kept_s = here.settings.file.retention.results_s
-    if id.startswith(RUN):
-        jobs = cancel_live(here.client, here.ledger, id, kept_s)
-    else:
-        jobs = _batches(here).cancel(id, kept_s)
+    jobs = cancel_live(here.client, here.ledger, id) if id.startswith(RUN) else _batches(here).cancel(id)
     click.echo(f"{counted(jobs, 'job')} cancelled")
 
 

@@ -155,10 +155,9 @@ def cancel(jobs: tuple[str, ...]) -> None:
     Exit code 1 if there is no such job.
     """
     here = deployment()
-    ttl_s = here.settings.file.retention.results_s
     found = _known(here, jobs)
     for job_id, job in found:
-        ended = here.ask(here.ledger.cancel(job_id, job.batch, ttl_s))[0]
+        ended = here.ask(here.ledger.cancel(job_id, job.batch))[0]
         click.echo(printable(f"{job_id}: {'cancelled' if ended.accepted else f'was {ended.state} already'}"))
     sys.exit(1 if len(found) < len(set(jobs)) else 0)
 

@@ -192,7 +192,7 @@ def _prepare(journal: Journal, options: dict[str, Any], here: local.Local) -> No
     if options["anew"]:
         if journal.batch:
             with redis_address.connect(here.redis_url) as client:
-                cancel_live(client, here.ledger, journal.batch, here.settings.file.retention.results_s)
+                cancel_live(client, here.ledger, journal.batch)
         journal.forget()
         journal.begin(lines.kept(options), options["retry_failed"])
 

@@ -4,8 +4,8 @@
 -- KEYS  job, leases, delayed, deadlines, failed, counts, story, result, done, turns, in_line, stream, hooks, parked,
 --       batch, retention, all_lanes
 -- ARGV  id, authority, token, status, result (JSON; '' of a success), Celery's record (JSON), event (JSON fields),
---       time to live (ms), time to live if failed (ms), batch ('': none)
--- A cancelled job is kept as long as workers keep results: whoever cancels may not know.
+--       time to live (ms), the same if failed (ms) should that be longer, batch ('': none)
+-- A job that isn't ended by its worker is kept as long as workers have told: whoever cancels may not know.
 -- authority  token: the worker that holds it, and for a success any that ever held it
 --            late: the same, by way of its disk
 --            cancel: anybody; expire: past its deadline, not held; sweep: given up by it, lease over
@@ -65,8 +65,8 @@ if state ~= 'queued' and authority ~= 'token' and is_lane(lane) then redis.call(
 if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 
-local result_ttl = tonumber(authority == 'cancel' and redis.call('GET', KEYS.retention) or ARGV[8])
-local ttl = status == 'failed' and tonumber(ARGV[9]) or result_ttl
+local result_ttl = tonumber(not by_worker and redis.call('GET', KEYS.retention) or ARGV[8])
+local ttl = status == 'failed' and math.max(result_ttl, tonumber(ARGV[9])) or result_ttl
 -- A detached batch counts its own, and its results are kept as long as its record.
 local kept = batch == '' and -2 or redis.call('TTL', KEYS.batch)
 local detached = kept ~= -2
