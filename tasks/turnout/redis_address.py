@@ -69,8 +69,10 @@ def sentinels(url: str) -> Sentinels | None:
     """What a `sentinel://` address says; None for another address. Raises ValueError."""
     if not url.startswith("sentinel://"):
         return None
-    parts = urlsplit(url)
-    login, _, hosts = parts.netloc.rpartition("@")
+    # Python's parser takes no address of several hosts, of which one is in brackets.
+    where, _, rest = url.removeprefix("sentinel://").partition("/")
+    parts = urlsplit(f"/{rest}")
+    login, _, hosts = where.rpartition("@")
     user, _, password = (unquote(part) for part in login.partition(":"))
     service, _, database = parts.path.strip("/").partition("/")
     asked = dict(parse_qsl(parts.query))
@@ -187,8 +189,9 @@ def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:
         password = Path(path).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise TurnoutError(f"REDIS_PASSWORD_FILE {path} can't be read: {error.__class__.__name__}") from None
-    parts = urlsplit(url)
-    if not parts.hostname or parts.password:
+    scheme, _, rest = url.partition("://")
+    where, slash, path = rest.partition("/")
+    user, _, hosts = where.rpartition("@")
+    if ":" in user or not hosts.split(":")[0]:
         raise TurnoutError("REDIS_PASSWORD_FILE wants a REDIS_URL without a password, e.g. redis://worker@redis:6379/0")
-    at = f"{parts.username or ''}:{quote(password, safe='')}@{parts.netloc.rpartition('@')[2]}"
-    return {**environ, "REDIS_URL": parts._replace(netloc=at).geturl()}
+    return {**environ, "REDIS_URL": f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"}

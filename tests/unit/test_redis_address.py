@@ -22,6 +22,7 @@ from turnout_workers.transport import celery_app, celery_settings
         ("redis://redis:6379", "redis://:p%40ss%2F@redis:6379"),
         ("rediss://w@h:1/2?ssl_cert_reqs=required", "rediss://w:p%40ss%2F@h:1/2?ssl_cert_reqs=required"),
         ("sentinel://w@s1:26379,s2/jobs/0", "sentinel://w:p%40ss%2F@s1:26379,s2/jobs/0"),
+        ("sentinel://s1,[fd00::7]:1/jobs", "sentinel://:p%40ss%2F@s1,[fd00::7]:1/jobs"),
     ],
 )
 def test_the_files_content_becomes_the_password(tmp_path: Path, url: str, expected: str) -> None:

@@ -15,7 +15,7 @@ import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl
 
 import flower.command
 import flower.urls
@@ -147,7 +147,7 @@ def serve(here: Deployment, address: str, port: int, database: Path, announce: C
     app.conf.update(
         broker_transport=None,  # the URL's, which Flower knows
         # Its page of the broker looks for them here alone.
-        broker_use_ssl={name: value for name, value in parse_qsl(urlsplit(url).query) if name.startswith("ssl_")}
+        broker_use_ssl={name: value for name, value in parse_qsl(url.partition("?")[2]) if name.startswith("ssl_")}
         or None,
         task_queues=[Queue(lane.value) for lane in Lane],
         task_default_queue=Lane.STANDARD.value,
