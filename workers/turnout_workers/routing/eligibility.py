@@ -11,6 +11,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
 from typing import TypeVar
 
 from turnout.errors import TurnoutError
@@ -23,7 +24,7 @@ Why = TypeVar("Why")
 MOST_NAMED, MOST_REASONS = 3, 5
 """Endpoints a reason, and reasons, in the message of a refusal. A decision's record names as many for each reason."""
 MATCHES_KEPT = 1024
-"""How many different requirements a fleet remembers the matches of."""
+"""How many different requirements of a fleet have their matches remembered."""
 EMBEDS_ONLY = frozenset({Capability.EMBEDDINGS})
 """The capabilities of a model that answers no chat."""
 TOKEN_LIMITS = ("input_tokens_per_minute", "tokens_per_minute", "tokens_per_day")
@@ -152,17 +153,9 @@ class Match:
         )
 
 
+@lru_cache(MATCHES_KEPT)
 def match(fleet: Fleet, wanted: Requirements) -> Match:
-    """The endpoints that satisfy `wanted`; remembered by the fleet."""
-    found = fleet.matches.get(wanted)
-    if found is None:
-        if len(fleet.matches) >= MATCHES_KEPT:
-            fleet.matches.clear()
-        found = fleet.matches[wanted] = _match(fleet, wanted)
-    return found
-
-
-def _match(fleet: Fleet, wanted: Requirements) -> Match:
+    """The endpoints that satisfy `wanted`. Remembered, so a decision looks only at those that could take the job."""
     positions, exclusions = [], []
     for position, endpoint in enumerate(fleet.endpoints):
         unmet = _unmet(wanted, endpoint)

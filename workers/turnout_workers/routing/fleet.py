@@ -16,9 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from turnout.request import Capability, Quality
 
 if TYPE_CHECKING:
-    from turnout_workers.routing.eligibility import Match
     from turnout_workers.routing.estimate import Estimate
-    from turnout_workers.routing.profile import Requirements
 
 OPERATOR = "operator"
 
@@ -242,11 +240,7 @@ class EndpointView:
 
 
 class Fleet:
-    """The configured endpoints, indexed by name. One object serves until the configuration changes.
-
-    `matches` remembers which endpoints satisfy which requirements (see `eligibility.match`), so that a decision
-    looks only at endpoints that could take the job.
-    """
+    """The configured endpoints, indexed by name. One object serves until the configuration changes."""
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self.endpoints = tuple(endpoints)
@@ -254,7 +248,6 @@ class Fleet:
         if len(set(self.ids)) < len(self.ids):
             twice = sorted({id for id in self.ids if self.ids.count(id) > 1})
             raise ValueError(f"endpoint {twice[0]} is there twice: give each key of a provider its own account")
-        self.matches: dict[Requirements, Match] = {}
 
     def snapshot(self, at: float, observed: Mapping[str, Observed]) -> Snapshot:
         """The fleet at `at` on the store's clock; `observed`: by endpoint id."""

@@ -199,14 +199,14 @@ def _two_choices(ranked: Ranking, equal: int, seed: int, now: float) -> int:
     """The place of the less burdened of two different options among the first `equal`, picked by `seed`."""
     one = seed % equal
     other = (one + 1 + (seed >> 16) % (equal - 1)) % equal
-    here, there = (_burden(ranked.option(ranked.order[place]), now) for place in (one, other))
+    here, there = (_burden(ranked.options[ranked.order[place]], now) for place in (one, other))
     return one if here <= there else other
 
 
-def _burden(option: Option, now: float) -> float:
+def _burden(row: Row, now: float) -> float:
     """The unanswered calls as a share of capacity, times one more than the answers that should have come by now.
 
     An endpoint that hangs has no more calls in flight than those that take over its share, but it is silent.
     """
-    missed = option.estimate.traffic.missed(option.latency_s, now)
-    return (_crowding(option.estimate) - 1) * (1 + missed)
+    _, latency_s, _, _, estimate = row
+    return (_crowding(estimate) - 1) * (1 + estimate.traffic.missed(latency_s, now))
