@@ -97,9 +97,7 @@ class FleetMachine(RuleBasedStateMachine):
         )  # fmt: skip
         # As a worker does: on the health of its last poll, which may be old.
         health = self.old.by_id[granted.endpoint_id].health
-        action = after_report(
-            health, counters, failure, counters.at, self.rng, counts_for_health=verdict.counts_for_health
-        )
+        action = after_report(health, counters, failure, self.rng, counts_for_health=verdict.counts_for_health)
         if isinstance(action, Trip):
             assert action.open_s <= EJECTION_MAX_S * 1.15
             run(self.store.trip(granted.endpoint_id, action.open_s, action.reason))
@@ -114,7 +112,7 @@ class FleetMachine(RuleBasedStateMachine):
         run(self.store.publish("worker", calls))
         for view in self.snapshot().views:
             overdue = calls[view.endpoint.id]
-            if trip := after_watch(view.health, view.load, overdue, view.metrics, self.now, self.rng):
+            if trip := after_watch(view, overdue, self.now, self.rng):
                 assert overdue > 0
                 run(self.store.trip(view.endpoint.id, trip.open_s, trip.reason))
 

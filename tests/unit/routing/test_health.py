@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from tests.unit.routing.fleets import NOW, WELL, observed
+from tests.unit.routing.fleets import NOW, WELL, endpoint, observed, view
 
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Circuit, Health, Load
@@ -38,7 +38,7 @@ def after(health: Health = WELL, kind: FailureKind | None = FailureKind.SERVER_E
     counts, billed = how.pop("counts_for_health", True), how.pop("billed", Billed.MAYBE)
     failure = Failure(kind, "how it went", billed) if kind else None
     counters = replace(NONE_COUNTED, **how)
-    return after_report(health, counters, failure, NOW, random.Random(3), counts_for_health=counts)
+    return after_report(health, counters, failure, random.Random(3), counts_for_health=counts)
 
 
 @pytest.mark.parametrize(
@@ -147,8 +147,8 @@ def test_the_base_of_the_ejection_is_the_callers_choice() -> None:
     ],
 )
 def test_hanging_calls_eject_before_they_time_out(load: Load, overdue: int, silent_s: float, ejected: bool) -> None:
-    metrics = observed(latency_at=NOW - silent_s)
-    trip = after_watch(Health(), load, overdue, metrics, NOW, random.Random())
+    seen = view(endpoint(), metrics=observed(latency_at=NOW - silent_s), load=load)
+    trip = after_watch(seen, overdue, NOW, random.Random())
     assert (trip is not None) == ejected
     assert trip is None or trip.open_s > 1.5 * EJECTION_S, "twice as long: its probe may hang as well"
-    assert after_watch(OPEN, load, overdue, metrics, NOW, random.Random()) is None
+    assert after_watch(replace(seen, health=OPEN), overdue, NOW, random.Random()) is None

@@ -158,7 +158,6 @@ class Reporter:
             view.health,
             counters,
             failure,
-            counters.at,
             self.rng,
             counts_for_health=verdict.counts_for_health,
             base_s=self.ejection_s,

@@ -88,8 +88,6 @@ async def eject_hanging(store: FleetStore, fleet: SnapshotPoller, rng: random.Ra
         return
     snapshot = await fleet.poll()  # of a large fleet the last one may not show what was ejected since
     for view in snapshot.views:
-        count = overdue[view.endpoint.id]
-        trip = after_watch(view.health, view.load, count, view.metrics, snapshot.at, rng, base_s=ejection_s)
-        if trip:
+        if trip := after_watch(view, overdue[view.endpoint.id], snapshot.at, rng, base_s=ejection_s):
             await store.trip(view.endpoint.id, trip.open_s, trip.reason)
             logger.warning("%s ejected for %.1f s: %s", view.endpoint.id, trip.open_s, trip.reason)

@@ -13,7 +13,7 @@ import random
 from dataclasses import dataclass
 
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
-from turnout_workers.routing.fleet import Circuit, Health, Load, ProviderMetrics
+from turnout_workers.routing.fleet import Circuit, EndpointView, Health
 
 CONSECUTIVE_FAILURES = 4
 """Failures in a row, over the whole fleet, that open a circuit, in the order in which calls ended. Or one more in that
@@ -126,18 +126,17 @@ def after_report(
     health: Health,
     counters: Counters,
     failure: Failure | None,
-    now: float,
     rng: random.Random,
     *,
     counts_for_health: bool = True,
     base_s: float = EJECTION_S,
 ) -> Trip | Recover | None:
-    """What follows from one call's outcome; `failure` is None for a success.
+    """What follows from one call's outcome, when the store has counted it; `failure` is None for a success.
 
     The outcome of a call made before an ejection says nothing new and does nothing. A probe that was answered
     at all, if only by a 429 or by blaming the job, has shown that the endpoint is alive.
     """
-    kind = None if failure is None else failure.kind
+    now, kind = counters.at, failure and failure.kind
     cut = kind is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, before an answer was due
     if cut or kind in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
         return None
@@ -162,14 +161,7 @@ def after_report(
 
 
 def after_watch(
-    health: Health,
-    load: Load,
-    overdue: int,
-    metrics: ProviderMetrics,
-    now: float,
-    rng: random.Random,
-    *,
-    base_s: float = EJECTION_S,
+    view: EndpointView, overdue: int, now: float, rng: random.Random, *, base_s: float = EJECTION_S
 ) -> Trip | None:
     """Whether calls in flight hang: asked four times a second, long before their timeouts.
 
@@ -177,9 +169,10 @@ def after_watch(
     Two calls older than their own thresholds, if they are half of those in flight or if nothing succeeded
     for 1.5 s; or a lone one that is very old.
     """
+    health, load = view.health, view.load
     if circuit(health, now) not in (Circuit.CLOSED, Circuit.RAMPING) or overdue == 0:
         return None
-    silent_s = now - max(metrics.latency_at, load.oldest_started_at)
+    silent_s = now - max(view.metrics.latency_at, load.oldest_started_at)
     several = overdue >= HANGING_CALLS and (2 * overdue >= load.in_flight or silent_s >= HANGING_SILENCE_S)
     alone = overdue == load.in_flight and silent_s >= LONE_HANG_S
     if not (several or alone):
