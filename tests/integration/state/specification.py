@@ -96,18 +96,18 @@ class SpecifiedStore(MemoryFleetStore):
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         now = self._now()
         for lease_id in lease_ids:
-            if self._expiry.get(lease_id, 0) > now:
-                self._expiry[lease_id] = now + ms(ttl_s)
-                lease = self._leases[lease_id]
+            lease = self._lease(lease_id, now)
+            if lease is not None and lease.expired_at is None and lease.ends_at > now:
+                lease.ends_at = now + ms(ttl_s)
                 known = self._endpoints[lease.endpoint_id]
                 if lease.probe > 0 and lease.probe == known.probe:
                     known.probe_until = now + ms(ttl_s)
 
     async def expire(self, limit: int = 1000) -> int:
-        held = list(self._expiry)
+        held = [(id, lease) for id, lease in self._leases.items() if lease.expired_at is None]
         ended = await super().expire(limit)
-        for lease_id in held:
-            if lease_id not in self._expiry:
+        for lease_id, lease in held:
+            if lease.expired_at is not None:
                 cost, accounts = self._reserved[lease_id]
                 self._book(accounts, reserved=-cost, unsure=cost)
         return ended

@@ -46,6 +46,7 @@ KEPT_MS = DAY[0] * DAY[1]
 class _Lease:
     endpoint_id: str
     at: int
+    ends_at: int
     charges: tuple[tuple[Usage, Charge], ...]
     """Where the call is counted, the endpoint first."""
     probe: float
@@ -76,7 +77,6 @@ class MemoryFleetStore:
     _accounts: defaultdict[str, Usage] = field(default_factory=lambda: defaultdict(Usage), init=False)
     """What the endpoints of an account have used together."""
     _leases: dict[str, _Lease] = field(default_factory=dict, init=False)
-    _expiry: dict[str, int] = field(default_factory=dict, init=False)
     _published: dict[str, tuple[int, Mapping[str, int]]] = field(default_factory=dict, init=False)
     _turns: dict[str, int] = field(default_factory=dict, init=False)
 
@@ -146,16 +146,15 @@ class MemoryFleetStore:
         return (usage,) if bid.shared_limits == UNLIMITED else (usage, self._accounts[account_id(bid.endpoint_id)])
 
     def _grant(self, bid: Bid, ask: Ask, now: int) -> Granted:
-        known, expires_at = self._endpoints[bid.endpoint_id], now + ms(ask.ttl_s)
+        known, ends_at = self._endpoints[bid.endpoint_id], now + ms(ask.ttl_s)
         probe = 0.0
         if circuit(known.health_at(now), now / 1000) is Circuit.HALF_OPEN:
             known.probes += 1
             known.probe = probe = known.probes
-            known.probe_until = expires_at
+            known.probe_until = ends_at
         charges = tuple((usage, usage.charge(ask.lease_id, _need(bid), now)) for usage in self._counted_by(bid))
         known.count_calls()
-        self._leases[ask.lease_id] = _Lease(bid.endpoint_id, now, charges, probe)
-        self._expiry[ask.lease_id] = expires_at
+        self._leases[ask.lease_id] = _Lease(bid.endpoint_id, now, ends_at, charges, probe)
         return Granted(ask.lease_id, bid.endpoint_id, now / 1000, probe > 0)
 
     # --- the end of a call -------------------------------------------------------------------------------
@@ -167,7 +166,6 @@ class MemoryFleetStore:
         if lease is None or lease.endpoint_id != report.endpoint_id:  # reported before, or forgotten
             return _counters(known, now)
         del self._leases[report.lease_id]
-        self._expiry.pop(report.lease_id, None)
         for usage, charge in lease.charges:
             usage.release(report.lease_id)
             usage.correct(charge, Use(1, report.input_tokens, report.output_tokens))
@@ -195,18 +193,15 @@ class MemoryFleetStore:
 
     async def expire(self, limit: int = 1000) -> int:
         now = self._now()
-        due = sorted(
-            (at, self._leases[lease_id].endpoint_id, lease_id) for lease_id, at in self._expiry.items() if at <= now
-        )[:limit]
+        self._leases = {id: held for id, held in self._leases.items() if self._lease(id, now)}
+        live = ((held.ends_at, held.endpoint_id, id) for id, held in self._leases.items() if held.expired_at is None)
+        due = sorted(one for one in live if one[0] <= now)[:limit]
         for _, endpoint_id, lease_id in due:
-            del self._expiry[lease_id]
             lease = self._leases[lease_id]
             lease.expired_at = now
             for usage, _ in lease.charges:
                 usage.release(lease_id)
             self._endpoints[endpoint_id].count_calls()
-        if due:
-            self._leases = {i: held for i, held in self._leases.items() if self._lease(i, now)}
         return len(due)
 
     def _lease(self, lease_id: str, now: int) -> _Lease | None:
