@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from uuid import uuid4
+from weakref import WeakValueDictionary
 
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.uncut import cancelled_now
@@ -39,15 +40,6 @@ class DeadlinePassed(TimeoutError):
 
 
 @dataclass(slots=True, eq=False)
-class _Line:
-    """Requests that wait for the same."""
-
-    first: asyncio.Lock = field(default_factory=asyncio.Lock)
-    """Held by the one that looks. The others are served in order."""
-    standing: int = 0
-
-
-@dataclass(slots=True, eq=False)
 class InProcess:
     """What a worker's `Attempts` are for jobs of the ledger, for requests that nobody else has."""
 
@@ -60,7 +52,10 @@ class InProcess:
     default_strategy: RoutingStrategy
     _turn: int = field(default=0, init=False)
     _last_seen: dict[Lane, float] = field(default_factory=dict, init=False)
-    _lines: dict[tuple[asyncio.AbstractEventLoop, str], _Line] = field(default_factory=dict, init=False)
+    _lines: MutableMapping[tuple[asyncio.AbstractEventLoop, str], asyncio.Lock] = field(
+        default_factory=WeakValueDictionary, init=False
+    )
+    """Each as long as anybody stands in it. A lock is of one loop, and there may be several."""
 
     async def accept(
         self, request: InferenceRequest, strategy: RoutingStrategy | None = None, pinned: str | None = None
@@ -113,31 +108,20 @@ class InProcess:
     async def answer(self, job: Job) -> InferenceResponse:
         """Call, and fail over, until there is one. Raises ProviderError when there is no more to try."""
         while True:
-            async with self._in_line(job):
+            async with self._line(job):
                 decision, permit = await self._permitted(job)
             if (response := await self._attempt(job, decision, permit)) is not None:
                 return response
 
-    @asynccontextmanager
-    async def _in_line(self, job: Job) -> AsyncIterator[None]:
+    def _line(self, job: Job) -> AbstractAsyncContextManager[object]:
         """Of those that wait for the same the first looks for room, the others for their turn: a look takes time.
 
         One that has a deadline stands in no line: it may want a dearer endpoint sooner than those before it.
         """
         if job.deadline is not None:
-            yield
-            return
-        # A lock is of one loop, and there may be several.
-        name = asyncio.get_running_loop(), line_of(job.profile(), job.progress.tried, None, None, self.fleet.now())
-        line = self._lines.setdefault(name, _Line())
-        line.standing += 1
-        try:
-            async with line.first:
-                yield
-        finally:
-            line.standing -= 1
-            if not line.standing:
-                del self._lines[name]
+            return nullcontext()
+        name = line_of(job.profile(), job.progress.tried, None, None, self.fleet.now())
+        return self._lines.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
 
     async def _permitted(self, job: Job) -> tuple[Decision, Permit]:
         """Look for room until there is some."""
