@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from tests.unit.routing.fleets import endpoint
 
-from turnout.request import InferenceRequest
+from turnout.request import InferenceRequest, Lane
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.held import HeldJob
 from turnout_workers.attempts.under_way import UnderWay
@@ -38,8 +38,10 @@ async def failed(connector: Any, timeout_s: float) -> Failure:
     calling = Calling(fleet, nothing, UnderWay(), connectors.get)
     leases: list[str] = []
     hold: Any = SimpleNamespace(job_id="j", leases=leases, valid_until=math.inf, lost=False)
-    claim: Any = SimpleNamespace(accepted_at=0.0, deadline=None, progress="")
-    job = HeldJob.of(claim, InferenceRequest(prompt=PROMPT), hold)
+    claim: Any = SimpleNamespace(
+        request=InferenceRequest(prompt=PROMPT), deadline=None, progress="", lane=Lane.STANDARD
+    )
+    job = HeldJob.of(claim, hold)
     chosen: Any = SimpleNamespace(endpoint=at, timeout_s=timeout_s, overdue_s=1.0)
     finished = await asyncio.wait_for(calling(job, chosen, Granted("l", at.id, 0.0)), 60)
     assert not leases

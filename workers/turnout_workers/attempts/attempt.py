@@ -62,10 +62,7 @@ class Attempts:
         if not claim.progress:
             parts.metrics.claimed(claim.lane, parts.fleet.now() - claim.accepted_at)
         with parts.heartbeat.holding(job_id, claim.token, claimed_at) as hold:
-            if not isinstance(request := claim.request, InferenceRequest):
-                why = explain(request) if isinstance(request, ValidationError) else str(request)
-                return await self._closing.unreadable(hold, claim, why)
-            job = HeldJob.of(claim, request, hold)
+            job = HeldJob.of(claim, hold)
             with tracing.holding(job) as span:
                 end = await self._work(job, not_before)
                 if span:
@@ -85,6 +82,10 @@ class Attempts:
         return Skipped(f"not to be claimed: {claim.state}")
 
     async def _work(self, job: HeldJob, not_before: float) -> End:
+        if not isinstance(unread := job.claim.request, InferenceRequest):
+            why = explain(unread) if isinstance(unread, ValidationError) else str(unread)
+            logger.error("job %s fails: %s", job.id, why)
+            return await self._closing.give_up(job, JobStatus.FAILED, "unreadable", why)
         if not_before > job.progress.not_before:
             job.progress = replace(job.progress, not_before=not_before)
         if (early_s := job.progress.not_before - self._parts.fleet.now()) > 0:

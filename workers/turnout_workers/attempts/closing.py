@@ -11,13 +11,11 @@ from pathlib import Path
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Call, Claimed, Settlement, write_result
+from turnout.ledger import Call, Settlement, write_result
 from turnout.request import InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
 from turnout_workers.attempts.parts import Parts
-from turnout_workers.attempts.progress import Progress
-from turnout_workers.background.heartbeat import Hold
 from turnout_workers.monitoring import tracing
 
 logger = logging.getLogger(__name__)
@@ -30,25 +28,14 @@ class Closing:
     parts: Parts
 
     async def succeed(self, job: HeldJob, response: InferenceResponse | None, record: bytes) -> Done | Skipped:
-        result = self._result(job.id, job.claim, job.progress, JobStatus.SUCCEEDED, response)
-        return await self._settle(job, result, record)
+        return await self._settle(job, self._result(job, JobStatus.SUCCEEDED, response), record)
 
     async def give_up(
         self, job: HeldJob, status: JobStatus, code: str, message: str, record: bytes | None = None
     ) -> Done | Skipped:
-        problem = Problem(code=code, message=message, retryable=status is JobStatus.FAILED and code != "refused")
-        result = self._result(job.id, job.claim, job.progress, status, error=problem)
-        return await self._settle(job, result, record)
-
-    async def unreadable(self, hold: Hold, claim: Claimed, why: str) -> Done | Skipped:
-        """Fail a job whose request was changed in Redis, so that no worker can do it."""
-        logger.error("job %s fails: %s", hold.job_id, why)
-        problem = Problem(code="unreadable", message=why)
-        progress = Progress.from_json(claim.progress)
-        result = self._result(hold.job_id, claim, progress, JobStatus.FAILED, error=problem)
-        hold.ending = True
-        taken = await self.parts.send.whole(self._settlement(claim, result, None))
-        return Done(result) if taken.accepted else _not_taken(taken)
+        retryable = status is JobStatus.FAILED and code not in ("refused", "unreadable")
+        problem = Problem(code=code, message=message, retryable=retryable)
+        return await self._settle(job, self._result(job, status, error=problem), record)
 
     async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
         message = f"a call may cost more than what is left under the cost ceiling of {account}, or has no known price"
@@ -104,7 +91,8 @@ class Closing:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
         accounts = [ceiling.account for ceiling in self.parts.ceilings.of_job(job.id, job.request, claim.batch)]
-        settlement = self._settlement(claim, result, record)
+        keep = self.parts.in_force.file.retention
+        settlement = self.parts.ledger.settle(claim.token, result, record, keep.results_s, claim.batch, keep.failed_s)
         kept: Path | None = None
         job.hold.ending = True
         try:
@@ -143,28 +131,19 @@ class Closing:
             logger.error("the result of job %s can't be kept on disk: %s", job.id, error)
             return None
 
-    def _settlement(self, claim: Claimed, result: JobResult, record: bytes | None) -> Call[Settlement]:
-        kept = self.parts.in_force.file.retention
-        return self.parts.ledger.settle(claim.token, result, record, kept.results_s, claim.batch, kept.failed_s)
-
     def _result(
-        self,
-        job_id: str,
-        claim: Claimed,
-        progress: Progress,
-        status: JobStatus,
-        response: InferenceResponse | None = None,
-        error: Problem | None = None,
+        self, job: HeldJob, status: JobStatus, response: InferenceResponse | None = None, error: Problem | None = None
     ) -> JobResult:
+        progress = job.progress
         return JobResult(
-            id=job_id,
+            id=job.id,
             status=status,
             response=response,
             error=error,
             attempts=progress.attempts,
             failovers=progress.failovers,
             deferrals=progress.deferrals,
-            accepted_at=claim.accepted_at,
+            accepted_at=job.claim.accepted_at,
             started_at=progress.attempts[0].started_at if progress.attempts else None,
             settled_at=self.parts.fleet.now(),
             cost_microusd=progress.cost_microusd,

@@ -12,6 +12,8 @@ from turnout.result import JobResult
 from turnout_workers.attempts.progress import Job, Progress
 from turnout_workers.background.heartbeat import Hold
 
+UNREAD = InferenceRequest(prompt="?")
+"""In the place of a request that can't be read. No call is made for it."""
 PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
 """How long a job waits in place, all waits together, before it is parked and its slot serves another. Where
 others are parked, only one of each line."""
@@ -37,9 +39,10 @@ class HeldJob(Job):
     """When it was refused first, on a snapshot that proved stale: one from after that is believed."""
 
     @classmethod
-    def of(cls, claim: Claimed, request: InferenceRequest, hold: Hold) -> Self:
+    def of(cls, claim: Claimed, hold: Hold) -> Self:
+        request = claim.request if isinstance(claim.request, InferenceRequest) else UNREAD
         progress = Progress.from_json(claim.progress)
-        patience_s, woken = PATIENCE_S[request.constraints.lane], progress.deferrals > 0
+        patience_s, woken = PATIENCE_S[claim.lane], progress.deferrals > 0
         return cls(hold.job_id, request, claim.deadline, progress, claim, hold, patience_s, woken)
 
 
