@@ -28,7 +28,7 @@ from turnout.ledger import run
 from turnout.request import Lane
 from turnout.result import JobResult
 from turnout_workers.attempts.held import Skipped
-from turnout_workers.attempts.search import MIXED_S
+from turnout_workers.attempts.search import MIXED_S, RECHECK_S
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Billed, FailureKind
@@ -186,6 +186,34 @@ def test_nothing_is_refused_for_good_for_a_while_if_other_workers_follow_another
     result = done(redis_url, flushed, tmp_path, Scenario(wish={"only": ["nobody"]}, late_s=late_s), work)
     assert result.error is not None
     assert (result.status, result.error.code, result.deferrals) == ("failed", "refused", 0 if late_s else 3)
+
+
+@pytest.mark.parametrize(
+    ("field", "late_s", "put_off"),
+    [('"top_k":3', 0.0, True), ('"top_k":3', MIXED_S, False), ('"top_k":3,"timeout_s":"long"', 0.0, False)],
+)
+def test_a_job_with_fields_of_a_later_release_is_left_to_its_workers_for_a_while(
+    field: str, late_s: float, put_off: bool, redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    async def work(bench: Bench) -> None:
+        sent = flushed.hget(bench.ledger.keys.job(JOB), "payload")
+        flushed.hset(bench.ledger.keys.job(JOB), "payload", sent.replace(b"{", f"{{{field},".encode(), 1))
+        await bench.attempt(bench.worker, lambda attempt: attempt)
+        if put_off:
+            assert bench.state() == "delayed"
+            await bench.wake()
+            await bench.attempt(bench.worker, lambda attempt: attempt)
+            (told,) = run(flushed, [bench.ledger.story(JOB)])
+            waits_s = [event["for_s"] for event in told if event["event"] == "deferred"]
+            assert waits_s == [RECHECK_S, 61.0], "each as long as it has waited by then"
+            flushed.hset(bench.ledger.keys.job(JOB), "payload", sent)  # as a worker that knows the field reads it
+        await bench.finish()
+
+    result = done(redis_url, flushed, tmp_path, Scenario(late_s=late_s), work)
+    assert (result.status, result.deferrals) == ("succeeded" if put_off else "failed", 0)
+    if result.error is not None:
+        assert (result.error.code, result.error.retryable) == ("unreadable", False)
+        assert "top_k: unknown field" in result.error.message
 
 
 @pytest.mark.parametrize("lane", [Lane.STANDARD, Lane.INTERACTIVE])

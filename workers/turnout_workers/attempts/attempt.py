@@ -18,7 +18,7 @@ from turnout.errors import Unreadable
 from turnout.ledger import NotClaimed
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
-from turnout.validation import explain
+from turnout.validation import MANY, explain
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.closing import Closing
 from turnout_workers.attempts.hedging import Permit
@@ -26,7 +26,7 @@ from turnout_workers.attempts.held import End, HeldJob, Skipped, outcome
 from turnout_workers.attempts.judging import Judged, Judging
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.attempts.reporting import Finished, Reporter
-from turnout_workers.attempts.search import Searching
+from turnout_workers.attempts.search import MIXED_S, RECHECK_S, Searching
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.monitoring import logs, tracing
 from turnout_workers.providers.base import current_job
@@ -83,13 +83,16 @@ class Attempts:
 
     async def _work(self, job: HeldJob, not_before: float) -> End:
         if not isinstance(unread := job.claim.request, InferenceRequest):
+            age_s = self._parts.fleet.now() - job.claim.accepted_at
+            if age_s < MIXED_S and _is_of_a_later_release(unread):
+                return await self._closing.put_off(job, max(RECHECK_S, age_s), "a worker of a later release takes it")
             why = explain(unread) if isinstance(unread, ValidationError) else str(unread)
             logger.error("job %s fails: %s", job.id, why)
             return await self._closing.give_up(job, JobStatus.FAILED, "unreadable", why)
         if not_before > job.progress.not_before:
             job.progress = replace(job.progress, not_before=not_before)
         if (early_s := job.progress.not_before - self._parts.fleet.now()) > 0:
-            return await self._closing.put_off(job, early_s)
+            return await self._closing.put_off(job, early_s, "the moment that its sender named")
         try:
             while True:
                 found = await self._searching(job)
@@ -143,3 +146,11 @@ class Attempts:
             case _:
                 kind, message = call.failure.kind.value, call.failure.message
                 return await closing.give_up(job, JobStatus.FAILED, kind, message, record)
+
+
+def _is_of_a_later_release(unread: Exception) -> bool:
+    """Whether all that is wrong with a request is fields that this release doesn't know."""
+    if not isinstance(unread, ValidationError) or unread.error_count() > MANY:
+        return False
+    problems = unread.errors(include_input=False, include_url=False, include_context=False)
+    return all(problem["type"] == "extra_forbidden" for problem in problems)

@@ -71,11 +71,11 @@ class Closing:
         call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record)
         return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, nothing has room"))
 
-    async def put_off(self, job: HeldJob, wait_s: float) -> Moved | Skipped:
-        """Park it until it may begin."""
-        event = {"event": "deferred", "for_s": round(wait_s, 3), "until": "the moment that its sender named"}
+    async def put_off(self, job: HeldJob, wait_s: float, until: str) -> Moved | Skipped:
+        """Park it for so long, whatever comes before. until: what the time is for."""
+        event = {"event": "deferred", "for_s": round(wait_s, 3), "until": until}
         call = self.parts.ledger.put_off(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
-        return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, as its sender said"))
+        return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, until {until}"))
 
     async def hand_back(self, job: HeldJob) -> Moved | Skipped:
         """To its lane's front for another worker, with what has been tried here."""

@@ -30,8 +30,8 @@ RECHECK_S = 5.0
 """The longest deferral, doubled each time the job is parked again, though admission may name a later moment: calls that
 use less than they have reserved make room earlier, and nobody knows when an operator or a new month's ceiling will."""
 MIXED_S = 600.0
-"""For how long after its acceptance a job that is refused here is kept for workers of another configuration. By then a
-deploy is over, and a fleet may differ for ever."""
+"""For how long after its acceptance a job that is refused here is kept for workers of another configuration, and one
+with fields unknown here for those of a later release. By then a deploy is over, and a fleet may differ for ever."""
 OWN = ("job:", "batch:")
 """Accounts that no day begins anew."""
 
