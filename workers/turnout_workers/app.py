@@ -11,7 +11,6 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 import celery.apps.worker
@@ -87,9 +86,13 @@ class Answer:
         return worker.foreign.stored(self._result)
 
 
-def outcome_of(result: JobResult) -> Callable[[], Any]:
-    """How a job ended, as `AsyncTask.execute` tells it: called, it returns the answer or raises the job's error."""
-    return (lambda: Answer(result)) if result.succeeded else result.answer
+def outcome_of(result: JobResult) -> Answer | JobError:
+    """How a job ended, as `AsyncTask.execute` returns it."""
+    try:
+        result.answer()
+    except JobError as error:
+        return error
+    return Answer(result)
 
 
 class Infer(AsyncTask):
@@ -99,13 +102,13 @@ class Infer(AsyncTask):
     throws = (JobError,)
     Request = f"{__name__}:JobRequest"
 
-    async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
+    async def execute(self, request: dict[str, Any], body: Any) -> Answer | JobError:
         job_id: str = request["id"]
         args, kwargs, embed = body
         if request.get("origin") != message.ORIGIN and args != [job_id]:
             refused = await worker.foreign.accept(job_id, _request_of(args, kwargs), embed, lane_of(request))
             if refused is not None:
-                return lambda: refused.answer()
+                return outcome_of(refused)
         try:
             end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
             ended = await worker.ended(job_id) if isinstance(end, Skipped) else None

@@ -17,11 +17,9 @@ Three kinds of outcome bypass the tracer:
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
 import itertools
 import math
-import os
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Mapping
@@ -40,6 +38,7 @@ from celery.signals import task_postrun, task_prerun, task_success
 from celery.utils.log import get_logger
 from celery.worker.request import Request
 from celery.worker.state import maybe_shutdown
+from vine import promise
 
 from turnout.request import Lane
 from turnout_workers import transport
@@ -48,7 +47,7 @@ from turnout_workers.routing.options import headroom
 logger = get_logger(__name__)
 
 OUTCOME = "turnout_outcome"
-"""Where in a task's request its `run` finds what its `execute` gave."""
+"""Where in a task's request its `run` finds how its `execute` ended."""
 HAND_BACK_S = 5.0
 """After the grace period the ledger takes back what is left; if none of it has come back for so long, the rest falls
 back with its leases."""
@@ -86,8 +85,8 @@ class AsyncTask(Task):  # type: ignore[type-arg]
     abstract = True
     Request = f"{__name__}:AsyncRequest"
 
-    async def execute(self, request: dict[str, Any], body: Any) -> Callable[[], Any]:
-        """Do the work; what it returns is called by `run`, to give the result or to raise.
+    async def execute(self, request: dict[str, Any], body: Any) -> Any:
+        """Do the work. Returns its result, or the exception as which it has failed.
 
         body: the message's arguments, its named arguments, and what else it carries, callbacks and such.
         Raises Retry or Ignore if this is not the task's end, and Ended if it came before.
@@ -95,8 +94,10 @@ class AsyncTask(Task):  # type: ignore[type-arg]
         raise NotImplementedError
 
     def run(self, *_args: Any, **_kwargs: Any) -> Any:
-        outcome: Callable[[], Any] = self.request.get(OUTCOME)
-        return outcome()
+        outcome = self.request.get(OUTCOME)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        return outcome
 
 
 def lane_of(request: dict[str, Any]) -> Lane | None:
@@ -108,7 +109,7 @@ def lane_of(request: dict[str, Any]) -> Lane | None:
 class Ended(Exception):
     """Raised by `execute`: the task has ended already. `outcome` is as `execute` returns it."""
 
-    def __init__(self, outcome: Callable[[], Any]) -> None:
+    def __init__(self, outcome: Any) -> None:
         self.outcome = outcome
 
 
@@ -121,12 +122,11 @@ class _ErrorInfo:
         self.exception = ExceptionWithTraceback(error, "") if isinstance(error, Retry) else error
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
+@dataclass(slots=True, eq=False)
 class _Job:
     """One task under way in the pool."""
 
     pid: int
-    loop: asyncio.AbstractEventLoop
     target: Callable[..., tuple[Any, Any, float]]
     """Celery's tracer …"""
     args: tuple[Any, ...] = field(repr=False)
@@ -134,8 +134,8 @@ class _Job:
     callback: Any
     started_at: float = field(default_factory=monotonic, init=False)
     running: asyncio.Task[None] | None = field(default=None, init=False)
-    untraced: Retry | Ignore | Ended | None = field(default=None, init=False)
-    """What it ended with if that is kept from the tracer."""
+    outcome: Any = field(default=None, init=False)
+    """What `execute` returned or raised. None: the tracer does all, as for a task that is no coroutine."""
 
     @property
     def request(self) -> dict[str, Any]:
@@ -145,37 +145,25 @@ class _Job:
     def lane(self) -> Lane | None:
         return lane_of(self.request)
 
-    def traced(self) -> tuple[Any, Any, float]:
-        """How it ended, as the tracer tells: whether it failed, the value's repr or the error, and for how long it ran.
-
-        The tracer is asked unless all that it would do is to call `run`.
-        """
-        if isinstance(self.untraced, Ended):
-            try:
-                return False, repr(self.untraced.outcome()), 0.0
-            except Exception as error:
-                return True, _ErrorInfo(error), 0.0
-        if self.untraced is not None:
-            return True, _ErrorInfo(self.untraced), 0.0
-        if OUTCOME in self.request and self.request.get("ignore_result") and not self._followed:
-            with contextlib.suppress(Exception):
-                return False, repr(self.request[OUTCOME]()), 0.0
-        return self.target(*self.args)
+    def told(self) -> tuple[bool, Any]:
+        """How it ended: whether it failed, and the value's repr or the error, as Celery's tracer gives them."""
+        if self._is_traced:
+            self.request[OUTCOME] = self.outcome
+            failed, value, _ = self.target(*self.args)
+            return failed, value
+        told = self.outcome.outcome if isinstance(self.outcome, Ended) else self.outcome
+        return (True, _ErrorInfo(told)) if isinstance(told, Exception) else (False, repr(told))
 
     @property
-    def _followed(self) -> bool:
-        """Whether something waits for its success: callbacks, a chain, a chord, receivers of signals."""
+    def _is_traced(self) -> bool:
+        """Whether its tracer is asked: if the task ended here, and failed, or something waits for its success: Celery's
+        own record, callbacks, a chain, a chord, receivers of signals."""
+        if isinstance(self.outcome, Retry | Ignore | Ended):
+            return False
+        if self.outcome is None or isinstance(self.outcome, BaseException) or not self.request.get("ignore_result"):
+            return True
         _, _, embed = self.args[3]
         return any((embed or {}).values()) or any(signal.receivers for signal in TRACED)
-
-    def terminate(self, signal: Any = None) -> None:
-        """Called by Celery's `revoke(terminate=True)`."""
-        self.loop.call_soon_threadsafe(self._cancel)
-
-    def _cancel(self) -> None:
-        """On the loop's thread, where it has been begun by now."""
-        assert self.running is not None
-        self.running.cancel()
 
 
 class TaskPool(BasePool):
@@ -203,9 +191,8 @@ class TaskPool(BasePool):
         self._seen: dict[Lane, float] = {}
         """When each lane had a job last."""
         self._done: deque[_Job] = deque()
-        self._wakeup_read, self._wakeup_write = os.pipe()
-        self._woken = False
-        os.set_blocking(self._wakeup_read, False)
+        self._finishing = promise(self._finish_done)
+        """Celery's loop calls it once, however often it was asked to meanwhile."""
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="turnout-loop", daemon=True)
         self._thread.start()
@@ -227,9 +214,9 @@ class TaskPool(BasePool):
         return max(1, math.floor(int(self.limit) * share)) - self._held[Lane(lane)]
 
     def register_with_event_loop(self, hub: Any) -> None:
-        hub.add_reader(self._wakeup_read, self._finish_done)
+        self._hub = hub
 
-    def on_apply(  # type: ignore[override]
+    def on_apply(
         self,
         target: Callable[..., Any],
         args: Any = None,
@@ -237,15 +224,14 @@ class TaskPool(BasePool):
         callback: Any = None,
         accept_callback: Any = None,
         **_options: Any,
-    ) -> _Job:
-        job = _Job(next(self._pids), self._loop, target, args, callback)
+    ) -> None:
+        job = _Job(next(self._pids), target, args, callback)
         self._jobs[job.pid] = job
         self._held[lane := job.lane] += 1
         if lane is not None:
             self._seen[lane] = monotonic()
         accept_callback(job.pid, monotonic())
         self._loop.call_soon_threadsafe(self._begin, job)
-        return job
 
     def _begin(self, job: _Job) -> None:
         job.running = self._loop.create_task(self._execute(job), name=job.args[1])
@@ -257,46 +243,45 @@ class TaskPool(BasePool):
         task = self.app.tasks[name]
         if isinstance(task, AsyncTask):
             try:
-                request[OUTCOME] = await task.execute(request, body)
+                job.outcome = await task.execute(request, body)
             except (Retry, Ignore, Ended) as told:
                 # Its frames refer to the job, which will refer to it: a cycle that only a collection would free.
-                job.untraced = told.with_traceback(None)
+                job.outcome = told.with_traceback(None)
             except asyncio.CancelledError:
                 raise
             except BaseException as error:  # the tracer reports it, as it would any task's
-                request[OUTCOME] = _raiser(error)
+                job.outcome = error
 
     def _ended(self, job: _Job, running: asyncio.Task[None]) -> None:
-        if running.cancelled() and job.untraced is None and OUTCOME not in job.request:
+        if running.cancelled() and job.outcome is None:
             # Not by way of the tracer, which would let the cancellation through and so end the worker.
-            job.untraced = Ignore("stopped before it was begun")
+            job.outcome = Ignore("stopped before it was begun")
         self._done.append(job)
-        if not self._woken:
-            self._woken = True
-            os.write(self._wakeup_write, b"\0")
+        self._hub.call_soon(self._finishing)
 
-    def _finish_done(self, *_: Any) -> None:
+    def _finish_done(self) -> None:
         """On Celery's thread."""
-        with contextlib.suppress(BlockingIOError):  # called without a wake-up, while the pool stops
-            os.read(self._wakeup_read, 1)
-        self._woken = False  # before the look at what is done, so that what comes after it wakes this thread again
         moved = False
         while self._done:
             job = self._done.popleft()
-            moved |= isinstance(job.untraced, Retry)
-            failed, value, runtime = job.traced()
-            if isinstance(self.app.tasks[job.args[0]], AsyncTask):
-                runtime = monotonic() - job.started_at  # the tracer saw only the hand-over
-            if self._jobs.pop(job.pid, None):
-                self._held[job.lane] -= 1
-            job.callback((failed, value, runtime))
+            moved |= isinstance(job.outcome, Retry)
+            failed, value = job.told()
+            del self._jobs[job.pid]
+            self._held[job.lane] -= 1
+            job.callback((failed, value, monotonic() - job.started_at))
         transport.fill()
         if moved and self.on_moved is not None:
             self.on_moved()
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
+        """Called by Celery's `revoke(terminate=True)`, too."""
         if job := self._jobs.get(pid):
-            job.terminate(signal)
+            self._loop.call_soon_threadsafe(self._cancel, job)
+
+    def _cancel(self, job: _Job) -> None:
+        """On the loop's thread, where it has been begun by now."""
+        assert job.running is not None
+        job.running.cancel()
 
     def on_stop(self) -> None:
         """Warm: let calls in flight end for a grace period, then hand the rest back."""
@@ -313,8 +298,8 @@ class TaskPool(BasePool):
         logger.info("stopping: %d jobs under way have %g s to end", len(self._jobs), grace_s)
         ends_at = monotonic() + grace_s
         self._finish_while(lambda: not self.hurried and monotonic() < ends_at)
-        for job in list(self._jobs.values()):
-            job.terminate()
+        for pid in list(self._jobs):
+            self.terminate_job(pid)
         left, came_at = len(self._jobs), monotonic()
 
         def coming_back() -> bool:
@@ -355,10 +340,3 @@ def _collect_garbage_seldom(slots: int) -> None:
     gc.collect()
     gc.freeze()  # modules, classes, the configuration: never garbage
     gc.set_threshold(50_000 + OBJECTS_A_JOB * slots, 20, 20)
-
-
-def _raiser(error: BaseException) -> Callable[[], Any]:
-    def fail() -> Any:
-        raise error
-
-    return fail
