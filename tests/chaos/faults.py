@@ -1,6 +1,6 @@
 """`python -m tests.chaos.faults`: single faults at their full size, each on a stand of its own, and all is counted.
 
-A hundred replies to BRPOP that are lost with the messages in them; calls that outlast every lease, while the workers
+A hundred fetches whose replies are lost with the messages in them; calls that outlast every lease, while the workers
 beside them are killed; a stop with a thousand calls in flight. Prints its seed; exit code 1 if a promise is broken.
 """
 
@@ -20,7 +20,7 @@ from tests.chaos.fleet import two_providers
 from tests.chaos.stand import Stand, standing
 from tests.tcp_proxy import between
 
-from turnout.ledger import run
+from turnout.ledger import Script, run
 
 Fault = Callable[[Path, random.Random], list[str]]
 """Makes it happen, in a folder for its stand; tells what was not as promised."""
@@ -34,7 +34,9 @@ def lost_replies(folder: Path, rng: random.Random) -> list[str]:
     """Of 300 messages a hundred are lost on their way. What was not as promised."""
     ids = [f"job-{n}" for n in rng.sample(range(10_000), 3 * LOST)]
     with standing(folder, two_providers(0.05), concurrency=1) as stand, between(stand.redis.port) as proxy:
-        proxy.cut_replies(b"BRPOP", times=LOST)
+        fetch = Script.load("turnout_workers", "fetch")
+        stand.client.script_load(fetch.source)
+        proxy.cut_replies(fetch.sha.encode(), times=LOST)
         stand.submit(ids)
         for _ in range(5):
             stand.start_worker(redis_url=proxy.url, wait=False)
@@ -96,7 +98,7 @@ def _broken(stand: Stand, ids: list[str], untold: int = 0) -> list[str]:
 
 
 FAULTS: dict[str, Fault] = {
-    f"{LOST} lost replies to BRPOP": lost_replies,
+    f"{LOST} lost replies to fetches": lost_replies,
     "calls of five leases beside workers that die": long_calls,
     f"a stop with {CALLS} calls in flight": stop,
 }

@@ -3,8 +3,8 @@
 Stock kombu pops one message, then writes it to an `unacked` hash, then deletes it there: three round trips a job, and a
 message is lost all the same if the worker dies between the first and the second. Here a message is only a hint that a
 queued job exists: the ledger has the job, and republishes what was lost. So nothing is written on fetch, and as many
-messages are taken at once as the pool has free slots. Each lane has a share of what is taken, many at once or one at a
-time, so that no lane waits for ever.
+messages are taken at once as the pool has free slots, of each lane its share, so that none waits for ever. BRPOP only
+waits for the next message, while the lanes are empty.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ free_slots: Callable[[], int] = lambda: 0  # noqa: E731
 room_for: Callable[[str], int] = lambda lane: 0  # noqa: E731
 """The same, of a lane's jobs alone: for the less urgent ones fewer."""
 
-FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
+FETCH_SHARE = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
 """The share of what is fetched that is a lane's own while it has jobs; what one leaves goes to the most urgent."""
 
 REST_S = 1.0
@@ -72,30 +72,23 @@ DECOMPRESSORS: dict[str, Callable[[], Any]] = {
 """Those whose output can be bounded. Messages compressed otherwise are not read."""
 
 
-class LaneOrder:
-    """The order (a "cycle" to kombu) in which BRPOP looks into the lanes: first one drawn by share, then by urgency.
+class OpenLanes:
+    """What BRPOP waits for (a "cycle" to kombu): all but lanes that have no room."""
 
-    Where slots become free one by one, BRPOP takes all jobs, so it must keep the shares, too.
-    """
-
-    def __init__(self, queues: Iterable[str] = ()) -> None:
-        self.update(queues)
-
-    def update(self, queues: Iterable[str]) -> None:
-        self._queues = sorted(queues, key=_urgency)
+    def __init__(self) -> None:
+        self._queues: list[str] = []
         self.left_out: list[str] = []
         """Lanes that had no room when BRPOP was sent."""
 
+    def update(self, queues: Iterable[str]) -> None:
+        self._queues = list(queues)
+
     def rotate(self, last_used: str) -> None:
-        """Nothing to do: each draw is a new one."""
+        """Nothing to do: where BRPOP waits, none of them has more."""
 
     def consume(self, n: int) -> list[str]:
         self.left_out = [queue for queue in self._queues[:n] if queue in LANES and room_for(queue) <= 0]
-        queues = [queue for queue in self._queues[:n] if queue not in self.left_out]
-        if not queues:
-            return queues
-        first = random.choices(queues, [FETCH_SHARE.get(queue, 0.1) for queue in queues])
-        return list(dict.fromkeys(first + queues))
+        return [queue for queue in self._queues[:n] if queue not in self.left_out]
 
 
 class QoS(virtual.QoS):
@@ -136,19 +129,17 @@ class Channel(kombu_redis.Channel):
         """Whether this is a worker's channel for jobs; events and remote control have channels of their own."""
         return not LANES.isdisjoint(self.active_queues)
 
-    def _brpop_read(self, **options: Any) -> Any:
-        """The reply to BRPOP is the first message of a fetch; the rest of the free slots is filled at once."""
-        try:
-            with _odd_dropped("a lane"):
-                return super()._brpop_read(**options)  # type: ignore[misc]
-        finally:
-            if self.serves_lanes and (room := free_slots()) > 0:
-                self._fetch(room)
-
     def _brpop_start(self, timeout: float | None = None) -> None:
-        super()._brpop_start(timeout)  # type: ignore[misc]
         if self.serves_lanes:
             Channel.serving = ref(self)
+            self._fetch(free_slots())
+            if not self.qos.can_consume():
+                return
+        super()._brpop_start(timeout)  # type: ignore[misc]
+
+    def _brpop_read(self, **options: Any) -> Any:
+        with _odd_dropped("a lane"):
+            return super()._brpop_read(**options)  # type: ignore[misc]
 
     def fill(self) -> None:
         """Fetch for lanes that have room again, and that the BRPOP under way leaves out: it may block for a second."""
@@ -165,10 +156,10 @@ class Channel(kombu_redis.Channel):
             super().maybe_refresh_binding_expiry()  # type: ignore[misc]
 
     def _fetch(self, room: int) -> None:
-        queues = sorted(LANES.intersection(self.active_queues), key=_urgency)
-        shares = [str(FETCH_SHARE.get(queue, 0.1)) for queue in queues]
-        most = map(room_for, queues)
-        command = ("EVALSHA", FETCH.sha, len(queues), *queues, room, random.random(), *shares, *most)
+        lanes = [lane for lane in Lane if lane in self.active_queues]
+        shares = [str(FETCH_SHARE[lane]) for lane in lanes]
+        most = map(room_for, lanes)
+        command = ("EVALSHA", FETCH.sha, len(lanes), *lanes, room, random.random(), *shares, *most)
         with self.conn_or_acquire() as client:
             try:
                 try:
@@ -182,8 +173,8 @@ class Channel(kombu_redis.Channel):
         trouble: Exception | None = None
         for index, raw in fetched:
             try:
-                with _odd_dropped(queues[index - 1]):
-                    self.connection._deliver(_read(raw), queues[index - 1])
+                with _odd_dropped(lane := lanes[index - 1]):
+                    self.connection._deliver(_read(raw), lane)
             except (RedisError, OSError) as error:  # Redis took no word of this one; the others are nowhere but here
                 trouble = error
         if trouble is not None:
@@ -262,11 +253,6 @@ def _read(raw: str | bytes) -> Any:
 register("json", dumps, _read, "application/json")
 
 
-def _urgency(queue: str) -> int:
-    """Its place among the lanes, the most urgent first; other queues, which share no channel with lanes, come last."""
-    return list(Lane).index(Lane(queue)) if queue in LANES else len(Lane)
-
-
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
     """The same, on the primary that Sentinel names."""
 
@@ -317,6 +303,6 @@ def celery_settings(url: str) -> dict[str, Any]:
         "broker_url": url,
         "broker_transport": transport,
         "result_backend": url,
-        "broker_transport_options": {**options, "queue_order_strategy": f"{__name__}:LaneOrder"},
+        "broker_transport_options": {**options, "queue_order_strategy": f"{__name__}:OpenLanes"},
         "result_backend_transport_options": options,
     }
