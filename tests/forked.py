@@ -18,7 +18,7 @@ LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 PR_SET_PDEATHSIG = 1  # prctl(2)
 
 PRELOADED = """
-turnout.cli turnout_workers.commands.worker turnout_workers.pool turnout_workers.runtime turnout_workers.monitoring.logs
+turnout.cli turnout_workers.commands.worker turnout_workers.consumer turnout_workers.monitoring.logs
 celery.apps.worker celery.app.control celery.app.log celery.backends.redis celery.events.dispatcher celery.fixups.django
 celery.worker.autoscale celery.worker.consumer.delayed_delivery celery.worker.strategy kombu.pidbox certifi
 turnout_workers.simulator.command

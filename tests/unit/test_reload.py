@@ -75,12 +75,12 @@ async def test_a_change_is_told_to_other_workers_as_soon_as_it_is_followed(worke
         async def _show_life(self, slots: int) -> None:
             told.append(self._in_force.settings.version)
 
-    telling = Telling(worker.uses, lambda: 0)
-    telling._in_force = worker.in_force
+    telling = Telling(worker.uses)
+    telling._in_force, telling._slots = worker.in_force, 1
     for text in (GOOD, GOOD + "concurrency = 3"):
         worker.write(text)
         for _ in range(3):
-            await telling._follow(worker.reload, 1)
+            await telling._follow(worker.reload)
     assert told == [worker.uses.version]
 
 

@@ -22,12 +22,12 @@ import itertools
 import math
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from functools import partial
 from time import monotonic, sleep
-from typing import Any
+from typing import Any, ClassVar
 
 import uvloop
 from billiard.einfo import ExceptionWithTraceback  # type: ignore[attr-defined]
@@ -36,13 +36,14 @@ from celery.concurrency.base import BasePool
 from celery.exceptions import Ignore, Retry
 from celery.signals import task_postrun, task_prerun, task_success
 from celery.utils.log import get_logger
-from celery.worker.request import Request
 from celery.worker.state import maybe_shutdown
 from vine import promise
 
 from turnout.request import Lane
 from turnout_workers import transport
+from turnout_workers.monitoring.events import Dispatcher
 from turnout_workers.routing.options import headroom
+from turnout_workers.runtime import Worker
 
 logger = get_logger(__name__)
 
@@ -61,29 +62,10 @@ OBJECTS_A_JOB = 100
 """How many objects a job under way has in memory, as the garbage collector counts."""
 
 
-class AsyncRequest(Request):
-    """Of an `AsyncTask`: decodes its message once, where Celery's own does so again in the tracer."""
-
-    def __init__(self, message: Any, *, body: Any = None, decoded: bool = False, **options: Any) -> None:
-        body = body if decoded else message.payload
-        match body:
-            case [list(), dict(), dict() | None]:
-                super().__init__(message, body=body, decoded=True, **options)
-            case _:
-                raise ValueError("no arguments of a task")
-
-    def acknowledge(self) -> None:
-        """Let go of the message, which nobody needs from here on: more than half of what Celery holds of a job."""
-        super().acknowledge()
-        self._message = self._on_ack = self._on_reject = None
-        self.request_dict.pop("properties", None)
-
-
 class AsyncTask(Task):  # type: ignore[type-arg]
     """A task whose work is a coroutine: override `execute`; `run` stays."""
 
     abstract = True
-    Request = f"{__name__}:AsyncRequest"
 
     async def execute(self, request: dict[str, Any], body: Any) -> Any:
         """Do the work. Returns its result, or the exception as which it has failed.
@@ -170,18 +152,10 @@ class TaskPool(BasePool):
     """What stands behind a worker's slots: one asyncio loop, in a thread of its own."""
 
     body_can_be_buffer = True
-    grace_s = 30.0
-    """How long a warm shutdown waits for calls in flight before it hands their jobs back."""
+    worker: ClassVar[Worker]
+    """What runs on the loop. Celery makes the pool, of which a process has one: so the class is told."""
     hurried = False
     """A stop was asked for a second time: don't wait for the rest of the grace period."""
-    reserved: Callable[[], Mapping[Lane, float]] = staticmethod(lambda: dict.fromkeys(Lane, 0.0))
-    """What a lane leaves to the more urgent ones: a share of the slots here, as of every rate limit."""
-    on_loop_start: Callable[[asyncio.AbstractEventLoop, int], Any] | None = None
-    on_loop_stop: Callable[[], Any] | None = None
-    """Coroutine functions of the application, run on the loop before the first job and after the last."""
-    on_moved: Callable[[], None] | None = None
-    """Called after tasks were reported as retried, to publish those events now: if another worker ended such a job
-    before they are out, Flower would show it as retried for ever."""
 
     def on_start(self) -> None:
         self._pids = itertools.count(1)
@@ -196,11 +170,10 @@ class TaskPool(BasePool):
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="turnout-loop", daemon=True)
         self._thread.start()
-        if self.on_loop_start is not None:
-            begun = asyncio.run_coroutine_threadsafe(self.on_loop_start(self._loop, int(self.limit)), self._loop)
-            while not wait([begun], STOP_SEEN_S).done:  # for a Redis that is away, perhaps
-                maybe_shutdown()
-            begun.result()
+        begun = asyncio.run_coroutine_threadsafe(self.worker.start(int(self.limit), self.free_slots), self._loop)
+        while not wait([begun], STOP_SEEN_S).done:  # for a Redis that is away, perhaps
+            maybe_shutdown()
+        begun.result()
         transport.free_slots, transport.room_for = self.free_slots, self.room_for
         _collect_garbage_seldom(int(self.limit))
 
@@ -210,7 +183,7 @@ class TaskPool(BasePool):
 
     def room_for(self, lane: str) -> int:
         """How many more jobs of a lane may be fetched, by what it leaves to others; `free_slots` holds in any case."""
-        share = headroom(Lane(lane), self._seen, monotonic(), self.reserved(), SLOTS_KEPT_S)
+        share = headroom(Lane(lane), self._seen, monotonic(), self.worker.reserved, SLOTS_KEPT_S)
         return max(1, math.floor(int(self.limit) * share)) - self._held[Lane(lane)]
 
     def register_with_event_loop(self, hub: Any) -> None:
@@ -270,8 +243,8 @@ class TaskPool(BasePool):
             self._held[job.lane] -= 1
             job.callback((failed, value, monotonic() - job.started_at))
         transport.fill()
-        if moved and self.on_moved is not None:
-            self.on_moved()
+        if moved:  # if another worker ended such a job before that is told, Flower would show it as retried for ever
+            Dispatcher.tell_now()
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Called by Celery's `revoke(terminate=True)`, too."""
@@ -285,7 +258,7 @@ class TaskPool(BasePool):
 
     def on_stop(self) -> None:
         """Warm: let calls in flight end for a grace period, then hand the rest back."""
-        self._drain(self.grace_s)
+        self._drain(self.worker.drain_s)
 
     def on_terminate(self) -> None:
         """Cold: hand everything back now."""
@@ -309,11 +282,10 @@ class TaskPool(BasePool):
             return monotonic() - came_at < HAND_BACK_S
 
         self._finish_while(coming_back)
-        if self.on_loop_stop is not None:
-            try:
-                asyncio.run_coroutine_threadsafe(self.on_loop_stop(), self._loop).result(10)
-            except TimeoutError:
-                logger.error("the worker's loop did not close in time; its leases will expire")
+        try:
+            asyncio.run_coroutine_threadsafe(self.worker.stop(), self._loop).result(10)
+        except TimeoutError:
+            logger.error("the worker's loop did not close in time; its leases will expire")
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
 

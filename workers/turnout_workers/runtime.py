@@ -71,17 +71,18 @@ class Worker:
     attempts: Attempts
     foreign: Foreign
 
-    def __init__(self, settings: Settings, free_slots: Callable[[], int]) -> None:
-        """free_slots: how many more jobs the pool would take now."""
-        self._free_slots = free_slots
+    def __init__(self, settings: Settings) -> None:
+        self.drain_s = settings.file.worker.drain_s
+        """How long a stopping worker lets its calls finish."""
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: set[asyncio.Task[None]] = set()
         self._in_force = InForce(settings)
         self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
         self._open = AsyncExitStack()
 
-    async def start(self, loop: asyncio.AbstractEventLoop, slots: int) -> None:
-        settings, self._loop = self._in_force.settings, loop
+    async def start(self, slots: int, free_slots: Callable[[], int]) -> None:
+        """slots: how many jobs the pool takes at a time. free_slots: how many more it would take now."""
+        settings, self._loop, self._slots = self._in_force.settings, asyncio.get_running_loop(), slots
         keep_memory_private()
         if path := os.environ.get("TURNOUT_ALIVE"):  # first, for Redis may have to be waited for
             self._keep_up(partial(_touch, Path(path)), ALIVE_EVERY_S, path)
@@ -97,7 +98,7 @@ class Worker:
         )
         self._http = Http()
         self._parts = parts = self._assembled(settings.file)
-        await self._show_metrics(parts)
+        await self._show_metrics(parts, free_slots)
         await self._connected()
         await self._look_at_redis()
         if trouble := parts.spool.trouble():
@@ -106,7 +107,7 @@ class Worker:
         self.foreign = Foreign(parts.ledger, parts.send, self._in_force)
         self.attempts = Attempts(parts)
         self._use(settings)
-        self._work_in_background(parts, slots)
+        self._work_in_background(parts)
         logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
 
     def _assembled(self, file: File) -> Parts:
@@ -128,7 +129,7 @@ class Worker:
             rng=random.Random(),
         )
 
-    def _work_in_background(self, parts: Parts, slots: int) -> None:
+    def _work_in_background(self, parts: Parts) -> None:
         file, client, ledger, send = self._in_force.file, self._client, parts.ledger, parts.send
         store, fleet, rng = parts.store, parts.fleet, parts.rng
         also = (
@@ -141,11 +142,11 @@ class Worker:
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
         unspooling = Unspooling(parts.spool, ledger, send, store, self._in_force)
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
-        following = partial(self._follow, Reload(self._in_force, self._use), slots)
+        following = partial(self._follow, Reload(self._in_force, self._use))
         self._keep_up(following, reload.EVERY_S, "the configuration")
         self._keep_up(unspooling.settle_all, spool.EVERY_S, "what was spooled")
         alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
-        self._keep_up(partial(self._show_life, slots), alive_s, "the sign of life")
+        self._keep_up(partial(self._show_life, self._slots), alive_s, "the sign of life")
         # These choose their own moments; all but the first end by an error alone.
         self._keep_up(fleet.follow, 0.0, "the view of the fleet")
         self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
@@ -153,8 +154,8 @@ class Worker:
         self._keep_up(checks.run, AGAIN_S, "the health check")
         self._keep_up(Webhooks(ledger, send, self._in_force).run, AGAIN_S, "the telling of webhooks")
 
-    async def _show_metrics(self, parts: Parts) -> None:
-        parts.metrics.held(parts.heartbeat.__len__, self._free_slots)
+    async def _show_metrics(self, parts: Parts, free_slots: Callable[[], int]) -> None:
+        parts.metrics.held(parts.heartbeat.__len__, free_slots)
         file = self._in_force.file.monitoring
         if file.metrics_port is not None:
             from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
@@ -184,12 +185,12 @@ class Worker:
         self._in_force.connectors = by_endpoint
         self._in_force.settings = settings
 
-    async def _follow(self, file: Reload, slots: int) -> None:
+    async def _follow(self, file: Reload) -> None:
         """Take over a changed configuration, and tell it at once: others may refuse what is served here now."""
         before = self._in_force.settings
         await file.check()
         if self._in_force.settings is not before:
-            await self._show_life(slots)
+            await self._show_life(self._slots)
 
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
@@ -198,6 +199,7 @@ class Worker:
         alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, results_s)
         self._parts.fleet.among(await self._parts.send(alive))
 
+    @property
     def reserved(self) -> Mapping[Lane, float]:
         """What each lane leaves to the more urgent ones, by the configuration of this moment."""
         return self._in_force.reserved

@@ -1,0 +1,88 @@
+"""Celery's consumer, patient with a Redis that is away, and silent on what a message carries."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+from celery.worker.consumer import Consumer
+from kombu.exceptions import ContentDisallowed
+from redis.exceptions import ResponseError
+
+from turnout_workers import transport
+from turnout_workers.pool import TaskPool
+from turnout_workers.task import Infer
+
+logger = logging.getLogger(__name__)
+
+
+class PatientConsumer(Consumer):
+    """Rests before it reconnects to a Redis that refused a command: one that takes no writes, because its disk is full,
+    say, would refuse the next at once. Of one that can't be reached it asks every 2 s, where kombu would wait for 2 s
+    more each time, up to half a minute. Tells once that Redis is away, and when it is back, however often it asks."""
+
+    hub: Any
+    event_dispatcher: Any
+    pool: TaskPool
+    _away = False
+
+    def ensure_connected(self, conn: Any) -> Any:
+        ask = conn.ensure_connection
+        conn.ensure_connection = lambda _tell, *limits, **options: ask(self._tell, *limits, **options, interval_step=0)
+        return super().ensure_connected(conn)
+
+    def on_connection_error_after_connected(self, exc: Exception) -> None:
+        self._tell(exc)
+        super().on_connection_error_after_connected(exc)
+        if isinstance(exc, ResponseError):
+            time.sleep(transport.REST_S)
+
+    def _tell(self, error: Exception, again_s: float = 0.0) -> None:
+        if not self._away:
+            logger.warning("no jobs are fetched until Redis is back: %s", error)
+        logger.debug("Redis is asked again in %g s", again_s)
+        self._away = True
+
+    def on_ready(self) -> None:
+        super().on_ready()
+        if self._away:
+            logger.info("Redis is back: jobs are fetched again")
+        self._away = False
+
+    def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stubs think it returns something
+        if self.event_dispatcher is not None:  # else it is being replaced, and its successor takes its events over
+            self.event_dispatcher.gather(self.hub)
+
+    def on_decode_error(self, message: Any, exc: Exception) -> None:
+        super().on_decode_error(Unread(message), exc)
+
+    def on_unknown_message(self, body: Any, message: Any) -> None:
+        super().on_unknown_message(None, Unread(message))
+
+    def on_unknown_task(self, body: Any, message: Any, exc: Exception) -> None:
+        super().on_unknown_task(None, Unread(message), exc)
+
+    def on_invalid_task(self, body: Any, message: Any, exc: Exception) -> None:
+        super().on_invalid_task(None, Unread(message), exc)
+        if isinstance(exc, ContentDisallowed) and message.headers.get("task") == Infer.name:
+            worker, why = self.pool.worker, f"{exc}; send it with serializer='json'"
+            worker.on_loop(worker.foreign.unread(message.headers["id"], why))
+
+
+# Told above, once.
+logging.getLogger(Consumer.__module__).addFilter(lambda line: line.funcName != "on_connection_error_after_connected")
+
+
+class Unread:
+    """A message that is of no job, as Celery logs it: without what it carries, which may be a prompt."""
+
+    body = b"(not shown)"
+
+    def __init__(self, message: Any) -> None:
+        self._message = message
+        headers = message.headers or {}
+        self.headers = {name: headers[name] for name in ("id", "task", "root_id") if name in headers}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._message, name)

@@ -1,0 +1,158 @@
+"""The one task as Celery sees it: a message becomes a job, and the job's end that of the task."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from celery.exceptions import Ignore, Retry
+from celery.worker.request import Request
+from redis.exceptions import RedisError
+
+from turnout.errors import Cancelled, JobError
+from turnout.ledger import message
+from turnout.result import JobResult
+from turnout_workers import transport
+from turnout_workers.attempts.held import Done, Moved, Skipped
+from turnout_workers.foreign import Foreign
+from turnout_workers.pool import AsyncTask, Ended, lane_of
+from turnout_workers.runtime import Worker
+
+logger = logging.getLogger(__name__)
+
+NOT_BEFORE = "turnout_not_before"
+"""Under this name a task's request has the `eta` of its message, as Unix time."""
+
+
+class Infer(AsyncTask):
+    """`turnout.infer`: takes a job's id. Sent by a plain Celery app, it may carry the request itself."""
+
+    name = "turnout.infer"
+    throws = (JobError,)
+    Request = f"{__name__}:JobRequest"
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+
+    async def execute(self, request: dict[str, Any], body: Any) -> Answer | JobError:
+        worker, job_id = self.worker, request["id"]
+        args, kwargs, embed = body
+        if request.get("origin") != message.ORIGIN and args != [job_id]:
+            refused = await worker.foreign.accept(job_id, _request_of(args, kwargs), embed, lane_of(request))
+            if refused is not None:
+                return _outcome(refused, worker.foreign)
+        try:
+            end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
+            ended = await worker.ended(job_id) if isinstance(end, Skipped) else None
+        except (RedisError, OSError) as error:  # no end of the job: nobody's `link_error` is to hear of it
+            logger.info("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
+            transport.QoS.rest()
+            raise Ignore("Redis is away") from None
+        match end:
+            case Done(result):
+                return _outcome(result, worker.foreign)
+            case Moved(_, note):
+                raise MovedOn(note)
+            case Skipped(note):
+                raise Ended(_outcome(ended, worker.foreign)) if ended else Ignore(note)
+
+
+def _request_of(args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """The request that a plain Celery app has put into the message: a prompt, or its fields. What is named beside it
+    adds to it, as for the client: a constraint is taken or refused, and never ignored."""
+    beside = dict(kwargs)
+    asked = beside.pop("request", args[0] if len(args) == 1 else args or {})
+    if isinstance(asked, str):
+        asked = {"prompt": asked}
+    return asked | beside if isinstance(asked, dict) else asked
+
+
+def _outcome(result: JobResult, foreign: Foreign) -> Answer | JobError:
+    """How a job ended, as `AsyncTask.execute` returns it."""
+    try:
+        result.answer()
+    except JobError as error:
+        return error
+    return Answer(result, foreign)
+
+
+class Answer:
+    """A result as Celery's events and callbacks see it: its repr tells the story and never the answer."""
+
+    def __init__(self, result: JobResult, foreign: Foreign) -> None:
+        self._result, self._foreign = result, foreign
+
+    def __repr__(self) -> str:
+        return self._result.summary()
+
+    def __json__(self) -> Any:
+        """What `link` callbacks and chains get, by way of Redis."""
+        return self._foreign.stored(self._result)
+
+
+class MovedOn(Retry):
+    """A job that goes on elsewhere: to Celery and Flower a retry, of which they show the repr."""
+
+    def __repr__(self) -> str:
+        return str(self.message)
+
+
+class JobRequest(Request):
+    """A message on its way through Celery, and what Celery is told of its job.
+
+    Stores no errors, for settling a job writes its record. Of a revoked job whose sender wants results, Celery would
+    write a record of its own before that.
+    """
+
+    store_errors = False
+    task: Infer
+    _already_revoked: bool
+
+    def __init__(self, sent: Any, *, body: Any = None, decoded: bool = False, **options: Any) -> None:
+        """Decode the message once, where Celery's own does so again in the tracer.
+
+        Hide an `eta` from Celery, which would hold the job in memory until then, and lose it with the process: the
+        ledger parks it. Only a message that expires before its `eta` is left to Celery, which then drops it.
+        """
+        body = body if decoded else sent.payload
+        match body:
+            case [list(), dict(), dict() | None]:
+                super().__init__(sent, body=body, decoded=True, **options)
+            case _:
+                raise ValueError("no arguments of a task")
+        if self.eta is not None and (self.expires is None or self.eta < self.expires):
+            self.request_dict[NOT_BEFORE], self._eta = self.eta.timestamp(), None
+        if self.request_dict.get("origin") != message.ORIGIN:
+            self._hide()
+
+    def _hide(self) -> None:
+        """Keep a request that its message carries out of what Celery shows, in events, `inspect` and logs, and so in
+        Flower: show its lane, as of a job whose message the ledger has written."""
+        shown = f"{self.delivery_info['routing_key']} · sent by Celery"
+        self._args, self._kwargs = [shown], dict[str, Any]()
+        self._argsrepr, self._kwargsrepr = shown, ""
+        self.request_dict.update(argsrepr=shown, kwargsrepr="")
+
+    def acknowledge(self) -> None:
+        """Let go of the message, which nobody needs from here on: more than half of what Celery holds of a job."""
+        super().acknowledge()
+        self._message = self._on_ack = self._on_reject = None
+        self.request_dict.pop("properties", None)
+
+    def on_failure(self, exc_info: Any, send_failed_event: bool = True, return_ok: bool = False) -> None:
+        """A job that was cancelled is a revoked task."""
+        if not isinstance(exc_info.exception, Cancelled):
+            super().on_failure(exc_info, send_failed_event, return_ok)
+        elif not self._already_revoked:
+            super()._announce_revoked("cancelled", False, None, False)  # type: ignore[misc]  # the stubs lack it
+
+    def on_retry(self, exc_info: Any) -> None:
+        """Nothing is told of a job's move once it was revoked."""
+        if not self._already_revoked:
+            super().on_retry(exc_info)
+
+    def _announce_revoked(self, reason: str, terminated: bool, signum: Any, expired: bool) -> None:
+        """Cancel what was revoked or expired before the ledger had it, or while Redis was away."""
+        super()._announce_revoked(reason, terminated, signum, expired)  # type: ignore[misc]
+        worker = self.task.worker
+        worker.on_loop(worker.foreign.dropped(self.id, expired))
