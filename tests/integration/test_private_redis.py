@@ -14,6 +14,7 @@ import pytest
 import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
+from tests.redis_server import ONCE
 
 from turnout.ledger import Keys, Ledger, run
 from turnout_workers import local
@@ -29,7 +30,7 @@ def test_other_users_of_the_machine_can_neither_read_nor_ask_it(tmp_path: Path) 
             assert ours.ping()
         address = urlsplit(url)
         assert address.port is not None
-        with redis.Redis(port=address.port) as theirs, pytest.raises(redis.AuthenticationError):
+        with redis.Redis(port=address.port, retry=ONCE) as theirs, pytest.raises(redis.AuthenticationError):
             theirs.ping()
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert address.password

@@ -249,7 +249,7 @@ def test_a_script_has_no_more_rights_than_who_runs_it(port: int) -> None:
 
 def test_nobody_gets_in_without_a_password(port: int) -> None:
     with pytest.raises(AuthenticationError):
-        redis.Redis(port=port).ping()
+        redis.Redis(port=port, retry=redis_server.ONCE).ping()
 
 
 def test_the_user_as_whom_a_server_reads_its_own_file_may_do_all_and_cannot_log_in(port: int) -> None:

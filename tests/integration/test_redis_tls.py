@@ -166,11 +166,12 @@ def test_a_plain_celery_app_takes_the_same_address(
 
 
 def test_an_unknown_authority_is_refused(port: int) -> None:
-    client = redis.Redis.from_url(f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=required")
+    client = redis.Redis.from_url(f"rediss://127.0.0.1:{port}/0?ssl_cert_reqs=required", retry=redis_server.ONCE)
     with client, pytest.raises(redis.ConnectionError, match=r"(?i)certificate"):
         client.ping()
 
 
 def test_a_plain_address_gets_nothing_from_a_tls_port(port: int) -> None:
-    with redis.Redis(port=port, socket_timeout=2) as client, pytest.raises(redis.RedisError):
+    client = redis.Redis(port=port, socket_timeout=2, retry=redis_server.ONCE)
+    with client, pytest.raises(redis.RedisError):
         client.ping()
