@@ -21,6 +21,7 @@ from tests.chaos.stand import Stand, standing
 from tests.tcp_proxy import between
 
 from turnout.ledger import Script, run
+from turnout_workers.background import housekeeping
 
 Fault = Callable[[Path, random.Random], list[str]]
 """Makes it happen, in a folder for its stand; tells what was not as promised."""
@@ -39,7 +40,7 @@ def lost_replies(folder: Path, rng: random.Random) -> list[str]:
         proxy.cut_replies(fetch.sha.encode(), times=LOST)
         stand.submit(ids)
         for _ in range(5):
-            stand.start_worker(redis_url=proxy.url, wait=False)
+            stand.start_worker(redis_url=proxy.url, wait=False, lost_after_s=housekeeping.LOST_AFTER_S)
         stand.until(lambda: stand.settled() >= len(ids), 90)
         told = _broken(stand, ids)
         events = [event for story in run(stand.client, [stand.ledger.story(i) for i in ids]) for event in story]

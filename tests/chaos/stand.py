@@ -18,11 +18,14 @@ from tests.forked import Forked
 from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout.result import JobResult
+from turnout_workers.background import housekeeping
 from turnout_workers.config.tables import WorkerTable
 from turnout_workers.local import process
 
 LEASE_S = 3.0
 """Where workers die: short, so that it is noticed soon. Elsewhere it is the usual one, which outlasts any stall."""
+LOST_AFTER_S = housekeeping.LOST_AFTER_S
+"""How soon the workers of a stand look again for lost messages; the tests make it short."""
 
 
 class Stand(Fleet):
@@ -54,6 +57,7 @@ class Stand(Fleet):
         redis_url: str = "",
         concurrency: int = 0,
         spool: str = "spool",
+        lost_after_s: float | None = None,
     ) -> Forked:
         """A worker; `crash`: where it is to die, and when it comes there for which time; `redis_url`: its way to Redis;
         `spool`: the folder of what it couldn't settle, by default one for all."""
@@ -67,7 +71,7 @@ class Stand(Fleet):
             "TURNOUT_SPOOL": str(self.folder / spool),
         }
         log.touch()
-        worker = Forked(arguments, environ, log, partial(crash_points.lay, *crash) if crash else None)
+        worker = Forked(arguments, environ, log, partial(_prepare, lost_after_s or LOST_AFTER_S, crash))
         self.workers.append(worker)
         if wait:
             process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)
@@ -145,6 +149,13 @@ class Stand(Fleet):
         if spent <= billed <= spent + unsure:
             return []
         return [f"billed {billed} µ$, but confirmed {spent} and unsure {unsure}"]
+
+
+def _prepare(lost_after_s: float, crash: tuple[str, int] | None) -> None:
+    """In a worker's process, before it begins."""
+    housekeeping.LOST_AFTER_S = lost_after_s
+    if crash:
+        crash_points.lay(*crash)
 
 
 @contextmanager

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from tests.chaos import stand as stands
 from tests.chaos.stand import Stand, standing
 from tests.receiver import SECRET, Receiver, receiving
 
@@ -20,6 +21,14 @@ output_tokens = 12
 s_per_token = 0.005
 models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
 """
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _lost_messages_are_soon_missed() -> Iterator[None]:
+    """A message that is only late is published twice then, which does no harm. Benchmarks have the product's pace."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stands, "LOST_AFTER_S", 0.5)
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ from typing import Any, get_args
 
 import pytest
 from pydantic import BaseModel
+from tests.chaos import stand as stands
 from tests.chaos.stand import Stand, standing
 
 from turnout.messages import FunctionDefinition, Tool
@@ -53,6 +54,8 @@ class Release:
             shutil.copytree(ROOT / package, folder / package, ignore=shutil.ignore_patterns("__pycache__"))
         request = folder / "tasks/turnout/request.py"
         _rewrite(request, r"^(CONTRACT_VERSION) = \d+", rf"\1 = {contract}")
+        keeping = folder / "workers/turnout_workers/background/housekeeping.py"
+        _rewrite(keeping, r"^(LOST_AFTER_S) = .*", rf"\1 = {stands.LOST_AFTER_S}")
         for model in within(JobResult):
             source = Path(inspect.getfile(model)).relative_to(ROOT)
             field = f"    new_in_{model.__name__}: float = Field(default_factory=__import__('random').random)\n"
