@@ -29,7 +29,7 @@ from tests.chaos.stand import Stand, standing
 from tests.forked import Forked
 
 from turnout.ledger import run
-from turnout_workers.transport import celery_settings
+from turnout_workers.celery_app import celery_settings
 
 FLEET = """
 seed = {seed}

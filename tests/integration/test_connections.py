@@ -17,12 +17,12 @@ from tests.tcp_proxy import between
 from yarl import URL
 
 from turnout import AsyncClient, Client
+from turnout_workers.celery_app import celery_settings
 from turnout_workers.providers import Http
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.http import Outgoing
 from turnout_workers.simulator.scenario import Fault, load
 from turnout_workers.simulator.server import Simulator
-from turnout_workers.transport import celery_settings
 
 SILENT_S = 25.0
 """After so long a silence a connection gives a sign of life, for firewalls forget it after 30 s and more."""

@@ -19,8 +19,8 @@ from tests.redis_server import Server
 from tests.tcp_proxy import between
 
 from turnout.ledger import run
+from turnout_workers.celery_app import celery_settings
 from turnout_workers.monitoring.events import SLOW_S, Dispatcher, Events
-from turnout_workers.transport import celery_settings
 
 FLEET = """
 output_tokens = 8

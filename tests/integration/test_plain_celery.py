@@ -21,7 +21,7 @@ from tests.chaos.stand import Stand
 from turnout import Cancelled, Client, Expired, Failed, InferenceRequest
 from turnout.ledger import NewJob, run
 from turnout.request import Lane
-from turnout_workers.transport import celery_settings
+from turnout_workers.celery_app import celery_settings
 
 FLEET = """
 output_tokens = 8

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from turnout_workers.transport import celery_app
+from turnout_workers.celery_app import celery_app
 
 URL = "redis://127.0.0.1:1/5"
 

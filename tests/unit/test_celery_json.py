@@ -10,8 +10,7 @@ from kombu import compression, serialization
 from kombu.utils.json import dumps as kombu_writes
 from kombu.utils.json import loads as kombu_reads
 
-from turnout_workers import transport
-from turnout_workers.monitoring import events
+from turnout_workers import celery_json
 
 TEXTS = (
     '[["id"], {}, {"callbacks": null, "chain": [1, 2.5, true]}]',
@@ -26,16 +25,16 @@ TEXTS = (
 @pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("kind", [str, str.encode])
 def test_json_is_read_as_kombu_reads_it(text: str, kind: Any) -> None:
-    assert transport.celery_settings  # its import is what registers the reader
+    assert celery_json.read  # its import is what registers it
     read = serialization.loads(kind(text), "application/json", "utf-8", accept={"application/json"})
     assert read == kombu_reads(text)
 
 
 @pytest.mark.parametrize("kind", ["gzip", "bzip2", "lzma"])
 def test_a_compressed_message_is_unpacked_up_to_a_limit(kind: str) -> None:
-    packed, _ = compression.compress(b" " * transport.MAX_UNPACKED, kind)
-    assert len(compression.decompress(packed, kind)) == transport.MAX_UNPACKED
-    for wrong in (packed[:-9], compression.compress(b" " * (transport.MAX_UNPACKED + 1), kind)[0]):
+    packed, _ = compression.compress(b" " * celery_json.MAX_UNPACKED, kind)
+    assert len(compression.decompress(packed, kind)) == celery_json.MAX_UNPACKED
+    for wrong in (packed[:-9], compression.compress(b" " * (celery_json.MAX_UNPACKED + 1), kind)[0]):
         with pytest.raises(ValueError, match="more than 16 MB"):
             compression.decompress(wrong, kind)
 
@@ -43,6 +42,6 @@ def test_a_compressed_message_is_unpacked_up_to_a_limit(kind: str) -> None:
 @pytest.mark.parametrize("said", ["sim · llama · $0.01", "half a pair: \ud800"])
 def test_events_are_written_so_that_anybody_reads_them(said: str) -> None:
     told = [{"type": "task-succeeded", "result": said, "runtime": 0.25, "clock": 7, "eta": None}]
-    kind, encoding, text = serialization.dumps(told, events.SERIALIZER)
+    kind, encoding, text = serialization.dumps(told, celery_json.EVENTS)
     assert (kind, encoding) == ("application/json", "utf-8")
     assert json.loads(text) == json.loads(kombu_writes(told)) == told

@@ -12,7 +12,7 @@ from tests import redis_server
 
 from turnout.errors import TurnoutError
 from turnout.redis_address import Sentinels, checked, place, sentinels, trouble, with_password
-from turnout_workers.transport import celery_app, celery_settings
+from turnout_workers.celery_app import celery_app, celery_settings
 
 
 @pytest.mark.parametrize(

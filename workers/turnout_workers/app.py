@@ -20,6 +20,7 @@ from celery.worker.state import revoked
 from kombu import Queue
 
 from turnout.request import Lane
+from turnout_workers.celery_app import celery_app
 from turnout_workers.config import configured
 from turnout_workers.consumer import PatientConsumer
 from turnout_workers.monitoring import logs
@@ -27,7 +28,6 @@ from turnout_workers.monitoring.events import Events
 from turnout_workers.pool import TaskPool
 from turnout_workers.runtime import Worker
 from turnout_workers.task import Infer
-from turnout_workers.transport import celery_app
 
 settings = configured(os.environ)
 

@@ -9,35 +9,25 @@ waits for the next message, while the lanes are empty.
 
 from __future__ import annotations
 
-import bz2
 import logging
-import lzma
-import os
 import random
 import traceback
-import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
-from urllib.parse import quote
 from weakref import ref
 
-from celery import Celery
-from kombu import compression
-from kombu.serialization import register
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
-from kombu.utils.json import dumps, loads
-from pydantic_core import from_json
-from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
+from kombu.utils.json import dumps
+from redis.exceptions import OutOfMemoryError, RedisError, ResponseError
 
-from turnout.keepalive import KEEPALIVE
 from turnout.ledger import Script
-from turnout.redis_address import sentinels
 from turnout.request import Lane
+from turnout_workers import celery_json
 
 logger = logging.getLogger(__name__)
 
@@ -52,24 +42,7 @@ FETCH_SHARE = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
 REST_S = 1.0
 """How long a Redis that has refused something is left in peace."""
 LANES = frozenset(Lane)
-FETCH = Script.load("turnout_workers", "fetch")
-OF_OTHER_APPS = (
-    *("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"),
-    *("CELERY_CONFIG_MODULE", "CELERY_LOADER"),
-)
-"""Variables from which Celery takes settings."""
-SILENT_S = 3.0
-"""After this Celery takes a Redis that doesn't answer for gone. Until then it does nothing else, nor does it stop."""
-
-
-MAX_UNPACKED = 16 * 1024 * 1024
-"""Most bytes of a message that came compressed."""
-DECOMPRESSORS: dict[str, Callable[[], Any]] = {
-    "application/x-gzip": zlib.decompressobj,
-    "application/x-bz2": bz2.BZ2Decompressor,
-    "application/x-lzma": lzma.LZMADecompressor,
-}
-"""Those whose output can be bounded. Messages compressed otherwise are not read."""
+FETCH = Script.load("turnout_workers", "fetch").source
 
 
 class OpenLanes:
@@ -124,6 +97,10 @@ class Channel(kombu_redis.Channel):
     def _at_hand(self) -> Any:
         return self._create_client()  # type: ignore[attr-defined]
 
+    @cached_property
+    def _fetching(self) -> Any:
+        return self._at_hand.register_script(FETCH)
+
     @property
     def serves_lanes(self) -> bool:
         """Whether this is a worker's channel for jobs; events and remote control have channels of their own."""
@@ -158,23 +135,16 @@ class Channel(kombu_redis.Channel):
     def _fetch(self, room: int) -> None:
         lanes = [lane for lane in Lane if lane in self.active_queues]
         shares = [str(FETCH_SHARE[lane]) for lane in lanes]
-        most = map(room_for, lanes)
-        command = ("EVALSHA", FETCH.sha, len(lanes), *lanes, room, random.random(), *shares, *most)
-        with self.conn_or_acquire() as client:
-            try:
-                try:
-                    fetched = client.execute_command(*command)
-                except NoScriptError:
-                    client.script_load(FETCH.source)
-                    fetched = client.execute_command(*command)
-            except OutOfMemoryError:
-                QoS.rest()
-                return
+        try:
+            fetched = self._fetching(lanes, (room, random.random(), *shares, *map(room_for, lanes)))
+        except OutOfMemoryError:
+            QoS.rest()
+            return
         trouble: Exception | None = None
         for index, raw in fetched:
             try:
                 with _odd_dropped(lane := lanes[index - 1]):
-                    self.connection._deliver(_read(raw), lane)
+                    self.connection._deliver(celery_json.read(raw), lane)
             except (RedisError, OSError) as error:  # Redis took no word of this one; the others are nowhere but here
                 trouble = error
         if trouble is not None:
@@ -222,37 +192,6 @@ def _odd_dropped(queue: str) -> Iterator[None]:
         logger.error("what came in %s is no task's message, and is dropped: %s at %s:%d", *told)
 
 
-def _unpacking(kind: str) -> Callable[[bytes], bytes]:
-    """A decompressor that stops at the limit. Kombu's know none, and a megabyte can hold a gigabyte."""
-
-    def unpacked(body: Any) -> bytes:
-        unpacking = DECOMPRESSORS[kind]()
-        whole: bytes = unpacking.decompress(body, MAX_UNPACKED)
-        if not unpacking.eof:
-            raise ValueError(f"the message breaks off, or holds more than {MAX_UNPACKED >> 20} MB")
-        return whole
-
-    return unpacked
-
-
-for _kind in compression.encoders():
-    _packing = compression.get_encoder(_kind)[0]  # type: ignore[index]  # the stubs have it return one thing
-    compression.register(_packing, _unpacking(_kind), _kind)
-
-
-def _read(raw: str | bytes) -> Any:
-    """Read JSON as kombu does, in a fifth of the time. What is alike in all messages, two thirds of each, is in memory
-    once."""
-    typed = b'"__type__"' in raw if isinstance(raw, bytes) else '"__type__"' in raw
-    try:
-        return loads(raw) if typed else from_json(raw)
-    except ValueError:  # half a surrogate pair, perhaps
-        return loads(raw)
-
-
-register("json", dumps, _read, "application/json")
-
-
 class SentinelChannel(Channel, kombu_redis.SentinelChannel):
     """The same, on the primary that Sentinel names."""
 
@@ -267,42 +206,3 @@ class SentinelTransport(kombu_redis.SentinelTransport):
 
 # Under this name, because kombu goes by the scheme of the address once it has to try the next sentinel.
 TRANSPORT_ALIASES["sentinel"] = f"{__name__}:SentinelTransport"
-
-
-def celery_app(url: str, **options: Any) -> Celery:
-    """A Celery app on the Redis at `url`, wherever it is started: beside an app of somebody's own, say, whose variables
-    Celery puts above any settings."""
-    for name in OF_OTHER_APPS:
-        os.environ.pop(name, None)
-    app = Celery("turnout", fixups=[], **options)  # one of the fixups sets up Django
-    app.conf.update(celery_settings(url))
-    return app
-
-
-def celery_settings(url: str) -> dict[str, Any]:
-    """How a Celery app reaches the Redis at `url`, and gets this module's transport."""
-    options: dict[str, Any] = {
-        "socket_keepalive": True,
-        "socket_keepalive_options": KEEPALIVE,
-        "socket_connect_timeout": 5,
-        "socket_timeout": SILENT_S,
-        "health_check_interval": 15,
-        "max_connections": 50,
-    }
-    transport = f"{__name__}:Transport"
-    if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:  # redis-py's default, which Celery wants said
-        url += ("&" if "?" in url else "?") + "ssl_cert_reqs=required"
-    if (found := sentinels(url)) is not None:
-        transport = "sentinel"
-        user, password = (quote(found.login.get(name, ""), safe="") for name in ("username", "password"))
-        login = f"{user}:{password}@" if found.login else ""
-        nodes = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found.nodes]
-        url = ";".join(f"sentinel://{login}{node}/{found.database}" for node in nodes)
-        options |= {"master_name": found.service, "sentinel_kwargs": found.sentinel_options}
-    return {
-        "broker_url": url,
-        "broker_transport": transport,
-        "result_backend": url,
-        "broker_transport_options": {**options, "queue_order_strategy": f"{__name__}:OpenLanes"},
-        "result_backend_transport_options": options,
-    }

@@ -31,11 +31,11 @@ from yarl import URL
 
 from turnout.redis_address import trouble
 from turnout.request import Lane
+from turnout_workers.celery_app import celery_app
 from turnout_workers.commands.screen import usd
 from turnout_workers.deployment import Deployment
 from turnout_workers.monitoring.overview import overview
 from turnout_workers.state.redis import mark_call
-from turnout_workers.transport import celery_app
 
 OURS = Path(__file__).with_name("templates")
 THEIRS = Path(flower.urls.settings["template_path"])

@@ -1,0 +1,60 @@
+"""A Celery app on a fleet's Redis, by our own transport: the worker's, and Flower's."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+from urllib.parse import quote
+
+from celery import Celery
+
+from turnout.keepalive import KEEPALIVE
+from turnout.redis_address import sentinels
+from turnout_workers import transport
+
+OF_OTHER_APPS = (
+    *("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"),
+    *("CELERY_CONFIG_MODULE", "CELERY_LOADER"),
+)
+"""Variables from which Celery takes settings."""
+SILENT_S = 3.0
+"""After this Celery takes a Redis that doesn't answer for gone. Until then it does nothing else, nor does it stop."""
+
+
+def celery_app(url: str, **options: Any) -> Celery:
+    """A Celery app on the Redis at `url`, wherever it is started: beside an app of somebody's own, say, whose variables
+    Celery puts above any settings."""
+    for name in OF_OTHER_APPS:
+        os.environ.pop(name, None)
+    app = Celery("turnout", fixups=[], **options)  # one of the fixups sets up Django
+    app.conf.update(celery_settings(url))
+    return app
+
+
+def celery_settings(url: str) -> dict[str, Any]:
+    """How a Celery app reaches the Redis at `url`, and by which transport."""
+    options: dict[str, Any] = {
+        "socket_keepalive": True,
+        "socket_keepalive_options": KEEPALIVE,
+        "socket_connect_timeout": 5,
+        "socket_timeout": SILENT_S,
+        "health_check_interval": 15,
+        "max_connections": 50,
+    }
+    by = f"{transport.__name__}:Transport"
+    if url.startswith("rediss:") and "ssl_cert_reqs=" not in url:  # redis-py's default, which Celery wants said
+        url += ("&" if "?" in url else "?") + "ssl_cert_reqs=required"
+    if (found := sentinels(url)) is not None:
+        by = "sentinel"
+        user, password = (quote(found.login.get(name, ""), safe="") for name in ("username", "password"))
+        login = f"{user}:{password}@" if found.login else ""
+        nodes = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in found.nodes]
+        url = ";".join(f"sentinel://{login}{node}/{found.database}" for node in nodes)
+        options |= {"master_name": found.service, "sentinel_kwargs": found.sentinel_options}
+    return {
+        "broker_url": url,
+        "broker_transport": by,
+        "result_backend": url,
+        "broker_transport_options": {**options, "queue_order_strategy": f"{transport.__name__}:OpenLanes"},
+        "result_backend_transport_options": options,
+    }
