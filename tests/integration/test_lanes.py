@@ -15,7 +15,7 @@ from turnout.ledger import NewJob, Script, run
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
 from turnout_workers import transport
 from turnout_workers.attempts.progress import Progress
-from turnout_workers.routing.options import LONG_WAIT_S
+from turnout_workers.routing.sharing import LONG_WAIT_S
 from turnout_workers.transport import FETCH_SHARE, OpenLanes
 
 FLEET = """

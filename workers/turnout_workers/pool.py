@@ -42,7 +42,7 @@ from vine import promise
 from turnout.request import Lane
 from turnout_workers import transport
 from turnout_workers.monitoring.events import Dispatcher
-from turnout_workers.routing.options import headroom
+from turnout_workers.routing.sharing import headroom
 from turnout_workers.runtime import Worker
 
 logger = get_logger(__name__)

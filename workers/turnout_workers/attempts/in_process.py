@@ -21,7 +21,7 @@ from turnout_workers.attempts.progress import Job, Progress
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Next
-from turnout_workers.routing.options import headroom
+from turnout_workers.routing.sharing import headroom
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Admission, Ask, Bid, FleetStore, Granted, NoRoom
 

@@ -19,9 +19,8 @@ from turnout_workers.attempts.parts import Parts
 from turnout_workers.monitoring import tracing
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.estimate import amend
-from turnout_workers.routing.options import headroom, place
 from turnout_workers.routing.record import to_record
-from turnout_workers.routing.tenants import TenantShares
+from turnout_workers.routing.sharing import TenantShares, headroom, place
 from turnout_workers.state.store import Admission, Ask, Bid, Fence, Granted, NoRoom
 
 SPREAD = 0.2

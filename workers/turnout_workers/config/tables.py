@@ -14,7 +14,7 @@ from turnout.request import Lane, RoutingStrategy
 from turnout.value import Name, Value
 from turnout_workers.config.providers import ProviderName, ProviderTable, Seconds, Url, Usd, with_presets
 from turnout_workers.routing.health import EJECTION_S
-from turnout_workers.routing.options import RESERVED
+from turnout_workers.routing.sharing import RESERVED
 
 
 class RouterTable(Value):

@@ -30,46 +30,8 @@ PROBE_OVERDUE_S = 30.0
 BELIEVED_S = 60.0
 """Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
 
-RESERVED = {Lane.INTERACTIVE: 0.0, Lane.STANDARD: 0.10, Lane.BATCH: 0.35}
-"""Share of every rate limit that a lane leaves to the more urgent ones …"""
-RESERVED_FOR_S = 60.0
-"""… if there was one of their jobs within this time: a batch alone may use all there is."""
-
-LONG_WAIT_S = {Lane.INTERACTIVE: 30.0, Lane.STANDARD: 300.0, Lane.BATCH: 3600.0}
-"""After so long without room, a job has some kept for it: others wait for a large one, up to a minute."""
-A_LANE_S = 1e10
-"""More than any Unix time, so that the places of lanes don't mix."""
-
 HELD_BACK = (Reason.SILENT, Reason.PROBING, Reason.SLOW, Reason.TRIED, Reason.FULL)
 """In the order in which they are used after all."""
-
-
-def headroom(
-    lane: Lane,
-    last_seen: Mapping[Lane, float],
-    now: float,
-    reserved: Mapping[Lane, float] = RESERVED,
-    within_s: float = RESERVED_FOR_S,
-) -> float:
-    """Share of each limit that a job of this lane may fill, by whether a more urgent one had a job `within_s`.
-
-    last_seen: when each lane had a job, by the clock of `now`.
-    """
-    lanes = list(Lane)
-    urgent = lanes[: lanes.index(lane)]
-    contended = any(now - last_seen.get(other, -math.inf) < within_s for other in urgent)
-    return 1 - reserved[lane] if contended else 1.0
-
-
-def place(lane: Lane, waiting_since: float | None, now: float) -> tuple[float, bool]:
-    """Of a job among all that want room, and whether it waits long enough for some to be kept, see `store.Ask`.
-
-    By its lane, then by how long it waits; those that don't wait for long are all alike the last of their lane.
-    """
-    first = list(Lane).index(lane) * A_LANE_S
-    if waiting_since is None or now - waiting_since < LONG_WAIT_S[lane]:
-        return first + A_LANE_S / 2, False
-    return first + waiting_since, True
 
 
 class Options:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from turnout_workers.routing.tenants import ACTIVE_S, LEFT_TO_OTHERS, TenantShares
+from turnout_workers.routing.sharing import ACTIVE_S, LEFT_TO_OTHERS, TenantShares
 
 
 def test_a_tenant_that_is_alone_may_use_all_there_is() -> None:
