@@ -51,15 +51,6 @@ class Traffic(NamedTuple):
     """When the oldest of those in flight began."""
     answered_at: float
 
-    def begun(self, now: float) -> Traffic:
-        return self._replace(in_flight=self.in_flight + 1, oldest_at=self.oldest_at if self.in_flight else now)
-
-    def ended(self, now: float, ok: bool, counts: bool) -> Traffic:
-        left = self._replace(in_flight=max(0, self.in_flight - 1))
-        if not counts:
-            return left
-        return left._replace(failures=0, answered_at=now) if ok else left._replace(failures=self.failures + 1)
-
     def missed(self, latency_s: float, now: float) -> float:
         """How many answers should have come since the last one, if each takes `latency_s`."""
         since = self.oldest_at + latency_s
@@ -84,18 +75,22 @@ class Estimate(NamedTuple):
     position: int
 
     def begun(self, now: float) -> Estimate:
-        return self._replace(traffic=self.traffic.begun(now))
+        before = self.traffic
+        oldest_at = before.oldest_at if before.in_flight else now
+        return self._replace(traffic=before._replace(in_flight=before.in_flight + 1, oldest_at=oldest_at))
 
     def ended(self, now: float, ok: bool, counts: bool) -> Estimate:
         """counts: whether the outcome says anything about the endpoint. A success changes its odds too little."""
-        traffic = self.traffic.ended(now, ok, counts)
-        if ok or not counts:
-            return self._replace(traffic=traffic)
-        metrics = self.view.metrics
+        left = self.traffic._replace(in_flight=max(0, self.traffic.in_flight - 1))
+        if not counts:
+            return self._replace(traffic=left)
+        if ok:
+            return self._replace(traffic=left._replace(failures=0, answered_at=now))
+        left, metrics = left._replace(failures=left.failures + 1), self.view.metrics
         weight = metrics.error_weight + 1
         error_rate = (metrics.error_rate * metrics.error_weight + 1) / weight
         view = replace(self.view, metrics=replace(metrics, error_rate=error_rate, error_weight=weight))
-        return self._replace(traffic=traffic, view=view, odds=Odds.seen(view))
+        return self._replace(traffic=left, view=view, odds=Odds.seen(view))
 
 
 def estimates(snapshot: Snapshot) -> list[Estimate]:
