@@ -86,29 +86,27 @@ class MemoryFleetStore:
     # --- admission ---------------------------------------------------------------------------------------
 
     async def admit(self, ask: Ask) -> Admission:
-        now, longest = self._now(), dict[str, tuple[float | None, str]]()
+        now, longest = self._now(), dict[str, Obstacle]()
         for bid in ask.bids:
             if not (obstacles := list(self._obstacles(bid, ask, now))):
                 for usage in {*self._counted_by(ask.bids[0]), *self._counted_by(bid)}:
                     usage.keep_none(ask.place)
                 return self._grant(bid, ask, now)
-            until, reason = max(obstacles, key=lambda o: math.inf if o.until is None else o.until)
-            longest[bid.endpoint_id] = (None if until is None else until / 1000, reason)
+            longest[bid.endpoint_id] = max(obstacles, key=lambda o: math.inf if o.until is None else o.until)
         first = ask.bids[0]
-        soon, _ = longest[first.endpoint_id]
-        if ask.waits and ask.place is not None and soon is not None and ms(soon) <= now + ms(SOON_S):
+        until = longest[first.endpoint_id].until
+        if ask.waits and ask.place is not None and until is not None and until <= now + ms(SOON_S):
             for usage in self._counted_by(first):
                 usage.keep_room(ask.place, _need(first), now)
-        return NoRoom.of(now / 1000, longest)
+        return NoRoom.of(now, longest)
 
     def _obstacles(self, bid: Bid, ask: Ask, now: int) -> Iterator[Obstacle]:
         """All that stand in the way of this bid."""
-        yield from self._circuit_obstacles(bid, now)
-        yield from self._capacity_obstacles(bid, ask, now)
-
-    def _circuit_obstacles(self, bid: Bid, now: int) -> Iterator[Obstacle]:
-        known = self._endpoints[bid.endpoint_id]
-        state = circuit(known.health_at(now), now / 1000)
+        known, limits, counted_by = self._endpoints[bid.endpoint_id], bid.limits, self._counted_by(bid)
+        for usage in counted_by:
+            usage.roll(now)
+        health = known.health_at(now)
+        state = circuit(health, now / 1000)
         if state in (Circuit.ISOLATED, Circuit.DISABLED):
             yield Obstacle(None, state.value)
         elif state is Circuit.OPEN:
@@ -117,24 +115,18 @@ class MemoryFleetStore:
             yield Obstacle(now + ASK_AGAIN_MS, "probing")
         if known.blocked_until > now:
             yield Obstacle(known.blocked_until, "cooldown")
-
-    def _capacity_obstacles(self, bid: Bid, ask: Ask, now: int) -> Iterator[Obstacle]:
-        known, limits, headroom = self._endpoints[bid.endpoint_id], bid.limits, ask.headroom
-        health, counted_by = known.health_at(now), self._counted_by(bid)
-        for usage in counted_by:
-            usage.roll(now)
-        if circuit(health, now / 1000) is Circuit.RAMPING:
+        if state is Circuit.RAMPING:
             slots = ramp_slots(health, now / 1000)
             limits = replace(limits, concurrency=min(slots, limits.concurrency or slots))
             if limits.requests_per_minute is not None:
                 second, had = known.usage.this_second
-                if had >= max(1, math.floor(ramp_pace(limits.requests_per_minute, second) * headroom)):
+                if had >= max(1, math.floor(ramp_pace(limits.requests_per_minute, second) * ask.headroom)):
                     yield Obstacle((second + 1) * MINUTE[0], "ramping")
         known.slots = -1 if bid.limits.concurrency is None else bid.limits.concurrency
         room = Room()
         shares = squeezed(known.share, known.blocked_until, now), 1.0
         for usage, allowed, share in zip(counted_by, (limits, bid.shared_limits), shares, strict=False):
-            here, full = usage.room(allowed, _need(bid), share, headroom, ask.place, now)
+            here, full = usage.room(allowed, _need(bid), share, ask.headroom, ask.place, now)
             room = room.with_less(here)
             yield from full
         known.free, known.free_at, known.ready_at = room.free, now, room.ready_at

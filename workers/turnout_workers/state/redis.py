@@ -193,11 +193,9 @@ def _admission(lease_id: str, reply: Any) -> Admission:
             return Granted(lease_id, reply[1].decode(), reply[2] / 1000, bool(reply[3]))
         case "fenced":
             return Fenced()
-    obstacles = {
-        endpoint.decode(): (None if until < 0 else until / 1000, reason.decode())
-        for endpoint, until, reason in reply[2:]
-    }
-    return NoRoom.of(reply[1] / 1000, obstacles)
+    _, now_ms, *full = reply
+    obstacles = {endpoint.decode(): (None if until < 0 else until, reason.decode()) for endpoint, until, reason in full}
+    return NoRoom.of(now_ms, obstacles)
 
 
 def _counters(reply: Any) -> Counters:

@@ -113,16 +113,16 @@ class NoRoom:
     """By endpoint id, where a call may cost more than a ceiling leaves: whose ceiling it is, the account."""
 
     @classmethod
-    def of(cls, at: float, obstacles: Mapping[str, tuple[float | None, str]]) -> NoRoom:
-        """From what stands longest in each bid's way: until when (None: time won't help), and what it is."""
-        times = [until for until, _ in obstacles.values() if until is not None]
+    def of(cls, now_ms: int, obstacles: Mapping[str, tuple[float | None, str]]) -> NoRoom:
+        """From what stands longest in each bid's way: until when (ms; None: time won't help), and what it is."""
+        times = [until / 1000 for until, _ in obstacles.values() if until is not None]
         reasons = {endpoint_id: reason for endpoint_id, (_, reason) in obstacles.items()}
         above = {
             endpoint_id: reason.removeprefix(CEILING)
             for endpoint_id, (until, reason) in obstacles.items()
             if until is None and reason.startswith(CEILING)
         }
-        return cls(min(times, default=None), at, reasons, above)
+        return cls(min(times, default=None), now_ms / 1000, reasons, above)
 
 
 @dataclass(frozen=True, slots=True)
