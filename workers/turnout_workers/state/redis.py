@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import islice
 from typing import Any, TypeVar
@@ -65,9 +65,9 @@ class RedisFleetStore:
         self._keys = keys
         self._prelude = clock + SHARED
 
-    def _script(self, name: str, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T]) -> Call[T]:
+    def _run(self, name: str, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T]) -> Awaitable[T]:
         script = Script.load("turnout_workers.state", name, self._prelude)
-        return script.call(keys, args, decode)
+        return self._send(script.call(keys, args, decode))
 
     def _leasing(self) -> tuple[str, ...]:
         """The first keys of the scripts that begin and end leases."""
@@ -80,18 +80,18 @@ class RedisFleetStore:
             batch = [self._keys.batch(ask.fence.batch)] if ask.fence.batch else []
             keys += [*batch, self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
         sent = ASK.dump_json(ask, exclude_defaults=True, exclude_none=True)
-        return await self._send(self._script("admit", keys, [sent], lambda r: _admission(ask.lease_id, r)))
+        return await self._run("admit", keys, [sent], lambda r: _admission(ask.lease_id, r))
 
     async def report(self, report: Report) -> Counters:
         endpoint, lease = report.endpoint_id, self._keys.lease(report.lease_id)
         keys = (*self._leasing(), lease, self._keys.latencies, *_places(self._keys, endpoint, True))
         args = (REPORT.dump_json(report, exclude_none=True), latency.bucket(report.latency_s or 0.0))
-        return await self._send(self._script("report", keys, args, _counters))
+        return await self._run("report", keys, args, _counters)
 
     async def renew(self, lease_ids: Sequence[str], ttl_s: float) -> None:
         if lease_ids:
             keys = (self._keys.endpoints, self._keys.expiry, *map(self._keys.lease, lease_ids))
-            await self._send(self._script("renew", keys, (ms(ttl_s), *lease_ids), nothing))
+            await self._run("renew", keys, (ms(ttl_s), *lease_ids), nothing)
 
     async def expire(self, limit: int = 1000) -> int:
         listing = Script.load("turnout.ledger", "due", self._prelude)  # so that `expire` can be told their keys
@@ -102,33 +102,32 @@ class RedisFleetStore:
         for member in due:
             endpoint, lease = member.split(" ", 1)
             keys += [self._keys.lease(lease), self._keys.calls(endpoint), self._keys.calls(account_id(endpoint))]
-        return await self._send(self._script("expire", keys, due, int))
+        return await self._run("expire", keys, due, int)
 
     async def trip(self, endpoint_id: str, open_s: float, reason: str) -> bool:
-        args = (endpoint_id, ms(open_s), reason)
-        return await self._send(self._script("trip", [self._keys.endpoints], args, bool))
+        return await self._run("trip", [self._keys.endpoints], [endpoint_id, ms(open_s), reason], bool)
 
     async def recover(self, endpoint_id: str) -> None:
-        await self._send(self._script("recover", [self._keys.endpoints], [endpoint_id], nothing))
+        await self._run("recover", [self._keys.endpoints], [endpoint_id], nothing)
 
     async def mark(self, what: Mark, endpoint_ids: Sequence[str], reason: str = "", for_s: float = 0) -> None:
         await self._send(mark_call(self._keys, what, endpoint_ids, reason, for_s, self._prelude))
 
     async def mark_duplicate(self, accounts: Sequence[str], cost_microusd: int) -> None:
-        await self._send(self._script("duplicate", [self._keys.money], [cost_microusd, *accounts], nothing))
+        await self._run("duplicate", [self._keys.money], [cost_microusd, *accounts], nothing)
 
     async def forget(self, accounts: Sequence[str]) -> None:
-        await self._send(self._script("forget", [self._keys.money, self._keys.ceilings], accounts, nothing))
+        await self._run("forget", [self._keys.money, self._keys.ceilings], accounts, nothing)
 
     async def publish(self, worker: str, overdue: Mapping[str, int]) -> None:
         args = (worker, to_json(overdue) if overdue else "")
-        await self._send(self._script("publish", [self._keys.hanging], args, nothing))
+        await self._run("publish", [self._keys.hanging], args, nothing)
 
     async def take_turn(self, work: str, for_s: float) -> bool:
         return await self._send(Call(("SET", self._keys.mutex(work), "taken", "NX", "PX", ms(for_s)), bool))
 
     async def overdue(self) -> Counter[str]:
-        return await self._send(self._script("overdue", [self._keys.hanging], [], _counts))
+        return await self._run("overdue", [self._keys.hanging], [], _counts)
 
     async def state(self) -> tuple[float, Mapping[str, Observed]]:
         return await self._send(state_call(self._keys, self._prelude))
