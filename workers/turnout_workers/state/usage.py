@@ -44,8 +44,7 @@ class Charge:
     """What one call took, and where it was booked."""
 
     use: Use
-    second: int
-    quarter: int
+    buckets: tuple[int, ...]
     total: Use
     """All that was ever charged, including this, and never corrected: ties what headers say to a moment."""
 
@@ -70,8 +69,7 @@ class First(NamedTuple):
 
 class Usage:
     def __init__(self) -> None:
-        self._minute = Window(*MINUTE)
-        self._day = Window(*DAY)
+        self._windows = {"minute": Window(*MINUTE), "day": Window(*DAY)}
         self._charged = NOTHING
         self._told: dict[str, tuple[int, int]] = {}
         """Limits as the provider has told them, and until when they hold."""
@@ -81,7 +79,7 @@ class Usage:
         self._first: First | None = None
 
     def roll(self, now: int) -> None:
-        for window in (self._minute, self._day):
+        for window in self._windows.values():
             window.roll(now)
 
     def room(
@@ -111,8 +109,9 @@ class Usage:
             if not known:
                 continue
             limit = min(known) * share
-            window, kept = (self._minute, kind.of(ahead)) if kind.window == "minute" else (self._day, 0)
+            window = self._windows[kind.window]
             used = kind.of(window.used)
+            kept = kind.of(ahead) if kind.window == "minute" else 0
             room = room.with_less(Room(max(0.0, 1 - used / max(limit, 1))))
             at = window.room_at(kind, _fits(amount, limit * headroom, kept))
             if at != 0:
@@ -138,17 +137,15 @@ class Usage:
     @property
     def this_second(self) -> tuple[int, int]:
         """Its number, and the calls that it has had. After `roll`."""
-        second = self._minute.newest
-        return second, self._minute.buckets.get(second, NOTHING).requests
+        minute = self._windows["minute"]
+        return minute.newest, minute.buckets.get(minute.newest, NOTHING).requests
 
     def charge(self, lease_id: str, use: Use, now: int) -> Charge:
         """Begin a call. After `roll`."""
         self._charged = self._charged.plus(use)
-        charge = Charge(use, self._minute.newest, self._day.newest, self._charged)
-        self._minute.add(use)
-        self._day.add(use)
         self.calls[lease_id] = now
-        return charge
+        buckets = tuple(window.add(use) for window in self._windows.values())
+        return Charge(use, buckets, self._charged)
 
     def release(self, lease_id: str) -> None:
         """The call holds no place any more."""
@@ -156,9 +153,8 @@ class Usage:
 
     def correct(self, charge: Charge, real: Use) -> None:
         """Set a charge right, in the buckets in which it was made. A request stays a request."""
-        error = real.minus(charge.use)
-        self._minute.correct(charge.second, error)
-        self._day.correct(charge.quarter, error)
+        for window, bucket in zip(self._windows.values(), charge.buckets, strict=True):
+            window.correct(bucket, real.minus(charge.use))
 
     def learn(self, charge: Charge, observed: ObservedLimit, now: int) -> None:
         """Take over what a provider says. `remaining` counted this call, and perhaps not those after it: so it

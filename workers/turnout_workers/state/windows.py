@@ -83,10 +83,11 @@ class Window:
         for bucket in [b for b in self.buckets if b < self.newest - self.span]:
             self.used = self.used.minus(self.buckets.pop(bucket))
 
-    def add(self, use: Use) -> None:
-        """Charge it now."""
+    def add(self, use: Use) -> int:
+        """Charge it now. Returns in which bucket."""
         self.buckets[self.newest] = self.buckets.get(self.newest, NOTHING).plus(use)
         self.used = self.used.plus(use)
+        return self.newest
 
     def correct(self, bucket: int, error: Use) -> None:
         """Where it was charged; a bucket that has left the window is no longer of interest."""
