@@ -38,7 +38,7 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Iterator[local.Local]:
     scenario = folder / "scenario.toml"
     not_at_once = {"ttft_s", "s_per_token", "jitter", "faults", *LimitFields.model_fields}
     scenario.write_text(toml_lines.dumps(load().model_dump(exclude={"providers": {"__all__": not_at_once}})))
-    with local.running(folder, None, scenario) as running:
+    with local.running(folder, None, scenario) as running, running.workers():
         yield running
 
 

@@ -16,7 +16,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 from tests.redis_server import ONCE
 
-from turnout.ledger import Keys, Ledger, run
+from turnout.ledger import Keys, run
 from turnout_workers import local
 from turnout_workers.local.private_redis import private_redis
 from turnout_workers.simulator.scenario import DEFAULT
@@ -65,21 +65,14 @@ def test_one_of_this_machine_which_may_be_too_old_is_not_taken(tmp_path: Path, m
         assert client.ping()
 
 
-def test_what_is_to_be_done_before_there_is_a_worker_is_done_before(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_there_is_a_redis_before_there_is_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
     config = tmp_path / "turnout.toml"
     config.write_text('[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n')
-    seen: list[int] = []
-
-    def look(here: local.Local) -> None:
-        with redis.Redis.from_url(here.redis_url) as client:
-            seen.append(len(run(client, [Ledger().workers()])[0]))
-
-    with local.running(tmp_path, config, None, before=look) as here:
-        look(here)
-    assert seen == [0, 1]
+    with local.running(tmp_path, config, None) as here, redis.Redis.from_url(here.redis_url) as client:
+        assert len(run(client, [here.ledger.workers()])[0]) == 0
+        with here.workers():
+            assert len(run(client, [here.ledger.workers()])[0]) == 1
 
 
 @pytest.mark.parametrize("namespace", ["turnout", "mine"])
@@ -93,13 +86,13 @@ def test_nobody_waits_for_the_leases_of_those_who_died_with_it(
     held = Keys(namespace).leases
     with private_redis(tmp_path / "redis") as (url, _), redis.Redis.from_url(url) as client:
         client.zadd(held, {"job": 2e12})
-    with local.running(tmp_path, config, None, workers=0) as here, redis.Redis.from_url(here.redis_url) as client:
+    with local.running(tmp_path, config, None) as here, redis.Redis.from_url(here.redis_url) as client:
         assert client.zscore(held, "job") == 0
 
 
 def test_a_simulated_fleet_is_found_again_when_it_is_started_again(tmp_path: Path) -> None:
     for _ in range(2):  # each time at another port
-        with local.running(tmp_path, None, DEFAULT, workers=0) as here:
+        with local.running(tmp_path, None, DEFAULT) as here:
             urls = [table.base_url for table in here.settings.file.providers.values() if table.kind == "openai"]
             assert urls
             assert {urlopen(f"{url}/models").status for url in urls} == {200}

@@ -160,9 +160,10 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
                 tally.lines = tally.finished
                 journal.end()
             else:
-                wanted = (options["config"], options["scenario"], options["workers"], options["concurrency"])
                 with console.status("Starting …"):
-                    here = stack.enter_context(local.running(folder, *wanted, partial(_prepare, journal, options)))
+                    here = stack.enter_context(local.running(folder, options["config"], options["scenario"]))
+                    _prepare(journal, options, here)
+                    stack.enter_context(here.workers(options["workers"], options["concurrency"]))
                 _feed(source, journal, here, console, options, stop)
         except SourceError as error:
             broken = f"{error}. The lines before that place are done, and their results are in {output}"
@@ -185,7 +186,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
 
 
 def _prepare(journal: Journal, options: dict[str, Any], here: local.Local) -> None:
-    """Where there is a Redis, which may still have jobs of the last run, and no worker of ours yet to call for them."""
+    """Before any worker of ours: the Redis may still have jobs of the last run, for which it would call."""
     if not (options["workers"] or here.shared):
         alone = "--workers 0 leaves the work to others' workers: set REDIS_URL or redis_url to their Redis"
         raise click.UsageError(f"{alone} (a simulated fleet has one of its own)")

@@ -1,4 +1,4 @@
-"""A Redis, a configuration and workers on this machine, for as long as a `with` block runs."""
+"""A Redis, a configuration and workers on this machine, for as long as `with` blocks run."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ import contextlib
 import os
 import socket
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import redis
@@ -24,24 +23,51 @@ from turnout_workers.simulator.scenario import DEFAULT, load
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A running set of parts."""
+    """A running Redis and configuration, perhaps with a simulated fleet, and the workers that are started on it."""
 
+    folder: Path
     redis_url: str = field(repr=False)
     shared: bool
     """Whether that Redis was there already, and others may be at work on it."""
     settings: config.Settings
     environ: Mapping[str, str] = field(repr=False)
-    """What the workers were given on top of ours."""
-    children: tuple[process.Kept, ...]
+    """What workers are given on top of ours."""
+    ledger: Ledger = field(repr=False)
+    children: list[process.Kept] = field(default_factory=list)
     """Redis, if it is ours, and the workers."""
-
-    @property
-    def ledger(self) -> Ledger:
-        return Ledger(Keys(self.settings.file.namespace), keyring=Keyring.of(os.environ))
 
     def tend(self) -> list[str]:
         """Start those again that have ended by themselves; says which. Raises StartFailed if one keeps doing so."""
         return [said for child in self.children if (said := child.tend())]
+
+    @contextlib.contextmanager
+    def workers(self, count: int = 1, concurrency: int | None = None) -> Iterator[None]:
+        """So many workers that are ready, for as long as the block runs."""
+        with contextlib.ExitStack() as stack:
+            for number in range(1, count + 1):
+                self.children.append(stack.enter_context(self._worker(number, concurrency)))
+            yield
+
+    @contextlib.contextmanager
+    def _worker(self, number: int, concurrency: int | None) -> Iterator[process.Kept]:
+        log = self.folder / f"worker-{number}.log"
+        log.unlink(missing_ok=True)
+        # Two runs may share a machine and a Redis, and Celery knows a worker by this name.
+        command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{os.getpid()}-{number}@%h"]
+        if concurrency is not None:
+            command += ["-c", str(concurrency)]
+        child = process.Kept(f"worker {number}", lambda: process.start(command, log, self.environ))
+        try:
+            with connect(self.redis_url) as client:
+                its = f"{socket.gethostname()}:{child.process.pid}:"
+
+                def lives() -> bool:  # by its own word: its log may be that of warnings alone
+                    return any(name.startswith(its) for name in run(client, [self.ledger.workers()])[0])
+
+                process.wait_until(lives, child.process, log, limit_s=60)
+            yield child
+        finally:
+            process.stop(child.process, grace_s=40)
 
 
 def chosen(config_path: Path | None, scenario: Path | None) -> config.Source | Path:
@@ -54,20 +80,11 @@ def chosen(config_path: Path | None, scenario: Path | None) -> config.Source | P
 
 
 @contextlib.contextmanager
-def running(
-    folder: Path,
-    config_path: Path | None,
-    scenario: Path | None,
-    workers: int = 1,
-    concurrency: int | None = None,
-    before: Callable[[Local], None] = lambda _: None,
-) -> Iterator[Local]:
-    """Start what is missing, and stop it again. Which providers there are: see `chosen`.
+def running(folder: Path, config_path: Path | None, scenario: Path | None) -> Iterator[Local]:
+    """Start what is missing, but for workers, and stop it again. Which providers there are: see `chosen`.
 
     The Redis is that of the environment or the configuration. Without any, or if the fleet is simulated, it is ours.
-    before: called when all is there but the workers.
     """
-    children: list[process.Kept] = []
     with contextlib.ExitStack() as stack:
         path, found, ours = folder / "turnout.toml", chosen(config_path, scenario), {}
         if isinstance(found, Path):
@@ -79,21 +96,18 @@ def running(
         else:
             path.write_text(found.made, "utf-8")
         settings = config.load(config.Source(str(path)), {**os.environ, **ours})
-        keys = Keys(settings.file.namespace)
+        ledger = Ledger(Keys(settings.file.namespace), keyring=Keyring.of(os.environ))
+        children: list[process.Kept] = []
         if shared := "redis_url" in settings.file.model_fields_set:
             redis_url = settings.file.redis_url
             _reached(redis_url)
         else:
             redis_url, server = stack.enter_context(private_redis(folder / "redis"))
             children.append(server)
-            _end_old_leases(redis_url, keys)
+            _end_old_leases(redis_url, ledger.keys)
         environ = {"REDIS_URL": redis_url, "REDIS_PASSWORD_FILE": "", "TURNOUT_CONFIG": str(path.resolve())}
         environ["TURNOUT_SPOOL"] = str((folder / "spool").resolve())
-        here = partial(Local, redis_url, shared, settings, environ)
-        before(here(tuple(children)))
-        for number in range(1, workers + 1):
-            children.append(stack.enter_context(_worker(folder, environ, Ledger(keys), number, concurrency)))
-        yield here(tuple(children))
+        yield Local(folder, redis_url, shared, settings, environ, ledger, children)
 
 
 def _reached(redis_url: str) -> None:
@@ -123,27 +137,3 @@ def _simulator(folder: Path, scenario: Path, config_path: Path) -> Iterator[None
         yield
     finally:
         process.stop(child)
-
-
-@contextlib.contextmanager
-def _worker(
-    folder: Path, environ: Mapping[str, str], ledger: Ledger, number: int, concurrency: int | None
-) -> Iterator[process.Kept]:
-    log = folder / f"worker-{number}.log"
-    log.unlink(missing_ok=True)
-    # Two runs may share a machine and a Redis, and Celery knows a worker by this name.
-    command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{os.getpid()}-{number}@%h"]
-    if concurrency is not None:
-        command += ["-c", str(concurrency)]
-    child = process.Kept(f"worker {number}", lambda: process.start(command, log, environ))
-    try:
-        with connect(environ["REDIS_URL"]) as client:
-            its = f"{socket.gethostname()}:{child.process.pid}:"
-
-            def lives() -> bool:  # by its own word: its log may be that of warnings alone
-                return any(name.startswith(its) for name in run(client, [ledger.workers()])[0])
-
-            process.wait_until(lives, child.process, log, limit_s=60)
-        yield child
-    finally:
-        process.stop(child.process, grace_s=40)
