@@ -7,7 +7,6 @@ from typing import Any
 
 from turnout.batch.line import Format, Line
 from turnout.batch.openai_response import response_body
-from turnout.printable import printable
 from turnout.request import MICROUSD_PER_USD, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 
@@ -27,10 +26,10 @@ def render(line: Line, result: JobResult) -> bytes:
 
 
 def reason(rendered: bytes) -> str:
-    """Why a line of output has no answer, for a screen."""
+    """Why a line of output has no answer."""
     value = json.loads(rendered)
-    error = value["error"] or value["response"]["body"]["error"]
-    return printable(error["message"])
+    message: str = (value["error"] or value["response"]["body"]["error"])["message"]
+    return message
 
 
 def moved(rendered: bytes, line: Line) -> bytes:

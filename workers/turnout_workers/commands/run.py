@@ -38,7 +38,7 @@ from turnout_workers import local
 from turnout_workers.commands import lines, run_progress, run_summary
 from turnout_workers.commands.dry_run import dry_run
 from turnout_workers.commands.refused import NobodyServes, RefusedKeys
-from turnout_workers.commands.screen import counted, show
+from turnout_workers.commands.screen import Screen, counted, show
 from turnout_workers.config import Settings, endpoints
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
@@ -106,7 +106,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
     all lines again, say --anew. Exit code: 0 all lines have an answer, 1 some have none,
     2 it could not run, 3 stopped, 4 every provider that could go on refuses our key.
     """
-    console, code = Console(stderr=True), UNUSABLE
+    console, code = Screen(stderr=True), UNUSABLE
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT
     say = partial(_say, console, options["as_json"])
@@ -134,9 +134,9 @@ def run(source: str, output: str | None, **options: Any) -> None:
 def _say(console: Console, as_json: bool, text: str, style: str = "yellow") -> None:
     """Something beside progress and summary: where these are for machines, it is, too."""
     if as_json:
-        console.out(json.dumps({"message": text}), highlight=False)
+        console.out(json.dumps({"message": text}))
     else:
-        console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
+        console.print(text, style=style, soft_wrap=True)
 
 
 def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:
@@ -177,7 +177,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
     if complete:
         shutil.rmtree(folder / "redis", ignore_errors=True)
     if options["as_json"]:
-        console.out(json.dumps(run_summary.summary(tally)), highlight=False)
+        console.out(json.dumps(run_summary.summary(tally)))
     else:
         _sum_up(console, tally, time.monotonic() - began_at, output, options, first)
     if broken:
@@ -250,8 +250,8 @@ def _sum_up(
     """unanswered: the first line without an answer."""
     if tally.providers:
         show(console, run_summary.table(tally))
-    console.print(run_summary.closing_line(tally, took_s, options["max_cost_microusd"]), highlight=False)
-    say = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+    console.print(run_summary.closing_line(tally, took_s, options["max_cost_microusd"]))
+    say = partial(console.print, soft_wrap=True)
     if output != "-":
         errors = options["errors"]
         apart = f", those without an answer in {errors}" if errors not in (None, "-") else ""
@@ -267,9 +267,9 @@ def _progress(console: Console, options: dict[str, Any], settings: Settings, sou
     if options["as_json"]:
         return run_progress.Json(console)
     if made_up := [name for name, table in settings.file.providers.items() if table.simulated]:
-        console.print(SIMULATED.format(", ".join(made_up)), style="yellow", highlight=False, markup=False)
+        console.print(SIMULATED.format(", ".join(made_up)), style="yellow")
     providers, ceiling = list(settings.file.providers), options["max_cost_microusd"]
-    console.print(f"Providers: {', '.join(providers)}", highlight=False, markup=False)
+    console.print(f"Providers: {', '.join(providers)}")
     if console.is_terminal:
         return run_progress.Bar(console, source.count(), ceiling, Path(source.path).name, providers)
     return run_progress.Lines(console, source.count(), ceiling)

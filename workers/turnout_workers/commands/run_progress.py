@@ -103,7 +103,7 @@ class Lines(Progress):
         total = f" of {self._total:,}" if self._total else ""
         troubles = [f"{name}: {state}" for name, state in states.items()]
         told = " · ".join([f"{tally.finished:,}{total}", self._standing(tally), *troubles])
-        self._console.print(told, highlight=False, markup=False, soft_wrap=True)
+        self._console.print(told, soft_wrap=True)
 
 
 class Json(Progress):
@@ -112,4 +112,4 @@ class Json(Progress):
     every_s = 1.0
 
     def _show(self, tally: Tally, states: dict[str, str]) -> None:
-        self._console.out(json.dumps({**summary(tally), "providers_down": states}), highlight=False)
+        self._console.out(json.dumps({**summary(tally), "providers_down": states}))

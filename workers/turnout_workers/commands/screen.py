@@ -21,7 +21,10 @@ from turnout.result import dollars
 
 
 class Screen(Console):
-    """A console that prints no control characters but its own."""
+    """A console that prints texts as they are, but for control characters that are not its own."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(highlight=False, markup=False, emoji=False, **options)
 
     def render(self, *args: Any, **options: Any) -> Iterable[Segment]:
         for text, style, control in super().render(*args, **options):
@@ -31,7 +34,7 @@ class Screen(Console):
 def standard_output() -> Screen:
     """Standard output. What a file or program reads is as wide as it must be, unless COLUMNS says otherwise."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Screen(highlight=False, markup=False, width=sys.maxsize if wide else None)
+    return Screen(width=sys.maxsize if wide else None)
 
 
 def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] = ()) -> Table:
