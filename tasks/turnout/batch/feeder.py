@@ -59,7 +59,7 @@ class Feeder:
     source: Source
     journal: Journal
     stopping: Callable[[], object] = lambda: False
-    """Asked between two steps; what is true then raises Stopped."""
+    """Asked again and again; what is true then raises Stopped."""
     defaults: Defaults = field(default_factory=Defaults)
     window: int = 5000
     """Most jobs in the queue at once."""
@@ -76,8 +76,8 @@ class Feeder:
     """Of the requests that are out."""
     _unsent: deque[NewJob] = field(default_factory=deque, init=False)
     """Of the jobs that are out, those that Redis does not have yet, or has lost."""
-    _early: deque[str] = field(default_factory=deque, init=False)
-    """Jobs that were settled before this run submitted them."""
+    _early: list[str] = field(default_factory=list, init=False)
+    """Jobs of the last chunk that were settled before this run submitted them."""
     _purge: list[str] = field(default_factory=list, init=False)
     """Jobs whose results are written, and may leave Redis once they are on disk."""
     _synced_at: float = field(default_factory=time.monotonic, init=False)
@@ -95,8 +95,14 @@ class Feeder:
         reading = Reading(self.source, self.journal, self.defaults, self.refusal)
         lines = reading.lines()
         while not reading.ended or self._out:
-            more = self._feed(lines)
-            self._step(wait=reading.ended or not more)
+            more = bool(self._unsent) or self._read(lines)
+            has_room = self._send()
+            if self.stopping():
+                self._checkpoint()
+                raise Stopped("interrupted")
+            self._collect(wait=reading.ended or not (more and has_room))
+            if time.monotonic() - self._synced_at >= SYNC_S:
+                self._checkpoint()
             on_progress(tally)
         self._checkpoint()
         # No result tells of a call whose worker died with it, or whose line was edited meanwhile; the books do.
@@ -119,27 +125,14 @@ class Feeder:
         """What is asked of the queue just now."""
         return (InferenceRequest.model_validate_json(out.job.payload) for out in self._out.values())
 
-    def _step(self, wait: bool) -> None:
-        if self.stopping():
-            self._checkpoint()
-            raise Stopped("interrupted")
-        self._collect(wait)
-        if time.monotonic() - self._synced_at >= SYNC_S:
-            self._checkpoint()
-
     def _books(self) -> tuple[int, int]:
         """What Redis knows to be spent, and what may be besides, in micro-dollars."""
         return run(self.client, [self.ledger.money(self.journal.batch)])[0]
 
     # --- in ---------------------------------------------------------------------------------------------
 
-    def _feed(self, lines: Iterator[ToRun | Passed]) -> bool:
-        """Send what is unsent, or else read on, by at most one chunk. Tells whether there may be more at once."""
-        more = bool(self._unsent) or self._read(lines)
-        return self._send() and more
-
     def _read(self, lines: Iterator[ToRun | Passed]) -> bool:
-        """Read on as far as the window has room. Tells whether there may be more at once."""
+        """Read on by at most one chunk, as far as the window has room. Tells whether there may be more at once."""
         room, limit = self.window - len(self._out), self.window_bytes
         if self._bytes >= limit or room < min(CHUNK, self.window / 2):
             return False  # let it drain a little, so that pipelines stay long
@@ -188,7 +181,7 @@ class Feeder:
     def _collect(self, wait: bool) -> None:
         """Take what has settled; with `wait`, for up to a quarter of a second if nothing has."""
         done = self.ledger.keys.done(self.journal.batch)
-        ids = [self._early.popleft() for _ in range(min(CHUNK, len(self._early)))]
+        ids, self._early = self._early, []
         taken: Any = self.client.lpop(done, CHUNK)
         if taken is None and wait and not ids and self._out:
             first: Any = self.client.blpop([done], 0.25)

@@ -69,7 +69,7 @@ class Forecast:
             self.problems.append(text)
 
 
-def dry_run(source: str, options: Mapping[str, Any]) -> int:
+def dry_run(source: Source, options: Mapping[str, Any]) -> int:
     """The command; gives its exit code."""
     found = chosen(options["config"], options["scenario"])
     if isinstance(found, Path):
@@ -78,7 +78,7 @@ def dry_run(source: str, options: Mapping[str, Any]) -> int:
         found = config.Source("the simulated fleet", toml_lines.dumps(tables))
     settings = config.load(found, os.environ)
     fleet = endpoints.fleet(settings)
-    told = forecast(read(Source(source), defaults(options)), fleet)
+    told = forecast(read(source, defaults(options)), fleet)
     slots = (options["concurrency"] or settings.file.worker.concurrency) * max(1, options["workers"])
     if options["as_json"]:
         click.echo(json.dumps(summary(told, fleet, slots)))

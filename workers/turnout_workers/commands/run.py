@@ -10,11 +10,11 @@ import shlex
 import shutil
 import signal
 import sys
-import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import click
@@ -66,11 +66,7 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 
 @click.command()
 @click.argument("source")
-@click.option(
-    "-o",
-    "--output",
-    help="File for the results, a line for each line of SOURCE; - for standard output.",
-)
+@click.option("-o", "--output", help="File for the results, a line for each line of SOURCE; - for standard output.")
 @click.option("--errors", help="File for the lines without an answer; else they are among the results.")
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The turnout.toml to use.")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are keys. No model is run.")
@@ -113,10 +109,10 @@ def run(source: str, output: str | None, **options: Any) -> None:
     same = f"turnout {shlex.join(word for word in sys.argv[1:] if word != '--anew')}"  # which would pay for all again
     try:
         if options["dry_run"]:
-            sys.exit(dry_run(source, options))
+            sys.exit(dry_run(Source(source), options))
         if output is None:
             raise click.UsageError("say with -o where results are to go (- for standard output)")
-        sys.exit(_run(source, output, console, options, _stop_on_signals(say)))
+        sys.exit(_run(Source(source), output, console, options, _stop_on_signals(say)))
     except (Stopped, KeyboardInterrupt):
         say(f"Stopped. What is done is kept; to go on: {same}")
         sys.exit(STOPPED)
@@ -139,12 +135,12 @@ def _say(console: Console, as_json: bool, text: str, style: str = "yellow") -> N
         console.print(text, style=style, soft_wrap=True)
 
 
-def _run(source: str, output: str, console: Console, options: dict[str, Any], stop: threading.Event) -> int:
-    places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (source, output))
+def _run(source: Source, output: str, console: Console, options: dict[str, Any], stop: Event) -> int:
+    places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (source.path, output))
     name = hashlib.sha256(places).hexdigest()[:16]
     folder, began_at = Path(".turnout") / name, time.monotonic()
-    Source(source).check()
-    check_places(output, options["errors"], source)
+    source.check()
+    check_places(output, options["errors"], source.path)
     with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
         folder.mkdir(parents=True, exist_ok=True)
     journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
@@ -156,7 +152,7 @@ def _run(source: str, output: str, console: Console, options: dict[str, Any], st
             journal.begin(lines.kept(options), options["retry_failed"])
         tally, broken = journal.tally, None
         try:
-            if nothing_to_run(Source(source), journal):
+            if nothing_to_run(source, journal):
                 tally.lines = tally.finished
                 journal.end()
             else:
@@ -199,12 +195,11 @@ def _prepare(journal: Journal, options: dict[str, Any], here: local.Local) -> No
 
 
 def _feed(
-    source: str, journal: Journal, here: local.Local, console: Console, options: dict[str, Any], stop: threading.Event
+    source: Source, journal: Journal, here: local.Local, console: Console, options: dict[str, Any], stop: Event
 ) -> None:
     """Run the lines, and show how far it is. Raises SourceError, Stopped, NobodyServes, StartFailed."""
     fleet = endpoints.fleet(here.settings)
     refused = RefusedKeys(fleet, here.settings)
-
     say = partial(_say, console, options["as_json"])
 
     def stopping() -> bool:
@@ -213,12 +208,11 @@ def _feed(
         return stop.is_set()
 
     client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
-    ledger = here.ledger
-    view = FleetView(client, ledger, fleet)
+    view = FleetView(client, here.ledger, fleet)
     feeder = Feeder(
         client,
-        ledger,
-        Source(source),
+        here.ledger,
+        source,
         journal,
         stopping=stopping,
         defaults=lines.defaults(options),
@@ -227,7 +221,7 @@ def _feed(
         retry_failed=options["retry_failed"],
         refusal=lambda request: lines.refusal(request, fleet),
     )
-    shown = _progress(console, options, here.settings, Source(source))
+    shown = _progress(console, options, here.settings, source)
 
     def look(tally: Tally) -> None:
         view.look()
@@ -275,9 +269,9 @@ def _progress(console: Console, options: dict[str, Any], settings: Settings, sou
     return run_progress.Lines(console, source.count(), ceiling)
 
 
-def _stop_on_signals(say: Callable[[str], None]) -> threading.Event:
+def _stop_on_signals(say: Callable[[str], None]) -> Event:
     """The first Ctrl-C stops in order, the second one at once; either may go on later."""
-    stop = threading.Event()
+    stop = Event()
 
     def handle(_signal: int, _frame: object) -> None:
         if stop.is_set():
