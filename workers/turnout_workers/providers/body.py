@@ -1,23 +1,17 @@
-"""What comes back over HTTP: bytes unpacked under a cap, server-sent events, JSON."""
+"""What comes back over HTTP: server-sent events, JSON."""
 
 from __future__ import annotations
 
 import json
-import zlib
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any
 
 from pydantic_core import from_json
 
-from turnout_workers.providers.errors import ProviderError, malformed
-from turnout_workers.routing.failure import Billed, Failure, FailureKind
+from turnout_workers.providers.errors import malformed
 
-MAX_BODY = 32 * 1024 * 1024
-"""Most decoded bytes of one answer."""
 DONE = b"[DONE]"
 """The data of the last event, in OpenAI's format."""
-PIECE = 64 * 1024
-"""Most bytes that are unpacked at a time: all other calls wait meanwhile."""
 MOST_PARTS = 500_000
 """Most lists, objects and fields of one JSON text. A chat answer has some ten, and one per token or so if it is JSON
 itself; 30 MB of `[],` would be a gigabyte of them, and hold up all calls."""
@@ -25,37 +19,6 @@ MOST_ITEMS = 4_000_000
 """Most commas, for the same reason. Embeddings have one per number, of which 32 MB hold 3 million of ten digits."""
 MOST_LINES = 1_000_000
 """Most lines of one stream: the longest answers have some 100,000 tokens, and each at most three lines."""
-
-
-class Unpacked:
-    """Decompresses a body piece by piece, and no more than the cap in all: 64 KB of gzip can hold 67 MB."""
-
-    rest: bytes = b""
-    """What is left of the chunks so far, and will be in the next pieces."""
-
-    def __init__(self, headers: Mapping[str, str]) -> None:
-        encoding = headers.get("content-encoding", "identity").lower()
-        if encoding not in ("identity", "gzip", ""):
-            raise malformed(f"content-encoding {encoding[:40]!r}, which we did not offer", headers)
-        self._inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS + 16) if encoding == "gzip" else None
-        self._headers = headers
-        self._total = 0
-
-    def __call__(self, chunk: bytes = b"") -> bytes:
-        """The next piece, with this chunk at hand."""
-        if self._inflate is not None:
-            # zlib would keep what follows the end, and copy all of it with each piece.
-            chunk = b"" if self._inflate.eof else self._inflate.decompress(self.rest + chunk, PIECE)
-            self.rest = self._inflate.unconsumed_tail
-        self._total += len(chunk)
-        if self._total > MAX_BODY:
-            raise malformed(f"more than {MAX_BODY >> 20} MB", self._headers)
-        return chunk
-
-    def end(self) -> None:
-        """To be called at the end of the body. Raises ProviderError if the compressed data breaks off."""
-        if self._inflate is not None and not self._inflate.eof:
-            raise ProviderError(Failure(FailureKind.INTERRUPTED, "the compressed answer ends early", Billed.MAYBE))
 
 
 async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:

@@ -29,12 +29,15 @@ from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.providers.retry_after import exceeded_limits, observed_limits
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
-MAX_ERROR = body.PIECE
+MAX_BODY = 32 * 1024 * 1024
+"""Most bytes of one answer."""
+MAX_ERROR = 64 * 1024
 ERROR_S = 2.0
 """How many bytes of an error response are read, and for how many seconds, at most."""
 END_S = 0.5
 """How long the end of a stream may take after its last event."""
-_HEADERS: dict[str, str] = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "gzip"}
+_HEADERS: dict[str, str] = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "identity"}
+"""Nothing compressed: answers are small, and 64 KB of gzip can hold 67 MB, unpacked while all other calls wait."""
 _JSON_HEADERS = {**_HEADERS, hdrs.CONTENT_TYPE: "application/json"}
 
 
@@ -132,7 +135,7 @@ class _Exchange:
     There is one deadline: for the first byte, then for each piece, and never later than for the whole call.
     """
 
-    __slots__ = ("_deadline", "_ends_at", "_idle_s", "_now", "_out", "_response", "_unpacked", "headers")
+    __slots__ = ("_deadline", "_ends_at", "_idle_s", "_now", "_out", "_response", "_size", "headers")
 
     def __init__(self, out: Outgoing) -> None:
         self._out = out
@@ -141,6 +144,7 @@ class _Exchange:
         self._idle_s = out.timeouts.idle_s
         self._deadline = asyncio.timeout_at(min(self._ends_at, self._now() + out.timeouts.first_byte_s))
         self._response: aiohttp.ClientResponse | None = None
+        self._size = 0
 
     async def __aenter__(self) -> Self:
         await self._deadline.__aenter__()
@@ -173,9 +177,12 @@ class _Exchange:
         self._response = response
         self._deadline.reschedule(None)
         self.headers = {name.lower(): value for name, value in response.headers.items()}
+        packed = self.headers.get("content-encoding", "identity").lower() not in ("identity", "")
         if response.status != 200:
-            raise self._classified(response.status, await _error_body(response, self.headers, self._out.timeouts))
-        self._unpacked = body.Unpacked(self.headers)
+            told = None if packed else await _error_body(response, self._out.timeouts)
+            raise self._classified(response.status, told)
+        if packed:
+            raise malformed("a compressed answer, which we did not ask for", self.headers)
 
     async def whole(self) -> dict[str, Any] | list[Any]:
         """The body, read to its end."""
@@ -190,19 +197,18 @@ class _Exchange:
 
     async def __anext__(self) -> bytes:
         assert self._response is not None, "it has begun"
-        if self._unpacked.rest:
-            await asyncio.sleep(0)  # much was packed into little: it's the other calls' turn
-            return self._unpacked()
         content = self._response.content
-        raw = content.read_nowait()
-        if not raw and not content.at_eof():
+        piece = content.read_nowait()
+        if not piece and not content.at_eof():
             self._deadline.reschedule(min(self._ends_at, self._now() + self._idle_s))
-            raw = await content.readany()
+            piece = await content.readany()
             self._deadline.reschedule(None)
-        if not raw:
-            self._unpacked.end()
+        if not piece:
             raise StopAsyncIteration
-        return self._unpacked(raw)
+        self._size += len(piece)
+        if self._size > MAX_BODY:
+            raise malformed(f"more than {MAX_BODY >> 20} MB", self.headers)
+        return piece
 
     def be_brief(self) -> None:
         """All has been said. The end of the body, after which another call can have the connection, is due at once."""
@@ -306,15 +312,12 @@ def _connecting(connect_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=connect_s)
 
 
-async def _error_body(response: aiohttp.ClientResponse, headers: Mapping[str, str], timeouts: Timeouts) -> Any:
+async def _error_body(response: aiohttp.ClientResponse, timeouts: Timeouts) -> Any:
     """The body of an error response, as far as it comes soon: its status alone says enough."""
     raw = b""
     with suppress(Exception):
         async with asyncio.timeout(min(timeouts.idle_s, ERROR_S)):
-            unpacked = body.Unpacked(headers)
-            async for chunk in response.content.iter_any():
-                raw += unpacked(chunk)
-                if len(raw) >= MAX_ERROR:
-                    break
+            while len(raw) < MAX_ERROR and (piece := await response.content.read(MAX_ERROR - len(raw))):
+                raw += piece
     told = body.parsed(raw)
-    return raw[:MAX_ERROR].decode("utf-8", "replace") if told is None else told
+    return raw.decode("utf-8", "replace") if told is None else told
