@@ -19,7 +19,6 @@ from turnout_workers.providers.wire import (
     Sent,
     arguments,
     call_id,
-    raise_if_many,
     reported,
     system,
     tool_call,
@@ -131,7 +130,6 @@ class _Events:
         self._stopped = False
 
     def add(self, event: dict[str, Any]) -> str:
-        raise_if_many(self._blocks)
         match event.get("type"):
             case "message_start":
                 self._message = dict(event["message"])

@@ -14,7 +14,6 @@ from turnout_workers.providers.wire import (
     Gathering,
     Sent,
     call_id,
-    raise_if_many,
     reported,
     tool_call,
     tool_calls,
@@ -123,7 +122,6 @@ class _Chunks:
         if call is None or (id and name and call["id"] != id):
             call = self._by_index[index or 0] = {"id": id or "", "name": "", "arguments": []}
             self._calls.append(call)
-            raise_if_many(self._calls)
         call["id"] = call["id"] or id
         call["name"] = name or call["name"]
         call["arguments"].append(function.get("arguments") or "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from itertools import groupby, islice
@@ -31,7 +31,7 @@ PROTECTED = frozenset(
 )  # fmt: skip
 """Fields that a job's extras can't set."""
 MOST_CALLS = 1000
-"""Most calls of tools, and most blocks of Anthropic's, in one answer."""
+"""Most calls of tools in one answer."""
 MOST_TOKENS = 1e9
 """The most that one call can have; a provider that reports more is not believed."""
 
@@ -131,16 +131,11 @@ def tool_call(id: Any, name: str, arguments: Any) -> ToolCall:
 
 
 def tool_calls(calls: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
-    """Those of one answer, of which no more are made than it may have."""
+    """Those of one answer. Raises ProviderError if no honest answer has so many, before it makes more of them."""
     made = tuple(islice(calls, MOST_CALLS + 1))
-    raise_if_many(made)
+    if len(made) > MOST_CALLS:
+        raise malformed(f"more than {MOST_CALLS} calls of tools")
     return made
-
-
-def raise_if_many(calls: Sized) -> None:
-    """Raises ProviderError for calls of tools, or blocks, of which no honest answer has so many."""
-    if len(calls) > MOST_CALLS:
-        raise malformed(f"more than {MOST_CALLS} calls of tools, or blocks")
 
 
 def arguments(call: ToolCall) -> dict[str, Any]:
