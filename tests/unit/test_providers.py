@@ -58,21 +58,21 @@ def test_every_spelling_of_a_delay_is_read(text: str | None, expected: float | N
     ],
 )  # fmt: skip
 def test_a_wait_told_in_words_is_read_with_its_unit(words: str, expected: float | None) -> None:
-    assert retry_after_s({}, {"error": {"message": words}}, NOW, {}) == expected
+    assert retry_after_s({}, {"error": {"message": words}}, NOW) == expected
 
 
 @pytest.mark.parametrize("skew_s", [-3600, 0, 3600])
 def test_a_wrong_clock_of_ours_changes_no_delay(skew_s: float) -> None:
     date = {"date": "Fri, 15 Jan 2027 08:00:00 GMT"}
     later = {"retry-after": "Fri, 15 Jan 2027 08:00:07 GMT"}
-    assert retry_after_s(date | later, None, NOW + skew_s, {}) == 7
+    assert retry_after_s(date | later, None, NOW + skew_s) == 7
     limits = {
         "anthropic-ratelimit-requests-remaining": "0",
         "anthropic-ratelimit-requests-reset": "2027-01-15T08:00:04Z",
     }
-    assert retry_after_s(date | limits, None, NOW + skew_s, DIALECTS["anthropic"].limit_headers) == 4
     (told,) = observed_limits(date | limits, NOW + skew_s, DIALECTS["anthropic"].limit_headers)
     assert told.reset_s == 4
+    assert retry_after_s({}, None, NOW, [told]) == 4
 
 
 def test_what_looks_like_a_key_is_not_repeated_and_a_message_is_bounded() -> None:

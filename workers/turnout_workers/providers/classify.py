@@ -15,7 +15,7 @@ from typing import Any
 import aiohttp
 
 from turnout_workers.providers.errors import request_id
-from turnout_workers.providers.retry_after import at, retry_after_s
+from turnout_workers.providers.retry_after import at
 from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 
@@ -88,16 +88,14 @@ def classify_response(
     status: int,
     headers: Mapping[str, str],
     body: Any,
-    now: float,
+    wait_s: float | None,
     scrub: tuple[str, ...],
-    limit_headers: Mapping[str, str],
 ) -> Failure:
     """The failure that a response stands for. `body`: parsed JSON, or text. `scrub`: texts never to be shown."""
     kind_word, code, said, upstream = _envelope(body)
     if status == 200 and code in _STATUSES:  # an error in the body of what began as a success
         status = int(code)
     words = f"{said} {upstream}".lower()
-    wait_s = retry_after_s(headers, body, now, limit_headers)
     told_id = at(body, "request_id")
     call_id = request_id({"x-request-id": told_id, **headers} if isinstance(told_id, str) else headers)
     message = scrubbed(said, scrub) or f"HTTP {status}"
@@ -174,8 +172,6 @@ def _parameter(body: Any, words: str) -> str | None:
 def _envelope(body: Any) -> tuple[str, str, str, str]:
     """From any vendor's error body: its type or status word and its code, both in lower case, its message, and what the
     provider behind it said, where the vendor is a router itself."""
-    if isinstance(body, list) and len(body) == 1:
-        body = body[0]  # Gemini, sometimes
     if not isinstance(body, dict):
         return "", "", body if isinstance(body, str) else "", ""
     error = body.get("error", body)

@@ -26,7 +26,7 @@ from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.classify import classify_exception, classify_response
 from turnout_workers.providers.errors import ProviderError, malformed
-from turnout_workers.providers.retry_after import exceeded_limits, observed_limits
+from turnout_workers.providers.retry_after import exceeded_limits, observed_limits, retry_after_s
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_BODY = 32 * 1024 * 1024
@@ -224,9 +224,10 @@ class _Exchange:
         raise error
 
     def _classified(self, status: int, told: Any) -> ProviderError:
-        now, limit_headers, secrets = time.time(), self._out.limit_headers, self._out.keys + self._out.texts
-        failure = classify_response(status, self.headers, told, now, secrets, limit_headers)
-        return ProviderError(failure, observed_limits(self.headers, now, limit_headers) + exceeded_limits(told))
+        now, secrets = time.time(), self._out.keys + self._out.texts
+        limits = observed_limits(self.headers, now, self._out.limit_headers)
+        failure = classify_response(status, self.headers, told, retry_after_s(self.headers, told, now, limits), secrets)
+        return ProviderError(failure, limits + exceeded_limits(told))
 
 
 def is_stream(headers: Mapping[str, str]) -> bool:
@@ -320,4 +321,6 @@ async def _error_body(response: aiohttp.ClientResponse, timeouts: Timeouts) -> A
             while len(raw) < MAX_ERROR and (piece := await response.content.read(MAX_ERROR - len(raw))):
                 raw += piece
     told = body.parsed(raw)
+    if isinstance(told, list) and len(told) == 1:
+        return told[0]  # Gemini's, sometimes
     return raw.decode("utf-8", "replace") if told is None else told

@@ -5,7 +5,7 @@ from __future__ import annotations
 import email.utils
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
@@ -67,7 +67,9 @@ def _sent_at(headers: Mapping[str, str], now: float) -> float:
     return now if told_s is None else told_s
 
 
-def retry_after_s(headers: Mapping[str, str], body: Any, now: float, limit_headers: Mapping[str, str]) -> float | None:
+def retry_after_s(
+    headers: Mapping[str, str], body: Any, now: float, limits: Iterable[ObservedLimit] = ()
+) -> float | None:
     """How long the provider asks to wait, by `retry-after-ms`, `retry-after`, Gemini's RetryInfo, OpenRouter's reset,
     the resets of those of its limits of which nothing remains, else by its words ("try again in 7m12s")."""
     if (ms := _number(headers.get("retry-after-ms"))) is not None and ms >= 0:
@@ -79,14 +81,14 @@ def retry_after_s(headers: Mapping[str, str], body: Any, now: float, limit_heade
         delay = info.get("retryDelay")
         if (told := seconds(delay if isinstance(delay, str) else None, now)) is not None:
             return told
-    error = _error(body)
+    resets = [limit.reset_s for limit in limits if limit.remaining == 0]
     # OpenRouter reports the one limit that was reached; for free models in the body alone.
-    if isinstance(inner := at(error, "metadata", "headers"), dict):
+    if isinstance(inner := at(body, "error", "metadata", "headers"), dict):
         headers = {**headers, **{str(name).lower(): str(value) for name, value in inner.items()}}
-    resets = [limit.reset_s for limit in observed_limits(headers, now, limit_headers) if limit.remaining == 0]
     if _number(headers.get("x-ratelimit-remaining")) == 0:
         resets.append(seconds(headers.get("x-ratelimit-reset"), now))
-    return max((reset for reset in resets if reset is not None), default=_in_words_s(str(at(error, "message")), now))
+    said = str(at(body, "error", "message"))
+    return max((reset for reset in resets if reset is not None), default=_in_words_s(said, now))
 
 
 def _in_words_s(message: str, now: float) -> float | None:
@@ -126,13 +128,9 @@ def exceeded_limits(body: Any) -> tuple[ObservedLimit, ...]:
     return tuple(found)
 
 
-def _error(body: Any) -> Any:
-    return at(body[0] if isinstance(body, list) and len(body) == 1 else body, "error")  # a list is Gemini's, sometimes
-
-
 def _details(body: Any, type: str) -> Iterator[dict[str, Any]]:
     """Those of a Google error that are of one type."""
-    details = at(_error(body), "details")
+    details = at(body, "error", "details")
     for detail in details if isinstance(details, list) else ():
         if isinstance(detail, dict) and str(detail.get("@type")).endswith(f".{type}"):
             yield detail
