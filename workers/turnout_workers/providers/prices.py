@@ -10,9 +10,13 @@ import time
 from datetime import UTC, datetime
 from functools import lru_cache
 from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
 
 from turnout.request import Usage
 from turnout_workers.routing.fleet import OPERATOR, Endpoint, Price
+
+if TYPE_CHECKING:
+    from genai_prices.types import PriceCalculation
 
 MOST_USD = 1e6
 """The most that one call can cost; a provider that reports more is not believed."""
@@ -75,48 +79,42 @@ def list_price(provider: str, model: str, now: float | None = None, tier: str | 
 @lru_cache(maxsize=4096)
 def list_context_tokens(provider: str, model: str) -> int | None:
     """The length of a model's context, as far as the price list knows it."""
-    from genai_prices import Usage as ListUsage
-    from genai_prices import calc_price
-
-    try:
-        return calc_price(ListUsage(input_tokens=1), model, provider_id=provider).model.context_window
-    except (LookupError, ValueError):
-        return None
+    found = _calculated(provider, model)
+    return None if found is None else found.model.context_window
 
 
 @lru_cache(maxsize=4096)
 def _listed(provider: str, model: str, quarter: int, tier: str | None) -> Price | None:
-    from genai_prices import Usage as ListUsage
-    from genai_prices import calc_price
-    from genai_prices.types import TieredPrices
-
     at = datetime.fromtimestamp(quarter * PERIOD_S, UTC)
     context = {"service_tier": tier, "speed": tier} if tier else None
-    one = ListUsage(input_tokens=1, output_tokens=1)
-    try:
-        found = calc_price(one, model, provider_id=provider, genai_request_timestamp=at, price_context=context)
-    except (LookupError, ValueError):
+    if (found := _calculated(provider, model, genai_request_timestamp=at, price_context=context)) is None:
         return None
-    listed = found.model_price
     names = ("input_mtok", "output_mtok", "cache_read_mtok", "cache_write_mtok", "cache_write_1h_mtok")
-    rates = [getattr(listed, name, None) for name in names]
-
-    def beyond(start: int) -> list[float | None]:
-        """The rates of calls with more than `start` input tokens."""
-        found = (
-            next((tier.price for tier in reversed(rate.tiers) if start >= tier.start), rate.base)
-            if isinstance(rate, TieredPrices)
-            else rate
-            for rate in rates
-        )
-        return [None if rate is None else float(rate) for rate in found]
-
-    starts = {tier.start for rate in rates if isinstance(rate, TieredPrices) for tier in rate.tiers}
+    rates = [getattr(found.model_price, name, None) for name in names]
+    starts = {tier.start for rate in rates for tier in getattr(rate, "tiers", ())}
     source, longer = f"genai-prices {version('genai-prices')}", None
     for start in sorted({0, *starts}, reverse=True):
-        fresh, answered, read, written, hour = beyond(start)
+        fresh, answered, read, written, hour = (_beyond(start, rate) for rate in rates)
         if fresh is None:
             return None
         price = Price(fresh, answered or 0.0, read, written, hour, source, longer)
         longer = (start, price)
     return price
+
+
+def _calculated(provider: str, model: str, **options: Any) -> PriceCalculation | None:
+    """What the price list makes of a call of one token each way; None: it doesn't know the model."""
+    from genai_prices import Usage as ListUsage
+    from genai_prices import calc_price
+
+    try:
+        return calc_price(ListUsage(input_tokens=1, output_tokens=1), model, provider_id=provider, **options)
+    except (LookupError, ValueError):
+        return None
+
+
+def _beyond(start: int, rate: Any) -> float | None:
+    """A rate, or what of its tiers holds for calls with more than `start` input tokens."""
+    if hasattr(rate, "tiers"):
+        rate = next((tier.price for tier in reversed(rate.tiers) if start >= tier.start), rate.base)
+    return None if rate is None else float(rate)
