@@ -21,7 +21,6 @@ from turnout_workers.providers.wire import (
     call_id,
     reported,
     system,
-    tool_call,
     tool_calls,
     turns,
 )
@@ -109,7 +108,7 @@ class AnthropicConnector(Connector):
         calls = (block for block in content if block["type"] == "tool_use")
         return Answer(
             text="".join(block["text"] for block in content if block["type"] == "text"),
-            tool_calls=tool_calls(tool_call(call.get("id"), call["name"], call.get("input")) for call in calls),
+            tool_calls=tool_calls((call.get("id"), call["name"], call.get("input")) for call in calls),
             finish=FINISH.get(raw, FinishReason.OTHER),
             finish_raw=raw,
             usage=reported(_usage, told),

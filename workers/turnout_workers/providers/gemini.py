@@ -17,7 +17,6 @@ from turnout_workers.providers.wire import (
     arguments,
     reported,
     system,
-    tool_call,
     tool_calls,
     turns,
 )
@@ -158,7 +157,7 @@ def _candidate(body: Any) -> Answer:
     candidate = body["candidates"][0]
     parts, raw = (candidate.get("content") or {}).get("parts") or (), candidate.get("finishReason")
     called = (part["functionCall"] for part in parts if part.get("functionCall"))
-    calls = tool_calls(tool_call(one.get("id"), one["name"], one.get("args")) for one in called)
+    calls = tool_calls((one.get("id"), one["name"], one.get("args")) for one in called)
     finish = FINISH.get(raw, FinishReason.OTHER)
     return Answer(
         text=_text(parts),

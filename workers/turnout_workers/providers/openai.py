@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.messages import Message, ToolCall
+from turnout.messages import Message
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
@@ -15,7 +15,6 @@ from turnout_workers.providers.wire import (
     Sent,
     call_id,
     reported,
-    tool_call,
     tool_calls,
 )
 from turnout_workers.routing.fleet import Endpoint
@@ -143,7 +142,10 @@ def _completion(body: Any) -> Answer:
     told = body.get("usage")
     return Answer(
         text=_text(message.get("content")),
-        tool_calls=tool_calls(map(_tool_call, message.get("tool_calls") or ())),
+        tool_calls=tool_calls(
+            (call.get("id"), call["function"]["name"], call["function"].get("arguments"))
+            for call in message.get("tool_calls") or ()
+        ),
         refusal=refusal or None,
         finish=FINISH.get(raw, FinishReason.OTHER),
         finish_raw=raw,
@@ -158,11 +160,6 @@ def _text(content: Any) -> str:
     if isinstance(content, list):  # Mistral answers in parts, of which those without a text are thoughts
         return "".join(part.get("text") or "" for part in content)
     return content or ""
-
-
-def _tool_call(call: Mapping[str, Any]) -> ToolCall:
-    function = call["function"]
-    return tool_call(call.get("id"), function["name"], function.get("arguments"))
 
 
 def _embeddings(body: Any) -> Answer:

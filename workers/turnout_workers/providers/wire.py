@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
-from itertools import groupby, islice
+from itertools import groupby
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
@@ -123,19 +123,17 @@ class Answer:
             yield from (call.function.name, call.function.arguments)
 
 
-def tool_call(id: Any, name: str, arguments: Any) -> ToolCall:
-    """arguments: as the model wrote them, or their value. Without an id it gets one that no other call has, in this or
-    any other turn of its conversation."""
-    text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
-    return ToolCall(id=str(id or uuid4().hex), function=FunctionCall(name=name, arguments=text or "{}"))
-
-
-def tool_calls(calls: Iterable[ToolCall]) -> tuple[ToolCall, ...]:
-    """Those of one answer. Raises ProviderError if no honest answer has so many, before it makes more of them."""
-    made = tuple(islice(calls, MOST_CALLS + 1))
-    if len(made) > MOST_CALLS:
-        raise malformed(f"more than {MOST_CALLS} calls of tools")
-    return made
+def tool_calls(told: Iterable[tuple[Any, str, Any]]) -> tuple[ToolCall, ...]:
+    """The calls of one answer, of each its id, the name, and the arguments as the model wrote them, or their value.
+    Without an id it gets one that no other call has, in this or any other turn of its conversation."""
+    calls: list[ToolCall] = []
+    for id, name, arguments in told:
+        if len(calls) == MOST_CALLS:
+            raise malformed(f"more than {MOST_CALLS} calls of tools")
+        text = arguments if isinstance(arguments, str) else json.dumps(arguments or {}, ensure_ascii=False)
+        function = FunctionCall(name=name, arguments=text or "{}")
+        calls.append(ToolCall(id=str(id or uuid4().hex), function=function))
+    return tuple(calls)
 
 
 def arguments(call: ToolCall) -> dict[str, Any]:
