@@ -39,12 +39,17 @@ class Forked:
     ) -> None:
         """before: called in the process before the command."""
         self.args = ["turnout", *arguments]
+        log.touch()
         told = (list(arguments), {**os.environ, **environ}, str(log), before)
         self._process = _context.Process(target=_run, args=told)
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
         self.log = log
+
+    @property
+    def said(self) -> str:
+        return self.log.read_text("utf-8", "replace")
 
     @property
     def returncode(self) -> int | None:

@@ -72,7 +72,7 @@ def compiled(python: str) -> None:
 def worker_of(stand: Stand, python: str, slots: int) -> subprocess.Popen[bytes]:
     """A ready worker that has imported all by itself; the stand's own are forked from a process that has already."""
     log = stand.folder / "fresh.log"
-    environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
+    environ = stand.environ
     worker = process.start([python, "-m", "turnout", "worker", "-c", str(slots)], log, environ)
     process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)
     return worker

@@ -54,7 +54,7 @@ class Run:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "turnout", "run", str(self.source), "-o", str(self.output), "--workers", "0"]
-        environ = {"REDIS_URL": self.stand.redis.url, "TURNOUT_CONFIG": str(self.stand.config)}
+        environ = self.stand.environ
         self.log = self.source.with_name("command.log")
         self.command = process.start(command, self.log, environ)
 

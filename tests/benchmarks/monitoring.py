@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
-import sys
 import tempfile
 import threading
 import urllib.request
@@ -20,6 +19,7 @@ from pathlib import Path
 from tests.benchmarks.measure import Pace, keep, keeping, spread
 from tests.benchmarks.throughput import FLEET, SLOTS, turnout
 from tests.chaos.stand import Stand, standing
+from tests.flower import flower
 
 from turnout_workers.local import process
 
@@ -48,20 +48,11 @@ def scraped(port: int) -> Iterator[None]:
 
 
 @contextmanager
-def flower(stand: Stand) -> Iterator[None]:
-    log = stand.folder / "flower.log"
-    log.unlink(missing_ok=True)
-    environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config), "FLOWER_UNAUTHENTICATED_API": "true"}
-    with process.kept_port() as port:
-        command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(stand.folder / "flower")]
-        child = process.start(command, log, environ)
-        try:
-            process.wait_until(lambda: stand.client.pubsub_numpat() > 0, child, log, 60)
-            yield
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/tasks?limit=1", timeout=60) as reply:
-                assert b"turnout.infer" in reply.read(), "Flower has heard of no task"
-        finally:
-            process.stop(child)
+def shown(stand: Stand) -> Iterator[None]:
+    with flower(stand.folder, stand.environ) as watching:
+        watching.until(lambda: stand.client.pubsub_numpat() > 0)
+        yield
+        assert "turnout.infer" in watching.get("/api/tasks?limit=1"), "Flower has heard of no task"
 
 
 def watched(stand: Stand, jobs: int, events: bool, rest: bool) -> Pace:
@@ -72,7 +63,7 @@ def watched(stand: Stand, jobs: int, events: bool, rest: bool) -> Pace:
         if rest:
             os.environ |= {"TURNOUT_METRICS_PORT": str(port), "TURNOUT_LOG_FORMAT": "json"}
         try:
-            with flower(stand) if events else nullcontext(), scraped(port) if rest else nullcontext():
+            with shown(stand) if events else nullcontext(), scraped(port) if rest else nullcontext():
                 return turnout(stand, jobs)
         finally:
             for name in ("TURNOUT_METRICS_PORT", "TURNOUT_LOG_FORMAT", "TURNOUT_LOG_LEVEL"):

@@ -32,10 +32,9 @@ class Fleet:
     def __init__(self, folder: Path, fleet: str, tables: discovery.Tables | None = None) -> None:
         file, log = folder / "fleet.toml", folder / "simulator.log"
         file.write_text(fleet)
-        log.touch()
         self._simulator = Forked(["simulate", "--port", "0", "--json", "--scenario", str(file)], {}, log)
-        process.wait_until(lambda: "\n" in log.read_text(), self._simulator, log, 60)
-        told = json.loads(log.read_text().splitlines()[0])
+        process.wait_until(lambda: "\n" in self._simulator.said, self._simulator, log, 60)
+        told = json.loads(self._simulator.said.splitlines()[0])
         self.url: str = told["url"]
         self._providers: dict[str, str] = told["providers"]
         self.config = folder / "turnout.toml"

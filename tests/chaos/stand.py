@@ -40,12 +40,18 @@ class Stand(Fleet):
         self.client = redis.Redis.from_url(self.redis.url)
         self._concurrency = concurrency
         self.workers: list[Forked] = []
+        self._commands: list[Forked] = []
         self._started = 0
 
+    @property
+    def environ(self) -> dict[str, str]:
+        """How commands find this Redis and this fleet."""
+        return {"REDIS_URL": self.redis.url, "TURNOUT_CONFIG": str(self.config)}
+
     def close(self) -> None:
-        for worker in self.workers:
-            worker.kill()
-            worker.wait()
+        for child in (*self.workers, *self._commands):
+            child.kill()
+            child.wait()
         super().close()
         self.client.close()
         self.redis.stop()
@@ -65,17 +71,19 @@ class Stand(Fleet):
         log = self.folder / f"worker-{self._started}.log"
         name = f"w{self._started}@%h"
         arguments = ["worker", "-n", name, "-c", str(concurrency or self._concurrency)]
-        environ = {
-            "REDIS_URL": redis_url or self.redis.url,
-            "TURNOUT_CONFIG": str(self.config),
-            "TURNOUT_SPOOL": str(self.folder / spool),
-        }
-        log.touch()
+        environ = self.environ | {"TURNOUT_SPOOL": str(self.folder / spool)}
+        if redis_url:
+            environ["REDIS_URL"] = redis_url
         worker = Forked(arguments, environ, log, partial(_prepare, lost_after_s or LOST_AFTER_S, crash))
         self.workers.append(worker)
         if wait:
-            process.wait_until(lambda: " ready." in log.read_text("utf-8", "replace"), worker, log, 60)
+            process.wait_until(lambda: " ready." in worker.said, worker, log, 60)
         return worker
+
+    def start(self, *command: str, **environ: str) -> Forked:
+        """Another `turnout` command for this fleet, which ends with the stand at the latest."""
+        self._commands.append(Forked(command, self.environ | environ, self.folder / f"{command[0]}.log"))
+        return self._commands[-1]
 
     def stop_worker(self, worker: Forked) -> None:
         process.stop(worker)

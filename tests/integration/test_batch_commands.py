@@ -29,9 +29,8 @@ models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
 @pytest.fixture
 def stand(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stand]:
     with standing(tmp_path, FLEET, concurrency=50) as stand:
-        monkeypatch.setenv("REDIS_URL", stand.redis.url)
-        monkeypatch.setenv("TURNOUT_CONFIG", str(stand.config))
-        monkeypatch.setenv("COLUMNS", "250")
+        for name, value in {**stand.environ, "COLUMNS": "250"}.items():
+            monkeypatch.setenv(name, value)
         monkeypatch.chdir(tmp_path)
         yield stand
 

@@ -11,10 +11,7 @@ import os
 import re
 import signal
 import socket
-import sys
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +20,7 @@ import redis
 from celery import Celery
 from click.testing import CliRunner
 from tests.chaos.stand import standing
-from tests.redis_server import reserved
+from tests.flower import flower
 
 from turnout import Client, Failed, Restarted, Unreadable
 from turnout.batch.detached import Batches
@@ -32,7 +29,6 @@ from turnout.batch.source import Source
 from turnout.cli import main
 from turnout.ledger import Keyring, Ledger, NewJob, run
 from turnout.request import InferenceRequest
-from turnout_workers.local import process
 
 PROMPT, KEY, PASSWORD = "canary-prompt-xyzzy", "canary-key-plugh", "canary-password-xyzzy"
 FLEET = f"""
@@ -102,29 +98,6 @@ def pushed(commands: Any, count: int) -> str:
     return "\n".join(found)
 
 
-@contextmanager
-def flower(environ: Mapping[str, str], log: Path) -> Iterator[Callable[[str], str]]:
-    """The real one; gives what it answers."""
-    bound = reserved()
-    port = bound.getsockname()[1]
-    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(log.with_suffix(""))]
-    child = process.start(command, log, {**environ, "FLOWER_UNAUTHENTICATED_API": "true"})
-
-    def get(path: str) -> str:
-        try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=30) as reply:
-                return str(reply.read().decode())
-        except OSError:
-            return ""
-
-    try:
-        process.wait_until(lambda: "w1@" in get("/api/workers?status=1"), child, log, 90)
-        yield get
-    finally:
-        process.stop(child)
-        bound.close()
-
-
 def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, port: int) -> None:
     monkeypatch.setenv("TURNOUT_METRICS_PORT", str(port))
     monkeypatch.setenv("TURNOUT_LOG_LEVEL", "debug")
@@ -135,7 +108,9 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
         stand.client = redis.Redis.from_url(url)
         overheard = Overheard(url)
         worker = stand.start_worker(redis_url=url)
-        with flower({"REDIS_URL": url, "TURNOUT_CONFIG": str(stand.config)}, tmp_path / "flower.log") as get:
+        with flower(tmp_path, stand.environ | {"REDIS_URL": url}) as watching:
+            get = watching.get
+            watching.until(lambda: watching.has_heard_of("w1@"))
             ids = [str(number) for number in range(20)]
             jobs = [NewJob.of(i, InferenceRequest(prompt=f"{PROMPT} {i}", max_output_tokens=8)) for i in ids]
             nobody = {"only": ["nobody"]}
@@ -230,9 +205,7 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
         stand.until(lambda: batches.record(batch).counts == {"succeeded": 1})
         assert ANSWERS in next(batches.results(batch))[1]
         monkeypatch.delenv("TURNOUT_PAYLOAD_KEYS_FILE")
-        told = CliRunner().invoke(
-            main, ["explain", job.id], env={"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
-        )
+        told = CliRunner().invoke(main, ["explain", job.id], env=stand.environ)
         assert "sim · llama-3.3-70b · 44 tokens" in " ".join(told.output.split()), "the story needs no key"
         with (
             Client(stand.redis.url) as keyless,

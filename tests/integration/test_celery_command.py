@@ -24,7 +24,7 @@ def test_a_worker_of_celerys_command_does_jobs_in_as_many_slots_as_are_configure
 ) -> None:
     with standing(tmp_path, FLEET) as stand:
         log = tmp_path / "worker.log"
-        environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config), "TURNOUT_SPOOL": str(tmp_path)}
+        environ = stand.environ | {"TURNOUT_SPOOL": str(tmp_path)}
         worker = process.start([*COMMAND, *given], log, environ)
         try:
             stand.submit(["a"])

@@ -7,7 +7,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -17,51 +16,25 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.flower import Flower, flower
 from tests.integration.test_main_job import until
-from tests.redis_server import reserved
 from tests.tools import program
 
 from turnout import Client
 from turnout_workers import local
 from turnout_workers.commands.flower import flower as flower_command
-from turnout_workers.local import process
 
 SECRET = "xyzzy-plugh-4711"
 
 
-class Watching:
-    """A Flower that wants no login, and has heard of the worker: events are not kept for late comers."""
-
-    def __init__(self, url: str, log: Path) -> None:
-        self.url = url
-        self.log = log
-
-    def get(self, path: str) -> str:
-        try:
-            with urllib.request.urlopen(self.url + path, timeout=30) as reply:
-                return str(reply.read().decode())
-        except OSError:
-            return ""
-
-
 @pytest.fixture(scope="module")
-def watching(here: local.Local, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Watching]:
-    folder, bound = tmp_path_factory.mktemp("flower"), reserved()
-    port = bound.getsockname()[1]
-    log = folder / "flower.log"
-    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(folder / "flower")]
-    flower = process.start(command, log, {**here.environ, "FLOWER_UNAUTHENTICATED_API": "true"})
-    watching = Watching(f"http://127.0.0.1:{port}", log)
-    try:
-        worker = f"turnout-{os.getpid()}-1@"
-        process.wait_until(lambda: worker in watching.get("/api/workers?status=1"), flower, log, 90)
+def watching(here: local.Local, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Flower]:
+    with flower(tmp_path_factory.mktemp("flower"), here.environ) as watching:
+        watching.until(lambda: watching.has_heard_of(f"turnout-{os.getpid()}-1@"))
         yield watching
-    finally:
-        process.stop(flower)
-        bound.close()
 
 
-def test_flower_shows_the_story_and_no_content(here: local.Local, watching: Watching) -> None:
+def test_flower_shows_the_story_and_no_content(here: local.Local, watching: Flower) -> None:
     get = watching.get
     with Client(here.redis_url) as client:
         job = client.submit(f"Remember {SECRET}", model="llama-3.3-70b", metadata={"note": SECRET})
@@ -85,31 +58,23 @@ def test_flower_shows_the_story_and_no_content(here: local.Local, watching: Watc
     pages = [get(path) for path in paths]
     assert all(pages)
     worker_log = Path(here.environ["TURNOUT_SPOOL"]).with_name("worker-1.log")
-    for text in (*pages, watching.log.read_text(), worker_log.read_text()):
+    for text in (*pages, watching.process.said, worker_log.read_text()):
         assert SECRET not in text
         assert answer.text not in text
     assert os.environ.get("REDIS_URL") is None
 
 
 def test_flower_says_that_redis_is_away_and_stops_nevertheless(here: local.Local, port: int, tmp_path: Path) -> None:
-    log, nobody = tmp_path / "flower.log", reserved()
-    environ = {**here.environ, "REDIS_URL": f"redis://127.0.0.1:{nobody.getsockname()[1]}/0"}
-    command = [sys.executable, "-m", "turnout", "flower", "--port", str(port), "--db", str(tmp_path / "flower")]
-    flower = process.start(command, log, environ)
-    try:
-        process.wait_until(lambda: "Flower: " in log.read_text(), flower, log, 60)
+    with flower(tmp_path, {**here.environ, "REDIS_URL": f"redis://127.0.0.1:{port}/0"}) as lonely:
         button = {"endpoint": "sim-swift/llama-3.3-70b", "action": "isolated", "_xsrf": "ab"}
         for form in (None, urllib.parse.urlencode(button).encode()):
-            request = urllib.request.Request(f"http://127.0.0.1:{port}/providers", form, {"Cookie": "_xsrf=ab"})
+            request = urllib.request.Request(f"{lonely.url}/providers", form, {"Cookie": "_xsrf=ab"})
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(request, timeout=30)
             assert refused.value.code == 503
             assert refused.value.read().startswith(b"Redis can't be reached")
-        flower.terminate()
-        assert flower.wait(60) == 0
-    finally:
-        process.stop(flower)
-        nobody.close()
+        lonely.process.terminate()
+        assert lonely.process.wait(60) == 0
 
 
 BROWSER = (
@@ -125,7 +90,7 @@ def looked_at(url: str, picture: Path) -> str:
     return subprocess.run([chromium, *flags, url], capture_output=True, text=True, timeout=60, check=True).stdout
 
 
-def test_the_pages_as_a_browser_shows_them(here: local.Local, watching: Watching, tmp_path: Path) -> None:
+def test_the_pages_as_a_browser_shows_them(here: local.Local, watching: Flower, tmp_path: Path) -> None:
     """The pictures are kept in FLOWER_PICTURES, if that is set: look at them after each change of a page."""
     pictures = Path(os.environ.get("FLOWER_PICTURES", tmp_path))
     with Client(here.redis_url) as client:
@@ -151,17 +116,12 @@ def test_the_pages_as_a_browser_shows_them(here: local.Local, watching: Watching
 
 
 @pytest.fixture
-def guarded(here: local.Local, port: int, tmp_path: Path) -> Iterator[Guarded]:
-    log, password = tmp_path / "flower.log", tmp_path / "login"
+def guarded(here: local.Local, tmp_path: Path) -> Iterator[Guarded]:
+    password = tmp_path / "login"
     password.write_text("ada:lovelace\n")
-    options = {"PORT": port, "DB": tmp_path / "flower", "BASIC_AUTH_FILE": password}
-    environ = {f"FLOWER_{name}": str(value) for name, value in options.items()}
-    flower = process.start([sys.executable, "-m", "turnout", "flower"], log, {**here.environ, **environ})
-    try:
-        process.wait_until(lambda: "Flower: " in log.read_text(), flower, log, 60)
-        yield Guarded(f"http://127.0.0.1:{port}")
-    finally:
-        process.stop(flower)
+    login = {"FLOWER_UNAUTHENTICATED_API": "", "FLOWER_BASIC_AUTH_FILE": str(password)}
+    with flower(tmp_path, {**here.environ, **login}) as watching:
+        yield Guarded(watching.url)
 
 
 class Guarded:

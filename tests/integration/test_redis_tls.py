@@ -10,9 +10,7 @@ import json
 import re
 import ssl
 import subprocess
-import sys
 import threading
-import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -25,11 +23,11 @@ from celery import Celery
 from click.testing import CliRunner
 from tests import redis_server
 from tests.chaos.stand import standing
+from tests.flower import flower
 
 from turnout import Client
 from turnout.cli import main
 from turnout.redis_address import checked, connect
-from turnout_workers.local import process
 
 FLEET = """
 output_tokens = 8
@@ -106,39 +104,22 @@ def address(port: int, certificate: tuple[Path, Path]) -> str:
 def test_producers_workers_commands_and_flower_reach_redis_by_tls(
     certificate: tuple[Path, Path], tmp_path: Path
 ) -> None:
-    with (
-        standing(tmp_path, FLEET, concurrency=5) as stand,
-        before(stand.redis.port, certificate) as port,
-        redis_server.reserved() as reserved,
-    ):
+    with standing(tmp_path, FLEET, concurrency=5) as stand, before(stand.redis.port, certificate) as port:
         url = address(port, certificate).replace("ssl_cert_reqs=required&", "")  # the default
         stand.config.write_text(stand.config.read_text().replace("task_events = false", "task_events = true"))
-        environ = {"REDIS_URL": url, "TURNOUT_CONFIG": str(stand.config)}
-        own, log = reserved.getsockname()[1], tmp_path / "flower.log"
-        command = [sys.executable, "-m", "turnout", "flower", "--port", str(own), "--db", str(tmp_path / "flower")]
-        flower = process.start(command, log, {**environ, "FLOWER_UNAUTHENTICATED_API": "true"})
+        environ = stand.environ | {"REDIS_URL": url}
+        with flower(tmp_path, environ) as watching:
 
-        def asked(path: str) -> str:
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{own}{path}", timeout=30) as reply:
-                    return str(reply.read().decode())
-            except OSError:
-                return ""
+            def queues() -> list[str]:
+                return re.findall(r"<td>(\w+)</td>", watching.get("/broker"))
 
-        def queues() -> list[str]:
-            return re.findall(r"<td>(\w+)</td>", asked("/broker"))
-
-        known = ["batch", "interactive", "standard"]
-        try:
-            process.wait_until(lambda: queues() == known, flower, log, 60)  # before any worker tells of them
+            watching.until(lambda: queues() == ["batch", "interactive", "standard"])  # before any worker tells of them
             stand.until(lambda: stand.client.pubsub_numpat() > 0, 60)  # it listens: events are not kept for late comers
             stand.start_worker(redis_url=url)
-            process.wait_until(lambda: "w1@" in asked("/api/workers?refresh=1"), flower, log, 60)
+            watching.until(lambda: "w1@" in watching.get("/api/workers?refresh=1"))
             with Client(url) as client:
                 assert client.submit("A?").wait(60).text
-            stand.until(lambda: '"SUCCESS"' in asked("/api/tasks"), 60)
-        finally:
-            process.stop(flower)
+            stand.until(lambda: '"SUCCESS"' in watching.get("/api/tasks"), 60)
         told = CliRunner().invoke(main, ["status", "--json"], env=environ)
         assert json.loads(told.stdout)["counts"] == {"accepted": 1, "succeeded": 1}
 

@@ -33,8 +33,7 @@ NEWER = 'models."gpt-oss-120b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok
 
 
 def status(stand: Stand) -> dict[str, Any]:
-    environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config)}
-    told: dict[str, Any] = json.loads(CliRunner().invoke(command.status, ["--json"], env=environ).stdout)
+    told: dict[str, Any] = json.loads(CliRunner().invoke(command.status, ["--json"], env=stand.environ).stdout)
     return told
 
 

@@ -25,7 +25,7 @@ OUT_OF_REACH = {"type": "object", "properties": {"n": {"type": "string", "patter
 
 
 def turnout(stand: Stand, *arguments: str) -> str:
-    environ = {"REDIS_URL": stand.redis.url, "TURNOUT_CONFIG": str(stand.config), "COLUMNS": "200"}
+    environ = stand.environ | {"COLUMNS": "200"}
     told = CliRunner().invoke(main, arguments, env=environ)
     assert told.exit_code == 0, told.output
     return told.output

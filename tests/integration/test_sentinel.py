@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
@@ -14,11 +12,13 @@ from pathlib import Path
 
 import pytest
 import redis
+from click.testing import CliRunner
 from tests import redis_server
 from tests.chaos.stand import LEASE_S, Stand, standing
 from tests.integration.test_crashes import FLEET
 
 from turnout import AsyncClient, Client
+from turnout.cli import main
 from turnout.client import link
 from turnout.redis_address import connect
 from turnout_workers.local import process
@@ -99,11 +99,8 @@ async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: P
         stand, here = open_.enter_context(watched(tmp_path))
         client = open_.enter_context(Client(here.url))
         worker = stand.start_worker(redis_url=here.url)
-        environ = {"REDIS_URL": here.url, "TURNOUT_CONFIG": str(stand.config)}
         (tmp_path / "prompts.txt").write_text("".join(f"Line {n}\n" for n in range(60)))
-        command = [sys.executable, "-m", "turnout", "run", str(tmp_path / "prompts.txt"), "-o", "-", "--workers", "0"]
-        running = process.start(command, tmp_path / "run.log", environ)
-        open_.callback(process.stop, running)
+        running = stand.start("run", str(tmp_path / "prompts.txt"), "-o", "-", "--workers", "0", REDIS_URL=here.url)
         stand.until(lambda: stand.settled() > 5, 60)
         jobs = client.submit_many(f"Question {n}?" for n in range(60))
         assert jobs[0].wait(60).text
@@ -115,17 +112,12 @@ async def test_the_fleet_goes_on_when_the_primary_and_a_sentinel_die(tmp_path: P
         stand.redis.kill()
         stand.until(lambda: stand.settled() == len(jobs) + 60, 60)
         assert stand.outcomes([job.id for job in jobs]) == {"succeeded": len(jobs)}
-        assert running.wait(60) == 0, (tmp_path / "run.log").read_text()
+        assert running.wait(60) == 0, running.said
         assert worker.poll() is None, "the worker has survived"
         assert client.submit("Once more?").wait(60).text
         async with AsyncClient(here.url) as later:
             assert (await (await later.submit("And again?"))).text
-        told = subprocess.run(
-            [sys.executable, "-m", "turnout", "status", "--once", "--json"],
-            env={**os.environ, **environ},
-            capture_output=True,
-            check=True,
-        )
+        told = CliRunner().invoke(main, ["status", "--json"], env=stand.environ | {"REDIS_URL": here.url})
         assert json.loads(told.stdout)
         assert stand.client.connection_pool.get_master_address() == ("127.0.0.1", here.replica.port)
 

@@ -62,8 +62,7 @@ class Release:
             _rewrite(folder / source, rf"^class {model.__name__}\(.*\n", rf"\g<0>{field}")
         self.environ: Mapping[str, str] = {
             "PYTHONPATH": os.pathsep.join(str(folder / package) for package in ("tasks", "workers")),
-            "REDIS_URL": stand.redis.url,
-            "TURNOUT_CONFIG": str(stand.config),
+            **stand.environ,
         }
         self.log = folder / "worker.log"
 
