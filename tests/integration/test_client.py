@@ -102,7 +102,7 @@ def test_a_fork_hears_of_its_jobs_by_itself_whatever_threads_its_parent_had(
             job.wait(0.2)  # now a thread listens
         reach = lonely._core._link
         assert isinstance(reach, ThreadLink)
-        with reach._threads.lock:  # as that thread has it now and then
+        with reach._lock:  # as that thread has it now and then
             if not (child := fork()):
                 signal.signal(signal.SIGALRM, signal.SIG_DFL)
                 signal.alarm(60)

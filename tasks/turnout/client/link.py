@@ -1,7 +1,6 @@
 """How a client reaches Redis: it asks, and it listens on one channel of its own. For threads, and for asyncio.
 
-A fork of a process that has a client gets a channel of its own, and begins without its threads. It is known by its own
-number alone, because uWSGI forks in C, without a word to Python or its `os.register_at_fork`.
+A link is one process's alone: a fork of a process that has a client begins with another, see `AsyncClient`.
 
 Each word on the channel is the id of a job that has settled, or `+` and the id of a job whose answer has grown. Words
 can be lost with the connection, so whoever waits asks again whenever the channel has been opened, and now and then.
@@ -109,22 +108,11 @@ class LoopHeard(asyncio.Queue[str]):
         return words
 
 
-class _Inbox:
-    """What both links are: a name, from which each process has a channel of its own."""
-
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    @property
-    def channel(self) -> str:
-        return f"{self._name}:{os.getpid()}"
-
-
-class LoopLink(_Inbox):
+class LoopLink:
     """For the coroutines of a loop: what they ask for at once shares a round trip, and one task listens for all."""
 
-    def __init__(self, url: str, inbox: str) -> None:
-        super().__init__(inbox)
+    def __init__(self, url: str, channel: str) -> None:
+        self.channel = channel
         self._redis = connect_async(url, retry=redis.asyncio.retry.Retry(*AGAIN), **LIMITS)
         self._call = Coalescer(self._redis)
         self._listeners = _Listeners(set)
@@ -201,96 +189,82 @@ class ThreadHeard(queue.SimpleQueue[str]):
         return words
 
 
-class _Threads:
-    """What the threads of one process share. A fork has none of its parent's threads: neither those that listen, nor
-    those that would let go of a lock, or of a connection."""
-
-    def __init__(self) -> None:
-        self.listeners = _Listeners(set)
-        self.lock = threading.Lock()
-        self.listening: threading.Thread | None = None
-        self.wanted_at = 0.0
-        self.free = threading.Semaphore(CONNECTIONS)
-        self.unanswered_at = 0.0
-
-
-class ThreadLink(_Inbox):
+class ThreadLink:
     """The same for the threads of a process. No coroutine here ever waits for a loop: it blocks, see `at_once`."""
 
-    def __init__(self, url: str, inbox: str) -> None:
-        super().__init__(inbox)
+    def __init__(self, url: str, channel: str) -> None:
+        self.channel = channel
         self._redis = connect(url, retry=redis.retry.Retry(*AGAIN), **LIMITS)
+        self._free = threading.Semaphore(CONNECTIONS)
+        self._unanswered_at = 0.0
+        self._pid = os.getpid()
+        self._lock = threading.Lock()
+        self._listeners = _Listeners(set)
+        self._thread: threading.Thread | None = None
+        self._wanted_at = 0.0
         self._closed = False
-        self._by_process: dict[int, _Threads] = {}
-
-    @property
-    def _threads(self) -> _Threads:
-        """All threads get the same, also where several are the first."""
-        pid = os.getpid()
-        return self._by_process.get(pid) or self._by_process.setdefault(pid, _Threads())
 
     async def ask(self, *calls: Call[T]) -> list[T]:
         """Whoever waits for a connection while Redis leaves a call unanswered fails with it, as in a Coalescer."""
         if self._closed:
             raise RuntimeError(CLOSED)
-        own, came_at, limit_s = self._threads, time.monotonic(), LIMITS["socket_timeout"]
-        if not own.free.acquire(timeout=limit_s):
+        came_at, limit_s = time.monotonic(), LIMITS["socket_timeout"]
+        if not self._free.acquire(timeout=limit_s):
             raise redis.TimeoutError(f"all {CONNECTIONS} connections to Redis were in use for {limit_s:g} s")
         try:
-            if own.unanswered_at > came_at:
+            if self._unanswered_at > came_at:
                 raise redis.TimeoutError("Redis gave no answer to those who had all connections")
             return run(self._redis, calls)
         except UNANSWERED:
-            own.unanswered_at = time.monotonic()
+            self._unanswered_at = time.monotonic()
             raise
         finally:
-            own.free.release()
+            self._free.release()
 
     async def rest(self) -> None:
         time.sleep(AGAIN_S)  # noqa: ASYNC251  (there is no loop)
 
     async def close(self) -> None:
         self._closed = True
-        if (thread := self._threads.listening) is not None:
+        if (thread := self._thread) is not None:
             thread.join(2)
         self._redis.close()
 
     @contextlib.asynccontextmanager
     async def listening(self, words: Iterable[str]) -> AsyncIterator[ThreadHeard]:
-        heard, words, own = ThreadHeard(), tuple(words), self._threads
+        heard, words = ThreadHeard(), tuple(words)
         try:
-            with own.lock:
-                own.listeners.add(heard, words)
-                if own.listening is None and not self._closed:
+            with self._lock:
+                self._listeners.add(heard, words)
+                if self._thread is None and not self._closed:
                     thread = threading.Thread(target=self._listen, name="turnout-inbox", daemon=True)
                     thread.start()  # which may fail; it does nothing before the lock is free
-                    own.listening = thread
+                    self._thread = thread
             yield heard
         finally:
-            own = self._threads  # another's, if it was forked meanwhile
-            with own.lock:
-                own.listeners.remove(heard, words)
+            if self._pid == os.getpid():  # else it was forked meanwhile, and the lock may be held for ever
+                with self._lock:
+                    self._listeners.remove(heard, words)
 
     def _listen(self) -> None:
-        own = self._threads
-        while self._goes_on(own):
+        while self._goes_on():
             try:
                 with self._redis.pubsub() as pubsub:  # type: ignore[no-untyped-call]
                     pubsub.subscribe(self.channel)
-                    while self._goes_on(own):
+                    while self._goes_on():
                         if (message := pubsub.get_message(timeout=0.25)) is not None:
-                            with own.lock:
-                                own.listeners.tell(message)
+                            with self._lock:
+                                self._listeners.tell(message)
                     return
             except (RedisError, OSError):
                 time.sleep(AGAIN_S)
 
-    def _goes_on(self, own: _Threads) -> bool:
-        with own.lock:
+    def _goes_on(self) -> bool:
+        with self._lock:
             now = time.monotonic()
-            if own.listeners:
-                own.wanted_at = now
-            if self._closed or now - own.wanted_at > LINGER_S:
-                own.listening = None  # whoever waits next starts another
+            if self._listeners:
+                self._wanted_at = now
+            if self._closed or now - self._wanted_at > LINGER_S:
+                self._thread = None  # whoever waits next starts another
                 return False
             return True

@@ -37,10 +37,20 @@ class AsyncClient:
         namespace = namespace or os.environ.get("TURNOUT_NAMESPACE") or "turnout"
         self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
         try:
-            self._link = self._reach(checked(redis_url(url)), self._ledger.keys.inbox(uuid4().hex))
+            self._url = checked(redis_url(url))
         except ValueError as error:
             raise ValueError(f"{'url' if url else 'REDIS_URL'} {error}") from None
+        self._inbox = self._ledger.keys.inbox(uuid4().hex)
+        self._links: dict[int, LoopLink | ThreadLink] = {}
         self._max_chars = max_request_chars
+
+    @property
+    def _link(self) -> LoopLink | ThreadLink:
+        """This process's own. A fork has none of its parent's threads, neither those that listen, nor those that would
+        let go of a lock, or of a connection. It is known by its number alone, because uWSGI forks in C, without a word
+        to Python or its `os.register_at_fork`. All threads get the same, also where several are the first."""
+        pid = os.getpid()
+        return self._links.get(pid) or self._links.setdefault(pid, self._reach(self._url, f"{self._inbox}:{pid}"))
 
     async def __aenter__(self) -> Self:
         return self
