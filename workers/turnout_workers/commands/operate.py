@@ -8,10 +8,9 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 
 import click
-from rich.table import Table
 
 from turnout.ledger import Facts
 from turnout.printable import printable
@@ -73,12 +72,15 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
     """List failed jobs, the latest first."""
     matching = _failed(deployment(), **wanted)
     if count:
-        causes = _counted(matching)
+        causes = _causes(matching)
         if as_json:
             for cause in causes:
-                click.echo(json.dumps(cause._asdict()))
-        else:
-            standard_output().print(_table_of(causes))
+                click.echo(json.dumps(cause))
+            return
+        made = table("error", "provider", "jobs", "the latest", numbers=("jobs",), whole=("the latest",))
+        for cause in causes:
+            add(made, cause["error"], cause["provider"], f"{cause['jobs']:,}", cause["latest"])
+        standard_output().print(made)
         return
     found = list(itertools.islice(matching, limit))
     if as_json:
@@ -97,29 +99,16 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
         console.print("… and more: --count counts them all by cause, --limit lists more of them")
 
 
-class Cause(NamedTuple):
-    """Of failed jobs, with the latest of them, to be explained."""
-
-    error: str
-    provider: str
-    jobs: int
-    latest: str
-
-
-def _counted(found: Iterable[tuple[str, Facts, JobResult]]) -> list[Cause]:
-    """The most frequent first."""
+def _causes(found: Iterable[tuple[str, Facts, JobResult]]) -> list[dict[str, Any]]:
+    """Of failed jobs, the most frequent first, each with the latest of its jobs, to be explained."""
     jobs, latest = Counter[tuple[str, str]](), dict[tuple[str, str], str]()
     for job_id, _, result in found:
         jobs[cause := _cause(result)] += 1
         latest.setdefault(cause, job_id)
-    return [Cause(*cause, number, latest[cause]) for cause, number in jobs.most_common()]
-
-
-def _table_of(causes: Iterable[Cause]) -> Table:
-    made = table("error", "provider", "jobs", "the latest", numbers=("jobs",), whole=("the latest",))
-    for cause in causes:
-        add(made, cause.error, cause.provider, f"{cause.jobs:,}", cause.latest)
-    return made
+    return [
+        {"error": error, "provider": provider, "jobs": number, "latest": latest[error, provider]}
+        for (error, provider), number in jobs.most_common()
+    ]
 
 
 @click.command()
