@@ -183,7 +183,7 @@ class TaskPool(BasePool):
 
     def room_for(self, lane: str) -> int:
         """How many more jobs of a lane may be fetched, by what it leaves to others; `free_slots` holds in any case."""
-        share = headroom(Lane(lane), self._seen, monotonic(), self.worker.reserved, SLOTS_KEPT_S)
+        share = headroom(Lane(lane), self._seen, monotonic(), self.worker.in_force.reserved, SLOTS_KEPT_S)
         return max(1, math.floor(int(self.limit) * share)) - self._held[Lane(lane)]
 
     def register_with_event_loop(self, hub: Any) -> None:
@@ -241,7 +241,8 @@ class TaskPool(BasePool):
             failed, value = job.told()
             del self._jobs[job.pid]
             self._held[job.lane] -= 1
-            job.callback((failed, value, monotonic() - job.started_at))
+            self._finished_at = monotonic()
+            job.callback((failed, value, self._finished_at - job.started_at))
         transport.fill()
         if moved:  # if another worker ended such a job before that is told, Flower would show it as retried for ever
             Dispatcher.tell_now()
@@ -273,15 +274,8 @@ class TaskPool(BasePool):
         self._finish_while(lambda: not self.hurried and monotonic() < ends_at)
         for pid in list(self._jobs):
             self.terminate_job(pid)
-        left, came_at = len(self._jobs), monotonic()
-
-        def coming_back() -> bool:
-            nonlocal left, came_at
-            if len(self._jobs) < left:
-                left, came_at = len(self._jobs), monotonic()
-            return monotonic() - came_at < HAND_BACK_S
-
-        self._finish_while(coming_back)
+        self._finished_at = monotonic()
+        self._finish_while(lambda: monotonic() - self._finished_at < HAND_BACK_S)
         try:
             asyncio.run_coroutine_threadsafe(self.worker.stop(), self._loop).result(10)
         except TimeoutError:

@@ -7,9 +7,9 @@ import logging
 import os
 import random
 import socket
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable
 from concurrent.futures import Future
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack, aclosing, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,7 +19,6 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger
 from turnout.redis_address import connect_async
-from turnout.request import Lane
 from turnout.result import JobResult
 from turnout.uncut import uncut
 from turnout_workers.attempts.attempt import Attempts
@@ -76,13 +75,14 @@ class Worker:
         """How long a stopping worker lets its calls finish."""
         self.name = f"{socket.gethostname()}:{os.getpid()}:{uuid4().hex[:6]}"
         self._tasks: set[asyncio.Task[None]] = set()
-        self._in_force = InForce(settings)
+        self.in_force = InForce(settings)
         self._connectors: dict[ProviderConfig, CloudProviderBase] = {}
         self._open = AsyncExitStack()
+        """What is closed at the end, the last first."""
 
     async def start(self, slots: int, free_slots: Callable[[], int]) -> None:
         """slots: how many jobs the pool takes at a time. free_slots: how many more it would take now."""
-        settings, self._loop, self._slots = self._in_force.settings, asyncio.get_running_loop(), slots
+        settings, self._loop, self._slots = self.in_force.settings, asyncio.get_running_loop(), slots
         keep_memory_private()
         if path := os.environ.get("TURNOUT_ALIVE"):  # first, for Redis may have to be waited for
             self._keep_up(partial(_touch, Path(path)), ALIVE_EVERY_S, path)
@@ -96,7 +96,9 @@ class Worker:
             socket_timeout=min(20.0, settings.file.worker.lease_s * 2 / 3),
             socket_connect_timeout=5,
         )
-        self._http = Http()
+        self._open.push_async_callback(self._client.aclose)
+        self._http = await self._open.enter_async_context(aclosing(Http()))
+        self._open.push_async_callback(_close, self._connectors.values())
         self._parts = parts = self._assembled(settings.file)
         await self._show_metrics(parts, free_slots)
         await self._connected()
@@ -104,11 +106,11 @@ class Worker:
         if trouble := parts.spool.trouble():
             lost = "what Redis can't take while it is away will be lost, and paid again: set TURNOUT_SPOOL: %s"
             logger.error(lost, trouble)
-        self.foreign = Foreign(parts.ledger, parts.send, self._in_force)
+        self.foreign = Foreign(parts.ledger, parts.send, self.in_force)
         self.attempts = Attempts(parts)
         self._use(settings)
         self._work_in_background(parts)
-        logger.info("worker %s serves %d endpoints", self.name, len(self._in_force.connectors))
+        logger.info("worker %s serves %d endpoints", self.name, len(self.in_force.connectors))
 
     def _assembled(self, file: File) -> Parts:
         send = Coalescer(self._client, exchange, FLIGHTS)
@@ -122,15 +124,15 @@ class Worker:
             store=store,
             fleet=fleet,
             heartbeat=Heartbeat(ledger, send, store, file.worker.lease_s, self._loop.time),
-            ceilings=ConfiguredCeilings(self._in_force, fleet.now),
+            ceilings=ConfiguredCeilings(self.in_force, fleet.now),
             spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")), file.redis_url, file.namespace),
-            in_force=self._in_force,
+            in_force=self.in_force,
             metrics=Metrics(),
             rng=random.Random(),
         )
 
     def _work_in_background(self, parts: Parts) -> None:
-        file, client, ledger, send = self._in_force.file, self._client, parts.ledger, parts.send
+        file, client, ledger, send = self.in_force.file, self._client, parts.ledger, parts.send
         store, fleet, rng = parts.store, parts.fleet, parts.rng
         also = (
             partial(eject_hanging, store, fleet, rng, file.router.failover_cooldown),
@@ -140,9 +142,9 @@ class Worker:
         keeping = Housekeeping(client, ledger, send, store, self.name, self._failed_s, also, parts.metrics.recovered)
         calls = CallWatch(store, fleet, parts.under_way, self.name, came_back=self.attempts.parking.hasten)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
-        unspooling = Unspooling(parts.spool, ledger, send, store, self._in_force)
+        unspooling = Unspooling(parts.spool, ledger, send, store, self.in_force)
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
-        following = partial(self._follow, Reload(self._in_force, self._use))
+        following = partial(self._follow, Reload(self.in_force, self._use))
         self._keep_up(following, reload.EVERY_S, "the configuration")
         self._keep_up(unspooling.settle_all, spool.EVERY_S, "what was spooled")
         alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
@@ -152,11 +154,11 @@ class Worker:
         self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
         self._keep_up(calls.run, AGAIN_S, "the watch over calls")
         self._keep_up(checks.run, AGAIN_S, "the health check")
-        self._keep_up(Webhooks(ledger, send, self._in_force).run, AGAIN_S, "the telling of webhooks")
+        self._keep_up(Webhooks(ledger, send, self.in_force).run, AGAIN_S, "the telling of webhooks")
 
     async def _show_metrics(self, parts: Parts, free_slots: Callable[[], int]) -> None:
         parts.metrics.held(parts.heartbeat.__len__, free_slots)
-        file = self._in_force.file.monitoring
+        file = self.in_force.file.monitoring
         if file.metrics_port is not None:
             from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
 
@@ -175,37 +177,32 @@ class Worker:
         by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
         endpoints = tuple(endpoint for config in connectors for endpoint in config.endpoints)
         # A new fleet has all that is parked look for room; a quarter of an hour that changes no price is no reason.
-        same = settings is self._in_force.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
+        same = settings is self.in_force.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
         fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
         if retired := [connector for config, connector in known.items() if config not in connectors]:
             self._in_background(_close(retired, RETIRED_S))
         known.clear()  # and filled again in place, for the health checks look at it
         known.update(connectors)
         self._parts.fleet.use(fleet)
-        self._in_force.connectors = by_endpoint
-        self._in_force.settings = settings
+        self.in_force.connectors = by_endpoint
+        self.in_force.settings = settings
 
     async def _follow(self, file: Reload) -> None:
         """Take over a changed configuration, and tell it at once: others may refuse what is served here now."""
-        before = self._in_force.settings
+        before = self.in_force.settings
         await file.check()
-        if self._in_force.settings is not before:
+        if self.in_force.settings is not before:
             await self._show_life(self._slots)
 
     async def _show_life(self, slots: int) -> None:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
         late renewal counts as no death. All that live take turns in reading the fleet's state."""
-        version, results_s = self._in_force.settings.version, self._in_force.file.retention.results_s
+        version, results_s = self.in_force.settings.version, self.in_force.file.retention.results_s
         alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, results_s)
         self._parts.fleet.among(await self._parts.send(alive))
 
-    @property
-    def reserved(self) -> Mapping[Lane, float]:
-        """What each lane leaves to the more urgent ones, by the configuration of this moment."""
-        return self._in_force.reserved
-
     def _failed_s(self) -> float:
-        return self._in_force.file.retention.failed_s
+        return self.in_force.file.retention.failed_s
 
     async def _connected(self) -> None:
         """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
@@ -232,9 +229,6 @@ class Worker:
             async with asyncio.timeout(1):
                 await self._show_life(0)
         await self._open.aclose()
-        await _close(self._connectors.values())
-        await self._http.aclose()
-        await self._client.aclose()
 
     def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float, what: str) -> None:
         self._in_background(kept_up(work, every_s, what))

@@ -18,7 +18,6 @@ from functools import cached_property
 from queue import Empty
 from time import monotonic
 from typing import Any, ClassVar
-from weakref import ref
 
 from kombu.transport import TRANSPORT_ALIASES, virtual
 from kombu.transport import redis as kombu_redis
@@ -85,7 +84,7 @@ class QoS(virtual.QoS):
 
 class Channel(kombu_redis.Channel):
     QoS = QoS  # type: ignore[assignment]
-    serving: ClassVar[ref[Channel] | None] = None
+    serving: ClassVar[Channel | None] = None
     """The one that fetches jobs for this process."""
 
     @contextmanager
@@ -108,7 +107,7 @@ class Channel(kombu_redis.Channel):
 
     def _brpop_start(self, timeout: float | None = None) -> None:
         if self.serves_lanes:
-            Channel.serving = ref(self)
+            Channel.serving = self
             self._fetch(free_slots())
             if not self.qos.can_consume():
                 return
@@ -165,15 +164,14 @@ class Channel(kombu_redis.Channel):
         """Put a message back at its queue's front, whence it came, whatever kombu says: at the back, its place would be
         before all others'. Kombu would look for it in the record that isn't kept here."""
         raw, info = dumps(message.serializable()), message.delivery_info
-        with self.conn_or_acquire() as client:
-            for queue in self._lookup(info["exchange"], info["routing_key"]):
-                client.rpush(queue, raw)
+        for queue in self._lookup(info["exchange"], info["routing_key"]):
+            self._at_hand.rpush(queue, raw)
 
 
 def fill() -> None:
     """Jobs have ended: let others come, at once."""
-    if Channel.serving is not None and (channel := Channel.serving()) is not None:
-        channel.fill()
+    if Channel.serving is not None:
+        Channel.serving.fill()
 
 
 @contextmanager
