@@ -92,7 +92,7 @@ def test_a_job_that_is_run_again_has_its_whole_ceiling(redis_url: str, flushed: 
         await bench.attempt(bench.worker, lambda attempt: attempt)  # the message that tells a worker of it
         assert (unsure, isinstance(bench.ends[-1], Skipped)) == (b"59", True)
         assert not [name for name in flushed.hkeys(bench.ledger.keys.money) if name.startswith(b"job:")]
-        run(flushed, [bench.ledger.replay(JOB, Lane.STANDARD)])
+        run(flushed, [bench.ledger.replay(JOB)])
         await bench.finish()
 
     hangs = failing(FailureKind.TIMED_OUT, Billed.MAYBE)

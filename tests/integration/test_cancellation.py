@@ -429,7 +429,7 @@ def taken(bench: Bench) -> None:
     held = list(bench.worker.heartbeat._held)
     if held:
         bench.advance(LEASE_S + 1)
-        run(bench.client, [bench.ledger.sweep(JOB, Lane(bench.scenario.wish.get("lane", "standard")), 3, 9)])
+        run(bench.client, [bench.ledger.sweep(JOB, 3, 9)])
     for hold in held:
         hold.lose()
 

@@ -177,7 +177,7 @@ def test_a_revoked_job_is_cancelled_wherever_it_waits_and_runs_when_it_is_replay
         app.control.broadcast(command, arguments={"task_id": ids, **options}, reply=True)
         all_are("cancelled", ids)
         stand.until(lambda: list((workers.revoked() or {}).values()) == [[], []], LIMIT_S)
-        run(stand.client, [stand.ledger.replay(job_id, Lane.STANDARD) for job_id in ids])
+        run(stand.client, [stand.ledger.replay(job_id) for job_id in ids])
         all_are("succeeded", ids)
     stand.stop_worker(other)
 

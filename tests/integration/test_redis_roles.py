@@ -74,7 +74,7 @@ def test_a_producer_submits_and_a_worker_settles_and_the_producer_reads(port: in
     assert run(worker, [LEDGER.settle(claimed.token, done, None, 60)])[0].accepted
     assert [one for one in (listening.get_message(timeout=60) for _ in range(2)) if one][-1]["data"] == job.id.encode()
     assert run(producer, [LEDGER.result(job.id)])[0].status is JobStatus.CANCELLED
-    assert run(producer, [LEDGER.replay(job.id, job.lane)]) == [True]
+    assert run(producer, [LEDGER.replay(job.id)]) == [True]
     assert run(producer, [LEDGER.cancel(job.id, None)])[0].accepted
     assert run(producer, [LEDGER.purge([job.id])]) == [1]
 

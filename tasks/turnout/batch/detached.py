@@ -140,8 +140,8 @@ class Batches:
         again = 0
         for page in self._fed_pages(id):
             facts = self._ask(self._ledger.facts, page)
-            ended = [(one, job.lane) for one, job in facts.items() if job and job.state in ("failed", "expired")]
-            again += sum(run(self._client, [self._ledger.replay(one, lane, id) for one, lane in ended]))
+            ended = [one for one, job in facts.items() if job and job.state in ("failed", "expired")]
+            again += sum(run(self._client, [self._ledger.replay(one, id) for one in ended]))
         return again
 
     def delete(self, id: str) -> None:

@@ -69,14 +69,13 @@ class Keys:
         """Requests that are still to be fed, in compressed chunks."""
         return self.batch(f"{batch}:input")
 
-    def named(self, names: Iterable[str], job: str, lane: str, batch: str) -> list[str]:
-        """The keys that a script names by their attributes here; those of a job, lane or batch are of the given one."""
-        belongs_to = {"pending": lane, "queue": lane, "done": batch, "batch": batch, "batch_input": batch}
+    def named(self, names: Iterable[str], job: str, batch: str) -> list[str]:
+        """The keys that a script names by their attributes here; those of a job or a batch are of the given one."""
         found: list[str] = []
         for name in names:
             key = getattr(self, name)
             if callable(key):
-                found.append(key(belongs_to.get(name, job)))
+                found.append(key(batch if name in ("done", "batch", "batch_input") else job))
             else:
                 found += [key] if isinstance(key, str) else key
         return found

@@ -78,7 +78,7 @@ class Ledger(Operations):
         record |= {name: value for name, value in optional.items() if value}
         deadlines = [0 if one is None else max(1, ms(one)) for one in (job.deadline, job.deadline_s)]
         args = (job.id, job.fingerprint, *deadlines, int(job.publish), int(detached), *flat(record.items()))
-        return self.call("enqueue", *args, decode=_enqueued, job=job.id, lane=job.lane, batch=job.batch)
+        return self.call("enqueue", *args, decode=_enqueued, job=job.id, batch=job.batch)
 
     def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:
         """Ask to be told on the channel `inbox`: the job's id when it settles, and with `pieces` also `+ID` whenever
@@ -90,9 +90,9 @@ class Ledger(Operations):
         result = JobResult.unanswered(job_id, JobStatus.CANCELLED, "cancelled", "cancelled on request")
         return self.end("cancel", result, batch)
 
-    def replay(self, job_id: str, lane: Lane, batch: str | None = None) -> Call[bool]:
+    def replay(self, job_id: str, batch: str | None = None) -> Call[bool]:
         """Run a settled job again that did not succeed: from the start, and without its old deadline."""
-        return self.call("replay", job_id, decode=bool, job=job_id, lane=lane, batch=batch)
+        return self.call("replay", job_id, decode=bool, job=job_id, batch=batch)
 
     def purge(self, job_ids: Sequence[str]) -> Call[int]:
         """Delete settled jobs with all that belongs to them; live ones stay. Returns how many were deleted."""
@@ -131,7 +131,6 @@ class Ledger(Operations):
         self,
         job_id: str,
         token: int,
-        lane: Lane,
         progress: str,
         event: Mapping[str, Any],
         record: bytes | None = None,
@@ -143,7 +142,7 @@ class Ledger(Operations):
         retries: how many to add to those that Celery and Flower know of.
         """
         args = (job_id, token, progress, event_json(event, record), retries)
-        return self.call("requeue", *args, decode=bool, job=job_id, lane=lane)
+        return self.call("requeue", *args, decode=bool, job=job_id)
 
     def defer(
         self,
@@ -188,33 +187,33 @@ class Ledger(Operations):
         first in its lane."""
         return self.call("firsts", limit, decode=lambda reply: texts(reply[::-1]))
 
-    def wake(self, job_id: str, lane: Lane, next_s: float | None = None) -> Call[bool]:
+    def wake(self, job_id: str, next_s: float | None = None) -> Call[bool]:
         """Publish a parked job at the front of its lane; tells whether it did.
 
         next_s: wake it only if its line is due, and let the next of the line follow after so long, unless this one
         brings it earlier. None: wake it in any case, for there is room.
         """
         after_ms = "" if next_s is None else ms(next_s)
-        return self.call("wake", job_id, after_ms, decode=bool, job=job_id, lane=lane)
+        return self.call("wake", job_id, after_ms, decode=bool, job=job_id)
 
     def spare(self, limit: int) -> Call[list[str]]:
         """Give out turns that came free without a claim, to the jobs of this list: `bring` them."""
         return self.call("spare", limit, decode=texts)
 
-    def bring(self, job_id: str, lane: Lane) -> Call[bool]:
+    def bring(self, job_id: str) -> Call[bool]:
         """Publish a job that waited in line and whose turn has come."""
-        return self.call("bring", job_id, decode=bool, job=job_id, lane=lane)
+        return self.call("bring", job_id, decode=bool, job=job_id)
 
     def lapsed(self, limit: int) -> Call[list[str]]:
         """Jobs whose lease is over."""
         return self._due(self.keys.leases, limit)
 
-    def sweep(self, job_id: str, lane: Lane, death: int, poison: int) -> Call[str]:
+    def sweep(self, job_id: str, death: int, poison: int) -> Call[str]:
         """Take a job back whose lease is over. Returns `queued`, `none` for nothing to do, or `poison`: give it up.
 
         A lapse counts `death`, or 1 if its worker is seen to live; it is poison from `poison` on.
         """
-        return self.call("sweep", job_id, death, poison, decode=bytes.decode, job=job_id, lane=lane)
+        return self.call("sweep", job_id, death, poison, decode=bytes.decode, job=job_id)
 
     def give_up(self, job_id: str, why: str, batch: str | None, failed_ttl_s: float | None = None) -> Call[Settlement]:
         """Fail a job of which `sweep` has said that it is poison. failed_ttl_s: see `settle`."""
@@ -238,14 +237,14 @@ class Ledger(Operations):
     def lost(self, lane: Lane, before: int, limit: int) -> Call[tuple[int, list[str]]]:
         """The place of the lane's front, and the queued jobs to `republish`: those that have no message now and had
         none when the front was at `before`, as an earlier look has told."""
-        return self.call("lost", before, limit, decode=lambda reply: (reply[0], texts(reply[1])), lane=lane)
+        return self.call("lost", lane.value, before, limit, decode=lambda reply: (reply[0], texts(reply[1])))
 
-    def republish(self, job_id: str, lane: Lane, before: int, again_s: float) -> Call[bool]:
+    def republish(self, job_id: str, before: int, again_s: float) -> Call[bool]:
         """Publish a job again that was among the `lost`; tells whether it did.
 
         again_s: from the second time on it is left alone for so long, then ever longer.
         """
-        return self.call("republish", job_id, before, ms(again_s), decode=bool, job=job_id, lane=lane)
+        return self.call("republish", job_id, before, ms(again_s), decode=bool, job=job_id)
 
     def alive(self, worker: str, version: str, slots: int, silence_s: float, results_s: float) -> Call[int]:
         """Note that a worker lives, which version of the configuration it follows, how many jobs it has room for (none:

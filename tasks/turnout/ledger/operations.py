@@ -52,16 +52,15 @@ class Operations:
         *args: Any,
         decode: Callable[[Any], T],
         job: str = "",
-        lane: str = "",
         batch: str | None = None,
         keys: Sequence[str] | None = None,
     ) -> Call[T]:
-        """Run a script. Its file names its keys; those of a job, a lane or a batch are of the one given here.
+        """Run a script. Its file names its keys; those of a job or a batch are of the one given here.
 
         keys: for the few scripts that take a list of keys instead.
         """
         script = Script.load("turnout.ledger", name, self._prelude)
-        named = self.keys.named(script.keys, job, lane, batch or "") if keys is None else keys
+        named = self.keys.named(script.keys, job, batch or "") if keys is None else keys
         return script.call(named, args, decode)
 
     def sealed(self, job_id: str, part: str, text: str) -> bytes:

@@ -135,10 +135,10 @@ class Bed:
         return self(self.ledger.settle(token, ended(job_id, status, token), None, KEPT_S, **more))
 
     def fail_over(self, token: int, job_id: str = "a") -> None:
-        assert self(self.ledger.requeue(job_id, token, LANE, "p", {"event": "failed_over"}, retries=1))
+        assert self(self.ledger.requeue(job_id, token, "p", {"event": "failed_over"}, retries=1))
 
     def hand_back(self, token: int, job_id: str = "a") -> None:
-        assert self(self.ledger.requeue(job_id, token, LANE, "p", {"event": "handed_back"}))
+        assert self(self.ledger.requeue(job_id, token, "p", {"event": "handed_back"}))
 
     def state(self, job_id: str = "a") -> str:
         return (self.client.hget(self.keys.job(job_id), "state") or b"none").decode()
@@ -184,9 +184,9 @@ class Bed:
             case "renew":
                 return ledger.renew([(job_id, token)], TTL / 1000)
             case "fail_over":
-                return ledger.requeue(job_id, token, LANE, "over", {"event": "failed_over"}, retries=1)
+                return ledger.requeue(job_id, token, "over", {"event": "failed_over"}, retries=1)
             case "release":
-                return ledger.requeue(job_id, token, LANE, "over", {"event": "handed_back"})
+                return ledger.requeue(job_id, token, "over", {"event": "handed_back"})
             case "defer":
                 return ledger.defer(job_id, token, WAIT / 1000, "parked", {"event": "deferred"})
             case "succeed" | "fail":
@@ -199,13 +199,13 @@ class Bed:
             case "give_up":
                 return ledger.give_up(job_id, "it died", None)
             case "sweep":
-                return ledger.sweep(job_id, LANE, DEATH, POISON)
+                return ledger.sweep(job_id, DEATH, POISON)
             case "wake":
-                return ledger.wake(job_id, LANE, next_s=0)
+                return ledger.wake(job_id, next_s=0)
         raise AssertionError(step)
 
     def _begin(self, job_id: str, token: int) -> Any:
-        script = replace(self.ledger.wake("", LANE).script, name="begin", source=BEGIN, sha=_BEGIN_SHA)
+        script = replace(self.ledger.wake("").script, name="begin", source=BEGIN, sha=_BEGIN_SHA)
         return script.call([self.keys.job(job_id)], [token], int)
 
 

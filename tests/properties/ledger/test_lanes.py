@@ -82,9 +82,9 @@ def command(ledger: Ledger, bed: Bed, move: Move) -> tuple[Any, ...]:
         case "fetch":
             return ("RPOP", bed.keys.queue(LANE))
         case "republish":
-            return ledger.republish(move.job_id, LANE, START, MISSING_MS / 1000).command
+            return ledger.republish(move.job_id, START, MISSING_MS / 1000).command
         case "replay":
-            return ledger.replay(move.job_id, LANE).command
+            return ledger.replay(move.job_id).command
         case "purge":
             return ledger.purge([move.job_id]).command
     return tuple(bed.call(Step(move.name, move.token), move.job_id).command)
@@ -179,7 +179,7 @@ def walk(bed: Bed, most: int, lane: Sequence[str] = ()) -> tuple[int, int]:
     load, dump = bed.client.script_load(LOAD), bed.client.script_load(DUMP)
     look = ledger.lost(LANE, START + 1, 9)
     calls = [bed.call(Step(name, 1)) for name in (*ANYBODY, *WORKER)]
-    for call in (*calls, look, ledger.republish("a", LANE, 0, 0), ledger.replay("a", LANE), ledger.purge(["a"])):
+    for call in (*calls, look, ledger.republish("a", 0, 0), ledger.replay("a"), ledger.purge(["a"])):
         bed.client.script_load(call.script.source)
     send = cache(partial(command, ledger, bed))
     start = json.dumps(normal(bed, {bed.keys.queue(LANE): ["list", [*lane]]} if lane else {}, START))

@@ -35,7 +35,7 @@ def housekeep(bed: Bed) -> list[str]:
     """A look for lost messages, some time after the last one; the ids published again."""
     before = bed.front
     bed.front, missing = bed(bed.ledger.lost(LANE, before, 100))
-    return [job_id for job_id in missing if bed(bed.ledger.republish(job_id, LANE, before, LOST_S))]
+    return [job_id for job_id in missing if bed(bed.ledger.republish(job_id, before, LOST_S))]
 
 
 def missing(bed: Bed, lane: Lane = LANE, before: int = 0) -> list[str]:
@@ -45,7 +45,7 @@ def missing(bed: Bed, lane: Lane = LANE, before: int = 0) -> list[str]:
 
 
 def sweep(bed: Bed) -> str:
-    fate: str = bed(bed.ledger.sweep("a", LANE, death=3, poison=9))
+    fate: str = bed(bed.ledger.sweep("a", death=3, poison=9))
     return fate
 
 
@@ -145,7 +145,7 @@ def test_a_job_of_another_version_is_left_as_it_is(bed: Bed) -> None:
     bed.client.hset(bed.keys.job("a"), "v", str(CONTRACT_VERSION) + "9")
     before = bed.client.hgetall(bed.keys.job("a"))
     assert bed(bed.ledger.claim("a", "w", 30)) == NotClaimed("unknown_version")
-    assert not bed(bed.ledger.republish("a", LANE, bed.now + 1, LOST_S))
+    assert not bed(bed.ledger.republish("a", bed.now + 1, LOST_S))
     assert bed.settle(token).outcome.value == "refused"
     assert bed.client.hgetall(bed.keys.job("a")) == before
 
@@ -344,7 +344,7 @@ def test_a_replayed_job_starts_without_crashes(bed: Bed) -> None:
     for owner in ("w1", "w2"):
         lapse(bed, owner)
     assert bed.settle(bed.claimed().token, JobStatus.FAILED).accepted
-    bed(bed.ledger.replay("a", LANE))
+    bed(bed.ledger.replay("a"))
     assert lapse(bed) == "queued"
     assert bed.crashes() == 3
 
@@ -357,8 +357,8 @@ def test_failed_jobs_are_listed_and_replayed_with_their_story_kept(bed: Bed) -> 
     bed.enqueue(payload='{"prompt":"ä"}', deadline_s=5)
     bed.settle(bed.claimed().token, JobStatus.FAILED)
     assert bed(bed.ledger.failed(10)) == ["a"]
-    assert bed(bed.ledger.replay("a", LANE))
-    assert not bed(bed.ledger.replay("a", LANE))
+    assert bed(bed.ledger.replay("a"))
+    assert not bed(bed.ledger.replay("a"))
     assert bed(bed.ledger.failed(10)) == []
     assert bed(bed.ledger.result("a")) is None
     assert bed.client.ttl(bed.keys.job("a")) == bed.client.ttl(bed.keys.story("a")) == -1
@@ -375,14 +375,14 @@ def test_what_was_accepted_is_live_or_counted_by_its_end(bed: Bed) -> None:
     bed.settle(bed.claimed("a").token, JobStatus.FAILED)
     bed(bed.ledger.cancel("b", None))
     assert bed.client.hgetall(bed.keys.counts) == {b"accepted": b"3", b"failed": b"1", b"cancelled": b"1"}
-    bed(bed.ledger.replay("a", LANE))
+    bed(bed.ledger.replay("a"))
     assert bed.client.hget(bed.keys.counts, "failed") == b"0"
 
 
 def test_a_success_is_never_replayed(bed: Bed) -> None:
     bed.enqueue()
     bed.settle(bed.claimed().token)
-    assert not bed(bed.ledger.replay("a", LANE))
+    assert not bed(bed.ledger.replay("a"))
 
 
 def test_a_lost_message_is_published_again(bed: Bed) -> None:
@@ -416,9 +416,9 @@ def test_of_two_that_look_one_publishes_a_lost_message_again(bed: Bed) -> None:
     fetch(bed)
     before = bed.now + 1
     bed.advance(2)
-    assert not bed(bed.ledger.republish("a", LANE, before - 1, LOST_S))
-    assert bed(bed.ledger.republish("a", LANE, before, LOST_S))
-    assert not bed(bed.ledger.republish("a", LANE, before, LOST_S))
+    assert not bed(bed.ledger.republish("a", before - 1, LOST_S))
+    assert bed(bed.ledger.republish("a", before, LOST_S))
+    assert not bed(bed.ledger.republish("a", before, LOST_S))
     assert len(bed.messages()) == 1
 
 
@@ -520,7 +520,7 @@ def test_a_job_missed_before_its_turn_was_brought_is_not_taken_for_lost_at_once_
     fetch(bed)
     bed.advance(1)
     assert housekeep(bed) == []
-    assert bed(bed.ledger.bring("a", LANE))
+    assert bed(bed.ledger.bring("a"))
     bed.advance(round(LOST_S * 1000))
     fetch(bed)
     assert housekeep(bed) == []
@@ -588,7 +588,7 @@ def test_a_replayed_job_keeps_how_it_ended_before_and_what_celery_sent_along(bed
     bed.enqueue(embed='{"chord":"c"}')
     bed.settle(bed.claimed().token, JobStatus.FAILED)
     bed.client.delete(bed.keys.queue(LANE))
-    bed(bed.ledger.replay("a", LANE))
+    bed(bed.ledger.replay("a"))
     assert bed(bed.ledger.story("a"))[-1]["previous"]["error"]["code"] == "unavailable"
     assert json.loads(json.loads(bed.messages()[0])["body"])[2] == {"chord": "c"}
 
@@ -671,7 +671,7 @@ def test_a_webhook_is_due_again_after_ever_longer_waits_and_counts_anew_for_a_ne
             bed.advance(wait_ms - 1)
             assert tries() is None
             bed.advance(1)
-        bed(bed.ledger.replay("a", LANE))
+        bed(bed.ledger.replay("a"))
 
 
 def test_a_telling_is_one_workers_and_that_of_an_earlier_end_leaves_the_next_one_to_be_told(bed: Bed) -> None:
@@ -680,7 +680,7 @@ def test_a_telling_is_one_workers_and_that_of_an_earlier_end_leaves_the_next_one
     [due] = bed(bed.ledger.due_hooks(10))
     first = bed(bed.ledger.take_hook(due, (1,)))
     assert bed(bed.ledger.take_hook(due, (1,))) is None
-    bed(bed.ledger.replay("a", LANE))
+    bed(bed.ledger.replay("a"))
     bed.advance(500)
     bed.settle(bed.claimed().token, JobStatus.FAILED)
     bed(bed.ledger.end_hook(first.telling, {"event": "webhook_told"}))

@@ -28,7 +28,7 @@ def park(bed: Bed, job_id: str, line: str = "line", wait_s: float = 60.0) -> Non
 
 def woken(bed: Bed) -> list[str]:
     """What housekeeping wakes now, the first to run first."""
-    return [job_id for job_id in bed(bed.ledger.due(100)) if bed(bed.ledger.wake(job_id, LANE, NEXT_S))][::-1]
+    return [job_id for job_id in bed(bed.ledger.due(100)) if bed(bed.ledger.wake(job_id, NEXT_S))][::-1]
 
 
 def nobody_is_parked(bed: Bed) -> bool:
@@ -48,7 +48,7 @@ def test_one_that_finds_room_brings_the_next_in_order_though_their_time_has_not_
     brought = bed(bed.ledger.following("line", 2))
     assert brought == ids[:2]
     for job_id in reversed(brought):
-        assert bed(bed.ledger.wake(job_id, LANE))
+        assert bed(bed.ledger.wake(job_id))
     assert order(bed) == ids[:2]
     assert bed(bed.ledger.following("line", 9)) == ids[2:]
 

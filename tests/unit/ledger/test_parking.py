@@ -7,7 +7,7 @@ import json
 
 import pytest
 import redis.asyncio
-from tests.properties.ledger.bed import LANE, Bed
+from tests.properties.ledger.bed import Bed
 from tests.unit.ledger.test_parked import parked
 
 from turnout.ledger import Coalescer
@@ -24,7 +24,7 @@ async def test_calls_that_end_together_wake_a_job_each(bed: Bed, redis_url: str,
     clients = [redis.asyncio.Redis.from_url(redis_url) for _ in range(workers)]
     for parking in [Parking(bed.ledger, Coalescer(client)) for client in clients]:
         for _ in range(5):
-            parking.wake("line", LANE, 1)
+            parking.wake("line", 1)
     await background_work()
     for client in clients:
         await client.aclose()
@@ -38,9 +38,9 @@ async def test_no_more_are_woken_than_are_parked(bed: Bed, redis_url: str) -> No
     parked(bed, 2)
     client = redis.asyncio.Redis.from_url(redis_url)
     parking = Parking(bed.ledger, Coalescer(client))
-    parking.wake("line", LANE, 5)
+    parking.wake("line", 5)
     await background_work()
-    parking.wake("line", LANE, 1)
+    parking.wake("line", 1)
     await background_work()
     assert len(bed.messages()) == 2
     await client.aclose()

@@ -19,7 +19,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError
 from tests import redis_server
-from tests.properties.ledger.bed import KEPT_S, LANE, Bed, ended, new_job
+from tests.properties.ledger.bed import KEPT_S, Bed, ended, new_job
 from tests.tcp_proxy import between
 
 from turnout.ledger import Claimed, Coalescer, Facts, Intake, Ledger, run
@@ -265,7 +265,7 @@ def test_with_memory_full_nothing_new_is_accepted_or_begun_and_what_is_held_goes
         held = {job_id: bed.claimed(job_id, ttl_s=1).token for job_id in "abc"}
         bed.advance(1000)
         bed.client.config_set("maxmemory", 1)
-        republished = partial(bed, ledger.republish("d", LANE, bed.now, 0))
+        republished = partial(bed, ledger.republish("d", bed.now, 0))
         for begun in (partial(bed.enqueue, "f"), partial(bed.claimed, "d"), republished):
             with pytest.raises(redis.exceptions.OutOfMemoryError):
                 begun()
@@ -273,8 +273,8 @@ def test_with_memory_full_nothing_new_is_accepted_or_begun_and_what_is_held_goes
         assert bed.settle(held["a"], job_id="a").accepted
         assert bed(ledger.renew([("b", held["b"])], 30)) == [True]
         assert bed(ledger.defer("b", held["b"], 0, "", {"event": "deferred"}))
-        assert bed(ledger.wake("b", LANE))
-        assert bed(ledger.sweep("c", LANE, 3, 9)) == "queued"
+        assert bed(ledger.wake("b"))
+        assert bed(ledger.sweep("c", 3, 9)) == "queued"
         assert bed(ledger.watch("e", "inbox")) == "queued"
         assert bed(ledger.cancel("e", None)).accepted
     finally:

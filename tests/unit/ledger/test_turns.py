@@ -28,7 +28,7 @@ def serve(bed: Bed, lane: Lane = LANE) -> list[str]:
         if isinstance(claim, Claimed):
             served.append(job_id)
             if claim.next_in_turn is not None:
-                bed(bed.ledger.bring(claim.next_in_turn, claim.lane))
+                bed(bed.ledger.bring(claim.next_in_turn))
     return served
 
 
@@ -51,7 +51,7 @@ def test_more_of_a_tenants_jobs_stand_in_the_lanes_of_more_workers(bed: Bed) -> 
     for worker in ("one", "two"):
         bed(bed.ledger.alive(worker, "v", 100, 15.0, KEPT_S))
     for job_id in bed(bed.ledger.spare(1000)):
-        bed(bed.ledger.bring(job_id, LANE))
+        bed(bed.ledger.bring(job_id))
     assert order(bed) == ids[:25]
     assert bed(bed.ledger.workers()) == {"one": "v", "two": "v"}
     bed.client.delete(bed.keys.turns_each)
@@ -114,7 +114,7 @@ def test_turns_of_cancelled_jobs_are_given_to_the_next(bed: Bed) -> None:
     brought = bed(bed.ledger.spare(100))
     assert brought == ids[TURNS:-1]
     for job_id in brought:
-        bed(bed.ledger.bring(job_id, LANE))
+        bed(bed.ledger.bring(job_id))
     assert serve(bed) == brought
     assert nobody_waits_for_a_turn(bed)
 
@@ -125,7 +125,7 @@ def test_replayed_jobs_take_turns_like_new_ones(bed: Bed) -> None:
         assert bed(bed.ledger.cancel(job_id, None)).accepted
     bed.client.delete(bed.keys.queue(LANE))
     for job_id in loud:
-        assert bed(bed.ledger.replay(job_id, LANE))
+        assert bed(bed.ledger.replay(job_id))
     flood(bed, 1, "quiet")
     served = serve(bed)
     assert served.index("quiet 000") == TURNS

@@ -45,8 +45,8 @@ class Closing:
     async def fail_over(self, job: HeldJob, record: bytes, failed: Attempt) -> Moved | Skipped:
         """Back to the lane's front, for another endpoint."""
         event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
-        token, lane, progress = job.claim.token, job.claim.lane, job.progress.to_json()
-        call = self.parts.ledger.requeue(job.id, token, lane, progress, event, record, retries=1)
+        token, progress = job.claim.token, job.progress.to_json()
+        call = self.parts.ledger.requeue(job.id, token, progress, event, record, retries=1)
         moved = Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
         return await self._move(job, call, moved)
 
@@ -79,8 +79,8 @@ class Closing:
 
     async def hand_back(self, job: HeldJob) -> Moved | Skipped:
         """To its lane's front for another worker, with what has been tried here."""
-        token, lane, progress = job.claim.token, job.claim.lane, job.progress.to_json()
-        call = self.parts.ledger.requeue(job.id, token, lane, progress, {"event": "handed_back"})
+        event = {"event": "handed_back"}
+        call = self.parts.ledger.requeue(job.id, job.claim.token, job.progress.to_json(), event)
         return await self._move(job, call, Moved("handed_back", "back to its lane"))
 
     async def _move(self, job: HeldJob, call: Call[bool], moved: Moved) -> Moved | Skipped:

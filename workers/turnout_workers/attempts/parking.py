@@ -19,7 +19,7 @@ from typing import Any
 from redis.exceptions import RedisError
 
 from turnout.ledger import Coalescer, Ledger
-from turnout.request import CONTRACT_VERSION, Lane
+from turnout.request import CONTRACT_VERSION
 from turnout_workers.routing.profile import JobProfile, Requirements
 
 logger = logging.getLogger(__name__)
@@ -69,27 +69,27 @@ class Parking:
         finally:
             self.in_place.discard(line)
 
-    def wake(self, line: str, lane: Lane, count: int) -> None:
+    def wake(self, line: str, count: int) -> None:
         """Wake so many more of the line, in the background."""
         under_way = line in self._wanted
         self._wanted[line] = self._wanted.get(line, 0) + count
         if not under_way:
-            self._in_background(self._wake(line, lane))
+            self._in_background(self._wake(line))
 
-    async def _wake(self, line: str, lane: Lane) -> None:
+    async def _wake(self, line: str) -> None:
         following, before = [""], list[str]()
         try:
             while (count := self._wanted[line]) and following != before:
                 before, following = following, await self.send(self.ledger.following(line, count))
-                woken = await self.send.all(*(self.ledger.wake(job_id, lane) for job_id in reversed(following)))
+                woken = await self.send.all(*map(self.ledger.wake, reversed(following)))
                 # Another worker may have woken some of them first: then go on with those behind them.
                 self._wanted[line] -= sum(woken) if len(following) == count else count
         finally:
             del self._wanted[line]
 
-    def bring(self, job_id: str, lane: Lane) -> None:
+    def bring(self, job_id: str) -> None:
         """Publish a job that waited for its turn among its tenant's, in the background."""
-        self._in_background(self.send(self.ledger.bring(job_id, lane)))
+        self._in_background(self.send(self.ledger.bring(job_id)))
 
     def _in_background(self, work: Awaitable[Any]) -> None:
         task = asyncio.create_task(_tried(work))

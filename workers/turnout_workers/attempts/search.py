@@ -50,7 +50,7 @@ class Searching:
         self._shares.seen(claim.tenant or "", now)
         self.parking.any_parked = claim.any_parked
         if claim.next_in_turn is not None:
-            self.parking.bring(claim.next_in_turn, claim.lane)
+            self.parking.bring(claim.next_in_turn)
 
     async def __call__(self, job: HeldJob) -> Permit | End | None:
         """Look for an endpoint that has room, and wait in place if none has. None: look again."""
@@ -159,7 +159,7 @@ class Searching:
         count: two where it ends because there will never be room, for so do all behind it in line.
         """
         if self.parking.any_parked:
-            self.parking.wake(job.line, job.claim.lane, count)
+            self.parking.wake(job.line, count)
 
     async def admit(self, job: HeldJob, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         parts, now = self._parts, self._parts.fleet.now()

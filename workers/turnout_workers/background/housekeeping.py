@@ -17,7 +17,7 @@ from functools import partial
 import redis.asyncio
 from redis.exceptions import OutOfMemoryError, ResponseError
 
-from turnout.ledger import Call, Coalescer, Facts, Ledger
+from turnout.ledger import Coalescer, Facts, Ledger
 from turnout.request import Lane
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state import fitness
@@ -85,28 +85,28 @@ class Housekeeping:
 
     async def _wake(self) -> None:
         """Let the first of each line of parked jobs look for room, and give out turns that came free."""
-        due = await self._list(self.ledger.due(BATCH))
-        woken = await self.send.all(*(self.ledger.wake(job_id, job.lane, NEXT_S) for job_id, job in due))
+        due = await self.send(self.ledger.due(BATCH))
+        woken = await self.send.all(*(self.ledger.wake(job_id, NEXT_S) for job_id in due))
         self.recovered("woken", sum(woken))
-        spare = await self._list(self.ledger.spare(BATCH))
-        await self.send.all(*(self.ledger.bring(job_id, job.lane) for job_id, job in spare))
+        spare = await self.send(self.ledger.spare(BATCH))
+        await self.send.all(*map(self.ledger.bring, spare))
 
     async def _take_back(self) -> None:
         """Queue jobs again whose leases are over, or give them up."""
-        lapsed = await self._list(self.ledger.lapsed(BATCH))
-        fates = await self.send.all(*(self.ledger.sweep(job_id, job.lane, LAPSE, POISON) for job_id, job in lapsed))
-        self.recovered("poison", fates.count("poison"))
+        lapsed = await self.send(self.ledger.lapsed(BATCH))
+        fates = await self.send.all(*(self.ledger.sweep(job_id, LAPSE, POISON) for job_id in lapsed))
+        poison = [job_id for job_id, fate in zip(lapsed, fates, strict=True) if fate == "poison"]
+        self.recovered("poison", len(poison))
         self.recovered("swept", again := fates.count("queued"))
         if again:
             logger.warning("took back %d jobs, whose leases ran out", again)
-        for (job_id, job), fate in zip(lapsed, fates, strict=True):
-            if fate == "poison":
-                await self.send(self.ledger.give_up(job_id, WHY_POISON, job.batch, self.failed_s()))
-                logger.warning("job %s is given up: %s", job_id, WHY_POISON, extra={"job": job_id})
+        for job_id, job in await self._known(poison):
+            await self.send(self.ledger.give_up(job_id, WHY_POISON, job.batch, self.failed_s()))
+            logger.warning("job %s is given up: %s", job_id, WHY_POISON, extra={"job": job_id})
 
     async def _expire(self) -> None:
         """End jobs that wait past their deadlines."""
-        overdue = await self._list(self.ledger.overdue(BATCH))
+        overdue = await self._known(await self.send(self.ledger.overdue(BATCH)))
         late = await self.send.all(*(self.ledger.expire(job_id, job.batch) for job_id, job in overdue))
         self.recovered("expired", sum(one.accepted for one in late))
 
@@ -118,7 +118,7 @@ class Housekeeping:
             if now - seen_at < LOST_AFTER_S:
                 continue
             front, missing = await self.send(self.ledger.lost(lane, before, BATCH))
-            republish = (self.ledger.republish(job_id, lane, before, LOST_AFTER_S) for job_id in missing)
+            republish = (self.ledger.republish(job_id, before, LOST_AFTER_S) for job_id in missing)
             again = await self.send.all(*republish)
             if len(missing) < BATCH:  # else the next round goes on with those behind
                 self._fronts[lane] = now, front
@@ -126,10 +126,9 @@ class Housekeeping:
             if any(again):
                 logger.warning("lane %s: published %d again whose messages were lost", lane, sum(again))
 
-    async def _list(self, listing: Call[list[str]]) -> list[tuple[str, Facts]]:
-        """The jobs of an index, with what is known of them."""
-        job_ids = await self.send(listing)
-        facts = await self.send.all(*(self.ledger.facts(job_id) for job_id in job_ids))
+    async def _known(self, job_ids: list[str]) -> list[tuple[str, Facts]]:
+        """Those of the jobs that there are, with what is known of them."""
+        facts = await self.send.all(*map(self.ledger.facts, job_ids))
         return [(job_id, job) for job_id, job in zip(job_ids, facts, strict=True) if job is not None]
 
     async def _guard_intake(self) -> None:

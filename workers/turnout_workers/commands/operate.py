@@ -127,7 +127,7 @@ def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> Non
     done = 0
     for at in range(0, len(found), PAGE):
         page = found[at : at + PAGE]
-        replies = here.ask(*(here.ledger.replay(job_id, job.lane, job.batch) for job_id, job in page))
+        replies = here.ask(*(here.ledger.replay(job_id, job.batch) for job_id, job in page))
         for (job_id, job), again in zip(page, replies, strict=True):
             done += again
             if not again:

@@ -1,6 +1,6 @@
 #!lua
 -- Accept a job and publish its message, both or neither.
--- KEYS  job, pending, queue, deadlines, counts, story, intake, turns, in_line, turns_each, batch
+-- KEYS  job, deadlines, counts, story, intake, turns, in_line, turns_each, batch, all_lanes
 -- ARGV  id, fingerprint, deadline (ms, 0: none), deadline from now (ms, 0: none), 1 to publish the message,
 --       1 if it is of a detached batch, then fields and values of the record
 -- Returns {outcome, state}: queued | duplicate | conflict | cancelled | full | expired
@@ -23,7 +23,7 @@ if deadline > 0 and deadline <= NOW then return {'expired', ''} end
 redis.call('HSET', KEYS.job, 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', NOW, 'queued_ms', NOW,
   'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'requeues', 0, unpack(ARGV, 7))
 if ARGV[5] ~= '1' then -- its message is at hand
-  redis.call('ZADD', KEYS.pending, NOW, id)
+  redis.call('ZADD', (of_lane(redis.call('HGET', KEYS.job, 'lane'))), NOW, id)
 elseif take_turn(id) then
   publish(id)
 end

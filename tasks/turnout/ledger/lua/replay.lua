@@ -1,7 +1,7 @@
 #!lua
 -- Run a settled job again that did not succeed: from the start, without its old deadline, and in its tenant's turn. Its
 -- story goes on, and keeps how the run before ended.
--- KEYS  job, pending, queue, failed, counts, story, result, stream, batch, turns, in_line, turns_each
+-- KEYS  job, failed, counts, story, result, stream, batch, turns, in_line, turns_each, all_lanes
 -- ARGV  id
 -- Returns 1, or 0 if it is gone, live or succeeded
 local version, state, result = unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'result'))

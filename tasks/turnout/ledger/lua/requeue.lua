@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Give a held job back to its lane's front: after a failure, to be done elsewhere, or when a worker stops.
--- KEYS  job, pending, queue, leases, story
+-- KEYS  job, leases, story, all_lanes
 -- ARGV  id, token, progress (JSON), event (JSON fields), requeues to add (0 or 1)
 -- Returns 1, or 0 if it is no longer this worker's
 local state, token = unpack(redis.call('HMGET', KEYS.job, 'state', 'token'))

@@ -22,12 +22,6 @@ if not is_held(state) and not is_waiting(state) then
   return {(by_worker and settled_token == token) and 'repeated' or 'duplicate', state}
 end
 
-local function is_lane(name)
-  for _, key in ipairs(KEYS.all_lanes) do
-    if key == name then return true end
-  end
-end
-
 local outcome = 'settled'
 if by_worker then
   if not is_held(state) or token ~= current then
@@ -48,7 +42,8 @@ if (own_batch or '') ~= batch then
   return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. (own_batch or '') .. '"')
 end
 
-if state == 'queued' then redis.call('ZREM', pending_of(lane), id) end
+local pending, queue = of_lane(lane)
+if state == 'queued' then redis.call('ZREM', pending, id) end
 redis.call('HSET', KEYS.job, 'state', status, 'settled_ms', NOW, 'settled_token', token)
 if ARGV[5] ~= '' then redis.call('HSET', KEYS.job, 'result', ARGV[5]) end
 -- Drop what nobody needs any more. Progress stays where the result comes from somebody who did not know it.
@@ -59,9 +54,9 @@ redis.call('HDEL', KEYS.job, unpack(gone))
 if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
 if deadline ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
 if spot then unpark(spot) end
--- Celery hears of an end from the worker that has the job's message. Where perhaps no worker has it, publish one more,
--- in the lane's queue, which has the lane's name: a record that names another list is somebody's trick.
-if state ~= 'queued' and authority ~= 'token' and is_lane(lane) then redis.call('LPUSH', lane, message_of(id, NOW)) end
+-- Celery hears of an end from the worker that has the job's message. Where perhaps no worker has it, publish one more;
+-- in no list that is no lane's queue: a record that names one is somebody's trick.
+if state ~= 'queued' and authority ~= 'token' and queue then redis.call('LPUSH', queue, message_of(id, NOW)) end
 if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 

@@ -12,6 +12,14 @@ local function tell(event)
   if length > 200 then redis.call('LTRIM', KEYS.story, -200, -1) end
 end
 
+-- The keys of a lane: its pending jobs, and its queue, which has its name. Nothing of a word that is no lane.
+local function of_lane(lane)
+  local lanes = #KEYS.all_lanes / 2
+  for i = 1, lanes do
+    if KEYS.all_lanes[lanes + i] == lane then return KEYS.all_lanes[i], lane end
+  end
+end
+
 -- Publish to a job's watchers or readers, on channels of clients alone. Whoever submits jobs may write such lists, and
 -- choose an id that is an order to Celery's remote control; who settles the job may publish more than they.
 local function tell_all(inboxes, what)
@@ -25,10 +33,10 @@ end
 -- the front the place of the message overtaken. `pending` has the job at the same place. So a queued job whose place
 -- is before the one now at the front has no message any more: it was lost with the worker that had fetched it.
 -- A plain Celery message has no place; at the front it counts as before all queued jobs, so that none looks lost.
-local function front_place()
-  local first = redis.call('LINDEX', KEYS.queue, -1)
+local function front_place(pending, queue)
+  local first = redis.call('LINDEX', queue, -1)
   local place = string.match(first or '', '"place":%s*(%d+)')
-  local lowest = first and not place and redis.call('ZRANGE', KEYS.pending, 0, 0, 'WITHSCORES')[2]
+  local lowest = first and not place and redis.call('ZRANGE', pending, 0, 0, 'WITHSCORES')[2]
   return math.min(NOW, place or lowest or NOW)
 end
 
@@ -52,13 +60,6 @@ local function take_turn(id)
   return free
 end
 
--- A script that may find a job in any lane has `pending` of all, and perhaps their queues after them.
-local function pending_of(lane)
-  for _, pending in ipairs(KEYS.all_pending or KEYS.all_lanes) do
-    if string.sub(pending, -#lane) == lane then return pending end
-  end
-end
-
 -- Give a turn that came free to the next in line, whose message is still to be published: until then it counts as
 -- queued without one, so that it is found should nobody do it.
 local function next_turn(whose)
@@ -67,7 +68,7 @@ local function next_turn(whose)
   local lane, id = string.match(turn, '^(%S+) %S* %d+ (.*)$')
   redis.call('ZREM', KEYS.in_line, turn)
   redis.call('ZADD', KEYS.turns, 0, turn)
-  redis.call('ZADD', pending_of(lane), NOW, id)
+  redis.call('ZADD', (of_lane(lane)), NOW, id)
   return id
 end
 
@@ -126,8 +127,9 @@ end
 
 -- Queue a job and push its message: on the lane's front where it has had its turn already, else on its back.
 local function publish(id, at_front)
-  local place = at_front and front_place() or NOW
+  local pending, queue = of_lane(redis.call('HGET', KEYS.job, 'lane'))
+  local place = at_front and front_place(pending, queue) or NOW
   redis.call('HSET', KEYS.job, 'state', 'queued', 'queued_ms', NOW)
-  redis.call('ZADD', KEYS.pending, place, id)
-  redis.call(at_front and 'RPUSH' or 'LPUSH', KEYS.queue, message_of(id, place))
+  redis.call('ZADD', pending, place, id)
+  redis.call(at_front and 'RPUSH' or 'LPUSH', queue, message_of(id, place))
 end

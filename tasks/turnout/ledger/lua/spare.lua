@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- Give out turns that nobody has passed on: the jobs that had them were cancelled or expired, or there are more now.
 -- Of very many tenants some are looked at, each time from another one on: a round must not hold Redis up.
--- KEYS  turns, in_line, turns_each, all_pending
+-- KEYS  turns, in_line, turns_each, all_lanes
 -- ARGV  at most so many
 -- Returns the ids of those to be published
 local ids, from = {}, '-'

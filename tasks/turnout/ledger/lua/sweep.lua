@@ -2,7 +2,7 @@
 -- Take a job back whose lease is over: its worker has died, is cut off, or has too much to do to renew in time.
 -- Each lapse counts as a death of its worker, until the next one finds that this worker has shown life since: then it
 -- counts 1. Too many make the job poison.
--- KEYS  job, pending, queue, leases, story, workers
+-- KEYS  job, leases, story, workers, all_lanes
 -- ARGV  id, what a death counts, what makes it poison
 -- Returns queued | poison (to be settled as such) | none (not over, or not held)
 local id = ARGV[1]

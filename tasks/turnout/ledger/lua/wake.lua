@@ -1,6 +1,6 @@
 #!lua flags=allow-oom
 -- Queue a parked job at its lane's front: it has waited long enough.
--- KEYS  job, pending, queue, delayed, parked, story
+-- KEYS  job, delayed, parked, story, all_lanes
 -- ARGV  id, when the next of its line looks (ms from now), should this one wake none; '': there is room, so wake it
 --       whether its line is due or not
 -- Returns 1, or 0 if it is not parked, or not due
