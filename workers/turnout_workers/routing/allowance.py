@@ -6,7 +6,7 @@ from __future__ import annotations
 class Allowance:
     """Each call deposits `ratio`, each extra one withdraws 1."""
 
-    def __init__(self, ratio: float, reserve: float = 0.0) -> None:
+    def __init__(self, ratio: float, reserve: float) -> None:
         """ratio: extra calls per call. reserve: extra calls that are free at first, and the most saved up."""
         self._ratio = ratio
         self._most = max(1.0, reserve)

@@ -220,15 +220,15 @@ class Decision:
             timeout_s = min(timeout_s, max(late_s, job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,
-            None if option.cost == math.inf else math.ceil(option.cost),
-            upper_cost_microusd(job, endpoint),
-            job.input_tokens,
-            answer if job.output_tokens is not None else min(answer, job.expected_output_tokens),
-            option.latency_s,
-            estimate.odds.sigma,
-            estimate.odds.error_rate,
-            overdue_s,
-            job.timeout_s or timeout_s,
+            expected_cost_microusd=None if option.cost == math.inf else math.ceil(option.cost),
+            upper_cost_microusd=upper_cost_microusd(job, endpoint),
+            input_tokens=job.input_tokens,
+            output_tokens=answer if job.output_tokens is not None else min(answer, job.expected_output_tokens),
+            latency_s=option.latency_s,
+            sigma=estimate.odds.sigma,
+            error_rate=estimate.odds.error_rate,
+            overdue_s=overdue_s,
+            timeout_s=job.timeout_s or timeout_s,
         )
 
     def _full(self, option: Option) -> Exclusion:

@@ -135,7 +135,8 @@ class Options:
                     self._exclude(option, reason, text, self.now + option.wait_s if option.wait_s else None)
             else:
                 self.usable += [option for option, _ in held_back]
-        self.usable.sort(key=_position)  # as a record's, from which a decision is repeated: in turn goes by it
+        # As a record's, from which a decision is repeated: in turn goes by it.
+        self.usable.sort(key=lambda row: row[-1].position)
 
     def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
         self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
@@ -145,10 +146,6 @@ def _as_probe(option: Option) -> Option:
     """The option without its error rate, which is of the past: what it is like now is what a probe is to find out."""
     odds = option.estimate.odds._replace(error_rate=0.0, tries=1.0)
     return option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
-
-
-def _position(row: Row) -> int:
-    return row[-1].position
 
 
 def _slowness(option: Option, job: JobProfile) -> str:
