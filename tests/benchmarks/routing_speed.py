@@ -119,14 +119,19 @@ def ours() -> dict[str, Callable[[], object]]:
     job = JobProfile.of(request, deadline=deadline)
     small, large = views(20), views(200)
     fleets = {20: Fleet(v.endpoint for v in small), 200: Fleet(v.endpoint for v in large)}
-    snapshots = {20: Snapshot.of(999.9, small, fleets[20]), 200: Snapshot.of(999.9, large, fleets[200])}
+
+    def snapshot(views: tuple[EndpointView, ...]) -> Snapshot:
+        fleet = fleets[len(views)]
+        return Snapshot(999.9, views, dict(zip(fleet.ids, views, strict=True)), fleet)
+
+    snapshots = {20: snapshot(small), 200: snapshot(large)}
     return {
         "20 endpoints": lambda: rank(job, snapshots[20], 1000.0, rng),
         "200 endpoints": lambda: rank(job, snapshots[200], 1000.0, rng),
         "20, with profile and choice": lambda: (
             rank(JobProfile.of(request, deadline=deadline), snapshots[20], 1000.0, rng).best
         ),
-        "20, from a snapshot of its own": lambda: rank(job, Snapshot.of(999.9, small, fleets[20]), 1000.0, rng),
+        "20, from a snapshot of its own": lambda: rank(job, snapshot(small), 1000.0, rng),
         "20, with its record": lambda: to_record(rank(job, snapshots[20], 1000.0, rng)),
     }
 

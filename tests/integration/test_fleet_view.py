@@ -9,7 +9,7 @@ import redis
 
 from turnout.ledger import Keys, Ledger, run
 from turnout_workers.monitoring.overview import endpoints
-from turnout_workers.routing.fleet import Endpoint, EndpointView, Fleet, Health, Snapshot
+from turnout_workers.routing.fleet import Endpoint, Fleet, Health, Observed
 from turnout_workers.state import fleet_view
 from turnout_workers.state.redis import mark_call
 
@@ -49,7 +49,7 @@ PASSED = Health(open_until=NOW - 1, recovered_at=NOW - 99)
     ],
 )
 def test_an_endpoints_health_is_told_in_the_same_words_wherever_people_look(health: Health, said: str) -> None:
-    [row] = endpoints(Snapshot.of(NOW, (EndpointView(ONE, health),), Fleet([ONE])))
+    [row] = endpoints(Fleet([ONE]).snapshot(NOW, {ONE.id: Observed(health)}))
     assert row["health"] == said
     wrong = fleet_view.trouble(health, NOW)
     assert wrong is None if said in ("well", "coming back") else wrong[1].startswith(said)

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.unit.routing.fleets import NOW, changed
+from tests.unit.routing.fleets import NOW, changed, snapshot
 
 from turnout.request import Capability, Lane, Quality, RoutingStrategy
 from turnout_workers.routing import Endpoint
@@ -25,7 +25,6 @@ from turnout_workers.routing.fleet import (
     Load,
     Price,
     ProviderMetrics,
-    Snapshot,
 )
 from turnout_workers.routing.health import EJECTION_MAX_S, circuit, ejection_s
 from turnout_workers.routing.latency import (
@@ -128,7 +127,7 @@ seeds = st.integers(0, 2**32 - 1)
 
 
 def decision(job: JobProfile, views: list[EndpointView], seed: int, **options: Any) -> Any:
-    return rank(job, Snapshot.of(NOW, tuple(views)), NOW, random.Random(seed), **options)
+    return rank(job, snapshot(*views), NOW, random.Random(seed), **options)
 
 
 def offered(made: Any) -> set[str]:

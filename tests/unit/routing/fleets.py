@@ -10,7 +10,7 @@ from typing import Any
 from turnout.request import InferenceRequest, RoutingConstraints
 from turnout_workers.routing import Endpoint
 from turnout_workers.routing.decision import Decision, rank
-from turnout_workers.routing.fleet import EndpointView, Health, Load, Price, ProviderMetrics, Snapshot
+from turnout_workers.routing.fleet import EndpointView, Fleet, Health, Load, Observed, Price, ProviderMetrics, Snapshot
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.record import Choice, choices
 
@@ -37,7 +37,9 @@ def view(
 
 
 def snapshot(*parts: Endpoint | EndpointView, at: float = NOW) -> Snapshot:
-    return Snapshot.of(at, tuple(p if isinstance(p, EndpointView) else EndpointView(p) for p in parts))
+    views = [p if isinstance(p, EndpointView) else EndpointView(p) for p in parts]
+    observed = {v.endpoint.id: Observed(v.health, v.metrics, v.load) for v in views}
+    return Fleet(v.endpoint for v in views).snapshot(at, observed)
 
 
 def request(

@@ -226,9 +226,6 @@ class Observed(NamedTuple):
     load: Load = Load()
 
 
-UNKNOWN = Observed()
-
-
 @dataclass(frozen=True, slots=True)
 class EndpointView:
     """One endpoint with everything known of it."""
@@ -251,8 +248,8 @@ class Fleet:
 
     def snapshot(self, at: float, observed: Mapping[str, Observed]) -> Snapshot:
         """The fleet at `at` on the store's clock; `observed`: by endpoint id."""
-        views = (EndpointView(endpoint, *observed.get(endpoint.id, UNKNOWN)) for endpoint in self.endpoints)
-        return Snapshot.of(at, tuple(views), self)
+        views = tuple(EndpointView(endpoint, *observed.get(endpoint.id, ())) for endpoint in self.endpoints)
+        return Snapshot(at, views, dict(zip(self.ids, views, strict=True)), self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,8 +264,3 @@ class Snapshot:
     """Its endpoints are those of `views`, in the same order."""
     estimates: list[Estimate] = field(default_factory=list, repr=False, compare=False)
     """Of each endpoint, worked out at the first decision for all of them, see `estimate.estimates`."""
-
-    @classmethod
-    def of(cls, at: float, views: tuple[EndpointView, ...], fleet: Fleet | None = None) -> Snapshot:
-        fleet = fleet or Fleet(view.endpoint for view in views)
-        return cls(at, views, dict(zip(fleet.ids, views, strict=True)), fleet)
