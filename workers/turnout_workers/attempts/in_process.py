@@ -109,8 +109,8 @@ class InProcess:
         """Call, and fail over, until there is one. Raises ProviderError when there is no more to try."""
         while True:
             async with self._line(job):
-                decision, permit = await self._permitted(job)
-            if (response := await self._attempt(job, decision, permit)) is not None:
+                permit = await self._permitted(job)
+            if (response := await self._attempt(job, permit)) is not None:
                 return response
 
     def _line(self, job: Job) -> AbstractAsyncContextManager[object]:
@@ -123,35 +123,33 @@ class InProcess:
         name = line_of(job.profile(), job.progress.tried, None, None, self.fleet.now())
         return self._lines.setdefault((asyncio.get_running_loop(), name), asyncio.Lock())
 
-    async def _permitted(self, job: Job) -> tuple[Decision, Permit]:
+    async def _permitted(self, job: Job) -> Permit:
         """Look for room until there is some."""
         while True:
             decision = await self.decide(job)
             candidates = decision.bids()
-            admission = await self._admit(job, decision, job.repeated(candidates) or candidates)
+            admission = await self._admit(job, job.repeated(candidates) or candidates)
             if isinstance(admission, Granted):
-                return decision, self.judging.permit(job, decision, candidates, admission)
+                return self.judging.permit(job, decision, candidates, admission)
             job.repeat(None)
             wait_s = ROOM_RECHECK_S
             if isinstance(admission, NoRoom) and admission.retry_at is not None:
                 wait_s = max(wait_s, min(admission.retry_at - admission.at, 1.0))
             await self._pause(job, wait_s * self.rng.uniform(1.0, 1.5))
 
-    async def _admit(
-        self, job: Job, decision: Decision, candidates: Sequence[Candidate], *, second: bool = False
-    ) -> Admission:
+    async def _admit(self, job: Job, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         longest_s = max(candidate.timeout_s for candidate in candidates)
-        share = headroom(decision.job.lane, self._last_seen, decision.at)
+        share = headroom(job.request.constraints.lane, self._last_seen, self.fleet.now())
         lease_id, bids = f"{job.id}:{len(job.progress.attempts) + second}", tuple(map(Bid.of, candidates))
         return await self.store.admit(Ask(lease_id, bids, longest_s + LEASE_MARGIN_S, headroom=share))
 
-    async def _attempt(self, job: Job, decision: Decision, permit: Permit) -> InferenceResponse | None:
+    async def _attempt(self, job: Job, permit: Permit) -> InferenceResponse | None:
         """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
         call = partial(self.calling, job)
         if permit.hedge is None:
             calls = [await call(permit.chosen, permit.grant)]
         else:
-            admit = partial(self._admit, job, decision, second=True)
+            admit = partial(self._admit, job, second=True)
             calls = await self.judging.hedging.race(permit, permit.hedge, admit, call)
         judged = self.judging(job, permit, calls)
         await judged.told()
