@@ -22,7 +22,7 @@ from turnout.validation import MANY, explain
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.closing import Closing
 from turnout_workers.attempts.hedging import Permit
-from turnout_workers.attempts.held import End, HeldJob, Skipped, outcome
+from turnout_workers.attempts.held import End, HeldJob, Skipped
 from turnout_workers.attempts.judging import Judged, Judging
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.attempts.reporting import Finished, Reporter
@@ -66,9 +66,9 @@ class Attempts:
             with tracing.holding(job) as span:
                 end = await self._work(job, not_before)
                 if span:
-                    span.set_attribute("turnout.outcome", outcome(end))
-                logger.info("%s: %s", outcome(end), end)
-        parts.metrics.ended(claim.lane, outcome(end))
+                    span.set_attribute("turnout.outcome", end.how)
+                logger.info("%s: %s", end.how, end)
+        parts.metrics.ended(claim.lane, end.how)
         return end
 
     async def _unclaimed(self, job_id: str, claim: NotClaimed) -> Skipped:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Self
+from typing import ClassVar, Literal, Self
 
 from turnout.ledger import Claimed
 from turnout.request import InferenceRequest, Lane
@@ -52,6 +52,10 @@ class Done:
 
     result: JobResult
 
+    @property
+    def how(self) -> str:
+        return self.result.status.value
+
     def __str__(self) -> str:
         return self.result.summary()
 
@@ -72,20 +76,11 @@ class Skipped:
     """Nothing to do here: done already, somebody else's, or no longer ours."""
 
     note: str
+    how: ClassVar[str] = "skipped"
 
     def __str__(self) -> str:
         return self.note
 
 
 End = Done | Moved | Skipped
-
-
-def outcome(end: End) -> str:
-    """One word for it."""
-    match end:
-        case Done(result):
-            return result.status.value
-        case Moved(how):
-            return how
-        case Skipped():
-            return "skipped"
+"""Each tells in one word how it ended, and as a string what people want to know of it."""
