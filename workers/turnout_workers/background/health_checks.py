@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Collection, Iterable
+from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 
 from redis.exceptions import RedisError
@@ -51,7 +51,7 @@ class HealthChecks:
             if clock() >= again_at:
                 known = [connector for connector in known if not await self._is_our_turn(connector)]
                 again_at = clock() + self.interval_s * self.rng.uniform(1.0, 1.1)
-            await self._check(connector for connector in asked if connector not in known)
+            await asyncio.gather(*(self.check(connector) for connector in asked if connector not in known))
             await asyncio.sleep(min(LOOK_S, max(0.0, again_at - clock())))
 
     async def _is_our_turn(self, connector: CloudProviderBase) -> bool:
@@ -62,14 +62,10 @@ class HealthChecks:
             return False  # nor could anything be told
 
     async def check_all(self) -> dict[str, Failure | None]:
-        """Check every provider now: by name, what was wrong, or None."""
-        return await self._check(self.connectors)
-
-    async def _check(self, which: Iterable[CloudProviderBase]) -> dict[str, Failure | None]:
-        connectors = list(which)
-        found = await asyncio.gather(*(self.check(connector) for connector in connectors))
+        """Check every provider now: by name, what was wrong, or None. Of several keys, one that is refused counts."""
+        connectors = list(self.connectors)
         told: dict[str, Failure | None] = {}
-        for connector, failure in zip(connectors, found, strict=True):  # of several keys, one that is refused counts
+        for connector, failure in zip(connectors, await asyncio.gather(*map(self.check, connectors)), strict=True):
             told[connector.name] = told.get(connector.name) or failure
         return told
 

@@ -12,7 +12,6 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from turnout.errors import TurnoutError
@@ -28,37 +27,33 @@ EVERY_S = 2.0
 """A change is taken over once it was read twice alike: half a file is no configuration."""
 
 
-@dataclass(slots=True, eq=False)
 class Reload:
-    in_force: InForce
-    use: Callable[[Settings], None]
-    """Takes a configuration over, so that it is in force, or raises and leaves all as it was."""
-    environ: Mapping[str, str] = field(default_factory=lambda: os.environ, repr=False)
-    """Holds keys."""
-    now: Callable[[], float] = time.time
-    _refused: str = field(default="", init=False)
-    _begun: File = field(init=False)
-    _last_read: Settings = field(init=False)
-    _priced: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        self._begun = self.in_force.file
-        self._last_read, self._priced = self.in_force.settings, prices.period(self.now())
+    def __init__(
+        self,
+        in_force: InForce,
+        use: Callable[[Settings], None],
+        environ: Mapping[str, str] = os.environ,
+        now: Callable[[], float] = time.time,
+    ) -> None:
+        """use: takes a configuration over, so that it is in force, or raises and leaves all as it was."""
+        self._in_force, self._use, self._environ, self._now = in_force, use, environ, now
+        self._begun, self._last_read, self._priced = in_force.file, in_force.settings, prices.period(now())
+        self._refused = ""
 
     async def check(self) -> None:
         """Read it once."""
-        current = self.in_force.settings
+        current = self._in_force.settings
         try:
-            found = await asyncio.to_thread(_read, current.source, self.environ)
+            found = await asyncio.to_thread(_read, current.source, self._environ)
             steady, self._last_read = found == self._last_read, found
             if steady and found != current:
-                self.use(found)
+                self._use(found)
                 changed = "with other keys" if found.version == current.version else f"instead of {current.version}"
                 logger.info("configuration %s is followed now, %s", found.version, changed)
                 if fixed := _fixed(self._begun, found.file):
                     logger.warning("restart this worker for what else has changed since it began: %s", ", ".join(fixed))
-            elif (quarter := prices.period(self.now())) != self._priced:
-                self.use(current)
+            elif (quarter := prices.period(self._now())) != self._priced:
+                self._use(current)
                 self._priced = quarter
             self._refused = ""
         except (TurnoutError, ValueError, LookupError) as error:
