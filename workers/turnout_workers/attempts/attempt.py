@@ -44,7 +44,7 @@ class Attempts:
         self._parts = parts
         router = parts.in_force.file.router
         reporter = Reporter(parts.store, parts.fleet, router.failover_cooldown, parts.rng, parts.metrics.called)
-        self._calling = Calling(parts.fleet, reporter, parts.under_way, parts.in_force.connector, self._pieces)
+        self._calling = Calling(parts.fleet, reporter, parts.under_way, parts.in_force.connector)
         self._closing = Closing(parts)
         self._judging = Judging(reporter, parts.rng, router.hedge)
         self._searching = Searching(parts, self._judging, self._closing)
@@ -124,11 +124,11 @@ class Attempts:
 
     def _begin(self, job: HeldJob, chosen: Candidate, grant: Granted) -> Awaitable[Finished]:
         logs.at_attempt(grant.lease_id, chosen.endpoint.provider)
-        return tracing.called(job, chosen, self._calling(job, chosen, grant))
-
-    def _pieces(self, job: HeldJob, lease_id: str) -> Pieces | None:
-        parts, kept_s = self._parts, self._parts.in_force.file.retention.results_s
-        return Pieces(parts.ledger, parts.send, job.id, lease_id, kept_s) if job.claim.stream else None
+        parts, pieces = self._parts, None
+        if job.claim.stream:
+            kept_s = parts.in_force.file.retention.results_s
+            pieces = Pieces(parts.ledger, parts.send, job.id, grant.lease_id, kept_s)
+        return tracing.called(job, chosen, self._calling(job, chosen, grant, pieces))
 
     async def _end(self, job: HeldJob, judged: Judged) -> End:
         """What becomes of the job after its last call here."""

@@ -43,11 +43,12 @@ class Calling:
     under_way: UnderWay
     connector: Callable[[str], CloudProviderBase | None]
     """Of an endpoint."""
-    pieces: Callable[[HeldJob, str], Pieces | None] = lambda *_: None
-    """Where a call's answer is streamed to, if it is."""
 
-    async def __call__(self, job: Job, chosen: Candidate, grant: Granted) -> Finished:
-        """Make the call. If it is cancelled, that is reported, and noted in the job, here: nobody gets its outcome."""
+    async def __call__(self, job: Job, chosen: Candidate, grant: Granted, pieces: Pieces | None = None) -> Finished:
+        """Make the call. If it is cancelled, that is reported, and noted in the job, here: nobody gets its outcome.
+
+        pieces: where its answer is streamed to, if it is.
+        """
         held = job if isinstance(job, HeldJob) else None
         lease_id, endpoint, leases = grant.lease_id, chosen.endpoint, held.hold.leases if held else []
         leases.append(lease_id)
@@ -61,7 +62,6 @@ class Calling:
             connector = self.connector(endpoint.id)
             if connector is None:  # taken out since it was chosen
                 raise ProviderError(Failure(FailureKind.LOCAL, f"{endpoint.id} is no longer configured"))
-            pieces = self.pieces(held, lease_id) if held else None
             timeouts = self._timeouts(job, chosen)
             streamed = () if pieces is None else (pieces,)
             if pieces is not None:
