@@ -56,7 +56,7 @@ async def housekeep(redis_url: str, keys: Keys, rounds: int = 1) -> None:
     async with redis.asyncio.Redis.from_url(redis_url) as client:
         store = RedisFleetStore(send := Coalescer(client), keys)
         poller = SnapshotPoller(store, Fleet(()), monotonic=lambda: TODAY)
-        accounts = OldAccounts(client, send, Ledger(keys), store, poller)
+        accounts = OldAccounts(Ledger(keys), send, store, poller)
         for _ in range(rounds):
             await accounts.round()
 

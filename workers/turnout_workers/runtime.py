@@ -132,14 +132,14 @@ class Worker:
         )
 
     def _work_in_background(self, parts: Parts) -> None:
-        file, client, ledger, send = self.in_force.file, self._client, parts.ledger, parts.send
+        file, ledger, send = self.in_force.file, parts.ledger, parts.send
         store, fleet, rng = parts.store, parts.fleet, parts.rng
         also = (
             partial(eject_hanging, store, fleet, rng, file.router.failover_cooldown),
             BatchFeeding(ledger, send).round,
-            OldAccounts(client, send, ledger, store, fleet).round,
+            OldAccounts(ledger, send, store, fleet).round,
         )
-        keeping = Housekeeping(client, ledger, send, store, self.name, self._failed_s, also, parts.metrics.recovered)
+        keeping = Housekeeping(ledger, send, store, self.name, self._failed_s, also, parts.metrics.recovered)
         calls = CallWatch(store, fleet, parts.under_way, self.name, came_back=self.attempts.parking.hasten)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
         unspooling = Unspooling(parts.spool, ledger, send, store, self.in_force)

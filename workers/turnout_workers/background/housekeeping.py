@@ -14,10 +14,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
-import redis.asyncio
-from redis.exceptions import OutOfMemoryError, ResponseError
+from redis.exceptions import ResponseError
 
-from turnout.ledger import Coalescer, Facts, Ledger
+from turnout.ledger import Call, Coalescer, Facts, Ledger
+from turnout.ledger.operations import nothing
 from turnout.request import Lane
 from turnout_workers.monitoring.metrics import Recovery
 from turnout_workers.state import fitness
@@ -47,7 +47,6 @@ INTAKE_CHECK_S = 2.0
 class Housekeeping:
     """Rounds of fleet-wide work, by whichever worker holds the mutex."""
 
-    client: redis.asyncio.Redis
     ledger: Ledger
     send: Coalescer
     store: FleetStore
@@ -138,7 +137,7 @@ class Housekeeping:
         if now - self._intake_checked_at < INTAKE_CHECK_S:
             return
         self._intake_checked_at = now
-        memory = await self.client.info("memory")
+        memory = await self.send(Call(("INFO", "memory"), lambda reply: reply))
         kept, (self._keeps, policy) = self._keeps, fitness.keeping(memory)
         if kept and not self._keeps:
             logger.error("Redis is not fit for production: %s", policy)
@@ -148,8 +147,9 @@ class Housekeeping:
             logger.error("Redis uses %d of %d bytes: no new jobs are accepted", *used)
         elif was_full and not self._full:
             logger.info("Redis uses %d of %d bytes: new jobs are accepted again", *used)
+        intake = self.ledger.keys.intake
         if self._full:
-            with contextlib.suppress(OutOfMemoryError):  # then Redis itself accepts none
-                await self.client.set(self.ledger.keys.intake, "memory", ex=int(INTAKE_CHECK_S * 3))
+            with contextlib.suppress(TakesNoWrites):  # then Redis itself accepts none
+                await self.send(Call(("SET", intake, "memory", "EX", int(INTAKE_CHECK_S * 3)), nothing))
         else:
-            await self.client.delete(self.ledger.keys.intake)
+            await self.send(Call(("DEL", intake), nothing))

@@ -8,8 +8,6 @@ import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
-import redis.asyncio
-
 from turnout.batch.record import DETACHED
 from turnout.ledger import Call, Coalescer, Ledger
 from turnout.ledger.operations import nothing, texts
@@ -28,9 +26,8 @@ PERIODIC = re.compile(r"(?:total|tenant:.+|provider:.+)@(\d{4}-\d\d(?:-\d\d)?)")
 class OldAccounts:
     """A part of each round of housekeeping."""
 
-    client: redis.asyncio.Redis
-    send: Coalescer
     ledger: Ledger
+    send: Coalescer
     store: WorkersStore
     fleet: SnapshotPoller
     _began_at: float = field(default=0.0, init=False)
@@ -48,15 +45,17 @@ class OldAccounts:
             ids.update(await self.send(Call(("ZRANGE", keys.batches, 0, -1), texts)))
         today = datetime.fromtimestamp(now, UTC).date()
         # There may be hundreds of thousands, each as often as it has columns.
-        self._cursor, columns = await self.client.hscan(keys.money, self._cursor, count=AT_ONCE)
-        for column in columns:
-            account = column.decode().rpartition("|")[0]  # type: ignore[union-attr]
+        scan = Call(("HSCAN", keys.money, self._cursor, "COUNT", AT_ONCE), lambda reply: reply)
+        self._cursor, columns = await self.send(scan)
+        for column in texts(columns):
+            account = column.rpartition("|")[0]
+            kind, _, name = account.partition(":")
             if is_over(account, today):
                 over.add(account)
-            elif account.startswith(f"batch:{DETACHED}"):  # those of `turnout run` live as long as their journals
-                ids.add(account.removeprefix("batch:"))
-            elif account.startswith("job:"):
-                jobs.add(account.removeprefix("job:"))
+            elif kind == "batch" and name.startswith(DETACHED):  # those of `turnout run` live as long as their journals
+                ids.add(name)
+            elif kind == "job":
+                jobs.add(name)
         await self.send.all(*map(self.ledger.close_account, sorted(jobs)))
         there = await self.send.all(*(Call(("EXISTS", keys.batch(id)), bool) for id in ids))
         gone = [id for id, is_there in zip(ids, there, strict=True) if not is_there]
