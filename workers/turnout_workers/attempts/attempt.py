@@ -132,20 +132,20 @@ class Attempts:
 
     async def _end(self, job: HeldJob, judged: Judged) -> End:
         """What becomes of the job after its last call here."""
-        verdict, call, closing, record = judged.verdict, judged.call, self._closing, job.record
+        verdict, call, closing = judged.verdict, judged.call, self._closing
         if call.failure is None:
-            return await closing.succeed(job, call.response, record)
+            return await closing.succeed(job, call.response)
         match verdict.action:
             case Next.FAIL_OVER:
                 job.progress = job.progress.failed_over()
                 if verdict.delay_s > 0:
-                    return await closing.defer(job, verdict.delay_s, record)
-                return await closing.fail_over(job, record, call.attempt)
+                    return await closing.defer(job, verdict.delay_s)
+                return await closing.fail_over(job, call.attempt)
             case Next.DEFER:
-                return await closing.defer(job, verdict.delay_s, record, new_round=True)
+                return await closing.defer(job, verdict.delay_s, new_round=True)
             case _:
                 kind, message = call.failure.kind.value, call.failure.message
-                return await closing.give_up(job, JobStatus.FAILED, kind, message, record)
+                return await closing.give_up(job, JobStatus.FAILED, kind, message)
 
 
 def _is_of_a_later_release(unread: Exception) -> bool:

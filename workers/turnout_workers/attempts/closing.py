@@ -27,48 +27,36 @@ class Closing:
 
     parts: Parts
 
-    async def succeed(self, job: HeldJob, response: InferenceResponse | None, record: bytes) -> Done | Skipped:
-        return await self._settle(job, self._result(job, JobStatus.SUCCEEDED, response), record)
+    async def succeed(self, job: HeldJob, response: InferenceResponse | None) -> Done | Skipped:
+        return await self._settle(job, self._result(job, JobStatus.SUCCEEDED, response))
 
-    async def give_up(
-        self, job: HeldJob, status: JobStatus, code: str, message: str, record: bytes | None = None
-    ) -> Done | Skipped:
+    async def give_up(self, job: HeldJob, status: JobStatus, code: str, message: str) -> Done | Skipped:
         retryable = status is JobStatus.FAILED and code not in ("refused", "unreadable")
         problem = Problem(code=code, message=message, retryable=retryable)
-        return await self._settle(job, self._result(job, status, error=problem), record)
+        return await self._settle(job, self._result(job, status, error=problem))
 
     async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
         message = f"a call may cost more than what is left under the cost ceiling of {account}, or has no known price"
         status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
         return await self.give_up(job, status, "cost_ceiling", message)
 
-    async def fail_over(self, job: HeldJob, record: bytes, failed: Attempt) -> Moved | Skipped:
+    async def fail_over(self, job: HeldJob, failed: Attempt) -> Moved | Skipped:
         """Back to the lane's front, for another endpoint."""
         event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
-        token, progress = job.claim.token, job.progress.to_json()
-        call = self.parts.ledger.requeue(job.id, token, progress, event, record, retries=1)
+        progress = job.progress.to_json()
+        call = self.parts.ledger.requeue(job.id, job.claim.token, progress, event, job.record, retries=1)
         moved = Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
         return await self._move(job, call, moved)
 
     async def defer(
-        self,
-        job: HeldJob,
-        wait_s: float,
-        record: bytes | None = None,
-        *,
-        new_round: bool = False,
-        line: str = "",
-        for_room: bool = True,
+        self, job: HeldJob, wait_s: float, *, new_round: bool = False, line: str = "", for_room: bool = True
     ) -> Moved | Skipped:
-        """Park it in its line. record: of the decision; None: there was none, for others of the line wait already.
-
-        new_round: every endpoint may be tried again. for_room: see `Progress.deferred`.
-        """
+        """Park it in its line. new_round: every endpoint may be tried again. for_room: see `Progress.deferred`."""
         progress = job.progress.deferred(self.parts.fleet.now(), new_round, for_room)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
-        if record is None:
+        if job.record is None:
             event["behind"] = "others that wait for the same"
-        call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, record)
+        call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, job.record)
         return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, nothing has room"))
 
     async def put_off(self, job: HeldJob, wait_s: float, until: str) -> Moved | Skipped:
@@ -87,12 +75,14 @@ class Closing:
         job.hold.ending = True
         return moved if await self.parts.send.whole(call) else Skipped("it was no longer ours")
 
-    async def _settle(self, job: HeldJob, result: JobResult, record: bytes | None) -> Done | Skipped:
+    async def _settle(self, job: HeldJob, result: JobResult) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
         accounts = [ceiling.account for ceiling in self.parts.ceilings.of_job(job.id, job.request, claim.batch)]
         keep = self.parts.in_force.file.retention
-        settlement = self.parts.ledger.settle(claim.token, result, record, keep.results_s, claim.batch, keep.failed_s)
+        settlement = self.parts.ledger.settle(
+            claim.token, result, job.record, keep.results_s, claim.batch, keep.failed_s
+        )
         kept: Path | None = None
         job.hold.ending = True
         try:

@@ -29,8 +29,8 @@ class HeldJob(Job):
     """For how long it may still wait in place."""
     woken: bool
     """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
-    record: bytes = field(default=b"", init=False)
-    """Of the decision that found room, as JSON."""
+    record: bytes | None = field(default=None, init=False)
+    """Of the last decision here, as JSON. None: there was none, for others wait for the same already, say."""
     line: str = field(default="", init=False)
     """Of all jobs that wait for the same, should this one have to."""
     above: dict[str, str] = field(default_factory=dict, init=False)

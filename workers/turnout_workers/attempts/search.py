@@ -54,7 +54,7 @@ class Searching:
 
     async def __call__(self, job: HeldJob) -> Permit | End | None:
         """Look for an endpoint that has room, and wait in place if none has. None: look again."""
-        now = self._parts.fleet.now()
+        now, job.record = self._parts.fleet.now(), None
         if job.deadline is not None and now >= job.deadline:
             return await self._closing.give_up(job, JobStatus.EXPIRED, "deadline", "the deadline has passed")
         ceilings = self._parts.ceilings.of_job(job.id, job.request, job.claim.batch)
@@ -70,8 +70,9 @@ class Searching:
             if not decision.has_spent_all and await self._is_for_others(job, now):
                 return await self._wait(job, decision, math.inf, now)
             self.wake_next(job, 2)
+            job.record = _record(decision)
             code = "cost_ceiling" if decision.has_spent_all else "refused"
-            return await self._closing.give_up(job, JobStatus.FAILED, code, str(refusal), _record(decision))
+            return await self._closing.give_up(job, JobStatus.FAILED, code, str(refusal))
         if job.woken:
             decision, job.woken = decision.asking(), False
         if decision.action is Action.GO:
@@ -138,8 +139,8 @@ class Searching:
         in_place = job.line if self.parking.any_parked else ""
         if wait_s > job.patience_s or in_place in self.parking.in_place:
             self.parking.noted(job.line, now + wait_s, now, for_room)
-            record = _record(decision, no_room=no_room)
-            return await self._closing.defer(job, wait_s, record, line=job.line, for_room=for_room)
+            job.record = _record(decision, no_room=no_room)
+            return await self._closing.defer(job, wait_s, line=job.line, for_room=for_room)
         job.patience_s -= wait_s
         await self.parking.wait_in_place(in_place, wait_s)
         return None
