@@ -15,7 +15,7 @@ from uuid import uuid4
 import redis
 
 from turnout.batch.chunk import LINES
-from turnout.batch.handover import HALF_KEPT_S, Handed, HandOver, pages
+from turnout.batch.handover import HALF_KEPT_S, Handed, hand_over, pages
 from turnout.batch.line import Defaults
 from turnout.batch.record import DETACHED, KEPT_S, Record, State, read_if_known, read_record
 from turnout.batch.render import copied, never_run, render
@@ -49,7 +49,7 @@ class Batches:
         """
         id, keys = f"{DETACHED}{uuid4().hex[:8]}", self._keys
         try:
-            counts = HandOver(self._client, self._ledger, id, dedupe).all(read(source, defaults))
+            counts = hand_over(self._client, self._ledger, id, read(source, defaults), dedupe)
             if (there := self._client.llen(keys.batch_lines(id))) != counts["lines"]:
                 told = f"{there:,} of {counts['lines']:,} lines are in Redis, where the first wait"
                 raise TurnoutError(f"{told} {HALF_KEPT_S // 60} minutes for the next; submit them again, as a file")

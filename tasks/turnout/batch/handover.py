@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import redis
@@ -18,7 +18,6 @@ from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Format, Line
 from turnout.errors import FULL, IntakeRefused
 from turnout.ledger import Ledger
-from turnout.request import InferenceRequest
 from turnout.result import Problem
 
 PAGE = 500
@@ -51,56 +50,45 @@ class Handed:
         return cls(Line(number, custom_id, Format(format), rest[0]), job, bool(rest[-1]))
 
 
-@dataclass(slots=True)
-class HandOver:
-    """Puts an input into Redis, chunk by chunk."""
+def hand_over(
+    client: redis.Redis, ledger: Ledger, batch: str, lines: Iterable[tuple[Line, Asked]], dedupe: bool
+) -> dict[str, int]:
+    """Put an input into Redis, chunk by chunk. Returns how many `lines` there are, how many `jobs` of their own, and
+    how many `shared` another's. dedupe: ask identical requests once."""
+    counts = {"lines": 0, "jobs": 0, "shared": 0}
+    jobs, index, requests = Uniqueness(), list[str](), list[bytes]()
+    for line, asked in lines:
+        if isinstance(asked, Problem):
+            handed = Handed(line, problem=asked)
+        else:
+            payload = asked.canonical_json()
+            job = job_id(batch, line.url if dedupe else line.number, payload)
+            handed = Handed(line, job, shared=dedupe and jobs.note(job, line.number) != line.number)
+            if not handed.shared:
+                requests.append(entry(job, payload))
+                counts["jobs"] += 1
+        index.append(handed.to_json())
+        counts["lines"] += 1
+        counts["shared"] += handed.shared
+        if len(index) >= LINES or sum(map(len, requests)) >= CLOSED_BYTES:
+            _put(client, ledger, batch, index, requests)
+            index, requests = [], []
+    _put(client, ledger, batch, index, requests)
+    return counts
 
-    client: redis.Redis
-    ledger: Ledger
-    batch: str
-    dedupe: bool
-    """Ask identical requests once."""
-    _index: list[str] = field(default_factory=list)
-    _requests: list[bytes] = field(default_factory=list)
-    _jobs: Uniqueness = field(default_factory=Uniqueness)
 
-    def all(self, lines: Iterable[tuple[Line, Asked]]) -> dict[str, int]:
-        """Returns how many `lines` there are, how many `jobs` of their own, and how many `shared` another's."""
-        counts = {"lines": 0, "jobs": 0, "shared": 0}
-        for line, asked in lines:
-            handed = Handed(line, problem=asked) if isinstance(asked, Problem) else self._job(line, asked)
-            self._index.append(handed.to_json())
-            counts["lines"] += 1
-            counts["jobs"] += handed.problem is None and not handed.shared
-            counts["shared"] += handed.shared
-            if len(self._index) >= LINES or sum(map(len, self._requests)) >= CLOSED_BYTES:
-                self._put()
-        self._put()
-        return counts
-
-    def _job(self, line: Line, request: InferenceRequest) -> Handed:
-        payload = request.canonical_json()
-        job = job_id(self.batch, line.url if self.dedupe else line.number, payload)
-        if self.dedupe and self._jobs.note(job, line.number) != line.number:
-            return Handed(line, job, shared=True)
-        self._requests.append(entry(job, payload))
-        return Handed(line, job)
-
-    def _put(self) -> None:
-        keys = self.ledger.keys
-        if self.client.exists(keys.intake):
-            raise IntakeRefused(FULL, retryable=True)
-        with self.client.pipeline() as pipe:
-            if self._requests:
-                chunk = packed(self._requests, self.batch, self.ledger.keyring)
-                pipe.rpush(keys.batch_input(self.batch), chunk)
-            if self._index:
-                pipe.rpush(keys.batch_lines(self.batch), *self._index)
-            pipe.expire(keys.batch_input(self.batch), HALF_KEPT_S)
-            pipe.expire(keys.batch_lines(self.batch), HALF_KEPT_S)
-            pipe.execute()
-        self._requests.clear()
-        self._index.clear()
+def _put(client: redis.Redis, ledger: Ledger, batch: str, index: list[str], requests: list[bytes]) -> None:
+    keys = ledger.keys
+    if client.exists(keys.intake):
+        raise IntakeRefused(FULL, retryable=True)
+    with client.pipeline() as pipe:
+        if requests:
+            pipe.rpush(keys.batch_input(batch), packed(requests, batch, ledger.keyring))
+        if index:
+            pipe.rpush(keys.batch_lines(batch), *index)
+        pipe.expire(keys.batch_input(batch), HALF_KEPT_S)
+        pipe.expire(keys.batch_lines(batch), HALF_KEPT_S)
+        pipe.execute()
 
 
 def pages(client: redis.Redis, key: str) -> Iterator[list[Handed]]:
