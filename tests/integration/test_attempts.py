@@ -44,47 +44,50 @@ async def finish(bench: Bench) -> None:
     await bench.finish()
 
 
-def done(url: str, client: redis.Redis, spool: Path, scenario: Scenario, work: Work = finish) -> JobResult:
+Done = Callable[..., JobResult]
+
+
+@pytest.fixture
+def done(redis_url: str, flushed: redis.Redis, tmp_path: Path) -> Done:
     """The job's result, after `work`."""
 
-    async def do() -> JobResult:
-        line = Line(url)
+    async def do(scenario: Scenario, work: Work) -> JobResult:
+        line = Line(redis_url)
         async with line.client:
-            bench = Bench(client, line, spool, scenario)
+            bench = Bench(flushed, line, tmp_path, scenario)
             await bench.begin()
             async with asyncio.timeout(LEASE_S):
                 await work(bench)
-            (result,) = run(client, [bench.ledger.result(JOB)])
+            (result,) = run(flushed, [bench.ledger.result(JOB)])
             assert result is not None
             return result
 
-    with asyncio.Runner(loop_factory=HastyLoop) as runner:
-        return runner.run(do())
+    def at_last(scenario: Scenario, work: Work = finish) -> JobResult:
+        with asyncio.Runner(loop_factory=HastyLoop) as runner:
+            return runner.run(do(scenario, work))
+
+    return at_last
 
 
-def test_a_repeated_call_that_goes_elsewhere_is_a_failover_and_is_repeated_there_too(
-    redis_url: str, flushed: redis.Redis, tmp_path: Path
-) -> None:
+def test_a_repeated_call_that_goes_elsewhere_is_a_failover_and_is_repeated_there_too(done: Done) -> None:
     """A call is repeated where the job is served best by then, and that may be another endpoint."""
 
     async def work(bench: Bench) -> None:
         bench.providers[1].script = [ERROR, answer()]
         await bench.finish()
 
-    result = done(redis_url, flushed, tmp_path, Scenario(cheap=[ERROR]), work)
+    result = done(Scenario(cheap=[ERROR]), work)
     assert [attempt.endpoint for attempt in result.attempts] == ["cheap/m", "dear/m", "dear/m"]
     assert (result.failovers, result.deferrals) == (1, 0)
 
 
-def test_a_repeated_call_where_nothing_else_will_do_is_no_failover(
-    redis_url: str, flushed: redis.Redis, tmp_path: Path
-) -> None:
-    result = done(redis_url, flushed, tmp_path, Scenario(wish={"only": ["cheap"]}, cheap=[ERROR, answer()]))
+def test_a_repeated_call_where_nothing_else_will_do_is_no_failover(done: Done) -> None:
+    result = done(Scenario(wish={"only": ["cheap"]}, cheap=[ERROR, answer()]))
     assert [attempt.endpoint for attempt in result.attempts] == ["cheap/m", "cheap/m"]
     assert (result.failovers, result.deferrals) == (0, 0)
 
 
-def test_a_job_that_is_run_again_has_its_whole_ceiling(redis_url: str, flushed: redis.Redis, tmp_path: Path) -> None:
+def test_a_job_that_is_run_again_has_its_whole_ceiling(done: Done, flushed: redis.Redis) -> None:
     async def work(bench: Bench) -> None:
         await bench.attempt(bench.worker, lambda attempt: attempt)
         unsure = flushed.hget(bench.ledger.keys.money, f"job:{JOB}|unsure")
@@ -97,7 +100,7 @@ def test_a_job_that_is_run_again_has_its_whole_ceiling(redis_url: str, flushed: 
 
     hangs = failing(FailureKind.TIMED_OUT, Billed.MAYBE)
     scenario = Scenario(wish={"only": ["cheap"], "max_cost_usd": 100e-6}, cheap=[hangs, answer()])
-    result = done(redis_url, flushed, tmp_path, scenario, work)
+    result = done(scenario, work)
     assert (result.status, result.cost_microusd, result.unsure_microusd) == ("succeeded", 10, 0)
 
 
@@ -111,20 +114,16 @@ class Reloading(dict[str, CloudProviderBase]):
         return super().get(key, default) if there else None
 
 
-def test_a_job_outlives_a_reload_between_its_admission_and_its_call(
-    redis_url: str, flushed: redis.Redis, tmp_path: Path
-) -> None:
+def test_a_job_outlives_a_reload_between_its_admission_and_its_call(done: Done) -> None:
     async def work(bench: Bench) -> None:
         bench.in_force.connectors = Reloading(bench.in_force.connectors)
         await bench.finish()
 
-    result = done(redis_url, flushed, tmp_path, Scenario(wish={"only": ["cheap"]}), work)
+    result = done(Scenario(wish={"only": ["cheap"]}), work)
     assert [attempt.failure for attempt in result.attempts] == ["local", None]
 
 
-def test_an_answer_that_is_paid_for_is_kept_though_its_last_pieces_cannot_be_streamed(
-    redis_url: str, flushed: redis.Redis, tmp_path: Path
-) -> None:
+def test_an_answer_that_is_paid_for_is_kept_though_its_last_pieces_cannot_be_streamed(done: Done) -> None:
     """Redis hangs just then, for longer than the lease lasts."""
 
     async def work(bench: Bench) -> None:
@@ -153,13 +152,13 @@ def test_an_answer_that_is_paid_for_is_kept_though_its_last_pieces_cannot_be_str
         assert provider.calls == 1
 
     scenario = Scenario(wish={"only": ["cheap"]}, stream=True)
-    result = done(redis_url, flushed, tmp_path, scenario, work)
+    result = done(scenario, work)
     assert (result.status, result.cost_microusd, result.unsure_microusd) == ("succeeded", 10, 0)
 
 
-def test_a_job_that_has_spent_its_ceiling_says_so(redis_url: str, flushed: redis.Redis, tmp_path: Path) -> None:
+def test_a_job_that_has_spent_its_ceiling_says_so(done: Done) -> None:
     hangs = failing(FailureKind.TIMED_OUT, Billed.MAYBE)
-    result = done(redis_url, flushed, tmp_path, Scenario(wish={"max_cost_usd": 100e-6}, cheap=[hangs]))
+    result = done(Scenario(wish={"max_cost_usd": 100e-6}, cheap=[hangs]))
     assert result.error is not None
     assert (result.status, result.error.code, len(result.attempts)) == ("failed", "cost_ceiling", 1)
     assert "$0.000041 of its ceiling left" in result.error.message
@@ -167,7 +166,7 @@ def test_a_job_that_has_spent_its_ceiling_says_so(redis_url: str, flushed: redis
 
 @pytest.mark.parametrize("late_s", [0.0, MIXED_S])
 def test_nothing_is_refused_for_good_for_a_while_if_other_workers_follow_another_configuration(
-    late_s: float, redis_url: str, flushed: redis.Redis, tmp_path: Path
+    late_s: float, done: Done, flushed: redis.Redis
 ) -> None:
     async def work(bench: Bench) -> None:
         run(flushed, [bench.ledger.alive("another", "2", 1, 10_000, 60)])
@@ -183,7 +182,7 @@ def test_nothing_is_refused_for_good_for_a_while_if_other_workers_follow_another
             run(flushed, [bench.ledger.alive("another", "1", 1, 10_000, 60)])
             await bench.finish()
 
-    result = done(redis_url, flushed, tmp_path, Scenario(wish={"only": ["nobody"]}, late_s=late_s), work)
+    result = done(Scenario(wish={"only": ["nobody"]}, late_s=late_s), work)
     assert result.error is not None
     assert (result.status, result.error.code, result.deferrals) == ("failed", "refused", 0 if late_s else 3)
 
@@ -193,7 +192,7 @@ def test_nothing_is_refused_for_good_for_a_while_if_other_workers_follow_another
     [('"top_k":3', 0.0, True), ('"top_k":3', MIXED_S, False), ('"top_k":3,"timeout_s":"long"', 0.0, False)],
 )
 def test_a_job_with_fields_of_a_later_release_is_left_to_its_workers_for_a_while(
-    field: str, late_s: float, put_off: bool, redis_url: str, flushed: redis.Redis, tmp_path: Path
+    field: str, late_s: float, put_off: bool, done: Done, flushed: redis.Redis
 ) -> None:
     async def work(bench: Bench) -> None:
         sent = flushed.hget(bench.ledger.keys.job(JOB), "payload")
@@ -209,7 +208,7 @@ def test_a_job_with_fields_of_a_later_release_is_left_to_its_workers_for_a_while
             flushed.hset(bench.ledger.keys.job(JOB), "payload", sent)  # as a worker that knows the field reads it
         await bench.finish()
 
-    result = done(redis_url, flushed, tmp_path, Scenario(late_s=late_s), work)
+    result = done(Scenario(late_s=late_s), work)
     assert (result.status, result.deferrals) == ("succeeded" if put_off else "failed", 0)
     if result.error is not None:
         assert (result.error.code, result.error.retryable) == ("unreadable", False)
@@ -217,9 +216,7 @@ def test_a_job_with_fields_of_a_later_release_is_left_to_its_workers_for_a_while
 
 
 @pytest.mark.parametrize("lane", [Lane.STANDARD, Lane.INTERACTIVE])
-def test_where_two_were_asked_at_once_and_neither_can_do_it_the_reason_is_told(
-    lane: Lane, redis_url: str, flushed: redis.Redis, tmp_path: Path
-) -> None:
+def test_where_two_were_asked_at_once_and_neither_can_do_it_the_reason_is_told(lane: Lane, done: Done) -> None:
     class Declining(Simulated):
         async def call(self, endpoint: Endpoint, *_: Any) -> CallOutcome:
             self.calls += 1
@@ -230,7 +227,7 @@ def test_where_two_were_asked_at_once_and_neither_can_do_it_the_reason_is_told(
         bench.in_force.connectors = {CHEAP.id: Declining(()), DEAR.id: Declining(())}
         await bench.finish()
 
-    result = done(redis_url, flushed, tmp_path, Scenario(wish={"lane": lane}), work)
+    result = done(Scenario(wish={"lane": lane}), work)
     assert result.error is not None
     assert (result.status, result.error.code) == ("failed", "context_length")
     assert {attempt.endpoint for attempt in result.attempts} == {"cheap/m", "dear/m"}

@@ -132,9 +132,8 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
             places = {f"Flower's {path}": get(path) for path in paths}
             assert [path for path, text in places.items() if not text] == []
         os.kill(worker.pid, signal.SIGUSR1)  # of which Celery would make all frames with all their variables
-        log = tmp_path / "worker-1.log"
-        stand.until(lambda: "(most recent call first)" in log.read_text("utf-8", "replace"))
-        assert "LOCAL VARIABLES" not in log.read_text("utf-8", "replace")
+        stand.until(lambda: "(most recent call first)" in worker.said)
+        assert "LOCAL VARIABLES" not in worker.said
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=30) as reply:
             places["metrics"] = reply.read().decode()
         places |= stored(stand.client)
@@ -170,18 +169,17 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
     keys.write_text(f"2026a:{base64.b64encode(os.urandom(32)).decode()}")
     with standing(tmp_path, SEALED_FLEET, concurrency=10) as stand:
         overheard = Overheard(stand.redis.url, results=True)
-        stand.start_worker()  # it has no key
+        keyless = stand.start_worker()
         monkeypatch.setenv("TURNOUT_PAYLOAD_KEYS_FILE", str(keys))
         client = Client(stand.redis.url)
         job = client.submit(PROMPT, model="llama-3.3-70b", stream=True, metadata={"label": PROMPT})
-        log = tmp_path / "worker-1.log"
-        stand.until(lambda: f"job {job.id} is left queued: its request: sealed with the key 2026a#" in log.read_text())
+        stand.until(lambda: f"job {job.id} is left queued: its request: sealed with the key 2026a#" in keyless.said)
         assert job.status() == "queued"
         moved = client.submit("another's", model="llama-3.3-70b")
         stand.client.hset(
             f"{{turnout}}:job:{moved.id}", "payload", stand.client.hget(f"{{turnout}}:job:{job.id}", "payload")
         )
-        stand.stop_worker(stand.workers[0])
+        stand.stop_worker(keyless)
         stand.start_worker()
         pieces = list(job.stream())
         assert any(isinstance(piece, Restarted) for piece in pieces)
@@ -208,10 +206,10 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
         told = CliRunner().invoke(main, ["explain", job.id], env=stand.environ)
         assert "sim · llama-3.3-70b · 44 tokens" in " ".join(told.output.split()), "the story needs no key"
         with (
-            Client(stand.redis.url) as keyless,
+            Client(stand.redis.url) as without_key,
             pytest.raises(Unreadable, match=f"of job {job.id}: sealed with"),
         ):
-            keyless.job(job.id).wait(5)
+            without_key.job(job.id).wait(5)
         client.close()
         overheard.stop()
         written = {file.name: file.read_bytes() for file in (tmp_path / "appendonlydir").iterdir()}

@@ -85,11 +85,10 @@ def test_a_worker_asks_for_its_redis_every_two_seconds_however_long_it_is_away(
 ) -> None:
     monkeypatch.setenv("TURNOUT_LOG_LEVEL", "debug")
     with standing(tmp_path, FLEET) as stand:
-        stand.start_worker()
+        worker = stand.start_worker()
         stand.redis.kill()
-        log = tmp_path / "worker-1.log"
-        stand.until(lambda: log.read_text().count("Redis is asked again in ") > 3)
+        stand.until(lambda: worker.said.count("Redis is asked again in ") > 3)
         stand.redis.restart()
-        stand.until(lambda: "jobs are fetched again" in log.read_text())
-    waits_s = re.findall(r"asked again in (\S+) s", log.read_text())
+        stand.until(lambda: "jobs are fetched again" in worker.said)
+    waits_s = re.findall(r"asked again in (\S+) s", worker.said)
     assert set(waits_s) == {"0", "2"}, "at once, and then as often, where kombu would wait for 2 s more each time"

@@ -59,11 +59,10 @@ def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path, monkeypat
         stand.submit(IDS[:20])
         stand.until(lambda: stand.outcomes(IDS[:20]) == {"calling": 20})
         worker.send_signal(signal.SIGTERM)
-        log = tmp_path / "worker-1.log"
-        stand.until(lambda: "stopping: 20 jobs" in log.read_text("utf-8"))
+        stand.until(lambda: "stopping: 20 jobs" in worker.said)
         worker.send_signal(signal.SIGTERM)
         worker.wait(30)
-        assert all(map(json.loads, log.read_text("utf-8").splitlines()))
+        assert all(map(json.loads, worker.said.splitlines()))
         assert stand.outcomes(IDS[:20]) == {"queued": 20}
         assert stand.client.zcard(stand.ledger.keys.leases) == 0
 

@@ -64,7 +64,7 @@ def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: 
             stand.hurry()
             stand.start_worker()
             stand.until(lambda: stand.settled() == 5)
-            log = (tmp_path / "worker-1.log").read_text("utf-8")
+            log = stand.workers[0].said
             warnings = [line for line in log.splitlines() if " WARNING turnout" in line]
             assert not [line for line in warnings if any(f"[{job_id}]" in line for job_id in ids)], "one for all"
             aborted_at = _aborted_at(log)

@@ -117,9 +117,8 @@ def test_metrics_outlive_a_redis_that_is_away(stand: Stand, port: int) -> None:
 def test_a_worker_that_waits_for_redis_at_its_start_tells_so(tmp_path: Path, port: int) -> None:
     with standing(tmp_path, FLEET) as stand:
         stand.redis.kill()
-        stand.start_worker(wait=False)
-        log = tmp_path / "worker-1.log"
-        stand.until(lambda: "Redis can't be reached" in log.read_text(), 60)
+        worker = stand.start_worker(wait=False)
+        stand.until(lambda: "Redis can't be reached" in worker.said, 60)
         assert ("turnout_worker_jobs",) in scraped(port)
         stand.redis.restart()
         stand.until(lambda: ("turnout_fleet_backlog_jobs", "batch") in scraped(port), 60)

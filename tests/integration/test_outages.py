@@ -144,20 +144,19 @@ def test_without_redis_calls_under_way_end_and_none_begins(tmp_path: Path) -> No
         stand.until(lambda: stand.settled() >= slots and in_flight(stand) == slots, 30)
         stand.redis.kill()
         at_death = requests(stand, "one")
-        log = stand.folder / "worker-1.log"
-        stand.until(lambda: "its result waits on disk" in log.read_text(), 30)
+        stand.until(lambda: "its result waits on disk" in worker.said, 30)
         stand.until(lambda: in_flight(stand) == 0, 30)
         # Those whose slots are free again: a call that was granted a moment before may have begun a moment after.
         assert requests(stand, "one") <= at_death + slots
         ended = stand.oracle()["providers"]["one"]["answered"]
-        stand.until(lambda: "housekeeping waits: " in log.read_text(), 30)
+        stand.until(lambda: "housekeeping waits: " in worker.said, 30)
         assert stand.oracle()["providers"]["one"]["answered"] == ended
         hurry(stand)
         stand.redis.restart()
         stand.until(lambda: stand.settled() == len(ids), 60)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
         assert worker.poll() is None
-        said = log.read_text()
+        said = worker.said
         assert "raised unexpected" not in said  # nor was Celery told of an end, and so anybody's `link_error`
         assert said.count("no jobs are fetched until Redis is back") == said.count("jobs are fetched again") == 1
 
@@ -173,11 +172,10 @@ def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) 
     slow = fleet("one").replace("0.02", "0.3")
     with standing(tmp_path, slow, concurrency=5, lease_s=LEASE_S) as stand:  # for what is held must be taken back
         worker = stand.start_worker()
-        log = stand.folder / "worker-1.log"
         stand.submit(ids)
         stand.client.replicaof("127.0.0.1", 1)
-        stand.until(lambda: "no jobs are fetched" in log.read_text(), 30)
-        stand.until(lambda: "takes no writes" in log.read_text(), 30)
+        stand.until(lambda: "no jobs are fetched" in worker.said, 30)
+        stand.until(lambda: "takes no writes" in worker.said, 30)
         since, asked = time.monotonic(), refusals(stand)
         stand.until(lambda: refusals(stand) >= asked + 3, 30)
         assert time.monotonic() - since > 1.8, "a second each time"
@@ -187,7 +185,7 @@ def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) 
         stand.until(lambda: stand.settled() == len(ids), 60)
         assert stand.outcomes(ids) == {"succeeded": len(ids)}
         assert worker.poll() is None
-        said = log.read_text()
+        said = worker.said
         assert "raised unexpected" not in said
         assert said.count("no jobs are fetched until Redis is back") == said.count("jobs are fetched again") == 1
         assert "Connect" not in said, "Celery's own lines, one or two each second"
@@ -202,8 +200,7 @@ def test_a_worker_that_waits_for_redis_at_its_start_is_healthy_and_can_be_stoppe
     with standing(tmp_path, fleet("one")) as stand:
         stand.redis.kill()
         worker = stand.start_worker(wait=False)
-        log = stand.folder / "worker-1.log"
-        stand.until(lambda: "Redis can't be reached, trying again" in log.read_text(), 30)
+        stand.until(lambda: "Redis can't be reached, trying again" in worker.said, 30)
         stand.until(alive.exists, 30)  # a restart would not help
         worker.terminate()
         assert worker.wait(60) == 0

@@ -161,7 +161,7 @@ def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:
         sent.get(timeout=LIMIT_S)
     assert sent.state == "REVOKED"
     infer(app).apply_async().get(timeout=LIMIT_S)
-    assert f"[{sent.id}] cancelled, for it was revoked" not in (stand.folder / "worker-1.log").read_text()
+    assert f"[{sent.id}] cancelled, for it was revoked" not in stand.workers[0].said
 
 
 def test_a_revoked_job_is_cancelled_wherever_it_waits_and_runs_when_it_is_replayed(app: Celery, stand: Stand) -> None:
@@ -236,8 +236,8 @@ def test_what_is_no_message_ends_no_worker_and_takes_no_other_with_it(app: Celer
 def test_who_sends_no_json_is_told_so_and_what_was_asked_stays_out_of_the_log(
     app: Celery, stand: Stand, serializer: str
 ) -> None:
-    log = stand.folder / "worker-1.log"
-    logged = log.read_text().count("(not shown)")
+    worker = stand.workers[0]
+    logged = worker.said.count("(not shown)")
     sent = infer(app, "canary-xyzzy").apply_async(serializer=serializer)
     with pytest.raises(Failed, match="serializer='json'"):
         sent.get(timeout=LIMIT_S)
@@ -248,8 +248,8 @@ def test_who_sends_no_json_is_told_so_and_what_was_asked_stays_out_of_the_log(
         other.get(timeout=LIMIT_S)
     stand.client.lpush("standard", old_message('{"task": "turnout.infre", "id": "a", "args": ["canary-xyzzy"]}'))
     stand.client.lpush("standard", old_message('["canary-xyzzy"]'), old_message("canary-xyzzy"))
-    stand.until(lambda: log.read_text().count("(not shown)") == logged + 6, LIMIT_S)
-    assert "canary-xyzzy" not in log.read_text()
+    stand.until(lambda: worker.said.count("(not shown)") == logged + 6, LIMIT_S)
+    assert "canary-xyzzy" not in worker.said
     assert app.AsyncResult(first["id"]).result == first
 
 

@@ -88,4 +88,4 @@ def test_a_worker_says_at_its_start_what_redis_lacks(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET) as stand:
         stand.client.config_set("maxmemory-policy", "allkeys-lru")
         stand.start_worker()
-        assert "Redis is not fit for production" in (tmp_path / "worker-1.log").read_text("utf-8")
+        assert "Redis is not fit for production" in stand.workers[0].said

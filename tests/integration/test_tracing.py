@@ -71,13 +71,13 @@ def test_one_trace_from_submission_to_settlement(
     monkeypatch.setenv("TURNOUT_LOG_FORMAT", "json")
     tracer = TracerProvider().get_tracer("web")
     with standing(tmp_path, FLEET, concurrency=4, lease_s=30.0) as stand, Client(stand.redis.url) as client:
-        stand.start_worker()
+        worker = stand.start_worker()
         with tracer.start_as_current_span("POST /summaries") as request:
             job = client.submit(SECRET, model="llama-3.3-70b", constraints={"strategy": "cost"})
         answer, ended = job.wait(30), job.result()
         # Celery's thread and the exporter's have their own pace: the last span of the job comes when its hold ends.
         stand.until(lambda: sum(span.name == "turnout.job" for span in receiver.spans) == 2, 60)
-        lines = [json.loads(line) for line in (tmp_path / "worker-1.log").read_text().splitlines()]
+        lines = [json.loads(line) for line in worker.said.splitlines()]
     trace_id = f"{request.get_span_context().trace_id:032x}"
     assert {span.trace_id.hex() for span in receiver.spans} == {trace_id}
     calls = [span for span in receiver.spans if span.kind == Span.SPAN_KIND_CLIENT]
