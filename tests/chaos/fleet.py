@@ -17,6 +17,12 @@ from turnout_workers.local import process
 from turnout_workers.simulator import load
 
 
+def one_provider(name: str = "sim", **fields: Any) -> str:
+    """A scenario of one alone, of short answers."""
+    models = {"llama-3.3-70b": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}}
+    return toml_lines.dumps({"output_tokens": 8, "providers": {name: {"models": models, **fields}}})
+
+
 def two_providers(ttft_s: float) -> str:
     """A cheap one and a dearer one of the same model, of short answers that take so long."""
     return "output_tokens = 8\n" + "".join(

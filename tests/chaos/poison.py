@@ -16,14 +16,10 @@ import tempfile
 import time
 from pathlib import Path
 
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import LEASE_S, Stand, standing
 
-FLEET = """
-output_tokens = 8
-[providers.sim-one]
-ttft_s = 0.25
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
-"""
+FLEET = one_provider("sim-one", ttft_s=0.25)
 WORKERS = 4
 CONCURRENCY = 25
 PACE = 0.95

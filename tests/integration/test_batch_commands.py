@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand, standing
 
 from turnout.batch.chunk import chunk_jobs
@@ -18,12 +19,7 @@ from turnout.cli import main
 from turnout.ledger import Keyring, run
 from turnout.request import Lane
 
-FLEET = """
-output_tokens = 8
-[providers.sim]
-ttft_s = 0.05
-models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
-"""
+FLEET = one_provider(ttft_s=0.05)
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import redis
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import standing
 from tests.integration.test_cancellation import JOB, Bench, HastyLoop, Line, Scenario, Simulated
 
@@ -21,12 +22,7 @@ from turnout_workers.routing.fleet import Endpoint, Fleet, Price
 from turnout_workers.routing.record import excluded
 from turnout_workers.state.store import Mark
 
-FLEET = """
-output_tokens = 8
-[providers.sim-one]
-ttft_s = 0.2
-models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
-"""
+FLEET = one_provider("sim-one", ttft_s=0.2)
 ASKED = InferenceRequest(prompt="How much?", max_output_tokens=100)
 
 

@@ -7,15 +7,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand, standing
 
 from turnout_workers.local import process
 
 COMMAND = [sys.executable, "-m", "celery", "-A", "turnout_workers.app:app", "worker"]
-FLEET = """
-[providers.sim]
-models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
-"""
+FLEET = one_provider()
 
 
 @pytest.mark.parametrize("given", [[], ["-c", "7"]])

@@ -11,15 +11,11 @@ import redis
 from celery import Celery
 from celery.result import AsyncResult
 from pytest_celery import CeleryTestSetup, CeleryTestWorker, RedisTestBackend, RedisTestBroker
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand, standing
 
 LIMIT_S = 60
-FLEET = """
-output_tokens = 8
-[providers.sim]
-ttft_s = 60.0
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
-"""
+FLEET = one_provider(ttft_s=60.0)
 
 
 class Node:

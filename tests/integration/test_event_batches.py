@@ -14,6 +14,7 @@ import pytest
 import redis
 from celery import Celery
 from tests.chaos.events import hearing
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import standing
 from tests.redis_server import Server
 from tests.tcp_proxy import between
@@ -136,12 +137,7 @@ def test_what_could_not_be_told_is_told_though_nothing_else_happens(
     assert heard.state.tasks["a"].state == "STARTED"
 
 
-ONE_AT_A_TIME = """
-[providers.sim]
-ttft_s = 60.0
-concurrency = 1
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
-"""
+ONE_AT_A_TIME = one_provider(ttft_s=60.0, concurrency=1)
 
 
 def test_every_end_is_told_also_of_a_job_that_no_worker_has(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import standing
 
 from turnout.ledger import NewJob, Script, run
@@ -18,11 +19,7 @@ from turnout_workers.attempts.progress import Progress
 from turnout_workers.routing.sharing import LONG_WAIT_S
 from turnout_workers.transport import FETCH_SHARE, OpenLanes
 
-FLEET = """
-[providers.sim-one]
-ttft_s = 0.01
-models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
-"""
+FLEET = one_provider("sim-one", ttft_s=0.01)
 LANES = [lane.value for lane in Lane]
 
 
@@ -130,7 +127,7 @@ def test_with_memory_full_jobs_stay_in_their_lanes(tmp_path: Path) -> None:
 
 
 def test_a_job_leaves_room_for_a_larger_one_that_has_waited_long_in_its_lane(tmp_path: Path) -> None:
-    slow = FLEET.replace("ttft_s = 0.01", "ttft_s = 60\ntokens_per_minute = 1000")
+    slow = one_provider(ttft_s=60, tokens_per_minute=1000)
     with standing(tmp_path, slow, concurrency=10) as stand:
         stand.start_worker()
         for name, tokens, lane, waited_s, becomes in (

@@ -16,6 +16,7 @@ from celery.contrib.testing.worker import start_worker
 from celery.exceptions import NotRegistered, TaskRevokedError
 from kombu import Exchange
 from kombu import Queue as CeleryQueue
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand
 
 from turnout import Cancelled, Client, Expired, Failed, InferenceRequest
@@ -23,11 +24,7 @@ from turnout.ledger import NewJob, run
 from turnout.request import Lane
 from turnout_workers.celery_app import celery_settings
 
-FLEET = """
-output_tokens = 8
-[providers.sim]
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
-"""
+FLEET = one_provider()
 LIMIT_S = 60
 """Of what comes at once, but on a machine that is busy."""
 

@@ -22,6 +22,7 @@ import redis
 from celery import Celery
 from click.testing import CliRunner
 from tests import redis_server
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import standing
 from tests.flower import flower
 
@@ -29,11 +30,7 @@ from turnout import Client
 from turnout.cli import main
 from turnout.redis_address import checked, connect
 
-FLEET = """
-output_tokens = 8
-[providers.sim]
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.1 }
-"""
+FLEET = one_provider()
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand, standing
 
 from turnout.cli import main
@@ -14,11 +15,7 @@ from turnout.ledger import NewJob, run
 from turnout.request import InferenceRequest
 from turnout_workers.commands import operate
 
-FLEET = """
-output_tokens = 8
-[providers.sim-one]
-models."llama-3.3-70b" = { input_usd_per_mtok = 0.1, output_usd_per_mtok = 0.3 }
-"""
+FLEET = one_provider("sim-one")
 
 
 OUT_OF_REACH = {"type": "object", "properties": {"n": {"type": "string", "pattern": "^never$"}}, "required": ["n"]}

@@ -13,6 +13,7 @@ import pytest
 import redis
 from click.testing import CliRunner
 from tests import redis_server
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand, standing
 from tests.forked import Forked
 from tests.tcp_proxy import between
@@ -20,12 +21,7 @@ from tests.tcp_proxy import between
 from turnout import Client
 from turnout.cli import main
 
-FLEET = """
-output_tokens = 8
-[providers.sim]
-ttft_s = 0.2
-models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
-"""
+FLEET = one_provider(ttft_s=0.2)
 LINES = 200
 
 

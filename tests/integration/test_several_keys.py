@@ -5,16 +5,11 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import standing
 
 LIMIT = 20
-FLEET = f"""
-output_tokens = 8
-[providers.sim]
-api_key = ["key-one", "key-two"]
-requests_per_minute = {LIMIT}
-models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }}
-"""
+FLEET = one_provider(api_key=["key-one", "key-two"], requests_per_minute=LIMIT)
 
 
 def test_two_keys_do_more_than_the_limit_of_one_and_neither_passes_its_own(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand, standing
 
 from turnout.ledger import run
@@ -12,12 +13,6 @@ from turnout.ledger.operations import TURNS
 from turnout.request import RoutingConstraints
 
 FLOOD, QUIET, SLOTS = 1000, 5, 10
-FLEET = """
-[providers.sim-one]
-ttft_s = 0.1
-concurrency = {concurrency}
-models."llama-3.3-70b" = {{ input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }}
-"""
 
 
 def served_before(stand: Stand, tenant: str, others: str) -> list[int]:
@@ -34,7 +29,7 @@ def served_before(stand: Stand, tenant: str, others: str) -> list[int]:
 def test_a_tenants_flood_for_scarce_slots_does_not_hold_up_another(
     tmp_path: Path, slots: int, concurrency: int
 ) -> None:
-    with standing(tmp_path, FLEET.format(concurrency=concurrency), concurrency=slots) as stand:
+    with standing(tmp_path, one_provider("sim-one", ttft_s=0.1, concurrency=concurrency), slots) as stand:
         loud, quiet = (RoutingConstraints(tenant=name) for name in ("loud", "quiet"))
         stand.submit([f"loud {n}" for n in range(FLOOD)], constraints=loud)
         stand.start_worker()

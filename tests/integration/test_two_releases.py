@@ -15,6 +15,7 @@ from typing import Any, get_args
 import pytest
 from pydantic import BaseModel
 from tests.chaos import stand as stands
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand, standing
 
 from turnout.messages import FunctionDefinition, Tool
@@ -22,11 +23,7 @@ from turnout.result import JobResult, Problem
 from turnout_workers.local import process
 
 ROOT = Path(__file__).parents[2]
-FLEET = """
-output_tokens = 8
-[providers.sim]
-models."llama-3.3-70b" = { input_usd_per_mtok = 1.0, output_usd_per_mtok = 3.0 }
-"""
+FLEET = one_provider()
 CLIENT = """
 from turnout import Client
 with Client() as client:
