@@ -18,10 +18,9 @@ import redis
 
 from turnout.batch.ids import job_id, short
 from turnout.batch.journal import Journal
-from turnout.batch.line import Defaults, Line
-from turnout.batch.reading import Passed, Reading, Refusal, ToRun
+from turnout.batch.line import Line
+from turnout.batch.reading import Passed, Reading, ToRun
 from turnout.batch.render import copied, render
-from turnout.batch.source import Source
 from turnout.batch.tally import Tally, entry
 from turnout.batch.unreadable import UNREADABLE, whatever_it_is
 from turnout.errors import TurnoutError
@@ -52,15 +51,13 @@ class _Out:
 
 @dataclass(slots=True)
 class Feeder:
-    """One run of one batch. Which results it gives depends on `source` and `defaults` alone."""
+    """One run of one batch. Which results it gives depends on what is read alone."""
 
     client: redis.Redis
     ledger: Ledger
-    source: Source
-    journal: Journal
+    reading: Reading
     stopping: Callable[[], object] = lambda: False
     """Asked again and again; what is true then raises Stopped."""
-    defaults: Defaults = field(default_factory=Defaults)
     window: int = 5000
     """Most jobs in the queue at once."""
     window_bytes: int = 64 * 1024 * 1024
@@ -70,7 +67,6 @@ class Feeder:
     max_cost_microusd: int | None = None
     retry_failed: bool = False
     """Run lines again that have no answer in the journal."""
-    refusal: Refusal | None = None
     _out: dict[str, _Out] = field(default_factory=dict, init=False)
     _bytes: int = field(default=0, init=False)
     """Of the requests that are out."""
@@ -92,8 +88,7 @@ class Feeder:
         gone = max(0, tally.cost_microusd - spent_microusd), max(0, tally.unsure_microusd - unsure_microusd)
         ceiling = None if self.max_cost_microusd is None else max(0, self.max_cost_microusd - sum(gone))
         run(self.client, [self.ledger.set_ceiling(self.journal.batch, ceiling)])
-        reading = Reading(self.source, self.journal, self.defaults, self.refusal)
-        lines = reading.lines()
+        reading, lines = self.reading, self.reading.lines()
         while not reading.ended or self._out:
             more = bool(self._unsent) or self._read(lines)
             has_room = self._send()
@@ -115,6 +110,10 @@ class Feeder:
         run(self.client, [self.ledger.set_ceiling(self.journal.batch, None)])
         on_progress(tally)
         return tally
+
+    @property
+    def journal(self) -> Journal:
+        return self.reading.journal
 
     @property
     def under_way(self) -> int:

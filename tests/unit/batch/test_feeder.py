@@ -17,7 +17,9 @@ import redis
 from turnout.batch import feeder
 from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, Unwritable
+from turnout.batch.line import Defaults
 from turnout.batch.output import write_output
+from turnout.batch.reading import Reading, Refusal
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
 from turnout.ledger import Call, Claimed, Keys, Ledger, Settlement, run
@@ -70,10 +72,13 @@ class Bench:
         ids: Any = self.client.zrange(self.ledger.keys.pending(Lane.STANDARD), 0, -1)
         return [id.decode() for id in ids]
 
-    def feed(self, on_progress: Any = None, stopping: Any = lambda: False, **options: Any) -> Tally:
+    def feed(
+        self, on_progress: Any = None, stopping: Any = lambda: False, refusal: Refusal | None = None, **options: Any
+    ) -> Tally:
         with Journal(self.folder / "journal") as journal:
             journal.begin({"dedupe": True} if options.get("dedupe") else {}, options.get("retry_failed", False))
-            fed = Feeder(self.client, self.ledger, Source(str(self.source)), journal, stopping, **options)
+            reading = Reading(Source(str(self.source)), journal, Defaults(), refusal)
+            fed = Feeder(self.client, self.ledger, reading, stopping, **options)
             tally = fed.run(on_progress or (lambda tally: self.work()))
             write_output(journal.output(), str(self.output))
         return tally

@@ -28,7 +28,7 @@ from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, writing
 from turnout.batch.live import cancel_live
 from turnout.batch.output import check_places, write_output
-from turnout.batch.reading import nothing_to_run
+from turnout.batch.reading import Reading, nothing_to_run
 from turnout.batch.render import reason
 from turnout.batch.source import Source, SourceError
 from turnout.batch.tally import Tally
@@ -212,14 +212,11 @@ def _feed(
     feeder = Feeder(
         client,
         here.ledger,
-        source,
-        journal,
-        stopping=stopping,
-        defaults=lines.defaults(options),
+        Reading(source, journal, lines.defaults(options), lambda request: lines.refusal(request, fleet)),
+        stopping,
         dedupe=options["dedupe"],
         max_cost_microusd=options["max_cost_microusd"],
         retry_failed=options["retry_failed"],
-        refusal=lambda request: lines.refusal(request, fleet),
     )
     shown = _progress(console, options, here.settings, source)
 
