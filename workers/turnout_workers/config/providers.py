@@ -11,7 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from turnout.request import MOST, Capability, Quality
 from turnout.value import Name, Value
-from turnout_workers.providers.dialects import DIALECTS, Dialect, dialect
+from turnout_workers.providers.dialects import DIALECTS, GENERIC, Dialect
 from turnout_workers.routing.fleet import Price
 
 
@@ -153,7 +153,7 @@ class ProviderTable(LimitFields):
 
     @property
     def preset(self) -> Dialect:
-        return dialect(self.dialect, self.kind)
+        return DIALECTS.get(self.dialect or "", GENERIC)
 
 
 def with_presets(providers: object) -> object:

@@ -11,6 +11,7 @@ from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.connector import Connector
+from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
 from turnout_workers.providers.wire import (
@@ -53,6 +54,8 @@ EFFORT = {"minimal": "low"}
 
 class AnthropicConnector(Connector):
     """`POST /v1/messages`."""
+
+    dialect = DIALECTS["anthropic"]
 
     def __init__(self, config: ProviderConfig, http: Http) -> None:
         super().__init__(config, http)

@@ -21,7 +21,7 @@ from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout_workers.monitoring import tracing
 from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
-from turnout_workers.providers.dialects import GENERIC, Dialect, dialect
+from turnout_workers.providers.dialects import DIALECTS, GENERIC, Dialect
 from turnout_workers.providers.errors import ProviderError, malformed, request_id, unsendable
 from turnout_workers.providers.http import Http, Outgoing, Reply, address, is_stream, within
 from turnout_workers.providers.prices import call_cost_microusd
@@ -54,7 +54,7 @@ class Connector(CloudProviderBase):
             raise TurnoutError(f"provider {config.name}: base_url is missing; connectors over HTTP need one")
         self.config = config
         self.http = http
-        self.dialect = dialect(config.dialect, config.kind, self.dialect)
+        self.dialect = DIALECTS.get(config.dialect or "", self.dialect)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
         takes = self.dialect.parameters | STREAM
         self._taken: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: takes)

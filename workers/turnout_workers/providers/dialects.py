@@ -143,8 +143,3 @@ DIALECTS: dict[str, Dialect] = dict(
 """By name."""
 GENERIC = Dialect()
 """OpenAI's format and nothing else, as of a server that is not OpenAI's own."""
-
-
-def dialect(name: str | None, kind: str, plain: Dialect = GENERIC) -> Dialect:
-    """The preset of that name; None: the plain form of the wire format."""
-    return DIALECTS.get(name or ("" if kind == "openai" else kind), plain)

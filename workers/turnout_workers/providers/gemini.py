@@ -10,6 +10,7 @@ from typing import Any
 from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
+from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.wire import (
     Answer,
     Gathering,
@@ -43,6 +44,8 @@ UNSIGNED = "skip_thought_signature_validator"
 
 class GeminiConnector(Connector):
     """`POST /v1beta/models/MODEL:generateContent`."""
+
+    dialect = DIALECTS["gemini"]
 
     def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
         model = f"{self._version}/models/{endpoint.served_model}"
