@@ -57,7 +57,7 @@ class Connector(CloudProviderBase):
         self.dialect = DIALECTS.get(config.dialect or "", self.dialect)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
         takes = self.dialect.parameters | STREAM
-        self._taken: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: takes)
+        self._parameters: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: takes)
         """By model and reasoning effort: of that, models take some values, and temperature with some of those."""
         self._secrets = tuple(self._headers.values())
         if config.api_key is not None:
@@ -97,7 +97,7 @@ class Connector(CloudProviderBase):
         on, and the call is repeated without it: a refused call costs nothing."""
         asked = endpoint.served_model, request.reasoning_effort
         while True:
-            sent = Sent(request, self.name, self._taken[asked])
+            sent = Sent(request, self.name, self._parameters[asked])
             streams = on_token is not None and not request.is_embedding and sent.takes("stream")
             gathering = self.gathering() if streams else None
             out = self._asking(endpoint, sent, timeouts, gathering is not None)
@@ -112,7 +112,7 @@ class Connector(CloudProviderBase):
                 if name not in sent.taken or request.on_unsupported == "fail":
                     raise
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
-                self._taken[asked] -= {name}
+                self._parameters[asked] -= {name}
         answer = understood(self.read, request, reply.body)
         outcome = understood(self._outcome, answer, endpoint, sent, reply)
         if failure := fault(answer, request):
