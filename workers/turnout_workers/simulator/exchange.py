@@ -21,8 +21,6 @@ from turnout_workers.simulator.scenario import FaultKind, Scenario
 from turnout_workers.simulator.wire import Problem, Wire, encode
 
 WIRES: Mapping[str, Wire] = {"openai": OpenAI(), "anthropic": Anthropic(), "gemini": Gemini()}
-SIMULATED = {"x-turnout-simulated": "1"}
-JOB_HEADER = "x-turnout-job"
 _KINDS = {429: "rate_limited", 503: "overloaded", 529: "overloaded"}
 """Of errors, by status."""
 _GARBAGE = b"<html><body><h1>It works!</h1></body></html>"
@@ -134,7 +132,7 @@ class Exchange:
 
     def _headers(self) -> dict[str, str]:
         """Limits are reported in the headers of the provider's dialect, which its callers read."""
-        headers = dict(SIMULATED)
+        headers = {"x-turnout-simulated": "1"}
         if name := self.wire.request_id_header:
             headers[name] = f"req_{self.id}"
         limits = {} if self.meter is None else self.books.limits(self.meter, self.now)

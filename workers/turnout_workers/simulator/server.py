@@ -21,7 +21,8 @@ from aiohttp import web
 from pydantic import ValidationError
 from yarl import URL
 
-from turnout_workers.simulator.exchange import JOB_HEADER, SIMULATED, Exchange
+from turnout_workers.providers.connector import JOB_HEADER
+from turnout_workers.simulator.exchange import Exchange
 from turnout_workers.simulator.oracle import Books, Job
 from turnout_workers.simulator.scenario import Fault, Scenario
 
@@ -93,7 +94,7 @@ class Simulator:
 
     async def _control(self, request: web.BaseRequest, path: str) -> web.StreamResponse:
         if request.method == "GET" and path == "stats":
-            return _told(self.stats(jobs="jobs" in request.query))
+            return web.json_response(self.stats(jobs="jobs" in request.query))
         if path not in self._books:
             return self._unknown(path)
         if request.method == "DELETE":
@@ -102,17 +103,13 @@ class Simulator:
             try:
                 self.fail(path, Fault.model_validate_json(await request.read()))
             except ValidationError as error:
-                return _told({"error": error.errors(include_url=False, include_context=False)}, 400)
-        return _told(self._books[path].stats(time.monotonic()))
+                return web.json_response({"error": error.errors(include_url=False, include_context=False)}, status=400)
+        return web.json_response(self._books[path].stats(time.monotonic()))
 
     def _unknown(self, name: str) -> web.Response:
-        return _told({"error": f"no provider {name!r}; there are {', '.join(self._books)}"}, 404)
+        return web.json_response({"error": f"no provider {name!r}; there are {', '.join(self._books)}"}, status=404)
 
 
 def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]) -> web.BaseRequest:
     loop = asyncio.get_running_loop()
     return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_MAX_BODY)
-
-
-def _told(body: dict[str, Any], status: int = 200) -> web.Response:
-    return web.json_response(body, status=status, headers=SIMULATED)
