@@ -22,7 +22,7 @@ from turnout_workers.monitoring import tracing
 from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
 from turnout_workers.providers.dialects import DIALECTS, GENERIC, Dialect
-from turnout_workers.providers.errors import ProviderError, malformed, request_id, unsendable
+from turnout_workers.providers.errors import ProviderError, broken, malformed, request_id
 from turnout_workers.providers.http import Http, Outgoing, Reply, address, is_stream, within
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
@@ -146,7 +146,7 @@ class Connector(CloudProviderBase):
             why = "the request is nested too deep, or holds text that is no Unicode"
             raise ProviderError(Failure(FailureKind.INVALID_REQUEST, why)) from None
         except Exception as error:  # over what this job asks, for nothing has left: the endpoint is none the worse
-            raise ProviderError(unsendable(endpoint.id, error)) from None
+            raise ProviderError(broken("connector", endpoint.id, error, kind=FailureKind.INVALID_REQUEST)) from None
         return self._outgoing(path, self.headers(endpoint), content, timeouts, tuple(contents(request)))
 
     def _outgoing(

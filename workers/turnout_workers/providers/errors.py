@@ -6,7 +6,6 @@ import logging
 import re
 import traceback
 from collections.abc import Mapping
-from dataclasses import replace
 
 from turnout.errors import TurnoutError
 from turnout.request import InferenceResponse
@@ -44,17 +43,14 @@ def malformed(what: str, headers: Mapping[str, str] | None = None) -> ProviderEr
     return ProviderError(failure)
 
 
-def broken(what: str, whose: str, error: Exception, billed: Billed = Billed.NO) -> Failure:
+def broken(
+    what: str, whose: str, error: Exception, billed: Billed = Billed.NO, kind: FailureKind = FailureKind.MALFORMED
+) -> Failure:
     """The failure of a connector of another package, or its health check, that raised what none may. The error's own
     words may hold anything, so the log has its place alone."""
     where = "".join(traceback.format_tb(error.__traceback__))
     logger.error("the %s of %s raised %s:\n%s", what, whose, type(error).__name__, where)
-    return Failure(FailureKind.MALFORMED, f"its {what} raised {type(error).__name__}", billed)
-
-
-def unsendable(whose: str, error: Exception) -> Failure:
-    """The failure of a call for which no request could be made, and so nothing was sent."""
-    return replace(broken("connector", whose, error), kind=FailureKind.INVALID_REQUEST)
+    return Failure(kind, f"its {what} raised {type(error).__name__}", billed)
 
 
 def request_id(headers: Mapping[str, str]) -> str | None:
