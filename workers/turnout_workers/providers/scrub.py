@@ -33,9 +33,11 @@ def scrubbed(text: str, secrets: tuple[str, ...] = ()) -> str:
     text = text[: 4 * MESSAGE_LENGTH]
     plain = _plain(text)
     cleared = _cleared(plain, map(_plain, secrets))
-    text = cleared if cleared != plain else _cleared(text, secrets) if text != plain else text
-    text = printable(text)
-    text = _KEY.sub("…", " ".join(text.split()))
+    if cleared != plain:
+        text = cleared
+    elif text != plain:
+        text = _cleared(text, secrets)
+    text = _KEY.sub("…", " ".join(printable(text).split()))
     return text if len(text) <= MESSAGE_LENGTH else f"{text[: MESSAGE_LENGTH - 1]}…"
 
 
