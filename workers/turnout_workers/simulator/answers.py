@@ -61,15 +61,12 @@ class Answer:
         return "".join(self.words)
 
 
-def digest(text: str) -> str:
-    return blake2b(text.encode("utf-8", "replace"), digest_size=8).hexdigest()
-
-
 def answer(call: Call, provider: str, seed: int, median_tokens: int) -> Answer:
     """What `provider` says to `call`: random, but determined by `seed` and the call's own content."""
     if not isinstance(call.model, str):
         raise TypeError("model")
-    key = digest(f"{seed}\0{provider}\0{call.model}\0" + "\0".join(call.texts))
+    asked = "\0".join((str(seed), provider, call.model, *call.texts))
+    key = blake2b(asked.encode("utf-8", "replace"), digest_size=8).hexdigest()
     number, tokens_in = int(key, 16), call.input_tokens
     if call.embed:
         vectors = tuple(_vector(f"{call.model}\0{text}", call.dimensions) for text in call.texts)

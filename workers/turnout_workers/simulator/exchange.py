@@ -111,14 +111,13 @@ class Exchange:
         if "truncate" not in self.struck:
             return self._reply(200, body)
         payload = encode(body)
-        response = web.StreamResponse(headers=self._headers() | {"content-type": "application/json"})
-        response.content_length = len(payload)
-        await response.prepare(self.request)
-        await response.write(payload[: len(payload) // 2])
-        return self._hang_up("truncate", response)
+        half = len(payload) // 2
+        return await self._stream([(0, payload[:half]), (0, payload[half:])], 0, "application/json")
 
-    async def _stream(self, events: list[tuple[int, bytes]], s_per_token: float) -> web.StreamResponse:
-        response = web.StreamResponse(headers=self._headers() | {"content-type": "text/event-stream"})
+    async def _stream(
+        self, events: list[tuple[int, bytes]], s_per_token: float, media: str = "text/event-stream"
+    ) -> web.StreamResponse:
+        response = web.StreamResponse(headers=self._headers() | {"content-type": media})
         await response.prepare(self.request)
         cut = len(events) // 2 if "truncate" in self.struck else None
         for tokens, data in events[:cut]:
