@@ -58,12 +58,6 @@ class Sentinels:
         limits = {"socket_timeout": SENTINEL_LIMIT_S, "socket_connect_timeout": SENTINEL_LIMIT_S}
         return {**self.sentinel_login, **limits, "retry": redis.retry.Retry(NoBackoff(), 0)}
 
-    def primary(self, kind: Any, never: Any, options: Mapping[str, Any]) -> Any:
-        """A client that follows the primary. kind: redis-py's `Sentinel`; never: to retry; both blocking, or not."""
-        asking = self.sentinel_options | {"retry": never}
-        manager = kind(self.nodes, sentinel_kwargs=asking, db=self.database, **self.login, **options)
-        return manager.master_for(self.service)
-
 
 def sentinels(url: str) -> Sentinels | None:
     """What a `sentinel://` address says; None for another address. Raises ValueError."""
@@ -134,23 +128,26 @@ def place(url: str) -> str:
 
 def connect(url: str, **options: Any) -> redis.Redis:
     """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
-    options = LASTING | options
-    if (found := sentinels(url)) is None:
-        client = redis.Redis.from_url(url, **options)
-    else:
-        client = found.primary(redis.sentinel.Sentinel, redis.retry.Retry(NoBackoff(), 0), options)
-    follow(client.connection_pool)
+    client: redis.Redis = _client(redis, url, options)
     return client
 
 
 def connect_async(url: str, **options: Any) -> redis.asyncio.Redis:
     """The same for asyncio."""
-    options = LASTING | options
+    client: redis.asyncio.Redis = _client(redis.asyncio, url, options)
+    return client
+
+
+def _client(library: Any, url: str, options: Mapping[str, Any]) -> Any:
+    """library: `redis` or `redis.asyncio`, which name all of this alike."""
+    options = {**LASTING, **options}
     if (found := sentinels(url)) is None:
-        client = redis.asyncio.Redis.from_url(url, **options)
+        client = library.Redis.from_url(url, **options)
     else:
-        never = redis.asyncio.retry.Retry(NoBackoff(), 0)
-        client = found.primary(redis.asyncio.sentinel.Sentinel, never, options)
+        asking = found.sentinel_options | {"retry": library.retry.Retry(NoBackoff(), 0)}
+        login = {"db": found.database, **found.login}
+        manager = library.sentinel.Sentinel(found.nodes, sentinel_kwargs=asking, **login, **options)
+        client = manager.master_for(found.service)
     follow(client.connection_pool)
     return client
 
