@@ -42,7 +42,8 @@ class Keyring:
 
     def __init__(self, keys: tuple[Key, ...] = ()) -> None:
         self._keys = {key.ref: key for key in keys}
-        self._first = keys[0] if keys else None
+        self.ref = keys[0].ref if keys else None
+        """The name of the key that seals; None without keys."""
         self._cipher: Any = _cipher() if keys else None
 
     @classmethod
@@ -60,25 +61,20 @@ class Keyring:
         return cls(tuple(_key(entry, f"{name}, entry {n}") for n, entry in enumerate(entries.split(), 1)))
 
     def __bool__(self) -> bool:
-        return self._first is not None
+        return bool(self._keys)
 
     @property
     def refs(self) -> tuple[str, ...]:
         """The names under which Redis refers to the keys."""
         return tuple(self._keys)
 
-    @property
-    def ref(self) -> str | None:
-        """The name of the key that seals; None without keys."""
-        return self._first.ref if self._first else None
-
     def seal(self, place: str, content: bytes) -> bytes:
         """The content, sealed to be stored at this place; unchanged if there is no key."""
-        if self._first is None:
+        if self.ref is None:
             return content
         nonce = os.urandom(NONCE_BYTES)
-        sealed: bytes = self._cipher(_derived(self._first, place)).encrypt(nonce, content, None)
-        return b"%b%b:%b%b" % (MARK, self._first.ref.encode(), nonce, sealed)
+        sealed: bytes = self._cipher(_derived(self._keys[self.ref], place)).encrypt(nonce, content, None)
+        return b"%b%b:%b%b" % (MARK, self.ref.encode(), nonce, sealed)
 
     def open(self, place: str, stored: bytes) -> bytes:
         """What was sealed for this place, or stored there before there were keys. Raises Unreadable."""
