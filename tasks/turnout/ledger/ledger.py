@@ -64,8 +64,6 @@ class Ledger(Operations):
             "payload": self.sealed(job.id, "request", job.payload),
             "lane": job.lane.value,
             "label": job.label,
-        }
-        optional = {
             "tenant": job.tenant,
             "batch": job.batch,
             "embed": job.embed,
@@ -75,9 +73,9 @@ class Ledger(Operations):
             "stream": "1" if job.stream else "",
             "metadata": self.sealed(job.id, "metadata", _labels(job.metadata)) if job.metadata else "",
         }
-        record |= {name: value for name, value in optional.items() if value}
+        given = [(name, value) for name, value in record.items() if value]
         deadlines = [0 if one is None else max(1, ms(one)) for one in (job.deadline, job.deadline_s)]
-        args = (job.id, job.fingerprint, *deadlines, int(job.publish), int(detached), *flat(record.items()))
+        args = (job.id, job.fingerprint, *deadlines, int(job.publish), int(detached), *flat(given))
         return self.call("enqueue", *args, decode=_enqueued, job=job.id, batch=job.batch)
 
     def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:
@@ -167,9 +165,9 @@ class Ledger(Operations):
         command = ("ZRANGE", self.keys.parked, f"[{line} ", f"({line}!", "BYLEX", "LIMIT", 0, count)
         return Call(command, lambda reply: [spot.split(" ", 2)[2] for spot in texts(reply)])
 
-    def hasten(self, limit: int = 10_000) -> Call[int]:
-        """Let the first parked job of so many lines look for room at once. Returns how many lines there are."""
-        return self.call("hasten", limit, PUT_OFF, decode=int)
+    def hasten(self) -> Call[None]:
+        """Let the first parked job of every line look for room at once."""
+        return self.call("hasten", PUT_OFF, decode=nothing)
 
     # --- housekeeping: lists of job ids, at most `limit` of them, and what to do with each ---------------
 
@@ -200,9 +198,9 @@ class Ledger(Operations):
         """Give out turns that came free without a claim, to the jobs of this list: `bring` them."""
         return self.call("spare", limit, decode=texts)
 
-    def bring(self, job_id: str) -> Call[bool]:
+    def bring(self, job_id: str) -> Call[None]:
         """Publish a job that waited in line and whose turn has come."""
-        return self.call("bring", job_id, decode=bool, job=job_id)
+        return self.call("bring", job_id, decode=nothing, job=job_id)
 
     def lapsed(self, limit: int) -> Call[list[str]]:
         """Jobs whose lease is over."""
@@ -230,9 +228,9 @@ class Ledger(Operations):
         result = JobResult.unanswered(job_id, JobStatus.EXPIRED, "deadline", late)
         return self.end("expire", result, batch)
 
-    def close_account(self, job_id: str) -> Call[bool]:
+    def close_account(self, job_id: str) -> Call[None]:
         """Drop what a job that has ended, or is gone, has spent of its own ceiling; not of a live one."""
-        return self.call("close_account", job_id, decode=bool, job=job_id)
+        return self.call("close_account", job_id, decode=nothing, job=job_id)
 
     def lost(self, lane: Lane, before: int, limit: int) -> Call[tuple[int, list[str]]]:
         """The place of the lane's front, and the queued jobs to `republish`: those that have no message now and had

@@ -284,12 +284,12 @@ def test_a_job_of_a_detached_batch_is_accepted_while_that_is_there_and_not_cance
 def test_the_account_of_a_job_is_closed_when_it_has_ended_and_no_sooner(bed: Bed) -> None:
     bed.client.hset(bed.keys.money, mapping={"job:a|spent": 1, "job:ab|spent": 1})
     bed.enqueue()
-    assert not bed(bed.ledger.close_account("a"))
+    bed(bed.ledger.close_account("a"))
     token = bed.claimed().token
-    assert not bed(bed.ledger.close_account("a"))
+    bed(bed.ledger.close_account("a"))
     assert bed.client.hlen(bed.keys.money) == 2
     bed.settle(token)
-    assert bed(bed.ledger.close_account("a"))
+    bed(bed.ledger.close_account("a"))
     assert bed.client.hkeys(bed.keys.money) == [b"job:ab|spent"]
 
 
@@ -520,7 +520,7 @@ def test_a_job_missed_before_its_turn_was_brought_is_not_taken_for_lost_at_once_
     fetch(bed)
     bed.advance(1)
     assert housekeep(bed) == []
-    assert bed(bed.ledger.bring("a"))
+    bed(bed.ledger.bring("a"))
     bed.advance(round(LOST_S * 1000))
     fetch(bed)
     assert housekeep(bed) == []

@@ -105,7 +105,7 @@ def test_a_change_that_comes_while_the_first_of_a_line_looks_is_not_missed(bed: 
     ids = parked(bed, 2)
     bed.advance(60_000)
     assert woken(bed) == ids[:1]
-    assert bed(bed.ledger.hasten(100)) == 1
+    bed(bed.ledger.hasten())
     park(bed, ids[0], wait_s=160.0)
     assert woken(bed) == ids[:1]
     park(bed, ids[0], wait_s=160.0)
@@ -146,7 +146,7 @@ def test_a_line_whose_jobs_are_all_cancelled_is_none(bed: Bed) -> None:
 def test_a_change_wakes_no_job_that_waits_for_its_time(bed: Bed) -> None:
     bed.enqueue(later := "some day")
     assert bed(bed.ledger.put_off(later, bed.claimed(later).token, 60.0, "", EVENT))
-    assert bed(bed.ledger.hasten(100)) == 0
+    bed(bed.ledger.hasten())
     assert woken(bed) == []
     bed.advance(60_000)
     assert woken(bed) == [later]
@@ -154,7 +154,7 @@ def test_a_change_wakes_no_job_that_waits_for_its_time(bed: Bed) -> None:
 
 def test_a_change_lets_the_first_of_every_line_look_at_once(bed: Bed) -> None:
     first, second = parked(bed, 3, "a", 600.0), parked(bed, 3, "b", 60.0)
-    assert bed(bed.ledger.hasten(1)) == 1
-    assert woken(bed) == second[:1]
-    assert bed(bed.ledger.hasten(100)) == 2, "the second line is to go on after a while: now, instead"
-    assert set(woken(bed)) == {first[0], second[1]}
+    bed(bed.ledger.hasten())
+    assert set(woken(bed)) == {first[0], second[0]}
+    bed(bed.ledger.hasten())
+    assert set(woken(bed)) == {first[1], second[1]}, "the lines were to go on after a while: now, instead"

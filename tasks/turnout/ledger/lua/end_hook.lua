@@ -7,4 +7,3 @@ if redis.call('ZREM', KEYS.hooks, ARGV[1]) == 1 and current then
   if current == ARGV[1] then redis.call('HDEL', KEYS.job, 'hook', 'hook_tries') end
   tell(ARGV[2])
 end
-return 1

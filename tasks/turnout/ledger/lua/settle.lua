@@ -18,7 +18,7 @@ local version, state, current, settled_token, deadline,
   'batch', 'lane', 'turn', 'spot', 'stream', 'webhook', 'watchers'))
 if not state then return {'gone', ''} end
 if version ~= VERSION then return {'refused', state} end
-if not is_held(state) and not is_waiting(state) then
+if not is_live(state) then
   return {(by_worker and settled_token == token) and 'repeated' or 'duplicate', state}
 end
 

@@ -4,7 +4,7 @@ local NOW = now_ms()
 
 -- A job at work is held: by one worker, until its lease ends.
 local function is_held(state) return state == 'leased' or state == 'calling' end
-local function is_waiting(state) return state == 'queued' or state == 'delayed' end
+local function is_live(state) return is_held(state) or state == 'queued' or state == 'delayed' end
 
 -- Add an event, given as the inside of a JSON object, to the job's story. Long stories lose their beginning.
 local function tell(event)

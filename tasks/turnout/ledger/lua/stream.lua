@@ -5,4 +5,3 @@
 redis.call('XADD', KEYS.stream, 'MAXLEN', '~', 20000, '*', unpack(ARGV, 3))
 redis.call('PEXPIRE', KEYS.stream, ARGV[2])
 tell_all(redis.call('HGET', KEYS.job, 'readers'), '+' .. ARGV[1])
-return 1

@@ -9,7 +9,7 @@ local hook, id = ARGV[1], ARGV[2]
 if redis.call('ZREM', KEYS.hooks, hook) == 0 then return nil end
 local state, current = unpack(redis.call('HMGET', KEYS.job, 'state', 'hook'))
 -- Replayed: its next end is told.
-if state and (current ~= hook or is_waiting(state) or is_held(state)) then return nil end
+if state and (current ~= hook or is_live(state)) then return nil end
 local result = result_of()
 local tries = result[1] and redis.call('HINCRBY', KEYS.job, 'hook_tries', 1) or 1
 hook = string.match(hook, '^%S+') .. ' ' .. NOW + ARGV[2 + math.min(tries, #ARGV - 2)] .. ' ' .. id

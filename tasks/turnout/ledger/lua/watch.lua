@@ -12,7 +12,7 @@ local function add(field, channels)
   if string.find(channels, ' ' .. ARGV[1] .. ' ', 1, true) then return end
   redis.call('HSET', KEYS.job, field, channels .. ARGV[1] .. ' ')
 end
-if is_waiting(state) or is_held(state) then
+if is_live(state) then
   add('watchers', watchers)
   if ARGV[2] == '1' then add('readers', readers) end
 end
