@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pytest
 import redis
 from celery import Celery
 from tests.chaos.events import hearing
@@ -20,7 +19,8 @@ from tests.redis_server import Server
 from tests.tcp_proxy import between
 
 from turnout.ledger import run
-from turnout_workers.celery_app import celery_settings
+from turnout_workers.celery_app import celery_app, celery_settings
+from turnout_workers.consumer import PatientConsumer
 from turnout_workers.monitoring.events import SLOW_S, Dispatcher, Events
 
 FLEET = """
@@ -115,16 +115,14 @@ class Away:
         raise redis.ConnectionError("away")
 
 
-def test_what_could_not_be_told_is_told_though_nothing_else_happens(
-    redis_server: Server, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Dispatcher, "of_tasks", None)
-    app, hub = Celery(events=Events), Hub()
-    app.conf.update(celery_settings(redis_server.url))
+def test_what_could_not_be_told_is_told_though_nothing_else_happens(redis_server: Server) -> None:
+    consumer, hub, app = object.__new__(PatientConsumer), Hub(), celery_app(redis_server.url, events=Events)
+    consumer.hub = hub
     with app.connection_for_write() as connection, hearing(redis_server.url) as heard:
         dispatcher: Dispatcher = app.events.Dispatcher(
-            connection, buffer_group=["task"], on_send_buffered=lambda: dispatcher.gather(hub)
+            connection, buffer_group=["task"], on_send_buffered=consumer.on_send_event_buffered
         )
+        consumer.event_dispatcher = dispatcher
         there, dispatcher.producer = dispatcher.producer, Away()
         dispatcher.send("task-started", uuid="a")
         for _ in range(3):

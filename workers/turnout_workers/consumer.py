@@ -1,9 +1,9 @@
-"""Celery's consumer, patient with a Redis that is away, and silent on what a message carries."""
+"""Celery's consumer: patient with a Redis that is away, silent on what messages carry, and telling events together."""
 
 from __future__ import annotations
 
 import logging
-import time
+from time import monotonic, sleep
 from typing import Any
 
 from celery.worker.consumer import Consumer
@@ -16,6 +16,12 @@ from turnout_workers.task import Infer
 
 logger = logging.getLogger(__name__)
 
+GATHER_S = 0.25
+"""How long task events wait for others, and so how much later Flower shows them. By itself Celery publishes what it has
+at each turn of its loop."""
+AGAIN_S = 2.0
+"""How soon what could not be published is tried again if no other event comes."""
+
 
 class PatientConsumer(Consumer):
     """Rests before it reconnects to a Redis that refused a command: one that takes no writes, because its disk is full,
@@ -26,19 +32,21 @@ class PatientConsumer(Consumer):
     event_dispatcher: Any
     pool: TaskPool
     _away = False
+    _tells_at = 0.0
+    """When what was gathered is published next, on the clock of `monotonic`."""
 
     def ensure_connected(self, conn: Any) -> Any:
         ask = conn.ensure_connection
-        conn.ensure_connection = lambda _tell, *limits, **options: ask(self._tell, *limits, **options, interval_step=0)
+        conn.ensure_connection = lambda _tell, *limits, **options: ask(self._say, *limits, **options, interval_step=0)
         return super().ensure_connected(conn)
 
     def on_connection_error_after_connected(self, exc: Exception) -> None:
-        self._tell(exc)
+        self._say(exc)
         super().on_connection_error_after_connected(exc)
         if isinstance(exc, ResponseError):
-            time.sleep(transport.REST_S)
+            sleep(transport.REST_S)
 
-    def _tell(self, error: Exception, again_s: float = 0.0) -> None:
+    def _say(self, error: Exception, again_s: float = 0.0) -> None:
         if not self._away:
             logger.warning("no jobs are fetched until Redis is back: %s", error)
         logger.debug("Redis is asked again in %g s", again_s)
@@ -49,10 +57,24 @@ class PatientConsumer(Consumer):
         if self._away:
             logger.info("Redis is back: jobs are fetched again")
         self._away = False
+        self.pool.tell = self.tell
+        self.tell()  # what was kept while Redis was away
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stubs think it returns something
+        self._tell_in(GATHER_S)
+
+    def _tell_in(self, seconds: float) -> None:
+        if monotonic() >= self._tells_at:
+            self._tells_at = monotonic() + seconds
+            self.hub.call_later(seconds, self.tell)
+
+    def tell(self) -> None:
+        """Publish the task events that were gathered."""
+        self._tells_at = 0.0
         if self.event_dispatcher is not None:  # else it is being replaced, and its successor takes its events over
-            self.event_dispatcher.gather(self.hub)
+            self.event_dispatcher.flush()
+            if self.event_dispatcher.keeps:
+                self._tell_in(AGAIN_S)
 
     def on_decode_error(self, message: Any, exc: Exception) -> None:
         super().on_decode_error(Unread(message), exc)

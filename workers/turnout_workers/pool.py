@@ -41,7 +41,6 @@ from vine import promise
 
 from turnout.request import Lane
 from turnout_workers import transport
-from turnout_workers.monitoring.events import Dispatcher
 from turnout_workers.routing.sharing import headroom
 from turnout_workers.runtime import Worker
 
@@ -154,6 +153,8 @@ class TaskPool(BasePool):
     body_can_be_buffer = True
     worker: ClassVar[Worker]
     """What runs on the loop. Celery makes the pool, of which a process has one: so the class is told."""
+    tell: Callable[[], None]
+    """Publishes task events at once. The consumer's."""
     hurried = False
     """A stop was asked for a second time: don't wait for the rest of the grace period."""
 
@@ -245,7 +246,7 @@ class TaskPool(BasePool):
             job.callback((failed, value, self._finished_at - job.started_at))
         transport.fill()
         if moved:  # if another worker ended such a job before that is told, Flower would show it as retried for ever
-            Dispatcher.tell_now()
+            self.tell()
 
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Called by Celery's `revoke(terminate=True)`, too."""
