@@ -8,16 +8,16 @@ import json
 import os
 import signal
 import stat
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tests.chaos.fleet import Fleet
+from tests.forked import Forked
 
 FLEET = """
 seed = 3
@@ -31,12 +31,6 @@ ttft_s = 0.1
 s_per_token = 0.002
 models."llama-3.3-70b" = { input_usd_per_mtok = 0.9, output_usd_per_mtok = 0.9 }
 """
-KEYS = [name for name in os.environ if name.endswith("_API_KEY")]
-
-
-def environ(folder: Path) -> dict[str, str]:
-    kept = {name: value for name, value in os.environ.items() if name not in KEYS}
-    return kept | {"TURNOUT_TEST_MARK": str(folder)}
 
 
 @pytest.fixture
@@ -53,29 +47,20 @@ def served(fleet: Fleet) -> dict[str, int]:
 
 
 @contextmanager
-def running(folder: Path, *arguments: str, **keys: str) -> Iterator[subprocess.Popen[str]]:
-    command = [sys.executable, "-m", "turnout", "run", *arguments]
-    child = subprocess.Popen(
-        command,
-        cwd=folder,
-        env=environ(folder) | keys,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
+def running(folder: Path, *arguments: str, **environ: str) -> Iterator[Forked]:
+    """`turnout run` in this folder, all of whose processes have the mark of it."""
+    log, environ = folder / "run.log", {"TURNOUT_TEST_MARK": str(folder), **environ}
+    log.unlink(missing_ok=True)
+    child = Forked(["run", *arguments], environ, log, partial(os.chdir, folder))
     try:
         yield child
     finally:
-        if child.poll() is None:
-            child.kill()
+        child.kill()
         child.wait()
-        if child.stdout:
-            child.stdout.close()
 
 
-def finish(child: subprocess.Popen[str], limit_s: float = 90) -> tuple[int, str]:
-    output, _ = child.communicate(timeout=limit_s)
-    return child.returncode, output
+def finish(child: Forked, limit_s: float = 90) -> tuple[int, str]:
+    return child.wait(limit_s), child.said
 
 
 def until(happens: Callable[[], bool], limit_s: float = 60) -> None:
