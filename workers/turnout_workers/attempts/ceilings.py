@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
 
-from turnout.request import MICROUSD_PER_USD, InferenceRequest
+from turnout.request import MICROUSD_PER_USD
+from turnout_workers.attempts.held import HeldJob
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import CeilingTable
 from turnout_workers.state.store import Ceiling
@@ -23,18 +24,18 @@ class ConfiguredCeilings:
         self._in_force = in_force
         self._now = now
 
-    def of_job(self, job_id: str, request: InferenceRequest, batch: str | None) -> tuple[Ceiling, ...]:
+    def of_job(self, job: HeldJob) -> tuple[Ceiling, ...]:
         """All but the provider's. `total` has no ceiling: it is the books. A batch keeps its limit with its account.
 
         What all jobs cost, and what each provider does, is counted by day and month whether that has a ceiling or not,
         so that one that is set later knows what was spent before. Tenants may be too many for that.
         """
-        wish, configured = request.constraints, self._in_force.settings.file.ceilings
+        wish, configured = job.request.constraints, self._in_force.file.ceilings
         found = [Ceiling("total", None), *self._periods("total", configured.total)]
         if wish.max_cost_microusd is not None:
-            found.append(Ceiling(f"job:{job_id}", wish.max_cost_microusd))
-        if batch is not None:
-            found.append(Ceiling(f"batch:{batch}", None))
+            found.append(Ceiling(f"job:{job.id}", wish.max_cost_microusd))
+        if job.claim.batch is not None:
+            found.append(Ceiling(f"batch:{job.claim.batch}", None))
         if wish.tenant is not None:
             tenants = configured.tenants
             table = tenants.get(wish.tenant, tenants.get(ANY_TENANT, NO_CEILING))
@@ -43,7 +44,7 @@ class ConfiguredCeilings:
 
     def named(self) -> tuple[Ceiling, ...]:
         """Those that the configuration names, for the present day and month."""
-        configured = self._in_force.settings.file.ceilings
+        configured = self._in_force.file.ceilings
         found = list(self._periods("total", configured.total))
         for kind, tables in (("tenant", configured.tenants), ("provider", configured.providers)):
             for name in tables.keys() - {ANY_TENANT}:
@@ -51,7 +52,7 @@ class ConfiguredCeilings:
         return tuple(_limited(found))
 
     def of_provider(self, provider: str) -> tuple[Ceiling, ...]:
-        providers = self._in_force.settings.file.ceilings.providers
+        providers = self._in_force.file.ceilings.providers
         return self._periods(f"provider:{provider}", providers.get(provider, NO_CEILING))
 
     def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from redis.exceptions import RedisError, ResponseError
 
-from turnout.ledger import Call, Settlement, write_result
+from turnout.ledger import Call, write_result
 from turnout.request import InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
@@ -78,7 +78,7 @@ class Closing:
     async def _settle(self, job: HeldJob, result: JobResult) -> Done | Skipped:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
-        accounts = [ceiling.account for ceiling in self.parts.ceilings.of_job(job.id, job.request, claim.batch)]
+        accounts = [ceiling.account for ceiling in self.parts.ceilings.of_job(job)]
         keep = self.parts.in_force.file.retention
         settlement = self.parts.ledger.settle(
             claim.token, result, job.record, keep.results_s, claim.batch, keep.failed_s
@@ -106,7 +106,7 @@ class Closing:
         if not taken.accepted:
             if ours_to_book and taken.duplicate and result.cost_microusd:
                 await self.parts.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
-            return _not_taken(taken)
+            return Skipped(f"its end here comes too late: the job is {taken.state or 'gone'}")
         if job.request.constraints.max_cost_microusd is not None:
             await self.parts.send.whole(self.parts.ledger.close_account(job.id))
         return Done(result)
@@ -139,7 +139,3 @@ class Closing:
             cost_microusd=progress.cost_microusd,
             unsure_microusd=progress.unsure_microusd,
         )
-
-
-def _not_taken(taken: Settlement) -> Skipped:
-    return Skipped(f"its end here comes too late: the job is {taken.state or 'gone'}")

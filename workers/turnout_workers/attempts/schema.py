@@ -62,10 +62,10 @@ def _validator() -> Any:
 
     known = Draft202012Validator.VALIDATORS
 
-    def additional(validator: Any, value: Any, instance: Any, schema: Any) -> Iterable[Any]:
-        return (
-            () if "patternProperties" in schema else known["additionalProperties"](validator, value, instance, schema)
-        )
+    def additional(validator: Any, value: Any, instance: Any, schema: Any) -> Any:
+        if "patternProperties" in schema:
+            return ()
+        return known["additionalProperties"](validator, value, instance, schema)
 
     unchecked = dict.fromkeys(("patternProperties", "unevaluatedProperties", "unevaluatedItems"), lambda *_: ())
     ours = {"pattern": _pattern, "uniqueItems": _unique, "additionalProperties": additional, **unchecked}
