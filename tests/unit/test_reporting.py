@@ -14,7 +14,6 @@ from tests.unit.routing.fleets import endpoint, request, snapshot
 from turnout.request import InferenceResponse, Usage
 from turnout_workers.attempts import reporting
 from turnout_workers.attempts.reporting import STOPPED, Finished, Reporter
-from turnout_workers.providers.base import CallOutcome
 from turnout_workers.routing import failover
 from turnout_workers.routing.decision import rank
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -67,7 +66,7 @@ async def test_what_a_call_has_cost_is_told_also_after_a_long_outage(
     response = InferenceResponse(provider="groq", model_requested="m", model_served="m", cost_microusd=cost_microusd)
     store = Away(times=3)
     reporter = Reporter(store, seen, 2.0, random.Random(0))
-    call = Finished("job:1:0", best, 0.0, 1.0, CallOutcome(response))
+    call = Finished("job:1:0", best, 0.0, 1.0, response)
     await reporter.report(call, failover.judge(None, random.Random(0)))
     await asyncio.gather(*reporter._late)
     assert store.times == 3 - reports
@@ -98,9 +97,7 @@ async def test_what_answers_take_is_learned_from_whole_ones(
             usage=usage, provider="groq", model_requested="m", model_served="m", latency_s=took_s
         )
         began, clock[0] = clock[0], clock[0] + took_s
-        await reporter.report(
-            Finished(str(number), best, began, took_s, CallOutcome(response)), failover.judge(None, rng)
-        )
+        await reporter.report(Finished(str(number), best, began, took_s, response), failover.judge(None, rng))
     await seen.poll()
     view = seen.snapshot.views[0]
     first_s, each_s = predict(view.endpoint, view.metrics, clock[0])

@@ -15,7 +15,7 @@ from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.heartbeat import Hold
-from turnout_workers.providers.base import CallOutcome, CloudProviderBase, Timeouts
+from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -53,8 +53,8 @@ class Calling:
         lease_id, endpoint, leases = grant.lease_id, chosen.endpoint, held.hold.leases if held else []
         leases.append(lease_id)
         started_at, clock = self.fleet.now(), self.fleet.monotonic()
-        outcome: CallOutcome | None = None
-        observed: tuple[ObservedLimit, ...] = ()
+        response: InferenceResponse | None = None
+        limits: tuple[ObservedLimit, ...] = ()
         cut_off = UNSENT
         try:
             if held:
@@ -72,12 +72,12 @@ class Calling:
                     outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
                     if not isinstance(outcome.response, InferenceResponse):
                         raise TypeError(f"the connector of {endpoint.id} gave no InferenceResponse")
-            failure = off_schema(job.request, outcome.response)
+            response, limits = outcome.response, outcome.limits
+            failure = off_schema(job.request, response)
             if pieces is not None:
                 await _ended(pieces)
         except ProviderError as error:
-            failure, observed = error.failure, error.limits
-            outcome = CallOutcome(error.response, observed) if error.response else None
+            failure, response, limits = error.failure, error.response, error.limits
         except TimeoutError:
             failure = TIMED_OUT
         except (Exception, asyncio.CancelledError) as error:
@@ -89,7 +89,7 @@ class Calling:
             failure = broken("connector", endpoint.id, error, Billed.MAYBE)
         finally:
             leases.remove(lease_id)
-        return Finished(lease_id, chosen, started_at, self._since(clock), outcome, failure, observed)
+        return Finished(lease_id, chosen, started_at, self._since(clock), response, failure, limits)
 
     def _since(self, clock: float) -> float:
         return max(0.0, self.fleet.monotonic() - clock)  # a router's is the wall's, which may be set back

@@ -159,7 +159,7 @@ class InProcess:
             return ended.response
         if verdict.action is Next.GIVE_UP:
             self._in_time(job, self.fleet.now())
-            error = ProviderError(ended.failure, ended.observed, ended.response)
+            error = ProviderError(ended.failure, ended.limits, ended.response)
             error.add_note(_history(job))
             raise error
         await self._pause(job, verdict.delay_s)

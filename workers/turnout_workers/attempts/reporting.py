@@ -13,7 +13,6 @@ from redis.exceptions import RedisError
 
 from turnout.request import InferenceResponse, Usage
 from turnout.result import Attempt
-from turnout_workers.providers.base import CallOutcome
 from turnout_workers.routing import failover
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.estimate import amend
@@ -37,20 +36,16 @@ say what was then, and would harm an endpoint that is well by now."""
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A call that has ended: with an outcome, with a failure, or, for an answer that won't do, with both."""
+    """A call that has ended: with a response, with a failure, or, for an answer that won't do, with both."""
 
     lease_id: str
     chosen: Candidate
     started_at: float
     duration_s: float
-    outcome: CallOutcome | None = None
+    response: InferenceResponse | None = None
     failure: Failure | None = None
-    observed: tuple[ObservedLimit, ...] = ()
-    """Limits that came with the failure."""
-
-    @property
-    def response(self) -> InferenceResponse | None:
-        return self.outcome.response if self.outcome else None
+    limits: tuple[ObservedLimit, ...] = ()
+    """What the provider said of them."""
 
     @property
     def cost_microusd(self) -> int:
@@ -187,5 +182,5 @@ def _report(call: Finished, counts: bool, ttft_s: float | None) -> Report:
         latency_s=response.latency_s if response else None,
         ttft_s=ttft_s,
         predicted_s=chosen.latency_s,
-        limits=call.outcome.limits if call.outcome else call.observed,
+        limits=call.limits,
     )

@@ -66,8 +66,7 @@ class Metrics:
         self._spent(endpoint).inc(call.cost_microusd / MICROUSD_PER_USD)
         if call.unsure_microusd:
             self._unsure(endpoint).inc(call.unsure_microusd / MICROUSD_PER_USD)
-        if call.outcome is not None:
-            response = call.outcome.response
+        if (response := call.response) is not None:
             self._call_s(endpoint).observe(response.latency_s or 0.0)
             self._tokens(endpoint, "input").inc(response.usage.input_tokens)
             self._tokens(endpoint, "output").inc(response.usage.output_tokens)
