@@ -43,10 +43,10 @@ class Stopped(TurnoutError):
 
 @dataclass(slots=True)
 class _Out:
-    """A job in the queue, and the lines that wait for it, each with its digest."""
+    """A job in the queue, and the lines that wait for it."""
 
     job: NewJob
-    lines: list[tuple[Line, int]]
+    lines: list[Line]
 
 
 @dataclass(slots=True)
@@ -140,16 +140,16 @@ class Feeder:
                 return False
             if isinstance(to_run, Passed):
                 continue
-            line, digest = to_run.line, to_run.digest
-            payload = to_run.request.canonical_json()
-            id = job_id(self.journal.batch, line.url if self.dedupe else digest, payload)
+            line, request = to_run
+            payload = request.canonical_json()
+            id = job_id(self.journal.batch, line.url if self.dedupe else line.digest, payload)
             if id in self._out:
-                self._out[id].lines.append((line, digest))
+                self._out[id].lines.append(line)
             elif self.dedupe and (found := self.journal.of_job(short(id))) is not None:
-                self._share(*found, line, digest)
+                self._share(*found, line)
             else:
-                job = NewJob.of(id, to_run.request, payload, batch=self.journal.batch)
-                self._out[id] = _Out(job, [(line, digest)])
+                job = NewJob.of(id, request, payload, batch=self.journal.batch)
+                self._out[id] = _Out(job, [line])
                 self._bytes += len(job.payload)
                 self._unsent.append(job)
                 if self._bytes >= limit:
@@ -205,17 +205,17 @@ class Feeder:
     def _ended(self, result: JobResult) -> None:
         id, out = result.id, self._out.pop(result.id)
         self._bytes -= len(out.job.payload)
-        (first, digest), *others = out.lines
+        first, *others = out.lines
         rendered = render(first, result)
-        self.journal.write(first.number, digest, entry(result), rendered, short(id) if self.dedupe else None)
-        for line, digest in others:
-            self._share(result.status.value, rendered, line, digest)
+        self.journal.write(first.number, first.digest, entry(result), rendered, short(id) if self.dedupe else None)
+        for line in others:
+            self._share(result.status.value, rendered, line)
         if result.error is None or result.error.code != UNREADABLE:  # it may be paid for: a retry may read it
             self._purge.append(id)
 
-    def _share(self, status: str, rendered: bytes, line: Line, digest: int) -> None:
+    def _share(self, status: str, rendered: bytes, line: Line) -> None:
         """Answer a line with what an identical one was answered: it costs nothing."""
-        self.journal.write(line.number, digest, {"status": status, "shared": True}, copied(rendered, line))
+        self.journal.write(line.number, line.digest, {"status": status, "shared": True}, copied(rendered, line))
 
     def _checkpoint(self) -> None:
         """Once results are on disk, and not before, they leave Redis."""

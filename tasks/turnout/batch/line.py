@@ -54,6 +54,8 @@ class Line:
     format: Format = Format.PLAIN
     url: str = ""
     """OpenAI format: the endpoint, on which the shape of the answer depends."""
+    digest: int = 0
+    """By which a journal knows it again."""
 
     @property
     def id(self) -> str | int:

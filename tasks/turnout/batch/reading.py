@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
@@ -21,13 +21,7 @@ from turnout.result import Problem
 
 Refusal = Callable[[InferenceRequest], str | None]
 """Says why no endpoint could ever serve a request; None: one could."""
-
-
-@dataclass(frozen=True, slots=True)
-class ToRun:
-    line: Line
-    digest: int
-    request: InferenceRequest
+ToRun = tuple[Line, InferenceRequest]
 
 
 class Passed(Enum):
@@ -50,7 +44,7 @@ class Reading:
     """Why it ended, if the input breaks off."""
 
     def lines(self) -> Iterator[ToRun | Passed]:
-        """The lines that are to be run."""
+        """The lines that are to be run, each with its digest."""
         unique, alike, following = Uniqueness(), Uniqueness(), 1
         try:
             for raw in arriving(self.source):
@@ -76,7 +70,7 @@ class Reading:
                     self.journal.write(line.number, digest, {"status": status}, render(line, never_run(asked)))
                     yield Passed.DONE
                 else:
-                    yield ToRun(line, digest, asked)
+                    yield replace(line, digest=digest), asked
             self.journal.drop(range(following, sys.maxsize))
         except SourceError as error:
             self.broken = error
