@@ -30,9 +30,9 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
     call: Any = Away()
     in_force: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
     taken = foreign.Foreign(Ledger(), call, nothing)
-    assert await taken.accept("a", {"prompt": "Why?"}, {}) is None
+    assert await taken.accept("a", [["Why?"], {}, {}], None) is None
     assert not replies
     replies += [redis.ConnectionError("away"), nothing]
-    refused = await foreign.Foreign(Ledger(), call, in_force).accept("a", {"prompt": 1}, {})
+    refused = await foreign.Foreign(Ledger(), call, in_force).accept("a", [[], {"prompt": 1}, None], None)
     assert refused is not None, "and what becomes of one that is no request is told when Redis is back"
     assert not replies

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,17 +34,15 @@ class Foreign:
     send: Coalescer
     in_force: InForce
 
-    async def accept(
-        self, job_id: str, asked: Any, embed: Mapping[str, Any] | None, lane: Lane | None = None
-    ) -> JobResult | None:
+    async def accept(self, job_id: str, body: Any, lane: Lane | None) -> JobResult | None:
         """Take a request that came inside a Celery message into the ledger; no other message is published for it.
 
-        lane: the one by which it came, for a request that names none.
+        body: of the message. lane: the one by which it came, for a request that names none.
 
         What can't be accepted never was a job: gives its result, which is written for Celery to read. A Redis that is
         away is waited for, because nobody else has the request.
         """
-        enqueue = self._read(job_id, asked, embed, lane)
+        enqueue = self._read(job_id, body, lane)
         while True:
             try:
                 return await self._taken(job_id, enqueue)
@@ -64,15 +62,14 @@ class Foreign:
             return JobResult.unanswered(job_id, JobStatus.FAILED, code, why)
         return await self._ended(job_id, JobStatus.FAILED, code, why)
 
-    def _read(
-        self, job_id: str, asked: Any, embed: Mapping[str, Any] | None, lane: Lane | None
-    ) -> Call[Enqueued] | str:
+    def _read(self, job_id: str, body: Any, lane: Lane | None) -> Call[Enqueued] | str:
         """How the job that is asked for is accepted, or why there can be none."""
         if not job_id.isprintable() or len(job_id) > MAX_ID_CHARS:
             return f"task_id: must be one line of at most {MAX_ID_CHARS} characters, none of them a control character"
+        args, kwargs, embed = body
         callbacks = {name: value for name, value in (embed or {}).items() if value}
         try:
-            request = InferenceRequest.model_validate(asked)
+            request = InferenceRequest.model_validate(_request_of(args, kwargs))
             if lane is not None and "lane" not in (wish := request.constraints).model_fields_set:
                 request = request.model_copy(update={"constraints": wish.model_copy(update={"lane": lane})})
             job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
@@ -127,3 +124,13 @@ class Foreign:
         kept_s = int(self.in_force.file.retention.results_s)
         await self.send.all(Call(("SET", key, record, "EX", kept_s), nothing), Call(("PUBLISH", key, record), nothing))
         return result
+
+
+def _request_of(args: list[Any], kwargs: dict[str, Any]) -> Any:
+    """The request that a plain Celery app has put into the message: a prompt, or its fields. What is named beside it
+    adds to it, as for the client: a constraint is taken or refused, and never ignored."""
+    beside = dict(kwargs)
+    asked = beside.pop("request", args[0] if len(args) == 1 else args or {})
+    if isinstance(asked, str):
+        asked = {"prompt": asked}
+    return asked | beside if isinstance(asked, dict) else asked

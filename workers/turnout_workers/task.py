@@ -36,9 +36,8 @@ class Infer(AsyncTask):
 
     async def execute(self, request: dict[str, Any], body: Any) -> Answer | JobError:
         worker, job_id = self.worker, request["id"]
-        args, kwargs, embed = body
-        if request.get("origin") != message.ORIGIN and args != [job_id]:
-            refused = await worker.foreign.accept(job_id, _request_of(args, kwargs), embed, lane_of(request))
+        if request.get("origin") != message.ORIGIN and body[0] != [job_id]:
+            refused = await worker.foreign.accept(job_id, body, lane_of(request))
             if refused is not None:
                 return _outcome(refused, worker.foreign)
         try:
@@ -55,16 +54,6 @@ class Infer(AsyncTask):
                 raise MovedOn(note)
             case Skipped(note):
                 raise Ended(_outcome(ended, worker.foreign)) if ended else Ignore(note)
-
-
-def _request_of(args: list[Any], kwargs: dict[str, Any]) -> Any:
-    """The request that a plain Celery app has put into the message: a prompt, or its fields. What is named beside it
-    adds to it, as for the client: a constraint is taken or refused, and never ignored."""
-    beside = dict(kwargs)
-    asked = beside.pop("request", args[0] if len(args) == 1 else args or {})
-    if isinstance(asked, str):
-        asked = {"prompt": asked}
-    return asked | beside if isinstance(asked, dict) else asked
 
 
 def _outcome(result: JobResult, foreign: Foreign) -> Answer | JobError:
