@@ -8,7 +8,7 @@ import os
 import tracemalloc
 import zlib
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,13 @@ from turnout.batch.source import Source
 from turnout.errors import IntakeRefused, TurnoutError
 from turnout.ledger import Coalescer, Keyring, Keys, Ledger, NewJob, run
 from turnout_workers.background import batch_feeding
+from turnout_workers.background.batch_feeding import BatchFeeding
 
 
 class Interrupted(Source):
     """An input in the midst of which something else happens."""
 
-    happens: Callable[[], None]
+    happens: Callable[[], object] = staticmethod(lambda: None)
 
     def __iter__(self) -> Iterator[RawLine]:
         for raw in super().__iter__():
@@ -45,18 +46,30 @@ def source(tmp_path: Path) -> Interrupted:
     return Interrupted(str(tmp_path / "in.txt"))
 
 
+@pytest.fixture
+def batches(flushed: redis.Redis) -> Batches:
+    return Batches(flushed, Ledger())
+
+
+@pytest.fixture
+async def feeding(redis_url: str) -> AsyncIterator[BatchFeeding]:
+    """What one worker feeds."""
+    async with redis.asyncio.Redis.from_url(redis_url) as client:
+        yield BatchFeeding(Ledger(), Coalescer(client))
+
+
 def test_a_batch_is_there_when_all_of_it_is_and_half_of_one_is_kept_for_an_hour(
-    flushed: redis.Redis, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+    flushed: redis.Redis, batches: Batches, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("turnout.batch.handover.LINES", 1)
     Path(source.path).write_text("A?\nB?\n")
-    batches, lives = Batches(flushed, Ledger()), []
+    lives = []
 
     def look() -> None:
         assert batches.all() == []
         lives.extend(flushed.ttl(key) for key in flushed.scan_iter())
 
-    Interrupted.happens = staticmethod(look)
+    monkeypatch.setattr(Interrupted, "happens", staticmethod(look))
     id = batches.submit(source, Defaults())
     assert lives
     assert all(3500 < life <= 3600 for life in lives)
@@ -67,29 +80,27 @@ def test_a_batch_is_there_when_all_of_it_is_and_half_of_one_is_kept_for_an_hour(
 
 
 def test_a_batch_whose_first_lines_have_expired_before_the_last_one_came_is_none(
-    flushed: redis.Redis, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+    flushed: redis.Redis, batches: Batches, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("turnout.batch.handover.LINES", 1)
     Path(source.path).write_text("A?\nB?\n")
-    Interrupted.happens = staticmethod(flushed.flushdb)
+    monkeypatch.setattr(Interrupted, "happens", staticmethod(flushed.flushdb))
     with pytest.raises(TurnoutError, match=r"^0 of 2 lines are in Redis"):
-        Batches(flushed, Ledger()).submit(source, Defaults())
+        batches.submit(source, Defaults())
     assert not flushed.keys()
 
 
-def test_a_file_may_have_a_name_that_is_no_utf_8(flushed: redis.Redis, tmp_path: Path) -> None:
+def test_a_file_may_have_a_name_that_is_no_utf_8(batches: Batches, tmp_path: Path) -> None:
     path = tmp_path / os.fsdecode(b"\xff.txt")
     path.write_text("A?\n")
-    batches = Batches(flushed, Ledger())
     assert batches.record(batches.submit(Source(str(path)), Defaults())).source.endswith(r"\udcff.txt")
 
 
 @pytest.mark.parametrize("trips", range(4))
 def test_a_batch_is_cancelled_for_good_between_whichever_commands_of_a_pause_it_comes(
-    flushed: redis.Redis, redis_url: str, source: Interrupted, trips: int
+    batches: Batches, redis_url: str, source: Interrupted, trips: int
 ) -> None:
-    Interrupted.happens = staticmethod(lambda: None)
-    id = Batches(flushed, Ledger()).submit(source, Defaults())
+    id = batches.submit(source, Defaults())
     left = 100
 
     class Delayed(redis.Connection):
@@ -97,7 +108,7 @@ def test_a_batch_is_cancelled_for_good_between_whichever_commands_of_a_pause_it_
             nonlocal left
             left -= 1
             if left == -1:
-                Batches(flushed, Ledger()).cancel(id)
+                batches.cancel(id)
             super().send_packed_command(command, check_health)
 
     with redis.Redis.from_url(redis_url, connection_class=Delayed) as client, contextlib.suppress(TurnoutError):
@@ -105,17 +116,21 @@ def test_a_batch_is_cancelled_for_good_between_whichever_commands_of_a_pause_it_
         left = trips
         Batches(client, Ledger()).pause(id)
     if left >= 0:
-        Batches(flushed, Ledger()).cancel(id)
-    assert Batches(flushed, Ledger()).record(id).state is State.CANCELLED
+        batches.cancel(id)
+    assert batches.record(id).state is State.CANCELLED
 
 
 @pytest.mark.parametrize("deleted", [False, True])
 async def test_of_a_batch_that_is_cancelled_while_a_chunk_is_fed_no_job_is_accepted(
-    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch, deleted: bool
+    flushed: redis.Redis,
+    batches: Batches,
+    feeding: BatchFeeding,
+    source: Interrupted,
+    monkeypatch: pytest.MonkeyPatch,
+    deleted: bool,
 ) -> None:
     """Whoever feeds it may die the next moment, and nobody would cancel them."""
-    batches, keys = Batches(flushed, Ledger()), Ledger().keys
-    Interrupted.happens = staticmethod(lambda: None)
+    keys = Ledger().keys
     id = batches.submit(source, Defaults())
 
     def read_and_cancelled(*chunk: Any) -> list[NewJob]:
@@ -125,7 +140,7 @@ async def test_of_a_batch_that_is_cancelled_while_a_chunk_is_fed_no_job_is_accep
         return chunk_jobs(*chunk)
 
     monkeypatch.setattr(batch_feeding, "chunk_jobs", read_and_cancelled)
-    await feed(redis_url)
+    await feeding.round()
     assert not flushed.exists(keys.counts, keys.pending("batch"))
     if deleted:
         assert not flushed.exists(keys.batch(id)), "counts of nothing"
@@ -134,12 +149,11 @@ async def test_of_a_batch_that_is_cancelled_while_a_chunk_is_fed_no_job_is_accep
 
 
 def test_each_line_counts_once_though_a_chunk_was_cancelled_before_it_was_noted_as_fed(
-    flushed: redis.Redis, tmp_path: Path
+    flushed: redis.Redis, batches: Batches, tmp_path: Path
 ) -> None:
     """By a worker that died then."""
     (tmp_path / "in.txt").write_text("A?\n" * 300)
     ledger = Ledger()
-    batches = Batches(flushed, ledger)
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     chunk: Any = flushed.lindex(ledger.keys.batch_input(id), 0)
     run(flushed, [ledger.enqueue(job, detached=True) for job in chunk_jobs(chunk, id, ledger.keyring)[:150]])
@@ -149,7 +163,7 @@ def test_each_line_counts_once_though_a_chunk_was_cancelled_before_it_was_noted_
 
 
 async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
-    flushed: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def commands() -> int:
         told: Any = flushed.info("stats")
@@ -157,10 +171,8 @@ async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
 
     monkeypatch.setattr(batch_feeding, "CHUNKS", 1)
     (tmp_path / "in.txt").write_text("".join(f"{n}?\n" for n in range(3000)))
-    batches = Batches(flushed, Ledger())
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(Ledger(), Coalescer(client)).round()
+    await feeding.round()
     assert batches.cancel(id) == 200
     for look in (lambda: list(batches.results(id)), lambda: batches.retry_failed(id), lambda: batches.cancel(id)):
         before = commands()
@@ -171,51 +183,43 @@ async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
 
 
 async def test_a_round_feeds_so_many_chunks_and_the_next_one_goes_on_with_the_next_batch(
-    flushed: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batches: Batches, feeding: BatchFeeding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of many large batches one round took half a minute, in which parked jobs and those of the dead had to wait."""
     monkeypatch.setattr(batch_feeding, "CHUNKS", 2)
     monkeypatch.setattr(batch_feeding, "CHUNKS_IN_ALL", 3)
     (tmp_path / "in.txt").write_text("".join(f"{n}?\n" for n in range(600)))
-    batches = Batches(flushed, Ledger())
     ids = [batches.submit(Source(str(tmp_path / "in.txt")), Defaults()) for _ in range(4)]
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding, fed = batch_feeding.BatchFeeding(Ledger(), Coalescer(client)), []
-        for _ in range(5):
-            await feeding.round()
-            fed.append([batches.record(id).chunks_fed for id in ids])
+    fed = []
+    for _ in range(5):
+        await feeding.round()
+        fed.append([batches.record(id).chunks_fed for id in ids])
     assert fed == [[2, 1, 0, 0], [2, 1, 2, 1], [3, 3, 2, 1], [3, 3, 3, 3], [3, 3, 3, 3]]
 
 
 async def test_a_batch_that_is_fed_to_its_end_is_not_read_in_every_round(
-    flushed: redis.Redis, redis_url: str, source: Interrupted
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted
 ) -> None:
-    batches = Batches(flushed, Ledger())
-    Interrupted.happens = staticmethod(lambda: None)
     fed, paused, cancelled = (batches.submit(source, Defaults()) for _ in range(3))
     batches.pause(paused)
     batches.cancel(cancelled)
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
-        for _ in range(2):  # fed in the first, found fed in the second
-            await feeding.round()
-        before = flushed.info("commandstats")["cmdstat_hgetall"]["calls"]
+    for _ in range(2):  # fed in the first, found fed in the second
         await feeding.round()
-        assert flushed.info("commandstats")["cmdstat_hgetall"]["calls"] == before + 1, "the paused one"
-        batches.resume(paused)
-        await feeding.round()
+    before = flushed.info("commandstats")["cmdstat_hgetall"]["calls"]
+    await feeding.round()
+    assert flushed.info("commandstats")["cmdstat_hgetall"]["calls"] == before + 1, "the paused one"
+    batches.resume(paused)
+    await feeding.round()
     assert batches.record(paused).counts == batches.record(fed).counts == {"under_way": 1}
 
 
 async def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone(
-    flushed: redis.Redis, redis_url: str, tmp_path: Path
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, tmp_path: Path
 ) -> None:
     (tmp_path / "in.txt").write_text("A?\nB?\nC?\n")
     ledger = Ledger()
-    batches = Batches(flushed, ledger)
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        await batch_feeding.BatchFeeding(ledger, Coalescer(client)).round()
+    await feeding.round()
     batches.cancel(id)
     jobs = [one.job for page in pages(flushed, ledger.keys.batch_lines(id)) for one in page]
     answer = {"provider": "p", "model_requested": "m", "model_served": "m"}
@@ -228,16 +232,15 @@ async def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone(
 
 
 async def test_a_batch_of_another_release_holds_up_no_other(
-    flushed: redis.Redis, redis_url: str, source: Interrupted
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted
 ) -> None:
-    batches, keys = Batches(flushed, Ledger()), Ledger().keys
-    Interrupted.happens = staticmethod(lambda: None)
+    keys = Ledger().keys
     strange, later, known = (batches.submit(source, Defaults()) for _ in range(3))
     flushed.lset(keys.batch_input(strange), 0, "packed in another way")
     job, request = "j", '{"prompt":"A?","a_new_field":1}'
     flushed.lset(keys.batch_input(later), 0, zlib.compress(json.dumps([job, request]).encode()))
     flushed.hset(keys.batch(known), "a_new_field", 1)
-    await feed(redis_url)
+    await feeding.round()
     assert [batches.record(id).counts for id in (strange, later, known)] == [
         {"waiting": 1},
         {"waiting": 1},
@@ -245,25 +248,17 @@ async def test_a_batch_of_another_release_holds_up_no_other(
     ]
 
 
-async def feed(redis_url: str, rounds: int = 1) -> None:
-    """As one worker does."""
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
-        for _ in range(rounds):
-            await feeding.round()
-
-
 async def test_a_chunk_that_would_fill_a_workers_memory_is_not_unpacked_and_tried_once(
-    flushed: redis.Redis, redis_url: str, source: Interrupted, caplog: pytest.LogCaptureFixture
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A producer, who is trusted half, can put one there."""
-    batches, keys = Batches(flushed, Ledger()), Ledger().keys
-    Interrupted.happens = staticmethod(lambda: None)
+    keys = Ledger().keys
     large, many, known = (batches.submit(source, Defaults()) for _ in range(3))
     flushed.lset(keys.batch_input(large), 0, zlib.compress(bytes(100_000_000)))
     flushed.lset(keys.batch_input(many), 0, zlib.compress(b"\n".join([entry("j", '{"prompt":"A?"}')] * 1000)))
     tracemalloc.start()
-    await feed(redis_url, rounds=3)
+    for _ in range(3):
+        await feeding.round()
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 50_000_000
@@ -272,63 +267,59 @@ async def test_a_chunk_that_would_fill_a_workers_memory_is_not_unpacked_and_trie
 
 
 async def test_the_largest_line_is_fed_whatever_it_grows_to(
-    flushed: redis.Redis, redis_url: str, tmp_path: Path
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, tmp_path: Path
 ) -> None:
     """Each byte is escaped as six in the request's JSON, and as seven in the chunk's."""
     (tmp_path / "in.txt").write_text("A" * 500_000 + "\n" + "\1" * MAX_LINE_BYTES + "\n")
-    batches = Batches(flushed, Ledger())
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     assert flushed.llen(Ledger().keys.batch_input(id)) == 1
-    await feed(redis_url)
+    await feeding.round()
     assert batches.record(id).fed == 2
 
 
 async def test_a_batch_that_goes_on_outlives_its_seven_days(
-    flushed: redis.Redis, redis_url: str, source: Interrupted
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Its record is what holds a paused batch back, and what its ceiling hangs on."""
-    batches, keys = Batches(flushed, Ledger()), Ledger().keys
-    Interrupted.happens = staticmethod(lambda: None)
+    monkeypatch.setattr(batch_feeding, "LOOK_S", 0.0)
+    keys = Ledger().keys
     under_way, paused, cancelled = (batches.submit(source, Defaults()) for _ in range(3))
-    await feed(redis_url)
+    await feeding.round()
     batches.pause(paused)
     batches.cancel(cancelled)
     waiting = batches.submit(source, Defaults())
     batches.pause(waiting)
     for key in flushed.keys(keys.batch("*")):
         flushed.expire(key, 1000)
-    await feed(redis_url)
+    await feeding.round()
     renewed = {key for key in flushed.keys(keys.batch("*")) if flushed.ttl(key) > 1000}
     going_on = {key(id) for id in (under_way, paused, waiting) for key in (keys.batch, keys.batch_lines)}
     assert renewed == {key.encode() for key in {*going_on, keys.batch_input(waiting)}}
 
 
 async def test_a_batch_that_is_fed_to_its_end_is_looked_at_again_after_an_hour(
-    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches, key = Batches(flushed, Ledger()), Ledger().keys.batch
-    Interrupted.happens = staticmethod(lambda: None)
+    key = Ledger().keys.batch
     id = batches.submit(source, Defaults())
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
-        for _ in range(2):
-            await feeding.round()
-        for look_s, renewed in ((batch_feeding.LOOK_S, False), (0.0, True)):
-            monkeypatch.setattr(batch_feeding, "LOOK_S", look_s)
-            flushed.expire(key(id), 1000)
-            await feeding.round()
-            assert (flushed.ttl(key(id)) > 1000) == renewed
+    for _ in range(2):
+        await feeding.round()
+    for look_s, renewed in ((batch_feeding.LOOK_S, False), (0.0, True)):
+        monkeypatch.setattr(batch_feeding, "LOOK_S", look_s)
+        flushed.expire(key(id), 1000)
+        await feeding.round()
+        assert (flushed.ttl(key(id)) > 1000) == renewed
 
 
 async def test_a_record_that_can_not_be_read_holds_up_no_other_batch(
-    flushed: redis.Redis, redis_url: str, source: Interrupted, caplog: pytest.LogCaptureFixture
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted, caplog: pytest.LogCaptureFixture
 ) -> None:
-    batches, keys = Batches(flushed, Ledger()), Ledger().keys
-    Interrupted.happens = staticmethod(lambda: None)
+    keys = Ledger().keys
     later, odd, known = (batches.submit(source, Defaults()) for _ in range(3))
     flushed.hset(keys.batch(later), "state", "verifying")
     flushed.hset(keys.batch(odd), "succeeded", b"\xff")
-    await feed(redis_url, rounds=3)
+    for _ in range(3):
+        await feeding.round()
     assert [record.id for record in batches.all()] == [known]
     assert batches.record(known).fed == 1
     assert len(caplog.messages) == 4, "told of once by the worker, and in the list"
@@ -337,10 +328,9 @@ async def test_a_record_that_can_not_be_read_holds_up_no_other_batch(
 
 
 async def test_while_redis_is_short_of_memory_one_chunk_a_round_is_tried(
-    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+    flushed: redis.Redis, batches: Batches, feeding: BatchFeeding, source: Interrupted, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    batches, tried = Batches(flushed, Ledger()), list[str]()
-    Interrupted.happens = staticmethod(lambda: None)
+    tried = list[str]()
     ids = [batches.submit(source, Defaults()) for _ in range(3)]
 
     def noted(chunk: bytes, id: str, keyring: Keyring) -> list[NewJob]:
@@ -349,12 +339,10 @@ async def test_while_redis_is_short_of_memory_one_chunk_a_round_is_tried(
 
     monkeypatch.setattr(batch_feeding, "chunk_jobs", noted)
     flushed.set(Ledger().keys.intake, "memory")
-    async with redis.asyncio.Redis.from_url(redis_url) as client:
-        feeding = batch_feeding.BatchFeeding(Ledger(), Coalescer(client))
-        await feeding.round()
-        assert len(tried) == 1
-        flushed.delete(Ledger().keys.intake)
-        await feeding.round()
+    await feeding.round()
+    assert len(tried) == 1
+    flushed.delete(Ledger().keys.intake)
+    await feeding.round()
     assert all(batches.record(id).fed == 1 for id in ids)
 
 
