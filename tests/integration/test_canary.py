@@ -201,7 +201,7 @@ def test_sealed_content_is_nowhere_in_redis(tmp_path: Path, monkeypatch: pytest.
         (tmp_path / "in.jsonl").write_text(json.dumps({"prompt": PROMPT, "id": "first"}) + "\n")
         batch = batches.submit(Source(str(tmp_path / "in.jsonl")), Defaults())
         stand.until(lambda: batches.record(batch).counts == {"succeeded": 1})
-        assert ANSWERS in next(batches.results(batch))[1]
+        assert ANSWERS in next(batches.output(batch))[1]
         monkeypatch.delenv("TURNOUT_PAYLOAD_KEYS_FILE")
         told = CliRunner().invoke(main, ["explain", job.id], env=stand.environ)
         assert "sim · llama-3.3-70b · 44 tokens" in " ".join(told.output.split()), "the story needs no key"

@@ -82,8 +82,8 @@ class Batches:
             raise NoSuchBatch(f"there is no batch {id}; `turnout batch list` shows those that there are")
         return found
 
-    def results(self, id: str) -> Iterator[tuple[JobResult, bytes]]:
-        """For each line that has ended, in the order of the input: its result, and its line of output."""
+    def output(self, id: str) -> Iterator[tuple[bool, bytes]]:
+        """The lines of output of those that have ended, each with whether it has an answer, in the input's order."""
         record, number = self.record(id), 0
         for page in pages(self._client, self._keys.batch_lines(id)):
             fed = page if number < record.fed + LINES else [one for one in page if one.shared]
@@ -100,7 +100,7 @@ class Batches:
                         result = _without_job(one.job, record, fed=number <= record.fed)
                 if result is not None:
                     rendered = render(one.line, result)
-                    yield result, copied(rendered, one.line) if one.shared else rendered
+                    yield result.succeeded, copied(rendered, one.line) if one.shared else rendered
 
     def pause(self, id: str) -> None:
         """Feed no more, and begin no call: jobs that are queued already are parked. Calls under way end."""

@@ -174,12 +174,12 @@ async def test_of_lines_that_wait_to_be_fed_redis_is_asked_nothing(
     id = batches.submit(Source(str(tmp_path / "in.txt")), Defaults())
     await feeding.round()
     assert batches.cancel(id) == 200
-    for look in (lambda: list(batches.results(id)), lambda: batches.retry_failed(id), lambda: batches.cancel(id)):
+    for look in (lambda: list(batches.output(id)), lambda: batches.retry_failed(id), lambda: batches.cancel(id)):
         before = commands()
         look()
         assert commands() - before < 3000
     assert batches.record(id).counts == {"cancelled": 3000}
-    assert sum(result.status == "cancelled" for result, _ in batches.results(id)) == 3000
+    assert sum(json.loads(line)["status"] == "cancelled" for _, line in batches.output(id)) == 3000
 
 
 async def test_a_round_feeds_so_many_chunks_and_the_next_one_goes_on_with_the_next_batch(
@@ -226,7 +226,7 @@ async def test_a_result_that_can_not_be_read_is_the_end_of_its_line_alone(
     sealed = {"id": jobs[0], "status": "succeeded", "response": {**answer, "sealed": b64encode(b"sealed:k:~").decode()}}
     flushed.hset(ledger.keys.job(jobs[0]), "result", json.dumps(sealed))
     flushed.hset(ledger.keys.job(jobs[1]), "result", '{"status":')
-    told = [json.loads(line)["error"] for _, line in batches.results(id)]
+    told = [json.loads(line)["error"] for _, line in batches.output(id)]
     assert [error["code"] for error in told] == ["unreadable", "unreadable", "cancelled"]
     assert "sealed with the key k, and TURNOUT_PAYLOAD_KEYS is not set; add that key" in told[0]["message"]
 

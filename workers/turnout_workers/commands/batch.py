@@ -111,7 +111,7 @@ def results(id: str, output: str, errors: str | None) -> None:
     check_places(output, errors)
     batches = _batches()
     record = batches.record(id)
-    written = write_output(((result.succeeded, line) for result, line in batches.results(id)), output, errors)
+    written = write_output(batches.output(id), output, errors)
     ended, succeeded = written.total(), written[True]
     click.echo(f"{ended:,} of {counted(record.lines, 'line')} ended, {succeeded:,} with an answer", err=True)
     sys.exit(STOPPED if ended < record.lines else lines.DONE if succeeded == ended else lines.SOME_FAILED)
