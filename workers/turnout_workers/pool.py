@@ -81,70 +81,11 @@ class AsyncTask(Task):  # type: ignore[type-arg]
         return outcome
 
 
-def lane_of(request: dict[str, Any]) -> Lane | None:
-    """The lane by which a task came; None: an app has sent it by a routing key of its own."""
-    key = (request.get("delivery_info") or {}).get("routing_key")
-    return Lane(key) if key in transport.LANES else None
-
-
 class Ended(Exception):
     """Raised by `execute`: the task has ended already. `outcome` is as `execute` returns it."""
 
     def __init__(self, outcome: Any) -> None:
         self.outcome = outcome
-
-
-class _ErrorInfo:
-    """What Celery reads of a `billiard.einfo.ExceptionInfo`, of an error that was never traced."""
-
-    traceback = ""
-
-    def __init__(self, error: Exception) -> None:
-        self.exception = ExceptionWithTraceback(error, "") if isinstance(error, Retry) else error
-
-
-@dataclass(slots=True, eq=False)
-class _Job:
-    """One task under way in the pool."""
-
-    pid: int
-    target: Callable[..., tuple[Any, Any, float]]
-    """Celery's tracer …"""
-    args: tuple[Any, ...] = field(repr=False)
-    """… and what it is called with: the task's name and id, its request, the message's body, and two more."""
-    callback: Any
-    started_at: float = field(default_factory=monotonic, init=False)
-    running: asyncio.Task[None] | None = field(default=None, init=False)
-    outcome: Any = field(default=None, init=False)
-    """What `execute` returned or raised. None: the tracer does all, as for a task that is no coroutine."""
-
-    @property
-    def request(self) -> dict[str, Any]:
-        return self.args[2]  # type: ignore[no-any-return]
-
-    @property
-    def lane(self) -> Lane | None:
-        return lane_of(self.request)
-
-    def told(self) -> tuple[bool, Any]:
-        """How it ended: whether it failed, and the value's repr or the error, as Celery's tracer gives them."""
-        if self._is_traced:
-            self.request[OUTCOME] = self.outcome
-            failed, value, _ = self.target(*self.args)
-            return failed, value
-        told = self.outcome.outcome if isinstance(self.outcome, Ended) else self.outcome
-        return (True, _ErrorInfo(told)) if isinstance(told, Exception) else (False, repr(told))
-
-    @property
-    def _is_traced(self) -> bool:
-        """Whether its tracer is asked: if the task ended here, and failed, or something waits for its success: Celery's
-        own record, callbacks, a chain, a chord, receivers of signals."""
-        if isinstance(self.outcome, Retry | Ignore | Ended):
-            return False
-        if self.outcome is None or isinstance(self.outcome, BaseException) or not self.request.get("ignore_result"):
-            return True
-        _, _, embed = self.args[3]
-        return any((embed or {}).values()) or any(signal.receivers for signal in TRACED)
 
 
 class TaskPool(BasePool):
@@ -299,6 +240,65 @@ class TaskPool(BasePool):
     def _get_info(self) -> dict[str, Any]:
         info: dict[str, Any] = super()._get_info()  # type: ignore[misc]
         return {**info, "running": len(self._jobs)}
+
+
+@dataclass(slots=True, eq=False)
+class _Job:
+    """One task under way in the pool."""
+
+    pid: int
+    target: Callable[..., tuple[Any, Any, float]]
+    """Celery's tracer …"""
+    args: tuple[Any, ...] = field(repr=False)
+    """… and what it is called with: the task's name and id, its request, the message's body, and two more."""
+    callback: Any
+    started_at: float = field(default_factory=monotonic, init=False)
+    running: asyncio.Task[None] | None = field(default=None, init=False)
+    outcome: Any = field(default=None, init=False)
+    """What `execute` returned or raised. None: the tracer does all, as for a task that is no coroutine."""
+
+    @property
+    def request(self) -> dict[str, Any]:
+        return self.args[2]  # type: ignore[no-any-return]
+
+    @property
+    def lane(self) -> Lane | None:
+        return lane_of(self.request)
+
+    def told(self) -> tuple[bool, Any]:
+        """How it ended: whether it failed, and the value's repr or the error, as Celery's tracer gives them."""
+        if self._is_traced:
+            self.request[OUTCOME] = self.outcome
+            failed, value, _ = self.target(*self.args)
+            return failed, value
+        told = self.outcome.outcome if isinstance(self.outcome, Ended) else self.outcome
+        return (True, _ErrorInfo(told)) if isinstance(told, Exception) else (False, repr(told))
+
+    @property
+    def _is_traced(self) -> bool:
+        """Whether its tracer is asked: if the task ended here, and failed, or something waits for its success: Celery's
+        own record, callbacks, a chain, a chord, receivers of signals."""
+        if isinstance(self.outcome, Retry | Ignore | Ended):
+            return False
+        if self.outcome is None or isinstance(self.outcome, BaseException) or not self.request.get("ignore_result"):
+            return True
+        _, _, embed = self.args[3]
+        return any((embed or {}).values()) or any(signal.receivers for signal in TRACED)
+
+
+class _ErrorInfo:
+    """What Celery reads of a `billiard.einfo.ExceptionInfo`, of an error that was never traced."""
+
+    traceback = ""
+
+    def __init__(self, error: Exception) -> None:
+        self.exception = ExceptionWithTraceback(error, "") if isinstance(error, Retry) else error
+
+
+def lane_of(request: dict[str, Any]) -> Lane | None:
+    """The lane by which a task came; None: an app has sent it by a routing key of its own."""
+    key = (request.get("delivery_info") or {}).get("routing_key")
+    return Lane(key) if key in transport.LANES else None
 
 
 def _collect_garbage_seldom(slots: int) -> None:

@@ -131,6 +131,56 @@ class Worker:
             rng=random.Random(),
         )
 
+    async def _show_metrics(self, parts: Parts, free_slots: Callable[[], int]) -> None:
+        parts.metrics.held(parts.heartbeat.__len__, free_slots)
+        file = self.in_force.file.monitoring
+        if file.metrics_port is not None:
+            from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
+
+            shared = FleetCollector(parts.fleet, parts.send, parts.ledger.keys, parts.ceilings.named)
+            serving = endpoint.served(parts.metrics.registry, shared, file.metrics_host, file.metrics_port)
+            await self._open.enter_async_context(serving)
+
+    async def _connected(self) -> None:
+        """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
+        while True:
+            try:
+                await self._parts.fleet.poll()
+                return
+            except (RedisError, OSError) as error:
+                logger.warning("Redis can't be reached, trying again: %s", error)
+                await asyncio.sleep(1)
+
+    async def _look_at_redis(self) -> None:
+        """Say what a production Redis must have and this one lacks; the operator decides whether it matters."""
+        try:
+            for well, text in fitness.checks(await self._client.info()):
+                if not well:
+                    logger.error("Redis is not fit for production: %s", text)
+        except (RedisError, OSError) as error:
+            logger.warning("can't look at Redis's settings (%s); `turnout doctor` can, as a user who may", error)
+
+    def _use(self, settings: Settings) -> None:
+        """Take over a configuration. What can fail comes first, and nothing of it is seen before the rest.
+
+        Accounts that stay as they were keep their connectors. A retired one ends the calls that it has under way, and
+        is closed then: where keys are rotated every hour, there are thousands in a year.
+        """
+        known = self._connectors
+        connectors = {config: known.get(config) or build(config, self._http) for config in accounts(settings)}
+        by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
+        endpoints = tuple(endpoint for config in connectors for endpoint in config.endpoints)
+        # A new fleet has all that is parked look for room; a quarter of an hour that changes no price is no reason.
+        same = settings is self.in_force.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
+        fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
+        if retired := [connector for config, connector in known.items() if config not in connectors]:
+            self._in_background(_close(retired, RETIRED_S))
+        known.clear()  # and filled again in place, for the health checks look at it
+        known.update(connectors)
+        self._parts.fleet.use(fleet)
+        self.in_force.connectors = by_endpoint
+        self.in_force.settings = settings
+
     def _work_in_background(self, parts: Parts) -> None:
         file, ledger, send = self.in_force.file, parts.ledger, parts.send
         store, fleet, rng = parts.store, parts.fleet, parts.rng
@@ -156,37 +206,6 @@ class Worker:
         self._keep_up(checks.run, AGAIN_S, "the health check")
         self._keep_up(Webhooks(ledger, send, self.in_force).run, AGAIN_S, "the telling of webhooks")
 
-    async def _show_metrics(self, parts: Parts, free_slots: Callable[[], int]) -> None:
-        parts.metrics.held(parts.heartbeat.__len__, free_slots)
-        file = self.in_force.file.monitoring
-        if file.metrics_port is not None:
-            from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
-
-            shared = FleetCollector(parts.fleet, parts.send, parts.ledger.keys, parts.ceilings.named)
-            serving = endpoint.served(parts.metrics.registry, shared, file.metrics_host, file.metrics_port)
-            await self._open.enter_async_context(serving)
-
-    def _use(self, settings: Settings) -> None:
-        """Take over a configuration. What can fail comes first, and nothing of it is seen before the rest.
-
-        Accounts that stay as they were keep their connectors. A retired one ends the calls that it has under way, and
-        is closed then: where keys are rotated every hour, there are thousands in a year.
-        """
-        known = self._connectors
-        connectors = {config: known.get(config) or build(config, self._http) for config in accounts(settings)}
-        by_endpoint = {endpoint.id: c for config, c in connectors.items() for endpoint in config.endpoints}
-        endpoints = tuple(endpoint for config in connectors for endpoint in config.endpoints)
-        # A new fleet has all that is parked look for room; a quarter of an hour that changes no price is no reason.
-        same = settings is self.in_force.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
-        fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
-        if retired := [connector for config, connector in known.items() if config not in connectors]:
-            self._in_background(_close(retired, RETIRED_S))
-        known.clear()  # and filled again in place, for the health checks look at it
-        known.update(connectors)
-        self._parts.fleet.use(fleet)
-        self.in_force.connectors = by_endpoint
-        self.in_force.settings = settings
-
     async def _follow(self, file: Reload) -> None:
         """Take over a changed configuration, and tell it at once: others may refuse what is served here now."""
         before = self.in_force.settings
@@ -204,32 +223,6 @@ class Worker:
     def _failed_s(self) -> float:
         return self.in_force.file.retention.failed_s
 
-    async def _connected(self) -> None:
-        """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
-        while True:
-            try:
-                await self._parts.fleet.poll()
-                return
-            except (RedisError, OSError) as error:
-                logger.warning("Redis can't be reached, trying again: %s", error)
-                await asyncio.sleep(1)
-
-    async def _look_at_redis(self) -> None:
-        """Say what a production Redis must have and this one lacks; the operator decides whether it matters."""
-        try:
-            for well, text in fitness.checks(await self._client.info()):
-                if not well:
-                    logger.error("Redis is not fit for production: %s", text)
-        except (RedisError, OSError) as error:
-            logger.warning("can't look at Redis's settings (%s); `turnout doctor` can, as a user who may", error)
-
-    async def stop(self) -> None:
-        await end(self._tasks)
-        with suppress(RedisError, OSError):  # TimeoutError, too: then it is forgotten after a while
-            async with asyncio.timeout(1):
-                await self._show_life(0)
-        await self._open.aclose()
-
     def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float, what: str) -> None:
         self._in_background(kept_up(work, every_s, what))
 
@@ -237,6 +230,13 @@ class Worker:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+    async def stop(self) -> None:
+        await end(self._tasks)
+        with suppress(RedisError, OSError):  # TimeoutError, too: then it is forgotten after a while
+            async with asyncio.timeout(1):
+                await self._show_life(0)
+        await self._open.aclose()
 
     async def ended(self, job_id: str) -> JobResult | None:
         """How a job has ended, if it has, without its answer's content."""

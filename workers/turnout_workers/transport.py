@@ -87,49 +87,19 @@ class Channel(kombu_redis.Channel):
     serving: ClassVar[Channel | None] = None
     """The one that fetches jobs for this process."""
 
-    @contextmanager
-    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
-        """One client for all commands. Kombu makes one for each, which takes as long as ten commands."""
-        yield client or self._at_hand
-
-    @cached_property
-    def _at_hand(self) -> Any:
-        return self._create_client()  # type: ignore[attr-defined]
-
-    @cached_property
-    def _fetching(self) -> Any:
-        return self._at_hand.register_script(FETCH)
-
     @property
     def serves_lanes(self) -> bool:
         """Whether this is a worker's channel for jobs; events and remote control have channels of their own."""
         return not LANES.isdisjoint(self.active_queues)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
+        """Fetch what is there, and wait only if that leaves room."""
         if self.serves_lanes:
             Channel.serving = self
             self._fetch(free_slots())
             if not self.qos.can_consume():
                 return
         super()._brpop_start(timeout)  # type: ignore[misc]
-
-    def _brpop_read(self, **options: Any) -> Any:
-        with _odd_dropped("a lane"):
-            return super()._brpop_read(**options)  # type: ignore[misc]
-
-    def fill(self) -> None:
-        """Fetch for lanes that have room again, and that the BRPOP under way leaves out: it may block for a second."""
-        left_out = self._queue_cycle.left_out  # type: ignore[attr-defined]
-        room = free_slots() - 1  # one is for what BRPOP brings
-        wanted = room > 0 and any(room_for(lane) > 0 for lane in left_out)
-        if wanted and self._in_poll and self.qos.can_consume():  # type: ignore[attr-defined]
-            with suppress(RedisError, OSError):  # of which BRPOP will tell
-                self._fetch(room)
-
-    def maybe_refresh_binding_expiry(self) -> None:
-        """Done each second. If Redis refuses it, housekeeping will say so: no traceback is needed here."""
-        with suppress(ResponseError):
-            super().maybe_refresh_binding_expiry()  # type: ignore[misc]
 
     def _fetch(self, room: int) -> None:
         lanes = [lane for lane in Lane if lane in self.active_queues]
@@ -149,6 +119,19 @@ class Channel(kombu_redis.Channel):
         if trouble is not None:
             raise trouble
 
+    def fill(self) -> None:
+        """Fetch for lanes that have room again, and that the BRPOP under way leaves out: it may block for a second."""
+        left_out = self._queue_cycle.left_out  # type: ignore[attr-defined]
+        room = free_slots() - 1  # one is for what BRPOP brings
+        wanted = room > 0 and any(room_for(lane) > 0 for lane in left_out)
+        if wanted and self._in_poll and self.qos.can_consume():  # type: ignore[attr-defined]
+            with suppress(RedisError, OSError):  # of which BRPOP will tell
+                self._fetch(room)
+
+    def _brpop_read(self, **options: Any) -> Any:
+        with _odd_dropped("a lane"):
+            return super()._brpop_read(**options)  # type: ignore[misc]
+
     def basic_consume(self, queue: str, no_ack: bool, callback: Any, consumer_tag: str | None, **options: Any) -> str:
         def taken(message: Any) -> None:
             with _odd_dropped(queue):
@@ -166,6 +149,24 @@ class Channel(kombu_redis.Channel):
         raw, info = dumps(message.serializable()), message.delivery_info
         for queue in self._lookup(info["exchange"], info["routing_key"]):
             self._at_hand.rpush(queue, raw)
+
+    def maybe_refresh_binding_expiry(self) -> None:
+        """Done each second. If Redis refuses it, housekeeping will say so: no traceback is needed here."""
+        with suppress(ResponseError):
+            super().maybe_refresh_binding_expiry()  # type: ignore[misc]
+
+    @contextmanager
+    def conn_or_acquire(self, client: Any = None) -> Iterator[Any]:
+        """One client for all commands. Kombu makes one for each, which takes as long as ten commands."""
+        yield client or self._at_hand
+
+    @cached_property
+    def _at_hand(self) -> Any:
+        return self._create_client()  # type: ignore[attr-defined]
+
+    @cached_property
+    def _fetching(self) -> Any:
+        return self._at_hand.register_script(FETCH)
 
 
 def fill() -> None:
