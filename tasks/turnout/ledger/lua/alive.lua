@@ -14,7 +14,7 @@ local added_up = redis.call('PEXPIRE', KEYS.turns_each, silence) == 1
 if not known or gone > 0 or not added_up then
   local all = slots
   for _, worker in ipairs(redis.call('ZRANGE', KEYS.workers, 0, -1)) do
-    if string.sub(worker, 1, #name + 1) == name .. ' ' then
+    if begins(worker, name .. ' ') then
       redis.call('ZREM', KEYS.workers, worker)
     else
       all = all + string.match(worker, '%d+$')

@@ -3,5 +3,5 @@
 -- KEYS  delayed
 -- ARGV  how the names of lines begin that wait for their time alone
 for _, line in ipairs(redis.call('ZRANGEBYSCORE', KEYS.delayed, '(0', '+inf', 'LIMIT', 0, 10000)) do
-  if string.sub(line, 1, #ARGV[1]) ~= ARGV[1] then redis.call('ZADD', KEYS.delayed, 0, line) end
+  if not begins(line, ARGV[1]) then redis.call('ZADD', KEYS.delayed, 0, line) end
 end

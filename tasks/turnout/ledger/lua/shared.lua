@@ -6,6 +6,8 @@ local NOW = now_ms()
 local function is_held(state) return state == 'leased' or state == 'calling' end
 local function is_live(state) return is_held(state) or state == 'queued' or state == 'delayed' end
 
+local function begins(text, with) return string.sub(text, 1, #with) == with end
+
 -- Add an event, given as the inside of a JSON object, to the job's story. Long stories lose their beginning.
 local function tell(event)
   local length = redis.call('RPUSH', KEYS.story, '{"at":' .. NOW .. ',' .. event .. '}')
@@ -25,7 +27,7 @@ end
 local function tell_all(inboxes, what)
   local of_clients = string.match(KEYS.job, '^.-:') .. 'inbox:'
   for inbox in string.gmatch(inboxes or '', '%S+') do
-    if string.sub(inbox, 1, #of_clients) == of_clients then redis.call('PUBLISH', inbox, what) end
+    if begins(inbox, of_clients) then redis.call('PUBLISH', inbox, what) end
   end
 end
 
@@ -103,6 +105,15 @@ local function unpark(spot)
   redis.call('HDEL', KEYS.job, 'spot')
   redis.call('ZREM', KEYS.parked, spot)
   if not first_of(line) then redis.call('ZREM', KEYS.delayed, line) end
+end
+
+-- End a worker's hold of a job that goes on. Returns whether it had it.
+local function let_go(id, token, progress)
+  local state, current = unpack(redis.call('HMGET', KEYS.job, 'state', 'token'))
+  if not is_held(state) or token ~= current then return false end
+  redis.call('HSET', KEYS.job, 'progress', progress)
+  redis.call('ZREM', KEYS.leases, id)
+  return true
 end
 
 -- Values of RESULT, nothing of a job that goes on. Of a success, Celery's record has the result.

@@ -15,7 +15,7 @@ if tonumber(redis.call('ZSCORE', KEYS.leases, id)) > NOW then return 'none' end
 local since, worker = string.match(suspect or '', '^(%d+) (.*)$')
 local lives = false
 for _, seen in ipairs(since and redis.call('ZRANGE', KEYS.workers, '(' .. since, '+inf', 'BYSCORE') or {}) do
-  lives = lives or string.sub(seen, 1, #worker + 1) == worker .. ' '
+  lives = lives or begins(seen, worker .. ' ')
 end
 crashes = crashes + (lives and 1 or ARGV[2])
 if crashes >= tonumber(ARGV[3]) then return 'poison' end
