@@ -107,19 +107,35 @@ class Reporter:
         await self.report(call, failover.judge(call.failure, self.rng))
 
     async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:
-        counters = await self.store.report(_report(call, verdict.counts_for_health, self._first_token_s(call)))
+        counters = await self.store.report(self._report(call, verdict.counts_for_health))
         await self._follow(call, counters, verdict)
 
-    def _first_token_s(self, call: Finished) -> float | None:
+    def _report(self, call: Finished, counts: bool) -> Report:
+        chosen, failure, response = call.chosen, call.failure, call.response
+        taken = failure is not None and failure.billed is not Billed.NO  # as the provider counts, whatever it costs
+        usage = response.usage if response else Usage(input_tokens=chosen.input_tokens if taken else 0)
+        return Report(
+            lease_id=call.lease_id,
+            endpoint_id=chosen.endpoint.id,
+            ok=failure is None,
+            counts=counts,
+            input_tokens=usage.input_tokens,
+            output_tokens=usage.output_tokens,
+            cached_tokens=usage.cache_read_tokens,
+            cost_microusd=call.cost_microusd,
+            unsure_microusd=call.unsure_microusd,
+            latency_s=response.latency_s if response else None,
+            ttft_s=self._first_token_s(response, chosen.endpoint.id) if response else None,
+            predicted_s=chosen.latency_s,
+            limits=call.limits,
+        )
+
+    def _first_token_s(self, response: InferenceResponse, endpoint_id: str) -> float | None:
         """How long the first token took: as the response says, or as is likely of one that came whole."""
-        response, snapshot = call.response, self.fleet.snapshot
-        if response is None:
-            return None
-        if response.time_to_first_token_s is not None:
+        snapshot = self.fleet.snapshot
+        view = snapshot.by_id.get(endpoint_id)
+        if response.time_to_first_token_s is not None or view is None:
             return response.time_to_first_token_s
-        view = snapshot.by_id.get(call.chosen.endpoint.id)
-        if view is None:
-            return None
         expected = predict(view.endpoint, view.metrics, snapshot.at)
         return first_token(response.latency_s, response.usage.output_tokens, *expected)
 
@@ -147,7 +163,7 @@ class Reporter:
         if verdict.block_s > 0:
             await self.store.mark("blocked", affected, reason, verdict.block_s)
         view = self.fleet.snapshot.by_id.get(endpoint.id)
-        if view is None or (failure is None and not counters.probe):
+        if view is None:  # it was taken out of the configuration since
             return
         match after_report(
             view.health,
@@ -163,24 +179,3 @@ class Reporter:
             case Recover():
                 await self.store.recover(endpoint.id)
                 logger.info("%s recovered", endpoint.id)
-
-
-def _report(call: Finished, counts: bool, ttft_s: float | None) -> Report:
-    chosen, failure, response = call.chosen, call.failure, call.response
-    taken = failure is not None and failure.billed is not Billed.NO  # as the provider counts, whatever it costs
-    usage = response.usage if response else Usage(input_tokens=chosen.input_tokens if taken else 0)
-    return Report(
-        lease_id=call.lease_id,
-        endpoint_id=chosen.endpoint.id,
-        ok=failure is None,
-        counts=counts,
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        cached_tokens=usage.cache_read_tokens,
-        cost_microusd=call.cost_microusd,
-        unsure_microusd=call.unsure_microusd,
-        latency_s=response.latency_s if response else None,
-        ttft_s=ttft_s,
-        predicted_s=chosen.latency_s,
-        limits=call.limits,
-    )
