@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from turnout_workers.simulator.answers import Answer, Call
@@ -19,23 +20,17 @@ STATUS = {
 """Of what a provider refuses by itself; a fault names its own."""
 
 
+@dataclass(eq=False)
 class Problem(Exception):
-    """A refusal, by kind; each wire format has its own envelope for it.
+    """A refusal, by kind; each wire format has its own envelope for it."""
 
-    status: the kind's, if it is not told. exceeded: the name of a limit, and what it allows.
-    """
-
-    def __init__(
-        self,
-        kind: str,
-        message: str,
-        status: int | None = None,
-        retry_after_s: float | None = None,
-        exceeded: tuple[str, int] | None = None,
-    ) -> None:
-        super().__init__(message)
-        self.kind, self.message, self.status = kind, message, status
-        self.retry_after_s, self.exceeded = retry_after_s, exceeded
+    kind: str
+    message: str
+    status: int | None = None
+    """None: the kind's."""
+    retry_after_s: float | None = None
+    exceeded: tuple[str, int] | None = None
+    """The name of a limit, and what it allows."""
 
 
 class Wire(Protocol):
