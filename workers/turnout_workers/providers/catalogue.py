@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 
 from turnout.request import Capability, Quality
@@ -33,7 +33,7 @@ class Model:
     max_output_tokens: int | None
     capabilities: frozenset[Capability]
     quality: Quality | None
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str]
     """By dialect: the provider's own name. A provider that isn't named here isn't assumed to serve it."""
     aliases: frozenset[str] = frozenset()
 
