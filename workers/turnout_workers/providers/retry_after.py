@@ -38,12 +38,8 @@ def seconds(text: str | None, now: float) -> float | None:
 
 
 def _seconds(text: str, now: float) -> float | None:
-    try:
-        number = float(text)
-    except ValueError:
-        pass
-    else:
-        if not math.isfinite(number) or number < 0:
+    if (number := _number(text)) is not None:
+        if number < 0:
             return None
         if number > 1e11:
             return number / 1000 - now
