@@ -65,7 +65,8 @@ class AnthropicConnector(Connector):
         if request.is_embedding:
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
         limit = request.max_output_tokens or endpoint.max_output_tokens or DEFAULT_MAX_TOKENS
-        body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": _turns(request)}
+        messages = [{"role": role, "content": said} for role, said in turns(request, "assistant", _blocks)]
+        body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": messages}
         wanted = request.response_format
         told = system(request)
         if wanted.type == "json_object":
@@ -164,13 +165,6 @@ class _Events:
             if grown := "".join(jsons):
                 block["input"] = grown  # as the model wrote it
         return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
-
-
-def _turns(request: InferenceRequest) -> list[dict[str, Any]]:
-    """User and assistant turns; results of tools are the user's."""
-    return [
-        {"role": "assistant" if models else "user", "content": blocks} for models, blocks in turns(request, _blocks)
-    ]
 
 
 def _blocks(message: Message) -> list[dict[str, Any]]:

@@ -104,11 +104,11 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
 
 
 def _contents(request: InferenceRequest, model: str) -> list[dict[str, Any]]:
-    """Turns of user and model. A function's result is named by the function, not by the call's id."""
+    """The turns. A function's result is named by the function, not by the call's id."""
     signature = {} if BUDGETED.match(model) else {"thoughtSignature": UNSIGNED}
     names = {call.id: call.function.name for message in request.chat for call in message.tool_calls}
-    said = turns(request, partial(_parts, names, signature))
-    return [{"role": "model" if models else "user", "parts": parts} for models, parts in said]
+    said = turns(request, "model", partial(_parts, names, signature))
+    return [{"role": role, "parts": parts} for role, parts in said]
 
 
 def _parts(names: Mapping[str, str], signature: Mapping[str, str], message: Message) -> list[dict[str, Any]]:

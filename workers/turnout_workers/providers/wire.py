@@ -67,10 +67,10 @@ class Sent:
         names = dict(zip(same, same, strict=True)) | renamed
         return {theirs: value for name, theirs in names.items() if (value := self.wish(name)) is not None}
 
-    def with_extras(self, body: Mapping[str, Any], extras: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    def with_extras(self, body: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, Any]:
         """The body with the job's own fields for this provider; those of a table go into it one by one."""
         merged = dict(body)
-        for name, value in (self.request.extras.get(self.provider, {}) if extras is None else extras).items():
+        for name, value in extras.items():
             if name in PROTECTED:
                 self.warnings.append(f"extras can't set {name}; it was left out")
             elif isinstance(value, dict) and isinstance(merged.get(name), dict):
@@ -85,13 +85,13 @@ def system(request: InferenceRequest) -> str:
     return "\n\n".join(message.text for message in request.chat if message.role in ("system", "developer"))
 
 
-def turns(request: InferenceRequest, parts: Callable[[Message], list[T]]) -> Iterator[tuple[bool, list[T]]]:
-    """The other messages by turns: whether it is the model's turn, and the parts of its messages. A turn that says
-    nothing is left out, for formats that know turns take none."""
+def turns(request: InferenceRequest, model: str, parts: Callable[[Message], list[T]]) -> Iterator[tuple[str, list[T]]]:
+    """The other messages by turns, of the `model` and of the "user", whose the results of tools are: the role, and the
+    parts of its messages. A turn that says nothing is left out, for formats that know turns take none."""
     others = (message for message in request.chat if message.role not in ("system", "developer"))
-    for models, turn in groupby(others, lambda message: message.role == "assistant"):
+    for role, turn in groupby(others, lambda message: model if message.role == "assistant" else "user"):
         if said := [part for message in turn for part in parts(message)]:
-            yield models, said
+            yield role, said
 
 
 @dataclass(frozen=True, slots=True)
