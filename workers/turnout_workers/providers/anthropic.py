@@ -169,13 +169,8 @@ class _Events:
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
     if message.role == "tool":
-        return [
-            {
-                "type": "tool_result",
-                "tool_use_id": call_id(message.tool_call_id or "", CALL_ID),
-                "content": message.text,
-            }
-        ]
+        result = {"tool_use_id": call_id(message.tool_call_id or "", CALL_ID), "content": message.text}
+        return [{"type": "tool_result", **result}]
     blocks: list[dict[str, Any]] = []
     for part in message.parts:
         if isinstance(part, TextPart):
