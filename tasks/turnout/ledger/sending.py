@@ -41,8 +41,7 @@ Send = Callable[[Sequence[Command]], Awaitable[list[Any]]]
 
 def run(client: redis.Redis, calls: Sequence[Call[T]]) -> list[T]:
     """Send all calls in one round trip, in order; raises the first error after all were sent."""
-    mixed = len({call.script for call in calls} - {None}) > 1
-    # Of several scripts that Redis knows in part, the calls of the others would come after all else.
+    mixed = len({call.script for call in calls}) > 1  # then those of a script that Redis doesn't know would come last
     replies = at_once((_with_scripts if mixed else _replies)(partial(_execute, client), calls))
     return [call.read(reply) for call, reply in zip(calls, replies, strict=True)]
 
@@ -80,16 +79,10 @@ async def pipelined(client: redis.asyncio.Redis, commands: Sequence[Command]) ->
 
 
 async def _replies(send: Send, calls: Sequence[Call[Any]]) -> list[Any]:
-    """Send calls in order. Where Redis doesn't know their scripts, perhaps just started, they go again with these.
-
-    Then what is no script goes with them once more, so that it still comes after those that were sent before it: such
-    calls read, or set what they set again.
-    """
+    """Send calls in order, and those whose scripts Redis doesn't know, perhaps just started, once more with these."""
     replies = await send([call.command for call in calls])
-    refused = [isinstance(reply, NoScriptError) for reply in replies]
-    if any(refused):
-        again = [i for i, call in enumerate(calls) if refused[i] or call.script is None]
-        for i, reply in zip(again, await _with_scripts(send, [calls[i] for i in again]), strict=True):
+    if refused := [i for i, reply in enumerate(replies) if isinstance(reply, NoScriptError)]:
+        for i, reply in zip(refused, await _with_scripts(send, [calls[i] for i in refused]), strict=True):
             replies[i] = reply
     return replies
 
