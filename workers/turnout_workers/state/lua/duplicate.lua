@@ -4,4 +4,3 @@
 -- KEYS  money
 -- ARGV  micro-dollars; then the accounts
 for i = 2, #ARGV do book(ARGV[i], {duplicate = ARGV[1]}) end
-return redis.status_reply('OK')

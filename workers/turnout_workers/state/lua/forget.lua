@@ -6,4 +6,3 @@ for _, name in ipairs(ARGV) do
   redis.call('HDEL', KEYS.money, name .. '|spent', name .. '|reserved', name .. '|unsure', name .. '|duplicate')
   redis.call('HDEL', KEYS.ceilings, name)
 end
-return redis.status_reply('OK')

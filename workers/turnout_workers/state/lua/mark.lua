@@ -24,4 +24,3 @@ for i = 4, #ARGV do
   keep(endpoint, known)
   if tells then redis.call('HSET', KEYS.endpoints, endpoint .. ' ' .. what, ARGV[2]) end
 end
-return redis.status_reply('OK')

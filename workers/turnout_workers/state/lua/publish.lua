@@ -9,4 +9,3 @@ else
   redis.call('HSET', KEYS.hanging, ARGV[1], string.format('%d %s', NOW, ARGV[2]))
   redis.call('PEXPIRE', KEYS.hanging, PUBLISHED_MS)
 end
-return redis.status_reply('OK')

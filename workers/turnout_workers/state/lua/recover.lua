@@ -11,4 +11,3 @@ if over and known[DISABLED] == 0 and known[ISOLATED] == 0 then
   known[CONSECUTIVE], known[PROVEN], known[BAD], known[WEIGHT] = 0, 0, 0, 0
   keep(ARGV[1], known)
 end
-return redis.status_reply('OK')

@@ -17,4 +17,3 @@ for i = 2, #ARGV do
     end
   end
 end
-return redis.status_reply('OK')
