@@ -25,7 +25,7 @@ from tests.contracts.responses import Heard, said
 from turnout.request import Capability, FinishReason, InferenceRequest
 from turnout_workers.providers import Http, ProviderConfig, Secret, build
 from turnout_workers.providers.anthropic import JSON_ALONE
-from turnout_workers.providers.base import Timeouts
+from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.body import MOST_ITEMS, MOST_PARTS, parsed, server_sent
 from turnout_workers.providers.conformance import Reply, always, serving, silent
 from turnout_workers.providers.errors import ProviderError
@@ -61,6 +61,18 @@ def config(kind: str, base_url: str) -> ProviderConfig:
     return ProviderConfig(
         kind, kind, base_url, (endpoint(kind), endpoint(kind, "e")), kind, Secret("test-key-12345678")
     )
+
+
+async def asked(http: Http, kind: str, url: str, timeouts: Timeouts | None = None, hear: Any = None) -> CallOutcome:
+    """What a connector makes of the answer of the server there."""
+    connector = build(config(kind, url), http)
+    return await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), timeouts or Timeouts(), hear)
+
+
+async def refusal(*there: Any) -> ProviderError:
+    with pytest.raises(ProviderError) as error:
+        await asked(*there)
+    return error.value
 
 
 @pytest.fixture
@@ -473,8 +485,7 @@ async def test_a_server_that_never_streams_answers_a_stream_in_one_piece(kind: s
     """As LiteLLM's proxy 1.108.7 does in Anthropic's format for models that it mocks: the answer is paid for."""
     pieces = Heard()
     async with recorder(answer(kind)) as (url, _):
-        connector = build(config(kind, url), http)
-        outcome = await connector.call(endpoint(kind), InferenceRequest(prompt="?"), Timeouts(), pieces)
+        outcome = await asked(http, kind, url, Timeouts(), pieces)
     assert pieces == [outcome.response.text] != [""]
     assert outcome.response.time_to_first_token_s is None
 
@@ -570,21 +581,17 @@ async def drips(writer: asyncio.StreamWriter) -> None:
 )  # fmt: skip
 async def test_a_broken_answer_is_classified(reply: Any, kind: FailureKind, billed: Billed, http: Http) -> None:
     async with serving(reply) as url:
-        connector = build(config("openai", url), http)
         brief = {stops: Timeouts(idle_s=0.4), drips: Timeouts(total_s=1.5), rejects_silently: Timeouts(idle_s=0.4)}
         timeouts = brief.get(reply, Timeouts())
-        with pytest.raises(ProviderError) as error:
-            await connector.call(endpoint("openai"), InferenceRequest(prompt="Hello, this is the prompt"), timeouts)
-    assert (error.value.failure.kind, error.value.failure.billed) == (kind, billed)
-    assert "test-key" not in str(error.value)
+        error = await refusal(http, "openai", url, timeouts)
+    assert (error.failure.kind, error.failure.billed) == (kind, billed)
+    assert "test-key" not in str(error)
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://no-such-host.invalid", "https://127.0.0.1:9"])
 async def test_a_server_that_is_not_there_is_unavailable_and_costs_nothing(url: str, http: Http) -> None:
-    connector = build(config("openai", url), http)
-    with pytest.raises(ProviderError) as error:
-        await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts())
-    assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
+    error = await refusal(http, "openai", url, Timeouts())
+    assert (error.failure.kind, error.failure.billed) == (K.UNAVAILABLE, Billed.NO)
 
 
 @pytest.mark.parametrize(
@@ -599,9 +606,7 @@ async def test_a_server_that_is_not_there_is_unavailable_and_costs_nothing(url: 
 )  # fmt: skip
 async def test_each_deadline_holds_alone(reply: Any, timeouts: Timeouts, http: Http) -> None:
     async with serving(reply) as url, asyncio.timeout(20):
-        connector = build(config("openai", url), http)
-        with pytest.raises(ProviderError):
-            await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), timeouts)
+        await refusal(http, "openai", url, timeouts)
 
 
 async def test_a_name_that_is_not_found_in_time_costs_nothing(http: Http, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -609,10 +614,8 @@ async def test_a_name_that_is_not_found_in_time_costs_nothing(http: Http, monkey
         await asyncio.sleep(60)
 
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", hang)
-    connector = build(config("openai", "http://slow.example.com"), http)
-    with pytest.raises(ProviderError) as error:
-        await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts(connect_s=0.2))
-    assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
+    error = await refusal(http, "openai", "http://slow.example.com", Timeouts(connect_s=0.2))
+    assert (error.failure.kind, error.failure.billed) == (K.UNAVAILABLE, Billed.NO)
 
 
 async def test_a_server_without_tls_costs_nothing(http: Http) -> None:
@@ -626,10 +629,9 @@ async def test_a_server_without_tls_costs_nothing(http: Http) -> None:
             writer.close()
 
         async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
-            connector = build(config("openai", f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"), http)
-            with pytest.raises(ProviderError) as error:
-                await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts(connect_s=0.2))
-        assert (error.value.failure.kind, error.value.failure.billed) == (K.UNAVAILABLE, Billed.NO)
+            url = f"https://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+            error = await refusal(http, "openai", url, Timeouts(connect_s=0.2))
+        assert (error.failure.kind, error.failure.billed) == (K.UNAVAILABLE, Billed.NO)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the peak of memory is set back by /proc")
@@ -710,7 +712,7 @@ async def test_an_answer_with_a_thousand_calls_of_tools_is_an_answer_and_one_wit
 ) -> None:
     async def calls(count: int) -> int:
         async with serving(always(said(json.dumps(CALLS[name](count)).encode()))) as url:
-            outcome = await build(config(name, url), http).call(endpoint(name), InferenceRequest(prompt="A?"))
+            outcome = await asked(http, name, url)
         return len(outcome.response.tool_calls)
 
     assert await calls(MOST_CALLS) == MOST_CALLS
@@ -785,11 +787,9 @@ async def test_an_error_in_mid_stream_is_classified_and_may_have_been_billed(
     body = b"".join(b"data: " + json.dumps(one).encode() + b"\n\n" for one in (FIRST_WORDS[kind], event))
     heard = Heard()
     async with serving(always(said(body, headers="content-type: text/event-stream"))) as url:
-        connector = build(config(kind, url), http)
-        with pytest.raises(ProviderError) as error:
-            await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), Timeouts(), heard)
+        error = await refusal(http, kind, url, Timeouts(), heard)
     assert heard == ["Hi"]
-    assert (error.value.failure.kind, error.value.failure.billed) == (meant, Billed.MAYBE)
+    assert (error.failure.kind, error.failure.billed) == (meant, Billed.MAYBE)
 
 
 HEAD = b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\n"
@@ -812,8 +812,7 @@ async def test_a_whole_answer_whose_connection_stays_open_or_breaks_is_one(kind:
     ):
         heard = Heard()
         async with serving(reply) as url, asyncio.timeout(20):
-            connector = build(config(kind, url), http)
-            outcome = await connector.call(endpoint(kind), InferenceRequest(prompt="A?"), timeouts, heard)
+            outcome = await asked(http, kind, url, timeouts, heard)
         assert heard == [outcome.response.text] == ["Hi"]
 
 
@@ -860,10 +859,8 @@ async def test_a_connection_that_is_not_accepted_in_time_costs_nothing(
             one = waiting.enter_context(socket.socket())
             one.setblocking(False)
             one.connect_ex(full.getsockname())
-        connector = build(config("openai", f"http://127.0.0.1:{full.getsockname()[1]}"), http)
-        with pytest.raises(ProviderError) as error:
-            await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), timeouts)
-    assert (error.value.failure.kind, error.value.failure.billed) == (kind, Billed.NO)
+        error = await refusal(http, "openai", f"http://127.0.0.1:{full.getsockname()[1]}", timeouts)
+    assert (error.failure.kind, error.failure.billed) == (kind, Billed.NO)
 
 
 @pytest.mark.filterwarnings("ignore:BasicAuth is:DeprecationWarning", "ignore:The 'proxy_auth':DeprecationWarning")
@@ -916,8 +913,7 @@ def test_a_client_serves_one_event_loop_after_the_other_until_it_is_closed(caplo
     async def served() -> str:
         body = b'{"choices": [{"message": {"content": "Hi"}, "finish_reason": "stop"}]}'
         async with serving(always(said(body))) as url:
-            connector = build(config("openai", url), http)
-            return (await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"))).response.text
+            return (await asked(http, "openai", url)).response.text
 
     assert [asyncio.run(served()) for _ in "12"] == ["Hi", "Hi"]
     asyncio.run(http.aclose())

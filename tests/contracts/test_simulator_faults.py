@@ -15,7 +15,9 @@ from urllib.request import urlopen
 
 import aiohttp
 import pytest
+from click.testing import CliRunner
 
+from turnout.cli import main
 from turnout_workers.config import Source, load
 from turnout_workers.simulator import Fault, Scenario, exchange, server
 from turnout_workers.simulator.server import Simulator
@@ -225,8 +227,8 @@ def test_the_command_prints_the_addresses_of_a_scenario_and_writes_its_callers_c
 @pytest.mark.parametrize("there", ["[providers.groq]\n", "no TOML", "\n[providers.sim-thrifty]\nkind = 'openai'\n"])
 def test_the_command_replaces_no_configuration_that_is_there_already(tmp_path: Path, there: str) -> None:
     (written := tmp_path / "turnout.toml").write_text(there)
-    done = subprocess.run([*COMMAND, "--toml", str(written)], capture_output=True, text=True, timeout=30)
-    assert (done.returncode, done.stdout, written.read_text()) == (1, "", there)
+    done = CliRunner().invoke(main, ["simulate", "--port", "0", "--json", "--toml", str(written)])
+    assert (done.exit_code, done.stdout, written.read_text()) == (1, "", there)
     assert "remove it to have it written, or leave --toml out to keep it" in done.stderr
 
 

@@ -36,7 +36,7 @@ def slots(stand: Stand) -> list[int]:
     return [int(sign.split()[-1]) for sign in stand.client.zrange(stand.ledger.keys.workers, 0, -1)]
 
 
-@pytest.mark.parametrize("given", [["-P", "solo"], ["-P", "threads"], ["--autoscale", "10,1"]])
+@pytest.mark.parametrize("given", [["-P", "threads"], ["--autoscale", "10,1"]])
 def test_another_pool_or_a_size_that_changes_is_refused(given: list[str]) -> None:
     tried = subprocess.run([*COMMAND, *given], capture_output=True, text=True, timeout=60)
     assert tried.returncode == 1
