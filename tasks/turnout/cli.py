@@ -34,7 +34,7 @@ class Commands(click.Group):
             from redis.exceptions import RedisError
 
             from turnout.errors import TurnoutError
-            from turnout.redis_address import trouble
+            from turnout.redis_trouble import trouble
 
             if isinstance(error, TurnoutError):
                 raise Unusable(str(error)) from error

@@ -16,7 +16,6 @@ import redis.asyncio.sentinel
 import redis.retry
 import redis.sentinel
 from redis.backoff import NoBackoff
-from redis.exceptions import ClusterCrossSlotError, MovedError, NoPermissionError, OutOfMemoryError, RedisError
 
 from turnout.errors import TurnoutError
 from turnout.following import follow
@@ -33,10 +32,6 @@ TLS = re.compile(
 """Options that redis-py and Celery both read, and alike."""
 LASTING: dict[str, Any] = {"socket_keepalive": True, "socket_keepalive_options": KEEPALIVE}
 """What keeps idle connections open, as redis-py does by itself from release 8 on."""
-UNANSWERED = (redis.TimeoutError, redis.sentinel.MasterNotFoundError, redis.asyncio.sentinel.MasterNotFoundError)
-"""What takes its time to tell that Redis is silent, where the loss of a connection is seen at once. So what waits for
-such a call fails with it, rather than wait as long after it."""
-CLUSTER = "runs in cluster mode, where no job can be accepted; use a single server, with replicas or without"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,31 +145,6 @@ def _client(library: Any, url: str, options: Mapping[str, Any]) -> Any:
         client = manager.master_for(found.service)
     follow(client.connection_pool)
     return client
-
-
-def takes_no_writes(error: BaseException) -> bool:
-    """Whether it is Redis's word that for now it takes none: its memory or disk is full, or its replicas are gone."""
-    return isinstance(error, OutOfMemoryError) or said(error).startswith(("MISCONF", "NOREPLICAS"))
-
-
-def said(error: BaseException) -> str:
-    """Redis's own words, without the command that the client puts before them, which may hold a prompt."""
-    return str(error).rpartition(" of pipeline caused error: ")[2]
-
-
-def trouble(error: RedisError) -> str:
-    """An error of Redis in words for the operator, with what to do."""
-    if isinstance(error, redis.ConnectionError | redis.TimeoutError):
-        return f"Redis can't be reached ({error}); set REDIS_URL, or redis_url"
-    if takes_no_writes(error):
-        return f"Redis takes no writes now ({said(error)}); try again later"
-    if isinstance(error, NoPermissionError):
-        return f"{said(error)}; commands of operators need the role `worker` in REDIS_URL"
-    if isinstance(error, ClusterCrossSlotError | MovedError):
-        return f"this Redis {CLUSTER}"
-    if "compiling script" in said(error):  # `#!lua` in the first line
-        return "this Redis is too old: 7.0 or newer is needed, or Valkey"
-    return said(error)
 
 
 def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:

@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from tests import redis_server
 
 from turnout.cli import main
-from turnout.redis_address import CLUSTER
+from turnout.redis_trouble import CLUSTER
 from turnout_workers.state import fitness
 
 NO_TEXT = b"\xff\xfe"

@@ -11,7 +11,8 @@ from redis.exceptions import ResponseError
 from tests import redis_server
 
 from turnout.errors import TurnoutError
-from turnout.redis_address import Sentinels, checked, place, sentinels, trouble, with_password
+from turnout.redis_address import Sentinels, checked, place, sentinels, with_password
+from turnout.redis_trouble import trouble
 from turnout_workers.celery_app import celery_app, celery_settings
 
 

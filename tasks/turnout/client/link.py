@@ -28,7 +28,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, run
-from turnout.redis_address import UNANSWERED, connect, connect_async, takes_no_writes
+from turnout.redis_address import connect, connect_async
+from turnout.redis_trouble import UNANSWERED, takes_no_writes
 
 T = TypeVar("T")
 

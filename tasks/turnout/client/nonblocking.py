@@ -15,7 +15,8 @@ from turnout.client.streaming import Reader
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request, chunks, new_job, redis_url, refusal
 from turnout.errors import IntakeRefused
 from turnout.ledger import LIVE, Call, Facts, Keyring, Keys, Ledger, NewJob
-from turnout.redis_address import checked, takes_no_writes
+from turnout.redis_address import checked
+from turnout.redis_trouble import takes_no_writes
 from turnout.request import InferenceResponse
 from turnout.result import JobResult, JobStatus
 

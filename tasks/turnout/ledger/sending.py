@@ -21,7 +21,7 @@ import redis.asyncio
 from redis.exceptions import DataError, NoScriptError
 
 from turnout.ledger.script import Call
-from turnout.redis_address import UNANSWERED
+from turnout.redis_trouble import UNANSWERED
 from turnout.uncut import cancel_later
 
 T = TypeVar("T")

@@ -26,7 +26,8 @@ from turnout.ledger import Claimed, Coalescer, Facts, Intake, Ledger, run
 from turnout.ledger.job import Enqueued
 from turnout.ledger.script import Call, Script
 from turnout.ledger.sending import MAX_BATCH, Exchange, pipelined
-from turnout.redis_address import UNANSWERED, connect_async
+from turnout.redis_address import connect_async
+from turnout.redis_trouble import UNANSWERED
 from turnout.request import MOST, InferenceRequest
 from turnout.result import JobStatus
 from turnout_workers.state import exchange as redis_exchange

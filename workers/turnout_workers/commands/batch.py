@@ -19,7 +19,7 @@ from turnout.batch.output import check_places, write_output
 from turnout.batch.record import Record
 from turnout.batch.source import Source
 from turnout.cli import STOPPED
-from turnout.redis_address import trouble
+from turnout.redis_trouble import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands import lines

@@ -10,7 +10,7 @@ import click
 from redis.exceptions import RedisError, ResponseError
 
 from turnout.errors import TurnoutError
-from turnout.redis_address import trouble
+from turnout.redis_trouble import trouble
 from turnout_workers.commands.check import answers_of
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state import fitness

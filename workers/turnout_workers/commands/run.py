@@ -23,7 +23,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 from rich.console import Console
 
-from turnout import redis_address
+from turnout import redis_address, redis_trouble
 from turnout.batch.feeder import Feeder, Stopped
 from turnout.batch.journal import Journal, writing
 from turnout.batch.live import cancel_live
@@ -121,7 +121,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
     except TurnoutError as error:
         trouble = str(error)
     except (redis.RedisError, OSError) as error:  # the latter of a full disk under the run's folder, say
-        told = str(error) if isinstance(error, OSError) else redis_address.trouble(error).rstrip(".")
+        told = str(error) if isinstance(error, OSError) else redis_trouble.trouble(error).rstrip(".")
         trouble = f"{told}. What is done is kept; once that is mended, the same command goes on."
     say(f"turnout: {trouble}", "red")
     sys.exit(code)

@@ -14,7 +14,7 @@ from rich.console import Group
 from rich.live import Live
 from rich.text import Text
 
-from turnout.redis_address import trouble
+from turnout.redis_trouble import trouble
 from turnout_workers.commands.screen import add, counted, seconds, standard_output, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview

@@ -29,7 +29,7 @@ from tornado import template, web
 from tornado.options import options
 from yarl import URL
 
-from turnout.redis_address import trouble
+from turnout.redis_trouble import trouble
 from turnout.request import Lane
 from turnout_workers.celery_app import celery_app
 from turnout_workers.commands.screen import usd

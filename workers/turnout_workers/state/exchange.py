@@ -17,7 +17,7 @@ from hiredis import pack_command
 from redis.asyncio.connection import AbstractConnection
 from redis.exceptions import ResponseError
 
-from turnout.redis_address import takes_no_writes
+from turnout.redis_trouble import takes_no_writes
 
 
 class TakesNoWrites(redis.ConnectionError):

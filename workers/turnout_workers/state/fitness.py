@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from turnout.redis_address import CLUSTER
+from turnout.redis_trouble import CLUSTER
 
 OLDEST = (7, 0)
 """`#!lua` flags need it."""
