@@ -8,8 +8,7 @@ from urllib.parse import quote
 
 from celery import Celery
 
-from turnout.keepalive import KEEPALIVE
-from turnout.redis_address import sentinels
+from turnout.redis_address import LASTING, sentinels
 from turnout_workers import transport
 
 OF_OTHER_APPS = (
@@ -34,8 +33,7 @@ def celery_app(url: str, **options: Any) -> Celery:
 def celery_settings(url: str) -> dict[str, Any]:
     """How a Celery app reaches the Redis at `url`, and by which transport."""
     options: dict[str, Any] = {
-        "socket_keepalive": True,
-        "socket_keepalive_options": KEEPALIVE,
+        **LASTING,
         "socket_connect_timeout": 5,
         "socket_timeout": SILENT_S,
         "health_check_interval": 15,
