@@ -33,7 +33,6 @@ def sources(package: str) -> Mapping[str, str]:
 class Script:
     """A Lua file, and the SHA-1 by which Redis knows it."""
 
-    name: str
     source: str
     sha: str
     keys: tuple[str, ...] = field(default=(), compare=False)
@@ -48,7 +47,7 @@ class Script:
         named = _KEYS.search(text)
         keys = tuple(re.split(r",(?: |\n-- +)", named[1])) if named else ()
         source = (f"{shebang}\n" if shebang else "") + clock + "".join(_named(keys)) + rest
-        return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), keys)
+        return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), keys)
 
     def call(self, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T]) -> Call[T]:
         keys = tuple(keys)

@@ -205,7 +205,7 @@ class Bed:
         raise AssertionError(step)
 
     def _begin(self, job_id: str, token: int) -> Any:
-        script = replace(self.ledger.wake("").script, name="begin", source=BEGIN, sha=_BEGIN_SHA)
+        script = replace(self.ledger.wake("").script, source=BEGIN, sha=_BEGIN_SHA)
         return script.call([self.keys.job(job_id)], [token], int)
 
 
