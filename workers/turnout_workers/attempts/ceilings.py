@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from functools import lru_cache
@@ -15,6 +16,10 @@ from turnout_workers.state.store import Ceiling
 DAY_S = 86_400
 ANY_TENANT = "*"
 NO_CEILING = CeilingTable()
+OWN = ("job:", "batch:")
+"""How the names of accounts begin that no day begins anew."""
+PERIODIC = re.compile(r"(?:total|tenant:.+|provider:.+)@(\d{4}-\d\d(?:-\d\d)?)")
+"""The names of all those of days and months, and of no job's or batch's."""
 
 
 class ConfiguredCeilings:

@@ -10,6 +10,7 @@ from pydantic_core import to_json
 from turnout.ledger import Claimed
 from turnout.request import Lane
 from turnout.result import JobStatus
+from turnout_workers.attempts.ceilings import OWN
 from turnout_workers.attempts.closing import Closing
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.held import End, HeldJob, Moved, Skipped
@@ -31,8 +32,6 @@ use less than they have reserved make room earlier, and nobody knows when an ope
 MIXED_S = 600.0
 """For how long after its acceptance a job that is refused here is kept for workers of another configuration, and one
 with fields unknown here for those of a later release. By then a deploy is over, and a fleet may differ for ever."""
-OWN = ("job:", "batch:")
-"""Accounts that no day begins anew."""
 
 
 class Searching:

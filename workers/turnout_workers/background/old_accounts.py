@@ -4,13 +4,13 @@ whose workers died before they could close them."""
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 from datetime import UTC, date, datetime, timedelta
 
 from turnout.batch.record import DETACHED
 from turnout.ledger import Call, Coalescer, Ledger
 from turnout.ledger.operations import nothing, texts
+from turnout_workers.attempts.ceilings import PERIODIC
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import WorkersStore
 
@@ -18,8 +18,6 @@ EVERY_S = 3600.0
 AT_ONCE = 1000
 KEPT = timedelta(days=62)
 """From the first day of a period on, so that a month, too, stays for another one."""
-PERIODIC = re.compile(r"(?:total|tenant:.+|provider:.+)@(\d{4}-\d\d(?:-\d\d)?)")
-"""The names of all these, and of no job's or batch's; see `attempts/ceilings.py`."""
 
 
 @dataclass(slots=True)
