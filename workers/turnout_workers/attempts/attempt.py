@@ -83,12 +83,7 @@ class Attempts:
 
     async def _work(self, job: HeldJob, not_before: float) -> End:
         if not isinstance(unread := job.claim.request, InferenceRequest):
-            age_s = self._parts.fleet.now() - job.claim.accepted_at
-            if age_s < MIXED_S and _is_of_a_later_release(unread):
-                return await self._closing.put_off(job, max(RECHECK_S, age_s), "a worker of a later release takes it")
-            why = explain(unread) if isinstance(unread, ValidationError) else str(unread)
-            logger.error("job %s fails: %s", job.id, why)
-            return await self._closing.give_up(job, JobStatus.FAILED, "unreadable", why)
+            return await self._unread(job, unread)
         if not_before > job.progress.not_before:
             job.progress = replace(job.progress, not_before=not_before)
         if (early_s := job.progress.not_before - self._parts.fleet.now()) > 0:
@@ -112,6 +107,15 @@ class Attempts:
                 self._parts.metrics.lease_lost()
                 return Skipped("the lease was lost")
             return await self._closing.hand_back(job)  # the worker stops
+
+    async def _unread(self, job: HeldJob, error: Unreadable | ValidationError) -> End:
+        """Fail a job whose request can't be read, or leave it for a while to workers that may know more fields."""
+        age_s = self._parts.fleet.now() - job.claim.accepted_at
+        if age_s < MIXED_S and _is_of_a_later_release(error):
+            return await self._closing.put_off(job, max(RECHECK_S, age_s), "a worker of a later release takes it")
+        why = explain(error) if isinstance(error, ValidationError) else str(error)
+        logger.error("job %s fails: %s", job.id, why)
+        return await self._closing.give_up(job, JobStatus.FAILED, "unreadable", why)
 
     async def _follow(self, job: HeldJob, judged: Judged) -> End | None:
         """Act on how the call went. None: look for an endpoint again."""
@@ -148,9 +152,9 @@ class Attempts:
                 return await closing.give_up(job, JobStatus.FAILED, kind, message)
 
 
-def _is_of_a_later_release(unread: Exception) -> bool:
+def _is_of_a_later_release(error: Exception) -> bool:
     """Whether all that is wrong with a request is fields that this release doesn't know."""
-    if not isinstance(unread, ValidationError) or unread.error_count() > MANY:
+    if not isinstance(error, ValidationError) or error.error_count() > MANY:
         return False
-    problems = unread.errors(include_input=False, include_url=False, include_context=False)
+    problems = error.errors(include_input=False, include_url=False, include_context=False)
     return all(problem["type"] == "extra_forbidden" for problem in problems)
