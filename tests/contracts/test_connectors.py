@@ -855,10 +855,9 @@ async def test_a_connection_that_is_not_accepted_in_time_costs_nothing(
     timeouts: Timeouts, kind: FailureKind, http: Http
 ) -> None:
     with socket.create_server(("127.0.0.1", 0), backlog=0) as full, ExitStack() as waiting:
-        for _ in range(8):  # the kernel answers none beyond the backlog
-            one = waiting.enter_context(socket.socket())
-            one.setblocking(False)
-            one.connect_ex(full.getsockname())
+        with suppress(TimeoutError):  # the kernel answers none beyond the backlog
+            while True:
+                waiting.enter_context(socket.create_connection(full.getsockname(), timeout=0.2))
         error = await refusal(http, "openai", f"http://127.0.0.1:{full.getsockname()[1]}", timeouts)
     assert (error.failure.kind, error.failure.billed) == (kind, Billed.NO)
 
