@@ -82,11 +82,10 @@ class BatchFeeding:
                 break
             answers = await send.all(*(ledger.enqueue(job, detached=True) for job in jobs))
             outcomes = [answer.outcome for answer in answers]
-            if not (full := Intake.FULL in outcomes):
-                accepted = len(jobs) - outcomes.count(Intake.CANCELLED)
-                await send(ledger.fed(id, record.chunks_fed, accepted, outcomes.count(Intake.EXPIRED)))
-            record = await send(read_if_known(keys, id))
-            if full:
+            if Intake.FULL in outcomes:
                 return 0  # the same chunk again, later
+            accepted = len(jobs) - outcomes.count(Intake.CANCELLED)
+            await send(ledger.fed(id, record.chunks_fed, accepted, outcomes.count(Intake.EXPIRED)))
             left -= 1
+            record = await send(read_if_known(keys, id))
         return left
