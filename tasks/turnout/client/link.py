@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import math
 import os
 import queue
 import threading
@@ -57,22 +56,18 @@ class Patience:
     """`with patience:` suppresses the errors of a Redis that is away, until it has been away for AWAY_S, or less."""
 
     def __init__(self, within_s: float | None = None) -> None:
-        self._within_s = math.inf if within_s is None else within_s
-        self._away_since: float | None = None
-
-    @property
-    def away(self) -> bool:
-        return self._away_since is not None
+        self._within_s = AWAY_S if within_s is None else min(within_s, AWAY_S)
+        self.away_since: float | None = None
 
     def __enter__(self) -> None: ...
 
     def __exit__(self, kind: object, error: BaseException | None, _: object) -> bool:
         if error is None:
-            self._away_since = None
+            self.away_since = None
         elif isinstance(error, redis.ConnectionError | redis.TimeoutError) or takes_no_writes(error):
             now = time.monotonic()
-            self._away_since = self._away_since or now
-            return now - self._away_since < min(self._within_s, AWAY_S)
+            self.away_since = self.away_since or now
+            return now - self.away_since < self._within_s
         return False
 
 

@@ -113,7 +113,7 @@ class AsyncClient:
                 left = RECHECK_S if ends_at is None else min(RECHECK_S, ends_at - time.monotonic())
                 if left <= 0:
                     told = f"{len(waiting)} of {count} jobs had not ended after {timeout:g} s"
-                    raise TimeoutError(f"{told}; {'Redis is away' if patience.away else await self._prospect()}")
+                    raise TimeoutError(f"{told}; {'Redis is away' if patience.away_since else await self._prospect()}")
                 settled = await heard.wait(left)
                 if not settled or OPENED in settled:
                     with patience:

@@ -19,13 +19,7 @@ from turnout_workers.deployment import deployment
 @click.option("--lane", type=click.Choice([one.value for one in Lane]), default="interactive", show_default=True)
 @click.option("--idempotency-key", help="The same key and content are the same job.")
 @click.option("--wait", is_flag=True, help="Print the answer, not the job's id.")
-def submit(
-    prompt: str | None,
-    models: tuple[str, ...],
-    lane: str,
-    idempotency_key: str | None,
-    wait: bool,
-) -> None:
+def submit(prompt: str | None, models: tuple[str, ...], lane: str, idempotency_key: str | None, wait: bool) -> None:
     """Submit one job, of PROMPT or of what comes on stdin."""
     text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
     if not text.strip():
