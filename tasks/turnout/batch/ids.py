@@ -31,8 +31,8 @@ def short(job_id: str) -> int:
 
 
 class Uniqueness:
-    """A number for each id: of the line that had it first, or of how often it came. Beyond a few megabytes, they are in
-    a temporary file."""
+    """Finds ids that come twice: `note` tells which line had one first, `times` how often it came before. Beyond a few
+    megabytes, they are in a temporary file."""
 
     def __init__(self) -> None:
         self._db = sqlite3.connect("")

@@ -2,8 +2,8 @@
 
 Columns named as fields of a plain line are those fields (`prompt`, `id`, `model`, `max_output_tokens` …),
 `constraints.NAME` is a constraint, and every other column is a label in the request's `metadata`. Cells of fields other
-than texts are read as JSON. Row 1 is the first below the header. A row of which nobody knows where it ends is its first
-line alone.
+than texts are read as JSON. Row 1 is the first below the header. With a quote that is never closed nobody knows where a
+row ends: it is its first line alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from turnout.batch.parse import MAX_LINE_BYTES
 from turnout.request import InferenceRequest
 
 MAX_CELL_CHARS = 64 * MAX_LINE_BYTES
-"""Of a CSV file. So much longer than a line may be that one cell too long is the end of its row alone."""
+"""Longest cell that a CSV file is read with. It is far more than a line may have, so that a cell that is too long makes
+its line too long, and doesn't end the reading of the file."""
 SURPLUS = "more cells than the header has (a text with the separator in it needs quotes)"
 STRAY = 'a quote that is not closed, or not doubled ("") within its text'
 _TEXTS = {"prompt", "id", "input"}
