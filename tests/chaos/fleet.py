@@ -16,6 +16,9 @@ from turnout_workers.config import discovery, toml_lines
 from turnout_workers.local import process
 from turnout_workers.simulator import load
 
+NOBODY = '[providers.x]\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
+"""A configuration of one provider, which is not there."""
+
 
 def one_provider(name: str = "sim", **fields: Any) -> str:
     """A scenario of one alone, of short answers."""

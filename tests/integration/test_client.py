@@ -36,6 +36,9 @@ from turnout.messages import ResponseFormat
 from turnout.request import InferenceResponse
 from turnout_workers import local
 
+Kind = type[Client] | type[AsyncClient]
+EITHER = pytest.mark.parametrize("kind", [Client, AsyncClient])
+
 
 @pytest.fixture
 def client(here: local.Local) -> Iterator[Client]:
@@ -300,8 +303,12 @@ def stream(job: Job | AsyncJob) -> None:
     asyncio.run(read(job)) if isinstance(job, AsyncJob) else list(job.stream())
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_wait_where_redis_is_away_says_so_at_once(kind: type[Client] | type[AsyncClient], port: int) -> None:
+Read = Callable[[Job | AsyncJob], None]
+READ = pytest.mark.parametrize("read", [wait, stream])
+
+
+@EITHER
+def test_a_wait_where_redis_is_away_says_so_at_once(kind: Kind, port: int) -> None:
     with pytest.raises(redis.ConnectionError):
         wait(kind(f"redis://127.0.0.1:{port}").job("a"))
 
@@ -315,13 +322,10 @@ def own_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[redi
     server.stop()
 
 
-@pytest.mark.parametrize("read", [wait, stream])
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@EITHER
+@READ
 def test_a_wait_outlasts_a_restart_of_redis(
-    own_server: redis_server.Server,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[Client] | type[AsyncClient],
-    read: Callable[[Job | AsyncJob], None],
+    own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch, kind: Kind, read: Read
 ) -> None:
     server, admin = own_server, redis.Redis.from_url(own_server.url)
     with admin, Client(server.url) as client, ThreadPoolExecutor(1) as thread:
@@ -346,10 +350,10 @@ def test_a_wait_outlasts_a_restart_of_redis(
         assert type(reading.exception(60)) is redis.ConnectionError
 
 
-@pytest.mark.parametrize("read", [wait, stream])
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@EITHER
+@READ
 def test_a_redis_that_takes_no_writes_refuses_new_jobs_and_is_waited_for(
-    own_server: redis_server.Server, kind: type[Client] | type[AsyncClient], read: Callable[[Job | AsyncJob], None]
+    own_server: redis_server.Server, kind: Kind, read: Read
 ) -> None:
     server, admin = own_server, redis.Redis.from_url(own_server.url)
 
@@ -376,14 +380,10 @@ def test_a_redis_that_takes_no_writes_refuses_new_jobs_and_is_waited_for(
         assert type(reading.exception(60)) is Cancelled
 
 
-@pytest.mark.parametrize("read", [wait, stream])
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@EITHER
+@READ
 def test_a_redis_that_goes_away_at_any_moment_of_a_wait_is_waited_for(
-    client: Client,
-    here: local.Local,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[Client] | type[AsyncClient],
-    read: Callable[[Job | AsyncJob], None],
+    client: Client, here: local.Local, monkeypatch: pytest.MonkeyPatch, kind: Kind, read: Read
 ) -> None:
     monkeypatch.setattr(nonblocking, "RECHECK_S", 0.01)
     job = client.submit("A?", stream=True)
@@ -416,9 +416,9 @@ def silent(server: redis_server.Server, monkeypatch: pytest.MonkeyPatch) -> Iter
         server.proc.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@EITHER
 def test_a_wait_gives_a_silent_redis_its_limit_once(
-    own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch, kind: type[Client] | type[AsyncClient]
+    own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch, kind: Kind
 ) -> None:
     with Client(own_server.url) as client:
         job = client.submit("A?")
@@ -453,13 +453,10 @@ def test_however_many_threads_ask_at_once_a_silent_redis_has_its_limit_once(
         client.close()
 
 
-@pytest.mark.parametrize("read", [wait, stream])
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
+@EITHER
+@READ
 def test_what_was_said_while_nobody_could_hear_it_is_asked_for_as_soon_as_one_listens_again(
-    own_server: redis_server.Server,
-    monkeypatch: pytest.MonkeyPatch,
-    kind: type[Client] | type[AsyncClient],
-    read: Callable[[Job | AsyncJob], None],
+    own_server: redis_server.Server, monkeypatch: pytest.MonkeyPatch, kind: Kind, read: Read
 ) -> None:
     monkeypatch.setattr(nonblocking, "RECHECK_S", 600)
     ledger = Ledger(Keys())
@@ -474,8 +471,8 @@ def test_what_was_said_while_nobody_could_hear_it_is_asked_for_as_soon_as_one_li
         assert type(reading.exception(60)) is Cancelled
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-def test_a_client_that_was_closed_says_so(here: local.Local, kind: type[Client] | type[AsyncClient]) -> None:
+@EITHER
+def test_a_client_that_was_closed_says_so(here: local.Local, kind: Kind) -> None:
     async def used() -> None:
         async with AsyncClient(here.redis_url) as client:
             job = await client.submit("A?")
@@ -495,10 +492,8 @@ def test_a_client_that_was_closed_says_so(here: local.Local, kind: type[Client] 
     used_blocking() if kind is Client else asyncio.run(used())
 
 
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-async def test_a_job_is_cancelled_though_the_word_of_it_was_lost(
-    redis_server: redis_server.Server, kind: type[Client] | type[AsyncClient]
-) -> None:
+@EITHER
+async def test_a_job_is_cancelled_though_the_word_of_it_was_lost(redis_server: redis_server.Server, kind: Kind) -> None:
     """A client asks once more where no reply came, and then the job is cancelled already."""
     with between(redis_server.port) as proxy, Client(proxy.url) as client:
         assert client.submit("Q?").cancel(), "and Redis knows the script"

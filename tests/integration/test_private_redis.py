@@ -14,6 +14,7 @@ import pytest
 import redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
+from tests.chaos.fleet import NOBODY
 from tests.redis_server import ONCE
 
 from turnout.ledger import Keys, run
@@ -68,7 +69,7 @@ def test_one_of_this_machine_which_may_be_too_old_is_not_taken(tmp_path: Path, m
 def test_there_is_a_redis_before_there_is_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("REDIS_URL", raising=False)
     config = tmp_path / "turnout.toml"
-    config.write_text('[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n')
+    config.write_text(NOBODY)
     with local.running(tmp_path, config, None) as here, redis.Redis.from_url(here.redis_url) as client:
         assert len(run(client, [here.ledger.workers()])[0]) == 0
         with here.workers():
@@ -82,7 +83,7 @@ def test_nobody_waits_for_the_leases_of_those_who_died_with_it(
     monkeypatch.setenv("TURNOUT_NAMESPACE", namespace)
     monkeypatch.delenv("REDIS_URL", raising=False)
     config = tmp_path / "turnout.toml"
-    config.write_text('[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n')
+    config.write_text(NOBODY)
     held = Keys(namespace).leases
     with private_redis(tmp_path / "redis") as (url, _), redis.Redis.from_url(url) as client:
         client.zadd(held, {"job": 2e12})

@@ -14,6 +14,7 @@ import redis
 from click.testing import CliRunner
 from redis.exceptions import AuthenticationError, NoPermissionError
 from tests import redis_server
+from tests.chaos.fleet import NOBODY
 
 from turnout.cli import main
 from turnout.ledger import Claimed, Intake, Keys, Ledger, NewJob, run
@@ -56,6 +57,12 @@ def login(port: int, role: str) -> redis.Redis:
     return redis.Redis(port=port, username=role, password=f"{role}-secret")
 
 
+def configured(port: int, role: str, folder: Path) -> dict[str, str]:
+    """What a command of that role finds in its environment."""
+    (config := folder / "turnout.toml").write_text(NOBODY)
+    return {"REDIS_URL": f"redis://{role}:{role}-secret@127.0.0.1:{port}/0", "TURNOUT_CONFIG": str(config)}
+
+
 def new_job() -> NewJob:
     return NewJob.of(uuid.uuid4().hex, InferenceRequest(prompt="Say yes."))
 
@@ -82,13 +89,7 @@ def test_a_producer_submits_and_a_worker_settles_and_the_producer_reads(port: in
 def test_a_producer_feeds_a_batch_and_caps_its_cost(port: int, tmp_path: Path) -> None:
     source, log = tmp_path / "in.jsonl", tmp_path / "run.log"
     source.write_text('{"prompt": "Say yes."}\n')
-    (tmp_path / "turnout.toml").write_text(
-        '[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
-    )
-    environ = {
-        "REDIS_URL": f"redis://producer:producer-secret@127.0.0.1:{port}/0",
-        "TURNOUT_CONFIG": str(tmp_path / "turnout.toml"),
-    }
+    environ = configured(port, "producer", tmp_path)
     command = [sys.executable, "-m", "turnout", "run", str(source), "-o", str(tmp_path / "out"), "--workers", "0"]
     child = process.start([*command, "--max-cost", "1", "--lane", "interactive"], log, environ)
     worker = login(port, "worker")
@@ -149,14 +150,7 @@ def test_a_task_that_no_worker_knows_takes_no_other_with_it_nor_if_its_end_canno
     messages = [sent("turnout.infre" if n == 5 else "turnout.infer", n) for n in range(20)]
     unknown = messages[5][0]
     producer.lpush("standard", *(message for _, message in messages))
-    (tmp_path / "turnout.toml").write_text(
-        '[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
-    )
-    environ = {
-        "REDIS_URL": f"redis://worker:worker-secret@127.0.0.1:{port}/0",
-        "TURNOUT_CONFIG": str(tmp_path / "turnout.toml"),
-        "TURNOUT_SPOOL": str(tmp_path / "spool"),
-    }
+    environ = configured(port, "worker", tmp_path) | {"TURNOUT_SPOOL": str(tmp_path / "spool")}
     admin = login(port, "admin")
     if refused:
         admin.execute_command("ACL", "SETUSER", "worker", f"-{refused}")
@@ -270,13 +264,7 @@ def test_the_user_as_whom_a_server_reads_its_own_file_may_do_all_and_cannot_log_
 def test_the_doctor_sees_whether_a_restart_would_read_the_jobs(
     port: int, tmp_path: Path, rights: tuple[tuple[str, str], ...], told: str
 ) -> None:
-    (tmp_path / "turnout.toml").write_text(
-        '[providers.x]\nkind = "openai"\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
-    )
-    environ = {
-        "REDIS_URL": f"redis://worker:worker-secret@127.0.0.1:{port}/0",
-        "TURNOUT_CONFIG": str(tmp_path / "turnout.toml"),
-    }
+    environ = configured(port, "worker", tmp_path)
     for user, taken in rights[:1]:
         login(port, "admin").execute_command("ACL", "SETUSER", user, taken)
     said = CliRunner().invoke(main, ["doctor"], env=environ).output
