@@ -5,21 +5,29 @@ from __future__ import annotations
 import errno
 import os
 import socket
-import subprocess
-import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
 import redis
 from click.testing import CliRunner
 from tests import redis_server
+from tests.forked import Forked
 
 from turnout.cli import main
 from turnout.redis_trouble import CLUSTER
 from turnout_workers.state import fitness
 
 NO_TEXT = b"\xff\xfe"
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with a file of one prompt, in which each command runs."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "p.txt").write_text("A?")
+    return tmp_path
 
 
 @pytest.mark.parametrize(
@@ -45,13 +53,9 @@ NO_TEXT = b"\xff\xfe"
         ("flower --address 0.0.0.0", "FLOWER_BASIC_AUTH_FILE=no-text can't be read: not UTF-8"),
     ],
 )
-def test_a_wrong_command_is_refused_in_a_line(
-    command: str, told: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.txt").write_text("A?")
-    (tmp_path / "no-text").write_bytes(NO_TEXT)
-    (tmp_path / "empty").touch()
+def test_a_wrong_command_is_refused_in_a_line(command: str, told: str, here: Path) -> None:
+    (here / "no-text").write_bytes(NO_TEXT)
+    (here / "empty").touch()
     environ = {"OPENAI_API_KEY": "k", "FLOWER_BASIC_AUTH_FILE": "no-text"}
     done = CliRunner().invoke(main, command.split(), env=environ)
     assert done.exit_code in (1, 2)
@@ -80,13 +84,11 @@ def test_a_command_that_is_interrupted_ends_as_stopped_and_not_as_one_that_found
     assert (done.exit_code, done.output) == (3, "Stopped.\n")
 
 
-def test_a_disk_that_is_full_as_a_run_starts_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_disk_that_is_full_as_a_run_starts_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(path: Path, *_: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
 
-    monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("REDIS_URL", raising=False)
-    (tmp_path / "p.txt").write_text("A?")
     monkeypatch.setattr(Path, "write_text", full)
     done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out", "--simulate"])
     assert done.exit_code == 2
@@ -94,14 +96,12 @@ def test_a_disk_that_is_full_as_a_run_starts_is_told(tmp_path: Path, monkeypatch
     assert "the same command goes on" in done.output
 
 
-def test_a_working_folder_that_can_not_be_written_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.txt").write_text("A?")
-    (tmp_path / ".turnout").touch()
+def test_a_working_folder_that_can_not_be_written_is_told(here: Path) -> None:
+    (here / ".turnout").touch()
     done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out"])
     assert done.exit_code == 2
     assert "can't write .turnout/" in done.output
-    assert {path.name for path in tmp_path.iterdir()} == {"p.txt", ".turnout"}
+    assert {path.name for path in here.iterdir()} == {"p.txt", ".turnout"}
 
 
 @pytest.mark.parametrize("name", [b"here", b"caf\xe9"], ids=["plain", "no UTF-8"])
@@ -120,41 +120,29 @@ def test_a_run_whose_redis_is_away_says_so_before_anything_starts(
 
 
 @pytest.mark.parametrize("command", ["run p.txt -o out", "worker", "status", "submit A?", "flower"])
-def test_an_address_that_no_worker_could_use_is_refused_by_all(
-    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.txt").write_text("A?")
+def test_an_address_that_no_worker_could_use_is_refused_by_all(command: str) -> None:
     environ = {"OPENAI_API_KEY": "k", "REDIS_URL": "redis://127.0.0.1?health_check_interval=5"}
     done = CliRunner().invoke(main, command.split(), env=environ)
     assert "must have no options after its ? but those of TLS" in done.output
     assert isinstance(done.exception, SystemExit), "and no traceback"
 
 
-def test_a_text_that_the_locale_has_no_characters_for_is_told_all_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "in.jsonl").write_text('{"prompt": "A?", "model": "gr\\u00f6\\u00dfe"}')
+def test_a_text_that_the_locale_has_no_characters_for_is_told_all_the_same(here: Path) -> None:
+    (here / "in.jsonl").write_text('{"prompt": "A?", "model": "gr\\u00f6\\u00dfe"}')
     done = CliRunner(charset="ascii").invoke(main, ["run", "in.jsonl", "--dry-run", "--simulate"])
     assert (done.exit_code, done.exception.__class__) == (1, SystemExit)
     assert r"gr\xf6\xdfe" in done.stdout
 
 
-def test_a_flower_whose_port_is_taken_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_flower_whose_port_is_taken_says_so(here: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        command = [sys.executable, "-m", "turnout", "flower", "--port", str(taken.getsockname()[1])]
-        environ = {**os.environ, "OPENAI_API_KEY": "k"}
-        done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=60, check=False)
-    assert (done.returncode, done.stderr) == (1, "Error: Address already in use; see --address, --port and --db\n")
+        command = ["flower", "--port", str(taken.getsockname()[1])]
+        flower = Forked(command, {"OPENAI_API_KEY": "k"}, here / "log", partial(os.chdir, here))
+        assert flower.wait(60) == 1
+    assert flower.said == "Error: Address already in use; see --address, --port and --db\n"
 
 
-def test_a_redis_that_takes_no_writes_is_told_as_such(
-    flushed: redis.Redis, redis_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "p.txt").write_text("A?")
+def test_a_redis_that_takes_no_writes_is_told_as_such(flushed: redis.Redis, redis_url: str) -> None:
     flushed.config_set("min-replicas-to-write", 1)
     try:
         environ = {"OPENAI_API_KEY": "k", "REDIS_URL": redis_url}
@@ -166,9 +154,8 @@ def test_a_redis_that_takes_no_writes_is_told_as_such(
     assert "What is done is kept" in done.output
 
 
-def test_a_redis_in_cluster_mode_is_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(tmp_path)
-    server = redis_server.start(tmp_path, "--cluster-enabled", "yes")
+def test_a_redis_in_cluster_mode_is_told_as_such(here: Path) -> None:
+    server = redis_server.start(here, "--cluster-enabled", "yes")
     environ = {"OPENAI_API_KEY": "", "REDIS_URL": server.url}
     try:
         with redis.Redis.from_url(server.url) as client:
