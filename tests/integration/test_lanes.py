@@ -14,10 +14,9 @@ from tests.chaos.stand import standing
 
 from turnout.ledger import NewJob, Script, run
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
-from turnout_workers import transport
 from turnout_workers.attempts.progress import Progress
 from turnout_workers.routing.sharing import LONG_WAIT_S
-from turnout_workers.transport import FETCH_SHARE, OpenLanes
+from turnout_workers.transport import FETCH_SHARE
 
 FLEET = one_provider("sim-one", ttft_s=0.01)
 LANES = [lane.value for lane in Lane]
@@ -83,16 +82,6 @@ def test_slots_that_a_lane_may_have_are_filled_at_once(tmp_path: Path) -> None:
         stand.until(lambda: stand.settled() == 1)
         stand.submit([f"{n}" for n in range(60)], constraints=RoutingConstraints(lane=Lane.BATCH))
         stand.until(lambda: stand.settled() == 61, 30)
-
-
-def test_what_waits_for_a_next_job_leaves_out_lanes_without_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits_for = OpenLanes()
-    waits_for.update([*LANES, "other"])
-    monkeypatch.setattr(transport, "room_for", lambda lane: 1 - (lane == Lane.BATCH))
-    assert waits_for.consume(4) == ["interactive", "standard", "other"]
-    assert waits_for.left_out == ["batch"]
-    monkeypatch.setattr(transport, "room_for", lambda lane: 1)
-    assert waits_for.consume(4) == [*LANES, "other"]
 
 
 def test_a_lane_that_never_empties_does_not_starve_another_of_a_worker_with_two_slots(tmp_path: Path) -> None:

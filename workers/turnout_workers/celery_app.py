@@ -53,6 +53,6 @@ def celery_settings(url: str) -> dict[str, Any]:
         "broker_url": url,
         "broker_transport": by,
         "result_backend": url,
-        "broker_transport_options": {**options, "queue_order_strategy": f"{transport.__name__}:OpenLanes"},
+        "broker_transport_options": options,
         "result_backend_transport_options": options,
     }

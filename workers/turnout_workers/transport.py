@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import random
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from queue import Empty
@@ -44,25 +44,6 @@ LANES = frozenset(Lane)
 FETCH = Script.load("turnout_workers", "fetch").source
 
 
-class OpenLanes:
-    """What BRPOP waits for (a "cycle" to kombu): all but lanes that have no room."""
-
-    def __init__(self) -> None:
-        self._queues: list[str] = []
-        self.left_out: list[str] = []
-        """Lanes that had no room when BRPOP was sent."""
-
-    def update(self, queues: Iterable[str]) -> None:
-        self._queues = list(queues)
-
-    def rotate(self, last_used: str) -> None:
-        """Nothing to do: where BRPOP waits, none of them has more."""
-
-    def consume(self, n: int) -> list[str]:
-        self.left_out = [queue for queue in self._queues[:n] if queue in LANES and room_for(queue) <= 0]
-        return [queue for queue in self._queues[:n] if queue not in self.left_out]
-
-
 class QoS(virtual.QoS):
     """Counts in memory alone; where lanes are served, the pool's free slots are the limit."""
 
@@ -86,6 +67,8 @@ class Channel(kombu_redis.Channel):
     QoS = QoS  # type: ignore[assignment]
     serving: ClassVar[Channel | None] = None
     """The one that fetches jobs for this process."""
+    _left_out: Sequence[str] = ()
+    """Lanes that had no room when BRPOP was sent, which waits for the others alone."""
 
     @property
     def serves_lanes(self) -> bool:
@@ -93,12 +76,15 @@ class Channel(kombu_redis.Channel):
         return not LANES.isdisjoint(self.active_queues)
 
     def _brpop_start(self, timeout: float | None = None) -> None:
-        """Fetch what is there, and wait only if that leaves room."""
+        """Fetch what is there, and wait only if that leaves room, for lanes that have some."""
         if self.serves_lanes:
             Channel.serving = self
             self._fetch(free_slots())
             if not self.qos.can_consume():
                 return
+            self._left_out = [queue for queue in self.active_queues if queue in LANES and room_for(queue) <= 0]
+            others = (queue for queue in self.active_queues if queue not in self._left_out)
+            self._queue_cycle.update(others)  # type: ignore[attr-defined]
         super()._brpop_start(timeout)  # type: ignore[misc]
 
     def _fetch(self, room: int) -> None:
@@ -120,10 +106,9 @@ class Channel(kombu_redis.Channel):
             raise trouble
 
     def fill(self) -> None:
-        """Fetch for lanes that have room again, and that the BRPOP under way leaves out: it may block for a second."""
-        left_out = self._queue_cycle.left_out  # type: ignore[attr-defined]
+        """Fetch for lanes that have room again, and that the BRPOP under way leaves out: it may wait for a second."""
         room = free_slots() - 1  # one is for what BRPOP brings
-        wanted = room > 0 and any(room_for(lane) > 0 for lane in left_out)
+        wanted = room > 0 and any(room_for(lane) > 0 for lane in self._left_out)
         if wanted and self._in_poll and self.qos.can_consume():  # type: ignore[attr-defined]
             with suppress(RedisError, OSError):  # of which BRPOP will tell
                 self._fetch(room)
