@@ -81,7 +81,9 @@ def test_a_parted_worker_aborts_its_calls_before_others_can_have_them(tmp_path: 
 
 def test_an_answer_that_a_parted_worker_brings_too_late_is_counted_as_a_duplicate(tmp_path: Path) -> None:
     ids = IDS[:3]
-    with standing(tmp_path, two_providers(60.0), concurrency=5) as stand:
+    with standing(
+        tmp_path, two_providers(60.0), concurrency=5, lease_s=15.0
+    ) as stand:  # of which 5 s are left at least
         stand.hurry()
         with between(stand.redis.port) as proxy:
             stand.start_worker(redis_url=proxy.url)
