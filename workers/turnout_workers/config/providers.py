@@ -157,15 +157,11 @@ class ProviderTable(LimitFields):
 
 
 def with_presets(providers: object) -> object:
-    """A provider that names no dialect has the preset of its own name, unless its kind is another vendor's format; a
-    preset brings its kind."""
+    """A provider that names no dialect has the preset of its own name, if there is one; a preset brings its kind."""
 
     def filled(name: str, table: dict[str, object]) -> dict[str, object]:
-        kind = table.get("kind")
-        plain = None if kind == "openai" else kind  # a vendor's own format is its preset, too
-        own = DIALECTS.get(name)
-        another = plain in DIALECTS and own is not None and own.kind != plain
-        named = table.get("dialect", plain if own is None or another else name)
+        plain = None if table.get("kind") == "openai" else table.get("kind")  # a vendor's own format is its preset, too
+        named = table.get("dialect", name if name in DIALECTS else plain)
         preset = DIALECTS.get(str(named))
         return {"kind": preset.kind, "dialect": named, **table} if preset else table
 
