@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import gzip
 import json
 import os
 import random
@@ -651,6 +652,43 @@ async def test_an_endless_answer_is_cut_off_in_time(status: str, kind: FailureKi
             await connector.call(endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts())
     assert error.value.failure.kind is kind
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before_kb <= 64 * 1024
+
+
+GZIP = "content-type: application/json\r\ncontent-encoding: gzip"
+
+
+async def test_gzip_that_nobody_asked_for_is_read_all_the_same(http: Http) -> None:
+    answer = {"choices": [{"message": {"content": "Yes."}, "finish_reason": "stop"}], "usage": {"prompt_tokens": 3}}
+    async with serving(always(said(gzip.compress(json.dumps(answer).encode()), headers=GZIP))) as url:
+        outcome = await build(config("openai", url), http).call(
+            endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts()
+        )
+    assert outcome.response.text == "Yes."
+
+
+OUT_OF_MONEY = b'{"error": {"message": "You exceeded your quota", "code": "insufficient_quota"}}'
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "headers", "kind"),
+    [
+        ("429 Slow", gzip.compress(OUT_OF_MONEY), GZIP, K.BILLING),
+        ("429 Slow", b"no gzip", GZIP, K.RATE_LIMITED),
+        ("200 OK", gzip.compress(OUT_OF_MONEY)[:-20], GZIP, K.MALFORMED),
+        ("200 OK", gzip.compress(b" " * (MAX_BODY + 1) + OUT_OF_MONEY), GZIP, K.MALFORMED),
+        ("200 OK", gzip.compress(b"data: {}"), GZIP.replace("application/json", "text/event-stream"), K.MALFORMED),
+        ("200 OK", OUT_OF_MONEY, GZIP.replace("gzip", "br"), K.MALFORMED),
+    ],
+)
+async def test_of_what_comes_packed_all_that_can_be_read_counts(
+    status: str, body: bytes, headers: str, kind: FailureKind, http: Http
+) -> None:
+    async with serving(always(said(body, status, headers))) as url:
+        with pytest.raises(ProviderError) as error:
+            await build(config("openai", url), http).call(
+                endpoint("openai"), InferenceRequest(prompt="A?"), Timeouts(), Heard()
+            )
+    assert error.value.failure.kind is kind
 
 
 async def longest_turn_s(done: asyncio.Task[Any]) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -44,6 +45,17 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         data.append(line[5:].strip())
     if data and isinstance(parsed(event := b"\n".join(data)), dict):  # else it was cut off, or is the final one
         yield event
+
+
+def unpacked(raw: bytes, most: int) -> bytes:
+    """What is in a body of gzip: some servers send it, asked for it or not. Nothing of one that is broken.
+
+    most: bytes that are unpacked. 64 KB of gzip can be 67 MB.
+    """
+    try:
+        return zlib.decompressobj(wbits=31).decompress(raw, most)
+    except zlib.error:
+        return b""
 
 
 def parsed(raw: bytes) -> Any:

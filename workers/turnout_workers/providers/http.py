@@ -135,7 +135,7 @@ class _Exchange:
     There is one deadline: for the first byte, then for each piece, and never later than for the whole call.
     """
 
-    __slots__ = ("_deadline", "_ends_at", "_idle_s", "_now", "_out", "_response", "_size", "headers")
+    __slots__ = ("_deadline", "_ends_at", "_idle_s", "_now", "_out", "_packed", "_response", "_size", "headers")
 
     def __init__(self, out: Outgoing) -> None:
         self._out = out
@@ -177,16 +177,17 @@ class _Exchange:
         self._response = response
         self._deadline.reschedule(None)
         self.headers = {name.lower(): value for name, value in response.headers.items()}
-        packed = self.headers.get("content-encoding", "identity").lower() not in ("identity", "")
+        packing = self.headers.get("content-encoding", "").lower()
+        self._packed = packing in ("gzip", "x-gzip")
         if response.status != 200:
-            told = None if packed else await _error_body(response, self._out.timeouts)
-            raise self._classified(response.status, told)
-        if packed:
-            raise malformed("a compressed answer, which we did not ask for", self.headers)
+            raise self._classified(response.status, await _error_body(response, self._out.timeouts, self._packed))
+        if packing not in ("", "identity") and (not self._packed or is_stream(self.headers)):
+            raise malformed(f"an answer in {packing}, which we did not ask for", self.headers)
 
     async def whole(self) -> dict[str, Any] | list[Any]:
         """The body, read to its end."""
-        told = body.parsed(b"".join([piece async for piece in self]))
+        raw = b"".join([piece async for piece in self])
+        told = body.parsed(body.unpacked(raw, MAX_BODY) if self._packed else raw)
         self.raise_if_error(told)
         if not isinstance(told, dict | list):
             raise malformed("a 200 that is no JSON", self.headers)
@@ -313,13 +314,15 @@ def _connecting(connect_s: float) -> aiohttp.ClientTimeout:
     return aiohttp.ClientTimeout(total=None, connect=connect_s)
 
 
-async def _error_body(response: aiohttp.ClientResponse, timeouts: Timeouts) -> Any:
+async def _error_body(response: aiohttp.ClientResponse, timeouts: Timeouts, packed: bool) -> Any:
     """The body of an error response, as far as it comes soon: its status alone says enough."""
     raw = b""
     with suppress(Exception):
         async with asyncio.timeout(min(timeouts.idle_s, ERROR_S)):
             while len(raw) < MAX_ERROR and (piece := await response.content.read(MAX_ERROR - len(raw))):
                 raw += piece
+    if packed:
+        raw = body.unpacked(raw, MAX_ERROR)
     told = body.parsed(raw)
     if isinstance(told, list) and len(told) == 1:
         return told[0]  # Gemini's, sometimes
