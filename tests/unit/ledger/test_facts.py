@@ -396,6 +396,18 @@ def test_a_lost_message_is_published_again(bed: Bed) -> None:
     assert order(bed) == ["b", "c", "a"]
 
 
+def test_a_record_with_a_lane_that_is_none_keeps_no_other_lost_message_from_being_found(bed: Bed) -> None:
+    for job_id in "ab":
+        bed.enqueue(job_id)
+        bed.advance(1)
+        assert fetch(bed) == job_id
+    bed.client.hset(bed.keys.job("a"), "lane", "celery")
+    housekeep(bed)
+    bed.advance(round(LOST_S * 1000))
+    assert "b" in housekeep(bed)
+    assert not bed.client.exists("celery")
+
+
 def test_what_has_been_fetched_since_the_last_look_is_not_taken_for_lost(bed: Bed) -> None:
     for job_id in "ab":
         bed.enqueue(job_id)

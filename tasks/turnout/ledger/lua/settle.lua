@@ -54,9 +54,8 @@ redis.call('HDEL', KEYS.job, unpack(gone))
 if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
 if deadline ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
 if spot then unpark(spot) end
--- Celery hears of an end from the worker that has the job's message. Where perhaps no worker has it, publish one more;
--- in no list that is no lane's queue: a record that names one is somebody's trick.
-if state ~= 'queued' and authority ~= 'token' and queue then redis.call('LPUSH', queue, message_of(id, NOW)) end
+-- Celery hears of an end from the worker that has the job's message. Where perhaps no worker has it, publish one more.
+if state ~= 'queued' and authority ~= 'token' then redis.call('LPUSH', queue, message_of(id, NOW)) end
 if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 
