@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pydantic import ValidationError
-from pydantic_core import from_json
+from pydantic_core import ErrorDetails, from_json
 
 MAX_ID_CHARS = 512
 """Of an id that a user chose."""
@@ -26,20 +26,28 @@ _PLAINER = {
 
 
 def explain(error: ValidationError) -> str:
-    """The most telling problems: of nested fields the innermost."""
+    """The most telling problems."""
     if error.error_count() > MANY:
         return f"it has {error.error_count():,} problems, too many to tell them"
-    found: dict[tuple[str, ...], str] = {}
+    told = []
+    for path, problem in innermost(error).items():
+        message = _PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, "))
+        told.append(f"{'.'.join(path)}: {message}" if path else message)
+    return "; ".join(told[:SHOWN]) + (f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+
+
+def innermost(error: ValidationError) -> dict[tuple[str, ...], ErrorDetails]:
+    """What is wrong with which field: of nested fields the innermost alone, for of a union each member complains."""
+    found: dict[tuple[str, ...], ErrorDetails] = {}
     for problem in error.errors(include_input=False, include_url=False, include_context=False):
         path: tuple[str, ...] = ()
         for part in map(str, problem["loc"]):
             # A union adds its members' names to the path: `str`, `tuple[…]`, or a tag equal to its field.
             if part not in _UNION_MEMBERS and "[" not in part and part not in path[-1:]:
                 path += (part[:100],)
-        found.setdefault(path, _PLAINER.get(problem["type"], problem["msg"].removeprefix("Value error, ")))
+        found.setdefault(path, problem)
     outer = {path[:length] for path in found for length in range(len(path))}
-    told = [f"{'.'.join(path)}: {message}" if path else message for path, message in found.items() if path not in outer]
-    return "; ".join(told[:SHOWN]) + (f"; and {len(told) - SHOWN} more" if len(told) > SHOWN else "")
+    return {path: problem for path, problem in found.items() if path not in outer}
 
 
 def too_deep(payload: str) -> bool:

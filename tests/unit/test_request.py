@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from turnout.client.submission import new_job, refusal
 from turnout.ledger import Intake
 from turnout.request import InferenceRequest
-from turnout.validation import MANY, explain
+from turnout.validation import MANY, explain, innermost
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
 CALL = {"id": "call-1", "function": {"name": "weather", "arguments": '{"city": "Oslo"}'}}
@@ -121,6 +121,17 @@ def test_of_a_list_only_the_first_problem_is_looked_for(
     assert refused.value.error_count() <= 2
     assert explain(refused.value).startswith(f"{place}: Input should be")
     assert ";" not in explain(refused.value)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [{"content": [{"type": "text", "text": "a", "new": 1}]}, {"content": "a", "new": 1}],
+    ids=["part", "message"],
+)
+def test_of_a_union_only_the_member_that_was_meant_complains(part: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError) as refused:
+        InferenceRequest.model_validate({"messages": [{"role": "user", **part}]})
+    assert [problem["type"] for problem in innermost(refused.value).values()] == ["extra_forbidden"]
 
 
 def test_problems_without_number_are_counted_alone() -> None:

@@ -18,7 +18,7 @@ from turnout.errors import Unreadable
 from turnout.ledger import NotClaimed
 from turnout.request import InferenceRequest
 from turnout.result import JobStatus
-from turnout.validation import MANY, explain
+from turnout.validation import MANY, explain, innermost
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.closing import Closing
 from turnout_workers.attempts.hedging import Permit
@@ -156,5 +156,4 @@ def _is_of_a_later_release(error: Exception) -> bool:
     """Whether all that is wrong with a request is fields that this release doesn't know."""
     if not isinstance(error, ValidationError) or error.error_count() > MANY:
         return False
-    problems = error.errors(include_input=False, include_url=False, include_context=False)
-    return all(problem["type"] == "extra_forbidden" for problem in problems)
+    return all(problem["type"] == "extra_forbidden" for problem in innermost(error).values())
