@@ -158,7 +158,8 @@ def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:
         raise TurnoutError(f"REDIS_PASSWORD_FILE {path} can't be read: {error.__class__.__name__}") from None
     scheme, _, rest = url.partition("://")
     where, slash, path = rest.partition("/")
-    user, _, hosts = where.rpartition("@")
-    if ":" in user or not hosts.split(":")[0]:
+    login, _, hosts = where.rpartition("@")
+    user, _, known = login.partition(":")
+    if known or not hosts.split(":")[0]:
         raise TurnoutError("REDIS_PASSWORD_FILE wants a REDIS_URL without a password, e.g. redis://worker@redis:6379/0")
     return {**environ, "REDIS_URL": f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"}

@@ -21,6 +21,7 @@ from turnout_workers.celery_app import celery_app, celery_settings
     [
         ("redis://worker@redis:6379/0", "redis://worker:p%40ss%2F@redis:6379/0"),
         ("redis://redis:6379", "redis://:p%40ss%2F@redis:6379"),
+        ("redis://w:@redis", "redis://w:p%40ss%2F@redis"),
         ("rediss://w@h:1/2?ssl_cert_reqs=required", "rediss://w:p%40ss%2F@h:1/2?ssl_cert_reqs=required"),
         ("sentinel://w@s1:26379,s2/jobs/0", "sentinel://w:p%40ss%2F@s1:26379,s2/jobs/0"),
         ("sentinel://s1,[fd00::7]:1/jobs", "sentinel://:p%40ss%2F@s1,[fd00::7]:1/jobs"),
