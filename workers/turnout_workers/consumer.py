@@ -58,7 +58,7 @@ class PatientConsumer(Consumer):
             logger.info("Redis is back: jobs are fetched again")
         self._away = False
         self.pool.tell = self.tell
-        self.tell()  # what was kept while Redis was away
+        self._tell_due()  # what was kept while Redis was away, with the timers of the time before
 
     def on_send_event_buffered(self) -> None:  # type: ignore[override]  # the stubs think it returns something
         self._tell_in(GATHER_S)
@@ -66,11 +66,14 @@ class PatientConsumer(Consumer):
     def _tell_in(self, seconds: float) -> None:
         if monotonic() >= self._tells_at:
             self._tells_at = monotonic() + seconds
-            self.hub.call_later(seconds, self.tell)
+            self.hub.call_later(seconds, self._tell_due)
+
+    def _tell_due(self) -> None:
+        self._tells_at = 0.0
+        self.tell()
 
     def tell(self) -> None:
         """Publish the task events that were gathered."""
-        self._tells_at = 0.0
         if self.event_dispatcher is not None:  # else it is being replaced, and its successor takes its events over
             self.event_dispatcher.flush()
             if self.event_dispatcher.keeps:
