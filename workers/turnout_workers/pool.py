@@ -112,7 +112,9 @@ class TaskPool(BasePool):
         self._loop = uvloop.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="turnout-loop", daemon=True)
         self._thread.start()
-        begun = asyncio.run_coroutine_threadsafe(self.worker.start(int(self.limit), self.free_slots), self._loop)
+        begun = asyncio.run_coroutine_threadsafe(
+            self.worker.start(int(self.limit), lambda: transport.free_slots()), self._loop
+        )
         while not wait([begun], STOP_SEEN_S).done:  # for a Redis that is away, perhaps
             maybe_shutdown()
         begun.result()
