@@ -35,8 +35,10 @@ free_slots: Callable[[], int] = lambda: 0  # noqa: E731
 room_for: Callable[[str], int] = lambda lane: 0  # noqa: E731
 """The same, of a lane's jobs alone: for the less urgent ones fewer."""
 
-FETCH_SHARE = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
+FETCH_SHARE: dict[str, float] = {Lane.INTERACTIVE: 0.7, Lane.STANDARD: 0.2, Lane.BATCH: 0.1}
 """The share of what is fetched that is a lane's own while it has jobs; what one leaves goes to the most urgent."""
+OTHERS_SHARE = 0.1
+"""The same of each queue that is no lane, and that an operator has a worker serve besides."""
 
 REST_S = 1.0
 """How long a Redis that has refused something is left in peace."""
@@ -88,18 +90,19 @@ class Channel(kombu_redis.Channel):
         super()._brpop_start(timeout)  # type: ignore[misc]
 
     def _fetch(self, room: int) -> None:
-        lanes = [lane for lane in Lane if lane in self.active_queues]
-        shares = [str(FETCH_SHARE[lane]) for lane in lanes]
+        queues = sorted(self.active_queues, key=_urgency)
+        shares = [str(FETCH_SHARE.get(queue, OTHERS_SHARE)) for queue in queues]
+        most = [room_for(queue) if queue in LANES else room for queue in queues]
         try:
-            fetched = self._fetching(lanes, (room, random.random(), *shares, *map(room_for, lanes)))
+            fetched = self._fetching(queues, (room, random.random(), *shares, *most))
         except OutOfMemoryError:
             QoS.rest()
             return
         trouble: Exception | None = None
         for index, raw in fetched:
             try:
-                with _odd_dropped(lane := lanes[index - 1]):
-                    self.connection._deliver(celery_json.read(raw), lane)
+                with _odd_dropped(queue := queues[index - 1]):
+                    self.connection._deliver(celery_json.read(raw), queue)
             except (RedisError, OSError) as error:  # Redis took no word of this one; the others are nowhere but here
                 trouble = error
         if trouble is not None:
@@ -152,6 +155,10 @@ class Channel(kombu_redis.Channel):
     @cached_property
     def _fetching(self) -> Any:
         return self._at_hand.register_script(FETCH)
+
+
+def _urgency(queue: str) -> int:
+    return list(Lane).index(Lane(queue)) if queue in LANES else len(Lane)
 
 
 def fill() -> None:
