@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import InitVar, dataclass, field
 
+from turnout_workers.routing.eligibility import match
 from turnout_workers.routing.fleet import Fleet, Observed, Snapshot
 from turnout_workers.state.store import FleetStore
 
@@ -44,6 +45,7 @@ class SnapshotPoller:
     def use(self, fleet: Fleet) -> None:
         """Take over a new configuration; the very next decision sees it."""
         self.snapshot = fleet.snapshot(self.snapshot.at, self._observed)
+        match.cache_clear()  # it would keep the fleet of before alive
 
     def among(self, workers: int) -> None:
         """Take turns with so many workers, this one included."""
