@@ -679,6 +679,7 @@ OUT_OF_MONEY = b'{"error": {"message": "You exceeded your quota", "code": "insuf
         ("200 OK", gzip.compress(b"data: {}"), GZIP.replace("application/json", "text/event-stream"), K.MALFORMED),
         ("200 OK", OUT_OF_MONEY, GZIP.replace("gzip", "br"), K.MALFORMED),
     ],
+    ids=["an error", "a broken error", "cut off", "a bomb", "a stream", "brotli"],
 )
 async def test_of_what_comes_packed_all_that_can_be_read_counts(
     status: str, body: bytes, headers: str, kind: FailureKind, http: Http
