@@ -58,10 +58,8 @@ def sentinels(url: str) -> Sentinels | None:
     """What a `sentinel://` address says; None for another address. Raises ValueError."""
     if not url.startswith("sentinel://"):
         return None
-    # Python's parser takes no address of several hosts, of which one is in brackets.
-    where, _, rest = url.removeprefix("sentinel://").partition("/")
-    parts = urlsplit(f"/{rest}")
-    login, _, hosts = where.rpartition("@")
+    _, login, hosts, rest = _split(url)
+    parts = urlsplit(rest)
     user, _, password = (unquote(part) for part in login.partition(":"))
     service, _, database = parts.path.strip("/").partition("/")
     asked = dict(parse_qsl(parts.query))
@@ -78,6 +76,15 @@ def sentinels(url: str) -> Sentinels | None:
         login={name: value for name, value in given.items() if value},
         sentinel_login=asked,
     )
+
+
+def _split(url: str) -> tuple[str, str, str, str]:
+    """The scheme, the login, the hosts, and what follows. By hand: Python's parser takes no address of several hosts of
+    which one is in brackets."""
+    scheme, _, rest = url.partition("://")
+    where, slash, rest = rest.partition("/")
+    login, _, hosts = where.rpartition("@")
+    return scheme, login, hosts, slash + rest
 
 
 def _node(host: str) -> tuple[str, int]:
@@ -156,10 +163,8 @@ def with_password(environ: Mapping[str, str]) -> Mapping[str, str]:
         password = Path(path).read_text("utf-8").strip()
     except (OSError, UnicodeDecodeError) as error:
         raise TurnoutError(f"REDIS_PASSWORD_FILE {path} can't be read: {error.__class__.__name__}") from None
-    scheme, _, rest = url.partition("://")
-    where, slash, path = rest.partition("/")
-    login, _, hosts = where.rpartition("@")
+    scheme, login, hosts, rest = _split(url)
     user, _, known = login.partition(":")
     if known or not hosts.split(":")[0]:
         raise TurnoutError("REDIS_PASSWORD_FILE wants a REDIS_URL without a password, e.g. redis://worker@redis:6379/0")
-    return {**environ, "REDIS_URL": f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{slash}{path}"}
+    return {**environ, "REDIS_URL": f"{scheme}://{user}:{quote(password, safe='')}@{hosts}{rest}"}
