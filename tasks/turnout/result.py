@@ -81,7 +81,7 @@ class JobResult(Told):
     deferrals: int = Field(default=0, ge=0)
     """How often it was parked because nothing had room; such waits are no attempts."""
     accepted_at: float | None = None
-    """Unix time, like the two below."""
+    """Unix time, like the two below. A replay accepts a job anew."""
     started_at: float | None = None
     """When its first attempt began."""
     settled_at: float | None = None

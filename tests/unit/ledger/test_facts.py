@@ -357,6 +357,7 @@ def test_failed_jobs_are_listed_and_replayed_with_their_story_kept(bed: Bed) -> 
     bed.enqueue(payload='{"prompt":"ä"}', deadline_s=5)
     bed.settle(bed.claimed().token, JobStatus.FAILED)
     assert bed(bed.ledger.failed(10)) == ["a"]
+    bed.advance(60_000)
     assert bed(bed.ledger.replay("a"))
     assert not bed(bed.ledger.replay("a"))
     assert bed(bed.ledger.failed(10)) == []
@@ -365,8 +366,9 @@ def test_failed_jobs_are_listed_and_replayed_with_their_story_kept(bed: Bed) -> 
     assert not bed.client.exists(bed.keys.result("a"))
     claim = bed.claimed()
     assert (claim.token, claim.deadline, claim.request) == (2, None, InferenceRequest(prompt="ä"))
-    events = [event["event"] for event in bed(bed.ledger.story("a"))]
-    assert events == ["queued", "claimed", "failed", "replayed", "claimed"]
+    story = bed(bed.ledger.story("a"))
+    assert [event["event"] for event in story] == ["queued", "claimed", "failed", "replayed", "claimed"]
+    assert claim.accepted_at == story[3]["at"] / 1000 == story[0]["at"] / 1000 + 60, "as a new job would be"
 
 
 def test_what_was_accepted_is_live_or_counted_by_its_end(bed: Bed) -> None:

@@ -57,7 +57,8 @@ class Closing:
         if job.record is None:
             event["behind"] = "others that wait for the same"
         call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, job.record)
-        return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, nothing has room"))
+        why = ", nothing has room" if for_room and not new_round else ""
+        return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s{why}"))
 
     async def put_off(self, job: HeldJob, wait_s: float, until: str) -> Moved | Skipped:
         """Park it for so long, whatever comes before. until: what the time is for."""

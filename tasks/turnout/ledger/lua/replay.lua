@@ -1,14 +1,14 @@
 #!lua
--- Run a settled job again that did not succeed: from the start, without its old deadline, and in its tenant's turn. Its
--- story goes on, and keeps how the run before ended.
+-- Run a settled job again that did not succeed: from the start, accepted anew and so behind what waits, without its old
+-- deadline, and in its tenant's turn. Its story goes on, and keeps when it first came and how the run before ended.
 -- KEYS  job, failed, counts, story, result, stream, batch, turns, in_line, turns_each, all_lanes
 -- ARGV  id
 -- Returns 1, or 0 if it is gone, live or succeeded
 local version, state, result = unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'result'))
 if version ~= VERSION or not (state == 'failed' or state == 'expired' or state == 'cancelled') then return 0 end
 
-redis.call('HSET', KEYS.job, 'state', 'queued', 'queued_ms', NOW, 'crashes', 0, 'requeues', 0, 'deadline_ms', 0,
-  'progress', '')
+redis.call('HSET', KEYS.job, 'state', 'queued', 'accepted_ms', NOW, 'queued_ms', NOW, 'crashes', 0, 'requeues', 0,
+  'deadline_ms', 0, 'progress', '')
 redis.call('HDEL', KEYS.job, 'result', 'settled_ms', 'settled_token', 'hook_tries')
 redis.call('PERSIST', KEYS.job)
 redis.call('PERSIST', KEYS.story)
