@@ -7,13 +7,21 @@ import re
 from datetime import datetime
 from pathlib import Path
 
+import pytest
 from tests.chaos import faults
 from tests.chaos.fleet import two_providers
 from tests.chaos.stand import standing
 from tests.integration.test_crashes import FLEET, IDS
 from tests.tcp_proxy import between
 
-from turnout.ledger import Script, run
+from turnout.ledger import Ledger, Script, run
+from turnout.ledger.script import CLOCK
+from turnout_workers.state.redis import SHARED
+
+LEDGER = Ledger()
+CLAIM = LEDGER.claim("any", "w", 1).script
+ADMIT = Script.load("turnout_workers.state", "admit", CLOCK + SHARED)
+SETTLE = LEDGER.cancel("any", None).script  # all settlements are one script
 
 
 def test_jobs_whose_messages_were_lost_on_the_way_are_published_again(tmp_path: Path) -> None:
@@ -29,14 +37,29 @@ def test_jobs_whose_messages_were_lost_on_the_way_are_published_again(tmp_path: 
 def test_a_settlement_whose_reply_is_cut_in_the_middle_counts_once(tmp_path: Path) -> None:
     with standing(tmp_path, FLEET, concurrency=10) as stand, between(stand.redis.port) as proxy:
         stand.start_worker(redis_url=proxy.url)
-        settle = stand.ledger.cancel("any", None).script  # all settlements are one script
-        proxy.cut_replies(settle.sha.encode(), times=3, kept=2)
+        proxy.cut_replies(SETTLE.sha.encode(), times=3, kept=2)
         stand.submit(IDS)
         stand.until(lambda: stand.settled() >= len(IDS))
         assert proxy.cut == 3
         assert stand.settled() == len(IDS), "none is counted twice"
         assert stand.outcomes(IDS) == {"succeeded": len(IDS)}
         assert set(stand.untold_calls()) == {0}
+
+
+@pytest.mark.parametrize("script", [CLAIM, ADMIT, SETTLE], ids=["claim", "admit", "settle"])
+def test_what_is_asked_again_for_want_of_a_reply_holds_up_no_job(script: Script, tmp_path: Path) -> None:
+    """Else a job would be held by nobody, and its money be reserved for no call, until a lease ends."""
+    with standing(tmp_path, FLEET, concurrency=10, lease_s=30.0) as stand, between(stand.redis.port) as proxy:
+        stand.start_worker(redis_url=proxy.url)
+        proxy.cut_replies(script.sha.encode(), times=3)
+        stand.submit(IDS)
+        stand.until(lambda: stand.settled() == len(IDS))
+        assert proxy.cut == 3
+        told = run(stand.client, [stand.ledger.story(job_id) for job_id in IDS])
+        assert not [event for story in told for event in story if event["event"] == "taken_back"]
+        assert {len(result.attempts) for result in stand.results(IDS) if result} == {1}
+        assert stand.money().get("total|unsure", 0) == stand.money()["total|reserved"] == 0
+        assert "on disk" not in stand.workers[0].said
 
 
 def test_of_a_hundred_lost_messages_each_is_published_again_within_30_s(tmp_path: Path) -> None:

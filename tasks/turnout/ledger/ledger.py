@@ -13,8 +13,8 @@ A job's record is a hash of
 
     what was submitted    v (the contract), fingerprint, payload, seal (its key), metadata, lane, label, tenant, batch,
                           stream, webhook, trace, embed (what a Celery app has sent along)
-    where it stands       state, token, owner, progress, accepted_ms, queued_ms, deadline_ms; turn (of its tenant's) and
-                          spot (among the parked): see `lua/shared.lua`
+    where it stands       state, token, owner, claim (its number among the owner's), progress, accepted_ms, queued_ms,
+                          deadline_ms; turn (of its tenant's) and spot (among the parked): see `lua/shared.lua`
     what went wrong       requeues, republished, suspect (whose lease of it lapsed last, and when), crashes (not a
                           number of them: see `sweep`)
     whom to tell          watchers, readers, hook (where its telling stands in `hooks`), hook_tries
@@ -26,6 +26,7 @@ for. Time is Redis's. Every method here builds a `Call`, and leaves the sending 
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -50,6 +51,8 @@ from turnout.result import JobResult, JobStatus
 
 PUT_OFF = "at:"
 """How the lines of jobs begin that wait for a time that was named, and for nothing else."""
+_CLAIMS = itertools.count()
+"""Numbers the claims of a process, so that one which is sent again is known from another of the same job."""
 
 
 class Ledger(Operations):
@@ -101,8 +104,8 @@ class Ledger(Operations):
     # --- workers ---------------------------------------------------------------------------------------
 
     def claim(self, job_id: str, owner: str, ttl_s: float) -> Call[Claimed | NotClaimed]:
-        args = (job_id, owner, ms(ttl_s), *self.keyring.refs)
-        return self.call("claim", *args, decode=self.opening(read_claim, job_id), job=job_id)
+        args = (job_id, owner, ms(ttl_s), next(_CLAIMS), *self.keyring.refs)
+        return self.call("claim", *args, decode=self.opening(read_claim, job_id), job=job_id, repeatable=True)
 
     def renew(self, held: Sequence[tuple[str, int]], ttl_s: float) -> Call[list[bool]]:
         """Prolong leases, given as job ids with tokens. Returns for each whether it is still held."""
@@ -140,7 +143,7 @@ class Ledger(Operations):
         retries: how many to add to those that Celery and Flower know of.
         """
         args = (job_id, token, progress, event_json(event, record), retries)
-        return self.call("requeue", *args, decode=bool, job=job_id)
+        return self.call("requeue", *args, decode=bool, job=job_id, repeatable=True)
 
     def defer(
         self,
@@ -154,7 +157,7 @@ class Ledger(Operations):
     ) -> Call[bool]:
         """Park it. `line`, a word, is the same for jobs that wait for the same thing; '': a line of its own."""
         args = (job_id, token, line or job_id.replace(" ", "_"), ms(wait_s), progress, event_json(event, record))
-        return self.call("defer", *args, decode=bool, job=job_id)
+        return self.call("defer", *args, decode=bool, job=job_id, repeatable=True)
 
     def put_off(self, job_id: str, token: int, wait_s: float, progress: str, event: Mapping[str, Any]) -> Call[bool]:
         """Park it until a time, whatever comes before: `hasten` leaves it alone."""
@@ -230,7 +233,7 @@ class Ledger(Operations):
 
     def close_account(self, job_id: str) -> Call[None]:
         """Drop what a job that has ended, or is gone, has spent of its own ceiling; not of a live one."""
-        return self.call("close_account", job_id, decode=nothing, job=job_id)
+        return self.call("close_account", job_id, decode=nothing, job=job_id, repeatable=True)
 
     def lost(self, lane: Lane, before: int, limit: int) -> Call[tuple[int, list[str]]]:
         """The place of the lane's front, and the queued jobs to `republish`: those that have no message now and had
@@ -335,7 +338,7 @@ class Ledger(Operations):
     def workers(self) -> Call[dict[str, str]]:
         """The workers that live, each with the version of the configuration that it follows."""
         command = ("ZRANGE", self.keys.workers, 0, -1)
-        return Call(command, lambda reply: dict(one.split(" ")[:2] for one in texts(reply)))
+        return Call(command, lambda reply: dict(one.split(" ")[:2] for one in texts(reply)), repeatable=True)
 
     def failed(self, limit: int, offset: int = 0) -> Call[list[str]]:
         """Ids of failed jobs, the latest first."""

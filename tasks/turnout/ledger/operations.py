@@ -54,14 +54,15 @@ class Operations:
         job: str = "",
         batch: str | None = None,
         keys: Sequence[str] | None = None,
+        repeatable: bool = False,
     ) -> Call[T]:
         """Run a script. Its file names its keys; those of a job or a batch are of the one given here.
 
-        keys: for the few scripts that take a list of keys instead.
+        keys: for the few scripts that take a list of keys instead. repeatable: see `Call`.
         """
         script = Script.load("turnout.ledger", name, self._prelude)
         named = self.keys.named(script.keys, job, batch or "") if keys is None else keys
-        return script.call(named, args, decode)
+        return script.call(named, args, decode, repeatable=repeatable)
 
     def sealed(self, job_id: str, part: str, text: str) -> bytes:
         return self.keyring.seal(place(job_id, part), text.encode())
@@ -85,7 +86,7 @@ class Operations:
         stored = ("" if result.succeeded else text, celery_record(result, text), event_json(event, record))
         ttl_ms = max(1, ms(result_ttl_s))  # Redis takes no lifetime of nothing
         args = (result.id, authority, token, status, *stored, ttl_ms, ms(failed_ttl_s), batch or "")
-        return self.call("settle", *args, decode=_settled, job=result.id, batch=batch)
+        return self.call("settle", *args, decode=_settled, job=result.id, batch=batch, repeatable=True)
 
 
 def ms(seconds: float | None) -> int:

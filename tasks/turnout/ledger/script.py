@@ -49,9 +49,11 @@ class Script:
         source = (f"{shebang}\n" if shebang else "") + clock + "".join(_named(keys)) + rest
         return Script(source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest(), keys)
 
-    def call(self, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T]) -> Call[T]:
+    def call(
+        self, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T], *, repeatable: bool = False
+    ) -> Call[T]:
         keys = tuple(keys)
-        return Call(("EVALSHA", self.sha, len(keys), *keys, *args), decode, self)
+        return Call(("EVALSHA", self.sha, len(keys), *keys, *args), decode, self, repeatable)
 
 
 def _named(keys: Sequence[str]) -> Iterator[str]:
@@ -64,11 +66,14 @@ def _named(keys: Sequence[str]) -> Iterator[str]:
 
 @dataclass(frozen=True, slots=True)
 class Call(Generic[T]):
-    """One command, and how to read the reply. `script`: the one that it runs, if it runs one."""
+    """One command, and how to read the reply."""
 
     command: tuple[Any, ...]
     decode: Callable[[Any], T]
     script: Script | None = None
+    """The one that it runs, if it runs one."""
+    repeatable: bool = False
+    """It does no more if it is sent twice, for want of a reply, and the second reply will do."""
 
     def read(self, reply: Any) -> T:
         """Raises the reply if it is an error."""

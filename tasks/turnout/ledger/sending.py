@@ -29,6 +29,10 @@ T = TypeVar("T")
 MAX_BATCH = 128
 """Once a `Coalescer` has so many calls together, they go. More would keep a loop from all else."""
 
+AGAIN_S = (0.0, 0.5, 1.5)
+"""How long a `Coalescer` waits before it sends once more what can be repeated, when a connection breaks: not at first,
+for others may be well, then for a Redis that starts again."""
+
 UNWRITABLE = (UnicodeError, TypeError, DataError)
 """What a command raises that can't be written: an id with half a surrogate pair in it, say."""
 
@@ -131,7 +135,8 @@ class Coalescer:
     Of a caller that is cancelled, what is still queued is not sent, and what was sent runs to its end all the same. One
     that asked for the `whole` has it sent, and gets the reply.
 
-    What is queued when Redis leaves a round trip unanswered fails with it.
+    What is queued when Redis leaves a round trip unanswered fails with it. When a connection breaks, Redis may or may
+    not have done what it was asked: what is `repeatable` is sent again, the rest is left to its callers.
     """
 
     def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined, flights: int = 1) -> None:
@@ -190,25 +195,33 @@ class Coalescer:
                     if not (parcel := self._queue.popleft()).forsaken:
                         parcels.append(parcel)
                         calls += parcel.calls
-                replies = iter(await self._told(calls) if calls else ())
+                replies = iter(await self._told(calls, AGAIN_S) if calls else ())
                 for parcel in parcels:
                     parcel.give([*islice(replies, len(parcel.calls))])
         finally:
             self._flights.discard(asyncio.current_task())
 
-    async def _told(self, calls: Sequence[Call[Any]]) -> list[Any]:
-        """A reply for each, or the error that it is to raise."""
+    async def _told(self, calls: Sequence[Call[Any]], waits_s: Sequence[float]) -> list[Any]:
+        """A reply for each, or the error that it is to raise. waits_s: before what can be repeated is sent again."""
         try:
             return await _replies(self._send, calls)
         except UNWRITABLE as error:  # one of them, so that none was sent
-            return [error] if len(calls) == 1 else [reply for call in calls for reply in await self._told([call])]
+            if len(calls) == 1:
+                return [error]
+            return [reply for call in calls for reply in await self._told([call], waits_s)]
         except Exception as error:
             # A copy for each: one error raised in all callers would collect the frames of all of them, and
             # Celery, which clears the frames of a failed task's error, would close coroutines that go on.
             while self._queue and isinstance(error, UNANSWERED):
                 parcel = self._queue.popleft()
                 parcel.give([copy(error) for _ in parcel.calls])
-            return [copy(error) for _ in calls]
+            told = [copy(error) for _ in calls]
+            again = [i for i, call in enumerate(calls) if call.repeatable]
+            if again and waits_s and isinstance(error, redis.ConnectionError) and not isinstance(error, UNANSWERED):
+                await asyncio.sleep(waits_s[0])
+                for i, reply in zip(again, await self._told([calls[i] for i in again], waits_s[1:]), strict=True):
+                    told[i] = reply
+            return told
 
     async def _send(self, commands: Sequence[Command]) -> list[Any]:
         try:

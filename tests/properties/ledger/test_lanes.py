@@ -152,6 +152,7 @@ def normal(bed: Bed, store: Store, now: int) -> Store:
     for key, (kind, content) in store.items():
         if key.startswith(keys.job("")):
             record = in_pairs(content)
+            record.pop("claim", None)
             for name in ("accepted_ms", "queued_ms", "settled_ms", "requeues"):
                 record |= {name: "0"} if name in record else {}
             record |= {"spot": _anytime(record["spot"])} if "spot" in record else {}

@@ -39,7 +39,7 @@ def view(bed: Bed, store: Store) -> Job:
 
 def normal(store: Store, later_ms: int = 0) -> str:
     """All that Redis holds of the job, but for its story and messages, so many milliseconds on: what is to come is
-    nearer. How long past it is makes no difference."""
+    nearer. How long past it is makes no difference, nor which number a claim has."""
 
     def nearer(time: str) -> str:
         return str(max(START - 1, int(time) - later_ms))
@@ -47,6 +47,7 @@ def normal(store: Store, later_ms: int = 0) -> str:
     kept: Store = {}
     for key, (kind, content) in store.items():
         pairs = in_pairs(content) if kind != "list" else {}
+        pairs.pop("claim", None)
         if key in TIMERS:
             pairs = {name: nearer(time) for name, time in pairs.items()}
         elif pairs.get("deadline_ms", "0") != "0":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -10,7 +11,7 @@ import redis
 from redis.client import PubSub
 from tests.properties.ledger.bed import KEPT_S, LANE, PLAIN, START, Bed, ended, new_job
 
-from turnout.ledger import Intake, Ledger, NotClaimed
+from turnout.ledger import Claimed, Intake, Ledger, NotClaimed
 from turnout.ledger.keys import Keys
 from turnout.request import CONTRACT_VERSION, InferenceRequest, Lane
 from turnout.result import JobStatus
@@ -337,6 +338,24 @@ def test_a_lapse_whose_worker_shows_life_after_it_is_a_third_of_a_crash(bed: Bed
     assert sweep(bed) == "queued"
     show_life(bed)
     assert lapse(bed) == "poison", "for no job goes on like this for ever"
+
+
+def test_a_claim_that_is_sent_again_for_want_of_a_reply_is_the_same_claim(bed: Bed) -> None:
+    bed.enqueue(payload='{"prompt":"ä"}')
+    claim = bed.ledger.claim("a", "w", 30)
+    first = bed(claim)
+    bed.advance(5_000)
+    again = bed(claim)
+    assert isinstance(again, Claimed)
+    assert (again.token, again.request, again.queued_for_s) == (first.token, first.request, 5.0)
+    assert [event["event"] for event in bed(bed.ledger.story("a"))] == ["queued", "claimed"]
+    assert bed.client.zscore(bed.keys.leases, "a") == START + 30_000, "by the first"
+    assert bed(bed.ledger.claim("a", "w", 30)) == NotClaimed("leased"), "by another message of the job"
+    of_another = bed.ledger.claim("a", "other", 30)
+    of_the_same_number = (*of_another.command[:-1], claim.command[-1])
+    assert bed(replace(of_another, command=of_the_same_number)) == NotClaimed("leased")
+    bed.settle(first.token)
+    assert bed(claim) == NotClaimed("succeeded")
 
 
 def test_a_replayed_job_starts_without_crashes(bed: Bed) -> None:

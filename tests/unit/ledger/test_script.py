@@ -22,7 +22,7 @@ from tests import redis_server
 from tests.properties.ledger.bed import KEPT_S, Bed, ended, new_job
 from tests.tcp_proxy import between
 
-from turnout.ledger import Claimed, Coalescer, Facts, Intake, Ledger, run
+from turnout.ledger import Claimed, Coalescer, Facts, Intake, Ledger, run, sending
 from turnout.ledger.job import Enqueued
 from turnout.ledger.script import Call, Script
 from turnout.ledger.sending import MAX_BATCH, Exchange, pipelined
@@ -188,6 +188,30 @@ async def test_what_waits_behind_a_call_whose_connection_was_lost_goes_by_the_ne
     send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
     told = await asyncio.gather(*(send(Call(("0",), str)) for _ in range(2 * MAX_BATCH)), return_exceptions=True)
     assert [type(one) for one in told] == [redis.ConnectionError] * MAX_BATCH + [str] * MAX_BATCH
+
+
+async def test_what_may_be_done_twice_is_sent_again_when_a_connection_breaks(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(sending, "AGAIN_S", (0.0, 0.0))
+    sent, losses = list[tuple[str, ...]](), 2
+
+    async def exchange(_client: object, commands: Sequence[Any]) -> list[Any]:
+        sent.append(tuple(name for (name,) in commands))
+        if len(sent) <= losses:
+            raise redis.ConnectionError("lost")
+        return [*sent[-1]]
+
+    send = Coalescer(redis.asyncio.Redis(), exchange=exchange)
+    calls = [Call((name,), str, repeatable=name.isupper()) for name in "AbC"]
+    told = await asyncio.gather(*map(send, calls), return_exceptions=True)
+    assert (told[0], type(told[1]), told[2]) == ("A", redis.ConnectionError, "C")
+    assert sent == [("A", "b", "C"), ("A", "C"), ("A", "C")]
+
+    losses = 6
+    told = await asyncio.gather(*map(send, calls), return_exceptions=True)
+    assert [type(one) for one in told] == [redis.ConnectionError] * 3, "in the end Redis is away"
+    assert len(sent) == 6
 
 
 async def test_of_those_that_are_cancelled_before_they_are_sent_only_a_call_whose_outcome_must_be_known_is_sent() -> (

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,7 +110,8 @@ class Closing:
                 await self.parts.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
             return Skipped(f"its end here comes too late: the job is {taken.state or 'gone'}")
         if job.request.constraints.max_cost_microusd is not None:
-            await self.parts.send.whole(self.parts.ledger.close_account(job.id))
+            with suppress(RedisError, OSError):  # closed later, as that of a job that ended without its worker
+                await self.parts.send.whole(self.parts.ledger.close_account(job.id))
         return Done(result)
 
     def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path | None:

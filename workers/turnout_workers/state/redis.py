@@ -65,9 +65,17 @@ class RedisFleetStore:
         self._keys = keys
         self._prelude = clock + SHARED
 
-    def _run(self, name: str, keys: Iterable[str], args: Iterable[Any], decode: Callable[[Any], T]) -> Awaitable[T]:
+    def _run(
+        self,
+        name: str,
+        keys: Iterable[str],
+        args: Iterable[Any],
+        decode: Callable[[Any], T],
+        *,
+        repeatable: bool = False,
+    ) -> Awaitable[T]:
         script = Script.load("turnout_workers.state", name, self._prelude)
-        return self._send(script.call(keys, args, decode))
+        return self._send(script.call(keys, args, decode, repeatable=repeatable))
 
     def _leasing(self) -> tuple[str, ...]:
         """The first keys of the scripts that begin and end leases."""
@@ -80,7 +88,7 @@ class RedisFleetStore:
             batch = [self._keys.batch(ask.fence.batch)] if ask.fence.batch else []
             keys += [*batch, self._keys.job(ask.fence.job_id), self._keys.story(ask.fence.job_id)]
         sent = ASK.dump_json(ask, exclude_defaults=True, exclude_none=True)
-        return await self._run("admit", keys, [sent], lambda r: _admission(ask.lease_id, r))
+        return await self._run("admit", keys, [sent], lambda r: _admission(ask.lease_id, r), repeatable=True)
 
     async def report(self, report: Report) -> Counters:
         endpoint, lease = report.endpoint_id, self._keys.lease(report.lease_id)

@@ -47,7 +47,7 @@ if state == 'queued' then redis.call('ZREM', pending, id) end
 redis.call('HSET', KEYS.job, 'state', status, 'settled_ms', NOW, 'settled_token', token)
 if ARGV[5] ~= '' then redis.call('HSET', KEYS.job, 'result', ARGV[5]) end
 -- Drop what nobody needs any more. Progress stays where the result comes from somebody who did not know it.
-local gone = {'owner', 'watchers', 'readers', 'republished', 'suspect'}
+local gone = {'owner', 'claim', 'watchers', 'readers', 'republished', 'suspect'}
 if by_worker then gone[#gone + 1] = 'progress' end
 if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end
 redis.call('HDEL', KEYS.job, unpack(gone))
