@@ -1,4 +1,4 @@
-"""A receiver of webhooks: a real HTTP server, which is not always well."""
+"""A receiver of webhooks, or of what a provider is asked: a real HTTP server, which is not always well."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Receiver(ThreadingHTTPServer):
         self.heard: list[tuple[dict[str, str], bytes]] = []
         """Headers, by lower-case name, and body."""
         self.statuses: list[int] = []
+        self.answer = b""
+        """What it says to each."""
 
     @property
     def url(self) -> str:
@@ -38,6 +40,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.server.heard.append(({name.lower(): value for name, value in self.headers.items()}, body))
         self.send_response(self.server.statuses.pop(0) if self.server.statuses else 200)
         self.end_headers()
+        self.wfile.write(self.server.answer)
 
     def log_message(self, *_: Any) -> None:
         return

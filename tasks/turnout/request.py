@@ -230,11 +230,15 @@ class InferenceRequest(Value):
         return shown
 
     def canonical_json(self) -> str:
-        """The request as sorted, compact JSON without defaults: equal requests give equal text."""
+        """The request as compact JSON without defaults: the same request gives the same text.
+
+        Our own fields have one order, but a caller's schemas and options keep theirs, and in another are another
+        request: a model writes its answer in the order of its schema's fields, the reasons before the verdict.
+        """
         dumped = self.model_dump(mode="json", exclude_defaults=True)
         if capabilities := dumped.get("constraints", {}).get("capabilities"):
             capabilities.sort()  # a set: its order is no content
-        return json.dumps(dumped, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return json.dumps(dumped, separators=(",", ":"), ensure_ascii=False)
 
 
 # --- the response ----------------------------------------------------------------------------------------

@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 from tests.chaos.fleet import Fleet
 from tests.forked import Forked
+from tests.receiver import receiving
 
 FLEET = """
 seed = 3
@@ -126,6 +127,27 @@ def test_a_run_whose_key_is_refused_does_the_rest_and_stops_and_goes_on_with_a_b
         assert code == 0, text
         assert "10 of them done before" in text
         assert set(served(fleet).values()) == {1}
+
+
+def test_a_provider_is_sent_a_schema_in_the_order_in_which_the_line_has_it(tmp_path: Path) -> None:
+    """A model writes its answer in that order: what comes first is the ground of what comes after."""
+    schema = {"type": "object", "properties": {name: {"type": "string"} for name in ("why", "verdict", "by")}}
+    tool = {"type": "function", "function": {"name": "look_up", "parameters": schema}}
+    form = {"type": "json_schema", "json_schema": {"name": "judgement", "schema": schema}}
+    body = {"messages": [{"role": "user", "content": "?"}], "tools": [tool], "response_format": form}
+    source, config = tmp_path / "in.jsonl", tmp_path / "turnout.toml"
+    source.write_text(json.dumps({"custom_id": "a", "url": "/v1/chat/completions", "body": body}))
+    with receiving() as provider:
+        said = {"choices": [{"message": {"content": "{}"}, "finish_reason": "stop"}]}
+        provider.answer = json.dumps(said).encode()
+        table = f'kind = "openai"\nbase_url = "{provider.url}"\nmodels.m.capabilities = ["json_schema", "tools"]'
+        config.write_text(f"[providers.p]\n{table}\n")
+        with running(tmp_path, str(source), "-o", "out.jsonl", "--config", str(config)) as child:
+            code, text = finish(child)
+    assert code == 0, text
+    sent = json.loads(provider.heard[-1][1])
+    for there in (sent["response_format"]["json_schema"]["schema"], sent["tools"][0]["function"]["parameters"]):
+        assert json.dumps(there) == json.dumps(schema)
 
 
 def test_every_line_is_done_once_though_a_provider_dies_midway(tmp_path: Path, fleet: Fleet) -> None:

@@ -11,7 +11,7 @@ from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
 from turnout.client.submission import new_job, refusal
-from turnout.ledger import Intake
+from turnout.ledger import Intake, NewJob
 from turnout.request import InferenceRequest
 from turnout.validation import MANY, explain, innermost
 
@@ -37,6 +37,29 @@ SCHEMA = {"type": "object", "properties": {"n": {"type": "integer"}}}
 def test_a_request_is_read_again_as_it_was_stored(fields: dict[str, Any]) -> None:
     request = InferenceRequest.model_validate(fields)
     assert InferenceRequest.model_validate_json(request.canonical_json()) == request
+
+
+def test_what_is_a_callers_own_is_stored_in_its_own_order_and_in_another_is_another_request() -> None:
+    """A model writes its answer in the order of its schema's fields."""
+
+    def stored(schema: dict[str, Any]) -> NewJob:
+        tool = {"function": {"name": "look_up", "parameters": schema}}
+        return new_job(
+            {"prompt": "a"},
+            response_format={"type": "json_schema", "json_schema": schema},
+            tools=[tool],
+            extras={"acme": {"grammar": schema}},
+        )
+
+    one, other = ({"properties": {name: {} for name in names}} for names in (("why", "verdict"), ("verdict", "why")))
+    assert stored(one).payload.count('{"properties":{"why":{},"verdict":{}}}') == 3
+    assert stored(one).fingerprint != stored(other).fingerprint
+
+
+def test_the_order_in_which_our_own_fields_are_given_is_of_no_matter() -> None:
+    fields = {"prompt": "a", "seed": 3, "constraints": {"capabilities": ["tools", "vision"], "no_training": True}}
+    turned = {"constraints": {"no_training": True, "capabilities": ["vision", "tools"]}, "seed": 3, "prompt": "a"}
+    assert new_job(fields).fingerprint == new_job(turned).fingerprint
 
 
 @pytest.mark.parametrize(
