@@ -105,8 +105,11 @@ class ResponseFormat(Value):
 
     type: Literal["text", "json_object", "json_schema"] = "text"
     name: str = "answer"
+    description: str | None = None
+    """What the answer is for, for the model to read."""
     json_schema: dict[str, JsonValue] | None = None
-    strict: bool = True
+    strict: bool | None = None
+    """Whether the provider's strict mode is asked for; None: where the schema allows it."""
     max_repairs: int = Field(default=1, ge=0, le=5)
     """How often an answer that fails its schema is asked for again before the job fails as malformed."""
 
@@ -117,7 +120,7 @@ class ResponseFormat(Value):
         inner = given.get("json_schema") if isinstance(given, Mapping) else None
         if not isinstance(inner, Mapping) or ("schema" not in inner and "name" not in inner):
             return given
-        named = {name: value for name, value in inner.items() if name != "description" and value is not None}
+        named = {name: value for name, value in inner.items() if value is not None}
         return {**given, "json_schema": named.pop("schema", None), **named}
 
     @model_validator(mode="after")
@@ -131,19 +134,35 @@ class ResponseFormat(Value):
         """JSON of a pydantic model's schema. Read the answer with `InferenceResponse.parsed`."""
         schema = model.model_json_schema()
         name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]  # of a generic model: `Page[Ticket]`
-        return cls(type="json_schema", name=name, json_schema=schema, strict=_is_strict(schema))
+        return cls(type="json_schema", name=name, json_schema=schema)
+
+    @property
+    def is_strict(self) -> bool:
+        """Whether the provider's strict mode is to be asked for."""
+        if self.strict is not None:
+            return self.strict
+        schema = self.json_schema or {}
+        return schema.get("type") == "object" and _is_closed(schema)
+
+    @property
+    def described_schema(self) -> dict[str, JsonValue] | None:
+        """The schema with the description in it, for formats that have no other place for that."""
+        if self.json_schema is None or self.description is None:
+            return self.json_schema
+        return {"description": self.description, **self.json_schema}
 
 
-def _is_strict(schema: JsonValue) -> bool:
+def _is_closed(schema: JsonValue) -> bool:
     """Whether every object in it is closed and needs all of its fields: OpenAI's strict mode refuses others."""
     if isinstance(schema, list):
-        return all(map(_is_strict, schema))
+        return all(map(_is_closed, schema))
     if not isinstance(schema, dict):
         return True
-    if schema.get("type") == "object":
+    types = schema.get("type")
+    if types == "object" or (isinstance(types, list) and "object" in types):
         fields, required = schema.get("properties", {}), schema.get("required", [])
-        assert isinstance(fields, dict)
-        assert isinstance(required, list)
-        if schema.get("additionalProperties") is not False or set(fields) != set(required):
+        if not isinstance(fields, dict) or not isinstance(required, list):
             return False
-    return all(map(_is_strict, schema.values()))
+        if schema.get("additionalProperties") is not False or {*fields} != {*map(str, required)}:
+            return False
+    return all(map(_is_closed, schema.values()))

@@ -247,6 +247,20 @@ async def test_a_request_becomes_each_formats_own(http: Http) -> None:
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
 
 
+@pytest.mark.parametrize("described", ["Sorted by n.", None])
+async def test_what_a_schema_is_for_is_told_in_each_format(described: str | None, http: Http) -> None:
+    schema = {"type": "object", "properties": {"n": {"type": "integer"}}}
+    form = {"type": "json_schema", "json_schema": {"name": "a", "description": described, "schema": schema}}
+    asked = {"prompt": "?", "response_format": form}
+    _, openai, _ = await sent(config("openai", ""), asked, http)
+    _, claude, _ = await sent(config("anthropic", ""), asked, http)
+    _, gemini, _ = await sent(config("gemini", ""), asked, http)
+    told = {"description": described} if described else {}
+    assert openai["response_format"]["json_schema"] == {"name": "a", **told, "schema": schema, "strict": False}
+    assert claude["output_config"]["format"]["schema"] == told | schema
+    assert gemini["generationConfig"]["responseJsonSchema"] == told | schema
+
+
 async def test_a_format_has_its_usual_version_under_another_formats_preset(http: Http) -> None:
     path, _, _ = await sent(replace(config("gemini", ""), dialect="deepseek"), {"prompt": "?"}, http)
     assert path == "/v1beta/models/m:generateContent"

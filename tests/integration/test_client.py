@@ -219,9 +219,9 @@ def test_a_format_beside_a_response_model_adds_to_it(beside: ResponseFormat | di
 
 
 def test_strictness_is_asked_for_only_where_every_object_is_closed() -> None:
-    assert not ResponseFormat.of(Ticket).strict
-    assert not ResponseFormat.of(Closed).strict, "it holds an open one"
-    assert ResponseFormat.of(create_model("Flat", __config__={"extra": "forbid"}, urgent=(bool, ...))).strict
+    assert not ResponseFormat.of(Ticket).is_strict
+    assert not ResponseFormat.of(Closed).is_strict, "it holds an open one"
+    assert ResponseFormat.of(create_model("Flat", __config__={"extra": "forbid"}, urgent=(bool, ...))).is_strict
 
 
 def test_a_generic_models_name_is_one_that_providers_take() -> None:

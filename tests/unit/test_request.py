@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from turnout.client.submission import new_job, refusal
 from turnout.ledger import Intake, NewJob
+from turnout.messages import ResponseFormat
 from turnout.request import InferenceRequest
 from turnout.validation import MANY, explain, innermost
 
@@ -77,10 +78,10 @@ def test_any_model_will_do_where_none_or_auto_is_named(model: Any, acceptable: t
             {
                 "response_format": {
                     "type": "json_schema",
-                    "json_schema": {"name": "n", "schema": SCHEMA, "strict": None},
+                    "json_schema": {"name": "n", "description": "d", "schema": SCHEMA, "strict": None},
                 }
             },
-            {"response_format": {"type": "json_schema", "name": "n", "json_schema": SCHEMA}},
+            {"response_format": {"type": "json_schema", "name": "n", "description": "d", "json_schema": SCHEMA}},
         ),
         ({"stop": "END"}, {"stop": ["END"]}),
         (
@@ -94,6 +95,40 @@ def test_what_comes_in_another_shape_is_read_as_ours(theirs: dict[str, Any], our
     assert InferenceRequest.model_validate({"prompt": "a", **theirs}) == InferenceRequest.model_validate(
         {"prompt": "a", **ours}
     )
+
+
+CLOSED = {"type": "object", "properties": {"n": {"type": "integer"}}, "required": ["n"], "additionalProperties": False}
+
+
+@pytest.mark.parametrize(
+    ("schema", "allows"),
+    [
+        (CLOSED, True),
+        (SCHEMA, False),
+        ({**CLOSED, "required": []}, False),
+        ({**CLOSED, "properties": {"n": SCHEMA}}, False),
+        ({**CLOSED, "properties": {"n": {**SCHEMA, "type": ["object", "null"]}}}, False),
+        ({**CLOSED, "properties": []}, False),
+        ({**CLOSED, "required": [{}]}, False),
+        ({**CLOSED, "required": "n"}, False),
+        ({"anyOf": [CLOSED]}, False),
+        ({}, False),
+    ],
+    ids=str,
+)
+def test_an_answer_is_asked_for_strictly_where_its_schema_allows_it_unless_the_caller_says(
+    schema: dict[str, Any], allows: bool
+) -> None:
+    """OpenAI refuses other schemas in its strict mode; a line in its shape that says nothing is not to be refused."""
+
+    def strict(**said: Any) -> set[bool]:
+        ours = {"type": "json_schema", "json_schema": schema, **said}
+        theirs = {"type": "json_schema", "json_schema": {"name": "n", "schema": schema, **said}}
+        return {ResponseFormat.model_validate(given).is_strict for given in (ours, theirs)}
+
+    assert strict() == strict(strict=None) == {allows}
+    assert strict(strict=True) == {True}
+    assert strict(strict=False) == {False}
 
 
 def test_an_answer_of_openais_api_can_be_given_back_and_what_it_says_beside_is_refused() -> None:

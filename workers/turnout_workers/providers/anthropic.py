@@ -91,7 +91,7 @@ class AnthropicConnector(Connector):
             body["tool_choice"] = {"type": mode} if mode else {"type": "tool", "name": choice}
         output: dict[str, Any] = {}
         if wanted.type == "json_schema" and sent.takes("json_schema"):
-            output["format"] = {"type": "json_schema", "schema": wanted.json_schema}
+            output["format"] = {"type": "json_schema", "schema": wanted.described_schema}
         effort = sent.wish("reasoning_effort")
         if effort == "none":
             body["thinking"] = {"type": "disabled"}

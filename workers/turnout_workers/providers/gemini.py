@@ -84,7 +84,7 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
     if wanted.type != "text" and sent.takes(wanted.type):
         options["responseMimeType"] = "application/json"
         if wanted.json_schema is not None:
-            options["responseJsonSchema"] = wanted.json_schema
+            options["responseJsonSchema"] = wanted.described_schema
     body: dict[str, Any] = {"contents": _contents(request, model)}
     if told := system(request):
         body["systemInstruction"] = {"parts": [{"text": told}]}

@@ -64,7 +64,8 @@ class OpenAIConnector(Connector):
             body["tool_choice"] = choice if is_mode else {"type": "function", "function": {"name": choice}}
         wanted = request.response_format
         if wanted.type == "json_schema" and sent.takes("json_schema"):
-            schema = {"name": wanted.name, "schema": wanted.json_schema, "strict": wanted.strict}
+            told = {"name": wanted.name} | ({"description": wanted.description} if wanted.description else {})
+            schema = {**told, "schema": wanted.json_schema, "strict": wanted.is_strict}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
         elif wanted.type == "json_object" and sent.takes("json_object"):
             body["response_format"] = {"type": "json_object"}
