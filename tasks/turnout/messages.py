@@ -18,6 +18,13 @@ class TextPart(Value):
     text: str
 
 
+NOT_INLINE = "must be a data:image/… URI; remote images are not fetched"
+
+
+def is_inline(url: Any) -> bool:
+    return isinstance(url, str) and url.startswith("data:image/")
+
+
 class ImageUrl(Value):
     url: str
     """A `data:` URI. Remote addresses are refused: a job can't make a worker or a provider fetch a URL."""
@@ -26,8 +33,8 @@ class ImageUrl(Value):
     @field_validator("url")
     @classmethod
     def _inline_only(cls, url: str) -> str:
-        if not url.startswith("data:image/"):
-            raise ValueError("must be a data:image/… URI; remote images are not fetched")
+        if not is_inline(url):
+            raise ValueError(NOT_INLINE)
         return url
 
 

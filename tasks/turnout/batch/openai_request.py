@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from turnout.batch.line import Unusable
-from turnout.messages import without_empty
+from turnout.messages import NOT_INLINE, is_inline, without_empty
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 
@@ -35,6 +35,7 @@ _ONLY_AT: Mapping[str, Any] = {
     "truncation": "disabled",
     "include": [],
 }
+_OR_TEXT = "a text or a JSON array"
 
 
 def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
@@ -51,7 +52,8 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
         elif name in _FOR_OPENAI_ALONE:
             alone[name] = value
         elif name not in _ONLY_AT:
-            raise Unusable(f"body.{name}: unknown or unsupported field")
+            elsewhere = "what one provider alone takes can stand in `extras` of a line in the plain format"
+            raise Unusable(f"body.{name}: unknown or unsupported field; {elsewhere}")
         elif value != _ONLY_AT[name]:
             raise Unusable(f"body.{name}: only {json.dumps(_ONLY_AT[name])} is supported")
     for name in _MOST_TOKENS:
@@ -70,7 +72,7 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
         raise Unusable(f"body.{min(chats)}: unknown or unsupported field")
     chat = dict(body)
     given, told = chat.pop("input", None), chat.pop("instructions", None)
-    items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given, "body.input")
+    items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given, "body.input", _OR_TEXT)
     chat["messages"] = [] if told is None else [{"role": "system", "content": told}]
     chat["messages"] += (_response_item(item, f"body.input.{i}") for i, item in enumerate(items))
     chat["max_completion_tokens"] = chat.pop("max_output_tokens", None)
@@ -95,16 +97,20 @@ def _response_item(item: Any, where: str) -> dict[str, Any]:
     item = _dict(item, where)
     match item.get("type", "message"):
         case "message":
-            parts = item.get("content")
-            if isinstance(parts, list):
-                parts = [_response_part(part, f"{where}.content.{i}") for i, part in enumerate(parts)]
-            return {"role": item.get("role"), "content": parts}
+            content = item.get("content")
+            if isinstance(content, list):
+                content = [_response_part(part, f"{where}.content.{i}") for i, part in enumerate(content)]
+            return {"role": _text(item, "role", where), "content": content}
         case "function_call":
-            function = {"name": item.get("name"), "arguments": item.get("arguments")}
-            call = {"id": item.get("call_id"), "type": "function", "function": function}
+            function = {name: _text(item, name, where) for name in ("name", "arguments")}
+            call = {"id": _text(item, "call_id", where), "type": "function", "function": function}
             return {"role": "assistant", "tool_calls": [call]}
         case "function_call_output":
-            return {"role": "tool", "tool_call_id": item.get("call_id"), "content": item.get("output")}
+            output = item.get("output")
+            if not isinstance(output, str):
+                parts = enumerate(_list(output, f"{where}.output", _OR_TEXT))
+                output = [_output_part(part, f"{where}.output.{i}") for i, part in parts]
+            return {"role": "tool", "tool_call_id": _text(item, "call_id", where), "content": output}
         case _:
             raise Unusable(f"{where}.type: only messages, function calls and their outputs are supported")
 
@@ -113,12 +119,21 @@ def _response_part(part: Any, where: str) -> dict[str, Any]:
     part = _dict(part, where)
     match part.get("type"):
         case "input_text" | "output_text":
-            return {"type": "text", "text": part.get("text")}
+            return {"type": "text", "text": _text(part, "text", where)}
         case "input_image":
-            image = {"url": part.get("image_url"), "detail": part.get("detail")}
-            return {"type": "image_url", "image_url": image}
+            url = part.get("image_url")
+            if not is_inline(url):
+                raise Unusable(f"{where}.image_url: {NOT_INLINE}")
+            return {"type": "image_url", "image_url": {"url": url, "detail": part.get("detail")}}
         case _:
             raise Unusable(f"{where}.type: only input_text, input_image and output_text are supported")
+
+
+def _output_part(part: Any, where: str) -> dict[str, Any]:
+    """Of what a function gave: the chat format has texts alone there."""
+    if _dict(part, where).get("type") != "input_text":
+        raise Unusable(f"{where}.type: only input_text is supported")
+    return _response_part(part, where)
 
 
 def _response_tool(tool: Any) -> dict[str, Any]:
@@ -151,7 +166,14 @@ def _dict(value: Any, where: str) -> dict[str, Any]:
     return value
 
 
-def _list(value: Any, where: str) -> list[Any]:
+def _list(value: Any, where: str, kind: str = "a JSON array") -> list[Any]:
     if not isinstance(value, list):
-        raise Unusable(f"{where}: must be a JSON array")
+        raise Unusable(f"{where}: must be {kind}")
+    return value
+
+
+def _text(body: Mapping[str, Any], name: str, where: str) -> str:
+    value = body.get(name)
+    if not isinstance(value, str):
+        raise Unusable(f"{where}.{name}: must be a text")
     return value

@@ -84,11 +84,16 @@ def _plain(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
 def _openai(value: Any, number: int) -> tuple[Line, dict[str, Any]]:
     if not isinstance(value, dict):
         raise Unusable(f"must be a JSON object, not {_kind(value)}")
+    if "params" in value:
+        raise Unusable(
+            "params: this is Anthropic's format of batches, which isn't read; OpenAI's is, and the plain one, "
+            'for any provider: {"id": …, "messages": […], "model": …}'
+        )
     if unknown := value.keys() - {"custom_id", "method", "url", "body", "constraints"}:
         raise Unusable(f"{min(unknown)}: unknown field")
     custom_id = usable_id(value.get("custom_id"))
     if not isinstance(custom_id, str):
-        raise Unusable(f"custom_id: must be 1 to {MAX_ID_CHARS} printable characters")
+        raise Unusable(f"custom_id: must be a text of 1 to {MAX_ID_CHARS} printable characters")
     if value.get("method", "POST") != "POST":
         raise Unusable('method: must be "POST"')
     url, body = value.get("url"), value.get("body")

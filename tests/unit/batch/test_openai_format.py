@@ -226,7 +226,7 @@ def test_a_conversation_of_responses_is_the_chat_that_it_would_have_been() -> No
                 {"type": "input_text", "text": "Where?"}, {"type": "input_image", "image_url": image, "detail": "low"},
             ]},
             {"type": "function_call", "call_id": "c", "name": "find", "arguments": "{}"},
-            {"type": "function_call_output", "call_id": "c", "output": "Oslo"},
+            {**OUTPUT, "output": [{"type": "input_text", "text": "Os"}, {"type": "input_text", "text": "lo"}]},
             {"type": "message", "role": "assistant", "content": [{"type": "output_text", "text": "Oslo."}]},
         ],
         tools=[{"type": "function", "name": "find", "parameters": schema}],
@@ -242,7 +242,14 @@ def test_a_conversation_of_responses_is_the_chat_that_it_would_have_been() -> No
             {"role": "system", "content": "Be brief."},
             {"role": "user", "content": parts},
             {"role": "assistant", "content": None, "tool_calls": [call]},
-            {"role": "tool", "tool_call_id": "c", "content": "Oslo"},
+            {
+                "role": "tool",
+                "tool_call_id": "c",
+                "content": [
+                    {"type": "text", "text": "Os"},
+                    {"type": "text", "text": "lo"},
+                ],
+            },
             {"role": "assistant", "content": [{"type": "text", "text": "Oslo."}]},
         ],
         tools=[{"type": "function", "function": {"name": "find", "parameters": schema}}],
@@ -253,19 +260,50 @@ def test_a_conversation_of_responses_is_the_chat_that_it_would_have_been() -> No
     assert (found.tool_choice, found.max_output_tokens) == ("find", 9)
 
 
+OUTPUT = {"type": "function_call_output", "call_id": "c"}
+
+
+def said(**part: Any) -> dict[str, Any]:
+    """A user's message of one part."""
+    return {"role": "user", "content": [part]}
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
         ({"method": "GET"}, 'method: must be "POST"'),
         ({"body": []}, "body: must be a JSON object, not an array"),
-        ({"custom_id": 7}, "custom_id: must be 1 to 512 printable characters"),
+        ({"custom_id": 7}, "custom_id: must be a text of 1 to 512 printable characters"),
         ({"prompt": "Hi"}, "prompt: unknown field"),
         ({"constraints": {"max_cost": 1}}, "constraints.max_cost: unknown field"),
         ({"body": {"model": "m", "messages": "Hi"}}, "body.messages: must be a JSON array"),
         ({"url": RESPONSES, "body": {"input": "Hi", "messages": HELLO}}, "body.messages: unknown or unsupported field"),
+        ({"body": {**BODIES[CHAT], "top_k": 4}}, "body.top_k: unknown or unsupported field; what one provider alone"),
+        ({"url": RESPONSES, "body": {"model": "m"}}, "body.input: must be a text or a JSON array"),
         ({"url": RESPONSES, "body": {"input": ["Hi"]}}, "body.input.0: must be a JSON object"),
+        ({"url": RESPONSES, "body": {"input": [{"content": "Hi"}]}}, "body.input.0.role: must be a text"),
         (
-            {"url": RESPONSES, "body": {"input": [{"content": [{"type": "input_file"}]}]}},
+            {"url": RESPONSES, "body": {"input": [said(type="input_image", file_id="f")]}},
+            "body.input.0.content.0.image_url: must be a data:image/… URI",
+        ),
+        (
+            {"url": RESPONSES, "body": {"input": [said(type="input_image", image_url="https://a.example/x.png")]}},
+            "body.input.0.content.0.image_url: must be a data:image/… URI",
+        ),
+        (
+            {"url": RESPONSES, "body": {"input": [said(type="input_text")]}},
+            "body.input.0.content.0.text: must be a text",
+        ),
+        (
+            {"url": RESPONSES, "body": {"input": [{"type": "function_call", "call_id": "c", "name": "f"}]}},
+            "body.input.0.arguments: must be a text",
+        ),
+        (
+            {"url": RESPONSES, "body": {"input": [{**OUTPUT, "output": [{"type": "input_image"}]}]}},
+            "body.input.0.output.0.type: only input_text is supported",
+        ),
+        (
+            {"url": RESPONSES, "body": {"input": [said(type="input_file")]}},
             "body.input.0.content.0.type:",
         ),
     ],
@@ -275,6 +313,13 @@ def test_a_line_that_is_wrong_around_its_question_says_where(changed: dict[str, 
     _, bad = parse(RawLine(7, json.dumps(line).encode(), Format.OPENAI))
     assert isinstance(bad, Problem)
     assert bad.message.startswith(f"line 7: {told}")
+
+
+def test_a_line_of_anthropics_batches_is_told_to_be_one() -> None:
+    theirs = {"custom_id": "a", "params": {"model": "m", "max_tokens": 9, "messages": HELLO}}
+    _, bad = parse(RawLine(7, json.dumps(theirs).encode(), Format.OPENAI))
+    assert isinstance(bad, Problem)
+    assert bad.message.startswith("line 7: params: this is Anthropic's format of batches, which isn't read;")
 
 
 def test_a_line_may_have_constraints_beside_its_body() -> None:
