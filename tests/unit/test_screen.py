@@ -11,7 +11,7 @@ from turnout.batch.tally import ProviderTally, Tally
 from turnout_workers.commands import screen
 from turnout_workers.commands.explain import _choice
 from turnout_workers.commands.run_progress import Bar
-from turnout_workers.commands.run_summary import closing_line, table
+from turnout_workers.commands.run_summary import closing_line, summary, table
 
 
 def printed(made: object, width: int) -> str:
@@ -62,6 +62,11 @@ def test_one_is_one() -> None:
     assert closing_line(Tally(done=Counter(succeeded=1), failovers=2), 1.0, 50_000) == (
         "1 line in 1 s: 1 succeeded · 2 failovers · $0.0000 of $0.05 spent"
     )
+
+
+def test_a_batchs_end_tells_of_answers_with_warnings() -> None:
+    assert summary(tally := Tally(done=Counter(succeeded=9), warned=2))["warned"] == 2
+    assert closing_line(tally, 1.0, None).endswith(" · 2 answers with warnings")
 
 
 def test_a_providers_state_is_cut_on_a_narrow_screen_and_no_name_or_number() -> None:

@@ -92,6 +92,14 @@ def _attempt(attempt: Attempt) -> dict[str, Any]:
     return told
 
 
+def _beside(response: InferenceResponse) -> dict[str, Any]:
+    """What OpenAI's format has no place for, under a name that its readers pass over; nothing if there is nothing."""
+    told: dict[str, Any] = {"warnings": response.warnings} if response.warnings else {}
+    if (source := response.usage.source) != "reported":
+        told["usage"] = {"source": source}
+    return {"turnout": told} if told else {}
+
+
 def _openai(line: Line, result: JobResult) -> dict[str, Any]:
     id = result.id or f"line-{line.number}"
     value: dict[str, Any] = {"id": f"batch_req_{id}", "custom_id": line.custom_id, "response": None, "error": None}
@@ -104,6 +112,7 @@ def _openai(line: Line, result: JobResult) -> dict[str, Any]:
             "request_id": f"simulated-{request_id}" if response.simulated else request_id,
             "body": response_body(line.url, response, id, created),
         }
+        value |= _beside(response)
     elif result.status is JobStatus.FAILED and result.attempts:
         status, kind = (400, "invalid_request_error") if problem.code in _CALLERS_FAULT else (500, "server_error")
         error = {"message": problem.message, "type": kind, "param": None, "code": problem.code}

@@ -57,6 +57,8 @@ class Tally:
     unsure_microusd: int = 0
     unpriced: int = 0
     """Calls whose price nobody knows."""
+    warned: int = 0
+    """Answers with warnings."""
     providers: dict[str, ProviderTally] = field(default_factory=dict)
 
     @property
@@ -90,6 +92,7 @@ class Tally:
             tally.simulated |= entry.get("simulated", False)
             tally.latencies[float(f"{entry['s']:.3g}")] += by
             self.unpriced += by * entry.get("unpriced", False)
+            self.warned += by * entry.get("warned", False)
 
     def pay(self, entry: Entry) -> None:
         """Count its money, which stays spent whatever becomes of the line."""
@@ -123,4 +126,6 @@ def entry(result: JobResult) -> Entry:
             told["unpriced"] = True
         if response.simulated:
             told["simulated"] = True
+        if response.warnings:
+            told["warned"] = True
     return told

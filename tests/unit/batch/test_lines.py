@@ -499,6 +499,14 @@ def test_a_cell_may_list_acceptable_models(tmp_path: Path) -> None:
     assert [request.model for request in requests] == [("m", "n-4.1"), "n-4.1"]
 
 
+def test_a_tally_counts_answers_with_warnings() -> None:
+    tally = Tally()
+    warned = ANSWER.model_copy(update={"warnings": ("p does not take seed; it was left out", "another")})
+    for response in (ANSWER, warned):
+        tally.count(entry(DONE.model_copy(update={"response": response})))
+    assert tally.warned == 1
+
+
 def test_a_tally_knows_who_failed_and_who_took_over() -> None:
     tally = Tally()
     tally.count(entry(DONE))

@@ -106,6 +106,18 @@ def test_responses_parse_strictly(answer: dict[str, Any], status: str, kinds: li
     assert response.usage.output_tokens_details.reasoning_tokens == 2
 
 
+def test_what_is_to_be_told_of_an_answer_stands_beside_its_body() -> None:
+    def told(**answer: Any) -> Any:
+        response = InferenceResponse(provider="p", model_requested="m", model_served="m", **answer)
+        return json.loads(render(read(CHAT)[0], JobResult(id="j", status=JobStatus.SUCCEEDED, response=response)))
+
+    assert "turnout" not in told()
+    assert told(warnings=("p does not take seed; it was left out",))["turnout"] == {
+        "warnings": ["p does not take seed; it was left out"]
+    }
+    assert told(usage=Usage(input_tokens=9, source="estimated"))["turnout"] == {"usage": {"source": "estimated"}}
+
+
 CALLED = (Attempt(endpoint="p/m", provider="p", model="m", started_at=1.0, failure="x"),)
 
 

@@ -25,6 +25,7 @@ def summary(tally: Tally) -> dict[str, Any]:
         "shared": tally.shared,
         "failovers": tally.failovers,
         "deferrals": tally.deferrals,
+        "warned": tally.warned,
         "cost_usd": tally.cost_microusd / MICROUSD_PER_USD,
         "unsure_usd": tally.unsure_microusd / MICROUSD_PER_USD,
         "providers": {
@@ -68,6 +69,8 @@ def closing_line(tally: Tally, took_s: float, ceiling_microusd: int | None) -> s
         parts.append(f"up to {steady_usd(tally.unsure_microusd)} more that a failed call may have cost")
     if tally.unpriced:
         parts.append(f"{screen.counted(tally.unpriced, 'call')} of unknown price")
+    if tally.warned:
+        parts.append(f"{screen.counted(tally.warned, 'answer')} with warnings")
     return " · ".join(parts)
 
 
