@@ -13,6 +13,14 @@ from turnout.result import Attempt, JobResult, JobStatus, Problem
 _CONTENT = {"text", "tool_calls", "refusal", "embeddings", "finish", "warnings"}
 _CALLERS_FAULT = {"invalid_request", "context_length", "content_filtered", "unsupported"}
 """OpenAI's error lines carry a 400 for a job that failed as these, a 500 for any other that was called."""
+_OPENAIS_CODE = {
+    "context_length": "context_length_exceeded",
+    "content_filtered": "content_filter",
+    "rate_limited": "rate_limit_exceeded",
+    "billing": "insufficient_quota",
+    "unauthorized": "invalid_api_key",
+}
+"""Its names of failures that we call otherwise, for those who look for them. What we call `unsupported` has several."""
 
 
 def never_run(problem: Problem) -> JobResult:
@@ -115,9 +123,10 @@ def _openai(line: Line, result: JobResult) -> dict[str, Any]:
         value |= _beside(response)
     elif result.status is JobStatus.FAILED and result.attempts:
         status, kind = (400, "invalid_request_error") if problem.code in _CALLERS_FAULT else (500, "server_error")
-        error = {"message": problem.message, "type": kind, "param": None, "code": problem.code}
+        code = _OPENAIS_CODE.get(problem.code, problem.code)
+        error = {"message": problem.message, "type": kind, "param": None, "code": code}
         value["response"] = {"status_code": status, "request_id": id, "body": {"error": error}}
     else:
-        code = {JobStatus.EXPIRED: "batch_expired", JobStatus.CANCELLED: "batch_cancelled"}.get(result.status)
-        value["error"] = {"code": code or problem.code, "message": problem.message}
+        ended = {JobStatus.EXPIRED: "batch_expired", JobStatus.CANCELLED: "batch_cancelled"}
+        value["error"] = {"code": ended.get(result.status, problem.code), "message": problem.message}
     return value

@@ -124,16 +124,21 @@ CALLED = (Attempt(endpoint="p/m", provider="p", model="m", started_at=1.0, failu
 @pytest.mark.parametrize(
     ("status", "code", "attempts", "http", "error"),
     [
-        (JobStatus.FAILED, "rate_limited", CALLED, 500, None),
-        (JobStatus.FAILED, "context_length", CALLED, 400, None),
-        (JobStatus.FAILED, "a_new_one", CALLED, 500, None),
+        (JobStatus.FAILED, "context_length", CALLED, 400, "context_length_exceeded"),
+        (JobStatus.FAILED, "content_filtered", CALLED, 400, "content_filter"),
+        (JobStatus.FAILED, "unsupported", CALLED, 400, "unsupported"),
+        (JobStatus.FAILED, "rate_limited", CALLED, 500, "rate_limit_exceeded"),
+        (JobStatus.FAILED, "billing", CALLED, 500, "insufficient_quota"),
+        (JobStatus.FAILED, "unauthorized", CALLED, 500, "invalid_api_key"),
+        (JobStatus.FAILED, "model_not_found", CALLED, 500, "model_not_found"),
+        (JobStatus.FAILED, "a_new_one", CALLED, 500, "a_new_one"),
         (JobStatus.FAILED, "refused", (), None, "refused"),
         (JobStatus.EXPIRED, "deadline", CALLED, None, "batch_expired"),
         (JobStatus.CANCELLED, "cancelled", (), None, "batch_cancelled"),
     ],
 )
-def test_lines_without_an_answer_are_error_lines_of_its_two_shapes(
-    status: JobStatus, code: str, attempts: tuple[Attempt, ...], http: int | None, error: str | None
+def test_lines_without_an_answer_are_error_lines_of_its_two_shapes_with_its_own_names(
+    status: JobStatus, code: str, attempts: tuple[Attempt, ...], http: int | None, error: str
 ) -> None:
     result = JobResult(id="j", status=status, error=Problem(code=code, message="why"), attempts=attempts)
     told = json.loads(render(read(CHAT)[0], result))
@@ -144,7 +149,7 @@ def test_lines_without_an_answer_are_error_lines_of_its_two_shapes(
         assert (told["error"], told["response"]["status_code"]) == (None, http)
         assert reason(json.dumps(told).encode()) == told["response"]["body"]["error"]["message"]
         assert told["response"]["body"]["error"] | {"type": ""} == {
-            "message": "why", "type": "", "param": None, "code": code,
+            "message": "why", "type": "", "param": None, "code": error,
         }  # fmt: skip
 
 
