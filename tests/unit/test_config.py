@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 import redis
 
-from turnout.request import Capability, Lane, RoutingStrategy
+from turnout.request import Capability, Lane, RoutingStrategy, Usage
 from turnout_workers import providers
 from turnout_workers.config import (
     ConfigError,
@@ -30,6 +30,7 @@ from turnout_workers.config import (
 from turnout_workers.config.providers import ModelTable, ProviderTable
 from turnout_workers.config.tables import CeilingTable, MonitoringTable, WebhookTable
 from turnout_workers.providers.dialects import DIALECTS, GENERIC
+from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.routing.fleet import Endpoint, Limits, Price
 from turnout_workers.simulator import load as load_scenario
 
@@ -273,6 +274,15 @@ def test_a_deployment_has_the_price_of_the_model_that_it_is_of() -> None:
     assert endpoint.served_model == "ours"
     assert endpoint.price is not None
     assert endpoint.price.input == 0.4
+
+
+def test_a_deployment_that_is_named_like_another_model_is_not_taken_for_it() -> None:
+    text = "[providers.azure]\nbase_url = 'http://x'\napi_key = 'k'\nmodels = { 'gpt-4o' = 'gpt-4' }"
+    (endpoint,) = accounts(settings(text))[0].endpoints
+    assert endpoint.price is not None
+    assert (endpoint.served_model, endpoint.price.input, endpoint.context_tokens) == ("gpt-4", 2.5, 128_000)
+    cost = call_cost_microusd(endpoint, DIALECTS["azure"], Usage(input_tokens=1000), None, tier="default")
+    assert cost == 2500, "nor when the answer tells its tier, whose price is looked up then"
 
 
 def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:

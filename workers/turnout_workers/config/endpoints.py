@@ -6,7 +6,7 @@ price comes from the operator, else from the price list, else it is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from turnout.request import Capability
 from turnout_workers.config.loading import Settings
@@ -15,8 +15,8 @@ from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers import catalogue
 from turnout_workers.providers.account import ProviderConfig, Secret
 from turnout_workers.providers.dialects import Dialect
-from turnout_workers.providers.prices import list_context_tokens, list_price
-from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits, Price
+from turnout_workers.providers.prices import list_context_tokens, price_of
+from turnout_workers.routing.fleet import UNLIMITED, Endpoint, Fleet, Limits
 
 UNCONFIGURED = (
     "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
@@ -65,6 +65,7 @@ def _endpoint(
     # what was written as the vendor's own name is taken as it is.
     usual = known.names.get(table.dialect or "", ours) if known and ours in (known.name, *known.aliases) else ours
     served = model.name or usual
+    names = table.preset.telling(served, ours)
     aliases = {*model.aliases, *(known.aliases | {known.name} if known else ())}
     return Endpoint(
         provider=provider,
@@ -73,11 +74,11 @@ def _endpoint(
         account=account,
         priority=table.priority if model.priority is None else model.priority,
         weight=model.weight or table.weight,
-        price=model.price or _list_price(table, served, ours),
+        price=model.price or price_of(table.preset, served, ours, table.service_tier),
         limits=_limits(model, table),
         shared_limits=shared,
-        capabilities=_capabilities(known, table.preset, served) if model.capabilities is None else model.capabilities,
-        context_tokens=model.context_tokens or _context_tokens(known, table.preset, served),
+        capabilities=_capabilities(known, table.preset, names) if model.capabilities is None else model.capabilities,
+        context_tokens=model.context_tokens or _context_tokens(known, table.preset, names),
         max_output_tokens=model.max_output_tokens or (known.max_output_tokens if known else None),
         quality=model.quality or (known.quality if known else None),
         regions=table.regions,
@@ -90,24 +91,19 @@ def _endpoint(
     )
 
 
-def _list_price(table: ProviderTable, *names: str) -> Price | None:
-    """names: the model's there and here. A deployment may have any name there, and its own one here."""
-    if (listed_as := table.preset.price_id) is None:
-        return None
-    return next(filter(None, (list_price(listed_as, name, tier=table.service_tier) for name in names)), None)
-
-
-def _capabilities(known: catalogue.Model | None, preset: Dialect, served: str) -> frozenset[Capability]:
+def _capabilities(known: catalogue.Model | None, preset: Dialect, names: Iterable[str]) -> frozenset[Capability]:
     """What the model can do, without what this vendor doesn't pass on to it."""
-    able = known.capabilities if known else catalogue.likely(served)
+    able = known.capabilities if known else next(filter(None, map(catalogue.likely, names)), frozenset())
     asked = {Capability.TOOLS: "tools", Capability.JSON_SCHEMA: "json_schema"}
     return able - {capability for capability, parameter in asked.items() if parameter not in preset.parameters}
 
 
-def _context_tokens(known: catalogue.Model | None, preset: Dialect, served: str) -> int | None:
+def _context_tokens(known: catalogue.Model | None, preset: Dialect, names: Iterable[str]) -> int | None:
     if known is not None:
         return known.context_tokens
-    return list_context_tokens(preset.price_id, served) if preset.price_id else None
+    if (listed_as := preset.price_id) is None:
+        return None
+    return next(filter(None, (list_context_tokens(listed_as, name) for name in names)), None)
 
 
 def _limits(*tables: LimitFields) -> Limits:

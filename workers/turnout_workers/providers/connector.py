@@ -206,7 +206,7 @@ class Connector(CloudProviderBase):
             finish=answer.finish,
             finish_raw=answer.finish_raw,
             usage=used,
-            cost_microusd=call_cost_microusd(endpoint, self.dialect.price_id, used, told_usd, tier, answer.surcharge),
+            cost_microusd=call_cost_microusd(endpoint, self.dialect, used, told_usd, tier, answer.surcharge),
             provider=self.name,
             model_requested=endpoint.model,
             model_served=answer.model or endpoint.served_model,

@@ -1,4 +1,4 @@
-"""What differs between providers that speak the same wire format: declarations, no code.
+"""What differs between providers that speak the same wire format, declared.
 
 Sources: the vendors' documentation and official clients.
 """
@@ -42,6 +42,12 @@ class Dialect:
     limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
     price_id: str | None = None
     """The provider's id in the price list; None: its prices are the operator's to give."""
+    names_are_free: bool = False
+    """A model's name there is what the customer has called its deployment, and may be another model's."""
+
+    def telling(self, served: str, ours: str) -> tuple[str, str]:
+        """The names of a model there and here, first the one that says what it is."""
+        return (ours, served) if self.names_are_free else (served, ours)
 
 
 def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
@@ -61,6 +67,7 @@ DIALECTS: dict[str, Dialect] = dict(
             key_variables=("AZURE_OPENAI_API_KEY",),
             auth_header="api-key",
             auth_prefix="",
+            names_are_free=True,
         ),
         _hosted(
             "groq",

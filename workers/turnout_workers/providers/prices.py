@@ -13,6 +13,7 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 from turnout.request import Usage
+from turnout_workers.providers.dialects import Dialect
 from turnout_workers.routing.fleet import OPERATOR, Endpoint, Price
 
 if TYPE_CHECKING:
@@ -26,13 +27,13 @@ PERIOD_S = 900
 
 def call_cost_microusd(
     endpoint: Endpoint,
-    listed_as: str | None,
+    preset: Dialect,
     usage: Usage,
     told_usd: float | None,
     tier: str | None,
     surcharge: float = 1.0,
 ) -> int | None:
-    """The cost of one call; None: unknown. listed_as: the provider's id in the price list.
+    """The cost of one call; None: unknown.
 
     told_usd: what the provider itself says that it cost. tier: the service tier in which it was served, which may have
     another list price than the one that was asked for. surcharge: by what list prices are multiplied. An operator's own
@@ -45,8 +46,8 @@ def call_cost_microusd(
         return None
     if price.source == OPERATOR:
         return cost_microusd(price, usage)
-    if tier and listed_as:
-        price = list_price(listed_as, endpoint.served_model, tier=tier) or price
+    if tier:
+        price = price_of(preset, endpoint.served_model, endpoint.model, tier) or price
     return math.ceil(round(cost_microusd(price, usage) * surcharge, 6))
 
 
@@ -65,6 +66,13 @@ def cost_microusd(price: Price, usage: Usage) -> int:
 def period(now: float) -> int:
     """The quarter of an hour, since 1970, in which list prices stay as they are."""
     return int(now // PERIOD_S)
+
+
+def price_of(preset: Dialect, served: str, ours: str, tier: str | None = None) -> Price | None:
+    """The list price of a model by its names there and here; None: the list knows neither, or not the provider."""
+    if (listed_as := preset.price_id) is None:
+        return None
+    return next(filter(None, (list_price(listed_as, name, tier=tier) for name in preset.telling(served, ours))), None)
 
 
 def list_price(provider: str, model: str, now: float | None = None, tier: str | None = None) -> Price | None:
