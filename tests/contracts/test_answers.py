@@ -322,6 +322,12 @@ async def test_an_answer_that_begins_with_what_stops_it_is_an_empty_one(dialect:
     assert (response.text, response.finish) == ("", FinishReason.STOP)
 
 
+def broke_off(code: int, text: str, usage: Any = None) -> dict[str, Any]:
+    """As OpenRouter tells in a 200 what happened to the provider behind it: beside the message, not above it."""
+    choice = {"message": {"content": text}, "finish_reason": None, "error": {"code": code, "message": "no"}}
+    return {"choices": [choice], "usage": usage}
+
+
 BLOCKED = {"promptFeedback": {"blockReason": "OTHER"}}
 NONE: list[tuple[str, Any, FailureKind, Billed]] = [
     ("openai", {"choices": []}, K.MALFORMED, Billed.YES),
@@ -332,6 +338,12 @@ NONE: list[tuple[str, Any, FailureKind, Billed]] = [
     ("openai", chat(ASKED, ["stop"]), K.MALFORMED, Billed.YES),
     ("openai", chat(ASKED, "content_filter", content=""), K.CONTENT_FILTERED, Billed.YES),
     ("openrouter", chat(ASKED, "error", content="Hi"), K.SERVER_ERROR, Billed.YES),
+    ("openrouter", broke_off(502, "Hi", ASKED), K.SERVER_ERROR, Billed.MAYBE),
+    ("openrouter", broke_off(429, ""), K.RATE_LIMITED, Billed.NO),
+    ("openrouter", broke_off(429, "Hi", ASKED), K.RATE_LIMITED, Billed.MAYBE),
+    ("openrouter", [broke_off(429, "")], K.RATE_LIMITED, Billed.NO),
+    ("openrouter", [chunk(content="Hi"), broke_off(429, "")], K.RATE_LIMITED, Billed.MAYBE),
+    ("openrouter", {"choices": [{"error": {"code": 429, "message": "no"}}]}, K.RATE_LIMITED, Billed.NO),
     ("openai", [chunk(content="Hi")], K.INTERRUPTED, Billed.MAYBE),
     ("openai", [chunk(content=["Hi"])], K.MALFORMED, Billed.YES),
     ("openai", {"data": [{"embedding": [float("nan")]}]}, K.MALFORMED, Billed.YES),

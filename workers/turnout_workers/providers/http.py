@@ -26,7 +26,7 @@ from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.classify import classify_exception, classify_response
 from turnout_workers.providers.errors import ProviderError, malformed
-from turnout_workers.providers.retry_after import exceeded_limits, observed_limits, retry_after_s
+from turnout_workers.providers.retry_after import at, exceeded_limits, observed_limits, retry_after_s
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_BODY = 32 * 1024 * 1024
@@ -217,10 +217,10 @@ class _Exchange:
 
     def raise_if_error(self, told: Any, begun: bool = False) -> None:
         """Raise an error that came in the body of a 200. begun: part of an answer came before it, and may be billed."""
-        if not isinstance(told, dict) or not (told.get("error") or told.get("object") == "error"):
+        if (wrong := _error_in(told)) is None:
             return
-        error = self._classified(200, told)
-        if begun and error.failure.billed is Billed.NO:
+        error = self._classified(200, wrong)
+        if (begun or at(wrong, "message", "content")) and error.failure.billed is Billed.NO:
             error.failure = replace(error.failure, billed=Billed.MAYBE)
         raise error
 
@@ -229,6 +229,16 @@ class _Exchange:
         limits = observed_limits(self.headers, now, self._out.limit_headers)
         failure = classify_response(status, self.headers, told, retry_after_s(self.headers, told, now, limits), secrets)
         return ProviderError(failure, limits + exceeded_limits(told))
+
+
+def _error_in(told: Any) -> dict[str, Any] | None:
+    """The object in the body of a 200 that has an error: the body itself, or its choice, as OpenRouter tells of the
+    provider behind it, perhaps beside what that one had said until then."""
+    choices = at(told, "choices")
+    for one in (told, *(choices[:1] if isinstance(choices, list) else ())):
+        if isinstance(one, dict) and (one.get("error") or one.get("object") == "error"):
+            return one
+    return None
 
 
 def is_stream(headers: Mapping[str, str]) -> bool:
