@@ -24,6 +24,16 @@ MICROUSD_PER_USD = 1_000_000
 MOST = 1e9
 """No sum of dollars, number of tokens or time (s) that a job names is larger: our arithmetic, and Redis's, is exact."""
 
+OPENAI_FIELDS = frozenset(
+    {
+        "frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user",
+        "service_tier", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "prediction",
+    }
+)  # fmt: skip
+"""What else OpenAI's API can be asked for, beyond the fields of a request."""
+WHOEVER_TAKES_IT = "*"
+"""In `extras`, in the place of a provider."""
+
 M = TypeVar("M", bound=BaseModel)
 
 
@@ -168,7 +178,8 @@ class InferenceRequest(Value):
     on_unsupported: Literal["drop", "fail"] = "drop"
     """A parameter that the chosen endpoint does not take is dropped with a warning, or fails the call there."""
     extras: dict[Name, dict[str, JsonValue]] = Field(default_factory=dict, repr=False)
-    """Further body fields by provider, so that a failover never leaks one vendor's options to another."""
+    """Further body fields by provider, so that a failover never leaks one vendor's options to another. Those under `*`
+    are parameters as those above are: for every provider, and dropped with a warning by one that doesn't take them."""
     metadata: dict[str, str] = Field(default_factory=dict)
     """The caller's own labels; never sent to a provider."""
     constraints: RoutingConstraints = RoutingConstraints()

@@ -435,6 +435,43 @@ async def test_extras_are_one_providers_and_can_not_change_what_a_call_may_cost(
     assert (await sent(flexible, asked, http))[1]["service_tier"] == "flex"
 
 
+OPENAIS = {"logit_bias": {"50256": -100.0}, "parallel_tool_calls": False}
+
+
+@pytest.mark.parametrize("dialect", ["openai", "azure"])
+async def test_openais_own_fields_go_to_each_account_there(dialect: str, http: Http) -> None:
+    second = replace(config("openai", ""), name="second", dialect=dialect)
+    _, body, warnings = await sent(second, {"prompt": "?", "extras": {"*": OPENAIS}}, http)
+    assert (OPENAIS.items() <= body.items(), warnings) == (True, ())
+
+
+@pytest.mark.parametrize(("kind", "dialect"), [("openai", "groq"), ("openai", None), ("anthropic", "anthropic")])
+async def test_who_does_not_take_openais_own_fields_says_so(kind: str, dialect: str | None, http: Http) -> None:
+    other = replace(config(kind, ""), name="other", dialect=dialect)
+    asked = {"prompt": "?", "extras": {"*": OPENAIS, "other": {"logit_bias": {"1": 2}}}}
+    _, body, warnings = await sent(other, asked, http)
+    assert (body["logit_bias"], "parallel_tool_calls" in body) == ({"1": 2}, False)
+    assert warnings == ("other does not take parallel_tool_calls; it was left out",)
+    with pytest.raises(ProviderError, match="other does not take parallel_tool_calls"):
+        await sent(other, {**asked, "on_unsupported": "fail"}, http)
+
+
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        {"message": "Unrecognized request argument supplied: prompt_cache_key", "param": None, "code": None},
+        {"message": "Unknown parameter: 'prompt_cache_key'.", "param": "prompt_cache_key", "code": "unknown_parameter"},
+    ],
+)
+async def test_a_field_of_openais_that_one_of_its_models_refuses_is_left_out(refusal: Any, http: Http) -> None:
+    no = said(json.dumps({"error": {**refusal, "type": "invalid_request_error"}}).encode(), "400 Bad Request")
+    request = InferenceRequest.model_validate({"prompt": "?", "extras": {"*": {"prompt_cache_key": "k", "user": "u"}}})
+    async with recorder(no, answer("openai")) as (url, seen):
+        outcome = await build(config("openai", url), http).call(endpoint("openai"), request)
+    assert outcome.response.warnings == ("openai does not take prompt_cache_key; it was left out",)
+    assert [("prompt_cache_key" in body, "user" in body) for _, body in seen] == [(True, True), (False, True)]
+
+
 async def test_neither_embeddings_nor_messages_know_what_is_the_providers_own(http: Http) -> None:
     """A service tier is asked for answers only; the values of configured headers are secrets."""
     vectors = said(b'{"data": [{"embedding": [1.0]}]}')

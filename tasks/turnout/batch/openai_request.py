@@ -1,6 +1,6 @@
 """OpenAI's own request bodies → our requests: chat completions, embeddings, responses. Pure.
 
-A field is mapped, kept for OpenAI alone (`extras`, see `InferenceRequest`), accepted at the one value that
+A field is mapped, kept for whoever takes it (`extras`, see `InferenceRequest`), accepted at the one value that
 changes nothing, or refused by name: none is ignored silently.
 """
 
@@ -12,6 +12,7 @@ from typing import Any
 
 from turnout.batch.line import Unusable
 from turnout.messages import NOT_INLINE, is_inline, without_empty
+from turnout.request import OPENAI_FIELDS, WHOEVER_TAKES_IT
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
 
@@ -22,9 +23,6 @@ _MAPPED = {
     | {"response_format", "reasoning_effort", *_MOST_TOKENS},
     EMBEDDINGS: {"model", "input", "dimensions"},
 }
-_FOR_OPENAI_ALONE = {"frequency_penalty", "presence_penalty", "logit_bias", "parallel_tool_calls", "verbosity", "user"}
-_FOR_OPENAI_ALONE |= {"service_tier", "store", "prompt_cache_key", "prompt_cache_retention", "safety_identifier"}
-_FOR_OPENAI_ALONE |= {"prediction"}
 _ONLY_AT: Mapping[str, Any] = {
     "n": 1,
     "stream": False,
@@ -45,12 +43,12 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(url, str) or url not in _MAPPED:
         raise Unusable(f"url: must be one of {', '.join((*_MAPPED, RESPONSES))}")
     fields: dict[str, Any] = {}
-    alone: dict[str, Any] = {}
+    extras: dict[str, Any] = {}
     for name, value in _given(body).items():
         if name in _MAPPED[url]:
             fields[name] = value
-        elif name in _FOR_OPENAI_ALONE:
-            alone[name] = value
+        elif name in OPENAI_FIELDS:
+            extras[name] = value
         elif name not in _ONLY_AT:
             elsewhere = "what one provider alone takes can stand in `extras` of a line in the plain format"
             raise Unusable(f"body.{name}: unknown or unsupported field; {elsewhere}")
@@ -63,7 +61,7 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
         fields["messages"] = [*map(without_empty, _list(fields["messages"], "body.messages"))]
     if "tool_choice" in fields:
         fields["tool_choice"] = _tool_choice(fields["tool_choice"])
-    return fields | ({"extras": {"openai": alone}} if alone else {})
+    return fields | ({"extras": {WHOEVER_TAKES_IT: extras}} if extras else {})
 
 
 def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:

@@ -223,11 +223,11 @@ def test_a_response_asks_what_the_same_chat_completion_does() -> None:
     assert response == chat
 
 
-def test_options_of_openai_alone_are_kept_for_it_and_nulls_are_as_if_not_given() -> None:
+def test_options_of_openais_own_are_kept_for_whoever_takes_them_and_nulls_are_as_if_not_given() -> None:
     chat = asked(CHAT, user="u", verbosity="low", temperature=None, n=1, stream=False)
-    assert chat.extras == {"openai": {"user": "u", "verbosity": "low"}}
+    assert chat.extras == {"*": {"user": "u", "verbosity": "low"}}
     response = asked(RESPONSES, user="u", text={"verbosity": "low"}, reasoning={"effort": "low", "summary": None})
-    assert response.extras == {"openai": {"user": "u", "verbosity": "low"}}
+    assert response.extras == {"*": {"user": "u", "verbosity": "low"}}
     assert response.reasoning_effort == "low"
 
 

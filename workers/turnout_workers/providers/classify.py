@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 
+from turnout.request import OPENAI_FIELDS
 from turnout_workers.providers.errors import request_id
 from turnout_workers.providers.retry_after import at
 from turnout_workers.providers.scrub import scrubbed
@@ -56,9 +57,10 @@ _MODEL = (
 )  # fmt: skip
 _MODEL_WORDS = ("invalid model name passed in", "server is pinned to")
 _STATUSES = frozenset(map(str, range(400, 600)))
-_UNSUPPORTED = ("unsupported_parameter", "unsupported_value")
+_UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 _UNSUPPORTED_WORDS = (
-    "extra inputs are not permitted", "is not supported with this model", "not supported by this model",
+    "extra inputs are not permitted", "unrecognized request argument",
+    "is not supported with this model", "not supported by this model",
     "is not supported for this model", "not supported on this model", "is deprecated for this model",
     "does not support", "only works in thinking mode", "is unsupported", "type is unavailable now",
     "is not a multimodal model", "image input is not supported",
@@ -68,8 +70,10 @@ _UNSUPPORTED_WORDS = (
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort", "stream")}
 _OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking", "thinking_level"), "reasoning_effort")
-_OPTIONAL |= {"stop_sequences": "stop", "streaming": "stream"}
+_OPTIONAL |= {"stop_sequences": "stop", "streaming": "stream"} | {name: name for name in OPENAI_FIELDS}
 """Parameters that a call can do without: the vendors' names of them, and ours."""
+_MENTIONED = re.compile(rf"\b({'|'.join(_OPTIONAL.keys() - {'store', 'user'})})\b")
+"""Such a name in a message; these two may be meant as words."""
 _MODELS_FAULT = ("json_validate_failed", "tool_use_failed", "output_parse_failed")
 """Groq: the model wrote no JSON, or no call of a tool, where one was due."""
 _UNREACHED = (
@@ -165,7 +169,7 @@ def classify_response(
 def _parameter(body: Any, words: str) -> str | None:
     """The optional parameter that the error is about, by our name: the one it names, else the first mentioned."""
     told = at(body, "error", "param")
-    mentioned = re.search(rf"\b({'|'.join(_OPTIONAL)})\b", words)
+    mentioned = _MENTIONED.search(words)
     return _OPTIONAL.get(str(told)) or (_OPTIONAL[mentioned[1]] if mentioned and told in (None, "", "None") else None)
 
 

@@ -136,7 +136,7 @@ class Connector(CloudProviderBase):
         request = sent.request
         try:
             path, body = self.question(endpoint, request, sent, stream)
-            body = sent.with_extras(body, request.extras.get(self.name, {}))
+            body = sent.with_extras(body, sent.extras())
             if self.config.service_tier is not None and not request.is_embedding:
                 body["service_tier"] = self.config.service_tier
             content = to_json(body)

@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from turnout.request import OPENAI_FIELDS
+
 PLAIN = frozenset({"temperature", "top_p", "stop", "seed", "dimensions"})
 PLAIN |= {"tools", "tool_choice", "json_schema", "json_object"}
 OPENAI_PARAMETERS = PLAIN | {"reasoning_effort"}
@@ -57,13 +59,14 @@ def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
 
 
 _LIKE_OPENAI: dict[str, Any] = {"max_tokens": "max_completion_tokens", "parameters": OPENAI_PARAMETERS}
+_OPENAIS_OWN = _LIKE_OPENAI | {"parameters": OPENAI_PARAMETERS | OPENAI_FIELDS}
 DIALECTS: dict[str, Dialect] = dict(
     (
-        _hosted("openai", "https://api.openai.com/v1", **_LIKE_OPENAI, system_role="developer"),
+        _hosted("openai", "https://api.openai.com/v1", **_OPENAIS_OWN, system_role="developer"),
         _hosted(
             "azure",
             "",  # each customer's own
-            **_LIKE_OPENAI,
+            **_OPENAIS_OWN,
             key_variables=("AZURE_OPENAI_API_KEY",),
             auth_header="api-key",
             auth_prefix="",

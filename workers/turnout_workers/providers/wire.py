@@ -12,7 +12,7 @@ from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
 from turnout.messages import FunctionCall, Message, ToolCall
-from turnout.request import FinishReason, InferenceRequest, Usage
+from turnout.request import WHOEVER_TAKES_IT, FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.body import parsed
 from turnout_workers.providers.errors import ProviderError, malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -66,6 +66,12 @@ class Sent:
         """Those of the parameters that the request sets and the provider takes, by its own names: `top_p="topP"`."""
         names = dict(zip(same, same, strict=True)) | renamed
         return {theirs: value for name, theirs in names.items() if (value := self.wish(name)) is not None}
+
+    def extras(self) -> dict[str, Any]:
+        """The job's own fields for this provider, and those for whoever takes them."""
+        own = self.request.extras.get(self.provider, {})
+        others = self.request.extras.get(WHOEVER_TAKES_IT, {})
+        return {name: value for name, value in others.items() if name not in own and self.takes(name)} | own
 
     def with_extras(self, body: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, Any]:
         """The body with the job's own fields for this provider; those of a table go into it one by one."""
