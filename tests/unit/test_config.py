@@ -124,6 +124,22 @@ def test_an_error_names_file_line_and_field(text: str, expected: str) -> None:
     assert expected in told(text)
 
 
+@pytest.mark.parametrize(
+    ("line", "hint"),
+    [
+        ("api_base = 'http://x'", "there is no such field; did you mean base_url?"),
+        ("api_version = '2024-10-21'", "there is no such field; Azure needs none where base_url ends with /openai/v1"),
+        ("rpm = 5", "there is no such field; did you mean requests_per_minute?"),
+        ("models.m.tpm = 5", "there is no such field; did you mean tokens_per_minute?"),
+        ("models = ['*']", "wildcards aren't known: list the models"),
+        ("models = ['openai/*']", "wildcards aren't known: list the models"),
+        ("kind = 'azure'", 'azure is no kind, but a preset: write dialect = "azure" instead'),
+    ],
+)
+def test_who_comes_from_another_tool_is_told_what_to_write_instead(line: str, hint: str) -> None:
+    assert told(f"[providers.x]\n{line}").endswith(hint)
+
+
 def test_no_part_of_a_password_that_makes_an_address_unreadable_is_told() -> None:
     said = told("redis_url = 'redis://:slash/in-it@h:1'")
     assert "must be a redis://" in said

@@ -25,6 +25,7 @@ from turnout_workers.config.tables import File, WebhookTable
 from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.catalogue import served_by
+from turnout_workers.providers.dialects import DIALECTS
 
 T = TypeVar("T")
 Made = TypeVar("Made")
@@ -154,14 +155,16 @@ def _version(file: File) -> str:
 
 def _check(table: ProviderTable) -> None:
     """Checks that need a provider's whole table. Raises ConfigError."""
+    if table.kind not in (known := providers.kinds()):
+        if table.kind in DIALECTS:
+            raise ConfigError(f'{table.kind} is no kind, but a preset: write dialect = "{table.kind}" instead')
+        raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(known))}")
     if table.kind in providers.KINDS and not (table.base_url or table.preset.base_url):
         raise ConfigError("base_url is missing, and there is no preset of this name")
     if not table.models and not any(served_by(table.dialect)):
         raise ConfigError("models is missing, and the catalogue doesn't know what this provider serves")
     if table.version and table.kind == "openai":
         raise ConfigError("version is of Anthropic's and Gemini's API; this one has none: remove it")
-    if table.kind not in (known := providers.kinds()):
-        raise ConfigError(f"there is no connector of kind {table.kind}; there are {', '.join(sorted(known))}")
 
 
 def _webhook(table: WebhookTable, environ: Mapping[str, str]) -> Webhook:

@@ -53,6 +53,8 @@ def _sendable(headers: dict[str, str]) -> dict[str, str]:
 
 
 def _ours(model: str) -> str:
+    if "*" in model:
+        raise ValueError("wildcards aren't known: list the models")
     mark, account = model.rpartition("#")[1:]
     if mark and "/" not in account:  # else it names a deployment at Fireworks
         raise ValueError(f"must not end in #{account}, which stands for a key: write other-name = '{model}'")

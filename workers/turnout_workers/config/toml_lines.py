@@ -17,6 +17,15 @@ from turnout.errors import TurnoutError
 Shape = TypeVar("Shape", bound=BaseModel)
 Path = tuple[str, ...]
 """Of a table or key, from the top."""
+_HINTS = {
+    "api_base": "did you mean base_url?",
+    "azure_endpoint": "did you mean base_url?",
+    "api_version": "Azure needs none where base_url ends with /openai/v1",
+    "rpm": "did you mean requests_per_minute?",
+    "tpm": "did you mean tokens_per_minute?",
+    "max_parallel_requests": "did you mean concurrency?",
+}
+"""What to write for fields of LiteLLM's configuration and of OpenAI's clients, which our names don't resemble."""
 
 
 class ConfigError(TurnoutError):
@@ -86,7 +95,9 @@ def _explain(
         said = "must be a table"
     elif error["type"] == "extra_forbidden":
         said = "there is no such field"
-        if near := difflib.get_close_matches(path[-1], _fields(shape), n=1):
+        if hint := _HINTS.get(path[-1]):
+            said += f"; {hint}"
+        elif near := difflib.get_close_matches(path[-1], _fields(shape), n=1):
             said += f"; did you mean {near[0]}?"
     return f"{at(path)}: {said}"
 
