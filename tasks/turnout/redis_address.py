@@ -20,6 +20,7 @@ from redis.backoff import NoBackoff
 from turnout.errors import TurnoutError
 from turnout.following import follow
 from turnout.keepalive import KEEPALIVE
+from turnout.redis_trouble import note_place
 
 SENTINEL_PORT = 26379
 SENTINEL_LIMIT_S = 2.0
@@ -129,8 +130,10 @@ def place(url: str) -> str:
 
 
 def connect(url: str, **options: Any) -> redis.Redis:
-    """A client. Raises ValueError for what is no address. `options` are those of redis-py's connections."""
+    """A client whose errors tell which Redis they are of. Raises ValueError for what is no address. `options` are those
+    of redis-py's connections."""
     client: redis.Redis = _client(redis, url, options)
+    note_place(client.connection_pool, f"{url.partition(':')[0]}://{place(url)}")
     return client
 
 

@@ -72,7 +72,7 @@ def test_flower_says_that_redis_is_away_and_stops_nevertheless(here: local.Local
             with pytest.raises(urllib.error.HTTPError) as refused:
                 urllib.request.urlopen(request, timeout=30)
             assert refused.value.code == 503
-            assert refused.value.read().startswith(b"Redis can't be reached")
+            assert refused.value.read().startswith(b"Redis at redis://127.0.0.1:%d/0 can't be reached" % port)
         lonely.process.terminate()
         assert lonely.process.wait(60) == 0
 

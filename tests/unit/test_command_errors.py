@@ -5,8 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -115,7 +118,7 @@ def test_a_run_whose_redis_is_away_says_so_before_anything_starts(
     environ = {"OPENAI_API_KEY": "k", "REDIS_URL": "redis://127.0.0.1:1"}
     done = CliRunner().invoke(main, ["run", "p.txt", "-o", "out"], env=environ)
     assert done.exit_code == 2
-    assert "Redis can't be reached (" in done.output
+    assert "Redis at redis://127.0.0.1:1/0 can't be reached (" in done.output
     assert not list(tmp_path.glob("**/worker-*.log"))
 
 
@@ -156,7 +159,7 @@ def test_a_redis_that_takes_no_writes_is_told_as_such(flushed: redis.Redis, redi
 
 def test_a_redis_in_cluster_mode_is_told_as_such(here: Path) -> None:
     server = redis_server.start(here, "--cluster-enabled", "yes")
-    environ = {"OPENAI_API_KEY": "", "REDIS_URL": server.url}
+    environ = {"OPENAI_API_KEY": "", "REDIS_URL": (url := server.url)}
     try:
         with redis.Redis.from_url(server.url) as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
@@ -166,4 +169,59 @@ def test_a_redis_in_cluster_mode_is_told_as_such(here: Path) -> None:
         done = CliRunner().invoke(main, ["submit", "A?"], env=environ)
     finally:
         server.stop()
-    assert done.output == f"Error: this Redis {CLUSTER}\n"
+    assert done.output == f"Error: Redis at {url} {CLUSTER}\n"
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a Redis that wants a password."""
+    server = redis_server.start(tmp_path_factory.mktemp("locked"))
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("requirepass", "good")
+    yield server.port
+    server.stop()
+
+
+class Quiet(BaseHTTPRequestHandler):
+    def log_message(self, *_: object) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[int]:
+    """The port of a web server."""
+    with HTTPServer(("127.0.0.1", 0), Quiet) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield server.server_port
+        server.shutdown()
+        serving.join()
+
+
+@pytest.mark.parametrize("login", ["", ":secret@", "nobody:secret@"])
+def test_a_login_that_redis_refuses_is_told_as_such(locked: int, login: str) -> None:
+    told = "refuses the login: user or password is missing or wrong; look at REDIS_URL, or redis_url"
+    assert _of_redis(f"redis://{login}127.0.0.1:{locked}/0") == f"Redis at redis://127.0.0.1:{locked}/0 {told}"
+
+
+def test_a_server_that_is_no_redis_is_told_as_such(web: int) -> None:
+    told = _of_redis(f"redis://:secret@127.0.0.1:{web}")
+    assert told.startswith(f"what answers at redis://127.0.0.1:{web}/0 is no Redis (Protocol error, got ")
+
+
+def test_a_database_that_there_is_not_is_told_as_such(redis_server: redis_server.Server) -> None:
+    place = f"127.0.0.1:{redis_server.port}/99"
+    told = f"Redis at redis://{place} has no database of this number; look at REDIS_URL, or redis_url"
+    assert _of_redis(f"redis://:secret@{place}") == told
+
+
+def test_of_sentinels_that_know_no_primary_the_addresses_are_told_and_not_how_they_were_asked() -> None:
+    told = _of_redis("sentinel://:secret@127.0.0.1:1,127.0.0.1:2/jobs?password=secret")
+    place = "sentinel://127.0.0.1:1,127.0.0.1:2/jobs/0"
+    assert told == f"Redis at {place} can't be reached (No master found for 'jobs'); look at REDIS_URL, or redis_url"
+
+
+def _of_redis(url: str) -> str:
+    """What a command says of this Redis."""
+    done = CliRunner().invoke(main, ["failed"], env={"OPENAI_API_KEY": "k", "REDIS_URL": url})
+    assert done.exit_code == 2
+    return done.output.removeprefix("Error: ").rstrip("\n")

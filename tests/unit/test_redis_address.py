@@ -8,10 +8,10 @@ import pytest
 import redis
 from kombu.utils.url import parse_url
 from redis.exceptions import ResponseError
-from tests import redis_server
+from tests import redis_server as servers
 
 from turnout.errors import TurnoutError
-from turnout.redis_address import Sentinels, checked, place, sentinels, with_password
+from turnout.redis_address import Sentinels, checked, connect, place, sentinels, with_password
 from turnout.redis_trouble import trouble
 from turnout_workers.celery_app import celery_app, celery_settings
 
@@ -106,7 +106,7 @@ def test_what_is_no_address_is_refused_without_showing_it(url: str) -> None:
 
 @pytest.mark.parametrize("database", ["", "/", "/0", "/15"])
 def test_an_address_of_redis_is_taken_as_it_is_and_celery_takes_it_too(
-    redis_server: redis_server.Server, database: str
+    redis_server: servers.Server, database: str
 ) -> None:
     url = f"redis://127.0.0.1:{redis_server.port}{database}"
     assert checked(url) == url
@@ -155,4 +155,13 @@ def test_what_redis_says_is_told_without_the_command_which_may_hold_a_prompt() -
     full = redis.exceptions.OutOfMemoryError(said + "command not allowed when used memory > 'maxmemory'.")
     assert trouble(full).startswith("Redis takes no writes now (command not allowed when used memory")
     assert trouble(redis.ResponseError(said + "MISCONF Redis is configured …")).startswith("Redis takes no writes now")
-    assert trouble(redis.ResponseError(said + "ERR wrong")) == "ERR wrong"
+    assert trouble(redis.ResponseError(said + "ERR wrong")) == "Redis says: ERR wrong"
+
+
+def test_a_redis_that_does_not_answer_by_tls_is_told_with_its_address(redis_server: servers.Server) -> None:
+    where = f"127.0.0.1:{redis_server.port}/0"
+    client = connect(f"rediss://:zq@{where}", socket_connect_timeout=0.2, retry=servers.ONCE)
+    with client, pytest.raises(redis.RedisError) as found:
+        client.ping()
+    assert trouble(found.value).startswith(f"Redis at rediss://{where} can't be reached (")
+    assert "zq" not in trouble(found.value)
