@@ -58,6 +58,19 @@ def test_a_jobs_story_is_explained_with_each_candidate_and_exclusion(here: local
     assert "there is no job nope" in error(here, "explain", "nope")
 
 
+def test_a_story_of_two_days_tells_each_of_them_once_and_the_zone(here: local.Local) -> None:
+    keys, job, evening = Keys(), "of-two-days", 1_795_823_999_500
+    story = [json.dumps({"at": evening + passed, "event": f"e{passed}"}) for passed in (0, 400, 500)]
+    with redis.Redis.from_url(here.redis_url) as client:
+        facts = {"v": 1, "state": "queued", "lane": "batch", "label": "m", "accepted_ms": evening}
+        client.hset(keys.job(job), mapping=facts)
+        client.rpush(keys.story(job), *story)
+        told = turnout(here, "explain", job)
+        client.delete(keys.job(job), keys.story(job))
+    lines = ["2026-11-27 UTC", "23:59:59  +0.000 s  e0", "23:59:59  +0.400 s  e400"]
+    assert [*map(str.rstrip, told.splitlines()[1:])] == [*lines, "2026-11-28 UTC", "00:00:00  +0.500 s  e500"]
+
+
 def error(here: local.Local, *arguments: str) -> str:
     told = invoked(here, *arguments)
     assert told.exit_code in (1, 2)

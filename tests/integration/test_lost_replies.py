@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from datetime import datetime
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -130,5 +130,5 @@ def test_an_answer_that_a_parted_worker_brings_too_late_is_counted_as_a_duplicat
 
 def _aborted_at(log: str) -> float:
     """By the parted worker's own log: when it gave up the last of its jobs (Unix time)."""
-    found = re.findall(r"^(\S+ \S+) .* jobs can't be renewed in time", log, re.MULTILINE)
-    return datetime.strptime(found[-1], "%Y-%m-%d %H:%M:%S,%f").timestamp()
+    found = re.findall(r"^(\S+ \S+ UTC) .* jobs can't be renewed in time", log, re.MULTILINE)
+    return datetime.strptime(found[-1], "%Y-%m-%d %H:%M:%S.%f UTC").replace(tzinfo=UTC).timestamp()

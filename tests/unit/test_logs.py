@@ -56,8 +56,16 @@ def test_a_json_line_has_its_job_and_its_traceback_in_one_line() -> None:
     current_job.set(None)
 
 
+def test_a_readable_line_tells_its_time_as_explain_does_to_the_zone() -> None:
+    record = line()
+    record.created, record.msecs = 1_795_847_760.123, 123.0
+    record.job, record.left_out = "job-1", ""
+    text = logs.Readable(logs.READABLE).format(record)
+    assert text == "2026-11-28 06:36:00.123 UTC WARNING turnout_workers.attempts.attempt [job-1] job 0"
+
+
 def test_nothing_that_came_in_a_message_forges_a_line_or_commands_a_terminal() -> None:
-    order = "\n2026-11-27 00:00:00,000 CRITICAL forged [-] line\x1b]0;obey\x07\x9b2J"
+    order = "\n2026-11-27 00:00:00.000 UTC CRITICAL forged [-] line\x1b]0;obey\x07\x9b2J"
     try:
         raise ValueError(order)
     except ValueError as error:

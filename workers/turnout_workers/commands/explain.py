@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -51,20 +52,26 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
         return
     console = standard_output()
     console.print(Text.assemble((job, "bold"), f"  {facts.lane} · {facts.label} · {facts.state}"))
-    for event in story:
-        _tell(console, event, story[0]["at"])
+    for day, events in itertools.groupby(story, lambda event: f"{_time(event):%Y-%m-%d}"):
+        console.print(f"{day} UTC")
+        for event in events:
+            _tell(console, event, story[0]["at"])
     if result is not None:
         _attempts(console, result)
     if strategy:
         _replayed(console, strategy, replayed)
 
 
+def _time(event: dict[str, Any]) -> datetime:
+    return datetime.fromtimestamp(event["at"] / 1000, UTC)
+
+
 def _tell(console: Console, event: dict[str, Any], began: int) -> None:
-    at = datetime.fromtimestamp(event["at"] / 1000, UTC)
     rest = {k: v for k, v in event.items() if k not in ("at", "event", "decision")}
     words = ", ".join(f"{name} {value}" for name, value in rest.items())
     passed_s = (event["at"] - began) / 1000
-    console.print(Text.assemble(f"{at:%H:%M:%S}  +{passed_s:.3f} s  ", (event["event"], "bold"), f"  {words}"))
+    when = f"{_time(event):%H:%M:%S}  +{passed_s:.3f} s  "
+    console.print(Text.assemble(when, (event["event"], "bold"), f"  {words}"))
     if (decision := event.get("decision")) is not None:
         _decision(console, decision)
 

@@ -90,7 +90,7 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
     console = standard_output()
     for job_id, job, result in found:
         at = datetime.fromtimestamp(job.settled_at or 0, UTC)
-        console.print(f"{job_id}  {at:%m-%d %H:%M:%S} UTC  {job.label}, {counted(len(result.attempts), 'attempt')}")
+        console.print(f"{job_id}  {at:%Y-%m-%d %H:%M:%S} UTC  {job.label}, {counted(len(result.attempts), 'attempt')}")
         if result.error:
             console.print(indented(f"{result.error.code}: {result.error.message}"[:SHOWN], 4))
     if not found:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
-from time import monotonic
 from typing import Any, Literal
 
 from turnout.printable import printable
@@ -45,7 +45,7 @@ class Flood(logging.Filter):
     """Lets so many lines of a kind, a place in the code, through each second. The kind's next line after that second
     tells how many of it were left out."""
 
-    def __init__(self, lines: int = LINES, clock: Callable[[], float] = monotonic) -> None:
+    def __init__(self, lines: int = LINES, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__()
         self._lines = lines
         self._clock = clock
@@ -66,7 +66,10 @@ class Flood(logging.Filter):
 
 class Readable(logging.Formatter):
     """One line an event, and after it a traceback, set in. What comes with a message, its id say, neither forges
-    a line nor commands the terminal in which it is read."""
+    a line nor commands the terminal in which it is read. Its time is that which `turnout explain` tells."""
+
+    converter = staticmethod(time.gmtime)
+    default_msec_format = "%s.%03d UTC"
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         return printable(super().formatMessage(record))
