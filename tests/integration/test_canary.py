@@ -143,6 +143,11 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
         places["published"] = overheard.text
         places["messages"] = messages
         places["stories"] = json.dumps(run(stand.client, [stand.ledger.story(job_id) for job_id in ids]))
+        for job_id in ids:
+            for form in ([], ["--json"]):
+                told = CliRunner().invoke(main, ["explain", job_id, *form], env=stand.environ | {"REDIS_URL": url})
+                places[f"explain {job_id} {form}"] = told.output
+                assert told.exit_code == 0
         assert "Traceback" in places["Flower's /task/refused"], "tracebacks are looked through, too"
         assert '"broker_url"' in places["Flower's /api/workers?refresh=1"], "and so are Celery's settings"
         assert re.search(r"failed \(\w+\), over to another", places["published"])

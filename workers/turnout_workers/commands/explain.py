@@ -13,6 +13,7 @@ import click
 from rich.console import Console
 from rich.text import Text
 
+from turnout.ledger.content import CONTENT
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
 from turnout_workers.commands.screen import add, indented, show, standard_output, table
@@ -45,7 +46,8 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
     replayed = list(records.choices(decisions, RoutingStrategy(strategy))) if strategy else []
     if as_json:
         told = {"job": job, "state": facts.state, "story": story}
-        told["result"] = result.model_dump(mode="json", exclude_defaults=True) if result else None
+        shown = {"exclude_defaults": True, "exclude": {"response": CONTENT}}
+        told["result"] = result.model_dump(mode="json", **shown) if result else None
         if strategy:
             told["replay"] = [choice._asdict() for choice in replayed]
         click.echo(json.dumps(told))
