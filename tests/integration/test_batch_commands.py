@@ -136,7 +136,9 @@ def test_a_ceiling_holds_for_the_batch_and_the_rest_expires_and_runs_under_a_hig
     id = submitted(tmp_path, prompts(40), "--max-cost", "0.0003")
     assert turnout("watch", id).exit_code == 1
     told = json.loads(turnout("show", id, "--json").stdout)
-    assert told["spent_usd"] <= 0.0003
+    assert told["spent_usd"] <= told["max_cost_usd"] == 0.0003
+    [listed] = [one for line in turnout("list", "--json").stdout.splitlines() if (one := json.loads(line))["id"] == id]
+    assert listed.items() <= told.items()
     assert told["counts"]["expired"] > 0
     assert sum(told["counts"].values()) == 40
     assert f"{told['counts']['expired']} jobs run again" in turnout("retry-failed", id, "--max-cost", "1").output

@@ -50,12 +50,31 @@ def test_a_jobs_story_is_explained_with_each_candidate_and_exclusion(here: local
     assert story["state"] == "succeeded"
     assert story["story"][-1]["decision"]["called"] == f"{answer.provider}/llama-3.3-70b"
     narrow = CliRunner().invoke(main, ["explain", job.id], env={**here.environ, "COLUMNS": "80"}).stdout
-    assert [row[0] for row in story["story"][-1]["decision"]["candidates"] if f" {row[0]} " not in narrow] == []
+    ids = [row["id"] for row in story["story"][-1]["decision"]["candidates"]]
+    assert [id for id in ids if f" {id} " not in narrow] == []
     assert max(map(len, narrow.splitlines())) <= 80
     assert "By latency, decision 1: " in turnout(here, "explain", job.id, "--replay", "latency")
     [choice] = json.loads(turnout(here, "explain", job.id, "--json", "--replay", "cost"))["replay"]
     assert choice["endpoint_id"] == "sim-thrifty/llama-3.3-70b"
     assert "there is no job nope" in error(here, "explain", "nope")
+
+
+def test_what_programs_are_told_is_in_seconds_and_dollars_and_has_names(here: local.Local) -> None:
+    began = time.time()
+    with Client(here.redis_url) as client:
+        job = client.submit("A?", model="llama-3.3-70b", constraints={"ignore": ["sim-swift"]}, metadata={"a": "b"})
+        answer = job.wait(60)
+    text = turnout(here, "explain", job.id, "--json", "--replay", "cost")
+    told = json.loads(text)
+    assert answer.text not in text
+    assert "microusd" not in text
+    assert 0 < told["result"]["response"]["cost_usd"] == told["result"]["cost_usd"] < 0.01
+    assert 0 < told["replay"][0]["cost_usd"] < 0.01
+    assert all(began - 1 < event["at"] < time.time() + 1 for event in told["story"])
+    decision = told["story"][-1]["decision"]
+    assert 0 < decision["candidates"][0]["cost_usd"] < 0.01
+    [ignored] = [one for one in decision["excluded"] if one["reason"] == "ignore"]
+    assert "sim-swift/llama-3.3-70b" in ignored["endpoints"]
 
 
 def test_a_story_of_two_days_tells_each_of_them_once_and_the_zone(here: local.Local) -> None:
@@ -200,6 +219,8 @@ def test_the_doctor_says_what_to_do(here: local.Local, tmp_path: Path) -> None:
     assert "ok   maxmemory-policy is noeviction" in told
     assert "DO   some providers are simulated" in told
     assert "ok   sim-horizon answers" in told
+    checks = map(json.loads, turnout(here, "doctor", "--json", code=1).splitlines())
+    assert {"ok": True, "text": "sim-horizon answers"} in checks
 
 
 @pytest.fixture

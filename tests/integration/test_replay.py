@@ -46,6 +46,8 @@ def test_failed_jobs_run_again_by_batch_by_error_and_all_and_keep_their_story(
         run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
         settled_as(stand, ["a", "b", "c", "d"], "failed")
         listed = [json.loads(line) for line in turnout(stand, "failed", "--json").splitlines()]
+        assert [(one["batch"], one["lane"]) for one in listed if one["id"] == "a"] == [("b1", "standard")]
+        assert {frozenset(one) for one in listed} == {frozenset(listed[0])}, "the same fields of each"
         assert {one["id"]: one["error"]["code"] for one in listed} == {
             "a": "context_length",
             "b": "context_length",

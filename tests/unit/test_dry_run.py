@@ -66,7 +66,8 @@ def test_each_line_is_told_of_where_it_would_go_or_why_it_can_not(tmp_path: Path
     assert (summary["lines"], summary["bad"]) == (5, {"invalid_request": 1, "refused": 1, "deadline": 1})
     [(endpoint_id, share)] = summary["endpoints"].items()
     assert (share["jobs"], share["output_tokens"]) == (2, 8), "half of what they may write is expected"
-    assert 0 < summary["expected_usd"] < summary["most_usd"]
+    assert 0 < summary["expected_usd"] < summary["most_usd"] < 0.001
+    assert all(share[name] == summary[name] for name in ("expected_usd", "most_usd"))
     shown = CliRunner().invoke(main, command).stdout
     assert endpoint_id in shown
     assert "5 lines, 2 of them good: about $0.00" in shown

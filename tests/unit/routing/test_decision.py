@@ -500,7 +500,7 @@ def test_a_record_says_why_and_holds_no_prompt() -> None:
         ("open", "ejected: 4 failures in a row", ["out/llama"], 0),
     ]
     assert candidates(record)[0].id == "middle/llama"
-    assert candidates(record)[0].cost == 62
+    assert candidates(record)[0].cost_microusd == 62
     assert "secret" not in json.dumps(record)
 
 

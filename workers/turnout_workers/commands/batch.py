@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Callable
@@ -23,6 +22,7 @@ from turnout.redis_trouble import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands import lines
+from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import add, counted, standard_output, table, usd
 from turnout_workers.deployment import Deployment, deployment
 
@@ -52,9 +52,14 @@ def submit(source: str, **options: Any) -> None:
 
 
 @batch.command("list")
-def list_batches() -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+def list_batches(as_json: bool) -> None:
     """List batches, the latest first."""
     records = _batches().all()
+    if as_json:
+        for one in records:
+            tell(_standing(one))
+        return
     columns = ("batch", "submitted (UTC)", "state", "lines", "ended", "from")
     made = table(*columns, numbers=("lines", "ended"), whole=columns[:3])
     for one in records:
@@ -71,7 +76,10 @@ def show(id: str, as_json: bool) -> None:
     """Show where the lines of a batch stand, and what it has cost."""
     here = deployment()
     told = _told(here, _batches(here).record(id))
-    click.echo(json.dumps(told) if as_json else _line(told))
+    if as_json:
+        tell(told)
+    else:
+        click.echo(_line(told))
 
 
 @batch.command()
@@ -169,15 +177,13 @@ def _move(id: str, move: Callable[[Batches, str], None]) -> None:
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:
     (spent, unsure), workers = here.ask(here.ledger.money(record.id), here.ledger.workers())
-    return {
-        **record.model_dump(mode="json"),
-        "state": record.standing,
-        "counts": record.counts,
-        "ended": record.ended,
-        "workers": len(workers),
-        "spent_usd": spent / MICROUSD_PER_USD,
-        "unsure_usd": unsure / MICROUSD_PER_USD,
-    }
+    money = {"spent_usd": spent / MICROUSD_PER_USD, "unsure_usd": unsure / MICROUSD_PER_USD}
+    return {**_standing(record), "workers": len(workers), **money}
+
+
+def _standing(record: Record) -> dict[str, Any]:
+    standing = {"state": record.standing, "counts": record.counts, "ended": record.ended}
+    return {**record.model_dump(mode="json"), **standing}
 
 
 def _line(told: dict[str, Any]) -> str:

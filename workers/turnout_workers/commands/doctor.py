@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import sys
+from collections.abc import Iterator
 from importlib.metadata import version
 
 import click
@@ -19,32 +21,35 @@ SIGNS = {True: "ok  ", False: "DO  ", None: "?   "}
 
 
 @click.command()
-def doctor() -> None:
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; `ok` is null where nobody can know.")
+def doctor(as_json: bool) -> None:
     """Check configuration, keys, Redis and versions, and say what to do. Exit code 1 if something must be done."""
+    told = [*_checks()]
+    for well, text in told:
+        click.echo(json.dumps({"ok": well, "text": text}) if as_json else f"{SIGNS[well]} {text}")
+    sys.exit(1 if any(well is False for well, _ in told) else 0)
+
+
+def _checks() -> Iterator[tuple[bool | None, str]]:
     try:
         here = deployment(with_keys=True)
         endpoints = here.fleet.endpoints
     except TurnoutError as error:
-        click.echo(f"{SIGNS[False]} {error}\n{SIGNS[None]} nothing else can be looked at before that")
-        sys.exit(1)
-    told: list[tuple[bool | None, str]] = [
-        (True, f"configuration {here.settings.version} from {here.settings.source.where}"),
-        (True, f"{len(endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}"),
-    ]
-    answers = asyncio.run(answers_of(here.settings))
-    told += [(not wrong, f"{name} {wrong or 'answers'}") for name, wrong in answers.items()]
+        yield from ((False, str(error)), (None, "nothing else can be looked at before that"))
+        return
+    yield True, f"configuration {here.settings.version} from {here.settings.source.where}"
+    yield True, f"{len(endpoints)} endpoints; Python {sys.version.split()[0]}, turnout {version('turnout')}"
+    for name, wrong in asyncio.run(answers_of(here.settings)).items():
+        yield not wrong, f"{name} {wrong or 'answers'}"
     if unpriced := ", ".join(endpoint.id for endpoint in endpoints if endpoint.price is None):
-        told.append((False, f"no price is known of {unpriced}: set input_usd_per_mtok and output_usd_per_mtok"))
+        yield False, f"no price is known of {unpriced}: set input_usd_per_mtok and output_usd_per_mtok"
     if here.settings.simulated:
-        told.append((False, "some providers are simulated: their answers are made up"))
+        yield False, "some providers are simulated: their answers are made up"
     try:
-        told += fitness.checks(here.client.info())
-        told.append(_restart(here))
+        yield from fitness.checks(here.client.info())
+        yield _restart(here)
     except RedisError as error:
-        told.append((False, trouble(error)))
-    for well, text in told:
-        click.echo(f"{SIGNS[well]} {text}")
-    sys.exit(1 if any(well is False for well, _ in told) else 0)
+        yield False, trouble(error)
 
 
 def _restart(here: Deployment) -> tuple[bool | None, str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import random
@@ -13,16 +12,15 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import click
 from rich.console import Group
 from rich.text import Text
 
 from turnout.batch.line import Asked, Line
 from turnout.batch.source import Source, read
-from turnout.request import MICROUSD_PER_USD
 from turnout.result import Problem
 from turnout_workers import config
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
+from turnout_workers.commands.machine import tell
 from turnout_workers.commands.run_summary import span, steady_usd
 from turnout_workers.commands.screen import add, counted, standard_output, table
 from turnout_workers.config import endpoints, toml_lines
@@ -81,7 +79,7 @@ def dry_run(source: Source, options: Mapping[str, Any]) -> int:
     told = forecast(read(source, defaults(options)), fleet)
     slots = (options["concurrency"] or settings.file.worker.concurrency) * max(1, options["workers"])
     if options["as_json"]:
-        click.echo(json.dumps(summary(told, fleet, slots)))
+        tell(summary(told, fleet, slots))
     else:
         standard_output().print(shown(told, fleet, slots))
     return SOME_FAILED if told.bad else DONE
@@ -146,8 +144,8 @@ def summary(told: Forecast, fleet: Fleet, slots: int) -> dict[str, Any]:
         "bad": dict(told.bad),
         "problems": told.problems,
         "endpoints": {id: asdict(share) for id, share in told.shares.items()},
-        "expected_usd": total.expected_microusd / MICROUSD_PER_USD,
-        "most_usd": total.most_microusd / MICROUSD_PER_USD,
+        "expected_microusd": total.expected_microusd,
+        "most_microusd": total.most_microusd,
         "duration_s": round(duration_s(told, fleet, slots), 1),
     }
 

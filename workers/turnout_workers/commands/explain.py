@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -16,6 +15,7 @@ from rich.text import Text
 from turnout.ledger.content import CONTENT
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
+from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import add, indented, show, standard_output, table
 from turnout_workers.deployment import deployment
 from turnout_workers.routing import record as records
@@ -23,6 +23,8 @@ from turnout_workers.routing import record as records
 COLUMNS = ("\ncandidate", "\nscore", "\ncost", "\nlatency", "\nlate", "\nwait", "\nerrors", "calls\nahead")
 """Of a decision's candidates, as expected then; a lower score is better. `calls ahead`: in flight, or asked for by the
 same worker a moment before, and so perhaps more than there are slots. `--json` has more."""
+EXCLUDED = ("reason", "text", "endpoints", "more")
+"""Names of the parts of an exclusion, in JSON."""
 
 
 @click.command()
@@ -45,12 +47,12 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
     decisions = [event["decision"] for event in story if "decision" in event]
     replayed = list(records.choices(decisions, RoutingStrategy(strategy))) if strategy else []
     if as_json:
-        told = {"job": job, "state": facts.state, "story": story}
-        shown = {"exclude_defaults": True, "exclude": {"response": CONTENT}}
-        told["result"] = result.model_dump(mode="json", **shown) if result else None
+        told = {"job": job, **facts.model_dump(mode="json", include={"state", "lane", "label", "batch"})}
+        told["story"] = [*map(_named, story)]
+        told["result"] = result.model_dump(mode="json", exclude={"response": CONTENT}) if result else None
         if strategy:
             told["replay"] = [choice._asdict() for choice in replayed]
-        click.echo(json.dumps(told))
+        tell(told)
         return
     console = standard_output()
     console.print(Text.assemble((job, "bold"), f"  {facts.lane} · {facts.label} · {facts.state}"))
@@ -62,6 +64,16 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
         _attempts(console, result)
     if strategy:
         _replayed(console, strategy, replayed)
+
+
+def _named(event: dict[str, Any]) -> dict[str, Any]:
+    """An event for programs: what is kept short has its names, and the time is in seconds."""
+    named = {**event, "at": event["at"] / 1000}
+    if (decision := event.get("decision")) is not None:
+        candidates = [row._asdict() for row in records.candidates(decision)]
+        excluded = [dict(zip(EXCLUDED, one, strict=True)) for one in records.excluded(decision)]
+        named["decision"] = {**decision, "candidates": candidates, "excluded": excluded}
+    return named
 
 
 def _time(event: dict[str, Any]) -> datetime:
@@ -85,7 +97,7 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
     if rows:
         made = table(*COLUMNS, numbers=COLUMNS[1:], whole=COLUMNS[:1])
         for row in rows:
-            cost = "?" if row.cost is None else dollars(math.ceil(row.cost))
+            cost = "?" if row.cost_microusd is None else dollars(math.ceil(row.cost_microusd))
             numbers = [f"{row.score:.4g}" if row.score is not None else "", cost, f"{row.latency_s:.2f} s"]
             numbers += [f"{row.p_late:.0%}", f"{row.wait_s:.1f} s" if row.wait_s else ""]
             numbers += [f"{row.error_rate:.0%}", str(row.in_flight)]

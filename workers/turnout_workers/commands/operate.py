@@ -15,6 +15,7 @@ import click
 from turnout.ledger import Facts
 from turnout.printable import printable
 from turnout.result import JobResult
+from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import add, counted, indented, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
@@ -84,8 +85,9 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
         return
     found = list(itertools.islice(matching, limit))
     if as_json:
-        for _, _, result in found:
-            click.echo(result.model_dump_json(exclude_defaults=True, exclude={"response"}))
+        for _, job, result in found:
+            facts = job.model_dump(mode="json", include={"lane", "label", "batch"})
+            tell(result.model_dump(mode="json", exclude={"response"}) | facts)
         return
     console = standard_output()
     for job_id, job, result in found:

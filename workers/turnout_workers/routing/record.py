@@ -66,8 +66,8 @@ class Row(NamedTuple):
 
     id: str
     score: float | None
-    cost: float | None
-    """Micro-dollars; None: its price is unknown."""
+    cost_microusd: float | None
+    """None: its price is unknown."""
     latency_s: float
     p_late: float
     wait_s: float
@@ -100,7 +100,7 @@ def _row(ranked: Ranking, index: int, at: float) -> Row:
     return Row(
         id=endpoint.id,
         score=_rounded(ranked.scores[index]),
-        cost=_rounded(cost),
+        cost_microusd=_rounded(cost),
         latency_s=round(latency_s, 4),
         p_late=round(ranked.late[index], 4),
         wait_s=math.ceil(wait_s * 1e4) / 1e4,  # the shortest wait is still one
@@ -177,4 +177,5 @@ def _option(row: Row) -> Option:
     traffic = Traffic(row.in_flight, row.failures, -math.inf, answered_at)
     odds, view = Odds.of(row.sigma, row.error_rate), EndpointView(endpoint)
     estimate = Estimate(row.latency_s, 0.0, 0.0, 0.0, False, odds, traffic, view, row.position)
-    return Option(row.wait_s, row.latency_s, math.inf if row.cost is None else row.cost, bool(row.probe), estimate)
+    cost = math.inf if row.cost_microusd is None else row.cost_microusd
+    return Option(row.wait_s, row.latency_s, cost, bool(row.probe), estimate)
