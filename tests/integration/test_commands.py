@@ -22,6 +22,7 @@ from turnout.cli import main
 from turnout.ledger import Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
 from turnout_workers import local
+from turnout_workers.commands.screen import usd
 from turnout_workers.config import discovery, fleet
 from turnout_workers.deployment import deployment
 
@@ -184,6 +185,25 @@ def test_a_list_breaks_no_name_on_a_screen_of_80_columns(here: local.Local, comm
     names = [job.id] if command == "failed" else [endpoint.id for endpoint in fleet(here.settings).endpoints]
     assert [name for name in names if name not in told] == []
     assert max(map(len, told.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ["status --once", "failed --count", "batch list", "run in.txt --dry-run"])
+def test_a_table_cuts_no_name_and_no_number_however_narrow_the_screen_is(
+    here: local.Local, command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("in.txt").write_text("A?\n")
+    assert turnout(here, "batch", "watch", turnout(here, "batch", "submit", "in.txt").strip())
+    with Client(here.redis_url) as client, pytest.raises(Exception, match="refused"):
+        client.submit("A?", idempotency_key=60 * "k", constraints={"only": ["nobody"]}).wait(60)
+    narrow, wide = (
+        CliRunner().invoke(main, command.split(), env={**here.environ, "COLUMNS": columns}).stdout
+        for columns in ("40", "400")
+    )
+    if command == "status --once":  # in which shares change from one moment to the next
+        told = json.loads(turnout(here, "status", "--json"))["endpoints"]
+        wide = " ".join(word for one in told for word in (one["endpoint"], usd(one["spent_usd"])))
+    assert [word for word in wide.split() if word not in narrow.split()] == []
 
 
 def test_what_stands_in_redis_commands_no_terminal(here: local.Local) -> None:

@@ -54,7 +54,7 @@ def test_what_must_be_whole_is_whole_though_the_screen_is_narrower() -> None:
     out = StringIO()
     made = screen.table("job", "calls", numbers=["calls"], whole=["job"])
     screen.add(made, "0123456789abcdef", "1,234,567")
-    screen.show(Console(file=out, width=20), made, 4)
+    screen.show(Console(file=out, width=20), made, columns=4)
     assert "    0123456789abcdef  1,234,567" in out.getvalue()
 
 

@@ -21,7 +21,7 @@ from turnout.cli import STOPPED
 from turnout.redis_trouble import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
-from turnout_workers.commands import lines
+from turnout_workers.commands import lines, screen
 from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import add, counted, standard_output, table, usd
 from turnout_workers.deployment import Deployment, deployment
@@ -60,13 +60,16 @@ def list_batches(as_json: bool) -> None:
         for one in records:
             tell(_standing(one))
         return
+    if not records:
+        click.echo("There is no batch.")
+        return
     columns = ("batch", "submitted (UTC)", "state", "lines", "ended", "from")
-    made = table(*columns, numbers=("lines", "ended"), whole=columns[:3])
+    made = table(*columns, numbers=("lines", "ended"))
     for one in records:
         at = datetime.fromtimestamp(one.submitted_at, UTC)
         ended = one.lines - one.counts.get("waiting", 0) - one.counts.get("under_way", 0)
         add(made, one.id, f"{at:%Y-%m-%d %H:%M:%S}", one.standing, f"{one.lines:,}", f"{ended:,}", one.source)
-    standard_output().print(made if records else "There is no batch.")
+    screen.show(standard_output(), made)
 
 
 @batch.command()

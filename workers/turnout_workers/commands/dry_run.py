@@ -12,7 +12,7 @@ from dataclasses import asdict, astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Group
+from rich.table import Table
 from rich.text import Text
 
 from turnout.batch.line import Asked, Line
@@ -22,7 +22,7 @@ from turnout_workers import config
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
 from turnout_workers.commands.machine import tell
 from turnout_workers.commands.run_summary import span, steady_usd
-from turnout_workers.commands.screen import add, counted, standard_output, table
+from turnout_workers.commands.screen import add, counted, show, standard_output, table
 from turnout_workers.config import endpoints, toml_lines
 from turnout_workers.local.running import chosen
 from turnout_workers.routing.decision import rank
@@ -81,7 +81,7 @@ def dry_run(source: Source, options: Mapping[str, Any]) -> int:
     if options["as_json"]:
         tell(summary(told, fleet, slots))
     else:
-        standard_output().print(shown(told, fleet, slots))
+        show(standard_output(), *shown(told, fleet, slots))
     return SOME_FAILED if told.bad else DONE
 
 
@@ -150,7 +150,7 @@ def summary(told: Forecast, fleet: Fleet, slots: int) -> dict[str, Any]:
     }
 
 
-def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
+def shown(told: Forecast, fleet: Fleet, slots: int) -> list[Table | Text]:
     """For people."""
     columns = ("\nendpoint", "\njobs", "tokens\nin", "tokens\nout", "cost\nexpected", "cost\nat most")
     made = table(*columns, numbers=columns[1:])
@@ -169,4 +169,4 @@ def shown(told: Forecast, fleet: Fleet, slots: int) -> Group:
     problems = [Text(text, style="yellow") for text in told.problems]
     if (rest := told.bad.total() - len(problems)) > 0:
         problems.append(Text(f"and {rest:,} more", style="yellow"))
-    return Group(made, sum_up, *problems)
+    return [made, sum_up, *problems]

@@ -103,7 +103,7 @@ def _decision(console: Console, decision: dict[str, Any]) -> None:
             numbers += [f"{row.error_rate:.0%}", str(row.in_flight)]
             add(made, row.id, *numbers, style="bold" if row.id == called else "")
         made.padding, made.show_edge = 0, False
-        show(console, made, 4)
+        show(console, made, columns=4)
     for reason, text, ids, more in records.excluded(decision):
         others = f" and {more:,} more" if more else ""
         console.print(indented(f"not {', '.join(ids)}{others}: {text} ({reason})", 4, "dim"))

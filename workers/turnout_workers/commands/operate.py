@@ -16,7 +16,7 @@ from turnout.ledger import Facts
 from turnout.printable import printable
 from turnout.result import JobResult
 from turnout_workers.commands.machine import tell
-from turnout_workers.commands.screen import add, counted, indented, standard_output, table
+from turnout_workers.commands.screen import add, counted, indented, show, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
 from turnout_workers.state.store import Mark
@@ -78,10 +78,10 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
             for cause in causes:
                 click.echo(json.dumps(cause))
             return
-        made = table("error", "provider", "jobs", "the latest", numbers=("jobs",), whole=("the latest",))
+        made = table("error", "provider", "jobs", "the latest", numbers=("jobs",))
         for cause in causes:
             add(made, cause["error"], cause["provider"], f"{cause['jobs']:,}", cause["latest"])
-        standard_output().print(made)
+        show(standard_output(), made)
         return
     found = list(itertools.islice(matching, limit))
     if as_json:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable
 from typing import Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, JustifyMethod
 from rich.padding import Padding
 from rich.segment import Segment
 from rich.table import Table
@@ -38,11 +38,14 @@ def standard_output() -> Screen:
 
 
 def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] = ()) -> Table:
-    """An empty table. `numbers`: columns to be set to the right; they and `whole` ones are never broken."""
+    """An empty table. `numbers`: columns to be set to the right; they and `whole` ones are never broken. Where a
+    display that renews itself has no room for them, they end with a mark of it."""
     made = Table(box=box.SIMPLE_HEAD, pad_edge=False, collapse_padding=True)
     for name in columns:
         right = name in numbers
-        made.add_column(name, justify="right" if right else "left", no_wrap=right or name in whole, overflow="fold")
+        kept = right or name in whole
+        justify: JustifyMethod = "right" if right else "left"
+        made.add_column(name, justify=justify, no_wrap=kept, overflow="ellipsis" if kept else "fold")
     return made
 
 
@@ -50,13 +53,15 @@ def add(made: Table, *cells: str, style: str = "") -> None:
     made.add_row(*map(Text, cells), style=style)
 
 
-def show(console: Console, made: Table, columns: int = 0) -> None:
-    """Print a table that has numbers and whole columns alone, indented. What is too wide is left to the terminal to
-    wrap: cut by us, numbers would be others."""
+def show(console: Console, *parts: Table | Text, columns: int = 0) -> None:
+    """Print texts, and tables in full, indented. What of a table is too wide is left to the terminal to wrap: cut by
+    us, numbers would be others, and names those of nobody."""
     terminal, wide = console.width, console.options.update(width=sys.maxsize)
-    console.width = max(terminal, columns + console.measure(made, options=wide).maximum)
-    console.print(Padding.indent(made, columns))
-    console.width = terminal
+    for part in parts:
+        if isinstance(part, Table):
+            console.width = max(terminal, columns + console.measure(part, options=wide).maximum)
+        console.print(Padding.indent(part, columns))
+        console.width = terminal
 
 
 def indented(text: str, columns: int, style: str = "") -> Padding:

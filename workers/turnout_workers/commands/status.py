@@ -12,10 +12,11 @@ import click
 from redis.exceptions import RedisError
 from rich.console import Group
 from rich.live import Live
+from rich.table import Table
 from rich.text import Text
 
 from turnout.redis_trouble import trouble
-from turnout_workers.commands.screen import add, counted, seconds, standard_output, table, usd
+from turnout_workers.commands.screen import add, counted, seconds, show, standard_output, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
 from turnout_workers.state.fleet_view import WELL
@@ -38,7 +39,7 @@ def status(once: bool, as_json: bool) -> None:
         click.echo(json.dumps(overview(here)))
         return
     if once or not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a terminal of any file
-        console.print(_drawn(overview(here), ""))
+        show(console, *_drawn(overview(here), ""))
         return
     seen: deque[dict[str, Any]] = deque(maxlen=PACE_OVER)
     with Live(console=console, auto_refresh=False) as live:
@@ -46,7 +47,7 @@ def status(once: bool, as_json: bool) -> None:
             while True:
                 try:
                     seen.append(overview(here))
-                    drawn: Any = _drawn(seen[-1], _pace(seen[0], seen[-1]))
+                    drawn: Any = Group(*_drawn(seen[-1], _pace(seen[0], seen[-1])))
                 except RedisError as error:  # it is away, and may come back
                     drawn = Text(trouble(error))
                 live.update(drawn, refresh=True)
@@ -77,7 +78,7 @@ def _workers(told: dict[str, Any]) -> str:
     return counted(len(versions), "worker") + (f", {others:,} of them not on configuration {here}" if others else "")
 
 
-def _drawn(told: dict[str, Any], pace: str) -> Group:
+def _drawn(told: dict[str, Any], pace: str) -> list[Table | Text]:
     lanes = table("lane", "queued", "oldest", numbers=("queued", "oldest"))
     for lane, numbers in told["lanes"].items():
         oldest = f"{numbers['oldest_s']:,.0f} s" if numbers["queued"] else ""
@@ -93,7 +94,7 @@ def _drawn(told: dict[str, Any], pace: str) -> Group:
         numbers = (in_flight, room, seconds(one["p99_s"]), errors, usd(one["spent_usd"]))
         add(fleet, one["endpoint"], health, *numbers, style="" if _is_well(one) else "yellow")
     lines = [_workers(told) + pace, " · ".join(counts), " · ".join(money)]
-    return Group(lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"])))
+    return [lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"]))]
 
 
 def _is_well(one: dict[str, Any]) -> bool:
