@@ -11,7 +11,8 @@ import click
 
 GROUP = "turnout.commands"
 UNUSABLE, STOPPED = 2, 3
-"""Exit codes. Of some commands, 1 tells how something is: that lines have no answer, say."""
+"""Exit codes. 1 is of commands that were done, and tells that not all is well: that lines have no answer, say. See
+docs/operations.md."""
 
 
 class Unusable(click.ClickException):
@@ -30,6 +31,10 @@ class Commands(click.Group):
         except KeyboardInterrupt:
             click.echo("Stopped.", err=True)
             sys.exit(STOPPED)
+        except click.ClickException as error:
+            if error.exit_code == UNUSABLE:
+                raise
+            raise Unusable(error.format_message()) from error
         except Exception as error:
             from redis.exceptions import RedisError
 

@@ -228,7 +228,7 @@ def test_the_command_prints_the_addresses_of_a_scenario_and_writes_its_callers_c
 def test_the_command_replaces_no_configuration_that_is_there_already(tmp_path: Path, there: str) -> None:
     (written := tmp_path / "turnout.toml").write_text(there)
     done = CliRunner().invoke(main, ["simulate", "--port", "0", "--json", "--toml", str(written)])
-    assert (done.exit_code, done.stdout, written.read_text()) == (1, "", there)
+    assert (done.exit_code, done.stdout, written.read_text()) == (2, "", there)
     assert "remove it to have it written, or leave --toml out to keep it" in done.stderr
 
 

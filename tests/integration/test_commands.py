@@ -91,9 +91,9 @@ def test_a_story_of_two_days_tells_each_of_them_once_and_the_zone(here: local.Lo
     assert [*map(str.rstrip, told.splitlines()[1:])] == [*lines, "2026-11-28 UTC", "00:00:00  +0.500 s  e500"]
 
 
-def error(here: local.Local, *arguments: str) -> str:
+def error(here: local.Local, *arguments: str, code: int = 2) -> str:
     told = invoked(here, *arguments)
-    assert told.exit_code in (1, 2)
+    assert told.exit_code == code, told.output
     return told.stderr
 
 
@@ -147,10 +147,25 @@ def test_of_jobs_to_be_run_again_each_that_is_not_is_told_with_why(here: local.L
         with pytest.raises(Exception, match="refused"):
             job.wait(60)
         done.wait(60)
-    told = turnout(here, "replay", job.id, done.id, "x", code=1)
-    assert "1 of 3 jobs run again" in told
-    assert f"{done.id}: is succeeded, and not run again" in told
-    assert "x: no such job" in told
+    told = invoked(here, "replay", job.id, done.id, "x")
+    assert "1 of 3 jobs run again" in told.stdout
+    assert f"{done.id}: is succeeded, and not run again" in told.stdout
+    assert (told.exit_code, told.stderr) == (2, "x: no such job\n")
+    assert f"{done.id}: is succeeded" in turnout(here, "replay", done.id, code=1)
+
+
+@pytest.mark.parametrize(
+    "command", ["explain x", "cancel x", "replay x", "batch show x", "batch cancel x", "isolate x"]
+)
+def test_what_there_is_not_is_told_on_standard_error_by_every_command_that_is_asked_for_it(
+    here: local.Local, command: str
+) -> None:
+    told = invoked(here, *command.split())
+    assert (told.exit_code, "x" in told.stderr) == (2, True)
+
+
+def test_a_run_of_which_no_job_is_left_may_never_have_been(here: local.Local) -> None:
+    assert "or there was no such run" in turnout(here, "batch", "cancel", "run-nope")
 
 
 def test_a_limit_of_all_models_together_is_told_once(
@@ -265,7 +280,7 @@ def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
         assert CliRunner().invoke(main, command).exit_code == 0, command
     for command in (["replay", "x"], ["cancel", "x"]):
         told = CliRunner().invoke(main, command)
-        assert (told.exit_code, "x: no such job" in told.stdout) == (1, True), command
+        assert (told.exit_code, told.stderr) == (2, "x: no such job\n"), command
     for command in (["status", "--once"], ["isolate", "x"], ["providers"], ["flower"]):
         told = CliRunner().invoke(main, command)
         assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (2, True), command

@@ -73,5 +73,5 @@ def test_the_command_lists_what_is_not_installed_and_says_how_to_get_it() -> Non
     assert (listed.returncode, listed.stderr) == (0, "")
     assert "worker     (not installed: pip install 'turnout[worker]')" in listed.stdout
     refused = python(COMMAND, "worker", "-c", "5")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert "`turnout worker` needs the worker's parts" in refused.stderr

@@ -17,13 +17,14 @@ from pydantic import BaseModel
 from turnout.batch.line import Line, RawLine
 from turnout.batch.parse import detect, parse
 from turnout.batch.render import never_run, render
-from turnout.cli import main
+from turnout.cli import STOPPED, UNUSABLE, main
 from turnout.ledger.job import LIVE
 from turnout.request import FinishReason, InferenceRequest, InferenceResponse, RoutingConstraints, RoutingStrategy
 from turnout.result import JobResult, JobStatus, Problem
 from turnout_workers import config
 from turnout_workers.attempts.held import Moved
 from turnout_workers.commands.dry_run import forecast
+from turnout_workers.commands.lines import DONE, REFUSED, SOME_FAILED
 from turnout_workers.monitoring.fleet_metrics import BY_ENDPOINT
 from turnout_workers.monitoring.metrics import Metrics, Recovery
 from turnout_workers.routing.eligibility import Reason
@@ -72,6 +73,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
 def test_every_field_of_a_request_and_every_constraint_is_told() -> None:
     assert rows(REQUESTS, "Fields of a request") == set(InferenceRequest.model_fields)
     assert rows(REQUESTS, "Constraints") == {*RoutingConstraints.model_fields, *RoutingStrategy}
+
+
+def test_every_exit_code_is_told() -> None:
+    told = re.split(r"^## ", OPERATIONS, flags=re.MULTILINE)
+    [section] = [text for text in told if text.startswith("Exit codes\n")]
+    codes = [DONE, SOME_FAILED, UNUSABLE, STOPPED, REFUSED]
+    assert [*map(int, re.findall(r"^\| (\d) \|", section, re.MULTILINE))] == codes
 
 
 def test_the_lines_that_the_page_shows_are_taken_and_written() -> None:

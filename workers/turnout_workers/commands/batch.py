@@ -133,8 +133,10 @@ def results(id: str, output: str, errors: str | None) -> None:
 def cancel(id: str) -> None:
     """Cancel all jobs of a batch that have not ended. Of a `turnout run` that was stopped, too: it told the ID."""
     here = deployment()
-    jobs = cancel_live(here.client, here.ledger, id) if id.startswith(RUN) else _batches(here).cancel(id)
-    click.echo(f"{counted(jobs, 'job')} cancelled")
+    run = id.startswith(RUN)
+    jobs = cancel_live(here.client, here.ledger, id) if run else _batches(here).cancel(id)
+    none = "; Redis has no record of a run, so either none of its jobs is left, or there was no such run"
+    click.echo(f"{counted(jobs, 'job')} cancelled{none if run and not jobs else ''}")
 
 
 @batch.command()

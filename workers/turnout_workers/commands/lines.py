@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
 import click
+from pydantic import ValidationError
 
 from turnout.batch.line import Defaults
 from turnout.request import MICROUSD_PER_USD, MOST, InferenceRequest, Lane, RoutingStrategy
+from turnout.validation import explain
 from turnout_workers.routing import eligibility
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.routing.profile import JobProfile
@@ -74,11 +76,16 @@ def line_options(command: Command) -> Command:
 
 
 def defaults(options: Mapping[str, Any]) -> Defaults:
-    """What a line gets that does not say it itself."""
+    """What a line gets that does not say it itself. Raises UsageError for what no line can have."""
     constraints = {name: options[name] for name in ("strategy", "lane")}
     constraints |= {"only": list(options["only"]) or None, "deadline_s": options["deadline"]}
     request = {"model": options["model"]}
-    return Defaults(*({k: v for k, v in told.items() if v is not None} for told in (request, constraints)))
+    found = Defaults(*({k: v for k, v in told.items() if v is not None} for told in (request, constraints)))
+    try:
+        InferenceRequest.model_validate({"prompt": "", **found.request, "constraints": found.constraints})
+    except ValidationError as error:
+        raise click.UsageError(explain(error)) from error
+    return found
 
 
 def kept(options: Mapping[str, Any]) -> dict[str, Any]:

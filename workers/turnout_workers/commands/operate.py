@@ -12,9 +12,11 @@ from typing import Any, TypeVar
 
 import click
 
+from turnout.cli import UNUSABLE
 from turnout.ledger import Facts
 from turnout.printable import printable
 from turnout.result import JobResult
+from turnout_workers.commands.lines import DONE, SOME_FAILED
 from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import add, counted, indented, show, standard_output, table
 from turnout_workers.deployment import Deployment, deployment
@@ -57,10 +59,10 @@ def _cause(result: JobResult) -> tuple[str, str]:
 
 
 def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
-    """Those of the jobs that there are. Of the others it is said."""
+    """Those of the jobs that there are. Of the others it is said, on standard error."""
     facts = dict(zip(jobs, here.ask(*map(here.ledger.facts, jobs)), strict=True))
     for job_id in (job_id for job_id, job in facts.items() if job is None):
-        click.echo(f"{job_id}: no such job")
+        click.echo(printable(f"{job_id}: no such job"), err=True)
     return [(job_id, job) for job_id, job in facts.items() if job is not None]
 
 
@@ -120,13 +122,13 @@ def _causes(found: Iterable[tuple[str, Facts, JobResult]]) -> list[dict[str, Any
 def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> None:
     """Run jobs again that failed, expired or were cancelled. Their story goes on.
 
-    Exit code 1 if a job that is named is not run again.
+    Exit code: 1 if a job that is named is not run again, 2 if there is no such job.
     """
     if bool(jobs) == (everything or any(wanted.values())):
         raise click.UsageError("name jobs, or else give --all, --error, --provider or --batch")
     here = deployment()
     found = _known(here, jobs) if jobs else [(job_id, job) for job_id, job, _ in _failed(here, **wanted)]
-    done = 0
+    done, named = 0, len(set(jobs))
     for at in range(0, len(found), PAGE):
         page = found[at : at + PAGE]
         replies = here.ask(*(here.ledger.replay(job_id, job.batch) for job_id, job in page))
@@ -134,8 +136,8 @@ def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> Non
             done += again
             if not again:
                 click.echo(printable(f"{job_id}: is {job.state}, and not run again"))
-    click.echo(f"{done:,} of {counted(len(set(jobs)) or len(found), 'job')} run again")
-    sys.exit(1 if done < len(set(jobs)) else 0)
+    click.echo(f"{done:,} of {counted(named or len(found), 'job')} run again")
+    sys.exit(UNUSABLE if len(found) < named else SOME_FAILED if done < named else DONE)
 
 
 @click.command()
@@ -143,14 +145,14 @@ def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> Non
 def cancel(jobs: tuple[str, ...]) -> None:
     """Cancel jobs, wherever they are. A call in flight is aborted at its worker's next heartbeat.
 
-    Exit code 1 if there is no such job.
+    Exit code 2 if there is no such job.
     """
     here = deployment()
     found = _known(here, jobs)
     for job_id, job in found:
         ended = here.ask(here.ledger.cancel(job_id, job.batch))[0]
         click.echo(printable(f"{job_id}: {'cancelled' if ended.accepted else f'was {ended.state} already'}"))
-    sys.exit(1 if len(found) < len(set(jobs)) else 0)
+    sys.exit(UNUSABLE if len(found) < len(set(jobs)) else DONE)
 
 
 @click.command()

@@ -141,6 +141,7 @@ def _run(source: Source, output: str, console: Console, options: dict[str, Any],
     folder, began_at = Path(".turnout") / name, time.monotonic()
     source.check()
     check_places(output, options["errors"], source.path)
+    kept = lines.kept(options)
     with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
         folder.mkdir(parents=True, exist_ok=True)
     journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
@@ -149,7 +150,7 @@ def _run(source: Source, output: str, console: Console, options: dict[str, Any],
         if options["anew"]:  # its journal is begun where there is a Redis
             shutil.rmtree(folder / "redis", ignore_errors=True)
         else:
-            journal.begin(lines.kept(options), options["retry_failed"])
+            journal.begin(kept, options["retry_failed"])
         tally, broken = journal.tally, None
         try:
             if nothing_to_run(source, journal):
