@@ -16,15 +16,18 @@ from pathlib import Path
 import pytest
 import redis
 from click.testing import CliRunner, Result
+from tests.forked import Forked
 
 from turnout import Client
 from turnout.cli import main
-from turnout.ledger import Keys, Ledger, NewJob, run
-from turnout.request import InferenceRequest
+from turnout.ledger import Claimed, Keys, Ledger, NewJob, run
+from turnout.request import InferenceRequest, InferenceResponse
+from turnout.result import JobResult, JobStatus
 from turnout_workers import local
 from turnout_workers.commands.screen import usd
 from turnout_workers.config import discovery, fleet
 from turnout_workers.deployment import deployment
+from turnout_workers.local import process
 
 
 def invoked(here: local.Local, *arguments: str, stdin: str = "") -> Result:
@@ -155,7 +158,7 @@ def test_of_jobs_to_be_run_again_each_that_is_not_is_told_with_why(here: local.L
 
 
 @pytest.mark.parametrize(
-    "command", ["explain x", "cancel x", "replay x", "batch show x", "batch cancel x", "isolate x"]
+    "command", ["explain x", "result x", "cancel x", "replay x", "batch show x", "batch cancel x", "isolate x"]
 )
 def test_what_there_is_not_is_told_on_standard_error_by_every_command_that_is_asked_for_it(
     here: local.Local, command: str
@@ -356,7 +359,60 @@ def test_a_prompt_from_stdin_is_waited_for(here: local.Local) -> None:
     assert (told.exit_code, told.stdout[:14]) == (0, "[simulated by "), told.stderr
 
 
+def test_a_jobs_answer_is_printed_later_as_it_is_to_whoever_waits(here: local.Local) -> None:
+    asked = ("submit", "What is a turnout?", "--idempotency-key", "later")
+    waited = turnout(here, *asked, "--wait")
+    job = turnout(here, *asked).strip()
+    assert turnout(here, "result", job) == waited
+    told = json.loads(turnout(here, "result", job, "--json"))
+    assert (told["id"], told["status"], told["response"]["text"]) == (job, "succeeded", waited.removesuffix("\n"))
+
+
+def test_a_job_without_an_answer_says_why_and_one_that_goes_on_that_it_does(here: local.Local) -> None:
+    asked = ("submit", "A?", "--model", "nobody's", "--idempotency-key", "none")
+    why = error(here, *asked, "--wait", code=1)
+    job = turnout(here, *asked).strip()
+    assert error(here, "result", job, code=1) == why
+    assert json.loads(turnout(here, "result", job, "--json", code=1))["error"]["code"] == "refused"
+
+
+def test_whoever_is_interrupted_while_waiting_is_told_of_the_job_that_goes_on(
+    bare: pytest.MonkeyPatch, flushed: redis.Redis, redis_url: str
+) -> None:
+    bare.setenv("REDIS_URL", redis_url)
+    waiting = Forked(["submit", "A?", "--wait"], {}, Path("log"), partial(os.chdir, Path.cwd()))
+    process.wait_until(lambda: bool(flushed.pubsub_channels()), waiting, waiting.log, limit_s=60)
+    waiting.send_signal(signal.SIGINT)
+    assert waiting.wait(60) == 3
+    [job] = [member.decode() for member in flushed.zrange(Keys().pending("interactive"), 0, -1)]
+    assert waiting.said == (
+        f"The job goes on: `turnout result {job}` has its answer, once there is one; `turnout cancel {job}` ends it\n"
+        "Stopped.\n"
+    )
+    asked = CliRunner().invoke(main, ["result", job])
+    assert (asked.exit_code, asked.output) == (3, f"job {job} has not ended, and is queued\n")
+
+
+def test_an_answer_commands_no_terminal_and_is_as_it_is_for_all_else(
+    bare: pytest.MonkeyPatch, flushed: redis.Redis, redis_url: str
+) -> None:
+    bare.setenv("REDIS_URL", redis_url)
+    ledger, text = Ledger(), "a\tb\n\x1b]0;obey\x07\x9b2J\u202ec"
+    answer = InferenceResponse(text=text, provider="p", model_requested="m", model_served="m")
+    run(flushed, [ledger.enqueue(NewJob.of("a", InferenceRequest(prompt="A?")))])
+    [claimed] = run(flushed, [ledger.claim("a", "w", 30)])
+    assert isinstance(claimed, Claimed)
+    result = JobResult(id="a", status=JobStatus.SUCCEEDED, response=answer)
+    run(flushed, [ledger.settle(claimed.token, result, None, 60)])
+    assert CliRunner().invoke(main, ["result", "a"]).stdout == f"{text}\n"
+    ours, theirs = pty.openpty()
+    subprocess.run([sys.executable, "-m", "turnout", "result", "a"], stdout=theirs, check=True, timeout=60)
+    assert os.read(ours, 65_536).decode().splitlines() == ["a\tb", " ]0;obey  2J c"]
+    os.close(ours)
+    os.close(theirs)
+
+
 def test_what_can_not_be_submitted_or_answered_says_why(here: local.Local) -> None:
     assert "there is no prompt" in error(here, "submit")
-    assert "no endpoint can serve this job" in error(here, "submit", "A?", "--model", "nobody's", "--wait")
+    assert "no endpoint can serve this job" in error(here, "submit", "A?", "--model", "nobody's", "--wait", code=1)
     assert "model.0: must be a name without spaces" in error(here, "submit", "A?", "--model", "a b")

@@ -62,11 +62,14 @@ def _written(value: dict[str, Any]) -> bytes:
 
 
 def _plain(line: Line, result: JobResult) -> dict[str, Any]:
+    return {"id": line.id, "line": line.number, **told(result)}
+
+
+def told(result: JobResult) -> dict[str, Any]:
+    """How a job ended, in plain values, without its id."""
     response, last = result.response, result.attempts[-1] if result.attempts else None
     error = result.error
     return {
-        "id": line.id,
-        "line": line.number,
         "metadata": result.metadata,
         "status": result.status.value,
         "response": _content(response) if response else None,

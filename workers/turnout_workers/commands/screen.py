@@ -69,6 +69,13 @@ def indented(text: str, columns: int, style: str = "") -> Padding:
     return Padding.indent(Text(text, style), columns)
 
 
+def harmless(text: str) -> str:
+    """A text of others for standard output: as it is, but on a terminal without what would command that."""
+    if not sys.stdout.isatty():
+        return text
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
+
+
 def counted(count: int, what: str) -> str:
     """`1 line`, `2,000 lines`."""
     return f"{count:,} {what}{'' if count == 1 else 's'}"

@@ -1,15 +1,25 @@
-"""`turnout submit`: one job, by a client of the configured Redis."""
+"""`turnout submit` and `turnout result`: one job, by a client of the configured Redis, and its answer."""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import click
 from pydantic import ValidationError
+from redis.exceptions import RedisError
 
 from turnout import Client
-from turnout.request import Lane
+from turnout.batch.render import told
+from turnout.cli import STOPPED
+from turnout.errors import JobError
+from turnout.printable import printable
+from turnout.request import InferenceResponse, Lane
 from turnout.validation import explain
+from turnout_workers.commands.lines import DONE, SOME_FAILED
+from turnout_workers.commands.screen import harmless
 from turnout_workers.deployment import deployment
 
 
@@ -20,16 +30,57 @@ from turnout_workers.deployment import deployment
 @click.option("--idempotency-key", help="The same key and content are the same job.")
 @click.option("--wait", is_flag=True, help="Print the answer, not the job's id.")
 def submit(prompt: str | None, models: tuple[str, ...], lane: str, idempotency_key: str | None, wait: bool) -> None:
-    """Submit one job, of PROMPT or of what comes on stdin."""
+    """Submit one job, of PROMPT or of what comes on stdin. With --wait, exit code 1 if it has no answer."""
     text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
     if not text.strip():
         raise click.UsageError("there is no prompt: give one as the argument or on stdin")
+    with _client() as client:
+        job = client.submit(text, model=models or None, lane=lane, idempotency_key=idempotency_key)
+        if not wait:
+            click.echo(job.id)
+            return
+        try:
+            _print(job.wait)
+        except (KeyboardInterrupt, RedisError):
+            ways = f"`turnout result {job.id}` has its answer, once there is one; `turnout cancel {job.id}` ends it"
+            click.echo(f"The job goes on: {ways}", err=True)
+            raise
+
+
+@click.command()
+@click.argument("job")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, like a line of the output of `turnout run`.")
+def result(job: str, as_json: bool) -> None:
+    """Print a job's answer. Exit code: 1 it has none, 2 there is no such job, 3 it still goes on."""
+    with _client() as client:
+        asked = client.job(job)
+        if (found := asked.result()) is None:
+            click.echo(printable(f"job {job} has not ended, and is {asked.status()}"), err=True)
+            sys.exit(STOPPED)
+    if as_json:
+        click.echo(json.dumps({"id": found.id, **told(found)}))
+        sys.exit(DONE if found.succeeded else SOME_FAILED)
+    _print(found.answer)
+
+
+@contextmanager
+def _client() -> Iterator[Client]:
+    """What it refuses is told in a line."""
     file = deployment().settings.file
     try:
         with Client(file.redis_url, file.namespace) as client:
-            job = client.submit(text, model=models or None, lane=lane, idempotency_key=idempotency_key)
-            click.echo(job.wait().text if wait else job.id)
+            yield client
     except ValidationError as error:
         raise click.ClickException(explain(error)) from error
     except (ValueError, LookupError) as error:
-        raise click.ClickException(str(error)) from error
+        raise click.ClickException(printable(str(error))) from error
+
+
+def _print(answer: Callable[[], InferenceResponse]) -> None:
+    """The answer, or why there is none, which ends the command."""
+    try:
+        text = answer().text
+    except JobError as error:
+        click.echo(printable(f"Error: {error}"), err=True)
+        sys.exit(SOME_FAILED)
+    click.echo(harmless(text))
