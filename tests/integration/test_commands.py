@@ -412,6 +412,17 @@ def test_an_answer_commands_no_terminal_and_is_as_it_is_for_all_else(
     os.close(theirs)
 
 
+def test_lines_that_can_not_be_run_are_told_by_the_command_that_is_advised(
+    here: local.Local, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": 5}\n')
+    told = invoked(here, "batch", "submit", str(tmp_path / "in.jsonl")).stderr
+    assert told.startswith("1 of 1 line can't be run; ")
+    advised = told.split("`")[1].removeprefix("turnout ")
+    assert invoked(here, *advised.split()).exit_code == 1
+    assert "line 1: prompt" in capfd.readouterr().out
+
+
 def test_what_can_not_be_submitted_or_answered_says_why(here: local.Local) -> None:
     assert "there is no prompt" in error(here, "submit")
     assert "no endpoint can serve this job" in error(here, "submit", "A?", "--model", "nobody's", "--wait", code=1)

@@ -47,7 +47,7 @@ def submit(source: str, **options: Any) -> None:
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
         total = counted(record.lines, "line")
-        click.echo(f"{bad:,} of {total} can't be run; `turnout batch results {id}` says why", err=True)
+        click.echo(f"{bad:,} of {total} can't be run; `turnout batch results {id} -o -` says why", err=True)
     click.echo(id)
 
 
