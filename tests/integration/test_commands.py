@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import redis
 from click.testing import CliRunner, Result
+from tests import redis_server
 from tests.forked import Forked
 
 from turnout import Client
@@ -289,6 +290,44 @@ def test_commands_about_jobs_alone_need_no_provider_to_be_configured(
         assert (told.exit_code, "no provider is configured: set an API key" in told.output) == (2, True), command
     told = CliRunner().invoke(main, ["doctor"])
     assert (told.exit_code, told.output.startswith("DO   no provider is configured: set an API key")) == (1, True)
+
+
+def test_a_batch_is_not_watched_where_there_is_no_redis_to_be_had(
+    bare: pytest.MonkeyPatch, redis_url: str, port: int
+) -> None:
+    for url in (f"redis://127.0.0.1:{port}", redis_url.removesuffix("0") + "99", redis_url.replace("//", "//:wrong@")):
+        bare.setenv("REDIS_URL", url)
+        told = CliRunner().invoke(main, ["batch", "watch", "batch-1"])
+        assert (told.exit_code, told.stdout, told.stderr[:7]) == (2, "", "Error: "), url
+
+
+def test_a_batch_is_watched_on_while_its_redis_is_away_but_not_once_that_refuses_the_password(
+    bare: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server = redis_server.start(tmp_path / "redis")
+    bare.setenv("REDIS_URL", server.url)
+    Path("in.txt").write_text("A?\n")
+    batch = CliRunner().invoke(main, ["batch", "submit", "in.txt"]).stdout.strip()
+    command = [sys.executable, "-m", "turnout", "batch", "watch", batch]
+    try:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+            assert watching.stdout is not None
+            assert watching.stderr is not None
+            try:
+                well = watching.stdout.readline()
+                assert well.startswith(f"{batch}: feeding; 1 line: 1 waiting")
+                server.kill()
+                assert "can't be reached" in watching.stderr.readline()
+                server.restart()
+                assert watching.stdout.readline() == well
+                with redis.Redis(port=server.port) as client:
+                    client.config_set("requirepass", "another")
+                    client.client_kill_filter(_type="normal", skipme=True)
+                assert watching.wait(60) == 2
+            finally:
+                watching.kill()
+    finally:
+        server.stop()
 
 
 def test_a_worker_for_which_no_provider_is_configured_does_not_start(bare: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
-from redis.exceptions import RedisError
+import redis
 
 from turnout.batch.detached import Batches
 from turnout.batch.journal import RUN
@@ -89,20 +89,27 @@ def show(id: str, as_json: bool) -> None:
 @click.argument("id")
 def watch(id: str) -> None:
     """Show a batch's progress until it has ended. Exit code: 0 all lines have an answer, 1 some have none."""
-    here, last = deployment(), ""
-    batches = _batches(here)
+    here, last, away = deployment(), "", False
+    record, line = _look(here, id)  # whatever is wrong now would be so for ever
     while True:
-        try:
-            record = batches.record(id)
-            line, ended = _line(_told(here, record)), record.ended
-        except RedisError as error:  # it is away, and may come back
-            line, ended = trouble(error), False
         if line != last:
-            click.echo(line)
+            click.echo(line, err=away)
             last = line
-        if ended:
+        if record.ended:
             sys.exit(lines.DONE if record.complete else lines.SOME_FAILED)
         time.sleep(1)
+        try:
+            (record, line), away = _look(here, id), False
+        except redis.AuthenticationError:  # which redis-py has among the next
+            raise
+        except (redis.ConnectionError, redis.TimeoutError) as error:  # it is away, and may come back
+            line, away = trouble(error), True
+
+
+def _look(here: Deployment, id: str) -> tuple[Record, str]:
+    """How a batch is, and a line that tells it."""
+    record = _batches(here).record(id)
+    return record, _line(_told(here, record))
 
 
 @batch.command()
