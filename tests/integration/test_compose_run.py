@@ -98,7 +98,7 @@ class Here:
             process.wait_until(lambda: self.healthy(service, environ), child, log, 60)
             yield child
         finally:
-            process.stop(child, float(service.get("stop_grace_period", "10s").removesuffix("s")))
+            process.stop(child, grace_s=float(service.get("stop_grace_period", "10s").removesuffix("s")))
 
     def healthy(self, service: dict[str, Any], environ: dict[str, str]) -> bool:
         kind, *test = (self.placed(part, service) for part in service["healthcheck"]["test"])

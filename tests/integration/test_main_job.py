@@ -236,6 +236,25 @@ def test_ctrl_c_stops_in_order_and_the_same_command_goes_on(tmp_path: Path, flee
     assert set(served(fleet).values()) == {1}, "a stop in order calls nothing twice"
 
 
+def test_ctrl_c_tells_how_long_calls_are_waited_for_and_a_second_one_waits_no_more(
+    tmp_path: Path, fleet: Fleet
+) -> None:
+    for provider in ("sim-cheap", "sim-dear"):
+        fleet.fail(provider, kind="hang")
+    with fleet.config.open("a") as config:
+        config.write("\n[worker]\ndrain_s = 170.0\n")
+    source, output = prompts(tmp_path / "in.jsonl", 4), tmp_path / "out.jsonl"
+    with running(tmp_path, str(source), "-o", str(output), "--config", str(fleet.config), "-w", "2") as child:
+        until(lambda: len(fleet.oracle()["jobs"]) == 4)
+        child.send_signal(signal.SIGINT)
+        until(lambda: "Calls under way have up to 170 s to end; Ctrl-C again ends it at once." in child.said)
+        child.send_signal(signal.SIGINT)
+        code, text = finish(child)
+    assert code == 3, text
+    assert "to go on: turnout run" in text
+    assert not left_behind(tmp_path)
+
+
 def test_the_same_command_pays_for_no_line_twice_unless_all_are_to_be_run_anew(tmp_path: Path, fleet: Fleet) -> None:
     source, output = prompts(tmp_path / "in.jsonl", 20), tmp_path / "out.jsonl"
     arguments = (str(source), "-o", str(output), "--config", str(fleet.config))

@@ -35,6 +35,19 @@ def test_one_that_does_not_come_up_is_told_of_with_the_end_of_its_log(tmp_path: 
     stop(slow)
 
 
+def test_those_that_are_to_end_are_asked_all_before_any_is_waited_for(tmp_path: Path) -> None:
+    def waiting_for(other: str, name: str) -> subprocess.Popen[bytes]:
+        end = f"touch {tmp_path}/{name}; until test -e {tmp_path}/{other}; do sleep 0.01; done; exit 0"
+        log = tmp_path / f"log {name}"
+        made = child(log, f"trap '{end}' TERM; echo ready; while :; do sleep 0.01; done")
+        wait_until(lambda: "ready" in log.read_text(), made, log, 60)
+        return made
+
+    both = waiting_for("b", "a"), waiting_for("a", "b")
+    stop(*both, grace_s=60)
+    assert [one.returncode for one in both] == [0, 0]
+
+
 def test_one_that_heeds_no_signal_is_killed(tmp_path: Path) -> None:
     log = tmp_path / "log"
     deaf = child(log, "trap '' TERM; echo ready; while :; do sleep 0.1; done")

@@ -230,6 +230,8 @@ def _feed(
         with shown:
             feeder.run(look)
     except Stopped:
+        if options["workers"] and feeder.under_way:
+            say(f"Calls under way have up to {here.drain_s:g} s to end; Ctrl-C again ends it at once.")
         if here.shared and (left := feeder.under_way):
             told = f"{counted(left, 'job')} may still be done by workers that go on; to cancel what is left of them"
             say(f"{told}: turnout batch cancel {journal.batch}")

@@ -75,16 +75,20 @@ class Kept:
         return f"{ended}, and was started again"
 
 
-def stop(process: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
-    """Ask, wait, then insist."""
-    if process.poll() is not None:
-        return
-    process.terminate()
+def stop(*processes: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
+    """Ask all, wait, then insist, as also when we are interrupted."""
+    running, ends_at = [one for one in processes if one.poll() is None], time.monotonic() + grace_s
+    for process in running:
+        process.terminate()
     try:
-        process.wait(grace_s)
+        for process in running:
+            process.wait(max(0.0, ends_at - time.monotonic()))
     except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+        pass
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
 
 
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, limit_s: float) -> None:

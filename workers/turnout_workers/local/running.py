@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -19,6 +20,9 @@ from turnout_workers import config
 from turnout_workers.local import process
 from turnout_workers.local.private_redis import private_redis
 from turnout_workers.simulator.scenario import DEFAULT, load
+
+HAND_BACK_S = 10.0
+"""How long a worker may take to hand back what it has not ended, before it is killed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,32 +46,39 @@ class Local:
 
     @contextlib.contextmanager
     def workers(self, count: int = 1, concurrency: int | None = None) -> Iterator[None]:
-        """So many workers that are ready, for as long as the block runs."""
-        with contextlib.ExitStack() as stack:
+        """So many workers that are ready, for as long as the block runs. At its end they drain side by side."""
+        ours: list[process.Kept] = []
+        try:
             for number in range(1, count + 1):
-                self.children.append(stack.enter_context(self._worker(number, concurrency)))
+                log = self.folder / f"worker-{number}.log"
+                ours.append(self._worker(number, log, concurrency))
+                self._wait_for(ours[-1].process, log)
+            self.children.extend(ours)
             yield
+        finally:
+            process.stop(*(child.process for child in ours), grace_s=self.drain_s + HAND_BACK_S)
 
-    @contextlib.contextmanager
-    def _worker(self, number: int, concurrency: int | None) -> Iterator[process.Kept]:
-        log = self.folder / f"worker-{number}.log"
+    @property
+    def drain_s(self) -> float:
+        """How long a worker that is to stop lets its calls go on."""
+        return self.settings.file.worker.drain_s
+
+    def _worker(self, number: int, log: Path, concurrency: int | None) -> process.Kept:
         log.unlink(missing_ok=True)
         # Two runs may share a machine and a Redis, and Celery knows a worker by this name.
         command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{os.getpid()}-{number}@%h"]
         if concurrency is not None:
             command += ["-c", str(concurrency)]
-        child = process.Kept(f"worker {number}", lambda: process.start(command, log, self.environ))
-        try:
-            with connect(self.redis_url) as client:
-                its = f"{socket.gethostname()}:{child.process.pid}:"
+        return process.Kept(f"worker {number}", lambda: process.start(command, log, self.environ))
 
-                def lives() -> bool:  # by its own word: its log may be that of warnings alone
-                    return any(name.startswith(its) for name in run(client, [self.ledger.workers()])[0])
+    def _wait_for(self, worker: subprocess.Popen[bytes], log: Path) -> None:
+        with connect(self.redis_url) as client:
+            its = f"{socket.gethostname()}:{worker.pid}:"
 
-                process.wait_until(lives, child.process, log, limit_s=60)
-            yield child
-        finally:
-            process.stop(child.process, grace_s=40)
+            def lives() -> bool:  # by its own word: its log may be that of warnings alone
+                return any(name.startswith(its) for name in run(client, [self.ledger.workers()])[0])
+
+            process.wait_until(lives, worker, log, limit_s=60)
 
 
 def chosen(config_path: Path | None, scenario: Path | None) -> config.Source | Path:
