@@ -20,8 +20,10 @@ from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand
 
 from turnout import Cancelled, Client, Expired, Failed, InferenceRequest
-from turnout.ledger import NewJob, run
-from turnout.request import Lane
+from turnout.ledger import Claimed, NewJob, run
+from turnout.request import InferenceResponse, Lane
+from turnout.result import JobResult, JobStatus
+from turnout_workers.background.spool import Spool
 from turnout_workers.celery_app import celery_settings
 
 FLEET = one_provider()
@@ -118,6 +120,37 @@ def test_a_request_that_no_worker_could_read_again_never_is_a_job(app: Celery, s
     with pytest.raises(Failed, match="invalid_request: the request is nested so deeply"):
         sent.get(timeout=LIMIT_S)
     assert run(stand.client, [stand.ledger.facts(sent.id)]) == [None]
+
+
+def test_a_job_that_expires_while_it_is_parked_calls_its_link_error(app: Celery) -> None:
+    late = infer(app, constraints={"deadline_s": 0.5})
+    sent = late.apply_async(countdown=LIMIT_S, link_error=own(app, "shop.failed"))
+    assert called.get(timeout=LIMIT_S) == ("failed", sent.id)
+    with pytest.raises(Expired):
+        sent.get(timeout=LIMIT_S)
+
+
+def test_so_does_one_that_expires_before_its_message_has_come(app: Celery, stand: Stand) -> None:
+    late = infer(app, constraints={"deadline_s": 0.001, "lane": "standard"})
+    job = NewJob.of("expires-queued", InferenceRequest.model_validate(late.kwargs["request"]), publish=False)
+    run(stand.client, [stand.ledger.enqueue(job)])
+    stand.until(lambda: stand.outcomes([job.id]) == {"expired": 1}, LIMIT_S)
+    late.apply_async(task_id=job.id, link_error=own(app, "shop.failed"))
+    assert called.get(timeout=LIMIT_S) == ("failed", job.id)
+
+
+def test_a_job_whose_answer_was_settled_from_a_disk_calls_its_link(app: Celery, stand: Stand) -> None:
+    follows = own(app, "shop.answered").set(task_id="follows")
+    embed = json.dumps({"callbacks": [follows]})
+    job = NewJob.of("on-disk", InferenceRequest(prompt="A?"), embed=embed, publish=False)
+    _, claim = run(stand.client, [stand.ledger.enqueue(job), stand.ledger.claim(job.id, "gone", LIMIT_S)])
+    assert isinstance(claim, Claimed)
+    answer = InferenceResponse(provider="sim", model_requested="m", model_served="m", text="from the disk")
+    result = JobResult(id=job.id, status=JobStatus.SUCCEEDED, response=answer).model_dump(mode="json")
+    kept = {"job": job.id, "token": claim.token, "batch": None, "accounts": [], "result": result}
+    Spool(stand.folder / "spool", stand.redis.url, "turnout").keep(kept)
+    assert called.get(timeout=LIMIT_S) == ("answered", job.id)
+    assert app.AsyncResult("follows").get(timeout=LIMIT_S) == "from the disk"
 
 
 def test_a_chain_hands_the_result_on(app: Celery) -> None:

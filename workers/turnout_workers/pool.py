@@ -11,7 +11,7 @@ Three kinds of outcome bypass the tracer:
 - `Retry` and `Ignore`, which don't end the task. The tracer would format a traceback that nobody reads, which is three
   quarters of what it costs to park a job.
 - A success that nothing but Celery's event has to tell of. The tracer would double what Celery does at a job's end.
-- `Ended`: the task ended elsewhere. Its callbacks have been called there, so only the event is missing.
+- `Ended`: the task ended elsewhere. Where it has callbacks they are called there, so only the event is missing.
 """
 
 from __future__ import annotations
@@ -82,7 +82,8 @@ class AsyncTask(Task):  # type: ignore[type-arg]
 
 
 class Ended(Exception):
-    """Raised by `execute`: the task has ended already. `outcome` is as `execute` returns it."""
+    """Raised by `execute`: the task has ended already, and what follows from that is seen to. `outcome` is as `execute`
+    returns it."""
 
     def __init__(self, outcome: Any) -> None:
         self.outcome = outcome

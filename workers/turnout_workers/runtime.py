@@ -17,9 +17,8 @@ from uuid import uuid4
 
 from redis.exceptions import RedisError
 
-from turnout.ledger import Coalescer, Keyring, Keys, Ledger
+from turnout.ledger import Coalescer, Keyring, Keys, Ledger, TakenEnd
 from turnout.redis_address import connect_async
-from turnout.result import JobResult
 from turnout.uncut import uncut
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
@@ -238,9 +237,9 @@ class Worker:
                 await self._show_life(0)
         await self._open.aclose()
 
-    async def ended(self, job_id: str) -> JobResult | None:
-        """How a job has ended, if it has, without its answer's content."""
-        return await self._parts.send.whole(self._parts.ledger.result(job_id, content=False))
+    async def ended(self, job_id: str) -> TakenEnd | None:
+        """How a job has ended, if it has."""
+        return await self._parts.send.whole(self._parts.ledger.take_end(job_id))
 
     def on_loop(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         """Do this for Celery's thread, which alone calls it."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from celery.exceptions import Ignore, Retry
@@ -14,7 +16,6 @@ from turnout.ledger import message
 from turnout.result import JobResult
 from turnout_workers import transport
 from turnout_workers.attempts.held import Done, Moved, Skipped
-from turnout_workers.foreign import Foreign
 from turnout_workers.pool import AsyncTask, Ended, lane_of
 from turnout_workers.runtime import Worker
 
@@ -39,7 +40,7 @@ class Infer(AsyncTask):
         if request.get("origin") != message.ORIGIN and body[0] != [job_id]:
             refused = await worker.foreign.accept(job_id, body, lane_of(request))
             if refused is not None:
-                return _outcome(refused, worker.foreign)
+                return _outcome(refused, partial(worker.foreign.stored, refused))
         try:
             end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
             ended = await worker.ended(job_id) if isinstance(end, Skipped) else None
@@ -49,34 +50,41 @@ class Infer(AsyncTask):
             raise Ignore("Redis is away") from None
         match end:
             case Done(result):
-                return _outcome(result, worker.foreign)
+                return _outcome(result, partial(worker.foreign.stored, result))
             case Moved(_, note):
                 raise MovedOn(note)
-            case Skipped(note):
-                raise Ended(_outcome(ended, worker.foreign)) if ended else Ignore(note)
+            case Skipped(note) if ended is None:
+                raise Ignore(note)
+            case Skipped():
+                assert ended is not None
+                outcome = _outcome(ended.result, ended.stored)
+                if ended.unheard and not isinstance(outcome, Cancelled):  # nothing follows from a revoked task
+                    return outcome
+                raise Ended(outcome)
 
 
-def _outcome(result: JobResult, foreign: Foreign) -> Answer | JobError:
-    """How a job ended, as `AsyncTask.execute` returns it."""
+def _outcome(result: JobResult, stored: Callable[[], Any]) -> Answer | JobError:
+    """How a job ended, as `AsyncTask.execute` returns it. stored: gives the result as JSON, and as it may lie in
+    Redis."""
     try:
         result.answer()
     except JobError as error:
         return error
-    return Answer(result, foreign)
+    return Answer(result, stored)
 
 
 class Answer:
     """A result as Celery's events and callbacks see it: its repr tells the story and never the answer."""
 
-    def __init__(self, result: JobResult, foreign: Foreign) -> None:
-        self._result, self._foreign = result, foreign
+    def __init__(self, result: JobResult, stored: Callable[[], Any]) -> None:
+        self._result, self._stored = result, stored
 
     def __repr__(self) -> str:
         return self._result.summary()
 
     def __json__(self) -> Any:
         """What `link` callbacks and chains get, by way of Redis."""
-        return self._foreign.stored(self._result)
+        return self._stored()
 
 
 class MovedOn(Retry):

@@ -1,6 +1,6 @@
 """The job ledger: the truth about every job, in Redis. See `ledger.py` for its states."""
 
-from turnout.ledger.content import Hook, Piece, Telling, open_result, write_result
+from turnout.ledger.content import Hook, Piece, TakenEnd, Telling, open_result, write_result
 from turnout.ledger.job import LIVE, Claimed, Ending, Enqueued, Facts, Intake, NewJob, NotClaimed, Settlement
 from turnout.ledger.keys import Keys
 from turnout.ledger.ledger import Ledger
@@ -26,6 +26,7 @@ __all__ = [
     "Piece",
     "Script",
     "Settlement",
+    "TakenEnd",
     "Telling",
     "open_result",
     "run",

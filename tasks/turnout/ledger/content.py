@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from turnout.ledger.sealing import Keyring
@@ -45,9 +45,7 @@ def read_result(reply: Sequence[bytes | None], job_id: str, keyring: Keyring | N
     result, settled_ms, accepted_ms, progress, metadata = reply
     if result is None:
         return None
-    stored = json.loads(result)
-    if "task_id" in stored:  # of Celery's record
-        stored = stored["result"]
+    stored = _stored(result)
     stored.setdefault("accepted_at", int(accepted_ms or 0) / 1000)
     stored.setdefault("settled_at", int(settled_ms or 0) / 1000)
     if metadata and keyring is not None:
@@ -63,6 +61,33 @@ def read_result(reply: Sequence[bytes | None], job_id: str, keyring: Keyring | N
             "unsure_microusd": sum(attempt.get("unsure_microusd", 0) for attempt in attempts),
         }
     return open_result(stored, job_id, keyring)
+
+
+def _stored(text: bytes) -> Any:
+    """The result's JSON, of a record of the ledger's or of Celery's."""
+    stored = json.loads(text)
+    return stored["result"] if "task_id" in stored else stored
+
+
+@dataclass(frozen=True, slots=True)
+class TakenEnd:
+    """How a job has ended, for a worker that has a message of it."""
+
+    result: JobResult
+    """Without what is sealed."""
+    unheard: bool
+    """Nobody has told Celery: this worker is to."""
+    text: bytes = field(repr=False)
+
+    def stored(self) -> Any:
+        """The result as it lies in Redis."""
+        return _stored(self.text)
+
+
+def read_end(reply: Sequence[Any], job_id: str) -> TakenEnd | None:
+    unheard, *values = reply
+    result = read_result(values, job_id, None)
+    return None if result is None else TakenEnd(result, bool(unheard), values[0])
 
 
 @dataclass(frozen=True, slots=True)

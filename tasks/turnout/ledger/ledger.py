@@ -17,7 +17,8 @@ A job's record is a hash of
                           deadline_ms; turn (of its tenant's) and spot (among the parked): see `lua/shared.lua`
     what went wrong       requeues, republished, suspect (whose lease of it lapsed last, and when), crashes (not a
                           number of them: see `sweep`)
-    whom to tell          watchers, readers, hook (where its telling stands in `hooks`), hook_tries
+    whom to tell          watchers, readers, hook (where its telling stands in `hooks`), hook_tries, unheard (by Celery,
+                          which a worker is to tell whose message of the job comes first)
     how it ended          settled_ms, settled_token, and result, but of a success, which Celery's record has
 
 A failure needs the current token. A success is taken from any attempt while the job is unsettled, for it has been paid
@@ -31,7 +32,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from turnout.ledger.content import Hook, Piece, Telling, read_hook, read_pieces, read_result
+from turnout.ledger.content import Hook, Piece, TakenEnd, Telling, read_end, read_hook, read_pieces, read_result
 from turnout.ledger.job import (
     FACTS,
     Claimed,
@@ -127,6 +128,11 @@ class Ledger(Operations):
         replays. late: by a worker that no longer has the job's Celery task, so that another must tell of the end."""
         authority = "late" if late else "token"
         return self.end(authority, result, batch, token, record, result_ttl_s, failed_ttl_s)
+
+    def take_end(self, job_id: str) -> Call[TakenEnd | None]:
+        """How a job has ended that a message has come of; None if it is live, or gone. If Celery has not heard of the
+        end, this worker alone is told so, and is to see to it."""
+        return self.call("take_end", decode=lambda reply: read_end(reply, job_id), job=job_id)
 
     def requeue(
         self,

@@ -189,9 +189,12 @@ class Bed:
                 return ledger.requeue(job_id, token, "over", {"event": "handed_back"})
             case "defer":
                 return ledger.defer(job_id, token, WAIT / 1000, "parked", {"event": "deferred"})
-            case "succeed" | "fail":
-                status = JobStatus.SUCCEEDED if step.name == "succeed" else JobStatus.FAILED
-                return ledger.settle(token, ended(job_id, status, token), None, KEPT_S)
+            case "succeed" | "fail" | "succeed_late" | "fail_late":
+                how, _, late = step.name.partition("_")
+                status = JobStatus.SUCCEEDED if how == "succeed" else JobStatus.FAILED
+                return ledger.settle(token, ended(job_id, status, token), None, KEPT_S, late=bool(late))
+            case "take_end":
+                return replace(ledger.take_end(job_id), decode=lambda reply: bool(reply[0]))  # not how: see `DUMP`
             case "cancel":
                 return ledger.cancel(job_id, None)
             case "expire":
@@ -301,4 +304,5 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
         suspect="suspect" in record,
         lives=any(time > int(since) for time in signs),
         winner=winner,
+        unheard="unheard" in record,
     )

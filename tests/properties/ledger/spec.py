@@ -32,6 +32,8 @@ class Job:
     """Its worker has shown life since."""
     winner: tuple[str, int] | None = None
     """How it was settled, and by which token's result; 0: by no worker's."""
+    unheard: bool = False
+    """Whoever has a message of it is to tell Celery of its end."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,19 +117,30 @@ def _defer(job: Job, token: int, now: int) -> After:
     return After(True, replace(job, state="delayed", lease=None, due=now + WAIT, progress="parked"))
 
 
-def _settle(status: str) -> Callable[[Job, int, int], After]:
+def _settle(status: str, late: bool = False) -> Callable[[Job, int, int], After]:
+    def ended(job: Job, reply: str, token: int) -> After:
+        after = _ended(job, reply, status, token)
+        return _left_to_tell(job, after) if late else after
+
     def rule(job: Job, token: int, now: int) -> After:
         if job.state == "none":
             return After("gone", job)
+        if job.winner is not None and job.winner[1] == token:
+            return After("repeated", replace(job, unheard=job.unheard and late))
         if job.winner is not None:
-            return After("repeated" if job.winner[1] == token else "duplicate", job)
+            return After("duplicate", job)
         if _ours(job, token):
-            return _ended(job, "settled", status, token)
+            return ended(job, "settled", token)
         if status == "succeeded" and 1 <= token <= job.token:
-            return _ended(job, "salvaged", status, token)
+            return ended(job, "salvaged", token)
         return After("fenced", job)
 
     return rule
+
+
+def _left_to_tell(before: Job, after: After) -> After:
+    """A worker is to tell Celery: if none has a message of the job, it gets one."""
+    return replace(after, job=replace(after.job, unheard=True), pushed=int(before.state != "queued"))
 
 
 def _by_none(status: str, allowed: Callable[[Job, int], bool]) -> Callable[[Job, int, int], After]:
@@ -138,10 +151,13 @@ def _by_none(status: str, allowed: Callable[[Job, int], bool]) -> Callable[[Job,
             return After("duplicate", job)
         if not allowed(job, now):
             return After("refused", job)
-        # A worker is to tell Celery: one that has no message of the job gets one.
-        return replace(_ended(job, "settled", status, 0), pushed=int(job.state != "queued"))
+        return _left_to_tell(job, _ended(job, "settled", status, 0))
 
     return rule
+
+
+def _take_end(job: Job, _: int, now: int) -> After:
+    return After(job.unheard, replace(job, unheard=False))
 
 
 def _lapsed(job: Job, now: int) -> bool:
@@ -182,11 +198,14 @@ RULES: dict[str, Callable[[Job, int, int], After]] = {
     "defer": _defer,
     "succeed": _settle("succeeded"),
     "fail": _settle("failed"),
+    "succeed_late": _settle("succeeded", late=True),
+    "fail_late": _settle("failed", late=True),
+    "take_end": _take_end,
     "cancel": _by_none("cancelled", lambda job, now: True),
     "expire": _by_none("expired", _past_deadline),
     "give_up": _by_none("failed", lambda job, now: _lapsed(job, now)),
     "sweep": _sweep,
     "wake": _wake,
 }
-BY_TOKEN = ("begin", "renew", "fail_over", "release", "defer", "succeed", "fail")
+BY_TOKEN = ("begin", "renew", "fail_over", "release", "defer", "succeed", "fail", "succeed_late", "fail_late")
 """Steps that a worker does with its token; all others are anybody's."""

@@ -633,6 +633,31 @@ def test_what_a_success_no_longer_needs_goes(bed: Bed) -> None:
     assert not {b"payload", b"embed", b"owner", b"progress"} & set(bed.client.hkeys(bed.keys.job("a")))
 
 
+@pytest.mark.parametrize("status", [JobStatus.SUCCEEDED, JobStatus.FAILED])
+def test_the_end_that_a_worker_brings_from_its_disk_is_told_to_celery_once_with_callbacks(
+    bed: Bed, status: JobStatus
+) -> None:
+    callbacks = {"callbacks": [{"task": "told"}]}
+    bed.enqueue(embed=json.dumps(callbacks), publish=False)
+    token = bed.claimed().token
+    assert bed(bed.ledger.take_end("a")) is None
+    bed.settle(token, status, late=True)
+    (message,) = bed.messages()
+    assert json.loads(json.loads(message)["body"])[2] == callbacks
+    first, second = (bed(bed.ledger.take_end("a")) for _ in range(2))
+    assert (first.unheard, second.unheard) == (True, False)
+    assert first.result.status is status
+    assert first.stored()["id"] == "a"
+
+
+def test_nobody_but_its_worker_tells_of_the_end_of_a_replayed_job(bed: Bed) -> None:
+    bed.enqueue()
+    bed.settle(bed.claimed().token, JobStatus.FAILED, late=True)
+    bed(bed.ledger.replay("a"))
+    bed.settle(bed.claimed().token)
+    assert not bed(bed.ledger.take_end("a")).unheard
+
+
 def test_a_result_that_is_not_to_be_kept_is_settled_all_the_same(bed: Bed) -> None:
     bed.enqueue()
     assert bed(bed.ledger.settle(bed.claimed().token, ended("a", JobStatus.SUCCEEDED, 1), None, 0)).accepted

@@ -9,7 +9,7 @@ if version ~= VERSION or not (state == 'failed' or state == 'expired' or state =
 
 redis.call('HSET', KEYS.job, 'state', 'queued', 'accepted_ms', NOW, 'queued_ms', NOW, 'crashes', 0, 'requeues', 0,
   'deadline_ms', 0, 'progress', '')
-redis.call('HDEL', KEYS.job, 'result', 'settled_ms', 'settled_token', 'hook_tries')
+redis.call('HDEL', KEYS.job, 'result', 'settled_ms', 'settled_token', 'unheard', 'hook_tries')
 redis.call('PERSIST', KEYS.job)
 redis.call('PERSIST', KEYS.story)
 redis.call('ZREM', KEYS.failed, ARGV[1])

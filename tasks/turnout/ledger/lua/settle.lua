@@ -19,7 +19,9 @@ local version, state, current, settled_token, deadline,
 if not state then return {'gone', ''} end
 if version ~= VERSION then return {'refused', state} end
 if not is_live(state) then
-  return {(by_worker and settled_token == token) and 'repeated' or 'duplicate', state}
+  if not by_worker or settled_token ~= token then return {'duplicate', state} end
+  if authority == 'token' then redis.call('HDEL', KEYS.job, 'unheard') end
+  return {'repeated', state}
 end
 
 local outcome = 'settled'
@@ -44,6 +46,12 @@ end
 
 local pending, queue = of_lane(lane)
 if state == 'queued' then redis.call('ZREM', pending, id) end
+-- A worker that ends its own job tells Celery. Of any other end that worker does whose message of the job is the first
+-- to come. Where perhaps no message is left, publish one more, while the callbacks that it carries are there.
+if authority ~= 'token' then
+  redis.call('HSET', KEYS.job, 'unheard', 1)
+  if state ~= 'queued' then redis.call('LPUSH', queue, message_of(id, NOW)) end
+end
 redis.call('HSET', KEYS.job, 'state', status, 'settled_ms', NOW, 'settled_token', token)
 if ARGV[5] ~= '' then redis.call('HSET', KEYS.job, 'result', ARGV[5]) end
 -- Drop what nobody needs any more. Progress stays where the result comes from somebody who did not know it.
@@ -54,8 +62,6 @@ redis.call('HDEL', KEYS.job, unpack(gone))
 if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
 if deadline ~= '0' then redis.call('ZREM', KEYS.deadlines, id) end
 if spot then unpark(spot) end
--- Celery hears of an end from the worker that has the job's message. Where perhaps no worker has it, publish one more.
-if state ~= 'queued' and authority ~= 'token' then redis.call('LPUSH', queue, message_of(id, NOW)) end
 if turn then end_turn(turn) end
 redis.call('HINCRBY', KEYS.counts, status, 1)
 

@@ -1,0 +1,5 @@
+#!lua flags=allow-oom
+-- Read how a job has ended, for a worker that has a message of it, and leave to that worker to tell Celery, if nobody has.
+-- KEYS  job, result
+-- Returns 1 if it is to tell, else 0, and values of RESULT, as in `result`
+return {redis.call('HDEL', KEYS.job, 'unheard'), unpack(result_of())}
