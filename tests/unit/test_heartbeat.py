@@ -8,33 +8,85 @@ from itertools import count
 from typing import Any
 
 import pytest
+import redis
 from tests.integration.state.specification import SpecifiedStore
 
 from turnout.ledger import Ledger
 from turnout_workers.background.heartbeat import Heartbeat
 
 
-async def test_what_can_not_be_renewed_is_aborted_a_third_before_its_lease_ends_and_once() -> None:
-    clock, aborted, tidied = [0.0], [], asyncio.Event()
+async def test_what_the_next_round_may_come_too_late_for_is_aborted_once() -> None:
+    aborted, tidied = [], asyncio.Event()
     never: Any = None
-    heartbeat = Heartbeat(Ledger(), never, SpecifiedStore(lambda: clock[0]), 3.0, lambda: clock[0])
+    heartbeat = Heartbeat(Ledger(), never, SpecifiedStore(lambda: 0.0), 30.0, lambda: 0.0)
+    next_at = 0.0
 
     async def work() -> None:
         with heartbeat.holding("job", 1, 0.0):
             try:
                 await asyncio.sleep(60)
             except asyncio.CancelledError:
-                aborted.append(clock[0])
+                aborted.append(next_at)
                 await tidied.wait()
 
     working = asyncio.create_task(work())
     await asyncio.sleep(0)
-    for clock[0] in (1.6, 1.8, 2.8):
-        heartbeat.lose_expired()
+    for next_at in (21.9, 22.1, 28.0):  # the round takes 5 s, and the lease counts for 27 s
+        heartbeat.lose_expired(next_at)
         await asyncio.sleep(0)
     tidied.set()
     await working
-    assert aborted == [1.8]
+    assert aborted == [22.1]
+
+
+class Replies:
+    """What Redis says to renewals, one after the other: an error is raised, None never comes."""
+
+    def __init__(self, *replies: list[bool] | Exception | None) -> None:
+        self._replies = iter(replies)
+        self.asked: list[tuple[float, Any]] = []
+        """When, and for which job and token."""
+        self.all_asked = asyncio.Event()
+
+    async def __call__(self, call: Any) -> Any:
+        self.asked.append((asyncio.get_running_loop().time(), call.command[-2:]))
+        reply = next(self._replies, None)
+        if reply is None:
+            await asyncio.Future()
+        if isinstance(reply, Exception):
+            raise reply
+        self.all_asked.set()
+        return reply
+
+
+@pytest.mark.parametrize("trouble", [None, redis.ConnectionError("cut")])
+async def test_a_renewal_whose_reply_is_lost_is_tried_again_before_anything_is_aborted(
+    trouble: Exception | None,
+) -> None:
+    """Of a lease of which a third is over, as when it is renewed for the first time."""
+    ttl_s, clock = 6.0, asyncio.get_running_loop().time
+    send = Replies(trouble, [True])
+    untyped: Any = send
+    heartbeat = Heartbeat(Ledger(), untyped, SpecifiedStore(lambda: 0.0), ttl_s, clock)
+    beating = asyncio.create_task(heartbeat.run())
+    with heartbeat.holding("job", 1, clock() - ttl_s / 3) as hold:
+        await asyncio.wait_for(send.all_asked.wait(), 60)
+        (first_at, _), (second_at, _) = send.asked
+        assert second_at - first_at >= ttl_s / 6 - 0.1, "also where the first fails at once"
+        assert not hold.lost
+    beating.cancel()
+
+
+async def test_what_is_lost_is_renewed_no_more() -> None:
+    send, clock = Replies([True]), asyncio.get_running_loop().time
+    untyped: Any = send
+    heartbeat = Heartbeat(Ledger(), untyped, SpecifiedStore(lambda: 0.0), 30.0, clock)
+    with heartbeat.holding("lost", 1, clock()) as lost, heartbeat.holding("held", 1, clock()):
+        lost.lost = True
+        beating = asyncio.create_task(heartbeat.run())
+        await asyncio.wait_for(send.all_asked.wait(), 60)
+        beating.cancel()
+    assert [whose for _, whose in send.asked] == [("held", 1)]
 
 
 @pytest.mark.parametrize("ending", [True, False])
