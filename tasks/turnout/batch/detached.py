@@ -8,7 +8,7 @@ each result for as long from when its job has ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -26,6 +26,10 @@ from turnout.ledger import Call, Ledger, run
 from turnout.result import JobResult, JobStatus
 
 T = TypeVar("T")
+
+CUT = (redis.ConnectionError, redis.TimeoutError, redis.WatchError)
+"""What leaves open whether a transaction was done. The last is what redis-py makes of the others while a key is
+watched."""
 
 
 class NoSuchBatch(TurnoutError):
@@ -57,17 +61,33 @@ class Batches:
             self._client.delete(keys.batch_lines(id), keys.batch_input(id))
             raise
         name = source.name.encode(errors="backslashreplace")  # of a file it may be no UTF-8
-        at = time.time()
-        record = {"source": name, "state": State.FEEDING, "at": at, "next": 0, "fed": 0, **counts}
+        record = {"source": name, "state": State.FEEDING, "at": time.time(), "next": 0, "fed": 0, **counts}
         if max_cost_microusd is not None:
             record["max_cost_microusd"] = max_cost_microusd
+        try:
+            self._begin(id, record)
+        except CUT:
+            try:
+                self._begin(id, record)
+            except CUT as error:
+                told = f"Redis can't be reached, and batch {id} may have been handed over"
+                raise TurnoutError(f"{told}: `turnout batch show {id}` tells, once Redis is there") from error
+        return id
+
+    def _begin(self, id: str, record: Mapping[str, Any]) -> None:
+        """Leave it to the workers, unless they have it: the reply to a first try may have been lost, and they may have
+        begun. A first try that comes after the second finds the key changed, and changes nothing."""
+        keys = self._keys
         with self._client.pipeline() as pipe:
+            pipe.watch(keys.batch(id))  # type: ignore[no-untyped-call]
+            if pipe.exists(keys.batch(id)):
+                return
+            pipe.multi()
             pipe.hset(keys.batch(id), mapping=record)  # type: ignore[arg-type]
             for key in (keys.batch(id), keys.batch_lines(id), keys.batch_input(id)):
                 pipe.expire(key, KEPT_S)
-            pipe.zadd(keys.batches, {id: at})
+            pipe.zadd(keys.batches, {id: record["at"]})
             pipe.execute()
-        return id
 
     def all(self) -> list[Record]:
         """The latest first."""

@@ -8,13 +8,15 @@ import os
 import tracemalloc
 import zlib
 from base64 import b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import redis
 import redis.asyncio
+from tests.tcp_proxy import between
 
 from turnout.batch.chunk import chunk_jobs, entry
 from turnout.batch.detached import Batches
@@ -88,6 +90,35 @@ def test_a_batch_whose_first_lines_have_expired_before_the_last_one_came_is_none
     with pytest.raises(TurnoutError, match=r"^0 of 2 lines are in Redis"):
         batches.submit(source, Defaults())
     assert not flushed.keys()
+
+
+def test_a_batch_that_was_handed_over_with_its_reply_lost_is_there_once_and_goes_on(
+    flushed: redis.Redis, redis_url: str, source: Interrupted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with between(urlsplit(redis_url).port or 0) as proxy, redis.Redis.from_url(proxy.url) as client:
+        proxy.cut_replies(b"ZADD", times=1)
+        batches, begin, tries = Batches(client, Ledger()), Batches._begin, 0
+
+        def fed_meanwhile(self: Batches, id: str, record: Mapping[str, Any]) -> None:
+            nonlocal tries
+            tries += 1
+            if tries == 2:
+                flushed.hset(self._keys.batch(id), "fed", 1)
+            begin(self, id, record)
+
+        monkeypatch.setattr(Batches, "_begin", fed_meanwhile)
+        id = batches.submit(source, Defaults())
+        assert (tries, proxy.cut) == (2, 1)
+        assert [(one.id, one.fed) for one in batches.all()] == [(id, 1)]
+
+
+def test_a_batch_that_was_perhaps_handed_over_is_named(
+    flushed: redis.Redis, redis_url: str, source: Interrupted
+) -> None:
+    with between(urlsplit(redis_url).port or 0) as proxy, redis.Redis.from_url(proxy.url) as client:
+        proxy.cut_replies(b"WATCH", times=100)
+        with pytest.raises(TurnoutError, match=r"batch (batch-\w+) may have been handed over: `turnout batch show \1`"):
+            Batches(client, Ledger()).submit(source, Defaults())
 
 
 def test_a_file_may_have_a_name_that_is_no_utf_8(batches: Batches, tmp_path: Path) -> None:

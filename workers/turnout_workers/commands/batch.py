@@ -44,11 +44,11 @@ def submit(source: str, **options: Any) -> None:
     """Hand SOURCE over, all of it, and print the batch's id."""
     batches = _batches()
     id = batches.submit(Source(source), lines.defaults(options), options["max_cost_microusd"], options["dedupe"])
+    click.echo(id)  # before anything more that may fail: it runs
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
         total = counted(record.lines, "line")
         click.echo(f"{bad:,} of {total} can't be run; `turnout batch results {id} -o -` says why", err=True)
-    click.echo(id)
 
 
 @batch.command("list")
