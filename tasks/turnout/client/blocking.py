@@ -73,7 +73,8 @@ class Client:
             yield known[done.id]
 
     def purge(self, jobs: Iterable[Job | str]) -> int:
-        """Delete settled jobs with their results; live ones are left alone. Returns how many are gone."""
+        """Delete settled jobs with their results; live ones are left alone. Returns how many this has deleted: where a
+        reply of Redis is lost on the way, it is asked again, and counts none of those that were gone by then."""
         return at_once(self._core.purge(ids(jobs)))
 
 
