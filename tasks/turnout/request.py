@@ -7,6 +7,7 @@ reads it. Times are seconds (`_s`); absolute times carry a time zone.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
 from typing import Annotated, Any, Literal, Self, TypeVar
@@ -250,6 +251,22 @@ class InferenceRequest(Value):
         if capabilities := dumped.get("constraints", {}).get("capabilities"):
             capabilities.sort()  # a set: its order is no content
         return json.dumps(dumped, separators=(",", ":"), ensure_ascii=False)
+
+
+_JOINED_BY_KEY = frozenset({"constraints", "metadata", "extras"})
+
+
+def joined(*places: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of one request from several places, the last of which counts. Constraints, metadata and extras are
+    joined key by key: who adds a deadline takes no `no_training` away."""
+    fields: dict[str, Any] = {}
+    for place in places:
+        for name, value in place.items():
+            known = fields.get(name, {}) if name in _JOINED_BY_KEY else {}
+            if isinstance(value, Mapping):
+                value = {**known, **value} if isinstance(known, Mapping) else known  # which is to be refused
+            fields[name] = value
+    return fields
 
 
 # --- the response ----------------------------------------------------------------------------------------

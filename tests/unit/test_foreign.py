@@ -36,3 +36,8 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
     refused = await foreign.Foreign(Ledger(), call, in_force).accept("a", [[], {"prompt": 1}, None], None)
     assert refused is not None, "and what becomes of one that is no request is told when Redis is back"
     assert not replies
+
+
+def test_a_constraint_beside_a_request_takes_none_of_its_own_away() -> None:
+    private = {"request": {"prompt": "Why?", "constraints": {"no_training": True}}, "constraints": {"deadline_s": 60}}
+    assert foreign._request_of([], private)["constraints"] == {"no_training": True, "deadline_s": 60}

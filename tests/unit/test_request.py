@@ -10,10 +10,10 @@ import pytest
 from openai.types.chat import ChatCompletionMessage
 from pydantic import ValidationError
 
-from turnout.client.submission import new_job, refusal
+from turnout.client.submission import chunks, job_id, new_job, refusal
 from turnout.ledger import Intake, NewJob
 from turnout.messages import ResponseFormat
-from turnout.request import InferenceRequest
+from turnout.request import InferenceRequest, Lane, RoutingConstraints
 from turnout.validation import MANY, explain, innermost
 
 IMAGE = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}}
@@ -61,6 +61,74 @@ def test_the_order_in_which_our_own_fields_are_given_is_of_no_matter() -> None:
     fields = {"prompt": "a", "seed": 3, "constraints": {"capabilities": ["tools", "vision"], "no_training": True}}
     turned = {"constraints": {"no_training": True, "capabilities": ["vision", "tools"]}, "seed": 3, "prompt": "a"}
     assert new_job(fields).fingerprint == new_job(turned).fingerprint
+
+
+def asked(*args: Any, **options: Any) -> InferenceRequest:
+    """What is stored of what a client submits."""
+    return InferenceRequest.model_validate_json(new_job(*args, **options).payload)
+
+
+PRIVATE = RoutingConstraints(no_training=True, regions=("eu",), deadline_s=5)
+
+
+@pytest.mark.parametrize(
+    "request_", [InferenceRequest(prompt="a", constraints=PRIVATE), {"prompt": "a", "constraints": PRIVATE}]
+)
+@pytest.mark.parametrize("beside", [{"deadline_s": 60}, RoutingConstraints(deadline_s=60)])
+def test_a_deadline_beside_a_request_takes_no_data_policy_away(request_: Any, beside: Any) -> None:
+    wish = asked(request_, constraints=beside, lane="batch").constraints
+    assert wish == PRIVATE.model_copy(update={"deadline_s": 60, "lane": Lane.BATCH})
+
+
+def test_what_is_beside_a_request_is_joined_key_by_key_and_counts_before_it() -> None:
+    fields = {
+        "prompt": "a",
+        "model": "m1",
+        "metadata": {"a": "1", "b": "1"},
+        "extras": {"x": {"k": 1}},
+        "lane": "batch",
+    }
+    request = asked(
+        fields, model="m2", metadata={"b": "2"}, extras={"y": {"k": 2}}, seed=None, constraints={"lane": "standard"}
+    )
+    assert request.model == "m2"
+    assert request.metadata == {"a": "1", "b": "2"}
+    assert request.extras == {"x": {"k": 1}, "y": {"k": 2}}
+    assert request.constraints.lane == "standard"
+
+
+def test_what_one_of_many_says_itself_counts_before_what_is_said_for_all() -> None:
+    one: dict[str, Any] = {
+        "prompt": "a",
+        "model": "m1",
+        "constraints": {"no_training": True, "lane": "batch"},
+        "metadata": {"a": "1"},
+        "webhook": "own",
+        "stream": None,
+        "idempotency_key": "k",
+    }
+    for_all: Any = {
+        "model": "m2",
+        "constraints": {"no_training": False, "max_cost_usd": 1},
+        "metadata": {"a": "2", "b": "2"},
+        "webhook": "all",
+        "stream": True,
+        "lane": "standard",
+        "idempotency_key": "call",
+    }
+    ((own, other),) = chunks([one, "b"], **for_all)
+    request = InferenceRequest.model_validate_json(own.payload)
+    assert (request.model, request.metadata) == ("m1", {"a": "1", "b": "2"})
+    assert request.constraints == RoutingConstraints(no_training=True, max_cost_usd=1, lane=Lane.BATCH)
+    assert (own.webhook, own.stream, own.id) == ("own", True, job_id("k"))
+    assert InferenceRequest.model_validate_json(other.payload).constraints.lane == "standard"
+    assert (other.webhook, other.id) == ("all", job_id("call\0" + "1"))
+
+
+@pytest.mark.parametrize("field", ["constraints", "metadata", "extras"])
+def test_what_is_no_mapping_is_refused_and_not_replaced_by_what_is_beside_it(field: str) -> None:
+    with pytest.raises(ValidationError, match=field):
+        new_job({"prompt": "a", field: "cheap"}, lane="batch", **{field: {}})
 
 
 @pytest.mark.parametrize(

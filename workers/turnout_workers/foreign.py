@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
 from turnout.ledger.operations import nothing
-from turnout.request import InferenceRequest, Lane
+from turnout.request import InferenceRequest, Lane, joined
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import MAX_ID_CHARS, TOO_DEEP, explain, too_deep
 from turnout_workers.config.in_force import InForce
@@ -133,4 +133,4 @@ def _request_of(args: list[Any], kwargs: dict[str, Any]) -> Any:
     asked = beside.pop("request", args[0] if len(args) == 1 else args or {})
     if isinstance(asked, str):
         asked = {"prompt": asked}
-    return asked | beside if isinstance(asked, dict) else asked
+    return joined(asked, beside) if isinstance(asked, dict) else asked

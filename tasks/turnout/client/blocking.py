@@ -48,13 +48,14 @@ class Client:
     def submit(self, request: Request | None = None, **options: Unpack[Options]) -> Job:
         """Accept one job; it is safe in Redis when this returns.
 
-        request: an InferenceRequest, a prompt, or a mapping of options. options: see `Options`.
+        request: an InferenceRequest, a prompt, or a mapping of options. options: see `Options`; they count before what
+        is in the request, of which constraints, metadata and extras are joined with them key by key.
         Raises Conflict, IntakeRefused, pydantic.ValidationError.
         """
         return Job(at_once(self._core.submit(request, **options)))
 
     def submit_many(self, requests: Iterable[Request], **options: Unpack[Options]) -> list[Job]:
-        """Accept many jobs, some hundred at a round trip. `options` hold for all of them.
+        """Accept many jobs, some hundred at a round trip. `options` hold for each, where it says nothing else itself.
 
         If it raises, its note names the request, and others may have been accepted; with an `idempotency_key`, the
         call can be repeated as a whole.

@@ -15,7 +15,7 @@ from turnout.errors import FULL, Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
 from turnout.messages import Message, ResponseFormat, Tool, without_empty
 from turnout.redis_address import with_password
-from turnout.request import InferenceRequest, Lane, RoutingConstraints
+from turnout.request import InferenceRequest, Lane, RoutingConstraints, joined
 from turnout.validation import TOO_DEEP, too_deep
 from turnout.value import Name, Value
 
@@ -81,17 +81,18 @@ class Delivery(Value):
 def chunks(
     requests: Iterable[Request], max_chars: int = MAX_REQUEST_CHARS, **options: Unpack[Options]
 ) -> Iterator[list[NewJob]]:
-    """Jobs of many requests. An idempotency key is for the whole call; each job's own key adds its number to it."""
+    """Jobs of many requests. An idempotency key is for the whole call; each job's key adds its number to it. What a
+    request says itself counts before the options."""
     if isinstance(requests, str | Mapping | BaseModel):  # each can be iterated over, to no good
         raise TypeError("many requests are a list of them; this is a single one, for submit")
-    rest, key = enumerate(requests), options.get("idempotency_key")
+    rest, for_all, key = enumerate(requests), _given(options), options.get("idempotency_key")
     while chunk := list(islice(rest, CHUNK)):
         jobs = []
         for number, request in chunk:
             if key:
-                options["idempotency_key"] = f"{key}\0{number}"
+                for_all["idempotency_key"] = f"{key}\0{number}"
             try:
-                jobs.append(new_job(request, max_chars, **options))
+                jobs.append(new_job(joined(for_all, _given(request)), max_chars))
             except Exception as error:
                 error.add_note(f"It is requests[{number}].")
                 raise
@@ -100,15 +101,12 @@ def chunks(
 
 def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, **options: Unpack[Options]) -> NewJob:
     """One job to be accepted. Raises pydantic.ValidationError for what is no request, and IntakeRefused."""
-    given = _given(request) | {name: value for name, value in options.items() if value is not None}
-    lane, key = (given.pop(name, None) for name in ("lane", "idempotency_key"))
+    # A caller that waits for one job is an interactive one, unless it says otherwise.
+    given = joined({"constraints": {"lane": Lane.INTERACTIVE}}, _given(request), _given(options))
+    key = given.pop("idempotency_key", None)
     told = {name: value for name in Delivery.model_fields if (value := given.pop(name, None)) is not None}
     delivery = Delivery.model_validate(told)
-    # A caller that waits for one job is an interactive one, unless it says otherwise.
-    given["constraints"] = wish = _dumped(given.get("constraints") or {})
-    if isinstance(wish, Mapping):
-        given["constraints"] = {"lane": Lane.INTERACTIVE, **wish} | ({} if lane is None else {"lane": lane})
-    beside = _dumped(given.get("response_format") or {})
+    beside = given.get("response_format", {})
     if delivery.response_model is not None and isinstance(beside, Mapping):
         if beside.get("json_schema") is not None:
             raise ValueError("response_format.json_schema: response_model has the schema; give one of the two")
@@ -124,14 +122,19 @@ def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, 
     return job
 
 
-def _given(request: Request | None) -> dict[str, Any]:
+def _given(request: Request | Options | None) -> dict[str, Any]:
+    """What is given there, its lane among its constraints."""
     if isinstance(request, str):
         return {"prompt": request}
-    if request is None or isinstance(request, Mapping | InferenceRequest):
-        return dict(_dumped(request or {}))
-    raise TypeError(
-        f"a request is a prompt, an InferenceRequest or a mapping of options, and no {type(request).__name__}"
-    )
+    if request is not None and not isinstance(request, Mapping | InferenceRequest):
+        raise TypeError(
+            f"a request is a prompt, an InferenceRequest or a mapping of options, and no {type(request).__name__}"
+        )
+    fields: Mapping[str, Any] = _dumped(request or {})
+    given = {name: _dumped(value) for name, value in fields.items() if value is not None}
+    if (lane := given.pop("lane", None)) is not None:
+        return joined(given, {"constraints": {"lane": lane}})
+    return given
 
 
 def _dumped(given: Any) -> Any:
