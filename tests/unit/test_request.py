@@ -125,6 +125,18 @@ def test_what_one_of_many_says_itself_counts_before_what_is_said_for_all() -> No
     assert (other.webhook, other.id) == ("all", job_id("call\0" + "1"))
 
 
+@pytest.mark.filterwarnings("error")
+def test_of_a_copy_what_nobody_has_validated_is_submitted_without_a_warning_that_shows_it() -> None:
+    request = InferenceRequest(messages=({"role": "user", "content": "a"},))
+    more = request.model_copy(update={"messages": [*request.chat, {"role": "user", "content": "canary"}]})
+    assert [message.text for message in asked(more).chat] == ["a", "canary"]
+    other = request.chat[0].model_copy(update={"content": [{"type": "text", "text": "canary"}]})
+    assert asked(messages=[other]).chat[0].text == "canary"
+    with pytest.raises(ValidationError) as refused:
+        new_job(messages=[other.model_copy(update={"content": {"canary": 1}})])
+    assert "canary" not in str(refused.value)
+
+
 @pytest.mark.parametrize("field", ["constraints", "metadata", "extras"])
 def test_what_is_no_mapping_is_refused_and_not_replaced_by_what_is_beside_it(field: str) -> None:
     with pytest.raises(ValidationError, match=field):

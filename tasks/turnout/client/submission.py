@@ -138,8 +138,11 @@ def _given(request: Request | Options | None) -> dict[str, Any]:
 
 
 def _dumped(given: Any) -> Any:
-    """Of a model what was set in it, as a mapping; anything else as it is."""
-    return given.model_dump(exclude_unset=True) if isinstance(given, BaseModel) else given
+    """Of a model what was set in it, as a mapping, also in a list; anything else as it is."""
+    if isinstance(given, list | tuple):
+        return [*map(_dumped, given)]
+    # Without warnings, which would quote a prompt: all of it is validated afterwards.
+    return given.model_dump(exclude_unset=True, warnings=False) if isinstance(given, BaseModel) else given
 
 
 def _check(payload: str, max_chars: int) -> None:
