@@ -137,6 +137,22 @@ def test_of_a_copy_what_nobody_has_validated_is_submitted_without_a_warning_that
     assert "canary" not in str(refused.value)
 
 
+def test_what_was_filled_in_in_place_is_submitted() -> None:
+    request, labelled = InferenceRequest(prompt="a"), InferenceRequest(prompt="a", metadata={"a": "1"})
+    request.extras["acme"] = {"k": 1}
+    for one in (request, labelled):
+        one.metadata["b"] = "2"
+    assert asked(request) == asked("a", metadata={"b": "2"}, extras={"acme": {"k": 1}})
+    assert asked(labelled) == asked("a", metadata={"a": "1", "b": "2"})
+
+
+def test_what_was_set_to_its_default_was_set() -> None:
+    request = InferenceRequest(prompt="a", constraints=RoutingConstraints(lane=Lane.STANDARD, no_training=False))
+    assert asked(request).constraints.lane == "standard", "and not interactive"
+    ((job,),) = chunks([request], constraints={"no_training": True})
+    assert not InferenceRequest.model_validate_json(job.payload).constraints.no_training
+
+
 @pytest.mark.parametrize("field", ["constraints", "metadata", "extras"])
 def test_what_is_no_mapping_is_refused_and_not_replaced_by_what_is_beside_it(field: str) -> None:
     with pytest.raises(ValidationError, match=field):

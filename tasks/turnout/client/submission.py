@@ -138,11 +138,14 @@ def _given(request: Request | Options | None) -> dict[str, Any]:
 
 
 def _dumped(given: Any) -> Any:
-    """Of a model what was set in it, as a mapping, also in a list; anything else as it is."""
+    """Of a model what was set or filled in, as a mapping, also in a list; anything else as it is."""
     if isinstance(given, list | tuple):
         return [*map(_dumped, given)]
+    if not isinstance(given, BaseModel):
+        return given
     # Without warnings, which would quote a prompt: all of it is validated afterwards.
-    return given.model_dump(exclude_unset=True, warnings=False) if isinstance(given, BaseModel) else given
+    was_set = given.model_dump(exclude_unset=True, warnings=False)
+    return joined(was_set, given.model_dump(exclude_defaults=True, warnings=False))
 
 
 def _check(payload: str, max_chars: int) -> None:
