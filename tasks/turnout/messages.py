@@ -71,6 +71,16 @@ class Message(Value):
     tool_call_id: str | None = None
     refusal: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _without_empty(cls, given: Any) -> Any:
+        """Answers of OpenAI's API that are given back as history name much that they have not."""
+        if not isinstance(given, Mapping):
+            return given
+        said = {name: value for name, value in given.items() if value is not None and value != []}
+        # Strict JSON takes a list for a tuple only as long as no validator has had it in hand.
+        return {name: tuple(value) if isinstance(value, list) else value for name, value in said.items()}
+
     @property
     def said(self) -> str | tuple[TextPart | ImagePart, ...] | None:
         """The content. Of an answer that was nothing but a refusal, that: hardly a vendor takes it as a field."""
@@ -86,13 +96,6 @@ class Message(Value):
     @property
     def text(self) -> str:
         return "".join(part.text for part in self.parts if isinstance(part, TextPart))
-
-
-def without_empty(message: Any) -> Any:
-    """A message as it is given. Answers of OpenAI's API that are given back as history name much that they have not."""
-    if not isinstance(message, Mapping):
-        return message
-    return {name: value for name, value in message.items() if value is not None and value != []}
 
 
 class FunctionDefinition(Value):

@@ -229,10 +229,16 @@ def test_an_answer_is_asked_for_strictly_where_its_schema_allows_it_unless_the_c
 
 def test_an_answer_of_openais_api_can_be_given_back_and_what_it_says_beside_is_refused() -> None:
     said = ChatCompletionMessage(role="assistant", content="Hello", annotations=[]).model_dump()
-    heard = said | {"audio": {"id": "a"}}
-    assert new_job(messages=[said]).payload == new_job(messages=[{"role": "assistant", "content": "Hello"}]).payload
-    with pytest.raises(ValidationError, match=r"messages.0.audio"):
-        new_job(messages=[heard])
+    assert {name for name, value in said.items() if value is None} >= {"tool_calls", "refusal", "audio"}
+    wanted = InferenceRequest.model_validate({"messages": [{"role": "assistant", "content": "Hello"}]})
+    for read in (
+        lambda message: InferenceRequest(messages=[message]),  # type: ignore[list-item]
+        lambda message: InferenceRequest.model_validate_json(json.dumps({"messages": [message]}), strict=True),
+        lambda message: asked(messages=[message], lane="standard"),
+    ):
+        assert read(said) == wanted
+        with pytest.raises(ValidationError, match=r"messages.0.audio"):
+            read(said | {"audio": {"id": "a"}})
 
 
 @pytest.mark.parametrize("part", [{"text": "canary"}, {"type": "canary", "text": "canary"}])

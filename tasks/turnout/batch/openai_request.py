@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from turnout.batch.line import Unusable
-from turnout.messages import NOT_INLINE, is_inline, without_empty
+from turnout.messages import NOT_INLINE, is_inline
 from turnout.request import OPENAI_FIELDS, WHOEVER_TAKES_IT
 
 CHAT, EMBEDDINGS, RESPONSES = "/v1/chat/completions", "/v1/embeddings", "/v1/responses"
@@ -58,7 +58,7 @@ def request_fields(url: object, body: Mapping[str, Any]) -> dict[str, Any]:
         if name in fields:
             fields["max_output_tokens"] = fields.pop(name)
     if "messages" in fields:
-        fields["messages"] = [*map(without_empty, _list(fields["messages"], "body.messages"))]
+        fields["messages"] = _list(fields["messages"], "body.messages")
     if "tool_choice" in fields:
         fields["tool_choice"] = _tool_choice(fields["tool_choice"])
     return fields | ({"extras": {WHOEVER_TAKES_IT: extras}} if extras else {})

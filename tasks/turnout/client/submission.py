@@ -13,7 +13,7 @@ from pydantic import BaseModel
 
 from turnout.errors import FULL, Conflict, IntakeRefused
 from turnout.ledger import Intake, NewJob
-from turnout.messages import Message, ResponseFormat, Tool, without_empty
+from turnout.messages import Message, ResponseFormat, Tool
 from turnout.redis_address import with_password
 from turnout.request import InferenceRequest, Lane, RoutingConstraints, joined
 from turnout.validation import TOO_DEEP, too_deep
@@ -111,8 +111,6 @@ def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, 
         if beside.get("json_schema") is not None:
             raise ValueError("response_format.json_schema: response_model has the schema; give one of the two")
         given["response_format"] = ResponseFormat.of(delivery.response_model).model_dump() | dict(beside)
-    if isinstance(given.get("messages"), list | tuple):
-        given["messages"] = [*map(without_empty, given["messages"])]
     valid = InferenceRequest.model_validate(given)
     try:
         job = NewJob.of(job_id(key), valid, stream=delivery.stream, webhook=delivery.webhook, trace=_trace())
