@@ -664,6 +664,19 @@ def test_an_unknown_job_keeps_none_of_the_others_back(client: Client) -> None:
     assert list(client.as_completed([unknown, job], 60)) == [unknown, job]
 
 
+def test_each_of_two_that_are_one_job_comes_when_it_has_ended(client: Client, here: local.Local) -> None:
+    """As of two orders that are alike, under one idempotency key."""
+    jobs = [client.submit("A?", max_output_tokens=5, idempotency_key="alike") for _ in range(2)]
+    assert [*client.as_completed(jobs, 60)] == jobs
+
+    async def awaited() -> None:
+        async with AsyncClient(here.redis_url) as other:
+            known = [other.job(job.id) for job in jobs]
+            assert [job async for job in other.as_completed(known, 60)] == known
+
+    asyncio.run(awaited())
+
+
 def test_jobs_may_be_given_as_they_come_and_one_to_be_purged_by_its_id(client: Client) -> None:
     jobs = client.submit_many(["A?", "B?", "C?"], max_output_tokens=5)
     assert {job.id for job in client.as_completed((job for job in jobs), 60)} == {job.id for job in jobs}

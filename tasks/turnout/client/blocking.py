@@ -67,11 +67,12 @@ class Client:
         return Job(self._core.job(job_id))
 
     def as_completed(self, jobs: Iterable[Job], timeout: float | None = None) -> Iterator[Job]:
-        """The jobs in the order in which they settle. One that is unknown, or has expired, comes first, and raises
-        LookupError itself. Raises TimeoutError."""
-        known = {job.id: job for job in jobs}
-        for done in _each(self._core.as_completed([job._core for job in known.values()], timeout)):
-            yield known[done.id]
+        """The jobs in the order in which they settle, each as often as it is given. One that is unknown, or has
+        expired, comes first, and raises LookupError itself. Raises TimeoutError."""
+        jobs = list(jobs)
+        known = {job._core: job for job in jobs}
+        for done in _each(self._core.as_completed([job._core for job in jobs], timeout)):
+            yield known[done]
 
     def purge(self, jobs: Iterable[Job | str]) -> int:
         """Delete settled jobs with their results; live ones are left alone. Returns how many this has deleted: where a

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
 from typing import Any, ClassVar, Self, TypeVar, Unpack
 from uuid import uuid4
@@ -100,13 +101,15 @@ class AsyncClient:
     ) -> AsyncGenerator[AsyncJob, None]:
         """See `Client.as_completed`."""
         ends_at = None if timeout is None else time.monotonic() + timeout
-        waiting = {job.id: job for job in jobs}
+        waiting = defaultdict[str, list[AsyncJob]](list)
+        for one in jobs:
+            waiting[one.id].append(one)
         count, patience = len(waiting), Patience()
         async with self._link.listening(waiting) as heard:
             settled = await self._settled(waiting)
             while waiting:
                 for job_id in settled:
-                    if job := waiting.pop(job_id, None):
+                    for job in waiting.pop(job_id, ()):
                         yield job
                 if not waiting:
                     return
