@@ -57,7 +57,7 @@ def told(text: str, environ: dict[str, str] | None = None) -> str:
         ("x = ", "t.toml:1: this is not TOML: Invalid value"),
         ("\n\n[a\n", "t.toml:3: this is not TOML"),
         ("\nnamespice = 'a'", "t.toml:2: namespice: there is no such field; did you mean namespace?"),
-        ("namespace = 'a b'", "t.toml:1: namespace: "),
+        ("namespace = 'a b'", "t.toml:1: namespace: must be 1 to 64 "),
         (
             "[router]\n\ndefault_strategy = 'cheapest'",
             "t.toml:3: router.default_strategy: Input should be 'balanced'",

@@ -16,6 +16,7 @@ from turnout.client.streaming import Reader
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request, chunks, new_job, redis_url, refusal
 from turnout.errors import IntakeRefused
 from turnout.ledger import LIVE, Call, Facts, Keyring, Keys, Ledger, NewJob
+from turnout.ledger.keys import checked_namespace
 from turnout.redis_address import checked
 from turnout.redis_trouble import takes_no_writes
 from turnout.request import InferenceResponse
@@ -36,12 +37,14 @@ class AsyncClient:
         self, url: str | None = None, namespace: str | None = None, max_request_chars: int = MAX_REQUEST_CHARS
     ) -> None:
         """See `Client`."""
-        namespace = namespace or os.environ.get("TURNOUT_NAMESPACE") or "turnout"
-        self._ledger = Ledger(Keys(namespace), keyring=Keyring.of(os.environ))
+        named = "namespace" if namespace else "TURNOUT_NAMESPACE"
         try:
+            self._namespace = checked_namespace(namespace or os.environ.get(named) or "turnout")
+            named = "url" if url else "REDIS_URL"
             self._url = checked(redis_url(url))
         except ValueError as error:
-            raise ValueError(f"{'url' if url else 'REDIS_URL'} {error}") from None
+            raise ValueError(f"{named} {error}") from None
+        self._ledger = Ledger(Keys(self._namespace), keyring=Keyring.of(os.environ))
         self._inbox = self._ledger.keys.inbox(uuid4().hex)
         self._links: dict[int, LoopLink | ThreadLink] = {}
         self._max_chars = max_request_chars
@@ -135,7 +138,8 @@ class AsyncClient:
             workers = await self._ask(self._ledger.workers())
         except RedisError as error:
             return f"Redis doesn't say whether workers are running: {error}"
-        return "they go on" if workers else "no worker is running on this Redis, in this namespace (turnout worker)"
+        lonely = f"no worker is running on this Redis in the namespace {self._namespace} (turnout worker)"
+        return "they go on" if workers else lonely
 
     async def _settled(self, job_ids: Iterable[str], pieces: bool = False) -> list[str]:
         """Those that have settled, or are gone. The channel tells of the others, with `pieces` also of each piece of an

@@ -7,9 +7,17 @@ supported: one server, or one with replicas, carries a namespace (docs/operation
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 from turnout.request import Lane
+
+
+def checked_namespace(namespace: str) -> str:
+    """The namespace as it is, if clients and workers can have it. Raises ValueError."""
+    if not re.fullmatch("[A-Za-z0-9_.-]{1,64}", namespace):
+        raise ValueError("must be 1 to 64 of the characters A-Z, a-z, 0-9, _, . and -")
+    return namespace
 
 
 class Keys:

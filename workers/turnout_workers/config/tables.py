@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from turnout.ledger.keys import checked_namespace
 from turnout.redis_address import checked
 from turnout.request import Lane, RoutingStrategy
 from turnout.value import Name, Value
@@ -94,7 +95,7 @@ class File(Value):
     """The whole of turnout.toml."""
 
     redis_url: Annotated[str, AfterValidator(checked)] = "redis://127.0.0.1:6379/0"
-    namespace: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")] = "turnout"
+    namespace: Annotated[str, AfterValidator(checked_namespace)] = "turnout"
     router: RouterTable = RouterTable()
     worker: WorkerTable = WorkerTable()
     lanes: LanesTable = LanesTable()
