@@ -9,12 +9,12 @@ import signal
 import threading
 import time
 import weakref
-from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 import pytest
 import redis
@@ -145,6 +145,13 @@ def test_one_of_many_may_have_options_of_its_own(client: Client) -> None:
 def test_every_field_of_a_request_is_an_option_that_a_type_checker_knows() -> None:
     beside = {"lane", "idempotency_key", "stream", "webhook", "response_model"}
     assert Options.__annotations__.keys() == InferenceRequest.model_fields.keys() | beside
+
+
+def test_what_can_be_closed_before_its_end_is_so_for_a_type_checker_too() -> None:
+    for begun in (Client.as_completed, Job.stream):
+        assert get_origin(get_type_hints(begun)["return"]) is Generator
+    for begun in (AsyncClient.as_completed, AsyncJob.stream):
+        assert get_origin(get_type_hints(begun)["return"]) is AsyncGenerator
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Generator, Iterable
 from typing import Any, Self, TypeVar, Unpack
 
 from turnout.client.link import ThreadLink
@@ -66,7 +66,7 @@ class Client:
         """A job by its id, whoever submitted it."""
         return Job(self._core.job(job_id))
 
-    def as_completed(self, jobs: Iterable[Job], timeout: float | None = None) -> Iterator[Job]:
+    def as_completed(self, jobs: Iterable[Job], timeout: float | None = None) -> Generator[Job, None, None]:
         """The jobs in the order in which they settle, each as often as it is given. One that is unknown, or has
         expired, comes first, and raises LookupError itself. Raises TimeoutError."""
         jobs = list(jobs)
@@ -102,7 +102,7 @@ class Job:
         """The answer, once there is one. Raises Failed, Expired, Cancelled, TimeoutError, LookupError."""
         return at_once(self._core.wait(timeout))
 
-    def stream(self, idle_s: float | None = None) -> Iterator[str]:
+    def stream(self, idle_s: float | None = None) -> Generator[str, None, None]:
         """The answer's pieces as they come, from the beginning on, whenever one begins to listen.
 
         A `Restarted` among them says to begin anew. A job that was not submitted with `stream=True`, and one whose
@@ -121,7 +121,7 @@ class Job:
         return at_once(self._core.events())
 
 
-def _each(items: AsyncGenerator[T, None]) -> Iterator[T]:
+def _each(items: AsyncGenerator[T, None]) -> Generator[T, None, None]:
     """`async for` over a generator that never waits for a loop."""
     try:
         while True:
