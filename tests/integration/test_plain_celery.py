@@ -106,10 +106,13 @@ def test_a_link_error_is_called_and_the_result_raises(app: Celery) -> None:
         sent.get(timeout=LIMIT_S)
 
 
-def test_a_request_that_is_not_accepted_fails_with_the_reason(app: Celery) -> None:
+def test_a_request_that_is_not_accepted_fails_with_the_reason(app: Celery, stand: Stand) -> None:
     late = infer(app, constraints={"deadline": "2020-01-31T12:00:00Z"}).apply_async()
     with pytest.raises(Failed, match="expired: the job was not accepted"):
         late.get(timeout=LIMIT_S)
+    record = json.loads(stand.client.get(stand.ledger.keys.result(late.id)) or b"")
+    (told,) = record["result"]["exc_message"]
+    assert told.keys() == {"id", "status", "error"}, "and nothing that has its usual value"
 
 
 def test_a_request_that_no_worker_could_read_again_never_is_a_job(app: Celery, stand: Stand) -> None:

@@ -120,7 +120,7 @@ class Foreign:
 
     async def _ended(self, job_id: str, status: JobStatus, code: str, message: str) -> JobResult:
         result = JobResult.unanswered(job_id, status, code, message)
-        key, record = self.ledger.keys.result(job_id), celery_record(result, result.model_dump_json())
+        key, record = self.ledger.keys.result(job_id), celery_record(result, write_result(result, self.ledger.keyring))
         kept_s = int(self.in_force.file.retention.results_s)
         await self.send.all(Call(("SET", key, record, "EX", kept_s), nothing), Call(("PUBLISH", key, record), nothing))
         return result
