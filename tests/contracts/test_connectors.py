@@ -145,6 +145,39 @@ async def test_what_a_provider_does_not_take_is_dropped_or_refused(http: Http, s
     assert error.value.failure.kind is K.UNSUPPORTED
 
 
+@pytest.mark.parametrize(
+    ("kind", "roles"), [("anthropic", ("system", "developer")), ("gemini", ("system", "developer", "tool"))]
+)
+async def test_an_image_where_a_format_has_texts_alone_is_dropped_or_refused(
+    kind: str, roles: tuple[str, ...], http: Http
+) -> None:
+    shown = [
+        {"type": "text", "text": "Look"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBOR"}},
+    ]
+    for role in roles:
+        once = {"role": role, "content": shown, "tool_call_id": "c1"}
+        asked = {"messages": [once, once, {"role": "user", "content": "What is it?"}]}
+        _, body, warnings = await sent(config(kind, ""), asked, http)
+        assert warnings == (f"{kind} does not take an image in a {role} message; it was left out",)
+        assert "iVBOR" not in json.dumps(body)
+        with pytest.raises(ProviderError) as error:
+            await sent(config(kind, ""), {**asked, "on_unsupported": "fail"}, http)
+        assert error.value.failure.kind is K.UNSUPPORTED
+
+
+async def test_claude_is_shown_the_image_that_a_tool_gave(http: Http, simulator: Simulator) -> None:
+    _, _, call, *_ = TURNS["messages"]
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBOR"}}
+    given = {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "Here"}, image]}
+    asked = {"messages": [{"role": "user", "content": "?"}, call, given]}
+    _, body, warnings = await sent(config("anthropic", ""), asked, http)
+    ((result,), shown) = body["messages"][-1]["content"], CLAUDE["messages"][0]["content"][1]
+    assert (result["content"], warnings) == ([{"type": "text", "text": "Here"}, shown], ())
+    connector = build(config("anthropic", simulator.base_url("anthropic")), http)
+    assert (await connector.complete(InferenceRequest.model_validate(asked))).text
+
+
 async def test_a_health_check_takes_any_list_of_models(http: Http) -> None:
     async with serving(always(said(b'[{"id": "m"}]'))) as url:  # Together's is no object
         await build(config("openai", url), http).check_health()

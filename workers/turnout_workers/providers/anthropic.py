@@ -65,6 +65,7 @@ class AnthropicConnector(Connector):
         if request.is_embedding:
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
         limit = request.max_output_tokens or endpoint.max_output_tokens or DEFAULT_MAX_TOKENS
+        sent.texts_alone("system", "developer")
         messages = [{"role": role, "content": said} for role, said in turns(request, "assistant", _blocks)]
         body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": messages}
         wanted = request.response_format
@@ -168,9 +169,6 @@ class _Events:
 
 
 def _blocks(message: Message) -> list[dict[str, Any]]:
-    if message.role == "tool":
-        result = {"tool_use_id": call_id(message.tool_call_id or "", CALL_ID), "content": message.text}
-        return [{"type": "tool_result", **result}]
     blocks: list[dict[str, Any]] = []
     for part in message.parts:
         if isinstance(part, TextPart):
@@ -180,6 +178,10 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
             media_type, data = part.inline
             source = {"type": "base64", "media_type": media_type, "data": data}
             blocks.append({"type": "image", "source": source})
+    if message.role == "tool":
+        given = blocks if any(block["type"] == "image" for block in blocks) else message.text
+        result = {"tool_use_id": call_id(message.tool_call_id or "", CALL_ID), "content": given}
+        return [{"type": "tool_result", **result}]
     for call in message.tool_calls:
         called = {"id": call_id(call.id, CALL_ID), "name": call.function.name, "input": arguments(call)}
         blocks.append({"type": "tool_use", **called})

@@ -72,6 +72,7 @@ class GeminiConnector(Connector):
 
 
 def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
+    sent.texts_alone("system", "developer", "tool")
     options: dict[str, Any] = {}
     if request.max_output_tokens is not None:
         options["maxOutputTokens"] = request.max_output_tokens

@@ -11,7 +11,7 @@ from itertools import groupby
 from typing import Any, Protocol, TypeVar
 from uuid import uuid4
 
-from turnout.messages import FunctionCall, Message, ToolCall
+from turnout.messages import FunctionCall, ImagePart, Message, ToolCall
 from turnout.request import WHOEVER_TAKES_IT, FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.body import parsed
 from turnout_workers.providers.errors import ProviderError, malformed
@@ -72,6 +72,13 @@ class Sent:
         own = self.request.extras.get(self.provider, {})
         others = self.request.extras.get(WHOEVER_TAKES_IT, {})
         return {name: value for name, value in others.items() if name not in own and self.takes(name)} | own
+
+    def texts_alone(self, *roles: str) -> None:
+        """Say so where messages of these roles hold images: the format has no place for such, so they are left out."""
+        for role in roles:
+            said = [part for message in self.request.chat if message.role == role for part in message.parts]
+            if any(isinstance(part, ImagePart) for part in said):
+                self.takes(f"an image in a {role} message")
 
     def with_extras(self, body: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, Any]:
         """The body with the job's own fields for this provider; those of a table go into it one by one."""
