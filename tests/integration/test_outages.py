@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import resource
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -236,3 +238,22 @@ def test_answers_that_take_longer_than_anybody_has_told_are_waited_for(tmp_path:
         stand.until(lambda: stand.settled() == len(ids), 60)
         assert [r.status for r in stand.results(ids) if r] == ["succeeded"] * len(ids)
         assert requests(stand, "pensive") == len(ids)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only there a process can set the limits of another")
+def test_a_worker_that_may_open_no_more_files_blames_no_provider_and_its_jobs_wait(tmp_path: Path) -> None:
+    with standing(tmp_path, fleet("good", "other").replace("0.02", "0.3"), concurrency=20) as stand:
+        worker = stand.start_worker()
+        stand.submit(["first"])
+        stand.until(lambda: stand.settled() == 1)
+        _, most = resource.prlimit(worker.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (3, most))
+        ids = [f"job {n}" for n in range(20)]
+        stand.submit(ids)
+        stand.until(lambda: "Too many open files" in worker.said and stand.outcomes(ids).get("delayed", 0) > 0)
+        resource.prlimit(worker.pid, resource.RLIMIT_NOFILE, (most, most))
+        stand.until(lambda: stand.outcomes(ids) == {"succeeded": 20}, 120)
+        results = [result for result in stand.results(ids) if result]
+        failures = {attempt.failure for result in results for attempt in result.attempts}
+        assert failures == {None, "local"}
+        assert "ejected" not in worker.said

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from collections.abc import Iterator
 
 import aiohttp
 import pytest
+from aiohttp.client_reqrep import ConnectionKey
 
 from turnout_workers.providers.classify import classify_exception
 from turnout_workers.routing.failure import Billed, FailureKind
@@ -50,3 +53,25 @@ def test_an_exception_has_its_meaning(name: str) -> None:
     mute = type(name, (CLASSES[name],), {"__str__": lambda self: ""})
     failure = classify_exception(mute.__new__(mute))
     assert (failure.kind, failure.billed) == EXPECTED[name]
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [
+        (errno.EMFILE, K.LOCAL),
+        (errno.ENFILE, K.LOCAL),
+        (errno.ENOBUFS, K.LOCAL),
+        (errno.ENOMEM, K.LOCAL),
+        (errno.ECONNREFUSED, K.UNAVAILABLE),
+        (errno.EADDRNOTAVAIL, K.UNAVAILABLE),
+    ],
+)
+def test_a_connection_for_which_this_machine_has_no_room_is_no_failure_of_the_provider(
+    number: int, kind: FailureKind
+) -> None:
+    at = ConnectionKey("acme.test", 443, True, True, None, None, None)
+    error = OSError(number, os.strerror(number))
+    for made in (aiohttp.ClientConnectorError, aiohttp.ClientConnectorDNSError, aiohttp.ClientProxyConnectionError):
+        failure = classify_exception(made(at, error))
+        assert (failure.kind, failure.billed) == (kind, Billed.NO)
+        assert os.strerror(number) in failure.message

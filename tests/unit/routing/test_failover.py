@@ -145,6 +145,11 @@ def test_a_job_that_is_refused_by_limits_again_and_again_asks_ever_more_seldom()
     assert refused(1000).block_s == pytest.approx(COOLDOWN_S, rel=0.2), "the endpoint itself is not shunned for it"
 
 
+def test_a_job_whose_worker_is_at_its_own_limits_is_left_to_others_for_longer_each_time() -> None:
+    rests_s = [verdict(K.LOCAL, alike=alike, may_retry=False).delay_s for alike in (0, 5, 10, 1000)]
+    assert rests_s == [pytest.approx(s, rel=0.5) for s in (0.4, 0.4, 16, REST_MOST_S)]
+
+
 def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_jobs() -> None:
     def probed(calls: int) -> Any:
         return verdict(K.SERVER_ERROR, probe=True, attempt=MAX_ATTEMPTS, calls=calls, retries_here=1, has_untried=False)

@@ -6,6 +6,7 @@ words come first: the tests are in the order in which they are to be believed.
 
 from __future__ import annotations
 
+import errno
 import json
 import re
 from collections.abc import Mapping
@@ -84,6 +85,9 @@ _UNREACHED = (
     aiohttp.InvalidURL,
     aiohttp.NonHttpUrlClientError,
 )
+_OUR_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
+"""What this machine lacks for one more connection. Not EADDRNOTAVAIL: it tells of used-up ports, but also of an address
+of IPv6 where there is none, which would be waited for as long as it is configured."""
 _QUOTATION = re.compile(r"\n|\\n|<Raw| when reading| b['\"]")
 """Where an exception of aiohttp begins to quote what it received: an answer, or a prompt or key that was echoed."""
 
@@ -202,7 +206,8 @@ def classify_exception(error: BaseException, keys: tuple[str, ...] = (), texts: 
     said = _QUOTATION.split(str(error))[0].rstrip(" :'\"")
     text = f"{type(error).__name__}: {said}" if said else type(error).__name__
     if isinstance(error, _UNREACHED):
-        return Failure(FailureKind.UNAVAILABLE, scrubbed(text, keys))
+        is_ours = isinstance(error, OSError) and error.errno in _OUR_LIMITS
+        return Failure(FailureKind.LOCAL if is_ours else FailureKind.UNAVAILABLE, scrubbed(text, keys))
     text = scrubbed(text, keys + texts)
     match error:
         case aiohttp.ServerTimeoutError():

@@ -29,8 +29,8 @@ QUOTA_COOLDOWN_S = 3600.0
 BACKOFF_S = 0.25
 BACKOFF_MAX_S = 8.0
 REST_MOST_S = 120.0
-"""A job that only finds out, again and again, that an endpoint is out or over its limit leaves that to other jobs, for
-twice as long each time, up to this …"""
+"""A job that only finds out, again and again, that an endpoint is out or over its limit, or this machine at its own,
+leaves that to other jobs, for twice as long each time, up to this …"""
 RESTS_AFTER = 4
 """… after so many calls; so in an outage of hours none comes to its last call, while there are others."""
 
@@ -159,7 +159,7 @@ def judge(
     if retries_here < rule.retries and may_retry and failure.repeatable:
         return ruled(Next.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
-        return ruled(Next.DEFER, backoff_s(retries_here + 1, rng))
+        return ruled(Next.DEFER, backoff_s(max(retries_here + 1, alike - RESTS_AFTER), rng, REST_MOST_S))
     if probe or rule.cooldown_s is not None:
         rest_s = backoff_s((calls if probe else alike) - RESTS_AFTER, rng, REST_MOST_S)
     else:
