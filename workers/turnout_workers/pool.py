@@ -41,6 +41,7 @@ from vine import promise
 
 from turnout.request import Lane
 from turnout_workers import transport
+from turnout_workers.own_process import open_as_many_as_allowed
 from turnout_workers.routing.sharing import headroom
 from turnout_workers.runtime import Worker
 
@@ -101,6 +102,7 @@ class TaskPool(BasePool):
     """A stop was asked for a second time: don't wait for the rest of the grace period."""
 
     def on_start(self) -> None:
+        self.limit = open_as_many_as_allowed(int(self.limit))
         self._pids = itertools.count(1)
         self._jobs: dict[int, _Job] = {}
         self._held: Counter[Lane | None] = Counter()

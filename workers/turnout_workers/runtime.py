@@ -41,7 +41,7 @@ from turnout_workers.foreign import Foreign
 from turnout_workers.monitoring import tracing
 from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
-from turnout_workers.own_process import keep_memory_private, open_as_many_as_allowed
+from turnout_workers.own_process import keep_memory_private
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
 from turnout_workers.providers.http import Http
 from turnout_workers.routing.fleet import Fleet
@@ -85,8 +85,6 @@ class Worker:
         keep_memory_private()
         if path := os.environ.get("TURNOUT_ALIVE"):  # first, for Redis may have to be waited for
             self._keep_up(partial(_touch, Path(path)), ALIVE_EVERY_S, path)
-        if too_few := open_as_many_as_allowed(slots):
-            logger.error(too_few)
         tracing.configure(os.environ)
         self._client = connect_async(
             settings.file.redis_url,
