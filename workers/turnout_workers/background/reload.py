@@ -58,7 +58,7 @@ class Reload:
             self._refused = ""
         except (TurnoutError, ValueError, LookupError) as error:
             if str(error) != self._refused:
-                logger.error("the configuration was changed and is refused, %s stays:\n%s", current.version, error)
+                logger.error("the configuration as it is now can't be used, %s stays:\n%s", current.version, error)
             self._refused = str(error)
 
 
