@@ -52,17 +52,22 @@ def test_a_stop_in_order_lets_calls_end_and_leaves_the_rest_to_others(tmp_path: 
         assert set(stand.untold_calls()) == {0}
 
 
-def test_a_second_signal_ends_the_grace_and_loses_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_grace_and_loses_none(
+    number: signal.Signals, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("TURNOUT_LOG_FORMAT", "json")
     with standing(tmp_path, two_providers(60.0), concurrency=20, drain_s=60.0) as stand:
         worker = stand.start_worker()
         stand.submit(IDS[:20])
         stand.until(lambda: stand.outcomes(IDS[:20]) == {"calling": 20})
-        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(number)
         stand.until(lambda: "stopping: 20 jobs" in worker.said)
-        worker.send_signal(signal.SIGTERM)
+        worker.send_signal(number)
         worker.wait(30)
         assert all(map(json.loads, worker.said.splitlines()))
+        assert worker.said.count("stopping: ") == 1
+        assert "did not close in time" not in worker.said
         assert stand.outcomes(IDS[:20]) == {"queued": 20}
         assert stand.client.zcard(stand.ledger.keys.leases) == 0
 

@@ -100,6 +100,7 @@ class TaskPool(BasePool):
     """Publishes task events at once. The consumer's."""
     hurried = False
     """A stop was asked for a second time: don't wait for the rest of the grace period."""
+    _stopping = False
 
     def on_start(self) -> None:
         self.limit = open_as_many_as_allowed(int(self.limit))
@@ -213,8 +214,10 @@ class TaskPool(BasePool):
         self._drain(0.0)
 
     def _drain(self, grace_s: float) -> None:
-        if not self._thread.is_alive():
+        if self._stopping:  # once more, as Celery does; upon a second Ctrl-C from a signal's handler, amid the first
+            self.hurried = True
             return
+        self._stopping = True
         transport.free_slots = lambda: 0
         logger.info("stopping: %d jobs under way have %g s to end", len(self._jobs), grace_s)
         ends_at = monotonic() + grace_s
