@@ -86,6 +86,7 @@ def _run(arguments: list[str], environ: dict[str, str], log: str, before: Callab
     os.dup2(output, 2)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     from turnout.cli import main
 
     if before is not None:

@@ -69,6 +69,20 @@ def _tell_stacks() -> None:
 celery.apps.worker.install_cry_handler = _tell_stacks  # type: ignore[attr-defined]
 
 
+def _stop_as_upon_sigterm(worker: Any) -> None:
+    """Also upon SIGHUP, as of a terminal that is closed, unless it is ignored (nohup). Celery would start the worker
+    anew, to go on spending behind its owner's back, or let it die amid its calls."""
+    _upon_sigterm(worker)
+    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:
+        _upon_sigterm(worker, sig="SIGHUP")
+
+
+_upon_sigterm = celery.apps.worker.install_worker_term_handler  # type: ignore[attr-defined]
+celery.apps.worker.install_worker_term_handler = _stop_as_upon_sigterm  # type: ignore[attr-defined]
+celery.apps.worker.install_worker_restart_handler = lambda _: None  # type: ignore[attr-defined]
+celery.apps.worker.install_HUP_not_supported_handler = lambda _: None  # type: ignore[attr-defined]
+
+
 def _say_nothing(*_: object) -> None:
     """What Celery says of signals is no JSON, and the pool logs a stop, too."""
 
@@ -109,7 +123,7 @@ def _terminate(state: Any, signal: Any, task_id: Any, **options: Any) -> Any:
 
 @worker_shutting_down.connect
 def _stopping(how: str, **_: Any) -> None:
-    """Celery drops all but the first SIGTERM."""
+    """Celery drops all but the first SIGTERM or SIGHUP."""
     TaskPool.hurried = how == "Cold" or next(_stops) > 0
 
 

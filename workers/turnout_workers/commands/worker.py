@@ -21,7 +21,7 @@ from turnout_workers.monitoring import logs
 @click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, separated by commas.")
 @click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name, one for each process.")
 def worker(path: Path | None, concurrency: int | None, lanes: str, name: str) -> None:
-    """Serve jobs until stopped. SIGTERM lets calls in flight end; a second one hands everything back at once."""
+    """Serve jobs until stopped. SIGTERM, SIGHUP or Ctrl-C lets calls in flight end; a second one hands all back."""
     queues = [lane.strip() for lane in lanes.split(",")]
     if unknown := set(queues) - set(Lane):
         raise click.ClickException(f"there is no lane {', '.join(sorted(unknown))}; there are {', '.join(Lane)}")
