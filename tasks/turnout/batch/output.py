@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 
 from turnout.batch.journal import Unwritable, writing
@@ -58,15 +60,19 @@ def _standard_output(advice: str) -> Iterator[Callable[[bytes], object]]:
 @contextlib.contextmanager
 def _replacing(path: str, advice: str) -> Iterator[Callable[[bytes], object]]:
     """Writes a file that takes its name when it is whole and on disk; cut off before, it leaves nothing. A symbolic
-    link stays one."""
+    link stays one, and what is replaced leaves its permissions."""
     place = Path(path).resolve()
     temporary = Path(f"{place}.tmp")
     try:
         with writing(path, advice):
             place.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as file:
+            earlier = place.stat() if place.exists() else None
+            with open(temporary, "wb", opener=partial(os.open, mode=0o600 if earlier else 0o666)) as file:
                 yield file.write
                 file.flush()
+                if earlier:
+                    with contextlib.suppress(OSError):  # not every file system has permissions
+                        os.fchmod(file.fileno(), stat.S_IMODE(earlier.st_mode))
                 os.fsync(file.fileno())
             temporary.replace(place)
     except BaseException:

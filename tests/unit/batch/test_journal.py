@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -249,6 +250,24 @@ def test_an_output_that_is_a_link_stays_one(output: str) -> None:
     Path(output).symlink_to(target)
     write_output([(True, b"1\n")], output)
     assert (Path(output).is_symlink(), target.read_text()) == (True, "1\n")
+
+
+def test_an_output_is_open_to_those_alone_who_could_read_the_one_that_it_replaces(output: str) -> None:
+    def modes() -> Iterator[int]:
+        for path in (Path(f"{output}.tmp"), Path(output)):
+            yield stat.S_IMODE(path.stat().st_mode)
+
+    def lines() -> Iterator[tuple[bool, bytes]]:
+        yield True, b"1\n"
+        seen.append(tuple(modes()))
+        yield True, b"2\n"
+
+    seen: list[tuple[int, ...]] = []
+    for mode in (0o600, 0o666, 0o440):
+        Path(output).touch()
+        Path(output).chmod(mode)
+        write_output(lines(), output)
+        assert (seen.pop(), stat.S_IMODE(Path(output).stat().st_mode)) == ((0o600, mode), mode)
 
 
 WRITER = """
