@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.metadata import EntryPoint, entry_points, version
 from io import TextIOWrapper
@@ -22,8 +23,16 @@ class Unusable(click.ClickException):
 class Commands(click.Group):
     """Those that the installed parts of Turnout give.
 
-    What Turnout and Redis raise on purpose is a line for whoever has called, and no traceback.
+    What Turnout, Redis and the system raise on purpose is a line for whoever has called, and no traceback.
     """
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        _open_what_is_closed()
+        try:
+            return super().main(*args, **options)
+        except OSError as error:
+            Unusable(str(error)).show()
+            sys.exit(UNUSABLE)
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -66,6 +75,14 @@ class Commands(click.Group):
                 raise
             return _missing(name, error.name)
         return loaded
+
+
+def _open_what_is_closed() -> None:
+    """What a shell has closed (`>&-`) loses what is written to it. Else the next file or connection would take its
+    number, 1 or 2, and get what is meant for people."""
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (until the end)
 
 
 def _missing(name: str, module: str | None) -> click.Command:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -29,6 +30,8 @@ from turnout_workers.commands.screen import usd
 from turnout_workers.config import discovery, fleet
 from turnout_workers.deployment import deployment
 from turnout_workers.local import process
+
+FULL = "Error: [Errno 28] No space left on device"
 
 
 def invoked(here: local.Local, *arguments: str, stdin: str = "") -> Result:
@@ -99,6 +102,38 @@ def error(here: local.Local, *arguments: str, code: int = 2) -> str:
     told = invoked(here, *arguments)
     assert told.exit_code == code, told.output
     return told.stderr
+
+
+def into(place: str, environ: Mapping[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`turnout` with standard output redirected in a shell."""
+    command = ["sh", "-c", f'exec "$@" {place}', "sh", sys.executable, "-m", "turnout", *arguments]
+    return subprocess.run(command, env={**os.environ, **environ}, stderr=-1, text=True, timeout=60, check=False)
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it stands for a disk that is full")
+def test_an_output_that_can_not_be_written_is_told_in_a_line(here: local.Local) -> None:
+    for command in (["--help"], ["status"], ["batch", "list"]):
+        told = into("> /dev/full", here.environ, *command)
+        assert (told.returncode, told.stderr) == (2, f"{FULL}\n"), command
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="it stands for a disk that is full")
+def test_what_was_submitted_is_named_though_standard_output_can_not_be_written(
+    here: local.Local, tmp_path: Path
+) -> None:
+    (tmp_path / "in.jsonl").write_text('{"prompt": "A?"}\n')
+    for command in (["submit", "A?"], ["submit", "A?", "--wait"], ["batch", "submit", str(tmp_path / "in.jsonl")]):
+        told = into("> /dev/full", here.environ, *command)
+        named, error = told.stderr.splitlines()
+        assert (told.returncode, error) == (2, FULL)
+        id = named.removeprefix("Submitted: ")
+        ask = ["batch", "show", id] if command[0] == "batch" else ["explain", id]
+        assert id in turnout(here, *ask)
+
+
+def test_an_output_that_is_closed_is_no_error_of_a_command(here: local.Local) -> None:
+    told = into(">&-", here.environ, "status")
+    assert (told.returncode, told.stderr) == (0, "")
 
 
 def test_status_renews_itself_and_tells_the_pace_on_a_terminal(here: local.Local) -> None:

@@ -23,7 +23,7 @@ from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands import lines, screen
 from turnout_workers.commands.machine import tell
-from turnout_workers.commands.screen import add, counted, standard_output, table, usd
+from turnout_workers.commands.screen import add, counted, naming, standard_output, table, usd
 from turnout_workers.deployment import Deployment, deployment
 
 
@@ -44,7 +44,8 @@ def submit(source: str, **options: Any) -> None:
     """Hand SOURCE over, all of it, and print the batch's id."""
     batches = _batches()
     id = batches.submit(Source(source), lines.defaults(options), options["max_cost_microusd"], options["dedupe"])
-    click.echo(id)  # before anything more that may fail: it runs
+    with naming(id):
+        click.echo(id)  # before anything more that may fail: it runs
     record = batches.record(id)
     if bad := record.counts.get("invalid"):
         total = counted(record.lines, "line")

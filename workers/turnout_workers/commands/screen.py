@@ -5,9 +5,11 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import click
 from rich import box
 from rich.console import Console, JustifyMethod
 from rich.padding import Padding
@@ -35,6 +37,17 @@ def standard_output() -> Screen:
     """Standard output. What a file or program reads is as wide as it must be, unless COLUMNS says otherwise."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Screen(width=sys.maxsize if wide else None)
+
+
+@contextmanager
+def naming(id: str) -> Iterator[None]:
+    """What was submitted goes on, whether or not standard output takes what is to be said of it: then its id stands
+    beside the error."""
+    try:
+        yield
+    except OSError:
+        click.echo(f"Submitted: {id}", err=True)
+        raise
 
 
 def table(*columns: str, numbers: Collection[str] = (), whole: Collection[str] = ()) -> Table:

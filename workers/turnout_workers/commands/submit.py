@@ -19,7 +19,7 @@ from turnout.printable import printable
 from turnout.request import InferenceResponse, Lane
 from turnout.validation import explain
 from turnout_workers.commands.lines import DONE, SOME_FAILED
-from turnout_workers.commands.screen import harmless
+from turnout_workers.commands.screen import harmless, naming
 from turnout_workers.deployment import deployment
 
 
@@ -36,15 +36,16 @@ def submit(prompt: str | None, models: tuple[str, ...], lane: str, idempotency_k
         raise click.UsageError("there is no prompt: give one as the argument or on stdin")
     with _client() as client:
         job = client.submit(text, model=models or None, lane=lane, idempotency_key=idempotency_key)
-        if not wait:
-            click.echo(job.id)
-            return
-        try:
-            _print(job.wait)
-        except (KeyboardInterrupt, RedisError):
-            ways = f"`turnout result {job.id}` has its answer, once there is one; `turnout cancel {job.id}` ends it"
-            click.echo(f"The job goes on: {ways}", err=True)
-            raise
+        with naming(job.id):
+            if not wait:
+                click.echo(job.id)
+                return
+            try:
+                _print(job.wait)
+            except (KeyboardInterrupt, RedisError):
+                ways = f"`turnout result {job.id}` has its answer, once there is one; `turnout cancel {job.id}` ends it"
+                click.echo(f"The job goes on: {ways}", err=True)
+                raise
 
 
 @click.command()
