@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -40,6 +43,27 @@ def run(stand: Stand, lines: int, *options: str, **environ: str) -> Forked:
 
 def statuses(stand: Stand) -> list[str]:
     return [json.loads(line)["status"] for line in (stand.folder / "out.jsonl").read_text().splitlines()]
+
+
+@pytest.mark.parametrize("as_json", [[], ["--json"]], ids=["text", "json"])
+@pytest.mark.parametrize("gone", [True, False], ids=["nobody reads", "its disk is full"])
+def test_a_run_whose_progress_can_not_be_shown_goes_on(stand: Stand, gone: bool, as_json: list[str]) -> None:
+    stand.start_worker()
+    source = stand.folder / "prompts.txt"
+    source.write_text("A?\nB?\n")
+    command = [sys.executable, "-m", "turnout", "run", str(source), "-o", str(stand.folder / "out.jsonl"), *as_json]
+    if gone:
+        ours, theirs = os.pipe()
+        os.close(ours)
+    elif sys.platform == "linux":
+        theirs = os.open("/dev/full", os.O_WRONLY)
+    else:
+        pytest.skip("there is no disk that is always full")
+    environ = {**os.environ, **stand.environ}
+    ended = subprocess.run([*command, "--workers", "0"], env=environ, stderr=theirs, timeout=60, check=False)
+    os.close(theirs)
+    assert ended.returncode == 0
+    assert statuses(stand) == ["succeeded"] * 2
 
 
 def test_all_go_on_at_the_primary_that_their_address_leads_to_though_the_old_one_keeps_its_connections(

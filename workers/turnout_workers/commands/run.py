@@ -38,7 +38,7 @@ from turnout_workers import local
 from turnout_workers.commands import lines, run_progress, run_summary
 from turnout_workers.commands.dry_run import dry_run
 from turnout_workers.commands.refused import NobodyServes, RefusedKeys
-from turnout_workers.commands.screen import Screen, counted, show
+from turnout_workers.commands.screen import counted, show, standard_error
 from turnout_workers.config import Settings, endpoints
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
@@ -102,7 +102,7 @@ def run(source: str, output: str | None, **options: Any) -> None:
     all lines again, say --anew. Exit code: 0 all lines have an answer, 1 some have none,
     2 it could not run, 3 stopped, 4 every provider that could go on refuses our key.
     """
-    console, code = Screen(stderr=True), UNUSABLE
+    console, code = standard_error(), UNUSABLE
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT
     say = partial(_say, console, options["as_json"])

@@ -6,8 +6,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Collection, Iterable, Iterator
-from contextlib import contextmanager
-from typing import Any
+from contextlib import contextmanager, suppress
+from typing import IO, Any, cast
 
 import click
 from rich import box
@@ -37,6 +37,29 @@ def standard_output() -> Screen:
     """Standard output. What a file or program reads is as wide as it must be, unless COLUMNS says otherwise."""
     wide = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Screen(width=sys.maxsize if wide else None)
+
+
+def standard_error() -> Screen:
+    """Standard error, for what is told beside a command's work: that goes on, whether or not it can be written."""
+    return Screen(file=cast(IO[str], _Dispensable(sys.stderr)))
+
+
+class _Dispensable:
+    """A file that loses what can't be written."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        with suppress(OSError):
+            self._file.write(text)
+
+    def flush(self) -> None:
+        with suppress(OSError):
+            self._file.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
 
 
 @contextmanager
