@@ -38,6 +38,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     [
         ("run p.txt -o out --workers 0", "set REDIS_URL or redis_url to their Redis"),
         ("run p.txt", "say with -o where results are to go"),
+        ("run p.txt -o loop", "can't write loop: Too many levels of symbolic links"),
+        ("run loop -o out", "Too many levels of symbolic links"),
         ("run p.txt -o p.txt", "p.txt is the input, and would be overwritten"),
         ("run p.txt -o out --scenario no-text", "no-text: can't be read: 'utf-8' codec can't decode"),
         ("run not-looked-at -o out --max-cost nan", "'nan' is no sum of dollars"),
@@ -63,6 +65,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_wrong_command_is_refused_in_a_line(command: str, told: str, here: Path) -> None:
     (here / "no-text").write_bytes(NO_TEXT)
     (here / "empty").touch()
+    (here / "loop").symlink_to("loop")
     environ = {"OPENAI_API_KEY": "k", "FLOWER_BASIC_AUTH_FILE": "no-text" if "0.0.0.0" in command else None}
     done = CliRunner().invoke(main, command.split(" "), env=environ)
     assert done.exit_code == 2

@@ -15,17 +15,19 @@ from turnout.batch.journal import Unwritable, writing
 
 def check_places(output: str, errors: str | None = None, source: str = "-") -> None:
     """Raises Unwritable if output would replace its own input, each other, or what is no regular file."""
-    seen = {} if source == "-" else {Path(source).resolve(): "the input"}
+    seen = {} if source == "-" else {os.path.realpath(source): "the input"}
     for path, name in ((output, "the output"), (errors, "the file of errors")):
         if path is None or path == "-":
             continue
+        with writing(path), contextlib.suppress(FileNotFoundError):
+            os.stat(path)  # a loop of symbolic links, say
         place = Path(path)  # not resolved: a pipe has no path of its own
         if (place.exists() and not place.is_file()) or path.startswith(("/dev/std", "/dev/fd/", "/proc/")):
             raise Unwritable(f"can't write {path}: it is no regular file (- is standard output)")
         if (folder := place.resolve().parent).exists() and not os.access(folder, os.W_OK):
             raise Unwritable(f"can't write {path}: its folder can't be written")
         for written in (path, f"{place.resolve()}.tmp", f"{path}.journal"):
-            if (other := seen.setdefault(Path(written).resolve(), name)) is not name:
+            if (other := seen.setdefault(os.path.realpath(written), name)) is not name:
                 raise Unwritable(f"{written} is {other}, and would be overwritten; choose another place for {name}")
 
 

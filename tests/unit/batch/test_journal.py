@@ -233,6 +233,14 @@ def test_an_output_never_takes_the_place_of_its_input_nor_of_another_nor_of_what
     check_places("new", "other", str(source))
 
 
+@pytest.mark.parametrize("place", ["out", "out/out", "file/out"])
+def test_an_output_that_leads_nowhere_is_told_before_anything_is_done(place: str, output: str) -> None:
+    Path(output).symlink_to(output)
+    Path(output).with_name("file").touch()
+    with pytest.raises(Unwritable, match=f"can't write .*{place}: (Too many levels of symbolic links|Not a directory)"):
+        check_places(str(Path(output).parent / place))
+
+
 def test_a_folder_that_can_not_be_written_is_told_before_anything_is_done(
     output: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -136,12 +136,12 @@ def _say(console: Console, as_json: bool, text: str, style: str = "yellow") -> N
 
 
 def _run(source: Source, output: str, console: Console, options: dict[str, Any], stop: Event) -> int:
-    places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (source.path, output))
-    name = hashlib.sha256(places).hexdigest()[:16]
-    folder, began_at = Path(".turnout") / name, time.monotonic()
+    began_at = time.monotonic()
     source.check()
     check_places(output, options["errors"], source.path)
     kept = lines.kept(options)
+    places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (source.path, output))
+    folder = Path(".turnout") / hashlib.sha256(places).hexdigest()[:16]
     with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
         folder.mkdir(parents=True, exist_ok=True)
     journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
