@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,7 @@ from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.heartbeat import Hold
+from turnout_workers.background.lasting import PAUSED_S
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.decision import Candidate
@@ -55,7 +57,7 @@ class Calling:
         started_at, clock = self.fleet.now(), self.fleet.monotonic()
         response: InferenceResponse | None = None
         limits: tuple[ObservedLimit, ...] = ()
-        cut_off = UNSENT
+        cut_off, due_at = UNSENT, math.inf
         try:
             if held:
                 await _still_held(held.hold)
@@ -66,7 +68,7 @@ class Calling:
             streamed = () if pieces is None else (pieces,)
             if pieces is not None:
                 await pieces.begin()
-            cut_off = STOPPED
+            cut_off, due_at = STOPPED, self.fleet.monotonic() + timeouts.total_s + LATE_S
             async with asyncio.timeout(timeouts.total_s + LATE_S) as limit:
                 with self.under_way.call(endpoint.id, chosen.overdue_s, limit):
                     outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
@@ -89,7 +91,8 @@ class Calling:
             failure = broken("connector", endpoint.id, error, Billed.MAYBE)
         finally:
             leases.remove(lease_id)
-        return Finished(lease_id, chosen, started_at, self._since(clock), response, failure, limits)
+        late = self._since(due_at) > PAUSED_S
+        return Finished(lease_id, chosen, started_at, self._since(clock), response, failure, limits, late)
 
     def _since(self, clock: float) -> float:
         return max(0.0, self.fleet.monotonic() - clock)  # a router's is the wall's, which may be set back

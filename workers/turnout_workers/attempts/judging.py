@@ -85,7 +85,7 @@ class Judging:
                 has_untried=not called.issuperset(permit.untried),
                 allow_fallback=wish.allow_fallback,
             )
-            if _cut_by_its_job(ended, request):
+            if _says_nothing(ended, request):
                 verdict = replace(verdict, counts_for_health=False)
             reports.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
             progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.unsuited)
@@ -98,13 +98,11 @@ class Judging:
         return Judged(ended, verdict, reports)
 
 
-def _cut_by_its_job(call: Finished, request: InferenceRequest) -> bool:
-    """Whether the job's own limit of time, or its deadline, ended the call before an answer was due, which says nothing
-    about the endpoint."""
+def _says_nothing(call: Finished, request: InferenceRequest) -> bool:
+    """Whether it timed out and the endpoint is none the worse: the job's own limit of time, or its deadline, ended the
+    call before an answer was due, or this process was paused."""
+    if call.failure is None or call.failure.kind is not FailureKind.TIMED_OUT:
+        return False
     wish = request.constraints
-    return (
-        call.failure is not None
-        and call.failure.kind is FailureKind.TIMED_OUT
-        and call.duration_s < call.chosen.latency_s
-        and any(limit is not None for limit in (request.timeout_s, wish.deadline, wish.deadline_s))
-    )
+    limited = any(limit is not None for limit in (request.timeout_s, wish.deadline, wish.deadline_s))
+    return call.late or (limited and call.duration_s < call.chosen.latency_s)

@@ -46,6 +46,8 @@ class Finished:
     failure: Failure | None = None
     limits: tuple[ObservedLimit, ...] = ()
     """What the provider said of them."""
+    late: bool = False
+    """It ended long after its deadline: this process was paused, and its answer may be there, though nobody read it."""
 
     @property
     def cost_microusd(self) -> int:

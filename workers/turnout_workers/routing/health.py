@@ -137,7 +137,7 @@ def after_report(
     at all, if only by a 429 or by blaming the job, has shown that the endpoint is alive.
     """
     now, kind = counters.at, failure and failure.kind
-    cut = kind is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, before an answer was due
+    cut = kind is FailureKind.TIMED_OUT and not counts_for_health  # by its own job, or late
     if cut or kind in SILENT or circuit(health, now) in (Circuit.ISOLATED, Circuit.DISABLED):
         return None
     if failure is None or not counts_for_health:
