@@ -77,6 +77,23 @@ async def test_a_renewal_whose_reply_is_lost_is_tried_again_before_anything_is_a
     beating.cancel()
 
 
+async def test_a_renewal_that_is_answered_after_its_round_counts_as_of_when_it_was_asked_for() -> None:
+    """Else a Redis that takes longer than a round for each answer would cost every call, though it renews them all."""
+    ttl_s, clock = 1.2, asyncio.get_running_loop().time
+
+    async def late(call: Any) -> list[bool]:
+        await asyncio.sleep(ttl_s / 4)
+        return [True]
+
+    heartbeat = Heartbeat(Ledger(), late, SpecifiedStore(lambda: 0.0), ttl_s, clock)  # type: ignore[arg-type]
+    beating = asyncio.create_task(heartbeat.run())
+    began = clock()
+    with heartbeat.holding("job", 1, began) as hold:
+        while hold.valid_until < began + 3 * ttl_s:
+            await asyncio.sleep(0.01)
+    beating.cancel()
+
+
 async def test_what_is_lost_is_renewed_no_more() -> None:
     send, clock = Replies([True]), asyncio.get_running_loop().time
     untyped: Any = send

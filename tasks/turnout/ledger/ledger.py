@@ -17,8 +17,8 @@ A job's record is a hash of
                           deadline_ms; turn (of its tenant's) and spot (among the parked): see `lua/shared.lua`
     what went wrong       requeues, republished, suspect (whose lease of it lapsed last, and when), crashes (not a
                           number of them: see `sweep`)
-    whom to tell          watchers, readers, hook (where its telling stands in `hooks`), hook_tries, unheard (by Celery,
-                          which a worker is to tell whose message of the job comes first)
+    whom to tell          watchers, readers, hook (where its telling stands in `hooks`), hook_tries, unheard (1: by
+                          Celery, which the worker tells whose message of the job comes first; 0: one does)
     how it ended          settled_ms, settled_token, and result, but of a success, which Celery's record has
 
 A failure needs the current token. A success is taken from any attempt while the job is unsettled, for it has been paid

@@ -135,8 +135,9 @@ class Coalescer:
     Of a caller that is cancelled, what is still queued is not sent, and what was sent runs to its end all the same. One
     that asked for the `whole` has it sent, and gets the reply.
 
-    What is queued when Redis leaves a round trip unanswered fails with it. When a connection breaks, Redis may or may
-    not have done what it was asked: what is `repeatable` is sent again, the rest is left to its callers.
+    When a connection breaks, Redis may or may not have done what it was asked: what is `repeatable` is sent again, the
+    rest is left to its callers. What is queued when that is in vain, or when Redis leaves a round trip unanswered,
+    fails with it.
     """
 
     def __init__(self, client: redis.asyncio.Redis, exchange: Exchange = pipelined, flights: int = 1) -> None:
@@ -208,16 +209,17 @@ class Coalescer:
         except UNWRITABLE as error:  # one of them, so that none was sent
             if len(calls) == 1:
                 return [error]
-            return [reply for call in calls for reply in await self._told([call], waits_s)]
+            return [reply for call in calls for reply in await self._told([call], ())]
         except Exception as error:
             # A copy for each: one error raised in all callers would collect the frames of all of them, and
             # Celery, which clears the frames of a failed task's error, would close coroutines that go on.
-            while self._queue and isinstance(error, UNANSWERED):
+            broken = isinstance(error, redis.ConnectionError)
+            while self._queue and (isinstance(error, UNANSWERED) or (broken and not waits_s)):
                 parcel = self._queue.popleft()
                 parcel.give([copy(error) for _ in parcel.calls])
             told = [copy(error) for _ in calls]
             again = [i for i, call in enumerate(calls) if call.repeatable]
-            if again and waits_s and isinstance(error, redis.ConnectionError) and not isinstance(error, UNANSWERED):
+            if again and waits_s and broken and not isinstance(error, UNANSWERED):
                 await asyncio.sleep(waits_s[0])
                 for i, reply in zip(again, await self._told([calls[i] for i in again], waits_s[1:]), strict=True):
                     told[i] = reply

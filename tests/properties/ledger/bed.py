@@ -304,5 +304,5 @@ def seen(job_id: str, keys: Keys, record: Mapping[str, str], indices: Mapping[st
         suspect="suspect" in record,
         lives=any(time > int(since) for time in signs),
         winner=winner,
-        unheard="unheard" in record,
+        unheard=record.get("unheard", ""),
     )

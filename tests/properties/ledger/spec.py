@@ -32,8 +32,8 @@ class Job:
     """Its worker has shown life since."""
     winner: tuple[str, int] | None = None
     """How it was settled, and by which token's result; 0: by no worker's."""
-    unheard: bool = False
-    """Whoever has a message of it is to tell Celery of its end."""
+    unheard: str = ""
+    """1: whoever has a message of it is to tell Celery of its end. 0: somebody does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +120,15 @@ def _defer(job: Job, token: int, now: int) -> After:
 def _settle(status: str, late: bool = False) -> Callable[[Job, int, int], After]:
     def ended(job: Job, reply: str, token: int) -> After:
         after = _ended(job, reply, status, token)
-        return _left_to_tell(job, after) if late else after
+        return _left_to_tell(job, after) if late else replace(after, job=replace(after.job, unheard=""))
 
     def rule(job: Job, token: int, now: int) -> After:
         if job.state == "none":
             return After("gone", job)
         if job.winner is not None and job.winner[1] == token:
-            return After("repeated", replace(job, unheard=job.unheard and late))
+            if job.unheard == "0" and not late:
+                return After("fenced", job)
+            return After("repeated", replace(job, unheard=job.unheard if late else ""))
         if job.winner is not None:
             return After("duplicate", job)
         if _ours(job, token):
@@ -140,7 +142,7 @@ def _settle(status: str, late: bool = False) -> Callable[[Job, int, int], After]
 
 def _left_to_tell(before: Job, after: After) -> After:
     """A worker is to tell Celery: if none has a message of the job, it gets one."""
-    return replace(after, job=replace(after.job, unheard=True), pushed=int(before.state != "queued"))
+    return replace(after, job=replace(after.job, unheard="1"), pushed=int(before.state != "queued"))
 
 
 def _by_none(status: str, allowed: Callable[[Job, int], bool]) -> Callable[[Job, int, int], After]:
@@ -157,7 +159,7 @@ def _by_none(status: str, allowed: Callable[[Job, int], bool]) -> Callable[[Job,
 
 
 def _take_end(job: Job, _: int, now: int) -> After:
-    return After(job.unheard, replace(job, unheard=False))
+    return After(job.unheard == "1", replace(job, unheard=job.unheard and "0"))
 
 
 def _lapsed(job: Job, now: int) -> bool:

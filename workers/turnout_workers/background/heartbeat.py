@@ -93,34 +93,33 @@ class Heartbeat:
     async def _round(self, held: Sequence[Hold]) -> bool:
         """Tells whether it went well. It takes a sixth of a lease at most, whatever Redis does: a connection that has
         fallen silent is given up only later, and meanwhile keeps what was sent by it, but not what follows."""
-        sent_at = self.clock()
         renewing = asyncio.create_task(self._renew(held))
         # After the timeout nobody awaits it, and asyncio would complain of an error that nobody has looked at.
         renewing.add_done_callback(lambda late: late.cancelled() or late.exception())
         try:
             async with asyncio.timeout(self.ttl_s / 6):
-                renewed = await asyncio.shield(renewing)
+                await asyncio.shield(renewing)
         except (RedisError, OSError, TimeoutError) as error:
             logger.warning("can't renew %d leases: %s", len(held), str(error) or type(error).__name__)
             return False
-        for hold, still_ours in zip(held, renewed, strict=True):
-            if still_ours:
-                hold.valid_until = sent_at + self.ttl_s * (1 - MARGIN)
-            elif hold in self._held and not hold.lost and not hold.ending:
-                logger.warning("lost the lease of job %s; its call is aborted", hold.job_id, extra={"job": hold.job_id})
-                hold.lose()
         return True
 
-    async def _renew(self, held: Sequence[Hold]) -> list[bool]:
-        """In parts: Redis does nothing else while a script runs, and a command of thousands of keys takes megabytes."""
-        renewed: list[bool] = []
+    async def _renew(self, held: Sequence[Hold]) -> None:
+        """In parts: Redis does nothing else while a script runs, and a command of thousands of keys takes megabytes.
+        What Redis says counts however late it is, as of when it was asked."""
+        sent_at, renewed = self.clock(), list[bool]()
         for start in range(0, len(held), PART):
             part = held[start : start + PART]
             leases = [lease_id for hold in part for lease_id in hold.leases]
             renewal = self.send(self.ledger.renew([(hold.job_id, hold.token) for hold in part], self.ttl_s))
             ours, _ = await asyncio.gather(renewal, self.store.renew(leases, self.ttl_s))
             renewed += ours
-        return renewed
+        for hold, still_ours in zip(held, renewed, strict=True):
+            if still_ours:
+                hold.valid_until = max(hold.valid_until, sent_at + self.ttl_s * (1 - MARGIN))
+            elif hold in self._held and not hold.lost and not hold.ending:
+                logger.warning("lost the lease of job %s; its call is aborted", hold.job_id, extra={"job": hold.job_id})
+                hold.lose()
 
     def lose_expired(self, next_at: float) -> None:
         """Abort jobs whose leases may be over before a round that begins then has renewed them."""

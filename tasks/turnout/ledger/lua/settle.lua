@@ -20,7 +20,10 @@ if not state then return {'gone', ''} end
 if version ~= VERSION then return {'refused', state} end
 if not is_live(state) then
   if not by_worker or settled_token ~= token then return {'duplicate', state} end
-  if authority == 'token' then redis.call('HDEL', KEYS.job, 'unheard') end
+  if authority == 'token' then
+    if redis.call('HGET', KEYS.job, 'unheard') == '0' then return {'fenced', state} end -- another worker tells Celery
+    redis.call('HDEL', KEYS.job, 'unheard')
+  end
   return {'repeated', state}
 end
 
@@ -57,6 +60,7 @@ if ARGV[5] ~= '' then redis.call('HSET', KEYS.job, 'result', ARGV[5]) end
 -- Drop what nobody needs any more. Progress stays where the result comes from somebody who did not know it.
 local gone = {'owner', 'claim', 'watchers', 'readers', 'republished', 'suspect'}
 if by_worker then gone[#gone + 1] = 'progress' end
+if authority == 'token' then gone[#gone + 1] = 'unheard' end -- of an end before a replay
 if status == 'succeeded' then gone[#gone + 1], gone[#gone + 2] = 'payload', 'embed' end
 redis.call('HDEL', KEYS.job, unpack(gone))
 if is_held(state) then redis.call('ZREM', KEYS.leases, id) end
