@@ -79,10 +79,10 @@ class Commands(click.Group):
 
 def _open_what_is_closed() -> None:
     """What a shell has closed (`>&-`) loses what is written to it. Else the next file or connection would take its
-    number, 1 or 2, and get what is meant for people."""
-    for name in ("stdout", "stderr"):
+    number, 1 or 2, and get what is meant for people. In this order, for what is opened takes the lowest free number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115  (until the end)
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115  (until the end)
 
 
 def _missing(name: str, module: str | None) -> click.Command:

@@ -75,7 +75,7 @@ class Message(Value):
     @classmethod
     def _without_empty(cls, given: Any) -> Any:
         """Answers of OpenAI's API that are given back as history name much that they have not."""
-        if not isinstance(given, Mapping):
+        if not isinstance(given, Mapping) or not any(one is None or isinstance(one, list) for one in given.values()):
             return given
         said = {name: value for name, value in given.items() if value is not None and value != []}
         # Strict JSON takes a list for a tuple only as long as no validator has had it in hand.
@@ -144,7 +144,8 @@ class ResponseFormat(Value):
         """JSON of a pydantic model's schema. Read the answer with `InferenceResponse.parsed`."""
         schema = model.model_json_schema()
         name = re.sub(r"[^A-Za-z0-9_-]", "_", model.__name__)[:64]  # of a generic model: `Page[Ticket]`
-        return cls(type="json_schema", name=name, json_schema=schema)
+        wanted = cls(type="json_schema", name=name, json_schema=schema)
+        return wanted.model_copy(update={"strict": wanted.is_strict})  # said, for earlier workers took it for granted
 
     @property
     def is_strict(self) -> bool:

@@ -194,6 +194,14 @@ class InferenceRequest(Value):
             raise ValueError("a name has half a surrogate pair, which is no character") from None
         return metadata
 
+    @field_validator("extras")
+    @classmethod
+    def _known_for_all(cls, extras: dict[str, dict[str, JsonValue]]) -> dict[str, dict[str, JsonValue]]:
+        if unknown := extras.get(WHOEVER_TAKES_IT, {}).keys() - OPENAI_FIELDS:
+            known = ", ".join(sorted(OPENAI_FIELDS))
+            raise ValueError(f"{min(unknown)} is for no provider in particular; {WHOEVER_TAKES_IT} takes {known}")
+        return extras
+
     @model_validator(mode="after")
     def _one_content(self) -> Self:
         given = [name for name in ("prompt", "messages", "input") if getattr(self, name) is not None]
@@ -249,7 +257,10 @@ class InferenceRequest(Value):
         """
         dumped = self.model_dump(mode="json", exclude_defaults=True)
         if capabilities := dumped.get("constraints", {}).get("capabilities"):
-            capabilities.sort()  # a set: its order is no content
+            capabilities.sort()  # a set: its order is no content, nor is that of labels, or of providers
+        for name in ("metadata", "extras"):
+            if name in dumped:
+                dumped[name] = dict(sorted(dumped[name].items()))
         return json.dumps(dumped, separators=(",", ":"), ensure_ascii=False)
 
 

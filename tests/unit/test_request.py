@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletionMessage
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from turnout.client.submission import chunks, job_id, new_job, refusal
 from turnout.ledger import Intake, NewJob
@@ -375,3 +375,26 @@ def test_a_job_that_is_not_accepted_says_why_and_whether_to_try_later() -> None:
     assert {outcome: error.retryable for outcome, error in told.items() if error} == {
         Intake.FULL: True, Intake.EXPIRED: False, Intake.CONFLICT: False,
     }  # fmt: skip
+
+
+def test_the_order_of_labels_and_of_providers_makes_no_other_request() -> None:
+    def text(*names: str) -> str:
+        labels, extras = {name: name for name in names}, {name: {"z": 1, "a": 2} for name in names}
+        return InferenceRequest(prompt="?", metadata=labels, extras=extras).canonical_json()
+
+    assert text("a", "b") == text("b", "a")
+    assert '{"z":1,"a":2}' in text("a"), "what is sent keeps its order"
+
+
+def test_whether_a_models_schema_is_strict_is_said_for_workers_that_would_take_it_for_granted() -> None:
+    class Open(BaseModel):
+        a: int
+        b: str | None = None
+
+    request = InferenceRequest(prompt="?", response_format=ResponseFormat.of(Open))
+    assert json.loads(request.canonical_json())["response_format"]["strict"] is False
+
+
+def test_what_is_for_whoever_takes_it_is_one_of_openais_fields() -> None:
+    with pytest.raises(ValidationError, match=r"seed is for no provider in particular; \* takes frequency_penalty"):
+        InferenceRequest(prompt="?", extras={"*": {"user": "u", "seed": 1}})

@@ -21,8 +21,8 @@ from turnout_workers.local import process
 from turnout_workers.local.private_redis import private_redis
 from turnout_workers.simulator.scenario import DEFAULT, load
 
-HAND_BACK_S = 10.0
-"""How long a worker may take to hand back what it has not ended, before it is killed."""
+HAND_BACK_S = 45.0
+"""How long a worker may take to hand back what it has not ended, before it is killed: longest if Redis is silent."""
 
 
 @dataclass(frozen=True, slots=True)
