@@ -179,8 +179,8 @@ def test_a_redis_that_takes_no_writes_ends_no_worker_and_no_job(tmp_path: Path) 
         stand.until(lambda: "no jobs are fetched" in worker.said, 30)
         stand.until(lambda: "takes no writes" in worker.said, 30)
         since, asked = time.monotonic(), refusals(stand)
-        stand.until(lambda: refusals(stand) >= asked + 3, 30)
-        assert time.monotonic() - since > 1.8, "a second each time"
+        stand.until(lambda: refusals(stand) >= asked + 6, 30)
+        assert time.monotonic() - since > 2.5, "a second each time, though one new connection may ask twice"
         assert stand.settled() < len(ids)
         hurry(stand)
         stand.client.replicaof("NO", "ONE")
