@@ -3,15 +3,10 @@
 from __future__ import annotations
 
 import base64
-import fcntl
 import json
 import os
-import pty
 import random
 import signal
-import subprocess
-import sys
-import termios
 from functools import partial
 from pathlib import Path
 
@@ -89,25 +84,6 @@ def test_a_worker_that_is_to_ignore_a_closed_terminal_goes_on(tmp_path: Path) ->
         stand.submit(IDS[:1])
         stand.until(lambda: stand.outcomes(IDS[:1]) == {"succeeded": 1})
         assert "stopping" not in worker.said
-
-
-def test_a_worker_whose_terminal_is_closed_hands_its_jobs_back(tmp_path: Path) -> None:
-    with standing(tmp_path, two_providers(60.0), concurrency=5, drain_s=0.1) as stand:
-        ours, theirs = pty.openpty()
-        command, environ = [sys.executable, "-m", "turnout", "worker"], {**os.environ, **stand.environ}
-        its_own = partial(fcntl.ioctl, theirs, termios.TIOCSCTTY, 0)
-        with subprocess.Popen(
-            command, stdin=theirs, stdout=theirs, stderr=theirs, env=environ, start_new_session=True, preexec_fn=its_own
-        ) as worker:
-            os.close(theirs)
-            said = b""
-            while b" ready." not in said:
-                said += os.read(ours, 65_536)
-            stand.submit(IDS[:5])
-            stand.until(lambda: stand.outcomes(IDS[:5]) == {"calling": 5})
-            os.close(ours)
-            assert worker.wait(30) == 0
-        assert stand.outcomes(IDS[:5]) == {"queued": 5}
 
 
 def test_an_answer_that_comes_while_redis_is_away_is_kept_sealed_and_not_paid_for_twice(
