@@ -3,6 +3,7 @@ is."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import redis.asyncio.sentinel
@@ -40,28 +41,20 @@ class _Placed:
     place: str
 
     def connect(self, *args: Any, **options: Any) -> None:
-        try:
-            super().connect(*args, **options)  # type: ignore[misc]
-        except RedisError as error:
-            self._note(error)
-            raise
+        self._noting(super().connect, *args, **options)  # type: ignore[misc]
 
     def send_packed_command(self, *args: Any, **options: Any) -> None:
-        try:
-            super().send_packed_command(*args, **options)  # type: ignore[misc]
-        except RedisError as error:
-            self._note(error)
-            raise
+        self._noting(super().send_packed_command, *args, **options)  # type: ignore[misc]
 
     def read_response(self, *args: Any, **options: Any) -> Any:
-        try:
-            return super().read_response(*args, **options)  # type: ignore[misc]
-        except RedisError as error:
-            self._note(error)
-            raise
+        return self._noting(super().read_response, *args, **options)  # type: ignore[misc]
 
-    def _note(self, error: RedisError) -> None:
-        error.__notes__ = [f"at {self.place}"]  # once, though one of these methods calls another
+    def _noting(self, do: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        try:
+            return do(*args, **options)
+        except RedisError as error:
+            error.__notes__ = [f"at {self.place}"]  # once, though one of these methods calls another
+            raise
 
 
 def note_place(pool: redis.ConnectionPool, place: str) -> None:

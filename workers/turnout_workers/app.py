@@ -9,6 +9,7 @@ import faulthandler
 import itertools
 import os
 import signal
+from contextlib import suppress
 from typing import Any
 
 import celery.apps.worker
@@ -81,6 +82,16 @@ _upon_sigterm = celery.apps.worker.install_worker_term_handler  # type: ignore[a
 celery.apps.worker.install_worker_term_handler = _stop_as_upon_sigterm  # type: ignore[attr-defined]
 celery.apps.worker.install_worker_restart_handler = lambda _: None  # type: ignore[attr-defined]
 celery.apps.worker.install_HUP_not_supported_handler = lambda _: None  # type: ignore[attr-defined]
+
+
+def _say_if_possible(*said: Any) -> None:
+    """What Celery says of signals, but to a terminal that is gone: its error would rise amid whatever was under way."""
+    with suppress(OSError):
+        _say(*said)
+
+
+_say = celery.apps.worker.safe_say  # type: ignore[attr-defined]
+celery.apps.worker.safe_say = _say_if_possible  # type: ignore[attr-defined]
 
 
 def _say_nothing(*_: object) -> None:

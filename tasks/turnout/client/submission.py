@@ -92,7 +92,7 @@ def chunks(
             if key:
                 for_all["idempotency_key"] = f"{key}\0{number}"
             try:
-                jobs.append(new_job(joined(for_all, _given(request)), max_chars))
+                jobs.append(_job(joined(for_all, _given(request)), max_chars))
             except Exception as error:
                 error.add_note(f"It is requests[{number}].")
                 raise
@@ -101,8 +101,13 @@ def chunks(
 
 def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, **options: Unpack[Options]) -> NewJob:
     """One job to be accepted. Raises pydantic.ValidationError for what is no request, and IntakeRefused."""
+    return _job(joined(_given(request), _given(options)), max_chars)
+
+
+def _job(fields: Mapping[str, Any], max_chars: int) -> NewJob:
+    """fields: of the request and its delivery, from wherever they were given."""
     # A caller that waits for one job is an interactive one, unless it says otherwise.
-    given = joined({"constraints": {"lane": Lane.INTERACTIVE}}, _given(request), _given(options))
+    given = joined({"constraints": {"lane": Lane.INTERACTIVE}}, fields)
     key = given.pop("idempotency_key", None)
     told = {name: value for name in Delivery.model_fields if (value := given.pop(name, None)) is not None}
     delivery = Delivery.model_validate(told)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from redis.exceptions import RedisError, ResponseError
 from turnout.errors import TurnoutError
 from turnout.redis_trouble import trouble
 from turnout_workers.commands.check import answers_of
+from turnout_workers.commands.machine import tell
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state import fitness
 
@@ -26,7 +26,10 @@ def doctor(as_json: bool) -> None:
     """Check configuration, keys, Redis and versions, and say what to do. Exit code 1 if something must be done."""
     told = [*_checks()]
     for well, text in told:
-        click.echo(json.dumps({"ok": well, "text": text}) if as_json else f"{SIGNS[well]} {text}")
+        if as_json:
+            tell({"ok": well, "text": text})
+        else:
+            click.echo(f"{SIGNS[well]} {text}")
     sys.exit(1 if any(well is False for well, _ in told) else 0)
 
 

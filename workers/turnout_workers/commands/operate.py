@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -78,7 +77,7 @@ def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None
         causes = _causes(matching)
         if as_json:
             for cause in causes:
-                click.echo(json.dumps(cause))
+                tell(cause)
             return
         made = table("error", "provider", "jobs", "the latest", numbers=("jobs",))
         for cause in causes:

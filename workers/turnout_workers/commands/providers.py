@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -14,6 +13,7 @@ import click
 import redis
 
 from turnout_workers.commands.check import answers_of
+from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import indented, standard_output
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.routing.fleet import OPERATOR, Endpoint, EndpointView, Limits
@@ -33,7 +33,7 @@ def providers(check: bool, as_json: bool) -> None:
     told = _look(here)
     answers = asyncio.run(answers_of(here.settings)) if check else {}
     if as_json:
-        click.echo(json.dumps({"endpoints": told, **({"checks": answers} if check else {})}))
+        tell({"endpoints": told, **({"checks": answers} if check else {})})
     else:
         console = standard_output()
         for one in told:

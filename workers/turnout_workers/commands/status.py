@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turnout.redis_trouble import trouble
+from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import add, counted, seconds, show, standard_output, table, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
@@ -36,7 +36,7 @@ def status(once: bool, as_json: bool) -> None:
     """Show lanes, workers, providers, pace and spend; on a terminal until Ctrl-C, twice a second."""
     here, console = deployment(), standard_output()
     if as_json:
-        click.echo(json.dumps(overview(here)))
+        tell(overview(here))
         return
     if once or not (console.is_interactive and console.file.isatty()):  # FORCE_COLOR makes a terminal of any file
         show(console, *_drawn(overview(here), ""))

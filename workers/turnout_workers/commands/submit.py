@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -19,6 +18,7 @@ from turnout.printable import printable
 from turnout.request import InferenceResponse, Lane
 from turnout.validation import explain
 from turnout_workers.commands.lines import DONE, SOME_FAILED
+from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import harmless, naming
 from turnout_workers.deployment import deployment
 
@@ -59,7 +59,7 @@ def result(job: str, as_json: bool) -> None:
             click.echo(printable(f"job {job} has not ended, and is {asked.status()}"), err=True)
             sys.exit(STOPPED)
     if as_json:
-        click.echo(json.dumps({"id": found.id, **told(found)}))
+        tell({"id": found.id, **told(found)})
         sys.exit(DONE if found.succeeded else SOME_FAILED)
     _print(found.answer)
 
