@@ -99,7 +99,7 @@ def _missing(name: str, module: str | None) -> click.Command:
     return missing
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.version_option(version("turnout"), prog_name="turnout")
 def main() -> None:
     """Run AI inference as background jobs: routed, failed over, done once, every cent accounted for."""

@@ -15,6 +15,7 @@ from rich.text import Text
 from turnout.ledger.content import CONTENT
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
+from turnout_workers.commands.lines import STRATEGY
 from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import add, indented, show, standard_output, table
 from turnout_workers.deployment import deployment
@@ -30,12 +31,7 @@ EXCLUDED = ("reason", "text", "endpoints", "more")
 @click.command()
 @click.argument("job")
 @click.option("--json", "as_json", is_flag=True, help="The story as JSON.")
-@click.option(
-    "--replay",
-    "strategy",
-    type=click.Choice([one.value for one in RoutingStrategy]),
-    help="Say what another strategy would have chosen.",
-)
+@click.option("--replay", "strategy", type=STRATEGY, help="Say what another strategy would have chosen.")
 def explain(job: str, as_json: bool, strategy: str | None) -> None:
     """Tell a job's story: waits, decisions with candidates, exclusions and scores, attempts, money, end."""
     here = deployment()

@@ -14,16 +14,13 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @click.command()
-@click.option(
-    "--address", envvar="FLOWER_ADDRESS", default="127.0.0.1", show_default=True, help="Address to listen on."
-)
-@click.option("--port", envvar="FLOWER_PORT", type=click.IntRange(0, 65_535), default=5555, show_default=True)
+@click.option("--address", envvar="FLOWER_ADDRESS", default="127.0.0.1", help="Address to listen on.")
+@click.option("--port", envvar="FLOWER_PORT", type=click.IntRange(0, 65_535), default=5555)
 @click.option(
     "--db",
     envvar="FLOWER_DB",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path(".turnout/flower"),
-    show_default=True,
     help="File that keeps what Flower has seen.",
 )
 def flower(address: str, port: int, db: Path) -> None:

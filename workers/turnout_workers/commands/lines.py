@@ -20,6 +20,8 @@ from turnout_workers.routing.profile import JobProfile
 Command = TypeVar("Command", bound=Callable[..., Any])
 DONE, SOME_FAILED, REFUSED = 0, 1, 4
 """Exit codes, beside those of `turnout.cli`."""
+LANE = click.Choice([lane.value for lane in Lane])
+STRATEGY = click.Choice([strategy.value for strategy in RoutingStrategy])
 _UNITS_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -44,12 +46,8 @@ def duration(text: str) -> float:
 
 OPTIONS = (
     click.option("--model", help="Model, for lines that name none."),
-    click.option(
-        "--strategy",
-        type=click.Choice([one.value for one in RoutingStrategy]),
-        help="Strategy, for lines that name none.",
-    ),
-    click.option("--lane", type=click.Choice([one.value for one in Lane]), default="batch", show_default=True),
+    click.option("--strategy", type=STRATEGY, help="Strategy, for lines that name none."),
+    click.option("--lane", type=LANE, default="batch"),
     click.option("--only", multiple=True, help="Provider to use, for lines that name none. Repeatable."),
     click.option(
         "--max-cost",

@@ -66,7 +66,7 @@ def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
 
 
 @click.command()
-@click.option("--limit", type=click.IntRange(1), default=50, show_default=True)
+@click.option("--limit", type=click.IntRange(1), default=50)
 @_choosing
 @click.option("--count", is_flag=True, help="Count them all, by error and by the provider that was called last.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
@@ -156,7 +156,7 @@ def cancel(jobs: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--reason", default="by an operator", show_default=True)
+@click.option("--reason", default="by an operator")
 def isolate(name: str, reason: str) -> None:
     """Take a provider, or one endpoint of it, out of the fleet until it is restored."""
     _mark("isolated", name, reason)

@@ -43,6 +43,7 @@ from turnout_workers.config import Settings, endpoints
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
 
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 PATIENCE = 120
 """Tries. A Redis that restarts is waited for, a minute or so: each step of the feeder can be asked again."""
 SIMULATED = (
@@ -68,11 +69,9 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 @click.argument("source")
 @click.option("-o", "--output", help="File for the results, a line for each line of SOURCE; - for standard output.")
 @click.option("--errors", help="File for the lines without an answer; else they are among the results.")
-@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="The turnout.toml to use.")
+@click.option("--config", type=FILE, help="The turnout.toml to use.")
 @click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are keys. No model is run.")
-@click.option(
-    "--scenario", type=click.Path(path_type=Path, exists=True, dir_okay=False), help="TOML file of the simulated fleet."
-)
+@click.option("--scenario", type=FILE, help="TOML file of the simulated fleet.")
 @lines.line_options
 @click.option("--retry-failed", is_flag=True, help="Run only the lines that have no answer from an earlier run.")
 @click.option("--anew", is_flag=True, help="Run every line again, also those with an answer.")
@@ -84,7 +83,6 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
     "--workers",
     type=click.IntRange(0),
     default=1,
-    show_default=True,
     help="Worker processes; 0: leave the work to workers that run already.",
 )
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in each worker.")

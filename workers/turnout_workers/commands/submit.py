@@ -15,9 +15,9 @@ from turnout.batch.render import told
 from turnout.cli import STOPPED
 from turnout.errors import JobError
 from turnout.printable import printable
-from turnout.request import InferenceResponse, Lane
+from turnout.request import InferenceResponse
 from turnout.validation import explain
-from turnout_workers.commands.lines import DONE, SOME_FAILED
+from turnout_workers.commands.lines import DONE, LANE, SOME_FAILED
 from turnout_workers.commands.machine import tell
 from turnout_workers.commands.screen import harmless, naming
 from turnout_workers.deployment import deployment
@@ -26,7 +26,7 @@ from turnout_workers.deployment import deployment
 @click.command()
 @click.argument("prompt", required=False)
 @click.option("--model", "models", multiple=True, help="An acceptable model. Repeatable.")
-@click.option("--lane", type=click.Choice([one.value for one in Lane]), default="interactive", show_default=True)
+@click.option("--lane", type=LANE, default="interactive")
 @click.option("--idempotency-key", help="The same key and content are the same job.")
 @click.option("--wait", is_flag=True, help="Print the answer, not the job's id.")
 def submit(prompt: str | None, models: tuple[str, ...], lane: str, idempotency_key: str | None, wait: bool) -> None:

@@ -18,8 +18,8 @@ from turnout_workers.monitoring import logs
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="The turnout.toml to use.")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in this process.")
-@click.option("--lanes", default=",".join(Lane), show_default=True, help="Lanes to serve, separated by commas.")
-@click.option("-n", "--name", default="turnout@%h", show_default=True, help="Celery's node name, one for each process.")
+@click.option("--lanes", default=",".join(Lane), help="Lanes to serve, separated by commas.")
+@click.option("-n", "--name", default="turnout@%h", help="Celery's node name, one for each process.")
 def worker(path: Path | None, concurrency: int | None, lanes: str, name: str) -> None:
     """Serve jobs until stopped. SIGTERM, SIGHUP or Ctrl-C lets calls in flight end; a second one hands all back."""
     queues = [lane.strip() for lane in lanes.split(",")]

@@ -27,6 +27,7 @@ from turnout_workers.simulator.server import Simulator
     "file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     default=DEFAULT,
+    show_default=False,
     help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
 )
 @click.option(
