@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from turnout_workers.commands.machine import tell
+from turnout_workers.commands.screen import tell
 
 
 def test_money_is_in_dollars_and_an_unknown_price_is_null(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,8 +10,7 @@ from rich.console import Console
 from turnout.batch.tally import ProviderTally, Tally
 from turnout_workers.commands import screen
 from turnout_workers.commands.explain import _choice
-from turnout_workers.commands.run_progress import Bar
-from turnout_workers.commands.run_summary import closing_line, summary, table
+from turnout_workers.commands.run_shown import Bar, closing_line, summary, table
 
 
 def printed(made: object, width: int) -> str:
@@ -72,7 +71,7 @@ def test_a_batchs_end_tells_of_answers_with_warnings() -> None:
 def test_a_providers_state_is_cut_on_a_narrow_screen_and_no_name_or_number() -> None:
     out = StringIO()
     bar = Bar(
-        Console(file=out, width=80, force_terminal=True, color_system=None), 200, None, "prompts.jsonl", ["sim-thrifty"]
+        Console(file=out, width=80, force_terminal=True, color_system=None), "prompts.jsonl", 200, None, ["sim-thrifty"]
     )
     with bar:
         one = ProviderTally(jobs=80, cost_microusd=1500)
@@ -87,14 +86,14 @@ def test_who_had_no_room_is_told_with_what_was_full() -> None:
 
 def test_a_bar_tells_that_there_is_no_worker() -> None:
     out = StringIO()
-    with Bar(Console(file=out, width=80, force_terminal=True, color_system=None), 9, None, "x", ["p"]) as bar:
+    with Bar(Console(file=out, width=80, force_terminal=True, color_system=None), "x", 9, None, ["p"]) as bar:
         bar.update(Tally(), {"workers": "none is running"})
     assert "workers none is running" in " ".join(out.getvalue().split())
 
 
 def test_a_bar_makes_no_forecast_of_an_input_whose_end_nobody_knows() -> None:
     out = StringIO()
-    with Bar(Console(file=out, width=80, force_terminal=True, color_system=None), None, None, "-", []) as bar:
+    with Bar(Console(file=out, width=80, force_terminal=True, color_system=None), "-", None, None, []) as bar:
         bar.update(Tally(lines=3000, done=Counter(succeeded=5)), {})
     assert "5 of 3,000 so far" in out.getvalue()
     assert "ETA" not in out.getvalue()

@@ -22,8 +22,7 @@ from turnout.redis_trouble import trouble
 from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands import lines, screen
-from turnout_workers.commands.machine import tell
-from turnout_workers.commands.screen import add, counted, naming, standard_output, table, usd
+from turnout_workers.commands.screen import add, counted, naming, standard_output, table, tell, usd
 from turnout_workers.deployment import Deployment, deployment
 
 

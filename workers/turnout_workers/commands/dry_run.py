@@ -20,9 +20,7 @@ from turnout.batch.source import Source, read
 from turnout.result import Problem
 from turnout_workers import config
 from turnout_workers.commands.lines import DONE, SOME_FAILED, defaults, refusal
-from turnout_workers.commands.machine import tell
-from turnout_workers.commands.run_summary import span, steady_usd
-from turnout_workers.commands.screen import add, counted, show, standard_output, table
+from turnout_workers.commands.screen import add, counted, show, span, standard_output, steady_usd, table, tell
 from turnout_workers.config import endpoints, toml_lines
 from turnout_workers.local.running import chosen
 from turnout_workers.routing.decision import rank

@@ -16,8 +16,7 @@ from turnout.ledger.content import CONTENT
 from turnout.request import RoutingStrategy
 from turnout.result import JobResult, dollars
 from turnout_workers.commands.lines import STRATEGY
-from turnout_workers.commands.machine import tell
-from turnout_workers.commands.screen import add, indented, show, standard_output, table
+from turnout_workers.commands.screen import add, indented, show, standard_output, table, tell
 from turnout_workers.deployment import deployment
 from turnout_workers.routing import record as records
 

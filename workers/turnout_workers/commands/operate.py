@@ -16,8 +16,7 @@ from turnout.ledger import Facts
 from turnout.printable import printable
 from turnout.result import JobResult
 from turnout_workers.commands.lines import DONE, SOME_FAILED
-from turnout_workers.commands.machine import tell
-from turnout_workers.commands.screen import add, counted, indented, show, standard_output, table
+from turnout_workers.commands.screen import add, counted, indented, show, standard_output, table, tell
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state.redis import mark_call
 from turnout_workers.state.store import Mark

@@ -13,8 +13,7 @@ import click
 import redis
 
 from turnout_workers.commands.check import answers_of
-from turnout_workers.commands.machine import tell
-from turnout_workers.commands.screen import indented, standard_output
+from turnout_workers.commands.screen import indented, standard_output, tell
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.routing.fleet import OPERATOR, Endpoint, EndpointView, Limits
 from turnout_workers.state.fleet_view import WELL, said, trouble

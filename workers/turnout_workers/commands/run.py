@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -12,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from threading import Event
 from typing import Any
@@ -21,7 +19,6 @@ import click
 import redis
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
-from rich.console import Console
 
 from turnout import redis_address, redis_trouble
 from turnout.batch.feeder import Feeder, Stopped
@@ -35,10 +32,10 @@ from turnout.batch.tally import Tally
 from turnout.cli import STOPPED, UNUSABLE
 from turnout.errors import TurnoutError
 from turnout_workers import local
-from turnout_workers.commands import lines, run_progress, run_summary
+from turnout_workers.commands import lines, run_shown
 from turnout_workers.commands.dry_run import dry_run
 from turnout_workers.commands.refused import NobodyServes, RefusedKeys
-from turnout_workers.commands.screen import counted, show, standard_error
+from turnout_workers.commands.screen import counted, for_programs, show, standard_error
 from turnout_workers.config import Settings, endpoints
 from turnout_workers.simulator.scenario import DEFAULT
 from turnout_workers.state.fleet_view import FleetView
@@ -100,19 +97,19 @@ def run(source: str, output: str | None, **options: Any) -> None:
     all lines again, say --anew. Exit code: 0 all lines have an answer, 1 some have none,
     2 it could not run, 3 stopped, 4 every provider that could go on refuses our key.
     """
-    console, code = standard_error(), UNUSABLE
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT
-    say = partial(_say, console, options["as_json"])
+    this, code = _Run(Source(source), output or "", options), UNUSABLE
     same = f"turnout {shlex.join(word for word in sys.argv[1:] if word != '--anew')}"  # which would pay for all again
     try:
         if options["dry_run"]:
-            sys.exit(dry_run(Source(source), options))
+            sys.exit(dry_run(this.source, options))
         if output is None:
             raise click.UsageError("say with -o where results are to go (- for standard output)")
-        sys.exit(_run(Source(source), output, console, options, _stop_on_signals(say)))
+        this.stop_on_signals()
+        sys.exit(this.run())
     except (Stopped, KeyboardInterrupt):
-        say(f"Stopped. What is done is kept; to go on: {same}")
+        this.say(f"Stopped. What is done is kept; to go on: {same}")
         sys.exit(STOPPED)
     except NobodyServes as error:
         trouble, code = f"{error}\nWhat is done is kept. Once that is mended: {same}", lines.REFUSED
@@ -121,162 +118,156 @@ def run(source: str, output: str | None, **options: Any) -> None:
     except (redis.RedisError, OSError) as error:  # the latter of a full disk under the run's folder, say
         told = str(error) if isinstance(error, OSError) else redis_trouble.trouble(error).rstrip(".")
         trouble = f"{told}. What is done is kept; once that is mended, the same command goes on."
-    say(f"turnout: {trouble}", "red")
+    this.say(f"turnout: {trouble}", "red")
     sys.exit(code)
 
 
-def _say(console: Console, as_json: bool, text: str, style: str = "yellow") -> None:
-    """Something beside progress and summary: where these are for machines, it is, too."""
-    if as_json:
-        console.out(json.dumps({"message": text}))
-    else:
-        console.print(text, style=style, soft_wrap=True)
+class _Run:
+    """One run of a file: what was asked for, and where it is told how it goes."""
 
+    def __init__(self, source: Source, output: str, options: dict[str, Any]) -> None:
+        self.source, self.output, self.options = source, output, options
+        self.console, self.stop = standard_error(), Event()
 
-def _run(source: Source, output: str, console: Console, options: dict[str, Any], stop: Event) -> int:
-    began_at = time.monotonic()
-    source.check()
-    check_places(output, options["errors"], source.path)
-    kept = lines.kept(options)
-    places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (source.path, output))
-    folder = Path(".turnout") / hashlib.sha256(places).hexdigest()[:16]
-    with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
-        folder.mkdir(parents=True, exist_ok=True)
-    journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
-    with contextlib.ExitStack() as stack:
-        journal = stack.enter_context(Journal(journal_path))
-        if options["anew"]:  # its journal is begun where there is a Redis
-            shutil.rmtree(folder / "redis", ignore_errors=True)
+    def say(self, text: str, style: str = "yellow") -> None:
+        """Something beside progress and summary: where these are for machines, it is, too."""
+        if self.options["as_json"]:
+            self.console.out(for_programs({"message": text}))
         else:
-            journal.begin(kept, options["retry_failed"])
-        tally, broken = journal.tally, None
-        try:
-            if nothing_to_run(source, journal):
-                tally.lines = tally.finished
-                journal.end()
+            self.console.print(text, style=style, soft_wrap=True)
+
+    def stop_on_signals(self) -> None:
+        """The first Ctrl-C stops in order, the second one at once; either may go on later."""
+
+        def handle(_signal: int, _frame: object) -> None:
+            if self.stop.is_set():
+                raise KeyboardInterrupt
+            self.stop.set()
+            self.say("Stopping: results so far are being saved …")
+
+        signal.signal(signal.SIGINT, handle)
+        signal.signal(signal.SIGTERM, handle)
+
+    def run(self) -> int:
+        """Gives the exit code."""
+        began_at, output, options = time.monotonic(), self.output, self.options
+        self.source.check()
+        check_places(output, options["errors"], self.source.path)
+        kept = lines.kept(options)
+        places = b"\0".join(os.fsencode(Path(place).resolve()) for place in (self.source.path, output))
+        folder = Path(".turnout") / hashlib.sha256(places).hexdigest()[:16]
+        with writing(folder, "; a run keeps its Redis and its logs there, so begin it in a folder that can be written"):
+            folder.mkdir(parents=True, exist_ok=True)
+        journal_path = folder / "stdout.journal" if output == "-" else Path(f"{output}.journal")
+        with contextlib.ExitStack() as stack:
+            journal = stack.enter_context(Journal(journal_path))
+            if options["anew"]:  # its journal is begun where there is a Redis
+                shutil.rmtree(folder / "redis", ignore_errors=True)
             else:
-                with console.status("Starting …"):
-                    here = stack.enter_context(local.running(folder, options["config"], options["scenario"]))
-                    _prepare(journal, options, here)
-                    stack.enter_context(here.workers(options["workers"], options["concurrency"]))
-                _feed(source, journal, here, console, options, stop)
-        except SourceError as error:
-            broken = f"{error}. The lines before that place are done, and their results are in {output}"
-        complete = not tally.failed and not broken
-        advice = f"; all results are in {journal.path}, and the same command goes on"
-        write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
-        unanswered = (line for answered, line in journal.output() if not answered)
-        first = next(unanswered) if tally.failed else None
-        if complete and output == "-":
-            journal.path.unlink()
-    if complete:
-        shutil.rmtree(folder / "redis", ignore_errors=True)
-    if options["as_json"]:
-        console.out(json.dumps(run_summary.summary(tally)))
-    else:
-        _sum_up(console, tally, time.monotonic() - began_at, output, options, first)
-    if broken:
-        raise TurnoutError(broken)
-    return lines.DONE if complete else lines.SOME_FAILED
+                journal.begin(kept, options["retry_failed"])
+            tally, broken = journal.tally, None
+            try:
+                if nothing_to_run(self.source, journal):
+                    tally.lines = tally.finished
+                    journal.end()
+                else:
+                    with self.console.status("Starting …"):
+                        here = stack.enter_context(local.running(folder, options["config"], options["scenario"]))
+                        self._prepare(journal, here)
+                        stack.enter_context(here.workers(options["workers"], options["concurrency"]))
+                    self._feed(journal, here)
+            except SourceError as error:
+                broken = f"{error}. The lines before that place are done, and their results are in {output}"
+            complete = not tally.failed and not broken
+            advice = f"; all results are in {journal.path}, and the same command goes on"
+            write_output(journal.output(in_order=not options["as_completed"]), output, options["errors"], advice)
+            unanswered = (line for answered, line in journal.output() if not answered)
+            first = next(unanswered) if tally.failed else None
+            if complete and output == "-":
+                journal.path.unlink()
+        if complete:
+            shutil.rmtree(folder / "redis", ignore_errors=True)
+        self._sum_up(tally, time.monotonic() - began_at, first)
+        if broken:
+            raise TurnoutError(broken)
+        return lines.DONE if complete else lines.SOME_FAILED
 
+    def _prepare(self, journal: Journal, here: local.Local) -> None:
+        """Before any worker of ours: the Redis may still have jobs of the last run, for which it would call."""
+        if not (self.options["workers"] or here.shared):
+            alone = "--workers 0 leaves the work to others' workers: set REDIS_URL or redis_url to their Redis"
+            raise click.UsageError(f"{alone} (a simulated fleet has one of its own)")
+        if self.options["anew"]:
+            if journal.batch:
+                with redis_address.connect(here.redis_url) as client:
+                    cancel_live(client, here.ledger, journal.batch)
+            journal.forget()
+            journal.begin(lines.kept(self.options), self.options["retry_failed"])
 
-def _prepare(journal: Journal, options: dict[str, Any], here: local.Local) -> None:
-    """Before any worker of ours: the Redis may still have jobs of the last run, for which it would call."""
-    if not (options["workers"] or here.shared):
-        alone = "--workers 0 leaves the work to others' workers: set REDIS_URL or redis_url to their Redis"
-        raise click.UsageError(f"{alone} (a simulated fleet has one of its own)")
-    if options["anew"]:
-        if journal.batch:
-            with redis_address.connect(here.redis_url) as client:
-                cancel_live(client, here.ledger, journal.batch)
-        journal.forget()
-        journal.begin(lines.kept(options), options["retry_failed"])
+    def _feed(self, journal: Journal, here: local.Local) -> None:
+        """Run the lines, and show how far it is. Raises SourceError, Stopped, NobodyServes, StartFailed."""
+        options, fleet = self.options, endpoints.fleet(here.settings)
+        refused = RefusedKeys(fleet, here.settings)
 
+        def stopping() -> bool:
+            for said in here.tend():
+                self.say(said)
+            return self.stop.is_set()
 
-def _feed(
-    source: Source, journal: Journal, here: local.Local, console: Console, options: dict[str, Any], stop: Event
-) -> None:
-    """Run the lines, and show how far it is. Raises SourceError, Stopped, NobodyServes, StartFailed."""
-    fleet = endpoints.fleet(here.settings)
-    refused = RefusedKeys(fleet, here.settings)
-    say = partial(_say, console, options["as_json"])
+        client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
+        view = FleetView(client, here.ledger, fleet)
+        feeder = Feeder(
+            client,
+            here.ledger,
+            Reading(self.source, journal, lines.defaults(options), lambda request: lines.refusal(request, fleet)),
+            stopping,
+            dedupe=options["dedupe"],
+            max_cost_microusd=options["max_cost_microusd"],
+            retry_failed=options["retry_failed"],
+        )
+        shown = self._progress(here.settings)
 
-    def stopping() -> bool:
-        for said in here.tend():
-            say(said)
-        return stop.is_set()
+        def look(tally: Tally) -> None:
+            view.look()
+            shown.update(tally, view.troubles)
+            refused.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
 
-    client = redis_address.connect(here.redis_url, retry=Retry(_UnlessStopped(stopping), PATIENCE))
-    view = FleetView(client, here.ledger, fleet)
-    feeder = Feeder(
-        client,
-        here.ledger,
-        Reading(source, journal, lines.defaults(options), lambda request: lines.refusal(request, fleet)),
-        stopping,
-        dedupe=options["dedupe"],
-        max_cost_microusd=options["max_cost_microusd"],
-        retry_failed=options["retry_failed"],
-    )
-    shown = _progress(console, options, here.settings, source)
+        try:
+            with shown:
+                feeder.run(look)
+        except Stopped:
+            if options["workers"] and feeder.under_way:
+                self.say(f"Calls under way have up to {here.drain_s:g} s to end; Ctrl-C again ends it at once.")
+            if here.shared and (left := feeder.under_way):
+                told = f"{counted(left, 'job')} may still be done by workers that go on; to cancel what is left of them"
+                self.say(f"{told}: turnout batch cancel {journal.batch}")
+            raise
 
-    def look(tally: Tally) -> None:
-        view.look()
-        shown.update(tally, view.troubles)
-        refused.look(view.disabled, feeder.waiting(), answered=bool(tally.providers))
+    def _progress(self, settings: Settings) -> run_shown.Progress:
+        """What is to show the run; people are told first which providers there are."""
+        source, ceiling, providers = self.source, self.options["max_cost_microusd"], settings.file.providers
+        title = Path(source.path).name
+        if self.options["as_json"]:
+            return run_shown.Json(self.console, title, None, ceiling, [*providers])
+        if made_up := [name for name, table in providers.items() if table.simulated]:
+            self.console.print(SIMULATED.format(", ".join(made_up)), style="yellow")
+        self.console.print(f"Providers: {', '.join(providers)}")
+        kind = run_shown.Bar if self.console.is_terminal else run_shown.Lines
+        return kind(self.console, title, source.count(), ceiling, [*providers])
 
-    try:
-        with shown:
-            feeder.run(look)
-    except Stopped:
-        if options["workers"] and feeder.under_way:
-            say(f"Calls under way have up to {here.drain_s:g} s to end; Ctrl-C again ends it at once.")
-        if here.shared and (left := feeder.under_way):
-            told = f"{counted(left, 'job')} may still be done by workers that go on; to cancel what is left of them"
-            say(f"{told}: turnout batch cancel {journal.batch}")
-        raise
-
-
-def _sum_up(
-    console: Console, tally: Tally, took_s: float, output: str, options: dict[str, Any], unanswered: bytes | None
-) -> None:
-    """unanswered: the first line without an answer."""
-    if tally.providers:
-        show(console, run_summary.table(tally))
-    console.print(run_summary.closing_line(tally, took_s, options["max_cost_microusd"]))
-    say = partial(console.print, soft_wrap=True)
-    if output != "-":
-        errors = options["errors"]
-        apart = f", those without an answer in {errors}" if errors not in (None, "-") else ""
-        say(f"Results are in {output}{apart}")
-    if unanswered is not None:
-        text = f"{counted(tally.failed, 'line')} without an answer; --retry-failed runs such lines again, and no others"
-        say(text, style="yellow")
-        say(f"The first of them: {reason(unanswered)}", style="yellow")
-
-
-def _progress(console: Console, options: dict[str, Any], settings: Settings, source: Source) -> run_progress.Progress:
-    """What is to show the run; people are told first which providers there are."""
-    if options["as_json"]:
-        return run_progress.Json(console)
-    if made_up := [name for name, table in settings.file.providers.items() if table.simulated]:
-        console.print(SIMULATED.format(", ".join(made_up)), style="yellow")
-    providers, ceiling = list(settings.file.providers), options["max_cost_microusd"]
-    console.print(f"Providers: {', '.join(providers)}")
-    if console.is_terminal:
-        return run_progress.Bar(console, source.count(), ceiling, Path(source.path).name, providers)
-    return run_progress.Lines(console, source.count(), ceiling)
-
-
-def _stop_on_signals(say: Callable[[str], None]) -> Event:
-    """The first Ctrl-C stops in order, the second one at once; either may go on later."""
-    stop = Event()
-
-    def handle(_signal: int, _frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        say("Stopping: results so far are being saved …")
-
-    signal.signal(signal.SIGINT, handle)
-    signal.signal(signal.SIGTERM, handle)
-    return stop
+    def _sum_up(self, tally: Tally, took_s: float, unanswered: bytes | None) -> None:
+        """unanswered: the first line without an answer."""
+        if self.options["as_json"]:
+            self.console.out(for_programs(run_shown.summary(tally)))
+            return
+        if tally.providers:
+            show(self.console, run_shown.table(tally))
+        self.console.print(run_shown.closing_line(tally, took_s, self.options["max_cost_microusd"]))
+        if self.output != "-":
+            errors = self.options["errors"]
+            apart = f", those without an answer in {errors}" if errors not in (None, "-") else ""
+            self.say(f"Results are in {self.output}{apart}", style="")
+        if unanswered is not None:
+            told = counted(tally.failed, "line")
+            self.say(f"{told} without an answer; --retry-failed runs such lines again, and no others")
+            self.say(f"The first of them: {reason(unanswered)}")

@@ -1,11 +1,16 @@
-"""Tables and paragraphs in a terminal. Texts are shown as they are: what providers say is no markup, and what anybody
-has written into a job commands no terminal."""
+"""What commands print: tables and paragraphs for people, and with `--json` an object a line for programs.
+
+Texts are shown as they are: what providers say is no markup, and what anybody has written into a job commands no
+terminal.
+"""
 
 from __future__ import annotations
 
+import json
+import math
 import os
 import sys
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import IO, Any, cast
 
@@ -124,3 +129,41 @@ def seconds(value: float | None, unknown: str = "") -> str:
 def usd(amount: float) -> str:
     """Money for people."""
     return dollars(round(amount * MICROUSD_PER_USD))
+
+
+def steady_usd(microusd: int) -> str:
+    """Money with as many decimals as keep it from jumping."""
+    whole = microusd / MICROUSD_PER_USD
+    return f"${whole:,.2f}" if whole >= 10 else f"${whole:.4f}"
+
+
+def span(seconds: float) -> str:
+    """A length of time for people: `14 s`, `3 min 20 s`, `2 h 5 min`, `1 d 4 h`."""
+    whole = math.ceil(seconds)
+    for unit, size, smaller, part in (("d", 86_400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            return f"{whole // size} {unit} {whole % size // part} {smaller}"
+    return f"{whole} s"
+
+
+def tell(told: Mapping[str, Any]) -> None:
+    click.echo(for_programs(told))
+
+
+def for_programs(told: Mapping[str, Any]) -> str:
+    """A line of JSON, with times in seconds and money in dollars, in whatever units they are kept."""
+    return json.dumps(_in_usd(told))
+
+
+def _in_usd(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return dict(_field(name, one) for name, one in value.items())
+    return [*map(_in_usd, value)] if isinstance(value, list | tuple) else value
+
+
+def _field(name: str, value: Any) -> tuple[str, Any]:
+    amount = name.removesuffix("_microusd")
+    if amount == name or not isinstance(value, float | int | None):  # a text is somebody's label
+        return name, _in_usd(value)
+    # JSON has no infinity, by which an unknown price is compared.
+    return f"{amount}_usd", None if value is None or value == math.inf else value / MICROUSD_PER_USD

@@ -15,8 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from turnout.redis_trouble import trouble
-from turnout_workers.commands.machine import tell
-from turnout_workers.commands.screen import add, counted, seconds, show, standard_output, table, usd
+from turnout_workers.commands.screen import add, counted, seconds, show, standard_output, table, tell, usd
 from turnout_workers.deployment import deployment
 from turnout_workers.monitoring.overview import overview
 from turnout_workers.state.fleet_view import WELL

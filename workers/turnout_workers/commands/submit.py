@@ -18,8 +18,7 @@ from turnout.printable import printable
 from turnout.request import InferenceResponse
 from turnout.validation import explain
 from turnout_workers.commands.lines import DONE, LANE, SOME_FAILED
-from turnout_workers.commands.machine import tell
-from turnout_workers.commands.screen import harmless, naming
+from turnout_workers.commands.screen import harmless, naming, tell
 from turnout_workers.deployment import deployment
 
 
