@@ -39,23 +39,13 @@ from turnout_workers.state.redis import mark_call
 
 OURS = Path(__file__).with_name("templates")
 THEIRS = Path(flower.urls.settings["template_path"])
-TAB = """
-        <li class="nav-item">
-          <a class="nav-link{% if active_tab == 'providers' %} active{% end %}"
-            href="{{ reverse_url('providers') }}">Providers</a>
-        </li>
-      </ul>"""
-
-
+ADDED = {
+    "navbar.html": ("</ul>", "{% include tab.html %}</ul>"),
+    "tasks.html": ("{% block container %}", "{% block container %}{% include tasks_style.html %}"),
+}
+"""What becomes of such a place, the first one, in a template of Flower's."""
 TASKS = "name,args,state,retries,result,received,worker,uuid"
 """Columns of the list of tasks, unless FLOWER_TASKS_COLUMNS names others."""
-STORY = """<style>
-  .tasks-page table { font-size: .875rem; }
-  .tasks-page td.overflow-auto { max-width: none; white-space: normal !important; }
-  .task-uuid-full { display: none; }
-  .task-uuid-short { display: inline; }
-</style>"""
-"""The list of tasks so that the line that tells how a job went fits; ids are short there, and whole in their links."""
 REASON = 100
 """Most characters of why a job failed in the list; its own page has all."""
 MOST_TASKS = "20000"
@@ -64,26 +54,19 @@ COLOURS = {"well": "success", "out": "danger", "disabled": "danger", "isolated":
 
 
 class Loader(template.Loader):
-    """Our templates, else Flower's own, its bar of tabs with one more at the end of the first list."""
+    """Our templates, else Flower's own, with what is ADDED."""
 
     def resolve_path(self, name: str, parent_path: str | None = None) -> str:
         return name
 
     def _create_template(self, name: str) -> template.Template:
         folder = OURS if (OURS / name).exists() else THEIRS
-        text = (folder / name).read_text("utf-8")
-        if name == "navbar.html":
-            text = text.replace("</ul>", TAB, 1)
-        if name == "tasks.html":
-            text = text.replace("{% block container %}", "{% block container %}" + STORY, 1)
+        text = (folder / name).read_text("utf-8").replace(*ADDED.get(name, ("", "")), 1)
         return template.Template(text, name=name, loader=self)
 
 
 class Providers(BaseHandler):  # type: ignore[misc]
     """The tab. GET shows; POST isolates or restores an endpoint."""
-
-    def initialize(self, here: Deployment) -> None:
-        self._here = here
 
     def check_xsrf_cookie(self) -> None:
         # Flower asks for no token where it has no authentication; to take a provider out it is always wanted.
@@ -91,38 +74,28 @@ class Providers(BaseHandler):  # type: ignore[misc]
 
     @web.authenticated
     async def get(self) -> None:
-        told = await _asked(overview, self._here)
-        self.render(
-            "providers.html",
-            told=told,
-            usd=usd,
-            colours=COLOURS,
-            read_only=options.read_only,
-            refresh=options.auto_refresh,
-        )
+        told = await _asked(overview, self.settings["here"])
+        shown = {"usd": usd, "colours": COLOURS, "read_only": options.read_only, "refresh": options.auto_refresh}
+        self.render("providers.html", told=told, **shown)
 
     @web.authenticated
     async def post(self) -> None:
         if options.read_only:
             raise web.HTTPError(403, "Read only mode is enabled")
-        endpoint, action = self.get_argument("endpoint"), self.get_argument("action")
-        if endpoint not in self._here.fleet.ids or action not in ("isolated", "restored"):
+        here, endpoint, action = self.settings["here"], self.get_argument("endpoint"), self.get_argument("action")
+        if endpoint not in here.fleet.ids or action not in ("isolated", "restored"):
             raise web.HTTPError(400, "no such endpoint or action")
         reason = "in Flower" if action == "isolated" else ""
-        call = mark_call(self._here.ledger.keys, action, [endpoint], reason)
-        await _asked(self._here.ask, call)
+        await _asked(here.ask, mark_call(here.ledger.keys, action, [endpoint], reason))
         self.redirect(self.reverse_url("providers"))
 
 
 class ProvidersApi(BaseApiHandler):  # type: ignore[misc]
     """The same as JSON, as `turnout status --json` prints it."""
 
-    def initialize(self, here: Deployment) -> None:
-        self._here = here
-
     @web.authenticated
     async def get(self) -> None:
-        self.write(await _asked(overview, self._here))
+        self.write(await _asked(overview, self.settings["here"]))
 
 
 async def _asked(work: Callable[..., Any], argument: object) -> Any:
@@ -165,10 +138,10 @@ def serve(here: Deployment, address: str, port: int, database: Path, announce: C
     database.parent.mkdir(parents=True, exist_ok=True)
     flower.command.extract_settings()
     flower.command.setup_logging()
-    settings: dict[str, Any] = {**flower.urls.settings, "template_loader": Loader(str(OURS))}
+    settings: dict[str, Any] = {**flower.urls.settings, "template_loader": Loader(str(OURS)), "here": here}
     flower.urls.handlers[-1:-1] = [  # before the one that answers 404
-        web.url(r"/providers", Providers, {"here": here}, name="providers"),
-        web.url(r"/api/providers", ProvidersApi, {"here": here}),
+        web.url(r"/providers", Providers, name="providers"),
+        web.url(r"/api/providers", ProvidersApi),
     ]
     server = Flower(capp=app, options=options, **settings)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
