@@ -39,7 +39,6 @@ from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File
 from turnout_workers.foreign import Foreign
 from turnout_workers.monitoring import tracing
-from turnout_workers.monitoring.fleet_metrics import FleetCollector
 from turnout_workers.monitoring.metrics import Metrics
 from turnout_workers.own_process import keep_memory_private
 from turnout_workers.providers import CloudProviderBase, ProviderConfig, build
@@ -132,10 +131,10 @@ class Worker:
         parts.metrics.held(parts.heartbeat.__len__, free_slots)
         file = self.in_force.file.monitoring
         if file.metrics_port is not None:
-            from turnout_workers.monitoring import endpoint  # aiohttp's server: a megabyte
+            from turnout_workers.monitoring import fleet_metrics  # and aiohttp's server: a megabyte
 
-            shared = FleetCollector(parts.fleet, parts.send, parts.ledger.keys, parts.ceilings.named)
-            serving = endpoint.served(parts.metrics.registry, shared, file.metrics_host, file.metrics_port)
+            shared = fleet_metrics.FleetCollector(parts.fleet, parts.send, parts.ledger.keys, parts.ceilings.named)
+            serving = fleet_metrics.served(parts.metrics.registry, shared, file.metrics_host, file.metrics_port)
             await self._open.enter_async_context(serving)
 
     async def _connected(self) -> None:

@@ -1,12 +1,19 @@
-"""The fleet's shared state for Prometheus. Every worker tells the same: take the max over workers."""
+"""`GET /metrics` of one worker process, served on its own loop: what it counts, and the fleet's shared state.
+
+Every worker tells the same of the latter: take the max over workers.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from aiohttp import web
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from redis.exceptions import RedisError
@@ -16,6 +23,8 @@ from turnout_workers.monitoring import overview
 from turnout_workers.routing.fleet import Circuit
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import Ceiling
+
+logger = logging.getLogger(__name__)
 
 WAIT_S = 3.0
 """For Redis. Prometheus waits for ten seconds, and then takes the worker for gone."""
@@ -84,3 +93,28 @@ def _gauge(
     for values, value in series:
         gauge.add_metric(values, value)
     return gauge
+
+
+@asynccontextmanager
+async def served(registry: CollectorRegistry, fleet: FleetCollector, host: str, port: int) -> AsyncIterator[None]:
+    """Serve while the block runs. A port that is taken is an error in the log, and no more: jobs matter more."""
+    registry.register(fleet)
+
+    async def scrape(_: web.BaseRequest) -> web.StreamResponse:
+        await fleet.refresh()
+        return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
+
+    app = web.Application()
+    app.router.add_get("/metrics", scrape)
+    runner = web.AppRunner(app, access_log=None)
+    await runner.setup()
+    try:
+        await web.TCPSite(runner, host, port).start()
+    except OSError as error:
+        logger.error("no metrics of this worker: %s:%d can't be listened on (%s)", host, port, error)
+    else:
+        logger.info("metrics at http://%s:%d/metrics", host, runner.addresses[0][1])
+    try:
+        yield
+    finally:
+        await runner.cleanup()
