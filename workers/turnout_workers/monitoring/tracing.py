@@ -68,12 +68,12 @@ def span(name: str, **attributes: Any) -> AbstractContextManager[Span | None]:
 
 
 @contextmanager
-def _span(tracer: Tracer, name: str, attributes: Mapping[str, Any]) -> Iterator[Span]:
+def _span(tracer: Tracer, name: str, attributes: Mapping[str, Any], within: Context | None = None) -> Iterator[Span]:
     from opentelemetry.trace import SpanKind
 
     kind = SpanKind.CLIENT if "gen_ai.provider.name" in attributes else SpanKind.INTERNAL
     with tracer.start_as_current_span(
-        name, kind=kind, attributes=attributes, record_exception=False, set_status_on_exception=False
+        name, within, kind, attributes, record_exception=False, set_status_on_exception=False
     ) as begun:
         try:
             yield begun
@@ -87,23 +87,13 @@ def _span(tracer: Tracer, name: str, attributes: Mapping[str, Any]) -> Iterator[
 
 def holding(job: HeldJob) -> AbstractContextManager[Span | None]:
     """One worker's hold of a job, in the trace of whoever submitted it, and the wait in the queue before it."""
-    return NONE if _tracer is None else _holding(_tracer, job)
-
-
-@contextmanager
-def _holding(tracer: Tracer, job: HeldJob) -> Iterator[Span]:
-    from opentelemetry import context
-
-    token = context.attach(_context(job.claim.trace))
-    try:
-        about = {"turnout.job.id": job.id, "turnout.lane": job.claim.lane.value}
-        now = time.time_ns()
-        began = now - round(max(0.0, job.claim.queued_for_s) * 1e9)
-        tracer.start_span("turnout.queue", start_time=began, attributes=about).end(now)
-        with _span(tracer, "turnout.job", about) as begun:
-            yield begun
-    finally:
-        context.detach(token)
+    if _tracer is None:
+        return NONE
+    within, now = _context(job.claim.trace), time.time_ns()
+    about = {"turnout.job.id": job.id, "turnout.lane": job.claim.lane.value}
+    began = now - round(max(0.0, job.claim.queued_for_s) * 1e9)
+    _tracer.start_span("turnout.queue", within, attributes=about, start_time=began).end(now)
+    return _span(_tracer, "turnout.job", about, within)
 
 
 def called(job: HeldJob, chosen: Candidate, call: Awaitable[Finished]) -> Awaitable[Finished]:
