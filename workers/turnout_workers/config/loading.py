@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from turnout.redis_address import with_password
 from turnout_workers import providers
@@ -26,9 +27,6 @@ from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS
-
-T = TypeVar("T")
-Made = TypeVar("Made")
 
 FILE = "turnout.toml"
 """In the working folder."""
@@ -117,28 +115,29 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
     """
     text, where, environ = source.text(), source.where, with_password(environ)
     file = toml_lines.read(text, where, File, environ, FROM_ENVIRONMENT)
+    keys: dict[str, tuple[str, ...]] = {}
+    webhooks: dict[str, Webhook] = {}
     problems: list[str] = []
 
-    def wrong(why: object, *path: str) -> None:
-        problems.append(f"{toml_lines.locator(text, where)(path)}: {why}")
+    @contextmanager
+    def at(*path: str) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError as error:
+            problems.append(f"{toml_lines.place(text, where, path)}: {error}")
 
-    def each(kind: str, tables: Mapping[str, T], make: Callable[[T], Made]) -> Iterator[tuple[str, Made]]:
-        for name, table in tables.items():
-            try:
-                yield name, make(table)
-            except ConfigError as error:
-                wrong(error, kind, name)
-
-    def keys_of(table: ProviderTable) -> tuple[str, ...]:
-        _check(table)
-        return credentials.api_keys(table, environ) if with_keys else credentials.stand_ins(table)
-
-    keys = dict(each("providers", file.providers, keys_of))
-    webhooks = dict(each("webhooks", file.webhooks if with_keys else {}, lambda table: _webhook(table, environ)))
+    for name, table in file.providers.items():
+        with at("providers", name):
+            _check(table)
+            keys[name] = credentials.api_keys(table, environ) if with_keys else credentials.stand_ins(table)
+    for name, told in file.webhooks.items() if with_keys else ():
+        with at("webhooks", name):
+            webhooks[name] = _webhook(told, environ)
     for name in file.ceilings.providers:
-        if name not in file.providers:  # misspelt, it would be a ceiling that never closes
-            there = ", ".join(file.providers) or "none"
-            wrong(f"there is no provider of this name; there are {there}", "ceilings", "providers", name)
+        with at("ceilings", "providers", name):
+            if name not in file.providers:  # misspelt, it would be a ceiling that never closes
+                there = ", ".join(file.providers) or "none"
+                raise ConfigError(f"there is no provider of this name; there are {there}")
     if problems:
         raise ConfigError("\n".join(problems))
     return Settings(file, keys, webhooks, _version(file), source)

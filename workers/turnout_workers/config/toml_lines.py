@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -68,24 +68,20 @@ def read(
     try:
         return shape.model_validate(data)
     except ValidationError as error:
-        line_of = locator(text, where)
-        told = (_explain(each, line_of, overridden, shape) for each in error.errors())
-        raise ConfigError("\n".join(told)) from None
+        raise ConfigError(
+            "\n".join(_explain(each, text, where, overridden, shape) for each in error.errors())
+        ) from None
 
 
-def locator(text: str, where: str) -> Callable[[Path], str]:
-    """From the path of a field to `file:line: field`, with the line of its innermost part that is in the text."""
+def place(text: str, where: str, path: Path) -> str:
+    """`file:line: field`, with the line of the innermost part of the field's path that is in the text."""
     lines = scan(text)
-
-    def at(path: Path) -> str:
-        known = next((lines[path[:n]] for n in range(len(path), 0, -1) if path[:n] in lines), None)
-        return f"{where if known is None else f'{where}:{known}'}: {'.'.join(path)}"
-
-    return at
+    known = next((f":{lines[path[:n]]}" for n in range(len(path), 0, -1) if path[:n] in lines), "")
+    return f"{where}{known}: {'.'.join(path)}"
 
 
 def _explain(
-    error: Mapping[str, Any], at: Callable[[Path], str], overridden: Mapping[Path, str], shape: type[BaseModel]
+    error: Mapping[str, Any], text: str, where: str, overridden: Mapping[Path, str], shape: type[BaseModel]
 ) -> str:
     path = tuple(str(step) for step in error["loc"] if step != "[key]")
     said = str(error["msg"]).removeprefix("Value error, ")
@@ -99,7 +95,7 @@ def _explain(
             said += f"; {hint}"
         elif near := difflib.get_close_matches(path[-1], _fields(shape), n=1):
             said += f"; did you mean {near[0]}?"
-    return f"{at(path)}: {said}"
+    return f"{place(text, where, path)}: {said}"
 
 
 def _fields(shape: type[BaseModel]) -> list[str]:
