@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
-from itertools import islice
 from typing import Any
 
 from turnout.ledger import Call, Keys
@@ -56,13 +55,11 @@ def _lane_calls(keys: Keys, lane: Lane) -> tuple[Call[Any], ...]:
 
 def backlog(replies: Sequence[Any], now: float) -> dict[str, Any]:
     """Plain values. `now`: Redis's time, for the age of what waits longest."""
-    rest = iter(replies)
+    *of_lanes, held, parked, counts, money = replies
     lanes: dict[str, dict[str, Any]] = {}
-    for lane in Lane:
-        published, in_line, since = islice(rest, 3)
+    for lane, published, in_line, since in zip(Lane, of_lanes[::3], of_lanes[1::3], of_lanes[2::3], strict=True):
         oldest_s = round(max(0.0, now - since), 1) if since else 0.0
         lanes[lane.value] = {"queued": published + in_line, "oldest_s": oldest_s}
-    held, parked, counts, money = rest
     return {
         "lanes": lanes,
         "held": held,
@@ -72,12 +69,9 @@ def backlog(replies: Sequence[Any], now: float) -> dict[str, Any]:
     }
 
 
-def _oldest(reply: Any) -> float | None:
-    """When the lane's first job was queued (s); RESP2 and RESP3 nest the reply differently."""
-    if not reply:
-        return None
-    score = reply[0][1] if isinstance(reply[0], list) else reply[1]
-    return float(score) / 1000
+def _oldest(reply: list[tuple[bytes, float]]) -> float | None:
+    """When the lane's first job was queued (s)."""
+    return reply[0][1] / 1000 if reply else None
 
 
 def _counts(reply: dict[bytes, bytes]) -> dict[str, int]:
