@@ -19,10 +19,9 @@ from turnout.batch.record import Record
 from turnout.batch.source import Source
 from turnout.cli import STOPPED
 from turnout.redis_trouble import trouble
-from turnout.request import MICROUSD_PER_USD
 from turnout.result import dollars
 from turnout_workers.commands import lines, screen
-from turnout_workers.commands.screen import add, counted, naming, standard_output, table, tell, usd
+from turnout_workers.commands.screen import add, counted, naming, standard_output, table, tell
 from turnout_workers.deployment import Deployment, deployment
 
 
@@ -189,8 +188,7 @@ def _move(id: str, move: Callable[[Batches, str], None]) -> None:
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:
     (spent, unsure), workers = here.ask(here.ledger.money(record.id), here.ledger.workers())
-    money = {"spent_usd": spent / MICROUSD_PER_USD, "unsure_usd": unsure / MICROUSD_PER_USD}
-    return {**_standing(record), "workers": len(workers), **money}
+    return {**_standing(record), "workers": len(workers), "spent_microusd": spent, "unsure_microusd": unsure}
 
 
 def _standing(record: Record) -> dict[str, Any]:
@@ -202,6 +200,6 @@ def _line(told: dict[str, Any]) -> str:
     counts = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in sorted(told["counts"].items()))
     standing = ": ".join(filter(None, (counted(told["lines"], "line"), counts)))
     limit = "" if (ceiling := told["max_cost_microusd"]) is None else f" of {dollars(ceiling)}"
-    money = f"{usd(told['spent_usd'])}{limit} spent, {usd(told['unsure_usd'])} unsure"
+    money = f"{dollars(told['spent_microusd'])}{limit} spent, {dollars(told['unsure_microusd'])} unsure"
     idle = "" if told["ended"] or told["workers"] else "; no worker is running (turnout worker)"
     return f"{told['id']}: {told['state']}; {standing}; {money}{idle}"

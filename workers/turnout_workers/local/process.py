@@ -94,16 +94,12 @@ def stop(*processes: subprocess.Popen[bytes], grace_s: float = 10.0) -> None:
 def wait_until(ready: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, limit_s: float) -> None:
     """Poll until `ready()`; raises StartFailed with the end of the child's log if it exits or takes too long."""
     ends_at = time.monotonic() + limit_s
-    while not ready():
-        if process.poll() is not None:
-            raise StartFailed(f"{process.args!r} exited with {process.returncode}. Its log ends:\n{_tail(log)}")
-        if time.monotonic() > ends_at:
-            raise StartFailed(f"{process.args!r} was not ready after {limit_s:g} s. Its log ends:\n{_tail(log)}")
+    while process.poll() is None and time.monotonic() < ends_at:
+        if ready():
+            return
         time.sleep(0.01)
-
-
-def _tail(log: Path) -> str:
-    return log.read_text("utf-8", "replace")[-2000:]
+    how = f"was not ready after {limit_s:g} s" if process.poll() is None else f"exited with {process.returncode}"
+    raise StartFailed(f"{process.args!r} {how}. Its log ends:\n{log.read_text('utf-8', 'replace')[-2000:]}")
 
 
 def reserved() -> socket.socket:

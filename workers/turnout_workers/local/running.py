@@ -9,9 +9,9 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
-import redis
 from redis.exceptions import NoPermissionError
 
 from turnout.ledger import Keyring, Keys, Ledger, run
@@ -51,7 +51,12 @@ class Local:
         try:
             for number in range(1, count + 1):
                 log = self.folder / f"worker-{number}.log"
-                ours.append(self._worker(number, log, concurrency))
+                log.unlink(missing_ok=True)
+                # Two runs may share a machine and a Redis, and Celery knows a worker by this name.
+                command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{os.getpid()}-{number}@%h"]
+                if concurrency is not None:
+                    command += ["-c", str(concurrency)]
+                ours.append(process.Kept(f"worker {number}", partial(process.start, command, log, self.environ)))
                 self._wait_for(ours[-1].process, log)
             self.children.extend(ours)
             yield
@@ -62,14 +67,6 @@ class Local:
     def drain_s(self) -> float:
         """How long a worker that is to stop lets its calls go on."""
         return self.settings.file.worker.drain_s
-
-    def _worker(self, number: int, log: Path, concurrency: int | None) -> process.Kept:
-        log.unlink(missing_ok=True)
-        # Two runs may share a machine and a Redis, and Celery knows a worker by this name.
-        command = [sys.executable, "-m", "turnout", "worker", "-n", f"turnout-{os.getpid()}-{number}@%h"]
-        if concurrency is not None:
-            command += ["-c", str(concurrency)]
-        return process.Kept(f"worker {number}", lambda: process.start(command, log, self.environ))
 
     def _wait_for(self, worker: subprocess.Popen[bytes], log: Path) -> None:
         with connect(self.redis_url) as client:
@@ -95,6 +92,7 @@ def running(folder: Path, config_path: Path | None, scenario: Path | None) -> It
     """Start what is missing, but for workers, and stop it again. Which providers there are: see `chosen`.
 
     The Redis is that of the environment or the configuration. Without any, or if the fleet is simulated, it is ours.
+    Raises RedisError where there is none.
     """
     with contextlib.ExitStack() as stack:
         path, found, ours = folder / "turnout.toml", chosen(config_path, scenario), {}
@@ -111,7 +109,9 @@ def running(folder: Path, config_path: Path | None, scenario: Path | None) -> It
         children: list[process.Kept] = []
         if shared := "redis_url" in settings.file.model_fields_set:
             redis_url = settings.file.redis_url
-            _reached(redis_url)
+            # Where there is none, a worker would wait for it.
+            with connect(redis_url) as client, contextlib.suppress(NoPermissionError):  # it is there
+                client.ping()
         else:
             redis_url, server = stack.enter_context(private_redis(folder / "redis"))
             children.append(server)
@@ -121,15 +121,9 @@ def running(folder: Path, config_path: Path | None, scenario: Path | None) -> It
         yield Local(folder, redis_url, shared, settings, environ, ledger, children)
 
 
-def _reached(redis_url: str) -> None:
-    """Raises RedisError where there is none: a worker would wait for it."""
-    with connect(redis_url) as client, contextlib.suppress(NoPermissionError):  # it is there
-        client.ping()
-
-
 def _end_old_leases(redis_url: str, keys: Keys) -> None:
     """Whoever held them has died with this Redis, which was private to them: nobody need wait for their end."""
-    with redis.Redis.from_url(redis_url) as client:
+    with connect(redis_url) as client:
         for index in (keys.leases, keys.expiry):
             client.zunionstore(index, {index: 0})
 
