@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import sys
-from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -35,25 +34,25 @@ def _choosing(command: Command) -> Command:
     return command
 
 
-def _failed(here: Deployment, **wanted: str | None) -> Iterator[tuple[str, Facts, JobResult]]:
+def _failed(here: Deployment, **wanted: str | None) -> Iterator[tuple[Facts, JobResult]]:
     """Failed jobs whose records are still there, the latest first."""
     for offset in itertools.count(0, PAGE):
         if not (ids := here.ask(here.ledger.failed(PAGE, offset))[0]):
             return
         facts = here.ask(*(here.ledger.facts(job_id) for job_id in ids))
         results = here.ask(*(here.ledger.result(job_id, content=False) for job_id in ids))
-        for job_id, job, result in zip(ids, facts, results, strict=True):
+        for job, result in zip(facts, results, strict=True):
             if job is None or result is None or job.state != "failed":
                 continue
-            error, provider = _cause(result)
-            told = {"error": error, "provider": provider, "batch": job.batch}
+            told = {**_cause(result), "batch": job.batch}
             if all(value in (None, told[name]) for name, value in wanted.items()):
-                yield job_id, job, result
+                yield job, result
 
 
-def _cause(result: JobResult) -> tuple[str, str]:
+def _cause(result: JobResult) -> dict[str, str]:
     """Its error's code, and the provider that was called last, if any was."""
-    return result.error.code if result.error else "", result.attempts[-1].provider if result.attempts else ""
+    last = result.attempts[-1].provider if result.attempts else ""
+    return {"error": result.error.code if result.error else "", "provider": last}
 
 
 def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
@@ -72,45 +71,41 @@ def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
 def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None:
     """List failed jobs, the latest first."""
     matching = _failed(deployment(), **wanted)
-    if count:
-        causes = _causes(matching)
-        if as_json:
-            for cause in causes:
-                tell(cause)
-            return
+    listed = itertools.islice(matching, limit)
+    if as_json:
+        for told in _causes(matching) if count else itertools.starmap(_told, listed):
+            tell(told)
+    elif count:
         made = table("error", "provider", "jobs", "the latest", numbers=("jobs",))
-        for cause in causes:
+        for cause in _causes(matching):
             add(made, cause["error"], cause["provider"], f"{cause['jobs']:,}", cause["latest"])
         show(standard_output(), made)
-        return
-    found = list(itertools.islice(matching, limit))
-    if as_json:
-        for _, job, result in found:
-            facts = job.model_dump(mode="json", include={"lane", "label", "batch"})
-            tell(result.model_dump(mode="json", exclude={"response"}) | facts)
-        return
-    console = standard_output()
-    for job_id, job, result in found:
-        at = datetime.fromtimestamp(job.settled_at or 0, UTC)
-        console.print(f"{job_id}  {at:%Y-%m-%d %H:%M:%S} UTC  {job.label}, {counted(len(result.attempts), 'attempt')}")
-        if result.error:
-            console.print(indented(f"{result.error.code}: {result.error.message}"[:SHOWN], 4))
-    if not found:
-        console.print("No job has failed" + (" like that." if any(wanted.values()) else "."))
-    elif next(matching, None):
-        console.print("… and more: --count counts them all by cause, --limit lists more of them")
+    else:
+        console, found = standard_output(), list(listed)
+        for job, result in found:
+            at, attempts = datetime.fromtimestamp(job.settled_at or 0, UTC), counted(len(result.attempts), "attempt")
+            console.print(f"{result.id}  {at:%Y-%m-%d %H:%M:%S} UTC  {job.label}, {attempts}")
+            if result.error:
+                console.print(indented(f"{result.error.code}: {result.error.message}"[:SHOWN], 4))
+        if not found:
+            console.print("No job has failed" + (" like that." if any(wanted.values()) else "."))
+        elif next(matching, None):
+            console.print("… and more: --count counts them all by cause, --limit lists more of them")
 
 
-def _causes(found: Iterable[tuple[str, Facts, JobResult]]) -> list[dict[str, Any]]:
+def _told(job: Facts, result: JobResult) -> dict[str, Any]:
+    facts = job.model_dump(mode="json", include={"lane", "label", "batch"})
+    return result.model_dump(mode="json", exclude={"response"}) | facts
+
+
+def _causes(found: Iterable[tuple[Facts, JobResult]]) -> list[dict[str, Any]]:
     """Of failed jobs, the most frequent first, each with the latest of its jobs, to be explained."""
-    jobs, latest = Counter[tuple[str, str]](), dict[tuple[str, str], str]()
-    for job_id, _, result in found:
-        jobs[cause := _cause(result)] += 1
-        latest.setdefault(cause, job_id)
-    return [
-        {"error": error, "provider": provider, "jobs": number, "latest": latest[error, provider]}
-        for (error, provider), number in jobs.most_common()
-    ]
+    causes: dict[tuple[str, ...], dict[str, Any]] = {}
+    for _, result in found:
+        cause = _cause(result)
+        told = causes.setdefault(tuple(cause.values()), {**cause, "jobs": 0, "latest": result.id})
+        told["jobs"] += 1
+    return sorted(causes.values(), key=lambda told: -told["jobs"])
 
 
 @click.command()
@@ -125,7 +120,7 @@ def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> Non
     if bool(jobs) == (everything or any(wanted.values())):
         raise click.UsageError("name jobs, or else give --all, --error, --provider or --batch")
     here = deployment()
-    found = _known(here, jobs) if jobs else [(job_id, job) for job_id, job, _ in _failed(here, **wanted)]
+    found = _known(here, jobs) if jobs else [(result.id, job) for job, result in _failed(here, **wanted)]
     done, named = 0, len(set(jobs))
     for at in range(0, len(found), PAGE):
         page = found[at : at + PAGE]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -15,7 +14,7 @@ import redis
 from turnout_workers.commands.check import answers_of
 from turnout_workers.commands.screen import indented, standard_output, tell
 from turnout_workers.deployment import Deployment, deployment
-from turnout_workers.routing.fleet import OPERATOR, Endpoint, EndpointView, Limits
+from turnout_workers.routing.fleet import OPERATOR, EndpointView, Limits
 from turnout_workers.state.fleet_view import WELL, said, trouble
 from turnout_workers.state.redis import state_call
 
@@ -47,16 +46,16 @@ def providers(check: bool, as_json: bool) -> None:
 
 def _look(here: Deployment) -> list[dict[str, Any]]:
     """All endpoints, as plain values. `health` is None where Redis can't be asked."""
-    views: dict[str, EndpointView] = {}
-    at = 0.0
-    with suppress(redis.RedisError):
-        snapshot = here.fleet.snapshot(*here.ask(state_call(here.ledger.keys))[0])
-        at, views = snapshot.at, {view.endpoint.id: view for view in snapshot.views}
-    return [_row(endpoint, views.get(endpoint.id), at) for endpoint in here.fleet.endpoints]
+    try:
+        state, known = here.ask(state_call(here.ledger.keys))[0], True
+    except redis.RedisError:
+        state, known = (0.0, {}), False
+    snapshot = here.fleet.snapshot(*state)
+    return [_row(view, snapshot.at) | ({} if known else {"health": None}) for view in snapshot.views]
 
 
-def _row(endpoint: Endpoint, view: EndpointView | None, at: float) -> dict[str, Any]:
-    price, wrong = endpoint.price, trouble(view.health, at) if view else None
+def _row(view: EndpointView, at: float) -> dict[str, Any]:
+    endpoint, price, wrong = view.endpoint, view.endpoint.price, trouble(view.health, at)
     return {
         "endpoint": endpoint.id,
         "model": endpoint.model,
@@ -68,7 +67,7 @@ def _row(endpoint: Endpoint, view: EndpointView | None, at: float) -> dict[str, 
         "shared_limits": _told(endpoint.shared_limits),
         "context_tokens": endpoint.context_tokens,
         "capabilities": sorted(endpoint.capabilities),
-        "health": None if view is None else wrong[1] if wrong else said(view.health, at),
+        "health": wrong[1] if wrong else said(view.health, at),
         "simulated": endpoint.simulated,
     }
 
