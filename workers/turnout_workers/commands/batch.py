@@ -181,9 +181,8 @@ def retry_failed(id: str, max_cost_microusd: int | None) -> None:
 
 def _move(id: str, move: Callable[[Batches, str], None]) -> None:
     here = deployment()
-    batches = _batches(here)
-    move(batches, id)
-    click.echo(_line(_told(here, batches.record(id))))
+    move(_batches(here), id)
+    click.echo(_look(here, id)[1])
 
 
 def _told(here: Deployment, record: Record) -> dict[str, Any]:

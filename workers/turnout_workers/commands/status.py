@@ -91,17 +91,13 @@ def _drawn(told: dict[str, Any], pace: str) -> list[Table | Text]:
         in_flight = f"{one['in_flight']}" + (f"/{one['slots']}" if one["slots"] else "")
         room, errors = f"{one['free']:.0%}", f"{one['error_rate']:.0%}"
         numbers = (in_flight, room, seconds(one["p99_s"]), errors, usd(one["spent_usd"]))
-        add(fleet, one["endpoint"], health, *numbers, style="" if _is_well(one) else "yellow")
+        add(fleet, one["endpoint"], health, *numbers, style="" if one["health"] == WELL else "yellow")
     lines = [_workers(told) + pace, " · ".join(counts), " · ".join(money)]
     return [lanes, *map(Text, lines), fleet, *map(Text, _notes(told["endpoints"]))]
 
 
-def _is_well(one: dict[str, Any]) -> bool:
-    return bool(one["health"] == WELL)
-
-
 def _notes(endpoints: list[dict[str, Any]]) -> Iterator[str]:
     """What is wrong with whom, and whose answers are made up."""
-    yield from (f"{one['endpoint']}: {one['reason']}" for one in endpoints if not _is_well(one))
+    yield from (f"{one['endpoint']}: {one['reason']}" for one in endpoints if one["health"] != WELL)
     if made_up := [one["endpoint"] for one in endpoints if one["simulated"]]:
         yield f"simulated: {'all of them' if len(made_up) == len(endpoints) else ', '.join(made_up)}"
