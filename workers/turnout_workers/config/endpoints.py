@@ -6,7 +6,7 @@ price comes from the operator, else from the price list, else it is unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 
 from turnout.request import Capability
 from turnout_workers.config.loading import Settings
@@ -22,6 +22,8 @@ UNCONFIGURED = (
     "no provider is configured: set an API key (OPENAI_API_KEY, GROQ_API_KEY, ANTHROPIC_API_KEY, "
     "GEMINI_API_KEY, …), or write a turnout.toml (see turnout.example.toml) and name it in TURNOUT_CONFIG"
 )
+PASSED_ON = {Capability.TOOLS: "tools", Capability.JSON_SCHEMA: "json_schema"}
+"""What a model can do only where its vendor takes such a parameter."""
 
 
 def accounts(settings: Settings) -> tuple[ProviderConfig, ...]:
@@ -60,13 +62,13 @@ def _endpoint(
     provider: str, account: str, table: ProviderTable, ours: str, model: ModelTable, shared: Limits
 ) -> Endpoint:
     """ours: our name of the model."""
-    known = catalogue.find(ours) or (catalogue.find(model.name) if model.name else None)
+    named = model.name or ours
+    known = catalogue.find(ours) or catalogue.find(named) or _unlisted(ours, named, table.preset)
     # The model's table names what is served, else the catalogue does for this vendor, else it is called as we call it:
     # what was written as the vendor's own name is taken as it is.
-    usual = known.names.get(table.dialect or "", ours) if known and ours in (known.name, *known.aliases) else ours
+    usual = known.names.get(table.dialect or "", ours) if ours in (known.name, *known.aliases) else ours
     served = model.name or usual
-    names = table.preset.telling(served, ours)
-    aliases = {*model.aliases, *(known.aliases | {known.name} if known else ())}
+    passed_on = known.capabilities - {able for able, name in PASSED_ON.items() if name not in table.preset.parameters}
     return Endpoint(
         provider=provider,
         model=ours,
@@ -77,33 +79,26 @@ def _endpoint(
         price=model.price or price_of(table.preset, served, ours, table.service_tier),
         limits=_limits(model, table),
         shared_limits=shared,
-        capabilities=_capabilities(known, table.preset, names) if model.capabilities is None else model.capabilities,
-        context_tokens=model.context_tokens or _context_tokens(known, table.preset, names),
-        max_output_tokens=model.max_output_tokens or (known.max_output_tokens if known else None),
-        quality=model.quality or (known.quality if known else None),
+        capabilities=passed_on if model.capabilities is None else model.capabilities,
+        context_tokens=model.context_tokens or known.context_tokens,
+        max_output_tokens=model.max_output_tokens or known.max_output_tokens,
+        quality=model.quality or known.quality,
         regions=table.regions,
         no_training=table.no_training,
         zero_retention=table.zero_retention,
-        aliases=frozenset(aliases - {ours}),
+        aliases=known.aliases.union(model.aliases, {known.name}) - {ours},
         expected_ttft_s=model.expected_ttft_s,
         expected_s_per_token=model.expected_s_per_token,
         simulated=table.simulated,
     )
 
 
-def _capabilities(known: catalogue.Model | None, preset: Dialect, names: Iterable[str]) -> frozenset[Capability]:
-    """What the model can do, without what this vendor doesn't pass on to it."""
-    able = known.capabilities if known else next(filter(None, map(catalogue.likely, names)), frozenset())
-    asked = {Capability.TOOLS: "tools", Capability.JSON_SCHEMA: "json_schema"}
-    return able - {capability for capability, parameter in asked.items() if parameter not in preset.parameters}
-
-
-def _context_tokens(known: catalogue.Model | None, preset: Dialect, names: Iterable[str]) -> int | None:
-    if known is not None:
-        return known.context_tokens
-    if (listed_as := preset.price_id) is None:
-        return None
-    return next(filter(None, (list_context_tokens(listed_as, name) for name in names)), None)
+def _unlisted(ours: str, served: str, preset: Dialect) -> catalogue.Model:
+    """A model that is in no catalogue: what its name tells, and the price list."""
+    names, listed_as = preset.telling(served, ours), preset.price_id
+    able = next(filter(None, map(catalogue.likely, names)), frozenset[Capability]())
+    contexts = (list_context_tokens(listed_as, name) for name in names) if listed_as else ()
+    return catalogue.Model(ours, next(filter(None, contexts), None), None, able, None, names={})
 
 
 def _limits(*tables: LimitFields) -> Limits:

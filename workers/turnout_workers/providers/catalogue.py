@@ -29,7 +29,7 @@ class Model:
 
     name: str
     """Ours."""
-    context_tokens: int
+    context_tokens: int | None
     max_output_tokens: int | None
     capabilities: frozenset[Capability]
     quality: Quality | None
