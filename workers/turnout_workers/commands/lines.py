@@ -59,7 +59,7 @@ OPTIONS = (
     click.option(
         "--deadline",
         "--completion-window",
-        "deadline",
+        "deadline_s",
         type=duration,
         help="Time that a line has once it is queued: 90s, 30m, 24h.",
     ),
@@ -75,10 +75,11 @@ def line_options(command: Command) -> Command:
 
 def defaults(options: Mapping[str, Any]) -> Defaults:
     """What a line gets that does not say it itself. Raises UsageError for what no line can have."""
-    constraints = {name: options[name] for name in ("strategy", "lane")}
-    constraints |= {"only": list(options["only"]) or None, "deadline_s": options["deadline"]}
-    request = {"model": options["model"]}
-    found = Defaults(*({k: v for k, v in told.items() if v is not None} for told in (request, constraints)))
+
+    def said(*names: str) -> dict[str, Any]:
+        return {name: options[name] for name in names if options[name] not in (None, ())}
+
+    found = Defaults(said("model"), said("strategy", "lane", "only", "deadline_s"))
     try:
         InferenceRequest.model_validate({"prompt": "", **found.request, "constraints": found.constraints})
     except ValidationError as error:
