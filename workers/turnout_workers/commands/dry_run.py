@@ -8,9 +8,9 @@ import random
 import time
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, astuple, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from rich.text import Text
@@ -33,8 +33,7 @@ SHOWN = 20
 """Problems that are listed one by one."""
 
 
-@dataclass(slots=True)
-class Share:
+class Share(NamedTuple):
     """What would go to one endpoint, or to several, if all goes well."""
 
     jobs: int = 0
@@ -46,7 +45,7 @@ class Share:
 
     @classmethod
     def sum(cls, shares: Iterable[Share]) -> Share:
-        return cls(*map(sum, zip(*map(astuple, shares), strict=True)))
+        return cls(*map(sum, zip(*shares, strict=True)))
 
 
 @dataclass(slots=True)
@@ -101,13 +100,9 @@ def forecast(lines: Iterable[tuple[Line, Asked]], fleet: Fleet) -> Forecast:
         if best is None:
             told.problem("refused", f"line {line.number}: {refusal(asked, fleet)}")
             continue
-        share = told.shares.setdefault(best.endpoint.id, Share())
-        share.jobs += 1
-        share.input_tokens += profile.expected_input_tokens
-        share.output_tokens += profile.expected_output_tokens
-        share.expected_microusd += best.expected_cost_microusd or 0
-        share.most_microusd += best.upper_cost_microusd or 0
-        share.work_s += best.latency_s
+        money = (best.expected_cost_microusd or 0, best.upper_cost_microusd or 0)
+        one = Share(1, profile.expected_input_tokens, profile.expected_output_tokens, *money, best.latency_s)
+        told.shares[best.endpoint.id] = Share.sum((one, told.shares.get(best.endpoint.id, Share())))
     return told
 
 
@@ -141,7 +136,7 @@ def summary(told: Forecast, fleet: Fleet, slots: int) -> dict[str, Any]:
         "lines": told.lines,
         "bad": dict(told.bad),
         "problems": told.problems,
-        "endpoints": {id: asdict(share) for id, share in told.shares.items()},
+        "endpoints": {id: share._asdict() for id, share in told.shares.items()},
         "expected_microusd": total.expected_microusd,
         "most_microusd": total.most_microusd,
         "duration_s": round(duration_s(told, fleet, slots), 1),

@@ -89,10 +89,8 @@ class Json(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage() + getattr(record, "left_out", ""),
         }
-        if (job := getattr(record, "job", "-")) != "-":
-            line["job"] = job
-        for name in ("attempt", "provider", "trace_id"):
-            if value := getattr(record, name, None):
+        for name in ("job", "attempt", "provider", "trace_id"):
+            if (value := getattr(record, name, None)) not in (None, "", "-"):
                 line[name] = value
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
