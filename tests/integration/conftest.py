@@ -12,7 +12,7 @@ from tests.receiver import SECRET, Receiver, receiving
 from turnout import Client
 from turnout_workers import local
 from turnout_workers.config import toml_lines
-from turnout_workers.config.providers import LimitFields
+from turnout_workers.config.tables import LimitFields
 from turnout_workers.simulator import load
 
 FLEET = """

@@ -27,8 +27,7 @@ from turnout_workers.config import (
     source,
     toml_lines,
 )
-from turnout_workers.config.providers import ModelTable, ProviderTable
-from turnout_workers.config.tables import CeilingTable, MonitoringTable, WebhookTable
+from turnout_workers.config.tables import CeilingTable, ModelTable, MonitoringTable, ProviderTable, WebhookTable
 from turnout_workers.providers.dialects import DIALECTS, GENERIC
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.routing.fleet import Endpoint, Limits, Price

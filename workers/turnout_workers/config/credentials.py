@@ -7,8 +7,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from turnout_workers.config.providers import ProviderTable
-from turnout_workers.config.tables import WebhookTable
+from turnout_workers.config.tables import ProviderTable, WebhookTable
 from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.account import Secret
 

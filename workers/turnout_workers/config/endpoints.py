@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from turnout.request import Capability
 from turnout_workers.config.loading import Settings
-from turnout_workers.config.providers import LimitFields, ModelTable, ProviderTable
+from turnout_workers.config.tables import LimitFields, ModelTable, ProviderTable
 from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers import catalogue
 from turnout_workers.providers.account import ProviderConfig, Secret

@@ -20,9 +20,8 @@ from typing import Any
 from turnout.redis_address import with_password
 from turnout_workers import providers
 from turnout_workers.config import credentials, discovery, toml_lines
-from turnout_workers.config.providers import ProviderTable
 from turnout_workers.config.public_addresses import address_trouble
-from turnout_workers.config.tables import File, WebhookTable
+from turnout_workers.config.tables import File, ProviderTable, WebhookTable
 from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.catalogue import served_by

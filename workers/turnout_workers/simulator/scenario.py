@@ -14,7 +14,7 @@ from pydantic import BeforeValidator, Field
 from turnout.request import Capability, Quality
 from turnout.value import Name, Value
 from turnout_workers.config import toml_lines
-from turnout_workers.config.providers import (
+from turnout_workers.config.tables import (
     Count,
     LimitFields,
     ModelTable,
