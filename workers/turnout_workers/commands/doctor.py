@@ -12,7 +12,7 @@ from redis.exceptions import RedisError, ResponseError
 
 from turnout.errors import TurnoutError
 from turnout.redis_trouble import trouble
-from turnout_workers.commands.check import answers_of
+from turnout_workers.commands.providers import answers_of
 from turnout_workers.commands.screen import tell
 from turnout_workers.deployment import Deployment, deployment
 from turnout_workers.state import fitness
