@@ -245,15 +245,15 @@ class _Run:
 
     def _progress(self, settings: Settings) -> run_shown.Progress:
         """What is to show the run; people are told first which providers there are."""
-        source, ceiling, providers = self.source, self.options["max_cost_microusd"], settings.file.providers
-        title = Path(source.path).name
+        ceiling, providers = self.options["max_cost_microusd"], [*settings.file.providers]
+        title = Path(self.source.path).name
         if self.options["as_json"]:
-            return run_shown.Json(self.console, title, None, ceiling, [*providers])
-        if made_up := [name for name, table in providers.items() if table.simulated]:
-            self.console.print(SIMULATED.format(", ".join(made_up)), style="yellow")
+            return run_shown.Json(self.console, title, None, ceiling, providers)
+        if settings.simulated:
+            self.console.print(SIMULATED.format(", ".join(settings.simulated)), style="yellow")
         self.console.print(f"Providers: {', '.join(providers)}")
         kind = run_shown.Bar if self.console.is_terminal else run_shown.Lines
-        return kind(self.console, title, source.count(), ceiling, [*providers])
+        return kind(self.console, title, self.source.count(), ceiling, providers)
 
     def _sum_up(self, tally: Tally, took_s: float, unanswered: bytes | None) -> None:
         """unanswered: the first line without an answer."""

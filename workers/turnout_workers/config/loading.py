@@ -85,9 +85,9 @@ class Settings:
     source: Source
 
     @property
-    def simulated(self) -> bool:
-        """Whether answers are made up, at least some of them."""
-        return any(table.simulated for table in self.file.providers.values())
+    def simulated(self) -> list[str]:
+        """The providers whose answers are made up."""
+        return [name for name, table in self.file.providers.items() if table.simulated]
 
 
 def source(environ: Mapping[str, str], file: Path | None = None) -> Source | None:
@@ -143,11 +143,8 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
 
 
 def _version(file: File) -> str:
-    def plain(value: object) -> object:
-        return sorted(value) if isinstance(value, frozenset) else str(value)
-
     followed = file.model_dump(include=FOLLOWED, exclude_defaults=True)
-    text = json.dumps(followed, sort_keys=True, default=plain)
+    text = json.dumps(followed, sort_keys=True, default=sorted)  # of its sets
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
