@@ -7,7 +7,6 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from functools import cached_property
 from itertools import islice
 from types import MappingProxyType
 from typing import NamedTuple
@@ -24,10 +23,10 @@ from turnout_workers.routing.eligibility import (
 )
 from turnout_workers.routing.estimate import estimates
 from turnout_workers.routing.fleet import Endpoint, Snapshot
-from turnout_workers.routing.options import PAUSE_S, WAITABLE_S, Options, busy_reason
+from turnout_workers.routing.options import PAUSE_S, WAITABLE_S, Options, why_busy
 from turnout_workers.routing.patience import overdue_after, patience
 from turnout_workers.routing.profile import JobProfile
-from turnout_workers.routing.strategies import STRATEGIES, Option, Ranking, ranking, utilities
+from turnout_workers.routing.strategies import STRATEGIES, Ranking, ranking, utilities
 
 RECHECK_S = 5.0
 """When to look again, if nothing tells when an endpoint comes back."""
@@ -40,7 +39,6 @@ HEDGE_BIDS = 4
 WAIT_LEAST_S = 0.01
 """Clocks tick in milliseconds: a shorter wait could end before what is waited for, again and again."""
 
-NOTHING = Ranking((), [], [], [])
 NO_CEILINGS: Mapping[str, str] = MappingProxyType({})
 LASTING = frozenset({Reason.CEILING, Reason.DISABLED, Reason.ISOLATED, Reason.OPEN, Reason.PROBING})
 """Nobody knows when these pass."""
@@ -112,7 +110,7 @@ class Decision:
             return None
         return self.ranking.option(self.busy[0]).estimate.view.endpoint.id
 
-    @cached_property
+    @property
     def candidates(self) -> tuple[Candidate, ...]:
         """Those that may be called now, best first."""
         return tuple(self._candidate(index) for index in self.ready)
@@ -130,11 +128,10 @@ class Decision:
         strategy, ready = STRATEGIES[self.strategy], self.ready[:MAX_BIDS]
         if not strategy.patient or len(ready) < 2:
             return tuple(map(self._candidate, ready))
-        rows = [self.ranking.option(index) for index in ready]
-        rows[0] = rows[0]._replace(wait_s=WAITABLE_S)
-        (threshold, *scores), _ = utilities(self.job, rows, strategy, self.at)
-        others = (index for index, score in zip(ready[1:], scores, strict=True) if score <= threshold)
-        return tuple(map(self._candidate, (ready[0], *others)))
+        first, *others = (self.ranking.options[index] for index in ready)
+        (threshold, *scores), _ = utilities(self.job, [(WAITABLE_S, *first[1:]), *others], strategy, self.at)
+        better = (index for index, score in zip(ready[1:], scores, strict=True) if score <= threshold)
+        return tuple(map(self._candidate, (ready[0], *better)))
 
     def asking(self) -> Decision:
         """The same, but also offering those that were busy a moment ago."""
@@ -161,7 +158,8 @@ class Decision:
     @property
     def not_now(self) -> tuple[Exclusion, ...]:
         """Of these, the ones that meet the job's requirements."""
-        full = (self._full(self.ranking.option(index)) for index in self.busy)
+        options = map(self.ranking.option, self.busy)
+        full = (Exclusion(one.estimate.view.endpoint.id, *why_busy(one, self.at)) for one in options)
         return (*self.options.exclusions, *full)
 
     def hedge(self, chosen: Candidate) -> Hedge | None:
@@ -176,15 +174,16 @@ class Decision:
         after_s = max(HEDGE_MIN_S, timing.quantile(chosen.latency_s, chosen.sigma, timing.Z95))
         left_s = math.inf if job.deadline is None else job.deadline - self.at - after_s
         left_microusd = job.cost_left_microusd - (chosen.upper_cost_microusd or 0)
-        others = tuple(
+        well = (self._candidate(index) for index in self.ready if not self.ranking.option(index).probe)
+        others = (
             other
-            for index, other in zip(self.ready, self.candidates, strict=True)
+            for other in well
             if other.endpoint.id != chosen.endpoint.id
-            and not self.ranking.option(index).probe
             and other.latency_s < left_s
             and (other.upper_cost_microusd or 0) <= left_microusd
         )
-        return Hedge(after_s, others[:HEDGE_BIDS]) if others else None
+        bids = tuple(islice(others, HEDGE_BIDS))
+        return Hedge(after_s, bids) if bids else None
 
     @property
     def refusal(self) -> NoEligibleEndpoint | None:
@@ -231,10 +230,6 @@ class Decision:
             timeout_s=job.timeout_s or timeout_s,
         )
 
-    def _full(self, option: Option) -> Exclusion:
-        reason, text = busy_reason(option, self.at)
-        return Exclusion(option.estimate.view.endpoint.id, reason, text, self.at + option.wait_s)
-
 
 def rank(
     job: JobProfile,
@@ -257,7 +252,7 @@ def rank(
     strategy = STRATEGIES[name]
     seed = rng.getrandbits(32)
     choice = Options(job, match(snapshot.fleet, job.requirements), estimates(snapshot), now, seed, tried, above)
-    ranked = ranking(job, choice.usable, strategy, now, seed, turn) if choice.usable else NOTHING
+    ranked = ranking(job, choice.usable, strategy, now, seed, turn)
     ready, busy, waits = ranked.order, list[int](), list[float]()
     if choice.any_busy:
         waits = [wait_s for wait_s, *_ in choice.usable]
@@ -266,7 +261,7 @@ def rank(
     action, wait_s = Action.GO, 0.0
     if not ready:
         action, wait_s = _outlook(waits, choice.exclusions, now)
-    elif busy and strategy.patient and ranked.order[0] == busy[0]:
+    elif strategy.patient and busy and ranked.order[0] == busy[0]:
         action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(waits[busy[0]], PAUSE_S[job.lane]))
     return Decision(action, name, now - snapshot.at, turn, choice, ranked, ready, busy, wait_s)
 

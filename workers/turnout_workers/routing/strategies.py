@@ -168,6 +168,8 @@ def ranking(
     job: JobProfile, options: Rows, strategy: Strategy, now: float, seed: int, turn: int | None = None
 ) -> Ranking:
     """The options, best first. Of two random ones among equals, the less burdened one comes first."""
+    if not options:
+        return Ranking(options, [], [], [])
     scores, late = utilities(job, options, strategy, now)
     groups: Numbers | None = None
     if strategy.arrange:
