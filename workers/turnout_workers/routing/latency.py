@@ -27,6 +27,12 @@ DRIFT_S = 15.0
 SIGMA_MIN = 0.25
 PRIOR_TTFT_S, PRIOR_S_PER_TOKEN = 0.5, 0.01
 """What is expected of an endpoint that has neither configured expectations nor observations."""
+SIGMA_STEP = 0.05
+"""Weight of a new residual in the mean square of which `sigma` is the root …"""
+RESIDUAL_MOST = 2.0
+"""… after it was cut to this, so that one freak doesn't double it."""
+CACHED_STEP = 0.05
+"""Weight of a new answer in the share of input tokens that were cached."""
 BUCKETS = 34
 """The last one holds all latencies from 655 s on."""
 Z95, Z99 = 1.645, 2.326

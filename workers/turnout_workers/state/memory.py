@@ -32,12 +32,6 @@ from turnout_workers.state.store import (
 from turnout_workers.state.usage import ASK_AGAIN_MS, Charge, Obstacle, Room, Usage
 from turnout_workers.state.windows import DAY, MINUTE, SQUEEZE, SQUEEZE_LEAST, Use, squeezed
 
-SIGMA_STEP = 0.05
-"""Weight of a new residual in the mean square of which `sigma` is the root …"""
-RESIDUAL_MOST = 2.0
-"""… after it was cut to this, so that one freak doesn't double it."""
-CACHED_STEP = 0.05
-"""Weight of a new answer in the share of input tokens that were cached."""
 KEPT_MS = DAY[0] * DAY[1]
 """How long an expired lease is remembered."""
 
@@ -177,7 +171,7 @@ class MemoryFleetStore:
             _count_latency(known, report, report.latency_s, now)
         if ok and report.input_tokens:
             cached = min(1.0, report.cached_tokens / report.input_tokens)
-            known.cached += CACHED_STEP * (cached - known.cached)
+            known.cached += latency.CACHED_STEP * (cached - known.cached)
         known.calls += 1
         known.failures += not ok
         known.spent += report.cost_microusd
@@ -299,7 +293,7 @@ def _count_latency(known: _Endpoint, report: Report, latency_s: float, now: int)
         known.pace, known.pace_low = stepped(known.pace, known.pace_low, sample)
     if report.predicted_s:
         error = math.log(max(latency_s, 1e-3) / report.predicted_s)
-        error = max(-RESIDUAL_MOST, min(RESIDUAL_MOST, error))
-        known.residual += SIGMA_STEP * (error * error - known.residual)
+        error = max(-latency.RESIDUAL_MOST, min(latency.RESIDUAL_MOST, error))
+        known.residual += latency.SIGMA_STEP * (error * error - known.residual)
     known.latency_at = now
     known.samples += 1

@@ -21,7 +21,7 @@ from turnout.ledger.script import CLOCK, sources
 from turnout_workers.routing import health, latency
 from turnout_workers.routing.fleet import UNLIMITED, Observed, account_id
 from turnout_workers.routing.health import Counters
-from turnout_workers.state import memory, record, store, windows
+from turnout_workers.state import record, store, windows
 from turnout_workers.state.record import TEXTS, unpacked
 from turnout_workers.state.store import Account, Admission, Ask, Fenced, Granted, Mark, NoRoom, Report, ms
 from turnout_workers.state.windows import Use
@@ -33,24 +33,18 @@ KINDS = ", ".join(
     for name, kind in windows.KINDS.items()
 )
 """For Lua, of each limit: its name, its window, and which of the three counters it adds up."""
+POLICY = {
+    windows: ("SQUEEZE", "SQUEEZE_LEAST", "SQUEEZE_HOLD_S", "SQUEEZE_REGROWTH"),
+    store: ("ASK_AGAIN_S", "VERDICT_S", "PUBLISHED_S", "SOON_S", "KEPT_S", "TOLD_S"),
+    health: ("RAMP_S", "RAMP_EXCESS", "WELL_S", "CONSECUTIVE_FAILURES", "ERROR_MEMORY_S"),
+    latency: ("MEMORY_S", "STEP_SLOWER", "STEP_FASTER", "STEP_RELIEF", "SIGMA_STEP", "RESIDUAL_MOST", "CACHED_STEP"),
+}
+"""Put before every script, so that it has one home and Lua none of its own."""
 CONSTANTS = f"""
 local KINDS = {{{KINDS}}}
 local MINUTE = {{width = {windows.MINUTE[0]}, span = {windows.MINUTE[1]}}}
 local DAY = {{width = {windows.DAY[0]}, span = {windows.DAY[1]}}}
-local SQUEEZE, SQUEEZE_LEAST = {windows.SQUEEZE}, {windows.SQUEEZE_LEAST}
-local SQUEEZE_HOLD_S, SQUEEZE_REGROWTH = {windows.SQUEEZE_HOLD_S}, {windows.SQUEEZE_REGROWTH}
-local ASK_AGAIN_MS, VERDICT_MS = {store.ASK_AGAIN_S * 1000:.0f}, {store.VERDICT_S * 1000:.0f}
-local PUBLISHED_MS = {store.PUBLISHED_S * 1000:.0f}
-local SOON_MS, KEPT_MS, TOLD_MS = {store.SOON_S * 1000:.0f}, {store.KEPT_S * 1000:.0f}, {store.TOLD_S * 1000:.0f}
-local RAMP_S, RAMP_EXCESS, WELL_S = {health.RAMP_S}, {health.RAMP_EXCESS}, {health.WELL_S}
-local RAMP_WINDOW = {health.CONSECUTIVE_FAILURES}
-local ERROR_MEMORY_S, MEMORY_S = {health.ERROR_MEMORY_S}, {latency.MEMORY_S}
-local STEP_SLOWER, STEP_FASTER = {latency.STEP_SLOWER}, {latency.STEP_FASTER}
-local STEP_RELIEF = {latency.STEP_RELIEF}
-local SIGMA_STEP, CACHED_STEP = {memory.SIGMA_STEP}, {memory.CACHED_STEP}
-local RESIDUAL_MOST = {memory.RESIDUAL_MOST}
-"""
-"""Put before every script, so that policy has one home and Lua none of its own."""
+""" + "".join(f"local {name} = {getattr(home, name)}\n" for home, names in POLICY.items() for name in names)
 SHARED = CONSTANTS + record.LUA + sources("turnout_workers.state")["shared"]
 
 COLUMNS = tuple(Account.__dataclass_fields__)

@@ -41,7 +41,7 @@ end
 -- The first of those that wait for room, unless it asks no more, or the clock went back.
 local function first_of(usage)
   local first = usage.first
-  return first and NOW >= first.at and NOW < first.at + KEPT_MS and first
+  return first and NOW >= first.at and NOW < first.at + ms(KEPT_S) and first
 end
 
 -- What is kept of a minute's limits for the first, if this job comes after it.
@@ -95,9 +95,9 @@ local function circuit(known, block)
     block(known[OPEN_UNTIL], 'open')
   elseif known[RECOVERED_AT] < known[OPEN_UNTIL] then
     half_open = true
-    if known[PROBE_UNTIL] > NOW then block(NOW + ASK_AGAIN_MS, 'probing') end
+    if known[PROBE_UNTIL] > NOW then block(NOW + ms(ASK_AGAIN_S), 'probing') end
   else
-    ramping = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] < RAMP_S * 1000
+    ramping = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] < ms(RAMP_S)
   end
   if known[BLOCKED_UNTIL] > NOW then block(known[BLOCKED_UNTIL], 'cooldown') end
   return half_open, ramping
@@ -105,7 +105,7 @@ end
 
 -- As `health.ramp_slots`.
 local function ramp_slots(known)
-  return math.max(2 ^ math.floor((NOW - known[RECOVERED_AT]) / 1000), RAMP_WINDOW + known[PROVEN])
+  return math.max(2 ^ math.floor((NOW - known[RECOVERED_AT]) / 1000), CONSECUTIVE_FAILURES + known[PROVEN])
 end
 
 -- As `health.ramp_pace`. Blocks where this second of a ramp has had its calls.
@@ -119,7 +119,7 @@ end
 -- many tokens there is room before.
 local function capacity(load, limits, slots, squeezed, bid, block)
   if slots and load.in_flight >= math.min(slots, math.max(1, math.floor(slots * headroom))) then
-    block(NOW + ASK_AGAIN_MS, 'concurrency')
+    block(NOW + ms(ASK_AGAIN_S), 'concurrency')
   end
   local free, ready_at, fits, usage, use = 1, 0, math.huge, load.usage, need_of(bid)
   local ahead = kept_of(usage)
@@ -176,7 +176,7 @@ local function money(bid, block)
         block(NEVER, 'ceiling ' .. name)
       elseif certain + (tonumber(sums[3]) or 0) > limit then
         -- Only reservations are in the way: there may be room again once those calls are paid.
-        block(NOW + ASK_AGAIN_MS, 'ceiling ' .. name)
+        block(NOW + ms(ASK_AGAIN_S), 'ceiling ' .. name)
       end
     end
   end
@@ -274,7 +274,7 @@ for _, bid in ipairs(ask.bids) do
     return grant(bid, loads, probe)
   end
   keep(bid.endpoint_id, known)
-  if not asked_first then asked_first, soon = loads, till ~= NEVER and till <= NOW + SOON_MS end
+  if not asked_first then asked_first, soon = loads, till ~= NEVER and till <= NOW + ms(SOON_S) end
   refusal[#refusal + 1] = {bid.endpoint_id, till, reason}
 end
 if ask.waits and ask.place and soon then

@@ -5,6 +5,6 @@
 local found, published = {}, redis.call('HGETALL', KEYS.hanging)
 for i = 2, #published, 2 do
   local at, counts = string.match(published[i], '^(%d+) (.*)$')
-  if at + PUBLISHED_MS > NOW then found[#found + 1] = counts end
+  if at + ms(PUBLISHED_S) > NOW then found[#found + 1] = counts end
 end
 return found

@@ -7,5 +7,5 @@ if ARGV[2] == '' then
   redis.call('HDEL', KEYS.hanging, ARGV[1])
 else
   redis.call('HSET', KEYS.hanging, ARGV[1], string.format('%d %s', NOW, ARGV[2]))
-  redis.call('PEXPIRE', KEYS.hanging, PUBLISHED_MS)
+  redis.call('PEXPIRE', KEYS.hanging, ms(PUBLISHED_S))
 end

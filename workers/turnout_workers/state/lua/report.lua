@@ -55,7 +55,7 @@ end
 local function learn(headers)
   for _, told in ipairs(report.limits) do
     local header = headers[told.kind] or {}
-    if told.limit then header.limit, header.holds = told.limit, NOW + TOLD_MS end
+    if told.limit then header.limit, header.holds = told.limit, NOW + ms(TOLD_S) end
     local kind = kind_of(told.kind)
     if told.remaining and told.reset_s and kind then
       local sum = total(call.charged, kind)
@@ -92,7 +92,7 @@ end
 
 -- What a call says that was made before an ejection is no news; but a probe's outcome always is.
 local probe = call.probe > 0 and call.probe == known[PROBE]
-if probe then known[PROBE_UNTIL] = NOW + VERDICT_MS end
+if probe then known[PROBE_UNTIL] = NOW + ms(VERDICT_S) end
 if report.counts and (probe or call.at >= known[OPEN_UNTIL]) then
   weight, bad = weight + 1, bad + (report.ok and 0 or 1)
   known[WEIGHT], known[BAD], known[OUTCOMES_AT] = weight, bad, NOW

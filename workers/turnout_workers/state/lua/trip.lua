@@ -7,7 +7,7 @@
 local known = known_of(ARGV[1])
 local news = known[OPEN_UNTIL] <= NOW
 if news then
-  local well = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] >= WELL_S * 1000
+  local well = known[RECOVERED_AT] > 0 and NOW - known[RECOVERED_AT] >= ms(WELL_S)
   known[TRIPS] = (well and 0 or known[TRIPS]) + 1
 end
 known[OPEN_UNTIL] = math.max(known[OPEN_UNTIL], NOW + ARGV[2])
