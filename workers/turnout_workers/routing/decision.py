@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from enum import StrEnum
 from itertools import islice
 from types import MappingProxyType
@@ -79,8 +78,7 @@ class Hedge(NamedTuple):
     candidates: tuple[Candidate, ...]
 
 
-@dataclass(frozen=True)
-class Decision:
+class Decision(NamedTuple):
     """What to do with a job, and why. Details are worked out when asked for."""
 
     action: Action
@@ -137,7 +135,7 @@ class Decision:
         """The same, but also offering those that were busy a moment ago."""
         if self.action is not Action.WAIT or not self.busy:
             return self
-        return replace(self, action=Action.GO, ready=self.ranking.order, busy=(), wait_s=0.0)
+        return self._replace(action=Action.GO, ready=self.ranking.order, busy=(), wait_s=0.0)
 
     def leaves_out(self, bids: Sequence[Candidate]) -> bool:
         """Whether, besides those offered to admission, an endpoint could take the job now or before long."""

@@ -140,10 +140,10 @@ def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
     Ordinary text takes no more than a token for two bytes, and English about one for four:
     `ceil(bytes / 2)` and `ceil(bytes / 4)`, each with 8 a message and the tools' JSON.
     """
-    size = sum(len(text.encode()) for text in request.texts)
-    images = messages = 0
-    for message in request.chat:
-        messages += 1
+    messages = request.messages or ()
+    size = sum(len(text.encode()) for text in (request.prompt or "", *request.texts))
+    images = 0
+    for message in messages:
         size += len(message.text.encode())
         size += sum(len(call.function.arguments.encode()) for call in message.tool_calls)
         if isinstance(message.content, tuple):
@@ -151,5 +151,5 @@ def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
     size += sum(len(tool.model_dump_json().encode()) for tool in request.tools)
     if request.response_format.json_schema is not None:
         size += len(request.response_format.model_dump_json().encode())
-    fixed = 8 * messages + IMAGE_TOKENS * images
+    fixed = 8 * (len(messages) or request.prompt is not None) + IMAGE_TOKENS * images
     return max(1, math.ceil(size / 2) + fixed), max(1, math.ceil(size / 4) + fixed)

@@ -2,7 +2,7 @@
 
 For each candidate, and for waiting `w` seconds for one that is busy, the least of
 
-    U = price / cheapest / (1 − e)  +  100 · P_late  +  2 · e  +  λ · 5 · (w + L / (1 − e)) / D
+    U = (price / cheapest + λ · 5 · L / D) / (1 − e)  +  λ · 5 · w / D  +  100 · P_late  +  2 · e
         + 4 · (times this job failed there)
 
 is best: e error rate, L predicted latency, P_late the lognormal chance of missing the deadline, λ and D the
@@ -79,27 +79,24 @@ class Strategy:
 
 def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) -> tuple[Numbers, Numbers]:
     """Of every option, in their order: the utility, and the chance of being late."""
-    costs = [cost for _, _, cost, _, _ in options]
-    least, most = min(costs), max(costs)
+    inf = math.inf
+    known = [cost for _, _, cost, _, _ in options if cost < inf]
     # A price that is unknown ranks behind all that are known; if none is known, price says nothing.
-    unknown = math.inf if least < math.inf and strategy.price else 0.0
-    if most == math.inf:
-        most = max((cost for cost in costs if cost < math.inf), default=0.0)
-    least = least or min((cost for cost in costs if cost > 0), default=1.0)
-    per_cost = strategy.price / least
+    unknown = inf if known and strategy.price else 0.0
+    per_cost = strategy.price / min(filter(None, known), default=1.0)
     per_second = URGENCY[strategy.urgency or job.lane]
     # Ten times the price of the dearest: where prices are far apart, being late still costs more than any.
-    lateness = max(LATENESS, 10 * most * per_cost)
-    slack = math.inf if job.deadline is None else job.deadline - now
-    failures, inf = job.failures, math.inf
+    lateness = max(LATENESS, 10 * max(known, default=0.0) * per_cost)
+    slack = inf if job.deadline is None else job.deadline - now
+    failures = job.failures
     scores, late = [], []
     for wait, latency, cost, _, estimate in options:
         sigma, tail, error_rate, tries = estimate.odds
         left = slack - wait
         median = latency * (1 + error_rate)
         p_late = chance_of_exceeding(left, median, sigma) if median * tail > left else 0.0
-        money = cost * per_cost * tries if cost < inf else unknown
-        utility = money + lateness * p_late + ERROR * error_rate + per_second * (wait + latency * tries)
+        money = cost * per_cost if cost < inf else unknown
+        utility = (money + per_second * latency) * tries + per_second * wait + lateness * p_late + ERROR * error_rate
         if failures:
             utility += REPEAT * failures.get(estimate.view.endpoint.id, 0)
         scores.append(utility)
