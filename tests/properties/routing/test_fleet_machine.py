@@ -14,7 +14,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from tests.integration.state.specification import SpecifiedStore
 from tests.unit.routing.fleets import NOW, endpoint
 
-from turnout.request import Lane
+from turnout.request import Lane, RoutingConstraints
 from turnout_workers.routing.decision import Action, rank
 from turnout_workers.routing.failover import judge
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
@@ -57,8 +57,8 @@ class FleetMachine(RuleBasedStateMachine):
 
     @rule(interactive=st.booleans())
     def call(self, interactive: bool) -> None:
-        lane = Lane.INTERACTIVE if interactive else Lane.STANDARD
-        job = JobProfile(output_tokens=10, expected_output_tokens=5, lane=lane)
+        wish = RoutingConstraints(lane=Lane.INTERACTIVE if interactive else Lane.STANDARD)
+        job = JobProfile(output_tokens=10, expected_output_tokens=5, wish=wish)
         decision = rank(job, self.old, self.now, self.rng)
         assert decision.action is not Action.REFUSE
         if decision.action is not Action.GO:

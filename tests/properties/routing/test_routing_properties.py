@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.unit.routing.fleets import NOW, changed, snapshot
 
-from turnout.request import Capability, Lane, Quality, RoutingStrategy
+from turnout.request import Capability, Lane, Quality, RoutingConstraints, RoutingStrategy
 from turnout_workers.routing import Endpoint
 from turnout_workers.routing.decision import Action, rank
 from turnout_workers.routing.eligibility import refusal, too_large, upper_cost_microusd
@@ -115,14 +115,17 @@ jobs = st.builds(
     expected_output_tokens=st.integers(0, 800),
     deadline=st.none() | seconds,
     waiting_since=st.none() | st.floats(0, 9000).map(lambda s: NOW - s),
-    max_latency_s=st.none() | st.floats(0.1, 60),
-    max_cost_microusd=st.none() | st.integers(0, 100_000),
-    lane=st.sampled_from(list(Lane)),
-    strategy=st.none() | st.sampled_from(list(RoutingStrategy)),
-    order=st.sampled_from([(), ("azure", "groq")]),
+    wish=st.builds(
+        RoutingConstraints,
+        max_latency_s=st.none() | st.floats(0.1, 60),
+        max_cost_usd=st.none() | st.floats(0, 0.1),
+        lane=st.sampled_from(list(Lane)),
+        strategy=st.none() | st.sampled_from(list(RoutingStrategy)),
+        order=st.sampled_from([(), ("azure", "groq")]),
+    ),
     failures=st.dictionaries(st.sampled_from(["groq/llama#1", "azure/gpt#2"]), st.integers(0, 3)),
 )
-simple = st.builds(JobProfile, requirements=st.just(Requirements()), strategy=st.sampled_from(list(RoutingStrategy)))
+simple = st.sampled_from(list(RoutingStrategy)).map(lambda one: JobProfile(wish=RoutingConstraints(strategy=one)))
 seeds = st.integers(0, 2**32 - 1)
 
 
@@ -148,8 +151,8 @@ def test_every_candidate_is_eligible_and_may_be_called_now(
         assert probe == (circuit(view.health, NOW) is Circuit.HALF_OPEN)
         assert not (probe and view.health.probing)
         assert max(view.health.blocked_until, view.load.ready_at) <= NOW
-        if job.max_cost_microusd is not None and not job.requirements.priced and candidate.endpoint.price:
-            assert candidate.upper_cost_microusd <= job.max_cost_microusd
+        if not job.requirements.priced and candidate.endpoint.price:
+            assert candidate.upper_cost_microusd <= job.cost_left_microusd
         assert candidate.timeout_s > 0
     assert all(0 <= p_late <= 1 for p_late in made.ranking.late)
     for asked in (made, made.asking()):
@@ -194,9 +197,9 @@ def test_one_more_constraint_never_adds_an_eligible_endpoint(
     def eligible(wanted: JobProfile) -> set[str]:
         return {view.endpoint.id for view in views if refusal(wanted, Fleet([view.endpoint])) is None}
 
-    loose = replace(job, requirements=Requirements(), max_cost_microusd=None)
+    loose = replace(job, requirements=Requirements(), wish=RoutingConstraints())
     assert eligible(replace(loose, requirements=replace(Requirements(), **more))) <= eligible(loose)
-    assert eligible(replace(loose, max_cost_microusd=100)) <= eligible(loose)
+    assert eligible(replace(loose, wish=RoutingConstraints(max_cost_usd=1e-4))) <= eligible(loose)
 
 
 @given(jobs | simple, fleets, seeds)
@@ -215,7 +218,7 @@ def test_no_endpoint_is_tried_twice_while_an_untried_one_is_offered(
 ) -> None:
     ids = [view.endpoint.id for view in views]
     tried = frozenset(data.draw(st.lists(st.sampled_from(ids))) if ids else [])
-    found = offered(decision(JobProfile(lane=lane), views, seed, tried=tried))
+    found = offered(decision(JobProfile(wish=RoutingConstraints(lane=lane)), views, seed, tried=tried))
     assert not found & tried or not found - tried
 
 
@@ -294,5 +297,5 @@ def test_a_latency_is_told_to_within_the_width_of_its_bucket(latency_s: float) -
 @given(jobs, endpoints)
 def test_what_is_not_too_large_costs_no_more_than_the_ceiling(job: JobProfile, at: Endpoint) -> None:
     cost = upper_cost_microusd(job, at)
-    if too_large(job, at) is None and cost is not None and job.max_cost_microusd is not None:
-        assert cost <= job.max_cost_microusd
+    if too_large(job, at) is None and cost is not None:
+        assert cost <= job.cost_left_microusd

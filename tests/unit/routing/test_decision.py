@@ -306,7 +306,7 @@ def test_a_job_with_time_bids_for_the_cheap_one_alone_and_an_urgent_one_for_all(
     assert set(offered(batch, *parts)) == {"cheap", "twin"}
     assert len(offered(replace(batch, deadline=NOW + 30), *parts)) == 4
     assert len(offered(job(lane=Lane.INTERACTIVE), *parts)) == 4
-    assert len(offered(replace(batch, strategy=S.PRIORITY), *parts)) == 4
+    assert len(offered(job(lane=Lane.BATCH, deadline_s=600, strategy=S.PRIORITY), *parts)) == 4
 
 
 def test_an_endpoint_that_fails_often_is_not_called_again_while_a_person_waits() -> None:
@@ -316,7 +316,7 @@ def test_an_endpoint_that_fails_often_is_not_called_again_while_a_person_waits()
         (0.05, Lane.INTERACTIVE, True),
     ]:
         decision = decide(job(lane=lane), view(endpoint(), metrics=observed(error_rate=rate)))
-        assert worth_repeating(decision.candidates[0], decision.job.lane) == repeated
+        assert worth_repeating(decision.candidates[0], decision.job.wish.lane) == repeated
 
 
 def test_no_endpoint_is_tried_twice_while_another_is_left() -> None:
@@ -389,7 +389,7 @@ def test_a_second_call_is_for_urgent_jobs_with_another_endpoint_that_is_well_and
     assert others == ["middle"]
     assert hedged(job(strategy="latency"), *parts) is None
     assert hedged(urgent, FAST) is None
-    assert hedged(replace(urgent, allow_fallback=False), *parts) is None
+    assert hedged(job(lane=Lane.INTERACTIVE, strategy="latency", allow_fallback=False), *parts) is None
     assert hedged(replace(urgent, deadline=NOW + 2.2), *parts) is None
     assert hedged(replace(urgent, deadline=NOW + 2.4), *parts) == (0.8, ["middle"])
     assert hedged(urgent, FAST, replace(MIDDLE, health=HALF_OPEN)) is None
@@ -397,9 +397,9 @@ def test_a_second_call_is_for_urgent_jobs_with_another_endpoint_that_is_well_and
 
 def test_two_calls_at_once_stay_below_the_jobs_ceiling_together() -> None:
     # At most 565 micro-dollars there, and 113 here.
-    urgent = job(lane=Lane.INTERACTIVE, strategy="latency")
-    assert hedged(replace(urgent, max_cost_microusd=565 + 113), FAST, MIDDLE) == (0.8, ["middle"])
-    assert hedged(replace(urgent, max_cost_microusd=565 + 112), FAST, MIDDLE) is None
+    enough, less = (job(lane=Lane.INTERACTIVE, strategy="latency", max_cost_usd=(565 + n) / 1e6) for n in (113, 112))
+    assert hedged(enough, FAST, MIDDLE) == (0.8, ["middle"])
+    assert hedged(less, FAST, MIDDLE) is None
 
 
 def test_a_candidate_carries_what_admission_and_the_call_need() -> None:

@@ -111,22 +111,22 @@ async def _tried(work: Awaitable[Any]) -> None:
         logger.debug("waiting jobs are not woken now; housekeeping will do it: %s", error)
 
 
-def line_of(wish: JobProfile, tried: frozenset[str], tenant: str | None, batch: str | None, now: float) -> str:
+def line_of(job: JobProfile, tried: frozenset[str], tenant: str | None, batch: str | None, now: float) -> str:
     """The line of all jobs for which there is room at the same time: of equal wishes, like size and like haste, for one
     whose deadline is near takes a dearer endpoint while others wait for the cheapest.
     """
     return _named(
-        wish.requirements,
+        job.requirements,
         tenant,
         batch,
-        wish.lane,
-        wish.strategy,
-        wish.order,
-        wish.max_latency_s,
-        wish.max_cost_microusd,
-        None if wish.deadline is None else int(max(0.0, wish.deadline - now)).bit_length(),
-        wish.input_tokens.bit_length(),
-        (wish.output_tokens or 0).bit_length(),
+        job.wish.lane,
+        job.wish.strategy,
+        job.wish.order,
+        job.wish.max_latency_s,
+        job.wish.max_cost_microusd,
+        None if job.deadline is None else int(max(0.0, job.deadline - now)).bit_length(),
+        job.input_tokens.bit_length(),
+        (job.output_tokens or 0).bit_length(),
         tried,
     )
 

@@ -167,7 +167,7 @@ class Decision(NamedTuple):
         and stay, together with the first call, below what the job may cost.
         """
         job = self.job
-        if job.lane is not Lane.INTERACTIVE or not job.allow_fallback or len(self.ready) < 2:
+        if job.wish.lane is not Lane.INTERACTIVE or not job.wish.allow_fallback or len(self.ready) < 2:
             return None
         after_s = max(HEDGE_MIN_S, timing.quantile(chosen.latency_s, chosen.sigma, timing.Z95))
         left_s = math.inf if job.deadline is None else job.deadline - self.at - after_s
@@ -246,7 +246,7 @@ def rank(
     above: endpoints that admission has refused for money, and the accounts whose ceilings leave too little.
     turn: how many decisions this caller made, for round robin in strict turns; None: at random.
     """
-    name = job.strategy or default_strategy
+    name = job.wish.strategy or default_strategy
     strategy = STRATEGIES[name]
     seed = rng.getrandbits(32)
     choice = Options(job, match(snapshot.fleet, job.requirements), estimates(snapshot), now, seed, tried, above)
@@ -260,7 +260,7 @@ def rank(
     if not ready:
         action, wait_s = _outlook(waits, choice.exclusions, now)
     elif strategy.patient and busy and ranked.order[0] == busy[0]:
-        action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(waits[busy[0]], PAUSE_S[job.lane]))
+        action, wait_s = Action.WAIT, max(WAIT_LEAST_S, min(waits[busy[0]], PAUSE_S[job.wish.lane]))
     return Decision(action, name, now - snapshot.at, turn, choice, ranked, ready, busy, wait_s)
 
 

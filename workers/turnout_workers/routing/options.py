@@ -61,7 +61,7 @@ class Options:
 
     def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
         job = self.job
-        given, out, longest = job.expected_input_tokens, job.expected_output_tokens, job.max_latency_s or math.inf
+        given, out, longest = job.expected_input_tokens, job.expected_output_tokens, job.wish.max_latency_s or math.inf
         careful = not self._fits_anywhere or bool(self.tried) or bool(self.above)
         usable: list[Row] = []
         for position in self.match.positions:
@@ -129,7 +129,7 @@ class Options:
             return why_busy(option, now)
         if view.endpoint.id in self.tried:
             return Reason.TRIED, "this job failed there a moment ago", until
-        if option.probe and job.lane is Lane.INTERACTIVE and now - view.health.open_until < PROBE_OVERDUE_S:
+        if option.probe and job.wish.lane is Lane.INTERACTIVE and now - view.health.open_until < PROBE_OVERDUE_S:
             return Reason.PROBING, "to be probed by a job that nobody waits for", until
         if self._is_slow(option) and None not in (view.endpoint.expected_ttft_s, view.endpoint.expected_s_per_token):
             return Reason.SLOW, _slowness(option, job), until
@@ -138,12 +138,12 @@ class Options:
         return None
 
     def _is_slow(self, option: Option) -> bool:
-        return self.job.max_latency_s is not None and option.latency_s > self.job.max_latency_s
+        return option.latency_s > (self.job.wish.max_latency_s or math.inf)
 
     def _add_held_back(self) -> None:
         for reason in HELD_BACK:
             held_back, silent = self._held_back.get(reason, []), reason is Reason.SILENT
-            within_s = math.inf if reason is Reason.FULL else PAUSE_S[self.job.lane]
+            within_s = math.inf if reason is Reason.FULL else PAUSE_S[self.job.wish.lane]
             soon = [estimate for wait_s, *_, estimate in self.usable if wait_s <= within_s]
             if any(not silent or estimate.view.metrics.latency_samples for estimate in soon):
                 self.exclusions += [Exclusion(option.estimate.view.endpoint.id, *why) for option, why in held_back]
@@ -154,7 +154,7 @@ class Options:
 
 
 def _slowness(option: Option, job: JobProfile) -> str:
-    return f"takes about {option.latency_s:.1f} s, at most {job.max_latency_s:g} s wanted"
+    return f"takes about {option.latency_s:.1f} s, at most {job.wish.max_latency_s:g} s wanted"
 
 
 def why_busy(option: Option, now: float) -> Why:

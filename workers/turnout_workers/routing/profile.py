@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from turnout.request import Capability, InferenceRequest, Lane, Quality, RoutingStrategy
+from turnout.request import Capability, InferenceRequest, Quality, RoutingConstraints
 
 USUAL_OUTPUT_TOKENS = 256
 """Expected answer of a job that doesn't limit it; of one that does, half its limit if that is less."""
@@ -14,6 +14,8 @@ LARGEST_OUTPUT_TOKENS = 4096
 """Upper estimate of an answer that neither the job nor the endpoint limits."""
 IMAGE_TOKENS = 1600
 """Upper estimate of the input tokens of one image, whose bytes say nothing of them."""
+
+NO_WISH = RoutingConstraints()
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,18 +54,14 @@ class JobProfile:
     output_tokens: int | None = None
     """The job's own limit; None: whatever the endpoint allows."""
     expected_output_tokens: int = USUAL_OUTPUT_TOKENS
+    wish: RoutingConstraints = NO_WISH
+    """What is the job's own: lane, strategy, order, ceilings. What an endpoint must be is in `requirements`."""
     deadline: float | None = None
-    max_latency_s: float | None = None
     timeout_s: float | None = None
-    max_cost_microusd: int | None = None
     spent_microusd: int = 0
     """Spent, or perhaps spent, by earlier attempts."""
     waiting_since: float | None = None
     """When it was parked first after its last call; None: it was not."""
-    lane: Lane = Lane.STANDARD
-    strategy: RoutingStrategy | None = None
-    order: tuple[str, ...] = ()
-    allow_fallback: bool = True
     failures: Mapping[str, int] = field(default_factory=dict)
     """How often this job failed, by endpoint id."""
 
@@ -75,7 +73,8 @@ class JobProfile:
     @property
     def cost_left_microusd(self) -> float:
         """What may still be spent under the job's ceiling; infinite without one."""
-        return math.inf if self.max_cost_microusd is None else self.max_cost_microusd - self.spent_microusd
+        most = self.wish.max_cost_microusd
+        return math.inf if most is None else most - self.spent_microusd
 
     @classmethod
     def of(
@@ -120,16 +119,11 @@ class JobProfile:
             expected_input_tokens=expected,
             output_tokens=limit,
             expected_output_tokens=usual,
+            wish=wish,
             deadline=deadline,
-            max_latency_s=wish.max_latency_s,
             timeout_s=request.timeout_s,
-            max_cost_microusd=wish.max_cost_microusd,
             spent_microusd=spent_microusd,
             waiting_since=waiting_since,
-            lane=wish.lane,
-            strategy=wish.strategy,
-            order=wish.order,
-            allow_fallback=wish.allow_fallback,
             failures=failures or {},
         )
 

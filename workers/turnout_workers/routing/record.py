@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from operator import attrgetter
 from typing import Any, NamedTuple
 
-from turnout.request import Lane, RoutingStrategy
+from turnout.request import RoutingConstraints, RoutingStrategy
 from turnout_workers.routing.decision import Decision
 from turnout_workers.routing.eligibility import Excluded, summed_up
 from turnout_workers.routing.estimate import LATENCY_LEAST_S, Estimate, Odds, Traffic
@@ -48,12 +48,12 @@ def to_record(
         "wait_s": round(decision.wait_s, 3),
         "waits_for": decision.waits_for,
         "job": {
-            "lane": job.lane.value,
+            "lane": job.wish.lane.value,
             "deadline": job.deadline,
             **({} if job.waiting_since is None else {"waiting_since": job.waiting_since}),
             "in": job.expected_input_tokens,
             "out": job.expected_output_tokens,
-            "order": list(job.order),
+            "order": list(job.wish.order),
             "failures": dict(job.failures),
         },
         "candidates": [*map(tuple, rows)],  # plain ones, which become JSON in a third of the time
@@ -147,10 +147,9 @@ def choices(records: Iterable[Mapping[str, Any]], strategy: RoutingStrategy | No
             continue
         deadline, since = record["job"]["deadline"], record["job"].get("waiting_since")
         job = JobProfile(
-            lane=Lane(record["job"]["lane"]),
+            wish=RoutingConstraints(lane=record["job"]["lane"], order=record["job"]["order"]),
             deadline=deadline and deadline - record["at"],
             waiting_since=None if since is None else since - record["at"],
-            order=tuple(record["job"]["order"]),
             failures=record["job"]["failures"],
         )
         name = strategy or RoutingStrategy(record["strategy"])

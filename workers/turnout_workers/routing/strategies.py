@@ -84,7 +84,7 @@ def utilities(job: JobProfile, options: Rows, strategy: Strategy, now: float) ->
     # A price that is unknown ranks behind all that are known; if none is known, price says nothing.
     unknown = inf if known and strategy.price else 0.0
     per_cost = strategy.price / min(filter(None, known), default=1.0)
-    per_second = URGENCY[strategy.urgency or job.lane]
+    per_second = URGENCY[strategy.urgency or job.wish.lane]
     # Ten times the price of the dearest: where prices are far apart, being late still costs more than any.
     lateness = max(LATENESS, 10 * max(known, default=0.0) * per_cost)
     slack = inf if job.deadline is None else job.deadline - now
@@ -172,8 +172,8 @@ def ranking(
     if strategy.arrange:
         chance = seed / 2**32 if turn is None else turn * GOLDEN % 1
         groups, scores = strategy.arrange([estimate for *_, estimate in options], scores, late, chance)
-    if job.order:
-        place = {provider: index - len(job.order) for index, provider in enumerate(job.order)}
+    if job.wish.order:
+        place = {provider: index - len(job.wish.order) for index, provider in enumerate(job.wish.order)}
         ranks = [1e10 * place.get(estimate.view.endpoint.provider, 0) for *_, estimate in options]
         groups = [rank + group for rank, group in zip(ranks, groups or [0.0] * len(ranks), strict=True)]
     keys = scores if groups is None else list(zip(groups, scores, strict=True))
