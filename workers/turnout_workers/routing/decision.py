@@ -202,30 +202,30 @@ class Decision(NamedTuple):
         return not self.ranking.options and Reason.CEILING in passing and LASTING.issuperset(passing)
 
     def _candidate(self, index: int) -> Candidate:
-        option, job = self.ranking.option(index), self.job
-        estimate = option.estimate
-        endpoint = estimate.view.endpoint
+        job, options, ready = self.job, self.ranking.options, self.ready
+        _, latency_s, cost, _, estimate = options[index]
+        endpoint, sigma = estimate.view.endpoint, estimate.odds.sigma
         answer = upper_output_tokens(job, endpoint)
         longest_s = estimate.ttft_s + answer * estimate.s_per_token
-        alone = len(self.ranking.options) == 1
-        overdue_s, timeout_s = patience(option, job.expected_output_tokens, longest_s, alone=alone)
-        if job.deadline is not None and len(self.ready) > 1:
+        overdue_s, timeout_s = patience(options[index], job.expected_output_tokens, longest_s, alone=len(options) == 1)
+        if job.timeout_s is not None:
+            timeout_s = job.timeout_s
+        elif job.deadline is not None and len(ready) > 1:
             # A call that hangs is cut while there is time for another endpoint to answer.
-            other = self.ranking.option(self.ready[0] if index != self.ready[0] else self.ready[1])
-            spare_s = timing.quantile(other.latency_s, other.estimate.odds.sigma, timing.Z95)
-            late_s = overdue_after(option.latency_s, estimate.odds.sigma)
-            timeout_s = min(timeout_s, max(late_s, job.deadline - self.at - spare_s))
+            _, other_s, _, _, other = options[ready[0] if index != ready[0] else ready[1]]
+            spare_s = timing.quantile(other_s, other.odds.sigma, timing.Z95)
+            timeout_s = min(timeout_s, max(overdue_after(latency_s, sigma), job.deadline - self.at - spare_s))
         return Candidate(
             endpoint,
-            expected_cost_microusd=None if option.cost == math.inf else math.ceil(option.cost),
-            upper_cost_microusd=upper_cost_microusd(job, endpoint),
-            input_tokens=job.input_tokens,
-            output_tokens=answer if job.output_tokens is not None else min(answer, job.expected_output_tokens),
-            latency_s=option.latency_s,
-            sigma=estimate.odds.sigma,
-            error_rate=estimate.odds.error_rate,
-            overdue_s=overdue_s,
-            timeout_s=job.timeout_s or timeout_s,
+            None if cost == math.inf else math.ceil(cost),
+            upper_cost_microusd(job, endpoint),
+            job.input_tokens,
+            answer if job.output_tokens is not None else min(answer, job.expected_output_tokens),
+            latency_s,
+            sigma,
+            estimate.odds.error_rate,
+            overdue_s,
+            timeout_s,
         )
 
 

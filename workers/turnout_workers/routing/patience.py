@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from turnout_workers.routing.latency import Z99, quantile
-from turnout_workers.routing.strategies import Option
+from turnout_workers.routing.strategies import Row
 
 SEEN = 20
 """Answers after which a call can be judged late if nothing is configured of how long they take, and the job could go
@@ -16,24 +16,25 @@ PATIENT_LONGEST_S = 150.0
 PROBE_MOST_S = 60.0
 
 
-def patience(option: Option, output_tokens: int, longest_s: float, *, alone: bool) -> tuple[float, float]:
+def patience(option: Row, output_tokens: int, longest_s: float, *, alone: bool) -> tuple[float, float]:
     """Of a call the age (s) at which it counts as hanging, and its total deadline (s).
 
     output_tokens: expected ones. longest_s: for the longest possible answer. alone: no other endpoint can take the job.
     """
-    view, sigma = option.estimate.view, option.estimate.odds.sigma
+    _, latency_s, _, probe, estimate = option
+    view, sigma = estimate.view, estimate.odds.sigma
     endpoint, metrics = view.endpoint, view.metrics
     patient = not endpoint.is_timed and (alone or metrics.latency_samples < SEEN)
     # That an estimate drifts to its prior gives a slow endpoint another chance, but makes it no faster.
     seen_s = (metrics.ttft_s or 0.0) + output_tokens * (metrics.s_per_token or 0.0)
-    usual_s, spread = max(option.latency_s, seen_s), sigma
+    usual_s, spread = max(latency_s, seen_s), sigma
     if patient:
         usual_s, spread = max(usual_s, PATIENT_S), max(spread, PATIENT_SIGMA)
         longest_s = max(longest_s, PATIENT_LONGEST_S)
-    if not option.probe:
+    if not probe:
         timeout_s = _timeout(usual_s, spread, longest_s)
     else:
-        timeout_s = PROBE_MOST_S if patient else _probe_timeout(option.latency_s, sigma, view.health.trips)
+        timeout_s = PROBE_MOST_S if patient else _probe_timeout(latency_s, sigma, view.health.trips)
     return overdue_after(usual_s, spread), timeout_s
 
 
