@@ -14,13 +14,11 @@ from celery import Celery
 from tests.chaos.stand import standing
 from tests.integration.test_crashes import FLEET
 from tests.tcp_proxy import between
-from yarl import URL
 
-from turnout import AsyncClient, Client
+from turnout import AsyncClient, Client, InferenceRequest
 from turnout_workers.celery_app import celery_settings
-from turnout_workers.providers import Http
-from turnout_workers.providers.base import Timeouts
-from turnout_workers.providers.http import Outgoing
+from turnout_workers.providers import Http, ProviderConfig, build
+from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.simulator.scenario import Fault, load
 from turnout_workers.simulator.server import Simulator
 
@@ -74,8 +72,8 @@ async def test_a_call_to_a_provider_is_kept_alive_while_it_says_nothing() -> Non
     async with Simulator(load(), "127.0.0.1") as simulator, contextlib.aclosing(Http()) as http:
         name = next(iter(simulator.scenario.providers))
         simulator.fail(name, Fault(kind="hang"))
-        out = Outgoing(URL(f"{simulator.base_url(name)}/chat/completions"), {}, b"{}", Timeouts())
-        call = asyncio.create_task(http.json(out))
+        account = ProviderConfig(name, "openai", simulator.base_url(name), (Endpoint(name, "m", "m"),))
+        call = asyncio.create_task(build(account, http).complete(InferenceRequest(prompt="?")))
         assert await asyncio.to_thread(kept_alive, simulator.port)
         call.cancel()
 

@@ -11,6 +11,8 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from multidict import istr
@@ -23,7 +25,7 @@ from turnout_workers.providers.account import ProviderConfig
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase, OnToken, Timeouts, current_job
 from turnout_workers.providers.dialects import DIALECTS, GENERIC, Dialect
 from turnout_workers.providers.errors import ProviderError, broken, malformed, request_id
-from turnout_workers.providers.http import Http, Outgoing, Reply, address, is_stream, within
+from turnout_workers.providers.http import Exchange, Http, Outgoing, address
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.providers.scrub import contents
@@ -40,6 +42,17 @@ STREAM = frozenset({"stream"})
 CUT_OFF = (FailureKind.TIMED_OUT, FailureKind.INTERRUPTED)
 """How a stream fails whose end doesn't come."""
 HEALTH_TIMEOUTS = Timeouts(connect_s=3, first_byte_s=5, idle_s=5, total_s=8)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reply:
+    """A whole successful response."""
+
+    body: Any
+    headers: Mapping[str, str]
+    latency_s: float
+    first_token_s: float | None = None
+    """None: it did not come as a stream, or had no text."""
 
 
 class Connector(CloudProviderBase):
@@ -59,11 +72,12 @@ class Connector(CloudProviderBase):
         takes = self.dialect.parameters | STREAM
         self._parameters: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: takes)
         """By model and reasoning effort: of that, models take some values, and temperature with some of those."""
-        self._secrets = tuple(self._headers.values())
+        keys = tuple(self._headers.values())
         if config.api_key is not None:
             key = config.api_key.reveal()
-            self._secrets += (key,)
+            keys += (key,)
             self._headers[istr(self.dialect.auth_header)] = f"{self.dialect.auth_prefix}{key}"
+        self._outgoing = partial(Outgoing, keys=keys, limit_headers=self.dialect.limit_headers, proxy=config.proxy)
 
     # --- for a wire format to write ---
 
@@ -102,10 +116,7 @@ class Connector(CloudProviderBase):
             gathering = self.gathering() if streams else None
             out = self._asking(endpoint, sent, timeouts, gathering is not None)
             try:
-                if gathering is None or on_token is None:
-                    reply = await self.http.json(out)
-                else:
-                    reply = await self._streamed(out, gathering, on_token)
+                reply = await self._reply(out, gathering, on_token)
                 break
             except ProviderError as error:
                 name = error.failure.parameter
@@ -129,7 +140,8 @@ class Connector(CloudProviderBase):
         return headers | tracing.headers() if self.config.traceparent else headers
 
     async def check_health(self) -> None:
-        await self.http.json(self._outgoing(self.health_path, self._headers, None, HEALTH_TIMEOUTS))
+        url = address(self.config.base_url, self.health_path)
+        await self._reply(self._outgoing(url, self._headers, None, HEALTH_TIMEOUTS))
 
     def _asking(self, endpoint: Endpoint, sent: Sent, timeouts: Timeouts, stream: bool) -> Outgoing:
         """The request as it is sent: as bytes, so that what they were made from is not kept during the call."""
@@ -147,48 +159,40 @@ class Connector(CloudProviderBase):
             raise ProviderError(Failure(FailureKind.INVALID_REQUEST, why)) from None
         except Exception as error:  # over what this job asks, for nothing has left: the endpoint is none the worse
             raise ProviderError(broken("connector", endpoint.id, error, kind=FailureKind.INVALID_REQUEST)) from None
-        return self._outgoing(path, self.headers(endpoint), content, timeouts, tuple(contents(request)))
+        url, texts = address(self.config.base_url, path), tuple(contents(request))
+        return self._outgoing(url, self.headers(endpoint), content, timeouts, texts=texts)
 
-    def _outgoing(
-        self,
-        path: str,
-        headers: Mapping[str, str],
-        content: bytes | None,
-        timeouts: Timeouts,
-        texts: tuple[str, ...] = (),
-    ) -> Outgoing:
-        url, proxy = address(self.config.base_url, path), self.config.proxy
-        return Outgoing(url, headers, content, timeouts, self._secrets, texts, self.dialect.limit_headers, proxy)
-
-    async def _streamed(self, out: Outgoing, gathering: Gathering, on_token: OnToken) -> Reply:
-        """Gather a stream into the reply that the same call would have given without streaming. A server that answers
-        in one piece all the same has given that reply. One that has said all, and leaves the connection open or breaks
-        it off, has answered, too: the call would only be paid for again."""
-        started = time.monotonic()
+    async def _reply(
+        self, out: Outgoing, gathering: Gathering | None = None, on_token: OnToken | None = None
+    ) -> _Reply:
+        """Send, and read it whole. A stream is gathered into the reply that the same call would have given without
+        streaming. One that has said all, and leaves the connection open or breaks it off, has answered, too: the call
+        would only be paid for again."""
+        session, started = await self.http.session(), time.monotonic()
         first_token_s: float | None = None
-        headers: Mapping[str, str] = {}
-        whole: Any = None
         cut_off = ProviderError(Failure(FailureKind.INTERRUPTED, "the stream ended early", Billed.MAYBE))
+        exchange = Exchange(out)
         try:
-            async with within(out.timeouts.total_s):
-                async for headers, event in self.http.events(out):
-                    if not is_stream(headers):
-                        whole = event
-                    elif piece := understood(gathering.add, event):
+            async with exchange:
+                await exchange.begin(session)
+                if gathering is None or on_token is None or not exchange.is_stream:
+                    return _Reply(await exchange.whole(), exchange.headers, time.monotonic() - started)
+                async for event in exchange.events():
+                    if piece := understood(gathering.add, event):
                         if not isinstance(piece, str):
-                            raise malformed("text that is none", headers)
+                            raise malformed("text that is none", exchange.headers)
                         if first_token_s is None:
                             first_token_s = time.monotonic() - started
                         await on_token(piece)
         except ProviderError as error:
-            if error.failure.kind not in CUT_OFF:
+            if gathering is None or error.failure.kind not in CUT_OFF:
                 raise
             cut_off = error
-        if (body := understood(gathering.body) if whole is None else whole) is None:
+        if (body := understood(gathering.body)) is None:
             raise cut_off
-        return Reply(body, headers, time.monotonic() - started, first_token_s)
+        return _Reply(body, exchange.headers, time.monotonic() - started, first_token_s)
 
-    def _outcome(self, answer: Answer, endpoint: Endpoint, sent: Sent, reply: Reply) -> CallOutcome:
+    def _outcome(self, answer: Answer, endpoint: Endpoint, sent: Sent, reply: _Reply) -> CallOutcome:
         """The neutral answer with usage, cost and provenance."""
         used = answer.usage
         if used is None or (used.output_tokens == 0 and any(answer.written)):

@@ -10,8 +10,8 @@ from __future__ import annotations
 import asyncio
 import socket
 import time
-from collections.abc import AsyncIterator, Awaitable, Mapping
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from types import TracebackType
@@ -36,9 +36,9 @@ ERROR_S = 2.0
 """How many bytes of an error response are read, and for how many seconds, at most."""
 END_S = 0.5
 """How long the end of a stream may take after its last event."""
-_HEADERS: dict[str, str] = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "identity"}
+_HEADERS = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "identity"}
 """Nothing compressed: answers are small, and 64 KB of gzip can hold 67 MB, unpacked while all other calls wait."""
-_JSON_HEADERS = {**_HEADERS, hdrs.CONTENT_TYPE: "application/json"}
+_OF_JSON: dict[str, str] = {hdrs.CONTENT_TYPE: "application/json"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,17 +59,6 @@ class Outgoing:
     proxy: str | None = field(default=None, repr=False)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
-    """A whole successful response."""
-
-    body: Any
-    headers: Mapping[str, str]
-    latency_s: float
-    first_token_s: float | None = None
-    """None: it did not come as a stream, or had no text."""
-
-
 class Http:
     """The HTTP client that all connectors of a process share, in one event loop after the other."""
 
@@ -83,41 +72,8 @@ class Http:
         if self._session is not None:
             await self._session.close()
 
-    async def json(self, out: Outgoing) -> Reply:
-        """Send, read whole, parse. Raises ProviderError for anything but a 200 with a JSON object or list."""
-        session, started = await self._open(), time.monotonic()
-        async with _Exchange(out) as exchange:
-            await exchange.begin(await _send(session, out))
-            return Reply(await exchange.whole(), exchange.headers, time.monotonic() - started)
-
-    async def events(self, out: Outgoing) -> AsyncIterator[tuple[Mapping[str, str], Any]]:
-        """Send and read server-sent events: the response's headers, and each event's data. From a server that answers
-        in one piece all the same, which `is_stream` tells by the headers, its whole body.
-
-        Whether the stream was complete is for the wire format to say. No deadline of ours runs while the reader
-        handles an event, for it would interrupt code that isn't ours: the reader sets its own by `within`.
-        """
-        session = await self._open()
-        async with _Exchange(out) as exchange:
-            await exchange.begin(await _send(session, out))
-            headers = exchange.headers
-            if not is_stream(headers):
-                yield headers, await exchange.whole()
-                return
-            begun = False
-            async for data in body.server_sent(exchange):
-                if data == body.DONE:
-                    exchange.be_brief()
-                    continue
-                event = body.parsed(data)
-                exchange.raise_if_error(event, begun)
-                if not isinstance(event, dict):
-                    raise malformed("an event that is no JSON object", headers)
-                begun = True
-                yield headers, event
-
-    async def _open(self) -> aiohttp.ClientSession:
-        """The session of the running event loop. Raises RuntimeError after the end: that is no provider's failure."""
+    async def session(self) -> aiohttp.ClientSession:
+        """That of the running event loop. Raises RuntimeError after the end: that is no provider's failure."""
         if self._closed:
             raise RuntimeError("this Http is closed: make another one")
         loop = asyncio.get_running_loop()
@@ -128,11 +84,13 @@ class Http:
         return self._session
 
 
-class _Exchange:
-    """A request and its response, whose body is read piece by piece. Whatever fails in its block is raised as a
-    ProviderError. A class rather than a generator, for thousands wait at a time.
+class Exchange:
+    """A request and its response, which is read whole, or as server-sent events. Whatever fails of it is raised as a
+    ProviderError; what else is raised in its block passes unchanged. A class rather than a generator, for thousands
+    wait at a time.
 
-    There is one deadline: for the first byte, then for each piece, and never later than for the whole call.
+    There is one deadline: for the first byte, then for each piece, and never later than for the whole call, with all
+    that its reader does meanwhile.
     """
 
     __slots__ = ("_deadline", "_ends_at", "_idle_s", "_now", "_out", "_packed", "_response", "_size", "headers")
@@ -153,45 +111,62 @@ class _Exchange:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        try:
-            await self._deadline.__aexit__(kind, error, trace)
-        except TimeoutError as late:
-            error = late
         if self._response is not None:
             self._response.close()  # unless it was read to its end, when its connection has gone back already
-        if isinstance(error, Exception) and not isinstance(error, ProviderError):
-            raise ProviderError(self._failure(error)) from error
+        try:
+            await self._deadline.__aexit__(kind, error, trace)
+        except TimeoutError:
+            raise ProviderError(Failure(FailureKind.TIMED_OUT, self._late(), Billed.MAYBE)) from None
 
-    def _failure(self, error: Exception) -> Failure:
-        timeouts = self._out.timeouts
-        if isinstance(error, aiohttp.ConnectionTimeoutError) and _connect_s(timeouts) < timeouts.connect_s:
-            return Failure(FailureKind.TIMED_OUT, "no connection in time")  # which may be short by the job's own wish
-        # aiohttp's own timeouts know better what was late.
-        if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ClientError):
-            where = "first byte" if self._response is None else "rest of the answer"
-            return Failure(FailureKind.TIMED_OUT, f"no {where} in time", Billed.MAYBE)
-        return classify_exception(error, self._out.keys, self._out.texts)
+    def _late(self) -> str:
+        if self._response is None:
+            return "no first byte in time"
+        total = self._now() >= self._ends_at
+        return f"no whole answer in {self._out.timeouts.total_s:g} s" if total else "no rest of the answer in time"
 
-    async def begin(self, response: aiohttp.ClientResponse) -> None:
-        """Take a 200 as the response; any other is raised."""
-        self._response = response
-        self._deadline.reschedule(None)
+    async def begin(self, session: aiohttp.ClientSession) -> None:
+        """Send it, and take a 200 as the response; any other is raised."""
+        try:
+            response = self._response = await _send(session, self._out)
+        except Exception as error:
+            raise self._failed(error) from error
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         packing = self.headers.get("content-encoding", "").lower()
         self._packed = packing in ("gzip", "x-gzip")
         if response.status != 200:
+            self._deadline.reschedule(None)  # what is read of it has its own
             raise self._classified(response.status, await _error_body(response, self._out.timeouts, self._packed))
-        if packing not in ("", "identity") and (not self._packed or is_stream(self.headers)):
+        self._deadline.reschedule(self._ends_at)
+        if packing not in ("", "identity") and (not self._packed or self.is_stream):
             raise malformed(f"an answer in {packing}, which we did not ask for", self.headers)
 
+    @property
+    def is_stream(self) -> bool:
+        """Whether the response is one of server-sent events: some servers answer in one piece, whatever was asked."""
+        return "text/event-stream" in self.headers.get("content-type", "")
+
     async def whole(self) -> dict[str, Any] | list[Any]:
-        """The body, read to its end."""
+        """The body, read to its end. Raises ProviderError for anything but a JSON object or list."""
         raw = b"".join([piece async for piece in self])
         told = body.parsed(body.unpacked(raw, MAX_BODY) if self._packed else raw)
-        self.raise_if_error(told)
+        self._raise_if_error(told)
         if not isinstance(told, dict | list):
             raise malformed("a 200 that is no JSON", self.headers)
         return told
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Each event's data. Whether the stream was complete is for the wire format to say."""
+        begun = False
+        async for data in body.server_sent(self):
+            if data == body.DONE:  # the end of the body, after which another call can have the connection, is due
+                self._idle_s = min(self._idle_s, END_S)
+                continue
+            event = body.parsed(data)
+            self._raise_if_error(event, begun)
+            if not isinstance(event, dict):
+                raise malformed("an event that is no JSON object", self.headers)
+            begun = True
+            yield event
 
     def __aiter__(self) -> Self:
         return self
@@ -199,11 +174,14 @@ class _Exchange:
     async def __anext__(self) -> bytes:
         assert self._response is not None, "it has begun"
         content = self._response.content
-        piece = content.read_nowait()
-        if not piece and not content.at_eof():
-            self._deadline.reschedule(min(self._ends_at, self._now() + self._idle_s))
-            piece = await content.readany()
-            self._deadline.reschedule(None)
+        try:
+            piece = content.read_nowait()
+            if not piece and not content.at_eof():
+                self._deadline.reschedule(min(self._ends_at, self._now() + self._idle_s))
+                piece = await content.readany()
+                self._deadline.reschedule(self._ends_at)
+        except Exception as error:
+            raise self._failed(error) from error
         if not piece:
             raise StopAsyncIteration
         self._size += len(piece)
@@ -211,11 +189,7 @@ class _Exchange:
             raise malformed(f"more than {MAX_BODY >> 20} MB", self.headers)
         return piece
 
-    def be_brief(self) -> None:
-        """All has been said. The end of the body, after which another call can have the connection, is due at once."""
-        self._idle_s = min(self._idle_s, END_S)
-
-    def raise_if_error(self, told: Any, begun: bool = False) -> None:
+    def _raise_if_error(self, told: Any, begun: bool = False) -> None:
         """Raise an error that came in the body of a 200. begun: part of an answer came before it, and may be billed."""
         if (wrong := _error_in(told)) is None:
             return
@@ -230,6 +204,13 @@ class _Exchange:
         failure = classify_response(status, self.headers, told, retry_after_s(self.headers, told, now, limits), secrets)
         return ProviderError(failure, limits + exceeded_limits(told))
 
+    def _failed(self, error: Exception) -> ProviderError:
+        timeouts = self._out.timeouts
+        if isinstance(error, aiohttp.ConnectionTimeoutError) and _connect_s(timeouts) < timeouts.connect_s:
+            # which may be short by the job's own wish
+            return ProviderError(Failure(FailureKind.TIMED_OUT, "no connection in time"))
+        return ProviderError(classify_exception(error, self._out.keys, self._out.texts))
+
 
 def _error_in(told: Any) -> dict[str, Any] | None:
     """The object in the body of a 200 that has an error: the body itself, or its choice, as OpenRouter tells of the
@@ -241,25 +222,6 @@ def _error_in(told: Any) -> dict[str, Any] | None:
     return None
 
 
-def is_stream(headers: Mapping[str, str]) -> bool:
-    """Whether the response is one of server-sent events."""
-    return "text/event-stream" in headers.get("content-type", "")
-
-
-@asynccontextmanager
-async def within(total_s: float) -> AsyncIterator[None]:
-    """The total deadline of a stream and its reader. A TimeoutError from elsewhere passes unchanged."""
-    deadline = asyncio.timeout(total_s)
-    try:
-        async with deadline:
-            yield
-    except TimeoutError:
-        if not deadline.expired():
-            raise
-        message = f"no whole answer in {total_s:g} s"
-        raise ProviderError(Failure(FailureKind.TIMED_OUT, message, Billed.MAYBE)) from None
-
-
 def _session() -> aiohttp.ClientSession:
     """A session without cookies, and without proxies from the environment.
 
@@ -268,16 +230,20 @@ def _session() -> aiohttp.ClientSession:
     # Connections need no limit: the worker's slots and the providers' limits bound the calls in flight.
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, socket_factory=_socket)
     return aiohttp.ClientSession(
-        connector=connector, auto_decompress=False, trust_env=False, cookie_jar=aiohttp.DummyCookieJar()
+        connector=connector,
+        headers=_HEADERS,
+        auto_decompress=False,
+        trust_env=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
     )
 
 
-def _send(session: aiohttp.ClientSession, out: Outgoing) -> Awaitable[aiohttp.ClientResponse]:
-    return session.request(
+async def _send(session: aiohttp.ClientSession, out: Outgoing) -> aiohttp.ClientResponse:
+    return await session.request(
         "GET" if out.content is None else "POST",
         out.url,
         data=out.content,
-        headers={**(_HEADERS if out.content is None else _JSON_HEADERS), **out.headers},
+        headers=out.headers if out.content is None else {**_OF_JSON, **out.headers},
         allow_redirects=False,
         timeout=_connecting(_connect_s(out.timeouts)),
         **(_through(out.proxy) if out.proxy else {}),
