@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cache
 
 from turnout.request import Capability, Quality
 
@@ -46,10 +45,11 @@ def _own(
     capabilities: frozenset[Capability],
     quality: Quality,
     *aliases: str,
-    at_openrouter: str | None = None,
 ) -> Model:
-    """A model that its maker serves under our name, and OpenRouter, too, as `maker/name` if not told otherwise."""
-    names = {maker: name, "openrouter": at_openrouter or f"{MAKERS_AT_OPENROUTER.get(maker, maker)}/{name}"}
+    """A model that its maker serves under our name. So does OpenRouter, where the maker stands before it, and all
+    versions have a dot: `anthropic/claude-opus-5.5`."""
+    dotted = re.sub(r"-(\d)-(\d)$", r"-\1.\2", name)
+    names = {maker: name, "openrouter": f"{MAKERS_AT_OPENROUTER.get(maker, maker)}/{dotted}"}
     return Model(name, context_tokens, max_output_tokens, capabilities, quality, names, frozenset(aliases))
 
 
@@ -67,16 +67,11 @@ MODELS: tuple[Model, ...] = (
     _own("openai", "gpt-4.1-nano", 1_047_576, 32_768, VISION, BASIC),
     _own("openai", "gpt-4o", 128_000, 16_384, VISION, BEST),
     _own("openai", "gpt-4o-mini", 128_000, 16_384, VISION, GOOD),
-    _own("anthropic", "claude-opus-5-5", 1_000_000, 128_000, THINKING, BEST, "claude-opus",
-         at_openrouter="anthropic/claude-opus-5.5"),
-    _own("anthropic", "claude-sonnet-5-5", 1_000_000, 128_000, THINKING, BEST, "claude-sonnet",
-         at_openrouter="anthropic/claude-sonnet-5.5"),
-    _own("anthropic", "claude-haiku-5-5", 1_000_000, 128_000, THINKING, GOOD, "claude-haiku",
-         at_openrouter="anthropic/claude-haiku-5.5"),
-    _own("anthropic", "claude-sonnet-4-5", 200_000, 64_000, THINKING, BEST, "claude-sonnet",
-         at_openrouter="anthropic/claude-sonnet-4.5"),
-    _own("anthropic", "claude-haiku-4-5", 200_000, 64_000, THINKING, GOOD, "claude-haiku",
-         at_openrouter="anthropic/claude-haiku-4.5"),
+    _own("anthropic", "claude-opus-5-5", 1_000_000, 128_000, THINKING, BEST, "claude-opus"),
+    _own("anthropic", "claude-sonnet-5-5", 1_000_000, 128_000, THINKING, BEST, "claude-sonnet"),
+    _own("anthropic", "claude-haiku-5-5", 1_000_000, 128_000, THINKING, GOOD, "claude-haiku"),
+    _own("anthropic", "claude-sonnet-4-5", 200_000, 64_000, THINKING, BEST, "claude-sonnet"),
+    _own("anthropic", "claude-haiku-4-5", 200_000, 64_000, THINKING, GOOD, "claude-haiku"),
     _own("gemini", "gemini-2.5-pro", 1_048_576, 65_536, THINKING, BEST, "gemini-pro"),
     _own("gemini", "gemini-2.5-flash", 1_048_576, 65_536, THINKING, GOOD, "gemini-flash"),
     _own("gemini", "gemini-2.5-flash-lite", 1_048_576, 65_536, THINKING, BASIC),
@@ -155,18 +150,13 @@ def likely(name: str) -> frozenset[Capability]:
     return next((capabilities for names, capabilities in FAMILIES if names.search(name)), frozenset())
 
 
-@cache
-def _index() -> dict[str, Model]:
-    index: dict[str, Model] = {}
-    for model in MODELS:
-        for name in (model.name, *model.aliases, *model.names.values()):
-            index.setdefault(name, model)
-    return index
+_BY_NAME = {name: model for model in reversed(MODELS) for name in (model.name, *model.aliases, *model.names.values())}
+"""Of several models with one alias, the first."""
 
 
 def find(name: str) -> Model | None:
     """A model by our name, an alias, or any provider's name of it."""
-    return _index().get(name)
+    return _BY_NAME.get(name)
 
 
 def served_by(dialect: str | None) -> Iterator[Model]:
