@@ -22,7 +22,7 @@ from turnout_workers.providers.account import Secret
 from turnout_workers.providers.catalogue import served_by
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError, request_id
-from turnout_workers.providers.prices import cost_microusd, list_price
+from turnout_workers.providers.prices import cost_microusd, list_price, period
 from turnout_workers.providers.retry_after import observed_limits, retry_after_s, seconds
 from turnout_workers.providers.scrub import PIECE, scrubbed
 from turnout_workers.providers.wire import filtered, understood
@@ -32,6 +32,8 @@ from turnout_workers.routing.fleet import Endpoint, Price
 from turnout_workers.routing.profile import JobProfile
 
 NOW = 1_800_000_000.0
+QUARTER = period(datetime.fromisoformat("2026-11-26T00:00+00:00").timestamp())
+"""Of which list prices are."""
 K = FailureKind
 
 
@@ -159,17 +161,17 @@ def test_a_cost_is_rounded_up_to_a_whole_microdollar() -> None:
 
 
 def test_the_price_list_knows_what_it_knows() -> None:
-    price = list_price("openai", "gpt-4o-mini")
+    price = list_price("openai", "gpt-4o-mini", QUARTER)
     assert price is not None
     assert (price.input, price.output) == (0.15, 0.6)
     assert price.cache_read == 0.075
     assert price.source.startswith("genai-prices")
-    assert list_price("openai", "no-such-model-anywhere") is None
+    assert list_price("openai", "no-such-model-anywhere", QUARTER) is None
 
 
 def test_a_list_price_goes_by_the_date_and_the_time_of_day() -> None:
     def input_price(model: str, provider: str, at: str) -> float:
-        price = list_price(provider, model, datetime.fromisoformat(at).timestamp())
+        price = list_price(provider, model, period(datetime.fromisoformat(at).timestamp()))
         assert price is not None
         return price.input
 
@@ -185,7 +187,7 @@ def test_cached_and_stored_input_have_prices_of_their_own() -> None:
 
 
 def listed(provider: str, model: str, tier: str | None = None) -> Price:
-    price = list_price(provider, model, datetime.fromisoformat("2026-11-26T00:00+00:00").timestamp(), tier)
+    price = list_price(provider, model, QUARTER, tier)
     assert price is not None
     return price
 
@@ -193,7 +195,7 @@ def listed(provider: str, model: str, tier: str | None = None) -> Price:
 def test_every_model_of_the_catalogue_has_a_list_price_at_its_maker() -> None:
     makers = ("openai", "anthropic", "gemini", "deepseek", "xai", "mistral")
     asked = [(DIALECTS[maker].price_id or "", model.names[maker]) for maker in makers for model in served_by(maker)]
-    assert [pair for pair in asked if list_price(*pair) is None] == []
+    assert [pair for pair in asked if list_price(*pair, QUARTER) is None] == []
 
 
 def test_the_price_list_knows_what_storing_input_costs() -> None:

@@ -72,16 +72,8 @@ def price_of(preset: Dialect, served: str, ours: str, tier: str | None = None) -
     """The list price of a model by its names there and here; None: the list knows neither, or not the provider."""
     if (listed_as := preset.price_id) is None:
         return None
-    return next(filter(None, (list_price(listed_as, name, tier=tier) for name in preset.telling(served, ours))), None)
-
-
-def list_price(provider: str, model: str, now: float | None = None, tier: str | None = None) -> Price | None:
-    """From the price list in the genai-prices package, as of `now` (s since 1970); None if it doesn't know the model.
-
-    provider: its id in the list (`Dialect.price_id`). tier: the provider's name of a service tier, or of a speed; one
-    that the list doesn't have costs as much as usual.
-    """
-    return _listed(provider, model, period(time.time() if now is None else now), tier)
+    now, names = period(time.time()), preset.telling(served, ours)
+    return next(filter(None, (list_price(listed_as, name, now, tier) for name in names)), None)
 
 
 @lru_cache(maxsize=4096)
@@ -92,7 +84,12 @@ def list_context_tokens(provider: str, model: str) -> int | None:
 
 
 @lru_cache(maxsize=4096)
-def _listed(provider: str, model: str, quarter: int, tier: str | None) -> Price | None:
+def list_price(provider: str, model: str, quarter: int, tier: str | None = None) -> Price | None:
+    """From the price list in the genai-prices package, as of a `period`; None if it doesn't know the model.
+
+    provider: its id in the list (`Dialect.price_id`). tier: the provider's name of a service tier, or of a speed; one
+    that the list doesn't have costs as much as usual.
+    """
     at = datetime.fromtimestamp(quarter * PERIOD_S, UTC)
     context = {"service_tier": tier, "speed": tier} if tier else None
     if (found := _calculated(provider, model, genai_request_timestamp=at, price_context=context)) is None:
