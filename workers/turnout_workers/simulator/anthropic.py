@@ -13,7 +13,6 @@ _FINISH = {"stop": "end_turn", "length": "max_tokens", "tool": "tool_use"}
 _ERRORS = {
     "unauthorized": "authentication_error",
     "not_found": "not_found_error",
-    "too_large": "request_too_large",
     "rate_limited": "rate_limit_error",
     "server_error": "api_error",
     "overloaded": "overloaded_error",

@@ -91,10 +91,8 @@ class Exchange:
 
     async def _read(self, path: str) -> tuple[Call, Answer]:
         try:
-            call = self.wire.parse(path, json.loads(await self.request.read()))
+            call = self.wire.parse(path, json.loads(await self.request.content.read()))
             return call, answer(call, self.books.name, self.scenario.seed, self.scenario.output_tokens)
-        except web.HTTPRequestEntityTooLarge:
-            raise Problem("too_large", "Request exceeds the maximum size") from None
         except _UNREADABLE as error:
             raise Problem("invalid", f"Could not read the request: {type(error).__name__}") from None
 

@@ -10,7 +10,6 @@ A job is recognised by the header `x-turnout-job`.
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import Counter, defaultdict
 from dataclasses import asdict
@@ -26,8 +25,6 @@ from turnout_workers.simulator.exchange import Exchange
 from turnout_workers.simulator.oracle import Books, Job
 from turnout_workers.simulator.scenario import Fault, Scenario
 
-_MAX_BODY = 32 * 1024 * 1024
-
 
 class Simulator:
     """A running server; `async with Simulator(scenario) as simulator: simulator.base_url(name)`."""
@@ -42,7 +39,7 @@ class Simulator:
         now, seed = time.monotonic(), self.scenario.seed
         self._books = {name: Books(name, p, now, seed) for name, p in self.scenario.providers.items()}
         # Cancellation frees a place in flight when the caller hangs up; what was generated stays billed.
-        server = web.Server(self._handle, request_factory=_request, handler_cancellation=True, access_log=None)
+        server = web.Server(self._handle, handler_cancellation=True, access_log=None)
         self._runner = web.ServerRunner(server, shutdown_timeout=0.2)
         await self._runner.setup()
         site = web.TCPSite(self._runner, self.host, self.port)
@@ -108,8 +105,3 @@ class Simulator:
 
     def _unknown(self, name: str) -> web.Response:
         return web.json_response({"error": f"no provider {name!r}; there are {', '.join(self._books)}"}, status=404)
-
-
-def _request(message: Any, payload: Any, protocol: Any, writer: Any, task: asyncio.Task[None]) -> web.BaseRequest:
-    loop = asyncio.get_running_loop()
-    return web.BaseRequest(message, payload, protocol, writer, task, loop, client_max_size=_MAX_BODY)

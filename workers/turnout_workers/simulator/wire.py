@@ -14,7 +14,6 @@ STATUS = {
     "unauthorized": 401,
     "not_found": 404,
     "context_length": 400,
-    "too_large": 413,
     "rate_limited": 429,
 }
 """Of what a provider refuses by itself; a fault names its own."""
