@@ -82,8 +82,8 @@ _UNREACHED = (
     aiohttp.ServerFingerprintMismatch,
     aiohttp.ConnectionTimeoutError,
     aiohttp.ClientHttpProxyError,
-    aiohttp.InvalidURL,
     aiohttp.NonHttpUrlClientError,
+    ValueError,  # an address, or a header, of which no request can be made
 )
 _OUR_LIMITS = frozenset((errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM))
 """What this machine lacks for one more connection. Not EADDRNOTAVAIL: it tells of used-up ports, but also of an address
@@ -208,15 +208,9 @@ def classify_exception(error: BaseException, keys: tuple[str, ...] = (), texts: 
     if isinstance(error, _UNREACHED):
         is_ours = isinstance(error, OSError) and error.errno in _OUR_LIMITS
         return Failure(FailureKind.LOCAL if is_ours else FailureKind.UNAVAILABLE, scrubbed(text, keys))
-    text = scrubbed(text, keys + texts)
-    match error:
-        case aiohttp.ServerTimeoutError():
-            return Failure(FailureKind.TIMED_OUT, text, Billed.MAYBE)
-        case aiohttp.ClientResponseError():
-            return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
-        case aiohttp.ClientError() | OSError():
-            return Failure(FailureKind.INTERRUPTED, text, Billed.MAYBE)
-        case ValueError():
-            return Failure(FailureKind.UNAVAILABLE, text)
-        case _:
-            return Failure(FailureKind.MALFORMED, text, Billed.MAYBE)
+    kind = FailureKind.MALFORMED
+    if isinstance(error, aiohttp.ServerTimeoutError):
+        kind = FailureKind.TIMED_OUT
+    elif isinstance(error, aiohttp.ClientError | OSError) and not isinstance(error, aiohttp.ClientResponseError):
+        kind = FailureKind.INTERRUPTED
+    return Failure(kind, scrubbed(text, keys + texts), Billed.MAYBE)
