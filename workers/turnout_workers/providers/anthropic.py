@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import defaultdict
 from typing import Any
 
 from multidict import istr
@@ -129,8 +130,9 @@ class _Events:
     def __init__(self) -> None:
         self._message: dict[str, Any] = {}
         self._blocks: dict[int, dict[str, Any]] = {}
-        self._grown: dict[int, tuple[list[str], list[str]]] = {}
-        """Text and JSON of each block, in pieces."""
+        self._texts: defaultdict[int, list[str]] = defaultdict(list)
+        self._inputs: defaultdict[int, list[str]] = defaultdict(list)
+        """Of each block, in pieces: its text, and a tool's arguments as the model wrote them."""
         self._stopped = False
 
     def add(self, event: dict[str, Any]) -> str:
@@ -141,12 +143,10 @@ class _Events:
                 block = self._blocks[event["index"]] = dict(event["content_block"])
                 return str(block.get("text") or "")
             case "content_block_delta":
-                delta = event["delta"]
-                self._blocks.setdefault(event["index"], {"type": "text"})
-                texts, jsons = self._grown.setdefault(event["index"], ([], []))
-                said = delta.get("text") or ""
-                texts.append(said)
-                jsons.append(delta.get("partial_json") or "")
+                index, delta = event["index"], event["delta"]
+                self._blocks.setdefault(index, {"type": "text"})
+                self._texts[index].append(said := delta.get("text") or "")
+                self._inputs[index].append(delta.get("partial_json") or "")
                 return str(said)
             case "message_delta":
                 self._message["stop_reason"] = event["delta"].get("stop_reason")
@@ -159,12 +159,11 @@ class _Events:
     def body(self) -> dict[str, Any] | None:
         if not self._stopped:
             return None
-        for index, (texts, jsons) in self._grown.items():
-            block = self._blocks[index]
-            if said := "".join(texts):
+        for index, block in self._blocks.items():
+            if said := "".join(self._texts[index]):
                 block["text"] = (block.get("text") or "") + said
-            if grown := "".join(jsons):
-                block["input"] = grown  # as the model wrote it
+            if written := "".join(self._inputs[index]):
+                block["input"] = written
         return {**self._message, "content": [block for _, block in sorted(self._blocks.items())]}
 
 

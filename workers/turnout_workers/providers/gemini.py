@@ -11,16 +11,7 @@ from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.providers.wire import (
-    Answer,
-    Gathering,
-    Sent,
-    arguments,
-    reported,
-    system,
-    tool_calls,
-    turns,
-)
+from turnout_workers.providers.wire import Answer, Gathering, Sent, arguments, reported, system, tool_calls, turns
 from turnout_workers.routing.fleet import Endpoint
 
 VERSION = "v1beta"

@@ -9,14 +9,7 @@ from turnout.messages import Message
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
-from turnout_workers.providers.wire import (
-    Answer,
-    Gathering,
-    Sent,
-    call_id,
-    reported,
-    tool_calls,
-)
+from turnout_workers.providers.wire import Answer, Gathering, Sent, call_id, reported, tool_calls
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
