@@ -73,7 +73,6 @@ class Counts:
     """Without health checks."""
     answered: int = 0
     billed_microusd: int = 0
-    in_flight: int = 0
     statuses: dict[str, int] = field(default_factory=dict)
     """HTTP statuses, and in other words what was no answer."""
 
@@ -129,12 +128,10 @@ class Books:
                 raise Problem("rate_limited", text, retry_after_s=wait_s, exceeded=(kind, bucket.most))
         for kind, bucket in buckets.items():
             bucket.level -= wanted.get(kind, 1)
-        self.counts.in_flight += 1
         self._flying[meter] += 1
         try:
             yield
         finally:
-            self.counts.in_flight -= 1
             self._flying[meter] -= 1
 
     def bill(self, model: SimulatedModel, given: Answer) -> None:
@@ -143,7 +140,8 @@ class Books:
         self.counts.billed_microusd += math.ceil(round(exact, 6))
 
     def stats(self, now: float) -> dict[str, Any]:
-        return {**asdict(self.counts), "faults": [fault.kind for fault in self.faults(now)]}
+        faults = [fault.kind for fault in self.faults(now)]
+        return {**asdict(self.counts), "in_flight": self._flying.total(), "faults": faults}
 
     def limits(self, meter: Meter, now: float) -> dict[str, Bucket]:
         """By kind, as they stand."""
