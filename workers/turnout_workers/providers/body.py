@@ -69,6 +69,19 @@ def parsed(raw: bytes) -> Any:
         return _parsed_once_more(raw)
 
 
+def at(value: Any, *path: str) -> Any:
+    """What is there in nested JSON objects; None: nothing."""
+    for name in path:
+        value = value.get(name) if isinstance(value, dict) else None
+    return value
+
+
+def items(value: Any, *path: str) -> list[Any]:
+    """The list that is there; an empty one: none is."""
+    found = at(value, *path)
+    return found if isinstance(found, list) else []
+
+
 def _has_too_many_parts(raw: bytes) -> bool:
     return sum(map(raw.count, (b"[", b"{", b":"))) > MOST_PARTS or raw.count(b",") > MOST_ITEMS
 

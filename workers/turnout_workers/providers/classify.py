@@ -16,8 +16,8 @@ from typing import Any
 import aiohttp
 
 from turnout.request import OPENAI_FIELDS
+from turnout_workers.providers.body import at, items
 from turnout_workers.providers.errors import request_id
-from turnout_workers.providers.retry_after import at
 from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 
@@ -186,8 +186,8 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
     if not isinstance(error, dict):  # xAI, Ollama: {"code": …, "error": "what happened"}
         error = {**body, "message": error if isinstance(error, str) else body.get("message")}
     word = error.get("status") if isinstance(error.get("status"), str) else error.get("type")
-    details, code = error.get("details"), at(error, "details", "error_code") or error.get("code")
-    for detail in details if isinstance(details, list) else ():
+    code = at(error, "details", "error_code") or error.get("code")
+    for detail in items(error, "details"):
         code = at(detail, "reason") or code
     if inner := at(error, "innererror", "code") or at(error, "inner_error", "code"):
         code = f"{code} {inner}"

@@ -26,7 +26,7 @@ from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.classify import classify_exception, classify_response
 from turnout_workers.providers.errors import ProviderError, malformed
-from turnout_workers.providers.retry_after import at, exceeded_limits, observed_limits, retry_after_s
+from turnout_workers.providers.retry_after import exceeded_limits, observed_limits, retry_after_s
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_BODY = 32 * 1024 * 1024
@@ -194,7 +194,7 @@ class Exchange:
         if (wrong := _error_in(told)) is None:
             return
         error = self._classified(200, wrong)
-        if (begun or at(wrong, "message", "content")) and error.failure.billed is Billed.NO:
+        if (begun or body.at(wrong, "message", "content")) and error.failure.billed is Billed.NO:
             error.failure = replace(error.failure, billed=Billed.MAYBE)
         raise error
 
@@ -215,8 +215,7 @@ class Exchange:
 def _error_in(told: Any) -> dict[str, Any] | None:
     """The object in the body of a 200 that has an error: the body itself, or its choice, as OpenRouter tells of the
     provider behind it, perhaps beside what that one had said until then."""
-    choices = at(told, "choices")
-    for one in (told, *(choices[:1] if isinstance(choices, list) else ())):
+    for one in (told, *body.items(told, "choices")[:1]):
         if isinstance(one, dict) and (one.get("error") or one.get("object") == "error"):
             return one
     return None

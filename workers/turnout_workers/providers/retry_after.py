@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from typing import Any
 
+from turnout_workers.providers.body import at, items
 from turnout_workers.state.store import ObservedLimit
 
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
@@ -115,8 +116,7 @@ def exceeded_limits(body: Any) -> tuple[ObservedLimit, ...]:
     """The limits by the minute that Gemini says were exceeded. It tells of them nowhere else."""
     found = []
     for failure in _details(body, "QuotaFailure"):
-        violations = failure.get("violations")
-        for violation in violations if isinstance(violations, list) else ():
+        for violation in items(failure, "violations"):
             quota, value = str(at(violation, "quotaId")), _number(str(at(violation, "quotaValue")))
             kind = next((kind for word, kind in _QUOTAS.items() if word in quota), None)
             if kind and "PerMinute" in quota and value is not None and 1 <= value <= LARGEST:
@@ -126,17 +126,9 @@ def exceeded_limits(body: Any) -> tuple[ObservedLimit, ...]:
 
 def _details(body: Any, type: str) -> Iterator[dict[str, Any]]:
     """Those of a Google error that are of one type."""
-    details = at(body, "error", "details")
-    for detail in details if isinstance(details, list) else ():
+    for detail in items(body, "error", "details"):
         if isinstance(detail, dict) and str(detail.get("@type")).endswith(f".{type}"):
             yield detail
-
-
-def at(value: Any, *path: str) -> Any:
-    """What is there in nested JSON objects; None: nothing."""
-    for name in path:
-        value = value.get(name) if isinstance(value, dict) else None
-    return value
 
 
 def _number(text: str | None) -> float | None:
