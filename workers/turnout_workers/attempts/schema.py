@@ -17,7 +17,6 @@ from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 LONGEST_S = 0.5
 """Processor time for one answer: one that takes longer to check is taken as it is."""
-Check = Callable[..., Iterable[Any]]
 _until: ContextVar[float] = ContextVar("until")
 _sorted = json.JSONEncoder(sort_keys=True).encode
 
@@ -69,37 +68,27 @@ def _validator() -> Any:
 
     unchecked = dict.fromkeys(("patternProperties", "unevaluatedProperties", "unevaluatedItems"), lambda *_: ())
     ours = {"pattern": _pattern, "uniqueItems": _unique, "additionalProperties": additional, **unchecked}
-    ours_in_time = {name: _in_time(check) for name, check in {**known, **ours}.items()}
-    return _to_the_end(extend(Draft202012Validator, ours_in_time))
+    validator: Any = extend(Draft202012Validator, ours)
+
+    def evolve(self: Any, **changes: Any) -> Any:
+        """Stay what it is whatever `$schema` a part names, where its library would go on with its own class."""
+        return validator(**{"schema": self.schema, "registry": self._registry, "_resolver": self._resolver, **changes})
+
+    validator.evolve = evolve
+    validator.iter_errors, validator.descend = _in_time(validator.iter_errors), _in_time(validator.descend)
+    return validator
 
 
-def _in_time(check: Check) -> Check:
-    """The check, which may find a million errors."""
+def _in_time(errors: Callable[..., Iterator[Any]]) -> Callable[..., Iterator[Any]]:
+    """The same errors, of which there may be a million; or none, in a million parts."""
 
-    def checked(*about: Any) -> Iterator[Any]:
+    def checked(*about: Any, **named: Any) -> Iterator[Any]:
         _raise_if_late()
-        for error in check(*about) or ():
+        for error in errors(*about, **named):
             _raise_if_late()
             yield error
 
     return checked
-
-
-def _to_the_end(validator: Any) -> Any:
-    """The same class, which stays itself whatever `$schema` a part of the schema names, where its library would go on
-    with its own class for that; and which breaks off though no check is asked for, as by `{}` of a million items."""
-    iter_errors = validator.iter_errors
-
-    def evolve(self: Any, **changes: Any) -> Any:
-        _raise_if_late()
-        return validator(**{"schema": self.schema, "registry": self._registry, "_resolver": self._resolver, **changes})
-
-    def iter_errors_in_time(self: Any, instance: Any) -> Any:
-        _raise_if_late()
-        return iter_errors(self, instance)
-
-    validator.evolve, validator.iter_errors = evolve, iter_errors_in_time
-    return validator
 
 
 def _raise_if_late() -> None:
