@@ -18,7 +18,7 @@ from collections.abc import Awaitable, Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from itertools import count, product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import redis
@@ -30,7 +30,7 @@ from turnout.ledger.sending import Command
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingConstraints, Usage
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
-from turnout_workers.attempts.held import Done, End, Moved, Skipped
+from turnout_workers.attempts.job import Elsewhere, End
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
@@ -462,20 +462,20 @@ async def story(bench: Bench, strikes: Sequence[Strike], at: int, late: bool) ->
     if not bench.taken and not bench.line.tripped:
         faults += bench.in_flight()
     if not {revoke, taken} & set(strikes) and not bench.line.tripped:
-        match end:
-            case Done(result):
-                right = state == result.status.value
-            case Moved("deferred"):
-                right = state == "delayed"
-            case Moved():
-                right = state == "queued"
+        match end.how if end else None:
             case None:
                 right = state == "queued" or lose in strikes
-            case Skipped():
+            case "skipped":
                 right = lose in strikes and state in ("leased", "calling")
+            case "deferred":
+                right = state == "delayed"
+            case "failed_over" | "handed_back":
+                right = state == "queued"
+            case status:
+                right = state == status
         if not right:
             faults.append(f"told {end!r}, where it is {state}")
-    elif isinstance(end, Moved) and end.how not in bench.story():
+    elif end and end.how in get_args(Elsewhere) and end.how not in bench.story():
         faults.append(f"told {end!r}, which it was not")
     first_end = bench.state()
     await bench.finish()

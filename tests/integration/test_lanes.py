@@ -14,7 +14,7 @@ from tests.chaos.stand import standing
 
 from turnout.ledger import NewJob, Script, run
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
-from turnout_workers.attempts.progress import Progress
+from turnout_workers.attempts.job import Progress
 from turnout_workers.routing.sharing import LONG_WAIT_S
 from turnout_workers.transport import FETCH_SHARE
 

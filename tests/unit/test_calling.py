@@ -13,7 +13,7 @@ from tests.unit.routing.fleets import endpoint
 
 from turnout.request import InferenceRequest, Lane
 from turnout_workers.attempts.calling import LATE_S, Calling
-from turnout_workers.attempts.held import HeldJob
+from turnout_workers.attempts.job import HeldJob
 from turnout_workers.attempts.judging import _says_nothing
 from turnout_workers.attempts.reporting import Finished
 from turnout_workers.attempts.under_way import UnderWay

@@ -15,7 +15,6 @@ from turnout.errors import Cancelled, JobError
 from turnout.ledger import message
 from turnout.result import JobResult
 from turnout_workers import transport
-from turnout_workers.attempts.held import Done, Moved, Skipped
 from turnout_workers.pool import AsyncTask, Ended, lane_of
 from turnout_workers.runtime import Worker
 
@@ -43,24 +42,19 @@ class Infer(AsyncTask):
                 return _outcome(refused, partial(worker.foreign.stored, refused))
         try:
             end = await worker.attempts(job_id, request.get(NOT_BEFORE, 0.0))
-            ended = await worker.ended(job_id) if isinstance(end, Skipped) else None
+            ended = await worker.ended(job_id) if end.how == "skipped" else None
         except (RedisError, OSError) as error:  # no end of the job: nobody's `link_error` is to hear of it
             logger.info("job %s waits for Redis: %s", job_id, error, extra={"job": job_id})
             transport.QoS.rest()
             raise Ignore("Redis is away") from None
-        match end:
-            case Done(result):
-                return _outcome(result, partial(worker.foreign.stored, result))
-            case Moved(_, note):
-                raise MovedOn(note)
-            case Skipped(note) if ended is None:
-                raise Ignore(note)
-            case Skipped():
-                assert ended is not None
-                outcome = _outcome(ended.result, ended.stored)
-                if ended.unheard and not isinstance(outcome, Cancelled):  # nothing follows from a revoked task
-                    return outcome
-                raise Ended(outcome)
+        if end.result is not None:
+            return _outcome(end.result, partial(worker.foreign.stored, end.result))
+        if ended is not None:
+            outcome = _outcome(ended.result, ended.stored)
+            if ended.unheard and not isinstance(outcome, Cancelled):  # nothing follows from a revoked task
+                return outcome
+            raise Ended(outcome)
+        raise Ignore(end.note) if end.how == "skipped" else MovedOn(end.note)
 
 
 def _outcome(result: JobResult, stored: Callable[[], Any]) -> Answer | JobError:

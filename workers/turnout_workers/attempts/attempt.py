@@ -22,7 +22,7 @@ from turnout.validation import MANY, explain, innermost
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.closing import Closing
 from turnout_workers.attempts.hedging import Permit
-from turnout_workers.attempts.held import End, HeldJob, Skipped
+from turnout_workers.attempts.job import End, HeldJob
 from turnout_workers.attempts.judging import Judged, Judging
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.attempts.reporting import Finished, Reporter
@@ -67,11 +67,11 @@ class Attempts:
                 end = await self._work(job, not_before)
                 if span:
                     span.set_attribute("turnout.outcome", end.how)
-                logger.info("%s: %s", end.how, end)
+                logger.info("%s: %s", end.how, end.note)
         parts.metrics.ended(claim.lane, end.how)
         return end
 
-    async def _unclaimed(self, job_id: str, claim: NotClaimed) -> Skipped:
+    async def _unclaimed(self, job_id: str, claim: NotClaimed) -> End:
         if claim.state == "unknown_version":
             logger.error("job %s has a record of a version unknown here; it is left untouched", job_id)
         elif claim.state == "unknown_key":
@@ -79,7 +79,7 @@ class Attempts:
             logger.error("job %s is left queued: %s", job_id, why)
         elif claim.state in set(JobStatus):  # perhaps ended by others than a worker
             await self._parts.send.whole(self._parts.ledger.close_account(job_id))
-        return Skipped(f"not to be claimed: {claim.state}")
+        return End("skipped", f"not to be claimed: {claim.state}")
 
     async def _work(self, job: HeldJob, not_before: float) -> End:
         if not isinstance(unread := job.claim.request, InferenceRequest):
@@ -105,7 +105,7 @@ class Attempts:
         except asyncio.CancelledError:  # where it waited: for a provider, for room, or to repeat a call
             if job.hold.lost:
                 self._parts.metrics.lease_lost()
-                return Skipped("the lease was lost")
+                return End("skipped", "the lease was lost")
             return await self._closing.hand_back(job)  # the worker stops
 
     async def _unread(self, job: HeldJob, error: Unreadable | ValidationError) -> End:

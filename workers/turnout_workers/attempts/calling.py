@@ -9,8 +9,7 @@ from dataclasses import dataclass
 
 from turnout.request import InferenceResponse
 from turnout.uncut import cancel_later, cancelled_now
-from turnout_workers.attempts.held import HeldJob
-from turnout_workers.attempts.progress import Job
+from turnout_workers.attempts.job import HeldJob, Job
 from turnout_workers.attempts.reporting import STOPPED, UNSENT, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces

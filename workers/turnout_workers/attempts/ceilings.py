@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 
 from turnout.request import MICROUSD_PER_USD
-from turnout_workers.attempts.held import HeldJob
+from turnout_workers.attempts.job import HeldJob
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import CeilingTable
 from turnout_workers.state.store import Ceiling

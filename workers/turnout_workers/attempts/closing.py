@@ -15,7 +15,7 @@ from redis.exceptions import RedisError, ResponseError
 from turnout.ledger import Call, write_result
 from turnout.request import InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
-from turnout_workers.attempts.held import Done, HeldJob, Moved, Skipped
+from turnout_workers.attempts.job import Elsewhere, End, HeldJob
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.monitoring import tracing
 
@@ -28,30 +28,30 @@ class Closing:
 
     parts: Parts
 
-    async def succeed(self, job: HeldJob, response: InferenceResponse | None) -> Done | Skipped:
+    async def succeed(self, job: HeldJob, response: InferenceResponse | None) -> End:
         return await self._settle(job, self._result(job, JobStatus.SUCCEEDED, response))
 
-    async def give_up(self, job: HeldJob, status: JobStatus, code: str, message: str) -> Done | Skipped:
+    async def give_up(self, job: HeldJob, status: JobStatus, code: str, message: str) -> End:
         retryable = status is JobStatus.FAILED and code not in ("refused", "unreadable")
         problem = Problem(code=code, message=message, retryable=retryable)
         return await self._settle(job, self._result(job, status, error=problem))
 
-    async def at_ceiling(self, job: HeldJob, account: str) -> Done | Skipped:
+    async def at_ceiling(self, job: HeldJob, account: str) -> End:
         message = f"a call may cost more than what is left under the cost ceiling of {account}, or has no known price"
         status = JobStatus.EXPIRED if account.startswith("batch:") else JobStatus.FAILED
         return await self.give_up(job, status, "cost_ceiling", message)
 
-    async def fail_over(self, job: HeldJob, failed: Attempt) -> Moved | Skipped:
+    async def fail_over(self, job: HeldJob, failed: Attempt) -> End:
         """Back to the lane's front, for another endpoint."""
         event = {"event": "failed_over", "from": failed.endpoint, "failure": failed.failure}
         progress = job.progress.to_json()
         call = self.parts.ledger.requeue(job.id, job.claim.token, progress, event, job.record, retries=1)
-        moved = Moved("failed_over", f"{failed.endpoint} failed ({failed.failure}), over to another")
-        return await self._move(job, call, moved)
+        note = f"{failed.endpoint} failed ({failed.failure}), over to another"
+        return await self._move(job, call, "failed_over", note)
 
     async def defer(
         self, job: HeldJob, wait_s: float, *, new_round: bool = False, line: str = "", for_room: bool = True
-    ) -> Moved | Skipped:
+    ) -> End:
         """Park it in its line. new_round: every endpoint may be tried again. for_room: see `Progress.deferred`."""
         progress = job.progress.deferred(self.parts.fleet.now(), new_round, for_room)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
@@ -59,25 +59,26 @@ class Closing:
             event["behind"] = "others that wait for the same"
         call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, job.record)
         why = ", nothing has room" if for_room and not new_round else ""
-        return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s{why}"))
+        return await self._move(job, call, "deferred", f"parked for {wait_s:.1f} s{why}")
 
-    async def put_off(self, job: HeldJob, wait_s: float, until: str) -> Moved | Skipped:
+    async def put_off(self, job: HeldJob, wait_s: float, until: str) -> End:
         """Park it for so long, whatever comes before. until: what the time is for."""
         event = {"event": "deferred", "for_s": round(wait_s, 3), "until": until}
         call = self.parts.ledger.put_off(job.id, job.claim.token, wait_s, job.progress.to_json(), event)
-        return await self._move(job, call, Moved("deferred", f"parked for {wait_s:.1f} s, until {until}"))
+        return await self._move(job, call, "deferred", f"parked for {wait_s:.1f} s, until {until}")
 
-    async def hand_back(self, job: HeldJob) -> Moved | Skipped:
+    async def hand_back(self, job: HeldJob) -> End:
         """To its lane's front for another worker, with what has been tried here."""
         event = {"event": "handed_back"}
         call = self.parts.ledger.requeue(job.id, job.claim.token, job.progress.to_json(), event)
-        return await self._move(job, call, Moved("handed_back", "back to its lane"))
+        return await self._move(job, call, "handed_back", "back to its lane")
 
-    async def _move(self, job: HeldJob, call: Call[bool], moved: Moved) -> Moved | Skipped:
+    async def _move(self, job: HeldJob, call: Call[bool], how: Elsewhere, note: str) -> End:
         job.hold.ending = True
-        return moved if await self.parts.send.whole(call) else Skipped("it was no longer ours")
+        moved = await self.parts.send.whole(call)
+        return End(how, note) if moved else End("skipped", "it was no longer ours")
 
-    async def _settle(self, job: HeldJob, result: JobResult) -> Done | Skipped:
+    async def _settle(self, job: HeldJob, result: JobResult) -> End:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
         accounts = [ceiling.account for ceiling in self.parts.ceilings.of_job(job)]
@@ -102,17 +103,17 @@ class Closing:
             kept = kept or self._keep(job, result, accounts)
             where = "its result waits on disk" if kept else "its result is lost, and it is done again"
             logger.warning("job %s can't be settled now (%s); %s", job.id, error, where)
-            return Skipped(where)
+            return End("skipped", where)
         # Else it was settled, and booked, from disk meanwhile.
         ours_to_book = kept is None or self.parts.spool.drop(kept)
         if not taken.accepted:
             if ours_to_book and taken.duplicate and result.cost_microusd:
                 await self.parts.store.mark_duplicate(accounts, result.attempts[-1].cost_microusd)
-            return Skipped(f"its end here comes too late: the job is {taken.state or 'gone'}")
+            return End("skipped", f"its end here comes too late: the job is {taken.state or 'gone'}")
         if job.request.constraints.max_cost_microusd is not None:
             with suppress(RedisError, OSError):  # closed later, as that of a job that ended without its worker
                 await self.parts.send.whole(self.parts.ledger.close_account(job.id))
-        return Done(result)
+        return End(result.status, result.summary(), result)
 
     def _keep(self, job: HeldJob, result: JobResult, accounts: Sequence[str]) -> Path | None:
         """None if the disk takes nothing either."""

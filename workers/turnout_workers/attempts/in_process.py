@@ -15,9 +15,9 @@ from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingSt
 from turnout.uncut import cancelled_now
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.hedging import Permit
+from turnout_workers.attempts.job import Job, Progress
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.parking import line_of
-from turnout_workers.attempts.progress import Job, Progress
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
 from turnout_workers.routing.failover import Next

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from turnout.request import InferenceRequest
 from turnout.uncut import uncut
 from turnout_workers.attempts.hedging import Hedging, Permit
-from turnout_workers.attempts.progress import Job
+from turnout_workers.attempts.job import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
 from turnout_workers.monitoring import logs

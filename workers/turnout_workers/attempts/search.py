@@ -13,7 +13,7 @@ from turnout.result import JobStatus
 from turnout_workers.attempts.ceilings import OWN
 from turnout_workers.attempts.closing import Closing
 from turnout_workers.attempts.hedging import Permit
-from turnout_workers.attempts.held import End, HeldJob, Moved, Skipped
+from turnout_workers.attempts.job import End, HeldJob
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.parking import Parking, line_of
 from turnout_workers.attempts.parts import Parts
@@ -101,7 +101,7 @@ class Searching:
             self._shares.seen(job.claim.tenant or "", now, 1)
             return self._found(job, decision, candidates, admission)
         if not isinstance(admission, NoRoom):
-            return Skipped("the lease was lost")
+            return End("skipped", "the lease was lost")
         job.repeat(None)
         job.above |= admission.above
         # It went out, or its ceiling was reached, which no snapshot shows: ask the others at once, instead of waiting.
@@ -126,7 +126,7 @@ class Searching:
 
     async def _wait(
         self, job: HeldJob, decision: Decision, wait_s: float, now: float, no_room: Mapping[str, str] | None = None
-    ) -> Moved | Skipped | None:
+    ) -> End | None:
         """Wait in place as long as patience lasts, else park the job. no_room: what admission answered, if asked.
 
         wait_s: infinite if it isn't time that brings what the job waits for.

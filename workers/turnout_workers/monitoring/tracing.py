@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from opentelemetry.context import Context
     from opentelemetry.trace import Span, Tracer, TracerProvider
 
-    from turnout_workers.attempts.held import HeldJob
+    from turnout_workers.attempts.job import HeldJob
     from turnout_workers.attempts.reporting import Finished
     from turnout_workers.routing.decision import Candidate
 

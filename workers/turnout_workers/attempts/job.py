@@ -1,25 +1,37 @@
-"""How far a job has come over its attempts: what the ledger keeps between one claim and the next."""
+"""A job on its way to an answer: how far it has come over its attempts, and how a worker's hold on it can end."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import TypeAdapter
 
-from turnout.request import InferenceRequest
-from turnout.result import Attempt
+from turnout.ledger import Claimed
+from turnout.request import InferenceRequest, Lane
+from turnout.result import Attempt, JobResult, JobStatus
+from turnout_workers.background.heartbeat import Hold
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.profile import JobProfile
 
+UNREAD = InferenceRequest(prompt="?")
+"""In the place of a request that can't be read. No call is made for it."""
+PATIENCE_S = {Lane.INTERACTIVE: 1.0, Lane.STANDARD: 1.0, Lane.BATCH: 3.0}
+"""How long a job waits in place, all waits together, before it is parked and its slot serves another. Where
+others are parked, only one of each line."""
+Elsewhere = Literal["failed_over", "deferred", "handed_back"]
+"""How a job goes on: back to its lane, or parked."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """Carried from attempt to attempt, also to other workers, so that each knows what was tried."""
+    """Carried from attempt to attempt, also to other workers, so that each knows what was tried: what the ledger keeps
+    between one claim and the next."""
 
     attempts: tuple[Attempt, ...] = ()
     tried: frozenset[str] = frozenset()
@@ -131,3 +143,42 @@ class Job:
     def repeat(self, endpoint_id: str | None) -> None:
         """Repeat the failed call to this endpoint. None: repeat no call, wherever the next one goes."""
         self.again, self.retries_here = endpoint_id, self.retries_here + 1 if endpoint_id else 0
+
+
+@dataclass(slots=True)
+class HeldJob(Job):
+    """One claimed job, how far it has come by now, and where its search for an endpoint stands."""
+
+    claim: Claimed
+    hold: Hold
+    patience_s: float
+    """For how long it may still wait in place."""
+    woken: bool
+    """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
+    record: bytes | None = field(default=None, init=False)
+    """Of the last decision here, as JSON. None: there was none, for others wait for the same already, say."""
+    line: str = field(default="", init=False)
+    """Of all jobs that wait for the same, should this one have to."""
+    above: dict[str, str] = field(default_factory=dict, init=False)
+    """Endpoints that have been refused for money, and whose ceilings leave too little."""
+    refused_at: float = field(default=math.inf, init=False)
+    """When it was refused first, on a snapshot that proved stale: one from after that is believed."""
+
+    @classmethod
+    def of(cls, claim: Claimed, hold: Hold) -> Self:
+        request = claim.request if isinstance(claim.request, InferenceRequest) else UNREAD
+        progress = Progress.from_json(claim.progress)
+        patience_s, woken = PATIENCE_S[claim.lane], progress.deferrals > 0
+        return cls(hold.job_id, request, claim.deadline, progress, claim, hold, patience_s, woken)
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How this worker's hold on a job has ended."""
+
+    how: JobStatus | Elsewhere | Literal["skipped"]
+    """Skipped: there is nothing to do here, for it is done already, somebody else's, or no longer ours."""
+    note: str
+    """What people want to know of it."""
+    result: JobResult | None = None
+    """Of a job that is settled now."""
