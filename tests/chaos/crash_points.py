@@ -11,13 +11,13 @@ from typing import Any
 
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.search import Searching
-from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.monitoring.metrics import Metrics
 
 STEPS: dict[str, tuple[type, str]] = {
     "claimed": (Searching, "learn"),
-    "before_call": (UnderWay, "call"),
-    "during_call": (UnderWay, "call"),
+    "before_call": (CallWatch, "call"),
+    "during_call": (CallWatch, "call"),
     "after_call": (Judging, "__call__"),
     "after_settle": (Metrics, "ended"),
 }

@@ -31,7 +31,9 @@ from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingCo
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
 from turnout_workers.attempts.job import Elsewhere, End
+from turnout_workers.attempts.parking import Parking
 from turnout_workers.attempts.parts import Parts
+from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
 from turnout_workers.background.spool import Spool, Unspooling
@@ -248,6 +250,8 @@ class Worker:
             store=bench.store,
             fleet=bench.poller,
             heartbeat=self.heartbeat,
+            watch=CallWatch(bench.store, bench.poller, name),
+            parking=Parking(bench.ledger, bench.send),
             ceilings=bench.ceilings,
             spool=bench.spool,
             in_force=bench.in_force,
@@ -258,10 +262,10 @@ class Worker:
 
     def left(self) -> list[str]:
         """What should not be there when no job is."""
-        under_way, parking = self.parts.under_way, self.attempts.parking
+        watch, parking = self.parts.watch, self.parts.parking
         told = {
             "held": len(self.heartbeat),
-            "calls": sum(map(len, under_way._calls.values())),
+            "calls": sum(map(len, watch._calls.values())),
             "in place": len(parking.in_place),
             "to be woken": len(parking._wanted),
         }

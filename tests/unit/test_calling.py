@@ -16,7 +16,7 @@ from turnout_workers.attempts.calling import LATE_S, Calling
 from turnout_workers.attempts.job import HeldJob
 from turnout_workers.attempts.judging import _says_nothing
 from turnout_workers.attempts.reporting import Finished
-from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.background.lasting import PAUSED_S
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import Granted
@@ -51,7 +51,7 @@ async def finished(connector: Any, timeout_s: float) -> Finished:
     fleet: Any = SimpleNamespace(now=lambda: 0.0, monotonic=time.monotonic)
     connectors: Any = {at.id: connector}
     nothing: Any = None
-    calling = Calling(fleet, nothing, UnderWay(), connectors.get)
+    calling = Calling(fleet, nothing, CallWatch(nothing, fleet, "w"), connectors.get)
     leases: list[str] = []
     hold: Any = SimpleNamespace(job_id="j", leases=leases, valid_until=math.inf, lost=False)
     claim: Any = SimpleNamespace(

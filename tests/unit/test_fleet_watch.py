@@ -12,7 +12,6 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.unit.routing.fleets import NOW, endpoint
 
-from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background import fleet_watch, lasting
 from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits
@@ -29,9 +28,8 @@ class Worker:
 
     def __init__(self, name: str, store: MemoryFleetStore) -> None:
         self.name, self.store = name, store
-        self.seen = SnapshotPoller(store, Fleet([A]), monotonic=lambda: NOW)
-        self.calls = UnderWay(store.clock)
-        self.watch = CallWatch(store, self.seen, self.calls, name)
+        self.seen = SnapshotPoller(store, Fleet([A]), monotonic=store.clock)
+        self.watch = CallWatch(store, self.seen, name)
         self.answer = asyncio.Event()
         self.tasks: list[asyncio.Task[None]] = []
 
@@ -45,7 +43,7 @@ class Worker:
 
     async def _call(self, lease_id: str) -> None:
         async with asyncio.timeout(60) as limit:
-            with self.calls.call(A.id, 2.0, limit):
+            with self.watch.call(A.id, 2.0, limit):
                 await self.answer.wait()
         await self.store.report(Report(lease_id, A.id, ok=True, latency_s=0.1))
 

@@ -6,17 +6,25 @@ import asyncio
 
 import pytest
 
-from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.background.fleet_watch import CallWatch
+from turnout_workers.routing.fleet import Fleet
+from turnout_workers.state.memory import MemoryFleetStore
+from turnout_workers.state.snapshot import SnapshotPoller
 
 
-async def hanging(calls: UnderWay, endpoint_id: str, overdue_s: float) -> None:
+def own_calls() -> CallWatch:
+    store = MemoryFleetStore(lambda: 0.0)
+    return CallWatch(store, SnapshotPoller(store, Fleet(())), "w")
+
+
+async def hanging(calls: CallWatch, endpoint_id: str, overdue_s: float) -> None:
     async with asyncio.timeout(60) as limit:
         with calls.call(endpoint_id, overdue_s, limit):
             await asyncio.Event().wait()
 
 
 async def test_the_time_of_a_call_that_is_cut_short_is_over_at_once() -> None:
-    calls = UnderWay()
+    calls = own_calls()
     task = asyncio.create_task(hanging(calls, "a", 0.0))
     await asyncio.sleep(0)
     assert calls.cut_short({"a"}) == 1
@@ -27,7 +35,7 @@ async def test_the_time_of_a_call_that_is_cut_short_is_over_at_once() -> None:
 
 
 async def test_calls_in_time_and_calls_elsewhere_go_on() -> None:
-    calls = UnderWay()
+    calls = own_calls()
     young = asyncio.create_task(hanging(calls, "a", 60.0))
     elsewhere = asyncio.create_task(hanging(calls, "b", 0.0))
     await asyncio.sleep(0)
@@ -44,7 +52,7 @@ async def test_calls_in_time_and_calls_elsewhere_go_on() -> None:
 
 
 async def test_a_call_that_somebody_else_cancels_at_the_same_time_stays_cancelled() -> None:
-    calls = UnderWay()
+    calls = own_calls()
     task = asyncio.create_task(hanging(calls, "a", 0.0))
     await asyncio.sleep(0)
     calls.cut_short({"a"})

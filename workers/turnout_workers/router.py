@@ -34,7 +34,6 @@ from turnout_workers.attempts.in_process import DeadlinePassed as DeadlinePassed
 from turnout_workers.attempts.in_process import InProcess
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.reporting import Reporter
-from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.lasting import AGAIN_S, came_in_time, end, kept_up
@@ -97,13 +96,13 @@ class IntelligentRouter:
         self._seen = seen = SnapshotPoller(store, Fleet(()), monotonic=clock)
         self._providers: list[CloudProviderBase] = []
         self._owner: dict[str, CloudProviderBase] = {}
-        rng, under_way = rng or random.Random(), UnderWay(clock)
+        self._calls = calls = CallWatch(store, seen, uuid.uuid4().hex)
+        rng = rng or random.Random()
         reporter = Reporter(store, seen, failover_cooldown, rng)
-        judging, calling = Judging(reporter, rng, hedge), Calling(seen, reporter, under_way, self._owner.get)
+        judging, calling = Judging(reporter, rng, hedge), Calling(seen, reporter, calls, self._owner.get)
         strategy = RoutingStrategy(default_strategy)
         self._requests = InProcess(store, seen, rng, sleep, judging, calling, strategy)
         self._checks = HealthChecks(self._providers, store, seen, health_check_interval, rng)
-        self._calls = CallWatch(store, seen, under_way, uuid.uuid4().hex)
         self._eject_hanging = partial(eject_hanging, store, seen, rng, failover_cooldown)
         self._tasks: list[asyncio.Task[None]] = []
 

@@ -22,6 +22,7 @@ from turnout.redis_address import connect_async
 from turnout.uncut import uncut
 from turnout_workers.attempts.attempt import Attempts
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
+from turnout_workers.attempts.parking import Parking
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.background import housekeeping, reload, spool
 from turnout_workers.background.batch_feeding import BatchFeeding
@@ -112,7 +113,7 @@ class Worker:
         send = Coalescer(self._client, exchange, FLIGHTS)
         ledger = Ledger(Keys(file.namespace), keyring=Keyring.of(os.environ))
         store = RedisFleetStore(send, ledger.keys)
-        fleet = SnapshotPoller(store, Fleet(()))
+        fleet, parking = SnapshotPoller(store, Fleet(())), Parking(ledger, send)
         return Parts(
             owner=self.name,
             ledger=ledger,
@@ -120,6 +121,8 @@ class Worker:
             store=store,
             fleet=fleet,
             heartbeat=Heartbeat(ledger, send, store, file.worker.lease_s, self._loop.time),
+            watch=CallWatch(store, fleet, self.name, came_back=parking.hasten),
+            parking=parking,
             ceilings=ConfiguredCeilings(self.in_force, fleet.now),
             spool=Spool(Path(os.environ.get("TURNOUT_SPOOL", ".turnout/spool")), file.redis_url, file.namespace),
             in_force=self.in_force,
@@ -186,7 +189,6 @@ class Worker:
             OldAccounts(ledger, send, store, fleet).round,
         )
         keeping = Housekeeping(ledger, send, store, self.name, self._failed_s, also, parts.metrics.recovered)
-        calls = CallWatch(store, fleet, parts.under_way, self.name, came_back=self.attempts.parking.hasten)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
         unspooling = Unspooling(parts.spool, ledger, send, store, self.in_force)
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
@@ -198,7 +200,7 @@ class Worker:
         # These choose their own moments; all but the first end by an error alone.
         self._keep_up(fleet.follow, 0.0, "the view of the fleet")
         self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
-        self._keep_up(calls.run, AGAIN_S, "the watch over calls")
+        self._keep_up(parts.watch.run, AGAIN_S, "the watch over calls")
         self._keep_up(checks.run, AGAIN_S, "the health check")
         self._keep_up(Webhooks(ledger, send, self.in_force).run, AGAIN_S, "the telling of webhooks")
 

@@ -44,11 +44,10 @@ class Attempts:
         self._parts = parts
         router = parts.in_force.file.router
         reporter = Reporter(parts.store, parts.fleet, router.failover_cooldown, parts.rng, parts.metrics.called)
-        self._calling = Calling(parts.fleet, reporter, parts.under_way, parts.in_force.connector)
+        self._calling = Calling(parts.fleet, reporter, parts.watch, parts.in_force.connector)
         self._closing = Closing(parts)
         self._judging = Judging(reporter, parts.rng, router.hedge)
         self._searching = Searching(parts, self._judging, self._closing)
-        self.parking = self._searching.parking
 
     async def __call__(self, job_id: str, not_before: float = 0.0) -> End:
         """Claim the job and take it as far as it goes now: until `not_before`, Unix time, it is parked."""

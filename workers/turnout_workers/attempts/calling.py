@@ -13,7 +13,7 @@ from turnout_workers.attempts.job import HeldJob, Job
 from turnout_workers.attempts.reporting import STOPPED, UNSENT, Finished, Reporter
 from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
-from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.background.heartbeat import Hold
 from turnout_workers.background.lasting import PAUSED_S
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
@@ -41,7 +41,7 @@ class Calling:
 
     fleet: SnapshotPoller
     reporter: Reporter
-    under_way: UnderWay
+    watch: CallWatch
     connector: Callable[[str], CloudProviderBase | None]
     """Of an endpoint."""
 
@@ -69,7 +69,7 @@ class Calling:
                 await pieces.begin()
             cut_off, due_at = STOPPED, self.fleet.monotonic() + timeouts.total_s + LATE_S
             async with asyncio.timeout(timeouts.total_s + LATE_S) as limit:
-                with self.under_way.call(endpoint.id, chosen.overdue_s, limit):
+                with self.watch.call(endpoint.id, chosen.overdue_s, limit):
                     outcome = await connector.call(endpoint, job.request, timeouts, *streamed)
                     if not isinstance(outcome.response, InferenceResponse):
                         raise TypeError(f"the connector of {endpoint.id} gave no InferenceResponse")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from turnout.ledger import Coalescer, Ledger
 from turnout_workers.attempts.ceilings import ConfiguredCeilings
-from turnout_workers.attempts.under_way import UnderWay
+from turnout_workers.attempts.parking import Parking
+from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.spool import Spool
 from turnout_workers.config.in_force import InForce
@@ -25,9 +26,10 @@ class Parts:
     store: WorkersStore
     fleet: SnapshotPoller
     heartbeat: Heartbeat
+    watch: CallWatch
+    parking: Parking
     ceilings: ConfiguredCeilings
     spool: Spool
     in_force: InForce
     metrics: Metrics
     rng: random.Random
-    under_way: UnderWay = field(default_factory=UnderWay)

@@ -15,7 +15,7 @@ from turnout_workers.attempts.closing import Closing
 from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.job import End, HeldJob
 from turnout_workers.attempts.judging import Judging
-from turnout_workers.attempts.parking import Parking, line_of
+from turnout_workers.attempts.parking import line_of
 from turnout_workers.attempts.parts import Parts
 from turnout_workers.monitoring import tracing
 from turnout_workers.routing.decision import Action, Candidate, Decision, rank
@@ -39,7 +39,7 @@ class Searching:
 
     def __init__(self, parts: Parts, judging: Judging, closing: Closing) -> None:
         self._parts, self._judging, self._closing = parts, judging, closing
-        self.parking = Parking(parts.ledger, parts.send)
+        self._parking = parts.parking
         self._last_seen: dict[Lane, float] = {}
         self._shares = TenantShares()
 
@@ -47,9 +47,9 @@ class Searching:
         """What a claim tells of other jobs: its lane and tenant have work, one has its turn now, some are parked."""
         self._last_seen[claim.lane] = now = self._parts.fleet.now()
         self._shares.seen(claim.tenant or "", now)
-        self.parking.any_parked = claim.any_parked
+        self._parking.any_parked = claim.any_parked
         if claim.next_in_turn is not None:
-            self.parking.bring(claim.next_in_turn)
+            self._parking.bring(claim.next_in_turn)
 
     async def __call__(self, job: HeldJob) -> Permit | End | None:
         """Look for an endpoint that has room, and wait in place if none has. None: look again."""
@@ -59,7 +59,7 @@ class Searching:
         limits = (ceiling.limit_microusd for ceiling in self._parts.ceilings.of_job(job))
         wish = job.profile(priced=any(limit is not None for limit in limits))
         job.line = line_of(wish, job.progress.tried, job.claim.tenant, job.claim.batch, now)
-        left_s, for_room = self.parking.left_s(job.line, now)
+        left_s, for_room = self._parking.left_s(job.line, now)
         if not job.progress.deferrals and left_s > 0:
             return await self._closing.defer(job, left_s, line=job.line, for_room=for_room)
         strategy = self._parts.in_force.file.router.default_strategy
@@ -135,13 +135,13 @@ class Searching:
         longest_s = RECHECK_S * 2 ** min(job.progress.deferrals, 5)
         # So that those that wait for the same moment don't come all at once.
         wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._parts.rng.random())
-        in_place = job.line if self.parking.any_parked else ""
-        if wait_s > job.patience_s or in_place in self.parking.in_place:
-            self.parking.noted(job.line, now + wait_s, now, for_room)
+        in_place = job.line if self._parking.any_parked else ""
+        if wait_s > job.patience_s or in_place in self._parking.in_place:
+            self._parking.noted(job.line, now + wait_s, now, for_room)
             job.record = _record(decision, no_room=no_room)
             return await self._closing.defer(job, wait_s, line=job.line, for_room=for_room)
         job.patience_s -= wait_s
-        await self.parking.wait_in_place(in_place, wait_s)
+        await self._parking.wait_in_place(in_place, wait_s)
         return None
 
     async def _wait_for_money(self, job: HeldJob, decision: Decision, now: float) -> End | None:
@@ -158,8 +158,8 @@ class Searching:
 
         count: two where it ends because there will never be room, for so do all behind it in line.
         """
-        if self.parking.any_parked:
-            self.parking.wake(job.line, count)
+        if self._parking.any_parked:
+            self._parking.wake(job.line, count)
 
     async def admit(self, job: HeldJob, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         parts, now = self._parts, self._parts.fleet.now()

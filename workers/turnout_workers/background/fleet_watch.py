@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections import Counter, defaultdict
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
 from redis.exceptions import RedisError
 
-from turnout_workers.attempts.under_way import UnderWay
 from turnout_workers.background.lasting import came_in_time
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import after_watch, circuit
@@ -25,23 +25,60 @@ LOOK_S = 0.1
 """Between looks at this process's own calls."""
 
 
+@dataclass(slots=True, eq=False)
+class _Call:
+    """One call, under way while its block runs. Not a generator, which takes more memory: thousands wait at a time."""
+
+    overdue_at: float
+    limit: asyncio.Timeout
+    calls: set[_Call]
+    """All that are under way to its endpoint, this one among them."""
+
+    def __enter__(self) -> None:
+        self.calls.add(self)
+
+    def __exit__(self, *_: object) -> None:
+        self.calls.discard(self)
+
+
 @dataclass
 class CallWatch:
     """Looks after this process's own calls."""
 
     store: FleetStore
     fleet: SnapshotPoller
-    under_way: UnderWay
     worker: str
     """Its name, under which the fleet is told."""
     came_back: Callable[[], Awaitable[None]] | None = None
     """Called when an endpoint is there again of which nobody knew when it would be, or a new one."""
+    _calls: dict[str, set[_Call]] = field(default_factory=lambda: defaultdict(set), init=False)
+    """Those under way, by endpoint."""
     _fleet_seen: Fleet | None = field(default=None, init=False)
     _out: frozenset[str] = field(default=frozenset(), init=False)
     """Endpoints that a refused key, or an operator, keeps out."""
     _told: Counter[str] = field(default_factory=Counter, init=False)
     """What is overdue, as it was told last."""
     _told_at: float = field(default=0.0, init=False)
+
+    def call(self, endpoint_id: str, overdue_s: float, limit: asyncio.Timeout) -> AbstractContextManager[None]:
+        """Make a call in this block. limit: of its time, and over at once if it is cut short."""
+        return _Call(self.fleet.monotonic() + overdue_s, limit, self._calls[endpoint_id])
+
+    def cut_short(self, endpoint_ids: Collection[str]) -> int:
+        """End the calls to these endpoints that are overdue, and no others; tells how many."""
+        overdue = [call for endpoint_id in endpoint_ids for call in self._overdue(endpoint_id)]
+        for call in overdue:
+            call.limit.reschedule(asyncio.get_running_loop().time())
+            call.calls.discard(call)
+        return len(overdue)
+
+    def overdue(self) -> Counter[str]:
+        """How many calls are overdue, by endpoint."""
+        return +Counter({endpoint_id: len(self._overdue(endpoint_id)) for endpoint_id in self._calls})
+
+    def _overdue(self, endpoint_id: str) -> list[_Call]:
+        now = self.fleet.monotonic()
+        return [call for call in self._calls.get(endpoint_id, ()) if call.overdue_at <= now]
 
     async def run(self) -> None:
         """Look again and again; not after a pause, when calls seem overdue whose answers are there."""
@@ -53,9 +90,9 @@ class CallWatch:
         """Cut short what hangs at endpoints that are out; tell the fleet of what hangs elsewhere."""
         snapshot = self.fleet.snapshot
         out = [v.endpoint.id for v in snapshot.views if circuit(v.health, snapshot.at) is Circuit.OPEN]
-        if cut := self.under_way.cut_short(out):
+        if cut := self.cut_short(out):
             logger.warning("%d overdue calls to %s are cut short; their jobs move on", cut, ", ".join(out))
-        overdue, now = self.under_way.overdue(), asyncio.get_running_loop().time()
+        overdue, now = self.overdue(), asyncio.get_running_loop().time()
         if overdue == self._told and now - self._told_at < EVERY_S:
             return
         try:
