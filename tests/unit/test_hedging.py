@@ -8,7 +8,8 @@ from typing import Any
 
 import redis
 
-from turnout_workers.attempts.hedging import Hedging, Permit
+from turnout_workers.attempts.hedging import Permit, race
+from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Hedge
 
 
@@ -25,5 +26,5 @@ async def test_a_second_call_that_redis_cannot_admit_leaves_the_first_one_alone(
         raise redis.ConnectionError("away")
 
     permit = Permit(nothing, nothing, nothing, ())
-    ended = await asyncio.wait_for(Hedging(True).race(permit, Hedge(0.0, ()), admit, call), 60)
+    ended = await asyncio.wait_for(race(permit, Hedge(0.0, ()), Allowance(1.0, 1), admit, call), 60)
     assert len(ended) == 1

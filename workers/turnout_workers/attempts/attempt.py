@@ -21,7 +21,7 @@ from turnout.result import JobStatus
 from turnout.validation import MANY, explain, innermost
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.closing import Closing
-from turnout_workers.attempts.hedging import Permit
+from turnout_workers.attempts.hedging import Permit, race
 from turnout_workers.attempts.job import End, HeldJob
 from turnout_workers.attempts.judging import Judged, Judging
 from turnout_workers.attempts.parts import Parts
@@ -97,7 +97,7 @@ class Attempts:
                     else:
                         begin = partial(self._begin, job)
                         admit = partial(self._searching.admit, job, second=True)
-                        calls = await self._judging.hedging.race(found, found.hedge, admit, begin)
+                        calls = await race(found, found.hedge, self._judging.second_calls, admit, begin)
                     found = await self._follow(job, self._judging(job, found, calls))
                 if found is not None:
                     return found

@@ -81,7 +81,7 @@ class Closing:
     async def _settle(self, job: HeldJob, result: JobResult) -> End:
         """Write the end of the job; on disk if Redis is away, for what it says has been paid for."""
         claim = job.claim
-        accounts = [ceiling.account for ceiling in self.parts.ceilings.of_job(job)]
+        accounts = [ceiling.account for ceiling in job.ceilings]
         keep = self.parts.in_force.file.retention
         settlement = self.parts.ledger.settle(
             claim.token, result, job.record, keep.results_s, claim.batch, keep.failed_s

@@ -16,11 +16,8 @@ from redis.exceptions import RedisError
 from turnout.uncut import cancel_later, uncut
 from turnout_workers.attempts.reporting import Finished
 from turnout_workers.routing.allowance import Allowance
-from turnout_workers.routing.decision import Candidate, Decision, Hedge
+from turnout_workers.routing.decision import Candidate, Hedge
 from turnout_workers.state.store import Admission, Granted
-
-SHARE = 0.03
-"""The most second calls of a process, as a share of its calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,62 +27,48 @@ class Permit:
     chosen: Candidate
     grant: Granted
     hedge: Hedge | None
+    """When and where it may be followed by a second one; None: it is not to be."""
     untried: tuple[str, ...]
     """See `Decision.untried`."""
 
 
-class Hedging:
-    """Makes the calls of one process, and second ones where they may pay."""
+async def race(
+    permit: Permit,
+    hedge: Hedge,
+    allowance: Allowance,
+    admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
+    call: Callable[[Candidate, Granted], Awaitable[Finished]],
+) -> list[Finished]:
+    """Make the first call; if it is slow, and the allowance has one left, a second one elsewhere.
 
-    def __init__(self, on: bool) -> None:
-        self._on = on
-        self._allowance = Allowance(SHARE, reserve=1)
-
-    def plan(self, decision: Decision, chosen: Candidate, alone: bool = False) -> Hedge | None:
-        """When and where a call that is about to be made may be followed by a second one; None: it is not to be.
-
-        alone: never make a second one, as for an answer that somebody reads while it comes.
-        """
-        self._allowance.deposit()
-        return decision.hedge(chosen) if self._on and not alone else None
-
-    async def race(
-        self,
-        permit: Permit,
-        hedge: Hedge,
-        admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
-        call: Callable[[Candidate, Granted], Awaitable[Finished]],
-    ) -> list[Finished]:
-        """Make the first call; if it is slow, a second one elsewhere.
-
-        Returns the calls that ended by themselves, the one that counts last. A cancelled call reports that itself.
-        """
-        running = {asyncio.ensure_future(call(permit.chosen, permit.grant))}
-        ended: list[Finished] = []
-        try:
-            done, _ = await asyncio.wait(running, timeout=hedge.after_s)
-            if not done and self._allowance.withdraw():
-                admission: Admission | None = None
-                with suppress(RedisError, OSError):  # the first call needs no Redis
-                    admission = await admit(hedge.candidates)
-                if isinstance(admission, Granted):
-                    other = next(c for c in hedge.candidates if c.endpoint.id == admission.endpoint_id)
-                    running.add(asyncio.ensure_future(call(other, admission)))
-                    await asyncio.sleep(0)  # let it begin: a call that is cancelled before would not report that
-            while running and not (ended and ended[-1].failure is None):
-                done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
-                ended += _ended(done)
-        except asyncio.CancelledError:
-            ended += _ended(call for call in running if call.done())
-            if not ended:
-                raise
-            cancel_later()  # a call that ended in the same moment counts first
-        finally:
-            left = [call for call in running if not call.done()]
-            for one in left:
-                one.cancel()
-            await uncut(asyncio.gather(*left, return_exceptions=True))
-        return ended
+    Returns the calls that ended by themselves, the one that counts last. A cancelled call reports that itself.
+    """
+    running = {asyncio.ensure_future(call(permit.chosen, permit.grant))}
+    ended: list[Finished] = []
+    try:
+        done, _ = await asyncio.wait(running, timeout=hedge.after_s)
+        if not done and allowance.withdraw():
+            admission: Admission | None = None
+            with suppress(RedisError, OSError):  # the first call needs no Redis
+                admission = await admit(hedge.candidates)
+            if isinstance(admission, Granted):
+                other = next(c for c in hedge.candidates if c.endpoint.id == admission.endpoint_id)
+                running.add(asyncio.ensure_future(call(other, admission)))
+                await asyncio.sleep(0)  # let it begin: a call that is cancelled before would not report that
+        while running and not (ended and ended[-1].failure is None):
+            done, running = await asyncio.wait(running, return_when=asyncio.FIRST_COMPLETED)
+            ended += _ended(done)
+    except asyncio.CancelledError:
+        ended += _ended(call for call in running if call.done())
+        if not ended:
+            raise
+        cancel_later()  # a call that ended in the same moment counts first
+    finally:
+        left = [call for call in running if not call.done()]
+        for one in left:
+            one.cancel()
+        await uncut(asyncio.gather(*left, return_exceptions=True))
+    return ended
 
 
 def _ended(calls: Iterable[asyncio.Future[Finished]]) -> list[Finished]:

@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.uncut import cancelled_now
 from turnout_workers.attempts.calling import Calling
-from turnout_workers.attempts.hedging import Permit
+from turnout_workers.attempts.hedging import Permit, race
 from turnout_workers.attempts.job import Job, Progress
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.parking import line_of
@@ -150,7 +150,7 @@ class InProcess:
             calls = [await call(permit.chosen, permit.grant)]
         else:
             admit = partial(self._admit, job, second=True)
-            calls = await self.judging.hedging.race(permit, permit.hedge, admit, call)
+            calls = await race(permit, permit.hedge, self.judging.second_calls, admit, call)
         judged = self.judging(job, permit, calls)
         await judged.told()
         await cancelled_now()

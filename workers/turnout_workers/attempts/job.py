@@ -18,6 +18,7 @@ from turnout_workers.background.heartbeat import Hold
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.profile import JobProfile
+from turnout_workers.state.store import Ceiling
 
 UNREAD = InferenceRequest(prompt="?")
 """In the place of a request that can't be read. No call is made for it."""
@@ -157,6 +158,8 @@ class HeldJob(Job):
     """Brought from a line of parked jobs, because there is room, of which the snapshot may not know yet."""
     record: bytes | None = field(default=None, init=False)
     """Of the last decision here, as JSON. None: there was none, for others wait for the same already, say."""
+    ceilings: tuple[Ceiling, ...] = field(default=(), init=False)
+    """On what it may cost, but for the provider's, as of its last search here."""
     line: str = field(default="", init=False)
     """Of all jobs that wait for the same, should this one have to."""
     above: dict[str, str] = field(default_factory=dict, init=False)

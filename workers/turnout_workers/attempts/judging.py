@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
 from turnout.uncut import uncut
-from turnout_workers.attempts.hedging import Hedging, Permit
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.job import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
@@ -24,6 +24,8 @@ RETRY_SHARE = 0.1
 """The most repeated calls of a process, as a share of its calls …"""
 RETRY_RESERVE = 10
 """… and besides so many."""
+HEDGE_SHARE = 0.03
+"""The most second calls of a process, as a share of its calls."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,22 +51,25 @@ class Judging:
     def __init__(self, reporter: Reporter, rng: random.Random, hedge: bool) -> None:
         self._reporter = reporter
         self._rng = rng
-        self.hedging = Hedging(hedge)
+        self._hedges = hedge
         self._retries = Allowance(RETRY_SHARE, RETRY_RESERVE)
+        self.second_calls = Allowance(HEDGE_SHARE, reserve=1)
 
     def permit(
         self, job: Job, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False
     ) -> Permit:
         """The candidate that was granted, as a call about to be made: it earns its share of repeated and second calls.
 
-        alone: no second call, however slow this one is.
+        alone: no second call, however slow this one is, as for an answer that somebody reads while it comes.
         """
         self._retries.deposit()
+        self.second_calls.deposit()
         chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
         if job.again not in (None, grant.endpoint_id):  # by now another is better, or that one is out
             job.repeat(None)
             job.progress = job.progress.failed_over()
-        return Permit(chosen, grant, self.hedging.plan(decision, chosen, alone), decision.untried)
+        hedge = decision.hedge(chosen) if self._hedges and not alone else None
+        return Permit(chosen, grant, hedge, decision.untried)
 
     def __call__(self, job: Job, permit: Permit, calls: Sequence[Finished]) -> Judged:
         """Note in the job how it went. calls: those that ended by themselves, the one that counts last."""

@@ -54,10 +54,10 @@ class Searching:
     async def __call__(self, job: HeldJob) -> Permit | End | None:
         """Look for an endpoint that has room, and wait in place if none has. None: look again."""
         now, job.record = self._parts.fleet.now(), None
+        job.ceilings = self._parts.ceilings.of_job(job)
         if job.deadline is not None and now >= job.deadline:
             return await self._closing.give_up(job, JobStatus.EXPIRED, "deadline", "the deadline has passed")
-        limits = (ceiling.limit_microusd for ceiling in self._parts.ceilings.of_job(job))
-        wish = job.profile(priced=any(limit is not None for limit in limits))
+        wish = job.profile(priced=any(ceiling.limit_microusd is not None for ceiling in job.ceilings))
         job.line = line_of(wish, job.progress.tried, job.claim.tenant, job.claim.batch, now)
         left_s, for_room = self._parking.left_s(job.line, now)
         if not job.progress.deferrals and left_s > 0:
@@ -176,7 +176,7 @@ class Searching:
                 lease_id=f"{job.id}:{job.claim.token}:{len(job.progress.attempts) + second}",
                 bids=bids,
                 ttl_s=parts.heartbeat.ttl_s,
-                ceilings=parts.ceilings.of_job(job),
+                ceilings=job.ceilings,
                 fence=Fence(job.id, job.claim.token, job.claim.batch),
                 headroom=lane_share * share,
                 place=turn,
