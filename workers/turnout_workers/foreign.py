@@ -11,13 +11,13 @@ from typing import Any
 
 import redis
 from pydantic import ValidationError
-from redis.exceptions import RedisError
 
 from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
 from turnout.ledger.operations import nothing
 from turnout.request import InferenceRequest, Lane, joined
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import MAX_ID_CHARS, TOO_DEEP, explain, too_deep
+from turnout_workers.background.lasting import unless_away
 from turnout_workers.config.in_force import InForce
 
 logger = logging.getLogger(__name__)
@@ -81,30 +81,26 @@ class Foreign:
 
     async def revoke(self, job_ids: Sequence[str]) -> list[str]:
         """Cancel those of these jobs that the ledger knows, wherever they wait. Gives them."""
-        try:
+        # Otherwise Celery will drop their messages when they come.
+        with unless_away(logger.warning, "can't cancel what was revoked now"):
             async with asyncio.timeout(REVOKED_WITHIN_S):
                 return await self._cancel(job_ids)
-        except (RedisError, OSError) as error:  # Celery will drop their messages when they come
-            logger.warning("can't cancel what was revoked now: %s", str(error) or type(error).__name__)
-            return []
+        return []
 
     async def dropped(self, job_id: str, expired: bool) -> None:
         """Cancel a job whose message Celery has dropped: it has expired, or somebody has revoked it."""
         late = JobStatus.EXPIRED, "deadline", "its message had expired when a worker had it"
         end = late if expired else (JobStatus.CANCELLED, "cancelled", "it was revoked")
-        try:
+        # Otherwise its message will be published again, and dropped again.
+        with unless_away(logger.warning, "job %s was revoked, but can't be cancelled now", job_id, job=job_id):
             if not await self._cancel([job_id]):  # it was in its message alone
                 await self._ended(job_id, *end)
-        except (RedisError, OSError) as error:  # its message will be published again, and dropped again
-            logger.warning("job %s was revoked, but can't be cancelled now: %s", job_id, error, extra={"job": job_id})
 
     async def unread(self, job_id: str, why: str) -> None:
         """Tell the sender of a message that can't be read."""
-        try:
+        with unless_away(logger.warning, "can't tell the sender of job %s", job_id, job=job_id):
             if await self.send(self.ledger.facts(job_id)) is None:
                 await self._ended(job_id, JobStatus.FAILED, "invalid_request", why)
-        except (RedisError, OSError) as error:
-            logger.warning("can't tell the sender of job %s: %s", job_id, error, extra={"job": job_id})
 
     async def _cancel(self, job_ids: Sequence[str]) -> list[str]:
         facts = await self.send.all(*(self.ledger.facts(job_id) for job_id in job_ids))

@@ -30,7 +30,7 @@ from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
-from turnout_workers.background.lasting import AGAIN_S, end, kept_up
+from turnout_workers.background.lasting import AGAIN_S, begin, end, kept_up, unless_away
 from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.background.reload import Reload
 from turnout_workers.background.spool import Spool, Unspooling
@@ -152,12 +152,10 @@ class Worker:
 
     async def _look_at_redis(self) -> None:
         """Say what a production Redis must have and this one lacks; the operator decides whether it matters."""
-        try:
+        with unless_away(logger.warning, "can't look at Redis's settings; `turnout doctor` can, as a user who may"):
             for well, text in fitness.checks(await self._client.info()):
                 if not well:
                     logger.error("Redis is not fit for production: %s", text)
-        except (RedisError, OSError) as error:
-            logger.warning("can't look at Redis's settings (%s); `turnout doctor` can, as a user who may", error)
 
     def _use(self, settings: Settings) -> None:
         """Take over a configuration. What can fail comes first, and nothing of it is seen before the rest.
@@ -173,7 +171,7 @@ class Worker:
         same = settings is self.in_force.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
         fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
         if retired := [connector for config, connector in known.items() if config not in connectors]:
-            self._in_background(_close(retired, RETIRED_S))
+            begin(_close(retired, RETIRED_S), self._tasks)
         known.clear()  # and filled again in place, for the health checks look at it
         known.update(connectors)
         self._parts.fleet.use(fleet)
@@ -222,12 +220,7 @@ class Worker:
         return self.in_force.file.retention.failed_s
 
     def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float, what: str) -> None:
-        self._in_background(kept_up(work, every_s, what))
-
-    def _in_background(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        begin(kept_up(work, every_s, what), self._tasks)
 
     async def stop(self) -> None:
         await end(self._tasks)

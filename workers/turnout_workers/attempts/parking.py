@@ -16,10 +16,9 @@ from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from redis.exceptions import RedisError
-
 from turnout.ledger import Coalescer, Ledger
 from turnout.request import CONTRACT_VERSION
+from turnout_workers.background.lasting import begin, unless_away
 from turnout_workers.routing.profile import JobProfile, Requirements
 
 logger = logging.getLogger(__name__)
@@ -74,7 +73,7 @@ class Parking:
         under_way = line in self._wanted
         self._wanted[line] = self._wanted.get(line, 0) + count
         if not under_way:
-            self._in_background(self._wake(line))
+            begin(_tried(self._wake(line)), self._tasks)
 
     async def _wake(self, line: str) -> None:
         following, before = [""], list[str]()
@@ -89,12 +88,7 @@ class Parking:
 
     def bring(self, job_id: str) -> None:
         """Publish a job that waited for its turn among its tenant's, in the background."""
-        self._in_background(self.send(self.ledger.bring(job_id)))
-
-    def _in_background(self, work: Awaitable[Any]) -> None:
-        task = asyncio.create_task(_tried(work))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        begin(_tried(self.send(self.ledger.bring(job_id))), self._tasks)
 
     async def hasten(self) -> None:
         """What jobs wait for may be there: let those in place and the first of every line look now."""
@@ -105,10 +99,8 @@ class Parking:
 
 
 async def _tried(work: Awaitable[Any]) -> None:
-    try:
+    with unless_away(logger.debug, "waiting jobs are not woken now; housekeeping will do it"):
         await work
-    except (RedisError, OSError) as error:
-        logger.debug("waiting jobs are not woken now; housekeeping will do it: %s", error)
 
 
 def line_of(job: JobProfile, tried: frozenset[str], tenant: str | None, batch: str | None, now: float) -> str:

@@ -10,9 +10,8 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
-from redis.exceptions import RedisError
-
 from turnout.ledger import Coalescer, Ledger
+from turnout_workers.background.lasting import unless_away
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +48,6 @@ class Pieces:
             await self._write({"call": self.call_id, "text": text})
 
     async def _write(self, fields: dict[str, str]) -> None:
-        try:
+        # The answer is whole in the result, and the reader falls back to it.
+        with unless_away(logger.warning, "a piece of the stream could not be written"):
             await self.send(self.ledger.stream(self.job_id, fields, self.ttl_s))
-        except (RedisError, OSError) as error:
-            # The answer is whole in the result, and the reader falls back to it.
-            logger.warning("a piece of the stream could not be written: %s", error)

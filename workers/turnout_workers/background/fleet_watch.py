@@ -10,9 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from redis.exceptions import RedisError
-
-from turnout_workers.background.lasting import came_in_time
+from turnout_workers.background.lasting import came_in_time, unless_away
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import after_watch, circuit
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -95,13 +93,11 @@ class CallWatch:
         overdue, now = self.overdue(), asyncio.get_running_loop().time()
         if overdue == self._told and now - self._told_at < EVERY_S:
             return
-        try:
+        with unless_away(logger.debug, "what hangs can't be told now"):
             if overdue or self._told:
                 await self.store.publish(self.worker, overdue)
             self._told, self._told_at = overdue, now
             await self._tell_of_changes(snapshot)
-        except (RedisError, OSError) as error:
-            logger.debug("what hangs can't be told now: %s", error)
 
     async def _tell_of_changes(self, snapshot: Snapshot) -> None:
         """Of new configurations, and of endpoints that an operator or a good key has brought back: jobs wait for them

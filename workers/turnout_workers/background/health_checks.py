@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from redis.exceptions import RedisError
 
+from turnout_workers.background.lasting import unless_away
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.failure import Failure, FailureKind
@@ -101,7 +102,5 @@ class HealthChecks:
         return chance or (certain and view.health.disabled.startswith(CURABLE))
 
     async def _tell(self, change: Awaitable[None]) -> None:
-        try:
+        with unless_away(logger.warning, "a health check's outcome can't be shared now"):
             await change
-        except (RedisError, OSError) as error:
-            logger.warning("a health check's outcome can't be shared now: %s", error)

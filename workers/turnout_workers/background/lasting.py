@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -16,6 +17,22 @@ AGAIN_S = 1.0
 CANCEL_AGAIN_S = 0.2
 PAUSED_S = 0.5
 """A wait that ends so late was one of a process that was not running."""
+
+
+def begin(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> None:
+    """Do work that nobody awaits. tasks: where it is kept until it has ended, for its loop would let go of it."""
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+
+
+@contextmanager
+def unless_away(say: Callable[..., None], what: str, *about: object, **extra: str) -> Iterator[None]:
+    """Around what is left undone where Redis is away, but for a line in the log. say: a logger's method."""
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        say(f"{what}: %s", *about, str(error) or type(error).__name__, extra=extra, stacklevel=3)
 
 
 async def kept_up(work: Callable[[], Awaitable[object]], every_s: float, what: str = "some work") -> None:

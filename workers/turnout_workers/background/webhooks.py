@@ -12,7 +12,6 @@ import logging
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 
 import aiohttp
 from redis.exceptions import RedisError
@@ -62,27 +61,25 @@ class Webhooks:
     in_force: InForce
     _left: set[Telling] = field(default_factory=set, init=False)
     """Due, and left to workers that can read their results."""
+    _under_way: Counter[str] = field(default_factory=Counter, init=False)
+    """Tellings, by webhook."""
 
     async def run(self) -> None:
-        under_way = Counter[str]()
+        self._under_way.clear()
         async with (
             _session(public=True) as public,
             _session(public=False) as any_address,
             asyncio.TaskGroup() as tellings,
         ):
 
-            def ended(webhook: str, _: asyncio.Task[None]) -> None:
-                under_way[webhook] -= 1
-
             async def begin() -> None:
                 due = await self.send(self.ledger.due_hooks(MOST + len(self._left)))
                 self._left.intersection_update(due)
                 for one in due:
                     # None waits for one of another webhook, which may be slow to answer.
-                    if one not in self._left and under_way[one.webhook] < MOST:
-                        under_way[one.webhook] += 1
-                        task = tellings.create_task(self._tell(one, public, any_address))
-                        task.add_done_callback(partial(ended, one.webhook))
+                    if one not in self._left and self._under_way[one.webhook] < MOST:
+                        self._under_way[one.webhook] += 1
+                        tellings.create_task(self._tell(one, public, any_address))
 
             await kept_up(begin, EVERY_S, "the telling of webhooks")
 
@@ -105,6 +102,8 @@ class Webhooks:
             logger.error("the webhook of job %s is left to workers that can read it: %s", job_id, error)
         except (RedisError, OSError) as error:
             logger.warning("the webhook of job %s is told again, for Redis was away: %s", job_id, error)
+        finally:
+            self._under_way[telling.webhook] -= 1
 
     async def _end(self, hook: Hook, why: str | None) -> None:
         """After one telling. why: for what it was not heard; None: it was."""
