@@ -23,6 +23,7 @@ async def test_calls_that_end_together_wake_a_job_each(bed: Bed, redis_url: str,
     ids = parked(bed, 20)
     clients = [redis.asyncio.Redis.from_url(redis_url) for _ in range(workers)]
     for parking in [Parking(bed.ledger, Coalescer(client)) for client in clients]:
+        parking.any_parked = True
         for _ in range(5):
             parking.wake("line", 1)
     await background_work()
@@ -38,6 +39,7 @@ async def test_no_more_are_woken_than_are_parked(bed: Bed, redis_url: str) -> No
     parked(bed, 2)
     client = redis.asyncio.Redis.from_url(redis_url)
     parking = Parking(bed.ledger, Coalescer(client))
+    parking.any_parked = True
     parking.wake("line", 5)
     await background_work()
     parking.wake("line", 1)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable
-from dataclasses import replace
 from functools import partial
 
 from pydantic import ValidationError
@@ -83,8 +82,7 @@ class Attempts:
     async def _work(self, job: HeldJob, not_before: float) -> End:
         if not isinstance(unread := job.claim.request, InferenceRequest):
             return await self._unread(job, unread)
-        if not_before > job.progress.not_before:
-            job.progress = replace(job.progress, not_before=not_before)
+        job.progress.not_before = max(job.progress.not_before, not_before)
         if (early_s := job.progress.not_before - self._parts.fleet.now()) > 0:
             return await self._closing.put_off(job, early_s, "the moment that its sender named")
         try:
@@ -120,7 +118,7 @@ class Attempts:
         """Act on how the call went. None: look for an endpoint again."""
         end = None if job.again else await self._end(job, judged)
         await judged.told()
-        self._searching.wake_next(job)
+        self._parts.parking.wake(job.line)
         if job.again:
             await asyncio.sleep(judged.verdict.delay_s)
         return end
@@ -140,7 +138,7 @@ class Attempts:
             return await closing.succeed(job, call.response)
         match verdict.action:
             case Next.FAIL_OVER:
-                job.progress = job.progress.failed_over()
+                job.progress.failovers += 1
                 if verdict.delay_s > 0:
                     return await closing.defer(job, verdict.delay_s)
                 return await closing.fail_over(job, call.attempt)

@@ -84,7 +84,7 @@ class Calling:
         except (Exception, asyncio.CancelledError) as error:
             if not held or isinstance(error, asyncio.CancelledError):
                 call = Finished(lease_id, chosen, started_at, self._since(clock), None, cut_off)
-                job.progress = job.progress.stopped(call.attempt)
+                job.progress.attempts += (call.attempt,)
                 await self.reporter.stop(call)
                 raise
             failure = broken("connector", endpoint.id, error, Billed.MAYBE)

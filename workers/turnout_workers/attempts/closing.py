@@ -53,11 +53,11 @@ class Closing:
         self, job: HeldJob, wait_s: float, *, new_round: bool = False, line: str = "", for_room: bool = True
     ) -> End:
         """Park it in its line. new_round: every endpoint may be tried again. for_room: see `Progress.deferred`."""
-        progress = job.progress.deferred(self.parts.fleet.now(), new_round, for_room)
+        job.progress.defer(self.parts.fleet.now(), new_round, for_room)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if job.record is None:
             event["behind"] = "others that wait for the same"
-        call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, progress.to_json(), event, line, job.record)
+        call = self.parts.ledger.defer(job.id, job.claim.token, wait_s, job.progress.to_json(), event, line, job.record)
         why = ", nothing has room" if for_room and not new_round else ""
         return await self._move(job, call, "deferred", f"parked for {wait_s:.1f} s{why}")
 

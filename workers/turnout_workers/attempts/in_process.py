@@ -164,7 +164,7 @@ class InProcess:
             raise error
         await self._pause(job, verdict.delay_s)
         if verdict.action is Next.DEFER:
-            job.progress = job.progress.deferred(self.fleet.now(), new_round=True)
+            job.progress.defer(self.fleet.now(), new_round=True)
         return None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Literal, Self
 
@@ -29,7 +29,7 @@ Elsewhere = Literal["failed_over", "deferred", "handed_back"]
 """How a job goes on: back to its lane, or parked."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Progress:
     """Carried from attempt to attempt, also to other workers, so that each knows what was tried: what the ledger keeps
     between one claim and the next."""
@@ -62,32 +62,26 @@ class Progress:
         failed = (one for one in self.attempts if not one.succeeded and one.failure != FailureKind.CANCELLED)
         return Counter(attempt.endpoint for attempt in failed)
 
-    def after(self, attempt: Attempt, *, spends: bool, unsuited: bool) -> Self:
-        """After a call. `spends`: it was an attempt that counts. `unsuited`: its endpoint can't do this job."""
-        here = frozenset({attempt.endpoint})
-        return replace(
-            self,
-            attempts=(*self.attempts, attempt),
-            tried=self.tried | here,
-            unsuited=self.unsuited | here if unsuited else self.unsuited,
-            spent_attempts=self.spent_attempts + spends,
-            waiting_since=None,
-        )
+    def note(self, attempt: Attempt, *, spends: bool, unsuited: bool) -> None:
+        """A call that ended by itself. `spends`: it was an attempt that counts. `unsuited`: see the field."""
+        here = {attempt.endpoint}
+        self.attempts += (attempt,)
+        self.tried |= here
+        if unsuited:
+            self.unsuited |= here
+        self.spent_attempts += spends
+        self.waiting_since = None
 
-    def stopped(self, attempt: Attempt) -> Self:
-        """After a call that was cut off from here: its endpoint has not failed."""
-        return replace(self, attempts=(*self.attempts, attempt))
-
-    def failed_over(self) -> Self:
-        return replace(self, failovers=self.failovers + 1)
-
-    def deferred(self, now: float, new_round: bool = False, for_room: bool = True) -> Self:
-        """Parked. In a new round every endpoint may be tried again.
+    def defer(self, now: float, new_round: bool = False, for_room: bool = True) -> None:
+        """It is parked. In a new round every endpoint may be tried again.
 
         for_room: else for money, or for somebody's word, by which it doesn't become worth more to be served soon.
         """
-        tried, since = frozenset() if new_round else self.tried, self.waiting_since or (now if for_room else None)
-        return replace(self, deferrals=self.deferrals + 1, tried=tried, waiting_since=since)
+        if new_round:
+            self.tried = frozenset()
+        if for_room:
+            self.waiting_since = self.waiting_since or now
+        self.deferrals += 1
 
     def to_json(self) -> str:
         return _stored().dump_json(self, exclude_none=True).decode()

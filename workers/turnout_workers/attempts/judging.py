@@ -67,7 +67,7 @@ class Judging:
         chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
         if job.again not in (None, grant.endpoint_id):  # by now another is better, or that one is out
             job.repeat(None)
-            job.progress = job.progress.failed_over()
+            job.progress.failovers += 1
         hedge = decision.hedge(chosen) if self._hedges and not alone else None
         return Permit(chosen, grant, hedge, decision.untried)
 
@@ -93,12 +93,11 @@ class Judging:
             if _says_nothing(ended, request):
                 verdict = replace(verdict, counts_for_health=False)
             reports.append(asyncio.ensure_future(self._reporter.report(ended, verdict)))
-            progress = progress.after(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.unsuited)
+            progress.note(ended.attempt, spends=verdict.spends_attempt, unsuited=verdict.unsuited)
         if ended.failure is not None and unmended(request, progress.attempts):
             verdict = replace(verdict, action=Next.GIVE_UP)
         if repeats := verdict.action is Next.RETRY:
             self._retries.withdraw()
-        job.progress = progress
         job.repeat(ended.chosen.endpoint.id if repeats else None)
         return Judged(ended, verdict, reports)
 

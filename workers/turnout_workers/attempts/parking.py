@@ -68,8 +68,12 @@ class Parking:
         finally:
             self.in_place.discard(line)
 
-    def wake(self, line: str, count: int) -> None:
-        """Wake so many more of the line, in the background."""
+    def wake(self, line: str, count: int = 1) -> None:
+        """Wake so many more of the line, in the background: where a job has found room there may be more, and there is
+        again once its call has ended. Two where one ends because there will never be room, for so do those behind it.
+        """
+        if not self.any_parked:
+            return
         under_way = line in self._wanted
         self._wanted[line] = self._wanted.get(line, 0) + count
         if not under_way:

@@ -68,7 +68,7 @@ class Searching:
         if (refusal := decision.refusal) is not None:
             if not decision.has_spent_all and await self._is_for_others(job, now):
                 return await self._wait(job, decision, math.inf, now)
-            self.wake_next(job, 2)
+            self._parking.wake(job.line, 2)
             job.record = _record(decision)
             code = "cost_ceiling" if decision.has_spent_all else "refused"
             return await self._closing.give_up(job, JobStatus.FAILED, code, str(refusal))
@@ -121,7 +121,7 @@ class Searching:
         if before and before[-1].provider != chosen.provider:
             self._parts.metrics.moved(before[-1], chosen.provider)
         job.record = _record(decision, chosen.id)
-        self.wake_next(job)
+        self._parking.wake(job.line)
         return permit
 
     async def _wait(
@@ -148,18 +148,10 @@ class Searching:
         """End a job where its own ceiling, or its batch's, leaves too little for every endpoint; others wait for the
         next day or month, or for an operator."""
         if all(account.startswith(OWN) for account in job.above.values()):
-            self.wake_next(job, 2)
+            self._parking.wake(job.line, 2)
             return await self._closing.at_ceiling(job, next(iter(job.above.values())))
         known = any(exclusion.until for exclusion in decision.options.exclusions)
         return await self._wait(job, decision, decision.wait_s if known else math.inf, now)
-
-    def wake_next(self, job: HeldJob, count: int = 1) -> None:
-        """Where this job has found room there may be more, and there is again once its call has ended.
-
-        count: two where it ends because there will never be room, for so do all behind it in line.
-        """
-        if self._parking.any_parked:
-            self._parking.wake(job.line, count)
 
     async def admit(self, job: HeldJob, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         parts, now = self._parts, self._parts.fleet.now()
