@@ -292,7 +292,7 @@ class Bench:
         self.in_force = InForce(Settings(file, {}, {}, "1", "the test"), by_endpoint)
         self.ceilings = ConfiguredCeilings(self.in_force, self.poller.now)
         self.spool = Spool(spool, "redis://the-test", "t")
-        self.keeping = Housekeeping(self.ledger, self.send, self.store, "keeper", lambda: 3600.0, (), lambda *_: None)
+        self.keeping = Housekeeping(self.ledger, self.send, self.store, "keeper", self.in_force, (), lambda *_: None)
         self.worker, self.other = Worker(self, "struck"), Worker(self, "other")
         self.ends: list[End | None] = []
 

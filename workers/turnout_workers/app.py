@@ -85,24 +85,20 @@ celery.apps.worker.install_HUP_not_supported_handler = lambda _: None  # type: i
 
 
 def _say_if_possible(*said: Any) -> None:
-    """What Celery says of signals, but to a terminal that is gone: its error would rise amid whatever was under way."""
-    with suppress(OSError):
-        _say(*said)
+    """What Celery says of signals, but not among JSON, for it is none, and the pool logs a stop, too; nor to a terminal
+    that is gone: its error would rise amid whatever was under way."""
+    if settings.file.monitoring.log_format != "json":
+        with suppress(OSError):
+            _say(*said)
 
 
 _say = celery.apps.worker.safe_say  # type: ignore[attr-defined]
 celery.apps.worker.safe_say = _say_if_possible  # type: ignore[attr-defined]
 
 
-def _say_nothing(*_: object) -> None:
-    """What Celery says of signals is no JSON, and the pool logs a stop, too."""
-
-
 @setup_logging.connect
 def _logging(loglevel: int, **_: Any) -> None:
     logs.configure(loglevel, settings.file.monitoring.log_format)
-    if settings.file.monitoring.log_format == "json":
-        celery.apps.worker.safe_say = _say_nothing  # type: ignore[attr-defined]
 
 
 @worker_init.connect

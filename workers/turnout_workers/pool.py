@@ -137,15 +137,7 @@ class TaskPool(BasePool):
     def register_with_event_loop(self, hub: Any) -> None:
         self._hub = hub
 
-    def on_apply(
-        self,
-        target: Callable[..., Any],
-        args: Any = None,
-        kwargs: Any = None,
-        callback: Any = None,
-        accept_callback: Any = None,
-        **_options: Any,
-    ) -> None:
+    def on_apply(self, target: Any, args: Any, *_: Any, callback: Any, accept_callback: Any, **__: Any) -> None:
         job = _Job(next(self._pids), target, args, callback)
         self._jobs[job.pid] = job
         self._held[lane := job.lane] += 1

@@ -186,7 +186,7 @@ class Worker:
             BatchFeeding(ledger, send).round,
             OldAccounts(ledger, send, store, fleet).round,
         )
-        keeping = Housekeeping(ledger, send, store, self.name, self._failed_s, also, parts.metrics.recovered)
+        keeping = Housekeeping(ledger, send, store, self.name, self.in_force, also, parts.metrics.recovered)
         checks = HealthChecks(self._connectors.values(), store, fleet, file.router.health_check_interval, rng)
         unspooling = Unspooling(parts.spool, ledger, send, store, self.in_force)
         self._keep_up(keeping.turn, housekeeping.EVERY_S, "housekeeping")
@@ -194,7 +194,7 @@ class Worker:
         self._keep_up(following, reload.EVERY_S, "the configuration")
         self._keep_up(unspooling.settle_all, spool.EVERY_S, "what was spooled")
         alive_s = min(ALIVE_EVERY_S, file.worker.lease_s / 3)
-        self._keep_up(partial(self._show_life, self._slots), alive_s, "the sign of life")
+        self._keep_up(self._show_life, alive_s, "the sign of life")
         # These choose their own moments; all but the first end by an error alone.
         self._keep_up(fleet.follow, 0.0, "the view of the fleet")
         self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
@@ -207,26 +207,24 @@ class Worker:
         before = self.in_force.settings
         await file.check()
         if self.in_force.settings is not before:
-            await self._show_life(self._slots)
+            await self._show_life()
 
-    async def _show_life(self, slots: int) -> None:
+    async def _show_life(self) -> None:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
         late renewal counts as no death. All that live take turns in reading the fleet's state."""
         version, results_s = self.in_force.settings.version, self.in_force.file.retention.results_s
-        alive = self._parts.ledger.alive(self.name, version, slots, 3 * ALIVE_EVERY_S, results_s)
+        alive = self._parts.ledger.alive(self.name, version, self._slots, 3 * ALIVE_EVERY_S, results_s)
         self._parts.fleet.among(await self._parts.send(alive))
-
-    def _failed_s(self) -> float:
-        return self.in_force.file.retention.failed_s
 
     def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float, what: str) -> None:
         begin(kept_up(work, every_s, what), self._tasks)
 
     async def stop(self) -> None:
         await end(self._tasks)
+        self._slots = 0
         with suppress(RedisError, OSError):  # TimeoutError, too: then it is forgotten after a while
             async with asyncio.timeout(1):
-                await self._show_life(0)
+                await self._show_life()
         await self._open.aclose()
 
     async def ended(self, job_id: str) -> TakenEnd | None:
