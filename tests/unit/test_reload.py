@@ -72,11 +72,11 @@ async def test_a_change_is_told_to_other_workers_as_soon_as_it_is_followed(worke
     told: list[str] = []
 
     class Telling(runtime.Worker):
-        async def _show_life(self, slots: int) -> None:
+        async def _show_life(self) -> None:
             told.append(self.in_force.settings.version)
 
     telling = Telling(worker.uses)
-    telling.in_force, telling._slots = worker.in_force, 1
+    telling.in_force = worker.in_force
     for text in (GOOD, GOOD + "concurrency = 3"):
         worker.write(text)
         for _ in range(3):

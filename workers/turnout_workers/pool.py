@@ -237,10 +237,6 @@ class TaskPool(BasePool):
     def shrink(self, n: int = 1) -> None:
         self.limit = max(1, self.limit - n)
 
-    def _get_info(self) -> dict[str, Any]:
-        info: dict[str, Any] = super()._get_info()  # type: ignore[misc]
-        return {**info, "running": len(self._jobs)}
-
 
 @dataclass(slots=True, eq=False)
 class _Job:

@@ -83,8 +83,8 @@ class Worker:
         """slots: how many jobs the pool takes at a time. free_slots: how many more it would take now."""
         settings, self._loop, self._slots = self.in_force.settings, asyncio.get_running_loop(), slots
         keep_memory_private()
-        if path := os.environ.get("TURNOUT_ALIVE"):  # first, for Redis may have to be waited for
-            self._keep_up(partial(_touch, Path(path)), ALIVE_EVERY_S, path)
+        if path := os.environ.get("TURNOUT_ALIVE"):  # for the health checks of containers, also while Redis is away
+            self._keep_up(partial(asyncio.to_thread, Path(path).touch), ALIVE_EVERY_S, path)
         tracing.configure(os.environ)
         self._client = connect_async(
             settings.file.redis_url,
@@ -243,8 +243,3 @@ async def _close(connectors: Iterable[CloudProviderBase], after_s: float = 0.0) 
     finally:
         closing = (connector.aclose() for connector in connectors)
         await uncut(asyncio.gather(*closing, return_exceptions=True))
-
-
-async def _touch(path: Path) -> None:
-    """Touch a file as long as the loop turns, for the health checks of containers. Redis may be away meanwhile."""
-    path.touch()  # noqa: ASYNC240  (in memory, or as good as)

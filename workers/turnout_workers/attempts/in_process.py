@@ -66,9 +66,7 @@ class InProcess:
         strategy = RoutingStrategy(strategy) if strategy else known.strategy
         wishes = {"strategy": strategy, "allow_fallback": known.allow_fallback and not pinned}
         request = request.model_copy(update={"constraints": known.model_copy(update=wishes)})
-        job = Job(uuid4().hex, request, known.deadline_at(at), Progress())
-        job.pinned = pinned
-        return job
+        return Job(uuid4().hex, request, known.deadline_at(at), Progress(), pinned=pinned)
 
     async def decide(self, job: Job) -> Decision:
         """A decision to go; waits for it. Raises NoEligibleEndpoint if none can come, DeadlinePassed if it is late."""

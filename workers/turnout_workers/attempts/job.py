@@ -104,7 +104,7 @@ class Job:
     request: InferenceRequest
     deadline: float | None
     progress: Progress
-    pinned: str | None = field(default=None, init=False)
+    pinned: str | None = field(default=None, kw_only=True)
     """The one endpoint that may be called."""
     again: str | None = field(default=None, init=False)
     """The endpoint whose failed call is to be repeated there."""

@@ -18,7 +18,7 @@ from turnout_workers.routing import failover
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.estimate import amend
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
-from turnout_workers.routing.health import Counters, Recover, Trip, after_report
+from turnout_workers.routing.health import Recover, Trip, after_report
 from turnout_workers.routing.latency import first_token, predict
 from turnout_workers.state.snapshot import SnapshotPoller
 from turnout_workers.state.store import FleetStore, ObservedLimit, Report
@@ -109,7 +109,34 @@ class Reporter:
 
     async def _tell(self, call: Finished, verdict: failover.Verdict) -> None:
         counters = await self.store.report(self._report(call, verdict.counts_for_health))
-        await self._follow(call, counters, verdict)
+        endpoint, failure = call.chosen.endpoint, call.failure
+        affected = [endpoint.id]
+        if verdict.scope is Scope.ACCOUNT:
+            views = self.fleet.snapshot.views
+            affected = [view.endpoint.id for view in views if view.endpoint.account_id == endpoint.account_id]
+        reason = f"{failure.kind}: {failure.message}" if failure else ""
+        if verdict.disable:
+            await self.store.mark("disabled", affected, reason)
+            logger.warning("%s disabled: %s", ", ".join(affected), reason)
+        if verdict.block_s > 0:
+            await self.store.mark("blocked", affected, reason, verdict.block_s)
+        view = self.fleet.snapshot.by_id.get(endpoint.id)
+        if view is None:  # it was taken out of the configuration since
+            return
+        match after_report(
+            view.health,
+            counters,
+            failure,
+            self.rng,
+            counts_for_health=verdict.counts_for_health,
+            base_s=self.ejection_s,
+        ):
+            case Trip(open_s, why):
+                if await self.store.trip(endpoint.id, open_s, why):  # else another call's report has done it
+                    logger.warning("%s ejected for %.1f s: %s", endpoint.id, open_s, why)
+            case Recover():
+                await self.store.recover(endpoint.id)
+                logger.info("%s recovered", endpoint.id)
 
     def _report(self, call: Finished, counts: bool) -> Report:
         chosen, failure, response = call.chosen, call.failure, call.response
@@ -150,33 +177,3 @@ class Reporter:
             with contextlib.suppress(RedisError, OSError):
                 await self._tell(call, verdict)
                 return
-
-    async def _follow(self, call: Finished, counters: Counters, verdict: failover.Verdict) -> None:
-        endpoint, failure = call.chosen.endpoint, call.failure
-        affected = [endpoint.id]
-        if verdict.scope is Scope.ACCOUNT:
-            views = self.fleet.snapshot.views
-            affected = [view.endpoint.id for view in views if view.endpoint.account_id == endpoint.account_id]
-        reason = f"{failure.kind}: {failure.message}" if failure else ""
-        if verdict.disable:
-            await self.store.mark("disabled", affected, reason)
-            logger.warning("%s disabled: %s", ", ".join(affected), reason)
-        if verdict.block_s > 0:
-            await self.store.mark("blocked", affected, reason, verdict.block_s)
-        view = self.fleet.snapshot.by_id.get(endpoint.id)
-        if view is None:  # it was taken out of the configuration since
-            return
-        match after_report(
-            view.health,
-            counters,
-            failure,
-            self.rng,
-            counts_for_health=verdict.counts_for_health,
-            base_s=self.ejection_s,
-        ):
-            case Trip(open_s, why):
-                if await self.store.trip(endpoint.id, open_s, why):  # else another call's report has done it
-                    logger.warning("%s ejected for %.1f s: %s", endpoint.id, open_s, why)
-            case Recover():
-                await self.store.recover(endpoint.id)
-                logger.info("%s recovered", endpoint.id)

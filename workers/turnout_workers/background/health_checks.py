@@ -8,8 +8,6 @@ import random
 from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 
-from redis.exceptions import RedisError
-
 from turnout_workers.background.lasting import unless_away
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.errors import ProviderError, broken
@@ -57,10 +55,9 @@ class HealthChecks:
 
     async def _is_our_turn(self, connector: CloudProviderBase) -> bool:
         account = next((endpoint.account_id for endpoint in connector.endpoints), connector.name)
-        try:
+        with unless_away(logger.debug, "%s is not asked for its health", connector.name):  # nor could anything be told
             return await self.store.take_turn(f"health:{account}", self.interval_s)
-        except (RedisError, OSError):
-            return False  # nor could anything be told
+        return False
 
     async def check_all(self) -> dict[str, Failure | None]:
         """Check every provider now: by name, what was wrong, or None. Of several keys, one that is refused counts."""
