@@ -42,25 +42,21 @@ class Foreign:
         What can't be accepted never was a job: gives its result, which is written for Celery to read. A Redis that is
         away is waited for, because nobody else has the request.
         """
-        enqueue = self._read(job_id, body, lane)
+        asked = self._read(job_id, body, lane)
         while True:
             try:
-                return await self._taken(job_id, enqueue)
+                if isinstance(asked, str):
+                    return await self._ended(job_id, JobStatus.FAILED, "invalid_request", asked)
+                outcome = (await self.send.whole(asked)).outcome
+                if outcome in (Intake.QUEUED, Intake.DUPLICATE):
+                    return None
+                why = JobStatus.FAILED, outcome.value, f"the job was not accepted: {outcome}"
+                if outcome is Intake.CONFLICT:  # the record is the other's, and may tell of an answer
+                    return JobResult.unanswered(job_id, *why)
+                return await self._ended(job_id, *why)
             except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
                 logger.warning("a request waits for Redis: %s", error, extra={"job": job_id})
                 await asyncio.sleep(AGAIN_S)
-
-    async def _taken(self, job_id: str, enqueue: Call[Enqueued] | str) -> JobResult | None:
-        """See `accept`."""
-        if isinstance(enqueue, str):
-            return await self._ended(job_id, JobStatus.FAILED, "invalid_request", enqueue)
-        outcome = (await self.send.whole(enqueue)).outcome
-        if outcome in (Intake.QUEUED, Intake.DUPLICATE):
-            return None
-        code, why = outcome.value, f"the job was not accepted: {outcome}"
-        if outcome is Intake.CONFLICT:  # the record is the other's, and may tell of an answer
-            return JobResult.unanswered(job_id, JobStatus.FAILED, code, why)
-        return await self._ended(job_id, JobStatus.FAILED, code, why)
 
     def _read(self, job_id: str, body: Any, lane: Lane | None) -> Call[Enqueued] | str:
         """How the job that is asked for is accepted, or why there can be none."""

@@ -143,12 +143,10 @@ class Worker:
     async def _connected(self) -> None:
         """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
         while True:
-            try:
+            with unless_away(logger.warning, "Redis can't be reached, trying again"):
                 await self._parts.fleet.poll()
                 return
-            except (RedisError, OSError) as error:
-                logger.warning("Redis can't be reached, trying again: %s", error)
-                await asyncio.sleep(1)
+            await asyncio.sleep(AGAIN_S)
 
     async def _look_at_redis(self) -> None:
         """Say what a production Redis must have and this one lacks; the operator decides whether it matters."""
