@@ -14,6 +14,10 @@ from turnout_workers.config.tables import CeilingTable
 from turnout_workers.state.store import Ceiling
 
 DAY_S = 86_400
+REMEMBERED = 1000
+"""Accounts whose names need not be made anew."""
+TOTAL = Ceiling("total", None)
+"""It has no ceiling: it is the books."""
 ANY_TENANT = "*"
 NO_CEILING = CeilingTable()
 OWN = ("job:", "batch:")
@@ -30,13 +34,13 @@ class ConfiguredCeilings:
         self._now = now
 
     def of_job(self, job: HeldJob) -> tuple[Ceiling, ...]:
-        """All but the provider's. `total` has no ceiling: it is the books. A batch keeps its limit with its account.
+        """All but the provider's. A batch keeps its limit with its account.
 
         What all jobs cost, and what each provider does, is counted by day and month whether that has a ceiling or not,
         so that one that is set later knows what was spent before. Tenants may be too many for that.
         """
         wish, configured = job.request.constraints, self._in_force.file.ceilings
-        found = [Ceiling("total", None), *self._periods("total", configured.total)]
+        found = [TOTAL, *self._periods("total", configured.total)]
         if wish.max_cost_microusd is not None:
             found.append(Ceiling(f"job:{job.id}", wish.max_cost_microusd))
         if job.claim.batch is not None:
@@ -61,11 +65,7 @@ class ConfiguredCeilings:
         return self._periods(f"provider:{provider}", providers.get(provider, NO_CEILING))
 
     def _periods(self, account: str, table: CeilingTable) -> tuple[Ceiling, ...]:
-        day, month = _periods_of(int(self._now() // DAY_S))
-        return (
-            Ceiling(f"{account}@{day}", _microusd(table.per_day_usd)),
-            Ceiling(f"{account}@{month}", _microusd(table.per_month_usd)),
-        )
+        return _periods_of(account, int(self._now() // DAY_S), table.per_day_usd, table.per_month_usd)
 
 
 def _limited(ceilings: Iterable[Ceiling]) -> list[Ceiling]:
@@ -76,8 +76,13 @@ def _microusd(usd: float | None) -> int | None:
     return None if usd is None else round(usd * MICROUSD_PER_USD)
 
 
-@lru_cache(2)
-def _periods_of(day: int) -> tuple[str, str]:
-    """The names of a day and of its month; day: since 1970."""
+@lru_cache(REMEMBERED)
+def _periods_of(
+    account: str, day: int, per_day_usd: float | None, per_month_usd: float | None
+) -> tuple[Ceiling, Ceiling]:
+    """Of a day, counted since 1970, and its month. Remembered, for all jobs have the same."""
     date = datetime.fromtimestamp(day * DAY_S, UTC)
-    return f"{date:%Y-%m-%d}", f"{date:%Y-%m}"
+    return (
+        Ceiling(f"{account}@{date:%Y-%m-%d}", _microusd(per_day_usd)),
+        Ceiling(f"{account}@{date:%Y-%m}", _microusd(per_month_usd)),
+    )

@@ -52,7 +52,7 @@ class Closing:
     async def defer(
         self, job: HeldJob, wait_s: float, *, new_round: bool = False, line: str = "", for_room: bool = True
     ) -> End:
-        """Park it in its line. new_round: every endpoint may be tried again. for_room: see `Progress.deferred`."""
+        """Park it in its line. new_round: every endpoint may be tried again. for_room: see `Progress.defer`."""
         job.progress.defer(self.parts.fleet.now(), new_round, for_room)
         event: dict[str, object] = {"event": "deferred", "for_s": round(wait_s, 3)}
         if job.record is None:
