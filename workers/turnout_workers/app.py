@@ -61,13 +61,9 @@ worker = TaskPool.worker = Worker(settings)
 infer = app.register_task(Infer(worker))
 
 
-def _tell_stacks() -> None:
-    """SIGUSR1 writes each thread's stack to standard error. Celery's own handler would tell the values of all local
-    variables, keys and prompts among them."""
-    faulthandler.register(signal.SIGUSR1)
-
-
-celery.apps.worker.install_cry_handler = _tell_stacks  # type: ignore[attr-defined]
+# SIGUSR1 writes each thread's stack to standard error. Celery's own handler would tell the values of all local
+# variables, keys and prompts among them.
+celery.apps.worker.install_cry_handler = lambda: faulthandler.register(signal.SIGUSR1)  # type: ignore[attr-defined]
 
 
 def _stop_as_upon_sigterm(worker: Any) -> None:

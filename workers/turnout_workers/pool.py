@@ -190,12 +190,7 @@ class TaskPool(BasePool):
     def terminate_job(self, pid: int, signal: Any = None) -> None:
         """Called by Celery's `revoke(terminate=True)`, too."""
         if job := self._jobs.get(pid):
-            self._loop.call_soon_threadsafe(self._cancel, job)
-
-    def _cancel(self, job: _Job) -> None:
-        """On the loop's thread, where it has been begun by now."""
-        assert job.running is not None
-        job.running.cancel()
+            self._loop.call_soon_threadsafe(lambda: job.running.cancel())  # there it has been begun by now
 
     def on_stop(self) -> None:
         """Warm: let calls in flight end for a grace period, then hand the rest back."""
@@ -249,7 +244,7 @@ class _Job:
     """… and what it is called with: the task's name and id, its request, the message's body, and two more."""
     callback: Any
     started_at: float = field(default_factory=monotonic, init=False)
-    running: asyncio.Task[None] | None = field(default=None, init=False)
+    running: asyncio.Task[None] = field(init=False, repr=False)
     outcome: Any = field(default=None, init=False)
     """What `execute` returned or raised. None: the tracer does all, as for a task that is no coroutine."""
 
