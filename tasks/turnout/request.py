@@ -6,7 +6,6 @@ reads it. Times are seconds (`_s`); absolute times carry a time zone.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from enum import StrEnum
 from functools import partial
@@ -15,7 +14,7 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 from pydantic import AwareDatetime, BaseModel, BeforeValidator, Field, JsonValue, field_validator, model_validator
 
 from turnout.messages import ImagePart, Message, ResponseFormat, Tool, ToolCall
-from turnout.value import Name, Several, Told, Value, known
+from turnout.value import Name, Several, Told, Value, compact_json, known
 
 CONTRACT_VERSION = 1
 """Major version of messages and records. A worker leaves a job of an unknown major untouched."""
@@ -261,7 +260,7 @@ class InferenceRequest(Value):
         for name in ("metadata", "extras"):
             if name in dumped:
                 dumped[name] = dict(sorted(dumped[name].items()))
-        return json.dumps(dumped, separators=(",", ":"), ensure_ascii=False)
+        return compact_json(dumped)
 
 
 _JOINED_BY_KEY = frozenset({"constraints", "metadata", "extras"})

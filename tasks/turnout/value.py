@@ -5,12 +5,16 @@ Unknown fields are refused, so that a misspelt constraint is an error and never 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Annotated, Any, TypeVar, cast
 
 from pydantic import BaseModel, ConfigDict, Field
 
 T = TypeVar("T")
+
+compact_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
+"""As values are stored. `json.dumps` would make such an encoder for each."""
 
 # Without control and formatting characters, which terminals and pages would obey.
 Name = Annotated[str, Field(min_length=1, max_length=200, pattern=r"^[^\s\p{C}]+$")]

@@ -239,6 +239,9 @@ def test_an_answer_of_openais_api_can_be_given_back_and_what_it_says_beside_is_r
         assert read(said) == wanted
         with pytest.raises(ValidationError, match=r"messages.0.audio"):
             read(said | {"audio": {"id": "a"}})
+    further = ChatCompletionMessage.construct(role="assistant", content="Hello", reasoning="Say it.")
+    with pytest.raises(ValidationError, match=r"messages.0.reasoning"):
+        asked(messages=[further])
 
 
 @pytest.mark.parametrize("part", [{"text": "canary"}, {"type": "canary", "text": "canary"}])

@@ -9,6 +9,7 @@ from turnout.batch.line import Format, Line
 from turnout.batch.openai_response import response_body
 from turnout.request import MICROUSD_PER_USD, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
+from turnout.value import compact_json
 
 _CONTENT = {"text", "tool_calls", "refusal", "embeddings", "finish", "warnings"}
 _CALLERS_FAULT = {"invalid_request", "context_length", "content_filtered", "unsupported"}
@@ -58,7 +59,7 @@ def copied(rendered: bytes, line: Line) -> bytes:
 
 
 def _written(value: dict[str, Any]) -> bytes:
-    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode(errors="replace") + b"\n"
+    return compact_json(value).encode(errors="replace") + b"\n"
 
 
 def _plain(line: Line, result: JobResult) -> dict[str, Any]:

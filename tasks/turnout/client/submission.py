@@ -92,7 +92,7 @@ def chunks(
             if key:
                 for_all["idempotency_key"] = f"{key}\0{number}"
             try:
-                jobs.append(_job(joined(for_all, _given(request)), max_chars))
+                jobs.append(_job(max_chars, for_all, _given(request)))
             except Exception as error:
                 error.add_note(f"It is requests[{number}].")
                 raise
@@ -101,16 +101,15 @@ def chunks(
 
 def new_job(request: Request | None = None, max_chars: int = MAX_REQUEST_CHARS, **options: Unpack[Options]) -> NewJob:
     """One job to be accepted. Raises pydantic.ValidationError for what is no request, and IntakeRefused."""
-    return _job(joined(_given(request), _given(options)), max_chars)
+    return _job(max_chars, _given(request), _given(options))
 
 
-def _job(fields: Mapping[str, Any], max_chars: int) -> NewJob:
-    """fields: of the request and its delivery, from wherever they were given."""
+def _job(max_chars: int, *places: Mapping[str, Any]) -> NewJob:
+    """places: where the request and its delivery are given, the last of which counts."""
     # A caller that waits for one job is an interactive one, unless it says otherwise.
-    given = joined({"constraints": {"lane": Lane.INTERACTIVE}}, fields)
+    given = joined({"constraints": {"lane": Lane.INTERACTIVE}}, *places)
     key = given.pop("idempotency_key", None)
-    told = {name: value for name in Delivery.model_fields if (value := given.pop(name, None)) is not None}
-    delivery = Delivery.model_validate(told)
+    delivery = Delivery.model_validate({name: given.pop(name) for name in Delivery.model_fields if name in given})
     beside = given.get("response_format", {})
     if delivery.response_model is not None and isinstance(beside, Mapping):
         if beside.get("json_schema") is not None:
@@ -129,26 +128,27 @@ def _given(request: Request | Options | None) -> dict[str, Any]:
     """What is given there, its lane among its constraints."""
     if isinstance(request, str):
         return {"prompt": request}
-    if request is not None and not isinstance(request, Mapping | InferenceRequest):
+    if request is not None and not isinstance(request, InferenceRequest | Mapping):
         raise TypeError(
             f"a request is a prompt, an InferenceRequest or a mapping of options, and no {type(request).__name__}"
         )
-    fields: Mapping[str, Any] = _dumped(request or {})
-    given = {name: _dumped(value) for name, value in fields.items() if value is not None}
+    fields: Mapping[str, Any] = _plain(request or {})
+    given = {name: _plain(value) for name, value in fields.items() if value is not None}
     if (lane := given.pop("lane", None)) is not None:
         return joined(given, {"constraints": {"lane": lane}})
     return given
 
 
-def _dumped(given: Any) -> Any:
-    """Of a model what was set or filled in, as a mapping, also in a list; anything else as it is."""
+def _plain(given: Any) -> Any:
+    """Models as mappings, also in a list: all of it is validated afterwards, where pydantic takes models on trust."""
     if isinstance(given, list | tuple):
-        return [*map(_dumped, given)]
-    if not isinstance(given, BaseModel):
-        return given
-    # Without warnings, which would quote a prompt: all of it is validated afterwards.
-    was_set = given.model_dump(exclude_unset=True, warnings=False)
-    return joined(was_set, given.model_dump(exclude_defaults=True, warnings=False))
+        return [*map(_plain, given)]
+    if isinstance(given, Value):  # of which counts what was set, also to its default, or filled in: a mapping
+        was_set = given.model_fields_set
+        fields = vars(given).items()
+        return {name: _plain(one) for name, one in fields if name in was_set or (one and isinstance(one, dict))}
+    # Of another library's, such as OpenAI's. Without warnings, which would quote a prompt.
+    return given.model_dump(exclude_unset=True, warnings=False) if isinstance(given, BaseModel) else given
 
 
 def _check(payload: str, max_chars: int) -> None:

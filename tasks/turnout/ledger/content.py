@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from turnout.ledger.sealing import Keyring
 from turnout.result import JobResult
+from turnout.value import compact_json
 
 CONTENT = {"text", "tool_calls", "refusal", "embeddings"}
 """Of a response, what is sealed. The rest tells who answered, when, and for how much."""
@@ -29,7 +30,7 @@ def write_result(result: JobResult, keyring: Keyring) -> str:
     stored = result.model_dump(mode="json", exclude_defaults=True, exclude={"response": CONTENT})
     content = result.response.model_dump_json(exclude_defaults=True, include=CONTENT).encode()
     stored["response"]["sealed"] = b64encode(keyring.seal(place(result.id, "answer"), content)).decode()
-    return json.dumps(stored, ensure_ascii=False, separators=(",", ":"))
+    return compact_json(stored)
 
 
 def open_result(stored: dict[str, Any], job_id: str, keyring: Keyring | None) -> JobResult:

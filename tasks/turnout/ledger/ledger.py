@@ -49,6 +49,7 @@ from turnout.ledger.operations import Operations, event_json, flat, ms, nothing,
 from turnout.ledger.script import Call
 from turnout.request import CONTRACT_VERSION, Lane
 from turnout.result import JobResult, JobStatus
+from turnout.value import compact_json
 
 PUT_OFF = "at:"
 """How the lines of jobs begin that wait for a time that was named, and for nothing else."""
@@ -75,7 +76,7 @@ class Ledger(Operations):
             "trace": job.trace,
             "seal": self.keyring.ref,
             "stream": "1" if job.stream else "",
-            "metadata": self.sealed(job.id, "metadata", _labels(job.metadata)) if job.metadata else "",
+            "metadata": self.sealed(job.id, "metadata", compact_json(dict(job.metadata))) if job.metadata else "",
         }
         given = [(name, value) for name, value in record.items() if value]
         deadlines = [0 if one is None else max(1, ms(one)) for one in (job.deadline, job.deadline_s)]
@@ -350,10 +351,6 @@ class Ledger(Operations):
         """Ids of failed jobs, the latest first."""
         command = ("ZRANGE", self.keys.failed, offset, offset + limit - 1, "REV")
         return Call(command, texts)
-
-
-def _labels(metadata: Mapping[str, str]) -> str:
-    return json.dumps(dict(metadata), ensure_ascii=False, separators=(",", ":"))
 
 
 def _enqueued(reply: list[bytes]) -> Enqueued:
