@@ -9,13 +9,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, TypeVar
 from uuid import uuid4
 
 import redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 from turnout.batch.chunk import LINES
-from turnout.batch.handover import HALF_KEPT_S, Handed, hand_over, pages
+from turnout.batch.handover import Handed, hand_over, pages
 from turnout.batch.line import Defaults
 from turnout.batch.record import DETACHED, KEPT_S, Record, State, read_if_known, read_record
 from turnout.batch.render import copied, never_run, render
@@ -26,10 +29,6 @@ from turnout.ledger import Call, Ledger, run
 from turnout.result import JobResult, JobStatus
 
 T = TypeVar("T")
-
-CUT = (redis.ConnectionError, redis.TimeoutError, redis.WatchError)
-"""What leaves open whether a transaction was done. The last is what redis-py makes of the others while a key is
-watched."""
 
 
 class NoSuchBatch(TurnoutError):
@@ -51,39 +50,30 @@ class Batches:
 
         dedupe: ask identical requests once.
         """
-        id, keys = f"{DETACHED}{uuid4().hex[:8]}", self._keys
+        id = f"{DETACHED}{uuid4().hex[:8]}"
         try:
             counts = hand_over(self._client, self._ledger, id, read(source, defaults), dedupe)
-            if (there := self._client.llen(keys.batch_lines(id))) != counts["lines"]:
-                told = f"{there:,} of {counts['lines']:,} lines are in Redis, where the first wait"
-                raise TurnoutError(f"{told} {HALF_KEPT_S // 60} minutes for the next; submit them again, as a file")
         except BaseException:
-            self._client.delete(keys.batch_lines(id), keys.batch_input(id))
+            self._client.delete(self._keys.batch_lines(id), self._keys.batch_input(id))
             raise
         name = source.name.encode(errors="backslashreplace")  # of a file it may be no UTF-8
         record = {"source": name, "state": State.FEEDING, "at": time.time(), "next": 0, "fed": 0, **counts}
         if max_cost_microusd is not None:
             record["max_cost_microusd"] = max_cost_microusd
         try:
-            self._begin(id, record)
-        except CUT:
-            try:
-                self._begin(id, record)
-            except CUT as error:
-                told = f"Redis can't be reached, and batch {id} may have been handed over"
-                raise TurnoutError(f"{told}: `turnout batch show {id}` tells, once Redis is there") from error
+            Retry(NoBackoff(), 1).call_with_retry(partial(self._begin, id, record), lambda error: None)
+        except (redis.ConnectionError, redis.TimeoutError) as error:
+            told = f"Redis can't be reached, and batch {id} may have been handed over"
+            raise TurnoutError(f"{told}: `turnout batch show {id}` tells, once Redis is there") from error
         return id
 
     def _begin(self, id: str, record: Mapping[str, Any]) -> None:
-        """Leave it to the workers, unless they have it: the reply to a first try may have been lost, and they may have
-        begun. A first try that comes after the second finds the key changed, and changes nothing."""
+        """Leave it to the workers. It may be sent twice, for the first reply may be lost, and workers may have begun by
+        then: so what is there already stays as it is."""
         keys = self._keys
         with self._client.pipeline() as pipe:
-            pipe.watch(keys.batch(id))  # type: ignore[no-untyped-call]
-            if pipe.exists(keys.batch(id)):
-                return
-            pipe.multi()
-            pipe.hset(keys.batch(id), mapping=record)  # type: ignore[arg-type]
+            for name, value in record.items():
+                pipe.hsetnx(keys.batch(id), name, value)
             for key in (keys.batch(id), keys.batch_lines(id), keys.batch_input(id)):
                 pipe.expire(key, KEPT_S)
             pipe.zadd(keys.batches, {id: record["at"]})

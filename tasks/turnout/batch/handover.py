@@ -16,7 +16,7 @@ import redis
 from turnout.batch.chunk import CLOSED_BYTES, LINES, entry, packed
 from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.line import Asked, Format, Line
-from turnout.errors import FULL, IntakeRefused
+from turnout.errors import FULL, IntakeRefused, TurnoutError
 from turnout.ledger import Ledger
 from turnout.result import Problem
 
@@ -74,6 +74,9 @@ def hand_over(
             _put(client, ledger, batch, index, requests)
             index, requests = [], []
     _put(client, ledger, batch, index, requests)
+    if (there := client.llen(ledger.keys.batch_lines(batch))) != counts["lines"]:
+        told = f"{there:,} of {counts['lines']:,} lines are in Redis, where the first wait"
+        raise TurnoutError(f"{told} {HALF_KEPT_S // 60} minutes for the next; submit them again, as a file")
     return counts
 
 

@@ -116,7 +116,7 @@ def test_a_batch_that_was_perhaps_handed_over_is_named(
     flushed: redis.Redis, redis_url: str, source: Interrupted
 ) -> None:
     with between(urlsplit(redis_url).port or 0) as proxy, redis.Redis.from_url(proxy.url) as client:
-        proxy.cut_replies(b"WATCH", times=100)
+        proxy.cut_replies(b"ZADD", times=100)
         with pytest.raises(TurnoutError, match=r"batch (batch-\w+) may have been handed over: `turnout batch show \1`"):
             Batches(client, Ledger()).submit(source, Defaults())
 
