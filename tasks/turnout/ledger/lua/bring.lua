@@ -2,4 +2,4 @@
 -- Publish a job that waited in line and whose turn has come, on its lane's back, unless it isn't queued any more.
 -- KEYS  job, all_lanes
 -- ARGV  id
-if redis.call('HGET', KEYS.job, 'state') == 'queued' then publish(ARGV[1]) end
+if record('state') == 'queued' then publish(ARGV[1]) end

@@ -6,14 +6,14 @@
 -- Returns {state} if it is not to be had, {'unknown_key', key} if the worker couldn't read it, else
 --         {'claimed', token, waited ms, id of the job whose turn is next ('': none), 1 if any job is parked,
 --          values of CLAIMED}
-local version, state, queued_ms, turn, seal, lane, token, owner, claim = unpack(redis.call('HMGET', KEYS.job,
-  'v', 'state', 'queued_ms', 'turn', 'seal', 'lane', 'token', 'owner', 'claim'))
+local version, state, queued_ms, turn, seal, lane, token, owner, claim =
+  record('v', 'state', 'queued_ms', 'turn', 'seal', 'lane', 'token', 'owner', 'claim')
 if not state then return {'none'} end
 if version ~= VERSION then return {'unknown_version'} end
 
 local function claimed(next_in_turn)
   return {'claimed', tonumber(token), NOW - queued_ms, next_in_turn or '', redis.call('EXISTS', KEYS.parked),
-    redis.call('HMGET', KEYS.job, unpack(CLAIMED))}
+    {record(unpack(CLAIMED))}}
 end
 
 if state == 'leased' and owner == ARGV[2] and claim == ARGV[4] then return claimed() end -- its reply was lost
@@ -32,7 +32,7 @@ redis.call('HDEL', KEYS.job, 'republished')
 local after = nil
 if turn then
   end_turn(turn)
-  local whose = string.match(turn, '^%S+ %S* ')
+  local whose = whose_turn(turn)
   if turns_left(whose) > 0 then after = next_turn(whose) end
 end
 tell('"event":"claimed","by":' .. cjson.encode(ARGV[2]))

@@ -4,7 +4,7 @@
 -- ARGV  at most so many of each
 local found, from = {}, '-'
 while true do
-  local first = redis.call('ZRANGE', KEYS.hooks, from, '+', 'BYLEX', 'LIMIT', 0, 1)[1]
+  local first = first_in(KEYS.hooks, from, '+')
   if not first then return found end
   local webhook = string.match(first, '^%S+')
   local due = {'[' .. webhook .. ' ', '(' .. webhook .. ' ' .. NOW + 1, 'BYLEX', 'LIMIT', 0, ARGV[1]}

@@ -6,10 +6,8 @@
 -- Returns {outcome, state}: queued | duplicate | conflict | cancelled | full | expired
 local id, fingerprint = ARGV[1], ARGV[2]
 
-local known = redis.call('HMGET', KEYS.job, 'fingerprint', 'state')
-if known[1] then
-  return {known[1] == fingerprint and 'duplicate' or 'conflict', known[2]}
-end
+local known, state = record('fingerprint', 'state')
+if known then return {known == fingerprint and 'duplicate' or 'conflict', state} end
 -- Deleted, it was cancelled before.
 if ARGV[6] == '1' and (redis.call('HGET', KEYS.batch, 'state') or 'cancelled') == 'cancelled' then
   return {'cancelled', ''}
@@ -23,7 +21,7 @@ if deadline > 0 and deadline <= NOW then return {'expired', ''} end
 redis.call('HSET', KEYS.job, 'state', 'queued', 'fingerprint', fingerprint, 'accepted_ms', NOW, 'queued_ms', NOW,
   'deadline_ms', deadline, 'token', 0, 'crashes', 0, 'requeues', 0, unpack(ARGV, 7))
 if ARGV[5] ~= '1' then -- its message is at hand
-  redis.call('ZADD', (of_lane(redis.call('HGET', KEYS.job, 'lane'))), NOW, id)
+  redis.call('ZADD', (of_lane(record('lane'))), NOW, id)
 elseif take_turn(id) then
   publish(id)
 end

@@ -4,7 +4,7 @@
 -- KEYS  job, failed, counts, story, result, stream, batch, turns, in_line, turns_each, all_lanes
 -- ARGV  id
 -- Returns 1, or 0 if it is gone, live or succeeded
-local version, state, result = unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'result'))
+local version, state, result = record('v', 'state', 'result')
 if version ~= VERSION or not (state == 'failed' or state == 'expired' or state == 'cancelled') then return 0 end
 
 redis.call('HSET', KEYS.job, 'state', 'queued', 'accepted_ms', NOW, 'queued_ms', NOW, 'crashes', 0, 'requeues', 0,

@@ -4,7 +4,7 @@
 -- KEYS  job, story, all_lanes
 -- ARGV  id, the place before which it must still stand, for how long (ms) it is left alone from the second time on
 -- Returns 1, or 0 if it was not published
-local version, lane = unpack(redis.call('HMGET', KEYS.job, 'v', 'lane'))
+local version, lane = record('v', 'lane')
 if version ~= VERSION then return 0 end
 local pending = of_lane(lane)
 local place = redis.call('ZSCORE', pending, ARGV[1])

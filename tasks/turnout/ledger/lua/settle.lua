@@ -12,16 +12,15 @@
 -- Returns {outcome, state before}: settled | salvaged | repeated | duplicate | fenced | gone | refused
 local id, authority, token, status, batch = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[10]
 local by_worker = authority == 'token' or authority == 'late'
-local version, state, current, settled_token, deadline,
-  own_batch, lane, turn, spot, streams, webhook, watchers = unpack(redis.call('HMGET', KEYS.job,
-  'v', 'state', 'token', 'settled_token', 'deadline_ms',
-  'batch', 'lane', 'turn', 'spot', 'stream', 'webhook', 'watchers'))
+local version, state, current, settled_token, deadline, own_batch, lane, turn, spot, streams, webhook, watchers =
+  record('v', 'state', 'token', 'settled_token', 'deadline_ms', 'batch', 'lane', 'turn', 'spot', 'stream', 'webhook',
+    'watchers')
 if not state then return {'gone', ''} end
 if version ~= VERSION then return {'refused', state} end
 if not is_live(state) then
   if not by_worker or settled_token ~= token then return {'duplicate', state} end
   if authority == 'token' then
-    if redis.call('HGET', KEYS.job, 'unheard') == '0' then return {'fenced', state} end -- another worker tells Celery
+    if record('unheard') == '0' then return {'fenced', state} end -- another worker tells Celery
     redis.call('HDEL', KEYS.job, 'unheard')
   end
   return {'repeated', state}
@@ -39,9 +38,7 @@ if by_worker then
 elseif authority == 'expire' then
   if is_held(state) or deadline == '0' or tonumber(deadline) > NOW then return {'refused', state} end
 elseif authority == 'sweep' then
-  if not is_held(state) or tonumber(redis.call('ZSCORE', KEYS.leases, id)) > NOW then
-    return {'refused', state}
-  end
+  if not has_lapsed(id, state) then return {'refused', state} end
 end
 if (own_batch or '') ~= batch then
   return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. (own_batch or '') .. '"')

@@ -6,7 +6,17 @@ local NOW = now_ms()
 local function is_held(state) return state == 'leased' or state == 'calling' end
 local function is_live(state) return is_held(state) or state == 'queued' or state == 'delayed' end
 
+-- Fields of the job's record, false for what it has not.
+local function record(...) return unpack(redis.call('HMGET', KEYS.job, ...)) end
+
 local function begins(text, with) return string.sub(text, 1, #with) == with end
+
+-- Where in an index that is ordered by text the members begin and end that have these words, and a time behind them.
+local function under(words) return '[' .. words .. ' ', '(' .. words .. ' :' end
+
+local function first_in(index, from, to)
+  return redis.call('ZRANGE', index, from, to, 'BYLEX', 'LIMIT', 0, 1)[1]
+end
 
 -- Add an event, given as the inside of a JSON object, to the job's story. Long stories lose their beginning.
 local function tell(event)
@@ -47,18 +57,19 @@ end
 -- Taking turns: of one tenant's jobs only so many at a time stand in a lane, `turns_each`. The others wait in line, the
 -- first accepted first, and each that is claimed brings the next; so a flood is no longer to those behind it than a
 -- handful. `turns` and `in_line` are ordered by text: LANE TENANT ACCEPTED ID.
+local function whose_turn(turn) return string.match(turn, '^(%S+ %S*) ') end
+
 local function turns_left(whose)
   local most = tonumber(redis.call('GET', KEYS.turns_each) or TURNS)
-  return most - redis.call('ZLEXCOUNT', KEYS.turns, '[' .. whose, '(' .. whose .. ':')
+  return most - redis.call('ZLEXCOUNT', KEYS.turns, under(whose))
 end
 
 -- Line a queued job up; returns whether it has a turn at once, as one of no tenant always has.
 local function take_turn(id)
-  local lane, tenant, accepted = unpack(redis.call('HMGET', KEYS.job, 'lane', 'tenant', 'accepted_ms'))
+  local lane, tenant, accepted = record('lane', 'tenant', 'accepted_ms')
   if not tenant then return true end
-  local whose = lane .. ' ' .. tenant .. ' '
-  local free = turns_left(whose) > 0
-  local turn = whose .. accepted .. ' ' .. id
+  local free = turns_left(lane .. ' ' .. tenant) > 0
+  local turn = table.concat({lane, tenant, accepted, id}, ' ')
   redis.call('HSET', KEYS.job, 'turn', turn)
   redis.call('ZADD', free and KEYS.turns or KEYS.in_line, 0, turn)
   return free
@@ -67,7 +78,7 @@ end
 -- Give a turn that came free to the next in line, whose message is still to be published: until then it counts as
 -- queued without one, so that it is found should nobody do it.
 local function next_turn(whose)
-  local turn = redis.call('ZRANGE', KEYS.in_line, '[' .. whose, '(' .. whose .. ':', 'BYLEX', 'LIMIT', 0, 1)[1]
+  local turn = first_in(KEYS.in_line, under(whose))
   if not turn then return nil end
   local lane, id = string.match(turn, '^(%S+) %S* %d+ (.*)$')
   redis.call('ZREM', KEYS.in_line, turn)
@@ -87,12 +98,10 @@ end
 -- finds some wakes others; so those behind cost nothing while they wait. A time of 0: something has changed.
 local function line_of(spot) return string.match(spot, '^%S+') end
 
-local function first_of(line)
-  return redis.call('ZRANGE', KEYS.parked, '[' .. line .. ' ', '(' .. line .. '!', 'BYLEX', 'LIMIT', 0, 1)[1]
-end
+local function first_of(line) return first_in(KEYS.parked, under(line)) end
 
 local function park(id, line, wait)
-  local spot = line .. ' ' .. redis.call('HGET', KEYS.job, 'accepted_ms') .. ' ' .. id
+  local spot = table.concat({line, record('accepted_ms'), id}, ' ')
   redis.call('HSET', KEYS.job, 'state', 'delayed', 'spot', spot)
   redis.call('ZADD', KEYS.parked, 0, spot)
   -- The first has just looked, so the line waits as long as it says, and no shorter because of those behind it or of
@@ -111,16 +120,20 @@ end
 
 -- End a worker's hold of a job that goes on. Returns whether it had it.
 local function let_go(id, token, progress)
-  local state, current = unpack(redis.call('HMGET', KEYS.job, 'state', 'token'))
+  local state, current = record('state', 'token')
   if not is_held(state) or token ~= current then return false end
   redis.call('HSET', KEYS.job, 'progress', progress)
   redis.call('ZREM', KEYS.leases, id)
   return true
 end
 
+local function has_lapsed(id, state)
+  return is_held(state) and tonumber(redis.call('ZSCORE', KEYS.leases, id)) <= NOW
+end
+
 -- Values of RESULT, nothing of a job that goes on. Of a success, Celery's record has the result.
 local function result_of()
-  local values = redis.call('HMGET', KEYS.job, unpack(RESULT))
+  local values = {record(unpack(RESULT))}
   if values[2] and not values[1] then values[1] = redis.call('GET', KEYS.result) end
   return values
 end
@@ -129,8 +142,7 @@ end
 local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
 
 local function message_of(id, place)
-  local lane, label, embed, requeues, token =
-    unpack(redis.call('HMGET', KEYS.job, 'lane', 'label', 'embed', 'requeues', 'token'))
+  local lane, label, embed, requeues, token = record('lane', 'label', 'embed', 'requeues', 'token')
   return (string.gsub(MESSAGE, '<(%w+)>', {
     id = quoted(id), bodyid = quoted(quoted(id)), embed = quoted(embed or '{}'),
     lane = lane, label = quoted(label), retries = requeues, place = place,
@@ -140,7 +152,7 @@ end
 
 -- Queue a job and push its message: on the lane's front where it has had its turn already, else on its back.
 local function publish(id, at_front)
-  local pending, queue = of_lane(redis.call('HGET', KEYS.job, 'lane'))
+  local pending, queue = of_lane(record('lane'))
   local place = at_front and front_place(pending, queue) or NOW
   redis.call('HSET', KEYS.job, 'state', 'queued', 'queued_ms', NOW)
   redis.call('ZADD', pending, place, id)

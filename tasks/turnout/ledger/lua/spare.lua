@@ -7,17 +7,14 @@
 local ids, from = {}, '-'
 local count = redis.call('ZCARD', KEYS.in_line)
 local many = count > TENANTS
-local function first_from(place)
-  return redis.call('ZRANGE', KEYS.in_line, place, '+', 'BYLEX', 'LIMIT', 0, 1)[1]
-end
 if many then from = '[' .. redis.call('ZRANGE', KEYS.in_line, NOW % count, NOW % count)[1] end
 for _ = 1, TENANTS do
-  local first = first_from(from) or many and first_from('-')
+  local first = first_in(KEYS.in_line, from, '+') or many and first_in(KEYS.in_line, '-', '+')
   if not first or #ids >= tonumber(ARGV[1]) then break end
-  local whose = string.match(first, '^%S+ %S* ')
+  local whose = whose_turn(first)
   for _ = 1, turns_left(whose) do
     ids[#ids + 1] = next_turn(whose)
   end
-  from = '(' .. whose .. ':'
+  from = select(2, under(whose))
 end
 return ids

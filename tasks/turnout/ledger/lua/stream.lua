@@ -4,4 +4,4 @@
 -- ARGV  id, time to live (ms), then fields and values
 redis.call('XADD', KEYS.stream, 'MAXLEN', '~', 20000, '*', unpack(ARGV, 3))
 redis.call('PEXPIRE', KEYS.stream, ARGV[2])
-tell_all(redis.call('HGET', KEYS.job, 'readers'), '+' .. ARGV[1])
+tell_all(record('readers'), '+' .. ARGV[1])

@@ -6,10 +6,8 @@
 -- ARGV  id, what a death counts, what makes it poison
 -- Returns queued | poison (to be settled as such) | none (not over, or not held)
 local id = ARGV[1]
-local version, state, owner, crashes, suspect =
-  unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'owner', 'crashes', 'suspect'))
-if version ~= VERSION or not is_held(state) then return 'none' end
-if tonumber(redis.call('ZSCORE', KEYS.leases, id)) > NOW then return 'none' end
+local version, state, owner, crashes, suspect = record('v', 'state', 'owner', 'crashes', 'suspect')
+if version ~= VERSION or not has_lapsed(id, state) then return 'none' end
 
 -- Of the last lapse: when it was, and the worker that may have died.
 local since, worker = string.match(suspect or '', '^(%d+) (.*)$')

@@ -7,7 +7,7 @@
 -- is not to be told now
 local hook, id = ARGV[1], ARGV[2]
 if redis.call('ZREM', KEYS.hooks, hook) == 0 then return nil end
-local state, current = unpack(redis.call('HMGET', KEYS.job, 'state', 'hook'))
+local state, current = record('state', 'hook')
 -- Replayed: its next end is told.
 if state and (current ~= hook or is_live(state)) then return nil end
 local result = result_of()

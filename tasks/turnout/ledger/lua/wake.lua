@@ -4,7 +4,7 @@
 -- ARGV  id, when the next of its line looks (ms from now), should this one wake none; '': there is room, so wake it
 --       whether its line is due or not
 -- Returns 1, or 0 if it is not parked, or not due
-local version, state, spot = unpack(redis.call('HMGET', KEYS.job, 'v', 'state', 'spot'))
+local version, state, spot = record('v', 'state', 'spot')
 if version ~= VERSION or state ~= 'delayed' then return 0 end
 if ARGV[2] ~= '' then
   if tonumber(redis.call('ZSCORE', KEYS.delayed, line_of(spot))) > NOW then return 0 end

@@ -4,7 +4,7 @@
 -- KEYS  job
 -- ARGV  channel, 1 to be told of pieces too
 -- Returns its state now ('' if there is no such job); if it is settled, nobody will be told
-local state, watchers, readers = unpack(redis.call('HMGET', KEYS.job, 'state', 'watchers', 'readers'))
+local state, watchers, readers = record('state', 'watchers', 'readers')
 if not state then return '' end
 
 local function add(field, channels)
