@@ -9,7 +9,6 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import partial
 
-from turnout.batch.arriving import arriving
 from turnout.batch.ids import Uniqueness, legible_id
 from turnout.batch.journal import Journal
 from turnout.batch.line import Defaults, Line, RawLine
@@ -47,7 +46,7 @@ class Reading:
         """The lines that are to be run, each with its digest."""
         unique, alike, following = Uniqueness(), Uniqueness(), 1
         try:
-            for raw in arriving(self.source):
+            for raw in self.source.arriving():
                 if raw is None:
                     yield Passed.LATE
                     continue

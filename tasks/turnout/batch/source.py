@@ -5,12 +5,14 @@ from __future__ import annotations
 import gzip
 import io
 import json
+import threading
 import zlib
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from queue import Empty, Queue
 from typing import IO, cast
 
 from turnout.batch.ids import Uniqueness
@@ -20,6 +22,10 @@ from turnout.batch.table import NoTable, Row, csv_rows, parquet_rows
 from turnout.errors import TurnoutError
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}
+AHEAD = 64
+"""Lines that are read ahead of an input that waits for its writer."""
+LATE_S = 0.01
+"""How long a line of it is waited for until it is called late."""
 MOST_UNTOLD = 20
 """How many illegible lines are held, each of a megabyte at most, until one tells the format of the file."""
 
@@ -64,6 +70,37 @@ class Source:
         except (OSError, EOFError, zlib.error, NoTable) as error:
             reason = getattr(error, "strerror", None) or error
             raise SourceError(f"can't read {self.name}: {reason}") from error
+
+    def arriving(self) -> Iterator[RawLine | None]:
+        """The same; None: the next one is late, as of standard input, or of a pipe.
+
+        A thread of its own reads it: who waits for a writer can't be interrupted.
+        """
+        if self.waits_for_nobody:
+            yield from self
+            return
+        lines: Queue[RawLine | BaseException | None] = Queue(AHEAD)
+
+        def read() -> None:
+            try:
+                for raw in self:
+                    lines.put(raw)
+                lines.put(None)
+            except BaseException as error:
+                lines.put(error)
+
+        threading.Thread(target=read, name="reading", daemon=True).start()
+        while True:
+            try:
+                found = lines.get(timeout=LATE_S)
+            except Empty:
+                yield None
+                continue
+            if found is None:
+                return
+            if isinstance(found, BaseException):
+                raise found
+            yield found
 
     def _lines(self) -> Iterator[RawLine]:
         suffix = Path(self.path.lower().removesuffix(".gz")).suffix

@@ -21,7 +21,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from turnout.batch.arriving import arriving
 from turnout.batch.ids import Uniqueness, job_id
 from turnout.batch.journal import Unwritable
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
@@ -369,7 +368,7 @@ class Trickle(Source):
 
 
 def test_lines_that_trickle_from_a_pipe_do_not_wait_for_many_more() -> None:
-    assert len(list(takewhile(lambda raw: raw is not None, arriving(Trickle("-"))))) < 300
+    assert len(list(takewhile(lambda raw: raw is not None, Trickle("-").arriving()))) < 300
 
 
 def test_a_table_without_a_column_of_prompts_is_refused_as_a_whole(tmp_path: Path) -> None:
