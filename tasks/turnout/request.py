@@ -282,11 +282,6 @@ def joined(*places: Mapping[str, Any]) -> dict[str, Any]:
 # --- the response ----------------------------------------------------------------------------------------
 
 
-def _told_source(told: Any) -> str:
-    """Counts of a kind that only another release knows are not to be taken for the provider's own."""
-    return "reported" if told == "reported" else "estimated"
-
-
 class FinishReason(StrEnum):
     STOP = "stop"
     LENGTH = "length"
@@ -311,8 +306,11 @@ class Usage(Told):
     """Those of `cache_write_tokens` that are kept for an hour instead of minutes, and cost more."""
     output_tokens: int = Field(default=0, ge=0)
     reasoning_tokens: int = Field(default=0, ge=0)
-    source: Annotated[Literal["reported", "estimated"], BeforeValidator(_told_source)] = "reported"
-    """`estimated`: the provider reported none, so these are our upper estimates."""
+    source: Annotated[
+        Literal["reported", "estimated"], BeforeValidator(lambda told: told if told == "reported" else "estimated")
+    ] = "reported"
+    """`estimated`: the provider reported none, so these are our upper estimates. What only another release knows counts
+    as this, too: it is not to be taken for the provider's own."""
 
     @property
     def total_tokens(self) -> int:

@@ -107,14 +107,14 @@ def entry(result: JobResult) -> Entry:
     costs: Counter[str] = Counter()
     for attempt in result.attempts:
         costs[attempt.provider] += attempt.cost_microusd
-    numbers = {
+    told: Entry = {"status": result.status.value}
+    sparse: Entry = {
         "failovers": result.failovers,
         "deferrals": result.deferrals,
         "unsure": result.unsure_microusd,
         "costs": +costs,
         "failed_at": [attempt.provider for attempt in result.attempts if not attempt.succeeded],
     }
-    told: Entry = {"status": result.status.value, **{name: number for name, number in numbers.items() if number}}
     if (response := result.response) is not None:
         told |= {
             "provider": response.provider,
@@ -122,10 +122,9 @@ def entry(result: JobResult) -> Entry:
             "out": response.usage.output_tokens,
             "s": round(response.latency_s, 4),
         }
-        if response.cost_microusd is None:
-            told["unpriced"] = True
-        if response.simulated:
-            told["simulated"] = True
-        if response.warnings:
-            told["warned"] = True
-    return told
+        sparse |= {
+            "unpriced": response.cost_microusd is None,
+            "simulated": response.simulated,
+            "warned": bool(response.warnings),
+        }
+    return told | {name: value for name, value in sparse.items() if value}
