@@ -8,9 +8,9 @@ each result for as long from when its job has ended.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -18,17 +18,15 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from turnout.batch.chunk import LINES
-from turnout.batch.handover import Handed, hand_over, pages
+from turnout.batch.handover import hand_over, pages
+from turnout.batch.jobs import cancel, of_each, whatever_it_is
 from turnout.batch.line import Defaults
 from turnout.batch.record import DETACHED, KEPT_S, Record, State, read_if_known, read_record
 from turnout.batch.render import copied, never_run, render
 from turnout.batch.source import Source, read
-from turnout.batch.unreadable import whatever_it_is
 from turnout.errors import TurnoutError
-from turnout.ledger import Call, Ledger, run
+from turnout.ledger import Ledger, run
 from turnout.result import JobResult, JobStatus
-
-T = TypeVar("T")
 
 
 class NoSuchBatch(TurnoutError):
@@ -97,8 +95,10 @@ class Batches:
         record, number = self.record(id), 0
         for page in pages(self._client, self._keys.batch_lines(id)):
             fed = page if number < record.fed + LINES else [one for one in page if one.shared]
-            results = self._ask(lambda id: whatever_it_is(self._ledger, id), fed)
-            facts = self._ask(self._ledger.facts, [one for one in fed if results.get(one.job) is None])
+            jobs = [one.job for one in fed if one.job]
+            results = of_each(self._client, partial(whatever_it_is, self._ledger), jobs)
+            gone = [job for job, result in results.items() if result is None]
+            facts = of_each(self._client, self._ledger.facts, gone)
             for one in page:
                 result: JobResult | None
                 if one.problem is not None:
@@ -124,11 +124,7 @@ class Batches:
         """Feed no more, and cancel what is queued, parked or in flight. Returns how many jobs that were."""
         self._move(id, State.CANCELLED, State.FEEDING, State.PAUSED, State.CANCELLED)
         self._client.delete(self._keys.batch_input(id))
-        cancelled = 0
-        for page in self._fed_pages(id):
-            ended = self._ask(lambda one: self._ledger.cancel(one, id), page)
-            cancelled += sum(one.accepted for one in ended.values())
-        return cancelled
+        return sum(cancel(self._client, self._ledger, id, jobs) for jobs in self._fed(id))
 
     def _move(self, id: str, after: State, *before: State, **fields: int) -> None:
         """Raises NoSuchBatch, or TurnoutError if it may not come from the state that it is in."""
@@ -148,8 +144,8 @@ class Batches:
             self._move(id, state, state, max_cost_microusd=max_cost_microusd)
             run(self._client, [self._ledger.set_ceiling(id, max_cost_microusd)])
         again = 0
-        for page in self._fed_pages(id):
-            facts = self._ask(self._ledger.facts, page)
+        for jobs in self._fed(id):
+            facts = of_each(self._client, self._ledger.facts, jobs)
             ended = [one for one, job in facts.items() if job and job.state in ("failed", "expired")]
             again += sum(run(self._client, [self._ledger.replay(one, id) for one in ended]))
         return again
@@ -164,19 +160,14 @@ class Batches:
         self._client.zrem(self._keys.batches, id)
         run(self._client, [self._ledger.set_ceiling(id, None)])
 
-    def _fed_pages(self, id: str) -> Iterator[list[Handed]]:
-        """Those with jobs that have been fed, or may be of a chunk that is being fed."""
+    def _fed(self, id: str) -> Iterator[list[str]]:
+        """Pages of jobs that have been fed, or may be of a chunk that is being fed."""
         left = self.record(id).fed + LINES
         for page in pages(self._client, self._keys.batch_lines(id)):
             if left <= 0:
                 return
-            yield page
+            yield [one.job for one in page if one.job]
             left -= sum(bool(one.job) and not one.shared for one in page)
-
-    def _ask(self, what: Callable[[str], Call[T]], page: Sequence[Handed]) -> dict[str, T]:
-        """Ask something about each job of a page. Returns the replies by job id."""
-        ids = list({one.job: None for one in page if one.job})
-        return dict(zip(ids, run(self._client, [what(id) for id in ids]), strict=True))
 
 
 def _without_job(id: str, record: Record, fed: bool) -> JobResult | None:

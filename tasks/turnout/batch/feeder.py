@@ -11,18 +11,18 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
 import redis
 
-from turnout.batch.ids import job_id, short
+from turnout.batch.jobs import UNREADABLE, job_id, of_each, short, whatever_it_is
 from turnout.batch.journal import Journal
 from turnout.batch.line import Line
 from turnout.batch.reading import Passed, Reading, ToRun
 from turnout.batch.render import copied, render
 from turnout.batch.tally import Tally, entry
-from turnout.batch.unreadable import UNREADABLE, whatever_it_is
 from turnout.errors import TurnoutError
 from turnout.ledger import LIVE, Intake, Ledger, NewJob, run
 from turnout.request import InferenceRequest
@@ -190,15 +190,14 @@ class Feeder:
             self._rechecked_at = time.monotonic()
             ids = self._recheck()
         # Word may come twice, and of a job whose line this run has not reached yet: it is found settled then.
-        ids = [id for id in dict.fromkeys(ids) if id in self._out]
-        for result in run(self.client, [whatever_it_is(self.ledger, id) for id in ids]):
+        ids = [id for id in ids if id in self._out]
+        for result in of_each(self.client, partial(whatever_it_is, self.ledger), ids).values():
             if result is not None:
                 self._ended(result)
 
     def _recheck(self) -> list[str]:
         """Find what Redis has lost, to be sent again; gives the jobs that have settled."""
-        ids = list(self._out)
-        facts = dict(zip(ids, run(self.client, [self.ledger.facts(id) for id in ids]), strict=True))
+        facts = of_each(self.client, self.ledger.facts, self._out)
         self._unsent = deque(self._out[id].job for id, job in facts.items() if job is None)
         return [id for id, job in facts.items() if job is not None and job.state not in LIVE]
 

@@ -14,13 +14,13 @@ from typing import Any, Self
 import redis
 
 from turnout.batch.chunk import CLOSED_BYTES, LINES, entry, packed
-from turnout.batch.ids import Uniqueness, job_id
+from turnout.batch.ids import Uniqueness
+from turnout.batch.jobs import PAGE, job_id
 from turnout.batch.line import Asked, Format, Line
 from turnout.errors import FULL, IntakeRefused, TurnoutError
 from turnout.ledger import Ledger
 from turnout.result import Problem
 
-PAGE = 500
 HALF_KEPT_S = 3600
 """How long a part of an input waits for the rest; so much, and no longer, is left by a submission that was killed."""
 

@@ -1,8 +1,7 @@
-"""The ids of lines and of their jobs, and which line has which."""
+"""The ids of lines, and which line has which."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sqlite3
@@ -14,20 +13,6 @@ from turnout.result import Problem
 from turnout.validation import MAX_ID_CHARS
 
 _LEADING_ID = re.compile(rb'\s*\{\s*"(?:custom_id|id)"\s*:\s*("(?:[^"\\]|\\.)*")')
-
-
-def job_id(batch: str, which: int | str, payload: str) -> str:
-    """The same line of the same batch always gives the same id, so that a rerun finds its job.
-
-    which: what tells lines that ask the same apart; the `url` of each where they share a job, for it shapes the answer.
-    payload: the canonical JSON of its request.
-    """
-    return hashlib.sha256(f"{batch}\0{which}\0{payload}".encode()).hexdigest()[:32]
-
-
-def short(job_id: str) -> int:
-    """Enough of it to tell a batch's jobs apart, in little memory."""
-    return int(job_id[:15], 16)
 
 
 class Uniqueness:

@@ -21,7 +21,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from turnout.batch.ids import Uniqueness, job_id
+from turnout.batch.ids import Uniqueness
+from turnout.batch.jobs import job_id
 from turnout.batch.journal import Unwritable
 from turnout.batch.line import Asked, Defaults, Format, Line, RawLine
 from turnout.batch.parse import MAX_LINE_BYTES, detect, parse

@@ -12,8 +12,8 @@ import click
 import redis
 
 from turnout.batch.detached import Batches
+from turnout.batch.jobs import cancel_live
 from turnout.batch.journal import RUN
-from turnout.batch.live import cancel_live
 from turnout.batch.output import check_places, write_output
 from turnout.batch.record import Record
 from turnout.batch.source import Source

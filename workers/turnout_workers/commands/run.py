@@ -22,8 +22,8 @@ from redis.retry import Retry
 
 from turnout import redis_address, redis_trouble
 from turnout.batch.feeder import Feeder, Stopped
+from turnout.batch.jobs import cancel_live
 from turnout.batch.journal import Journal, writing
-from turnout.batch.live import cancel_live
 from turnout.batch.output import check_places, write_output
 from turnout.batch.reading import Reading, nothing_to_run
 from turnout.batch.render import reason
