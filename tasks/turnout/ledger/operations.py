@@ -33,7 +33,8 @@ RESULTS_KEPT_S = 86_400.0
 CONSTANTS = f"""local VERSION = '{CONTRACT_VERSION}'
 local MESSAGE = [==[{TEMPLATE}]==]
 local TURNS, TURNS_A_SLOT, TENANTS = {TURNS}, {TURNS_A_SLOT}, {TENANTS}
-local CLAIMED, RESULT = {{'{"','".join(CLAIMED)}'}}, {{'{"','".join(RESULT)}'}}
+local function CLAIMED() return '{"','".join(CLAIMED)}' end
+local function RESULT() return '{"','".join(RESULT)}' end
 """
 """Put before every script, so that each of these has one home."""
 

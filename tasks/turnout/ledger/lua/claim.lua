@@ -13,7 +13,7 @@ if version ~= VERSION then return {'unknown_version'} end
 
 local function claimed(next_in_turn)
   return {'claimed', tonumber(token), NOW - queued_ms, next_in_turn or '', redis.call('EXISTS', KEYS.parked),
-    {record(unpack(CLAIMED))}}
+    {record(CLAIMED())}}
 end
 
 if state == 'leased' and owner == ARGV[2] and claim == ARGV[4] then return claimed() end -- its reply was lost

@@ -44,13 +44,12 @@ if (own_batch or '') ~= batch then
   return redis.error_reply('ERR job ' .. id .. ' is of batch "' .. (own_batch or '') .. '"')
 end
 
-local pending, queue = of_lane(lane)
-if state == 'queued' then redis.call('ZREM', pending, id) end
+if state == 'queued' then redis.call('ZREM', (of_lane(lane)), id) end
 -- A worker that ends its own job tells Celery. Of any other end that worker does whose message of the job is the first
 -- to come. Where perhaps no message is left, publish one more, while the callbacks that it carries are there.
 if authority ~= 'token' then
   redis.call('HSET', KEYS.job, 'unheard', 1)
-  if state ~= 'queued' then redis.call('LPUSH', queue, message_of(id, NOW)) end
+  if state ~= 'queued' then push(id) end
 end
 redis.call('HSET', KEYS.job, 'state', status, 'settled_ms', NOW, 'settled_token', token)
 if ARGV[5] ~= '' then redis.call('HSET', KEYS.job, 'result', ARGV[5]) end

@@ -133,7 +133,7 @@ end
 
 -- Values of RESULT, nothing of a job that goes on. Of a success, Celery's record has the result.
 local function result_of()
-  local values = {record(unpack(RESULT))}
+  local values = {record(RESULT())}
   if values[2] and not values[1] then values[1] = redis.call('GET', KEYS.result) end
   return values
 end
@@ -141,20 +141,24 @@ end
 -- As JSON, without its quotes.
 local function quoted(text) return string.sub(cjson.encode(text), 2, -2) end
 
-local function message_of(id, place)
+-- Push a job's message on its lane's list: on the front where it has had its turn already, else on the back. Returns the
+-- lane's pending jobs, and the message's place.
+local function push(id, at_front)
   local lane, label, embed, requeues, token = record('lane', 'label', 'embed', 'requeues', 'token')
-  return (string.gsub(MESSAGE, '<(%w+)>', {
+  local pending, queue = of_lane(lane)
+  local place = at_front and front_place(pending, queue) or NOW
+  local message = string.gsub(MESSAGE, '<(%w+)>', {
     id = quoted(id), bodyid = quoted(quoted(id)), embed = quoted(embed or '{}'),
     lane = lane, label = quoted(label), retries = requeues, place = place,
     tag = NOW .. ':' .. token .. ':' .. quoted(id),  -- Celery keeps apart by it what it has fetched
-  }))
+  })
+  redis.call(at_front and 'RPUSH' or 'LPUSH', queue, message)
+  return pending, place
 end
 
--- Queue a job and push its message: on the lane's front where it has had its turn already, else on its back.
+-- Queue a job, with its message.
 local function publish(id, at_front)
-  local pending, queue = of_lane(record('lane'))
-  local place = at_front and front_place(pending, queue) or NOW
+  local pending, place = push(id, at_front)
   redis.call('HSET', KEYS.job, 'state', 'queued', 'queued_ms', NOW)
   redis.call('ZADD', pending, place, id)
-  redis.call(at_front and 'RPUSH' or 'LPUSH', queue, message_of(id, place))
 end
