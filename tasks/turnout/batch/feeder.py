@@ -43,9 +43,9 @@ class Stopped(TurnoutError):
 
 @dataclass(slots=True)
 class _Out:
-    """A job in the queue, and the lines that wait for it."""
+    """What a job in the queue asks, as canonical JSON, and the lines that wait for it."""
 
-    job: NewJob
+    payload: str
     lines: list[Line]
 
 
@@ -122,7 +122,7 @@ class Feeder:
 
     def waiting(self) -> Iterator[InferenceRequest]:
         """What is asked of the queue just now."""
-        return (InferenceRequest.model_validate_json(out.job.payload) for out in self._out.values())
+        return (InferenceRequest.model_validate_json(out.payload) for out in self._out.values())
 
     def _books(self) -> tuple[int, int]:
         """What Redis knows to be spent, and what may be besides, in micro-dollars."""
@@ -148,10 +148,9 @@ class Feeder:
             elif self.dedupe and (found := self.journal.of_job(short(id))) is not None:
                 self._share(*found, line)
             else:
-                job = NewJob.of(id, request, payload, batch=self.journal.batch)
-                self._out[id] = _Out(job, [line])
-                self._bytes += len(job.payload)
-                self._unsent.append(job)
+                self._out[id] = _Out(payload, [line])
+                self._bytes += len(payload)
+                self._unsent.append(NewJob.of(id, request, payload, batch=self.journal.batch))
                 if self._bytes >= limit:
                     break
         return True
@@ -198,12 +197,16 @@ class Feeder:
     def _recheck(self) -> list[str]:
         """Find what Redis has lost, to be sent again; gives the jobs that have settled."""
         facts = of_each(self.client, self.ledger.facts, self._out)
-        self._unsent = deque(self._out[id].job for id, job in facts.items() if job is None)
+        lost = [(id, self._out[id].payload) for id, job in facts.items() if job is None]
+        self._unsent = deque(
+            NewJob.of(id, InferenceRequest.model_validate_json(payload), payload, batch=self.journal.batch)
+            for id, payload in lost
+        )
         return [id for id, job in facts.items() if job is not None and job.state not in LIVE]
 
     def _ended(self, result: JobResult) -> None:
         id, out = result.id, self._out.pop(result.id)
-        self._bytes -= len(out.job.payload)
+        self._bytes -= len(out.payload)
         first, *others = out.lines
         rendered = render(first, result)
         self.journal.write(first.number, first.digest, entry(result), rendered, short(id) if self.dedupe else None)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -26,19 +26,11 @@ class NewJob:
     """A job to be accepted."""
 
     id: str
+    request: InferenceRequest
     payload: str = field(repr=False)
     """The request as canonical JSON."""
     fingerprint: str
-    lane: Lane
-    label: str
-    """The model that is asked for, as people read it."""
-    tenant: str | None = None
     batch: str | None = None
-    deadline: float | None = None
-    """Unix time."""
-    deadline_s: float | None = None
-    """Counted from when the job is accepted. With both, the earlier one holds."""
-    metadata: Mapping[str, str] = field(default_factory=dict)
     embed: str | None = field(default=None, repr=False)
     """Callbacks and the like, as JSON, of a job that a plain Celery app has sent."""
     stream: bool = False
@@ -51,20 +43,9 @@ class NewJob:
     @classmethod
     def of(cls, job_id: str, request: InferenceRequest, payload: str | None = None, **options: Any) -> Self:
         """The job that a request asks for. payload: its canonical JSON, if that is known. Options: other fields."""
-        wish = request.constraints
         payload = payload or request.canonical_json()
-        return cls(
-            id=job_id,
-            payload=payload,
-            fingerprint=hashlib.sha256(payload.encode()).hexdigest()[:32],
-            lane=wish.lane,
-            label="|".join(request.models) or "auto",
-            tenant=wish.tenant,
-            deadline=wish.deadline.timestamp() if wish.deadline else None,
-            deadline_s=wish.deadline_s,
-            metadata=request.metadata,
-            **options,
-        )
+        fingerprint = hashlib.sha256(payload.encode()).hexdigest()[:32]
+        return cls(job_id, request, payload, fingerprint, **options)
 
 
 class Intake(StrEnum):

@@ -64,23 +64,26 @@ class Ledger(Operations):
 
     def enqueue(self, job: NewJob, *, detached: bool = False) -> Call[Enqueued]:
         """Accept a job and publish its message. detached: of a detached batch, and only as long as that goes on."""
+        request, wish = job.request, job.request.constraints
         record = {
             "v": CONTRACT_VERSION,
             "payload": self.sealed(job.id, "request", job.payload),
-            "lane": job.lane.value,
-            "label": job.label,
-            "tenant": job.tenant,
+            "lane": wish.lane.value,
+            "label": "|".join(request.models) or "auto",  # as people read it
+            "tenant": wish.tenant,
             "batch": job.batch,
             "embed": job.embed,
             "webhook": job.webhook,
             "trace": job.trace,
             "seal": self.keyring.ref,
             "stream": "1" if job.stream else "",
-            "metadata": self.sealed(job.id, "metadata", compact_json(dict(job.metadata))) if job.metadata else "",
+            "metadata": self.sealed(job.id, "metadata", compact_json(request.metadata)) if request.metadata else "",
         }
         given = [(name, value) for name, value in record.items() if value]
-        deadlines = [0 if one is None else max(1, ms(one)) for one in (job.deadline, job.deadline_s)]
-        args = (job.id, job.fingerprint, *deadlines, int(job.publish), int(detached), *flat(given))
+        # The earlier one holds; the second counts from when the job is accepted.
+        deadlines = (wish.deadline.timestamp() if wish.deadline else None, wish.deadline_s)
+        deadlines_ms = [0 if one is None else max(1, ms(one)) for one in deadlines]
+        args = (job.id, job.fingerprint, *deadlines_ms, int(job.publish), int(detached), *flat(given))
         return self.call("enqueue", *args, decode=_enqueued, job=job.id, batch=job.batch)
 
     def watch(self, job_id: str, inbox: str, pieces: bool = False) -> Call[str]:

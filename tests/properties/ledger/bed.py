@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from datetime import UTC, datetime
 from typing import Any
 
 import redis
@@ -13,7 +14,7 @@ from tests.properties.ledger.spec import DEATH, LEAD, POISON, TTL, WAIT, Job, St
 
 from turnout.ledger import Call, Claimed, Enqueued, Ledger, NewJob, NotClaimed, Settlement, ledger, run
 from turnout.ledger.keys import Keys
-from turnout.request import Lane
+from turnout.request import InferenceRequest, Lane, RoutingConstraints
 from turnout.result import JobResult, JobStatus, Problem
 
 CLOCK_KEY = "clock of the tests"
@@ -216,8 +217,14 @@ _BEGIN_SHA = hashlib.sha1(BEGIN.encode(), usedforsecurity=False).hexdigest()
 
 
 def new_job(job_id: str = "a", **changes: Any) -> NewJob:
-    fields: dict[str, Any] = {"payload": "{}", "fingerprint": "f", "lane": LANE, "label": "auto"}
-    return NewJob(id=job_id, **(fields | changes))
+    """changes: of its fields, or of those of its request, of which nothing is checked. deadline: Unix time."""
+    asked = {name: changes.pop(name) for name in ("model", "metadata") if name in changes}
+    wish = {name: changes.pop(name) for name in ("lane", "tenant", "deadline", "deadline_s") if name in changes}
+    if (at := wish.get("deadline")) is not None:
+        wish["deadline"] = datetime.fromtimestamp(at, UTC)
+    constraints = RoutingConstraints.model_construct(**({"lane": LANE} | wish))
+    request = InferenceRequest.model_construct(**asked, constraints=constraints)
+    return NewJob(**({"id": job_id, "request": request, "payload": "{}", "fingerprint": "f"} | changes))
 
 
 def ended(job_id: str, status: JobStatus, token: int) -> JobResult:

@@ -64,7 +64,7 @@ def show_life(bed: Bed, owner: str = "w") -> None:
 
 @pytest.mark.parametrize("lane", list(Lane))
 def test_a_job_is_published_on_its_lane_with_id_and_label_and_never_its_payload(bed: Bed, lane: Lane) -> None:
-    bed.enqueue(payload='{"prompt":"my secret"}', lane=lane, label='say "hi"', metadata={"k": "my secret"})
+    bed.enqueue(payload='{"prompt":"my secret"}', lane=lane, model='say "hi"', metadata={"k": "my secret"})
     (message,) = bed.messages(lane)
     assert b"secret" not in message
     assert header(message, "argsrepr") == f'{lane} · say "hi"'
