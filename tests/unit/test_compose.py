@@ -156,7 +156,7 @@ def test_a_webhooks_secret_comes_in_as_a_file_beside_the_providers_keys(tmp_path
     [webhook] = re.findall(r"^(\[webhooks.*?)^```", (ROOT / "docs/web-apps.md").read_text(), re.MULTILINE | re.DOTALL)
     (secret := tmp_path / Path(place).name).write_text(SECRET)
     settings = config.load(config.Source("turnout.toml", webhook), {variable: str(secret)})
-    assert settings.webhooks["app"].secret.reveal() == SECRET
+    assert settings.secrets["app"].reveal() == SECRET
 
 
 def test_no_secret_stands_in_an_environment() -> None:

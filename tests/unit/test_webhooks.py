@@ -9,7 +9,6 @@ import logging
 import socket
 from base64 import b64encode
 from collections.abc import Awaitable
-from dataclasses import replace
 from typing import ClassVar
 
 import pytest
@@ -23,7 +22,7 @@ from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
 from turnout_workers.background import lasting, webhooks
 from turnout_workers.background.lasting import end
-from turnout_workers.background.webhooks import Webhook, Webhooks, message_id
+from turnout_workers.background.webhooks import Webhooks, message_id
 from turnout_workers.config import ConfigError, Source, load
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.public_addresses import address_trouble, is_public
@@ -33,8 +32,11 @@ PROVIDER = '[providers.a]\nkind = "openai"\nbase_url = "https://a.example/v1"\nm
 SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 
 
-def in_force(webhooks: dict[str, Webhook]) -> InForce:
-    return InForce(replace(load(Source("a test", PROVIDER), {}), webhooks=webhooks))
+def in_force(**urls: str) -> InForce:
+    """The configuration that has webhooks of these names, in a network of its own."""
+    webhook = '[webhooks.{}]\nurl = "{}"\nsecret_env = "HOOK"\nprivate = true\n'
+    text = PROVIDER + "".join(webhook.format(*one) for one in urls.items())
+    return InForce(load(Source("a test", text), {"HOOK": SECRET}))
 
 
 @pytest.mark.parametrize(
@@ -60,8 +62,7 @@ async def test_no_name_and_no_spelling_leads_to_an_inner_address() -> None:
     async with await asyncio.start_server(answer, "localhost", 0) as server, webhooks._session(public=True) as session:
         port = server.sockets[0].getsockname()[1]
         for host in hosts:
-            webhook = Webhook(f"http://{host}:{port}/", Secret(SECRET))
-            assert await webhooks._post(session, webhook, ended) is not None
+            assert await webhooks._post(session, f"http://{host}:{port}/", Secret(SECRET), ended) is not None
     assert not called
 
 
@@ -136,7 +137,7 @@ def test_what_was_signed_is_verified_and_nothing_else() -> None:
 async def test_a_name_that_cannot_be_looked_up_is_a_telling_that_failed_and_no_end_of_all() -> None:
     ended = JobResult(id="a", status=JobStatus.CANCELLED, settled_at=1.0)
     async with webhooks._session(public=False) as session:
-        failure = await webhooks._post(session, Webhook("https://a..b", Secret(SECRET)), ended)
+        failure = await webhooks._post(session, "https://a..b", Secret(SECRET), ended)
     assert failure in ("UnicodeError", "UnicodeEncodeError")  # the latter since Python 3.13
 
 
@@ -175,8 +176,7 @@ async def test_one_that_is_slow_to_hear_or_of_another_release_holds_up_no_other(
 
     with socket.create_server(("127.0.0.1", 0)) as silent, receiving() as receiver:
         urls = {"slow": f"http://127.0.0.1:{silent.getsockname()[1]}", "quick": receiver.url}
-        known = {name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()}
-        running = Webhooks(Hooks(), called, in_force(known))  # type: ignore[arg-type]
+        running = Webhooks(Hooks(), called, in_force(**urls))  # type: ignore[arg-type]
         task = asyncio.create_task(running.run())
         await asyncio.wait_for(told.wait(), 60)
         task.cancel()
@@ -195,9 +195,8 @@ async def test_however_much_is_to_be_told_to_one_that_does_not_answer_others_are
         run(flushed, [ledger.cancel(id, None)])
     with socket.create_server(("127.0.0.1", 0)) as silent, receiving() as receiver:
         urls = {"silent": f"http://127.0.0.1:{silent.getsockname()[1]}", "quick": receiver.url}
-        known = in_force({name: Webhook(url, Secret(SECRET), private=True) for name, url in urls.items()})
         async with redis.asyncio.Redis.from_url(redis_url) as client:
-            task = asyncio.create_task(Webhooks(ledger, Coalescer(client), known).run())
+            task = asyncio.create_task(Webhooks(ledger, Coalescer(client), in_force(**urls)).run())
             async with asyncio.timeout(60):
                 while not (receiver.of("job 9") and receiver.of("job 19")):
                     await asyncio.sleep(0.01)
@@ -225,7 +224,7 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     run(flushed, [having.cancel("a", None)])
     due = flushed.zrange(having.keys.hooks, 0, -1)
     with receiving() as receiver:
-        known = in_force({"app": Webhook(receiver.url, Secret(SECRET), private=True)})
+        known = in_force(app=receiver.url)
         async with redis.asyncio.Redis.from_url(redis_url) as client:
             tasks = [asyncio.create_task(Webhooks(Lacking(), Coalescer(client), known).run())]
             await asyncio.wait_for(often.wait(), 60)
@@ -247,12 +246,12 @@ async def test_a_worker_that_has_not_read_of_a_webhook_yet_ends_no_telling(
     run(flushed, [ledger.enqueue(NewJob.of("a", InferenceRequest(prompt="A?"), webhook="new"))])
     run(flushed, [ledger.cancel("a", None)])
     with receiving() as receiver:
-        known = in_force({})
+        known = in_force()
         async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(60):
             task = asyncio.create_task(Webhooks(ledger, Coalescer(client), known).run())
             while not flushed.hget(ledger.keys.job("a"), "hook_tries"):
                 await asyncio.sleep(0.01)
-            known.settings = in_force({"new": Webhook(receiver.url, Secret(SECRET), private=True)}).settings
+            known.settings = in_force(new=receiver.url).settings
             while not receiver.of("a"):
                 await asyncio.sleep(0.01)
             await end([task])
@@ -274,7 +273,7 @@ async def test_what_is_no_longer_kept_when_it_is_to_be_told_again_is_given_up_al
         flushed.delete(ledger.keys.result(id))
     flushed.delete(ledger.keys.job("expired"))
     async with redis.asyncio.Redis.from_url(redis_url) as client, asyncio.timeout(60):
-        task = asyncio.create_task(Webhooks(ledger, Coalescer(client), in_force({})).run())
+        task = asyncio.create_task(Webhooks(ledger, Coalescer(client), in_force()).run())
         while flushed.zcard(ledger.keys.hooks):
             await asyncio.sleep(0.01)
         await end([task])
@@ -300,8 +299,7 @@ async def test_a_redis_that_stays_away_is_told_of_once(
             often.set()
         raise redis.ConnectionError("away")
 
-    known = {"ours": Webhook("http://127.0.0.1:9", Secret(SECRET))}
-    running = Webhooks(Ledger(), away, in_force(known))  # type: ignore[arg-type]
+    running = Webhooks(Ledger(), away, in_force(ours="http://127.0.0.1:9"))  # type: ignore[arg-type]
     with caplog.at_level(logging.WARNING):
         task = asyncio.create_task(running.run())
         await asyncio.wait_for(often.wait(), 60)

@@ -21,9 +21,9 @@ from turnout.ledger import Coalescer, Hook, Ledger, Telling
 from turnout.result import JobResult
 from turnout.webhook import signed
 from turnout_workers.background.lasting import kept_up
-from turnout_workers.config import Webhook
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.public_addresses import public_socket
+from turnout_workers.providers.account import Secret
 
 logger = logging.getLogger(__name__)
 
@@ -89,13 +89,15 @@ class Webhooks:
             await self.send(self.ledger.result(job_id))  # whoever can't read it takes no telling from those who can
             hook = await self.send(self.ledger.take_hook(telling, RETRY_S))
             if hook is not None:
-                webhook = self.in_force.settings.webhooks.get(telling.webhook)
+                settings = self.in_force.settings
+                webhook = settings.file.webhooks.get(telling.webhook)
                 if hook.result is None:
                     why: str | None = LOST
                 elif webhook is None:
                     why = NOBODY
                 else:
-                    why = await _post(any_address if webhook.private else public, webhook, hook.result)
+                    session = any_address if webhook.private else public
+                    why = await _post(session, webhook.url, settings.secrets[telling.webhook], hook.result)
                 await self._end(hook, why)
         except (Unreadable, ValueError) as error:  # sealed, or of another release
             self._left.add(telling)
@@ -120,12 +122,12 @@ class Webhooks:
             await self.send(self.ledger.end_hook(hook.telling, event))
 
 
-async def _post(session: aiohttp.ClientSession, webhook: Webhook, result: JobResult) -> str | None:
+async def _post(session: aiohttp.ClientSession, url: str, secret: Secret, result: JobResult) -> str | None:
     """Why it was not heard; None if it was."""
     body, at = message(result), int(datetime.now(UTC).timestamp())
-    headers = signed(webhook.secret.reveal(), message_id(result), at, body)
+    headers = signed(secret.reveal(), message_id(result), at, body)
     try:
-        async with session.post(webhook.url, data=body, headers=headers, allow_redirects=False) as reply:
+        async with session.post(url, data=body, headers=headers, allow_redirects=False) as reply:
             return None if 200 <= reply.status < 300 else f"status {reply.status}"
     except (aiohttp.ClientError, OSError, ValueError) as error:  # the last: of a name that can't be looked up
         return type(error).__name__

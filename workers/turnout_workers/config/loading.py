@@ -21,7 +21,7 @@ from turnout.redis_address import with_password
 from turnout_workers import providers
 from turnout_workers.config import credentials, discovery, toml_lines
 from turnout_workers.config.public_addresses import address_trouble
-from turnout_workers.config.tables import File, ProviderTable, WebhookTable
+from turnout_workers.config.tables import File, ProviderTable
 from turnout_workers.config.toml_lines import ConfigError
 from turnout_workers.providers.account import Secret
 from turnout_workers.providers.catalogue import served_by
@@ -61,24 +61,14 @@ class Source:
 
 
 @dataclass(frozen=True, slots=True)
-class Webhook:
-    """Where the end of a job is reported."""
-
-    url: str
-    secret: Secret
-    private: bool = False
-    """Whether its address may be a private one."""
-
-
-@dataclass(frozen=True, slots=True)
 class Settings:
     """A checked configuration. Nothing in it shows a key when printed."""
 
     file: File
     keys: Mapping[str, tuple[str, ...]] = field(repr=False)
     """Of each provider, by its name."""
-    webhooks: Mapping[str, Webhook]
-    """By the name that jobs use."""
+    secrets: Mapping[str, Secret]
+    """Of each webhook, by the name that jobs use."""
     version: str
     """Hash of what workers follow of it: the same for all who route alike. Keys, which not everybody has, are no part
     of it."""
@@ -115,7 +105,7 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
     text, where, environ = source.text(), source.where, with_password(environ)
     file = toml_lines.read(text, where, File, environ, FROM_ENVIRONMENT)
     keys: dict[str, tuple[str, ...]] = {}
-    webhooks: dict[str, Webhook] = {}
+    secrets: dict[str, Secret] = {}
     problems: list[str] = []
 
     @contextmanager
@@ -129,9 +119,11 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
         with at("providers", name):
             _check(table)
             keys[name] = credentials.api_keys(table, environ) if with_keys else credentials.stand_ins(table)
-    for name, told in file.webhooks.items() if with_keys else ():
+    for name, webhook in file.webhooks.items() if with_keys else ():
         with at("webhooks", name):
-            webhooks[name] = _webhook(told, environ)
+            if trouble := address_trouble(webhook.url, webhook.private):
+                raise ConfigError(trouble)
+            secrets[name] = credentials.signing_secret(webhook, environ)
     for name in file.ceilings.providers:
         with at("ceilings", "providers", name):
             if name not in file.providers:  # misspelt, it would be a ceiling that never closes
@@ -139,7 +131,7 @@ def load(source: Source, environ: Mapping[str, str], with_keys: bool = True) -> 
                 raise ConfigError(f"there is no provider of this name; there are {there}")
     if problems:
         raise ConfigError("\n".join(problems))
-    return Settings(file, keys, webhooks, _version(file), source)
+    return Settings(file, keys, secrets, _version(file), source)
 
 
 def _version(file: File) -> str:
@@ -160,9 +152,3 @@ def _check(table: ProviderTable) -> None:
         raise ConfigError("models is missing, and the catalogue doesn't know what this provider serves")
     if table.version and table.kind == "openai":
         raise ConfigError("version is of Anthropic's and Gemini's API; this one has none: remove it")
-
-
-def _webhook(table: WebhookTable, environ: Mapping[str, str]) -> Webhook:
-    if trouble := address_trouble(table.url, table.private):
-        raise ConfigError(trouble)
-    return Webhook(table.url, credentials.signing_secret(table, environ), table.private)
