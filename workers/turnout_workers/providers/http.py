@@ -103,6 +103,8 @@ class Exchange:
         self._deadline = asyncio.timeout_at(min(self._ends_at, self._now() + out.timeouts.first_byte_s))
         self._response: aiohttp.ClientResponse | None = None
         self._size = 0
+        self.headers: Mapping[str, str] = {}
+        """The response's, by names in lower case."""
 
     async def __aenter__(self) -> Self:
         await self._deadline.__aenter__()
