@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import pytest
 import redis
 
@@ -41,9 +39,9 @@ PASSED = Health(open_until=NOW - 1, recovered_at=NOW - 99)
     [
         (Health(), "well"),
         (Health(blocked_until=NOW + 9, cooldown="429"), "cools down"),
-        (replace(PASSED, open_until=NOW + 9, blocked_until=NOW + 99), "out"),
+        (PASSED._replace(open_until=NOW + 9, blocked_until=NOW + 99), "out"),
         (Health(open_until=NOW - 1), "being probed"),
-        (replace(PASSED, recovered_at=NOW - 0.5), "coming back"),
+        (PASSED._replace(recovered_at=NOW - 0.5), "coming back"),
         (Health(disabled="no credit", blocked_until=NOW + 9), "disabled"),
         (Health(isolated="by an operator"), "isolated"),
     ],

@@ -64,7 +64,14 @@ endpoints = st.builds(
     regions=regions,
     no_training=st.booleans(),
 )
-healths = st.builds(
+
+
+def built(kind: Any, **parts: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Named tuples with defaults in their other fields, which `builds` would draw too."""
+    return st.fixed_dictionaries(parts).map(lambda known: kind(**known))
+
+
+healths = built(
     Health,
     open_until=st.just(0.0) | seconds,
     trips=st.integers(0, 5),
@@ -75,7 +82,7 @@ healths = st.builds(
     consecutive_failures=st.integers(0, 3),
     probing=st.booleans(),
 )
-metrics = st.builds(
+metrics = built(
     ProviderMetrics,
     ttft_s=st.none() | st.floats(0.001, 60),
     s_per_token=st.none() | st.floats(0, 0.5),
@@ -85,7 +92,7 @@ metrics = st.builds(
     error_rate=shares,
     error_weight=st.floats(0, 99),
 )
-loads = st.builds(
+loads = built(
     Load,
     in_flight=st.integers(0, 9),
     oldest_started_at=seconds,

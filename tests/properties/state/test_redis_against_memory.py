@@ -203,7 +203,7 @@ class TwoStores(RuleBasedStateMachine):
         seen = []
         for fleet in self.fleets:
             at, states = self.loop.run_until_complete(fleet.store.state())
-            known = {e: rounded(tuple(map(astuple, s))) for e, s in states.items() if s != UNKNOWN}
+            known = {e: rounded(s) for e, s in states.items() if s != UNKNOWN}
             overdue = self.loop.run_until_complete(fleet.store.overdue())
             seen.append((at, known, overdue, fleet.job("1"), self.loop.run_until_complete(fleet.accounts(*ACCOUNTS))))
         assert seen[0] == seen[1]

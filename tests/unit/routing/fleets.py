@@ -24,7 +24,7 @@ def endpoint(provider: str = "groq", **changes: Any) -> Endpoint:
 
 def observed(ttft_s: float = 0.5, s_per_token: float = 0.01, **changes: Any) -> ProviderMetrics:
     known = ProviderMetrics(ttft_s, s_per_token, sigma=0.3, latency_at=NOW, latency_samples=50, error_weight=20.0)
-    return replace(known, **changes)
+    return known._replace(**changes)
 
 
 def view(

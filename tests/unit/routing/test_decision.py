@@ -187,8 +187,8 @@ def test_one_that_has_never_answered_gets_its_first_calls_and_no_more_while_anot
     assert takes(4) == ["fast"]
     assert takes(4, observed()) == ["new", "fast"]
     for no_other in (Health(open_until=NOW + 9), Health(blocked_until=NOW + 5)):
-        assert takes(4, other=replace(FAST, health=no_other)) == ["new"]
-    assert takes(99, other=replace(FAST, metrics=ProviderMetrics())) == ["new", "fast"], "nobody has answered yet"
+        assert takes(4, other=FAST._replace(health=no_other)) == ["new"]
+    assert takes(99, other=FAST._replace(metrics=ProviderMetrics())) == ["new", "fast"], "nobody has answered yet"
     new = view(endpoint("new"), load=Load(in_flight=4))
     assert reasons(decide(job(), new, FAST)) == {"new": "silent"}
     assert chosen(decide(job(), new, FAST, tried=frozenset({"fast/llama"}))) == ["new"]
@@ -257,13 +257,13 @@ def test_with_nothing_available_a_job_waits_and_knows_until_when(
 
 
 def test_a_job_with_time_waits_for_the_cheap_one_and_an_urgent_one_does_not() -> None:
-    busy = replace(CHEAP, load=Load(ready_at=NOW + 2))
+    busy = CHEAP._replace(load=Load(ready_at=NOW + 2))
     patient = decide(job(lane=Lane.BATCH, deadline_s=600), busy, FAST)
     assert patient.action is Action.WAIT
     assert patient.waits_for == "cheap/llama"
     assert patient.wait_s == 2
     assert decide(job(lane=Lane.BATCH, deadline_s=4), busy, FAST).action is Action.GO
-    assert decide(job(lane=Lane.INTERACTIVE), replace(busy, load=Load(ready_at=NOW + 29)), FAST).action is Action.GO
+    assert decide(job(lane=Lane.INTERACTIVE), busy._replace(load=Load(ready_at=NOW + 29)), FAST).action is Action.GO
     assert decide(job(strategy="priority", lane=Lane.BATCH), busy, FAST).action is Action.GO
 
 
@@ -272,7 +272,7 @@ def test_a_job_waits_for_a_cheaper_one_until_that_has_cost_as_much_as_a_dearer_o
     cheap, twice = (
         view(endpoint(name, price=Price(usd, usd)), metrics=observed()) for name, usd in (("a", 1.0), ("b", 2.0))
     )
-    busy, worth_s = replace(cheap, load=Load(ready_at=NOW + 2)), 1 / URGENCY[lane]
+    busy, worth_s = cheap._replace(load=Load(ready_at=NOW + 2)), 1 / URGENCY[lane]
     patient, tired = (replace(job(lane=lane), waiting_since=NOW - part * worth_s) for part in (0.9, 1.1))
     assert decide(patient, busy, twice).waits_for == "a/llama"
     assert chosen(decide(tired, busy, twice)) == ["b"]
@@ -284,13 +284,13 @@ def test_whatever_a_job_has_waited_what_it_waits_for_is_offered() -> None:
     """What it would give up by waiting on is then its own score, but for the last bit of a number."""
     rng, spare = random.Random(1), view(endpoint("spare", price=Price(2.0, 2.0)), metrics=observed())
     for _ in range(3000):
-        busy = replace(CHEAP, load=Load(ready_at=NOW + 3 * rng.random()))
+        busy = CHEAP._replace(load=Load(ready_at=NOW + 3 * rng.random()))
         waiting = replace(job(lane=Lane.BATCH), waiting_since=NOW - rng.uniform(31, 531))
         assert decide(waiting, busy, spare).asking().bids()
 
 
 def test_what_large_jobs_wait_for_holds_up_no_small_one() -> None:
-    full = replace(CHEAP, load=Load(ready_at=NOW + 20, fits=150))
+    full = CHEAP._replace(load=Load(ready_at=NOW + 20, fits=150))
     sizes = [(50, 100), (51, 100), (9000, 100), (22, 128), (23, None)]
     jobs = [replace(job(), input_tokens=given, output_tokens=out, expected_output_tokens=128) for given, out in sizes]
     assert [decide(one, full).action for one in jobs] == ["go", "wait", "wait", "go", "wait"]
@@ -347,7 +347,7 @@ def test_a_probe_is_a_job_that_no_person_waits_for() -> None:
 def test_a_person_s_job_probes_what_no_other_job_has_come_for() -> None:
     spare = view(endpoint("spare"), metrics=observed())
     cheap, dear = (endpoint("down", price=Price(price, price)) for price in (0.1, 500.0))
-    long_since = replace(HALF_OPEN, open_until=NOW - 30)
+    long_since = HALF_OPEN._replace(open_until=NOW - 30)
     asked = decide(job(lane=Lane.INTERACTIVE), view(cheap, long_since, observed(error_rate=0.9)), spare)
     assert chosen(asked) == ["down", "spare"]
     unasked = decide(job(lane=Lane.INTERACTIVE), view(dear, long_since, observed(error_rate=0.9)), spare)
@@ -362,7 +362,7 @@ def test_an_observed_latency_excludes_until_it_is_old(
     observed_s: float | None, age_s: float, max_latency_s: float, goes: bool
 ) -> None:
     known = observed(latency_samples=0, latency_at=0) if observed_s is None else observed(latency_at=NOW - age_s)
-    known = replace(known, ttft_s=observed_s)
+    known = known._replace(ttft_s=observed_s)
     decision = decide(job(max_latency_s=max_latency_s), view(endpoint(expected_ttft_s=1.0), metrics=known))
     assert decision.action is (Action.GO if goes else Action.WAIT)
     assert reasons(decision) == ({} if goes else {"groq": "slow"})
@@ -392,7 +392,7 @@ def test_a_second_call_is_for_urgent_jobs_with_another_endpoint_that_is_well_and
     assert hedged(job(lane=Lane.INTERACTIVE, strategy="latency", allow_fallback=False), *parts) is None
     assert hedged(replace(urgent, deadline=NOW + 2.2), *parts) is None
     assert hedged(replace(urgent, deadline=NOW + 2.4), *parts) == (0.8, ["middle"])
-    assert hedged(urgent, FAST, replace(MIDDLE, health=HALF_OPEN)) is None
+    assert hedged(urgent, FAST, MIDDLE._replace(health=HALF_OPEN)) is None
 
 
 def test_two_calls_at_once_stay_below_the_jobs_ceiling_together() -> None:
@@ -403,7 +403,7 @@ def test_two_calls_at_once_stay_below_the_jobs_ceiling_together() -> None:
 
 
 def test_a_candidate_carries_what_admission_and_the_call_need() -> None:
-    wordy = replace(MIDDLE, endpoint=replace(MIDDLE.endpoint, max_output_tokens=131_072))
+    wordy = MIDDLE._replace(endpoint=replace(MIDDLE.endpoint, max_output_tokens=131_072))
     best = decide(job(max_output_tokens=None), wordy).candidates[0]
     assert (best.output_tokens, best.upper_cost_microusd) == (256, 13 + 131_072), "as is usual, and at most"
     best = decide(job(), MIDDLE).candidates[0]
@@ -420,7 +420,7 @@ UNTOLD = replace(MIDDLE.endpoint, expected_ttft_s=None, expected_s_per_token=Non
 
 
 def untold(samples: int) -> EndpointView:
-    return replace(MIDDLE, endpoint=UNTOLD, metrics=ProviderMetrics(1.0, 0.005, 0.3, NOW, samples))
+    return MIDDLE._replace(endpoint=UNTOLD, metrics=ProviderMetrics(1.0, 0.005, 0.3, NOW, samples))
 
 
 @pytest.mark.parametrize(
@@ -430,7 +430,7 @@ def untold(samples: int) -> EndpointView:
         ((untold(19), CHEAP), 121, 300),
         ((untold(20), CHEAP), 3, 10),
         ((untold(20),), 121, 300),  # the job can go nowhere else: what is late may only be long
-        ((replace(MIDDLE, metrics=ProviderMetrics()),), 5, 19),  # an operator has told
+        ((MIDDLE._replace(metrics=ProviderMetrics()),), 5, 19),  # an operator has told
     ],
 )
 def test_a_call_is_late_sooner_where_its_endpoint_is_known_and_another_could_be_asked(
@@ -441,17 +441,17 @@ def test_a_call_is_late_sooner_where_its_endpoint_is_known_and_another_could_be_
 
 
 def test_an_endpoint_that_was_slow_is_tried_again_but_its_calls_are_not_late_sooner() -> None:
-    slow = replace(MIDDLE, metrics=ProviderMetrics(30.0, 0.0, 0.3, NOW - 3600, 50))
+    slow = MIDDLE._replace(metrics=ProviderMetrics(30.0, 0.0, 0.3, NOW - 3600, 50))
     found = decide(job(), slow).candidates[0]
     assert found.latency_s < 2
     assert found.overdue_s > 30
 
 
 def test_an_endpoint_that_is_ejected_again_and_again_has_longer_for_its_probe() -> None:
-    down = [replace(HALF_OPEN, trips=trips) for trips in (1, 3, 4, 5, 6, 9)]
-    seen = [decide(job(), replace(MIDDLE, health=health)).candidates[0] for health in down]
+    down = [HALF_OPEN._replace(trips=trips) for trips in (1, 3, 4, 5, 6, 9)]
+    seen = [decide(job(), MIDDLE._replace(health=health)).candidates[0] for health in down]
     assert [round(one.timeout_s) for one in seen] == [6, 6, 6, 12, 24, 60]
-    unknown = decide(job(), replace(untold(0), health=HALF_OPEN)).candidates[0]
+    unknown = decide(job(), untold(0)._replace(health=HALF_OPEN)).candidates[0]
     assert unknown.timeout_s == 60
 
 
@@ -510,7 +510,7 @@ def test_a_record_does_not_grow_with_the_fleet() -> None:
     assert excluded(record) == [("model", "serves no llama", ["p0/gpt", "p2/gpt", "p4/gpt"], 197)]
     assert candidates(record)[0].id == record["chosen"]
     assert len(json.dumps(record)) < 2500
-    busy = replace(CHEAP, load=Load(ready_at=NOW + 1))
+    busy = CHEAP._replace(load=Load(ready_at=NOW + 1))
     waiting = to_record(decide(job(lane=Lane.BATCH), busy, *fleet))
     assert waiting["waits_for"] == candidates(waiting)[-1].id == "cheap/llama"
 

@@ -151,4 +151,4 @@ def test_hanging_calls_eject_before_they_time_out(load: Load, overdue: int, sile
     trip = after_watch(seen, overdue, NOW, random.Random())
     assert (trip is not None) == ejected
     assert trip is None or trip.open_s > 1.5 * EJECTION_S, "twice as long: its probe may hang as well"
-    assert after_watch(replace(seen, health=OPEN), overdue, NOW, random.Random()) is None
+    assert after_watch(seen._replace(health=OPEN), overdue, NOW, random.Random()) is None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
 from typing import NamedTuple
 
 from turnout_workers.routing.fleet import EndpointView, Price, Snapshot
@@ -89,7 +88,7 @@ class Estimate(NamedTuple):
         left, metrics = left._replace(failures=left.failures + 1), self.view.metrics
         weight = metrics.error_weight + 1
         error_rate = (metrics.error_rate * metrics.error_weight + 1) / weight
-        view = replace(self.view, metrics=replace(metrics, error_rate=error_rate, error_weight=weight))
+        view = self.view._replace(metrics=metrics._replace(error_rate=error_rate, error_weight=weight))
         return self._replace(traffic=left, view=view, odds=Odds.seen(view))
 
 

@@ -147,8 +147,7 @@ class Circuit(StrEnum):
     ISOLATED = "isolated"  # taken out by an operator
 
 
-@dataclass(frozen=True, slots=True)
-class Health:
+class Health(NamedTuple):
     """The circuit of one endpoint. Transitions are decided in `health.py`."""
 
     open_until: float = 0.0
@@ -182,8 +181,7 @@ class Health:
         return next(why for why in (self.isolated, self.disabled, passing) if why is not None)
 
 
-@dataclass(frozen=True, slots=True)
-class ProviderMetrics:
+class ProviderMetrics(NamedTuple):
     """What calls to an endpoint have shown lately. EWMAs; their time constants are in `latency.py` and `health.py`."""
 
     ttft_s: float | None = None
@@ -204,8 +202,7 @@ class ProviderMetrics:
     spent_microusd: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Load:
+class Load(NamedTuple):
     """How busy an endpoint is, over the whole fleet."""
 
     in_flight: int = 0
@@ -226,8 +223,7 @@ class Observed(NamedTuple):
     load: Load = Load()
 
 
-@dataclass(frozen=True, slots=True)
-class EndpointView:
+class EndpointView(NamedTuple):
     """One endpoint with everything known of it."""
 
     endpoint: Endpoint
