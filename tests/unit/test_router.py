@@ -222,7 +222,7 @@ async def test_the_deadline_ends_the_waiting(routers: Any, clock: Time) -> None:
     assert clock.now - NOW == pytest.approx(9, abs=0.05)
 
 
-async def test_the_callers_own_fault_is_told_once_a_second_endpoint_confirms_it_and_harms_nobody(routers: Any) -> None:
+async def test_the_callers_own_fault_is_told_once_a_second_provider_confirms_it_and_harms_nobody(routers: Any) -> None:
     strict = [Provider(name, [down(K.INVALID_REQUEST)]) for name in ("a", "b")]
     router = routers(*strict, last := Provider("c"), default_strategy=RoutingStrategy.FAILOVER)
     with pytest.raises(ProviderError, match="invalid_request"):
@@ -231,6 +231,14 @@ async def test_the_callers_own_fault_is_told_once_a_second_endpoint_confirms_it_
     assert all(not view.health.consecutive_failures for view in (await router.snapshot()).views)
     with pytest.raises(ProviderError, match="invalid_request"):
         await routers(Provider("only", [down(K.INVALID_REQUEST)])).complete(request())
+
+
+async def test_two_models_of_one_provider_that_call_a_request_wrong_leave_it_to_another_provider(routers: Any) -> None:
+    models = tuple(Endpoint("a", model, model, price=Price(0.1, 0.2)) for model in ("one", "two"))
+    strict = Provider("a", [down(K.INVALID_REQUEST)] * 2, models)
+    router = routers(strict, Provider("b"), default_strategy=RoutingStrategy.FAILOVER)
+    assert (await router.complete(InferenceRequest(prompt="Why?"))).text == "from b"
+    assert strict.calls == 2
 
 
 async def test_a_request_that_breaks_every_provider_ends(routers: Any) -> None:

@@ -162,9 +162,13 @@ def test_a_probe_that_fails_spends_no_attempt_and_leaves_the_next_ones_to_other_
 
 
 @pytest.mark.parametrize("kind", list(FailureKind))
-def test_a_request_is_wrong_when_two_endpoints_say_so(kind: FailureKind) -> None:
+def test_a_request_is_wrong_when_two_providers_say_so(kind: FailureKind) -> None:
     assert verdict(kind).action is not Next.GIVE_UP
-    assert (verdict(kind, alike=1).action is Next.GIVE_UP) == (kind is K.INVALID_REQUEST)
+    assert (verdict(kind, alike=1, elsewhere=1).action is Next.GIVE_UP) == (kind is K.INVALID_REQUEST)
+
+
+def test_two_models_of_one_provider_are_one_witness() -> None:
+    assert verdict(K.INVALID_REQUEST, alike=1, elsewhere=0).action is Next.FAIL_OVER
 
 
 def test_a_model_that_has_nothing_to_say_is_asked_three_times() -> None:

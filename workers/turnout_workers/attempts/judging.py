@@ -77,14 +77,18 @@ class Judging:
         wish, reports = request.constraints, []
         called = {ended.chosen.endpoint.id for ended in calls}
         for ended in calls:
-            logs.at_attempt(ended.lease_id, ended.chosen.endpoint.provider)
+            provider = ended.chosen.endpoint.provider
+            logs.at_attempt(ended.lease_id, provider)
+            kind = ended.failure and ended.failure.kind
+            alike = [attempt.provider for attempt in progress.attempts if attempt.failure == kind]
             verdict = judge(
                 ended.failure,
                 self._rng,
                 attempt=progress.spent_attempts + 1,
                 calls=spending(attempt.failure for attempt in progress.attempts) + 1,
                 probe=permit.grant.probe and ended.lease_id == permit.grant.lease_id,
-                alike=sum(ended.failure is not None and a.failure == ended.failure.kind for a in progress.attempts),
+                alike=len(alike),
+                elsewhere=len({*alike} - {provider}),
                 retries_here=job.retries_here,
                 may_retry=self._retries.left and worth_repeating(ended.chosen, wish.lane),
                 has_untried=not called.issuperset(permit.untried),

@@ -65,6 +65,8 @@ class Rule:
     """This endpoint can't do this job, now or later; when none is left the job fails."""
     most: float = math.inf
     """The job fails when this many of its calls have failed in this way."""
+    most_providers: float = math.inf
+    """The job fails when this many providers have failed it in this way, each of them by whichever models."""
 
 
 RULES: dict[FailureKind, Rule] = {
@@ -89,8 +91,9 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.CONTENT_FILTERED: Rule(unsuited=True),
     FailureKind.UNSUPPORTED: Rule(unsuited=True),
     FailureKind.CONFLICT: Rule(retries=1, spends=True),
-    # One endpoint may refuse what others take, in words that nobody has met yet; where two do, it is the request.
-    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most=2),
+    # One provider may refuse what others take, in words that nobody has met yet, and for all of its models; where two
+    # do, it is the request.
+    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most_providers=2),
     FailureKind.LOCAL: Rule(retries=2),
     FailureKind.CANCELLED: Rule(),
 }
@@ -122,6 +125,7 @@ def judge(
     calls: int = 1,
     probe: bool = False,
     alike: int = 0,
+    elsewhere: int = 0,
     retries_here: int = 0,
     may_retry: bool = True,
     has_untried: bool = True,
@@ -131,7 +135,7 @@ def judge(
 
     attempt: number of this call among those of this job that spent an attempt, from 1. calls: among those, too, that
     would have, but for being probes. probe: it was to find out whether its endpoint is back.
-    alike: how many calls of this job have failed in the same way before.
+    alike: how many calls of this job have failed in the same way before. elsewhere: at how many other providers.
     retries_here: how often this endpoint was called again in place already.
     may_retry: whether a retry is worth it, and the worker's `Allowance` for them has something left.
     has_untried: whether an eligible endpoint is left that this job has not tried in this round.
@@ -150,7 +154,9 @@ def judge(
     def ruled(action: Next, delay_s: float = 0.0) -> Verdict:
         return Verdict(action, delay_s, block_s, failure.scope, rule.disables, rule.counts, spends, rule.unsuited)
 
-    if alike + 1 >= rule.most or (spends and attempt >= MAX_ATTEMPTS) or (rule.spends and calls >= MAX_CALLS):
+    if alike + 1 >= rule.most or elsewhere + 1 >= rule.most_providers:
+        return ruled(Next.GIVE_UP)
+    if (spends and attempt >= MAX_ATTEMPTS) or (rule.spends and calls >= MAX_CALLS):
         return ruled(Next.GIVE_UP)
     if failure.kind is FailureKind.CANCELLED:
         return ruled(Next.DEFER)
