@@ -375,6 +375,28 @@ async def test_the_highest_efforts_are_asked_for_as_far_as_a_format_has_them(eff
     assert body["generationConfig"]["thinkingConfig"] == {"thinkingLevel": "high"}
 
 
+@pytest.mark.parametrize(
+    ("model", "asked"),
+    [
+        ("claude-haiku-5-5", {"thinking": {"type": "disabled"}}),
+        ("claude-opus-5", {"thinking": {"type": "disabled"}}),
+        ("claude-sonnet-5-5", {"thinking": {"type": "between_tools"}}),
+        ("claude-opus-5-5", {"output_config": {"effort": "low"}}),
+        ("anthropic.claude-fable-5-1", {"output_config": {"effort": "low"}}),
+    ],
+)
+async def test_no_thinking_is_asked_of_each_claude_in_the_way_that_it_takes(
+    model: str, asked: dict[str, Any], http: Http
+) -> None:
+    request = InferenceRequest(prompt="?", reasoning_effort="none")
+    async with recorder(answer("anthropic")) as (url, seen):
+        at = replace(endpoint("anthropic"), served_model=model)
+        outcome = await build(config("anthropic", url), http).call(at, request)
+    ((_, body),) = seen
+    assert {name: body[name] for name in ("thinking", "output_config") if name in body} == asked
+    assert outcome.response.warnings == ()
+
+
 async def test_anthropic_is_given_no_blank_part_which_it_would_refuse(http: Http) -> None:
     parts = [{"type": "text", "text": text} for text in ("", "Hi", " \n")]
     _, body, _ = await sent(config("anthropic", ""), {"messages": [{"role": "user", "content": parts}]}, http)
@@ -527,6 +549,22 @@ REFUSALS = [
     ),
     ("anthropic", {"error": {"type": "invalid_request_error", "message": "temperature is deprecated for this model."}}),
 ]
+FORCED = {
+    "type": "invalid_request_error",
+    "message": 'tool_choice: type "tool" and "any" are not supported for this model.',
+}
+
+
+async def test_a_model_that_can_not_be_forced_to_call_a_tool_leaves_the_job_to_others(http: Http) -> None:
+    """Without it, the answer would be another one than was asked for."""
+    no = said(json.dumps({"type": "error", "error": FORCED}).encode(), "400 Bad Request")
+    asked = {"prompt": "?", "tools": [{"function": {"name": "f"}}], "tool_choice": "required"}
+    async with recorder(no) as (url, seen):
+        with pytest.raises(ProviderError) as error:
+            await build(config("anthropic", url), http).call(
+                endpoint("anthropic"), InferenceRequest.model_validate(asked)
+            )
+    assert (error.value.failure.kind, error.value.failure.parameter, len(seen)) == (K.UNSUPPORTED, None, 1)
 
 
 @pytest.mark.parametrize(("kind", "refusal"), REFUSALS)

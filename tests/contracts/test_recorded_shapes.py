@@ -256,6 +256,19 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         ),
         (400, {}, anthropic("invalid_request_error", "top_k: Extra inputs are not permitted"), K.UNSUPPORTED),
         (400, {}, anthropic("invalid_request_error", "temperature is deprecated for this model."), K.UNSUPPORTED),
+        (
+            400, {}, anthropic("invalid_request_error", 'tool_choice: type "tool" and "any" are not supported for this '
+                               "model."), K.UNSUPPORTED,
+        ),
+        (
+            400, {}, anthropic("invalid_request_error", '"thinking.type.disabled" is not supported for this model. Use '
+                               '"thinking.type.adaptive" and "output_config.effort" to control thinking behavior.'),
+            K.UNSUPPORTED,
+        ),
+        (
+            400, {}, anthropic("invalid_request_error", 'To turn thinking off on this model, send "thinking": {"type": '
+                               '"between_tools"} instead of {"type": "disabled"}.'), K.UNSUPPORTED,
+        ),
         (400, {}, anthropic("invalid_request_error", "messages: at least one is required"), K.INVALID_REQUEST),
         (500, {}, anthropic("api_error"), K.SERVER_ERROR),
         (504, {}, anthropic("timeout_error"), K.TIMED_OUT),

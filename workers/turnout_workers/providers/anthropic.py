@@ -51,6 +51,10 @@ CALL_ID = re.compile("[a-zA-Z0-9_-]+")
 TOOL_CHOICE = {"auto": "auto", "none": "none", "required": "any"}
 EFFORT = {"minimal": "low"}
 """Its names of the efforts that it calls otherwise."""
+ALWAYS_THINKING = re.compile(r"opus-5[-.]5|fable-5")
+"""Models whose thinking can't be turned off: the least of it is asked for."""
+THINKING_BETWEEN_TOOLS = re.compile(r"sonnet-5[-.]5")
+"""Models whose thinking can be turned off but for notes between calls of tools."""
 
 
 class AnthropicConnector(Connector):
@@ -95,8 +99,11 @@ class AnthropicConnector(Connector):
         if wanted.type == "json_schema" and sent.takes("json_schema"):
             output["format"] = {"type": "json_schema", "schema": wanted.described_schema}
         effort = sent.wish("reasoning_effort")
-        if effort == "none":
-            body["thinking"] = {"type": "disabled"}
+        if effort == "none" and ALWAYS_THINKING.search(endpoint.served_model):
+            output["effort"] = "low"
+        elif effort == "none":
+            between = THINKING_BETWEEN_TOOLS.search(endpoint.served_model)
+            body["thinking"] = {"type": "between_tools" if between else "disabled"}
         elif effort:
             output["effort"] = EFFORT.get(effort, effort)
         if output:

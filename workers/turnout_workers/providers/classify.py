@@ -62,7 +62,8 @@ _UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter
 _UNSUPPORTED_WORDS = (
     "extra inputs are not permitted", "unrecognized request argument",
     "is not supported with this model", "not supported by this model",
-    "is not supported for this model", "not supported on this model", "is deprecated for this model",
+    "is not supported for this model", "are not supported for this model", "not supported on this model",
+    "is deprecated for this model", "to turn thinking off on this model",
     "does not support", "only works in thinking mode", "is unsupported", "type is unavailable now",
     "is not a multimodal model", "image input is not supported",
     "`reasoning_effort` must be one of", "'reasoning_effort' : value is not one of",
