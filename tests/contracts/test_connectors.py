@@ -196,7 +196,7 @@ TURNS: dict[str, Any] = {
     ],
     "max_output_tokens": 9, "temperature": 0.5, "seed": 3, "stop": ["X"], "reasoning_effort": "low",
     "tools": [{"function": {"name": "f", "parameters": {"type": "object"}}}], "tool_choice": "f",
-    "response_format": {"type": "json_schema", "json_schema": {"type": "object"}},
+    "response_format": {"type": "json_schema", "json_schema": {"type": "object", "properties": {}}},
 }  # fmt: skip
 CLAUDE = {
     "model": "m",
@@ -214,7 +214,8 @@ CLAUDE = {
     "stop_sequences": ["X"],
     "tools": [{"name": "f", "description": "", "input_schema": {"type": "object"}}],
     "tool_choice": {"type": "tool", "name": "f"},
-    "output_config": {"effort": "low", "format": {"type": "json_schema", "schema": {"type": "object"}}},
+    "output_config": {"effort": "low", "format": {
+        "type": "json_schema", "schema": {"type": "object", "properties": {}, "additionalProperties": False}}},
 }  # fmt: skip
 GEMINI = {
     "systemInstruction": {"parts": [{"text": "Be brief."}]},
@@ -228,7 +229,7 @@ GEMINI = {
     "generationConfig": {
         "maxOutputTokens": 9, "temperature": 0.5, "seed": 3, "stopSequences": ["X"],
         "thinkingConfig": {"thinkingLevel": "low"},
-        "responseMimeType": "application/json", "responseJsonSchema": {"type": "object"},
+        "responseMimeType": "application/json", "responseJsonSchema": {"type": "object", "properties": {}},
     },
     "tools": [{"functionDeclarations": [
         {"name": "f", "description": "", "parametersJsonSchema": {"type": "object"}}]}],
@@ -277,7 +278,7 @@ async def test_a_request_becomes_each_formats_own(http: Http) -> None:
     assert (body["messages"][0]["role"], body["max_completion_tokens"], body["seed"]) == ("developer", 9, 3)
     assert body["messages"][1]["content"][1]["image_url"]["url"] == "data:image/png;base64,iVBOR"
     assert body["tool_choice"] == {"type": "function", "function": {"name": "f"}}
-    assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
+    assert body["response_format"]["json_schema"]["schema"] == {"type": "object", "properties": {}}
 
 
 @pytest.mark.parametrize("described", ["Sorted by n.", None])
@@ -290,7 +291,7 @@ async def test_what_a_schema_is_for_is_told_in_each_format(described: str | None
     _, gemini, _ = await sent(config("gemini", ""), asked, http)
     told = {"description": described} if described else {}
     assert openai["response_format"]["json_schema"] == {"name": "a", **told, "schema": schema, "strict": False}
-    assert claude["output_config"]["format"]["schema"] == told | schema
+    assert claude["output_config"]["format"]["schema"] == told | schema | {"additionalProperties": False}
     assert gemini["generationConfig"]["responseJsonSchema"] == told | schema
 
 

@@ -11,6 +11,7 @@ from multidict import istr
 from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.account import ProviderConfig
+from turnout_workers.providers.claude_schema import closed
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
@@ -97,7 +98,7 @@ class AnthropicConnector(Connector):
             body["tool_choice"] = {"type": mode} if mode else {"type": "tool", "name": choice}
         output: dict[str, Any] = {}
         if wanted.type == "json_schema" and sent.takes("json_schema"):
-            output["format"] = {"type": "json_schema", "schema": wanted.described_schema}
+            output["format"] = {"type": "json_schema", "schema": closed(wanted.described_schema)}
         effort = sent.wish("reasoning_effort")
         if effort == "none" and ALWAYS_THINKING.search(endpoint.served_model):
             output["effort"] = "low"

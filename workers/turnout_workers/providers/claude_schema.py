@@ -1,0 +1,64 @@
+"""A JSON schema as Claude takes it: every object closed, and no keyword that its grammar can't hold an answer to.
+
+What is taken out is told in the description instead, as Anthropic's own clients do, and the answer is checked by the
+caller's own schema in any case.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from pydantic import JsonValue
+
+from turnout_workers.providers.errors import ProviderError
+
+REFUSED = frozenset(
+    {
+        "minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "multipleOf", "minLength", "maxLength", "pattern",
+        "maxItems", "uniqueItems", "prefixItems", "contains", "minContains", "maxContains",
+        "minProperties", "maxProperties", "patternProperties", "propertyNames", "dependentRequired", "dependentSchemas",
+        "unevaluatedItems", "unevaluatedProperties", "if", "then", "else", "not",
+    }
+)  # fmt: skip
+"""Of patterns some alone, such as those that look ahead; its own clients send none."""
+FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
+BY_NAME = ("properties", "$defs", "definitions")
+"""Hold schemas by names, which may be those of keywords."""
+
+
+def closed(schema: Any) -> Any:
+    """The schema as Claude takes it. Raises ProviderError on an open object that names no fields: closed it would be
+    an empty one."""
+    if isinstance(schema, list):
+        return [closed(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    taken: dict[str, Any] = {}
+    told: dict[str, JsonValue] = {}
+    for name, value in schema.items():
+        if not _takes(name, value):
+            told[name] = value
+        elif name in BY_NAME and isinstance(value, dict):
+            taken[name] = {inner: closed(one) for inner, one in value.items()}
+        elif name in ("items", "anyOf", "allOf", "oneOf"):
+            taken["anyOf" if name == "oneOf" else name] = closed(value)
+        else:
+            taken[name] = value
+    types = schema.get("type")
+    if types == "object" or (isinstance(types, list) and "object" in types):
+        if "properties" not in schema and schema.get("additionalProperties") is not False:
+            raise ProviderError.unsupported("Claude takes no schema with an object that names no fields")
+        taken["additionalProperties"] = False
+    if told:
+        before = (str(taken["description"]),) if "description" in taken else ()
+        taken["description"] = "\n\n".join((*before, json.dumps(told, ensure_ascii=False)))
+    return taken
+
+
+def _takes(keyword: str, value: Any) -> bool:
+    if keyword == "format":
+        return value in FORMATS
+    if keyword == "minItems":
+        return value in (0, 1)
+    return keyword not in REFUSED
