@@ -163,12 +163,25 @@ class ResponseFormat(Value):
         return {"description": self.description, **self.json_schema}
 
 
+_NEVER_STRICT = frozenset(
+    {
+        "oneOf", "allOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
+        "propertyNames", "unevaluatedProperties", "prefixItems", "unevaluatedItems", "contains", "uniqueItems",
+        "default",
+    }
+)  # fmt: skip
+"""Keywords that OpenAI's strict mode refuses."""
+
+
 def _is_closed(schema: JsonValue) -> bool:
-    """Whether every object in it is closed and needs all of its fields: OpenAI's strict mode refuses others."""
+    """Whether every object in it is closed and needs all of its fields, and nothing else is said that OpenAI's strict
+    mode refuses."""
     if isinstance(schema, list):
         return all(map(_is_closed, schema))
     if not isinstance(schema, dict):
         return True
+    if not _NEVER_STRICT.isdisjoint(schema) or ("$ref" in schema and len(schema) > 1):
+        return False
     types = schema.get("type")
     if types == "object" or (isinstance(types, list) and "object" in types):
         fields, required = schema.get("properties", {}), schema.get("required", [])
@@ -176,4 +189,9 @@ def _is_closed(schema: JsonValue) -> bool:
             return False
         if schema.get("additionalProperties") is not False or {*fields} != {*map(str, required)}:
             return False
-    return all(map(_is_closed, schema.values()))
+    # Fields and definitions have names of their own, which are no keywords.
+    parts = [
+        list(value.values()) if name in ("properties", "$defs", "definitions") and isinstance(value, dict) else value
+        for name, value in schema.items()
+    ]
+    return all(map(_is_closed, parts))
