@@ -357,6 +357,21 @@ async def test_calls_of_tools_without_an_id_get_one_that_is_new_in_each_turn(kin
     assert len({call.id for turn in turns for call in turn.response.tool_calls}) == 4
 
 
+async def test_results_of_parallel_calls_are_given_in_the_order_of_the_calls(http: Http) -> None:
+    """Gemini knows them by their function's name alone, so that two of one function would change places."""
+    calls = [{"id": id, "function": {"name": "weather", "arguments": "{}"}} for id in ("paris", "rome")]
+    results = [{"role": "tool", "tool_call_id": id, "content": f"in {id}"} for id in ("rome", "paris")]
+    turn = [{"role": "assistant", "tool_calls": calls}, *results]
+    asked = {"messages": [{"role": "user", "content": "?"}, *turn, *turn, {"role": "user", "content": "And now?"}]}
+    _, gemini, _ = await sent(config("gemini", ""), asked, http)
+    told = [json.dumps(turn) for turn in gemini["contents"] if turn["role"] == "user"]
+    assert [re.findall("in (?:paris|rome)|And now", turn) for turn in told] == [
+        [], ["in paris", "in rome"], ["in paris", "in rome", "And now"]
+    ]  # fmt: skip
+    _, claude, _ = await sent(config("anthropic", ""), asked, http)
+    assert [block["tool_use_id"] for block in claude["messages"][2]["content"]] == ["paris", "rome"]
+
+
 async def test_geminis_older_models_think_by_the_token_and_know_no_signatures(http: Http) -> None:
     old = replace(endpoint("gemini"), served_model="gemini-2.5-flash")
     async with recorder(answer("gemini")) as (url, seen):

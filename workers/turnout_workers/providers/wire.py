@@ -100,10 +100,14 @@ def system(request: InferenceRequest) -> str:
 
 def turns(request: InferenceRequest, model: str, parts: Callable[[Message], list[T]]) -> Iterator[tuple[str, list[T]]]:
     """The other messages by turns, of the `model` and of the "user", whose the results of tools are: the role, and the
-    parts of its messages. A turn that says nothing is left out, for formats that know turns take none."""
+    parts of its messages. A turn that says nothing is left out, for formats that know turns take none. It begins with
+    results of tools, as Claude demands, in the order of their calls: Gemini knows them by their function's name."""
+    calls = [call.id for message in request.chat for call in message.tool_calls]
+    places = {id: place for place, id in enumerate(calls)}
     others = (message for message in request.chat if message.role not in ("system", "developer"))
     for role, turn in groupby(others, lambda message: model if message.role == "assistant" else "user"):
-        if said := [part for message in turn for part in parts(message)]:
+        ordered = sorted(turn, key=lambda message: places.get(message.tool_call_id or "", len(calls)))
+        if said := [part for message in ordered for part in parts(message)]:
             yield role, said
 
 
