@@ -665,6 +665,21 @@ async def test_an_effort_that_a_model_refuses_costs_others_nothing(http: Http) -
     assert [body.get("reasoning_effort") for _, body in seen] == ["low", None, None, "none"]
 
 
+async def test_an_effort_that_is_refused_beside_tools_is_asked_for_without_them(http: Http) -> None:
+    told = {
+        "message": "Function tools with reasoning_effort are not supported for gpt-5.4 in /v1/chat/completions.",
+        "type": "invalid_request_error", "param": "reasoning_effort", "code": None,
+    }  # fmt: skip
+    no = said(json.dumps({"error": told}).encode(), "400 Bad Request")
+    tools = {"tools": [{"function": {"name": "f"}}]}
+    async with recorder(no, answer("openai")) as (url, seen):
+        connector = build(config("openai", url), http)
+        for more in (tools, tools, {}):
+            request = InferenceRequest.model_validate({"prompt": "?", "reasoning_effort": "high", **more})
+            await connector.call(endpoint("openai"), request)
+    assert [body.get("reasoning_effort") for _, body in seen] == ["high", None, None, "high"]
+
+
 async def test_a_parameter_that_is_refused_whatever_is_left_out_ends_in_a_failure(http: Http) -> None:
     no = said(json.dumps(REFUSALS[0][1]).encode(), "400 Bad Request")
     async with recorder(no) as (url, seen):

@@ -70,8 +70,9 @@ class Connector(CloudProviderBase):
         self.dialect = DIALECTS.get(config.dialect or "", self.dialect)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
         takes = self.dialect.parameters | STREAM
-        self._parameters: defaultdict[tuple[str, str | None], frozenset[str]] = defaultdict(lambda: takes)
-        """By model and reasoning effort: of that, models take some values, and temperature with some of those."""
+        self._parameters: defaultdict[tuple[str, str | None, bool], frozenset[str]] = defaultdict(lambda: takes)
+        """By model, reasoning effort and whether there are tools: of an effort, models take some values, and some
+        none beside tools, and temperature with some of those."""
         keys = tuple(self._headers.values())
         if config.api_key is not None:
             key = config.api_key.reveal()
@@ -109,7 +110,7 @@ class Connector(CloudProviderBase):
     ) -> CallOutcome:
         """See `CloudProviderBase.call`. A parameter that the provider refuses for this model is left out from then
         on, and the call is repeated without it: a refused call costs nothing."""
-        asked = endpoint.served_model, request.reasoning_effort
+        asked = endpoint.served_model, request.reasoning_effort, bool(request.tools)
         while True:
             sent = Sent(request, self.name, self._parameters[asked])
             streams = on_token is not None and not request.is_embedding and sent.takes("stream")
