@@ -71,8 +71,13 @@ def _as_chat(body: Mapping[str, Any]) -> dict[str, Any]:
     chat = dict(body)
     given, told = chat.pop("input", None), chat.pop("instructions", None)
     items = [{"role": "user", "content": given}] if isinstance(given, str) else _list(given, "body.input", _OR_TEXT)
-    chat["messages"] = [] if told is None else [{"role": "system", "content": told}]
-    chat["messages"] += (_response_item(item, f"body.input.{i}") for i, item in enumerate(items))
+    messages = chat["messages"] = [] if told is None else [{"role": "system", "content": told}]
+    for i, item in enumerate(items):
+        message = _response_item(item, f"body.input.{i}")
+        if "tool_calls" in message and messages and messages[-1]["role"] == "assistant":
+            messages[-1].setdefault("tool_calls", []).extend(message["tool_calls"])  # one turn: in a chat, one message
+        else:
+            messages.append(message)
     chat["max_completion_tokens"] = chat.pop("max_output_tokens", None)
     if "tools" in chat:
         chat["tools"] = [_response_tool(tool) for tool in _list(chat["tools"], "body.tools")]

@@ -277,6 +277,19 @@ def test_a_conversation_of_responses_is_the_chat_that_it_would_have_been() -> No
     assert (found.tool_choice, found.max_output_tokens) == ("find", 9)
 
 
+def test_function_calls_of_responses_are_those_of_the_message_before_them() -> None:
+    """OpenAI refuses an assistant's message with calls that the next message gives no result of."""
+    calls = [{"type": "function_call", "call_id": id, "name": "find", "arguments": "{}"} for id in "ab"]
+    outputs = [{**OUTPUT, "call_id": id, "output": id} for id in "ba"]
+    spoken = {"role": "assistant", "content": "Let me look."}
+    given = [{"role": "user", "content": "?"}, *calls, *outputs, spoken, *calls, *outputs]
+    told = [(m.role, m.content, [call.id for call in m.tool_calls]) for m in asked(RESPONSES, input=given).chat]
+    results = [("tool", "b", []), ("tool", "a", [])]
+    first, second = ("assistant", None, ["a", "b"]), ("assistant", "Let me look.", ["a", "b"])
+    assert told == [("user", "?", []), first, *results, second, *results]
+    assert spoken == {"role": "assistant", "content": "Let me look."}, "what was given is left as it was"
+
+
 OUTPUT = {"type": "function_call_output", "call_id": "c"}
 
 
