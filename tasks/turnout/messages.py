@@ -46,7 +46,8 @@ class ImagePart(Value):
     def inline(self) -> tuple[str, str]:
         """Media type and base64 data."""
         head, _, data = self.image_url.url.partition(",")
-        return head.removeprefix("data:").partition(";")[0], data
+        media_type = head.removeprefix("data:").partition(";")[0]
+        return "image/jpeg" if media_type == "image/jpg" else media_type, data
 
 
 class FunctionCall(Value):

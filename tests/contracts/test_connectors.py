@@ -428,6 +428,41 @@ async def test_a_turn_that_says_nothing_is_left_out_where_it_would_be_refused(
     assert [turn["role"] for turn in body[turns]] == ["user", "user"]
 
 
+@pytest.mark.parametrize("content", ["Write a haiku.", [{"type": "text", "text": "Write a haiku."}]], ids=str)
+async def test_what_only_the_system_says_is_the_users_turn_where_one_is_demanded(content: Any, http: Http) -> None:
+    asked = {"messages": [{"role": "system", "content": content}]}
+    _, claude, _ = await sent(config("anthropic", ""), asked, http)
+    _, gemini, _ = await sent(config("gemini", ""), asked, http)
+    _, openai, _ = await sent(config("openai", ""), asked, http)
+    assert claude["messages"] == [{"role": "user", "content": [{"type": "text", "text": "Write a haiku."}]}]
+    assert gemini["contents"] == [{"role": "user", "parts": [{"text": "Write a haiku."}]}]
+    assert ("system" in claude, "systemInstruction" in gemini) == (False, False)
+    assert openai["messages"] == [{"role": "developer", "content": content}]
+
+
+@pytest.mark.parametrize(("stop", "left"), [(["\n", "X", "\n\n"], {"stop_sequences": ["X"]}), (["\n"], {})])
+async def test_claude_is_given_no_blank_stop_which_it_would_refuse(
+    stop: list[str], left: dict[str, Any], http: Http
+) -> None:
+    """400: "stop_sequences: each stop sequence must contain non-whitespace"."""
+    _, body, warnings = await sent(config("anthropic", ""), {"prompt": "?", "stop": stop}, http)
+    assert {name: body[name] for name in ("stop_sequences",) if name in body} == left
+    assert warnings == ("anthropic does not take a blank stop; it was left out",)
+    with pytest.raises(ProviderError) as error:
+        await sent(config("anthropic", ""), {"prompt": "?", "stop": stop, "on_unsupported": "fail"}, http)
+    assert error.value.failure.kind is K.UNSUPPORTED
+
+
+async def test_a_jpeg_is_told_by_the_name_of_its_type(http: Http) -> None:
+    """Claude knows no other, and `image/jpg` is what many write."""
+    image = {"type": "image_url", "image_url": {"url": "data:image/jpg;base64,/9j/4AAQ"}}
+    asked = {"messages": [{"role": "user", "content": [image]}]}
+    _, claude, _ = await sent(config("anthropic", ""), asked, http)
+    _, gemini, _ = await sent(config("gemini", ""), asked, http)
+    ((block,), (part,)) = claude["messages"][0]["content"], gemini["contents"][0]["parts"]
+    assert block["source"]["media_type"] == part["inlineData"]["mimeType"] == "image/jpeg"
+
+
 @pytest.mark.parametrize("written", ["[" * 1500, '{"a":', "[1]", "null", ""])
 async def test_arguments_of_a_tool_that_are_no_object_are_an_empty_one_where_all_else_is_refused(
     written: str, http: Http

@@ -22,10 +22,9 @@ from turnout_workers.providers.wire import (
     Sent,
     arguments,
     call_id,
+    conversation,
     reported,
-    system,
     tool_calls,
-    turns,
 )
 from turnout_workers.routing.fleet import Endpoint
 
@@ -72,10 +71,10 @@ class AnthropicConnector(Connector):
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
         limit = request.max_output_tokens or endpoint.max_output_tokens or DEFAULT_MAX_TOKENS
         sent.texts_alone("system", "developer")
-        messages = [{"role": role, "content": said} for role, said in turns(request, "assistant", _blocks)]
+        told, turns = conversation(request, "assistant", _blocks)
+        messages = [{"role": role, "content": said} for role, said in turns]
         body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": messages}
         wanted = request.response_format
-        told = system(request)
         if wanted.type == "json_object":
             told = f"{told}\n\n{JSON_ALONE}".strip()
         if told:
@@ -87,7 +86,12 @@ class AnthropicConnector(Connector):
         # Claude 4.1 and later refuse both together.
         if request.top_p is not None and sent.takes("top_p beside temperature" if "temperature" in body else "top_p"):
             body["top_p"] = request.top_p
-        body |= sent.given("seed", stop="stop_sequences")
+        body |= sent.given("seed")
+        stops = [stop for stop in request.stop if stop.strip()]
+        if len(stops) < len(request.stop):
+            sent.takes("a blank stop")
+        if stops and sent.takes("stop"):
+            body["stop_sequences"] = stops
         if tools := sent.wish("tools"):
             body["tools"] = [
                 {"name": f.name, "description": f.description or "", "input_schema": f.parameters or {"type": "object"}}

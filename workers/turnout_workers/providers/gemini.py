@@ -11,7 +11,7 @@ from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import DIALECTS
-from turnout_workers.providers.wire import Answer, Gathering, Sent, arguments, reported, system, tool_calls, turns
+from turnout_workers.providers.wire import Answer, Gathering, Sent, arguments, conversation, reported, tool_calls
 from turnout_workers.routing.fleet import Endpoint
 
 VERSION = "v1beta"
@@ -77,8 +77,9 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
         options["responseMimeType"] = "application/json"
         if wanted.json_schema is not None:
             options["responseJsonSchema"] = wanted.described_schema
-    body: dict[str, Any] = {"contents": _contents(request, model)}
-    if told := system(request):
+    told, contents = _conversation(request, model)
+    body: dict[str, Any] = {"contents": contents}
+    if told:
         body["systemInstruction"] = {"parts": [{"text": told}]}
     if tools := sent.wish("tools"):
         declared = [
@@ -95,12 +96,12 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
     return body
 
 
-def _contents(request: InferenceRequest, model: str) -> list[dict[str, Any]]:
-    """The turns. A function's result is named by the function, not by the call's id."""
+def _conversation(request: InferenceRequest, model: str) -> tuple[str, list[dict[str, Any]]]:
+    """What the system says, and the turns. A function's result is named by the function, not by the call's id."""
     signature = {} if BUDGETED.match(model) else {"thoughtSignature": UNSIGNED}
     names = {call.id: call.function.name for message in request.chat for call in message.tool_calls}
-    said = turns(request, "model", partial(_parts, names, signature))
-    return [{"role": role, "parts": parts} for role, parts in said]
+    told, turns = conversation(request, "model", partial(_parts, names, signature))
+    return told, [{"role": role, "parts": parts} for role, parts in turns]
 
 
 def _parts(names: Mapping[str, str], signature: Mapping[str, str], message: Message) -> list[dict[str, Any]]:

@@ -93,12 +93,18 @@ class Sent:
         return merged
 
 
-def system(request: InferenceRequest) -> str:
-    """The system's messages as one text, for formats that have a place of its own for it."""
-    return "\n\n".join(message.text for message in request.chat if message.role in ("system", "developer"))
+def conversation(
+    request: InferenceRequest, model: str, parts: Callable[[Message], list[T]]
+) -> tuple[str, list[tuple[str, list[T]]]]:
+    """The system's messages as one text, for formats that have a place of its own for it, and the turns. What the
+    system says alone is the user's turn: these formats demand one."""
+    system = "\n\n".join(message.text for message in request.chat if message.role in ("system", "developer"))
+    if said := list(_turns(request, model, parts)):
+        return system, said
+    return "", [("user", parts(Message(role="user", content=system)))]
 
 
-def turns(request: InferenceRequest, model: str, parts: Callable[[Message], list[T]]) -> Iterator[tuple[str, list[T]]]:
+def _turns(request: InferenceRequest, model: str, parts: Callable[[Message], list[T]]) -> Iterator[tuple[str, list[T]]]:
     """The other messages by turns, of the `model` and of the "user", whose the results of tools are: the role, and the
     parts of its messages. A turn that says nothing is left out, for formats that know turns take none. It begins with
     results of tools, as Claude demands, in the order of their calls: Gemini knows them by their function's name."""
