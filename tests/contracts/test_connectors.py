@@ -146,11 +146,19 @@ async def test_what_a_provider_does_not_take_is_dropped_or_refused(http: Http, s
 
 
 @pytest.mark.parametrize(
-    ("kind", "roles"), [("anthropic", ("system", "developer")), ("gemini", ("system", "developer", "tool"))]
+    ("kind", "dialect", "roles"),
+    [
+        ("anthropic", "anthropic", ("system", "developer")),
+        ("gemini", "gemini", ("system", "developer", "tool")),
+        ("openai", "openai", ("system", "developer", "assistant", "tool")),
+        ("openai", "azure", ("system", "developer", "assistant", "tool")),
+    ],
 )
 async def test_an_image_where_a_format_has_texts_alone_is_dropped_or_refused(
-    kind: str, roles: tuple[str, ...], http: Http
+    kind: str, dialect: str, roles: tuple[str, ...], http: Http
 ) -> None:
+    """OpenAI: "Image URLs are only allowed for messages with role 'user'"."""
+    there = replace(config(kind, ""), dialect=dialect)
     shown = [
         {"type": "text", "text": "Look"},
         {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBOR"}},
@@ -158,12 +166,19 @@ async def test_an_image_where_a_format_has_texts_alone_is_dropped_or_refused(
     for role in roles:
         once = {"role": role, "content": shown, "tool_call_id": "c1"}
         asked = {"messages": [once, once, {"role": "user", "content": "What is it?"}]}
-        _, body, warnings = await sent(config(kind, ""), asked, http)
+        _, body, warnings = await sent(there, asked, http)
         assert warnings == (f"{kind} does not take an image in a {role} message; it was left out",)
-        assert "iVBOR" not in json.dumps(body)
+        assert ("iVBOR" in json.dumps(body), "Look" in json.dumps(body)) == (False, True)
         with pytest.raises(ProviderError) as error:
-            await sent(config(kind, ""), {**asked, "on_unsupported": "fail"}, http)
+            await sent(there, {**asked, "on_unsupported": "fail"}, http)
         assert error.value.failure.kind is K.UNSUPPORTED
+
+
+async def test_other_servers_of_openais_format_are_shown_the_image_that_a_tool_gave(http: Http) -> None:
+    image = {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBOR"}}
+    asked = {"messages": [TURNS["messages"][2], {"role": "tool", "tool_call_id": "c1", "content": [image]}]}
+    _, body, warnings = await sent(replace(config("openai", ""), dialect="vllm"), asked, http)
+    assert (body["messages"][-1]["content"], warnings) == ([image], ())
 
 
 async def test_claude_is_shown_the_image_that_a_tool_gave(http: Http, simulator: Simulator) -> None:

@@ -94,6 +94,10 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, openai("'temperature' does not support 0.2", None, "unsupported_value"), K.UNSUPPORTED),
         (400, {}, openai("Function tools with reasoning_effort are not supported for m in /v1/c"), K.UNSUPPORTED),
         (400, {}, openai("Invalid schema for response_format 'answer': In context=()"), K.UNSUPPORTED),
+        (
+            400, {}, openai("Invalid 'messages[2]'. Image URLs are only allowed for messages with role 'user', but "
+                            "this message with role 'tool' contains an image URL."), K.UNSUPPORTED,
+        ),
         (400, {}, openai("Invalid 'messages'", "invalid_request_error"), K.INVALID_REQUEST),
         (400, {"x-should-retry": "true"}, openai("try again", "invalid_request_error"), K.CONFLICT),
         (500, {}, openai("The server had an error", "server_error"), K.SERVER_ERROR),

@@ -65,7 +65,7 @@ _UNSUPPORTED_WORDS = (
     "is not supported for this model", "are not supported for this model", "not supported on this model",
     "is deprecated for this model", "to turn thinking off on this model",
     "does not support", "only works in thinking mode", "is unsupported", "type is unavailable now",
-    "is not a multimodal model", "image input is not supported",
+    "is not a multimodal model", "image input is not supported", "image urls are only allowed for messages with role",
     "`reasoning_effort` must be one of", "'reasoning_effort' : value is not one of",
     "function tools with reasoning_effort are not", "unsupported json schema", "invalid schema for response_format",
     "output_config.format", "compiled grammar is too large", "too many states for serving",

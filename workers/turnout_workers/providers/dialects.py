@@ -37,6 +37,8 @@ class Dialect:
     call_id: re.Pattern[str] | None = None
     """What the ids of tool calls look like; None: they are free."""
     parameters: frozenset[str] = PLAIN
+    texts_alone: tuple[str, ...] = ()
+    """Roles in whose messages images are refused."""
     stream_usage: bool = True
     """Takes `stream_options.include_usage`."""
     health_path: str = "/models"
@@ -59,7 +61,10 @@ def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
 
 
 _LIKE_OPENAI: dict[str, Any] = {"max_tokens": "max_completion_tokens", "parameters": OPENAI_PARAMETERS}
-_OPENAIS_OWN = _LIKE_OPENAI | {"parameters": OPENAI_PARAMETERS | OPENAI_FIELDS}
+_OPENAIS_OWN = _LIKE_OPENAI | {
+    "parameters": OPENAI_PARAMETERS | OPENAI_FIELDS,
+    "texts_alone": ("system", "developer", "assistant", "tool"),
+}
 DIALECTS: dict[str, Dialect] = dict(
     (
         _hosted("openai", "https://api.openai.com/v1", **_OPENAIS_OWN, system_role="developer"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from turnout.messages import Message
+from turnout.messages import Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
@@ -46,6 +46,7 @@ class OpenAIConnector(Connector):
 
     def _chat(self, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
         dialect = self.dialect
+        sent.texts_alone(*dialect.texts_alone)
         body: dict[str, Any] = {"messages": [_message(message, dialect) for message in request.chat]}
         if request.max_output_tokens is not None:
             body[dialect.max_tokens] = request.max_output_tokens
@@ -70,7 +71,8 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
     if message.role in ("system", "developer"):
         body["role"] = dialect.system_role
     if isinstance(said := message.said, tuple):
-        body["content"] = [part.model_dump(mode="json", exclude_none=True) for part in said]
+        kept = (part for part in said if isinstance(part, TextPart) or message.role not in dialect.texts_alone)
+        body["content"] = [part.model_dump(mode="json", exclude_none=True) for part in kept] or ""
     else:
         body["content"] = said
     if message.tool_calls:
