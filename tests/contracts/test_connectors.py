@@ -136,6 +136,16 @@ async def test_embeddings_come_in_the_texts_order(kind: str, http: Http, simulat
     assert both.response.embeddings[1] == one.response.embeddings[0]
 
 
+async def test_more_texts_than_gemini_embeds_at_once_are_left_to_others_before_a_call(http: Http) -> None:
+    """400: "BatchEmbedContentsRequest.requests: at most 100 requests can be in one batch"."""
+    async with recorder(said(json.dumps({"embeddings": [{"values": [1.0]}] * 100}).encode())) as (url, seen):
+        connector = build(config("gemini", url), http)
+        most = await connector.call(endpoint("gemini", "e"), InferenceRequest(input=("a",) * 100))
+        with pytest.raises(ProviderError, match="gemini embeds 100 texts at once, not 101") as error:
+            await connector.call(endpoint("gemini", "e"), InferenceRequest(input=("a",) * 101))
+    assert (len(most.response.embeddings), error.value.failure.kind, len(seen)) == (100, K.UNSUPPORTED, 1)
+
+
 async def test_what_a_provider_does_not_take_is_dropped_or_refused(http: Http, simulator: Simulator) -> None:
     connector = build(config("anthropic", simulator.base_url("anthropic")), http)
     answer = await connector.complete(InferenceRequest(prompt="A?", seed=3))

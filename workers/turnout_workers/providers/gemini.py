@@ -11,11 +11,14 @@ from turnout.messages import ImagePart, Message, TextPart
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import DIALECTS
+from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.wire import Answer, Gathering, Sent, arguments, conversation, reported, tool_calls
 from turnout_workers.routing.fleet import Endpoint
 
 VERSION = "v1beta"
 """Of the API, if the configuration names no other."""
+MOST_TEXTS = 100
+"""To embed in one call."""
 FILTERED = frozenset({"SAFETY", "RECITATION", "BLOCKLIST", "PROHIBITED_CONTENT", "SPII"})
 FINISH = {
     "STOP": FinishReason.STOP,
@@ -41,6 +44,10 @@ class GeminiConnector(Connector):
     def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
         model = f"{self._version}/models/{endpoint.served_model}"
         if request.is_embedding:
+            if len(request.texts) > MOST_TEXTS:
+                raise ProviderError.unsupported(
+                    f"{self.name} embeds {MOST_TEXTS} texts at once, not {len(request.texts)}"
+                )
             one = {"model": f"models/{endpoint.served_model}", **sent.given(dimensions="outputDimensionality")}
             asked = [{**one, "content": {"parts": [{"text": text}]}} for text in request.texts]
             return f"{model}:batchEmbedContents", {"requests": asked}
