@@ -71,6 +71,8 @@ class Message(Value):
     tool_calls: Several[ToolCall] = ()
     tool_call_id: str | None = None
     refusal: str | None = None
+    reasoning_content: str | None = Field(default=None, repr=False)
+    """Of an answer: what the model thought before it called tools. Only who demands it back is given it."""
 
     @model_validator(mode="before")
     @classmethod

@@ -325,6 +325,8 @@ class InferenceResponse(Told):
         default=(), repr=False
     )
     refusal: str | None = Field(default=None, repr=False)
+    reasoning_content: str | None = Field(default=None, repr=False)
+    """What it thought before its calls of tools, of a provider that demands it back with these."""
     embeddings: tuple[tuple[float, ...], ...] = Field(default=(), repr=False)
     finish: FinishReason = FinishReason.STOP
     finish_raw: str | None = None

@@ -32,9 +32,11 @@ from turnout_workers.providers.conformance import Reply, always, serving, silent
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import MAX_BODY
 from turnout_workers.providers.openai import OpenAIConnector
+from turnout_workers.providers.scrub import contents
 from turnout_workers.providers.wire import MOST_CALLS, Sent
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
+from turnout_workers.routing.profile import estimate_input_tokens
 from turnout_workers.simulator.scenario import Scenario
 from turnout_workers.simulator.server import Simulator
 
@@ -395,6 +397,66 @@ async def test_results_of_parallel_calls_are_given_in_the_order_of_the_calls(htt
     ]  # fmt: skip
     _, claude, _ = await sent(config("anthropic", ""), asked, http)
     assert [block["tool_use_id"] for block in claude["messages"][2]["content"]] == ["paris", "rome"]
+
+
+THOUGHT = {
+    "content": "", "reasoning_content": "I must look.", "tool_calls": [{"id": "c1", "function": {"name": "f"}}],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("streams", [False, True])
+async def test_deepseek_gets_what_it_thought_before_it_called_a_tool_back_and_nobody_else_does(
+    streams: bool, http: Http
+) -> None:
+    """400: "The `reasoning_content` in the thinking mode must be passed back to the API."."""
+    whole = {"choices": [{"message": THOUGHT, "finish_reason": "tool_calls"}]}
+    pieces = [{"reasoning_content": "I must"}, {**THOUGHT, "reasoning_content": " look."}]
+    events = [{"choices": [{"delta": piece}]} for piece in pieces]
+    events.append({"choices": [{"delta": {}, "finish_reason": "tool_calls"}]})
+    body = b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
+    reply = said(body, headers="content-type: text/event-stream") if streams else said(json.dumps(whole).encode())
+    there = replace(config("openai", ""), dialect="deepseek")
+    hear = Heard() if streams else None
+    async with serving(always(reply)) as url:
+        connector = build(replace(there, base_url=url), http)
+        response = (await connector.call(endpoint("openai"), InferenceRequest(prompt="?"), on_token=hear)).response
+    assert (response.reasoning_content, response.text) == ("I must look.", "")
+    given = {"role": "assistant", **response.model_dump(include={"tool_calls", "reasoning_content"})}
+    asked = {"messages": [{"role": "user", "content": "?"}, given, TURNS["messages"][3]]}
+    _, deepseek, _ = await sent(there, asked, http)
+    assert deepseek["messages"][1]["reasoning_content"] == "I must look."
+    for kind in KINDS:
+        assert "I must look." not in json.dumps((await sent(config(kind, ""), asked, http))[1])
+    request = InferenceRequest.model_validate(asked)
+    assert "I must look." not in f"{response!r}{request!r}{request.messages!r}"
+    assert "I must look." in contents(request), "which no error may repeat"
+    bare = [asked["messages"][0], {**given, "reasoning_content": None}, asked["messages"][2]]
+    without = InferenceRequest.model_validate({"messages": bare})
+    assert estimate_input_tokens(request) > estimate_input_tokens(without), "it is paid for"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "message"), [("openai", THOUGHT), (None, THOUGHT), ("deepseek", {**THOUGHT, "tool_calls": []})]
+)
+async def test_thoughts_that_nobody_needs_back_are_not_kept(
+    dialect: str | None, message: dict[str, Any], http: Http
+) -> None:
+    whole = {"choices": [{"message": {**message, "content": "Hi"}, "finish_reason": "stop"}]}
+    async with serving(always(said(json.dumps(whole).encode()))) as url:
+        connector = build(replace(config("openai", url), dialect=dialect), http)
+        outcome = await connector.call(endpoint("openai"), InferenceRequest(prompt="?"))
+    assert outcome.response.reasoning_content is None
+
+
+async def test_a_function_without_parameters_is_told_to_have_none_and_a_null_in_a_schema_stays(http: Http) -> None:
+    """DeepSeek's 400: "Invalid schema for function 'now': schema must be of 'type: "object"', got 'type: null'"."""
+    schema = {"type": "object", "properties": {"a": {"enum": ["x", None], "default": None}}}
+    tools = [{"function": {"name": "now"}}, {"function": {"name": "f", "parameters": schema}}]
+    _, body, _ = await sent(config("openai", ""), {"prompt": "?", "tools": tools}, http)
+    assert body["tools"] == [
+        {"type": "function", "function": {"name": "now", "parameters": {"type": "object", "properties": {}}}},
+        {"type": "function", "function": {"name": "f", "parameters": schema}},
+    ]
 
 
 async def test_geminis_older_models_think_by_the_token_and_know_no_signatures(http: Http) -> None:

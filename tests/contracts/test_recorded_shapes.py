@@ -142,6 +142,10 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (401, {}, openai("Authentication Fails", "authentication_error", "invalid_request_error"), K.UNAUTHORIZED),
         (402, {}, openai("Insufficient Balance", "unknown_error", "invalid_request_error"), K.BILLING),
         (400, {}, openai("This response_format type is unavailable now", "invalid_request_error"), K.UNSUPPORTED),
+        (
+            400, {}, openai("The `reasoning_content` in the thinking mode must be passed back to the API.",
+                            "invalid_request_error", "invalid_request_error"), K.UNSUPPORTED,
+        ),
         (422, {}, openai("missing field `messages`", "invalid_request_error"), K.INVALID_REQUEST),
         (503, {}, openai("Service is too busy", "service_unavailable_error"), K.OVERLOADED),
     ],

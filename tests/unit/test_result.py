@@ -9,6 +9,7 @@ from pydantic import ValidationError
 
 from turnout.errors import Cancelled, Conflict, Expired, Failed, IntakeRefused, TurnoutError
 from turnout.ledger import NewJob
+from turnout.ledger.content import CONTENT
 from turnout.messages import FunctionCall, ToolCall
 from turnout.request import InferenceRequest, InferenceResponse, Usage
 from turnout.result import Attempt, JobResult, JobStatus, Problem, dollars
@@ -124,3 +125,7 @@ def test_no_repr_shows_what_is_asked_or_answered() -> None:
     values = [*asked, InferenceRequest(input="canary"), ANSWER.model_copy(update={"text": "canary"})]
     result = JobResult(id="a", status="succeeded", response=values[-1])
     assert "canary" not in repr([*values, result, NewJob.of("a", asked[0])])
+
+
+def test_all_that_no_repr_shows_of_an_answer_is_sealed_where_there_are_keys() -> None:
+    assert {name for name, field in InferenceResponse.model_fields.items() if not field.repr} == CONTENT

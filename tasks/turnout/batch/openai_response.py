@@ -26,6 +26,8 @@ def _completion_body(response: InferenceResponse, job_id: str, created: int) -> 
     }
     if response.tool_calls:
         message["tool_calls"] = [call.model_dump(mode="json") for call in response.tool_calls]
+    if response.reasoning_content is not None:  # as DeepSeek itself gives it
+        message["reasoning_content"] = response.reasoning_content
     finish = response.finish if response.finish in ("length", "tool_calls", "content_filter") else "stop"
     usage = response.usage
     return {

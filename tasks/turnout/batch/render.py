@@ -11,7 +11,7 @@ from turnout.request import MICROUSD_PER_USD, InferenceResponse
 from turnout.result import Attempt, JobResult, JobStatus, Problem
 from turnout.value import compact_json
 
-_CONTENT = {"text", "tool_calls", "refusal", "embeddings", "finish", "warnings"}
+_CONTENT = {"text", "tool_calls", "refusal", "reasoning_content", "embeddings", "finish", "warnings"}
 _CALLERS_FAULT = {"invalid_request", "context_length", "content_filtered", "unsupported"}
 """OpenAI's error lines carry a 400 for a job that failed as these, a 500 for any other that was called."""
 _OPENAIS_CODE = {

@@ -12,7 +12,7 @@ from turnout.ledger.sealing import Keyring
 from turnout.result import JobResult
 from turnout.value import compact_json
 
-CONTENT = {"text", "tool_calls", "refusal", "embeddings"}
+CONTENT = {"text", "tool_calls", "refusal", "reasoning_content", "embeddings"}
 """Of a response, what is sealed. The rest tells who answered, when, and for how much."""
 RESULT = ("result", "settled_ms", "accepted_ms", "progress", "metadata")
 """Fields of a job's record that make its result. The first is missing where Celery's record has it: of a success."""

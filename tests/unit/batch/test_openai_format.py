@@ -277,6 +277,15 @@ def test_a_conversation_of_responses_is_the_chat_that_it_would_have_been() -> No
     assert (found.tool_choice, found.max_output_tokens) == ("find", 9)
 
 
+def test_what_deepseek_demands_back_is_in_the_answer_as_it_gives_it() -> None:
+    """So that the message can be given back whole, in a line of the next file."""
+    calls = (ToolCall(id="c", function=FunctionCall(name="f")),)
+    message = answered(CHAT, tool_calls=calls, reasoning_content="I must look.")["choices"][0]["message"]
+    assert message["reasoning_content"] == "I must look."
+    assert asked(CHAT, messages=[message]).chat[0].reasoning_content == "I must look."
+    assert "reasoning_content" not in answered(CHAT)["choices"][0]["message"]
+
+
 def test_function_calls_of_responses_are_those_of_the_message_before_them() -> None:
     """OpenAI refuses an assistant's message with calls that the next message gives no result of."""
     calls = [{"type": "function_call", "call_id": id, "name": "find", "arguments": "{}"} for id in "ab"]

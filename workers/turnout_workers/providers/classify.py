@@ -69,6 +69,7 @@ _UNSUPPORTED_WORDS = (
     "`reasoning_effort` must be one of", "'reasoning_effort' : value is not one of",
     "function tools with reasoning_effort are not", "unsupported json schema", "invalid schema for response_format",
     "output_config.format", "compiled grammar is too large", "too many states for serving",
+    "must be passed back to the api",
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort", "stream")}
 _OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking", "thinking_level"), "reasoning_effort")

@@ -207,6 +207,7 @@ class Connector(CloudProviderBase):
             text=answer.text,
             tool_calls=answer.tool_calls,
             refusal=answer.refusal,
+            reasoning_content=answer.reasoning_content,
             embeddings=answer.embeddings,
             finish=answer.finish,
             finish_raw=answer.finish_raw,

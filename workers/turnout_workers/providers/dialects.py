@@ -39,6 +39,8 @@ class Dialect:
     parameters: frozenset[str] = PLAIN
     texts_alone: tuple[str, ...] = ()
     """Roles in whose messages images are refused."""
+    reasoning_back: bool = False
+    """Demands what it thought before it called tools back, beside the calls."""
     stream_usage: bool = True
     """Takes `stream_options.include_usage`."""
     health_path: str = "/models"
@@ -94,7 +96,12 @@ DIALECTS: dict[str, Dialect] = dict(
                 "x-ratelimit-{}-tokens-generated": "output_tokens_per_minute",
             },
         ),
-        _hosted("deepseek", "https://api.deepseek.com/v1", parameters=PLAIN - {"seed", "json_schema"}),
+        _hosted(
+            "deepseek",
+            "https://api.deepseek.com/v1",
+            parameters=PLAIN - {"seed", "json_schema"},
+            reasoning_back=True,
+        ),
         _hosted(
             "mistral",
             "https://api.mistral.ai/v1",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from turnout.messages import Message, TextPart
+from turnout.messages import Message, TextPart, Tool
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
@@ -21,6 +22,7 @@ FINISH = {
     "content_filter": FinishReason.CONTENT_FILTER,
     "error": FinishReason.ERROR,
 }
+NO_PARAMETERS = {"type": "object", "properties": {}}
 
 
 class OpenAIConnector(Connector):
@@ -42,7 +44,12 @@ class OpenAIConnector(Connector):
         return _Chunks()
 
     def read(self, request: InferenceRequest, body: Any) -> Answer:
-        return _embeddings(body) if request.is_embedding else _completion(body)
+        if request.is_embedding:
+            return _embeddings(body)
+        answer = _completion(body)
+        if self.dialect.reasoning_back and answer.tool_calls:
+            return replace(answer, reasoning_content=body["choices"][0]["message"].get("reasoning_content") or None)
+        return answer
 
     def _chat(self, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
         dialect = self.dialect
@@ -52,7 +59,7 @@ class OpenAIConnector(Connector):
             body[dialect.max_tokens] = request.max_output_tokens
         body |= sent.given("temperature", "top_p", "stop", "reasoning_effort", seed=dialect.seed)
         if tools := sent.wish("tools"):
-            body["tools"] = [tool.model_dump(mode="json", exclude_none=True) for tool in tools]
+            body["tools"] = [_tool(tool) for tool in tools]
         if choice := sent.wish("tool_choice"):
             is_mode = choice in ("auto", "none", "required")
             body["tool_choice"] = choice if is_mode else {"type": "function", "function": {"name": choice}}
@@ -64,6 +71,12 @@ class OpenAIConnector(Connector):
         elif wanted.type == "json_object" and sent.takes("json_object"):
             body["response_format"] = {"type": "json_object"}
         return body
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    function = tool.function.model_dump(mode="json", exclude_none=True)
+    # Some vendors refuse an empty schema, others none at all; and a null in one is a part of it.
+    return {"type": tool.type, "function": {**function, "parameters": tool.function.parameters or NO_PARAMETERS}}
 
 
 def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
@@ -82,6 +95,8 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
         body["tool_call_id"] = call_id(message.tool_call_id, dialect.call_id)
     if message.name is not None:
         body["name"] = message.name
+    if dialect.reasoning_back and message.reasoning_content is not None:
+        body["reasoning_content"] = message.reasoning_content
     return body
 
 
@@ -91,6 +106,7 @@ class _Chunks:
     def __init__(self) -> None:
         self._text: list[str] = []
         self._refusal: list[str] = []
+        self._reasoning: list[str] = []
         self._calls: list[dict[str, Any]] = []
         self._by_index: dict[int, dict[str, Any]] = {}
         """Of the calls, the last one that each index stood for."""
@@ -106,6 +122,8 @@ class _Chunks:
             said = _text(delta.get("content"))
             self._text.append(said)
             self._refusal.append(delta.get("refusal") or "")
+            if isinstance(thought := delta.get("reasoning_content"), str):  # of most vendors it is of no use
+                self._reasoning.append(thought)
             for part in delta.get("tool_calls") or ():
                 self._add_call(part)
         return said
@@ -128,7 +146,12 @@ class _Chunks:
             {"id": call["id"], "function": {"name": call["name"], "arguments": "".join(call["arguments"])}}
             for call in self._calls
         ]
-        message = {"content": "".join(self._text), "refusal": "".join(self._refusal), "tool_calls": calls}
+        message = {
+            "content": "".join(self._text),
+            "refusal": "".join(self._refusal),
+            "reasoning_content": "".join(self._reasoning),
+            "tool_calls": calls,
+        }
         return {**self._rest, "choices": [{"message": message, "finish_reason": self._finish}]}
 
 

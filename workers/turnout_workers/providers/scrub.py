@@ -112,6 +112,7 @@ def contents(request: InferenceRequest) -> Iterator[str]:
     yield from request.texts
     for message in request.chat:
         yield message.text
+        yield message.reasoning_content or ""
         yield from (call.function.arguments for call in message.tool_calls)
         if isinstance(message.content, tuple):
             yield from (part.image_url.url[:REPEATED] for part in message.content if isinstance(part, ImagePart))

@@ -124,6 +124,7 @@ class Answer:
     text: str = ""
     tool_calls: tuple[ToolCall, ...] = ()
     refusal: str | None = None
+    reasoning_content: str | None = None
     embeddings: tuple[tuple[float, ...], ...] = ()
     finish: FinishReason = FinishReason.STOP
     finish_raw: str | None = None

@@ -138,7 +138,7 @@ def estimate_input_tokens(request: InferenceRequest) -> tuple[int, int]:
     size = sum(len(text.encode()) for text in (request.prompt or "", *request.texts))
     images = 0
     for message in messages:
-        size += len(message.text.encode())
+        size += len(message.text.encode()) + len((message.reasoning_content or "").encode())
         size += sum(len(call.function.arguments.encode()) for call in message.tool_calls)
         if isinstance(message.content, tuple):
             images += sum(part.type == "image_url" for part in message.content)
