@@ -86,6 +86,10 @@ def test_an_object_that_names_no_fields_is_left_to_other_providers(field: dict[s
     assert error.value.failure.kind is FailureKind.UNSUPPORTED
 
 
+def test_an_object_is_known_by_its_fields_where_no_type_is_given() -> None:
+    assert closed({"properties": {"a": {"type": "string"}}})["additionalProperties"] is False
+
+
 @pytest.mark.parametrize("schema", [True, {"properties": 7}, {"anyOf": 7}, {"format": []}, {"type": 7}], ids=str)
 def test_what_is_no_schema_is_left_for_claude_to_refuse(schema: Any) -> None:
     closed(schema)

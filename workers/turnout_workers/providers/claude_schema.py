@@ -46,7 +46,7 @@ def closed(schema: Any) -> Any:
         else:
             taken[name] = value
     types = schema.get("type")
-    if types == "object" or (isinstance(types, list) and "object" in types):
+    if types == "object" or (isinstance(types, list) and "object" in types) or "properties" in schema:
         if "properties" not in schema and schema.get("additionalProperties") is not False:
             raise ProviderError.unsupported("Claude takes no schema with an object that names no fields")
         taken["additionalProperties"] = False
