@@ -20,7 +20,7 @@ from turnout.result import JobStatus
 from turnout.validation import MANY, explain, innermost
 from turnout_workers.attempts.calling import Calling
 from turnout_workers.attempts.closing import Closing
-from turnout_workers.attempts.hedging import Permit, race
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.job import End, HeldJob
 from turnout_workers.attempts.judging import Judged, Judging
 from turnout_workers.attempts.parts import Parts
@@ -89,14 +89,10 @@ class Attempts:
             while True:
                 found = await self._searching(job)
                 if isinstance(found, Permit):
-                    # Thousands wait here at a time: so no frame, and no partial, that a lone call can do without.
-                    if found.hedge is None:
-                        calls = [await self._begin(job, found.chosen, found.grant)]
-                    else:
-                        begin = partial(self._begin, job)
-                        admit = partial(self._searching.admit, job, second=True)
-                        calls = await race(found, found.hedge, self._judging.second_calls, admit, begin)
-                    found = await self._follow(job, self._judging(job, found, calls))
+                    made = await self._judging.made(
+                        found, partial(self._searching.admit, job, second=True), partial(self._begin, job)
+                    )
+                    found = await self._follow(job, self._judging(job, found, made))
                 if found is not None:
                     return found
         except asyncio.CancelledError:  # where it waited: for a provider, for room, or to repeat a call

@@ -19,6 +19,9 @@ from turnout_workers.routing.allowance import Allowance
 from turnout_workers.routing.decision import Candidate, Hedge
 from turnout_workers.state.store import Admission, Granted
 
+Admit = Callable[[Sequence[Candidate]], Awaitable[Admission]]
+Call = Callable[[Candidate, Granted], Awaitable[Finished]]
+
 
 @dataclass(frozen=True, slots=True)
 class Permit:
@@ -32,13 +35,7 @@ class Permit:
     """See `Decision.untried`."""
 
 
-async def race(
-    permit: Permit,
-    hedge: Hedge,
-    allowance: Allowance,
-    admit: Callable[[Sequence[Candidate]], Awaitable[Admission]],
-    call: Callable[[Candidate, Granted], Awaitable[Finished]],
-) -> list[Finished]:
+async def race(permit: Permit, hedge: Hedge, allowance: Allowance, admit: Admit, call: Call) -> list[Finished]:
     """Make the first call; if it is slow, and the allowance has one left, a second one elsewhere.
 
     Returns the calls that ended by themselves, the one that counts last. A cancelled call reports that itself.

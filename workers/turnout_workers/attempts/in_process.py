@@ -14,7 +14,7 @@ from weakref import WeakValueDictionary
 from turnout.request import InferenceRequest, InferenceResponse, Lane, RoutingStrategy
 from turnout.uncut import cancelled_now
 from turnout_workers.attempts.calling import Calling
-from turnout_workers.attempts.hedging import Permit, race
+from turnout_workers.attempts.hedging import Permit
 from turnout_workers.attempts.job import Job, Progress
 from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.parking import line_of
@@ -143,13 +143,8 @@ class InProcess:
 
     async def _attempt(self, job: Job, permit: Permit) -> InferenceResponse | None:
         """Make the call. None: it failed, and another one is to be made. Raises ProviderError to give up."""
-        call = partial(self.calling, job)
-        if permit.hedge is None:
-            calls = [await call(permit.chosen, permit.grant)]
-        else:
-            admit = partial(self._admit, job, second=True)
-            calls = await race(permit, permit.hedge, self.judging.second_calls, admit, call)
-        judged = self.judging(job, permit, calls)
+        made = await self.judging.made(permit, partial(self._admit, job, second=True), partial(self.calling, job))
+        judged = self.judging(job, permit, made)
         await judged.told()
         await cancelled_now()
         ended, verdict = judged.call, judged.verdict

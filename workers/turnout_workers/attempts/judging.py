@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from dataclasses import dataclass, replace
 
 from turnout.request import InferenceRequest
 from turnout.uncut import uncut
-from turnout_workers.attempts.hedging import Permit
+from turnout_workers.attempts.hedging import Admit, Call, Permit, race
 from turnout_workers.attempts.job import Job
 from turnout_workers.attempts.reporting import Finished, Reporter
 from turnout_workers.attempts.schema import unmended
@@ -53,7 +53,7 @@ class Judging:
         self._rng = rng
         self._hedges = hedge
         self._retries = Allowance(RETRY_SHARE, RETRY_RESERVE)
-        self.second_calls = Allowance(HEDGE_SHARE, reserve=1)
+        self._second_calls = Allowance(HEDGE_SHARE, reserve=1)
 
     def permit(
         self, job: Job, decision: Decision, candidates: Sequence[Candidate], grant: Granted, *, alone: bool = False
@@ -63,7 +63,7 @@ class Judging:
         alone: no second call, however slow this one is, as for an answer that somebody reads while it comes.
         """
         self._retries.deposit()
-        self.second_calls.deposit()
+        self._second_calls.deposit()
         chosen = next(c for c in candidates if c.endpoint.id == grant.endpoint_id)
         if job.again not in (None, grant.endpoint_id):  # by now another is better, or that one is out
             job.repeat(None)
@@ -71,8 +71,18 @@ class Judging:
         hedge = decision.hedge(chosen) if self._hedges and not alone else None
         return Permit(chosen, grant, hedge, decision.untried)
 
-    def __call__(self, job: Job, permit: Permit, calls: Sequence[Finished]) -> Judged:
-        """Note in the job how it went. calls: those that ended by themselves, the one that counts last."""
+    def made(self, permit: Permit, admit: Admit, call: Call) -> Awaitable[Finished | list[Finished]]:
+        """Make it, and where that may pay a second one: for `__call__`.
+
+        No coroutine, for it would wait with the call. Thousands do at a time, and need no way to a second one.
+        """
+        if permit.hedge is None:
+            return call(permit.chosen, permit.grant)
+        return race(permit, permit.hedge, self._second_calls, admit, call)
+
+    def __call__(self, job: Job, permit: Permit, made: Finished | list[Finished]) -> Judged:
+        """Note in the job how it went. made: what ended by itself; of several calls the one that counts last."""
+        calls = [made] if isinstance(made, Finished) else made
         request, progress = job.request, job.progress
         wish, reports = request.constraints, []
         called = {ended.chosen.endpoint.id for ended in calls}
