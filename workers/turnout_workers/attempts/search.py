@@ -67,7 +67,7 @@ class Searching:
         decision = rank(wish, snapshot, now, rng, default_strategy=strategy, tried=job.tried, above=job.above)
         if (refusal := decision.refusal) is not None:
             if not decision.has_spent_all and await self._is_for_others(job, now):
-                return await self._wait(job, decision, math.inf, now)
+                return await self._wait(job, decision, math.inf)
             self._parking.wake(job.line, 2)
             job.record = _record(decision)
             code = "cost_ceiling" if decision.has_spent_all else "refused"
@@ -75,10 +75,10 @@ class Searching:
         if job.woken:
             decision, job.woken = decision.asking(), False
         if decision.action is Action.GO:
-            return await self._ask(job, decision, now)
+            return await self._ask(job, decision)
         if decision.lacks_money:
-            return await self._wait_for_money(job, decision, now)
-        return await self._wait(job, decision, decision.wait_s, now)
+            return await self._wait_for_money(job, decision)
+        return await self._wait(job, decision, decision.wait_s)
 
     async def _is_for_others(self, job: HeldJob, now: float) -> bool:
         """Whether a job that can't be served here may be by workers of another configuration, which this one follows a
@@ -88,7 +88,7 @@ class Searching:
         versions = (await self._parts.send(self._parts.ledger.workers())).values()
         return any(version != self._parts.in_force.settings.version for version in versions)
 
-    async def _ask(self, job: HeldJob, decision: Decision, now: float) -> Permit | End | None:
+    async def _ask(self, job: HeldJob, decision: Decision) -> Permit | End | None:
         """Ask admission for one of the candidates; if none has room, wait."""
         candidates = decision.bids()
         same = job.repeated(candidates)
@@ -98,7 +98,7 @@ class Searching:
                 span.set_attribute("turnout.excluded", len(decision.exclusions))
                 span.set_attribute("turnout.endpoint", getattr(admission, "endpoint_id", ""))
         if isinstance(admission, Granted):
-            self._shares.seen(job.claim.tenant or "", now, 1)
+            self._shares.seen(job.claim.tenant or "", decision.at, 1)
             return self._found(job, decision, candidates, admission)
         if not isinstance(admission, NoRoom):
             return End("skipped", "the lease was lost")
@@ -113,7 +113,7 @@ class Searching:
             # Since the snapshot was taken these went out: others may have room sooner.
             job.refused_at = min(job.refused_at, admission.at)
             wait_s = min(wait_s, 2 * self._parts.fleet.every_s)  # then the snapshot shows what admission knew
-        return await self._wait(job, decision, wait_s, now, admission.reasons)
+        return await self._wait(job, decision, wait_s, admission.reasons)
 
     def _found(self, job: HeldJob, decision: Decision, offered: Sequence[Candidate], grant: Granted) -> Permit:
         permit = self._judging.permit(job, decision, offered, grant, alone=job.claim.stream)
@@ -125,7 +125,7 @@ class Searching:
         return permit
 
     async def _wait(
-        self, job: HeldJob, decision: Decision, wait_s: float, now: float, no_room: Mapping[str, str] | None = None
+        self, job: HeldJob, decision: Decision, wait_s: float, no_room: Mapping[str, str] | None = None
     ) -> End | None:
         """Wait in place as long as patience lasts, else park the job. no_room: what admission answered, if asked.
 
@@ -137,21 +137,21 @@ class Searching:
         wait_s = min(wait_s, longest_s) * (1 + SPREAD * self._parts.rng.random())
         in_place = job.line if self._parking.any_parked else ""
         if wait_s > job.patience_s or in_place in self._parking.in_place:
-            self._parking.noted(job.line, now + wait_s, now, for_room)
+            self._parking.noted(job.line, decision.at + wait_s, decision.at, for_room)
             job.record = _record(decision, no_room=no_room)
             return await self._closing.defer(job, wait_s, line=job.line, for_room=for_room)
         job.patience_s -= wait_s
         await self._parking.wait_in_place(in_place, wait_s)
         return None
 
-    async def _wait_for_money(self, job: HeldJob, decision: Decision, now: float) -> End | None:
+    async def _wait_for_money(self, job: HeldJob, decision: Decision) -> End | None:
         """End a job where its own ceiling, or its batch's, leaves too little for every endpoint; others wait for the
         next day or month, or for an operator."""
         if all(account.startswith(OWN) for account in job.above.values()):
             self._parking.wake(job.line, 2)
             return await self._closing.at_ceiling(job, next(iter(job.above.values())))
         known = any(exclusion.until for exclusion in decision.options.exclusions)
-        return await self._wait(job, decision, decision.wait_s if known else math.inf, now)
+        return await self._wait(job, decision, decision.wait_s if known else math.inf)
 
     async def admit(self, job: HeldJob, candidates: Sequence[Candidate], *, second: bool = False) -> Admission:
         parts, now = self._parts, self._parts.fleet.now()
