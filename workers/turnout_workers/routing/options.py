@@ -51,17 +51,18 @@ class Options:
     ) -> None:
         self.job, self.now, self.seed, self.tried, self.above, self.match = job, now, seed, tried, above, found
         self._fits_anywhere = found.fits_anywhere(job)
+        self._longest_s = job.wish.max_latency_s or math.inf
         self.exclusions: list[Exclusion] = []
         """Why endpoints that match can't be called now, or aren't fit for a job of this size."""
         self.any_busy = False
-        self._held_back: dict[Reason, list[tuple[Option, Why]]] = {}
+        self._held_back: dict[Reason, list[tuple[Option, str]]] = {}
         self.usable = self._consider(estimates)
         if self._held_back:
             self._add_held_back()
 
     def _consider(self, estimates: Sequence[Estimate]) -> list[Row]:
         job = self.job
-        given, out, longest = job.expected_input_tokens, job.expected_output_tokens, job.wish.max_latency_s or math.inf
+        given, out, longest = job.expected_input_tokens, job.expected_output_tokens, self._longest_s
         careful = not self._fits_anywhere or bool(self.tried) or bool(self.above)
         usable: list[Row] = []
         for position in self.match.positions:
@@ -72,16 +73,19 @@ class Options:
             if not (special or careful or latency > longest):
                 usable.append((0.0, latency, cost, False, estimate))
                 continue
-            option = self._as_it_is(Option(0.0, latency, cost, False, estimate))
-            if why := self._barred(option):
-                self.exclusions.append(Exclusion(estimate.view.endpoint.id, *why))
-            elif why := self._unwanted(option):
-                self._held_back.setdefault(why[0], []).append((option, why))
+            option, state = Option(0.0, latency, cost, False, estimate), Circuit.CLOSED
+            if special:
+                state = circuit(estimate.view.health, self.now)
+                option = self._as_it_is(option, state)
+            if barred := self._barred(option, state):
+                self.exclusions.append(Exclusion(estimate.view.endpoint.id, *barred))
+            elif unwanted := self._unwanted(option):
+                self._held_back.setdefault(unwanted[0], []).append((option, unwanted[1]))
             else:
                 usable.append(option)
         return usable
 
-    def _as_it_is(self, option: Option) -> Option:
+    def _as_it_is(self, option: Option, state: Circuit) -> Option:
         """With its wait, and as a probe if it is one."""
         job, now, estimate = self.job, self.now, option.estimate
         view, health = estimate.view, estimate.view.health
@@ -95,22 +99,24 @@ class Options:
             ready_at = max(ready_at, now + option.latency_s / view.load.in_flight)
         if ready_at > now:
             option, self.any_busy = option._replace(wait_s=ready_at - now), True
-        if circuit(health, now) is Circuit.HALF_OPEN:
+        if state is Circuit.HALF_OPEN:
             # Without its error rate, which is of the past: what it is like now is what a probe is to find out.
             odds = estimate.odds._replace(error_rate=0.0, tries=1.0)
             option = option._replace(probe=True, estimate=estimate._replace(odds=odds))
         return option
 
-    def _barred(self, option: Option) -> Why | None:
+    def _barred(self, option: Option, state: Circuit) -> Why | None:
         """Why it may not take the job now."""
         job, now, view = self.job, self.now, option.estimate.view
-        health, state = view.health, circuit(view.health, now)
+        health = view.health
         if not self._fits_anywhere and (unfit := too_large(job, view.endpoint)):
             return *unfit, None
         if account := self.above.get(view.endpoint.id):
             return Reason.CEILING, f"a call may cost more than the ceiling of {account} leaves", None
-        if self._is_slow(option) and view.metrics.latency_samples and now < view.metrics.latency_at + BELIEVED_S:
-            return Reason.SLOW, _slowness(option, job), view.metrics.latency_at + BELIEVED_S
+        if option.latency_s > self._longest_s and view.metrics.latency_samples:
+            believed_until = view.metrics.latency_at + BELIEVED_S
+            if now < believed_until:
+                return Reason.SLOW, self._slowness(option), believed_until
         if option.wait_s > WAITABLE_S and health.blocked_until > now:
             return why_busy(option, now)
         if state is Circuit.OPEN:
@@ -121,24 +127,25 @@ class Options:
             return Reason(state.value), f"{state}: {health.why}", None
         return None
 
-    def _unwanted(self, option: Option) -> Why | None:
+    def _unwanted(self, option: Option) -> tuple[Reason, str] | None:
         """Why another one is to take the job, if any can."""
         job, now, view = self.job, self.now, option.estimate.view
-        until = now + option.wait_s if option.wait_s else None
         if option.wait_s > WAITABLE_S:
-            return why_busy(option, now)
+            return why_busy(option, now)[:2]
         if view.endpoint.id in self.tried:
-            return Reason.TRIED, "this job failed there a moment ago", until
+            return Reason.TRIED, "this job failed there a moment ago"
         if option.probe and job.wish.lane is Lane.INTERACTIVE and now - view.health.open_until < PROBE_OVERDUE_S:
-            return Reason.PROBING, "to be probed by a job that nobody waits for", until
-        if self._is_slow(option) and None not in (view.endpoint.expected_ttft_s, view.endpoint.expected_s_per_token):
-            return Reason.SLOW, _slowness(option, job), until
+            return Reason.PROBING, "to be probed by a job that nobody waits for"
+        if option.latency_s > self._longest_s:
+            told = (view.endpoint.expected_ttft_s, view.endpoint.expected_s_per_token)
+            if None not in told:
+                return Reason.SLOW, self._slowness(option)
         if is_silent(view) and not option.probe:
-            return Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered", until
+            return Reason.SILENT, f"has {view.load.in_flight} calls, and has never answered"
         return None
 
-    def _is_slow(self, option: Option) -> bool:
-        return option.latency_s > (self.job.wish.max_latency_s or math.inf)
+    def _slowness(self, option: Option) -> str:
+        return f"takes about {option.latency_s:.1f} s, at most {self._longest_s:g} s wanted"
 
     def _add_held_back(self) -> None:
         for reason in HELD_BACK:
@@ -146,15 +153,13 @@ class Options:
             within_s = math.inf if reason is Reason.FULL else PAUSE_S[self.job.wish.lane]
             soon = [estimate for wait_s, *_, estimate in self.usable if wait_s <= within_s]
             if any(not silent or estimate.view.metrics.latency_samples for estimate in soon):
-                self.exclusions += [Exclusion(option.estimate.view.endpoint.id, *why) for option, why in held_back]
+                for option, text in held_back:
+                    until = self.now + option.wait_s if option.wait_s else None
+                    self.exclusions.append(Exclusion(option.estimate.view.endpoint.id, reason, text, until))
             else:
                 self.usable += [option for option, _ in held_back]
         # As a record's, from which a decision is repeated: in turn goes by it.
         self.usable.sort(key=lambda row: row[-1].position)
-
-
-def _slowness(option: Option, job: JobProfile) -> str:
-    return f"takes about {option.latency_s:.1f} s, at most {job.wish.max_latency_s:g} s wanted"
 
 
 def why_busy(option: Option, now: float) -> Why:
