@@ -86,6 +86,26 @@ def test_a_repeated_call_where_nothing_else_will_do_is_no_failover(done: Done) -
     assert (result.failovers, result.deferrals) == (0, 0)
 
 
+def test_a_job_whose_deadline_passes_before_its_call_is_to_be_repeated_ends_then(
+    redis_url: str, flushed: redis.Redis, tmp_path: Path
+) -> None:
+    asked_s = 2.0
+
+    async def work() -> float:
+        line, clock = Line(redis_url), asyncio.get_running_loop().time
+        async with line.client:
+            busy = failing(FailureKind.SERVER_ERROR, retry_after_s=asked_s)
+            bench = Bench(flushed, line, tmp_path, Scenario(wish={"only": ["cheap"], "deadline_s": 0.2}, cheap=[busy]))
+            bench.poller.monotonic = clock
+            await bench.begin()
+            began = clock()
+            await bench.attempt(bench.worker, lambda attempt: attempt)
+            assert (bench.state(), bench.providers[0].calls) == ("expired", 1)
+            return clock() - began
+
+    assert asyncio.run(work()) < asked_s
+
+
 def test_a_job_that_is_run_again_has_its_whole_ceiling(done: Done, flushed: redis.Redis) -> None:
     async def work(bench: Bench) -> None:
         await bench.attempt(bench.worker, lambda attempt: attempt)

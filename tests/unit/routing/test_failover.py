@@ -90,6 +90,17 @@ def test_a_short_retry_after_is_waited_for_in_place(told_s: float, action: str) 
         assert verdict(K.OVERLOADED, told_s).action is Next.FAIL_OVER
 
 
+@pytest.mark.parametrize("kind", [kind for kind, rule in RULES.items() if rule.retries and kind is not K.LOCAL])
+def test_no_endpoint_is_tried_again_in_place_that_asks_for_a_longer_wait(kind: FailureKind) -> None:
+    assert verdict(kind, 2.0).action is Next.RETRY
+    elsewhere = verdict(kind, 20.0)
+    assert (elsewhere.action, elsewhere.delay_s) == (Next.FAIL_OVER, 0)
+    assert elsewhere.block_s >= 20
+    only = verdict(kind, 20.0, allow_fallback=False)
+    assert (only.action, verdict(kind, 20.0, allow_fallback=False, retries_here=1).action) == ("defer", "give_up")
+    assert only.delay_s >= 20
+
+
 @pytest.mark.parametrize("kind", [K.RATE_LIMITED, K.OVERLOADED, K.UNAVAILABLE, K.SERVER_ERROR, K.TIMED_OUT])
 def test_retry_after_is_a_floor_for_the_cooldown(kind: FailureKind) -> None:
     assert 40 <= verdict(kind, 40.0).block_s <= 44

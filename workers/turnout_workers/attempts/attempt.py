@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable
 from functools import partial
 
@@ -116,7 +117,8 @@ class Attempts:
         await judged.told()
         self._parts.parking.wake(job.line)
         if job.again:
-            await asyncio.sleep(judged.verdict.delay_s)
+            left_s = math.inf if job.deadline is None else job.deadline - self._parts.fleet.now()
+            await asyncio.sleep(min(judged.verdict.delay_s, left_s))
         return end
 
     def _begin(self, job: HeldJob, chosen: Candidate, grant: Granted) -> Awaitable[Finished]:

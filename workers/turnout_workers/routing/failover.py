@@ -50,7 +50,7 @@ class Rule:
     """What one kind of failure means, wherever and whenever it happens."""
 
     retries: int = 0
-    """How often the same endpoint is tried again first."""
+    """How often the same endpoint is tried again first, unless it asks for more than `SHORT_WAIT_S`."""
     waits: bool = False
     """A Retry-After of at most `SHORT_WAIT_S` is waited for, and the same endpoint tried again."""
     cooldown_s: float | None = None
@@ -160,9 +160,11 @@ def judge(
         return ruled(Next.GIVE_UP)
     if failure.kind is FailureKind.CANCELLED:
         return ruled(Next.DEFER)
-    if rule.waits and told_s is not None and told_s <= SHORT_WAIT_S and retries_here == 0:
+    soon = told_s is None or told_s <= SHORT_WAIT_S
+    if rule.waits and told_s is not None and soon and retries_here == 0:
         return ruled(Next.RETRY, block_s)
-    if retries_here < rule.retries and may_retry and failure.repeatable:
+    repeats = retries_here < rule.retries and may_retry and failure.repeatable
+    if repeats and soon:
         return ruled(Next.RETRY, max(block_s, backoff_s(retries_here + 1, rng)))
     if failure.kind is FailureKind.LOCAL:
         return ruled(Next.DEFER, backoff_s(max(retries_here + 1, alike - RESTS_AFTER), rng, REST_MOST_S))
@@ -172,7 +174,7 @@ def judge(
         rest_s = backoff_s(attempt, rng)
     rest_s = max(block_s, rest_s)
     if not allow_fallback:  # a cooldown is no failure: the one endpoint that may be used is waited for
-        return ruled(Next.DEFER, rest_s) if rule.cooldown_s is not None else ruled(Next.GIVE_UP)
+        return ruled(Next.DEFER, rest_s) if rule.cooldown_s is not None or repeats else ruled(Next.GIVE_UP)
     if has_untried:
         return ruled(Next.FAIL_OVER, backoff_s(attempt - 1, rng))
     if rule.unsuited:
