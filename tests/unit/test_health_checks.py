@@ -7,11 +7,14 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 from tests.unit.routing.fleets import NOW, endpoint
 
-from turnout_workers.background.health_checks import HealthChecks
+from turnout_workers.background.health_checks import CHANCE_S, HealthChecks
 from turnout_workers.background.lasting import end
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase
+from turnout_workers.providers.errors import ProviderError
+from turnout_workers.routing.failure import Failure, FailureKind
 from turnout_workers.routing.fleet import Fleet
 from turnout_workers.state.memory import MemoryFleetStore
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -78,3 +81,33 @@ async def test_the_processes_of_a_fleet_ask_each_provider_once_in_an_interval() 
     processes[0].append(Asked("new"))
     await until(lambda: processes[0][-1].times == 1)
     await end(running)
+
+
+@pytest.mark.parametrize(
+    ("kind", "chance"),
+    [
+        (FailureKind.MODEL_NOT_FOUND, True),
+        (FailureKind.FORBIDDEN, True),
+        (FailureKind.MALFORMED, True),
+        (FailureKind.UNAVAILABLE, False),
+    ],
+)
+async def test_what_is_disabled_gets_its_chance_where_a_check_finds_nothing_to_ask(
+    kind: FailureKind, chance: bool
+) -> None:
+    class Closed(Asked):
+        async def check_health(self) -> None:
+            raise ProviderError(Failure(kind, "not here"))
+
+    now, asked = [NOW], Closed("groq")
+    store = MemoryFleetStore(lambda: now[0])
+    poller = SnapshotPoller(store, Fleet(asked.endpoints))
+    checks = HealthChecks([asked], store, poller, EVERY_S, random.Random(0))
+    (id,) = (endpoint.id for endpoint in asked.endpoints)
+    await store.mark("disabled", [id], "billing: no credit")
+    for later_s, is_back in ((CHANCE_S - 1, False), (1, chance)):
+        now[0] += later_s
+        await poller.poll()
+        await checks.check(asked)
+        _, observed = await store.state()
+        assert (observed[id].health.disabled is None) == is_back

@@ -22,7 +22,7 @@ CURABLE = (FailureKind.UNAUTHORIZED.value, FailureKind.FORBIDDEN.value)
 REFUSED = (FailureKind.UNAUTHORIZED, FailureKind.BILLING)
 """Failures of a check that disable endpoints. Others don't say that real calls would fail: a server without a list of
 models, or a key that may not see it, can serve them well."""
-ABSENT = (FailureKind.MODEL_NOT_FOUND, FailureKind.FORBIDDEN)
+ABSENT = (FailureKind.MODEL_NOT_FOUND, FailureKind.FORBIDDEN, FailureKind.MALFORMED)
 """Failures of a check which say that there is nothing to be asked."""
 CHANCE_S = 300.0
 """… so one is let through this often, as long as the provider answers its checks well."""

@@ -134,6 +134,8 @@ def classify_response(
         return failure(FailureKind.UNSUPPORTED)  # OpenRouter has the model, though not for this request
     if named(_MODEL) or says(_MODEL_WORDS) or status in (404, 405, 410):
         return failure(FailureKind.MODEL_NOT_FOUND)
+    if status == 403 and not isinstance(body, dict):  # by a firewall before the API, of this prompt or of all calls
+        return failure(FailureKind.MALFORMED)
     if status == 403 or kind_word == "permission_denied":
         return failure(FailureKind.FORBIDDEN, scope=Scope.ENDPOINT if "model" in words else Scope.ACCOUNT)
     if status == 413:

@@ -85,7 +85,9 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.OFF_SCHEMA: Rule(spends=True, retries=1),
     FailureKind.UNAUTHORIZED: Rule(disables=True),
     FailureKind.BILLING: Rule(disables=True),
-    FailureKind.FORBIDDEN: Rule(disables=True),
+    # A check may find nothing wrong with the key, for it was the prompt that was refused: so that such a job doesn't
+    # take account after account from all others for ever. As often as that a key may lack the right to a model.
+    FailureKind.FORBIDDEN: Rule(disables=True, most=16),
     FailureKind.MODEL_NOT_FOUND: Rule(disables=True),
     FailureKind.CONTEXT_LENGTH: Rule(unsuited=True),
     FailureKind.CONTENT_FILTERED: Rule(unsuited=True),

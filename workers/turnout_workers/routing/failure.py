@@ -16,7 +16,7 @@ class FailureKind(StrEnum):
     TIMED_OUT = "timed_out"  # 408, 504, first-byte, idle or total deadline: perhaps billed
     INTERRUPTED = "interrupted"  # reset or truncated after the request was sent: perhaps billed
     SERVER_ERROR = "server_error"  # 500, 502 and other 5xx: perhaps billed
-    MALFORMED = "malformed"  # a 200 that is no answer: assumed billed
+    MALFORMED = "malformed"  # a 200 that is no answer: assumed billed; or a refusal that is not from the API: free
     EMPTY = "empty"  # an answer without a word: billed
     OFF_SCHEMA = "off_schema"  # an answer, but not of the schema that was asked for: billed
     UNAUTHORIZED = "unauthorized"  # the key is not accepted
