@@ -1162,6 +1162,35 @@ async def test_a_connection_serves_the_next_call_if_the_stream_ends_soon_after_i
     assert connections == opened
 
 
+def answering(text: str) -> bytes:
+    """A whole answer of OpenAI's, after which the connection may be kept."""
+    body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "stop"}]}).encode()
+    return said(body).replace(b"connection: close\r\n", b"")
+
+
+@pytest.mark.parametrize("unasked", [answering("1"), answering("1")[:20], b"\0", said(b"", "408 Request Timeout")])
+async def test_what_comes_on_an_idle_connection_is_not_the_next_calls_answer(unasked: bytes, http: Http) -> None:
+    """An answer once more, the beginning of one, what is no HTTP, or a balancer's farewell."""
+    asked_of: list[asyncio.StreamWriter] = []
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            while length := re.search(rb"content-length: (\d+)", (await reader.readuntil(b"\r\n\r\n")).lower()):
+                await reader.readexactly(int(length[1]))
+                asked_of.append(writer)
+                writer.write(answering(str(len(asked_of))))
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server, asyncio.timeout(20):
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        assert (await asked(http, "openai", url)).response.text == "1"
+        asked_of[0].write(unasked)
+        async with serving(always(answering("another server's"))) as elsewhere:
+            await asked(http, "openai", elsewhere)  # by the end of this one, all that was written has been read
+        assert (await asked(http, "openai", url)).response.text == "2"
+        assert len(asked_of) == 2
+
+
 @pytest.mark.parametrize(
     ("timeouts", "kind"), [(Timeouts(connect_s=0.2), K.UNAVAILABLE), (Timeouts(first_byte_s=0.2), K.TIMED_OUT)]
 )

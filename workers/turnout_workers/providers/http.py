@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import aiohttp
 from aiohttp import hdrs
+from aiohttp.connector import Connection
 from yarl import URL
 
 from turnout.keepalive import KEEPALIVE
@@ -223,13 +224,23 @@ def _error_in(told: Any) -> dict[str, Any] | None:
     return None
 
 
+class _Connections(aiohttp.TCPConnector):
+    """Closes a connection that was kept for the next call if anything has come on it since: the answer to nobody, which
+    would be taken for that call's, or the word that the server has closed it."""
+
+    async def _get(self, key: Any, traces: Any) -> Connection | None:
+        while (kept := await super()._get(key, traces)) and kept.protocol and kept.protocol.should_close:
+            kept.close()
+        return kept
+
+
 def _session() -> aiohttp.ClientSession:
     """A session without cookies, and without proxies from the environment.
 
     Certificates are checked by the system's authorities, or those of SSL_CERT_FILE, which aiohttp reads at its import.
     """
     # Connections need no limit: the worker's slots and the providers' limits bound the calls in flight.
-    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60, socket_factory=_socket)
+    connector = _Connections(limit=0, keepalive_timeout=60, socket_factory=_socket)
     return aiohttp.ClientSession(
         connector=connector,
         headers=_HEADERS,
