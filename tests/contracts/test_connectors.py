@@ -997,6 +997,28 @@ async def test_no_dense_stream_holds_up_the_other_calls(piece: bytes, http: Http
     assert error.failure.kind in (K.MALFORMED, K.INTERRUPTED)
 
 
+DELAYED = {"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": "1s" * 15_000_000}
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        {"message": "a " * 15_000_000},
+        {"message": f"try again in {'1s' * 15_000_000}_"},
+        {"message": "x", "metadata": {"raw": "y z " * 7_000_000}},
+        {"message": "x", "details": [DELAYED]},
+        {"message": "x", "code": "y" * 30_000_000},
+    ],
+)
+async def test_no_long_error_in_a_200_holds_up_the_other_calls(error: dict[str, Any], http: Http) -> None:
+    async with serving(always(said(json.dumps({"error": error}).encode()))) as url:
+        call = asyncio.create_task(asked(http, "openai", url))
+        assert await longest_turn_s(call) < 1
+    told = call.exception()
+    assert isinstance(told, ProviderError)
+    assert (told.failure.kind, told.failure.retry_after_s) == (K.SERVER_ERROR, None)
+
+
 @pytest.mark.parametrize(("part", "most"), [(b"[],", MOST_PARTS), (b'{"a":1},', MOST_PARTS // 2), (b"1,", MOST_ITEMS)])
 def test_json_of_too_many_parts_is_none(part: bytes, most: int) -> None:
     assert parsed(b"[" + part * (most - 1) + b"0]") is not None

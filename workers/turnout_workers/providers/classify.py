@@ -17,7 +17,7 @@ import aiohttp
 
 from turnout.request import OPENAI_FIELDS
 from turnout_workers.providers.body import at, items
-from turnout_workers.providers.errors import request_id
+from turnout_workers.providers.errors import MAX_ERROR, request_id
 from turnout_workers.providers.scrub import scrubbed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind, Scope
 
@@ -198,7 +198,8 @@ def _envelope(body: Any) -> tuple[str, str, str, str]:
     said = error.get("message") or body.get("detail") or ""
     text = said if isinstance(said, str) else json.dumps(said, ensure_ascii=False)
     upstream = str(at(error, "metadata", "raw") or "")
-    return str(word or "").lower(), str("" if code is None else code).lower(), text, upstream
+    word, code = str(word or "")[:MAX_ERROR].lower(), str("" if code is None else code)[:MAX_ERROR].lower()
+    return word, code, text[:MAX_ERROR], upstream[:MAX_ERROR]
 
 
 def classify_exception(error: BaseException, keys: tuple[str, ...] = (), texts: tuple[str, ...] = ()) -> Failure:

@@ -14,6 +14,9 @@ from turnout_workers.state.store import ObservedLimit
 
 logger = logging.getLogger(__name__)
 
+MAX_ERROR = 64 * 1024
+"""How many bytes of an error response are read, and characters of a text of an error in a 200: all calls wait while it
+is searched."""
 _ID = re.compile(r"[!-~]{1,200}")
 
 

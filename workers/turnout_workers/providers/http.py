@@ -26,15 +26,14 @@ from turnout.keepalive import KEEPALIVE
 from turnout_workers.providers import body
 from turnout_workers.providers.base import Timeouts
 from turnout_workers.providers.classify import classify_exception, classify_response
-from turnout_workers.providers.errors import ProviderError, malformed
+from turnout_workers.providers.errors import MAX_ERROR, ProviderError, malformed
 from turnout_workers.providers.retry_after import exceeded_limits, observed_limits, retry_after_s
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 
 MAX_BODY = 32 * 1024 * 1024
 """Most bytes of one answer."""
-MAX_ERROR = 64 * 1024
 ERROR_S = 2.0
-"""How many bytes of an error response are read, and for how many seconds, at most."""
+"""For how many seconds an error response is read, at most."""
 END_S = 0.5
 """How long the end of a stream may take after its last event."""
 _HEADERS = {hdrs.USER_AGENT: "turnout", hdrs.ACCEPT_ENCODING: "identity"}

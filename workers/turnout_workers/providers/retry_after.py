@@ -10,11 +10,12 @@ from datetime import UTC, datetime
 from typing import Any
 
 from turnout_workers.providers.body import at, items
+from turnout_workers.providers.errors import MAX_ERROR
 from turnout_workers.state.store import ObservedLimit
 
 _UNIT_S = {"d": 86400.0, "h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(ms|us|µs|ns|d|h|m|s)")
-_DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))+")
+_DURATIONS = re.compile(r"(?:\d+(?:\.\d+)?(?:ms|us|µs|ns|d|h|m|s))++")  # or a long one takes gigabytes to be read
 _SAID = re.compile(
     rf"(?:try again in|retry after) (?:({_DURATIONS.pattern})\b"
     r"|(\d+(?:\.\d+)?)(?: ?(sec(?:ond)?|min(?:ute)?|hour|day)s?\b|(?![ .]?\w)))",
@@ -25,6 +26,8 @@ _QUOTAS = {"InputTokens": "input_tokens_per_minute", "Requests": "requests_per_m
 """What the names of Gemini's quotas mean, as in `GenerateRequestsPerMinutePerProjectPerModel-FreeTier`."""
 LONGEST_S = 30 * 86400.0
 """A longer wait is a mistake, theirs or ours."""
+LONGEST_TEXT = 100
+"""A longer one tells no time."""
 LARGEST = 1e12
 """A limit above this is taken for none."""
 
@@ -34,7 +37,7 @@ def seconds(text: str | None, now: float) -> float | None:
 
     None if it can't be read.
     """
-    found = _seconds(text.strip(), now) if text else None
+    found = _seconds(text.strip(), now) if text and len(text) <= LONGEST_TEXT else None
     return None if found is None else min(max(0.0, found), LONGEST_S)
 
 
@@ -90,7 +93,7 @@ def retry_after_s(
 
 def _in_words_s(message: str, now: float) -> float | None:
     """As in "try again in 7m12s", "in 5 minutes" or "retry after 20"."""
-    if (said := _SAID.search(message)) is None:
+    if (said := _SAID.search(message[:MAX_ERROR])) is None:
         return None
     duration, amount, unit = said.groups()
     return seconds((duration or f"{amount}{(unit or 's')[0]}").lower(), now)
