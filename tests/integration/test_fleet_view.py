@@ -7,7 +7,7 @@ import redis
 
 from turnout.ledger import Keys, Ledger, run
 from turnout_workers.monitoring.overview import endpoints
-from turnout_workers.routing.fleet import Endpoint, Fleet, Health, Observed
+from turnout_workers.routing.fleet import Endpoint, Fleet, Health, Load, Observed
 from turnout_workers.state import fleet_view
 from turnout_workers.state.redis import mark_call
 
@@ -51,3 +51,11 @@ def test_an_endpoints_health_is_told_in_the_same_words_wherever_people_look(heal
     assert row["health"] == said
     wrong = fleet_view.trouble(health, NOW)
     assert wrong is None if said in ("well", "coming back") else wrong[1].startswith(said)
+
+
+@pytest.mark.parametrize(
+    ("load", "free"), [(Load(), 1), (Load(ready_at=NOW + 9), 0), (Load(free=0.5, ready_at=NOW - 1), 0.5)]
+)
+def test_an_endpoint_of_whose_limit_nothing_remains_as_its_provider_says_has_no_room(load: Load, free: float) -> None:
+    [row] = endpoints(Fleet([ONE]).snapshot(NOW, {ONE.id: Observed(load=load)}))
+    assert row["free"] == free

@@ -356,6 +356,31 @@ async def test_remaining_binds_until_its_reset_whatever_the_order_of_reports(fle
     assert await burst(fleet, bid(requests_per_minute=100), most=20) == 20
 
 
+@pytest.mark.parametrize(("kind", "most_s"), [("requests_per_minute", 600), ("requests_per_day", 86_400)])
+async def test_remaining_is_not_believed_for_longer_than_such_a_limit_takes_to_refill(
+    kind: str, most_s: int, fleet: AnyFleet
+) -> None:
+    await end(fleet, await granted(fleet, bid()), limits=(ObservedLimit(kind, remaining=0, reset_s=30 * 86_400),))
+    assert (await refused(fleet, bid())).retry_at == START + most_s
+    fleet.advance(most_s)
+    await granted(fleet, bid())
+
+
+async def test_what_is_restored_is_free_of_what_its_provider_has_said(fleet: AnyFleet) -> None:
+    told = (
+        ObservedLimit("requests_per_day", remaining=0, reset_s=80_000),
+        ObservedLimit("requests_per_minute", limit=1),
+    )
+    await end(fleet, await granted(fleet, bid()), limits=told)
+    await refused(fleet, bid())
+    _, observed = await fleet.store.state()
+    assert (observed[A].load.ready_at, observed[A].load.fits) == (START + 80_000, 0)
+    await fleet.store.mark("restored", [A])
+    _, observed = await fleet.store.state()
+    assert observed[A].load.ready_at == 0, "or nobody would ask"
+    assert await burst(fleet, bid(), most=5) == 5
+
+
 @pytest.mark.parametrize("took", [10, 1000, 3000])
 async def test_what_remains_is_as_much_whatever_the_call_took_that_told_of_it(took: int, fleet: AnyFleet) -> None:
     grant = await granted(fleet, bid(output_tokens=1000))

@@ -36,6 +36,7 @@ ACCOUNTS = ["tenant:t", "job:1", "batch:b"]
 WORKERS = ["v", "w"]
 SMALL = st.integers(0, 4)
 SECONDS = st.sampled_from([0.0, 0.5, 1.0, 2.0, 3.0])
+FAR = st.sampled_from([900.0, 90_000.0])
 FORTH = [0.0, 0.001, 0.5, 1.0, 1.0, 2.0, 3.0, 8.0, 20.0, 59.5, 60.0, 61.0, 900.0, 86_400.0]
 BACK = [-0.001, -1.0, -61.0, -90_000.0]
 """Redis may move to another machine."""
@@ -50,7 +51,7 @@ BIDS = st.lists(
     max_size=2,
     unique_by=lambda bid: bid.endpoint_id,
 ).map(tuple)
-HEADERS = st.builds(ObservedLimit, st.sampled_from([*KINDS, "concurrency"]), MAYBE, MAYBE, st.none() | SECONDS)
+HEADERS = st.builds(ObservedLimit, st.sampled_from([*KINDS, "concurrency"]), MAYBE, MAYBE, st.none() | SECONDS | FAR)
 LATENCY = st.none() | st.sampled_from([0.0, 0.1, 0.5, 1.0, 8.0])
 REPORTS = st.builds(
     Report,

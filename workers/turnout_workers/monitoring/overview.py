@@ -94,7 +94,7 @@ def _row(view: EndpointView, now: float, all_calls: int) -> dict[str, Any]:
         "reason": health.why,
         "in_flight": load.in_flight,
         "slots": view.endpoint.limits.concurrency,
-        "free": round(load.free, 3),
+        "free": 0.0 if load.ready_at > now and not load.fits else round(load.free, 3),
         "calls": metrics.calls,
         "share": round(metrics.calls / all_calls, 3),
         "failures": metrics.failures,

@@ -223,6 +223,7 @@ class MemoryFleetStore:
             elif what == "restored":
                 for name in RESTORED:
                     setattr(known, name, getattr(FRESH, name))
+                known.usage.forget_told()
             else:
                 setattr(known, what, now)
                 known.texts[what] = reason

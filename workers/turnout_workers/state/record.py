@@ -125,8 +125,9 @@ NAMES = tuple(field.name for field in fields(Record))
 RESTORED = (
     *("open_until", "trips", "recovered_at", "blocked_until", "share", "disabled", "isolated"),
     *("probe", "probe_until", "consecutive", "row_from", "row_to", "proven", "weight", "bad"),
+    *("free", "free_at", "ready_at", "fits"),
 )
-"""What an operator's or a health check's word makes fresh again."""
+"""What an operator's or a health check's word makes fresh again, beside what the provider has said of its limits."""
 _LAYOUT = Struct("<" + "d" * len(NAMES))
 
 LUA = f"""

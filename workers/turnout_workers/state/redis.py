@@ -44,6 +44,7 @@ CONSTANTS = f"""
 local KINDS = {{{KINDS}}}
 local MINUTE = {{width = {windows.MINUTE[0]}, span = {windows.MINUTE[1]}}}
 local DAY = {{width = {windows.DAY[0]}, span = {windows.DAY[1]}}}
+local RESET_MOST_S = {{{", ".join(f"{window} = {most_s}" for window, most_s in windows.RESET_MOST_S.items())}}}
 """ + "".join(f"local {name} = {getattr(home, name)}\n" for home, names in POLICY.items() for name in names)
 SHARED = CONSTANTS + record.LUA + sources("turnout_workers.state")["shared"]
 
@@ -152,7 +153,8 @@ def mark_call(
 ) -> Call[None]:
     """Mark endpoints `blocked`, `disabled`, `isolated` or `restored`; also for an operator's commands."""
     script = Script.load("turnout_workers.state", "mark", prelude)
-    return script.call([keys.endpoints], [what, reason, ms(for_s), *endpoint_ids], nothing)
+    places = [keys.endpoints, *map(keys.usage, endpoint_ids)]
+    return script.call(places, [what, reason, ms(for_s), *endpoint_ids], nothing)
 
 
 def state_call(keys: Keys, prelude: str = CLOCK + SHARED) -> Call[tuple[float, Mapping[str, Observed]]]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from turnout_workers.routing.fleet import Limits
 from turnout_workers.state.store import ASK_AGAIN_S, KEPT_S, TOLD_S, ObservedLimit, ms
-from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, Kind, Use, Window
+from turnout_workers.state.windows import DAY, KINDS, MINUTE, NOTHING, RESET_MOST_S, Kind, Use, Window
 
 ASK_AGAIN_MS = ms(ASK_AGAIN_S)
 
@@ -163,10 +163,15 @@ class Usage:
             self._told[observed.kind] = observed.limit, now + ms(TOLD_S)
         if observed.remaining is None or observed.reset_s is None or observed.kind not in KINDS:
             return
-        told = KINDS[observed.kind].of(charge.total)
+        kind = KINDS[observed.kind]
+        told, until = kind.of(charge.total), now + ms(min(observed.reset_s, RESET_MOST_S[kind.window]))
         old = self._caps.get(observed.kind)
         if old is None or old.until <= now or told >= old.told:
-            self._caps[observed.kind] = _Cap(told + observed.remaining, now + ms(observed.reset_s), told)
+            self._caps[observed.kind] = _Cap(told + observed.remaining, until, told)
+
+    def forget_told(self) -> None:
+        """What the provider has said of its limits."""
+        self._told, self._caps = {}, {}
 
 
 def _fits(amount: int, limit: float, kept: int = 0) -> Callable[[int], bool]:

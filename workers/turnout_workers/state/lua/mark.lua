@@ -1,7 +1,7 @@
 #!lua flags=allow-oom
 -- What isn't decided by a circuit: a cooldown that the provider asked for, a bad key, an operator's word.
 --
--- KEYS  endpoints
+-- KEYS  endpoints, then usage of each
 -- ARGV  blocked | disabled | isolated | restored, reason, for (ms), then the endpoints
 local what, till = ARGV[1], NOW + ARGV[3]
 for i = 4, #ARGV do
@@ -20,6 +20,9 @@ for i = 4, #ARGV do
   else
     local first = fresh()
     for _, field in ipairs(RESTORED) do known[field] = first[field] end
+    local usage = usage_of(KEYS[i - 2])
+    usage.headers = {}
+    keep_usage(KEYS[i - 2], usage)
   end
   keep(endpoint, known)
   if tells then redis.call('HSET', KEYS.endpoints, endpoint .. ' ' .. what, ARGV[2]) end

@@ -60,7 +60,8 @@ local function learn(headers)
     if told.remaining and told.reset_s and kind then
       local sum = total(call.charged, kind)
       if not header.told or header['until'] <= NOW or sum >= header.told then
-        header.total, header['until'], header.told = sum + told.remaining, NOW + ms(told.reset_s), sum
+        local reset_s = math.min(told.reset_s, RESET_MOST_S[kind[2]])
+        header.total, header['until'], header.told = sum + told.remaining, NOW + ms(reset_s), sum
       end
     end
     headers[told.kind] = header
