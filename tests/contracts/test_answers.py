@@ -15,6 +15,7 @@ from turnout_workers.providers import Http, ProviderConfig, build
 from turnout_workers.providers.conformance import always, serving
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
+from turnout_workers.providers.wire import Answer, Sent, fault
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 
@@ -365,6 +366,67 @@ async def test_a_200_that_is_no_answer_is_a_failure(dialect: str, body: Any, kin
     with pytest.raises(ProviderError) as error:
         await answered(dialect, body)
     assert (error.value.failure.kind, error.value.failure.billed) == (kind, billed)
+
+
+def rows(*vectors: Any, indices: Any = None) -> dict[str, Any]:
+    indices = range(len(vectors)) if indices is None else indices
+    return {"data": [{"index": i, "embedding": v} for i, v in zip(indices, vectors, strict=True)]}
+
+
+async def embedded(dialect: str, body: dict[str, Any], texts: int = 2, dimensions: int | None = None) -> Any:
+    http = Http()
+    try:
+        async with serving(always(said(json.dumps(body).encode()))) as url:
+            endpoint = Endpoint("p", "m", "m")
+            connector = build(ProviderConfig("p", DIALECTS[dialect].kind, url, (endpoint,), dialect), http)
+            request = InferenceRequest(input=("x",) * texts, dimensions=dimensions)
+            return (await connector.call(endpoint, request)).response.embeddings
+    finally:
+        await http.aclose()
+
+
+@pytest.mark.parametrize(
+    ("body", "how"),
+    [
+        (rows([], []), {}),
+        (rows([1, 2, 3], [4]), {}),
+        (rows([1, 2, 3], [4, 5, 6]), {"dimensions": 2}),
+        (rows([1], [2], indices=(0, 0)), {}),
+        (rows([1], [2], indices=(0, 5)), {}),
+        (rows([1], [2], indices=(0, None)), {}),
+        (rows(*([n] for n in range(11)), indices=map(str, range(11))), {"texts": 11}),
+        (rows("123", "456"), {}),
+        (rows("1234", "5678"), {}),
+        (rows({"1": 1}, {"2": 2}), {}),
+        (rows([[1]], [[2]]), {}),
+    ],
+)
+async def test_embeddings_that_are_not_of_each_text_and_of_one_length_are_no_answer(
+    body: dict[str, Any], how: dict[str, Any]
+) -> None:
+    with pytest.raises(ProviderError) as error:
+        await embedded("openai", body, **how)
+    assert (error.value.failure.kind, error.value.failure.billed) == (K.MALFORMED, Billed.YES)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        rows([1, 2], [3, 4]),
+        rows([3, 4], [1, 2], indices=(1, 0)),
+        rows([1, 2], [3, 4], indices=(None, None)),
+        rows("AACAPwAAAEA=", "AABAQAAAgEA="),
+        {"data": [{"embedding": [1, 2]}, {"embedding": [3, 4]}]},
+    ],
+)
+async def test_embeddings_are_read_in_whatever_order_and_form_they_come(body: dict[str, Any]) -> None:
+    assert await embedded("openai", body, dimensions=2) == ((1, 2), (3, 4))
+
+
+def test_who_takes_no_dimensions_answers_in_its_own() -> None:
+    sent = Sent(InferenceRequest(input="x", dimensions=3), "p", frozenset())
+    assert not sent.given("dimensions")
+    assert fault(Answer(embeddings=((1.0, 2.0),)), sent) is None
 
 
 @pytest.mark.parametrize(

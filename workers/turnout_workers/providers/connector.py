@@ -127,7 +127,7 @@ class Connector(CloudProviderBase):
                 self._parameters[asked] -= {name}
         answer = understood(self.read, request, reply.body)
         outcome = understood(self._outcome, answer, endpoint, sent, reply)
-        if failure := fault(answer, request):
+        if failure := fault(answer, sent):
             raise ProviderError(failure, outcome.limits, outcome.response if answer.usage else None)
         if on_token is not None and reply.first_token_s is None and answer.text:
             await on_token(answer.text)

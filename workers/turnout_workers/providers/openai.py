@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+from base64 import b64decode
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,6 +12,7 @@ from turnout.messages import Message, TextPart, Tool
 from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
+from turnout_workers.providers.errors import malformed
 from turnout_workers.providers.wire import Answer, Gathering, Sent, call_id, reported, tool_calls
 from turnout_workers.routing.fleet import Endpoint
 
@@ -182,11 +185,24 @@ def _text(content: Any) -> str:
 
 
 def _embeddings(body: Any) -> Answer:
-    rows = sorted(body["data"], key=lambda row: row.get("index", 0))
-    vectors = tuple(tuple(map(float, row["embedding"])) for row in rows)
+    rows = body["data"]
+    if any(row.get("index") is not None for row in rows):
+        rows = sorted(rows, key=lambda row: row["index"])
+        if [row["index"] for row in rows] != list(range(len(rows))):
+            raise malformed("embeddings of which nobody knows for which text they are")
+    vectors = tuple(_vector(row["embedding"]) for row in rows)
     told = body.get("usage")
     cost = _cost_usd(told)
     return Answer(embeddings=vectors, usage=reported(usage, told), cost_usd=cost, model=body.get("model"))
+
+
+def _vector(told: Any) -> tuple[float, ...]:
+    if isinstance(told, str):  # base64, by servers that heed no `encoding_format`
+        raw = b64decode(told, validate=True)
+        return struct.unpack(f"<{len(raw) // 4}f", raw)
+    if not isinstance(told, list):
+        raise malformed("an embedding that is no list")
+    return tuple(map(float, told))
 
 
 def usage(told: Any) -> Usage:

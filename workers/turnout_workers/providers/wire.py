@@ -182,11 +182,16 @@ class Gathering(Protocol):
         """The whole body. None: the stream ended too early."""
 
 
-def fault(answer: Answer, request: InferenceRequest) -> Failure | None:
+def fault(answer: Answer, sent: Sent) -> Failure | None:
     """Why the answer is of no use; None: it is."""
+    request = sent.request
     if request.is_embedding:
         if len(answer.embeddings) != len(request.texts):
             return malformed(f"{len(answer.embeddings)} embeddings for {len(request.texts)} texts").failure
+        lengths = {len(vector) for vector in answer.embeddings}
+        wanted = request.dimensions if "dimensions" in sent.taken else max(lengths)
+        if lengths != {wanted} or not wanted:
+            return malformed(f"embeddings of {', '.join(map(str, sorted(lengths)[:3]))} numbers").failure
         return None
     if answer.finish is FinishReason.ERROR:
         message = f"the answer ended in an error ({answer.finish_raw})"
