@@ -1152,6 +1152,46 @@ async def test_a_whole_answer_whose_connection_stays_open_or_breaks_is_one(kind:
         assert heard == [outcome.response.text] == ["Hi"]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    ("media", "around"),
+    [
+        ("Text/Event-Stream; charset=UTF-8", "{}"),
+        ("text/event-stream", "\ufeff{}"),
+        ("text/event-stream", "data:\n\n{}data: \n\n"),
+        ("text/event-stream", "{}data: [DONE] \n\n"),
+        ("text/event-stream", "{}data:[DONE]\r\n\r\n"),
+    ],
+)
+async def test_a_stream_is_read_however_it_is_framed(kind: str, media: str, around: str, http: Http) -> None:
+    heard = Heard()
+    raw = around.format(streamed(kind).decode()).encode()
+    async with serving(always(said(raw, headers=f"content-type: {media}"))) as url:
+        assert (await asked(http, kind, url, Timeouts(), heard)).response.text == "Hi"
+    assert heard == ["Hi"]
+
+
+async def test_a_mark_of_the_byte_order_may_come_in_pieces() -> None:
+    async def pieces() -> AsyncIterator[bytes]:
+        for piece in (b"\xef", b"\xbb", b"\xbfda", b"ta: {}\n", b"\n"):
+            yield piece
+
+    assert [event async for event in server_sent(pieces())] == [b"{}"]
+
+
+async def test_nothing_that_drips_on_after_the_last_event_holds_an_answer_back(http: Http) -> None:
+    async def drips_on(writer: asyncio.StreamWriter) -> None:
+        writer.write(HEAD + b"\r\n" + streamed("openai"))
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b": still here\n\n")
+                await writer.drain()
+                await asyncio.sleep(0.05)
+
+    async with serving(drips_on) as url, asyncio.timeout(20):
+        assert (await asked(http, "openai", url, Timeouts(total_s=60), Heard())).response.text == "Hi"
+
+
 @pytest.mark.parametrize(("ends", "opened"), [(True, 1), (False, 2)])
 async def test_a_connection_serves_the_next_call_if_the_stream_ends_soon_after_its_last_event(
     ends: bool, opened: int, http: Http, monkeypatch: pytest.MonkeyPatch

@@ -13,6 +13,8 @@ from turnout_workers.providers.errors import malformed
 
 DONE = b"[DONE]"
 """The data of the last event, in OpenAI's format."""
+BOM = b"\xef\xbb\xbf"
+"""Which a text in UTF-8 may begin with."""
 MOST_PARTS = 500_000
 """Most lists, objects and fields of one JSON text. A chat answer has some ten, and one per token or so if it is JSON
 itself; 30 MB of `[],` would be a gigabyte of them, and hold up all calls."""
@@ -33,17 +35,18 @@ async def server_sent(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
         if lines > MOST_LINES:
             raise malformed(f"more than {MOST_LINES:,} lines")
         for line in ended:
-            line = b"".join([*begun, line]).rstrip(b"\r")
+            line = b"".join([*begun, line]).rstrip(b"\r").removeprefix(BOM)
             begun.clear()
             if line.startswith(b"data:"):
                 data.append(line[5:].removeprefix(b" "))
             elif not line and data:
-                yield b"\n".join(data)
+                if event := b"\n".join(data).strip():  # else it only kept the connection alive
+                    yield event
                 data = []
         begun.append(rest)
-    if (line := b"".join(begun)).startswith(b"data:"):
+    if (line := b"".join(begun).removeprefix(BOM)).startswith(b"data:"):
         data.append(line[5:].strip())
-    if data and isinstance(parsed(event := b"\n".join(data)), dict):  # else it was cut off, or is the final one
+    if data and isinstance(parsed(event := b"\n".join(data).strip()), dict):  # else it was cut off, or is the final one
         yield event
 
 

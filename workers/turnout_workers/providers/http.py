@@ -145,7 +145,7 @@ class Exchange:
     @property
     def is_stream(self) -> bool:
         """Whether the response is one of server-sent events: some servers answer in one piece, whatever was asked."""
-        return "text/event-stream" in self.headers.get("content-type", "")
+        return "text/event-stream" in self.headers.get("content-type", "").lower()
 
     async def whole(self) -> dict[str, Any] | list[Any]:
         """The body, read to its end. Raises ProviderError for anything but a JSON object or list."""
@@ -160,8 +160,8 @@ class Exchange:
         """Each event's data. Whether the stream was complete is for the wire format to say."""
         begun = False
         async for data in body.server_sent(self):
-            if data == body.DONE:  # the end of the body, after which another call can have the connection, is due
-                self._idle_s = min(self._idle_s, END_S)
+            if data.startswith(body.DONE):  # the end of the body, when another call can have the connection, is due
+                self._ends_at = min(self._ends_at, self._now() + END_S)
                 continue
             event = body.parsed(data)
             self._raise_if_error(event, begun)
