@@ -131,7 +131,7 @@ class Exchange:
         try:
             response = self._response = await _send(session, self._out)
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._failed(error) from None  # it quotes what came, perhaps the key or the prompt
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         packing = self.headers.get("content-encoding", "").lower()
         self._packed = packing in ("gzip", "x-gzip")
@@ -183,7 +183,7 @@ class Exchange:
                 piece = await content.readany()
                 self._deadline.reschedule(self._ends_at)
         except Exception as error:
-            raise self._failed(error) from error
+            raise self._failed(error) from None
         if not piece:
             raise StopAsyncIteration
         self._size += len(piece)
