@@ -57,6 +57,23 @@ def test_an_end_that_came_about_elsewhere_is_told_and_nothing_follows_from_it() 
     assert isinstance(error.exception, ValueError)
 
 
+async def test_a_panic_of_a_library_in_rust_fails_the_job_and_ends_no_worker() -> None:
+    class PanicException(BaseException):
+        """As pyo3's is."""
+
+    class Panicking(AsyncTask):
+        name = "panicking"
+
+        async def execute(self, request: dict[str, Any], body: Any) -> Any:
+            raise PanicException("perhaps with the prompt")
+
+    pool = object.__new__(TaskPool)
+    pool.app = SimpleNamespace(tasks={"panicking": Panicking()})
+    job = _Job(1, lambda *_: (*TRACED, 1.5), ("panicking", "id", {}, [[], {}, None], None, None), None)
+    await pool._execute(job)
+    assert (type(job.outcome), str(job.outcome)) == (RuntimeError, "PanicException in a library")
+
+
 @pytest.mark.parametrize("begun", [True, False])
 async def test_a_job_that_is_stopped_before_it_has_claimed_ends_and_not_the_worker(begun: bool) -> None:
     class Waiting(AsyncTask):

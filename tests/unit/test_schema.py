@@ -70,6 +70,25 @@ def test_a_schema_that_cannot_be_used_is_not_held_against_the_answer(schema: dic
 
 
 @pytest.mark.parametrize(
+    "schema",
+    [
+        {"$ref": "#"},
+        {"allOf": [{"type": "object"}, {"$ref": "#"}]},
+        {"type": "object", "not": {"$ref": "#"}},
+        {"$defs": {"x": {"oneOf": [{"type": "string"}, {"$ref": "#/$defs/x"}]}}, "$ref": "#/$defs/x"},
+    ],
+    ids=str,
+)
+def test_a_schema_that_goes_round_in_circles_ends_no_worker(schema: dict[str, Any]) -> None:
+    """Where Python's stack ends within what is written in Rust, it panics, with no Exception."""
+
+    def from_depth(frames: int) -> str | None:
+        return from_depth(frames - 1) if frames else wrong("{}", schema)
+
+    assert [from_depth(frames) for frames in range(40)] == [None] * 40
+
+
+@pytest.mark.parametrize(
     ("pattern", "name", "why"),
     [
         (r"^\p{L}+$", "Žižek", None),  # of JSON Schema, and unknown to Python

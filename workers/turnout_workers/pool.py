@@ -162,8 +162,10 @@ class TaskPool(BasePool):
                 job.outcome = told.with_traceback(None)
             except asyncio.CancelledError:
                 raise
-            except BaseException as error:  # the tracer reports it, as it would any task's
+            except (Exception, KeyboardInterrupt, SystemExit) as error:  # the tracer reports it, as it would any task's
                 job.outcome = error
+            except BaseException as error:  # a panic of a library in Rust, with which the tracer would end the worker
+                job.outcome = RuntimeError(f"{type(error).__name__} in a library")
 
     def _ended(self, job: _Job, running: asyncio.Task[None]) -> None:
         if running.cancelled() and job.outcome is None:

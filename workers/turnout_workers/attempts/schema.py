@@ -42,7 +42,9 @@ def off_schema(request: InferenceRequest, response: InferenceResponse) -> Failur
     try:
         # An empty registry: nothing that a schema refers to is ever fetched.
         error = best_match(_validator()(schema, registry=Registry()).iter_errors(answer))
-    except Exception:  # a schema may hold anything, and each keyword has its own way to break on it
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException:  # a schema may hold anything, and each keyword has its own way to break on it: some panic
         return None
     if error is None:
         return None
