@@ -182,6 +182,11 @@ def test_two_models_of_one_provider_are_one_witness() -> None:
     assert verdict(K.INVALID_REQUEST, alike=1, elsewhere=0).action is Next.FAIL_OVER
 
 
+def test_a_provider_of_many_models_is_not_asked_for_all_of_them_about_a_wrong_request() -> None:
+    assert verdict(K.INVALID_REQUEST, alike=MAX_ATTEMPTS - 2).action is Next.FAIL_OVER
+    assert verdict(K.INVALID_REQUEST, alike=MAX_ATTEMPTS - 1).action is Next.GIVE_UP
+
+
 def test_a_job_that_makes_providers_refuse_their_keys_ends_but_not_before_it_has_passed_all_models() -> None:
     assert [verdict(K.FORBIDDEN, alike=alike).action for alike in (14, 15)] == ["fail_over", "give_up"]
     assert verdict(K.FORBIDDEN, attempt=MAX_ATTEMPTS, has_untried=False).action is Next.DEFER

@@ -94,8 +94,8 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.UNSUPPORTED: Rule(unsuited=True),
     FailureKind.CONFLICT: Rule(retries=1, spends=True),
     # One provider may refuse what others take, in words that nobody has met yet, and for all of its models; where two
-    # do, it is the request.
-    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most_providers=2),
+    # do, or one of many models for as many as a job may break, it is the request.
+    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most=MAX_ATTEMPTS, most_providers=2),
     FailureKind.LOCAL: Rule(retries=2),
     FailureKind.CANCELLED: Rule(),
 }
