@@ -26,7 +26,8 @@ from turnout.result import JobResult, JobStatus
 from turnout_workers.background.spool import Spool
 from turnout_workers.celery_app import celery_settings
 
-FLEET = one_provider()
+PRICES = {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}
+FLEET = one_provider(models={"llama-3.3-70b": PRICES, "llama-3.1-8b": PRICES})
 LIMIT_S = 60
 """Of what comes at once, but on a machine that is busy."""
 
@@ -46,8 +47,8 @@ def app(stand: Stand) -> Iterator[Celery]:
         return str(result["response"]["text"])
 
     @app.task(name="shop.gathered", shared=False)
-    def gathered(results: list[dict[str, Any]]) -> int:
-        return len([one for one in results if one["status"] == "succeeded"])
+    def gathered(results: list[dict[str, Any]]) -> list[str]:
+        return [one["id"] for one in results if one["status"] == "succeeded"]
 
     @app.task(name="shop.failed", shared=False)
     def failed(job_id: str) -> None:
@@ -178,7 +179,17 @@ def test_a_group_gives_each_result_in_its_place(app: Celery) -> None:
 
 def test_a_chord_gathers_all_results(app: Celery) -> None:
     sent = chord([infer(app, f"Question {n}?") for n in range(3)], own(app, "shop.gathered")).apply_async()
-    assert sent.get(timeout=LIMIT_S) == 3
+    assert sent.get(timeout=LIMIT_S) == [child.id for child in sent.parent.children]
+
+
+def test_a_chord_counts_jobs_that_have_failed_over_were_parked_or_are_for_later(app: Celery, stand: Stand) -> None:
+    stand.fail("sim", kind="error", status=503, for_requests=2)
+    sent = chord([infer(app), infer(app).set(countdown=1)], own(app, "shop.gathered")).apply_async()
+    ids = [child.id for child in sent.parent.children]
+    assert sent.get(timeout=LIMIT_S) == ids
+    first, later = ({event["event"] for event in run(stand.client, [stand.ledger.story(id)])[0]} for id in ids)
+    assert {"failed_over", "deferred"} <= first
+    assert "deferred" in later
 
 
 def test_a_cancelled_job_is_a_revoked_task(app: Celery, stand: Stand) -> None:

@@ -14,7 +14,7 @@ import redis
 from click.testing import CliRunner
 from redis.exceptions import AuthenticationError, NoPermissionError
 from tests import redis_server
-from tests.chaos.fleet import NOBODY
+from tests.chaos.fleet import NOBODY, Fleet, one_provider
 
 from turnout.cli import main
 from turnout.ledger import Claimed, Intake, Keys, Ledger, NewJob, run
@@ -165,6 +165,35 @@ def test_a_task_that_no_worker_knows_takes_no_other_with_it_nor_if_its_end_canno
             admin.execute_command("ACL", "SETUSER", "worker", f"+{refused}")
     assert {one["object"] for one in admin.acl_log()} == ({refused} if refused else set()), "and a worker asks no more"
     assert "NotRegistered" in (producer.get(KEYS.result(unknown)) or b"NotRegistered").decode()
+
+
+SENDS_A_CHORD = """
+import sys
+from celery import Celery, chord
+
+app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+one = app.signature("turnout.infer", ["Why?"], queue="standard")
+chord([one, one.clone().set(countdown=0.5)], app.signature("shop.keep", queue="shop"))()
+"""
+
+
+def test_a_plain_celery_app_sends_chords_with_the_rights_that_the_docs_add(port: int, tmp_path: Path) -> None:
+    admin, log, fleet = login(port, "admin"), tmp_path / "worker.log", Fleet(tmp_path, one_provider())
+    lanes = ("~interactive*", "~standard*", "~batch*")
+    admin.execute_command("ACL", "SETUSER", "producer", *lanes, "~_kombu.binding*", "~celery-taskset-meta-*", "+sadd")
+    admin.execute_command("ACL", "SETUSER", "worker", "~shop*", "~celery-taskset-meta-*", "+sismember")
+    admin.acl_log_reset()
+    url = f"redis://producer:producer-secret@127.0.0.1:{port}/0"
+    environ = {"REDIS_URL": url.replace("producer", "worker"), "TURNOUT_CONFIG": str(fleet.config)}
+    worker = process.start([sys.executable, "-m", "turnout", "worker"], log, environ)
+    try:
+        subprocess.run([sys.executable, "-c", SENDS_A_CHORD, url], check=True, timeout=60)
+        process.wait_until(lambda: admin.llen("shop") == 1, worker, log, 60)
+        assert admin.acl_log() == []
+    finally:
+        process.stop(worker)
+        fleet.close()
+        admin.execute_command("ACL", "LOAD")
 
 
 @pytest.mark.parametrize("role", ["producer", "worker", "monitor"])

@@ -63,7 +63,7 @@ class Foreign:
         if not job_id.isprintable() or len(job_id) > MAX_ID_CHARS:
             return f"task_id: must be one line of at most {MAX_ID_CHARS} characters, none of them a control character"
         args, kwargs, embed = body
-        callbacks = {name: value for name, value in (embed or {}).items() if value}
+        callbacks = {name: value for name, value in (embed or {}).items() if value is not None}
         try:
             request = InferenceRequest.model_validate(_request_of(args, kwargs))
             if lane is not None and "lane" not in (wish := request.constraints).model_fields_set:

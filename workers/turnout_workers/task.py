@@ -115,6 +115,8 @@ class JobRequest(Request):
             self.request_dict[NOT_BEFORE], self._eta = self.eta.timestamp(), None
         if self.request_dict.get("origin") != message.ORIGIN:
             self._hide()
+            if body[2] and body[2].get("chord"):  # Celery counts it by headers, of which the ledger keeps none
+                body[2].update(group=self.request_dict.get("group"), group_index=self.request_dict.get("group_index"))
 
     def _hide(self) -> None:
         """Keep a request that its message carries out of what Celery shows, in events, `inspect` and logs, and so in
