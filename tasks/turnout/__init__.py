@@ -18,14 +18,16 @@ __all__ = [
 ]  # fmt: skip
 
 
-def __getattr__(name: str) -> Any:
-    """The cheapest home first: all but the errors bring pydantic along, and clients redis."""
-    if name in __all__:
-        for home in ("errors", "request", "result", "client"):
-            module = import_module(f"turnout.{home}")
-            if hasattr(module, name):
-                return getattr(module, name)
-    raise AttributeError(f"module 'turnout' has no attribute {name!r}")
+if not TYPE_CHECKING:  # which would take any name for one of these
+
+    def __getattr__(name: str) -> Any:
+        """The cheapest home first: all but the errors bring pydantic along, and clients redis."""
+        if name in __all__:
+            for home in ("errors", "request", "result", "client"):
+                module = import_module(f"turnout.{home}")
+                if hasattr(module, name):
+                    return getattr(module, name)
+        raise AttributeError(f"module 'turnout' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

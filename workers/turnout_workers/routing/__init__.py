@@ -18,11 +18,12 @@ __all__ = [
     "RoutingStrategy",
 ]
 
+if not TYPE_CHECKING:  # which would take any name for one of these
 
-def __getattr__(name: str) -> Any:
-    # The router stands on the stores, which stand on the pure modules here: imported only when asked for.
-    if name != "IntelligentRouter":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from turnout_workers.router import IntelligentRouter
+    def __getattr__(name: str) -> Any:
+        # The router stands on the stores, which stand on the pure modules here: imported only when asked for.
+        if name != "IntelligentRouter":
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        from turnout_workers.router import IntelligentRouter
 
-    return IntelligentRouter
+        return IntelligentRouter
