@@ -6,14 +6,16 @@ import asyncio
 import ctypes
 import os
 import signal
+import sys
 import threading
 import time
 import weakref
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
+from types import FrameType
 from typing import Any, Generic, TypeVar, get_origin, get_type_hints
 
 import pytest
@@ -458,6 +460,50 @@ def test_however_many_threads_ask_at_once_a_silent_redis_has_its_limit_once(
         assert {type(one) for one in told} == {redis.TimeoutError}
         assert client.submit("B?")
         client.close()
+
+
+class Cut(BaseException):
+    """As out of a signal's handler: a time limit of Celery's or pytest's, Ctrl-C."""
+
+
+def cut_short(call: Callable[[], Any], lines: int) -> bool:
+    """Raise Cut once so many lines of redis-py or of ours have run; False: there were no more."""
+
+    def trace(frame: FrameType, *_: object) -> Any:
+        nonlocal lines
+        if not {"redis", "turnout"} & {*Path(frame.f_code.co_filename).parts}:
+            return None
+        lines -= 1
+        if lines < 0:
+            sys.settrace(None)
+            raise Cut
+        return trace
+
+    with suppress(Cut):
+        sys.settrace(trace)
+        call()
+        sys.settrace(None)
+    return lines < 0
+
+
+@pytest.mark.filterwarnings("ignore:coroutine .* was never awaited")
+@pytest.mark.parametrize("connected", [True, False])
+def test_an_exception_at_any_moment_leaves_no_reply_to_the_next_call_and_keeps_no_connection(
+    redis_url: str, monkeypatch: pytest.MonkeyPatch, connected: bool
+) -> None:
+    monkeypatch.setattr(link, "CONNECTIONS", 1)
+    with Client(redis_url) as usual:
+        waits, ended = (usual.submit("A?") for _ in range(2))
+        ended.cancel()
+        lines = 0
+        while True:
+            with nullcontext(usual) if connected else Client(redis_url) as client:
+                if not cut_short(client.job(waits.id).status, lines):
+                    break
+                asked = (client.job(ended.id).status(), client.job(waits.id).status())
+                assert asked == ("cancelled", "queued"), f"after {lines} lines"
+                lines += 1 if connected else 31  # a greeting has thousands
+        assert lines > 100
 
 
 @EITHER

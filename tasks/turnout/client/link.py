@@ -38,7 +38,7 @@ AGAIN: Any = (NoBackoff(), 1, (redis.ConnectionError,))
 """A connection may have died since its last use, or its server become a replica, and only the next use shows it. So
 each request is made once more, which is safe for all that a client asks."""
 CONNECTIONS = 50
-"""Most that the threads of a process ask by at a time; all others wait. redis-py's pools hold more."""
+"""Most that a process's threads ask by at a time, besides the main one; all others wait. redis-py's pools hold more."""
 AGAIN_S = 0.2
 """Between two tries to reach Redis."""
 LINGER_S = 5.0
@@ -201,11 +201,16 @@ class ThreadLink:
         self._closed = False
 
     async def ask(self, *calls: Call[T]) -> list[T]:
-        """Whoever waits for a connection while Redis leaves a call unanswered fails with it, as in a Coalescer."""
+        """Whoever waits for a connection while Redis leaves a call unanswered fails with it, as in a Coalescer.
+
+        The main thread never waits for one: an exception out of a signal's handler, which comes to it alone, would cut
+        into a semaphore's own code, and leave that locked for ever.
+        """
         if self._closed:
             raise RuntimeError(CLOSED)
         came_at, limit_s = time.monotonic(), LIMITS["socket_timeout"]
-        if not self._free.acquire(timeout=limit_s):
+        waits = threading.current_thread() is not threading.main_thread()
+        if waits and not self._free.acquire(timeout=limit_s):
             raise redis.TimeoutError(f"all {CONNECTIONS} connections to Redis were in use for {limit_s:g} s")
         try:
             if self._unanswered_at > came_at:
@@ -215,7 +220,8 @@ class ThreadLink:
             self._unanswered_at = time.monotonic()
             raise
         finally:
-            self._free.release()
+            if waits:
+                self._free.release()
 
     async def rest(self) -> None:
         time.sleep(AGAIN_S)  # noqa: ASYNC251  (there is no loop)

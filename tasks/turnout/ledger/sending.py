@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import redis
 import redis.asyncio
-from redis.exceptions import DataError, NoScriptError
+from redis.exceptions import DataError, NoScriptError, RedisError, ResponseError
 
 from turnout.ledger.script import Call
 from turnout.redis_trouble import UNANSWERED
@@ -68,10 +68,36 @@ def at_once(coroutine: Coroutine[Any, Any, T]) -> T:
 
 
 async def _execute(client: redis.Redis, commands: Sequence[Command]) -> list[Any]:
-    with client.pipeline(transaction=False) as pipe:
-        for command in commands:
-            pipe.execute_command(*command)  # type: ignore[no-untyped-call]
-        return list(pipe.execute(raise_on_error=False))
+    """Not by redis-py's pipeline, which puts a connection back with replies unread where an exception cuts in, as out
+    of a signal's handler: the next caller would take them for its own."""
+    pool = client.connection_pool
+    try:
+        connection: Any = pool.get_connection()
+    except RedisError:
+        raise
+    except BaseException:
+        pool.disconnect(inuse_connections=False)  # among them is perhaps one whose greeting was cut off
+        raise
+    try:
+        exchange = partial(_exchanged, client, connection, commands)
+        replies: list[Any] = connection.retry.call_with_retry(exchange, lambda _: connection.disconnect())
+        return replies
+    except BaseException:
+        connection.disconnect()
+        raise
+    finally:
+        pool.release(connection)
+
+
+def _exchanged(client: redis.Redis, connection: Any, commands: Sequence[Command]) -> list[Any]:
+    connection.send_packed_command(connection.pack_commands(commands))
+    replies: list[Any] = []
+    for name, *_ in commands:
+        try:
+            replies.append(client.parse_response(connection, name))  # type: ignore[no-untyped-call]
+        except ResponseError as error:
+            replies.append(error)
+    return replies
 
 
 async def pipelined(client: redis.asyncio.Redis, commands: Sequence[Command]) -> list[Any]:
