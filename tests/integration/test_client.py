@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ctypes
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -559,6 +560,14 @@ async def test_a_job_is_cancelled_though_the_word_of_it_was_lost(redis_server: r
                 assert await other.job(job.id).cancel()
         assert proxy.cut == 1
         assert job.status() == "cancelled"
+
+
+def test_clients_and_jobs_are_not_to_be_copied_to_another_process_used_or_not(redis_url: str) -> None:
+    unused, other = Client(redis_url), AsyncClient(redis_url)
+    with Client(redis_url) as used:
+        for one in (unused, unused.job("a"), used, used.submit("A?"), other, other.job("a")):
+            with pytest.raises(TypeError, match=r"hand on job\.id"):
+                pickle.dumps(one)
 
 
 def test_a_jobs_id_is_a_text(client: Client) -> None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator, Iterable
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, NoReturn, Self, TypeVar, Unpack
 
 from turnout.client.link import ThreadLink
-from turnout.client.nonblocking import AsyncClient, AsyncJob, ids
+from turnout.client.nonblocking import NO_COPY, AsyncClient, AsyncJob, ids
 from turnout.client.submission import MAX_REQUEST_CHARS, Options, Request
 from turnout.ledger.sending import at_once
 from turnout.request import InferenceResponse
@@ -34,6 +34,9 @@ class Client:
         `TURNOUT_PAYLOAD_KEYS` seals what is stored, see docs/security.md. Raises TurnoutError, ValueError.
         """
         self._core = _Core(url, namespace, max_request_chars)
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NO_COPY)
 
     def __enter__(self) -> Self:
         return self
@@ -89,6 +92,9 @@ class Job:
 
     def __repr__(self) -> str:
         return f"Job({self.id})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NO_COPY)
 
     def status(self) -> str:
         """queued, delayed, leased, calling, succeeded, failed, expired or cancelled. LookupError: unknown."""

@@ -6,7 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Generator, Iterable, Sequence
-from typing import Any, ClassVar, Self, TypeVar, Unpack
+from typing import Any, ClassVar, NoReturn, Self, TypeVar, Unpack
 from uuid import uuid4
 
 from redis.exceptions import RedisError, ResponseError
@@ -26,6 +26,7 @@ T = TypeVar("T")
 
 RECHECK_S = 5.0
 """How often a waiting job is asked after, in case word of it was lost."""
+NO_COPY = "a client, and a job of its, is no data, and holds Redis's password: hand on job.id, for client.job(id)"
 
 
 class AsyncClient:
@@ -56,6 +57,9 @@ class AsyncClient:
         to Python or its `os.register_at_fork`. All threads get the same, also where several are the first."""
         pid = os.getpid()
         return self._links.get(pid) or self._links.setdefault(pid, self._reach(self._url, f"{self._inbox}:{pid}"))
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NO_COPY)
 
     async def __aenter__(self) -> Self:
         return self
@@ -159,6 +163,9 @@ class AsyncJob:
 
     def __repr__(self) -> str:
         return f"AsyncJob({self.id})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(NO_COPY)
 
     def __await__(self) -> Generator[Any, None, InferenceResponse]:
         return self.wait().__await__()
