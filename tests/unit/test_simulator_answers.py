@@ -45,6 +45,14 @@ LEAVES: list[tuple[dict[str, Any], Any]] = [  # schema, what every example of it
     ({"type": ["integer", "null"]}, lambda v: v is None or type(v) is int),
     ({"type": "array", "items": {"type": "integer"}, "minItems": 3}, lambda v: len(v) >= 3),
     ({"type": "array", "items": {"type": "integer"}, "maxItems": 1}, lambda v: len(v) <= 1),
+    (
+        {"type": "array", "prefixItems": [{"type": "integer"}, {"type": "boolean"}], "minItems": 2, "maxItems": 2},
+        lambda v: [*map(type, v)] == [int, bool],
+    ),
+    (
+        {"type": "array", "prefixItems": [{"type": "boolean"}], "items": {"type": "integer"}, "minItems": 3},
+        lambda v: [*map(type, v)] == [bool, int, int],
+    ),
     ({"anyOf": [{"type": "integer"}, {"type": "null"}]}, lambda v: v is None or type(v) is int),
 ]
 
@@ -62,6 +70,7 @@ def test_an_example_satisfies_its_schema(schema: dict[str, Any], holds: Any, num
     [
         ("date", "datetime.date"),
         ("date-time", "datetime.datetime"),
+        ("duration", "datetime.timedelta"),
         ("uuid", "uuid.UUID"),
         ("ipv4", "ipaddress.IPv4Address"),
     ],

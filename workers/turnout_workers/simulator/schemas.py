@@ -12,6 +12,7 @@ _FORMATS = {
     "date": "2030-01-31",
     "date-time": "2030-01-31T12:00:00Z",
     "time": "12:00:00Z",
+    "duration": "PT1M",
     "email": "someone@example.org",
     "uri": "https://example.org/",
     "uuid": "00000000-0000-4000-8000-000000000001",
@@ -47,8 +48,9 @@ def _value(schema: Schema, number: int, root: Schema, depth: int) -> Any:
         return {n: _value(sub, number + i, root, depth + 1) for i, (n, sub) in enumerate(wanted.items())}
     if kind == "array":
         usual = 0 if depth > _DEEP else min(2, schema.get("maxItems", 2))
-        items = schema.get("items", {"type": "string"})
-        return [_value(items, number + i, root, depth + 1) for i in range(schema.get("minItems", usual))]
+        first, items = schema.get("prefixItems", []), schema.get("items", {"type": "string"})
+        each = [*first, *[items] * (schema.get("minItems", max(usual, len(first))) - len(first))]
+        return [_value(item, number + i, root, depth + 1) for i, item in enumerate(each)]
     if kind in ("integer", "number"):
         return _number(schema, number, kind == "integer")
     if kind == "boolean":
