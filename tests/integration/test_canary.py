@@ -42,7 +42,7 @@ kind = "anthropic"
 api_key = ["{KEY}-2"]
 models."llama-3.3-70b" = {{ input_usd_per_mtok = 5.0, output_usd_per_mtok = 5.0 }}
 """
-CONTENT = {"payload", "result"}
+CONTENT = {"payload", "result", "metadata"}
 """Fields of a job's record that hold what was asked and answered."""
 
 
@@ -114,7 +114,9 @@ def test_content_and_keys_stay_where_they_belong(tmp_path: Path, monkeypatch: py
             ids = [str(number) for number in range(20)]
             jobs = [NewJob.of(i, InferenceRequest(prompt=f"{PROMPT} {i}", max_output_tokens=8)) for i in ids]
             nobody = {"only": ["nobody"]}
-            jobs.append(NewJob.of("refused", InferenceRequest(prompt=PROMPT, constraints=nobody)))
+            jobs.append(
+                NewJob.of("refused", InferenceRequest(prompt=PROMPT, constraints=nobody, metadata={"a": PROMPT}))
+            )
             with stand.client.monitor() as commands:
                 run(stand.client, [stand.ledger.enqueue(job) for job in jobs])
                 messages = pushed(commands, len(jobs))

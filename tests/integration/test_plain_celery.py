@@ -100,6 +100,14 @@ def test_a_link_is_called_with_the_result(app: Celery) -> None:
     assert sent.get(timeout=LIMIT_S)["status"] == "succeeded"
 
 
+def test_labels_come_back_with_the_result_also_of_a_failure(app: Celery) -> None:
+    labels = {"metadata": {"ticket": "7"}}
+    assert infer(app, **labels).apply_async().get(timeout=LIMIT_S)["metadata"] == {"ticket": "7"}
+    with pytest.raises(Failed) as failed:
+        infer(app, **labels, **NOBODY).apply_async().get(timeout=LIMIT_S)
+    assert failed.value.result.metadata == {"ticket": "7"}
+
+
 def test_a_link_error_is_called_and_the_result_raises(app: Celery) -> None:
     sent = infer(app, **NOBODY).apply_async(link_error=own(app, "shop.failed"))
     assert called.get(timeout=LIMIT_S) == ("failed", sent.id)

@@ -134,6 +134,8 @@ class Closing:
             status=status,
             response=response,
             error=error,
+            # Where there are keys, the job's record alone has them: sealed.
+            metadata={} if self.parts.ledger.keyring else job.request.metadata,
             attempts=progress.attempts,
             failovers=progress.failovers,
             deferrals=progress.deferrals,
