@@ -76,7 +76,14 @@ def test_of_an_ordinary_model_nothing_is_left_that_claude_refuses() -> None:
 
 @pytest.mark.parametrize(
     "field",
-    [{"type": "object"}, {"type": "object", "additionalProperties": {"type": "integer"}}, {"type": ["object", "null"]}],
+    [
+        {"type": "object"},
+        {"type": "object", "additionalProperties": {"type": "integer"}},
+        {"type": ["object", "null"]},
+        {"type": "object", "properties": {}, "additionalProperties": {"type": "integer"}},
+        {"type": "object", "properties": {}, "additionalProperties": True},
+        {"type": "object", "properties": {}, "patternProperties": {"^a": {"type": "integer"}}},
+    ],
     ids=str,
 )
 def test_an_object_that_names_no_fields_is_left_to_other_providers(field: dict[str, Any]) -> None:
@@ -86,10 +93,36 @@ def test_an_object_that_names_no_fields_is_left_to_other_providers(field: dict[s
     assert error.value.failure.kind is FailureKind.UNSUPPORTED
 
 
+def test_an_object_without_fields_is_one() -> None:
+    assert closed({"type": "object", "properties": {}})["additionalProperties"] is False
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"allOf": [{"$ref": "#/$defs/base"}, {"type": "object", "properties": {"b": {"type": "string"}}}]},
+        {"properties": {"b": {"type": "string"}}, "allOf": [{"$ref": "#/$defs/base"}]},
+    ],
+    ids=str,
+)
+def test_an_allof_of_several_parts_is_left_to_other_providers(schema: dict[str, Any]) -> None:
+    """Each of them closed, no answer would fit all."""
+    base = {"type": "object", "properties": {"a": {"type": "string"}}}
+    with pytest.raises(ProviderError, match="an allOf of several parts"):
+        closed({"$defs": {"base": base}, **schema})
+
+
+def test_one_of_two_choices_is_told_in_words() -> None:
+    sent = closed({"anyOf": [{"type": "string"}], "oneOf": [{"type": "string"}]})
+    assert sent == {"anyOf": [{"type": "string"}], "description": '{"oneOf": [{"type": "string"}]}'}
+
+
 def test_an_object_is_known_by_its_fields_where_no_type_is_given() -> None:
     assert closed({"properties": {"a": {"type": "string"}}})["additionalProperties"] is False
 
 
-@pytest.mark.parametrize("schema", [True, {"properties": 7}, {"anyOf": 7}, {"format": []}, {"type": 7}], ids=str)
+@pytest.mark.parametrize(
+    "schema", [True, {"properties": 7}, {"anyOf": 7}, {"allOf": 7}, {"format": []}, {"type": 7}], ids=str
+)
 def test_what_is_no_schema_is_left_for_claude_to_refuse(schema: Any) -> None:
     closed(schema)

@@ -28,16 +28,19 @@ BY_NAME = ("properties", "$defs", "definitions")
 
 
 def closed(schema: Any) -> Any:
-    """The schema as Claude takes it. Raises ProviderError on an open object that names no fields: closed it would be
-    an empty one."""
+    """The schema as Claude takes it. Raises ProviderError on what, closed, would mean something else: an open object
+    that names no fields would be an empty one, and one that several parts describe would fit none of them."""
     if isinstance(schema, list):
         return [closed(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
+    parts = schema.get("allOf")
+    if isinstance(parts, list) and len(parts) + ("properties" in schema) > 1:
+        raise ProviderError.unsupported("Claude takes no schema with an allOf of several parts")
     taken: dict[str, Any] = {}
     told: dict[str, JsonValue] = {}
     for name, value in schema.items():
-        if not _takes(name, value):
+        if not _takes(name, value) or (name == "oneOf" and "anyOf" in schema):
             told[name] = value
         elif name in BY_NAME and isinstance(value, dict):
             taken[name] = {inner: closed(one) for inner, one in value.items()}
@@ -47,7 +50,8 @@ def closed(schema: Any) -> Any:
             taken[name] = value
     types = schema.get("type")
     if types == "object" or (isinstance(types, list) and "object" in types) or "properties" in schema:
-        if "properties" not in schema and schema.get("additionalProperties") is not False:
+        open_to_all = schema.get("additionalProperties", "properties" not in schema) is not False
+        if not schema.get("properties") and (open_to_all or "patternProperties" in schema):
             raise ProviderError.unsupported("Claude takes no schema with an object that names no fields")
         taken["additionalProperties"] = False
     if told:
