@@ -146,6 +146,16 @@ def test_what_was_filled_in_in_place_is_submitted() -> None:
     assert asked(labelled) == asked("a", metadata={"a": "1", "b": "2"})
 
 
+def test_so_is_what_was_filled_in_in_a_model_of_another_library() -> None:
+    class Wish(BaseModel):
+        only: list[str] = []
+        no_training: bool = False
+
+    wish = Wish()
+    wish.only.append("own-server")
+    assert asked("a", constraints=wish).constraints.only == ("own-server",)
+
+
 def test_what_was_set_to_its_default_was_set() -> None:
     request = InferenceRequest(prompt="a", constraints=RoutingConstraints(lane=Lane.STANDARD, no_training=False))
     assert asked(request).constraints.lane == "standard", "and not interactive"

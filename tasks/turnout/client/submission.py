@@ -6,6 +6,7 @@ import hashlib
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from itertools import islice
 from typing import Any, TypedDict, Unpack
 
@@ -147,8 +148,11 @@ def _plain(given: Any) -> Any:
         was_set = given.model_fields_set
         fields = vars(given).items()
         return {name: _plain(one) for name, one in fields if name in was_set or (one and isinstance(one, dict))}
+    if not isinstance(given, BaseModel):
+        return given
     # Of another library's, such as OpenAI's. Without warnings, which would quote a prompt.
-    return given.model_dump(exclude_unset=True, warnings=False) if isinstance(given, BaseModel) else given
+    dump = partial(given.model_dump, warnings=False)
+    return joined(dump(exclude_unset=True), dump(exclude_defaults=True))
 
 
 def _check(payload: str, max_chars: int) -> None:
