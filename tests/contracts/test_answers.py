@@ -319,7 +319,7 @@ async def test_an_answer_is_whole_or_says_why_not(
     ],
 )
 async def test_an_answer_that_begins_with_what_stops_it_is_an_empty_one(dialect: str, body: Any) -> None:
-    response = await answered(dialect, body, stop=("\n",))
+    response = await answered(dialect, body, stop=("END",))
     assert (response.text, response.finish) == ("", FinishReason.STOP)
 
 

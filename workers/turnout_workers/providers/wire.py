@@ -196,7 +196,8 @@ def fault(answer: Answer, sent: Sent) -> Failure | None:
     if answer.finish is FinishReason.ERROR:
         message = f"the answer ended in an error ({answer.finish_raw})"
         return Failure(FailureKind.SERVER_ERROR, message, Billed.YES)
-    stopped = bool(request.stop) and answer.finish is FinishReason.STOP  # by what the job named, before the first word
+    # By what the job named, before the first word.
+    stopped = "stop" in sent.taken and answer.finish is FinishReason.STOP
     if not (answer.text or answer.tool_calls or answer.refusal or stopped or answer.finish is FinishReason.LENGTH):
         if answer.finish is FinishReason.CONTENT_FILTER:
             return filtered(answer.finish_raw)
