@@ -44,7 +44,7 @@ class OpenAIConnector(Connector):
         return "/chat/completions", body
 
     def gathering(self) -> Gathering:
-        return _Chunks()
+        return _Chunks(self.dialect.reasoning_back)
 
     def read(self, request: InferenceRequest, body: Any) -> Answer:
         if request.is_embedding:
@@ -106,7 +106,8 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
 class _Chunks:
     """Assembles a message from its deltas."""
 
-    def __init__(self) -> None:
+    def __init__(self, reasoning_back: bool) -> None:
+        self._keeps_reasoning = reasoning_back
         self._text: list[str] = []
         self._refusal: list[str] = []
         self._reasoning: list[str] = []
@@ -125,7 +126,7 @@ class _Chunks:
             said = _text(delta.get("content"))
             self._text.append(said)
             self._refusal.append(delta.get("refusal") or "")
-            if isinstance(thought := delta.get("reasoning_content"), str):  # of most vendors it is of no use
+            if self._keeps_reasoning and isinstance(thought := delta.get("reasoning_content"), str):
                 self._reasoning.append(thought)
             for part in delta.get("tool_calls") or ():
                 self._add_call(part)
