@@ -541,6 +541,15 @@ async def test_claude_is_given_no_blank_stop_which_it_would_refuse(
     assert error.value.failure.kind is K.UNSUPPORTED
 
 
+async def test_a_blank_stop_that_claude_was_not_given_has_not_stopped_its_answer(http: Http) -> None:
+    empty = b'{"type": "message", "content": [], "stop_reason": "end_turn", "usage": {"output_tokens": 0}}'
+    async with serving(always(said(empty))) as url:
+        connector = build(config("anthropic", url), http)
+        with pytest.raises(ProviderError) as error:
+            await connector.call(endpoint("anthropic"), InferenceRequest(prompt="?", stop=("\n",)))
+    assert error.value.failure.kind is K.EMPTY
+
+
 async def test_a_jpeg_is_told_by_the_name_of_its_type(http: Http) -> None:
     """Claude knows no other, and `image/jpg` is what many write."""
     image = {"type": "image_url", "image_url": {"url": "data:image/jpg;base64,/9j/4AAQ"}}
@@ -1192,6 +1201,13 @@ async def test_nothing_that_drips_on_after_the_last_event_holds_an_answer_back(h
 
     async with serving(drips_on) as url, asyncio.timeout(20):
         assert (await asked(http, "openai", url, Timeouts(total_s=60), Heard())).response.text == "Hi"
+
+
+async def test_a_stream_that_ends_too_early_and_lingers_is_not_said_to_have_taken_all_its_time(http: Http) -> None:
+    lingers = stops_after(HEAD + b"\r\ndata: " + json.dumps(FIRST_WORDS["openai"]).encode() + b"\n\ndata: [DONE]\n\n")
+    async with serving(lingers) as url, asyncio.timeout(20):
+        error = await refusal(http, "openai", url, Timeouts(total_s=60), Heard())
+    assert (error.failure.kind, error.failure.message) == (K.TIMED_OUT, "no rest of the answer in time")
 
 
 @pytest.mark.parametrize(("ends", "opened"), [(True, 1), (False, 2)])

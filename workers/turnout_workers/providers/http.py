@@ -93,12 +93,23 @@ class Exchange:
     that its reader does meanwhile.
     """
 
-    __slots__ = ("_deadline", "_ends_at", "_idle_s", "_now", "_out", "_packed", "_response", "_size", "headers")
+    __slots__ = (
+        "_deadline",
+        "_due_at",
+        "_ends_at",
+        "_idle_s",
+        "_now",
+        "_out",
+        "_packed",
+        "_response",
+        "_size",
+        "headers",
+    )
 
     def __init__(self, out: Outgoing) -> None:
         self._out = out
         self._now = asyncio.get_running_loop().time
-        self._ends_at = self._now() + out.timeouts.total_s
+        self._due_at = self._ends_at = self._now() + out.timeouts.total_s
         self._idle_s = out.timeouts.idle_s
         self._deadline = asyncio.timeout_at(min(self._ends_at, self._now() + out.timeouts.first_byte_s))
         self._response: aiohttp.ClientResponse | None = None
@@ -123,7 +134,7 @@ class Exchange:
     def _late(self) -> str:
         if self._response is None:
             return "no first byte in time"
-        total = self._now() >= self._ends_at
+        total = self._now() >= self._due_at
         return f"no whole answer in {self._out.timeouts.total_s:g} s" if total else "no rest of the answer in time"
 
     async def begin(self, session: aiohttp.ClientSession) -> None:
