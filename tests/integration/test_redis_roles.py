@@ -16,6 +16,7 @@ from redis.exceptions import AuthenticationError, NoPermissionError
 from tests import redis_server
 from tests.chaos.fleet import NOBODY, Fleet, one_provider
 
+from turnout import Client
 from turnout.cli import main
 from turnout.ledger import Claimed, Intake, Keys, Ledger, NewJob, run
 from turnout.request import InferenceRequest
@@ -190,6 +191,39 @@ def test_a_plain_celery_app_sends_chords_with_the_rights_that_the_docs_add(port:
         subprocess.run([sys.executable, "-c", SENDS_A_CHORD, url], check=True, timeout=60)
         process.wait_until(lambda: admin.llen("shop") == 1, worker, log, 60)
         assert admin.acl_log() == []
+    finally:
+        process.stop(worker)
+        fleet.close()
+        admin.execute_command("ACL", "LOAD")
+
+
+SENDS_CALLBACKS = """
+import sys
+from celery import Celery
+
+app = Celery(broker=sys.argv[1], backend=sys.argv[1])
+told = app.signature("shop.keep", queue="shop")
+wrong = {"request": {"prompt": "Why?", "constraints": {"only": ["nobody"]}}}
+for kwargs in ({"request": {"prompt": "Why?"}}, wrong):
+    job = app.send_task("turnout.infer", kwargs=kwargs, queue="standard", link=told, link_error=told)
+    job.get(timeout=30, propagate=False)
+"""
+
+
+def test_a_callback_to_a_queue_that_the_worker_may_not_write_ends_no_worker(port: int, tmp_path: Path) -> None:
+    admin, log, fleet = login(port, "admin"), tmp_path / "worker.log", Fleet(tmp_path, one_provider())
+    lanes = ("~interactive*", "~standard*", "~batch*", "~_kombu.binding*")
+    admin.execute_command("ACL", "SETUSER", "producer", *lanes, "+sadd")
+    url = f"redis://producer:producer-secret@127.0.0.1:{port}/0"
+    environ = {"REDIS_URL": url.replace("producer", "worker"), "TURNOUT_CONFIG": str(fleet.config)}
+    worker = process.start([sys.executable, "-m", "turnout", "worker"], log, environ)
+    try:
+        subprocess.run([sys.executable, "-c", SENDS_CALLBACKS, url], check=True, timeout=90)
+        process.wait_until(lambda: log.read_text().count("what follows it can't be called") == 2, worker, log, 30)
+        with Client(url) as client:
+            assert client.submit("Are you there?").wait(timeout=30).text
+        assert "Unrecoverable" not in log.read_text()
+        assert admin.llen("shop") == 0
     finally:
         process.stop(worker)
         fleet.close()

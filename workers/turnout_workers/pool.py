@@ -39,6 +39,7 @@ from celery.utils.log import get_logger
 from celery.worker.state import maybe_shutdown
 from vine import promise
 
+from turnout.redis_trouble import said
 from turnout.request import Lane
 from turnout_workers import transport
 from turnout_workers.own_process import open_as_many_as_allowed
@@ -260,11 +261,15 @@ class _Job:
 
     def told(self) -> tuple[bool, Any]:
         """How it ended: whether it failed, and the value's repr or the error, as Celery's tracer gives them."""
+        told = self.outcome.outcome if isinstance(self.outcome, Ended) else self.outcome
         if self._is_traced:
             self.request[OUTCOME] = self.outcome
-            failed, value, _ = self.target(*self.args)
-            return failed, value
-        told = self.outcome.outcome if isinstance(self.outcome, Ended) else self.outcome
+            try:
+                failed, value, _ = self.target(*self.args)
+                return failed, value
+            except Exception as error:  # a `link_error` may be for a queue that this worker may not write
+                logger.error("job %s has ended, but what follows it can't be called: %s", self.args[1], said(error))
+                told = error if told is None else told
         return (True, _ErrorInfo(told)) if isinstance(told, Exception) else (False, repr(told))
 
     @property
