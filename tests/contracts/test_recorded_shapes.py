@@ -117,6 +117,14 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (413, {}, openai("Request too large for model `m`", "tokens", "rate_limit_exceeded"), K.CONTEXT_LENGTH),
         (429, {"retry-after": "7"}, openai("Rate limit reached", "tokens", "rate_limit_exceeded"), K.RATE_LIMITED, 7),
         (400, {}, openai("no", "invalid_request_error", "model_decommissioned"), K.MODEL_NOT_FOUND),
+        (
+            400, {}, openai("API access is blocked: your organization reached its spend limit",
+                            "invalid_request_error", "blocked_api_access"), K.BILLING,
+        ),
+        (
+            400, {}, openai("Organization has been restricted. Please reach out to support",
+                            "invalid_request_error", "organization_restricted"), K.BILLING,
+        ),
         (400, {}, openai("Failed to generate JSON", "invalid_request_error", "json_validate_failed"), K.OFF_SCHEMA),
         (400, {}, openai("Failed to call a function", "invalid_request_error", "tool_use_failed"), K.OFF_SCHEMA),
         (400, {}, openai("property 'seed' is unsupported", "invalid_request_error"), K.UNSUPPORTED),
@@ -145,6 +153,11 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (
             400, {}, openai("The `reasoning_content` in the thinking mode must be passed back to the API.",
                             "invalid_request_error", "invalid_request_error"), K.UNSUPPORTED,
+        ),
+        (400, {}, openai("Model Not Exist", "invalid_request_error", "invalid_request_error"), K.MODEL_NOT_FOUND),
+        (
+            400, {}, openai("The supported API model names are a or b, but you passed m.", "invalid_request_error",
+                            "invalid_request_error"), K.MODEL_NOT_FOUND,
         ),
         (422, {}, openai("missing field `messages`", "invalid_request_error"), K.INVALID_REQUEST),
         (503, {}, openai("Service is too busy", "service_unavailable_error"), K.OVERLOADED),
@@ -175,6 +188,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (403, {}, router(403, "Your input was flagged", reasons=["violence"]), K.CONTENT_FILTERED),
         (404, {}, router(404, "No endpoints found that support tool use"), K.UNSUPPORTED),
         (404, {}, router(404, "No endpoints found for m"), K.MODEL_NOT_FOUND),
+        (400, {}, router(400, "m is not a valid model ID"), K.MODEL_NOT_FOUND),
         (408, {}, router(408, "Timed out"), K.TIMED_OUT),
         (429, DATE, router(429, "Rate limit exceeded: free-models-per-min", headers=FREE), K.RATE_LIMITED, 9),
         (429, {**DATE, **{n.lower(): v for n, v in FREE.items()}}, router(429), K.RATE_LIMITED, 9),
@@ -201,6 +215,7 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (403, {}, {"code": "permission-denied", "error": "Your newly created team doesn't have any credits yet."},
          K.BILLING),
         (404, {}, {"code": "not-found", "error": "The model m does not exist"}, K.MODEL_NOT_FOUND),
+        (400, {}, {"code": "invalid-argument", "error": "Model not found: m"}, K.MODEL_NOT_FOUND),
         (400, {}, {"code": "invalid-argument", "error": "Argument not supported on this model: stop"}, K.UNSUPPORTED),
         (400, {}, {"code": "invalid-argument", "error": "This model's maximum prompt length is 131072"},
          K.CONTEXT_LENGTH),
@@ -221,6 +236,10 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, said_by_vllm("tiny-qwen is not a multimodal model"), K.UNSUPPORTED),
         # `transformers serve` 5.19, as it ran: it has one model
         (400, {}, {"detail": "Server is pinned to '/models/tiny-qwen'; requested 'tiny'."}, K.MODEL_NOT_FOUND),
+        (
+            400, {}, openai("The requested model 'm' is not supported by any provider you have enabled.",
+                            "invalid_request_error", "model_not_supported"), K.MODEL_NOT_FOUND,
+        ),  # Hugging Face's router
     ],
     "ollama": [
         (404, {}, openai("model 'm' not found, try pulling it first", "api_error"), K.MODEL_NOT_FOUND),

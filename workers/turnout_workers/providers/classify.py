@@ -25,6 +25,7 @@ _BILLING = (
     "insufficient_quota", "credit_balance_exhausted", "spend_limit_exceeded", "usage_limit_exceeded",
     "billing_hard_limit_reached", "billing_not_active", "account_deactivated", "spend_limit_reached",
     "billing_unavailable", "organization_on_hold", "billing_error", "payment_required", "budget_exceeded",
+    "blocked_api_access", "organization_restricted",
 )  # fmt: skip
 _BILLING_WORDS = (
     "specified api usage limits", "specified workspace api usage limits", "credit balance is too low",
@@ -54,9 +55,12 @@ _CONTENT = (
 )  # fmt: skip
 _MODEL = (
     "model_not_found", "unknown_model", "invalid_model", "model_decommissioned", "deploymentnotfound",
-    "model_not_available", "model_terms_required", "model_access_denied",
+    "model_not_available", "model_terms_required", "model_access_denied", "model_not_supported",
 )  # fmt: skip
-_MODEL_WORDS = ("invalid model name passed in", "server is pinned to")
+_MODEL_WORDS = (
+    "invalid model name passed in", "server is pinned to", "is not a valid model id", "model not exist",
+    "supported api model names are", "model not found:", "is not supported by any provider",
+)  # fmt: skip
 _STATUSES = frozenset(map(str, range(400, 600)))
 _UNSUPPORTED = ("unsupported_parameter", "unsupported_value", "unknown_parameter")
 _UNSUPPORTED_WORDS = (
