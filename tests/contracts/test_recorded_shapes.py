@@ -137,6 +137,10 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (400, {}, openai("Unable to access non-serverless model m", code="model_not_available"), K.MODEL_NOT_FOUND),
         (402, {}, openai("Credit limit exceeded", "credit_limit"), K.BILLING),
         (422, {}, openai("`inputs` tokens + `max_new_tokens` must be <= 4097"), K.CONTEXT_LENGTH),
+        (
+            403, {}, openai("Input token count + max_tokens must be less than the context length of the model being "
+                            "queried", "invalid_request_error"), K.CONTEXT_LENGTH,
+        ),
         (429, {"x-ratelimit-remaining": "0", "x-ratelimit-reset": "4"}, openai("no", "rate"), K.RATE_LIMITED, 4),
         (503, {}, openai("The server is overloaded", "service_unavailable"), K.OVERLOADED),
     ],
@@ -410,10 +414,23 @@ async def test_a_shape_means(
     assert told.billed is (Billed.MAYBE if kind in MAYBE else Billed.NO)
 
 
-async def test_a_prompt_that_azures_filter_has_read_may_be_billed() -> None:
-    body = {"error": {"code": "content_filter", "innererror": {"code": "ResponsibleAIPolicyViolation"}}}
-    told = (await failure("azure", response(400, {}, body))).failure
-    assert (told.kind, told.billed) == (K.CONTENT_FILTERED, Billed.MAYBE)
+@pytest.mark.parametrize(
+    ("dialect", "status", "body"),
+    [
+        (
+            "azure", 400,
+            {"error": {"code": "content_filter", "innererror": {"code": "ResponsibleAIPolicyViolation"}}},
+        ),
+        (
+            "xai", 403,
+            {"code": "The caller does not have permission to execute the specified operation",
+             "error": "Content violates usage guidelines. Team: t, Model: m, Failed check: SAFETY_CHECK_TYPE_BIO"},
+        ),
+    ],
+)  # fmt: skip
+async def test_a_prompt_that_a_filter_has_read_may_be_billed(dialect: str, status: int, body: Any) -> None:
+    told = (await failure(dialect, response(status, {}, body))).failure
+    assert (told.kind, told.scope, told.billed) == (K.CONTENT_FILTERED, Scope.ENDPOINT, Billed.MAYBE)
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -49,7 +49,9 @@ _CONTEXT_WORDS = (
     "maximum allowed number of output tokens", "model supports at most", "cannot be greater than max_model_len",
 )  # fmt: skip
 _AZURES_FILTER = "responsibleaipolicyviolation"
-"""Azure bills a prompt that its filter has read, though it answers with a 400."""
+"""Azure bills a prompt that its filter has read, though it answers with a 400 …"""
+_XAIS_FILTER = ("violates usage guidelines", "safety_check_type")
+"""… and xAI one that fails its checks, with a 403."""
 _CONTENT = (
     "content_filter", "content_policy_violation", _AZURES_FILTER, "invalid_prompt", "moderation", "cyber_policy",
 )  # fmt: skip
@@ -130,10 +132,11 @@ def classify_response(
         return failure(FailureKind.BILLING, scope=Scope.ACCOUNT)
     if (status == 401 and not named(_MODEL)) or named(_AUTH) or says(_AUTH_WORDS):
         return failure(FailureKind.UNAUTHORIZED, scope=Scope.ACCOUNT)
-    if named(_CONTEXT) or (status in (400, 413, 422) and says(_CONTEXT_WORDS)):
+    if named(_CONTEXT) or (status in (400, 403, 413, 422) and says(_CONTEXT_WORDS)):  # 403: Together
         return failure(FailureKind.CONTEXT_LENGTH)
-    if named(_CONTENT) or (status == 403 and says(("moderation", "flagged"))):
-        return failure(FailureKind.CONTENT_FILTERED, Billed.MAYBE if named((_AZURES_FILTER,)) else Billed.NO)
+    if named(_CONTENT) or (status == 403 and says(("moderation", "flagged", *_XAIS_FILTER))):
+        has_read = named((_AZURES_FILTER,)) or says(_XAIS_FILTER)
+        return failure(FailureKind.CONTENT_FILTERED, Billed.MAYBE if has_read else Billed.NO)
     if says(("no endpoints found that support", "no endpoints found that can handle")):
         return failure(FailureKind.UNSUPPORTED)  # OpenRouter has the model, though not for this request
     if named(_MODEL) or says(_MODEL_WORDS) or status in (404, 405, 410):
