@@ -18,12 +18,14 @@ from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
     "stop": FinishReason.STOP,
+    "eos": FinishReason.STOP,
     "length": FinishReason.LENGTH,
     "model_length": FinishReason.LENGTH,
     "tool_calls": FinishReason.TOOL_CALLS,
     "function_call": FinishReason.TOOL_CALLS,
     "content_filter": FinishReason.CONTENT_FILTER,
-    "error": FinishReason.ERROR,
+    # by the provider, for reasons of its own: OpenRouter, vLLM, SGLang, DeepSeek
+    **dict.fromkeys(("error", "abort", "aborted", "insufficient_system_resource"), FinishReason.ERROR),
 }
 NO_PARAMETERS = {"type": "object", "properties": {}}
 
