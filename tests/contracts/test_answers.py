@@ -76,6 +76,7 @@ CACHED = {**ASKED, "prompt_tokens_details": {"cached_tokens": 40, "cache_write_t
 THOUGHT = {"prompt_tokens": 100, "completion_tokens": 10, "completion_tokens_details": {"reasoning_tokens": 7}}
 TICKS = {**ASKED, "total_tokens": 117, "cost_in_usd_ticks": 232_856_000}
 UPSTREAM = {"cost_details": {"upstream_inference_cost": 0.03608}}
+PERPLEXITYS = {"input_tokens_cost": 0.00001, "output_tokens_cost": 0.0001, "request_cost": 0.005, "total_cost": 0.00511}
 KEPT = {"input_tokens": 40, "cache_read_input_tokens": 40, "cache_creation_input_tokens": 20, "output_tokens": 10}
 TOLD = {"promptTokenCount": 90, "toolUsePromptTokenCount": 10, "candidatesTokenCount": 3, "thoughtsTokenCount": 7}
 
@@ -99,6 +100,8 @@ USAGE: list[tuple[str, Any, tuple[int, ...], int]] = [
     ("openrouter", chat({**ASKED, "cost": False}), (100, 0, 0, 10, 0), 300),
     ("openrouter", chat({**ASKED, "cost": 1e300}), (100, 0, 0, 10, 0), 300),
     ("openrouter", {"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 8, "cost": 7e-6}}, (8, 0, 0, 0, 0), 7),
+    ("openai", chat({**ASKED, "cost": PERPLEXITYS}), (100, 0, 0, 10, 0), 5110),
+    ("openai", chat({**ASKED, "cost": {"request_cost": 0.005}}), (100, 0, 0, 10, 0), 300),
     ("openai", {"data": [{"embedding": [0.5]}], "usage": {"prompt_tokens": 8}}, (8, 0, 0, 0, 0), 16),
     ("anthropic", claude(KEPT), (100, 40, 20, 10, 0), 40 * 2 + 20 + 60 + 100),
     ("anthropic", claude({**KEPT, "output_tokens_details": {"thinking_tokens": 4}}), (100, 40, 20, 10, 4), 260),

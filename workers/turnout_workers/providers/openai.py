@@ -222,12 +222,14 @@ def usage(told: Any) -> Usage:
 
 
 def _cost_usd(told: Any) -> Any:
-    """OpenRouter reports dollars, xAI ten-billionths of one. With the operator's own key OpenRouter's `cost` is what it
-    takes for itself, and the vendor's bill is beside it; without one `cost` has both."""
+    """OpenRouter reports dollars, Perplexity a table of them, xAI ten-billionths of one. With the operator's own key
+    OpenRouter's `cost` is what it takes for itself, and the vendor's bill is beside it; without one `cost` has both."""
     try:
-        ticks = told.get("cost_in_usd_ticks")
+        ticks, cost = told.get("cost_in_usd_ticks"), told.get("cost")
         if told.get("is_byok") is True:
-            return told["cost"] + told["cost_details"]["upstream_inference_cost"]
-        return told.get("cost") if ticks is None else ticks / 1e10
+            return cost + told["cost_details"]["upstream_inference_cost"]
+        if isinstance(cost, dict):
+            return cost["total_cost"]
+        return cost if ticks is None else ticks / 1e10
     except (AttributeError, KeyError, OverflowError, TypeError):
         return None
