@@ -30,6 +30,7 @@ from turnout_workers.providers.anthropic import JSON_ALONE
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.body import MOST_ITEMS, MOST_PARTS, parsed, server_sent
 from turnout_workers.providers.conformance import Reply, always, serving, silent
+from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import MAX_BODY
 from turnout_workers.providers.openai import OpenAIConnector
@@ -477,6 +478,24 @@ async def test_the_highest_efforts_are_asked_for_as_far_as_a_format_has_them(eff
     assert (await sent(config("anthropic", ""), asked, http))[1]["output_config"] == {"effort": effort}
     _, body, _ = await sent(config("gemini", ""), asked, http)
     assert body["generationConfig"]["thinkingConfig"] == {"thinkingLevel": "high"}
+
+
+@pytest.mark.parametrize("dialect", [*(name for name, one in DIALECTS.items() if one.kind == "openai"), None])
+async def test_all_who_speak_openais_format_are_asked_for_an_effort(dialect: str | None, http: Http) -> None:
+    there = replace(config("openai", ""), dialect=dialect)
+    _, body, warnings = await sent(there, {"prompt": "?", "reasoning_effort": "low"}, http)
+    assert (body["reasoning_effort"], warnings) == ("low", ())
+
+
+async def test_no_thinking_is_asked_of_deepseek_in_its_own_words(http: Http) -> None:
+    there = replace(config("openai", ""), dialect="deepseek")
+    _, body, warnings = await sent(there, {"prompt": "?", "reasoning_effort": "none"}, http)
+    assert ("reasoning_effort" in body, body["thinking"], warnings) == (False, {"type": "disabled"}, ())
+    told = b'{"error": {"message": "thinking type disabled is not supported by this model"}}'
+    async with recorder(said(told, "400 Bad Request"), answer("openai")) as (url, seen):
+        request = InferenceRequest(prompt="?", reasoning_effort="none")
+        await build(replace(there, base_url=url), http).call(endpoint("openai"), request)
+    assert ["thinking" in body for _, body in seen] == [True, False]
 
 
 @pytest.mark.parametrize(

@@ -179,6 +179,15 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         ),
         (400, {}, {"object": "error", "message": "Invalid model: m", "type": "invalid_model"}, K.MODEL_NOT_FOUND),
         (
+            400, {}, {"object": "error", "message": "Reasoning prompt mode is not enabled for this model",
+                      "type": "invalid_request_invalid_args", "param": None, "code": "3051"}, K.UNSUPPORTED,
+        ),
+        (
+            400, {}, {"object": "error", "message": "reasoning_effort='medium' is not supported for this model. Must "
+                      "be one of (<ReasoningEffort.none: 'none'>, <ReasoningEffort.high: 'high'>)",
+                      "type": "invalid_request_invalid_args", "param": None, "code": "3051"}, K.UNSUPPORTED,
+        ),
+        (
             422, {}, {"object": "error", "type": "invalid_request_error", "message": {"detail": [
                 {"type": "extra_forbidden", "msg": "Extra inputs are not permitted"}]}}, K.UNSUPPORTED,
         ),

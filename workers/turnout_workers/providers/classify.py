@@ -69,6 +69,7 @@ _UNSUPPORTED_WORDS = (
     "extra inputs are not permitted", "unrecognized request argument",
     "is not supported with this model", "not supported by this model",
     "is not supported for this model", "are not supported for this model", "not supported on this model",
+    "is not enabled for this model",
     "is deprecated for this model", "to turn thinking off on this model",
     "does not support", "only works in thinking mode", "is unsupported", "type is unavailable now",
     "is not a multimodal model", "image input is not supported", "image urls are only allowed for messages with role",

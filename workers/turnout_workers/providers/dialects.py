@@ -12,9 +12,8 @@ from typing import Any
 
 from turnout.request import OPENAI_FIELDS
 
-PLAIN = frozenset({"temperature", "top_p", "stop", "seed", "dimensions"})
-PLAIN |= {"tools", "tool_choice", "json_schema", "json_object"}
-OPENAI_PARAMETERS = PLAIN | {"reasoning_effort"}
+PARAMETERS = frozenset({"temperature", "top_p", "stop", "seed", "dimensions", "reasoning_effort"})
+PARAMETERS |= {"tools", "tool_choice", "json_schema", "json_object"}
 
 STANDARD_LIMITS = {"x-ratelimit-{}-requests": "requests_per_minute", "x-ratelimit-{}-tokens": "tokens_per_minute"}
 """Names of response headers, in which `{}` stands for `limit`, `remaining` or `reset`, and the field of `Limits` that
@@ -36,7 +35,9 @@ class Dialect:
     system_role: str = "system"
     call_id: re.Pattern[str] | None = None
     """What the ids of tool calls look like; None: they are free."""
-    parameters: frozenset[str] = PLAIN
+    parameters: frozenset[str] = PARAMETERS
+    no_reasoning: Mapping[str, Any] | None = None
+    """What asks for none in place of the effort `none`, which is then not known."""
     texts_alone: tuple[str, ...] = ()
     """Roles in whose messages images are refused."""
     reasoning_back: bool = False
@@ -62,9 +63,9 @@ def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
     return name, Dialect(base_url=base_url, **(usual | special))
 
 
-_LIKE_OPENAI: dict[str, Any] = {"max_tokens": "max_completion_tokens", "parameters": OPENAI_PARAMETERS}
+_LIKE_OPENAI: dict[str, Any] = {"max_tokens": "max_completion_tokens"}
 _OPENAIS_OWN = _LIKE_OPENAI | {
-    "parameters": OPENAI_PARAMETERS | OPENAI_FIELDS,
+    "parameters": PARAMETERS | OPENAI_FIELDS,
     "texts_alone": ("system", "developer", "assistant", "tool"),
 }
 DIALECTS: dict[str, Dialect] = dict(
@@ -89,7 +90,6 @@ DIALECTS: dict[str, Dialect] = dict(
         _hosted(
             "fireworks",
             "https://api.fireworks.ai/inference/v1",
-            parameters=OPENAI_PARAMETERS,
             limit_headers={
                 "x-ratelimit-{}-requests": "requests_per_minute",
                 "x-ratelimit-{}-tokens-prompt": "input_tokens_per_minute",
@@ -99,7 +99,8 @@ DIALECTS: dict[str, Dialect] = dict(
         _hosted(
             "deepseek",
             "https://api.deepseek.com/v1",
-            parameters=PLAIN - {"seed", "json_schema"},
+            parameters=PARAMETERS - {"seed", "json_schema"},
+            no_reasoning={"thinking": {"type": "disabled"}},
             reasoning_back=True,
         ),
         _hosted(
@@ -116,7 +117,6 @@ DIALECTS: dict[str, Dialect] = dict(
         _hosted(
             "openrouter",
             "https://openrouter.ai/api/v1",
-            parameters=OPENAI_PARAMETERS,
             health_path="/key",  # its list of models is for everybody
         ),
         _hosted(
@@ -131,7 +131,7 @@ DIALECTS: dict[str, Dialect] = dict(
             },
         ),
         _hosted("xai", "https://api.x.ai/v1", **_LIKE_OPENAI, price_id="x-ai"),
-        ("vllm", Dialect(base_url="http://127.0.0.1:8000/v1", parameters=OPENAI_PARAMETERS)),
+        ("vllm", Dialect(base_url="http://127.0.0.1:8000/v1")),
         ("ollama", Dialect(base_url="http://127.0.0.1:11434/v1")),
         ("llamacpp", Dialect(base_url="http://127.0.0.1:8080/v1")),
         _hosted(
@@ -140,7 +140,7 @@ DIALECTS: dict[str, Dialect] = dict(
             kind="anthropic",
             auth_header="x-api-key",
             auth_prefix="",
-            parameters=OPENAI_PARAMETERS - {"seed", "dimensions"},
+            parameters=PARAMETERS - {"seed", "dimensions"},
             health_path="/v1/models",
             limit_headers={
                 "anthropic-ratelimit-requests-{}": "requests_per_minute",
@@ -156,7 +156,6 @@ DIALECTS: dict[str, Dialect] = dict(
             key_variables=("GEMINI_API_KEY", "GOOGLE_API_KEY"),
             auth_header="x-goog-api-key",
             auth_prefix="",
-            parameters=OPENAI_PARAMETERS,
             limit_headers={},  # it sends none
             price_id="google",
         ),

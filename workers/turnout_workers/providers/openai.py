@@ -63,6 +63,9 @@ class OpenAIConnector(Connector):
         if request.max_output_tokens is not None:
             body[dialect.max_tokens] = request.max_output_tokens
         body |= sent.given("temperature", "top_p", "stop", "reasoning_effort", seed=dialect.seed)
+        if dialect.no_reasoning is not None and body.get("reasoning_effort") == "none":
+            del body["reasoning_effort"]
+            body |= dialect.no_reasoning
         if tools := sent.wish("tools"):
             body["tools"] = [_tool(tool) for tool in tools]
         if choice := sent.wish("tool_choice"):
