@@ -207,6 +207,24 @@ async def test_claude_is_shown_the_image_that_a_tool_gave(http: Http, simulator:
     assert (await connector.complete(InferenceRequest.model_validate(asked))).text
 
 
+@pytest.mark.parametrize(("dialect", "private"), [("openrouter", "/v1/key"), ("llamacpp", "/props")])
+async def test_a_bad_key_shows_where_the_list_of_models_is_for_everybody(
+    dialect: str, private: str, http: Http
+) -> None:
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        path = (await reader.readuntil(b"\r\n\r\n")).split(b" ")[1].decode()
+        told = {"/v1/models": said(b'{"data": []}'), private: said(b"{}", "401 Unauthorized")}
+        writer.write(told.get(path, said(b"{}", "404 Not Found")))
+        writer.close()
+
+    async with await asyncio.start_server(handle, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
+        connector = build(replace(config("openai", url), dialect=dialect), http)
+        with pytest.raises(ProviderError) as refused:
+            await connector.check_health()
+    assert refused.value.failure.kind is K.UNAUTHORIZED
+
+
 async def test_a_health_check_takes_any_list_of_models(http: Http) -> None:
     async with serving(always(said(b'[{"id": "m"}]'))) as url:  # Together's is no object
         await build(config("openai", url), http).check_health()

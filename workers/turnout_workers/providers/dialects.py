@@ -45,7 +45,7 @@ class Dialect:
     stream_usage: bool = True
     """Takes `stream_options.include_usage`."""
     health_path: str = "/models"
-    """Costs nothing, and needs a good key."""
+    """After the base URL. Costs nothing, and needs a good key."""
     limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
     price_id: str | None = None
     """The provider's id in the price list; None: its prices are the operator's to give."""
@@ -134,7 +134,8 @@ DIALECTS: dict[str, Dialect] = dict(
         _hosted("xai", "https://api.x.ai/v1", **_LIKE_OPENAI, price_id="x-ai"),
         ("vllm", Dialect(base_url="http://127.0.0.1:8000/v1")),
         ("ollama", Dialect(base_url="http://127.0.0.1:11434/v1")),
-        ("llamacpp", Dialect(base_url="http://127.0.0.1:8080/v1")),
+        # whose list of models is for everybody, too
+        ("llamacpp", Dialect(base_url="http://127.0.0.1:8080/v1", health_path="/../props")),
         _hosted(
             "anthropic",
             "https://api.anthropic.com",
