@@ -358,6 +358,24 @@ def test_without_a_file_the_environments_keys_are_the_fleet(tmp_path: Path, monk
     assert tables["openai"].base_url == "http://proxy.example/v1"
 
 
+@pytest.mark.parametrize(
+    ("name", "told", "meant"),
+    [
+        ("GROQ", "https://api.groq.com", "https://api.groq.com/openai/v1"),
+        ("CEREBRAS", "https://api.cerebras.ai/", "https://api.cerebras.ai/v1"),
+        ("GROQ", "https://api.groq.com/openai/v1", "https://api.groq.com/openai/v1"),
+        ("OPENAI", "http://127.0.0.1:4000", "http://127.0.0.1:4000"),
+        ("ANTHROPIC", "http://127.0.0.1:4000", "http://127.0.0.1:4000"),
+        ("GROQ", "", None),
+    ],
+)
+def test_a_base_url_in_the_environment_means_what_it_means_to_the_vendors_client(
+    name: str, told: str, meant: str | None
+) -> None:
+    tables = discovery.from_environment({f"{name}_API_KEY": "k", f"{name}_BASE_URL": told})
+    assert tables["providers"][name.lower()]["base_url"] == meant
+
+
 def test_a_key_may_be_in_a_file_that_the_environment_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "key").write_text("abc\n")
