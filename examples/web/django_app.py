@@ -68,7 +68,7 @@ def ask(request: HttpRequest) -> JsonResponse:
     try:
         question = Question.model_validate_json(request.body)
         job = client.submit(
-            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
+            question.prompt, model="gpt-oss-120b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
         )
     except ValidationError as error:
         wrong = [f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors()]

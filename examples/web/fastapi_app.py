@@ -53,7 +53,7 @@ async def away(_: Request, error: RedisError) -> JSONResponse:
 async def ask(question: Question) -> dict[str, str]:
     try:
         job = await app.state.turnout.submit(
-            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
+            question.prompt, model="gpt-oss-120b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
         )
     except Conflict as error:
         raise HTTPException(409, str(error)) from None

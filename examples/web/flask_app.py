@@ -52,7 +52,7 @@ def ask() -> Answer:
     question = Question.model_validate_json(request.get_data())
     try:
         job = client.submit(
-            question.prompt, model="llama-3.3-70b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
+            question.prompt, model="gpt-oss-120b", stream=True, idempotency_key=question.order, webhook=WEBHOOK
         )
     except Conflict as error:
         return {"error": str(error)}, 409

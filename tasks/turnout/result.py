@@ -109,7 +109,7 @@ class JobResult(Told):
         return self.response
 
     def summary(self) -> str:
-        """One line for people: `groq · llama-3.3-70b · 412 tokens · $0.0002 · 0.8 s · 2 attempts`."""
+        """One line for people: `groq · gpt-oss-120b · 412 tokens · $0.0002 · 0.8 s · 2 attempts`."""
         parts: list[str] = []
         if (response := self.response) is not None:
             unpriced = response.cost_microusd is None and not self.cost_microusd

@@ -20,9 +20,9 @@ NOBODY = '[providers.x]\nbase_url = "http://127.0.0.1:9"\nmodels = ["m"]\n'
 """A configuration of one provider, which is not there."""
 
 
-def one_provider(name: str = "sim", **fields: Any) -> str:
+def one_provider(name: str = "sim", model: str = "llama-3.3-70b", **fields: Any) -> str:
     """A scenario of one alone, of short answers."""
-    models = {"llama-3.3-70b": {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}}
+    models = {model: {"input_usd_per_mtok": 1.0, "output_usd_per_mtok": 3.0}}
     return toml_lines.dumps({"output_tokens": 8, "providers": {name: {"models": models, **fields}}})
 
 

@@ -14,9 +14,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand
 from tests.receiver import Receiver
 
+FLEET = one_provider(model="gpt-oss-120b", s_per_token=0.005)
 EXAMPLES = Path(__file__).parents[2] / "examples" / "web"
 Post = Callable[[str, bytes, Mapping[str, str]], tuple[int, str]]
 Get = Callable[[str], tuple[int, str]]

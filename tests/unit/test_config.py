@@ -194,7 +194,7 @@ def test_a_model_that_is_in_no_catalogue_is_known_by_its_name_and_the_price_list
     def only(provider: str, model: str) -> Endpoint:
         return accounts(settings(text.format(provider, model), environ))[0].endpoints[0]
 
-    new = only("openai", "gpt-5.4")
+    new = only("openai", "gpt-5.6-sol")
     assert {Capability.TOOLS, Capability.VISION, Capability.JSON_SCHEMA} <= new.capabilities
     assert new.context_tokens
     assert new.context_tokens > 200_000
@@ -308,14 +308,14 @@ def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
     assert list(fleet) == [
         "openai/gpt-4.1-mini",
         "openai/text-embedding-3-small",
-        "groq/llama-3.3-70b-versatile",
+        "groq/gpt-oss-120b",
         "anthropic/claude-sonnet-4-5",
         "anthropic/claude-sonnet-4-5#2",
-        "gemini/gemini-2.5-flash",
+        "gemini/gemini-3.8-flash",
         "office/llama-3.3-70b",
     ]
-    groq, office = fleet["groq/llama-3.3-70b-versatile"], fleet["office/llama-3.3-70b"]
-    assert groq.serves("llama-3.3-70b")
+    groq, office = fleet["groq/gpt-oss-120b"], fleet["office/llama-3.3-70b"]
+    assert groq.served_model == "openai/gpt-oss-120b"
     assert (groq.limits.requests_per_minute, groq.weight) == (1000, 2.0)
     assert groq.price is not None
     assert groq.price.source.startswith("genai-prices")
