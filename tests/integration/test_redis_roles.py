@@ -214,6 +214,7 @@ def test_a_callback_to_a_queue_that_the_worker_may_not_write_ends_no_worker(port
     admin, log, fleet = login(port, "admin"), tmp_path / "worker.log", Fleet(tmp_path, one_provider())
     lanes = ("~interactive*", "~standard*", "~batch*", "~_kombu.binding*")
     admin.execute_command("ACL", "SETUSER", "producer", *lanes, "+sadd")
+    admin.delete("shop")
     url = f"redis://producer:producer-secret@127.0.0.1:{port}/0"
     environ = {"REDIS_URL": url.replace("producer", "worker"), "TURNOUT_CONFIG": str(fleet.config)}
     worker = process.start([sys.executable, "-m", "turnout", "worker"], log, environ)
