@@ -396,10 +396,10 @@ async def embedded(dialect: str, body: dict[str, Any], texts: int = 2, dimension
     [
         (rows([], []), {}),
         (rows([1, 2, 3], [4]), {}),
-        (rows([1, 2, 3], [4, 5, 6]), {"dimensions": 2}),
-        (rows([1], [2], indices=(0, 0)), {}),
+        (rows([1], [2], indices=(1, 1)), {}),
         (rows([1], [2], indices=(0, 5)), {}),
-        (rows([1], [2], indices=(0, None)), {}),
+        (rows([1], [2], indices=(None, 2)), {}),
+        (rows("AADAfw==", "AADAfw=="), {}),  # NaN
         (rows(*([n] for n in range(11)), indices=map(str, range(11))), {"texts": 11}),
         (rows("123", "456"), {}),
         (rows("1234", "5678"), {}),
@@ -421,12 +421,24 @@ async def test_embeddings_that_are_not_of_each_text_and_of_one_length_are_no_ans
         rows([1, 2], [3, 4]),
         rows([3, 4], [1, 2], indices=(1, 0)),
         rows([1, 2], [3, 4], indices=(None, None)),
+        rows([1, 2], [3, 4], indices=(None, 1)),  # Gemini
+        rows([1, 2], [3, 4], indices=(0, 0)),  # LiteLLM, of Gemini
         rows("AACAPwAAAEA=", "AABAQAAAgEA="),
         {"data": [{"embedding": [1, 2]}, {"embedding": [3, 4]}]},
     ],
 )
 async def test_embeddings_are_read_in_whatever_order_and_form_they_come(body: dict[str, Any]) -> None:
     assert await embedded("openai", body, dimensions=2) == ((1, 2), (3, 4))
+
+
+@pytest.mark.parametrize("wish", ["drop", "fail"])
+def test_who_is_given_dimensions_and_heeds_none_has_its_answer_taken_unless_the_job_says_otherwise(wish: Any) -> None:
+    """As llama.cpp: it is well, and no other job has to do without it."""
+    sent = Sent(InferenceRequest(input="x", dimensions=3, on_unsupported=wish), "p", frozenset({"dimensions"}))
+    assert sent.given("dimensions")
+    failure = fault(Answer(embeddings=((1.0, 2.0),)), sent)
+    assert (failure and failure.kind) == (K.UNSUPPORTED if wish == "fail" else None)
+    assert sent.warnings == ([] if wish == "fail" else ["p gives 2 dimensions, not 3"])
 
 
 def test_who_takes_no_dimensions_answers_in_its_own() -> None:

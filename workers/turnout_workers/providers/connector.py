@@ -126,8 +126,9 @@ class Connector(CloudProviderBase):
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
                 self._parameters[asked] -= {name}
         answer = understood(self.read, request, reply.body)
+        failure = fault(answer, sent)
         outcome = understood(self._outcome, answer, endpoint, sent, reply)
-        if failure := fault(answer, sent):
+        if failure:
             raise ProviderError(failure, outcome.limits, outcome.response if answer.usage else None)
         if on_token is not None and reply.first_token_s is None and answer.text:
             await on_token(answer.text)

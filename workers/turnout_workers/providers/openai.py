@@ -192,10 +192,11 @@ def _text(content: Any) -> str:
 
 def _embeddings(body: Any) -> Answer:
     rows = body["data"]
-    if any(row.get("index") is not None for row in rows):
-        rows = sorted(rows, key=lambda row: row["index"])
-        if [row["index"] for row in rows] != list(range(len(rows))):
+    places = [row.get("index") or 0 for row in rows]  # Gemini leaves out a 0
+    if any(places):  # else they come in order
+        if sorted(places) != list(range(len(rows))):
             raise malformed("embeddings of which nobody knows for which text they are")
+        rows = sorted(rows, key=lambda row: row.get("index") or 0)
     vectors = tuple(_vector(row["embedding"]) for row in rows)
     told = body.get("usage")
     cost = _cost_usd(told)

@@ -183,15 +183,19 @@ class Gathering(Protocol):
 
 
 def fault(answer: Answer, sent: Sent) -> Failure | None:
-    """Why the answer is of no use; None: it is."""
+    """Why the answer is of no use; None: it is, perhaps with one more warning."""
     request = sent.request
     if request.is_embedding:
         if len(answer.embeddings) != len(request.texts):
             return malformed(f"{len(answer.embeddings)} embeddings for {len(request.texts)} texts").failure
         lengths = {len(vector) for vector in answer.embeddings}
-        wanted = request.dimensions if "dimensions" in sent.taken else max(lengths)
-        if lengths != {wanted} or not wanted:
+        if len(lengths) > 1 or 0 in lengths:
             return malformed(f"embeddings of {', '.join(map(str, sorted(lengths)[:3]))} numbers").failure
+        if "dimensions" in sent.taken and lengths != {request.dimensions}:  # as of servers that don't look at it
+            text = f"{sent.provider} gives {max(lengths)} dimensions, not {request.dimensions}"
+            if request.on_unsupported == "fail":
+                return Failure(FailureKind.UNSUPPORTED, text, Billed.YES)
+            sent.warnings.append(text)
         return None
     if answer.finish is FinishReason.ERROR:
         message = f"the answer ended in an error ({answer.finish_raw})"
