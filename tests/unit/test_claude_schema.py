@@ -102,14 +102,29 @@ def test_an_object_without_fields_is_one() -> None:
     [
         {"allOf": [{"$ref": "#/$defs/base"}, {"type": "object", "properties": {"b": {"type": "string"}}}]},
         {"properties": {"b": {"type": "string"}}, "allOf": [{"$ref": "#/$defs/base"}]},
+        {"properties": {"b": {"type": "string"}}, "$ref": "#/$defs/base"},
+        {"properties": {"b": {}}, "anyOf": [{"properties": {"b": {"const": 1}}}, {"required": ["b"]}]},
     ],
     ids=str,
 )
-def test_an_allof_of_several_parts_is_left_to_other_providers(schema: dict[str, Any]) -> None:
+def test_an_object_in_several_parts_is_left_to_other_providers(schema: dict[str, Any]) -> None:
     """Each of them closed, no answer would fit all."""
     base = {"type": "object", "properties": {"a": {"type": "string"}}}
-    with pytest.raises(ProviderError, match="an allOf of several parts"):
+    with pytest.raises(ProviderError, match="an object in several parts"):
         closed({"$defs": {"base": base}, **schema})
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"type": "object", "properties": {"a": {"type": "string"}}, "allOf": [{"if": {}, "then": {"required": ["a"]}}]},
+        {"allOf": [{"type": "integer"}, {"minimum": 3}]},
+        {"properties": {"a": {"type": "string"}}, "anyOf": [{"required": ["a"]}]},
+    ],
+    ids=str,
+)
+def test_parts_of_which_one_alone_is_an_object_contradict_nothing(schema: dict[str, Any]) -> None:
+    assert closed(schema).keys() <= {*schema, "additionalProperties", "description"}
 
 
 def test_one_of_two_choices_is_told_in_words() -> None:

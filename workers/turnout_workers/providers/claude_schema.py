@@ -34,9 +34,10 @@ def closed(schema: Any) -> Any:
         return [closed(one) for one in schema]
     if not isinstance(schema, dict):
         return schema
-    parts = schema.get("allOf")
-    if isinstance(parts, list) and len(parts) + ("properties" in schema) > 1:
-        raise ProviderError.unsupported("Claude takes no schema with an allOf of several parts")
+    several = [part for part in _parts(schema, "allOf") if _may_be_object(part)]
+    choices = any(map(_may_be_object, [*_parts(schema, "anyOf"), *_parts(schema, "oneOf")]))
+    if len(several) + choices + ("properties" in schema) + ("$ref" in schema) > 1:
+        raise ProviderError.unsupported("Claude takes no schema that describes an object in several parts")
     taken: dict[str, Any] = {}
     told: dict[str, JsonValue] = {}
     for name, value in schema.items():
@@ -58,6 +59,17 @@ def closed(schema: Any) -> Any:
         before = (str(taken["description"]),) if "description" in taken else ()
         taken["description"] = "\n\n".join((*before, json.dumps(told, ensure_ascii=False)))
     return taken
+
+
+def _parts(schema: dict[str, Any], keyword: str) -> list[Any]:
+    parts = schema.get(keyword)
+    return parts if isinstance(parts, list) else []
+
+
+def _may_be_object(part: Any) -> bool:
+    return isinstance(part, dict) and (
+        part.get("type") == "object" or not {"properties", "$ref", "allOf", "anyOf", "oneOf"}.isdisjoint(part)
+    )
 
 
 def _takes(keyword: str, value: Any) -> bool:
