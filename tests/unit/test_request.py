@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 from openai.types.chat import ChatCompletionMessage
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from turnout.client.submission import chunks, job_id, new_job, refusal
 from turnout.ledger import Intake, NewJob
-from turnout.messages import ResponseFormat
+from turnout.messages import Message, ResponseFormat, TextPart
 from turnout.request import InferenceRequest, Lane, RoutingConstraints
 from turnout.validation import MANY, explain, innermost
 
@@ -154,6 +154,20 @@ def test_so_is_what_was_filled_in_in_a_model_of_another_library() -> None:
     wish = Wish()
     wish.only.append("own-server")
     assert asked("a", constraints=wish).constraints.only == ("own-server",)
+
+
+def test_of_such_a_model_what_was_set_to_its_default_is_kept_and_what_was_made_up_for_it_is_not() -> None:
+    class Part(BaseModel):
+        type: str = "text"
+        text: str
+
+    class Said(BaseModel):
+        role: str
+        content: list[Part]
+        id: str = Field(default_factory=lambda: "made up")
+
+    said = Said.model_validate({"role": "user", "content": [{"type": "text", "text": "Why?"}]})
+    assert asked(messages=[said]).chat == (Message(role="user", content=(TextPart(type="text", text="Why?"),)),)
 
 
 def test_what_was_set_to_its_default_was_set() -> None:

@@ -152,7 +152,9 @@ def _plain(given: Any) -> Any:
         return given
     # Of another library's, such as OpenAI's. Without warnings, which would quote a prompt.
     dump = partial(given.model_dump, warnings=False)
-    return joined(dump(exclude_unset=True), dump(exclude_defaults=True))
+    touched = dump(exclude_defaults=True)
+    filled = {name: value for name, value in touched.items() if value and isinstance(value, list | dict)}
+    return {**filled, **dump(exclude_unset=True)}
 
 
 def _check(payload: str, max_chars: int) -> None:
