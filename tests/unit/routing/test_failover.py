@@ -12,6 +12,7 @@ from turnout_workers.routing.failover import (
     COOLDOWN_S,
     MAX_ATTEMPTS,
     MAX_CALLS,
+    MOST_MODELS,
     REST_MOST_S,
     RULES,
     Next,
@@ -97,6 +98,7 @@ def test_no_endpoint_is_tried_again_in_place_that_asks_for_a_longer_wait(kind: F
     assert (elsewhere.action, elsewhere.delay_s) == (Next.FAIL_OVER, 0)
     assert elsewhere.block_s >= 20
     only = verdict(kind, 20.0, allow_fallback=False)
+    assert verdict(kind, 20.0, allow_fallback=False, alike=1).action is Next.GIVE_UP, "once, however long it waits"
     assert (only.action, verdict(kind, 20.0, allow_fallback=False, retries_here=1).action) == ("defer", "give_up")
     assert only.delay_s >= 20
 
@@ -183,8 +185,8 @@ def test_two_models_of_one_provider_are_one_witness() -> None:
 
 
 def test_a_provider_of_many_models_is_not_asked_for_all_of_them_about_a_wrong_request() -> None:
-    assert verdict(K.INVALID_REQUEST, alike=MAX_ATTEMPTS - 2).action is Next.FAIL_OVER
-    assert verdict(K.INVALID_REQUEST, alike=MAX_ATTEMPTS - 1).action is Next.GIVE_UP
+    assert verdict(K.INVALID_REQUEST, alike=MOST_MODELS - 2).action is Next.FAIL_OVER
+    assert verdict(K.INVALID_REQUEST, alike=MOST_MODELS - 1).action is Next.GIVE_UP
 
 
 def test_a_job_that_makes_providers_refuse_their_keys_ends_but_not_before_it_has_passed_all_models() -> None:

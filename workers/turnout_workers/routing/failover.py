@@ -20,6 +20,8 @@ MAX_ATTEMPTS = 8
 probe: that its endpoint is out was known before."""
 MAX_CALLS = 64
 """So many of them with its probes: a job may break every endpoint, and be alone to find out whether one is back."""
+MOST_MODELS = 16
+"""Where one provider may refuse a job at all of its models and another take it: so many, as some have hundreds."""
 SHORT_WAIT_S = 2.0
 """A Retry-After up to this is waited for in place."""
 COOLDOWN_S = 5.0
@@ -86,16 +88,16 @@ RULES: dict[FailureKind, Rule] = {
     FailureKind.UNAUTHORIZED: Rule(disables=True),
     FailureKind.BILLING: Rule(disables=True),
     # A check may find nothing wrong with the key, for it was the prompt that was refused: so that such a job doesn't
-    # take account after account from all others for ever. As often as that a key may lack the right to a model.
-    FailureKind.FORBIDDEN: Rule(disables=True, most=16),
+    # take account after account from all others for ever.
+    FailureKind.FORBIDDEN: Rule(disables=True, most=MOST_MODELS),
     FailureKind.MODEL_NOT_FOUND: Rule(disables=True),
     FailureKind.CONTEXT_LENGTH: Rule(unsuited=True),
     FailureKind.CONTENT_FILTERED: Rule(unsuited=True),
     FailureKind.UNSUPPORTED: Rule(unsuited=True),
     FailureKind.CONFLICT: Rule(retries=1, spends=True),
     # One provider may refuse what others take, in words that nobody has met yet, and for all of its models; where two
-    # do, or one of many models for as many as a job may break, it is the request.
-    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most=MAX_ATTEMPTS, most_providers=2),
+    # do, it is the request.
+    FailureKind.INVALID_REQUEST: Rule(unsuited=True, most=MOST_MODELS, most_providers=2),
     FailureKind.LOCAL: Rule(retries=2),
     FailureKind.CANCELLED: Rule(),
 }
@@ -176,7 +178,8 @@ def judge(
         rest_s = backoff_s(attempt, rng)
     rest_s = max(block_s, rest_s)
     if not allow_fallback:  # a cooldown is no failure: the one endpoint that may be used is waited for
-        return ruled(Next.DEFER, rest_s) if rule.cooldown_s is not None or repeats else ruled(Next.GIVE_UP)
+        waits = rule.cooldown_s is not None or (repeats and alike < rule.retries)
+        return ruled(Next.DEFER, rest_s) if waits else ruled(Next.GIVE_UP)
     if has_untried:
         return ruled(Next.FAIL_OVER, backoff_s(attempt - 1, rng))
     if rule.unsuited:
