@@ -374,12 +374,7 @@ async def test_a_preset_has_its_own_names(
 
 @pytest.mark.parametrize(
     ("kind", "dialect", "own", "wanted"),
-    [
-        ("openai", "mistral", "a1B2c3D4e", "[a-zA-Z0-9]{9}"),
-        ("openai", "openai", "functions.f:1", ".{1,40}"),
-        ("openai", "azure", "c" * 40, ".{1,40}"),
-        ("anthropic", None, "toolu_01-VpEm", "[a-zA-Z0-9_-]+"),
-    ],
+    [("openai", "mistral", "a1B2c3D4e", "[a-zA-Z0-9]{9}"), ("anthropic", None, "toolu_01-VpEm", "[a-zA-Z0-9_-]+")],
 )
 async def test_a_vendor_gets_ids_of_tool_calls_as_it_wants_them_whoever_made_them_up(
     kind: str, dialect: str | None, own: str, wanted: str, http: Http
@@ -389,7 +384,7 @@ async def test_a_vendor_gets_ids_of_tool_calls_as_it_wants_them_whoever_made_the
         return [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "tool_call_id": id, "content": "42"}]
 
     there = replace(config(kind, ""), dialect=dialect)
-    _, body, _ = await sent(there, {"messages": [*called("functions.f:0" * 4), *called(own)]}, http)
+    _, body, _ = await sent(there, {"messages": [*called("functions.f:0"), *called(own)]}, http)
     told = re.findall('"(?:id|tool_call_id|tool_use_id)": "(.*?)"', json.dumps(body["messages"]))
     made = told[0]
     assert told == [made, made, own, own]

@@ -67,7 +67,6 @@ _LIKE_OPENAI: dict[str, Any] = {"max_tokens": "max_completion_tokens"}
 _OPENAIS_OWN = _LIKE_OPENAI | {
     "parameters": PARAMETERS | OPENAI_FIELDS,
     "texts_alone": ("system", "developer", "assistant", "tool"),
-    "call_id": re.compile(".{1,40}"),
 }
 DIALECTS: dict[str, Dialect] = dict(
     (
