@@ -235,6 +235,15 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         (429, {}, {"code": "resource-exhausted", "error": "Too many requests"}, K.RATE_LIMITED),
     ],
     "vllm": [
+        (
+            400, {}, {"object": "error", "type": "BadRequestError", "message": "{'type': 'literal_error', 'loc': "
+                      "('body', 'reasoning_effort'), 'msg': \"Input should be 'low', 'medium' or 'high'\"}"},
+            K.UNSUPPORTED,
+        ),
+        (
+            422, {}, {"detail": [{"type": "literal_error", "loc": ["body", "reasoning_effort"],
+                                  "msg": "Input should be 'low', 'medium' or 'high'"}]}, K.UNSUPPORTED,
+        ),
         (400, {}, {"object": "error", "type": "BadRequestError", "code": 400,
                    "message": "This model's maximum context length is 4096 tokens"}, K.CONTEXT_LENGTH),
         (400, {}, openai("The decoder prompt (length 9000) is longer than the maximum model length of 4096"),
@@ -255,6 +264,8 @@ SHAPES: dict[str, list[tuple[Any, ...]]] = {
         ),  # Hugging Face's router
     ],
     "ollama": [
+        (400, {}, openai("invalid reasoning value: 'minimal' (must be \"high\", \"low\", or \"none\")"), K.UNSUPPORTED),
+        (400, {}, openai('think value "high" is not supported for this model'), K.UNSUPPORTED),
         (404, {}, openai("model 'm' not found, try pulling it first", "api_error"), K.MODEL_NOT_FOUND),
         (404, {}, {"error": "model 'm' not found"}, K.MODEL_NOT_FOUND),
         (400, {}, openai("m does not support tools", "api_error"), K.UNSUPPORTED),

@@ -80,6 +80,7 @@ _UNSUPPORTED_WORDS = (
 )  # fmt: skip
 _OPTIONAL = {name: name for name in ("temperature", "top_p", "stop", "seed", "reasoning_effort", "stream")}
 _OPTIONAL |= dict.fromkeys(("effort", "reasoningeffort", "thinking", "thinking_level"), "reasoning_effort")
+_OPTIONAL |= dict.fromkeys(("reasoning value", "think value"), "reasoning_effort")
 _OPTIONAL |= {"stop_sequences": "stop", "streaming": "stream"} | {name: name for name in OPENAI_FIELDS}
 """Parameters that a call can do without: the vendors' names of them, and ours."""
 _MENTIONED = re.compile(rf"\b({'|'.join(_OPTIONAL.keys() - {'store', 'user'})})\b")
@@ -179,6 +180,10 @@ def classify_response(
         return failure(FailureKind.MALFORMED)  # not from the API itself; no redirect is followed
     if status == 200 and "invalid" not in kind_word:
         return failure(FailureKind.SERVER_ERROR, Billed.MAYBE)  # nothing says that it was the request's fault
+    if (
+        _parameter(body, words) == "reasoning_effort"
+    ):  # of which each server knows some values, and refuses in its words
+        return replace(failure(FailureKind.UNSUPPORTED), parameter="reasoning_effort")
     return failure(FailureKind.INVALID_REQUEST)
 
 
