@@ -155,6 +155,18 @@ def test_so_is_what_was_filled_in_in_a_model_of_another_library() -> None:
     wish.only.append("own-server")
     assert asked("a", constraints=wish).constraints.only == ("own-server",)
 
+    class Function(BaseModel):
+        name: str
+        parameters: dict[str, Any] = {}
+
+    class Offered(BaseModel):
+        type: str
+        function: Function
+
+    tool = Offered(type="function", function=Function(name="f"))
+    tool.function.parameters["type"] = "object"
+    assert asked("a", tools=[tool]).tools[0].function.parameters == {"type": "object"}
+
 
 def test_of_such_a_model_what_was_set_to_its_default_is_kept_and_what_was_made_up_for_it_is_not() -> None:
     class Part(BaseModel):

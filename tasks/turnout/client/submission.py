@@ -152,9 +152,17 @@ def _plain(given: Any) -> Any:
         return given
     # Of another library's, such as OpenAI's. Without warnings, which would quote a prompt.
     dump = partial(given.model_dump, warnings=False)
-    touched = dump(exclude_defaults=True)
-    filled = {name: value for name, value in touched.items() if value and isinstance(value, list | dict)}
-    return {**filled, **dump(exclude_unset=True)}
+    return _filled_in(dump(exclude_unset=True), dump(exclude_defaults=True))
+
+
+def _filled_in(was_set: Any, touched: Any) -> Any:
+    """What was set, and of what differs from its default the lists and mappings: they were filled in in place."""
+    if isinstance(was_set, list) and isinstance(touched, list) and len(was_set) == len(touched):
+        return [*map(_filled_in, was_set, touched)]
+    if not isinstance(was_set, dict) or not isinstance(touched, dict):
+        return was_set
+    more = {name: one for name, one in touched.items() if one and isinstance(one, list | dict)}
+    return more | {name: _filled_in(one, touched.get(name)) for name, one in was_set.items()}
 
 
 def _check(payload: str, max_chars: int) -> None:
