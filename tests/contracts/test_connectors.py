@@ -225,6 +225,11 @@ async def test_a_bad_key_shows_where_the_list_of_models_is_for_everybody(
     assert refused.value.failure.kind is K.UNAUTHORIZED
 
 
+def test_a_llamacpp_without_a_key_needs_no_more_than_a_list_of_models(http: Http) -> None:
+    bare = replace(config("openai", "http://127.0.0.1:8080/v1"), dialect="llamacpp", api_key=None)
+    assert build(bare, http).health_path == "/models"
+
+
 async def test_a_health_check_takes_any_list_of_models(http: Http) -> None:
     async with serving(always(said(b'[{"id": "m"}]'))) as url:  # Together's is no object
         await build(config("openai", url), http).check_health()

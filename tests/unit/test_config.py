@@ -365,6 +365,7 @@ def test_without_a_file_the_environments_keys_are_the_fleet(tmp_path: Path, monk
         ("CEREBRAS", "https://api.cerebras.ai/", "https://api.cerebras.ai/v1"),
         ("GROQ", "https://api.groq.com/openai/v1", "https://api.groq.com/openai/v1"),
         ("OPENAI", "http://127.0.0.1:4000", "http://127.0.0.1:4000"),
+        ("TOGETHER", "http://127.0.0.1:4000", "http://127.0.0.1:4000"),
         ("ANTHROPIC", "http://127.0.0.1:4000", "http://127.0.0.1:4000"),
         ("GROQ", "", None),
     ],

@@ -25,8 +25,8 @@ _LOCAL = {name: DIALECTS[name].base_url for name in ("ollama", "vllm", "llamacpp
 def from_environment(environ: Mapping[str, str]) -> Tables:
     """A provider for every key that the environment has, as `…_API_KEY` or `…_API_KEY_FILE`.
 
-    A base URL set for a vendor's own client (`OPENAI_BASE_URL`, …) is honoured: its key belongs there. OpenAI's client
-    takes it as it is; Groq's and Cerebras's add their path to a host.
+    A base URL set for a vendor's own client (`OPENAI_BASE_URL`, …) is honoured: its key belongs there. Groq's
+    and Cerebras's clients add their path to it.
     """
     providers: Tables = {}
     for name, dialect in DIALECTS.items():
@@ -34,7 +34,7 @@ def from_environment(environ: Mapping[str, str]) -> Tables:
         if not dialect.base_url or (variable := next(given, None)) is None:
             continue  # Azure's address is each customer's own: it takes a file
         base_url = environ.get(f"{name.upper()}_BASE_URL", "").rstrip("/")
-        if name != "openai" and base_url.count("/") == 2:
+        if name in ("groq", "cerebras") and base_url.count("/") == 2:
             base_url += urlsplit(dialect.base_url).path
         providers[name] = {"api_key_env": variable, "base_url": base_url or None}
     return {"providers": providers} if providers else {}

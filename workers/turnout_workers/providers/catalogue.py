@@ -124,12 +124,13 @@ MODELS: tuple[Model, ...] = (
         },
     ),
     Model(
-        "qwen-3.8-27b", 131_072, None, TEXT_THINKING, GOOD,
+        "qwen-3.8-27b", 65_536, None, TEXT_THINKING, GOOD,
         {"groq": "qwen/qwen3.8-27b", "cerebras": "qwen-3.8-27b", "openrouter": "qwen/qwen3.8-27b"},
     ),
     Model(
         "mistral-large", 262_144, None, VISION, BEST,
         {"mistral": "mistral-large-2512", "openrouter": "mistralai/mistral-large-2512"},
+        frozenset({"mistral-large-latest"}),
     ),
     Model(
         "mistral-small", 262_144, None, THINKING, BASIC,

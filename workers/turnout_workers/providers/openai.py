@@ -45,6 +45,11 @@ class OpenAIConnector(Connector):
                 body["stream_options"] = {"include_usage": True}
         return "/chat/completions", body
 
+    @property
+    def health_path(self) -> str:
+        """Where there is no key, there is none to find out about."""
+        return self.dialect.health_path if self.config.api_key is not None else "/models"
+
     def gathering(self) -> Gathering:
         return _Chunks(self.dialect.reasoning_back)
 
