@@ -6,8 +6,11 @@ import json
 import socket
 import time
 from collections.abc import Iterator
+from datetime import UTC, date, datetime, timedelta
+from decimal import Decimal
 from queue import Queue
 from typing import Any
+from uuid import UUID
 
 import pytest
 from celery import Celery, chain, chord, group, signature
@@ -49,6 +52,10 @@ def app(stand: Stand) -> Iterator[Celery]:
     @app.task(name="shop.gathered", shared=False)
     def gathered(results: list[dict[str, Any]]) -> list[str]:
         return [one["id"] for one in results if one["status"] == "succeeded"]
+
+    @app.task(name="shop.kept", shared=False)
+    def kept(result: dict[str, Any], under: Any) -> Any:
+        return [under, result["status"]]
 
     @app.task(name="shop.failed", shared=False)
     def failed(job_id: str) -> None:
@@ -98,6 +105,15 @@ def test_a_link_is_called_with_the_result(app: Celery) -> None:
     sent = infer(app).apply_async(link=own(app, "shop.answered"))
     assert called.get(timeout=LIMIT_S) == ("answered", sent.id)
     assert sent.get(timeout=LIMIT_S)["status"] == "succeeded"
+
+
+@pytest.mark.parametrize("countdown", [0, 1])
+@pytest.mark.parametrize("under", [UUID(int=7), datetime.now(UTC), date(2026, 1, 2), Decimal("1.5"), b"key"])
+def test_what_follows_is_called_with_all_types_that_celery_can_send(app: Celery, under: Any, countdown: int) -> None:
+    later = {"expires": datetime.now(UTC) + timedelta(seconds=LIMIT_S)}
+    follows = app.signature("shop.kept", args=(under,), queue="shop").set(**later)
+    sent = chain(infer(app).set(countdown=countdown), follows).apply_async()
+    assert sent.get(timeout=LIMIT_S) == [under, "succeeded"]
 
 
 def test_labels_come_back_with_the_result_also_of_a_failure(app: Celery) -> None:

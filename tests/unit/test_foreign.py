@@ -41,3 +41,20 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
 def test_a_constraint_beside_a_request_takes_none_of_its_own_away() -> None:
     private = {"request": {"prompt": "Why?", "constraints": {"no_training": True}}, "constraints": {"deadline_s": 60}}
     assert foreign._request_of([], private)["constraints"] == {"no_training": True, "deadline_s": 60}
+
+
+async def test_who_sent_what_nobody_foresaw_is_told_and_does_not_wait_for_nothing() -> None:
+    stored: list[Any] = []
+
+    class Kept:
+        async def all(self, *calls: Any) -> None:
+            stored.extend(call.command for call in calls)
+
+    send: Any = Kept()
+    in_force: Any = SimpleNamespace(file=SimpleNamespace(retention=SimpleNamespace(results_s=10)))
+    accepting = foreign.Foreign(Ledger(), send, in_force).accept
+    refused = await accepting("a", [["Why?"], {}, {"chain": [{"args": [object()]}]}], None)
+    assert refused is not None
+    assert refused.error is not None
+    assert (refused.error.code, stored[0][:2]) == ("invalid_request", ("SET", "celery-task-meta-a"))
+    assert "TypeError" in refused.error.message

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import redis
+from kombu.utils.json import dumps
 from pydantic import ValidationError
 
 from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
@@ -42,9 +43,10 @@ class Foreign:
         What can't be accepted never was a job: gives its result, which is written for Celery to read. A Redis that is
         away is waited for, because nobody else has the request.
         """
-        asked = self._read(job_id, body, lane)
+        asked: Call[Enqueued] | str | None = None
         while True:
             try:
+                asked = asked or self._read(job_id, body, lane)
                 if isinstance(asked, str):
                     return await self._ended(job_id, JobStatus.FAILED, "invalid_request", asked)
                 outcome = (await self.send.whole(asked)).outcome
@@ -57,6 +59,10 @@ class Foreign:
             except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
                 logger.warning("a request waits for Redis: %s", error, extra={"job": job_id})
                 await asyncio.sleep(AGAIN_S)
+            except Exception as error:  # foreseen by nobody; its sender isn't to wait for ever
+                if isinstance(asked, str):
+                    raise
+                asked = f"it can't be accepted: {type(error).__name__}"
 
     def _read(self, job_id: str, body: Any, lane: Lane | None) -> Call[Enqueued] | str:
         """How the job that is asked for is accepted, or why there can be none."""
@@ -68,7 +74,7 @@ class Foreign:
             request = InferenceRequest.model_validate(_request_of(args, kwargs))
             if lane is not None and "lane" not in (wish := request.constraints).model_fields_set:
                 request = request.model_copy(update={"constraints": wish.model_copy(update={"lane": lane})})
-            job = NewJob.of(job_id, request, embed=json.dumps(callbacks) if callbacks else None, publish=False)
+            job = NewJob.of(job_id, request, embed=dumps(callbacks) if callbacks else None, publish=False)
             return TOO_DEEP if too_deep(job.payload) else self.ledger.enqueue(job)
         except ValidationError as error:
             return explain(error)
