@@ -271,6 +271,17 @@ def test_a_revoked_task_is_a_cancelled_job(app: Celery, stand: Stand) -> None:
     stand.until(lambda: isinstance(app.AsyncResult(sent.id).result, Cancelled), LIMIT_S)
 
 
+def test_what_a_message_alone_has_stays_revoked_for_a_worker_that_starts_later(app: Celery, stand: Stand) -> None:
+    stand.stop_worker(stand.workers[0])
+    sent = infer(app).apply_async(task_id="revoked-before", link_error=own(app, "shop.failed"))
+    app.backend.mark_as_revoked(sent.id)  # as any worker does whom the order has reached
+    stand.start_worker()
+    stand.until(lambda: isinstance(app.AsyncResult(sent.id).result, Cancelled), LIMIT_S)
+    assert stand.outcomes([sent.id]) == {"cancelled": 1}
+    infer(app).apply_async().get(timeout=LIMIT_S)
+    assert called.empty(), "nothing follows from a revoked task"
+
+
 def test_another_job_under_a_used_id_fails_and_leaves_the_answer_alone(app: Celery) -> None:
     first = infer(app).apply_async().get(timeout=LIMIT_S)
     infer(app, "B?").apply_async(task_id=first["id"], link_error=own(app, "shop.failed"))

@@ -15,6 +15,7 @@ from turnout_workers import foreign
 async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(foreign, "AGAIN_S", 0)
     replies: list[Any] = [redis.ConnectionError("away"), redis.TimeoutError("slow"), Enqueued(Intake.QUEUED, "queued")]
+    replies += [redis.ConnectionError("away"), Enqueued(Intake.DUPLICATE, "queued"), None]
 
     class Away:
         async def whole(self, _: object) -> Any:
@@ -25,6 +26,9 @@ async def test_a_request_that_came_while_redis_is_away_is_not_lost(monkeypatch: 
 
         async def all(self, *_: object) -> None:
             await self.whole(_)
+
+        async def __call__(self, call: Any) -> Any:
+            return call.read(await self.whole(call))
 
     nothing: Any = None
     call: Any = Away()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -49,8 +50,10 @@ class Foreign:
                 asked = asked or self._read(job_id, body, lane)
                 if isinstance(asked, str):
                     return await self._ended(job_id, JobStatus.FAILED, "invalid_request", asked)
-                outcome = (await self.send.whole(asked)).outcome
-                if outcome in (Intake.QUEUED, Intake.DUPLICATE):
+                accepted = await self.send.whole(asked)
+                if (outcome := accepted.outcome) in (Intake.QUEUED, Intake.DUPLICATE):
+                    if accepted.state == "queued" and await self._was_revoked(job_id):
+                        await self._cancel([job_id])
                     return None
                 why = JobStatus.FAILED, outcome.value, f"the job was not accepted: {outcome}"
                 if outcome is Intake.CONFLICT:  # the record is the other's, and may tell of an answer
@@ -111,6 +114,12 @@ class Foreign:
         for job_id in known:
             logger.info("cancelled, for it was revoked", extra={"job": job_id})
         return list(known)
+
+    async def _was_revoked(self, job_id: str) -> bool:
+        """Whether it was revoked while its message alone had it, perhaps before this worker began: whoever heard of it
+        has written Celery's record. That is looked at once the ledger has the job, where a later one finds it."""
+        record = await self.send(Call(("GET", self.ledger.keys.result(job_id)), lambda reply: reply or b""))
+        return re.search(rb'"status": ?"REVOKED"', record) is not None
 
     def stored(self, result: JobResult) -> Any:
         """The result as JSON, and as it may lie in Redis."""
