@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import redis
+from celery import Celery
 from tests.chaos.fleet import one_provider
 from tests.chaos.stand import standing
 
@@ -20,12 +22,16 @@ from turnout_workers.transport import FETCH_SHARE
 
 FLEET = one_provider("sim-one", ttft_s=0.01)
 LANES = [lane.value for lane in Lane]
+STEPS = ("\x06\x163", "\x06\x166", "\x06\x169")
+"""By these kombu names the lists of a queue's messages that have a priority."""
 
 
 def fetch(client: redis.Redis, room: int, drawn: float, most: Sequence[int] = (100_000,) * 3) -> list[str]:
     script = Script.load("turnout_workers", "fetch")
     shares = [str(FETCH_SHARE[lane]) for lane in LANES]
-    return [LANES[index - 1] for index, _ in client.eval(script.source, 3, *LANES, room, drawn, *shares, *most)]
+    keys = [*LANES, *(f"{lane}{step}" for lane in LANES for step in STEPS)]
+    fetched = client.eval(script.source, len(keys), *keys, room, drawn, *shares, *most)
+    return [LANES[index - 1] for index, _ in fetched]
 
 
 def fill(client: redis.Redis, **counts: int) -> None:
@@ -55,6 +61,36 @@ def test_of_a_lane_no_more_is_fetched_than_there_is_room_for_it(flushed: redis.R
     assert Counter(fetch(flushed, 20, 0.5, (100, 9, 2))) == {"interactive": 3, "standard": 9, "batch": 2}
     fill(flushed, batch=50)
     assert fetch(flushed, 20, 0.5, (100, 100, -1)) == []
+
+
+def test_what_has_a_priority_joins_its_lane_at_the_back(flushed: redis.Redis) -> None:
+    fill(flushed, standard=3, **{f"standard{step}": 2 for step in STEPS})
+    assert fetch(flushed, 2, 0.5) == ["standard"] * 2
+    assert flushed.lrange("standard", 0, -1) == [b"1", b"0", b"1", b"0", b"1", b"0", b"2"]
+    assert fetch(flushed, 20, 0.5, (100, 4, 100)) == ["standard"] * 4
+    assert fetch(flushed, 20, 0.5) == ["standard"] * 3
+
+
+def test_of_thousands_that_have_a_priority_as_many_join_as_are_fetched(flushed: redis.Redis) -> None:
+    fill(flushed, **{f"batch{step}": 20_000 for step in STEPS})
+    assert len(fetch(flushed, 9_999, 0.5)) == 9_999
+    assert [flushed.llen(f"batch{step}") for step in ("", *STEPS)] == [2 * 9_999, *[10_001] * 3]
+
+
+def test_a_job_with_a_priority_is_done_while_its_lane_has_a_backlog(tmp_path: Path) -> None:
+    ids = map(str, itertools.count())
+    with standing(tmp_path, FLEET, concurrency=2) as stand, Celery(set_as_current=False) as app:
+        app.conf.broker_url = stand.redis.url
+
+        def more() -> None:
+            if stand.client.llen("standard") < 50:
+                stand.submit([*itertools.islice(ids, 100)])
+
+        more()
+        stand.start_worker()
+        sent = app.send_task("turnout.infer", ["A?"], queue="standard", priority=5)
+        stand.until(lambda: stand.outcomes([sent.id]) == {"succeeded": 1}, meanwhile=more)
+        assert stand.client.llen("standard") > 0
 
 
 def test_long_calls_of_a_batch_leave_slots_to_more_urgent_jobs(tmp_path: Path) -> None:

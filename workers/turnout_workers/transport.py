@@ -93,8 +93,10 @@ class Channel(kombu_redis.Channel):
         queues = sorted(self.active_queues, key=_urgency)
         shares = [str(FETCH_SHARE.get(queue, OTHERS_SHARE)) for queue in queues]
         most = [room_for(queue) if queue in LANES else room for queue in queues]
+        named: Callable[[str, int], str] = self._q_for_pri  # type: ignore[attr-defined]
+        ranked = [named(queue, step) for queue in queues for step in self.priority_steps[1:]]
         try:
-            fetched = self._fetching(queues, (room, random.random(), *shares, *most))
+            fetched = self._fetching([*queues, *ranked], (room, random.random(), *shares, *most))
         except OutOfMemoryError:
             QoS.rest()
             return
