@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from celery import Celery
 from tests.chaos.fleet import one_provider
 from tests.chaos.stand import Stand, standing
 
@@ -34,6 +35,29 @@ def test_a_worker_of_celerys_command_does_jobs_in_as_many_slots_as_are_configure
 
 def slots(stand: Stand) -> list[int]:
     return [int(sign.split()[-1]) for sign in stand.client.zrange(stand.ledger.keys.workers, 0, -1)]
+
+
+def test_a_queue_besides_the_lanes_gets_no_more_slots_than_there_are(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET) as stand, Celery(broker=stand.redis.url, set_as_current=False) as app:
+        stand.fail("sim", kind="hang")
+        log, environ = tmp_path / "worker.log", stand.environ | {"TURNOUT_SPOOL": str(tmp_path)}
+        worker = process.start([*COMMAND, "-c", "3", "-Q", "ai,standard", "-l", "INFO"], log, environ)
+        try:
+            process.wait_until(lambda: " ready." in log.read_text(), worker, log, 60)
+            told = app.control.cancel_consumer("standard", reply=True, timeout=30, limit=1)
+            assert "no longer consuming" in str(told)
+            for _ in range(10):
+                app.send_task("turnout.infer", [{"prompt": "Wait.", "constraints": {"lane": "standard"}}], queue="ai")
+            stand.until(lambda: stand.client.hget(stand.ledger.keys.counts, "accepted") == b"3", 20)
+            assert stand.client.llen("ai") == 7
+        finally:
+            process.stop(worker)
+
+
+def test_a_worker_without_a_lane_is_refused() -> None:
+    tried = subprocess.run([*COMMAND, "-Q", "ai"], capture_output=True, text=True, timeout=60)
+    assert tried.returncode == 1
+    assert "let -Q name some of them, interactive, standard, batch" in tried.stderr
 
 
 @pytest.mark.parametrize("given", [["-P", "threads"], ["--autoscale", "10,1"]])

@@ -188,11 +188,13 @@ def test_a_chain_hands_the_result_on(app: Celery) -> None:
 
 
 def test_a_chain_ends_at_a_job_that_fails(app: Celery) -> None:
-    last = chain(infer(app, **NOBODY), own(app, "shop.answered")).apply_async()
-    with pytest.raises(Failed):
-        last.parent.get(timeout=LIMIT_S)
+    """And whoever waits for its end is told why."""
+    last = chain(infer(app, **NOBODY), own(app, "shop.answered"), own(app, "shop.gathered")).apply_async()
+    for result in (last, last.parent, last.parent.parent):
+        with pytest.raises(Failed, match="only nobody may be used") as failed:
+            result.get(timeout=LIMIT_S)
+        assert failed.value.result.id == last.parent.parent.id
     assert called.empty()
-    assert last.state == "PENDING"
 
 
 def test_a_group_gives_each_result_in_its_place(app: Celery) -> None:

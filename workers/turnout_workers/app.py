@@ -21,6 +21,7 @@ from celery.worker.state import revoked
 from kombu import Queue
 
 from turnout.request import Lane
+from turnout_workers import transport
 from turnout_workers.celery_app import celery_app
 from turnout_workers.config import configured
 from turnout_workers.consumer import PatientConsumer
@@ -99,9 +100,12 @@ def _logging(loglevel: int, **_: Any) -> None:
 
 @worker_init.connect
 def _check_pool(sender: Any, **_: Any) -> None:
-    """No other pool would ever fetch a job, nor does a number of slots that changes fit ours."""
+    """No other pool would ever fetch a job, nor does a number of slots that changes fit ours. Without a lane, jobs that
+    came by another queue would be left to other workers once they had been parked."""
     if get_implementation(sender.pool_cls) is not TaskPool or sender.options.get("autoscale"):
         raise SystemExit("Turnout's worker has a pool of its own: leave out -P and --autoscale, and set its size by -c")
+    if transport.LANES.isdisjoint(sender.app.amqp.queues.consume_from):
+        raise SystemExit(f"Turnout's worker serves lanes: let -Q name some of them, {', '.join(Lane)}")
 
 
 @control.control_command(name="revoke", variadic="task_id", signature="[id1 [id2 [... [idN]]]]")

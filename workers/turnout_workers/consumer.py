@@ -30,6 +30,7 @@ class PatientConsumer(Consumer):
 
     hub: Any
     event_dispatcher: Any
+    task_consumer: Any
     pool: TaskPool
     _away = False
     _tells_at = 0.0
@@ -54,6 +55,7 @@ class PatientConsumer(Consumer):
 
     def on_ready(self) -> None:
         super().on_ready()
+        transport.Channel.serving = self.task_consumer.channel
         if self._away:
             logger.info("Redis is back: jobs are fetched again")
         self._away = False

@@ -47,7 +47,7 @@ FETCH = Script.load("turnout_workers", "fetch").source
 
 
 class QoS(virtual.QoS):
-    """Counts in memory alone; where lanes are served, the pool's free slots are the limit."""
+    """Counts in memory alone; of the channel for jobs, the pool's free slots are the limit."""
 
     rests_until: ClassVar[float] = 0.0
     """Nothing is fetched until then, on the clock of `monotonic`."""
@@ -59,28 +59,21 @@ class QoS(virtual.QoS):
         cls.rests_until = monotonic() + REST_S
 
     def can_consume(self) -> bool:
-        serves_lanes: bool = self.channel.serves_lanes  # type: ignore[attr-defined]
-        return bool(super().can_consume()) and (
-            not serves_lanes or (free_slots() > 0 and monotonic() >= self.rests_until)
-        )
+        takes_more = self.channel is not Channel.serving or (free_slots() > 0 and monotonic() >= self.rests_until)
+        return bool(super().can_consume()) and takes_more
 
 
 class Channel(kombu_redis.Channel):
     QoS = QoS  # type: ignore[assignment]
     serving: ClassVar[Channel | None] = None
-    """The one that fetches jobs for this process."""
+    """The one that fetches jobs for this process, as the consumer tells; events and remote control have channels of
+    their own."""
     _left_out: Sequence[str] = ()
     """Lanes that had no room when BRPOP was sent, which waits for the others alone."""
 
-    @property
-    def serves_lanes(self) -> bool:
-        """Whether this is a worker's channel for jobs; events and remote control have channels of their own."""
-        return not LANES.isdisjoint(self.active_queues)
-
     def _brpop_start(self, timeout: float | None = None) -> None:
         """Fetch what is there, and wait only if that leaves room, for lanes that have some."""
-        if self.serves_lanes:
-            Channel.serving = self
+        if self is Channel.serving:
             self._fetch(free_slots())
             if not self.qos.can_consume():
                 return
