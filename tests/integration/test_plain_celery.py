@@ -197,6 +197,12 @@ def test_a_chain_ends_at_a_job_that_fails(app: Celery) -> None:
     assert called.empty()
 
 
+def test_so_does_one_whose_end_is_a_chord(app: Celery) -> None:
+    steps = infer(app, **NOBODY), group(own(app, "shop.answered"), own(app, "shop.answered")), own(app, "shop.gathered")
+    with pytest.raises(Failed, match="only nobody may be used"):
+        chain(*steps).apply_async().get(timeout=LIMIT_S)
+
+
 def test_a_group_gives_each_result_in_its_place(app: Celery) -> None:
     sent = group(infer(app, f"Question {n}?") for n in range(5)).apply_async()
     results = sent.get(timeout=LIMIT_S)

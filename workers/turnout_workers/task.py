@@ -8,6 +8,7 @@ from functools import partial
 from typing import Any
 
 from celery.exceptions import Ignore, Retry
+from celery.states import FAILURE
 from celery.worker.request import Request
 from redis.exceptions import RedisError
 
@@ -55,6 +56,16 @@ class Infer(AsyncTask):
                 return outcome
             raise Ended(outcome)
         raise Ignore(end.note) if end.how == "skipped" else MovedOn(end.note)
+
+    def on_failure(self, exc: Exception, task_id: str, args: Any, kwargs: Any, einfo: Any) -> None:
+        """Let whoever waits for the end of a chain know that it ended here. Celery does so where it stores results
+        itself; as there, a chord's end is that of its body."""
+        behind: list[Any] = list(self.request.chain or ())
+        for signature in behind:
+            if (waited_for := signature["options"].get("task_id")) is not None:
+                self.backend.store_result(waited_for, exc, FAILURE)
+            if signature.get("subtask_type") == "chord":
+                behind.append(signature["kwargs"]["body"])
 
 
 def _outcome(result: JobResult, stored: Callable[[], Any]) -> Answer | JobError:
