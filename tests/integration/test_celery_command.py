@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +54,22 @@ def test_a_queue_besides_the_lanes_gets_no_more_slots_than_there_are(tmp_path: P
             assert stand.client.llen("ai") == 7
         finally:
             process.stop(worker)
+
+
+def test_a_worker_that_leaves_its_terminal_logs_to_the_file_that_is_named(tmp_path: Path) -> None:
+    with standing(tmp_path, FLEET) as stand:
+        stand.submit(["a"])
+        log, pid = tmp_path / "%n.log", tmp_path / "worker.pid"
+        detached = ["--detach", f"--logfile={log}", f"--pidfile={pid}", "-n", "w9@%h", "-l", "INFO"]
+        environ = os.environ | stand.environ | {"TURNOUT_SPOOL": str(tmp_path)}
+        subprocess.run([*COMMAND, *detached], env=environ, check=True, timeout=60)
+        try:
+            stand.until(lambda: stand.outcomes(["a"]) == {"succeeded": 1}, 60)
+        finally:
+            stand.until(pid.exists, 60)
+            os.kill(int(pid.read_text()), signal.SIGTERM)
+            stand.until(lambda: not pid.exists(), 60)
+        assert "serves 1 endpoints" in (tmp_path / "w9.log").read_text()
 
 
 def test_a_worker_without_a_lane_is_refused() -> None:

@@ -94,8 +94,8 @@ celery.apps.worker.safe_say = _say_if_possible  # type: ignore[attr-defined]
 
 
 @setup_logging.connect
-def _logging(loglevel: int, **_: Any) -> None:
-    logs.configure(loglevel, settings.file.monitoring.log_format)
+def _logging(loglevel: int, logfile: str | None, **_: Any) -> None:
+    logs.configure(loglevel, settings.file.monitoring.log_format, logfile)
 
 
 @worker_init.connect

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
 from typing import Any, Literal
 
 from turnout.printable import printable
@@ -97,9 +98,9 @@ class Json(logging.Formatter):
         return json.dumps(line, ensure_ascii=False)
 
 
-def configure(level: int | str, form: Literal["text", "json"]) -> None:
-    """Set up the logging of this process."""
-    handler = logging.StreamHandler(sys.stderr)
+def configure(level: int | str, form: Literal["text", "json"], path: str | None = None) -> None:
+    """Set up the logging of this process: to standard error, or to a file, which others may move away."""
+    handler = WatchedFileHandler(path, encoding="utf-8") if path else logging.StreamHandler(sys.stderr)
     handler.addFilter(Job())
     handler.addFilter(Flood())
     handler.setFormatter(Json() if form == "json" else Readable(READABLE))
