@@ -15,6 +15,7 @@ from uuid import UUID
 import pytest
 from celery import Celery, chain, chord, group, signature
 from celery.app.control import Inspect
+from celery.canvas import xmap
 from celery.contrib.testing.worker import start_worker
 from celery.exceptions import NotRegistered, TaskRevokedError
 from kombu import Exchange
@@ -277,6 +278,30 @@ def test_a_revoked_task_is_a_cancelled_job(app: Celery, stand: Stand) -> None:
     with pytest.raises((Cancelled, TaskRevokedError)):  # Celery's until the message comes, for nobody knows the job
         sent.get(timeout=LIMIT_S)
     stand.until(lambda: isinstance(app.AsyncResult(sent.id).result, Cancelled), LIMIT_S)
+
+
+def test_what_would_do_nothing_is_refused(app: Celery) -> None:
+    ours = {"reply": True, "timeout": LIMIT_S, "limit": 1, "destination": [f"w1@{socket.gethostname()}"]}
+    for told in (
+        app.control.rate_limit("turnout.infer", "1/m", **ours),
+        app.control.time_limit("turnout.infer", soft=1, hard=2, **ours),
+    ):
+        assert "turnout.toml" in str(told)
+        assert "ok" not in str(told)
+    mapped = xmap(app.signature("turnout.infer"), ["A?", "B?"], app=app).apply_async(queue="standard")
+    with pytest.raises(RuntimeError, match="send a group of them"):
+        mapped.get(timeout=LIMIT_S)
+
+
+def test_a_pool_that_is_made_larger_or_smaller_tells_its_slots(app: Celery, stand: Stand) -> None:
+    def slots() -> set[int]:
+        return {int(sign.split()[-1]) for sign in stand.client.zrange(stand.ledger.keys.workers, 0, -1)} - {0}
+
+    (before,) = slots()
+    app.control.pool_grow(3)
+    stand.until(lambda: slots() == {before + 3}, LIMIT_S)
+    app.control.pool_shrink(3)
+    stand.until(lambda: slots() == {before}, LIMIT_S)
 
 
 def test_what_a_message_alone_has_stays_revoked_for_a_worker_that_starts_later(app: Celery, stand: Stand) -> None:

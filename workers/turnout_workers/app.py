@@ -128,6 +128,15 @@ def _terminate(state: Any, signal: Any, task_id: Any, **options: Any) -> Any:
     return _revoke(state, task_id, terminate=True, signal=signal, **options)
 
 
+def _refuse_limit(state: Any, **_: Any) -> Any:
+    return {"error": "set the providers' limits in turnout.toml, and timeout_s and deadline_s in requests"}
+
+
+for _name in ("rate_limit", "time_limit"):  # Celery's own say that it is done, and nothing goes by it
+    _told = control.Panel.meta[_name]
+    control.control_command(name=_name, args=_told.args, signature=_told.signature)(_refuse_limit)
+
+
 @worker_shutting_down.connect
 def _stopping(how: str, **_: Any) -> None:
     """Celery drops all but the first SIGTERM or SIGHUP."""

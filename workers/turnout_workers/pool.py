@@ -77,7 +77,9 @@ class AsyncTask(Task):  # type: ignore[type-arg]
         raise NotImplementedError
 
     def run(self, *_args: Any, **_kwargs: Any) -> Any:
-        outcome = self.request.get(OUTCOME)
+        outcome = self.request.get(OUTCOME, NotImplemented)
+        if outcome is NotImplemented:  # called by another task: by Celery's map, starmap or chunks
+            raise RuntimeError(f"{self.name} can only be sent, as a task of its own: send a group of them")
         if isinstance(outcome, BaseException):
             raise outcome
         return outcome
@@ -230,10 +232,10 @@ class TaskPool(BasePool):
             sleep(0.01)
 
     def grow(self, n: int = 1) -> None:
-        self.limit += n
+        self.limit = self.worker.slots = max(1, int(self.limit) + n)
 
     def shrink(self, n: int = 1) -> None:
-        self.limit = max(1, self.limit - n)
+        self.grow(-n)
 
 
 @dataclass(slots=True, eq=False)

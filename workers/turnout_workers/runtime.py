@@ -68,6 +68,8 @@ class Worker:
 
     attempts: Attempts
     foreign: Foreign
+    slots: int
+    """How many jobs the pool takes at a time."""
 
     def __init__(self, settings: Settings) -> None:
         self.drain_s = settings.file.worker.drain_s
@@ -81,7 +83,7 @@ class Worker:
 
     async def start(self, slots: int, free_slots: Callable[[], int]) -> None:
         """slots: how many jobs the pool takes at a time. free_slots: how many more it would take now."""
-        settings, self._loop, self._slots = self.in_force.settings, asyncio.get_running_loop(), slots
+        settings, self._loop, self.slots = self.in_force.settings, asyncio.get_running_loop(), slots
         keep_memory_private()
         if path := os.environ.get("TURNOUT_ALIVE"):  # for the health checks of containers, also while Redis is away
             self._keep_up(partial(asyncio.to_thread, Path(path).touch), ALIVE_EVERY_S, path)
@@ -211,7 +213,7 @@ class Worker:
         """Tell Redis that this worker lives, or with no slots that it has ended: for `turnout status`, and so that a
         late renewal counts as no death. All that live take turns in reading the fleet's state."""
         version, results_s = self.in_force.settings.version, self.in_force.file.retention.results_s
-        alive = self._parts.ledger.alive(self.name, version, self._slots, 3 * ALIVE_EVERY_S, results_s)
+        alive = self._parts.ledger.alive(self.name, version, self.slots, 3 * ALIVE_EVERY_S, results_s)
         self._parts.fleet.among(await self._parts.send(alive))
 
     def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float, what: str) -> None:
@@ -219,7 +221,7 @@ class Worker:
 
     async def stop(self) -> None:
         await end(self._tasks)
-        self._slots = 0
+        self.slots = 0
         with suppress(RedisError, OSError):  # TimeoutError, too: then it is forgotten after a while
             async with asyncio.timeout(1):
                 await self._show_life()
