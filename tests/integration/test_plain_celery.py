@@ -58,6 +58,10 @@ def app(stand: Stand) -> Iterator[Celery]:
     def kept(result: dict[str, Any], under: Any) -> Any:
         return [under, result["status"]]
 
+    @app.task(name="shop.rooted", shared=False, bind=True)
+    def rooted(task: Any, result: dict[str, Any]) -> Any:
+        return [task.request.root_id, task.request.stamps]
+
     @app.task(name="shop.failed", shared=False)
     def failed(job_id: str) -> None:
         called.put(("failed", job_id))
@@ -278,6 +282,25 @@ def test_a_revoked_task_is_a_cancelled_job(app: Celery, stand: Stand) -> None:
     with pytest.raises((Cancelled, TaskRevokedError)):  # Celery's until the message comes, for nobody knows the job
         sent.get(timeout=LIMIT_S)
     stand.until(lambda: isinstance(app.AsyncResult(sent.id).result, Cancelled), LIMIT_S)
+
+
+@pytest.mark.parametrize("countdown", [0, 1])
+def test_what_follows_has_the_root_and_the_stamps_of_its_workflow(app: Celery, countdown: int) -> None:
+    steps = infer(app), infer(app).set(countdown=countdown), own(app, "shop.rooted")
+    (workflow := chain(*steps)).stamp(tenant="acme")
+    sent = workflow.apply_async()
+    root = sent.parent.parent.id
+    assert sent.get(timeout=LIMIT_S) == [root, {"tenant": "acme"}]
+
+
+def test_a_job_for_later_is_revoked_by_its_stamp(app: Celery, stand: Stand) -> None:
+    (later := infer(app).set(countdown=2)).stamp(tenant="revoked")
+    sent = later.apply_async()
+    stand.until(lambda: stand.outcomes([sent.id]) == {"delayed": 1}, LIMIT_S)
+    ours = [f"w1@{socket.gethostname()}"]
+    app.control.revoke_by_stamped_headers({"tenant": ["revoked"]}, destination=ours)
+    with pytest.raises(Cancelled):
+        sent.get(timeout=LIMIT_S)
 
 
 def test_what_would_do_nothing_is_refused(app: Celery) -> None:

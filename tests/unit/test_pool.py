@@ -23,7 +23,7 @@ def ended(outcome: Any, embed: dict[str, Any] | None = None, **request: Any) -> 
     return job.told()
 
 
-@pytest.mark.parametrize("embed", [None, {}, {"callbacks": None, "errbacks": [], "chain": None, "chord": None}])
+@pytest.mark.parametrize("embed", [None, {}, {"callbacks": None, "chain": None, "chord": None, "root_id": "a"}])
 def test_a_success_of_which_only_an_event_tells_passes_the_tracer_by(embed: dict[str, Any] | None) -> None:
     assert ended("answer", embed) == (False, "'answer'")
 

@@ -53,6 +53,8 @@ OUTCOME = "turnout_outcome"
 HAND_BACK_S = 5.0
 """After the grace period the ledger takes back what is left; if none of it has come back for so long, the rest falls
 back with its leases."""
+FOLLOWING = ("callbacks", "chain", "chord")
+"""What waits for a task's success, as a message names it."""
 TRACED = (task_prerun, task_postrun, task_success)
 """Signals that the tracer sends when a task succeeds."""
 STOP_SEEN_S = 0.1
@@ -283,7 +285,7 @@ class _Job:
         if self.outcome is None or isinstance(self.outcome, BaseException) or not self.request.get("ignore_result"):
             return True
         _, _, embed = self.args[3]
-        return any((embed or {}).values()) or any(signal.receivers for signal in TRACED)
+        return any((embed or {}).get(name) for name in FOLLOWING) or any(signal.receivers for signal in TRACED)
 
 
 class _ErrorInfo:

@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 NOT_BEFORE = "turnout_not_before"
 """Under this name a task's request has the `eta` of its message, as Unix time."""
 
+KEPT = ("root_id", "stamps", "stamped_headers")
+"""Headers of a task that Celery reads before the tracer, which finds all that the ledger has kept."""
+
 
 class Infer(AsyncTask):
     """`turnout.infer`: takes a job's id. Sent by a plain Celery app, it may carry the request itself."""
@@ -109,6 +112,7 @@ class JobRequest(Request):
     store_errors = False
     task: Infer
     _already_revoked: bool
+    _root_id: Any
 
     def __init__(self, sent: Any, *, body: Any = None, decoded: bool = False, **options: Any) -> None:
         """Decode the message once, where Celery's own does so again in the tracer.
@@ -126,8 +130,21 @@ class JobRequest(Request):
             self.request_dict[NOT_BEFORE], self._eta = self.eta.timestamp(), None
         if self.request_dict.get("origin") != message.ORIGIN:
             self._hide()
-            if body[2] and body[2].get("chord"):  # Celery counts it by headers, of which the ledger keeps none
-                body[2].update(group=self.request_dict.get("group"), group_index=self.request_dict.get("group_index"))
+            body[2] = (body[2] or {}) | self._kept(body[2] or {})
+        elif body[2]:
+            self.request_dict.update((name, body[2][name]) for name in KEPT if name in body[2])
+            self._root_id = self.request_dict.get("root_id")
+
+    def _kept(self, embed: dict[str, Any]) -> dict[str, Any]:
+        """Headers that Celery goes by, put with what the ledger keeps of a message, for those that it publishes."""
+        sent, names = self.request_dict, list[str]()
+        if embed.get("chord"):
+            names += ("group", "group_index")
+        if sent.get("stamped_headers"):
+            names += ("stamps", "stamped_headers")
+        if sent.get("root_id") not in (None, self.id):
+            names += ("root_id",)
+        return {name: sent.get(name) for name in names}
 
     def _hide(self) -> None:
         """Keep a request that its message carries out of what Celery shows, in events, `inspect` and logs, and so in
