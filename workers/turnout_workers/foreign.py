@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from turnout.ledger import Call, Coalescer, Enqueued, Intake, Ledger, NewJob, write_result
 from turnout.ledger.operations import nothing
+from turnout.redis_trouble import said, takes_no_writes
 from turnout.request import InferenceRequest, Lane, joined
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import MAX_ID_CHARS, TOO_DEEP, explain, too_deep
@@ -44,10 +45,9 @@ class Foreign:
         What can't be accepted never was a job: gives its result, which is written for Celery to read. A Redis that is
         away is waited for, because nobody else has the request.
         """
-        asked: Call[Enqueued] | str | None = None
+        asked = self._read(job_id, body, lane)
         while True:
             try:
-                asked = asked or self._read(job_id, body, lane)
                 if isinstance(asked, str):
                     return await self._ended(job_id, JobStatus.FAILED, "invalid_request", asked)
                 accepted = await self.send.whole(asked)
@@ -59,13 +59,13 @@ class Foreign:
                 if outcome is Intake.CONFLICT:  # the record is the other's, and may tell of an answer
                     return JobResult.unanswered(job_id, *why)
                 return await self._ended(job_id, *why)
-            except (redis.ConnectionError, redis.TimeoutError, OSError) as error:
-                logger.warning("a request waits for Redis: %s", error, extra={"job": job_id})
-                await asyncio.sleep(AGAIN_S)
-            except Exception as error:  # foreseen by nobody; its sender isn't to wait for ever
-                if isinstance(asked, str):
+            except (redis.RedisError, OSError) as error:
+                if not (
+                    isinstance(error, redis.ConnectionError | redis.TimeoutError | OSError) or takes_no_writes(error)
+                ):
                     raise
-                asked = f"it can't be accepted: {type(error).__name__}"
+                logger.warning("a request waits for Redis: %s", said(error), extra={"job": job_id})
+                await asyncio.sleep(AGAIN_S)
 
     def _read(self, job_id: str, body: Any, lane: Lane | None) -> Call[Enqueued] | str:
         """How the job that is asked for is accepted, or why there can be none."""
@@ -83,6 +83,8 @@ class Foreign:
             return explain(error)
         except UnicodeEncodeError:
             return "a text has half a surrogate pair, which is no character"
+        except Exception as error:  # foreseen by nobody; its sender isn't to wait for ever
+            return f"it can't be accepted: {type(error).__name__}"
 
     async def revoke(self, job_ids: Sequence[str]) -> list[str]:
         """Cancel those of these jobs that the ledger knows, wherever they wait. Gives them."""
