@@ -106,6 +106,14 @@ def test_a_job_is_of_the_lane_by_which_it_came_unless_it_names_one(app: Celery, 
     assert [job and job.lane for job in known] == [queue, Lane.BATCH]
 
 
+def test_a_job_of_celerys_first_protocol_is_done(app: Celery, stand: Stand) -> None:
+    with Celery("older", broker=stand.redis.url, backend=stand.redis.url, set_as_current=False) as older:
+        older.conf.task_protocol = 1
+        sent = infer(older).apply_async(link=own(app, "shop.answered"))
+        assert sent.get(timeout=LIMIT_S)["status"] == "succeeded"
+    assert called.get(timeout=LIMIT_S) == ("answered", sent.id)
+
+
 def test_a_link_is_called_with_the_result(app: Celery) -> None:
     sent = infer(app).apply_async(link=own(app, "shop.answered"))
     assert called.get(timeout=LIMIT_S) == ("answered", sent.id)

@@ -14,6 +14,7 @@ from redis.exceptions import RedisError
 
 from turnout.errors import Cancelled, JobError
 from turnout.ledger import message
+from turnout.redis_trouble import said
 from turnout.result import JobResult
 from turnout_workers import transport
 from turnout_workers.pool import AsyncTask, Ended, lane_of
@@ -64,11 +65,14 @@ class Infer(AsyncTask):
         """Let whoever waits for the end of a chain know that it ended here. Celery does so where it stores results
         itself; as there, a chord's end is that of its body."""
         behind: list[Any] = list(self.request.chain or ())
-        for signature in behind:
-            if (waited_for := signature["options"].get("task_id")) is not None:
-                self.backend.store_result(waited_for, exc, FAILURE)
-            if signature.get("subtask_type") == "chord":
-                behind.append(signature["kwargs"]["body"])
+        try:
+            for signature in behind:
+                if (waited_for := signature["options"].get("task_id")) is not None:
+                    self.backend.store_result(waited_for, exc, FAILURE)
+                if signature.get("subtask_type") == "chord" and signature["kwargs"]["body"] is not None:
+                    behind.append(signature["kwargs"]["body"])
+        except Exception as error:  # for which the tracer would do all again, and call errbacks twice
+            logger.error("what waits for job %s isn't told that it failed: %s", task_id, said(error))
 
 
 def _outcome(result: JobResult, stored: Callable[[], Any]) -> Answer | JobError:
@@ -122,7 +126,8 @@ class JobRequest(Request):
         """
         body = body if decoded else sent.payload
         match body:
-            case [list(), dict(), dict() | None]:
+            case [list(), dict(), dict() | None]:  # of the first protocol Celery makes a tuple
+                body = list(body)
                 super().__init__(sent, body=body, decoded=True, **options)
             case _:
                 raise ValueError("no arguments of a task")
