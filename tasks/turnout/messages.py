@@ -166,6 +166,8 @@ class ResponseFormat(Value):
         return {"description": self.description, **self.json_schema}
 
 
+SCHEMAS_BY_NAME = ("properties", "$defs", "definitions")
+"""Keywords of a JSON schema that hold others by names, which may be those of keywords."""
 _NEVER_STRICT = frozenset(
     {
         "oneOf", "allOf", "not", "if", "then", "else", "dependentRequired", "dependentSchemas", "patternProperties",
@@ -174,6 +176,12 @@ _NEVER_STRICT = frozenset(
     }
 )  # fmt: skip
 """Keywords that OpenAI's strict mode refuses."""
+
+
+def is_object(schema: Mapping[str, Any]) -> bool:
+    """Whether a JSON schema says that what it describes is an object, or may be one."""
+    types = schema.get("type")
+    return types == "object" or (isinstance(types, list) and "object" in types)
 
 
 def _is_closed(schema: JsonValue) -> bool:
@@ -185,16 +193,14 @@ def _is_closed(schema: JsonValue) -> bool:
         return True
     if not _NEVER_STRICT.isdisjoint(schema) or ("$ref" in schema and len(schema) > 1):
         return False
-    types = schema.get("type")
-    if types == "object" or (isinstance(types, list) and "object" in types):
+    if is_object(schema):
         fields, required = schema.get("properties", {}), schema.get("required", [])
         if not isinstance(fields, dict) or not isinstance(required, list):
             return False
         if schema.get("additionalProperties") is not False or {*fields} != {*map(str, required)}:
             return False
-    # Fields and definitions have names of their own, which are no keywords.
     parts = [
-        list(value.values()) if name in ("properties", "$defs", "definitions") and isinstance(value, dict) else value
+        list(value.values()) if name in SCHEMAS_BY_NAME and isinstance(value, dict) else value
         for name, value in schema.items()
     ]
     return all(map(_is_closed, parts))

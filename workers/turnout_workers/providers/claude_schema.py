@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import JsonValue
 
+from turnout.messages import SCHEMAS_BY_NAME, is_object
 from turnout_workers.providers.errors import ProviderError
 
 REFUSED = frozenset(
@@ -23,8 +24,6 @@ REFUSED = frozenset(
 )  # fmt: skip
 """Of patterns some alone, such as those that look ahead; its own clients send none."""
 FORMATS = ("date-time", "time", "date", "duration", "email", "hostname", "uri", "ipv4", "ipv6", "uuid")
-BY_NAME = ("properties", "$defs", "definitions")
-"""Hold schemas by names, which may be those of keywords."""
 
 
 def closed(schema: Any) -> Any:
@@ -43,14 +42,13 @@ def closed(schema: Any) -> Any:
     for name, value in schema.items():
         if not _takes(name, value) or (name == "oneOf" and "anyOf" in schema):
             told[name] = value
-        elif name in BY_NAME and isinstance(value, dict):
+        elif name in SCHEMAS_BY_NAME and isinstance(value, dict):
             taken[name] = {inner: closed(one) for inner, one in value.items()}
         elif name in ("items", "anyOf", "allOf", "oneOf"):
             taken["anyOf" if name == "oneOf" else name] = closed(value)
         else:
             taken[name] = value
-    types = schema.get("type")
-    if types == "object" or (isinstance(types, list) and "object" in types) or "properties" in schema:
+    if is_object(schema) or "properties" in schema:
         open_to_all = schema.get("additionalProperties", "properties" not in schema) is not False
         if not schema.get("properties") and (open_to_all or "patternProperties" in schema):
             raise ProviderError.unsupported("Claude takes no schema with an object that names no fields")
