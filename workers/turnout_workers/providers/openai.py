@@ -199,9 +199,10 @@ def _embeddings(body: Any) -> Answer:
     rows = body["data"]
     places = [row.get("index") or 0 for row in rows]  # Gemini leaves out a 0
     if any(places):  # else they come in order
-        if sorted(places) != list(range(len(rows))):
+        by_place = dict(zip(places, rows, strict=True))
+        if sorted(by_place) != list(range(len(rows))):
             raise malformed("embeddings of which nobody knows for which text they are")
-        rows = sorted(rows, key=lambda row: row.get("index") or 0)
+        rows = [by_place[place] for place in range(len(rows))]
     vectors = tuple(_vector(row["embedding"]) for row in rows)
     told = body.get("usage")
     cost = _cost_usd(told)
