@@ -270,7 +270,7 @@ def test_the_example_names_every_preset() -> None:
 
 def test_a_server_of_ones_own_is_no_preset_and_has_no_list_price() -> None:
     """It takes the wire format and no vendor's additions; what it costs is for the operator to say."""
-    text = "[providers.{}]\nbase_url = 'http://x'\nmodels = ['gpt-4.1-mini']"
+    text = "[providers.{}]\nbase_url = 'http://x'\nmodels = ['gpt-5.4-mini']"
     for name, preset in (("office", GENERIC), ("vllm", DIALECTS["vllm"])):
         file = settings(text.format(name))
         (endpoint,) = accounts(file)[0].endpoints
@@ -284,11 +284,11 @@ def test_a_vendors_own_format_is_its_preset_under_any_name() -> None:
 
 
 def test_a_deployment_has_the_price_of_the_model_that_it_is_of() -> None:
-    text = "[providers.azure]\nbase_url = 'http://x'\napi_key = 'k'\nmodels = { 'gpt-4.1-mini' = 'ours' }"
+    text = "[providers.azure]\nbase_url = 'http://x'\napi_key = 'k'\nmodels = { 'gpt-5.4-mini' = 'ours' }"
     (endpoint,) = accounts(settings(text))[0].endpoints
     assert endpoint.served_model == "ours"
     assert endpoint.price is not None
-    assert endpoint.price.input == 0.4
+    assert endpoint.price.input == 0.75
 
 
 def test_a_deployment_that_is_named_like_another_model_is_not_taken_for_it() -> None:
@@ -306,7 +306,7 @@ def test_the_example_gives_an_endpoint_for_each_model_and_key() -> None:
     text = text.replace("[providers.gemini]", "[providers.gemini]\napi_key = 'k'")
     fleet = {e.id: e for account in accounts(settings(text, ENVIRON)) for e in account.endpoints}
     assert list(fleet) == [
-        "openai/gpt-4.1-mini",
+        "openai/gpt-5.4-mini",
         "openai/text-embedding-3-small",
         "groq/gpt-oss-120b",
         "anthropic/claude-sonnet-4-5",

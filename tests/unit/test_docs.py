@@ -207,4 +207,4 @@ def test_the_job_that_is_shown_can_be_served_by_vendors_of_whom_only_the_keys_ar
     fleet = config.fleet(config.configured({"GROQ_API_KEY": "a", "OPENAI_API_KEY": "b"}))
     told = forecast([(Line(1, "shown"), request)], fleet)
     assert told.problems == []
-    assert {*told.shares} <= {"groq/gpt-oss-120b", "openai/gpt-4.1-mini"}
+    assert {*told.shares} <= {"groq/gpt-oss-120b", "openai/gpt-5.4-mini"}
