@@ -14,9 +14,9 @@ from tests import redis_server
 from tests.properties.ledger.bed import new_job
 
 from turnout.ledger import Coalescer, Ledger
-from turnout_workers.background import housekeeping, lasting
+from turnout_workers.background import housekeeping, tasks
 from turnout_workers.background.housekeeping import Housekeeping
-from turnout_workers.background.lasting import end, kept_up
+from turnout_workers.background.tasks import cancel_all, run_repeatedly
 from turnout_workers.config import Settings, Source
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.tables import File
@@ -33,7 +33,7 @@ IN_FORCE = InForce(Settings(File(), {}, {}, "1", Source("the test")))
 async def test_work_that_an_error_ended_is_told_of_and_begun_again(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    monkeypatch.setattr(lasting, "AGAIN_S", 0)
+    monkeypatch.setattr(tasks, "ERROR_PAUSE_S", 0)
     begun, again = 0, asyncio.Event()
 
     async def work() -> None:
@@ -44,8 +44,8 @@ async def test_work_that_an_error_ended_is_told_of_and_begun_again(
         again.set()
         await asyncio.Event().wait()
 
-    with caplog.at_level(logging.WARNING, "turnout_workers.background.lasting"):
-        task = asyncio.create_task(kept_up(work, every_s=0))
+    with caplog.at_level(logging.WARNING, "turnout_workers.background.tasks"):
+        task = asyncio.create_task(run_repeatedly(work, every_s=0))
         await asyncio.wait_for(again.wait(), 60)
     assert "unforeseen" in caplog.text
     assert "for Redis" not in caplog.text, "which has no part in it"
@@ -58,7 +58,7 @@ async def test_work_that_an_error_ended_is_told_of_and_begun_again(
 async def test_an_error_that_lasts_is_told_once_and_again_after_a_success(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lasting, "AGAIN_S", 0)
+    monkeypatch.setattr(tasks, "ERROR_PAUSE_S", 0)
     turns, done = iter([True, True, False, True, True]), asyncio.Event()
 
     async def work() -> None:
@@ -68,10 +68,10 @@ async def test_an_error_that_lasts_is_told_once_and_again_after_a_success(
             case None:
                 done.set()
 
-    with caplog.at_level(logging.WARNING, "turnout_workers.background.lasting"):
-        task = asyncio.create_task(kept_up(work, every_s=0, what="it"))
+    with caplog.at_level(logging.WARNING, "turnout_workers.background.tasks"):
+        task = asyncio.create_task(run_repeatedly(work, every_s=0, name="it"))
         await asyncio.wait_for(done.wait(), 60)
-    await end([task])
+    await cancel_all([task])
     assert [record.getMessage() for record in caplog.records] == ["it waits: away"] * 2
 
 
@@ -90,7 +90,7 @@ async def test_work_that_loses_a_cancellation_is_ended_all_the_same() -> None:
 
     task = asyncio.create_task(work())
     await asyncio.sleep(0)
-    await asyncio.wait_for(end([task]), 60)
+    await asyncio.wait_for(cancel_all([task]), 60)
     assert task.cancelled()
 
 
@@ -106,14 +106,14 @@ async def test_a_retired_connector_is_closed_after_its_time_or_when_its_worker_s
     if after_s:
         await asyncio.sleep(0)  # begun
         assert not closed.is_set()
-        await end([task])
+        await cancel_all([task])
     await asyncio.wait_for(closed.wait(), 60)
 
 
 async def test_a_connector_that_closes_slowly_or_wrongly_keeps_none_from_being_closed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lasting, "CANCEL_AGAIN_S", 0)
+    monkeypatch.setattr(tasks, "CANCEL_EVERY_S", 0)
     closed: list[str] = []
 
     class Slow:
@@ -132,7 +132,7 @@ async def test_a_connector_that_closes_slowly_or_wrongly_keeps_none_from_being_c
 
     task = asyncio.create_task(_close([cast("CloudProviderBase", one()) for one in (Slow, Wrong, Good)], 60.0))
     await asyncio.sleep(0)  # begun
-    await end([task])
+    await cancel_all([task])
     assert sorted(closed) == ["good", "slow"]
 
 
@@ -151,9 +151,9 @@ async def test_with_memory_full_the_jobs_of_the_dead_are_taken_back_all_the_same
         await call(ledger.enqueue(new_job("a")))
         await call(ledger.claim("a", "dead", 0.001))
         await client.config_set("maxmemory", 1)
-        task = asyncio.create_task(kept_up(housekeeping.turn, 0.01))
+        task = asyncio.create_task(run_repeatedly(housekeeping.turn, 0.01))
         await asyncio.wait_for(swept.wait(), 60)
-        await end([task])
+        await cancel_all([task])
     finally:
         await client.aclose()
         server.stop()

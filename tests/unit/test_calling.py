@@ -17,7 +17,7 @@ from turnout_workers.attempts.job import HeldJob
 from turnout_workers.attempts.judging import _says_nothing
 from turnout_workers.attempts.reporting import Finished
 from turnout_workers.background.fleet_watch import CallWatch
-from turnout_workers.background.lasting import PAUSED_S
+from turnout_workers.background.tasks import PAUSED_S
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.state.store import Granted
 

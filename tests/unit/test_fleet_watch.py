@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 import pytest
 from tests.unit.routing.fleets import NOW, endpoint
 
-from turnout_workers.background import fleet_watch, lasting
+from turnout_workers.background import fleet_watch, tasks
 from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.routing.fleet import Circuit, Fleet, Limits
 from turnout_workers.routing.health import circuit
@@ -131,7 +131,7 @@ async def test_a_process_that_was_not_running_reads_the_answers_before_it_looks(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(fleet_watch, "LOOK_S", 0.01)
-    monkeypatch.setattr(lasting, "PAUSED_S", 0.1)
+    monkeypatch.setattr(tasks, "PAUSED_S", 0.1)
     looks: list[float] = []
     async with workers() as (_, one, _other):
 

@@ -11,7 +11,7 @@ import pytest
 from tests.unit.routing.fleets import NOW, endpoint
 
 from turnout_workers.background.health_checks import CHANCE_S, HealthChecks
-from turnout_workers.background.lasting import end
+from turnout_workers.background.tasks import cancel_all
 from turnout_workers.providers.base import CallOutcome, CloudProviderBase
 from turnout_workers.providers.errors import ProviderError
 from turnout_workers.routing.failure import Failure, FailureKind
@@ -80,7 +80,7 @@ async def test_the_processes_of_a_fleet_ask_each_provider_once_in_an_interval() 
     assert times() == [3 + 2, 3 + 2], "what can't be shared is not asked for"
     processes[0].append(Asked("new"))
     await until(lambda: processes[0][-1].times == 1)
-    await end(running)
+    await cancel_all(running)
 
 
 @pytest.mark.parametrize(

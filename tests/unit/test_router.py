@@ -18,7 +18,7 @@ from tests.unit.routing.fleets import NOW, endpoint, request
 from turnout.messages import ResponseFormat
 from turnout.request import Capability, InferenceRequest, InferenceResponse, RoutingStrategy, Usage
 from turnout_workers.background import health_checks
-from turnout_workers.background.lasting import PAUSED_S
+from turnout_workers.background.tasks import PAUSED_S
 from turnout_workers.monitoring import logs
 from turnout_workers.providers.base import CallOutcome, Timeouts
 from turnout_workers.providers.errors import ProviderError

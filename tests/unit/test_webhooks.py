@@ -20,8 +20,8 @@ from turnout.ledger import Call, Claimed, Coalescer, Hook, Keyring, Ledger, NewJ
 from turnout.request import InferenceRequest, InferenceResponse
 from turnout.result import JobResult, JobStatus, Problem
 from turnout.webhook import BadSignature, signed, verified
-from turnout_workers.background import lasting, webhooks
-from turnout_workers.background.lasting import end
+from turnout_workers.background import tasks, webhooks
+from turnout_workers.background.tasks import cancel_all
 from turnout_workers.background.webhooks import Webhooks, message_id
 from turnout_workers.config import ConfigError, Source, load
 from turnout_workers.config.in_force import InForce
@@ -202,7 +202,7 @@ async def test_however_much_is_to_be_told_to_one_that_does_not_answer_others_are
                     await asyncio.sleep(0.01)
             silent_ones = (ledger.keys.job(f"job {number}") for number in range(20) if number % 10 != 9)
             tries = [flushed.hget(job, "hook_tries") for job in silent_ones]
-            await end([task])
+            await cancel_all([task])
     assert tries.count(b"1") == 3, "at a time to one of them"
 
 
@@ -226,15 +226,15 @@ async def test_a_worker_without_the_key_takes_no_telling_from_those_who_have_it(
     with receiving() as receiver:
         known = in_force(app=receiver.url)
         async with redis.asyncio.Redis.from_url(redis_url) as client:
-            tasks = [asyncio.create_task(Webhooks(Lacking(), Coalescer(client), known).run())]
+            running = [asyncio.create_task(Webhooks(Lacking(), Coalescer(client), known).run())]
             await asyncio.wait_for(often.wait(), 60)
             assert flushed.zrange(having.keys.hooks, 0, -1) == due
             assert len(caplog.records) == 1, "it says so once"
-            tasks.append(asyncio.create_task(Webhooks(having, Coalescer(client), known).run()))
+            running.append(asyncio.create_task(Webhooks(having, Coalescer(client), known).run()))
             async with asyncio.timeout(60):
                 while not receiver.of("a"):
                     await asyncio.sleep(0.01)
-            await end(tasks)
+            await cancel_all(running)
 
 
 async def test_a_worker_that_has_not_read_of_a_webhook_yet_ends_no_telling(
@@ -254,7 +254,7 @@ async def test_a_worker_that_has_not_read_of_a_webhook_yet_ends_no_telling(
             known.settings = in_force(new=receiver.url).settings
             while not receiver.of("a"):
                 await asyncio.sleep(0.01)
-            await end([task])
+            await cancel_all([task])
 
 
 async def test_what_is_no_longer_kept_when_it_is_to_be_told_again_is_given_up_aloud(
@@ -276,7 +276,7 @@ async def test_what_is_no_longer_kept_when_it_is_to_be_told_again_is_given_up_al
         task = asyncio.create_task(Webhooks(ledger, Coalescer(client), in_force()).run())
         while flushed.zcard(ledger.keys.hooks):
             await asyncio.sleep(0.01)
-        await end([task])
+        await cancel_all([task])
     why = "its result is no longer kept"
     assert sorted(caplog.messages) == [
         f"webhook app of job expired is given up: {why}",
@@ -291,7 +291,7 @@ async def test_a_redis_that_stays_away_is_told_of_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(webhooks, "EVERY_S", 0.01)
-    monkeypatch.setattr(lasting, "AGAIN_S", 0)
+    monkeypatch.setattr(tasks, "ERROR_PAUSE_S", 0)
     asked, often = itertools.count(1), asyncio.Event()
 
     async def away(_call: object) -> None:
@@ -303,7 +303,7 @@ async def test_a_redis_that_stays_away_is_told_of_once(
     with caplog.at_level(logging.WARNING):
         task = asyncio.create_task(running.run())
         await asyncio.wait_for(often.wait(), 60)
-    await end([task])
+    await cancel_all([task])
     assert [record.getMessage() for record in caplog.records] == ["the telling of webhooks waits: away"]
 
 

@@ -20,7 +20,7 @@ from turnout.redis_trouble import said, takes_no_writes
 from turnout.request import InferenceRequest, Lane, joined
 from turnout.result import JobResult, JobStatus, celery_record
 from turnout.validation import MAX_ID_CHARS, TOO_DEEP, explain, too_deep
-from turnout_workers.background.lasting import unless_away
+from turnout_workers.background.tasks import log_if_redis_is_away
 from turnout_workers.config.in_force import InForce
 
 logger = logging.getLogger(__name__)
@@ -89,7 +89,7 @@ class Foreign:
     async def revoke(self, job_ids: Sequence[str]) -> list[str]:
         """Cancel those of these jobs that the ledger knows, wherever they wait. Gives them."""
         # Otherwise Celery will drop their messages when they come.
-        with unless_away(logger.warning, "can't cancel what was revoked now"):
+        with log_if_redis_is_away(logger.warning, "can't cancel what was revoked now"):
             async with asyncio.timeout(REVOKED_WITHIN_S):
                 return await self._cancel(job_ids)
         return []
@@ -99,13 +99,13 @@ class Foreign:
         late = JobStatus.EXPIRED, "deadline", "its message had expired when a worker had it"
         end = late if expired else (JobStatus.CANCELLED, "cancelled", "it was revoked")
         # Otherwise its message will be published again, and dropped again.
-        with unless_away(logger.warning, "job %s was revoked, but can't be cancelled now", job_id, job=job_id):
+        with log_if_redis_is_away(logger.warning, "job %s was revoked, but can't be cancelled now", job_id, job=job_id):
             if not await self._cancel([job_id]):  # it was in its message alone
                 await self._ended(job_id, *end)
 
     async def unread(self, job_id: str, why: str) -> None:
         """Tell the sender of a message that can't be read."""
-        with unless_away(logger.warning, "can't tell the sender of job %s", job_id, job=job_id):
+        with log_if_redis_is_away(logger.warning, "can't tell the sender of job %s", job_id, job=job_id):
             if await self.send(self.ledger.facts(job_id)) is None:
                 await self._ended(job_id, JobStatus.FAILED, "invalid_request", why)
 

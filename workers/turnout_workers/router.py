@@ -36,7 +36,7 @@ from turnout_workers.attempts.judging import Judging
 from turnout_workers.attempts.reporting import Reporter
 from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
-from turnout_workers.background.lasting import AGAIN_S, came_in_time, end, kept_up
+from turnout_workers.background.tasks import ERROR_PAUSE_S, cancel_all, run_repeatedly, slept_on_time
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.routing.decision import Decision
 from turnout_workers.routing.failure import Failure
@@ -210,21 +210,21 @@ class IntelligentRouter:
         await self._eject_hanging()
 
     async def _watch_in_time(self) -> None:
-        if await came_in_time(WATCH_S):
+        if await slept_on_time(WATCH_S):
             await self.watch()
 
     async def __aenter__(self) -> Self:
         if self._tasks:
             raise RuntimeError("this router is entered already")
-        watching = kept_up(self._watch_in_time, 0.0, "the watch over the fleet")
-        checking = kept_up(self._checks.run, AGAIN_S, "the health check")
+        watching = run_repeatedly(self._watch_in_time, 0.0, "the watch over the fleet")
+        checking = run_repeatedly(self._checks.run, ERROR_PAUSE_S, "the health check")
         self._tasks = [asyncio.create_task(work) for work in (watching, checking, self._calls.run())]
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await end(self._tasks)
+        await cancel_all(self._tasks)
         self._tasks.clear()
         closed = await asyncio.gather(*(one.aclose() for one in self._providers), return_exceptions=True)
         for connector, failed in zip(self._providers, closed, strict=True):

@@ -30,10 +30,10 @@ from turnout_workers.background.fleet_watch import CallWatch, eject_hanging
 from turnout_workers.background.health_checks import HealthChecks
 from turnout_workers.background.heartbeat import Heartbeat
 from turnout_workers.background.housekeeping import Housekeeping
-from turnout_workers.background.lasting import AGAIN_S, begin, end, kept_up, unless_away
 from turnout_workers.background.old_accounts import OldAccounts
 from turnout_workers.background.reload import Reload
 from turnout_workers.background.spool import Spool, Unspooling
+from turnout_workers.background.tasks import ERROR_PAUSE_S, cancel_all, log_if_redis_is_away, run_repeatedly, spawn
 from turnout_workers.background.webhooks import Webhooks
 from turnout_workers.config import Settings, accounts
 from turnout_workers.config.in_force import InForce
@@ -145,14 +145,16 @@ class Worker:
     async def _connected(self) -> None:
         """See the fleet's state for the first time. Wait for a Redis that isn't there yet, as Celery does."""
         while True:
-            with unless_away(logger.warning, "Redis can't be reached, trying again"):
+            with log_if_redis_is_away(logger.warning, "Redis can't be reached, trying again"):
                 await self._parts.fleet.poll()
                 return
-            await asyncio.sleep(AGAIN_S)
+            await asyncio.sleep(ERROR_PAUSE_S)
 
     async def _look_at_redis(self) -> None:
         """Say what a production Redis must have and this one lacks; the operator decides whether it matters."""
-        with unless_away(logger.warning, "can't look at Redis's settings; `turnout doctor` can, as a user who may"):
+        with log_if_redis_is_away(
+            logger.warning, "can't look at Redis's settings; `turnout doctor` can, as a user who may"
+        ):
             for well, text in fitness.checks(await self._client.info()):
                 if not well:
                     logger.error("Redis is not fit for production: %s", text)
@@ -171,7 +173,7 @@ class Worker:
         same = settings is self.in_force.settings and endpoints == self._parts.fleet.snapshot.fleet.endpoints
         fleet = self._parts.fleet.snapshot.fleet if same else Fleet(endpoints)
         if retired := [connector for config, connector in known.items() if config not in connectors]:
-            begin(_close(retired, RETIRED_S), self._tasks)
+            spawn(_close(retired, RETIRED_S), self._tasks)
         known.clear()  # and filled again in place, for the health checks look at it
         known.update(connectors)
         self._parts.fleet.use(fleet)
@@ -197,10 +199,10 @@ class Worker:
         self._keep_up(self._show_life, alive_s, "the sign of life")
         # These choose their own moments; all but the first end by an error alone.
         self._keep_up(fleet.follow, 0.0, "the view of the fleet")
-        self._keep_up(parts.heartbeat.run, AGAIN_S, "the renewal of leases")
-        self._keep_up(parts.watch.run, AGAIN_S, "the watch over calls")
-        self._keep_up(checks.run, AGAIN_S, "the health check")
-        self._keep_up(Webhooks(ledger, send, self.in_force).run, AGAIN_S, "the telling of webhooks")
+        self._keep_up(parts.heartbeat.run, ERROR_PAUSE_S, "the renewal of leases")
+        self._keep_up(parts.watch.run, ERROR_PAUSE_S, "the watch over calls")
+        self._keep_up(checks.run, ERROR_PAUSE_S, "the health check")
+        self._keep_up(Webhooks(ledger, send, self.in_force).run, ERROR_PAUSE_S, "the telling of webhooks")
 
     async def _follow(self, file: Reload) -> None:
         """Take over a changed configuration, and tell it at once: others may refuse what is served here now."""
@@ -217,10 +219,10 @@ class Worker:
         self._parts.fleet.among(await self._parts.send(alive))
 
     def _keep_up(self, work: Callable[[], Awaitable[object]], every_s: float, what: str) -> None:
-        begin(kept_up(work, every_s, what), self._tasks)
+        spawn(run_repeatedly(work, every_s, what), self._tasks)
 
     async def stop(self) -> None:
-        await end(self._tasks)
+        await cancel_all(self._tasks)
         self.slots = 0
         with suppress(RedisError, OSError):  # TimeoutError, too: then it is forgotten after a while
             async with asyncio.timeout(1):

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 
 import pytest
 
-from turnout_workers.background import lasting
-from turnout_workers.background.lasting import end, kept_up
+from turnout_workers.background import tasks
+from turnout_workers.background.tasks import cancel_all, run_repeatedly
 from turnout_workers.routing.fleet import Circuit, Endpoint, Fleet, Observed
 from turnout_workers.routing.health import circuit
 from turnout_workers.state.memory import MemoryFleetStore
@@ -57,11 +57,11 @@ async def test_what_others_report_is_seen_in_the_background() -> None:
     store = Flaky(1_000.0)
     poller = SnapshotPoller(store, Fleet([GROQ]))
     await poller.poll()
-    following = asyncio.create_task(kept_up(poller.follow, 0.0))
+    following = asyncio.create_task(run_repeatedly(poller.follow, 0.0))
     await store.trip(GROQ.id, 10, "refused")
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
-    await end([following])
+    await cancel_all([following])
 
 
 async def test_the_workers_of_a_large_fleet_take_turns_in_reading() -> None:
@@ -73,12 +73,12 @@ async def test_the_workers_of_a_large_fleet_take_turns_in_reading() -> None:
 
 
 async def test_the_last_snapshot_stands_while_the_store_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lasting, "AGAIN_S", 0.001)
+    monkeypatch.setattr(tasks, "ERROR_PAUSE_S", 0.001)
     store = Flaky(1_000.0)
     await store.trip(GROQ.id, 10, "refused")
     poller = SnapshotPoller(store, Fleet([GROQ]))
     await poller.poll()
-    following = asyncio.create_task(kept_up(poller.poll, 0.001))
+    following = asyncio.create_task(run_repeatedly(poller.poll, 0.001))
     store.away = True
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 1_010
@@ -86,7 +86,7 @@ async def test_the_last_snapshot_stands_while_the_store_is_away(monkeypatch: pyt
     await store.mark("restored", [GROQ.id])
     await store.asked_again()
     assert poller.snapshot.by_id[GROQ.id].health.open_until == 0
-    await end([following])
+    await cancel_all([following])
 
 
 async def test_a_new_configuration_is_taken_over_at_once() -> None:

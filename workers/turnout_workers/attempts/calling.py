@@ -15,7 +15,7 @@ from turnout_workers.attempts.schema import off_schema
 from turnout_workers.attempts.streaming import Pieces
 from turnout_workers.background.fleet_watch import CallWatch
 from turnout_workers.background.heartbeat import Hold
-from turnout_workers.background.lasting import PAUSED_S
+from turnout_workers.background.tasks import PAUSED_S
 from turnout_workers.providers.base import CloudProviderBase, Timeouts
 from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.decision import Candidate

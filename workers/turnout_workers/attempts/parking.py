@@ -18,7 +18,7 @@ from typing import Any
 
 from turnout.ledger import Coalescer, Ledger
 from turnout.request import CONTRACT_VERSION
-from turnout_workers.background.lasting import begin, unless_away
+from turnout_workers.background.tasks import log_if_redis_is_away, spawn
 from turnout_workers.routing.profile import JobProfile, Requirements
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Parking:
         under_way = line in self._wanted
         self._wanted[line] = self._wanted.get(line, 0) + count
         if not under_way:
-            begin(_tried(self._wake(line)), self._tasks)
+            spawn(_tried(self._wake(line)), self._tasks)
 
     async def _wake(self, line: str) -> None:
         following, before = [""], list[str]()
@@ -92,7 +92,7 @@ class Parking:
 
     def bring(self, job_id: str) -> None:
         """Publish a job that waited for its turn among its tenant's, in the background."""
-        begin(_tried(self.send(self.ledger.bring(job_id))), self._tasks)
+        spawn(_tried(self.send(self.ledger.bring(job_id))), self._tasks)
 
     async def hasten(self) -> None:
         """What jobs wait for may be there: let those in place and the first of every line look now."""
@@ -103,7 +103,7 @@ class Parking:
 
 
 async def _tried(work: Awaitable[Any]) -> None:
-    with unless_away(logger.debug, "waiting jobs are not woken now; housekeeping will do it"):
+    with log_if_redis_is_away(logger.debug, "waiting jobs are not woken now; housekeeping will do it"):
         await work
 
 

@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from turnout.request import InferenceResponse, Usage
 from turnout.result import Attempt
-from turnout_workers.background.lasting import begin
+from turnout_workers.background.tasks import spawn
 from turnout_workers.routing import failover
 from turnout_workers.routing.decision import Candidate
 from turnout_workers.routing.estimate import amend
@@ -101,7 +101,7 @@ class Reporter:
             await self._tell(call, verdict)
         except (RedisError, OSError) as error:
             logger.debug("the call to %s is reported later: %s", endpoint.id, error)
-            begin(self._tell_later(call, verdict), self._late)
+            spawn(self._tell_later(call, verdict), self._late)
 
     async def stop(self, call: Finished) -> None:
         """Report a call that was cancelled."""

@@ -11,7 +11,7 @@ import logging
 from dataclasses import dataclass, field
 
 from turnout.ledger import Coalescer, Ledger
-from turnout_workers.background.lasting import unless_away
+from turnout_workers.background.tasks import log_if_redis_is_away
 
 logger = logging.getLogger(__name__)
 
@@ -49,5 +49,5 @@ class Pieces:
 
     async def _write(self, fields: dict[str, str]) -> None:
         # The answer is whole in the result, and the reader falls back to it.
-        with unless_away(logger.warning, "a piece of the stream could not be written"):
+        with log_if_redis_is_away(logger.warning, "a piece of the stream could not be written"):
             await self.send(self.ledger.stream(self.job_id, fields, self.ttl_s))

@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable, Collection
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 
-from turnout_workers.background.lasting import came_in_time, unless_away
+from turnout_workers.background.tasks import log_if_redis_is_away, slept_on_time
 from turnout_workers.routing.fleet import Circuit, Fleet, Snapshot
 from turnout_workers.routing.health import after_watch, circuit
 from turnout_workers.state.snapshot import SnapshotPoller
@@ -81,7 +81,7 @@ class CallWatch:
     async def run(self) -> None:
         """Look again and again; not after a pause, when calls seem overdue whose answers are there."""
         while True:
-            if await came_in_time(LOOK_S):
+            if await slept_on_time(LOOK_S):
                 await self.look()
 
     async def look(self) -> None:
@@ -93,7 +93,7 @@ class CallWatch:
         overdue, now = self.overdue(), asyncio.get_running_loop().time()
         if overdue == self._told and now - self._told_at < EVERY_S:
             return
-        with unless_away(logger.debug, "what hangs can't be told now"):
+        with log_if_redis_is_away(logger.debug, "what hangs can't be told now"):
             if overdue or self._told:
                 await self.store.publish(self.worker, overdue)
             self._told, self._told_at = overdue, now

@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Collection
 from dataclasses import dataclass
 
-from turnout_workers.background.lasting import unless_away
+from turnout_workers.background.tasks import log_if_redis_is_away
 from turnout_workers.providers.base import CloudProviderBase
 from turnout_workers.providers.errors import ProviderError, broken
 from turnout_workers.routing.failure import Failure, FailureKind
@@ -55,7 +55,9 @@ class HealthChecks:
 
     async def _is_our_turn(self, connector: CloudProviderBase) -> bool:
         account = next((endpoint.account_id for endpoint in connector.endpoints), connector.name)
-        with unless_away(logger.debug, "%s is not asked for its health", connector.name):  # nor could anything be told
+        with log_if_redis_is_away(
+            logger.debug, "%s is not asked for its health", connector.name
+        ):  # nor could anything be told
             return await self.store.take_turn(f"health:{account}", self.interval_s)
         return False
 
@@ -99,5 +101,5 @@ class HealthChecks:
         return chance or (certain and view.health.disabled.startswith(CURABLE))
 
     async def _tell(self, change: Awaitable[None]) -> None:
-        with unless_away(logger.warning, "a health check's outcome can't be shared now"):
+        with log_if_redis_is_away(logger.warning, "a health check's outcome can't be shared now"):
             await change

@@ -20,7 +20,7 @@ from turnout.errors import Unreadable
 from turnout.ledger import Coalescer, Hook, Ledger, Telling
 from turnout.result import JobResult
 from turnout.webhook import signed
-from turnout_workers.background.lasting import kept_up
+from turnout_workers.background.tasks import run_repeatedly
 from turnout_workers.config.in_force import InForce
 from turnout_workers.config.public_addresses import public_socket
 from turnout_workers.providers.account import Secret
@@ -81,7 +81,7 @@ class Webhooks:
                         self._under_way[one.webhook] += 1
                         tellings.create_task(self._tell(one, public, any_address))
 
-            await kept_up(begin, EVERY_S, "the telling of webhooks")
+            await run_repeatedly(begin, EVERY_S, "the telling of webhooks")
 
     async def _tell(self, telling: Telling, public: aiohttp.ClientSession, any_address: aiohttp.ClientSession) -> None:
         job_id = telling.job_id
