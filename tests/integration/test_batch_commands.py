@@ -162,7 +162,7 @@ def test_identical_lines_are_asked_once_and_late_ones_never(stand: Stand, tmp_pa
     assert (never["id"], never["status"]) == ("late", "expired")
     assert len(stand.oracle()["jobs"]) == 2
     assert turnout("delete", id).exit_code == 0
-    assert "There is no batch" in turnout("list").output
+    assert "There are no batches" in turnout("list").output
     assert not list(stand.client.scan_iter("*job:*"))
 
 
@@ -171,7 +171,7 @@ def test_a_file_that_ends_half_way_leaves_no_batch(stand: Stand, tmp_path: Path)
     told = turnout("submit", "cut.jsonl.gz")
     assert told.exit_code == 2
     assert "can't read cut.jsonl.gz" in told.output
-    assert "There is no batch" in turnout("list").output
+    assert "There are no batches" in turnout("list").output
 
 
 def test_a_chunk_that_is_fed_twice_is_noted_once(stand: Stand, tmp_path: Path) -> None:

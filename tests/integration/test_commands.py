@@ -61,8 +61,8 @@ def test_a_jobs_story_is_explained_with_each_candidate_and_exclusion(here: local
     ids = [row["id"] for row in story["story"][-1]["decision"]["candidates"]]
     assert [id for id in ids if f" {id} " not in narrow] == []
     assert max(map(len, narrow.splitlines())) <= 80
-    assert "By latency, decision 1: " in turnout(here, "explain", job.id, "--replay", "latency")
-    [choice] = json.loads(turnout(here, "explain", job.id, "--json", "--replay", "cost"))["replay"]
+    assert "By latency, decision 1: " in turnout(here, "explain", job.id, "--what-if", "latency")
+    [choice] = json.loads(turnout(here, "explain", job.id, "--json", "--what-if", "cost"))["what_if"]
     assert choice["endpoint_id"] == "sim-thrifty/llama-3.3-70b"
     assert "there is no job nope" in error(here, "explain", "nope")
 
@@ -72,12 +72,12 @@ def test_what_programs_are_told_is_in_seconds_and_dollars_and_has_names(here: lo
     with Client(here.redis_url) as client:
         job = client.submit("A?", model="llama-3.3-70b", constraints={"ignore": ["sim-swift"]}, metadata={"a": "b"})
         answer = job.wait(60)
-    text = turnout(here, "explain", job.id, "--json", "--replay", "cost")
+    text = turnout(here, "explain", job.id, "--json", "--what-if", "cost")
     told = json.loads(text)
     assert answer.text not in text
     assert "microusd" not in text
     assert 0 < told["result"]["response"]["cost_usd"] == told["result"]["cost_usd"] < 0.01
-    assert 0 < told["replay"][0]["cost_usd"] < 0.01
+    assert 0 < told["what_if"][0]["cost_usd"] < 0.01
     assert all(began - 1 < event["at"] < time.time() + 1 for event in told["story"])
     decision = told["story"][-1]["decision"]
     assert 0 < decision["candidates"][0]["cost_usd"] < 0.01

@@ -27,7 +27,7 @@ from turnout_workers.deployment import Deployment, deployment
 
 @click.group()
 def batch() -> None:
-    """Hand files over to the fleet of REDIS_URL (or turnout.toml): its workers go on without this terminal."""
+    """Hand whole files to a running fleet. Its workers carry on without this terminal."""
 
 
 def _batches(here: Deployment | None = None) -> Batches:
@@ -39,7 +39,7 @@ def _batches(here: Deployment | None = None) -> Batches:
 @click.argument("source")
 @lines.line_options
 def submit(source: str, **options: Any) -> None:
-    """Hand SOURCE over, all of it, and print the batch's id."""
+    """Hand over all of SOURCE and print the batch's id."""
     batches = _batches()
     id = batches.submit(Source(source), lines.defaults(options), options["max_cost_microusd"], options["dedupe"])
     with naming(id):
@@ -51,16 +51,16 @@ def submit(source: str, **options: Any) -> None:
 
 
 @batch.command("list")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def list_batches(as_json: bool) -> None:
-    """List batches, the latest first."""
+    """List batches, latest first."""
     records = _batches().all()
     if as_json:
         for one in records:
             tell(_standing(one))
         return
     if not records:
-        click.echo("There is no batch.")
+        click.echo("There are no batches.")
         return
     columns = ("batch", "submitted (UTC)", "state", "lines", "ended", "from")
     made = table(*columns, numbers=("lines", "ended"))
@@ -73,9 +73,9 @@ def list_batches(as_json: bool) -> None:
 
 @batch.command()
 @click.argument("id")
-@click.option("--json", "as_json", is_flag=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def show(id: str, as_json: bool) -> None:
-    """Show where the lines of a batch stand, and what it has cost."""
+    """Show how many lines of a batch are done and what it has cost."""
     here = deployment()
     told = _told(here, _batches(here).record(id))
     if as_json:
@@ -87,7 +87,13 @@ def show(id: str, as_json: bool) -> None:
 @batch.command()
 @click.argument("id")
 def watch(id: str) -> None:
-    """Show a batch's progress until it has ended. Exit code: 0 all lines have an answer, 1 some have none."""
+    """Show a batch's progress until it ends.
+
+    \b
+    Exit codes:
+      0  every line has an answer
+      1  some lines have none
+    """
     here, last, away = deployment(), "", False
     record, line = _look(here, id)  # whatever is wrong now would be so for ever
     while True:
@@ -117,13 +123,18 @@ def _look(here: Deployment, id: str) -> tuple[Record, str]:
     "-o",
     "--output",
     required=True,
-    help="File for the results, a line for each that has ended; - for standard output.",
+    help="File for the results, one line for each line that has ended; - for standard output.",
 )
-@click.option("--errors", help="File for the lines without an answer; else they are among the results.")
+@click.option("--errors", help="File for the lines without an answer; by default they are among the results.")
 def results(id: str, output: str, errors: str | None) -> None:
-    """Fetch the results that there are, in the order of the input.
+    """Fetch the results so far, in the order of the input.
 
-    Exit code: 0 all lines have an answer, 1 some have none, 2 they could not be fetched, 3 the batch still goes on.
+    \b
+    Exit codes:
+      0  every line has an answer
+      1  some lines have none
+      2  the results could not be fetched
+      3  the batch is still running
     """
     check_places(output, errors)
     batches = _batches()
@@ -137,7 +148,7 @@ def results(id: str, output: str, errors: str | None) -> None:
 @batch.command()
 @click.argument("id")
 def cancel(id: str) -> None:
-    """Cancel all jobs of a batch that have not ended. Of a `turnout run` that was stopped, too: it told the ID."""
+    """Cancel all jobs of a batch that have not ended. Also takes the ID that a stopped `turnout run` printed."""
     here = deployment()
     run = id.startswith(RUN)
     jobs = cancel_live(here.client, here.ledger, id) if run else _batches(here).cancel(id)
@@ -148,21 +159,21 @@ def cancel(id: str) -> None:
 @batch.command()
 @click.argument("id")
 def delete(id: str) -> None:
-    """Delete a batch that has ended, with its results. By itself it expires 7 days after its end."""
+    """Delete a batch that has ended, with its results. Without this, it expires 7 days after its end."""
     _batches().delete(id)
 
 
 @batch.command()
 @click.argument("id")
 def pause(id: str) -> None:
-    """Pause a batch: begin no more calls for it. Those under way end."""
+    """Pause a batch: calls under way finish, no new ones start."""
     _move(id, Batches.pause)
 
 
 @batch.command()
 @click.argument("id")
 def resume(id: str) -> None:
-    """Let a paused batch go on."""
+    """Resume a paused batch."""
     _move(id, Batches.resume)
 
 
@@ -172,10 +183,13 @@ def resume(id: str) -> None:
     "--max-cost",
     "max_cost_microusd",
     type=lines.dollars,
-    help="Most to spend on the whole batch from now on, in USD, all told.",
+    help="New spending limit for the whole batch, in USD; what it has spent so far counts.",
 )
 def retry_failed(id: str, max_cost_microusd: int | None) -> None:
-    """Run its failed and expired jobs again, but for those whose deadline had passed before they were fed."""
+    """Replay the lines without an answer.
+
+    A line whose deadline passed before it was queued can't be replayed: its request is gone.
+    """
     click.echo(f"{counted(_batches().retry_failed(id, max_cost_microusd), 'job')} run again")
 
 

@@ -21,9 +21,11 @@ SIGNS = {True: "ok  ", False: "DO  ", None: "?   "}
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line; `ok` is null where nobody can know.")
+@click.option(
+    "--json", "as_json", is_flag=True, help="Print one JSON object per line; `ok` is null where it can't be known."
+)
 def doctor(as_json: bool) -> None:
-    """Check configuration, keys, Redis and versions, and say what to do. Exit code 1 if something must be done."""
+    """Check configuration, keys and Redis. Says what to do; the exit code is 1 if there is anything."""
     told = [*_checks()]
     for well, text in told:
         if as_json:

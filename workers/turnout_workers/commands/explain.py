@@ -29,24 +29,24 @@ EXCLUDED = ("reason", "text", "endpoints", "more")
 
 @click.command()
 @click.argument("job")
-@click.option("--json", "as_json", is_flag=True, help="The story as JSON.")
-@click.option("--replay", "strategy", type=STRATEGY, help="Say what another strategy would have chosen.")
+@click.option("--json", "as_json", is_flag=True, help="Print the story as JSON.")
+@click.option("--what-if", "strategy", type=STRATEGY, help="Show what another strategy would have chosen.")
 def explain(job: str, as_json: bool, strategy: str | None) -> None:
-    """Tell a job's story: waits, decisions with candidates, exclusions and scores, attempts, money, end."""
+    """Explain why a job went where it did. Shows every decision with its candidates, attempt, wait and cost."""
     here = deployment()
     facts, story, result = here.ask(
         here.ledger.facts(job), here.ledger.story(job), here.ledger.result(job, content=False)
     )
     if facts is None:
-        raise click.ClickException(f"there is no job {job}: it never was, or its record has expired")
+        raise click.ClickException(f"there is no job {job}: it never existed, or its record has expired")
     decisions = [event["decision"] for event in story if "decision" in event]
-    replayed = list(records.choices(decisions, RoutingStrategy(strategy))) if strategy else []
+    what_if = list(records.choices(decisions, RoutingStrategy(strategy))) if strategy else []
     if as_json:
         told = {"job": job, **facts.model_dump(mode="json", include={"state", "lane", "label", "batch"})}
         told["story"] = [*map(_named, story)]
         told["result"] = result.model_dump(mode="json", exclude={"response": CONTENT}) if result else None
         if strategy:
-            told["replay"] = [choice._asdict() for choice in replayed]
+            told["what_if"] = [choice._asdict() for choice in what_if]
         tell(told)
         return
     console = standard_output()
@@ -58,7 +58,7 @@ def explain(job: str, as_json: bool, strategy: str | None) -> None:
     if result is not None:
         _attempts(console, result)
     if strategy:
-        _replayed(console, strategy, replayed)
+        _what_if(console, strategy, what_if)
 
 
 def _named(event: dict[str, Any]) -> dict[str, Any]:
@@ -130,10 +130,10 @@ def _attempts(console: Console, result: JobResult) -> None:
     console.print(result.summary(), style="bold")
 
 
-def _replayed(console: Console, strategy: str, replayed: Sequence[records.Choice]) -> None:
-    if not replayed:
-        console.print(f"The story has no decision to be made again by {strategy}.")
-    for number, choice in enumerate(replayed, 1):
+def _what_if(console: Console, strategy: str, choices: Sequence[records.Choice]) -> None:
+    if not choices:
+        console.print(f"No decision is recorded for this job, so there is nothing to compare with {strategy}.")
+    for number, choice in enumerate(choices, 1):
         cost = "an unknown price" if choice.cost_microusd == math.inf else dollars(math.ceil(choice.cost_microusd))
         other = "as before" if choice.endpoint_id == choice.recorded else f"not {choice.recorded}"
         expected = f"{cost} and {choice.time_s:.1f} s expected"

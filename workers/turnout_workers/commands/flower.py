@@ -15,18 +15,18 @@ LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 @click.command()
 @click.option("--address", envvar="FLOWER_ADDRESS", default="127.0.0.1", help="Address to listen on.")
-@click.option("--port", envvar="FLOWER_PORT", type=click.IntRange(0, 65_535), default=5555)
+@click.option("--port", envvar="FLOWER_PORT", type=click.IntRange(0, 65_535), default=5555, help="Port to listen on.")
 @click.option(
     "--db",
     envvar="FLOWER_DB",
     type=click.Path(path_type=Path, dir_okay=False),
     default=Path(".turnout/flower"),
-    help="File that keeps what Flower has seen.",
+    help="File in which Flower keeps what it has seen.",
 )
 def flower(address: str, port: int, db: Path) -> None:
-    """Watch queues, jobs, workers and providers in a browser. Needs no API key.
+    """Watch queues, jobs, workers and providers in a browser. No API key is needed.
 
-    On any address but loopback it wants a login: FLOWER_BASIC_AUTH=user:password, or FLOWER_BASIC_AUTH_FILE.
+    Any address but loopback needs a login: FLOWER_BASIC_AUTH=user:password, or FLOWER_BASIC_AUTH_FILE.
     """
     if file := os.environ.pop("FLOWER_BASIC_AUTH_FILE", None):
         os.environ["FLOWER_BASIC_AUTH"] = secret_text(file, f"FLOWER_BASIC_AUTH_FILE={file}")

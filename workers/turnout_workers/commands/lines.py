@@ -32,7 +32,7 @@ def dollars(text: str) -> int:
     except ValueError:
         usd = math.nan
     if not 0 <= usd <= MOST:
-        raise click.BadParameter(f"{text!r} is no sum of dollars from 0 to {MOST:,.0f}")
+        raise click.BadParameter(f"{text!r} is not an amount in dollars from 0 to {MOST:,.0f}")
     return round(usd * MICROUSD_PER_USD)
 
 
@@ -40,28 +40,28 @@ def duration(text: str) -> float:
     """A length of time on the command line (`90`, `90s`, `30m`, `24h`, `7d`), in seconds."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([smhd]?)", text.strip())
     if found is None or not float(found[1]):
-        raise click.BadParameter(f"{text!r} is no length of time; write 90s, 30m, 24h or 7d")
+        raise click.BadParameter(f"{text!r} is not a duration such as 90s, 30m, 24h or 7d")
     return float(found[1]) * _UNITS_S[found[2]]
 
 
 OPTIONS = (
-    click.option("--model", help="Model, for lines that name none."),
-    click.option("--strategy", type=STRATEGY, help="Strategy, for lines that name none."),
-    click.option("--lane", type=LANE, default="batch"),
-    click.option("--only", multiple=True, help="Provider to use, for lines that name none. Repeatable."),
+    click.option("--model", help="Model for lines that name none."),
+    click.option("--strategy", type=STRATEGY, help="Strategy for lines that name none."),
+    click.option("--lane", type=LANE, default="batch", help="Lane for lines that name none."),
+    click.option("--only", multiple=True, help="Provider for lines that name none. Repeatable."),
     click.option(
         "--max-cost",
         "max_cost_microusd",
         type=dollars,
-        help="Most to spend on the whole file, in USD; after that its lines expire.",
+        help="Spending limit for the whole file, in USD. Lines that don't fit under it expire.",
     ),
-    click.option("--dedupe", is_flag=True, help="Ask identical requests once."),
+    click.option("--dedupe", is_flag=True, help="Send identical requests once."),
     click.option(
         "--deadline",
         "--completion-window",
         "deadline_s",
         type=duration,
-        help="Time that a line has once it is queued: 90s, 30m, 24h.",
+        help="How long a line may take once it is queued: 90s, 30m, 24h.",
     ),
 )
 

@@ -23,7 +23,11 @@ from turnout_workers.state.store import Mark
 PAGE = 500
 SHOWN = 200
 """Characters of an error in the list; `turnout explain` has it all."""
-CHOSEN_BY = {"batch": "of this batch", "provider": "whose last call was to it", "error": "that ended with this code"}
+CHOSEN_BY = {
+    "batch": "of this batch",
+    "provider": "whose last call went to this provider",
+    "error": "that ended with this code",
+}
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
@@ -64,12 +68,12 @@ def _known(here: Deployment, jobs: Sequence[str]) -> list[tuple[str, Facts]]:
 
 
 @click.command()
-@click.option("--limit", type=click.IntRange(1), default=50)
+@click.option("--limit", type=click.IntRange(1), default=50, help="How many to list.")
 @_choosing
-@click.option("--count", is_flag=True, help="Count them all, by error and by the provider that was called last.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--count", is_flag=True, help="Count them all, by error and by the provider called last.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object per line.")
 def failed(limit: int, count: bool, as_json: bool, **wanted: str | None) -> None:
-    """List failed jobs, the latest first."""
+    """List failed jobs, latest first."""
     matching = _failed(deployment(), **wanted)
     listed = itertools.islice(matching, limit)
     if as_json:
@@ -113,9 +117,13 @@ def _causes(found: Iterable[tuple[Facts, JobResult]]) -> list[dict[str, Any]]:
 @click.option("--all", "everything", is_flag=True, help="Every failed job.")
 @_choosing
 def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> None:
-    """Run jobs again that failed, expired or were cancelled. Their story goes on.
+    """Run jobs again that failed, expired or were cancelled.
 
-    Exit code: 1 if a job that is named is not run again, 2 if there is no such job.
+    \b
+    Exit codes:
+      0  all of them run again
+      1  a job that you named can't be run again
+      2  there is no such job
     """
     if bool(jobs) == (everything or any(wanted.values())):
         raise click.UsageError("name jobs, or else give --all, --error, --provider or --batch")
@@ -136,9 +144,9 @@ def replay(jobs: tuple[str, ...], everything: bool, **wanted: str | None) -> Non
 @click.command()
 @click.argument("jobs", nargs=-1, required=True)
 def cancel(jobs: tuple[str, ...]) -> None:
-    """Cancel jobs, wherever they are. A call in flight is aborted at its worker's next heartbeat.
+    """Cancel jobs, wherever they are.
 
-    Exit code 2 if there is no such job.
+    A call in flight is aborted at its worker's next heartbeat. The exit code is 2 if there is no such job.
     """
     here = deployment()
     found = _known(here, jobs)
@@ -150,16 +158,16 @@ def cancel(jobs: tuple[str, ...]) -> None:
 
 @click.command()
 @click.argument("name")
-@click.option("--reason", default="by an operator")
+@click.option("--reason", default="by an operator", help="Shown in `turnout status`.")
 def isolate(name: str, reason: str) -> None:
-    """Take a provider, or one endpoint of it, out of the fleet until it is restored."""
+    """Take a provider or one endpoint out of the fleet. It stays out until `turnout restore`."""
     _mark("isolated", name, reason)
 
 
 @click.command()
 @click.argument("name")
 def restore(name: str) -> None:
-    """Bring a provider or endpoint back: whatever it was isolated, disabled, ejected or cooled down for."""
+    """Bring a provider or endpoint back. Ends an isolation, disabling, ejection or cooldown."""
     _mark("restored", name)
 
 

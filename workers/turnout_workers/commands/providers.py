@@ -39,9 +39,9 @@ ADVICE = {
 
 @click.command()
 @click.option("--check", is_flag=True, help="Ask each provider's free health endpoint, with each key.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def providers(check: bool, as_json: bool) -> None:
-    """List providers, models, prices (USD per million tokens), limits and health."""
+    """List providers, models, prices, limits and health. Prices are in USD per million tokens."""
     here = deployment(with_keys=check)
     told = _look(here)
     answers = asyncio.run(answers_of(here.settings)) if check else {}

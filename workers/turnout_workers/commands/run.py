@@ -64,38 +64,46 @@ class _UnlessStopped(ExponentialWithJitterBackoff):
 
 @click.command()
 @click.argument("source")
-@click.option("-o", "--output", help="File for the results, a line for each line of SOURCE; - for standard output.")
-@click.option("--errors", help="File for the lines without an answer; else they are among the results.")
+@click.option("-o", "--output", help="File for the results, one line for each line of SOURCE; - for standard output.")
+@click.option("--errors", help="File for the lines without an answer; by default they are among the results.")
 @click.option("--config", type=FILE, help="The turnout.toml to use.")
-@click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are keys. No model is run.")
+@click.option("--simulate", is_flag=True, help="Use the simulated fleet, even if there are API keys. No model is run.")
 @click.option("--scenario", type=FILE, help="TOML file of the simulated fleet.")
 @lines.line_options
-@click.option("--retry-failed", is_flag=True, help="Run only the lines that have no answer from an earlier run.")
-@click.option("--anew", is_flag=True, help="Run every line again, also those with an answer.")
+@click.option("--retry-failed", is_flag=True, help="Replay the lines without an answer, and only those.")
+@click.option("--anew", is_flag=True, help="Run every line again, even those that have an answer.")
 @click.option(
-    "--as-completed", is_flag=True, help="Write results in the order in which they came, not in that of SOURCE."
+    "--as-completed", is_flag=True, help="Write each result as soon as it is there, not in the order of SOURCE."
 )
 @click.option(
     "-w",
     "--workers",
     type=click.IntRange(0),
     default=1,
-    help="Worker processes; 0: leave the work to workers that run already.",
+    help="Worker processes to start; 0 leaves the work to workers that are already running.",
 )
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in each worker.")
 @click.option(
     "--dry-run",
     is_flag=True,
-    help="Check every line, and estimate tokens, cost and time of all, alike or answered before though they be; run "
-    "nothing.",
+    help="Check every line and estimate tokens, cost and duration; send nothing. Identical and already answered lines "
+    "are counted too.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Progress and summary for machines, on standard error.")
+@click.option("--json", "as_json", is_flag=True, help="Write progress and summary as JSON, on standard error.")
 def run(source: str, output: str | None, **options: Any) -> None:
-    """Run every line of SOURCE (JSONL, text, CSV or Parquet; - for JSONL on standard input), and write results.
+    """Run every line of SOURCE and write the results.
 
-    The same command once more goes on where it stopped, or runs what was edited since, and pays for nothing twice: for
-    all lines again, say --anew. Exit code: 0 all lines have an answer, 1 some have none,
-    2 it could not run, 3 stopped, 4 every provider that could go on refuses our key.
+    SOURCE is JSONL, text, CSV or Parquet; - reads JSONL from standard input. Running the same command again resumes
+    where it stopped, runs lines that were edited since, and never pays twice for a line. To run all lines again use
+    --anew.
+
+    \b
+    Exit codes:
+      0  every line has an answer
+      1  some lines have none
+      2  it could not run
+      3  it was stopped; the same command resumes it
+      4  every provider that could serve the rest refuses our key
     """
     if options["simulate"] and options["scenario"] is None:
         options["scenario"] = DEFAULT

@@ -29,10 +29,10 @@ COLUMNS = ("endpoint", "health", "in flight", "room", "p99", "errors", "spent")
 
 
 @click.command()
-@click.option("--once", is_flag=True, help="Print once, and end.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, once.")
+@click.option("--once", is_flag=True, help="Print once and exit.")
+@click.option("--json", "as_json", is_flag=True, help="Print once, as JSON.")
 def status(once: bool, as_json: bool) -> None:
-    """Show lanes, workers, providers, pace and spend; on a terminal until Ctrl-C, twice a second."""
+    """Show lanes, workers, providers, pace and spend. On a terminal it updates twice a second until Ctrl-C."""
     here, console = deployment(), standard_output()
     if as_json:
         tell(overview(here))

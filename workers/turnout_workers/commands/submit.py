@@ -26,10 +26,10 @@ from turnout_workers.deployment import deployment
 @click.argument("prompt", required=False)
 @click.option("--model", "models", multiple=True, help="An acceptable model. Repeatable.")
 @click.option("--lane", type=LANE, default="interactive")
-@click.option("--idempotency-key", help="The same key and content are the same job.")
-@click.option("--wait", is_flag=True, help="Print the answer, not the job's id.")
+@click.option("--idempotency-key", help="Submitting the same key and content again returns the same job.")
+@click.option("--wait", is_flag=True, help="Wait, and print the answer instead of the job's id.")
 def submit(prompt: str | None, models: tuple[str, ...], lane: str, idempotency_key: str | None, wait: bool) -> None:
-    """Submit one job, of PROMPT or of what comes on stdin. With --wait, exit code 1 if it has no answer."""
+    """Submit one job: PROMPT, or the text on standard input. With --wait, the exit code is 1 if it has no answer."""
     text = sys.stdin.read() if prompt is None or prompt == "-" else prompt
     if not text.strip():
         raise click.UsageError("there is no prompt: give one as the argument or on stdin")
@@ -49,9 +49,17 @@ def submit(prompt: str | None, models: tuple[str, ...], lane: str, idempotency_k
 
 @click.command()
 @click.argument("job")
-@click.option("--json", "as_json", is_flag=True, help="As JSON, like a line of the output of `turnout run`.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON, as in the output of `turnout run`.")
 def result(job: str, as_json: bool) -> None:
-    """Print a job's answer. Exit code: 1 it has none, 2 there is no such job, 3 it still goes on."""
+    """Print a job's answer.
+
+    \b
+    Exit codes:
+      0  here it is
+      1  the job ended without an answer
+      2  there is no such job
+      3  the job is still running
+    """
     with _client() as client:
         asked = client.job(job)
         if (found := asked.result()) is None:

@@ -18,13 +18,13 @@ from turnout_workers.monitoring import logs
 @click.command()
 @click.option("--config", "path", type=click.Path(path_type=Path, dir_okay=False), help="The turnout.toml to use.")
 @click.option("-c", "--concurrency", type=click.IntRange(1, 10_000), help="Jobs in flight in this process.")
-@click.option("--lanes", default=",".join(Lane), help="Lanes to serve, separated by commas.")
-@click.option("-n", "--name", default="turnout@%h", help="Celery's node name, one for each process.")
+@click.option("--lanes", default=",".join(Lane), help="Lanes to serve, comma-separated.")
+@click.option("-n", "--name", default="turnout@%h", help="Celery's node name; each process needs its own.")
 def worker(path: Path | None, concurrency: int | None, lanes: str, name: str) -> None:
-    """Serve jobs until stopped. SIGTERM, SIGHUP or Ctrl-C lets calls in flight end; a second one hands all back."""
+    """Run jobs until stopped. SIGTERM, SIGHUP or Ctrl-C lets calls in flight finish; a second one hands jobs back."""
     queues = [lane.strip() for lane in lanes.split(",")]
     if unknown := set(queues) - set(Lane):
-        raise click.ClickException(f"there is no lane {', '.join(sorted(unknown))}; there are {', '.join(Lane)}")
+        raise click.ClickException(f"unknown lane {', '.join(sorted(unknown))}: choose from {', '.join(Lane)}")
     if path is not None:
         os.environ["TURNOUT_CONFIG"] = str(path)
     from turnout_workers.app import app, settings  # reads what was put into the environment here

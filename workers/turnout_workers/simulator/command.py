@@ -20,7 +20,11 @@ from turnout_workers.simulator.server import Simulator
 @click.command()
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
-    "--port", type=click.IntRange(0, 65_535), default=8787, show_default=True, help="Port; 0: any free one, printed."
+    "--port",
+    type=click.IntRange(0, 65_535),
+    default=8787,
+    show_default=True,
+    help="Port; 0 takes any free one and prints it.",
 )
 @click.option(
     "--scenario",
@@ -28,16 +32,16 @@ from turnout_workers.simulator.server import Simulator
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
     default=DEFAULT,
     show_default=False,
-    help="TOML file of the fleet and its faults; left out: five providers, of which one fails for a while.",
+    help="TOML file of the fleet and its faults. By default five providers, one of which fails for a while.",
 )
 @click.option(
     "--toml",
     type=click.Path(path_type=Path, dir_okay=False),
-    help="Write a turnout.toml for this fleet to this file, if there is none. One that has this fleet stays as it is.",
+    help="Write a turnout.toml for this fleet to this path. An existing file is never overwritten.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line with the base URLs.")
+@click.option("--json", "as_json", is_flag=True, help="Print the base URLs as one line of JSON.")
 def simulate(host: str, port: int, file: Path, toml: Path | None, as_json: bool) -> None:
-    """Serve simulated providers in OpenAI's, Anthropic's and Gemini's formats. No model is run."""
+    """Serve simulated providers over HTTP. They speak OpenAI's, Anthropic's and Gemini's formats; no model is run."""
     uvloop.run(_serve(Simulator(load(file), host, port), toml, as_json))
 
 
