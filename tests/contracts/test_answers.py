@@ -15,7 +15,7 @@ from turnout_workers.providers import Http, ProviderConfig, build
 from turnout_workers.providers.conformance import always, serving
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.providers.wire import Answer, Sent, fault
+from turnout_workers.providers.wire import Answer, RequestDraft, failure_of
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 
@@ -434,17 +434,17 @@ async def test_embeddings_are_read_in_whatever_order_and_form_they_come(body: di
 @pytest.mark.parametrize("wish", ["drop", "fail"])
 def test_who_is_given_dimensions_and_heeds_none_has_its_answer_taken_unless_the_job_says_otherwise(wish: Any) -> None:
     """As llama.cpp: it is well, and no other job has to do without it."""
-    sent = Sent(InferenceRequest(input="x", dimensions=3, on_unsupported=wish), "p", frozenset({"dimensions"}))
-    assert sent.given("dimensions")
-    failure = fault(Answer(embeddings=((1.0, 2.0),)), sent)
+    draft = RequestDraft(InferenceRequest(input="x", dimensions=3, on_unsupported=wish), "p", frozenset({"dimensions"}))
+    assert draft.values("dimensions")
+    failure = failure_of(Answer(embeddings=((1.0, 2.0),)), draft)
     assert (failure and failure.kind) == (K.UNSUPPORTED if wish == "fail" else None)
-    assert sent.warnings == ([] if wish == "fail" else ["p gives 2 dimensions, not 3"])
+    assert draft.warnings == ([] if wish == "fail" else ["p gives 2 dimensions, not 3"])
 
 
 def test_who_takes_no_dimensions_answers_in_its_own() -> None:
-    sent = Sent(InferenceRequest(input="x", dimensions=3), "p", frozenset())
-    assert not sent.given("dimensions")
-    assert fault(Answer(embeddings=((1.0, 2.0),)), sent) is None
+    draft = RequestDraft(InferenceRequest(input="x", dimensions=3), "p", frozenset())
+    assert not draft.values("dimensions")
+    assert failure_of(Answer(embeddings=((1.0, 2.0),)), draft) is None
 
 
 @pytest.mark.parametrize(

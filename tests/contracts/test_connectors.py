@@ -35,7 +35,7 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import MAX_BODY
 from turnout_workers.providers.openai import OpenAIConnector
 from turnout_workers.providers.scrub import contents
-from turnout_workers.providers.wire import MOST_CALLS, Sent
+from turnout_workers.providers.wire import MOST_CALLS, RequestDraft
 from turnout_workers.routing.failure import Billed, FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
 from turnout_workers.routing.profile import estimate_input_tokens
@@ -1135,7 +1135,9 @@ async def test_a_request_that_cannot_be_encoded_is_the_callers_fault(http: Http)
 
 
 class Stumbling(OpenAIConnector):
-    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
+    def build_request(
+        self, endpoint: Endpoint, request: InferenceRequest, draft: RequestDraft, stream: bool
+    ) -> tuple[str, Any]:
         raise KeyError(request.prompt)
 
 
@@ -1147,7 +1149,7 @@ async def test_a_request_that_a_format_stumbles_over_is_not_sent_and_costs_nothi
     with pytest.raises(ProviderError, match="its connector raised KeyError") as error:
         await connector.complete(InferenceRequest(prompt="the secret prompt"))
     assert (error.value.failure.kind, error.value.failure.billed) == (K.INVALID_REQUEST, Billed.NO)
-    assert "in question" in caplog.text
+    assert "in build_request" in caplog.text
     assert "secret" not in caplog.text + str(error.value)
 
 

@@ -25,7 +25,7 @@ from turnout_workers.providers.errors import ProviderError, request_id
 from turnout_workers.providers.prices import cost_microusd, list_price, period
 from turnout_workers.providers.retry_after import observed_limits, retry_after_s, seconds
 from turnout_workers.providers.scrub import PIECE, scrubbed
-from turnout_workers.providers.wire import filtered, understood
+from turnout_workers.providers.wire import filtered, parsed_or_malformed
 from turnout_workers.routing.eligibility import upper_cost_microusd
 from turnout_workers.routing.failure import FailureKind
 from turnout_workers.routing.fleet import Endpoint, Price
@@ -139,7 +139,7 @@ def test_whatever_reading_an_answer_raises_it_is_no_answer(error: Exception) -> 
         raise error
 
     with pytest.raises(ProviderError, match="malformed: an answer"):
-        understood(read)
+        parsed_or_malformed(read)
 
 
 def test_a_secret_shows_nowhere() -> None:

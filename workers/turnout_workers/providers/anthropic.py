@@ -18,12 +18,12 @@ from turnout_workers.providers.errors import ProviderError
 from turnout_workers.providers.http import Http
 from turnout_workers.providers.wire import (
     Answer,
-    Gathering,
-    Sent,
+    RequestDraft,
+    StreamCollector,
     arguments,
     call_id,
     conversation,
-    reported,
+    plausible_usage,
     tool_calls,
 )
 from turnout_workers.routing.fleet import Endpoint
@@ -66,11 +66,13 @@ class AnthropicConnector(Connector):
         super().__init__(config, http)
         self._headers[istr("anthropic-version")] = config.version or VERSION
 
-    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
+    def build_request(
+        self, endpoint: Endpoint, request: InferenceRequest, draft: RequestDraft, stream: bool
+    ) -> tuple[str, Any]:
         if request.is_embedding:
             raise ProviderError.unsupported(f"{self.name} has no embeddings")
         limit = request.max_output_tokens or endpoint.max_output_tokens or DEFAULT_MAX_TOKENS
-        sent.texts_alone("system", "developer")
+        draft.warn_about_images("system", "developer")
         told, turns = conversation(request, "assistant", _blocks)
         messages = [{"role": role, "content": said} for role, said in turns]
         body: dict[str, Any] = {"model": endpoint.served_model, "max_tokens": limit, "messages": messages}
@@ -81,29 +83,31 @@ class AnthropicConnector(Connector):
             body["system"] = told
         if request.temperature is not None:
             named = "temperature" if request.temperature <= HOTTEST else f"a temperature above {HOTTEST:g}"
-            if sent.takes(named):
+            if draft.supports(named):
                 body["temperature"] = request.temperature
         # Claude 4.1 and later refuse both together.
-        if request.top_p is not None and sent.takes("top_p beside temperature" if "temperature" in body else "top_p"):
+        if request.top_p is not None and draft.supports(
+            "top_p beside temperature" if "temperature" in body else "top_p"
+        ):
             body["top_p"] = request.top_p
-        body |= sent.given("seed")
+        body |= draft.values("seed")
         stops = [stop for stop in request.stop if stop.strip()]
         if len(stops) < len(request.stop):
-            sent.takes("a blank stop")
-        if stops and sent.takes("stop"):
+            draft.supports("a blank stop")
+        if stops and draft.supports("stop"):
             body["stop_sequences"] = stops
-        if tools := sent.wish("tools"):
+        if tools := draft.value("tools"):
             body["tools"] = [
                 {"name": f.name, "description": f.description or "", "input_schema": f.parameters or {"type": "object"}}
                 for f in (tool.function for tool in tools)
             ]
-        if choice := sent.wish("tool_choice"):
+        if choice := draft.value("tool_choice"):
             mode = TOOL_CHOICE.get(choice)
             body["tool_choice"] = {"type": mode} if mode else {"type": "tool", "name": choice}
         output: dict[str, Any] = {}
-        if wanted.type == "json_schema" and sent.takes("json_schema"):
+        if wanted.type == "json_schema" and draft.supports("json_schema"):
             output["format"] = {"type": "json_schema", "schema": closed(wanted.described_schema)}
-        effort = sent.wish("reasoning_effort")
+        effort = draft.value("reasoning_effort")
         if effort == "none" and ALWAYS_THINKING.search(endpoint.served_model):
             output["effort"] = "low"
         elif effort == "none":
@@ -117,10 +121,10 @@ class AnthropicConnector(Connector):
             body["stream"] = True
         return "/v1/messages", body
 
-    def gathering(self) -> Gathering:
+    def stream_collector(self) -> StreamCollector:
         return _Events()
 
-    def read(self, request: InferenceRequest, body: Any) -> Answer:
+    def parse_answer(self, request: InferenceRequest, body: Any) -> Answer:
         content, raw, told = body["content"], body.get("stop_reason"), body.get("usage")
         how = told if isinstance(told, dict) else {}
         calls = (block for block in content if block["type"] == "tool_use")
@@ -129,7 +133,7 @@ class AnthropicConnector(Connector):
             tool_calls=tool_calls((call.get("id"), call["name"], call.get("input")) for call in calls),
             finish=FINISH.get(raw, FinishReason.OTHER),
             finish_raw=raw,
-            usage=reported(_usage, told),
+            usage=plausible_usage(_usage, told),
             service_tier="fast" if how.get("speed") == "fast" else how.get("service_tier"),
             surcharge=US_SURCHARGE if how.get("inference_geo") == "us" else 1.0,
             model=body.get("model"),
@@ -190,8 +194,8 @@ def _blocks(message: Message) -> list[dict[str, Any]]:
             source = {"type": "base64", "media_type": media_type, "data": data}
             blocks.append({"type": "image", "source": source})
     if message.role == "tool":
-        given = blocks if any(block["type"] == "image" for block in blocks) else message.text
-        result = {"tool_use_id": call_id(message.tool_call_id or "", CALL_ID), "content": given}
+        content = blocks if any(block["type"] == "image" for block in blocks) else message.text
+        result = {"tool_use_id": call_id(message.tool_call_id or "", CALL_ID), "content": content}
         return [{"type": "tool_result", **result}]
     for call in message.tool_calls:
         called = {"id": call_id(call.id, CALL_ID), "name": call.function.name, "input": arguments(call)}

@@ -1,7 +1,7 @@
 """What all connectors over HTTP share: one call from the request to the neutral answer, its usage and its cost.
 
-A wire format says what to send (`question`) and how to read what comes back (`read`, and `gathering` for streams):
-plain functions of values. All else is here: headers, extras, deadlines, streaming, bad answers, money.
+A wire format says what to send (`build_request`) and how to read the answer (`parse_answer`, and `stream_collector` for
+streams): plain functions of values. The rest is here: headers, extras, deadlines, streaming, bad answers, money.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from turnout_workers.providers.http import Exchange, Http, Outgoing, address
 from turnout_workers.providers.prices import call_cost_microusd
 from turnout_workers.providers.retry_after import observed_limits
 from turnout_workers.providers.scrub import contents
-from turnout_workers.providers.wire import Answer, Gathering, Sent, fault, understood
+from turnout_workers.providers.wire import Answer, RequestDraft, StreamCollector, failure_of, parsed_or_malformed
 from turnout_workers.routing.failure import Billed, Failure, FailureKind
 from turnout_workers.routing.fleet import Endpoint
 from turnout_workers.routing.profile import estimate_input_tokens
@@ -56,7 +56,8 @@ class _Reply:
 
 
 class Connector(CloudProviderBase):
-    """Base of connectors over HTTP. A wire format writes `question` and `read`, and `gathering` if it can stream."""
+    """Base of connectors over HTTP. A wire format implements `build_request` and `parse_answer`, and
+    `stream_collector` if it can stream."""
 
     dialect: Dialect = GENERIC
     """Where the key goes, what may be asked for, and which headers tell limits, unless the provider has a preset."""
@@ -69,8 +70,8 @@ class Connector(CloudProviderBase):
         self.http = http
         self.dialect = DIALECTS.get(config.dialect or "", self.dialect)
         self._headers: dict[str, str] = {istr(name): value for name, value in config.headers}
-        takes = self.dialect.parameters | STREAM
-        self._parameters: defaultdict[tuple[str, str | None, bool], frozenset[str]] = defaultdict(lambda: takes)
+        parameters = self.dialect.parameters | STREAM
+        self._parameters: defaultdict[tuple[str, str | None, bool], frozenset[str]] = defaultdict(lambda: parameters)
         """By model, reasoning effort and whether there are tools: of an effort, models take some values, and some
         none beside tools, and temperature with some of those."""
         keys = tuple(self._headers.values())
@@ -82,15 +83,17 @@ class Connector(CloudProviderBase):
 
     # --- for a wire format to write ---
 
-    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
+    def build_request(
+        self, endpoint: Endpoint, request: InferenceRequest, draft: RequestDraft, stream: bool
+    ) -> tuple[str, Any]:
         """What to send: the path after the base URL, and the body. Raises ProviderError on what can't be asked here."""
         raise NotImplementedError
 
-    def read(self, request: InferenceRequest, body: Any) -> Answer:
+    def parse_answer(self, request: InferenceRequest, body: Any) -> Answer:
         """What the body of a successful response says. May raise anything if its shape is wrong."""
         raise NotImplementedError
 
-    def gathering(self) -> Gathering | None:
+    def stream_collector(self) -> StreamCollector | None:
         """A collector for the events of one stream; None: the format can't stream, and an answer comes in one piece."""
         return None
 
@@ -112,22 +115,22 @@ class Connector(CloudProviderBase):
         on, and the call is repeated without it: a refused call costs nothing."""
         asked = endpoint.served_model, request.reasoning_effort, bool(request.tools)
         while True:
-            sent = Sent(request, self.name, self._parameters[asked])
-            streams = on_token is not None and not request.is_embedding and sent.takes("stream")
-            gathering = self.gathering() if streams else None
-            out = self._asking(endpoint, sent, timeouts, gathering is not None)
+            draft = RequestDraft(request, self.name, self._parameters[asked])
+            streams = on_token is not None and not request.is_embedding and draft.supports("stream")
+            collector = self.stream_collector() if streams else None
+            out = self._asking(endpoint, draft, timeouts, collector is not None)
             try:
-                reply = await self._reply(out, gathering, on_token)
+                reply = await self._reply(out, collector, on_token)
                 break
             except ProviderError as error:
                 name = error.failure.parameter
-                if name not in sent.taken or request.on_unsupported == "fail":
+                if name not in draft.used or request.on_unsupported == "fail":
                     raise
                 logger.warning("%s does not take %s: %s", endpoint.id, name, error.failure.message)
                 self._parameters[asked] -= {name}
-        answer = understood(self.read, request, reply.body)
-        failure = fault(answer, sent)
-        outcome = understood(self._outcome, answer, endpoint, sent, reply)
+        answer = parsed_or_malformed(self.parse_answer, request, reply.body)
+        failure = failure_of(answer, draft)
+        outcome = parsed_or_malformed(self._outcome, answer, endpoint, draft, reply)
         if failure:
             raise ProviderError(failure, outcome.limits, outcome.response if answer.usage else None)
         if on_token is not None and reply.first_token_s is None and answer.text:
@@ -145,12 +148,12 @@ class Connector(CloudProviderBase):
         url = address(self.config.base_url, self.health_path)
         await self._reply(self._outgoing(url, self._headers, None, HEALTH_TIMEOUTS))
 
-    def _asking(self, endpoint: Endpoint, sent: Sent, timeouts: Timeouts, stream: bool) -> Outgoing:
+    def _asking(self, endpoint: Endpoint, draft: RequestDraft, timeouts: Timeouts, stream: bool) -> Outgoing:
         """The request as it is sent: as bytes, so that what they were made from is not kept during the call."""
-        request = sent.request
+        request = draft.request
         try:
-            path, body = self.question(endpoint, request, sent, stream)
-            body = sent.with_extras(body, sent.extras())
+            path, body = self.build_request(endpoint, request, draft, stream)
+            body = draft.with_extras(body, draft.extras())
             if self.config.service_tier is not None and not request.is_embedding:
                 body["service_tier"] = self.config.service_tier
             content = to_json(body)
@@ -165,7 +168,7 @@ class Connector(CloudProviderBase):
         return self._outgoing(url, self.headers(endpoint), content, timeouts, texts=texts)
 
     async def _reply(
-        self, out: Outgoing, gathering: Gathering | None = None, on_token: OnToken | None = None
+        self, out: Outgoing, collector: StreamCollector | None = None, on_token: OnToken | None = None
     ) -> _Reply:
         """Send, and read it whole. A stream is gathered into the reply that the same call would have given without
         streaming. One that has said all, and leaves the connection open or breaks it off, has answered, too: the call
@@ -177,31 +180,31 @@ class Connector(CloudProviderBase):
         try:
             async with exchange:
                 await exchange.begin(session)
-                if gathering is None or on_token is None or not exchange.is_stream:
+                if collector is None or on_token is None or not exchange.is_stream:
                     return _Reply(await exchange.whole(), exchange.headers, time.monotonic() - started)
                 async for event in exchange.events():
-                    if piece := understood(gathering.add, event):
+                    if piece := parsed_or_malformed(collector.add, event):
                         if not isinstance(piece, str):
                             raise malformed("text that is none", exchange.headers)
                         if first_token_s is None:
                             first_token_s = time.monotonic() - started
                         await on_token(piece)
         except ProviderError as error:
-            if gathering is None or error.failure.kind not in CUT_OFF:
+            if collector is None or error.failure.kind not in CUT_OFF:
                 raise
             cut_off = error
-        if (body := understood(gathering.body)) is None:
+        if (body := parsed_or_malformed(collector.body)) is None:
             raise cut_off
         return _Reply(body, exchange.headers, time.monotonic() - started, first_token_s)
 
-    def _outcome(self, answer: Answer, endpoint: Endpoint, sent: Sent, reply: _Reply) -> CallOutcome:
+    def _outcome(self, answer: Answer, endpoint: Endpoint, draft: RequestDraft, reply: _Reply) -> CallOutcome:
         """The neutral answer with usage, cost and provenance."""
         used = answer.usage
         if used is None or (used.output_tokens == 0 and any(answer.written)):
-            given = used or Usage(input_tokens=estimate_input_tokens(sent.request)[0])
+            usage = used or Usage(input_tokens=estimate_input_tokens(draft.request)[0])
             answered = math.ceil(sum(len(text.encode()) for text in answer.written) / 2)
-            used = given.model_copy(update={"output_tokens": answered, "source": "estimated"})
-            sent.warnings.append("the provider reported no usage; it is estimated")
+            used = usage.model_copy(update={"output_tokens": answered, "source": "estimated"})
+            draft.warnings.append("the provider reported no usage; it is estimated")
         told_usd = _cost_usd(reply.headers) if answer.cost_usd is None else answer.cost_usd
         tier = answer.service_tier or reply.headers.get("x-gemini-service-tier")
         response = InferenceResponse(
@@ -220,7 +223,7 @@ class Connector(CloudProviderBase):
             request_id=request_id(reply.headers),
             latency_s=reply.latency_s,
             time_to_first_token_s=reply.first_token_s,
-            warnings=tuple(sent.warnings),
+            warnings=tuple(draft.warnings),
             simulated=endpoint.simulated or "x-turnout-simulated" in reply.headers,
         )
         return CallOutcome(response, observed_limits(reply.headers, time.time(), self.dialect.limit_headers))

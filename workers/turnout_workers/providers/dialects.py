@@ -38,9 +38,9 @@ class Dialect:
     parameters: frozenset[str] = PARAMETERS
     no_reasoning: Mapping[str, Any] | None = None
     """What asks for none in place of the effort `none`, which is then not known."""
-    texts_alone: tuple[str, ...] = ()
+    text_only_roles: tuple[str, ...] = ()
     """Roles in whose messages images are refused."""
-    reasoning_back: bool = False
+    wants_reasoning_back: bool = False
     """Demands what it thought before it called tools back, beside the calls."""
     stream_usage: bool = True
     """Takes `stream_options.include_usage`."""
@@ -49,12 +49,12 @@ class Dialect:
     limit_headers: Mapping[str, str] = field(default_factory=lambda: STANDARD_LIMITS)
     price_id: str | None = None
     """The provider's id in the price list; None: its prices are the operator's to give."""
-    names_are_free: bool = False
+    names_are_deployments: bool = False
     """A model's name there is what the customer has called its deployment, and may be another model's."""
 
-    def telling(self, served: str, ours: str) -> tuple[str, str]:
+    def names_by_trust(self, served: str, ours: str) -> tuple[str, str]:
         """The names of a model there and here, first the one that says what it is."""
-        return (ours, served) if self.names_are_free else (served, ours)
+        return (ours, served) if self.names_are_deployments else (served, ours)
 
 
 def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
@@ -66,7 +66,7 @@ def _hosted(name: str, base_url: str, **special: Any) -> tuple[str, Dialect]:
 _LIKE_OPENAI: dict[str, Any] = {"max_tokens": "max_completion_tokens"}
 _OPENAIS_OWN = _LIKE_OPENAI | {
     "parameters": PARAMETERS | OPENAI_FIELDS,
-    "texts_alone": ("system", "developer", "assistant", "tool"),
+    "text_only_roles": ("system", "developer", "assistant", "tool"),
 }
 DIALECTS: dict[str, Dialect] = dict(
     (
@@ -78,7 +78,7 @@ DIALECTS: dict[str, Dialect] = dict(
             key_variables=("AZURE_OPENAI_API_KEY",),
             auth_header="api-key",
             auth_prefix="",
-            names_are_free=True,
+            names_are_deployments=True,
         ),
         _hosted(
             "groq",
@@ -101,7 +101,7 @@ DIALECTS: dict[str, Dialect] = dict(
             "https://api.deepseek.com/v1",
             parameters=PARAMETERS - {"seed", "json_schema"},
             no_reasoning={"thinking": {"type": "disabled"}},
-            reasoning_back=True,
+            wants_reasoning_back=True,
         ),
         _hosted(
             "mistral",

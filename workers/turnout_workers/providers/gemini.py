@@ -12,7 +12,15 @@ from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import DIALECTS
 from turnout_workers.providers.errors import ProviderError
-from turnout_workers.providers.wire import Answer, Gathering, Sent, arguments, conversation, reported, tool_calls
+from turnout_workers.providers.wire import (
+    Answer,
+    RequestDraft,
+    StreamCollector,
+    arguments,
+    conversation,
+    plausible_usage,
+    tool_calls,
+)
 from turnout_workers.routing.fleet import Endpoint
 
 VERSION = "v1beta"
@@ -41,23 +49,25 @@ class GeminiConnector(Connector):
 
     dialect = DIALECTS["gemini"]
 
-    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
+    def build_request(
+        self, endpoint: Endpoint, request: InferenceRequest, draft: RequestDraft, stream: bool
+    ) -> tuple[str, Any]:
         model = f"{self._version}/models/{endpoint.served_model}"
         if request.is_embedding:
             if len(request.texts) > MOST_TEXTS:
                 raise ProviderError.unsupported(
                     f"{self.name} embeds {MOST_TEXTS} texts at once, not {len(request.texts)}"
                 )
-            one = {"model": f"models/{endpoint.served_model}", **sent.given(dimensions="outputDimensionality")}
+            one = {"model": f"models/{endpoint.served_model}", **draft.values(dimensions="outputDimensionality")}
             asked = [{**one, "content": {"parts": [{"text": text}]}} for text in request.texts]
             return f"{model}:batchEmbedContents", {"requests": asked}
         method = "streamGenerateContent?alt=sse" if stream else "generateContent"
-        return f"{model}:{method}", _body(request, sent, endpoint.served_model)
+        return f"{model}:{method}", _body(request, draft, endpoint.served_model)
 
-    def gathering(self) -> Gathering:
+    def stream_collector(self) -> StreamCollector:
         return _Chunks()
 
-    def read(self, request: InferenceRequest, body: Any) -> Answer:
+    def parse_answer(self, request: InferenceRequest, body: Any) -> Answer:
         return _embeddings(body) if request.is_embedding else _candidate(body)
 
     @property
@@ -69,18 +79,18 @@ class GeminiConnector(Connector):
         return f"/{self.config.version or VERSION}"
 
 
-def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
-    sent.texts_alone("system", "developer", "tool")
+def _body(request: InferenceRequest, draft: RequestDraft, model: str) -> dict[str, Any]:
+    draft.warn_about_images("system", "developer", "tool")
     options: dict[str, Any] = {}
     if request.max_output_tokens is not None:
         options["maxOutputTokens"] = request.max_output_tokens
-    options |= sent.given("temperature", "seed", top_p="topP", stop="stopSequences")
-    if effort := sent.wish("reasoning_effort"):
+    options |= draft.values("temperature", "seed", top_p="topP", stop="stopSequences")
+    if effort := draft.value("reasoning_effort"):
         level = THINKING_LEVEL.get(effort, effort)
         tokens = THINKING_TOKENS.get(effort, THINKING_TOKENS[level])
         options["thinkingConfig"] = {"thinkingBudget": tokens} if BUDGETED.match(model) else {"thinkingLevel": level}
     wanted = request.response_format
-    if wanted.type != "text" and sent.takes(wanted.type):
+    if wanted.type != "text" and draft.supports(wanted.type):
         options["responseMimeType"] = "application/json"
         if wanted.json_schema is not None:
             options["responseJsonSchema"] = wanted.described_schema
@@ -88,14 +98,14 @@ def _body(request: InferenceRequest, sent: Sent, model: str) -> dict[str, Any]:
     body: dict[str, Any] = {"contents": contents}
     if told:
         body["systemInstruction"] = {"parts": [{"text": told}]}
-    if tools := sent.wish("tools"):
+    if tools := draft.value("tools"):
         declared = [
             {"name": f.name, "description": f.description or ""}
             | ({"parametersJsonSchema": f.parameters} if f.parameters else {})
             for f in (tool.function for tool in tools)
         ]
         body["tools"] = [{"functionDeclarations": declared}]
-    if choice := sent.wish("tool_choice"):
+    if choice := draft.value("tool_choice"):
         mode = TOOL_MODE.get(choice)
         calling = {"mode": mode} if mode else {"mode": "ANY", "allowedFunctionNames": [choice]}
         body["toolConfig"] = {"functionCallingConfig": calling}
@@ -153,7 +163,7 @@ class _Chunks:
 
 
 def _candidate(body: Any) -> Answer:
-    usage, model = reported(_usage, body.get("usageMetadata")), body.get("modelVersion")
+    usage, model = plausible_usage(_usage, body.get("usageMetadata")), body.get("modelVersion")
     if not body.get("candidates") and (feedback := body.get("promptFeedback")):  # it has read the prompt, and bills it
         why = feedback["blockReason"]
         return Answer(finish=FinishReason.CONTENT_FILTER, finish_raw=why, usage=usage, model=model)
@@ -178,7 +188,7 @@ def _text(parts: Any) -> str:
 
 def _embeddings(body: Any) -> Answer:
     vectors = tuple(tuple(map(float, row["values"])) for row in body["embeddings"])
-    return Answer(embeddings=vectors, usage=reported(_usage, body.get("usageMetadata")))
+    return Answer(embeddings=vectors, usage=plausible_usage(_usage, body.get("usageMetadata")))
 
 
 def _usage(told: Any) -> Usage:

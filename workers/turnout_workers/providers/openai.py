@@ -13,7 +13,7 @@ from turnout.request import FinishReason, InferenceRequest, Usage
 from turnout_workers.providers.connector import Connector
 from turnout_workers.providers.dialects import Dialect
 from turnout_workers.providers.errors import malformed
-from turnout_workers.providers.wire import Answer, Gathering, Sent, call_id, reported, tool_calls
+from turnout_workers.providers.wire import Answer, RequestDraft, StreamCollector, call_id, plausible_usage, tool_calls
 from turnout_workers.routing.fleet import Endpoint
 
 FINISH = {
@@ -33,12 +33,14 @@ NO_PARAMETERS = {"type": "object", "properties": {}}
 class OpenAIConnector(Connector):
     """`POST /chat/completions` and `/embeddings`; what differs by vendor is in its dialect."""
 
-    def question(self, endpoint: Endpoint, request: InferenceRequest, sent: Sent, stream: bool) -> tuple[str, Any]:
+    def build_request(
+        self, endpoint: Endpoint, request: InferenceRequest, draft: RequestDraft, stream: bool
+    ) -> tuple[str, Any]:
         model = endpoint.served_model
         if request.is_embedding:
             body: dict[str, Any] = {"model": model, "input": list(request.texts), "encoding_format": "float"}
-            return "/embeddings", body | sent.given("dimensions")
-        body = {"model": model, **self._chat(request, sent)}
+            return "/embeddings", body | draft.values("dimensions")
+        body = {"model": model, **self._chat(request, draft)}
         if stream:
             body["stream"] = True
             if self.dialect.stream_usage:
@@ -50,38 +52,38 @@ class OpenAIConnector(Connector):
         """Where there is no key, there is none to find out about."""
         return self.dialect.health_path if self.config.api_key is not None else "/models"
 
-    def gathering(self) -> Gathering:
-        return _Chunks(self.dialect.reasoning_back)
+    def stream_collector(self) -> StreamCollector:
+        return _Chunks(self.dialect.wants_reasoning_back)
 
-    def read(self, request: InferenceRequest, body: Any) -> Answer:
+    def parse_answer(self, request: InferenceRequest, body: Any) -> Answer:
         if request.is_embedding:
             return _embeddings(body)
         answer = _completion(body)
-        if self.dialect.reasoning_back and answer.tool_calls:
+        if self.dialect.wants_reasoning_back and answer.tool_calls:
             return replace(answer, reasoning_content=body["choices"][0]["message"].get("reasoning_content") or None)
         return answer
 
-    def _chat(self, request: InferenceRequest, sent: Sent) -> dict[str, Any]:
+    def _chat(self, request: InferenceRequest, draft: RequestDraft) -> dict[str, Any]:
         dialect = self.dialect
-        sent.texts_alone(*dialect.texts_alone)
+        draft.warn_about_images(*dialect.text_only_roles)
         body: dict[str, Any] = {"messages": [_message(message, dialect) for message in request.chat]}
         if request.max_output_tokens is not None:
             body[dialect.max_tokens] = request.max_output_tokens
-        body |= sent.given("temperature", "top_p", "stop", "reasoning_effort", seed=dialect.seed)
+        body |= draft.values("temperature", "top_p", "stop", "reasoning_effort", seed=dialect.seed)
         if dialect.no_reasoning is not None and body.get("reasoning_effort") == "none":
             del body["reasoning_effort"]
             body |= dialect.no_reasoning
-        if tools := sent.wish("tools"):
+        if tools := draft.value("tools"):
             body["tools"] = [_tool(tool) for tool in tools]
-        if choice := sent.wish("tool_choice"):
+        if choice := draft.value("tool_choice"):
             is_mode = choice in ("auto", "none", "required")
             body["tool_choice"] = choice if is_mode else {"type": "function", "function": {"name": choice}}
         wanted = request.response_format
-        if wanted.type == "json_schema" and sent.takes("json_schema"):
+        if wanted.type == "json_schema" and draft.supports("json_schema"):
             told = {"name": wanted.name} | ({"description": wanted.description} if wanted.description else {})
             schema = {**told, "schema": wanted.json_schema, "strict": wanted.is_strict}
             body["response_format"] = {"type": "json_schema", "json_schema": schema}
-        elif wanted.type == "json_object" and sent.takes("json_object"):
+        elif wanted.type == "json_object" and draft.supports("json_object"):
             body["response_format"] = {"type": "json_object"}
         return body
 
@@ -97,7 +99,7 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
     if message.role in ("system", "developer"):
         body["role"] = dialect.system_role
     if isinstance(said := message.said, tuple):
-        kept = (part for part in said if isinstance(part, TextPart) or message.role not in dialect.texts_alone)
+        kept = (part for part in said if isinstance(part, TextPart) or message.role not in dialect.text_only_roles)
         body["content"] = [part.model_dump(mode="json", exclude_none=True) for part in kept] or ""
     else:
         body["content"] = said
@@ -108,7 +110,7 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
         body["tool_call_id"] = call_id(message.tool_call_id, dialect.call_id)
     if message.name is not None:
         body["name"] = message.name
-    if dialect.reasoning_back and message.reasoning_content is not None:
+    if dialect.wants_reasoning_back and message.reasoning_content is not None:
         body["reasoning_content"] = message.reasoning_content
     return body
 
@@ -116,8 +118,8 @@ def _message(message: Message, dialect: Dialect) -> dict[str, Any]:
 class _Chunks:
     """Assembles a message from its deltas."""
 
-    def __init__(self, reasoning_back: bool) -> None:
-        self._keeps_reasoning = reasoning_back
+    def __init__(self, wants_reasoning_back: bool) -> None:
+        self._keeps_reasoning = wants_reasoning_back
         self._text: list[str] = []
         self._refusal: list[str] = []
         self._reasoning: list[str] = []
@@ -182,7 +184,7 @@ def _completion(body: Any) -> Answer:
         refusal=refusal or None,
         finish=FINISH.get(raw, FinishReason.OTHER),
         finish_raw=raw,
-        usage=reported(usage, told),
+        usage=plausible_usage(usage, told),
         cost_usd=_cost_usd(told),
         service_tier=body.get("service_tier"),
         model=body.get("model"),
@@ -206,7 +208,7 @@ def _embeddings(body: Any) -> Answer:
     vectors = tuple(_vector(row["embedding"]) for row in rows)
     told = body.get("usage")
     cost = _cost_usd(told)
-    return Answer(embeddings=vectors, usage=reported(usage, told), cost_usd=cost, model=body.get("model"))
+    return Answer(embeddings=vectors, usage=plausible_usage(usage, told), cost_usd=cost, model=body.get("model"))
 
 
 def _vector(told: Any) -> tuple[float, ...]:

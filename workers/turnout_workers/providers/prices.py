@@ -72,7 +72,7 @@ def price_of(preset: Dialect, served: str, ours: str, tier: str | None = None) -
     """The list price of a model by its names there and here; None: the list knows neither, or not the provider."""
     if (listed_as := preset.price_id) is None:
         return None
-    now, names = period(time.time()), preset.telling(served, ours)
+    now, names = period(time.time()), preset.names_by_trust(served, ours)
     return next(filter(None, (list_price(listed_as, name, now, tier) for name in names)), None)
 
 

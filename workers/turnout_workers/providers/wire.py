@@ -37,19 +37,19 @@ MOST_TOKENS = 1e9
 
 
 @dataclass(slots=True)
-class Sent:
+class RequestDraft:
     """One request on its way out, and what had to be left out of it."""
 
     request: InferenceRequest
     provider: str
     parameters: frozenset[str]
     warnings: list[str] = field(default_factory=list)
-    taken: list[str] = field(default_factory=list)
+    used: list[str] = field(default_factory=list)
 
-    def takes(self, name: str) -> bool:
+    def supports(self, name: str) -> bool:
         """Whether the provider takes this parameter; if not, it is left out with a warning, or the call fails."""
         if name in self.parameters:
-            self.taken.append(name)
+            self.used.append(name)
             return True
         text = f"{self.provider} does not take {name}"
         if self.request.on_unsupported == "fail":
@@ -57,28 +57,28 @@ class Sent:
         self.warnings.append(f"{text}; it was left out")
         return False
 
-    def wish(self, name: str) -> Any:
+    def value(self, name: str) -> Any:
         """A parameter's value; None: the request doesn't set it, or the provider doesn't take it."""
         value = getattr(self.request, name)
-        return value if value not in (None, ()) and self.takes(name) else None
+        return value if value not in (None, ()) and self.supports(name) else None
 
-    def given(self, *same: str, **renamed: str) -> dict[str, Any]:
+    def values(self, *same: str, **renamed: str) -> dict[str, Any]:
         """Those of the parameters that the request sets and the provider takes, by its own names: `top_p="topP"`."""
         names = dict(zip(same, same, strict=True)) | renamed
-        return {theirs: value for name, theirs in names.items() if (value := self.wish(name)) is not None}
+        return {theirs: value for name, theirs in names.items() if (value := self.value(name)) is not None}
 
     def extras(self) -> dict[str, Any]:
         """The job's own fields for this provider, and those for whoever takes them."""
         own = self.request.extras.get(self.provider, {})
         others = self.request.extras.get(WHOEVER_TAKES_IT, {})
-        return {name: value for name, value in others.items() if name not in own and self.takes(name)} | own
+        return {name: value for name, value in others.items() if name not in own and self.supports(name)} | own
 
-    def texts_alone(self, *roles: str) -> None:
+    def warn_about_images(self, *roles: str) -> None:
         """Say so where messages of these roles hold images: the format has no place for such, so they are left out."""
         for role in roles:
             said = [part for message in self.request.chat if message.role == role for part in message.parts]
             if any(isinstance(part, ImagePart) for part in said):
-                self.takes(f"an image in a {role} message")
+                self.supports(f"an image in a {role} message")
 
     def with_extras(self, body: Mapping[str, Any], extras: Mapping[str, Any]) -> dict[str, Any]:
         """The body with the job's own fields for this provider; those of a table go into it one by one."""
@@ -172,7 +172,7 @@ def call_id(id: str, wanted: re.Pattern[str] | None) -> str:
     return id if wanted is None or wanted.fullmatch(id) else sha256(id.encode()).hexdigest()[:9]
 
 
-class Gathering(Protocol):
+class StreamCollector(Protocol):
     """The events of one stream, on their way to the body that the same call would have had without streaming."""
 
     def add(self, event: dict[str, Any]) -> str:
@@ -182,26 +182,26 @@ class Gathering(Protocol):
         """The whole body. None: the stream ended too early."""
 
 
-def fault(answer: Answer, sent: Sent) -> Failure | None:
+def failure_of(answer: Answer, draft: RequestDraft) -> Failure | None:
     """Why the answer is of no use; None: it is, perhaps with one more warning."""
-    request = sent.request
+    request = draft.request
     if request.is_embedding:
         if len(answer.embeddings) != len(request.texts):
             return malformed(f"{len(answer.embeddings)} embeddings for {len(request.texts)} texts").failure
         lengths = {len(vector) for vector in answer.embeddings}
         if len(lengths) > 1 or 0 in lengths:
             return malformed(f"embeddings of {', '.join(map(str, sorted(lengths)[:3]))} numbers").failure
-        if "dimensions" in sent.taken and lengths != {request.dimensions}:  # as of servers that don't look at it
-            text = f"{sent.provider} gives {max(lengths)} dimensions, not {request.dimensions}"
+        if "dimensions" in draft.used and lengths != {request.dimensions}:  # as of servers that don't look at it
+            text = f"{draft.provider} gives {max(lengths)} dimensions, not {request.dimensions}"
             if request.on_unsupported == "fail":
                 return Failure(FailureKind.UNSUPPORTED, text, Billed.YES)
-            sent.warnings.append(text)
+            draft.warnings.append(text)
         return None
     if answer.finish is FinishReason.ERROR:
         message = f"the answer ended in an error ({answer.finish_raw})"
         return Failure(FailureKind.SERVER_ERROR, message, Billed.YES)
     # By what the job named, before the first word.
-    stopped = "stop" in sent.taken and answer.finish is FinishReason.STOP
+    stopped = "stop" in draft.used and answer.finish is FinishReason.STOP
     if not (answer.text or answer.tool_calls or answer.refusal or stopped or answer.finish is FinishReason.LENGTH):
         if answer.finish is FinishReason.CONTENT_FILTER:
             return filtered(answer.finish_raw)
@@ -215,7 +215,7 @@ def filtered(why: object) -> Failure:
     return Failure(FailureKind.CONTENT_FILTERED, f"filtered: {word}", Billed.YES)
 
 
-def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:
+def plausible_usage(read: Callable[[Any], Usage], told: Any) -> Usage | None:
     """Tokens as reported; None if they weren't, or make no sense."""
     try:
         used = read(told)
@@ -226,7 +226,7 @@ def reported(read: Callable[[Any], Usage], told: Any) -> Usage | None:
     return used if within_input and used.input_tokens > 0 and used.total_tokens <= MOST_TOKENS else None
 
 
-def understood(read: Callable[..., T], *arguments: Any) -> T:
+def parsed_or_malformed(read: Callable[..., T], *arguments: Any) -> T:
     """What `read` returns. A body can have any shape at all, and `read` may raise anything at one that it can't read:
     raises ProviderError."""
     try:
